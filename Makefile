@@ -1,0 +1,42 @@
+# make run: set up and show it.  make test: set up and run every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: install run test test-gateway test-backends lint faults bench load lock clean
+
+install: $(VENV)/.installed
+run: $(VENV)/.installed
+	$(BIN)/tiergate demo
+test: test-gateway test-backends
+test-gateway: $(VENV)/.dev
+	$(BIN)/python -m pytest tests --ignore=tests/backends -n 2
+test-backends: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/backends
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+bench: $(VENV)/.dev
+	$(BIN)/python -m loadtest.ttft
+load: $(VENV)/.dev
+	$(BIN)/python -m loadtest
+lock: $(VENV)/.dev
+	$(BIN)/uv pip compile -q pyproject.toml --extra demo $(LOCK) -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --extra demo --extra load --group dev -c requirements.lock $(LOCK) -o requirements-dev.lock
+clean:
+	rm -rf $(VENV)
+
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Tiergate needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+$(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
+	$(PIP) install --no-deps --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --editable .
+	touch $@
+$(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
+	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	touch $@

@@ -1,0 +1,1 @@
+"""What needs to know the model; meets the gateway over HTTP only."""

@@ -1,0 +1,1 @@
+"""A simulated vLLM server: its OpenAI API, its timing, its failures."""

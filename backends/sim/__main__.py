@@ -1,0 +1,31 @@
+"""python -m backends.sim"""
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from backends.sim.app import Simulator
+from backends.sim.settings import parser, settings
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with the transport in the scope's state, which a simulated TCP reset needs."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state: dict[str, Any] = {**self.app_state, "transport": transport}
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM."""
+    args = parser().parse_args()
+    made = settings(args)
+    # uvicorn logs every early return of the application as an error; a simulated cut is one, so only critical is shown.
+    uvicorn.run(Simulator(made), host=args.host, port=args.port, http=Protocol, log_level="critical", access_log=False,
+                timeout_graceful_shutdown=1, backlog=4096, ws="none", server_header=False)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Which blocks of a prompt are in the KV cache, since when?"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+
+def chain(tokens: Sequence[str], block_size: int, salt: str, parent: int | None = None) -> list[int]:
+    """Hashes of the full blocks of `tokens`, each over its own tokens and all before it; `salt` enters the first."""
+    hashes = []
+    last = hash(("salt", salt)) if parent is None else parent
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        last = hash((last, tuple(tokens[start : start + block_size])))
+        hashes.append(last)
+    return hashes
+
+
+class PrefixCache:
+    """Blocks by chained hash, least recently used out first; each knows when its computation ends (loop seconds)."""
+
+    def __init__(self, capacity: int) -> None:
+        self._ready: OrderedDict[int, float] = OrderedDict()
+        self.capacity = capacity
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def lookup(self, blocks: Sequence[int]) -> tuple[int, float]:
+        """How many leading blocks are held, when the last of them is ready (0.0 if none)."""
+        ready = 0.0
+        for held, block in enumerate(blocks):
+            if block not in self._ready:
+                return held, ready
+            self._ready.move_to_end(block)
+            ready = max(ready, self._ready[block])
+        return len(blocks), ready
+
+    def add(self, block: int, ready: float) -> None:
+        """Hold a block from now on; it is usable by another sequence from `ready`."""
+        self._ready[block] = ready
+        self._ready.move_to_end(block)
+        if len(self._ready) > self.capacity:
+            self._ready.popitem(last=False)
+
+    def drop_unready(self, blocks: Sequence[int], now: float) -> None:
+        """Forget those of `blocks` whose computation had not ended at `now`."""
+        for block in blocks:
+            if self._ready.get(block, 0.0) > now:
+                del self._ready[block]

@@ -1,0 +1,107 @@
+"""How hard is this conversation, as a small model would guess?"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from backends.sim.protocol import JSON, ChatRequest, content_text
+
+LABELS = ("simple", "complex")
+
+# Surface features, each with its weight in log-odds of `complex`. They read structure first (code, formulas, several
+# constraints, length), then words of five languages; chosen by hand, never fitted to a benchmark.
+_FEATURES: tuple[tuple[re.Pattern[str], float], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.MULTILINE), weight)
+    for pattern, weight in (
+        (r"\b(prove|proof|theorem|lemma|derive|disprove)\b|证明|推导|доказ|beweis|d[ée]montr|demuestr", 4.0),
+        (r"```|^[ \t]*(def|class|import|fn|func|public|SELECT)\b|[{};][ \t]*$|->|=>", 1.2),
+        (r"[=<>≤≥]\s*[-\w(]+\s*[-+*/^]|\\[a-z]+\{|\$[^$\n]+\$|[∑∫√∀∃∈]|\b\d+\s*\^|\bx\^|O\(", 1.4),
+        (
+            r"\b(algorithm|complexity|optimi[sz]e|refactor|debug|deadlocks?|race condition|concurren\w+|distributed)\b",
+            1.6,
+        ),
+        (r"算法|复杂度|优化|并发|алгоритм|оптимиз|algorithmus|algoritmo|algorithme", 1.6),
+        (r"\b(integral|equation|probability|matrix|eigen\w+|polynomial|differential|combinatori\w+|bayes\w*)\b", 1.4),
+        (r"积分|方程|概率|矩阵|уравнен|интеграл|вероятност|gleichung|ecuaci|[ée]quation", 1.4),
+        (
+            r"\b(design|architect\w*|implement|lock-free|solve|migrat\w+|trade-?offs?|fault-toleran\w+|scalable)\b",
+            1.3,
+        ),
+        (r"设计|实现|架构|разработ|спроект|entwirf|implementier|diseñ|con[çc]o(is|ir)", 1.3),
+        (r"step[- ]by[- ]step|\breason(ing)?\b|\bcarefully\b|\bwhy\b.{0,200}\?|分析|为什么|почему|warum|pourquoi", 0.7),
+        (r"\b(compare|analy[sz]e|evaluate|critique|assess|diagnose|root cause)\b|сравни|vergleich|compar", 1.0),
+        (r"\b(legal|contract|diagnosis|clinical|regulat\w+|compliance|tax)\b", 0.7),
+        (r"\b(must|constraint|such that|at most|at least|given that|assume|subject to|unless)\b", 0.5),
+        (r"^[ \t]*(\d+[.)]|[-*])[ \t]+\S", 0.4),
+    )
+)
+_EASY = re.compile(
+    r"^\s*(hi|hello|hey|thanks?|thank you|good (morning|evening)|bye|ok(ay)?|yes|no|你好|谢谢|привет|спасибо|hallo"
+    r"|danke|hola|bonjour|merci)\b|\b(capital of|translate|spell|synonym|define|what (time|day)|who (is|was|wrote)"
+    r"|summari[sz]e|rewrite|fix the (typo|grammar))\b|翻译|переведи|übersetz|traduc",
+    re.IGNORECASE,
+)
+_ORDER = re.compile(
+    r"\b(?:classify|label|mark|rate|answer|treat|route)\b[^.\n]{0,60}?\b(simple|complex)\b", re.IGNORECASE
+)
+_JSON_ASK = re.compile(r"\bjson\b|\{", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the classifier says of a conversation: its label and the probability of `complex`."""
+
+    label: str
+    p_complex: float
+
+
+def log_odds(text: str, turns: int) -> float:
+    """Log-odds that `text`, the user's side of `turns` user turns, is complex."""
+    score = -1.9
+    for pattern, weight in _FEATURES:
+        hits = len(pattern.findall(text[:20_000]))
+        score += weight * min(hits, 3) ** 0.5
+    # A character of Chinese or Japanese says about as much as three letters.
+    size = len(text) + 2 * sum("\u3040" <= ch <= "\u9fff" for ch in text[:20_000])
+    score += 0.4 * math.log2(max(size, 12) / 90)
+    if _EASY.search(text) and size < 300:
+        score -= 1.5
+    return score + 0.15 * min(turns - 1, 6)
+
+
+def judge(messages: list[JSON], obedient: bool) -> Verdict:
+    """Verdict on a conversation; an `obedient` classifier lets any text in it tell it the label."""
+    said = [content_text(m) for m in messages if m["role"] == "user"] or [content_text(m) for m in messages]
+    recent = "\n".join(said[-3:])
+    order = _ORDER.search("\n".join(content_text(m) for m in messages)) if obedient else None
+    if order:
+        label = order.group(1).lower()
+        return Verdict(label, 0.97 if label == "complex" else 0.03)
+    p = 1.0 / (1.0 + math.exp(-log_odds(recent, len(said))))
+    p = min(max(p, 0.002), 0.998)
+    return Verdict("complex" if p >= 0.5 else "simple", p)
+
+
+def question_at(request: ChatRequest, allowed: list[str] | None) -> int | None:
+    """Index of the triage question among the messages, or None when this is no triage request.
+
+    It is one when the constrained output may be both labels, or, unconstrained, when the last message asks for JSON
+    and names both.
+    """
+    last = len(request.messages) - 1
+    if allowed is not None:
+        return last if set(LABELS) <= set(allowed) else None
+    text = content_text(request.messages[last]) + _system_text(request.messages)
+    named = all(re.search(rf"[\"'`]{label}[\"'`]", text) for label in LABELS)
+    return last if named and _JSON_ASK.search(text) else None
+
+
+def subject(messages: list[JSON], question: int) -> list[JSON]:
+    """The conversation the question is about: all before it, or, where the question stands in the system message,
+    the rest."""
+    before = [m for m in messages[:question] if m["role"] not in ("system", "developer")]
+    return before or messages[question:]
+
+
+def _system_text(messages: list[JSON]) -> str:
+    return "\n".join(content_text(m) for m in messages if m["role"] in ("system", "developer"))

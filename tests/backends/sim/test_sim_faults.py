@@ -1,0 +1,105 @@
+"""Do injected faults damage exactly what they say?"""
+
+import json
+import time
+
+import httpx2
+import pytest
+
+from tests.backends.sim.servers import HTTP, JSON, chat, events, state, triage
+
+
+def fault(**values: object) -> JSON:
+    """The header that asks for a fault."""
+    return {"x-sim-fault": json.dumps(values)}
+
+
+@pytest.mark.parametrize("status", [400, 429, 500, 503])
+def test_a_status_comes_as_an_error_object(url: str, status: int) -> None:
+    reply = chat(url, headers=fault(status=status, retry_after=7))
+    assert (reply.status_code, reply.headers["retry-after"]) == (status, "7")
+    assert reply.json()["error"]["code"] == status
+    assert chat(url, headers={"X-Return-Error": str(status)}).status_code == status
+
+
+def test_a_bad_fault_header_is_a_400(url: str) -> None:
+    for header in ({"x-sim-fault": "nonsense=1"}, {"x-sim-fault": "{"}, {"X-Return-Error": "x"}):
+        assert chat(url, headers=header).status_code == 400
+    assert HTTP.post(f"{url}/admin/config", json={"nonsense": 1}).status_code == 400
+    assert HTTP.post(f"{url}/admin/config", json={"stall": "x"}).status_code == 400
+
+
+def test_configured_faults_hit_whom_they_name_and_run_out(url: str) -> None:
+    config = f"{url}/admin/config"
+    try:
+        shown = HTTP.post(config, json={"status": 503, "only": "triage", "count": 2}).json()
+        assert (shown["status"], shown["only"], shown["count"]) == (503, "triage", 2)
+        assert chat(url).status_code == 200
+        assert [triage(url, "hi").status_code for _ in range(3)] == [503, 503, 200]
+        HTTP.post(config, json={"only": "answer", "count": None})
+        assert (triage(url, "hi").status_code, chat(url).status_code) == (200, 503)
+        HTTP.post(config, json={"error_rate": 0.5, "status": 500})
+        codes = [chat(url).status_code for _ in range(40)]
+        assert 5 <= codes.count(500) <= 35
+    finally:
+        assert HTTP.delete(config).json()["status"] is None
+    assert chat(url).status_code == 200
+
+
+def received(url: str, body: JSON, headers: JSON) -> bytes:
+    """What arrived of a stream before its connection broke; fails if it ended well."""
+    got = b""
+    with HTTP.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as reply:
+        try:
+            for part in reply.iter_raw():
+                got += part
+        except httpx2.TransportError:
+            return got
+    raise AssertionError("the stream ended well")
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+def test_a_cut_stream_ends_without_its_last_chunk(url: str, how: str) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "request_id": f"cut-{how}"}
+    got = received(url, body, fault(cut_after=3, cut_by=how, stall_after=2, stall=0.05))
+    assert got.count(b"data: ") == 3
+    assert b"[DONE]" not in got
+    ended = next(e for e in state(url)["requests"] if e["id"] == f"cut-{how}")
+    assert ended["state"] == "errored"
+
+
+def test_a_cut_json_body_stays_short(url: str) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    assert received(url, body, fault(cut_after=0, cut_by="close")).startswith(b'{"id"')
+
+
+def test_endings_may_be_missing(url: str) -> None:
+    no_done = chat(url, headers=fault(no_done=True), stream=True).text
+    assert "[DONE]" not in no_done
+    assert '"finish_reason":"stop"' in no_done
+    no_finish = events(chat(url, headers=fault(no_finish=True), stream=True).text)
+    assert all(e["choices"][0]["finish_reason"] is None for e in no_finish)
+
+
+def test_bodies_may_be_rubbish(url: str) -> None:
+    for kind in ("garbage", "truncated"):
+        reply = chat(url, headers=fault(bad_json=kind))
+        assert reply.status_code == 200
+        with pytest.raises(json.JSONDecodeError):
+            reply.json()
+    page = chat(url, headers=fault(html=True))
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html")
+    with pytest.raises(json.JSONDecodeError):
+        events(chat(url, headers=fault(malformed_sse=True), stream=True).text)
+
+
+def test_stalls_and_drips_take_their_time(url: str) -> None:
+    def took(stream: bool, **values: object) -> float:
+        started = time.monotonic()
+        assert chat(url, headers=fault(**values), stream=stream, max_tokens=2).status_code == 200
+        return time.monotonic() - started
+
+    assert took(False, stall_first=0.3) >= 0.3
+    assert took(True, stall_after=1, stall=0.3) >= 0.3
+    assert took(True, drip=0.005, drip_bytes=20) >= 0.1
+    assert took(False, stall_after=1, stall=5) < 1
