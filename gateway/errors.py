@@ -1,0 +1,112 @@
+"""What do we tell a caller whom we cannot answer?
+
+    Refusal                     we will not or cannot answer; becomes an OpenAI error object
+      BadRequest        400     the request itself is wrong; param names the field
+        TooLarge        413     the body is over the limit
+      Unauthorized      401     no key, or a wrong one
+      Forbidden         403     the key may not do this
+      NotFound          404     unknown path or model
+      RateLimited       429     a limit of the caller is used up; retry_after says when to come back
+      Overloaded        503     no server is free; retry_after says when to come back
+      UpstreamFailed    502     a model server broke its answer
+        UpstreamTimeout 504     a model server did not answer in time
+
+Not errors: a failed classification (a Verdict with a reason), a 4xx of a model server (a Reply, passed through
+unchanged), a cache miss (None).
+"""
+
+import math
+
+import msgspec
+
+LONGEST_WAIT = 86_400.0  # seconds; what we pass on may come from a server's header
+
+
+class Refusal(Exception):
+    """An answer of ours in place of a model's; `status`, `type`, `code` are OpenAI's, `retry_after` is in seconds."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    should_retry: bool | None = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+        self.retry_after = retry_after
+
+    def body(self) -> bytes:
+        """The OpenAI error object as JSON bytes."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": {key: _sendable(text) for key, text in error.items()}})
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Retry advice in the forms that the OpenAI SDKs obey: seconds, milliseconds, and whether to retry at all."""
+        found: list[tuple[bytes, bytes]] = []
+        if self.retry_after is not None:
+            seconds = min(max(0.001, self.retry_after), LONGEST_WAIT)
+            found.append((b"retry-after", b"%d" % math.ceil(seconds)))
+            found.append((b"retry-after-ms", b"%d" % math.ceil(seconds * 1000)))
+        if self.should_retry is not None:
+            found.append((b"x-should-retry", b"true" if self.should_retry else b"false"))
+        return found
+
+
+def _sendable(text: str | None) -> str | None:
+    """A caller's words in our message may hold half a surrogate pair, which UTF-8 cannot."""
+    return text if text is None else text.encode(errors="replace").decode()
+
+
+class BadRequest(Refusal):
+    status = 400
+    type = "invalid_request_error"
+
+
+class TooLarge(BadRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class Unauthorized(Refusal):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(Refusal):
+    status = 403
+    type = "permission_error"
+
+
+class NotFound(Refusal):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class RateLimited(Refusal):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(Refusal):
+    status = 503
+    code = "overloaded"
+
+
+class UpstreamFailed(Refusal):
+    """Model servers were tried already, failover included: a client's retry would multiply ours."""
+
+    status = 502
+    code = "upstream_failed"
+    should_retry = False
+
+
+class UpstreamTimeout(UpstreamFailed):
+    status = 504
+    code = "upstream_timeout"

@@ -1,0 +1,131 @@
+"""What may the rules look at?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.body import Fields, Message
+from gateway.errors import BadRequest, NotFound
+from gateway.policy import Policy
+from gateway.types import Caller, ChatRequest, Facts
+
+VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
+SCAN = 20_000  # characters of the last user turn that signals see
+# DeepSeek counts 0.3 tokens for a Latin character and 0.6 for a Chinese one (api-docs.deepseek.com, "Token & Token
+# Usage"). A character outside ASCII takes one to three further bytes of UTF-8, so 0.15 a byte makes up the difference.
+TOKENS_PER_CHARACTER = 0.3
+TOKENS_PER_FURTHER_BYTE = 0.15
+
+
+def observe(request: ChatRequest, caller: Caller, policy: Policy, load: Mapping[str, int]) -> Facts:
+    """The facts of a request; no prompt text. `load` is requests in flight, by tier.
+
+    Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
+    """
+    fields = request.fields
+    wish, wished_by = wished(request, policy)
+    last = last_turn(fields)
+    return Facts(
+        model=fields.model or "auto",
+        caller=caller.name,
+        plan=caller.plan,
+        wish=wish,
+        wished_by=wished_by,
+        characters=sum(map(len, last)),
+        turns=sum(message.role == "user" for message in fields.messages) if fields.messages else 1,
+        context=int(context(fields)),
+        tools=bool(fields.tools),
+        json_schema=(fields.response_format or {}).get("type") == "json_schema",
+        vision=any(map(sees, fields.messages or ())),
+        signals=signals(last, policy) if policy.watched_signals else frozenset(),
+        headers={name: request.headers[name] for name in policy.watched_headers if name in request.headers},
+        load=load,
+        max_tokens=fields.max_completion_tokens or fields.max_tokens,
+    )
+
+
+def named(policy: Policy) -> list[tuple[str, str | None]]:
+    """The model names to list: auto (no tier of its own), then every tier. Aliases and served names work unlisted."""
+    return [("auto", None), *((tier, tier) for tier in policy.tiers)]
+
+
+def resolved(model: str, policy: Policy) -> str | None:
+    """What a model name wishes for: a tier, "fast", "best", or None for auto. Raises NotFound for an unknown name."""
+    found = policy.names.get(model.lower())
+    if found is None:
+        known = ", ".join(name for name, _ in named(policy))
+        raise NotFound(
+            f"The model {model[:64]!r} does not exist. Known models: {known}.", param="model", code="model_not_found"
+        )
+    return None if found == "auto" else found
+
+
+def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None]:
+    """What the caller wants and where that is said: model name, then header x-route-tier, then metadata.tier."""
+    wish = resolved(request.fields.model or "auto", policy)
+    if wish is not None:
+        return wish, "name"
+    header = request.headers.get("x-route-tier")
+    if header is not None:
+        return tier_named(header, policy, None, "header x-route-tier"), "header"
+    told = (request.fields.metadata or {}).get("tier")
+    if told is not None:
+        return tier_named(told, policy, "metadata.tier", "metadata.tier"), "metadata"
+    return None, None
+
+
+def tier_named(value: object, policy: Policy, param: str | None, place: str) -> str:
+    """The wish that `value` spells. Raises BadRequest naming what is known."""
+    name = value.strip().lower() if isinstance(value, str) else ""
+    if name in policy.tiers or name in ("fast", "best"):
+        return name
+    known = ", ".join((*policy.tiers, "fast", "best"))
+    raise BadRequest(f"Unknown tier in {place}. Known tiers: {known}.", param=param, code="unknown_tier")
+
+
+def last_turn(fields: Fields) -> Sequence[str]:
+    """The texts of the last user message, or of a completion's prompt."""
+    for message in reversed(fields.messages or ()):
+        if message.role == "user":
+            return texts(message)
+    return prompts(fields.prompt)
+
+
+def texts(message: Message) -> Sequence[str]:
+    if isinstance(message.content, str):
+        return (message.content,)
+    return [part.text for part in message.content or () if part.text]
+
+
+def prompts(prompt: str | list[Any] | None) -> Sequence[str]:
+    """A completion's prompt as texts; prompts of token ids have none."""
+    if isinstance(prompt, str):
+        return (prompt,)
+    return [text for text in prompt or () if isinstance(text, str)]
+
+
+def context(fields: Fields) -> float:
+    """Estimated prompt tokens: messages, prompt and tools; media left out."""
+    found = sum(tokens(text) for message in fields.messages or () for text in texts(message))
+    found += sum(map(tokens, prompts(fields.prompt)))
+    if isinstance(fields.prompt, list):
+        found += sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in fields.prompt)
+    return found + TOKENS_PER_CHARACTER * sum(map(len, map(bytes, fields.tools or ())))
+
+
+def tokens(text: str) -> float:
+    """About how many tokens `text` takes."""
+    if text.isascii():
+        return TOKENS_PER_CHARACTER * len(text)
+    further = len(text.encode("utf-8", "surrogatepass")) - len(text)
+    return TOKENS_PER_CHARACTER * len(text) + TOKENS_PER_FURTHER_BYTE * further
+
+
+def sees(message: Message) -> bool:
+    """Whether the message holds an image or a video."""
+    return isinstance(message.content, list) and any(part.type.startswith(VISUAL) for part in message.content)
+
+
+def signals(last: Sequence[str], policy: Policy) -> frozenset[str]:
+    """The signals that some rule names and that the first 20,000 characters of the last user turn show."""
+    text = last[0][:SCAN] if len(last) == 1 else "\n".join(part[:SCAN] for part in last[:SCAN])[:SCAN]
+    return frozenset(name for name in policy.watched_signals if policy.signals[name].search(text))

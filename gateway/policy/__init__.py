@@ -1,0 +1,90 @@
+"""What did operators decide?   The package's one public module."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway.policy.check import build
+from gateway.policy.file import Policy
+from gateway.policy.load import Document, read
+from gateway.policy.model import (
+    Caching,
+    CachingWhen,
+    Callers,
+    Can,
+    Expect,
+    Failover,
+    Plan,
+    PolicyTest,
+    Price,
+    Reason,
+    TestCaller,
+    TestVerdict,
+    Tier,
+    TierLimits,
+    Timeouts,
+    Triage,
+    TriageInput,
+    seconds,
+)
+from gateway.policy.problems import PolicyError, Problem
+from gateway.policy.rules import Bands, Range, Rule, Split, When
+from gateway.policy.schema import schema
+
+__all__ = [
+    "Bands",
+    "Caching",
+    "CachingWhen",
+    "Callers",
+    "Can",
+    "Document",
+    "Expect",
+    "Failover",
+    "Plan",
+    "Policy",
+    "PolicyError",
+    "PolicyTest",
+    "Price",
+    "Problem",
+    "Range",
+    "Reason",
+    "Rule",
+    "Split",
+    "TestCaller",
+    "TestVerdict",
+    "Tier",
+    "TierLimits",
+    "Timeouts",
+    "Triage",
+    "TriageInput",
+    "When",
+    "load_policy",
+    "open_policy",
+    "schema",
+    "seconds",
+]
+
+
+def load_policy(source: str | Path, env: Mapping[str, str] | None = None) -> Policy:
+    """The policy in a file (a Path) or in a text (a str), checked; `env` fills its variables, os.environ by default.
+
+    Raises PolicyError with every problem as `file:line:col: key.path: what`. Does not run the file's own tests.
+    """
+    return open_policy(source, env)[0]
+
+
+def open_policy(source: str | Path, env: Mapping[str, str] | None = None) -> tuple[Policy, Document]:
+    """As load_policy, with the document that says where each key stands."""
+    text = source if isinstance(source, str) else file_text(source)
+    document = read(text, "policy.yaml" if isinstance(source, str) else str(source), os.environ if env is None else env)
+    return build(document), document
+
+
+def file_text(path: Path) -> str:
+    """The file's text. Raises PolicyError when it cannot be read as UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise PolicyError([Problem(str(path), 1, 1, "", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        raise PolicyError([Problem(str(path), 1, 1, "", f"not UTF-8: {error.reason} at byte {error.start}")]) from None

@@ -1,0 +1,234 @@
+"""Is a policy file right, and what policy does it make?"""
+
+import hashlib
+import json
+import re
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.policy.file import Policy, PolicyFile
+from gateway.policy.load import Document
+from gateway.policy.model import Callers, DefaultCaller, Plan, Reason, Tier, Triage
+from gateway.policy.problems import Path, PolicyError, Problem, meant
+from gateway.policy.references import check, mapping
+from gateway.policy.rules import Rule
+
+FILE = TypeAdapter(PolicyFile)
+ABSENT = ("missing", "unexpected_keyword_argument")
+EXPECTED = {
+    "bool_type": "expected true or false",
+    "string_type": "expected text",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "dict_type": "expected a mapping of keys and values",
+    "dataclass_type": "expected a mapping of keys and values",
+    "tuple_type": "expected a list",
+    "missing": "missing",
+}
+
+
+def build(document: Document) -> Policy:
+    """The policy that `document` describes. Raises PolicyError with all that is wrong in it."""
+    inherit_all(document)
+    check(document)
+    try:
+        written = FILE.validate_json(json.dumps(document.data), strict=True)
+    except ValidationError as error:
+        note(document, error.errors(include_url=False, include_input=False))
+        raise PolicyError(once(document)) from None
+    if document.problems:
+        raise PolicyError(once(document))
+    return assembled(written, document.text)
+
+
+def once(document: Document) -> list[Problem]:
+    """The problems, each place and message once: tiers that extend another one repeat its problems."""
+    found: dict[tuple[int, int, str], Problem] = {}
+    for problem in document.problems:
+        found.setdefault((problem.line, problem.column, problem.message), problem)
+    return list(found.values())
+
+
+def inherit_all(document: Document) -> None:
+    """Fills in what tiers take from the tier that they extend."""
+    tiers = mapping(document.data, "tiers")
+    for name in tiers:
+        inherit(document, tiers, name, ())
+
+
+def inherit(document: Document, tiers: dict[str, Any], name: str, below: tuple[str, ...]) -> None:
+    tier = tiers[name]
+    if not isinstance(tier, dict) or "extends" not in tier:
+        return
+    other, path = tier["extends"], ("tiers", name, "extends")
+    if other in (name, *below):
+        document.blame(path, f"goes in a circle: {' -> '.join((*below, name, other))}")
+    elif not isinstance(other, str) or other not in tiers:
+        others = [tier for tier in tiers if tier != name]
+        document.blame(path, f'no tier is named "{other}"; {meant(str(other), others)}')
+    else:
+        inherit(document, tiers, other, (*below, name))
+        merge(document, tier, tiers[other], ("tiers", name), ("tiers", other))
+    tier.pop("extends", None)
+
+
+def merge(document: Document, into: dict[str, Any], other: object, path: Path, origin: Path) -> None:
+    """Adds to `into` what only `other` has, mapping by mapping, and where that stands."""
+    for key, value in mapping(other).items():
+        if key not in into:
+            into[key] = value
+            adopt(document, (*path, key), (*origin, key))
+        elif isinstance(into[key], dict):
+            into[key] = dict(into[key])
+            merge(document, into[key], value, (*path, key), (*origin, key))
+
+
+def adopt(document: Document, path: Path, origin: Path) -> None:
+    """Places below `origin` count as places below `path`."""
+    depth = len(origin)
+    for places in (document.values, document.keys):
+        places.update({path + at[depth:]: place for at, place in places.items() if at[:depth] == origin})
+    document.foreign |= {path + at[depth:] for at in document.foreign if at[:depth] == origin}
+
+
+def note(document: Document, errors: list[ErrorDetails]) -> None:
+    """Pydantic's findings in our words and at their places."""
+    orphans = any(problem.path.endswith(".extends") for problem in document.problems)
+    locations = [error["loc"] for error in errors]
+    for error in errors:
+        loc, kind = error["loc"], error["type"]
+        if kind == "too_short" and any(len(other) > len(loc) and other[: len(loc)] == loc for other in locations):
+            continue
+        path, value = located(document.data, loc, absent=kind in ABSENT)
+        if kind == "missing" and orphans and path[:1] == ("tiers",):
+            continue
+        if kind == "unexpected_keyword_argument":
+            document.blame(path, f"unknown key; {meant(str(loc[-1]), known_keys(path[:-1]))}", key=True)
+        else:
+            document.blame(path, worded(document, error, path, value), key=loc[-1:] == ("[key]",))
+
+
+def located(data: object, loc: tuple[int | str, ...], *, absent: bool) -> tuple[Path, object]:
+    """The path that pydantic's `loc` means, without the names of alternatives; `absent`: the last key is not there."""
+    path: list[int | str] = []
+    for at, step in enumerate(loc):
+        held = children(data)
+        if step in held:
+            data = held[step]
+            path.append(step)
+        elif absent and at == len(loc) - 1:
+            return (*path, step), None
+    return tuple(path), data
+
+
+def children(data: object) -> dict[int | str, Any]:
+    """What a mapping or a list holds, by key or index."""
+    if isinstance(data, list):
+        return dict(enumerate(data))
+    return data if isinstance(data, dict) else {}
+
+
+def worded(document: Document, error: ErrorDetails, path: Path, value: object) -> str:
+    """What is wrong and what was meant; a value from the environment is not shown."""
+    kind, told = error["type"], error["msg"].removeprefix("Value error, ")
+    shown = "a variable's value" if path in document.foreign else json.dumps(value, ensure_ascii=False)[:60]
+    if kind == "missing":
+        return "missing"
+    if kind == "literal_error":
+        return f"expected {error['ctx']['expected']}, got {shown}"
+    if kind == "value_error":
+        return told
+    if kind in EXPECTED:
+        return f"{EXPECTED[kind]}, got {shown}"
+    return f"{told[:1].lower()}{told[1:]}, got {shown}"
+
+
+def known_keys(path: Path) -> list[str]:
+    """The keys that may stand in the mapping at `path`."""
+    root = FILE.json_schema()
+    nodes = [root]
+    for step in path:
+        nodes = [inner for node in nodes for inner in below(root, node, step)]
+    return [key for node in nodes for found in alternatives(root, node) for key in found.get("properties", {})]
+
+
+def alternatives(root: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The JSON Schema node with references followed and alternatives laid out."""
+    if "$ref" in node:
+        node = root["$defs"][node["$ref"].rpartition("/")[2]]
+    choices = node.get("anyOf", []) + node.get("oneOf", [])
+    return [node, *(found for choice in choices for found in alternatives(root, choice))]
+
+
+def below(root: dict[str, Any], node: dict[str, Any], step: int | str) -> list[dict[str, Any]]:
+    """The nodes that describe what stands at `step`."""
+    found: list[dict[str, Any]] = []
+    for choice in alternatives(root, node):
+        inner = choice.get("items") if isinstance(step, int) else choice.get("properties", {}).get(step)
+        others = [inner, choice.get("additionalProperties"), *choice.get("patternProperties", {}).values()]
+        found += [other for other in others if isinstance(other, dict)][:1]
+    return found
+
+
+def assembled(written: PolicyFile, text: str) -> Policy:
+    """The loaded policy: defaults filled in, signals compiled, names gathered."""
+    first = next(iter(written.tiers))
+    everyone = Callers(DefaultCaller("default"), {"default": Plan(may=tuple(written.tiers))})
+    callers = written.callers or everyone
+    return Policy(
+        schema=written.schema,
+        name=written.name,
+        revision=written.revision,
+        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+        tiers=written.tiers,
+        triage=filled(written.triage, first),
+        signals={name: re.compile(pattern) for name, pattern in written.signals.items()},
+        rules=written.rules,
+        failover=written.failover,
+        caching=written.caching,
+        callers=callers,
+        aliases=written.aliases,
+        tests=written.tests,
+        names=model_names(written.tiers, written.aliases),
+        permitted={name: reach(plan, list(written.tiers)) for name, plan in callers.plans.items()},
+        watched_signals=watched(written.rules, "signals"),
+        watched_headers=watched(written.rules, "header"),
+    )
+
+
+def filled(triage: Triage, first: str) -> Triage:
+    return Triage(
+        tier=triage.tier or first,
+        strategy=triage.strategy,
+        prompt=triage.prompt,
+        layout=triage.layout,
+        timeout=triage.timeout,
+        threshold=triage.threshold,
+        speculate=triage.speculate,
+        input=triage.input,
+        otherwise={reason: triage.otherwise.get(reason, first) for reason in get_args(Reason)},
+    )
+
+
+def reach(plan: Plan, tiers: list[str]) -> tuple[str, ...]:
+    """The tiers of a plan: the first one, and all up to the highest that `may` names."""
+    return tuple(tiers[: 1 + max(map(tiers.index, plan.may), default=0)])
+
+
+def watched(rules: tuple[Rule, ...], key: str) -> tuple[str, ...]:
+    """The signals or headers that some rule names."""
+    found = {name: None for rule in rules if rule.when for name in getattr(rule.when, key) or ()}
+    return tuple(found)
+
+
+def model_names(tiers: dict[str, Tier], aliases: dict[str, str]) -> dict[str, str]:
+    """Every name a caller may write, in lower case; of tiers with one served name the first has it."""
+    found = {"auto": "auto", "auto:fast": "fast", "auto:best": "best", **{name: name for name in tiers}}
+    for name, tier in tiers.items():
+        found.setdefault(tier.model.lower(), name)
+        found.setdefault(tier.model.lower().rpartition("/")[2], name)
+    for alias, target in aliases.items():
+        found[alias.lower()] = found[target]
+    return found

@@ -1,0 +1,74 @@
+"""Which keys does a policy file have, and what does a loaded policy hold?"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gateway.policy.model import Caching, Callers, Failover, Name, PolicyTest, Printable, Tier, Triage
+from gateway.policy.rules import STRICT, Rule
+
+Pattern = Annotated[str, Field(max_length=500)]
+Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """The file's top level, as written."""
+
+    __pydantic_config__ = STRICT
+    schema: Annotated[Literal[1], Field(description="version of this format")]
+    tiers: Annotated[
+        dict[Name, Tier], Field(min_length=1, description="models and their servers, ranked by order, cheapest first")
+    ]
+    rules: Annotated[
+        tuple[Rule, ...], Field(min_length=1, description="the first that matches decides; the last matches everything")
+    ]
+    name: Annotated[Printable, Field(description="the policy's name")] = "policy"
+    revision: Annotated[Printable, Field(description="free text, echoed in x-route-policy")] = ""
+    triage: Annotated[Triage, Field(description="how the small model is asked whether it is enough")] = field(
+        default_factory=Triage
+    )
+    signals: Annotated[
+        dict[Name, Pattern], Field(description="regular expressions over the last user turn, named for rules")
+    ] = field(default_factory=dict)
+    failover: Annotated[Failover, Field(description="who answers when a tier fails")] = field(default_factory=Failover)
+    caching: Annotated[Caching | None, Field(description="answers that are remembered; null remembers none")] = None
+    callers: Annotated[
+        Callers | None, Field(description="plans; left out, one plan named default may reach every tier")
+    ] = None
+    aliases: Annotated[
+        dict[Alias, str], Field(description="other model names: auto, auto:fast, auto:best or a tier")
+    ] = field(default_factory=dict)
+    tests: Annotated[tuple[PolicyTest, ...], Field(description="requests and what must become of them")] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What operators decided: checked, compiled, frozen, swapped whole.
+
+    `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
+    file's bytes, with variables not filled in: the environment cannot be guessed from it. `names` maps every model
+    name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
+    holds each plan's tiers: the first one, and all up to the highest that `may` names. `watched_signals` and
+    `watched_headers` are those that some rule names.
+    """
+
+    schema: int
+    name: str
+    revision: str
+    digest: str
+    tiers: dict[str, Tier]
+    triage: Triage
+    signals: dict[str, re.Pattern[str]]
+    rules: tuple[Rule, ...]
+    failover: Failover
+    caching: Caching | None
+    callers: Callers
+    aliases: dict[str, str]
+    tests: tuple[PolicyTest, ...]
+    names: dict[str, str]
+    permitted: dict[str, tuple[str, ...]]
+    watched_signals: tuple[str, ...]
+    watched_headers: tuple[str, ...]

@@ -1,0 +1,189 @@
+"""What does a policy file's text say, and at which line and column?"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import yaml
+
+from gateway.policy.problems import Path, PolicyError, Problem, dotted
+
+MAX_DEPTH = 40
+MAX_NODES = 50_000
+NULLS = ("", "~", "null", "Null", "NULL")
+BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+TRAPS = {"on": "true", "yes": "true", "y": "true", "off": "false", "no": "false", "n": "false"}
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+NUMBER = re.compile(r"[-+]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
+VARIABLE = re.compile(
+    r"(?P<escaped>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\}|(?P<broken>\$\{)"
+)
+PLAIN_TAGS = ("!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+Place = tuple[int, int]
+
+
+class Loader(yaml.CSafeLoader):
+    """Composes nodes only; plain words are told apart here, by YAML 1.2's core rules."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # PyYAML's is a class variable, too
+
+
+@dataclass(slots=True)
+class Document:
+    """A policy file as plain data. `values` and `keys` say where a value or a key stands, by path (from 1).
+
+    `foreign` holds the paths whose value came from the environment: no message may repeat it.
+    """
+
+    file: str
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+    values: dict[Path, Place] = field(default_factory=dict)
+    keys: dict[Path, Place] = field(default_factory=dict)
+    foreign: set[Path] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+    def blame(self, path: Path, message: str, *, key: bool = False) -> None:
+        """Note a problem at the value of `path`, or at its key. The first at a path counts, others follow from it."""
+        if dotted(path) not in {problem.path for problem in self.problems}:
+            self.problems.append(self.problem(path, message, key=key))
+
+    def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
+        """A problem with its place; what is missing is placed at what should hold it."""
+        found = self.keys.get(path) if key else self.values.get(path)
+        parent = path
+        while found is None and parent:
+            parent = parent[:-1]
+            found = self.keys.get(parent) or self.values.get(parent)
+        line, column = found or (1, 1)
+        return Problem(self.file, line, column, dotted(path), message)
+
+
+def read(text: str, file: str, env: Mapping[str, str]) -> Document:
+    """The file's data with `${VAR:-default}` filled in from `env`. Raises PolicyError when it is not a YAML mapping."""
+    document = Document(file, text)
+    node = compose(document)
+    if not isinstance(node, yaml.MappingNode):
+        raise PolicyError([Problem(file, 1, 1, "", "expected a mapping with the keys schema, tiers and rules")])
+    reader = Reader(document, env)
+    document.values[()] = place_of(node)
+    document.data = reader.mapping(node, ())
+    return document
+
+
+def place_of(node: yaml.Node) -> Place:
+    """Line and column of a node, from 1."""
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def compose(document: Document) -> yaml.Node | None:
+    """The one YAML document of the text. Raises PolicyError where it is not YAML."""
+    try:
+        loader = Loader(document.text)
+        try:
+            return loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        what = f"not YAML: {error.problem or error.context}"
+    except (yaml.YAMLError, UnicodeError) as error:
+        place, what = (1, 1), f"not YAML: {str(error).splitlines()[0]}"
+    except RecursionError:
+        place, what = (1, 1), "not YAML that we read: nested too deeply"
+    raise PolicyError([Problem(document.file, *place, "", what)])
+
+
+class Reader:
+    """Turns nodes into data and notes where each stands."""
+
+    def __init__(self, document: Document, env: Mapping[str, str]) -> None:
+        self.document = document
+        self.env = env
+        self.nodes = 0
+
+    def value(self, node: yaml.Node, path: Path) -> object:
+        place = place_of(node)
+        self.document.values[path] = place
+        self.nodes += 1
+        if len(path) > MAX_DEPTH or self.nodes > MAX_NODES:
+            raise PolicyError([Problem(self.document.file, *place, dotted(path[:8]), "nested too deeply or too long")])
+        if node.tag not in PLAIN_TAGS:
+            self.document.blame(path, f"a tag ({node.tag}) has no meaning here")
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        return self.scalar(node, path) if isinstance(node, yaml.ScalarNode) else None
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, item in node.value:
+            place = place_of(key)
+            if not isinstance(key, yaml.ScalarNode):
+                self.document.problems.append(Problem(self.document.file, *place, dotted(path), "a key must be text"))
+                continue
+            inner = (*path, key.value)
+            if key.value in found:
+                first = self.document.keys[inner][0]
+                self.document.problems.append(
+                    Problem(self.document.file, *place, dotted(inner), f"given twice, first on line {first}")
+                )
+                continue
+            self.document.keys[inner] = place
+            found[key.value] = self.value(item, inner)
+        return found
+
+    def scalar(self, node: yaml.ScalarNode, path: Path) -> str | int | float | bool | None:
+        text = self.filled(node.value, path)
+        if node.style not in (None, ""):
+            return text
+        if text in NULLS:
+            return None
+        if text.lower() in TRAPS:
+            self.document.blame(path, trap(text, shown=path not in self.document.foreign))
+        return plain(text)
+
+    def filled(self, text: str, path: Path) -> str:
+        """`text` with its variables; `$${` stands for `${`."""
+        if "${" not in text:
+            return text
+        pieces, end = [], 0
+        for found in VARIABLE.finditer(text):
+            pieces += [text[end : found.start()], self.variable(found, path)]
+            end = found.end()
+        return "".join([*pieces, text[end:]])
+
+    def variable(self, found: re.Match[str], path: Path) -> str:
+        if found["escaped"]:
+            return "${"
+        if found["broken"]:
+            self.document.blame(path, "`${` opens no variable: write ${NAME} or ${NAME:-default}, or $${ for the text")
+            return ""
+        name, default = found["name"], found["default"]
+        value = self.env.get(name)
+        if value is None and default is None:
+            self.document.blame(path, f"environment variable {name} is not set; ${{{name}:-default}} gives a default")
+        if value is None or (default is not None and not value):
+            return (default or "")[2:]
+        self.document.foreign.add(path)
+        return value.encode("utf-8", "replace").decode()
+
+
+def trap(text: str, *, shown: bool) -> str:
+    word = f"`{text}`" if shown else "the variable's value"
+    quoted = f'it: "{text}"' if shown else "it"
+    return f"{word} is a truth value to YAML 1.1 and text to YAML 1.2: write {TRAPS[text.lower()]}, or quote {quoted}"
+
+
+def plain(text: str) -> str | int | float | bool:
+    """A word without quotes: true and false, decimal numbers, else text."""
+    if text in BOOLS:
+        return BOOLS[text]
+    if INTEGER.fullmatch(text):
+        return int(text)
+    number = float(text) if NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else text

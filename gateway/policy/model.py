@@ -1,0 +1,261 @@
+"""What may an operator decide?
+
+Field names equal the YAML keys. All values are frozen: a request keeps the policy that it began with.
+Durations are seconds, written with a unit in YAML ("800ms", "2s", "10m"). The loader checks and fills these classes.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+
+from gateway.policy.rules import STRICT, Range, listed
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
+
+
+def seconds(text: object) -> float:
+    """ "800ms" -> 0.8. Raises ValueError when the unit is missing or unknown."""
+    found = DURATION.fullmatch(text) if isinstance(text, str) else None
+    if not found:
+        raise ValueError('a duration needs a number and a unit: "800ms", "2s", "10m", "1h", "7d"')
+    return float(found[1]) * UNITS[found[2]]
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(seconds),
+    Field(gt=0),
+    WithJsonSchema({"type": "string", "pattern": f"^{DURATION.pattern}$|^\\$\\{{.*\\}}$"}),
+]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Dollars = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
+Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
+Reason = Literal["timeout", "parse", "truncated", "overloaded", "error"]
+Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
+Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """`first_byte` and `idle` bind streams; a JSON answer has `total`. Seconds."""
+
+    __pydantic_config__ = STRICT
+    connect: Annotated[Duration, Field(description="until a connection stands")] = 1.0
+    first_byte: Annotated[Duration, Field(description="until a stream's first byte")] = 20.0
+    idle: Annotated[Duration, Field(description="between two pieces of a stream")] = 60.0
+    total: Annotated[Duration, Field(description="until the whole answer is there")] = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class TierLimits:
+    """`max_inflight`: requests that this gateway keeps open to the tier; the next one is refused as overloaded."""
+
+    __pydantic_config__ = STRICT
+    max_inflight: Annotated[Count, Field(description="requests open to the tier at once; the next is overloaded")] = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens."""
+
+    __pydantic_config__ = STRICT
+    input_per_m: Annotated[Dollars, Field(description="prompt tokens, US dollars per million")] = 0.0
+    cached_input_per_m: Annotated[Dollars, Field(description="prompt tokens served from the KV cache")] = 0.0
+    output_per_m: Annotated[Dollars, Field(description="answer tokens")] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Can:
+    """What the tier's servers can do; a request that needs more goes to a tier that has it. `context` in tokens."""
+
+    __pydantic_config__ = STRICT
+    tools: Annotated[bool, Field(description="tool calls")] = True
+    json_schema: Annotated[bool, Field(description="answers after a JSON schema")] = True
+    vision: Annotated[bool, Field(description="images in the prompt")] = False
+    context: Annotated[Count, Field(description="longest prompt, in tokens")] = 1048576
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A model and the servers that run it. `set` holds request defaults; a caller's own value wins.
+
+    `api_key_env` names the environment variable that holds the servers' API key.
+    """
+
+    __pydantic_config__ = STRICT
+    model: Annotated[str, Field(min_length=1, max_length=256, description="the name that the servers know")]
+    replicas: Annotated[Several, Field(min_length=1, description="server URLs: http(s)://host[:port][/prefix]")]
+    engine: Annotated[Literal["vllm", "openai"], Field(description="openai servers are not sent vLLM's own fields")] = (
+        "vllm"
+    )
+    balance: Annotated[
+        Literal["prefix_affinity", "least_inflight", "round_robin"], Field(description="how a replica is chosen")
+    ] = "prefix_affinity"
+    limits: Annotated[TierLimits, Field(description="what this gateway asks of the tier at most")] = TierLimits()
+    timeouts: Annotated[Timeouts, Field(description="how long we wait, with units")] = Timeouts()
+    price: Annotated[Price, Field(description="US dollars per million tokens, for cost figures")] = Price()
+    can: Annotated[Can, Field(description="what a request may need of the tier")] = Can()
+    set: Annotated[dict[str, Any], Field(description="request defaults; a caller's own value wins")] = field(
+        default_factory=dict
+    )
+    api_key_env: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the servers' API key"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class TriageInput:
+    """Longer conversations (characters of JSON) are cut to head and tail and asked in the `system` layout."""
+
+    __pydantic_config__ = STRICT
+    characters: Annotated[int, Field(ge=200, description="longest conversation that is asked whole")] = 400000
+
+
+@dataclass(frozen=True, slots=True)
+class Triage:
+    """How the small model is asked whether it is enough. `otherwise`: the tier that answers without a verdict.
+
+    In a loaded policy `tier` is never "" and `otherwise` holds every reason: both default to the first tier.
+    """
+
+    __pydantic_config__ = STRICT
+    tier: Annotated[str, Field(description="the tier that is asked; the first one by default")] = ""
+    strategy: Annotated[Literal["json", "choice"], Field(description="how the answer is bound to two words")] = "json"
+    prompt: Annotated[str, Field(min_length=1, description="name and version of the question")] = "complexity.v1"
+    layout: Annotated[
+        Literal["suffix", "system"], Field(description="the question after the conversation (shares KV) or before it")
+    ] = "suffix"
+    timeout: Annotated[Duration, Field(description="the longest wait for a verdict")] = 0.8
+    threshold: Annotated[Share, Field(description="complex when p_complex is at or above it")] = 0.5
+    speculate: Annotated[
+        Literal["always", "when_idle", "never"], Field(description="when a draft starts beside the question")
+    ] = "when_idle"
+    input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
+    otherwise: Annotated[
+        dict[Reason, str], Field(description="the tier that answers without a verdict; the first one by default")
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a caller may do. `may`: the tiers above the first that it may reach (and all that rank below them).
+
+    `fields`: privileged request fields that pass unchanged. `explain`: may ask for the whole decision.
+    """
+
+    __pydantic_config__ = STRICT
+    requests_per_minute: Annotated[Count, Field(description="requests in a minute")] = 120
+    concurrency: Annotated[Count, Field(description="requests at once")] = 16
+    may: Annotated[Several, Field(description="tiers above the first that the caller may reach")] = ()
+    fields: Annotated[Several, Field(description="privileged request fields that pass unchanged")] = ()
+    explain: Annotated[bool, Field(description="may ask for the whole decision with x-route-explain")] = True
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultCaller:
+    __pydantic_config__ = STRICT
+    plan: Annotated[str, Field(description="the plan of callers that have no other")]
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    __pydantic_config__ = STRICT
+    default: Annotated[DefaultCaller, Field(description="who a caller is that has no plan of its own")]
+    plans: Annotated[dict[Name, Plan], Field(min_length=1, description="what callers may do, by plan")]
+
+
+@dataclass(frozen=True, slots=True)
+class CachingWhen:
+    """A request is remembered only if it matches: an explicit temperature in the range, and no tools unless allowed."""
+
+    __pydantic_config__ = STRICT
+    temperature: Annotated[Range, Field(description="explicit temperatures that are remembered")] = field(
+        default_factory=lambda: Range(max=0.0)
+    )
+    tools: Annotated[bool, Field(description="remember requests that bring tools, too")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Caching:
+    """Which answers are given again to the same request."""
+
+    __pydantic_config__ = STRICT
+    ttl: Annotated[Duration, Field(description="how long an answer is remembered")] = 600.0
+    when: Annotated[CachingWhen, Field(description="which requests are remembered")] = CachingWhen()
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """Tiers to try after the named one failed in one of the ways in `on`, before the first byte only."""
+
+    __pydantic_config__ = STRICT
+    tiers: Annotated[dict[str, Several], Field(description="tiers to try after the named one, in order")] = field(
+        default_factory=dict
+    )
+    on: Annotated[
+        tuple[Failure, ...],
+        BeforeValidator(listed, json_schema_input_type=tuple[Failure, ...]),
+        Field(min_length=1, description="failures that count"),
+    ] = ("connect", "overloaded", "first_byte", "5xx")
+
+
+@dataclass(frozen=True, slots=True)
+class TestCaller:
+    __pydantic_config__ = STRICT
+    __test__ = False
+    plan: Annotated[str, Field(description="the caller's plan")] = ""
+    name: Annotated[str, Field(description="the caller's name")] = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class TestVerdict:
+    """A verdict as the classifier would give it: a probability, a label, or both."""
+
+    __pydantic_config__ = STRICT
+    __test__ = False
+    p_complex: Annotated[Share | None, Field(description="probability of complex")] = None
+    label: Annotated[Literal["simple", "complex"] | None, Field(description="the classifier's word")] = None
+
+    def __post_init__(self) -> None:
+        if self.p_complex is None and self.label is None:
+            raise ValueError("give p_complex, label or both")
+
+
+def shape_of_verdict(value: object) -> str:
+    return "verdict" if isinstance(value, dict | TestVerdict) else "failure"
+
+
+StubVerdict = Annotated[
+    Annotated[TestVerdict, Tag("verdict")] | Annotated[Reason, Tag("failure")], Discriminator(shape_of_verdict)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """What must come out; what is left out is not looked at."""
+
+    __pydantic_config__ = STRICT
+    tier: Annotated[str | None, Field(description="the tier that answers")] = None
+    rule: Annotated[str | None, Field(description='the rule\'s id, or "caller" for a wish')] = None
+    triaged: Annotated[bool | None, Field(description="the rule asks for a verdict")] = None
+    reason: Annotated[str | None, Field(description="why this tier")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """A request and what the policy must do with it; run by `policy check` and before every reload."""
+
+    __pydantic_config__ = STRICT
+    name: Annotated[str, Field(min_length=1, description="the sentence that the test proves")]
+    request: Annotated[dict[str, Any], Field(description="a request body; model is auto when left out")]
+    expect: Annotated[Expect, Field(description="what must come out")]
+    caller: Annotated[TestCaller, Field(description="who asks; the default plan when left out")] = TestCaller()
+    headers: Annotated[dict[str, str], Field(description="request headers")] = field(default_factory=dict)
+    load: Annotated[dict[str, int], Field(description="requests in flight, by tier")] = field(default_factory=dict)
+    verdict: Annotated[StubVerdict | None, Field(description="what the classifier says, or how it fails")] = None

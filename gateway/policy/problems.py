@@ -1,0 +1,44 @@
+"""What is wrong with a policy file, and where?"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to repair. `line` and `column` count from 1; `path` is the dotted path ("" for the file)."""
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}: "
+        return place + (f"{self.path}: {self.message}" if self.path else self.message)
+
+
+class PolicyError(Exception):
+    """A policy that may not be used. `problems` holds all that was found, in the order of the file."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: Sequence[Problem] = sorted(problems, key=lambda found: (found.line, found.column))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def dotted(path: Path) -> str:
+    """("rules", 1, "when") -> "rules.1.when"."""
+    return ".".join(map(str, path))
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """What the writer may have meant: the nearest known word, else the list of all."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f'did you mean "{near[0]}"?'
+    return f"known: {', '.join(names)}" if names else "none is defined"

@@ -1,0 +1,182 @@
+"""Do all names in a policy file lead somewhere, and can every rule be reached?   Looks at plain data of any shape."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.policy.load import Document
+from gateway.policy.patterns import regex_problem
+from gateway.policy.problems import Path, meant
+
+WISHES = ("auto", "auto:fast", "auto:best")
+RESERVED = {"auto", "fast", "best"}
+
+
+def mapping(data: object, *keys: str | int) -> dict[str, Any]:
+    """The mapping at `keys`; empty when something else is there."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def names(value: object, path: Path) -> Iterator[tuple[Path, str]]:
+    """The names in one name, a list, or {not: names}, with their places."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, list):
+        yield from (((*path, at), item) for at, item in enumerate(value) if isinstance(item, str))
+    elif isinstance(value, dict):
+        yield from names(value.get("not"), (*path, "not"))
+
+
+def items(document: Document, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The mappings of the list at `key`, with their index."""
+    found = document.data.get(key)
+    indexed = enumerate(found if isinstance(found, list) else [])
+    yield from ((at, item) for at, item in indexed if isinstance(item, dict))
+
+
+def check(document: Document) -> None:
+    """Notes what is wrong in `document.problems`."""
+    check_tiers(document)
+    check_plans(document)
+    check_signals(document)
+    check_aliases(document)
+    check_rules(document)
+
+
+def known(document: Document, what: str, found: Iterable[tuple[Path, str]], allowed: Iterable[str]) -> None:
+    names = list(allowed)
+    for path, name in found:
+        if name not in names:
+            document.blame(path, f'no {what} is named "{name}"; {meant(name, names)}')
+
+
+def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
+    """Every place that names a tier by value."""
+    data = document.data
+    yield from names(mapping(data, "triage").get("tier"), ("triage", "tier"))
+    for reason, tier in mapping(data, "triage", "otherwise").items():
+        yield from names(tier, ("triage", "otherwise", reason))
+    for tier, following in mapping(data, "failover", "tiers").items():
+        yield from names(following, ("failover", "tiers", tier))
+    for plan, given in mapping(data, "callers", "plans").items():
+        yield from names(mapping(given).get("may"), ("callers", "plans", plan, "may"))
+    for at, rule in items(document, "rules"):
+        yield from routed(rule.get("route"), ("rules", at, "route"))
+    for at, test in items(document, "tests"):
+        yield from names(mapping(test, "expect").get("tier"), ("tests", at, "expect", "tier"))
+
+
+def routed(route: object, path: Path) -> Iterator[tuple[Path, str]]:
+    """The tiers of a rule's route."""
+    yield from names(route if isinstance(route, str) else None, path)
+    for key, tier in mapping(route).items():
+        inner = (*path, key)
+        yield from routed(tier, inner) if isinstance(tier, dict) else names(tier, inner)
+
+
+def tier_keys(document: Document) -> Iterator[Path]:
+    """Every place that names a tier by key."""
+    yield from (("failover", "tiers", tier) for tier in mapping(document.data, "failover", "tiers"))
+    for at, rule in items(document, "rules"):
+        yield from (("rules", at, "when", "load", tier) for tier in mapping(rule, "when", "load"))
+    for at, test in items(document, "tests"):
+        yield from (("tests", at, "load", tier) for tier in mapping(test, "load"))
+
+
+def check_tiers(document: Document) -> None:
+    tiers = mapping(document.data, "tiers")
+    known(document, "tier", tier_names(document), tiers)
+    for path in tier_keys(document):
+        if path[-1] not in tiers:
+            document.blame(path, f'no tier is named "{path[-1]}"; {meant(str(path[-1]), tiers)}', key=True)
+    for tier in RESERVED & tiers.keys():
+        document.blame(("tiers", tier), f'"{tier}" is a word of its own in model names: choose another', key=True)
+    for path, url in replicas(tiers):
+        if wrong := url_problem(url):
+            document.blame(path, wrong)
+
+
+def replicas(tiers: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Every server URL."""
+    for tier, given in tiers.items():
+        yield from names(mapping(given).get("replicas"), ("tiers", tier, "replicas"))
+
+
+def url_problem(url: str) -> str | None:
+    """Why `url` cannot be a replica. Never repeats it: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "not a URL: expected http(s)://host[:port][/prefix]"
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        return "expected http(s)://host[:port][/prefix]"
+    if parts.username is not None or parts.password is not None:
+        return "a URL may hold no credentials: name their variable in api_key_env"
+    if parts.query or parts.fragment or re.search(r"[\s\x00-\x1f]", url):
+        return "a URL ends with its prefix: no ?query, #fragment or blank"
+    if re.search(r"/(v1|chat|completions|models)(/|$)", parts.path):
+        return "give the URL without /v1 and what follows: the gateway adds the path"
+    return None
+
+
+def check_plans(document: Document) -> None:
+    callers = document.data.get("callers")
+    plans = list(mapping(callers, "plans")) if callers is not None else ["default"]
+    default = mapping(callers, "default").get("plan")
+    known(document, "plan", names(default, ("callers", "default", "plan")), plans)
+    for at, rule in items(document, "rules"):
+        given = mapping(rule, "when", "caller").get("plan")
+        known(document, "plan", names(given, ("rules", at, "when", "caller", "plan")), plans)
+    for at, test in items(document, "tests"):
+        known(document, "plan", names(mapping(test, "caller").get("plan"), ("tests", at, "caller", "plan")), plans)
+
+
+def check_signals(document: Document) -> None:
+    signals = mapping(document.data, "signals")
+    for name, pattern in signals.items():
+        if isinstance(pattern, str) and (wrong := regex_problem(pattern)):
+            document.blame(("signals", name), wrong)
+    for at, rule in items(document, "rules"):
+        given = mapping(rule, "when").get("signals")
+        known(document, "signal", names(given, ("rules", at, "when", "signals")), signals)
+
+
+def check_aliases(document: Document) -> None:
+    tiers = mapping(document.data, "tiers")
+    taken = {*WISHES, *tiers, *(str(mapping(tier).get("model")).lower() for tier in tiers.values())}
+    for alias, target in mapping(document.data, "aliases").items():
+        known(document, "tier", names(target, ("aliases", alias)), [*WISHES, *tiers])
+        if alias.lower() in taken:
+            document.blame(("aliases", alias), f'"{alias}" is a model name already', key=True)
+
+
+def check_rules(document: Document) -> None:
+    rules = list(items(document, "rules"))
+    first: dict[str, int] = {}
+    same: dict[str, int] = {}
+    catch_all: int | None = None
+    for at, rule in rules:
+        line = document.values[("rules", at)][0]
+        name = rule.get("id")
+        if isinstance(name, str) and first.setdefault(name, line) != line:
+            document.blame(("rules", at, "id"), f'"{name}" is the id of the rule on line {first[name]}, too')
+        when = json.dumps(rule.get("when"), sort_keys=True)
+        if catch_all is not None:
+            document.blame(("rules", at), f"never reached: the rule on line {catch_all} matches every request")
+        elif same.setdefault(when, line) != line:
+            document.blame(("rules", at, "when"), f"never reached: the rule on line {same[when]} has the same `when`")
+        elif rule.get("when") is None:
+            catch_all = line
+    known(document, "rule", expected_rules(document), [*first, "caller"])
+    if rules and catch_all is None:
+        document.blame(("rules", rules[-1][0]), "the last rule must match every request: add one without `when`")
+
+
+def expected_rules(document: Document) -> Iterator[tuple[Path, str]]:
+    for at, test in items(document, "tests"):
+        yield from names(mapping(test, "expect").get("rule"), ("tests", at, "expect", "rule"))

@@ -1,0 +1,146 @@
+"""Which tiers answer?   Pure and synchronous: explain, tests and replay call the same function."""
+
+from collections.abc import Sequence
+from typing import overload
+
+from gateway.errors import BadRequest, Forbidden
+from gateway.policy import Bands, Policy, Rule, Split, Tier
+from gateway.types import Ask, Facts, Route, Verdict
+
+IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
+NEEDS = ("tools", "json_schema", "vision")
+WISHED = {"name": "asked for by name", "header": "asked for by header", "metadata": "asked for by metadata"}
+
+
+@overload
+def route(facts: Facts, verdict: Verdict, policy: Policy) -> Route: ...
+@overload
+def route(facts: Facts, verdict: None, policy: Policy) -> Route | Ask: ...
+def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
+    """The tiers to try for a request, or an Ask when the rule wants a verdict that could change the outcome.
+
+    A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A rule's tier
+    above the caller's cap comes down to the cap (reason "capped"). A tier that lacks what the request needs gives way
+    to the next one up that has it, else the next one down (reason "needs ..."). Without a label, the verdict's reason
+    picks the tier and is the route's reason.
+    Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
+    """
+    if facts.wish is not None:
+        reason = WISHED.get(facts.wished_by or "", "asked for")
+        return placed(facts, policy, wished(facts, policy), ("caller", reason))
+    rule = first_match(facts, policy)
+    if isinstance(rule.route, str):
+        return placed(facts, policy, rule.route, (rule.id, "rule"))
+    tiers = {place(facts, policy, tier)[0] for tier in outcomes(rule)}
+    if len(tiers) == 1:
+        tier = tiers.pop()
+        return Route((tier, *followers(facts, policy, tier)), rule.id, f"both ways {tier}")
+    if verdict is None:
+        return Ask(rule.id, draft(facts, policy, outcomes(rule)[0]))
+    if verdict.label is None:
+        tier, _ = place(facts, policy, fallback(verdict, policy))
+        return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
+    return placed(facts, policy, *judged(rule.route, verdict, policy.triage.threshold, rule.id))
+
+
+def first_match(facts: Facts, policy: Policy) -> Rule:
+    """The rule that decides; a loaded policy ends with one that matches every request."""
+    return next(rule for rule in policy.rules if rule.matches(facts))
+
+
+def outcomes(rule: Rule) -> tuple[str, ...]:
+    """The tiers that a rule may choose, the simplest case first."""
+    if isinstance(rule.route, Split):
+        return (rule.route.simple, rule.route.complex)
+    return tuple(rule.route.p_complex.values()) if isinstance(rule.route, Bands) else (rule.route,)
+
+
+def judged(target: Split | Bands, verdict: Verdict, threshold: float, rule: str) -> tuple[str, tuple[str, str]]:
+    """The tier that a labelled verdict chooses, with rule and reason. A label alone counts as p_complex 0 or 1."""
+    sure = verdict.label == "complex"
+    if isinstance(target, Bands):
+        p_complex = float(sure) if verdict.p_complex is None else verdict.p_complex
+        key, tier = next((key, tier) for end, key, tier in target.steps if p_complex < end)
+        return tier, (rule, f"p_complex {key}")
+    hard = sure if verdict.p_complex is None else verdict.p_complex >= threshold
+    return (target.complex, (rule, "complex")) if hard else (target.simple, (rule, "simple"))
+
+
+def fallback(verdict: Verdict, policy: Policy) -> str:
+    """The tier that answers without a verdict: what `otherwise` says for the reason, else the first tier."""
+    given = {str(reason): tier for reason, tier in policy.triage.otherwise.items()}
+    return given.get(verdict.reason, next(iter(policy.tiers)))
+
+
+def permitted(policy: Policy, plan: str) -> Sequence[str]:
+    """The tiers that a plan may use, as they rank. A plan that this policy does not know has the first one."""
+    return policy.permitted.get(plan) or tuple(policy.tiers)[:1]
+
+
+def wished(facts: Facts, policy: Policy) -> str:
+    """The tier that the caller's wish means. Raises Forbidden when it is above the cap."""
+    allowed = permitted(policy, facts.plan)
+    wish = facts.wish or "fast"
+    tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
+    if tier in allowed:
+        return tier
+    raise Forbidden(
+        f"Plan {facts.plan} may not use tier {tier}; the highest it may use is {allowed[-1]}.",
+        param="model" if facts.wished_by == "name" else None,
+        code="tier_not_permitted",
+    )
+
+
+def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Route:
+    """The route for a tier that `said` (rule, reason) chose: capped, able, and with its failover."""
+    chosen, change = place(facts, policy, tier)
+    rule, reason = said
+    return Route((chosen, *followers(facts, policy, chosen)), rule, change or reason)
+
+
+def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
+    """The permitted tier that stands for `tier`, and why it is another one. Raises BadRequest when none is able."""
+    allowed = permitted(policy, facts.plan)
+    capped = tier not in allowed
+    at = len(allowed) - 1 if capped else allowed.index(tier)
+    missing = lacks(facts, policy.tiers[allowed[at]])
+    if missing is None:
+        return allowed[at], "capped" if capped else None
+    for other in (*allowed[at + 1 :], *reversed(allowed[:at])):
+        if lacks(facts, policy.tiers[other]) is None:
+            return other, f"needs {missing}"
+    message = f"No tier that plan {facts.plan} may use has what this request needs: {missing}."
+    raise BadRequest(message, param=param(missing))
+
+
+def lacks(facts: Facts, tier: Tier) -> str | None:
+    """The first thing that the request needs and the tier has not."""
+    for need in NEEDS:
+        if getattr(facts, need) and not getattr(tier.can, need):
+            return need
+    return "context" if facts.context > tier.can.context else None
+
+
+def param(need: str) -> str:
+    """The request field that asks for `need`."""
+    return {"tools": "tools", "json_schema": "response_format"}.get(need, "messages")
+
+
+def followers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
+    """The failover of a tier: those that are permitted and able, each once."""
+    allowed = permitted(policy, facts.plan)
+    tiers = dict.fromkeys(policy.failover.tiers.get(chosen, ()))
+    return tuple(t for t in tiers if t != chosen and t in allowed and lacks(facts, policy.tiers[t]) is None)
+
+
+def draft(facts: Facts, policy: Policy, simplest: str) -> str | None:
+    """The tier that may start its answer before the verdict: the one for the simplest case, if `speculate` lets it.
+
+    when_idle: with the draft and the question both under way, the tier still has a quarter of its places free.
+    """
+    tier, _ = place(facts, policy, simplest)
+    if policy.triage.speculate == "always":
+        return tier
+    room = IDLE_SHARE * policy.tiers[tier].limits.max_inflight
+    idle = policy.triage.speculate == "when_idle" and facts.load.get(tier, 0) + 2 <= room
+    return tier if idle else None

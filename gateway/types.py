@@ -1,0 +1,198 @@
+"""Which values does a request become on its way?   In the order of its life."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gateway.body import Body, Fields
+from gateway.errors import Refusal
+
+Headers = list[tuple[bytes, bytes]]
+Label = Literal["simple", "complex"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An API key's owner. `salt` is the cache_salt that keeps its KV cache apart from others'."""
+
+    id: str
+    name: str
+    plan: str
+    salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What a caller asked: the few fields that we decide on, and the rest of the body untouched.
+
+    `path` is the upstream path ("/v1/chat/completions" or "/v1/completions"); `headers` has lower-case names;
+    `started` is time.perf_counter() when the head arrived.
+    """
+
+    id: str
+    caller: Caller
+    path: str
+    body: Body
+    fields: Fields
+    headers: Mapping[str, str]
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that a rule may look at; no prompt text, so it may be recorded.
+
+    `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata said so.
+    `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
+    `load` is requests in flight per tier, from this gateway. `headers` holds only headers that a rule names.
+    `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
+    """
+
+    model: str
+    caller: str
+    plan: str
+    wish: str | None = None
+    wished_by: str | None = None
+    characters: int = 0
+    turns: int = 1
+    context: int = 0
+    tools: bool = False
+    json_schema: bool = False
+    vision: bool = False
+    signals: frozenset[str] = frozenset()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    load: Mapping[str, int] = field(default_factory=dict)
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Simple or complex, how sure, who says so and why.
+
+    A verdict without a label is a failed classification; `reason` then says how it failed
+    (timeout | parse | truncated | overloaded | error), else it is "ok". `seconds` is what asking took.
+    `cut`: the classifier saw head and tail only.
+    """
+
+    label: Label | None
+    p_complex: float | None
+    reason: str = "ok"
+    source: str = "triage"
+    seconds: float = 0.0
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Tiers to try in order, the rule that said so, and why."""
+
+    tiers: tuple[str, ...]
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The rule wants a verdict first. `draft` is the tier that may start its answer meanwhile, if any."""
+
+    rule: str
+    draft: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Why this tier answered: kept for explain, log and replay. `draft` is kept | wasted | none."""
+
+    facts: Facts
+    verdict: Verdict | None
+    route: Route
+    draft: str = "none"
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the model server says of its answer, filled in while that passes.
+
+    Tokens as it counted them, None where it did not say. `failed`: it told an error inside the answer.
+    """
+
+    prompt: int | None = None
+    cached: int | None = None
+    completion: int | None = None
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer on its way out; the one object with a lifetime: its holder closes it.
+
+    `chunks` yields bytes: whole SSE events for a stream, one chunk for JSON; it raises Refusal when the answer breaks.
+    `tier` is the one that answered, "" for nobody. `waited` is seconds spent waiting for model servers before the first
+    byte. `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced.
+    """
+
+    status: int
+    headers: Headers
+    chunks: AsyncGenerator[bytes, None]
+    stream: bool
+    tier: str
+    shut: Callable[[], Awaitable[None]]
+    usage: Usage = field(default_factory=Usage)
+    waited: float = 0.0
+    route: Route | None = None
+    decision: Decision | None = None
+    cache: str = "bypass"
+
+    @classmethod
+    def refused(cls, refusal: Refusal) -> "Reply":
+        """A reply that breaks with `refusal` before its first byte."""
+        return cls(refusal.status, [], _breaking(refusal), False, "", _nothing)
+
+    def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
+        """This reply with the decision that chose it; `waited` adds seconds spent waiting for a verdict."""
+        self.decision, self.route = decision, decision.route
+        self.waited += waited
+        return self
+
+    async def close(self) -> None:
+        """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
+        try:
+            await self.chunks.aclose()
+        finally:
+            await self.shut()
+
+
+async def _breaking(refusal: Refusal) -> AsyncGenerator[bytes, None]:
+    raise refusal
+    yield b""
+
+
+async def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
+
+    `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
+    model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
+    the server, also of one in mid-stream.
+    """
+
+    id: str
+    path: str
+    status: int
+    seconds: float
+    overhead: float | None
+    policy: str
+    ttft: float | None = None
+    caller: Caller | None = None
+    model: str | None = None
+    stream: bool = False
+    tier: str | None = None
+    route: Route | None = None
+    decision: Decision | None = None
+    cache: str = "bypass"
+    usage: Usage | None = None
+    error: str | None = None

@@ -1,0 +1,230 @@
+"""Reading a body: what is refused, what is understood, and that an edit touches nothing but its members."""
+
+import json
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.body import MAX_CHOICES, OPENING, Body, Fields, read
+from gateway.errors import BadRequest
+
+MESSAGE = b'{"role":"user","content":"hi"}'
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=8)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner), max_leaves=6
+)
+KEYS = st.sampled_from(["model", "a", "é", 'q"', "b\\", "", "[", "{,", "\u2028", "n\n"]) | st.text(max_size=4)
+SPACE = st.text(" \t\n\r", max_size=3)
+
+
+def refused(data: bytes) -> BadRequest:
+    with pytest.raises(BadRequest) as refusal:
+        read(data)
+    error = json.loads(refusal.value.body())["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == refusal.value.param
+    return refusal.value
+
+
+@st.composite
+def spelled(draw: st.DrawFn, members: dict[str, Any]) -> tuple[bytes, dict[str, bytes]]:
+    """An object's text with odd white space and escapes, and each value's own text."""
+    texts = {key: json.dumps(value, ensure_ascii=draw(st.booleans())) for key, value in members.items()}
+    parts = []
+    for key, text in texts.items():
+        name = json.dumps(key, ensure_ascii=draw(st.booleans()))
+        parts.append(f"{draw(SPACE)}{name}{draw(SPACE)}:{draw(SPACE)}{text}{draw(SPACE)}")
+    whole = f"{draw(SPACE)}{{{','.join(parts) or draw(SPACE)}}}{draw(SPACE)}"
+    return whole.encode(), {key: text.encode() for key, text in texts.items()}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"  ", b"null", b"[]", b'"x"', b"7", b"{", b'{"a":1', b'{"a":1,}', b'{"a":1}x', b'{"a":1}{}', b"{'a':1}",
+        b'\xef\xbb\xbf{"a":1}', '{"a":1}'.encode("utf-16"), b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}', b'{"\xff":1}',
+        b'{"a":"\xc0\x80"}', b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":01}', b'{"a":"\\x"}', b'{"a":"\\ud800"}',
+        b'{"\\udc00":1}',
+        b'{"a":"\n"}', b'{"model":"a\x00b"}', b'{"a":\x0c1}', b'{"a":' + b"[" * 100_000, b"[" * 1_000_000,
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"metadata":' + b'{"a":' * 5000 + b"1" + b"}" * 5001,
+    ],
+)  # fmt: skip
+def test_what_is_no_json_object_in_utf8_is_a_bad_request(data: bytes) -> None:
+    assert refused(data).param is None
+
+
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        (b'{"model":7}', "model"),
+        (b'{"stream":"yes"}', "stream"),
+        (b'{"stream":1}', "stream"),
+        (b'{"temperature":"0"}', "temperature"),
+        (b'{"temperature":1e400}', "temperature"),
+        (b'{"n":0}', "n"),
+        (b'{"n":-1}', "n"),
+        (b'{"n":%d}' % (MAX_CHOICES + 1), "n"),
+        (b'{"n":1.5}', "n"),
+        (b'{"n":true}', "n"),
+        (b'{"n":1' + b"0" * 6000 + b"}", "n"),
+        (b'{"max_tokens":-1}', "max_tokens"),
+        (b'{"max_tokens":1e2}', "max_tokens"),
+        (b'{"max_completion_tokens":18446744073709551616}', "max_completion_tokens"),
+        (b'{"messages":{}}', "messages"),
+        (b'{"messages":"hi"}', "messages"),
+        (b'{"messages":[null]}', "messages[0]"),
+        (b'{"messages":[%s,{"content":"x"}]}' % MESSAGE, "messages[1].role"),
+        (b'{"messages":[{"role":1}]}', "messages[0].role"),
+        (b'{"messages":[{"role":"user","content":5}]}', "messages[0].content"),
+        (b'{"messages":[{"role":"user","content":["x"]}]}', "messages[0].content[0]"),
+        (b'{"messages":[{"role":"user","content":[{"text":"x"}]}]}', "messages[0].content[0].type"),
+        (b'{"messages":[{"role":"u","content":[{"type":"x","image_url":[]}]}]}', "messages[0].content[0].image_url"),
+        (b'{"prompt":{}}', "prompt"),
+        (b'{"tools":{}}', "tools"),
+        (b'{"metadata":5}', "metadata"),
+        (b'{"metadata":{"a":{"b":1e400}}}', "metadata"),
+        (b'{"stream_options":[]}', "stream_options"),
+        (b'{"chat_template_kwargs":"x"}', "chat_template_kwargs"),
+        (b'{"cache_salt":1}', "cache_salt"),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_or_size_names_its_field(data: bytes, param: str) -> None:
+    assert refused(data).param == param
+
+
+@pytest.mark.parametrize(
+    ("data", "param"),
+    [
+        (b'{"model":"a","model":"b"}', "model"),
+        (b'{"model":"a","model":"a"}', "model"),
+        (b'{"model":"a","x":1,"m\\u006fdel":"b"}', "model"),
+        (b'{ "m\\u006Fdel" :"b" , "model": "a" }', "model"),
+        (b'{"a/b":1,"a\\/b":2}', "a/b"),
+        (b'{"n":1,"n":12}', "n"),
+        (b'{"n":12,"n":1}', "n"),
+        (b'{"n":1.5,"n":1}', "n"),
+        (b'{"n":1,"x":{"n":2},"n":1}', "n"),
+        (b'{"":1,"":2}', ""),
+        (b'{"a":1,"a":1,"b":2}', "a"),
+        (b'{"a":1,"b":2,"a":1234567}', "a"),
+        (b'{"a":"x\\",\\"a\\":1,\\"b","a":"x"}', "a"),
+        (b'{"stream":true,"a":"\\"stream\\":false","stream":true}', "stream"),
+        (b'{"' + b"k" * 9000 + b'":1,"' + b"k" * 9000 + b'":2}', "k" * 64),
+    ],
+)
+def test_a_key_that_comes_twice_in_any_spelling_is_refused(data: bytes, param: str) -> None:
+    refusal = refused(data)
+    assert refusal.param == param
+    assert "twice" in refusal.message
+
+
+def test_a_body_of_any_origin_is_checked() -> None:
+    for data in (b'{"\xff":1}', b"[]", b'{"a":1,"a":2}'):
+        with pytest.raises(BadRequest):
+            Body(data)
+
+
+def test_null_means_absent() -> None:
+    body, fields = read(b'{"model":null,"messages":null,"stream":null,"max_tokens":null,"n":null,"stop":null}')
+    assert fields == Fields()
+    assert body.raw("model") is None
+    assert body.raw("stop") is None
+    assert body.raw("absent") is None
+
+
+def test_unknown_members_and_odd_strings_pass() -> None:
+    data = b'{"model":"\\u0000\\r\\n","big":12345678901234567890123,"x":1E400,"s":"\\ud83d\\ude00","u":{"a":1,"a":2}}'
+    body, fields = read(data)
+    assert fields.model == "\x00\r\n"
+    assert body.edit({}) == data
+
+
+def test_an_accepted_body_can_be_decoded_again_from_further_down_the_stack() -> None:
+    def deeper(frames: int, data: bytes) -> Any:
+        return deeper(frames - 1, data) if frames else msgspec.json.decode(data)
+
+    accepted = 0
+    for depth in range(0, 1200, 10):
+        data = b'{"x":' + b"[" * depth + b" " * 1024 + b"]" * depth + b"}"
+        try:
+            read(data)
+        except BadRequest:
+            continue
+        deeper(80, data)
+        accepted = depth
+    assert accepted > 200
+
+
+def test_all_addresses_in_a_piece_are_seen() -> None:
+    piece = b'{"type":"video_url","image_url":"data:x","video_url":{"url":"http://a"},"audio_url":{"url":null,"x":1}}'
+    _, fields = read(b'{"messages":[{"role":"user","content":[%s]}]}' % piece)
+    assert fields.messages
+    assert isinstance(fields.messages[0].content, list)
+    assert fields.messages[0].content[0].urls() == ["data:x", "http://a"]
+
+
+def test_a_conversation_keeps_its_opening_while_it_grows() -> None:
+    def opening(*messages: tuple[str, Any]) -> str:
+        talk = [{"role": role, "content": content} for role, content in messages]
+        return read(json.dumps({"messages": talk}).encode())[1].opening()
+
+    first = (("system", "Be brief."), ("user", [{"type": "text", "text": "hi"}]))
+    assert opening(*first) == "Be brief.\nhi"
+    assert opening(*first, ("assistant", "hello"), ("user", "more")) == opening(*first)
+    assert opening(("user", "x" * 9000), ("user", "y")) == "x" * OPENING
+    assert read(b'{"prompt":"once"}')[1].opening() == "once"
+    assert read(b'{"prompt":[1,2]}')[1].opening() == "[1, 2]"
+    assert read(b"{}")[1].opening() == ""
+
+
+@given(st.data())
+def test_an_edit_changes_its_members_and_no_other_byte(data: st.DataObject) -> None:
+    members = data.draw(st.dictionaries(KEYS, VALUES, max_size=6))
+    text, values = data.draw(spelled(members))
+    body = Body(text)
+    assert set(body.spans) == set(members)
+    assert {key: body.data[start:end] for key, (_, start, end) in body.spans.items()} == values
+    names = KEYS | st.sampled_from([*members, "a"])
+    changes = data.draw(st.dictionaries(names, st.none() | VALUES.map(dumped), max_size=6))
+    result = body.edit(changes)
+    left = {key: value for key, value in members.items() if key not in changes}
+    given = {key: json.loads(value) for key, value in changes.items() if value is not None}
+    assert json.loads(result) == left | given
+    after = Body(result)
+    for key, (start, _, end) in body.spans.items():
+        if key in left:
+            begin, _, stop = after.spans[key]
+            assert result[begin:stop] == text[start:end]
+    assert body.edit({}) == text
+
+
+def dumped(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode), st.integers(0, 200), st.binary(max_size=3))
+def test_no_bytes_do_worse_than_a_bad_request(noise: bytes, at: int, patch: bytes) -> None:
+    good = b'{"model":"auto","messages":[%s],"stream":true,"n":1,"metadata":{"a":[1,"\\u00e9"]},"x":null}' % MESSAGE
+    patched = good[:at] + patch + good[at + len(patch) :]
+    for data in (noise, b'{"x":' + noise + b"}", patched, good[:at] + noise + good[at:]):
+        try:
+            body, _ = read(data)
+        except BadRequest as refusal:
+            json.loads(refusal.body())
+        else:
+            assert json.loads(body.edit({"model": b'"m"'}))["model"] == "m"
+
+
+def test_reading_takes_time_in_proportion_to_size() -> None:
+    def seconds(count: int) -> float:
+        data = b"{" + b",".join(b'"k%d":"%s"' % (i, b"v" * 20) for i in range(count)) + b"}"
+        started = time.perf_counter()
+        read(data)[0].edit({"k1": None, "model": b'"m"'})
+        return time.perf_counter() - started
+
+    assert min(seconds(40_000) for _ in range(3)) < 30 * min(seconds(4000) for _ in range(3))

@@ -1,0 +1,121 @@
+"""Why a request goes where it goes: every rule, both sides of the threshold, and what it would cost."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.explain import explain
+from gateway.policy import load_policy
+from gateway.types import Facts, Verdict
+
+POLICY = load_policy(
+    """\
+schema: 1
+name: house
+tiers:
+  flash: {model: m/flash, replicas: ["http://h"], price: {input_per_m: 1.0, output_per_m: 2.0}}
+  pro: {model: m/pro, replicas: ["http://h"], price: {input_per_m: 10.0, output_per_m: 20.0}}
+signals: {sql: select}
+rules:
+  - {id: tiny, when: {characters: {max: 24}, tools: false}, route: flash}
+  - {id: sql, when: {signals: [sql]}, route: pro}
+  - {id: loaded, when: {load: {pro: {inflight: {min: 9}}}}, route: flash}
+  - {id: phase, when: {header: {x-phase: [plan, act]}}, route: pro}
+  - {id: others, when: {caller: {plan: {not: [gold, silver]}}}, route: flash}
+  - {id: alice, when: {caller: {name: alice}}, route: flash}
+  - {id: bands, when: {model: bands}, route: {p_complex: {"<0.4": flash, else: pro}}}
+  - {id: triaged, route: {simple: flash, complex: pro}}
+callers: {default: {plan: gold}, plans: {gold: {may: [pro]}, silver: {}, batch: {}}}
+""",
+    {},
+)
+
+
+def facts(**given: Any) -> Facts:
+    values: dict[str, Any] = {
+        "model": "auto",
+        "caller": "bob",
+        "plan": "gold",
+        "characters": 100,
+        "context": 1000,
+    } | given
+    return Facts(**values)
+
+
+def test_every_rule_says_whether_it_matched_and_why_not() -> None:
+    found = explain(facts(), None, POLICY)["rules"]
+    assert [(rule["id"], rule["why"]) for rule in found] == [
+        ("tiny", "characters is 100, wanted max 24"),
+        ("sql", "signals is none, wanted sql"),
+        ("loaded", "load.pro.inflight is 0, wanted min 9"),
+        ("phase", "header.x-phase is not given, wanted plan or act"),
+        ("others", "caller.plan is gold, wanted not gold or silver"),
+        ("alice", "caller.name is bob, wanted alice"),
+        ("bands", "model is auto, wanted bands"),
+        ("triaged", None),
+    ]
+    assert [rule["decides"] for rule in found] == [False] * 7 + [True]
+
+
+def test_the_first_matcher_that_fails_is_told() -> None:
+    assert explain(facts(tools=True), None, POLICY)["rules"][0]["why"] == "tools is true, wanted false"
+
+
+def test_only_one_rule_decides_and_none_when_the_caller_wishes() -> None:
+    both = facts(characters=3, signals=frozenset({"sql"}))
+    assert [rule["id"] for rule in explain(both, None, POLICY)["rules"] if rule["decides"]] == ["tiny"]
+    wish = explain(facts(wish="pro", wished_by="name"), None, POLICY)
+    assert not any(rule["decides"] for rule in wish["rules"])
+    assert wish["route"] == {"tier": "pro", "tiers": ["pro"], "rule": "caller", "reason": "asked for by name"}
+
+
+def test_the_verdict_comes_with_threshold_and_margin() -> None:
+    found = explain(facts(), Verdict("complex", 0.8, seconds=0.2), POLICY)
+    assert found["triaged"]
+    assert found["verdict"]["margin"] == pytest.approx(0.3)
+    assert (found["verdict"]["threshold"], found["verdict"]["seconds"], found["route"]["tier"]) == (0.5, 0.2, "pro")
+
+
+def test_both_sides_of_the_threshold_are_told() -> None:
+    found = explain(facts(), Verdict("complex", 0.8), POLICY)["sides"]
+    assert (found["simple"]["tier"], found["complex"]["tier"]) == ("flash", "pro")
+    assert found["otherwise"]["timeout"] == {
+        "tier": "flash",
+        "tiers": ["flash"],
+        "rule": "triaged",
+        "reason": "timeout",
+    }
+
+
+def test_each_band_is_told() -> None:
+    found = explain(facts(model="bands"), None, POLICY)["sides"]
+    assert (found["<0.4"]["tier"], found["else"]["tier"]) == ("flash", "pro")
+
+
+def test_without_a_question_there_are_no_sides_and_no_verdict() -> None:
+    found = explain(facts(characters=2), Verdict("complex", 0.8), POLICY)
+    assert (found["triaged"], found["sides"], found["verdict"]) == (False, None, None)
+
+
+def test_without_a_verdict_the_route_is_an_ask() -> None:
+    assert explain(facts(), None, POLICY)["route"] == {"ask": "triaged", "draft": "flash"}
+
+
+def test_a_refusal_is_part_of_the_answer() -> None:
+    found = explain(facts(plan="silver", wish="pro", wished_by="name"), None, POLICY)
+    assert found["route"]["status"] == 403
+
+
+def test_cost_is_told_for_every_tier_with_what_it_assumes() -> None:
+    found = explain(facts(), None, POLICY)["cost"]
+    assert found["usd"] == {"flash": 0.002, "pro": 0.02}
+    assert (found["output_tokens"], found["output_tokens_from"]) == (500, "assumed")
+    found = explain(facts(max_tokens=100), None, POLICY)["cost"]
+    assert found["usd"]["flash"] == pytest.approx(0.0012)
+    assert found["output_tokens_from"] == "max_tokens"
+
+
+def test_the_whole_is_json() -> None:
+    found = explain(facts(signals=frozenset({"sql"}), headers={"x-phase": "a"}), Verdict(None, None, "parse"), POLICY)
+    assert json.loads(json.dumps(found)) == found

@@ -1,0 +1,442 @@
+"""Policy files: what is read, what is refused, and where the finger points."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.policy import PolicyError, Problem, Split, load_policy, open_policy, schema, seconds
+
+POLICIES = Path(__file__).parents[2] / "policies"
+SHIPPED = ("default.yaml", "reference.yaml", "hosted.yaml")
+SMALLEST = """\
+schema: 1
+tiers:
+  flash: {model: org/Flash, replicas: ["http://127.0.0.1:8001"]}
+  pro: {model: org/Pro, replicas: ["http://127.0.0.1:8002"]}
+rules:
+  - {id: triaged, route: {simple: flash, complex: pro}}
+"""
+REFERENCE = (POLICIES / "reference.yaml").read_text(encoding="utf-8")
+
+
+def refused(text: str, env: dict[str, str] | None = None) -> list[str]:
+    """The problems of a text, one line each, without the file's name."""
+    with pytest.raises(PolicyError) as caught:
+        load_policy(text, env or {})
+    return [str(problem).removeprefix("policy.yaml:") for problem in caught.value.problems]
+
+
+def changed(old: str, new: str) -> str:
+    assert old in SMALLEST
+    return SMALLEST.replace(old, new)
+
+
+def test_the_smallest_file_has_sensible_defaults() -> None:
+    policy = load_policy(SMALLEST, {})
+    assert list(policy.tiers) == ["flash", "pro"]
+    assert policy.triage.tier == "flash"
+    assert set(policy.triage.otherwise.values()) == {"flash"}
+    assert policy.callers.default.plan == "default"
+    assert policy.permitted == {"default": ("flash", "pro")}
+    assert policy.rules[0].route == Split("flash", "pro")
+    assert policy.caching is None
+
+
+def test_every_value_is_frozen() -> None:
+    policy = load_policy(SMALLEST, {})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        policy.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_load(name: str) -> None:
+    assert load_policy(POLICIES / name, {}).tests
+
+
+def test_the_default_file_is_short() -> None:
+    assert len((POLICIES / "default.yaml").read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_the_default_file_loads_within_50_ms() -> None:
+    load_policy(POLICIES / "default.yaml", {})
+    started = time.perf_counter()
+    load_policy(POLICIES / "default.yaml", {})
+    assert time.perf_counter() - started < 0.05
+
+
+def test_the_schema_beside_the_policies_is_current() -> None:
+    assert json.loads((POLICIES / "schema.json").read_text(encoding="utf-8")) == schema()
+
+
+def properties(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [item for node in (found, *found["$defs"].values()) for item in node["properties"].values()]
+
+
+def test_every_key_in_the_schema_has_a_description() -> None:
+    assert all(item.get("description") for item in properties(schema()))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_follow_the_schema(name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    document = open_policy(POLICIES / name, {})[1]
+    jsonschema.Draft202012Validator(schema()).validate(document.data)
+
+
+def test_the_schema_knows_extends() -> None:
+    tier = schema()["$defs"]["Tier"]
+    assert "extends" in tier["properties"]
+    assert {"required": ["extends"]} in tier["anyOf"]
+
+
+def test_the_reference_names_every_key() -> None:
+    document = open_policy(POLICIES / "reference.yaml", {})[1]
+    named = {path[-1] for path in document.keys}
+    keys = {key for node in (schema(), *schema()["$defs"].values()) for key in node["properties"]}
+    assert keys - named == set()
+
+
+def test_the_reference_gives_the_defaults() -> None:
+    given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
+    for name in ("name", "revision", "triage"):
+        assert getattr(given, name) == getattr(least, name)
+    assert given.failover.on == least.failover.on
+    for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
+        assert getattr(given.tiers["flash"], name) == getattr(least.tiers["flash"], name)
+    assert given.caching == load_policy(SMALLEST + "caching: {}\n", {}).caching
+    plain = load_policy(SMALLEST + "callers: {default: {plan: default}, plans: {default: {}}}\n", {})
+    assert given.callers == plain.callers
+    bare = load_policy(SMALLEST + "tests: [{name: x, request: {}, expect: {}}]\n", {}).tests[0]
+    for name in ("headers", "load"):
+        assert getattr(given.tests[0], name) == getattr(bare, name)
+
+
+def test_a_tier_takes_from_the_tier_it_extends_key_by_key() -> None:
+    more = "  deep: {extends: pro, limits: {max_inflight: 3}, set: {a: {y: 2}}}\n"
+    text = SMALLEST.replace('8002"]}\n', '8002"], set: {a: {x: 1}}, can: {vision: true}}\n' + more)
+    tier = load_policy(text, {}).tiers["deep"]
+    assert tier.model == "org/Pro"
+    assert tier.limits.max_inflight == 3
+    assert tier.set == {"a": {"x": 1, "y": 2}}
+    assert tier.can.vision
+
+
+def test_extending_leaves_the_other_tier_alone() -> None:
+    more = "  deep: {extends: pro, set: {a: {y: 2}}}\n"
+    text = SMALLEST.replace('8002"]}\n', '8002"], set: {a: {x: 1}}}\n' + more)
+    assert load_policy(text, {}).tiers["pro"].set == {"a": {"x": 1}}
+
+
+def test_variables_come_from_the_environment_or_their_default() -> None:
+    text = changed("org/Flash", "'${NAME:-org/Flash}$${x}'")
+    assert load_policy(text, {}).tiers["flash"].model == "org/Flash${x}"
+    assert load_policy(text, {"NAME": ""}).tiers["flash"].model == "org/Flash${x}"
+    assert load_policy(text, {"NAME": "other"}).tiers["flash"].model == "other${x}"
+
+
+def test_a_plain_variable_may_be_a_number() -> None:
+    text = SMALLEST + "triage:\n  threshold: ${T:-0.25}\n"
+    assert load_policy(text, {}).triage.threshold == 0.25
+    assert load_policy(text, {"T": "0.75"}).triage.threshold == 0.75
+
+
+def test_a_variable_cannot_add_structure() -> None:
+    text = changed("org/Flash", '"${NAME}"')
+    assert load_policy(text, {"NAME": 'a", set: {b: "c'}).tiers["flash"].model == 'a", set: {b: "c'
+
+
+def test_the_digest_is_the_hash_of_the_file_and_tells_nothing_of_the_environment() -> None:
+    text = changed("org/Flash", '"${NAME}"')
+    digests = {load_policy(text, {"NAME": value}).digest for value in ("secret", "other")}
+    assert digests == {hashlib.sha256(text.encode()).hexdigest()[:12]}
+
+
+def test_no_message_repeats_a_value_from_the_environment() -> None:
+    text = SMALLEST + 'triage: {tier: "${A}", timeout: "${A}", layout: "${A}", threshold: ${A}}\n'
+    text = text.replace('"http://127.0.0.1:8001"', '"${A}"').replace("id: triaged", 'id: "${A}"')
+    assert "hunter2" not in "".join(refused(text, {"A": "hunter2 /"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("800ms", 0.8), ("2s", 2.0), ("10m", 600.0), ("1.5h", 5400.0), ("7d", 604800.0)]
+)
+def test_durations_carry_units(text: str, value: float) -> None:
+    assert seconds(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["800", "", "ms", "-1s", "1e3s", "1 s", "²s", 5, None, True])
+def test_what_is_no_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="unit"):
+        seconds(text)
+
+
+def test_yes_and_no_and_on_are_words_as_keys() -> None:
+    policy = load_policy(SMALLEST + "failover: {on: [connect]}\n", {})
+    assert policy.failover.on == ("connect",)
+
+
+NEAR = 'did you mean "flash"?'
+TRAP = 'is a truth value to YAML 1.1 and text to YAML 1.2: write true, or quote it: "{0}"'
+BAD = {
+    "unknown key": (changed("schema: 1", "schema: 1\nrulez: 1"), '2:1: rulez: unknown key; did you mean "rules"?'),
+    "key of a later version": (SMALLEST + "holdback: null\n", "7:1: holdback: unknown key"),
+    "unknown key inside": (
+        changed("model: org/Flash", "model: x, limits: {max_inflght: 2}"),
+        '3:30: tiers.flash.limits.max_inflght: unknown key; did you mean "max_inflight"?',
+    ),
+    "duplicate key": (changed("schema: 1", "schema: 1\nschema: 1"), "2:1: schema: given twice, first on line 1"),
+    "wrong type": (SMALLEST + "triage: {threshold: high}\n", '7:21: triage.threshold: expected a number, got "high"'),
+    "out of range": (SMALLEST + "triage: {threshold: 2}\n", "7:21: triage.threshold: input should be less than or"),
+    "wrong word": (
+        SMALLEST + "triage: {layout: suffux}\n",
+        "7:18: triage.layout: expected 'suffix' or 'system', got \"suffux\"",
+    ),
+    "duration": (SMALLEST + "triage: {timeout: 800}\n", "7:19: triage.timeout: a duration needs a number and a unit"),
+    "missing": (changed("model: org/Flash, ", ""), "3:3: tiers.flash.model: missing"),
+    "yes": (changed("model: org/Flash", "model: yes"), "3:18: tiers.flash.model: `yes` " + TRAP.format("yes")),
+    "on": (
+        changed("id: triaged", "id: a, route: pro, when: {tools: on}}\n  - {id: triaged"),
+        "6:39: rules.0.when.tools: `on` " + TRAP.format("on"),
+    ),
+    "dangling tier": (
+        changed("simple: flash", "simple: flsh"),
+        f'6:35: rules.0.route.simple: no tier is named "flsh"; {NEAR}',
+    ),
+    "dangling fixed route": (changed("{simple: flash, complex: pro}", "flsh"), "6:26: rules.0.route: no tier is named"),
+    "dangling band": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": flsh, else: pro}}'),
+        f'6:47: rules.0.route.p_complex.<0.5: no tier is named "flsh"; {NEAR}',
+    ),
+    "dangling failover": (
+        SMALLEST + "failover: {tiers: {pro: [flash, fash]}}\n",
+        f'7:33: failover.tiers.pro.1: no tier is named "fash"; {NEAR}',
+    ),
+    "dangling failover key": (
+        SMALLEST + "failover: {tiers: {prp: [flash]}}\n",
+        "7:20: failover.tiers.prp: no tier is named",
+    ),
+    "dangling otherwise": (
+        SMALLEST + "triage: {otherwise: {parse: fl}}\n",
+        "7:29: triage.otherwise.parse: no tier is named",
+    ),
+    "dangling triage tier": (
+        SMALLEST + "triage: {tier: flask}\n",
+        f'7:16: triage.tier: no tier is named "flask"; {NEAR}',
+    ),
+    "dangling may": (
+        SMALLEST + "callers: {default: {plan: a}, plans: {a: {may: [prp]}}}\n",
+        '7:49: callers.plans.a.may.0: no tier is named "prp"; did you mean "pro"?',
+    ),
+    "dangling default plan": (
+        SMALLEST + "callers: {default: {plan: gold}, plans: {silver: {}}}\n",
+        '7:27: callers.default.plan: no plan is named "gold"; known: silver',
+    ),
+    "dangling plan in a rule": (
+        changed("rules:", "rules:\n  - {id: a, route: pro, when: {caller: {plan: {not: gold}}}}"),
+        '6:53: rules.0.when.caller.plan.not: no plan is named "gold"; known: default',
+    ),
+    "dangling signal": (
+        changed("rules:", "signals: {sql: sql}\nrules:\n  - {id: a, route: pro, when: {signals: [sqll]}}"),
+        '7:42: rules.0.when.signals.0: no signal is named "sqll"; did you mean "sql"?',
+    ),
+    "dangling alias": (
+        SMALLEST + "aliases: {gpt-4o: atuo}\n",
+        '7:19: aliases.gpt-4o: no tier is named "atuo"; did you mean "auto"?',
+    ),
+    "hiding alias": (
+        SMALLEST + "aliases: {Org/Flash: auto}\n",
+        '7:11: aliases.Org/Flash: "Org/Flash" is a model name already',
+    ),
+    "dangling load": (
+        changed("rules:", "rules:\n  - {id: a, route: pro, when: {load: {por: {inflight: {min: 1}}}}}"),
+        '6:39: rules.0.when.load.por: no tier is named "por"; did you mean "pro"?',
+    ),
+    "dangling rule in a test": (
+        SMALLEST + "tests:\n  - {name: t, request: {}, expect: {rule: triage}}\n",
+        '8:43: tests.0.expect.rule: no rule is named "triage"; did you mean "triaged"?',
+    ),
+    "reserved tier": (
+        changed("  pro:", "  best:").replace("complex: pro", "complex: best"),
+        '4:3: tiers.best: "best" is a word',
+    ),
+    "circle": (
+        changed("rules:", "  a: {extends: b}\n  b: {extends: a}\nrules:"),
+        "6:16: tiers.b.extends: goes in a circle: a -> b -> a",
+    ),
+    "dangling extends": (changed("rules:", "  a: {extends: prp}\nrules:"), "5:16: tiers.a.extends: no tier is named"),
+    "bad regex": (SMALLEST + "signals: {a: '('}\n", "7:14: signals.a: bad regular expression: missing )"),
+    "slow regex": (SMALLEST + "signals: {a: '(x+)+y'}\n", "7:14: signals.a: can take too long"),
+    "empty regex": (SMALLEST + "signals: {a: 'x?'}\n", "7:14: signals.a: matches every text"),
+    "after a catch-all": (
+        SMALLEST + "  - {id: late, route: pro}\n",
+        "7:5: rules.1: never reached: the rule on line 6 matches every request",
+    ),
+    "same when": (
+        changed(
+            "rules:",
+            "rules:\n  - {id: a, route: pro, when: {tools: true}}\n  - {id: b, route: pro, when: {tools: true}}",
+        ),
+        "7:31: rules.1.when: never reached: the rule on line 6 has the same `when`",
+    ),
+    "no catch-all": (
+        changed("id: triaged", "id: triaged, when: {tools: true}"),
+        "6:5: rules.0: the last rule must match every",
+    ),
+    "same id": (
+        changed("rules:", "rules:\n  - {id: triaged, route: pro, when: {tools: true}}"),
+        '7:10: rules.1.id: "triaged" is the id of the rule on line 6, too',
+    ),
+    "never matches": (
+        changed("id: triaged", "id: a, route: pro, when: {turns: {min: 3, max: 2}}}\n  - {id: triaged"),
+        "6:39: rules.0.when.turns: can never match: min 3 is above max 2",
+    ),
+    "empty range": (
+        changed("id: triaged", "id: a, route: pro, when: {turns: {}}}\n  - {id: triaged"),
+        "6:39: rules.0.when.turns: give min, max or both",
+    ),
+    "empty when": (
+        changed("id: triaged", "id: a, route: pro, when: {}}\n  - {id: triaged"),
+        "6:31: rules.0.when: is empty",
+    ),
+    "secret header": (
+        changed("id: triaged", "id: a, route: pro, when: {header: {Authorization: x}}}\n  - {id: triaged"),
+        "6:41: rules.0.when.header.Authorization: this header carries a secret",
+    ),
+    "falling bands": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<0.4": pro, else: pro}}'),
+        "6:26: rules.0.route: bands must rise",
+    ),
+    "bands without else": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<0.6": pro}}'),
+        "6:26: rules.0.route: the last band must be else",
+    ),
+    "odd band": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {">0.5": pro, else: pro}}'),
+        "6:39: rules.0.route.p_complex.>0.5: a band is",
+    ),
+    "half a split": (changed(", complex: pro", ""), "6:19: rules.0.route.complex: missing"),
+    "no rules": ("schema: 1\ntiers: {a: {model: m, replicas: ['http://h']}}\nrules: []\n", "3:8: rules: "),
+    "url scheme": (
+        changed("http://127.0.0.1:8001", "ftp://h"),
+        "3:40: tiers.flash.replicas.0: expected http(s)://host",
+    ),
+    "url password": (
+        changed("http://127.0.0.1:8001", "http://a:b@h"),
+        "3:40: tiers.flash.replicas.0: a URL may hold no",
+    ),
+    "url path": (
+        changed("http://127.0.0.1:8001", "http://h/v1"),
+        "3:40: tiers.flash.replicas.0: give the URL without /v1",
+    ),
+    "url query": (
+        changed("http://127.0.0.1:8001", "http://h/?a=b"),
+        "3:40: tiers.flash.replicas.0: a URL ends with its",
+    ),
+    "url port": (changed("http://127.0.0.1:8001", "http://h:99999"), "3:40: tiers.flash.replicas.0: not a URL"),
+    "missing variable": (
+        changed("org/Flash", "'${NOPE}'"),
+        "3:18: tiers.flash.model: environment variable NOPE is not set; ${NOPE:-default} gives a default",
+    ),
+    "broken variable": (changed("org/Flash", "'${1}'"), "3:18: tiers.flash.model: `${` opens no variable"),
+    "tag": (changed("org/Flash", "!!python/name:os.system x"), "3:18: tiers.flash.model: a tag"),
+    "not YAML": (SMALLEST + "a: [\n", "8:1: not YAML: "),
+    "two documents": (SMALLEST + "---\na: 1\n", "7:1: not YAML: but found another document"),
+    "a list": ("- 1\n", "1:1: expected a mapping"),
+    "nothing": ("", "1:1: expected a mapping"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_refused_at_its_place(case: str) -> None:
+    text, expected = BAD[case]
+    found = refused(text)
+    assert len(found) == 1, found
+    assert found[0].startswith(expected)
+
+
+def test_a_mistake_that_another_tier_inherits_is_told_once_where_it_stands() -> None:
+    text = changed("model: org/Pro", "model: org/Pro, limits: {max_inflight: 0}")
+    found = refused(text.replace("rules:", "  deep: {extends: pro}\nrules:"))
+    assert len(found) == 1
+    assert found[0].startswith("4:48: tiers.pro.limits.max_inflight: input should be greater")
+
+
+def test_a_mistake_in_what_a_tier_adds_is_told_at_that_tier() -> None:
+    found = refused(changed("rules:", "  deep: {extends: pro, can: {context: many}}\nrules:"))
+    assert found == ['5:39: tiers.deep.can.context: expected a whole number, got "many"']
+
+
+def test_several_mistakes_are_told_together_in_the_order_of_the_file() -> None:
+    text = changed("schema: 1", "schema: 2").replace("simple: flash", "simple: flsh") + "triage: {threshold: x}\n"
+    assert [problem.split(":")[0] for problem in refused(text)] == ["1", "6", "7"]
+
+
+def test_a_file_that_is_not_there_is_a_policy_error(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="cannot be read"):
+        load_policy(tmp_path / "none.yaml")
+
+
+def test_a_file_that_is_not_utf_8_is_a_policy_error(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(PolicyError, match="not UTF-8"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "{a: &a {b: *a}}", "[" * 900, "{a: " * 5000, "a: \ud800", "a: \x00"])
+def test_hostile_yaml_is_a_policy_error(text: str) -> None:
+    assert refused(text)
+
+
+def test_an_alias_bomb_is_a_policy_error() -> None:
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    assert refused("\n".join(lines))
+
+
+edits = st.lists(
+    st.tuples(
+        st.integers(0, len(REFERENCE)), st.integers(0, 12), st.text("{}[]:,-#&*!|>'\"%@` \n\tab01.${}~", max_size=4)
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(edits)
+@settings(max_examples=150, deadline=None)
+def test_a_mutated_file_is_read_or_refused_and_nothing_else(changes: list[tuple[int, int, str]]) -> None:
+    text = REFERENCE
+    for at, length, put in changes:
+        text = text[:at] + put + text[at + length :]
+    try:
+        assert load_policy(text, {}).tiers
+        problems: list[Problem] = []
+    except PolicyError as error:
+        problems = [problem for problem in error.problems if problem.line < 1 or problem.column < 1]
+    assert problems == []
+
+
+leaves = st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=5) | st.floats()
+shapes = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
+
+
+@given(st.sampled_from(["tiers", "rules", "triage", "callers", "failover", "signals", "aliases", "tests"]), shapes)
+@settings(max_examples=150, deadline=None)
+def test_a_key_with_any_value_is_read_or_refused_and_nothing_else(key: str, value: object) -> None:
+    document = {
+        "schema": 1,
+        "tiers": {"a": {"model": "m", "replicas": ["http://h"]}},
+        "rules": [{"id": "x", "route": "a"}],
+    }
+    with contextlib.suppress(PolicyError):
+        load_policy(json.dumps(document | {key: value}), {})

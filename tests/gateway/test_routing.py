@@ -1,0 +1,241 @@
+"""Which tiers answer: wishes, rules, caps, needs, failover and verdicts."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import BadRequest, Forbidden, Refusal
+from gateway.policy import Policy, load_policy
+from gateway.routing import route
+from gateway.types import Ask, Facts, Route, Verdict
+
+TEXT = """\
+schema: 1
+tiers:
+  flash: {model: m/flash, replicas: ["http://h"], limits: {max_inflight: 16}, can: {context: 1000}}
+  think: {extends: flash, can: {vision: true}}
+  pro: {model: m/pro, replicas: ["http://h"], can: {tools: false, context: 5000}}
+  max: {extends: pro, can: {tools: true}}
+triage: {otherwise: {parse: pro, error: max}}
+signals: {sql: select}
+rules:
+  - {id: sql, when: {signals: [sql]}, route: pro}
+  - {id: top, when: {model: top}, route: max}
+  - {id: bands, when: {model: bands}, route: {p_complex: {"<0.3": flash, "<0.7": think, else: pro}}}
+  - {id: same, when: {model: same}, route: {simple: flash, complex: flash}}
+  - {id: steep, when: {model: steep}, route: {simple: pro, complex: max}}
+  - {id: triaged, route: {simple: flash, complex: pro}}
+failover: {tiers: {flash: [pro, think, flash, pro], pro: [flash]}}
+callers:
+  default: {plan: gold}
+  plans: {gold: {may: [max]}, silver: {may: [pro]}, bronze: {may: [think]}, batch: {}}
+"""
+POLICY = load_policy(TEXT, {})
+TIERS = list(POLICY.tiers)
+
+
+def facts(**given: Any) -> Facts:
+    values: dict[str, Any] = {"model": "auto", "caller": "c", "plan": "gold"} | given
+    return Facts(**values)
+
+
+def routed(found: Facts, verdict: Verdict | None = None, policy: Policy = POLICY) -> Route:
+    chosen = route(found, verdict, policy)
+    assert isinstance(chosen, Route)
+    return chosen
+
+
+def asked(found: Facts, policy: Policy = POLICY) -> Ask:
+    chosen = route(found, None, policy)
+    assert isinstance(chosen, Ask)
+    return chosen
+
+
+def speculating(when: str) -> Policy:
+    return load_policy(TEXT.replace("triage: {", f"triage: {{speculate: {when}, "), {})
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    assert routed(facts(signals=frozenset({"sql"}))) == Route(("pro", "flash"), "sql", "rule")
+
+
+def test_a_rule_that_wants_a_verdict_asks() -> None:
+    assert asked(facts()) == Ask("triaged", "flash")
+
+
+@pytest.mark.parametrize(("p_complex", "tier"), [(0.0, "flash"), (0.49, "flash"), (0.5, "pro"), (1.0, "pro")])
+def test_complex_begins_at_the_threshold(p_complex: float, tier: str) -> None:
+    assert routed(facts(), Verdict("simple", p_complex)).tiers[0] == tier
+
+
+@pytest.mark.parametrize(("label", "tier"), [("simple", "flash"), ("complex", "pro")])
+def test_a_label_without_a_probability_decides(label: Any, tier: str) -> None:
+    assert routed(facts(), Verdict(label, None)) == Route(routed(facts(), Verdict(label, None)).tiers, "triaged", label)
+    assert routed(facts(), Verdict(label, None)).tiers[0] == tier
+
+
+@pytest.mark.parametrize(
+    ("p_complex", "tier"), [(0.29, "flash"), (0.3, "think"), (0.69, "think"), (0.7, "pro"), (1.0, "pro")]
+)
+def test_bands_begin_at_their_lower_end(p_complex: float, tier: str) -> None:
+    assert routed(facts(model="bands"), Verdict("simple", p_complex)).tiers[0] == tier
+
+
+@pytest.mark.parametrize(("label", "tier"), [("simple", "flash"), ("complex", "pro")])
+def test_a_label_alone_means_the_outer_bands(label: Any, tier: str) -> None:
+    assert routed(facts(model="bands"), Verdict(label, None)).tiers[0] == tier
+
+
+@pytest.mark.parametrize(
+    ("reason", "tier"), [("parse", "pro"), ("timeout", "flash"), ("error", "max"), ("odd", "flash")]
+)
+def test_a_failed_verdict_goes_where_otherwise_says(reason: str, tier: str) -> None:
+    found = routed(facts(), Verdict(None, None, reason))
+    assert (found.tiers[0], found.rule, found.reason) == (tier, "triaged", reason)
+
+
+def test_otherwise_is_capped_too() -> None:
+    assert routed(facts(plan="silver"), Verdict(None, None, "error")).tiers[0] == "pro"
+
+
+def test_nobody_is_asked_when_both_ways_lead_to_one_tier() -> None:
+    assert routed(facts(model="same")) == Route(("flash", "pro", "think"), "same", "both ways flash")
+    assert routed(facts(plan="batch")) == Route(("flash",), "triaged", "both ways flash")
+    assert routed(facts(plan="silver", model="steep")).reason == "both ways pro"
+
+
+@pytest.mark.parametrize(
+    ("plan", "tier"), [("gold", "max"), ("silver", "pro"), ("bronze", "think"), ("batch", "flash"), ("gone", "flash")]
+)
+def test_a_rule_above_the_cap_comes_down_to_the_cap(plan: str, tier: str) -> None:
+    found = routed(facts(plan=plan, model="top"))
+    assert (found.tiers[0], found.reason) == (tier, "rule" if plan == "gold" else "capped")
+
+
+def test_a_wish_goes_before_all_rules() -> None:
+    found = routed(facts(wish="think", wished_by="header", signals=frozenset({"sql"})))
+    assert found == Route(("think",), "caller", "asked for by header")
+
+
+@pytest.mark.parametrize(("plan", "tier"), [("gold", "max"), ("silver", "pro"), ("batch", "flash")])
+def test_best_is_the_highest_permitted_tier_and_fast_the_first(plan: str, tier: str) -> None:
+    assert routed(facts(plan=plan, wish="best", wished_by="name")).tiers[0] == tier
+    assert routed(facts(plan=plan, wish="fast", wished_by="name")).tiers[0] == "flash"
+
+
+def test_a_wish_above_the_cap_is_forbidden() -> None:
+    with pytest.raises(Forbidden, match="silver may not use tier max; the highest it may use is pro") as caught:
+        route(facts(plan="silver", wish="max", wished_by="name"), None, POLICY)
+    assert caught.value.param == "model"
+
+
+def test_going_down_is_always_allowed() -> None:
+    assert routed(facts(plan="silver", wish="think", wished_by="name")).tiers[0] == "think"
+
+
+def test_failover_names_each_permitted_and_able_tier_once() -> None:
+    assert routed(facts(wish="fast")).tiers == ("flash", "pro", "think")
+    assert routed(facts(wish="fast", plan="bronze")).tiers == ("flash", "think")
+    assert routed(facts(wish="fast", tools=True)).tiers == ("flash", "think")
+
+
+@pytest.mark.parametrize(
+    ("needs", "tier"),
+    [({"vision": True}, "think"), ({"context": 2000}, "pro"), ({"context": 2000, "tools": True}, "max")],
+)
+def test_a_tier_that_lacks_something_gives_way_to_the_next_one_up(needs: dict[str, Any], tier: str) -> None:
+    found = routed(facts(wish="fast", **needs))
+    assert (found.tiers[0], found.reason) == (tier, f"needs {next(iter(needs))}")
+
+
+def test_when_no_higher_tier_is_able_the_next_one_down_takes_over() -> None:
+    assert routed(facts(plan="silver", model="top", tools=True)) == Route(("think",), "top", "needs tools")
+
+
+def test_a_need_that_no_permitted_tier_has_is_a_bad_request_that_names_it() -> None:
+    with pytest.raises(BadRequest, match="context"):
+        route(facts(context=9000), None, POLICY)
+    with pytest.raises(BadRequest, match=r"plan batch .* vision"):
+        route(facts(plan="batch", vision=True), None, POLICY)
+
+
+def test_a_draft_starts_where_a_simple_prompt_goes() -> None:
+    assert asked(facts(model="bands"), speculating("always")).draft == "flash"
+    assert asked(facts(tools=True), speculating("always")).draft == "flash"
+    assert asked(facts(model="steep", load={"pro": 0})).draft == "pro"
+
+
+@pytest.mark.parametrize(("inflight", "draft"), [(0, "flash"), (10, "flash"), (11, None), (16, None)])
+def test_when_idle_leaves_a_quarter_of_the_places_free(inflight: int, draft: str | None) -> None:
+    assert asked(facts(load={"flash": inflight})).draft == draft
+
+
+def test_always_and_never_do_not_look_at_the_load() -> None:
+    assert asked(facts(load={"flash": 999}), speculating("always")).draft == "flash"
+    assert asked(facts(), speculating("never")).draft is None
+
+
+some_facts = st.builds(
+    Facts,
+    model=st.sampled_from(["auto", "top", "bands", "same", "steep"]),
+    caller=st.just("c"),
+    plan=st.sampled_from(["gold", "silver", "bronze", "batch", "gone"]),
+    wish=st.sampled_from([None, None, "fast", "best", *TIERS]),
+    wished_by=st.just("name"),
+    context=st.sampled_from([0, 1000, 1001, 5000, 5001]),
+    tools=st.booleans(),
+    vision=st.booleans(),
+    signals=st.sampled_from([frozenset(), frozenset({"sql"})]),
+    load=st.dictionaries(st.sampled_from(TIERS), st.integers(0, 300)),
+)
+some_verdicts = st.builds(
+    Verdict,
+    label=st.sampled_from([None, "simple", "complex"]),
+    p_complex=st.none() | st.floats(0, 1),
+    reason=st.sampled_from(["ok", "timeout", "parse", "error"]),
+)
+
+
+@given(some_facts, some_verdicts)
+def test_a_route_is_never_above_the_cap_nor_unable_nor_twice(found: Facts, verdict: Verdict) -> None:
+    try:
+        chosen = route(found, verdict, POLICY)
+    except Refusal:
+        return
+    assert isinstance(chosen, Route)
+    allowed = POLICY.permitted.get(found.plan, ("flash",))
+    assert set(chosen.tiers) <= set(allowed)
+    assert len(set(chosen.tiers)) == len(chosen.tiers)
+    for name in chosen.tiers:
+        can = POLICY.tiers[name].can
+        assert can.tools >= found.tools
+        assert can.vision >= found.vision
+        assert can.context >= found.context
+
+
+@given(some_facts, some_verdicts)
+def test_an_ask_is_settled_by_any_verdict_and_its_draft_is_permitted(found: Facts, verdict: Verdict) -> None:
+    try:
+        first = route(found, None, POLICY)
+    except Refusal:
+        return
+    if isinstance(first, Ask):
+        assert first.draft is None or first.draft in POLICY.permitted.get(found.plan, ("flash",))
+        assert routed(found, verdict).rule == first.rule
+    else:
+        assert route(found, verdict, POLICY) == first
+
+
+@given(some_facts)
+def test_permission_for_more_never_refuses_what_less_allowed(found: Facts) -> None:
+    ranks = {"batch": 0, "bronze": 1, "silver": 2, "gold": 3}
+    if found.plan not in ranks:
+        return
+    try:
+        route(found, None, POLICY)
+    except Refusal:
+        return
+    gold = Facts(**{name: getattr(found, name) for name in Facts.__slots__} | {"plan": "gold"})
+    route(gold, None, POLICY)
