@@ -1,0 +1,138 @@
+"""What does one process remember by itself?"""
+
+import secrets
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, allowed, refused
+
+CACHE_BYTES = 64 << 20
+LEASE_NAME = "m"  # every lease of this store begins with it
+
+
+@dataclass(slots=True)
+class Account:
+    """One caller: `idle_at` is GCRA's theoretical arrival time, `slots` maps leases to deadlines. Microseconds."""
+
+    idle_at: int = 0
+    slots: dict[str, int] = field(default_factory=dict)
+
+    def is_idle(self, now: int) -> bool:
+        return self.idle_at <= now and all(deadline <= now for deadline in self.slots.values())
+
+    def full(self, now: int, concurrency: int) -> bool:
+        """Drops leases that are past their deadline, but only when that could make room."""
+        if len(self.slots) >= concurrency:
+            self.slots = {lease: deadline for lease, deadline in self.slots.items() if deadline > now}
+        return len(self.slots) >= concurrency
+
+
+class MemoryStore:
+    """A Store of this process, by its monotonic clock. Above CACHE_BYTES the least recently used entries go."""
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, bytes], tuple[float, bytes]] = OrderedDict()
+        self._cache_bytes = 0
+        self._keys: dict[str, KeyRecord] = {}
+        self._secret = secrets.token_bytes(32)
+        self._leases = 0
+
+    @property
+    def state(self) -> State:
+        return "memory"
+
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:
+        now = time.monotonic_ns() // 1000
+        account = self._account(caller, now)
+        interval = limits.interval
+        window = limits.requests_per_minute * interval
+        spent = min(max(account.idle_at - now, 0), window)
+        if spent + interval > window:
+            return refused(limits, spent, "requests")
+        entry = None if recall is None else self._recall(caller, recall)
+        if entry is None and account.full(now, limits.concurrency):
+            return refused(limits, spent, "concurrency")
+        account.idle_at = now + spent + interval
+        lease = None if entry is not None else self._lease(account, now, limits.lease)
+        return allowed(limits, spent + interval, entry, lease)
+
+    def _account(self, caller: str, now: int) -> Account:
+        """Each call also looks at the account that was looked at longest ago, so that idle ones do not pile up."""
+        account = self._accounts.get(caller)
+        if account is None:
+            account = self._accounts[caller] = Account()
+        oldest, other = next(iter(self._accounts.items()))
+        if other is not account and other.is_idle(now):
+            del self._accounts[oldest]
+        else:
+            self._accounts.move_to_end(oldest)
+        return account
+
+    def _lease(self, account: Account, now: int, seconds: float) -> str:
+        self._leases += 1
+        lease = f"{LEASE_NAME}{self._leases:x}"
+        account.slots[lease] = now + int(seconds * 1e6)
+        return lease
+
+    async def release(self, caller: str, lease: str) -> None:
+        account = self._accounts.get(caller)
+        if account is not None:
+            account.slots.pop(lease, None)
+
+    async def recall(self, caller: str, key: bytes) -> bytes | None:
+        return self._recall(caller, key)
+
+    def _recall(self, caller: str, key: bytes) -> bytes | None:
+        found = self._cache.get((caller, key))
+        if found is None:
+            return None
+        if found[0] <= time.monotonic():
+            self._forget((caller, key))
+            return None
+        self._cache.move_to_end((caller, key))
+        return found[1]
+
+    def _forget(self, name: tuple[str, bytes]) -> None:
+        found = self._cache.pop(name, None)
+        if found is not None:
+            self._cache_bytes -= len(found[1])
+
+    async def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> None:
+        if len(value) > VALUE_LIMIT:
+            return
+        self._forget((caller, key))
+        self._cache[caller, key] = (time.monotonic() + ttl, value)
+        self._cache_bytes += len(value)
+        while self._cache_bytes > CACHE_BYTES:
+            self._forget(next(iter(self._cache)))
+
+    async def key(self, key_id: str) -> KeyRecord | None:
+        return self._keys.get(key_id)
+
+    async def put_key(self, record: KeyRecord, only_first: bool = False) -> bool:
+        if only_first and self._keys:
+            return False
+        self._keys[record.id] = record
+        return True
+
+    async def list_keys(self) -> list[KeyRecord]:
+        return sorted(self._keys.values(), key=lambda record: record.created)
+
+    async def revoke_key(self, key_id: str) -> bool:
+        record = self._keys.get(key_id)
+        if record is None:
+            return False
+        if record.revoked is None:
+            self._keys[key_id] = replace(record, revoked=time.time())
+        return True
+
+    async def secret(self) -> bytes:
+        return self._secret
+
+    async def ping(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        return None

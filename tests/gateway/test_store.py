@@ -1,0 +1,299 @@
+"""One contract, two stores: memory, and a real Valkey server on a unix socket."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from itertools import combinations
+from typing import TypeVar
+
+import pytest
+import redis
+
+from gateway.embedded import embedded
+from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, MemoryStore, Store, open_store
+
+T = TypeVar("T")
+KEY = b"k" * 32
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        yield runner.run(stack.enter_async_context(embedded()))
+        runner.run(stack.aclose())
+
+
+@pytest.fixture
+def valkey(server: str) -> str:
+    with redis.Redis.from_url(server) as client:
+        client.flushall()
+    return server
+
+
+@pytest.fixture(params=["memory", "valkey"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    return None if request.param == "memory" else request.getfixturevalue("valkey")
+
+
+def on(url: str | None, scenario: Callable[[Store], Awaitable[T]]) -> T:
+    async def main() -> T:
+        store = open_store(url)
+        try:
+            return await scenario(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:
+    return Limits(requests, concurrency, lease)
+
+
+async def burst(store: Store, count: int, what: Limits, recall: bytes | None = None) -> list[Admitted]:
+    return list(await asyncio.gather(*(store.admit("ann", what, recall) for _ in range(count))))
+
+
+def granted(answers: list[Admitted]) -> int:
+    return sum(answer.allowed for answer in answers)
+
+
+def test_four_hundred_at_once_against_a_limit_of_fifty_admit_exactly_fifty(url: str | None) -> None:
+    answers = on(url, lambda store: burst(store, 400, limits(50)))
+    assert granted(answers) == 50
+    assert {answer.refused_by for answer in answers} == {None, "requests"}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 121])
+def test_from_idle_exactly_the_limit_is_admitted_whatever_it_is(url: str | None, limit: int) -> None:
+    assert granted(on(url, lambda store: burst(store, limit + 9, limits(limit)))) == limit
+
+
+def test_four_hundred_at_once_get_exactly_the_slots_there_are(url: str | None) -> None:
+    answers = on(url, lambda store: burst(store, 400, limits(concurrency=16)))
+    assert granted(answers) == 16
+    assert len({answer.lease for answer in answers if answer.lease}) == 16
+
+
+def test_at_no_sliding_moment_more_is_admitted_than_declared(url: str | None) -> None:
+    async def attack(store: Store) -> list[tuple[float, float]]:
+        history = []
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            asked = time.monotonic()
+            answers = await burst(store, 20, limits(120))
+            history += [(asked, time.monotonic())] * granted(answers)
+        return history
+
+    history = on(url, attack)
+    assert len(history) >= 120
+    for (first, (asked, _)), (last, (_, answered)) in combinations(enumerate(history), 2):
+        assert last - first + 1 <= 120 + (answered - asked) * 120 / 60 + 1e-3
+
+
+def test_a_refused_request_that_waits_as_told_is_admitted_and_one_that_does_not_is_refused(url: str | None) -> None:
+    async def wait(store: Store) -> tuple[bool, bool]:
+        what = limits(300)
+        refusal = (await burst(store, 310, what))[-1]
+        assert 0.0 < refusal.retry_after <= 0.2
+        early = await store.admit("ann", what, None)
+        await asyncio.sleep(early.retry_after + 0.002)
+        return early.allowed, (await store.admit("ann", what, None)).allowed
+
+    assert on(url, wait) == (False, True)
+
+
+def test_remaining_and_reset_tell_the_truth(url: str | None) -> None:
+    async def ask(store: Store) -> list[Admitted]:
+        return [await store.admit("ann", limits(6), None) for _ in range(8)]
+
+    answers = on(url, ask)
+    assert [answer.remaining for answer in answers] == [5, 4, 3, 2, 1, 0, 0, 0]
+    assert {answer.limit for answer in answers} == {6}
+    assert answers[0].reset == pytest.approx(10.0)
+    assert answers[-1].reset == pytest.approx(60.0, abs=0.2)
+    assert answers[-1].retry_after == pytest.approx(10.0, abs=0.2)
+
+
+def test_a_refusal_by_concurrency_consumes_no_request(url: str | None) -> None:
+    async def ask(store: Store) -> list[Admitted]:
+        first = await store.admit("ann", limits(3, concurrency=1), None)
+        full = [await store.admit("ann", limits(3, concurrency=1), None) for _ in range(5)]
+        assert first.lease is not None
+        await store.release("ann", first.lease)
+        return [*full, await store.admit("ann", limits(3, concurrency=1), None)]
+
+    *full, last = on(url, ask)
+    assert {(answer.refused_by, answer.remaining, answer.retry_after) for answer in full} == {("concurrency", 2, 1.0)}
+    assert (last.allowed, last.remaining) == (True, 1)
+
+
+def test_the_slot_of_a_holder_that_died_returns_after_its_deadline(url: str | None) -> None:
+    async def die(store: Store) -> list[bool]:
+        what = limits(concurrency=2, lease=0.1)
+        before = await burst(store, 3, what)
+        await asyncio.sleep(0.11)
+        return [answer.allowed for answer in before + await burst(store, 3, what)]
+
+    assert on(url, die) == [True, True, False, True, True, False]
+
+
+def test_a_late_release_does_not_free_the_slot_of_another(url: str | None) -> None:
+    async def late(store: Store) -> bool:
+        first = await store.admit("ann", limits(concurrency=1, lease=0.05), None)
+        await asyncio.sleep(0.06)
+        await store.admit("ann", limits(concurrency=1), None)
+        await store.release("ann", first.lease or "")
+        return (await store.admit("ann", limits(concurrency=1), None)).allowed
+
+    assert on(url, late) is False
+
+
+def test_a_hit_counts_as_a_request_and_takes_no_slot(url: str | None) -> None:
+    async def hit(store: Store) -> list[Admitted]:
+        await store.remember("ann", KEY, b"answer", 10.0)
+        what = limits(4, concurrency=1)
+        held = await store.admit("ann", what, b"another key")
+        return [held] + [await store.admit("ann", what, KEY) for _ in range(4)]
+
+    held, *hits, refusal = on(url, hit)
+    assert held.lease is not None
+    assert held.entry is None
+    assert [(found.entry, found.lease, found.remaining) for found in hits] == [
+        (b"answer", None, 2), (b"answer", None, 1), (b"answer", None, 0),
+    ]  # fmt: skip
+    assert (refusal.refused_by, refusal.entry) == ("requests", None)
+
+
+def test_a_lower_limit_from_a_swapped_policy_holds_at_once(url: str | None) -> None:
+    async def lower(store: Store) -> Admitted:
+        await burst(store, 100, limits(100))
+        return await store.admit("ann", limits(10), None)
+
+    refusal = on(url, lower)
+    assert not refusal.allowed
+    assert refusal.retry_after <= 6.0
+
+
+def test_limits_and_entries_of_callers_are_apart(url: str | None) -> None:
+    async def two(store: Store) -> tuple[bool, bytes | None, bytes | None]:
+        await store.remember("ann", KEY, b"hers", 10.0)
+        await store.admit("ann", limits(1), None)
+        other = await store.admit("bob", limits(1), KEY)
+        return other.allowed, other.entry, await store.recall("ann", KEY)
+
+    assert on(url, two) == (True, None, b"hers")
+
+
+def test_entries_end_are_replaced_and_have_a_size_limit(url: str | None) -> None:
+    async def keep(store: Store) -> list[int | None]:
+        await store.remember("ann", b"short", b"x", 0.05)
+        await store.remember("ann", b"replaced", b"x", 10.0)
+        await store.remember("ann", b"replaced", b"xx", 10.0)
+        await store.remember("ann", b"largest", b"x" * VALUE_LIMIT, 10.0)
+        await store.remember("ann", b"too large", b"x" * (VALUE_LIMIT + 1), 10.0)
+        await asyncio.sleep(0.06)
+        found = [await store.recall("ann", key) for key in (b"short", b"replaced", b"largest", b"too large")]
+        return [None if value is None else len(value) for value in found]
+
+    assert on(url, keep) == [None, 2, VALUE_LIMIT, None]
+
+
+def test_a_cancelled_admission_leaves_no_slot_taken(url: str | None) -> None:
+    async def leave(store: Store) -> bool:
+        what = limits(concurrency=1)
+        for turns in range(5):
+            asking = asyncio.create_task(store.admit("ann", what, None))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            left = asking.done()
+            asking.cancel()
+            await asyncio.wait([asking])
+            if left:
+                await store.release("ann", asking.result().lease or "")
+        return (await store.admit("ann", what, None)).allowed
+
+    assert on(url, leave)
+
+
+def test_a_cancelled_release_still_gives_the_slot_back(url: str | None) -> None:
+    async def leave(store: Store) -> bool:
+        what = limits(concurrency=1)
+        held = await store.admit("ann", what, None)
+        giving = asyncio.create_task(store.release("ann", held.lease or ""))
+        await asyncio.sleep(0)
+        giving.cancel()
+        await asyncio.wait([giving])
+        return (await store.admit("ann", what, None)).allowed
+
+    assert on(url, leave)
+
+
+def test_keys_are_kept_listed_by_age_and_revoked_once(url: str | None) -> None:
+    young = KeyRecord("b" * 12, "hash", "bob", None, 2.0)
+    old = KeyRecord("a" * 12, "hash", "ann", "gold", 1.0)
+
+    async def keep(store: Store) -> None:
+        assert await store.put_key(young)
+        assert await store.put_key(old)
+        assert await store.list_keys() == [old, young]
+        assert await store.key(old.id) == old
+        assert await store.key("unknown") is None
+        assert await store.revoke_key("unknown") is False
+        assert await store.revoke_key(old.id)
+        first = await store.key(old.id)
+        assert await store.revoke_key(old.id)
+        assert first is not None
+        assert first.revoked is not None
+        assert await store.key(old.id) == first
+
+    on(url, keep)
+
+
+def test_of_twenty_first_keys_at_once_one_is_kept(url: str | None) -> None:
+    async def race(store: Store) -> tuple[int, int]:
+        records = [KeyRecord(f"{n:012x}", "hash", "ann", None, 1.0) for n in range(20)]
+        kept = await asyncio.gather(*(store.put_key(record, only_first=True) for record in records))
+        return sum(kept), len(await store.list_keys())
+
+    assert on(url, race) == (1, 1)
+
+
+def test_the_secret_is_random_and_stays(url: str | None) -> None:
+    async def ask(store: Store) -> set[bytes]:
+        return set(await asyncio.gather(*(store.secret() for _ in range(10))))
+
+    (secret,) = on(url, ask)
+    assert len(secret) == 32
+    assert len(set(secret)) > 8
+
+
+def test_a_store_says_what_it_is(url: str | None) -> None:
+    async def ask(store: Store) -> tuple[bool, str]:
+        return await store.ping(), store.state
+
+    assert on(url, ask) == (True, "memory" if url is None else "ok")
+
+
+def test_memory_forgets_the_least_recently_used_entries_above_its_bound() -> None:
+    async def fill(store: Store) -> list[bool]:
+        for n in range(64):
+            await store.remember("ann", b"%d" % n, b"x" * VALUE_LIMIT, 10.0)
+        await store.recall("ann", b"0")
+        await store.remember("ann", b"one more", b"x" * VALUE_LIMIT, 10.0)
+        return [await store.recall("ann", key) is not None for key in (b"0", b"1", b"2", b"one more")]
+
+    assert on(None, fill) == [True, False, True, True]
+
+
+def test_memory_forgets_idle_callers() -> None:
+    async def pass_by() -> int:
+        store = MemoryStore()
+        for n in range(5000):
+            found = await store.admit(f"caller {n}", limits(6_000_000), None)
+            await store.release(f"caller {n}", found.lease or "")
+        return len(store._accounts)
+
+    assert asyncio.run(pass_by()) < 100

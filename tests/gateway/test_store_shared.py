@@ -1,0 +1,136 @@
+"""What holds only where processes share a server: a real Valkey on a unix socket."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+import pytest
+import redis
+
+from gateway.embedded import embedded
+from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, Store, open_store
+
+T = TypeVar("T")
+KEY = b"k" * 32
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        yield runner.run(stack.enter_async_context(embedded()))
+        runner.run(stack.aclose())
+
+
+@pytest.fixture
+def valkey(server: str) -> str:
+    with redis.Redis.from_url(server) as client:
+        client.flushall()
+    return server
+
+
+def on(url: str, scenario: Callable[[Store], Awaitable[T]]) -> T:
+    async def main() -> T:
+        store = open_store(url)
+        try:
+            return await scenario(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:
+    return Limits(requests, concurrency, lease)
+
+
+async def burst(store: Store, count: int, what: Limits) -> list[Admitted]:
+    return list(await asyncio.gather(*(store.admit("ann", what, None) for _ in range(count))))
+
+
+def granted(answers: list[Admitted]) -> int:
+    return sum(answer.allowed for answer in answers)
+
+
+def test_two_processes_on_one_server_share_limits_slots_entries_and_the_secret(valkey: str) -> None:
+    async def both(one: Store) -> None:
+        other = open_store(valkey)
+        halves = await asyncio.gather(burst(one, 200, limits(50)), burst(other, 200, limits(50)))
+        assert sum(map(granted, halves)) == 50
+        held = await one.admit("bob", limits(concurrency=1), None)
+        assert not (await other.admit("bob", limits(concurrency=1), None)).allowed
+        await other.release("bob", held.lease or "")
+        assert (await other.admit("bob", limits(concurrency=1), None)).allowed
+        await one.remember("ann", KEY, b"answer", 10.0)
+        assert await other.recall("ann", KEY) == b"answer"
+        assert await one.secret() == await other.secret()
+        await other.close()
+
+    on(valkey, both)
+
+
+def test_of_two_processes_that_make_the_first_key_one_does(valkey: str) -> None:
+    async def race(one: Store) -> int:
+        other = open_store(valkey)
+        records = [KeyRecord(name, "hash", name, None, 1.0) for name in ("ann", "bob")]
+        stores = zip((one, other), records, strict=True)
+        kept = await asyncio.gather(*(store.put_key(record, only_first=True) for store, record in stores))
+        await other.close()
+        return sum(kept)
+
+    assert on(valkey, race) == 1
+
+
+def test_a_crowd_of_requests_and_of_large_values_is_no_outage(valkey: str) -> None:
+    async def crowd(store: Store) -> tuple[int, str]:
+        answers = asyncio.create_task(burst(store, 5000, limits(10)))
+        await asyncio.gather(*(store.remember("ann", b"%d" % n, b"x" * VALUE_LIMIT, 10.0) for n in range(40)))
+        return granted(await answers), store.state
+
+    assert on(valkey, crowd) == (10, "ok")
+
+
+def test_a_server_that_forgot_its_scripts_gets_them_again(valkey: str) -> None:
+    async def forget(store: Store) -> tuple[int, str]:
+        before = granted(await burst(store, 20, limits(50)))
+        with redis.Redis.from_url(valkey) as client:
+            client.script_flush()
+        return before + granted(await burst(store, 100, limits(50))), store.state
+
+    assert on(valkey, forget) == (50, "ok")
+
+
+SHIFTED = """
+import sys, time
+seconds, url = float(sys.argv[1]), sys.argv[2]
+real, steady = time.time, time.monotonic
+time.time, time.monotonic = lambda: real() + seconds, lambda: steady() + seconds
+import asyncio
+from gateway.store import Limits, open_store
+
+async def main():
+    store = open_store(url)
+    answers = await asyncio.gather(*(store.admit("ann", Limits(5, 4, 60.0), None) for _ in range(30)))
+    print(sum(answer.allowed for answer in answers))
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+def test_clocks_of_processes_that_are_an_hour_off_change_nothing(valkey: str) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SHIFTED, shift, valkey], stdout=subprocess.PIPE, text=True)
+        for shift in ("3600", "-3600")
+    ]
+    admitted = sum(int(process.communicate(timeout=10)[0]) for process in processes)
+    assert admitted == 4
+    assert granted(on(valkey, lambda store: burst(store, 30, limits(5)))) == 1
+
+
+def test_an_address_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="redis://"):
+        open_store("http://127.0.0.1:6379")
