@@ -1,0 +1,240 @@
+"""How does one exchange go over one connection?   With httptools.
+
+    TransportError          kind says where it broke:
+        connect             no connection (refused, unresolved, TLS, or not in time)
+        first_byte          no answer in time
+        idle                a started answer stood still
+        total               the whole exchange took too long
+        closed              the server closed or broke the answer
+
+Works on asyncio's own loop and on uvloop.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import httptools
+
+KEEP_ALIVE = 4.0  # seconds a connection may lie idle: uvicorn, which vLLM runs on, closes after 5
+HIGH_WATER = 256 * 1024  # bytes that may wait for a slow reader before we stop reading from the server
+LIMIT_QUIET = 64 * 1024  # bytes (headers, trailers, chunk sizes) that may come without an answer's head or body in them
+
+Kind = Literal["connect", "first_byte", "idle", "total", "closed"]
+
+
+class TransportError(Exception):
+    """The exchange broke at `kind`. `started`: bytes of the answer had arrived."""
+
+    def __init__(self, kind: Kind, message: str, *, started: bool = False) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+        self.started = started
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds. `connect` for the connection, `first_byte` for the head and the first body bytes, `idle` between later
+    ones, `total` for everything."""
+
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one exchange at a time, one reader. `reusable` once an answer ended well."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, keep_alive: float = KEEP_ALIVE) -> None:
+        self._loop, self._keep_alive = loop, keep_alive
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost = self._resting = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._chunks: deque[bytes] = deque()
+        self._size = self._quiet = 0
+        self._paused = self._framed = self._headless = False
+        self._error: TransportError | None = None
+        self._deadline = self._end = 0.0
+        self._kind: Kind = "first_byte"
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.head = self.complete = self.started = self.keep = False
+
+    # -- the socket's side -------------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        self.started = True
+        self._quiet += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._break(f"the server's answer is not HTTP: {error}")
+        if self._quiet > LIMIT_QUIET:
+            self._break("the server's headers are too large")
+        if self._size > HIGH_WATER and not self._paused and not self._error and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        self._cancel_timer()
+        if self.head and not self._framed and not error and not self._error:
+            self.complete = True  # no length was given: the end of the connection is the end of the answer
+        elif not self.complete:
+            self._error = self._error or self._gone()
+        self._wake()
+
+    # -- the parser's side -------------------------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        self._still_open()
+        self.headers, self._framed = [], False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.head:
+            return  # a trailer
+        name = name.lower()
+        self._framed = self._framed or name in (b"content-length", b"transfer-encoding")
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        self.head = self.status >= 200  # 100 Continue, 103 Early Hints: the answer is still to come
+        if self.head:
+            self._quiet = 0
+            self._framed = self._framed or self.status in (204, 304)
+            self.complete = self._headless
+
+    def on_body(self, data: bytes) -> None:
+        self._still_open()
+        self._chunks.append(data)
+        self._size += len(data)
+        self._quiet = 0
+
+    def on_message_complete(self) -> None:
+        if self.head and not self._headless:
+            self._quiet = 0
+            self.complete = True
+            self.keep = self._framed and self._parser.should_keep_alive()
+
+    def _still_open(self) -> None:
+        """Stops the parser at bytes that nobody asked for; a connection that brings them cannot be trusted."""
+        if self.complete:
+            raise ValueError("bytes after the end of the answer")
+
+    # -- our side ----------------------------------------------------------------------------------------------------
+    def send(self, data: bytes, first_byte: float, end: float) -> None:
+        """Start an exchange with the request's bytes. `first_byte` in seconds, `end` in the loop's time."""
+        assert self._transport
+        self._reset()
+        self._resting = False
+        if self._lost:
+            self._error = self._gone()
+            return
+        self._headless = data.startswith(b"HEAD ")  # its answer has a body's headers and no body
+        self._end = end
+        self._allow("first_byte", first_byte)
+        self._transport.write(data)
+
+    async def wait_head(self) -> None:
+        """Until status and headers are there. Raises TransportError."""
+        while not self.head:
+            await self._wait()
+
+    async def read(self, idle: float) -> bytes:
+        """All body bytes that have arrived, at least one; b"" at the end. Raises TransportError after what arrived."""
+        while not self._chunks:
+            if self.complete:
+                return b""
+            await self._wait()
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        if not self.complete and not self._error:
+            self._allow("idle", idle)
+        if self._paused and not self._error and self._transport:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    @property
+    def reusable(self) -> bool:
+        whole = self.complete and self.keep and not self._lost and not self._paused
+        return whole and self._transport is not None and not self._transport.get_write_buffer_size()
+
+    def rest(self) -> None:
+        """Lie idle until the next exchange, or close after `keep_alive` seconds."""
+        self._resting = True
+        self._chunks.clear()
+        self._size = 0
+        self._end = self._loop.time() + self._keep_alive
+        self._allow("idle", self._keep_alive)
+
+    def abort(self) -> None:
+        """Close at once: the server sees the end of the connection and stops its work."""
+        self.keep = False
+        if not self.complete:
+            self._error = self._error or TransportError("closed", "the exchange was given up", started=self.started)
+        self._cancel_timer()
+        if self._transport:
+            self._transport.abort()
+
+    async def _wait(self) -> None:
+        if self._error:
+            raise self._error
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _gone(self) -> TransportError:
+        return TransportError("closed", "the server closed the connection", started=self.started)
+
+    def _break(self, why: str) -> None:
+        self._fail(TransportError("closed", why, started=True))
+
+    def _fail(self, error: TransportError) -> None:
+        """The exchange ends here. An answer that is complete stands, only its connection does not."""
+        if not self.complete:
+            self._error = self._error or error
+        self.abort()
+        self._wake()
+
+    def _allow(self, kind: Kind, seconds: float) -> None:
+        """Move the deadline. A timer that fires too early is cheaper than one moved with each chunk."""
+        self._kind = kind
+        self._deadline = min(self._loop.time() + seconds, self._end)
+        if self._timer is None or self._timer.when() > self._deadline:
+            self._cancel_timer()
+            self._timer = self._loop.call_at(self._deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if self.complete and not self._resting:
+            return
+        late = now >= self._deadline and not self._chunks  # with chunks waiting, the reader is slow, not the server
+        if now >= self._end or late:
+            kind = "total" if now >= self._end else self._kind
+            self._fail(TransportError(kind, f"no answer in time ({kind})", started=self.started))
+        else:
+            self._timer = self._loop.call_at(self._deadline if now < self._deadline else self._end, self._expire)
+
+    def _cancel_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None

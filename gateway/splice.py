@@ -1,0 +1,134 @@
+"""What must change in a caller's body before a model server sees it?
+
+Every change is one whole top-level member: the model's served name, the tier's request defaults, the privileged fields,
+and the usage chunk that we need for our books.
+"""
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from gateway.body import Body, Message
+from gateway.errors import BadRequest
+from gateway.policy import Plan, Tier
+from gateway.types import Caller, ChatRequest
+
+# Fields of vLLM that reach past a caller's own request: its queue, other callers' KV blocks, server memory, templates.
+PRIVILEGED = (
+    "priority",
+    "request_id",
+    "session_id",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "chat_template",
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "vllm_xargs",
+    "prompt_embeds",
+    "ignore_eos",
+    "min_tokens",
+    "use_beam_search",
+    "prompt_logprobs",
+)
+TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
+
+CHAT = "/v1/chat/completions"
+
+_encode = msgspec.json.encode
+
+Changes = dict[str, bytes | None]
+
+
+def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
+    """Members to replace (bytes) or drop (None) so that `tier` can answer `request`.
+
+    Raises BadRequest when a member that is edited inside has a key twice.
+    """
+    found: Changes = dict.fromkeys(_withheld(request, plan))
+    for key, default in tier.set.items():
+        if key != "chat_template_kwargs":
+            found |= _default(request, key, default, withheld=key in found)
+    if tier.engine == "vllm":
+        found["cache_salt"] = _encode(salt(request.caller, request.fields.cache_salt))
+    found |= _template_kwargs(request, tier, plan)
+    if request.fields.stream:
+        found["stream_options"] = _members(request, "stream_options").edit({"include_usage": b"true"})
+    found["model"] = _encode(tier.model)
+    return found
+
+
+def stripped(request: ChatRequest, plan: Plan) -> list[str]:
+    """Names of the members that no model server gets to see as they were sent, to be told to the caller."""
+    fields = _withheld(request, plan)
+    if _foreign(request.fields.chat_template_kwargs or (), plan):
+        fields.append("chat_template_kwargs")
+    return fields
+
+
+def salt(caller: Caller, own: str | None) -> str:
+    """The cache_salt that keeps a caller's KV blocks apart; the caller's own salt divides them further."""
+    if own is None:
+        return caller.salt
+    digest = hmac.digest(caller.salt.encode(), own.encode("utf-8", "surrogatepass"), hashlib.sha256)
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+
+def refuse_links(request: ChatRequest) -> None:
+    """Raises BadRequest for media by URL: a model server would fetch it from inside the network. `data:` URLs pass."""
+    for i, message in enumerate(request.fields.messages or ()):
+        if (j := _linked(message)) is not None:
+            told = "Media must be sent inline as a data: URL; links are not fetched."
+            raise BadRequest(told, param=f"messages[{i}].content[{j}]")
+
+
+def _linked(message: Message) -> int | None:
+    """Which of the message's pieces holds a link, if one does."""
+    parts = message.content if isinstance(message.content, list) else ()
+    return next((j for j, part in enumerate(parts) if not all(url.startswith("data:") for url in part.urls())), None)
+
+
+def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
+    return [name for name in PRIVILEGED if name in request.body.spans and name not in plan.fields]
+
+
+def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:
+    """The template's arguments that the caller may not set."""
+    free = "chat_template_kwargs" in plan.fields
+    return [] if free else [key for key in kwargs if key not in TEMPLATE_KWARGS]
+
+
+def _members(request: ChatRequest, key: str) -> Body:
+    """The members of a member that is an object; none when it is absent or null."""
+    try:
+        return Body(request.body.raw(key) or b"{}")
+    except BadRequest as error:
+        raise BadRequest(f"In '{key}': {error.message}", param=f"{key}.{error.param}") from None
+
+
+def _default(request: ChatRequest, key: str, default: Any, *, withheld: bool) -> Changes:
+    """The tier's default under the caller's value; mappings are merged member by member."""
+    own = None if withheld else request.body.raw(key)
+    if own is None:
+        return {key: _encode(default)}
+    if not isinstance(default, dict) or not own.startswith(b"{"):
+        return {}
+    members = _members(request, key)
+    return {key: members.edit({name: _encode(value) for name, value in default.items() if name not in members.spans})}
+
+
+def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
+    """The caller's permitted kwargs over the tier's. A caller who sets `reasoning_effort` has chosen how to think."""
+    own = _members(request, "chat_template_kwargs")
+    edits: Changes = dict.fromkeys(_foreign(own.spans, plan))
+    kept = own.spans.keys() - edits.keys()
+    chosen = TEMPLATE_KWARGS if request.fields.reasoning_effort is not None else frozenset()
+    if request.path == CHAT:
+        default = tier.set.get("chat_template_kwargs", {})
+        edits |= {key: _encode(value) for key, value in default.items() if key not in kept | chosen}
+    if not edits:
+        return {}
+    return {"chat_template_kwargs": own.edit(edits) if kept or any(edits.values()) else None}

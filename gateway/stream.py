@@ -1,0 +1,150 @@
+"""What does a model server's answer say, and did it end well?"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.http1 import Response, TransportError
+from gateway.sse import DONE, Splitter, data_of
+from gateway.types import Usage
+
+MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
+TAIL_WAIT = 1.0  # seconds between [DONE] and the end of the HTTP message
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _Cached | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's own API says it so
+
+
+class _Seen(msgspec.Struct):
+    usage: Any = None
+    choices: Any = None
+    error: Any = None
+
+
+_SEEN = msgspec.json.Decoder(_Seen)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Events:
+    """A stream's events, in batches of whole events, unchanged.
+
+    With `hide_usage` the chunk that carries only usage is left out. A stream that ends without `[DONE]` and without an
+    error event of the server raises UpstreamFailed: a cut answer is never passed off as a finished one. An event that
+    the end cuts is left out, so that what follows it is read as what it is. `error` is the server's, once it came.
+    """
+
+    def __init__(self, response: Response, usage: Usage, hide_usage: bool) -> None:
+        self._response, self._usage, self._hide_usage = response, usage, hide_usage
+        self._splitter = Splitter()
+        self._ended = False
+        self.error: Any = None
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """The batches until `[DONE]`, or the end after an error event of the server. Raises as `batch` does."""
+        while not self._ended:
+            if batch := await self.batch():
+                yield batch
+        await self._finish()
+
+    async def batch(self) -> bytes:
+        """The next events, b"" when none of them is for the caller. Raises UpstreamFailed, UpstreamTimeout."""
+        try:
+            data = await self._response.chunk()
+        except TransportError as error:
+            if self.error is None:
+                raise broken(error) from None
+            data = b""  # the server has said itself what went wrong
+        batch = b"".join([event for event in self._events(data) if self._passes(event)])
+        if len(self._splitter) > MAX_JSON:
+            raise UpstreamFailed("The model server sent an event without an end.")
+        if not data and not self._ended:
+            self._ended = True
+            if self.error is None:
+                raise UpstreamFailed("The model server ended the stream before the answer was complete.")
+        return batch
+
+    def _events(self, data: bytes) -> list[bytes]:
+        """What `data` completes; at the end (no data) a `[DONE]` whose blank line the server left out."""
+        if data:
+            return self._splitter.feed(data)
+        rest = self._splitter.rest()
+        return [rest + b"\n\n"] if data_of(rest).startswith(DONE) else []
+
+    def _passes(self, event: bytes) -> bool:
+        """Whether the caller gets this event; takes note of what it says."""
+        if self._ended:
+            return False  # nothing belongs to the answer after [DONE]
+        if b'"usage"' not in event and b'"error"' not in event and DONE not in event:
+            return True
+        data = data_of(event)
+        if data.startswith(DONE):
+            self._ended = True
+            return True
+        try:
+            seen = _SEEN.decode(data)
+        except _UNREADABLE:
+            return True
+        _fill(self._usage, seen.usage)
+        if seen.error:
+            self.error = seen.error
+            return True
+        return not (self._hide_usage and seen.usage and not seen.choices)
+
+    async def _finish(self) -> None:
+        """Wait shortly for the end of the message, so that the connection can be used again."""
+        try:
+            async with asyncio.timeout(TAIL_WAIT):
+                while await self._response.chunk():
+                    pass
+        except (TransportError, TimeoutError):
+            pass
+
+
+async def json_answer(response: Response, usage: Usage) -> bytes:
+    """A whole JSON answer; fills `usage`. Raises UpstreamFailed when it is cut or no JSON object, UpstreamTimeout.
+
+    An error of the server (4xx) passes whatever its form.
+    """
+    try:
+        data = await response.read(MAX_JSON)
+    except TransportError as error:
+        raise broken(error) from None
+    try:
+        _fill(usage, _SEEN.decode(data).usage)
+    except _UNREADABLE:
+        if response.status < 400:
+            raise UpstreamFailed("The model server's answer is not valid JSON.") from None
+    return data
+
+
+def _fill(usage: Usage, seen: Any) -> None:
+    """Takes over the counts that a server gives; what is no count of tokens is left alone."""
+    if not seen:
+        return
+    try:
+        found = msgspec.convert(seen, _Usage)
+    except msgspec.ValidationError:
+        return
+    details = found.prompt_tokens_details
+    usage.prompt, usage.completion = found.prompt_tokens, found.completion_tokens
+    usage.cached = details.cached_tokens if details else found.prompt_cache_hit_tokens
+
+
+def broken(error: TransportError) -> UpstreamFailed:
+    """What a caller is told of a broken exchange."""
+    if error.kind in ("first_byte", "idle", "total"):
+        return UpstreamTimeout(f"The model server did not answer in time ({error.kind}).")
+    if error.kind == "connect":
+        return UpstreamFailed("The model server cannot be reached.")
+    return UpstreamFailed("The model server broke off its answer.")

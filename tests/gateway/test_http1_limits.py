@@ -1,0 +1,268 @@
+"""The client against servers that are silent, slow or too fast, callers who leave, and strangers."""
+
+import asyncio
+import base64
+import ssl
+import tempfile
+import time
+
+import pytest
+
+from gateway.http1 import Client, Limits, Origin, TransportError
+from tests.gateway.loopback import (
+    CHUNKED,
+    MIB,
+    OK,
+    POST,
+    Peer,
+    Run,
+    Talk,
+    ask,
+    broken,
+    run,
+    saying,
+    serving,
+    silence,
+    told,
+)
+
+__all__ = ["run"]
+
+
+async def dripping(peer: Peer) -> None:
+    await peer.request()
+    await peer.answer(CHUNKED)
+    while True:
+        await peer.answer(b"1\r\nx\r\n")
+        await asyncio.sleep(0.02)
+
+
+async def hinting(peer: Peer) -> None:
+    await peer.request()
+    while True:
+        await peer.answer(b"HTTP/1.1 103 Early\r\n\r\n")
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("talk", "limits", "kind"),
+    [
+        (silence, Limits(1, 0.1, 1, 1), "first_byte"),
+        (hinting, Limits(1, 0.1, 1, 1), "first_byte"),
+        (silence, Limits(1, 1, 1, 0.1), "total"),
+        (dripping, Limits(1, 1, 1, 0.1), "total"),
+    ],
+)
+def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> None:
+    async def main() -> None:
+        async with serving(talk) as (client, origin, server):
+            started = time.monotonic()
+            assert (await broken(client, origin, limits)).kind == kind
+            assert 0.09 < time.monotonic() - started < 0.4
+            await server.emptied()
+
+    run(main())
+
+
+def test_the_idle_limit_starts_anew_with_each_chunk(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(CHUNKED)
+        for _ in range(6):
+            await peer.answer(b"1\r\nx\r\n")
+            await asyncio.sleep(0.04)
+        await peer.left()
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, _):
+            response = await ask(client, origin, Limits(1, 1, 0.12, 5))
+            started = time.monotonic()
+            with pytest.raises(TransportError) as error:
+                await response.read(99)
+            response.close()
+            assert error.value.kind == "idle"
+            assert time.monotonic() - started > 0.3
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [2, MIB])
+def test_a_reader_that_is_slow_is_no_idle_server_but_has_a_total_too(run: Run, size: int) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(CHUNKED + b"%x\r\n%s\r\n" % (size, b"x" * size))
+        await peer.left()
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, server):
+            response = await ask(client, origin, Limits(1, 0.05, 0.05, 0.25))
+            await asyncio.sleep(0.12)
+            assert server.open == 1
+            await server.emptied(0.4)
+            assert set(await response.chunk()) == set(b"x")
+            with pytest.raises(TransportError) as error:
+                await response.chunk()
+            assert error.value.kind == "total"
+            response.close()
+
+    run(main())
+
+
+def test_a_slow_reader_slows_the_server(run: Run) -> None:
+    sent = 0
+
+    async def talk(peer: Peer) -> None:
+        nonlocal sent
+        await peer.request()
+        await peer.answer(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (48 * MIB))
+        for _ in range(48):
+            await peer.answer(b"x" * MIB)
+            sent += 1
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, _):
+            response = await ask(client, origin)
+            size = len(await response.chunk())
+            await asyncio.sleep(0.2)
+            assert sent < 16  # what fits into the sockets' own buffers
+            while data := await response.chunk():
+                assert len(data) < 2 * MIB
+                size += len(data)
+            response.close()
+            assert (sent, size) == (48, 48 * MIB)
+
+    run(main())
+
+
+def test_an_answer_longer_than_asked_for_is_refused(run: Run) -> None:
+    async def main() -> None:
+        async with serving(saying(OK, end=False)) as (client, origin, server):
+            response = await ask(client, origin)
+            with pytest.raises(TransportError, match="over 1 bytes"):
+                await response.read(1)
+            response.close()
+            assert server.connections == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("talk", [silence, hinting, dripping, saying(OK[:-1] + b"", end=False)])
+def test_a_cancelled_call_closes_its_connection_at_once(run: Run, talk: Talk) -> None:
+    async def main() -> None:
+        async with serving(talk) as (client, origin, server):
+            task = asyncio.create_task(told(client, origin))
+            await asyncio.sleep(0.05)
+            assert server.open == 1
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            await server.emptied(0.1)
+
+    run(main())
+
+
+def test_after_a_storm_of_cancelled_calls_every_call_works(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        while True:
+            head = await peer.request()
+            await asyncio.sleep(0 if b"quick" in head else 0.02)
+            await peer.answer(OK[:-1])
+            await asyncio.sleep(0 if b"quick" in head else 0.005)
+            await peer.answer(b"k")
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, server):
+
+            async def impatient(seed: int) -> int:
+                late = 0
+                for i in range(25):
+                    try:
+                        async with asyncio.timeout(((seed * 31 + i * 7) % 30) / 1000):
+                            await told(client, origin)
+                    except TimeoutError:
+                        late += 1
+                return late
+
+            assert sum(await asyncio.gather(*map(impatient, range(30)))) > 500
+            quick = POST.replace(b"/x", b"/quick")
+            for _ in range(5):
+                answers = await asyncio.gather(*(told(client, origin, head=quick) for _ in range(20)))
+                assert answers == [(200, b"ok")] * 20
+            client.close()
+            await server.emptied()
+
+    run(main())
+
+
+def test_what_cannot_be_reached_is_a_connect_error(run: Run) -> None:
+    async def main() -> None:
+        client = Client()
+        listening = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        listening.close()
+        await listening.wait_closed()
+        for host in ("127.0.0.1", "a" * 70 + ".invalid", "b..invalid"):
+            assert (await broken(client, Origin(host, port, False, ""))).kind == "connect"
+
+    run(main())
+
+
+KEY = """
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgJIShWV4JI8JK/2j99rweVGp+asM3Ee5fbceo0huQjrahRANCAAQBNCyg/IC6Z+XN0q+vfZeb
+Btto+gXijmRg+vEP2vU2EsRpL+3eDpJmJTTEWVI3p7KX/j38yqn+kEg802ZxlIt6"""
+CERTIFICATE = """
+MIIBmjCCAUGgAwIBAgIUPcdk8idVo95L25+WzK8i3T8RJCgwCgYIKoZIzj0EAwIwFDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMjAyNDc0MFoY
+DzIxMjYxMDI5MDI0NzQwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQBNCyg/IC6Z+XN0q+vfZebBtto+gXi
+jmRg+vEP2vU2EsRpL+3eDpJmJTTEWVI3p7KX/j38yqn+kEg802ZxlIt6o28wbTAdBgNVHQ4EFgQUNBuZCBKtTu9O0oZm4pw2b1BTzlowHwYDVR0jBBgw
+FoAUNBuZCBKtTu9O0oZm4pw2b1BTzlowDwYDVR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZIzj0EAwIDRwAwRAIg
+C8VZS3rjDESvsTRTmzgO2CoypXPonsFlOi2HUTGnnLsCIC2sNMKfnQ5fm+SumIRlrZMO5ea0ITKwUGHnsc8lSh7O"""
+
+
+def pem(kind: str, text: str) -> str:
+    lines = base64.encodebytes(base64.b64decode(text)).decode()
+    return f"-----BEGIN {kind}-----\n{lines}-----END {kind}-----\n"
+
+
+@pytest.fixture(scope="module")
+def identity() -> ssl.SSLContext:
+    """A server that says it is localhost and vouches for itself."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(pem("PRIVATE KEY", KEY) + pem("CERTIFICATE", CERTIFICATE))
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
+
+
+def test_tls_trusts_whom_it_was_told_to(run: Run, identity: ssl.SSLContext) -> None:
+    trusting = ssl.create_default_context(cadata=pem("CERTIFICATE", CERTIFICATE))
+
+    async def main() -> None:
+        async with serving(saying(OK, end=False), identity, Client(trusting)) as (client, origin, server):
+            assert [await told(client, origin) for _ in range(2)] == [(200, b"ok")] * 2
+            assert server.connections == 1
+            assert (await broken(client, origin._replace(host="127.0.0.2"))).kind == "connect"
+        async with serving(saying(OK), identity) as (client, origin, server):
+            error = await broken(client, origin)
+            assert (error.kind, server.requests) == ("connect", 0)
+            assert "certificate" in str(error).lower()
+
+    run(main())
+
+
+def test_a_handshake_that_does_not_come_is_given_up(run: Run) -> None:
+    async def main() -> None:
+        async with serving(silence) as (client, origin, server):
+            secure = origin._replace(tls=True)
+            for limits, kind in ((Limits(0.1, 1, 1, 1), "connect"), (Limits(1, 1, 1, 0.1), "total")):
+                started = time.monotonic()
+                assert (await broken(client, secure, limits)).kind == kind
+                assert time.monotonic() - started < 0.4
+                await server.emptied(0.1)
+            task = asyncio.create_task(told(client, secure))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            await asyncio.wait([task])
+            await server.emptied(0.1)
+
+    run(main())

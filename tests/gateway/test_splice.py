@@ -1,0 +1,179 @@
+"""What a model server gets of a caller's body: declared changes, and every other byte as it was sent."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.body import Body, read
+from gateway.errors import BadRequest
+from gateway.policy import Plan, Tier
+from gateway.splice import CHAT, PRIVILEGED, changes, refuse_links, salt, stripped
+from gateway.types import Caller, ChatRequest
+
+FLASH = Tier(model="org/Flash", replicas=("http://h",))
+HOSTED = Tier(model="flash", replicas=("http://h",), engine="openai")
+PLAN = Plan()
+ANN, BOB = Caller("1", "ann", "p", "salt-of-ann"), Caller("2", "bob", "p", "salt-of-bob")
+TALK = '"messages": [ {"role":"user", "content":"\\u00e9 \\ud83d\\ude00",  "x": 1.0} ]'
+
+
+def asked(text: str, path: str = CHAT, caller: Caller = ANN) -> ChatRequest:
+    body, fields = read(text.encode())
+    return ChatRequest("r", caller, path, body, fields, {}, 0.0)
+
+
+def sent(text: str, tier: Tier = HOSTED, plan: Plan = PLAN, path: str = CHAT) -> dict[str, Any]:
+    request = asked(text, path)
+    found: dict[str, Any] = json.loads(request.body.edit(changes(request, tier, plan)))
+    return found
+
+
+def defaults(engine: str = "openai", **values: Any) -> Tier:
+    return Tier(model="m", replicas=("http://h",), engine="vllm" if engine == "vllm" else "openai", set=values)
+
+
+def test_nothing_but_the_declared_members_changes_a_byte() -> None:
+    text = (
+        f'{{ "model" : "auto", {TALK} ,\n"seed":1e3, "big":18446744073709551615, "top_p": -0.0,"u":{{"a":1,"a":2}} }}'
+    )
+    request = asked(text)
+    assert request.body.edit(changes(request, HOSTED, PLAN)) == text.replace('"auto"', '"flash"').encode()
+    edited = Body(request.body.edit(changes(request, FLASH, PLAN)))
+    assert set(edited.spans) - set(request.body.spans) == {"cache_salt"}
+    for name in request.body.spans.keys() - {"model"}:
+        assert edited.raw(name) == request.body.raw(name)
+
+
+def test_the_model_is_the_tiers_even_when_none_was_named() -> None:
+    assert sent("{" + TALK + "}")["model"] == "flash"
+    assert sent('{"m\\u006fdel":"x"}') == {"model": "flash"}
+
+
+@pytest.mark.parametrize("name", PRIVILEGED)
+def test_a_privileged_field_goes_no_further_unless_the_plan_says_so(name: str) -> None:
+    text = f'{{"{name}": -999, "x": 1}}'
+    assert sent(text) == {"x": 1, "model": "flash"}
+    assert sent(f'{{"\\u{ord(name[0]):04x}{name[1:]}": 1}}') == {"model": "flash"}
+    assert stripped(asked(text), PLAN) == [name]
+    free = Plan(fields=(name,))
+    assert sent(text, plan=free)[name] == -999
+    assert stripped(asked(text), free) == []
+
+
+def test_a_callers_privileged_field_does_not_displace_the_tiers_own() -> None:
+    tier = defaults(priority=5)
+    assert sent('{"priority": -999}', tier)["priority"] == 5
+    assert sent('{"priority": -999}', tier, Plan(fields=("priority",)))["priority"] == -999
+
+
+def test_a_tiers_defaults_stand_under_the_callers_values() -> None:
+    tier = defaults(temperature=0.6, thinking={"type": "disabled", "budget": 7}, stop=["x"])
+    assert sent('{"temperature": null}', tier)["temperature"] == 0.6
+    assert sent('{"temperature": 1.0}', tier)["temperature"] == 1.0
+    assert sent("{}", tier)["thinking"] == {"type": "disabled", "budget": 7}
+    assert sent('{"thinking": {"type": "enabled"}}', tier)["thinking"] == {"type": "enabled", "budget": 7}
+    assert sent('{"thinking": true, "stop": []}', tier) | {"model": 0} == {
+        "thinking": True, "stop": [], "temperature": 0.6, "model": 0,
+    }  # fmt: skip
+    request = asked('{"thinking": { "type" : 1.0,"x":1e2 } }')
+    assert changes(request, tier, PLAN)["thinking"] == b'{"budget":7, "type" : 1.0,"x":1e2 }'
+
+
+def test_a_stream_is_asked_to_count_and_nothing_else_is() -> None:
+    assert sent('{"stream": true}')["stream_options"] == {"include_usage": True}
+    assert sent('{"stream": true, "stream_options": null}')["stream_options"] == {"include_usage": True}
+    for text in ("{}", '{"stream": false}', '{"stream": null}'):
+        assert "stream_options" not in sent(text)
+    request = asked('{"stream":true,"stream_options":{ "include_usage" : false, "x": 1.0 }}')
+    assert changes(request, HOSTED, PLAN)["stream_options"] == b'{ "include_usage" : true, "x": 1.0 }'
+
+
+def test_a_key_that_comes_twice_inside_an_edited_member_is_refused() -> None:
+    texts = {
+        "stream_options.a": '{"stream":true,"stream_options":{"a":1,"a":2}}',
+        "chat_template_kwargs.thinking": '{"chat_template_kwargs":{"thinking":true,"thinking":false}}',
+        "thinking.x": '{"thinking":{"x":1,"x":2}}',
+    }
+    for param, text in texts.items():
+        with pytest.raises(BadRequest) as refusal:
+            sent(text, defaults(thinking={"type": "disabled"}))
+        assert refusal.value.param == param
+
+
+def test_template_arguments_are_the_permitted_ones_over_the_tiers() -> None:
+    tier = defaults(engine="vllm", chat_template_kwargs={"thinking": False, "enable_thinking": False})
+
+    def kwargs(own: str, plan: Plan = PLAN, path: str = CHAT, more: str = "") -> Any:
+        return sent(f'{{"chat_template_kwargs": {own}{more}}}', tier, plan, path).get("chat_template_kwargs")
+
+    assert kwargs("null") == {"thinking": False, "enable_thinking": False}
+    assert kwargs('{"thinking": true}') == {"thinking": True, "enable_thinking": False}
+    assert kwargs('{"tokenize": true}') == {"thinking": False, "enable_thinking": False}
+    assert kwargs('{"tokenize": true}', Plan(fields=("chat_template_kwargs",)))["tokenize"] is True
+    assert kwargs('{"tokenize": true}', path="/v1/completions") is None
+    assert kwargs('{"thinking": true}', path="/v1/completions") == {"thinking": True}
+    assert kwargs("{}", more=', "reasoning_effort": "high"') == {}
+    assert kwargs("null", more=', "reasoning_effort": "high"') is None
+    assert kwargs('{"tokenize": 1}', more=', "reasoning_effort": "high"') is None
+    assert sent('{"chat_template_kwargs": {"tokenize": true}}') == {"model": "flash"}
+    own = defaults(chat_template_kwargs={"tokenize": False})
+    assert sent('{"chat_template_kwargs": {"tokenize": true}}', own)["chat_template_kwargs"] == {"tokenize": False}
+    assert stripped(asked('{"chat_template_kwargs": {"a\\r\\nb": 1}}'), PLAN) == ["chat_template_kwargs"]
+    assert stripped(asked('{"chat_template_kwargs": {"thinking": true}}'), PLAN) == []
+
+
+def test_the_cache_salt_is_the_callers_own_and_cannot_be_anothers() -> None:
+    def salted(text: str, caller: Caller) -> str:
+        found = json.loads(changes(asked(text, caller=caller), FLASH, PLAN)["cache_salt"] or b"")
+        assert isinstance(found, str)
+        return found
+
+    assert salted("{}", ANN) == "salt-of-ann"
+    salts = {
+        salted(text, caller)
+        for text in ("{}", '{"cache_salt":"salt-of-ann"}', '{"cache_salt":"x"}')
+        for caller in (ANN, BOB)
+    }
+    assert len(salts) == 6
+    assert salt(ANN, "x") == salt(ANN, "x")
+    assert all(0 < len(one) <= 1024 for one in (salt(ANN, ""), salt(ANN, "\ud800"), salt(ANN, "x" * 9999)))
+    assert "cache_salt" not in sent("{}")
+
+
+def with_piece(piece: str) -> ChatRequest:
+    pieces = f'[{{"type":"text"}},{piece}]'
+    return asked(f'{{"messages":[{{"role":"user","content":"a"}},{{"role":"user","content":{pieces}}}]}}')
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '{"type":"image_url","image_url":{"url":"http://169.254.169.254/"}}',
+        '{"type":"image_url","image_url":"file:///etc/passwd"}',
+        '{"type":"video_url","image_url":"data:x","video_url":{"url":"https://h"}}',
+        '{"type":"audio_url","image_url":null,"audio_url":{"url":"//h"}}',
+        '{"type":"text","text":"x","image_url":{"url":" data:x"}}',
+        '{"type":"input_image","image_url":"\\u0068ttp://h"}',
+        '{"type":"image_url","image_url":{"url":"data:x","url":"http://h"}}',
+        '{"type":"image_url","image_url":{"url":""}}',
+    ],
+)
+def test_media_by_link_are_refused_wherever_the_link_stands(piece: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        refuse_links(with_piece(piece))
+    assert refusal.value.param == "messages[1].content[1]"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '{"type":"image_url","image_url":{"url":"data:image/png;base64,AA"}}',
+        '{"type":"image_url","image_url":"data:image/png;base64,AA","video_url":null}',
+        '{"type":"input_audio","input_audio":{"data":"AA","format":"wav"}}',
+        '{"type":"text","text":"see http://h"}',
+    ],
+)
+def test_media_that_come_along_pass(piece: str) -> None:
+    refuse_links(with_piece(piece))
+    refuse_links(asked('{"prompt":"http://h"}', path="/v1/completions"))

@@ -1,0 +1,258 @@
+"""Answers as servers end, cut, hide and spell them; what the caller gets is never more finished than what was sent."""
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import pytest
+
+from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.http1 import Kind, Limits, TransportError
+from gateway.sse import event
+from gateway.stream import Events, broken, json_answer
+from gateway.types import Usage
+from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
+
+__all__ = ["run"]
+
+DONE = event(b"[DONE]")
+COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+QUICK = Limits(1, 0.3, 0.1, 2)
+
+
+def chunk(text: str, **more: Any) -> bytes:
+    return event(json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}], **more}).encode())
+
+
+def counted(usage: Any = COUNTS, **more: Any) -> bytes:
+    return event(json.dumps({"id": "c", "choices": [], "usage": usage, **more}).encode())
+
+
+def streaming(*parts: bytes, end: str = "whole") -> Talk:
+    """`end`: whole (the message's own), cut (the connection's), still (nothing comes any more)."""
+
+    async def talk(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.answer(CHUNKED, *(b"%x\r\n%s\r\n" % (len(part), part) for part in parts))
+            if end == "cut":
+                return
+            await (peer.answer(b"0\r\n\r\n") if end == "whole" else peer.left())
+
+    return talk
+
+
+@dataclass
+class Seen:
+    data: bytes = b""
+    usage: Usage = field(default_factory=Usage)
+    refusal: UpstreamFailed | None = None
+    error: Any = None
+
+
+async def relayed(talk: Talk, *, hide_usage: bool = True) -> Seen:
+    async with serving(talk) as (client, origin, _):
+        return await read(await ask(client, origin, QUICK), hide_usage=hide_usage)
+
+
+async def read(response: Any, *, hide_usage: bool) -> Seen:
+    seen = Seen()
+    events = Events(response, seen.usage, hide_usage)
+    try:
+        async for batch in events.rest():
+            seen.data += batch
+    except UpstreamFailed as refusal:
+        seen.refusal = refusal
+    finally:
+        response.close()
+    seen.error = events.error
+    return seen
+
+
+def test_a_whole_stream_passes_unchanged_in_any_pieces(run: Run) -> None:
+    said = (
+        chunk('one\u2028two\x85 [DONE] "usage"')
+        + b": ping\n\n"
+        + b"event: x\r\ndata: {\r\ndata: }\r\n\r\n"
+        + chunk("é😀")
+    )
+    stream = said + counted() + DONE
+
+    async def main() -> None:
+        for size in (1, 3, 50, 9999):
+            parts = [stream[at : at + size] for at in range(0, len(stream), size)]
+            seen = await relayed(streaming(*parts), hide_usage=False)
+            assert (seen.data, seen.refusal) == (stream, None)
+            seen = await relayed(streaming(*parts))
+            assert (seen.data, seen.refusal) == (said + DONE, None)
+            assert seen.usage == Usage(7, None, 5)
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["cut", "whole"])
+def test_a_stream_that_is_cut_anywhere_is_never_finished(run: Run, end: str) -> None:
+    stream = chunk("a", x={"finish_reason": "stop"}) + counted() + DONE
+    lengths = range(len(stream) - len(b"]\n\n"))
+    ways = iter([streaming(*([stream[:length]] if length else []), end=end) for length in lengths])
+
+    async def talk(peer: Peer) -> None:
+        await next(ways)(peer)
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, _):
+            for _ in lengths:
+                seen = await read(await ask(client, origin, QUICK), hide_usage=False)
+                assert isinstance(seen.refusal, UpstreamFailed)
+                assert b"[DONE]" not in seen.data
+                assert stream.startswith(seen.data)
+                assert seen.data.endswith(b"\n\n") or not seen.data  # half an event would swallow the error's
+                client.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "last", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n", b"data: [DONE] \n\n"]
+)
+def test_each_spelling_of_done_ends_a_stream(run: Run, last: bytes) -> None:
+    async def main() -> None:
+        seen = await relayed(streaming(chunk("a") + last + chunk("after") + DONE))
+        assert (seen.data, seen.refusal) == (chunk("a") + last, None)
+
+    run(main())
+
+
+@pytest.mark.parametrize("last", [b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\r", b"data: [DONE]\r\n"])
+def test_a_done_without_its_blank_line_is_given_one(run: Run, last: bytes) -> None:
+    async def main() -> None:
+        seen = await relayed(streaming(chunk("a"), last))
+        assert (seen.data, seen.refusal) == (chunk("a") + last + b"\n\n", None)
+
+    run(main())
+
+
+def test_a_stream_that_stands_still_is_a_timeout(run: Run) -> None:
+    async def main() -> None:
+        seen = await relayed(streaming(chunk("a"), end="still"))
+        assert seen.data == chunk("a")
+        assert isinstance(seen.refusal, UpstreamTimeout)
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["whole", "cut", "still"])
+@pytest.mark.parametrize("more", [{}, {"choices": [], "usage": COUNTS}])
+@pytest.mark.parametrize("done", [b"", DONE])
+def test_an_error_of_the_server_passes_and_is_the_only_one(
+    run: Run, end: str, more: dict[str, Any], done: bytes
+) -> None:
+    error = event(json.dumps({"error": {"message": "out of memory", "code": 500}, **more}).encode())
+
+    async def main() -> None:
+        seen = await relayed(streaming(chunk("a") + error + done, end=end))
+        assert (seen.data, seen.refusal) == (chunk("a") + error + done, None)
+        assert seen.error["code"] == 500
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("event", "shown", "usage"),
+    [
+        (counted(), False, Usage(7, None, 5)),
+        (counted({**COUNTS, "prompt_tokens_details": {"cached_tokens": 4}}), False, Usage(7, 4, 5)),
+        (counted({**COUNTS, "prompt_tokens_details": None}), False, Usage(7, None, 5)),
+        (counted({**COUNTS, "prompt_cache_hit_tokens": 3}), False, Usage(7, 3, 5)),
+        (counted().replace(b"data: ", b"data:").replace(b"\n", b"\r\n"), False, Usage(7, None, 5)),
+        (counted().replace(b'"choices": [], ', b""), False, Usage(7, None, 5)),
+        (counted(None), True, Usage()),
+        (counted({}), True, Usage()),
+        (counted({"prompt_tokens": "many"}), False, Usage()),
+        (counted(7), False, Usage()),
+        (chunk("a", usage=None), True, Usage()),
+        (chunk("a", usage=COUNTS), True, Usage(7, None, 5)),
+        (event(b'{"usage": '), True, Usage()),
+        (event(b'{"usage": "\xff"}'), True, Usage()),
+        (event(b'{"x": ' + b"[" * 9999 + b'"usage"'), True, Usage()),
+        (event(b'["usage"]'), True, Usage()),
+    ],
+)
+def test_usage_is_read_in_every_form_and_only_its_own_chunk_is_hidden(event: bytes, shown: bool, usage: Usage) -> None:
+    async def main() -> None:
+        seen = await relayed(streaming(event + DONE))
+        assert seen.refusal is None
+        assert seen.usage == usage
+        assert seen.data == (event if shown else b"") + DONE
+        assert (await relayed(streaming(event + DONE), hide_usage=False)).data == event + DONE
+
+    asyncio.run(main())
+
+
+def test_the_last_of_several_counts_stands(run: Run) -> None:
+    async def main() -> None:
+        early = chunk("a", usage={"prompt_tokens": 7, "completion_tokens": 1})
+        assert (await relayed(streaming(early + counted() + DONE))).usage == Usage(7, None, 5)
+
+    run(main())
+
+
+def test_a_finished_stream_gives_its_connection_back(run: Run) -> None:
+    async def main() -> None:
+        async with serving(streaming(chunk("a"), DONE)) as (client, origin, server):
+            for _ in range(3):
+                await read(await ask(client, origin), hide_usage=True)
+            assert server.connections == 1
+
+    run(main())
+
+
+def saying_json(data: bytes, status: int = 200, cut: int = 0) -> Talk:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(data) + cut, data))
+
+    return talk
+
+
+async def answered(data: bytes, status: int = 200, cut: int = 0) -> tuple[bytes, Usage]:
+    usage = Usage()
+    async with serving(saying_json(data, status, cut)) as (client, origin, _):
+        response = await ask(client, origin, QUICK)
+        try:
+            return await json_answer(response, usage), usage
+        finally:
+            response.close()
+
+
+def test_a_json_answer_passes_byte_for_byte_and_is_counted() -> None:
+    data = b' {"id" : "x",  "n": 1.0, "choices":[{}], "usage": {"prompt_tokens": 7, "completion_tokens": 5}} '
+    assert asyncio.run(answered(data)) == (data, Usage(7, None, 5))
+    assert asyncio.run(answered(b'{"usage": {"prompt_tokens": "x"}}'))[1] == Usage()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"null", b"[]", b"[1, 2", b'{"a": ', b"<html>", b'{"a": NaN}', b'{"a":' + b"[" * 99_999],
+)
+def test_what_is_no_json_object_is_an_answer_only_as_an_error(data: bytes) -> None:
+    with pytest.raises(UpstreamFailed):
+        asyncio.run(answered(data))
+    assert asyncio.run(answered(data, status=400)) == (data, Usage())
+
+
+def test_a_json_answer_that_is_cut_is_a_failure_with_any_status() -> None:
+    for status in (200, 400):
+        with pytest.raises(UpstreamFailed):
+            asyncio.run(answered(b"{}", status, cut=1))
+
+
+def test_a_caller_is_told_what_broke_but_not_where() -> None:
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    late = {kind for kind in kinds if isinstance(broken(TransportError(kind, "x")), UpstreamTimeout)}
+    assert late == {"first_byte", "idle", "total"}
+    for kind in kinds:
+        refusal = broken(TransportError(kind, "10.0.0.7:8000"))
+        assert (refusal.status, refusal.should_retry) == (504 if kind in late else 502, False)
+        assert "10.0" not in refusal.message
