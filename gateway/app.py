@@ -1,0 +1,138 @@
+"""How is all of it put together?   The composition root: the only file that knows every room."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from gateway import __version__
+from gateway.admission import Keys, identify
+from gateway.api import Doors, Front
+from gateway.cache import Flights
+from gateway.errors import BadRequest, NotFound, Refusal
+from gateway.facts import named
+from gateway.http1 import Client
+from gateway.openapi import document
+from gateway.policy import Policy
+from gateway.settings import Settings
+from gateway.store import Store
+from gateway.telemetry import Telemetry
+from gateway.upstream import Upstream
+
+CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
+
+
+class NoKeys(Exception):
+    """The gateway would serve everyone on an address that others can reach."""
+
+
+def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool) -> Front:
+    """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key."""
+    telemetry = Telemetry(settings.log_exchanges)
+    client = Client()
+    keys = Keys(store, raw=settings.api_key, everyone=everyone)
+    upstream = Upstream(client)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
+    telemetry.use(policy, upstream.load, lambda: store.state != "down")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        client.close()
+        await store.close()
+
+    rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    _routes(rest, doors)
+    _models(rest, doors)
+    _errors(rest)
+    return Front(doors, rest, settings)
+
+
+async def open_to_everyone(settings: Settings, store: Store) -> bool:
+    """True when callers need no key: none is configured, and only this machine can ask.
+
+    Raises NoKeys when others could ask too, Overloaded when a shared store does not answer.
+    """
+    if settings.api_key or await store.list_keys():
+        return False
+    if not settings.loopback:
+        raise NoKeys(
+            f"no API key is configured and the gateway would listen on {settings.host}: create one with "
+            "`tiergate keys create NAME --redis URL` or set GATEWAY_API_KEY, or bind to 127.0.0.1"
+        )
+    return True
+
+
+def _routes(rest: FastAPI, doors: Doors) -> None:
+    @rest.get("/health", summary="Is the process alive?")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @rest.get("/ready", summary="Can it serve?")
+    async def ready() -> dict[str, Any]:
+        policy = doors.policy
+        told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
+        return {"status": "ok", "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
+
+    @rest.get("/metrics", summary="Metrics in Prometheus' format")
+    async def metrics() -> Response:
+        body, kind = await asyncio.to_thread(doors.telemetry.render)
+        return Response(body, media_type=kind)
+
+    rest.openapi = lambda: document(rest)  # type: ignore[method-assign]
+
+
+def _models(rest: FastAPI, doors: Doors) -> None:
+    async def known(request: Request) -> None:
+        await identify(request.headers.get("authorization"), doors.keys, doors.policy.callers)
+
+    @rest.get("/v1/models", summary="The names that `model` may have", dependencies=[Depends(known)])
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(name, tier, doors.policy) for name, tier in named(doors.policy)]}
+
+    @rest.get("/v1/models/{model:path}", summary="One of them", dependencies=[Depends(known)])
+    async def model(model: str) -> dict[str, Any]:
+        found = next((pair for pair in named(doors.policy) if pair[0] == model), None)
+        if not found:
+            raise NotFound(f"The model '{model[:128]}' does not exist.", param="model", code="model_not_found")
+        return _model(*found, doors.policy)
+
+
+def _model(name: str, tier: str | None, policy: Policy) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "tiergate"}
+    if tier:
+        told |= {"root": policy.tiers[tier].model, "max_model_len": policy.tiers[tier].can.context}
+    return told
+
+
+def _errors(rest: FastAPI) -> None:
+    """Every error is an OpenAI error object."""
+
+    @rest.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> Response:
+        return _told(refusal, refusal.status)
+
+    @rest.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return _told(NotFound(f"Unknown path: {request.method} {request.scope['path'][:128]}"), 404)
+        code = "method_not_allowed" if error.status_code == 405 else None
+        return _told(BadRequest(str(error.detail), code=code), error.status_code, error.headers)
+
+    @rest.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _told(BadRequest(str(first["msg"]), param=".".join(map(str, first["loc"][1:])) or None), 400)
+
+    @rest.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return _told(Refusal("The gateway failed.", code="internal_error"), 500)
+
+
+def _told(refusal: Refusal, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    own = {key.decode(): value.decode() for key, value in refusal.headers()}
+    return Response(refusal.body(), status, {**own, **(headers or {})}, "application/json")

@@ -1,0 +1,23 @@
+"""tiergate: the command line."""
+
+import typer
+
+from gateway.cli.demo import demo
+from gateway.cli.keys import keys
+from gateway.cli.policy import app as policy
+from gateway.cli.serve import serve, sim
+
+app = typer.Typer(
+    help="One OpenAI-compatible endpoint in front of a fast and a strong model.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(serve)
+app.command()(demo)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim)
+app.add_typer(policy, name="policy")
+app.add_typer(keys, name="keys")
+
+
+def main() -> None:
+    app(prog_name="tiergate")

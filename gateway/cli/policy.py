@@ -1,0 +1,238 @@
+"""What does a policy file say, and why does it send a request where it does?   `tiergate policy ...`"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import gateway
+from gateway.errors import Refusal
+from gateway.explain import explain as explained
+from gateway.policy import (
+    Expect,
+    Policy,
+    PolicyError,
+    PolicyTest,
+    Problem,
+    Reason,
+    TestCaller,
+    TestVerdict,
+    load_policy,
+)
+from gateway.policy import schema as json_schema
+from gateway.reload import checked, facts_of, stub
+from gateway.types import Label
+
+app = typer.Typer(no_args_is_help=True, help="Check, explain and describe policy files.")
+
+
+class Format(StrEnum):
+    text = "text"
+    json = "json"
+    github = "github"
+
+
+File = Annotated[
+    Path | None, typer.Argument(help="Policy file; the packaged default when left out.", show_default=False)
+]
+
+
+def packaged(name: str = "default.yaml") -> Path:
+    """A policy file that comes with the program: beside the package in a checkout, inside it when installed."""
+    package = Path(gateway.__file__).parent
+    beside = package.parent / "policies" / name
+    return beside if beside.is_file() else package / "policies" / name
+
+
+@app.command()
+def check(
+    file: File = None,
+    how: Annotated[Format, typer.Option("--format", help="How problems are printed.")] = Format.text,
+) -> None:
+    """Check a policy file: keys, names, rules, and its own tests. Exit status 1 when something is wrong."""
+    path = file or packaged()
+    try:
+        policy = checked(path)
+    except PolicyError as error:
+        tell(path, list(error.problems), how)
+        raise typer.Exit(1) from None
+    if how is Format.json:
+        print(json.dumps({"file": str(path), "ok": True, "digest": policy.digest, "problems": []}))
+    else:
+        print(f"{path}: right. {summary(policy)}")
+
+
+def summary(policy: Policy) -> str:
+    """What was checked, counted."""
+    counts = {
+        "tiers": len(policy.tiers),
+        "rules": len(policy.rules),
+        "signals": len(policy.signals),
+        "plans": len(policy.callers.plans),
+        "aliases": len(policy.aliases),
+        "tests passed": len(policy.tests),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items()) + f"; digest {policy.digest}"
+
+
+def tell(path: Path, problems: list[Problem], how: Format) -> None:
+    """Problems for people (stderr), for programs (stdout), or for GitHub's annotations (stdout)."""
+    if how is Format.json:
+        found = [{name: getattr(problem, name) for name in Problem.__slots__} for problem in problems]
+        print(json.dumps({"file": str(path), "ok": False, "digest": None, "problems": found}))
+        return
+    for problem in problems:
+        if how is Format.github:
+            place = f"file={escaped(problem.file)},line={problem.line},col={problem.column}"
+            print(f"::error {place}::{escaped(f'{problem.path}: {problem.message}')}")
+        else:
+            print(problem, file=sys.stderr)
+    if how is Format.text:
+        print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", file=sys.stderr)
+
+
+def escaped(text: str) -> str:
+    """Text in a GitHub workflow command."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+@app.command()
+def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
+    file: File = None,
+    message: Annotated[str | None, typer.Option("-m", "--message", help="What the user says.")] = None,
+    request: Annotated[Path | None, typer.Option(help="A request body as JSON, in place of -m.")] = None,
+    plan: Annotated[str, typer.Option(help="The caller's plan; the policy's default when left out.")] = "",
+    header: Annotated[list[str] | None, typer.Option(help="A request header, name=value; may come again.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="What the classifier says: p_complex, simple, complex, or how it fails.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every rule, why it matched or not, the route, and what each tier would cost. No server is asked."""
+    try:
+        policy = load_policy(file or packaged())
+    except PolicyError as error:
+        tell(file or packaged(), list(error.problems), Format.text)
+        raise typer.Exit(1) from None
+    if plan and plan not in policy.callers.plans:
+        raise typer.BadParameter(f"no plan is named {plan}; known: {', '.join(policy.callers.plans)}")
+    test = PolicyTest(
+        name="explain",
+        request=body(message, request),
+        expect=Expect(),
+        caller=TestCaller(plan=plan),
+        headers=dict(map(pair, header or [])),
+        verdict=None if verdict is None else spoken(verdict),
+    )
+    try:
+        found = explained(facts_of(test, policy), stub(test, policy), policy)
+    except Refusal as refusal:
+        print(f"refused with status {refusal.status}: {refusal.message}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        draw(found, Console(highlight=False, soft_wrap=True))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files, for editors."""
+    print(json.dumps(json_schema(), indent=2))
+
+
+def body(message: str | None, request: Path | None) -> dict[str, Any]:
+    """The request to explain. Raises typer.BadParameter when there is none, or two."""
+    if (message is None) == (request is None):
+        raise typer.BadParameter("give -m TEXT or --request FILE")
+    if request is None:
+        return {"messages": [{"role": "user", "content": message}]}
+    try:
+        found = json.loads(request.read_bytes())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{request}: {error}") from None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{request}: expected a JSON object")
+    return found
+
+
+def pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text}: expected name=value")
+    return name, value
+
+
+def spoken(text: str) -> TestVerdict | Reason:
+    """A verdict from the command line."""
+    if text in get_args(Reason):
+        return cast("Reason", text)
+    if text in get_args(Label):
+        return TestVerdict(label=cast("Label", text))
+    try:
+        p_complex = float(text)
+    except ValueError:
+        p_complex = -1.0
+    if not 0.0 <= p_complex <= 1.0:
+        known = ", ".join(get_args(Reason))
+        raise typer.BadParameter(f"{text}: expected a probability from 0 to 1, simple, complex, {known}")
+    return TestVerdict(p_complex=p_complex)
+
+
+def draw(found: dict[str, Any], out: Console) -> None:
+    """The decision for people."""
+    policy, facts = found["policy"], found["facts"]
+    said = {name: value for name, value in facts.items() if value not in (None, False, [], {})}
+    out.print(escape(f"policy  {policy['name']} {policy['revision']} ({policy['digest']})"))
+    out.print(escape("facts   " + ", ".join(f"{name} {value}" for name, value in said.items())))
+    out.print(rules_table(found["rules"]))
+    out.print(escape(f"verdict {in_words(found)}"))
+    out.print(f"route   [bold]{escape(one_way(found['route']))}[/bold]")
+    for name, way in flat(found["sides"] or {}):
+        out.print(escape(f"  if {name:<22} {one_way(way)}"))
+    cost = found["cost"]
+    assumed = f"{cost['input_tokens']} tokens in, {cost['output_tokens']} out ({cost['output_tokens_from']})"
+    prices = ", ".join(f"{tier} ${usd:.6f}" for tier, usd in cost["usd"].items())
+    out.print(escape(f"cost    {prices} for {assumed}, nothing cached"))
+
+
+def rules_table(rules: list[dict[str, Any]]) -> Table:
+    table = Table("rule", "", "why not", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for rule in rules:
+        state = "[bold green]decides[/]" if rule["decides"] else "matches" if rule["matched"] else "[dim]no[/]"
+        table.add_row(escape(rule["id"]), state, escape(rule["why"] or ""))
+    return table
+
+
+def in_words(found: dict[str, Any]) -> str:
+    verdict = found["verdict"]
+    if not found["triaged"]:
+        return "not wanted: nobody is asked"
+    if verdict is None:
+        return "wanted; both sides follow (--verdict 0.8 stands in for the classifier)"
+    if verdict["label"] is None:
+        return f"failed: {verdict['reason']}"
+    if verdict["p_complex"] is None:
+        return f"{verdict['label']}, without a probability"
+    return f"p_complex {verdict['p_complex']:g}, threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
+
+
+def one_way(way: dict[str, Any]) -> str:
+    if "refused" in way:
+        return f"refused with status {way['status']}: {way['refused']}"
+    if "ask" in way:
+        return f"rule {way['ask']} asks first; draft on {way['draft'] or 'no tier'}"
+    after = f", then {', '.join(way['tiers'][1:])}" if way["tiers"][1:] else ""
+    return f"{way['tier']}{after}  (rule {way['rule']}: {way['reason']})"
+
+
+def flat(sides: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The sides in one list, failures of the classifier last."""
+    failed = sides.get("otherwise", {})
+    return [(name, way) for name, way in sides.items() if name != "otherwise"] + list(failed.items())

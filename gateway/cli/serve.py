@@ -1,0 +1,86 @@
+"""How do the gateway and the simulated tiers start?"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from gateway.admission import SHORTEST_KEY
+from gateway.app import NoKeys, create_app, open_to_everyone
+from gateway.cli.policy import packaged
+from gateway.embedded import NotInstalled, embedded
+from gateway.errors import Overloaded
+from gateway.policy import PolicyError
+from gateway.reload import checked
+from gateway.settings import Settings
+from gateway.store import open_store
+
+PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
+DRAIN = 600  # seconds that open answers have to end after SIGTERM; a second SIGTERM ends them at once
+Redis = Annotated[
+    str | None, typer.Option("--redis", help="redis:// URL, or `embedded` for a Valkey of our own; else memory.")
+]
+
+
+def serve(policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None) -> None:
+    """Serve the gateway."""
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis}
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        stop(str(error))
+    asyncio.run(run(settings))
+
+
+async def run(settings: Settings) -> None:
+    """Until SIGINT or SIGTERM. Exits with a message when the gateway may not or cannot start."""
+    try:
+        policy = checked(settings.policy or packaged())
+    except PolicyError as error:
+        stop(str(error))
+    if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
+        stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
+    async with contextlib.AsyncExitStack() as stack:
+        url = settings.redis_url
+        if url == "embedded":
+            try:
+                url = await stack.enter_async_context(embedded())
+            except (NotInstalled, TimeoutError) as error:
+                stop(str(error))
+        store = open_store(url)
+        try:
+            everyone = await open_to_everyone(settings, store)
+        except NoKeys as error:
+            stop(str(error))
+        except Overloaded:
+            stop("the store does not answer: without it nobody knows the API keys")
+        app = create_app(settings, policy, store, everyone)
+        config: dict[str, Any] = {"host": settings.host, "port": settings.port, "http": "httptools", "ws": "none"}
+        config |= {
+            "access_log": False,
+            "server_header": False,
+            "log_level": "warning",
+            "timeout_graceful_shutdown": DRAIN,
+        }
+        server = uvicorn.Server(uvicorn.Config(app, **config))
+        await server.serve()
+        if not server.started:
+            raise typer.Exit(1)
+
+
+def sim(context: typer.Context) -> None:
+    """Serve a simulated vLLM; all flags go to it (`tiergate sim --help` lists them)."""
+    os.execv(sys.executable, [sys.executable, "-m", "backends.sim", *context.args])  # noqa: S606
+
+
+def stop(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,90 @@
+"""What is told beside an answer?   Response headers, and the decision for who asks for it."""
+
+import re
+import time
+from typing import Any
+
+import msgspec
+
+from gateway import sse
+from gateway.body import Body
+from gateway.errors import BadRequest
+from gateway.explain import explain
+from gateway.policy import Policy
+from gateway.splice import CHAT, stripped
+from gateway.types import ChatRequest, Headers, Reply
+
+NOBODY = "none"  # the tier, rule and reason of an answer that no model gave
+_LAST = re.compile(rb"(?:^|\n\n|\r\r|\r\n\r\n)(data: ?\[DONE\])")
+
+
+def version(policy: Policy) -> str:
+    """The policy as `x-route-policy` and the log name it."""
+    return f"{policy.name}@{policy.revision}+{policy.digest}"
+
+
+def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) -> Headers:
+    """The headers that every answer has, refusals too (`reply` None: before anything was decided)."""
+    route = reply.route if reply else None
+    return [
+        (b"x-request-id", request_id.encode()),
+        (b"x-route-tier", ((reply and reply.tier) or NOBODY).encode()),
+        (b"x-route-rule", (route.rule if route else NOBODY).encode()),
+        (b"x-route-reason", _ascii(route.reason if route else NOBODY)),
+        (b"x-route-policy", _ascii(version(policy))),
+        (b"x-route-cache", (reply.cache if reply else "bypass").encode()),
+        (b"x-gateway-overhead-ms", b"%.3f" % (overhead * 1000)),
+    ]
+
+
+def withheld(request: ChatRequest, policy: Policy) -> Headers:
+    """Which of the caller's own fields no model server gets to see."""
+    names = stripped(request, policy.callers.plans[request.caller.plan])
+    return [(b"x-route-stripped", _ascii(", ".join(names)))] if names else []
+
+
+def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]:
+    """The whole decision; of a remembered answer only what is remembered of it. `tier` is the one that answered."""
+    decision, route = reply.decision, reply.route
+    found: dict[str, Any] = {
+        "tier": reply.tier,
+        "cache": reply.cache,
+        "draft": decision.draft if decision else "none",
+        "overhead_ms": round(overhead * 1000, 3),
+    }
+    if decision:
+        return explain(decision.facts, decision.verdict, policy) | found
+    named = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
+    chosen = {"tier": reply.tier, "rule": route.rule, "reason": route.reason} if route else None
+    return {"policy": named, "route": chosen} | found
+
+
+def explained_json(data: bytes, told: dict[str, Any]) -> bytes:
+    """A JSON answer with the decision as its member `route`; unchanged when it is not one object."""
+    try:
+        return Body(data).edit({"route": msgspec.json.encode(told)})
+    except BadRequest:
+        return data
+
+
+def explained_events(events: bytes, request: ChatRequest, model: str, told: dict[str, Any]) -> bytes:
+    """Whole events, with one more that holds the decision before `[DONE]`; unchanged when that is not among them."""
+    found = _LAST.search(events)
+    if not found:
+        return events
+    kind = "chat.completion.chunk" if request.path == CHAT else "text_completion"
+    chunk = {
+        "id": request.id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "choices": [],
+        "route": told,
+    }
+    at = found.start(1)
+    return events[:at] + sse.event(msgspec.json.encode(chunk)) + events[at:]
+
+
+def _ascii(text: str) -> bytes:
+    """Text of ours, fit for a header."""
+    return re.sub(rb"[^ -~]", b"?", text.encode("ascii", "replace"))

@@ -1,0 +1,111 @@
+import asyncio
+
+import pytest
+
+from gateway.admission import OverLimit
+from gateway.answer import answer
+from gateway.cache import Flights
+from gateway.errors import NotFound
+from gateway.policy import Policy
+from gateway.store import MemoryStore
+from gateway.types import Reply
+from gateway.upstream import Upstream
+from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, gateway, upstream
+from tests.tiers import JSON, Sim, policy_for
+
+REASONS: dict[str, JSON] = {
+    "timeout": {"stall_first": 5.0},
+    "parse": {"verdict": "garbage"},
+    "truncated": {"verdict": "null"},
+    "overloaded": {"status": 503},
+    "error": {"status": 500},
+}
+
+
+async def answers(fields: JSON, policy: Policy, door: Upstream, store: MemoryStore | None = None) -> Reply:
+    kept = store or MemoryStore()
+    return await answer(asked(fields), policy, kept, door, Flights(kept))
+
+
+@pytest.mark.parametrize("speculate", ["always", "never"])
+@pytest.mark.parametrize("reason", REASONS)
+@pytest.mark.parametrize("tier", ["flash", "pro"])
+def test_without_a_verdict_otherwise_says_who_answers(
+    flash: Sim, pro: Sim, reason: str, tier: str, speculate: str
+) -> None:
+    async def main() -> None:
+        flash.config(only="triage", **REASONS[reason])
+        triage = {"timeout": "150ms", "speculate": speculate, "otherwise": {reason: tier}}
+        async with gateway(policy_for(flash, pro, triage=triage)) as gate:
+            found = await gate.ask(body(COMPLEX), x_route_explain="1")
+            assert (found.status, found.headers["x-route-tier"]) == (200, tier)
+            assert found.headers["x-route-reason"] == reason
+            told = found.json()["route"]
+            assert (told["verdict"]["label"], told["verdict"]["reason"]) == (None, reason)
+            drafted = speculate == "always" and ("kept" if tier == "flash" else "wasted")
+            assert told["draft"] == (drafted or "none")
+
+    asyncio.run(main())
+
+
+def test_by_default_flash_answers_without_a_verdict(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="triage", verdict="garbage")
+        async with upstream() as door:
+            reply = await answers(body(COMPLEX), policy_for(flash, pro), door)
+            assert (reply.tier, reply.route and reply.route.reason) == ("flash", "parse")
+            await reply.close()
+
+    asyncio.run(main())
+
+
+def test_a_tier_asked_for_by_name_is_neither_triaged_nor_drafted(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door:
+            reply = await answers(body(SIMPLE, model="pro"), policy_for(flash, pro), door)
+            assert reply.tier == "pro"
+            assert b"pro-model" in await collected(reply)
+            assert flash.state()["requests"] == []
+
+    asyncio.run(main())
+
+
+def test_the_reply_holds_the_callers_slot_until_it_is_closed(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        policy = policy_for(flash, pro, callers={"plans": {"usual": {"concurrency": 1}}})
+        store = MemoryStore()
+        async with upstream() as door:
+            reply = await answers(body(), policy, door, store)
+            with pytest.raises(OverLimit) as refusal:
+                await answers(body(), policy, door, store)
+            assert b"x-ratelimit-limit-requests" in dict(refusal.value.headers())
+            await reply.close()
+            unknown = await answers(body(model="nobody"), policy, door, store)
+            assert unknown.tier == ""
+            assert b"x-ratelimit-limit-requests" in dict(unknown.headers)
+            with pytest.raises(NotFound):
+                await collected(unknown)
+            await (await answers(body(), policy, door, store)).close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fields", [body("x"), body("x", stream=True)])
+def test_other_shapes_of_a_conversation_are_answered(flash: Sim, pro: Sim, fields: JSON) -> None:
+    shapes: list[JSON] = [
+        {"messages": [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "One, two"}]},
+        {"messages": [{"role": "user", "content": ""}]},
+        {"messages": [{"role": "system", "content": "Be brief."}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "you"}]}]},
+    ]
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for shape in shapes:
+                assert (await gate.ask({**fields, **shape})).status == 200
+            for prompt in ("Say hi", ["one", "two"]):
+                found = await gate.ask({"prompt": prompt, "stream": fields.get("stream", False)}, "/v1/completions")
+                assert (found.status, found.headers["x-route-rule"]) == (200, "triaged")
+            assert {entry["state"] for entry in flash.seen("triage")} == {"finished"}
+
+    asyncio.run(main())

@@ -1,0 +1,121 @@
+"""`tiergate policy check | explain | schema` on the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.cli.policy import app, packaged
+from gateway.policy import schema
+
+POLICIES = Path(__file__).parents[2] / "policies"
+DEFAULT = str(POLICIES / "default.yaml")
+HARD = "Prove that there are infinitely many primes."
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"NO_COLOR": "1", "COLUMNS": "120"})
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    path = tmp_path / "broken.yaml"
+    path.write_text(
+        "schema: 1\ntiers: {a: {model: m, replicas: ['http://h']}}\nrules: [{id: x, route: b}]\n", encoding="utf-8"
+    )
+    return str(path)
+
+
+def test_the_packaged_default_is_found() -> None:
+    assert packaged() == POLICIES / "default.yaml"
+
+
+def test_check_says_what_it_checked() -> None:
+    found = run("check", DEFAULT)
+    assert found.exit_code == 0
+    assert "3 tiers, 3 rules" in found.stdout
+    assert "3 tests passed" in found.stdout
+    assert run("check").stdout == found.stdout
+
+
+def test_check_tells_problems_on_stderr_and_exits_with_1(broken: str) -> None:
+    found = run("check", broken)
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert found.stderr.splitlines() == [f'{broken}:3:24: rules.0.route: no tier is named "b"; known: a', "1 problem"]
+
+
+def test_check_as_json_is_data(broken: str) -> None:
+    assert json.loads(run("check", DEFAULT, "--format", "json").stdout)["ok"]
+    found = json.loads(run("check", broken, "--format", "json").stdout)
+    assert (found["ok"], found["problems"][0]["line"], found["problems"][0]["column"]) == (False, 3, 24)
+
+
+def test_check_for_github_is_an_annotation(broken: str) -> None:
+    found = run("check", broken, "--format", "github").stdout
+    assert found == f'::error file={broken},line=3,col=24::rules.0.route: no tier is named "b"; known: a\n'
+
+
+def test_explain_shows_both_sides_without_a_verdict() -> None:
+    found = run("explain", DEFAULT, "-m", HARD)
+    assert found.exit_code == 0
+    assert "characters is 44, wanted max 24" in found.stdout
+    assert "if simple" in found.stdout
+    assert "if complex" in found.stdout
+    assert "\x1b[" not in found.stdout
+
+
+def test_explain_takes_a_verdict_a_plan_and_headers() -> None:
+    found = run("explain", "-m", HARD, "--verdict", "0.8").stdout
+    assert "p_complex 0.8, threshold 0.5, margin +0.3" in found
+    assert "route   pro" in found
+    assert "failed: parse" in run("explain", "-m", HARD, "--verdict", "parse").stdout
+    assert "complex, without a probability" in run("explain", "-m", HARD, "--verdict", "complex").stdout
+    assert "both ways flash" in run("explain", "-m", HARD, "--plan", "batch").stdout
+    assert "asked for by header" in run("explain", "-m", HARD, "--header", "x-route-tier=pro").stdout
+    assert (
+        "refused with status 403"
+        in run("explain", "-m", HARD, "--header", "x-route-tier=pro", "--plan", "batch").stdout
+    )
+
+
+def test_explain_takes_a_request_file_and_gives_json(tmp_path: Path) -> None:
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps({"model": "pro", "messages": [{"role": "user", "content": "hi"}]}), encoding="utf-8")
+    found = json.loads(run("explain", DEFAULT, "--request", str(path), "--json").stdout)
+    assert found["route"]["tier"] == "pro"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("-m", "x", "--request", "y"),
+        ("--request", "none.json"),
+        ("-m", "x", "--plan", "none"),
+        ("-m", "x", "--header", "none"),
+        ("-m", "x", "--verdict", "1.5"),
+        ("-m", "x", "--verdict", "nan"),
+    ],
+)
+def test_explain_refuses_arguments_that_mean_nothing(arguments: tuple[str, ...]) -> None:
+    found = run("explain", DEFAULT, *arguments)
+    assert (found.exit_code, found.stdout) == (2, "")
+
+
+def test_explain_of_an_unknown_model_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "request.json"
+    path.write_text('{"model": "nope"}', encoding="utf-8")
+    found = run("explain", "--request", str(path))
+    assert found.exit_code == 1
+    assert "does not exist" in found.stderr
+
+
+def test_explain_of_a_broken_policy_tells_its_problems(broken: str) -> None:
+    found = run("explain", broken, "-m", "x")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "no tier is named" in found.stderr
+
+
+def test_schema_is_json() -> None:
+    assert json.loads(run("schema").stdout) == schema()

@@ -1,0 +1,167 @@
+import asyncio
+import time
+
+import pytest
+
+from gateway.draft import drafting
+from gateway.types import Ask, Decision, Route
+from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, eventually, gateway, upstream
+from tests.tiers import JSON, Sim, policy_for
+
+ASK, SIMPLY, HARD = Ask("r", "flash"), Route(("flash", "pro"), "r", "simple"), Route(("pro", "flash"), "r", "complex")
+
+
+def test_a_draft_is_kept_when_the_verdict_is_simple(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="triage", stall_first=0.2)
+        async with gateway(policy_for(flash, pro)) as gate:
+            answer = await gate.ask(body(SIMPLE, stream=True), x_route_explain="1")
+            assert b'"draft":"kept"' in answer.data
+            triage, draft = flash.seen("triage")[0], flash.seen()[0]
+            assert draft["received_ms"] < triage["ended_ms"], "both were under way together"
+            assert [entry["state"] for entry in flash.seen()] == ["finished"], "one answer, no second one"
+            assert pro.state()["requests"] == []
+            assert float(answer.headers["x-gateway-overhead-ms"]) < 100
+
+    asyncio.run(main())
+
+
+def test_a_draft_is_cancelled_when_the_verdict_is_complex(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="answer", stall_after=2)
+        pro.config(stall_first=0.5)
+        async with gateway(policy_for(flash, pro)) as gate:
+            answer = await gate.ask(body(COMPLEX, stream=True), x_route_explain="1")
+            assert b'"draft":"wasted"' in answer.data
+            assert answer.headers["x-route-tier"] == "pro"
+            draft = flash.seen()[0]
+            assert draft["state"] == "aborted"
+            assert draft["ended_ms"] < pro.seen()[0]["received_ms"] + 100, "at once, not when Pro has answered"
+
+    asyncio.run(main())
+
+
+def test_nothing_of_a_draft_reaches_the_caller_before_the_verdict(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="triage", stall_first=0.3)
+        async with gateway(policy_for(flash, pro)) as gate:
+            line = await gate.open(body(SIMPLE, stream=True))
+            await eventually(lambda: bool(flash.seen()) and flash.seen()[0]["state"] == "finished")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(line.reader.read(1), 0.1)
+            await line.leave()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}, {"status": 429}, {"cut_after": 0}])
+def test_a_draft_that_fails_while_triage_thinks_is_the_tiers_attempt(flash: Sim, pro: Sim, fault: JSON) -> None:
+    async def main() -> None:
+        flash.config(only="answer", **fault)
+        async with gateway(policy_for(flash, pro)) as gate:
+            for text in (SIMPLE, COMPLEX):
+                flash._call("DELETE", "/admin/state")
+                answer = await gate.ask(body(text, stream=True), x_route_explain="1")
+                assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
+                assert b'"draft":"wasted"' in answer.data
+                assert len(flash.seen()) == 1, "Flash is not asked again"
+
+    asyncio.run(main())
+
+
+def test_a_failed_draft_is_told_when_the_policy_forbids_failover(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="answer", status=500)
+        async with gateway(policy_for(flash, pro, failover={"tiers": {"flash": []}})) as gate:
+            answer = await gate.ask(body(SIMPLE))
+            assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_failed")
+            assert answer.headers["x-route-rule"] == "triaged"
+            assert len(flash.seen()) == 1
+
+    asyncio.run(main())
+
+
+def test_a_finished_draft_that_nobody_takes_is_closed(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door:
+            policy = policy_for(flash, pro)
+            async with drafting(asked(body(stream=True)), ASK, policy, door) as draft:
+                await eventually(lambda: flash.seen()[:1] != [] and flash.seen()[0]["state"] == "finished")
+                await asyncio.sleep(0.05)
+                assert door.load()["flash"] == 1
+                assert await draft.take(HARD) is None
+                assert door.load()["flash"] == 0
+                assert draft.outcome == "wasted"
+            async with drafting(asked(body(stream=True)), ASK, policy, door):
+                await asyncio.sleep(0.1)
+            assert door.load()["flash"] == 0, "nor when nobody asks for it"
+
+    asyncio.run(main())
+
+
+def test_a_taken_draft_is_its_takers_and_was_not_waited_for(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=0.2)
+        async with upstream() as door:
+            async with drafting(asked(body()), ASK, policy_for(flash, pro), door) as draft:
+                await asyncio.sleep(0.3)
+                started = time.perf_counter()
+                reply = await draft.take(SIMPLY)
+                assert reply is not None
+                assert reply.waited <= time.perf_counter() - started
+            assert (reply.tier, draft.outcome) == ("flash", "kept")
+            assert b"flash-model" in await collected(reply)
+
+    asyncio.run(main())
+
+
+def test_leaving_while_the_draft_is_awaited_stops_it(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=30.0)
+        async with upstream() as door:
+
+            async def serve() -> None:
+                async with drafting(asked(body()), ASK, policy_for(flash, pro), door) as draft:
+                    await draft.take(SIMPLY)
+
+            task = asyncio.create_task(serve())
+            await eventually(lambda: bool(flash.seen()))
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert await eventually(lambda: flash.seen()[0]["state"] == "aborted") < 0.5
+
+    asyncio.run(main())
+
+
+def test_cancelling_at_any_moment_leaks_nothing(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door:
+            policy = policy_for(flash, pro)
+
+            async def serve(route: Route) -> None:
+                async with drafting(asked(body(stream=True)), ASK, policy, door) as draft:
+                    await asyncio.sleep(0.002)
+                    reply = await draft.take(route) or await door.send(asked(body(stream=True)), route, policy)
+                    reply.decided(Decision(None, None, route))  # type: ignore[arg-type]
+                await reply.close()
+
+            for turns in range(60):
+                task = asyncio.create_task(serve((SIMPLY, HARD)[turns % 2]))
+                for _ in range(turns):
+                    await asyncio.sleep(0.0002)
+                task.cancel()
+                await asyncio.wait([task])
+            assert not any(door.load().values())
+
+    asyncio.run(main())
+
+
+def test_without_a_tier_to_draft_on_there_is_none(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door, drafting(asked(body()), Ask("r", None), policy_for(flash, pro), door) as draft:
+            assert await draft.take(SIMPLY) is None
+            assert draft.outcome == "none"
+            assert flash.state()["requests"] == []
+
+    asyncio.run(main())

@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from gateway.errors import Refusal
+from gateway.relay import explained_events, explained_json, explanation, told, version
+from gateway.types import Reply, Route
+from tests.gateway.serving import asked, body
+from tests.tiers import Sim, policy_for
+
+POLICY = policy_for(Sim("http://127.0.0.1:1", "f"), Sim("http://127.0.0.1:2", "p"))
+TOLD = {"tier": "flash"}
+REQUEST = asked(body(stream=True))
+
+
+def events(data: bytes) -> bytes:
+    return explained_events(data, REQUEST, "f", TOLD)
+
+
+@pytest.mark.parametrize(
+    ("before", "done"),
+    [
+        (b"", b"data: [DONE]\n\n"),
+        (b"", b"data:[DONE]\n\n"),
+        (b'data: {"a": 1}\n\n', b"data: [DONE]\n\n"),
+        (b'data: {"a": 1}\r\n\r\n', b"data: [DONE]\r\n\r\n"),
+        (b'data: {"a": "data: [DONE]"}\n\n: note\n\n', b"data: [DONE]\n\n"),
+    ],
+)
+def test_the_decision_comes_right_before_the_end(before: bytes, done: bytes) -> None:
+    found = events(before + done)
+    assert found.startswith(before)
+    assert found.endswith(done)
+    chunk = json.loads(found[len(before) : -len(done)].removeprefix(b"data: "))
+    assert (chunk["id"], chunk["route"], chunk["choices"]) == (REQUEST.id, TOLD, [])
+
+
+@pytest.mark.parametrize(
+    "data", [b'data: {"a": "x data: [DONE]"}\n\n', b"event: end\ndata: [DONE]\n\n", b"", b": [DONE]\n\n"]
+)
+def test_an_event_is_never_torn(data: bytes) -> None:
+    assert events(data) == data
+
+
+@pytest.mark.parametrize("data", [b"[]", b'"x"', b'{"a": 1, "a": 2}', b"garbage", b""])
+def test_an_answer_that_is_no_plain_object_passes_as_it_is(data: bytes) -> None:
+    assert explained_json(data, TOLD) == data
+
+
+def test_an_answers_other_bytes_do_not_change() -> None:
+    data = b'{ "id" : 1.0,\n "choices":[ ] }'
+    found = explained_json(data, TOLD)
+    assert json.loads(found) == {"id": 1.0, "choices": [], "route": TOLD}
+    assert data[2:] in found
+
+
+def test_headers_are_printable_whatever_a_rule_is_called() -> None:
+    reply = Reply.refused(Refusal("x"))
+    reply.route = Route(("flash",), "rule", "needs\r\nx-evil: 1 é")
+    found = dict(told("id", POLICY, reply, 0.0012345))
+    assert found[b"x-route-reason"] == b"needs??x-evil: 1 ?"
+    assert found[b"x-route-tier"] == b"none"
+    assert found[b"x-gateway-overhead-ms"] == b"1.234"
+    assert found[b"x-route-policy"] == version(POLICY).encode()
+
+
+def test_a_remembered_answer_is_explained_by_what_is_remembered() -> None:
+    reply = Reply.refused(Refusal("x"))
+    reply.tier, reply.cache, reply.route = "pro", "hit", Route(("pro",), "triaged", "cache")
+    found = explanation(reply, POLICY, 0.001)
+    assert found["route"] == {"tier": "pro", "rule": "triaged", "reason": "cache"}
+    assert (found["tier"], found["cache"], found["overhead_ms"], found["draft"]) == ("pro", "hit", 1.0, "none")

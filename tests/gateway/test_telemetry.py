@@ -1,0 +1,149 @@
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+
+from gateway.policy import Policy
+from gateway.telemetry import Telemetry, line
+from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+from tests.gateway.serving import COMPLEX, body, gateway
+from tests.tiers import JSON, Sim, policy_for
+
+POLICY = policy_for(Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model"))
+ROUTE = Route(("pro",), "triaged", "complex")
+DECISION = Decision(Facts("auto", "ann", "usual"), Verdict("complex", 0.9, seconds=0.2), ROUTE, "wasted")
+THIRD = {"model": "m", "replicas": ["http://h"]}
+CANARY = "canary-7f3a"
+
+
+def record(**fields: Any) -> Record:
+    base: JSON = {
+        "id": "i",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "seconds": 1.0,
+        "overhead": 0.001,
+        "policy": "p",
+    }
+    return Record(**{**base, **fields})
+
+
+def telemetry(policy: Policy = POLICY, log: bool = False) -> Telemetry:
+    made = Telemetry(log)
+    made.use(policy, lambda: {"flash": 2}, lambda: True)
+    return made
+
+
+def shown(made: Telemetry) -> str:
+    return made.render()[0].decode()
+
+
+def value(made: Telemetry, sample: str) -> float:
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", shown(made), re.MULTILINE)
+    assert found, f"{sample} is not among the metrics"
+    return float(found[1])
+
+
+def test_an_exchange_is_counted_by_status_tier_rule_verdict_draft_and_tokens() -> None:
+    made = telemetry()
+    answered = record(
+        tier="pro", route=ROUTE, decision=DECISION, cache="miss", ttft=0.3, model="Auto", usage=Usage(7, 0, 9)
+    )
+    made.record(answered)
+    assert value(made, 'gateway_requests_total{status="200",tier="pro"}') == 1
+    assert value(made, 'gateway_decisions_total{reason="complex",rule="triaged",tier="pro"}') == 1
+    assert value(made, 'gateway_verdicts_total{outcome="complex"}') == 1
+    assert value(made, 'gateway_drafts_total{outcome="wasted"}') == 1
+    assert value(made, 'gateway_cache_requests_total{result="miss"}') == 1
+    assert value(made, "gateway_triage_seconds_sum") == 0.2
+    assert value(made, "gateway_overhead_seconds_count") == 1
+    assert value(made, 'gateway_inflight_requests{tier="flash"}') == 2
+    labels = (
+        'gen_ai_operation_name="chat",gen_ai_original_model="auto",gen_ai_provider_name="deepseek",'
+        'gen_ai_response_model="pro-model"'
+    )
+    assert value(made, f"gen_ai_server_time_to_first_token_seconds_sum{{{labels}}}") == 0.3
+    assert value(made, f'gen_ai_client_token_usage_token_sum{{{labels},gen_ai_token_type="output"}}') == 9
+
+
+def test_who_shares_an_answer_does_not_count_its_tokens_verdict_and_draft_again() -> None:
+    made = telemetry()
+    for cache in ("miss", "coalesced", "coalesced"):
+        made.record(record(tier="pro", route=ROUTE, decision=DECISION, cache=cache, usage=Usage(7, 0, 9)))
+    assert value(made, 'gateway_verdicts_total{outcome="complex"}') == 1
+    assert value(made, 'gateway_drafts_total{outcome="wasted"}') == 1
+    assert value(made, 'gateway_requests_total{status="200",tier="pro"}') == 3
+
+
+def test_a_failed_answer_still_counts_its_verdict() -> None:
+    made = telemetry()
+    made.record(record(status=502, error="upstream_failed", route=ROUTE, decision=DECISION))
+    assert value(made, 'gateway_verdicts_total{outcome="complex"}') == 1
+    assert value(made, 'gateway_refusals_total{code="upstream_failed"}') == 1
+    assert value(made, 'gateway_requests_total{status="502",tier="none"}') == 1
+
+
+def test_who_left_before_the_first_byte_is_no_measure_of_overhead() -> None:
+    made = telemetry()
+    made.record(record(status=499, overhead=None))
+    assert value(made, "gateway_overhead_seconds_count") == 0
+
+
+def test_nothing_a_caller_writes_becomes_a_label_value_or_a_log_word(capsys: pytest.CaptureFixture[str]) -> None:
+    made = telemetry(log=True)
+    for turn in range(50):
+        made.record(record(model=f"{CANARY}-{turn}", tier="flash", path=f"/{CANARY}{turn}", status=404))
+    lines = shown(made)
+    assert CANARY not in lines
+    assert len(re.findall("^gen_ai_server_request_duration_seconds_count", lines, re.MULTILINE)) == 1
+    logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["model"] for line in logged} == {"other"}
+
+
+def test_the_policy_in_force_is_the_only_one_shown() -> None:
+    made = telemetry()
+    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), revision="r2"), dict, lambda: False)
+    assert len(re.findall("^gateway_policy_info{", shown(made), re.MULTILINE)) == 1
+    assert 'revision="r2"' in shown(made)
+    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), tiers={"third": THIRD}), dict, lambda: False)
+    made.use(POLICY, dict, lambda: False)
+    assert "third" not in shown(made)
+    assert value(made, "gateway_store_up") == 0
+
+
+def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
+    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> str:
+        async with gateway(policy_for(flash, pro), log_exchanges=True) as gate:
+            fields = body(
+                f"{COMPLEX} {CANARY}",
+                user=CANARY,
+                metadata={"x": CANARY},
+                tools=[{"type": "function", "function": {"name": CANARY}}],
+            )
+            await gate.ask(fields, cookie=CANARY, x_other=CANARY)
+            await gate.ask(body(f"{CANARY}", model=CANARY))
+            await gate.ask(CANARY.encode())
+            flash.config(cut_after=2)
+            await gate.ask(body(CANARY, stream=True, model="flash"), x_request_id="mine")
+            return gate.front._doors.telemetry.render()[0].decode()
+
+    metrics = asyncio.run(main())
+    out = capsys.readouterr().out
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["status"] for line in lines] == [200, 404, 400, 200]
+    assert [line["error"] for line in lines] == [None, "model_not_found", "invalid_json", "upstream_failed"]
+    assert (lines[0]["rule"], lines[0]["verdict"]["label"], lines[0]["draft"]) == ("triaged", "complex", "wasted")
+    assert lines[0]["tokens"][0] > 0
+    assert lines[3]["request_id"] == "mine"
+    assert CANARY not in out + metrics
+
+
+def test_a_line_holds_what_was_decided() -> None:
+    found = line(record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION), "auto")
+    assert (found["caller"], found["plan"], found["tier"], found["model"]) == ("ann", "gold", "pro", "auto")
+    assert found["verdict"] == {"label": "complex", "p_complex": 0.9, "reason": "ok", "seconds": 0.2, "cut": False}
+    assert "salt" not in json.dumps(found)
