@@ -18,6 +18,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+faults: $(VENV)/.dev
+	FAULTS=full $(BIN)/python -m pytest tests/gateway/test_http1_limits.py -k storm
+	$(BIN)/python -m loadtest.faults
 bench: $(VENV)/.dev
 	$(BIN)/python -m loadtest.ttft
 load: $(VENV)/.dev

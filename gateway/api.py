@@ -14,7 +14,7 @@ from gateway.admission import Keys, identify
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
-from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge
+from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, WrongMethod
 from gateway.policy import Policy
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
@@ -37,22 +37,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("gateway")
-
-
-class WrongMethod(BadRequest):
-    status = 405
-    code = "method_not_allowed"
-
-    def headers(self) -> Headers:
-        return [*super().headers(), (b"allow", b"POST")]
-
-
-class TooSlow(BadRequest):
-    status = 408
-    code = "request_timeout"
-
-    def headers(self) -> Headers:
-        return [*super().headers(), (b"connection", b"close")]
 
 
 @dataclass(slots=True)

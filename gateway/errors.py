@@ -2,6 +2,8 @@
 
     Refusal                     we will not or cannot answer; becomes an OpenAI error object
       BadRequest        400     the request itself is wrong; param names the field
+        WrongMethod     405     the path takes POST only
+        TooSlow         408     the body did not come in time
         TooLarge        413     the body is over the limit
       Unauthorized      401     no key, or a wrong one
       Forbidden         403     the key may not do this
@@ -69,6 +71,22 @@ class BadRequest(Refusal):
 class TooLarge(BadRequest):
     status = 413
     code = "request_too_large"
+
+
+class WrongMethod(BadRequest):
+    status = 405
+    code = "method_not_allowed"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"allow", b"POST")]
+
+
+class TooSlow(BadRequest):
+    status = 408
+    code = "request_timeout"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"connection", b"close")]
 
 
 class Unauthorized(Refusal):

@@ -1,7 +1,7 @@
 """What does a model server's answer say, and did it end well?"""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -50,7 +50,7 @@ class Events:
         self._ended = False
         self.error: Any = None
 
-    async def rest(self) -> AsyncIterator[bytes]:
+    async def rest(self) -> AsyncGenerator[bytes, None]:
         """The batches until `[DONE]`, or the end after an error event of the server. Raises as `batch` does."""
         while not self._ended:
             if batch := await self.batch():

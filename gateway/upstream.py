@@ -1,10 +1,13 @@
 """The door to the model servers: who is asked, how long do we wait, and who is next when a tier fails?"""
 
 import asyncio
+import itertools
 import os
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from functools import partial
 from typing import NamedTuple
 
@@ -71,7 +74,8 @@ class Upstream:
         self._client = client
         self._tiers: dict[str, int] = defaultdict(int)
         self._replicas: dict[str, int] = defaultdict(int)
-        self._turn = 0
+        self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
+        self._names = map(partial("{}-{:x}".format, secrets.token_hex(4)), itertools.count())
 
     def load(self) -> Mapping[str, int]:
         """Requests in flight by tier, as of this moment."""
@@ -101,6 +105,7 @@ class Upstream:
             return Attempt(Reply.refused(_full(name)), "overloaded")
         body = request.body.edit(changes(request, tier, policy.callers.plans[request.caller.plan]))
         call = Call(name, request.path, request.id, body, bool(request.fields.stream))
+        self._turns[name] += 1
         started = time.perf_counter()
         try:
             reply = await self._answer(request, call, policy)
@@ -149,13 +154,14 @@ class Upstream:
     async def _open(self, request: ChatRequest, call: Call, policy: Policy, limits: Limits) -> Exchange:
         """Counted as in flight until it is closed. Raises TransportError."""
         tier = policy.tiers[call.tier]
-        self._turn += 1
-        key = self._turn if tier.balance == "round_robin" else affinity(request.fields.opening())
+        key = self._turns[call.tier] if tier.balance == "round_robin" else affinity(request.fields.opening())
         url = pick(tier.replicas, tier.balance, self._replicas, key)
         origin = Origin.parse(url)
+        # Callers choose their ids, and two of one id would meet in the server's engine: each exchange has its own.
+        head = _head(origin, tier, call, f"{call.id}-{next(self._names)}")
         self._count(call.tier, url, 1)
         try:
-            response = await self._client.request(origin, _head(origin, tier, call), call.body, limits)
+            response = await self._client.request(origin, head, call.body, limits)
         except BaseException:
             self._count(call.tier, url, -1)
             raise
@@ -185,7 +191,7 @@ def _limits(tier: Tier, stream: bool) -> Limits:
     return Limits(times.connect, times.total, times.total, times.total)
 
 
-def _head(origin: Origin, tier: Tier, call: Call) -> bytes:
+def _head(origin: Origin, tier: Tier, call: Call, name: str) -> bytes:
     """Request line and headers. Nothing of the caller's headers goes upstream but a request id in our form."""
     key = os.environ.get(tier.api_key_env, "") if tier.api_key_env else ""
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
@@ -195,7 +201,7 @@ def _head(origin: Origin, tier: Tier, call: Call) -> bytes:
         f"user-agent: tiergate/{__version__}",
         "content-type: application/json",
         f"accept: {'text/event-stream' if call.stream else 'application/json'}",
-        f"x-request-id: {call.id}",
+        f"x-request-id: {name}",
         f"content-length: {len(call.body)}",
     ]
     if key:
@@ -258,6 +264,7 @@ async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
 
 async def _all(first: bytes, events: Events, usage: Usage) -> AsyncGenerator[bytes, None]:
     yield first
-    async for batch in events.rest():
-        yield batch
+    async with aclosing(events.rest()) as rest:
+        async for batch in rest:
+            yield batch
     usage.failed = events.error is not None

@@ -1,16 +1,35 @@
 """Which processes does a measurement need?   Started on free loopback ports, ended by their own handles."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 HOST = "127.0.0.1"
 READY = 20.0  # seconds
+DEFAULT = Path(__file__).parent.parent / "policies" / "default.yaml"
+MODELS = {"flash": "deepseek-ai/DeepSeek-V4-Flash", "pro": "deepseek-ai/DeepSeek-V4-Pro"}
+POLICY = """\
+schema: 1
+tiers:
+  flash:
+    model: {flash}
+    replicas: ["${{FLASH_URL}}"]
+    set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
+  pro: {{model: {pro}, replicas: ["${{PRO_URL}}"]}}
+triage: {{tier: flash, timeout: 5s{triage}}}
+rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
+callers: {{default: {{plan: free}}, plans: {{free: {{requests_per_minute: 1000000, concurrency: 10000, may: [pro]}}}}}}
+"""
 
 
 def free_port() -> int:
@@ -35,22 +54,65 @@ def python(arguments: Sequence[str], port: int, **env: str) -> Iterator[str]:
         process.wait()
 
 
-@contextlib.contextmanager
-def sim(tier: str, model: str, *flags: str) -> Iterator[str]:
-    """A simulated tier."""
-    port = free_port()
-    command = ["-m", "backends.sim", "--tier", tier, "--port", str(port), "--served-model-name", model, *flags]
-    with python(command, port) as url:
-        yield url
+@dataclass(frozen=True)
+class Sim:
+    """A simulated tier in a process of its own."""
+
+    url: str
+    model: str
+
+    def config(self, **faults: Any) -> None:
+        """Lay these faults over what is set (see `backends/sim/faults.py`)."""
+        self._call("POST", "/admin/config", faults)
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen since the last reset: `counters` and `requests`, oldest first."""
+        seen: dict[str, Any] = self._call("GET", "/admin/state")
+        return seen
+
+    def seen(self, kind: str = "answer") -> list[dict[str, Any]]:
+        """The requests of one kind, triage or answer."""
+        return [entry for entry in self.state()["requests"] if entry["kind"] == kind]
+
+    def reset(self) -> None:
+        """No faults, and nothing seen."""
+        self._call("DELETE", "/admin/config")
+        self._call("DELETE", "/admin/state")
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.loads(answer.read() or b"null")
 
 
 @contextlib.contextmanager
-def gateway(policy: str, flash: str, pro: str) -> Iterator[str]:
-    """A gateway with a store of its own process, on a policy file."""
+def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
+    """A simulated tier; `model` is its name instead of the default policy's."""
     port = free_port()
-    command = ["-m", "gateway", "serve", "--policy", policy, "--port", str(port), "--redis", "embedded"]
-    with python(command, port, FLASH_URL=flash, PRO_URL=pro, GATEWAY_LOG_EXCHANGES="false") as url:
-        yield url
+    command = ["-m", "backends.sim", "--tier", tier, "--port", str(port), *flags]
+    named = ["--served-model-name", model] if model else []
+    with python([*command, *named], port) as url:
+        yield Sim(url, model or MODELS[tier])
+
+
+@contextlib.contextmanager
+def gateway(policy: str | Path, flash: Sim, pro: Sim) -> Iterator[str]:
+    """The URL of a gateway with a store of its own process, on a policy file or a policy's text."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as place:
+        file = policy if isinstance(policy, Path) else Path(place) / "policy.yaml"
+        if isinstance(policy, str):
+            file.write_text(policy)
+        command = ["-m", "gateway", "serve", "--policy", str(file), "--port", str(port), "--redis", "embedded"]
+        with python(command, port, FLASH_URL=flash.url, PRO_URL=pro.url, GATEWAY_LOG_EXCHANGES="false") as url:
+            yield url
+
+
+def policy(**triage: str) -> str:
+    """A policy's text that triages everything and limits nobody; `triage` are keys of that section."""
+    asked = "".join(f", {key}: {value}" for key, value in triage.items())
+    return POLICY.format(triage=asked, **MODELS)
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:

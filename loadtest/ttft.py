@@ -12,17 +12,14 @@ import contextlib
 import json
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from backends.sim.settings import TIERS
 from gateway.http1 import Client, Limits, Origin
-from loadtest.servers import gateway, sim
+from loadtest.servers import gateway, policy, sim
 
 LIMITS = Limits(connect=2.0, first_byte=30.0, idle=30.0, total=60.0)
-MODELS = {"flash": "deepseek-ai/DeepSeek-V4-Flash", "pro": "deepseek-ai/DeepSeek-V4-Pro"}
 WAYS = [
     ("speculation, json verdict", "json", "always"),
     ("speculation, choice verdict", "choice", "always"),
@@ -30,18 +27,6 @@ WAYS = [
 ]
 WARM = 3  # rounds that open connections and warm code up
 WORDS = "The meeting about the garden party was moved to Thursday, and the cake is now lemon instead of plum. "
-POLICY = """\
-schema: 1
-tiers:
-  flash:
-    model: {flash}
-    replicas: ["${{FLASH_URL}}"]
-    set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
-  pro: {{model: {pro}, replicas: ["${{PRO_URL}}"]}}
-triage: {{tier: flash, timeout: 5s, threshold: 0.9, strategy: {strategy}, speculate: {speculate}}}
-rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
-callers: {{default: {{plan: bench}}, plans: {{bench: {{requests_per_minute: 100000, may: [pro]}}}}}}
-"""
 
 
 def body(model: str, turn: int, characters: int) -> bytes:
@@ -86,14 +71,11 @@ async def measure(urls: dict[str, tuple[str, str]], rounds: int, characters: int
 @contextlib.contextmanager
 def servers() -> Iterator[dict[str, tuple[str, str]]]:
     with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        flash = stack.enter_context(sim("flash", MODELS["flash"]))
-        pro = stack.enter_context(sim("pro", MODELS["pro"]))
-        urls = {"direct": (flash, MODELS["flash"])}
+        flash, pro = stack.enter_context(sim("flash")), stack.enter_context(sim("pro"))
+        urls = {"direct": (flash.url, flash.model)}
         for name, strategy, speculate in WAYS:
-            policy = place / f"{strategy}-{speculate}.yaml"
-            policy.write_text(POLICY.format(strategy=strategy, speculate=speculate, **MODELS))
-            urls[name] = (stack.enter_context(gateway(str(policy), flash, pro)), "auto")
+            text = policy(threshold="0.9", strategy=strategy, speculate=speculate)
+            urls[name] = (stack.enter_context(gateway(text, flash, pro)), "auto")
         yield urls
 
 

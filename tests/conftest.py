@@ -4,20 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtest.servers import sim
-from tests.tiers import Sim
+from loadtest.servers import Sim, sim
 
 
 @pytest.fixture(scope="session")
 def flash_server() -> Iterator[Sim]:
-    with sim("flash", "flash-model", "--speed", "0", "--record-bodies") as url:
-        yield Sim(url, "flash-model")
+    with sim("flash", "--speed", "0", "--record-bodies", model="flash-model") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def pro_server() -> Iterator[Sim]:
-    with sim("pro", "pro-model", "--speed", "0", "--record-bodies") as url:
-        yield Sim(url, "pro-model")
+    with sim("pro", "--speed", "0", "--record-bodies", model="pro-model") as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,21 +1,17 @@
 """Does the official OpenAI client get what it expects, from real processes over sockets?"""
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
 import pytest
 
-from loadtest.servers import free_port, gateway, sim
+from loadtest.servers import DEFAULT, Sim, free_port, gateway, sim
 
-ROOT = Path(__file__).parent.parent
 SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = (
     "Prove step by step that there are infinitely many primes of the form 4k+3, and analyse where it fails for 4k+1."
@@ -30,40 +26,17 @@ WEATHER: Any = {
 }
 
 
-class Tier(NamedTuple):
-    url: str
-
-    def set(self, **faults: Any) -> None:
-        self._call("POST", "/admin/config", faults)
-
-    def seen(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._call("GET", "/admin/state")["requests"]
-        return found
-
-    def reset(self) -> None:
-        self._call("DELETE", "/admin/state")
-
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return json.loads(answer.read() or b"null")
-
-
 class Place(NamedTuple):
-    flash: Tier
-    pro: Tier
+    flash: Sim
+    pro: Sim
     url: str
 
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    with contextlib.ExitStack() as stack:
-        flash = stack.enter_context(sim("flash", "deepseek-ai/DeepSeek-V4-Flash", "--speed", "4", "--record-bodies"))
-        pro = stack.enter_context(sim("pro", "deepseek-ai/DeepSeek-V4-Pro", "--speed", "4", "--record-bodies"))
-        policy = str(ROOT / "policies" / "default.yaml")
-        url = stack.enter_context(gateway(policy, flash, pro))
-        yield Place(Tier(flash), Tier(pro), url)
+    slow = ("--speed", "4", "--record-bodies")
+    with sim("flash", *slow) as flash, sim("pro", *slow) as pro, gateway(DEFAULT, flash, pro) as url:
+        yield Place(flash, pro, url)
 
 
 @pytest.fixture
@@ -103,7 +76,7 @@ def test_a_complex_prompt_is_answered_by_pro(client: openai.OpenAI) -> None:
 
 def test_the_draft_of_a_complex_prompt_is_aborted_on_flash(client: openai.OpenAI, place: Place) -> None:
     ask(client, COMPLEX, max_tokens=2000)
-    drafts = [seen for seen in place.flash.seen() if seen["kind"] == "answer"]
+    drafts = place.flash.seen()
     assert [draft["state"] for draft in drafts] == ["aborted"]
 
 
@@ -227,17 +200,17 @@ def test_wrong_requests_raise_the_clients_own_error_classes(
 
 
 def test_a_failing_tier_fails_over_and_the_client_does_not_retry_on_top(client: openai.OpenAI, place: Place) -> None:
-    place.pro.set(status=500)
+    place.pro.config(status=500)
     try:
         answer = ask(client.with_options(max_retries=3), COMPLEX, model="pro", max_tokens=5)
         assert answer.headers["x-route-tier"] == "flash_think"
         assert len(place.pro.seen()) == 1
     finally:
-        place.pro.set(status=None)
+        place.pro.config(status=None)
 
 
 def test_a_cut_stream_raises_and_is_never_a_finish(client: openai.OpenAI, place: Place) -> None:
-    place.flash.set(cut_after=3, only="answer")
+    place.flash.config(cut_after=3, only="answer")
     try:
         seen: list[Any] = []
         with pytest.raises(openai.APIError):
@@ -248,7 +221,7 @@ def test_a_cut_stream_raises_and_is_never_a_finish(client: openai.OpenAI, place:
             )
         assert all(chunk.choices[0].finish_reason is None for chunk in seen)
     finally:
-        place.flash.set(cut_after=None, only="all")
+        place.flash.config(cut_after=None, only="all")
 
 
 def test_identical_questions_at_temperature_0_are_answered_once(client: openai.OpenAI, place: Place) -> None:
@@ -256,7 +229,7 @@ def test_identical_questions_at_temperature_0_are_answered_once(client: openai.O
     again = ask(client, "Name three colours of the rainbow, please.", temperature=0)
     assert (first.headers["x-route-cache"], again.headers["x-route-cache"]) == ("miss", "hit")
     assert again.content == first.content
-    assert len([seen for seen in place.flash.seen() if seen["kind"] == "answer"]) == 1
+    assert len(place.flash.seen()) == 1
 
 
 def test_explain_gives_the_whole_decision(client: openai.OpenAI) -> None:

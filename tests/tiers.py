@@ -1,48 +1,15 @@
-"""The two simulated tiers that tests talk to, and policies that name them."""
+"""Policies that name the two simulated tiers of the tests."""
 
 import json
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gateway.policy import Policy, load_policy
+from loadtest.servers import Sim
 
 JSON = dict[str, Any]
 OFF: JSON = {"chat_template_kwargs": {"thinking": False, "enable_thinking": False}}
-
-
-@dataclass(frozen=True)
-class Sim:
-    """A simulated server in a process of its own."""
-
-    url: str
-    model: str
-
-    def config(self, **faults: Any) -> None:
-        """Lay these faults over what is set (see `backends/sim/faults.py`)."""
-        self._call("POST", "/admin/config", faults)
-
-    def state(self) -> JSON:
-        """What it has seen since the last reset: `counters` and `requests`, oldest first."""
-        seen: JSON = self._call("GET", "/admin/state")
-        return seen
-
-    def seen(self, kind: str = "answer") -> list[JSON]:
-        """The requests of one kind, triage or answer."""
-        return [entry for entry in self.state()["requests"] if entry["kind"] == kind]
-
-    def reset(self) -> None:
-        """No faults, and nothing seen."""
-        self._call("DELETE", "/admin/config")
-        self._call("DELETE", "/admin/state")
-
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return json.loads(answer.read() or b"null")
 
 
 def policy_for(flash: Sim, pro: Sim, env: Mapping[str, str] | None = None, **changes: Any) -> Policy:

@@ -35,6 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
+Prompt = Literal["complexity.v1"]
 Reason = Literal["timeout", "parse", "truncated", "overloaded", "error"]
 Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
 Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
@@ -127,7 +128,7 @@ class Triage:
     __pydantic_config__ = STRICT
     tier: Annotated[str, Field(description="the tier that is asked; the first one by default")] = ""
     strategy: Annotated[Literal["json", "choice"], Field(description="how the answer is bound to two words")] = "json"
-    prompt: Annotated[str, Field(min_length=1, description="name and version of the question")] = "complexity.v1"
+    prompt: Annotated[Prompt, Field(description="name and version of the question")] = "complexity.v1"
     layout: Annotated[
         Literal["suffix", "system"], Field(description="the question after the conversation (shares KV) or before it")
     ] = "suffix"

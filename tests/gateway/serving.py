@@ -3,9 +3,10 @@
 import asyncio
 import gc
 import json
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,10 +197,28 @@ async def gateway(
         server = await asyncio.get_running_loop().create_server(
             lambda: HttpToolsProtocol(config, state, {}), "127.0.0.1", 0, backlog=1024
         )
-        yield Gateway(front, server.sockets[0].getsockname()[1], door)
-        await eventually(lambda: not any(door.load().values()) and not state.tasks)
-        server.close()
+        async with server:
+            with escapes(troubles):
+                yield Gateway(front, server.sockets[0].getsockname()[1], door)
+                await eventually(lambda: not any(door.load().values()) and not state.tasks)
     await quiet(door, troubles)
+
+
+@contextmanager
+def escapes(troubles: list[JSON]) -> Iterator[None]:
+    """A cancellation that comes out of the app is trouble, too; uvicorn only logs it."""
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+                troubles.append({"message": "a cancellation escaped"})
+
+    watch, logger = Watch(), logging.getLogger("uvicorn.error")
+    logger.addHandler(watch)
+    try:
+        yield
+    finally:
+        logger.removeHandler(watch)
 
 
 @asynccontextmanager

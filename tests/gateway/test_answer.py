@@ -10,8 +10,9 @@ from gateway.policy import Policy
 from gateway.store import MemoryStore
 from gateway.types import Reply
 from gateway.upstream import Upstream
+from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, gateway, upstream
-from tests.tiers import JSON, Sim, policy_for
+from tests.tiers import JSON, policy_for
 
 REASONS: dict[str, JSON] = {
     "timeout": {"stall_first": 5.0},

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.store import MemoryStore
+from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, COMPLEX, SIMPLE, Gateway, Line, body, eventually, gateway
-from tests.tiers import JSON, Sim, policy_for
+from tests.tiers import JSON, policy_for
 
 ALWAYS = {
     "x-request-id", "x-route-tier", "x-route-rule", "x-route-reason", "x-route-policy", "x-route-cache",

@@ -5,8 +5,9 @@ import pytest
 from gateway.app import NoKeys, open_to_everyone
 from gateway.settings import Settings
 from gateway.store import MemoryStore
+from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway
-from tests.tiers import Sim, policy_for
+from tests.tiers import policy_for
 
 KEY = "a-key-that-is-long-enough"
 OWN = ["/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/docs"]

@@ -12,8 +12,9 @@ from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
 from gateway.store import VALUE_LIMIT, MemoryStore
 from gateway.types import Caller, Decision, Facts, Reply, Route, Usage, Verdict
+from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body, collected, eventually, gateway, watched
-from tests.tiers import JSON, Sim, policy_for
+from tests.tiers import JSON, policy_for
 
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
 POLICY = policy_for(FLASH, PRO, caching={"ttl": "1m"})
@@ -294,7 +295,7 @@ def test_an_answer_is_remembered_though_the_store_is_slower_than_the_caller() ->
 
 def test_a_slow_reader_does_not_grow_memory() -> None:
     async def scenario(share: Share, store: MemoryStore) -> None:
-        server = Server(*[b"x" * 65536] * 200)
+        server = Server(*[b'"choices"'.ljust(65536)] * 200)
         leader, slow = await asyncio.gather(asyncio.create_task(begun(share, server)), begun(share, server))
         got = asyncio.create_task(collected(leader))
         await asyncio.sleep(0.05)

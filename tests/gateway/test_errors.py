@@ -10,6 +10,8 @@ from gateway.errors import BadRequest, Overloaded, RateLimited, Refusal, Upstrea
 
 TREE = {
     "BadRequest": (400, "invalid_request_error", None),
+    "WrongMethod": (405, "invalid_request_error", "method_not_allowed"),
+    "TooSlow": (408, "invalid_request_error", "request_timeout"),
     "TooLarge": (413, "invalid_request_error", "request_too_large"),
     "Unauthorized": (401, "authentication_error", "invalid_api_key"),
     "Forbidden": (403, "permission_error", None),

@@ -5,8 +5,9 @@ import pytest
 from gateway.errors import Refusal
 from gateway.relay import explained_events, explained_json, explanation, told, version
 from gateway.types import Reply, Route
+from loadtest.servers import Sim
 from tests.gateway.serving import asked, body
-from tests.tiers import Sim, policy_for
+from tests.tiers import policy_for
 
 POLICY = policy_for(Sim("http://127.0.0.1:1", "f"), Sim("http://127.0.0.1:2", "p"))
 TOLD = {"tier": "flash"}

@@ -8,8 +8,9 @@ import pytest
 from gateway.policy import Policy
 from gateway.telemetry import Telemetry, line
 from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, body, gateway
-from tests.tiers import JSON, Sim, policy_for
+from tests.tiers import JSON, policy_for
 
 POLICY = policy_for(Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model"))
 ROUTE = Route(("pro",), "triaged", "complex")

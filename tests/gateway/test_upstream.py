@@ -7,8 +7,9 @@ import pytest
 
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.types import Reply, Route
+from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, plain, scripted, upstream
-from tests.tiers import JSON, Sim, policy_for
+from tests.tiers import JSON, policy_for
 
 BOTH, FIRST = Route(("flash", "pro"), "r", "s"), Route(("flash",), "r", "s")
 NOWHERE = Sim("http://127.0.0.1:1", "flash-model")
@@ -245,7 +246,25 @@ def test_of_the_caller_only_the_request_id_goes_upstream_and_the_key_is_the_oper
                 "host", "user-agent", "content-type", "accept", "x-request-id", "content-length", "authorization",
             }  # fmt: skip
             assert "authorization: Bearer secret" in lines
-            assert f"x-request-id: {request.id}" in lines
+            assert await collected(await door.send(request, FIRST, policy)) == GOOD
+            ids = [line for head in seen for line in head.decode().split("\r\n") if line.startswith("x-request-id: ")]
+            assert all(line.startswith(f"x-request-id: {request.id}-") for line in ids)
+            assert len(set(ids)) == 2, "two exchanges of one id would meet in the server's engine"
+
+    asyncio.run(main())
+
+
+def test_round_robin_takes_turns_with_answers_alone() -> None:
+    async def main() -> None:
+        async with scripted(*[plain(GOOD)] * 4) as (one, first), scripted(*[plain(GOOD)] * 4) as (two, second):
+            tier = {"replicas": [one, two], "balance": "round_robin"}
+            policy = policy_for(Sim(one, "m"), NOWHERE, tiers={"flash": tier})
+            async with upstream() as door:
+                for _ in range(2):
+                    await door.ask(asked(body()), b"{}", policy)
+                    assert await collected(await door.send(asked(body()), FIRST, policy)) == GOOD
+        assert len([head for head in first if b"-triage-" not in head]) == 1
+        assert len([head for head in second if b"-triage-" not in head]) == 1
 
     asyncio.run(main())
 

@@ -1,0 +1,104 @@
+"""What happens when something breaks?   Figures of faults, against simulated tiers and a gateway of its own process.
+
+python -m loadtest.faults [--rounds 300]
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from loadtest.servers import Sim, gateway, policy, sim
+
+PROMPT = "Write down what a gateway between a caller and two models has to do when the caller leaves."
+PATIENCE = 5.0  # seconds until an exchange that still runs counts as never stopped
+
+
+class Phase(NamedTuple):
+    """A moment at which callers leave: what Flash is told to do, what is asked, how many exchanges must be open."""
+
+    faults: dict[str, Any]
+    asked: dict[str, Any]
+    open: int
+
+
+STALLED = {"stall_first": 60}
+PHASES = {
+    "triage": Phase(STALLED, {"model": "auto", "stream": True}, 2),  # the question and the draft
+    "before the first byte": Phase(STALLED, {"model": "flash", "stream": True}, 1),
+    "mid-stream": Phase({"stall_after": 3, "stall": 60}, {"model": "flash", "stream": True}, 1),
+    "not streaming": Phase(STALLED, {"model": "flash"}, 1),
+}
+
+
+@contextmanager
+def servers() -> Iterator[tuple[Sim, str]]:
+    """Flash and the gateway's URL."""
+    with sim("flash") as flash, sim("pro") as pro, gateway(policy(speculate="always"), flash, pro) as url:
+        yield flash, url
+
+
+async def leave(url: str, flash: Sim, name: str, phase: Phase) -> float:
+    """Ask, leave once Flash works on it, and return the seconds until the last of its exchanges was aborted.
+
+    Raises TimeoutError when one runs on, RuntimeError when Flash ended one by itself.
+    """
+    host = urlsplit(url)
+    asked = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4000, **phase.asked}
+    body = json.dumps(asked).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host.netloc}\r\nx-request-id: {name}\r\n"
+    reader, writer = await asyncio.open_connection(host.hostname, host.port)
+    writer.write(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+    if phase.asked.get("stream") and "stall_after" in phase.faults:
+        await reader.readuntil(b"data: ")
+    seen = await until(flash, name, phase.open, "running")
+    left = time.time()
+    writer.transport.abort()
+    seen = await until(flash, name, phase.open, "aborted", "finished", "errored")
+    if any(one["state"] != "aborted" for one in seen):
+        raise RuntimeError(f"Flash ended {name} by itself: {seen}")
+    return max(float(one["ended_at"]) for one in seen) - left
+
+
+async def until(flash: Sim, name: str, count: int, *states: str) -> list[dict[str, Any]]:
+    """Wait until `count` exchanges of the request are in one of `states`. Raises TimeoutError."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            state = await asyncio.to_thread(flash.state)
+            ours = [one for one in state["requests"] if one["id"].startswith(name + "-")]
+            seen = [one for one in ours if one["state"] in states]
+            if len(seen) == count:
+                return seen
+            await asyncio.sleep(0.005)
+
+
+async def cancellations(flash: Sim, url: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds from a caller's leaving to the abort on Flash, by phase."""
+    found: dict[str, list[float]] = {}
+    for number, (name, phase) in enumerate(PHASES.items()):
+        flash.reset()
+        flash.config(**phase.faults)
+        found[name] = [await leave(url, flash, f"leaver.{number}.{turn}", phase) for turn in range(rounds)]
+    flash.reset()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Figures of faults.")
+    parser.add_argument("--rounds", type=int, default=300)
+    asked = parser.parse_args()
+    with servers() as (flash, url):
+        found = asyncio.run(cancellations(flash, url, asked.rounds))
+    print(f"a caller leaves: milliseconds until Flash has stopped, {asked.rounds} callers each")
+    for name, times in found.items():
+        late = statistics.quantiles(times, n=100)[-1]
+        print(f"  {name:<24} p50 {statistics.median(times) * 1000:6.1f}  p99 {late * 1000:6.1f}")
+
+
+if __name__ == "__main__":
+    main()
