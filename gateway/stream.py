@@ -1,6 +1,7 @@
 """What does a model server's answer say, and did it end well?"""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,7 +13,7 @@ from gateway.sse import DONE, Splitter, data_of
 from gateway.types import Usage
 
 MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
-TAIL_WAIT = 1.0  # seconds between [DONE] and the end of the HTTP message
+TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 
 
 class _Cached(msgspec.Struct):
@@ -55,7 +56,7 @@ class Events:
         while not self._ended:
             if batch := await self.batch():
                 yield batch
-        await self._finish()
+        await to_end(self._response)
 
     async def batch(self) -> bytes:
         """The next events, b"" when none of them is for the caller. Raises UpstreamFailed, UpstreamTimeout."""
@@ -101,14 +102,13 @@ class Events:
             return True
         return not (self._hide_usage and seen.usage and not seen.choices)
 
-    async def _finish(self) -> None:
-        """Wait shortly for the end of the message, so that the connection can be used again."""
-        try:
-            async with asyncio.timeout(TAIL_WAIT):
-                while await self._response.chunk():
-                    pass
-        except (TransportError, TimeoutError):
-            pass
+
+async def to_end(response: Response) -> None:
+    """Read and drop the rest of a message that is about to end, so that the connection can be used again."""
+    with contextlib.suppress(TransportError, TimeoutError):
+        async with asyncio.timeout(TAIL_WAIT):
+            while await response.chunk():
+                pass
 
 
 async def json_answer(response: Response, usage: Usage) -> bytes:

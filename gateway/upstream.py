@@ -6,8 +6,8 @@ import os
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -17,12 +17,11 @@ from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Origin, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import changes
-from gateway.stream import Events, broken, json_answer
+from gateway.stream import Events, broken, json_answer, to_end
 from gateway.types import ChatRequest, Headers, Reply, Route, Usage
 
 RETRY_AFTER = 1.0  # seconds, when a full server does not say
 LONGEST_RETRY_AFTER = 3600.0  # seconds; more is not believed
-MAX_VERDICT = 1 << 20  # bytes of an answer to a question of ours
 PASSED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry"})
 
 
@@ -74,6 +73,7 @@ class Upstream:
         self._client = client
         self._tiers: dict[str, int] = defaultdict(int)
         self._replicas: dict[str, int] = defaultdict(int)
+        self._endings: set[asyncio.Task[None]] = set()
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
         self._names = map(partial("{}-{:x}".format, secrets.token_hex(4)), itertools.count())
 
@@ -117,26 +117,28 @@ class Upstream:
             await reply.shut()
         return Attempt(reply, failure)
 
-    async def ask(self, request: ChatRequest, body: bytes, policy: Policy) -> tuple[int, bytes]:
-        """Status and body of a short JSON question of ours about `request`, from the replica that would answer it.
+    @asynccontextmanager
+    async def asking(self, request: ChatRequest, body: bytes, policy: Policy) -> AsyncIterator[Response]:
+        """The answer to a short question of ours about `request`, from the replica that would answer it.
 
+        Who has read enough leaves the block: the rest is read and dropped, so that the connection can be used again.
         Raises Overloaded when the tier is full, TransportError of kind "total" when `triage.timeout` runs out.
         """
         name, seconds = policy.triage.tier, policy.triage.timeout
         tier = policy.tiers[name]
         if self._full(name, tier):
             raise _full(name)
-        limits = Limits(tier.timeouts.connect, seconds, seconds, seconds)
-        call = Call(name, "/v1/chat/completions", request.id + "-triage", body, False)
+        call = Call(name, "/v1/chat/completions", request.id + "-triage", body, True)
+        limits = Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)
+        exchange = await self._open(request, call, policy, limits)
         try:
-            async with asyncio.timeout(seconds):
-                exchange = await self._open(request, call, policy, limits)
-                try:
-                    return exchange.response.status, await exchange.response.read(MAX_VERDICT)
-                finally:
-                    await exchange.close()
-        except TimeoutError:
-            raise TransportError("total", f"no verdict in {seconds:g} s") from None
+            yield exchange.response
+        except BaseException:
+            await exchange.close()
+            raise
+        ending = asyncio.create_task(_let_end(exchange))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
     async def _answer(self, request: ChatRequest, call: Call, policy: Policy) -> Reply:
         """Raises Failed before the first byte of an answer."""
@@ -256,6 +258,13 @@ def _refused(response: Response) -> Failed:
     after = response.header(b"retry-after")
     seconds = min(float(after), LONGEST_RETRY_AFTER) if after.isdigit() else RETRY_AFTER
     return Failed("overloaded", Overloaded("The model server is overloaded.", retry_after=seconds))
+
+
+async def _let_end(exchange: Exchange) -> None:
+    try:
+        await to_end(exchange.response)
+    finally:
+        await exchange.close()
 
 
 async def _one(data: bytes) -> AsyncGenerator[bytes, None]:

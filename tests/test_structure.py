@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded"},
     {"body", "store", "transport", "openapi"},
     {"types"},
-    {"policy", "stream"},
+    {"policy", "stream", "verdict"},
     {"splice", "telemetry", "facts", "routing", "cache", "admission"},
     {"upstream", "explain", "reload"},
     {"triage", "draft"},

@@ -1,6 +1,5 @@
 import asyncio
 import json
-import math
 import socket
 import time
 from typing import Any, get_args
@@ -10,10 +9,10 @@ import pytest
 from gateway.body import read
 from gateway.policy import Policy, Prompt
 from gateway.splice import changes
-from gateway.triage import QUESTIONS, question, read_verdict, triage
+from gateway.triage import QUESTIONS, question, triage
 from gateway.types import ChatRequest, Verdict
 from loadtest.servers import Sim
-from tests.gateway.serving import ANN, CHAT, COMPLEX, SIMPLE, asked, body, upstream
+from tests.gateway.serving import ANN, CHAT, COMPLEX, SIMPLE, asked, body, eventually, plain, scripted, upstream
 from tests.tiers import JSON, policy_for
 
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
@@ -140,105 +139,6 @@ def test_a_server_without_vllms_fields_gets_its_defaults_but_none_that_spoils_th
     assert "cache_salt" not in asking
 
 
-# -- what a server may say ---------------------------------------------------------------------------------------------
-
-GOOD, HARD = '{"complexity":"simple"}', '{"complexity":"complex"}'
-
-
-def said(finish: str = "stop", tokens: Any = None, **message: Any) -> bytes:
-    logprobs = None if tokens is None else {"content": tokens}
-    return json.dumps({"choices": [{"message": message, "finish_reason": finish, "logprobs": logprobs}]}).encode()
-
-
-@pytest.mark.parametrize(
-    ("data", "label", "reason"),
-    [
-        (said(content=GOOD), "simple", "ok"),
-        (said(content=HARD), "complex", "ok"),
-        (said(content=' {"complexity" : "complex" }\n'), "complex", "ok"),
-        (said(content="complex"), "complex", "ok"),
-        (said(content='"simple"'), "simple", "ok"),
-        (said(content=" Simple\n"), "simple", "ok"),
-        (said(content=f"```json\n{HARD}\n```"), "complex", "ok"),
-        (said(content=f"```\n{HARD}```"), "complex", "ok"),
-        (said(content=None, reasoning=HARD), "complex", "ok"),
-        (said(content="", reasoning_content=GOOD), "simple", "ok"),
-        (said(content=None, reasoning="It is complex"), None, "parse"),
-        (said(content=None, finish="length", reasoning="The question is"), None, "truncated"),
-        (said(content='{"complexity": "com', finish="length"), None, "truncated"),
-        (said(content='{"complexity": "medium"}'), None, "parse"),
-        (said(content='{"complexity": ["simple"]}'), None, "parse"),
-        (said(content='{"complexity": 1}'), None, "parse"),
-        (said(content='{"other": "simple"}'), None, "parse"),
-        (said(content="simple or complex"), None, "parse"),
-        (said(content="complexity"), None, "parse"),
-        (said(content="{" * 3000), None, "parse"),
-        (said(), None, "parse"),
-        (b'{"choices": []}', None, "parse"),
-        (b'{"choices": [{"message": null}]}', None, "parse"),
-        (b'{"choices": [{"message": {"content": ["simple"]}}]}', None, "parse"),
-        (b"{}", None, "parse"),
-        (b"[" * 100_000, None, "parse"),
-        (b"\xff", None, "parse"),
-        (b"", None, "parse"),
-        (b"<html>", None, "parse"),
-    ],
-)
-def test_every_form_of_a_verdict_is_read_and_nothing_else(data: bytes, label: str | None, reason: str) -> None:
-    found = read_verdict(data)
-    assert (found.label, found.reason, found.p_complex) == (label, reason, None)
-
-
-def token(text: str, p: float, **tops: float) -> JSON:
-    return {"token": text, "logprob": math.log(p), "top_logprobs": [top(t, q) for t, q in tops.items()], "bytes": [1]}
-
-
-def top(text: str, p: float) -> JSON:
-    return {"token": text, "logprob": math.log(p), "bytes": None}
-
-
-def spelled(*texts: str, at: int, tops: dict[str, float]) -> list[JSON]:
-    """Tokens, all sure but the one that decides."""
-    made = [token(text, 0.999, **{text: 0.999, "\n": 0.001}) for text in texts]
-    made[at] = token(texts[at], tops[texts[at]], **tops)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("content", "tokens", "p_complex"),
-    [
-        (GOOD, spelled('{"', "complexity", '":"', "simple", '"}', at=3, tops={"simple": 0.8, "complex": 0.2}), 0.2),
-        (HARD, spelled('{"', "complexity", '":"', "complex", '"}', at=3, tops={"complex": 0.6, "simple": 0.2}), 0.75),
-        (GOOD, spelled('{"complexity":', '"sim', "ple", '"}', at=1, tops={'"sim': 0.9, '"com': 0.1}), 0.1),
-        (GOOD, spelled('{"complexity":"', "s", "imple", '"}', at=1, tops={"s": 0.7, "c": 0.3}), 0.3),
-        (GOOD, spelled('{"complexity"', ': "simple', '"}', at=1, tops={': "simple': 0.6, ': "comp': 0.4}), 0.4),
-        (GOOD, spelled('{"complexity":"simple"}', at=0, tops={GOOD: 0.7, HARD: 0.3}), 0.3),
-        (HARD, spelled('{"complexity":"complex"}', at=0, tops={HARD: 0.75, GOOD: 0.25}), 0.75),
-        (HARD, spelled('{"complexity', '":', ' "', "complex", '"}', at=3, tops={"complex": 0.5, "simple": 0.5}), 0.5),
-        (" simple", spelled(" simple", at=0, tops={" simple": 0.9, " complex": 0.1}), 0.1),
-        ("complex", spelled("", "comp", "lex", at=1, tops={"comp": 0.8, "simple": 0.2}), 0.8),
-        ("simple", spelled("simple", at=0, tops={"simple": 0.6, "Simple": 0.2, "complex": 0.2, "The": 0.0001}), 0.2),
-        (f"```json\n{GOOD}\n```", spelled("```", "json", "\n", '{"complexity":"', "simple", '"}', "\n```", at=4,
-                                          tops={"simple": 0.9, "complex": 0.1}), 0.1),
-        (GOOD, spelled('{"complexity":"', "simple", '"}', at=1, tops={"simple": 0.5, "complexity": 1, "c": 0.5}), 0.5),
-        (GOOD, [token('I say "complexity": "complex". ', 0.9),
-                *spelled('{"complexity":"', "simple", at=1, tops={"simple": 0.8, "complex": 0.2})], 0.2),
-        (GOOD, [token(GOOD, 0.9)], 0.1),
-        (HARD, [token('{"complexity":"', 0.9), token("complex", 0.7), token('"}', 1.0)], 0.7),
-        (GOOD, spelled('{"complexity":"', "simple", '"}', at=1, tops={"simple": 0.9}), 0.001),
-        (GOOD, [token('{"complexity":"', 1.0), token("simple", 0.0001, The=0.9, It=0.05)], None),
-        (GOOD, [], None),
-        (GOOD, [{"token": "x"}], None),
-        (GOOD, [{"token": None, "logprob": "x"}], None),
-        (GOOD, "odd", None),
-    ],
-)  # fmt: skip
-def test_p_complex_is_read_where_the_label_begins_however_it_is_cut(content: str, tokens: Any, p_complex: Any) -> None:
-    found = read_verdict(said(tokens=tokens, content=content))
-    assert found.label in ("simple", "complex"), "odd probabilities never cost the label"
-    assert found.p_complex == (None if p_complex is None else pytest.approx(p_complex, abs=1e-6))
-
-
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
@@ -271,9 +171,8 @@ def test_flash_tells_simple_from_complex_in_every_strategy_and_layout(flash: Sim
         ({"verdict": "wrong_label"}, "parse"),
         ({"verdict": "truncated"}, "truncated"),
         ({"verdict": "null"}, "truncated"),
-        ({"bad_json": "garbage"}, "parse"),
-        ({"bad_json": "truncated"}, "parse"),
-        ({"html": True}, "parse"),
+        ({"malformed_sse": True}, "parse"),
+        ({"cut_after": 3}, "error"),
         ({"verdict": "stall"}, "timeout"),
         ({"stall_first": 5.0}, "timeout"),
         ({"drip": 0.02}, "timeout"),
@@ -294,6 +193,39 @@ def test_a_failure_is_a_verdict_with_its_reason(flash: Sim, pro: Sim, fault: JSO
 def test_odd_forms_of_a_good_verdict_are_taken(flash: Sim, pro: Sim, fault: JSON) -> None:
     flash.config(only="triage", **fault)
     assert judged(policy_for(flash, pro)).label == "complex"
+
+
+VERDICT = b'{"choices": [{"message": {"content": "{\\"complexity\\": \\"complex\\"}"}, "finish_reason": "stop"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "reason"),
+    [
+        (plain(VERDICT), "complex", "ok"),
+        (plain(b"garbage"), None, "parse"),
+        (plain(VERDICT[:-9]), None, "parse"),
+        (plain(b"<html>", content_type="text/html"), None, "parse"),
+        (plain(b"data: <html>\n\n", content_type="text/event-stream"), None, "parse"),
+    ],
+)
+def test_a_server_that_does_not_stream_is_understood(answer: bytes, label: str | None, reason: str) -> None:
+    async def main() -> Verdict:
+        async with scripted(answer) as (url, _), upstream() as door:
+            return await triage(asked(body(COMPLEX)), policy_for(Sim(url, "m"), PRO), door)
+
+    found = asyncio.run(main())
+    assert (found.label, found.reason) == (label, reason)
+
+
+def test_who_asks_keeps_the_connection_though_the_verdict_is_taken_early(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door:
+            for _ in range(5):
+                assert (await triage(asked(body(COMPLEX)), policy_for(flash, pro), door)).label == "complex"
+                assert await eventually(lambda: not any(door.load().values())) < 1
+
+    asyncio.run(main())
+    assert {entry["state"] for entry in flash.seen("triage")} == {"finished"}
 
 
 def test_a_server_that_is_not_there_is_an_error_and_a_full_tier_is_not_asked(flash: Sim, pro: Sim) -> None:
