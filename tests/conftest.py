@@ -1,9 +1,13 @@
-"""Two simulated tiers, started once, without faults at the start of each test."""
+"""Two simulated tiers and a Valkey, started once, without faults and empty at the start of each test."""
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import pytest
+import redis
 
+from gateway.embedded import embedded
 from loadtest.servers import Sim, sim
 
 
@@ -31,3 +35,19 @@ def pro(pro_server: Sim) -> Iterator[Sim]:
     pro_server.reset()
     yield pro_server
     pro_server.reset()
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[str]:
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        yield runner.run(stack.enter_async_context(embedded()))
+        runner.run(stack.aclose())
+
+
+@pytest.fixture
+def valkey(valkey_server: str) -> str:
+    """The URL of an empty store."""
+    with redis.Redis.from_url(valkey_server) as client:
+        client.flushall()
+    return valkey_server

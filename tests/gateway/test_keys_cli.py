@@ -1,15 +1,11 @@
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
 
 import pytest
-import redis
 from typer.testing import CliRunner, Result
 
 from gateway.admission import Keys, identify
 from gateway.cli.keys import keys
-from gateway.embedded import embedded
 from gateway.errors import Unauthorized
 from gateway.policy.model import Callers, DefaultCaller, Plan
 from gateway.store import open_store
@@ -18,19 +14,9 @@ from gateway.types import Caller
 CALLERS = Callers(default=DefaultCaller(plan="silver"), plans={"silver": Plan(), "gold": Plan()})
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        yield runner.run(stack.enter_async_context(embedded()))
-        runner.run(stack.aclose())
-
-
 @pytest.fixture
-def url(server: str) -> str:
-    with redis.Redis.from_url(server) as client:
-        client.flushall()
-    return server
+def url(valkey: str) -> str:
+    return valkey
 
 
 def run(*arguments: str, url: str | None = None) -> Result:

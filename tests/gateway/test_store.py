@@ -2,50 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
 from itertools import combinations
-from typing import TypeVar
 
 import pytest
-import redis
 
-from gateway.embedded import embedded
-from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, MemoryStore, Store, open_store
+from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, MemoryStore, Store
+from tests.stores import on
 
-T = TypeVar("T")
 KEY = b"k" * 32
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        yield runner.run(stack.enter_async_context(embedded()))
-        runner.run(stack.aclose())
-
-
-@pytest.fixture
-def valkey(server: str) -> str:
-    with redis.Redis.from_url(server) as client:
-        client.flushall()
-    return server
 
 
 @pytest.fixture(params=["memory", "valkey"])
 def url(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "memory" else request.getfixturevalue("valkey")
-
-
-def on(url: str | None, scenario: Callable[[Store], Awaitable[T]]) -> T:
-    async def main() -> T:
-        store = open_store(url)
-        try:
-            return await scenario(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(main())
 
 
 def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:

@@ -3,44 +3,14 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
-from typing import TypeVar
 
 import pytest
 import redis
 
-from gateway.embedded import embedded
 from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, Store, open_store
+from tests.stores import on
 
-T = TypeVar("T")
 KEY = b"k" * 32
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        yield runner.run(stack.enter_async_context(embedded()))
-        runner.run(stack.aclose())
-
-
-@pytest.fixture
-def valkey(server: str) -> str:
-    with redis.Redis.from_url(server) as client:
-        client.flushall()
-    return server
-
-
-def on(url: str, scenario: Callable[[Store], Awaitable[T]]) -> T:
-    async def main() -> T:
-        store = open_store(url)
-        try:
-            return await scenario(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(main())
 
 
 def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:
