@@ -1,5 +1,6 @@
 """Which processes does a measurement need?   Started on free loopback ports, ended by their own handles."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gateway.embedded import embedded
 
 HOST = "127.0.0.1"
 READY = 20.0  # seconds
@@ -28,7 +31,7 @@ tiers:
   pro: {{model: {pro}, replicas: ["${{PRO_URL}}"]}}
 triage: {{tier: flash, timeout: 5s{triage}}}
 rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
-callers: {{default: {{plan: free}}, plans: {{free: {{requests_per_minute: 1000000, concurrency: 10000, may: [pro]}}}}}}
+callers: {{default: {{plan: free}}, plans: {{free: {{requests_per_minute: {limit}, concurrency: 10000, may: [pro]}}}}}}
 """
 
 
@@ -97,22 +100,31 @@ def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
 
 
 @contextlib.contextmanager
-def gateway(policy: str | Path, flash: Sim, pro: Sim) -> Iterator[str]:
-    """The URL of a gateway with a store of its own process, on a policy file or a policy's text."""
+def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded") -> Iterator[str]:
+    """The URL of a gateway on a policy file or a policy's text; `embedded`: its store is a process of its own."""
     port = free_port()
     with tempfile.TemporaryDirectory() as place:
         file = policy if isinstance(policy, Path) else Path(place) / "policy.yaml"
         if isinstance(policy, str):
             file.write_text(policy)
-        command = ["-m", "gateway", "serve", "--policy", str(file), "--port", str(port), "--redis", "embedded"]
+        command = ["-m", "gateway", "serve", "--policy", str(file), "--port", str(port), "--redis", store]
         with python(command, port, FLASH_URL=flash.url, PRO_URL=pro.url, GATEWAY_LOG_EXCHANGES="false") as url:
             yield url
 
 
-def policy(**triage: str) -> str:
-    """A policy's text that triages everything and limits nobody; `triage` are keys of that section."""
+@contextlib.contextmanager
+def valkey() -> Iterator[str]:
+    """The URL of a store that several gateways may share."""
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        yield runner.run(stack.enter_async_context(embedded()))
+        runner.run(stack.aclose())
+
+
+def policy(requests_per_minute: int = 1_000_000, **triage: str) -> str:
+    """A policy's text that triages everything; `triage` are keys of that section."""
     asked = "".join(f", {key}: {value}" for key, value in triage.items())
-    return POLICY.format(triage=asked, **MODELS)
+    return POLICY.format(triage=asked, limit=requests_per_minute, **MODELS)
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from loadtest.faults import PHASES, cancellations, servers
+from loadtest.faults import freeze, limits
+from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
 def test_a_caller_who_leaves_stops_the_model_server_within_half_a_second_in_every_phase() -> None:
@@ -12,3 +13,17 @@ def test_a_caller_who_leaves_stops_the_model_server_within_half_a_second_in_ever
     for phase, times in found.items():
         assert len(times) == 4
         assert max(times) <= 0.5, phase
+
+
+def test_four_processes_on_one_store_admit_what_the_limit_says_and_no_more() -> None:
+    admitted, refused, failed, allowed = limits.measure(requests=200, limit=30)
+    assert failed == 0
+    assert 30 <= admitted <= allowed
+    assert admitted + refused == 200
+
+
+def test_a_store_that_stands_still_fails_no_request_and_slows_the_first_ones_only() -> None:
+    found = freeze.measure(seconds=1.5, rate=40)
+    assert [one.status for outcomes in found for one in outcomes if one.status != 200] == []
+    assert max(one.seconds for one in found.frozen[:20]) < 0.5
+    assert max(one.seconds for one in found.frozen[20:]) < 0.25

@@ -3,7 +3,6 @@
 python -m loadtest.faults [--rounds 300]
 """
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -88,17 +87,10 @@ async def cancellations(flash: Sim, url: str, rounds: int) -> dict[str, list[flo
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Figures of faults.")
-    parser.add_argument("--rounds", type=int, default=300)
-    asked = parser.parse_args()
+def report(rounds: int) -> None:
     with servers() as (flash, url):
-        found = asyncio.run(cancellations(flash, url, asked.rounds))
-    print(f"a caller leaves: milliseconds until Flash has stopped, {asked.rounds} callers each")
+        found = asyncio.run(cancellations(flash, url, rounds))
+    print(f"a caller leaves: milliseconds until Flash has stopped, {rounds} callers each")
     for name, times in found.items():
         late = statistics.quantiles(times, n=100)[-1]
         print(f"  {name:<24} p50 {statistics.median(times) * 1000:6.1f}  p99 {late * 1000:6.1f}")
-
-
-if __name__ == "__main__":
-    main()

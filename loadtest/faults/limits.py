@@ -1,0 +1,40 @@
+"""Do several gateways on one store admit what the limit says, and no more?"""
+
+import asyncio
+import contextlib
+import math
+
+from gateway.http1 import Client
+from loadtest.faults.client import Outcome, ask
+from loadtest.servers import gateway, policy, sim, valkey
+
+PROCESSES = 4
+
+
+async def burst(urls: list[str], requests: int) -> list[Outcome]:
+    """All requests at once, spread over the gateways."""
+    client = Client()
+    try:
+        return await asyncio.gather(*(ask(client, urls[turn % len(urls)]) for turn in range(requests)))
+    finally:
+        client.close()
+
+
+def measure(requests: int, limit: int) -> tuple[int, int, int, float]:
+    """Admitted, refused, failed, and how many the limit allows from the first request to the last answer."""
+    with contextlib.ExitStack() as stack:
+        flash, pro = stack.enter_context(sim("flash", "--speed", "0")), stack.enter_context(sim("pro", "--speed", "0"))
+        store, text = stack.enter_context(valkey()), policy(requests_per_minute=limit)
+        urls = [stack.enter_context(gateway(text, flash, pro, store)) for _ in range(PROCESSES)]
+        seen = asyncio.run(burst(urls, requests))
+    took = max(one.started + one.seconds for one in seen) - min(one.started for one in seen)
+    counts = [sum(one.status == status for one in seen) for status in (200, 429)]
+    return counts[0], counts[1], requests - sum(counts), limit + math.floor(limit * took / 60)
+
+
+def report(requests: int, limit: int) -> None:
+    admitted, refused, failed, allowed = measure(requests, limit)
+    print(f"{requests} requests at once over {PROCESSES} processes on one store, {limit} a minute")
+    print(
+        f"  admitted {admitted} (the limit and its refill in that time: {allowed}), refused {refused}, failed {failed}"
+    )
