@@ -23,7 +23,6 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Tiergate" \
       org.opencontainers.image.description="One OpenAI-compatible endpoint in front of a fast and a strong model." \
-      org.opencontainers.image.source="https://github.com/tiergate/tiergate" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"
