@@ -49,6 +49,12 @@ class Node:
     def ask(self, *command: Any) -> Any:
         return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
+    def replicated(self) -> bool:
+        """Whether a replica has all that was written."""
+        offset = self.ask("ROLE")[1]
+        until(lambda: any(int(replica[2]) >= offset for replica in self.ask("ROLE")[2]), 3.0)
+        return True
+
     @property
     def id(self) -> str:
         return str(self.ask("CLUSTER MYID").decode())

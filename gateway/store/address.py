@@ -1,15 +1,19 @@
 """Which servers does a store's address mean?"""
 
 from collections.abc import Callable
+from typing import Any
 
 from gateway.store.circuit import Circuit
 from gateway.store.cluster import Address, Cluster
 from gateway.store.line import connection
+from gateway.store.sentinel import Primary
 
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
 CLUSTERS = {f"{name}+cluster": scheme for name, scheme in SCHEMES.items() if name != "unix"}
-KNOWN = [*SCHEMES, *CLUSTERS]
+SENTINELS = "redis+sentinel"
+KNOWN = [*SCHEMES, *CLUSTERS, SENTINELS]
 PORT = 6379
+SENTINEL_PORT = 26379
 Door = Circuit | Cluster
 
 
@@ -20,6 +24,8 @@ def checked(url: str) -> str:
         raise ValueError(f"a store's address begins with one of {', '.join(f'{name}://' for name in KNOWN)}")
     if scheme not in SCHEMES:
         hosts(rest)
+    if scheme == SENTINELS and not _service(rest)[0]:
+        raise ValueError(f"sentinels are asked for a service: {SENTINELS}://host:port,host:port/service")
     return url
 
 
@@ -28,6 +34,8 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
     scheme, _, rest = url.partition("://")
     if scheme in SCHEMES:
         return Circuit(connection(f"{SCHEMES[scheme]}://{rest}"), on_change)
+    if scheme == SENTINELS:
+        return Circuit(_primary(rest), on_change)
     user, at, _ = rest.rpartition("@")
     _, _, query = rest.partition("?")
 
@@ -35,6 +43,22 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
         return f"{CLUSTERS[scheme]}://{user}{at}{_joined(address)}?{query}"
 
     return Cluster(hosts(rest), one, on_change)
+
+
+def _primary(rest: str) -> Any:
+    """User, password, database and query are those of the primary; sentinels are asked without."""
+    service, database = _service(rest)
+    user, at, _ = rest.rpartition("@")
+    sentinels = tuple(f"redis://{_joined(address)}" for address in hosts(rest, SENTINEL_PORT))
+    url = f"redis://{user}{at}primary/{database}?{rest.partition('?')[2]}"
+    return connection(url, connection_class=Primary, sentinels=sentinels, service=service)
+
+
+def _service(rest: str) -> tuple[str, str]:
+    """Service and database in `...host/service[/database][?...]`."""
+    path = rest.rpartition("@")[2].partition("?")[0].partition("/")[2]
+    service, _, database = path.partition("/")
+    return service, database
 
 
 def hosts(rest: str, port: int = PORT) -> list[Address]:

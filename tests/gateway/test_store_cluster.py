@@ -74,7 +74,7 @@ async def through_a_kill(nodes: Nodes) -> float:
     theirs, limited, *_ = nodes.callers(other, 2)
     async with opened(nodes) as store:
         assert [(await ask(store, spent, ten))[1] for _ in range(11)] == [True] * 10 + [False]
-        await asyncio.to_thread(victim.ask, "WAIT", 1, 1000)
+        assert await asyncio.to_thread(victim.replicated)
         victim.kill()
         killed = time.monotonic()
         asked: list[tuple[tuple[float, bool, bool], ...]] = []
