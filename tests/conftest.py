@@ -1,4 +1,4 @@
-"""Two simulated tiers and a Valkey, started once, without faults and empty at the start of each test."""
+"""Two simulated tiers, a Valkey and a cluster, started once, without faults and empty at the start of each test."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import redis
 
 from gateway.embedded import embedded
 from loadtest.servers import Sim, sim
+from tests.clusters import Nodes, cluster
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,16 @@ def valkey(valkey_server: str) -> str:
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
     return valkey_server
+
+
+@pytest.fixture(scope="session")
+def cluster_nodes() -> Iterator[Nodes]:
+    with cluster() as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def valkey_cluster(cluster_nodes: Nodes) -> str:
+    """The URL of an empty store on six nodes."""
+    cluster_nodes.flush()
+    return cluster_nodes.url

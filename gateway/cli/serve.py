@@ -26,7 +26,11 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 1
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
 DRAIN = 600  # seconds that open answers have to end after SIGTERM; a second SIGTERM ends them at once
 Redis = Annotated[
-    str | None, typer.Option("--redis", help="redis:// URL, or `embedded` for a Valkey of our own; else memory.")
+    str | None,
+    typer.Option(
+        "--redis",
+        help="redis://, redis+cluster:// or redis+sentinel:// URL, or `embedded` for a Valkey of our own; else memory.",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """What do gateway processes count or remember together?"""
 
+from gateway.store.address import checked
 from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, Store
 from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
@@ -16,14 +17,7 @@ __all__ = [
     "open_store",
 ]
 
-SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
-
 
 def open_store(url: str | None) -> Store:
-    """A MemoryStore for None, else the Redis or Valkey server at `url`. Raises ValueError for another scheme."""
-    if url is None:
-        return MemoryStore()
-    scheme, mark, rest = url.partition("://")
-    if not mark or scheme not in SCHEMES:
-        raise ValueError(f"a store's address begins with one of {', '.join(f'{name}://' for name in SCHEMES)}")
-    return RedisStore(f"{SCHEMES[scheme]}://{rest}")
+    """A MemoryStore for None, else the servers at `url` (gateway/store/address.py). Raises ValueError for another."""
+    return MemoryStore() if url is None else RedisStore(checked(url))

@@ -83,7 +83,7 @@ class Store(Protocol):
 
     @property
     def state(self) -> State:
-        """ "memory": this process only; "ok": shared; "down": shared, but not answering at present."""
+        """ "memory": this process only; "ok": shared; "down": shared, but a part of it does not answer."""
         ...
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:

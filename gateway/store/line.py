@@ -17,7 +17,36 @@ GRACE = 0.02  # seconds more: a reply may lie unread because this process was bu
 WRITE = 128 * 1024  # bytes after which no further command joins a write, so that it ends within TIMEOUT
 FAULTS = (RedisError, OSError)  # TimeoutError is an OSError
 Word = bytes | str | float
-Waiting = tuple[bytes, asyncio.Future[Any]]
+Waiting = tuple[bytes, asyncio.Future[Any], int]  # a packed command, its reply to come, how often it was sent on
+
+
+def connection(url: str, **more: Any) -> Any:
+    """redis-py's connection to `url`, not yet open; it neither retries nor watches a clock."""
+    pool: Any = ConnectionPool.from_url(
+        url,
+        socket_timeout=None,
+        socket_connect_timeout=None,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=False,
+        protocol=2,
+        driver_info=None,
+        **more,
+    )
+    return pool.make_connection()
+
+
+async def ask_once(url: str, *command: Word) -> Any:
+    """The reply to one command on a connection of its own; None when there is none within TIMEOUT."""
+    asked = connection(url)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await asked.connect()
+            await asked.send_command(*command)
+            return await asked.read_response()
+    except FAULTS:
+        return None
+    finally:
+        await asked.disconnect(nowait=True)
 
 
 class Line:
@@ -25,20 +54,18 @@ class Line:
 
     A command that was put is sent even if nobody waits for its reply any more. When the connection fails, all
     commands in the line fail with it, `on_fault` hears of it once, and the next command connects afresh.
+    `on_refusal` hears of each command's own error; with True it takes over to answer the command.
     """
 
-    def __init__(self, url: str, on_fault: Callable[[Exception], None]) -> None:
-        pool: Any = ConnectionPool.from_url(
-            url,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=False,
-            protocol=2,
-            driver_info=None,
-        )
-        self._connection = pool.make_connection()
+    def __init__(
+        self,
+        connection: Any,
+        on_fault: Callable[[Exception], None],
+        on_refusal: Callable[[ResponseError, Waiting], bool],
+    ) -> None:
+        self._connection = connection
         self._on_fault = on_fault
+        self._on_refusal = on_refusal
         self._waiting: deque[Waiting] = deque()
         self._turn: asyncio.Task[None] | None = None
         self._replies = 0
@@ -47,10 +74,14 @@ class Line:
     def put(self, *command: Word) -> asyncio.Future[Any]:
         """The reply to come; raises ResponseError for the command's own error, another of FAULTS for the line's."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((hiredis.pack_command(command), reply))  # type: ignore[arg-type]  # its stub takes one element
+        self.push((hiredis.pack_command(command), reply, 0))  # type: ignore[arg-type]  # its stub takes one element
+        return reply
+
+    def push(self, waiting: Waiting) -> None:
+        """As `put`, for a command that waits already."""
+        self._waiting.append(waiting)
         if self._turn is None:
             self._turn = asyncio.create_task(self._run())
-        return reply
 
     async def _run(self) -> None:
         try:
@@ -70,9 +101,9 @@ class Line:
         try:
             async with self._watched():
                 await self._connection.connect()
-                await self._connection.send_packed_command(b"".join([command for command, _ in batch]))
-                for _, reply in batch:
-                    await self._read(reply)
+                await self._connection.send_packed_command(b"".join([command for command, _, _ in batch]))
+                for waiting in batch:
+                    await self._read(waiting)
         except FAULTS as error:
             self._on_fault(error)
             self._fail([*batch, *self._waiting], error)
@@ -101,11 +132,12 @@ class Line:
         else:
             limit.reschedule(asyncio.get_running_loop().time())
 
-    async def _read(self, reply: asyncio.Future[Any]) -> None:
+    async def _read(self, waiting: Waiting) -> None:
+        reply = waiting[1]
         try:
             answer = await self._connection.read_response()
         except ResponseError as error:
-            if not reply.done():
+            if not self._on_refusal(error, waiting) and not reply.done():
                 reply.set_exception(error)
         else:
             if not reply.done():
@@ -114,7 +146,7 @@ class Line:
 
     def _fail(self, waiting: Iterable[Waiting], error: Exception) -> None:
         self._waiting.clear()
-        for _, reply in waiting:
+        for _, reply, _ in waiting:
             if not reply.done():
                 reply.set_exception(error)
 

@@ -1,8 +1,8 @@
 """What do processes remember together, in a Redis or Valkey server?"""
 
 import asyncio
+import contextlib
 import itertools
-import logging
 import secrets
 import time
 from dataclasses import replace
@@ -12,82 +12,66 @@ import msgspec
 from redis.exceptions import NoScriptError, ResponseError
 
 from gateway.errors import Overloaded
+from gateway.store.address import open_door
+from gateway.store.circuit import PAUSE
 from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, allowed, refused
-from gateway.store.line import FAULTS, Line, Word
+from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.scripts import ADMIT, ADMIT_SHA, FIRST_KEY
 
-PAUSE = 1.0  # seconds without touching a server that failed
 KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
-
-log = logging.getLogger(__name__)
 
 
 class RedisStore:
     """A Store shared through a server. Names are `tg1:...`; those of one caller share the hash tag `{caller}`.
 
-    When the server fails, the store is "down": admission falls to a MemoryStore with the same limits, the cache is
-    skipped, keys raise Overloaded, and one task tries the server each PAUSE seconds; no request waits for it.
+    When a server fails, it is "down" (gateway/store/circuit.py): admission of its callers falls to a MemoryStore with
+    the same limits, their cache is skipped, keys on it raise Overloaded. The store is "down" while a server is.
     """
 
     def __init__(self, url: str) -> None:
-        self._line = Line(url, self._fail)
+        self._line = open_door(url, self._settle)
         self._local = MemoryStore()
-        self._state: State = "ok"
         self._secret = secrets.token_bytes(32)
         self._secret_shared = False
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
         self._owed: dict[str, str] = {}
-        self._recovery: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> State:
-        return self._state
+        return "down" if self._line.down else "ok"
 
-    def _fail(self, error: Exception) -> None:
-        if self._state == "ok":
-            self._state = "down"
-            log.warning("store down: %s; limits count in this process, the cache is skipped", error)
-            self._recovery = asyncio.create_task(self._recover())
-
-    async def _recover(self) -> None:
-        while self._state == "down":
-            await asyncio.sleep(PAUSE)
-            await self._try_again()
-
-    async def _try_again(self) -> None:
-        try:
-            await self._share_secret()
-        except FAULTS:
-            return
-        self._state = "ok"
-        log.warning("store ok: limits and cache are shared again")
+    def _settle(self) -> None:
+        """A server that answers again may have lost the secret, and holds slots that were given back meanwhile."""
+        self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(_answered)
+        self._line.put(b"GET", SECRET).add_done_callback(self._learn)
         for lease, caller in self._owed.items():
             self._pay(caller, lease)
 
+    def _learn(self, reply: asyncio.Future[Any]) -> None:
+        if _answered(reply):
+            self._secret, self._secret_shared = reply.result(), True
+
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
-        if self._state == "down":
-            raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE)
         try:
             return await self._line.put(*command)
         except NoScriptError:
             raise
         except FAULTS as error:
-            if isinstance(error, ResponseError) and not str(error).startswith("WRONGTYPE"):
-                self._fail(error)
             raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE) from error
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:
-        if self._state == "down":
+        if self._line.is_down(_rate(caller)):
             return await self._local.admit(caller, limits, None)
         lease = f"{self._process}{next(self._leases):x}"
         try:
             verdict, spent, *entry = await self._decide(caller, limits, lease, recall)
-        except Overloaded:
-            self._owed[lease] = caller  # the server may have granted it all the same
+        except Overloaded as refusal:
+            if not isinstance(refusal.__cause__, ResponseError):
+                self._owed[lease] = caller  # the server may have granted it all the same
             return await self._local.admit(caller, limits, None)
         except asyncio.CancelledError:
             self._pay(caller, lease)
@@ -112,21 +96,17 @@ class RedisStore:
         if lease.startswith(LEASE_NAME):
             await self._local.release(caller, lease)
             return
-        paid = self._pay(caller, lease)
-        if paid is not None:
-            await asyncio.wait([paid])
+        await asyncio.wait([self._pay(caller, lease)])
 
-    def _pay(self, caller: str, lease: str) -> asyncio.Future[Any] | None:
+    def _pay(self, caller: str, lease: str) -> asyncio.Future[Any]:
         """Puts the release in the line, behind the admission it belongs to; owed until the server confirms it."""
         self._owed[lease] = caller
-        if self._state == "down":
-            return None
         paid = self._line.put(b"ZREM", _slots(caller), lease)
         paid.add_done_callback(lambda reply: self._confirm(lease, reply))
         return paid
 
     def _confirm(self, lease: str, reply: asyncio.Future[Any]) -> None:
-        if not reply.cancelled() and reply.exception() is None:
+        if _answered(reply):
             self._owed.pop(lease, None)
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
@@ -137,7 +117,7 @@ class RedisStore:
         return found
 
     async def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> None:
-        if len(value) > VALUE_LIMIT or self._state == "down":
+        if len(value) > VALUE_LIMIT:
             return
         try:
             await self._ask(b"SET", _entry(caller, key), value, b"PX", max(1, int(ttl * 1000)))
@@ -169,16 +149,13 @@ class RedisStore:
         return True
 
     async def secret(self) -> bytes:
-        if self._secret_shared or self._state == "down":
-            return self._secret
-        try:
-            await self._share_secret()
-        except FAULTS as error:
-            self._fail(error)
+        if not self._secret_shared:
+            with contextlib.suppress(*FAULTS):
+                await self._share_secret()
         return self._secret
 
     async def _share_secret(self) -> None:
-        """The first secret on the server wins; ours is put back where a server lost all it knew."""
+        """The first secret on the server wins."""
         _, found = await asyncio.gather(
             self._line.put(b"SET", SECRET, self._secret, b"NX"), self._line.put(b"GET", SECRET)
         )
@@ -193,10 +170,12 @@ class RedisStore:
         return True
 
     async def close(self) -> None:
-        if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.wait([self._recovery])
         await self._line.close()
+
+
+def _answered(reply: asyncio.Future[Any]) -> bool:
+    """Whether a reply came; a failure is nobody's to hear."""
+    return not reply.cancelled() and reply.exception() is None
 
 
 def _rate(caller: str) -> str:

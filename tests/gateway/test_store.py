@@ -1,4 +1,4 @@
-"""One contract, two stores: memory, and a real Valkey server on a unix socket."""
+"""One contract, three stores: memory, a real Valkey server on a unix socket, and a real cluster of six."""
 
 import asyncio
 import time
@@ -12,9 +12,9 @@ from tests.stores import on
 KEY = b"k" * 32
 
 
-@pytest.fixture(params=["memory", "valkey"])
+@pytest.fixture(params=["memory", "valkey", "valkey_cluster"])
 def url(request: pytest.FixtureRequest) -> str | None:
-    return None if request.param == "memory" else request.getfixturevalue("valkey")
+    return None if request.param == "memory" else request.getfixturevalue(request.param)
 
 
 def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:

@@ -1,0 +1,80 @@
+"""Which servers does a store's address mean?"""
+
+from collections.abc import Callable
+from typing import Any
+
+from gateway.store.circuit import Circuit
+from gateway.store.cluster import Address, Cluster
+from gateway.store.line import connection
+from gateway.store.sentinel import Primary
+
+SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
+CLUSTERS = {f"{name}+cluster": scheme for name, scheme in SCHEMES.items() if name != "unix"}
+SENTINELS = "redis+sentinel"
+KNOWN = [*SCHEMES, *CLUSTERS, SENTINELS]
+PORT = 6379
+SENTINEL_PORT = 26379
+Door = Circuit | Cluster
+
+
+def checked(url: str) -> str:
+    """`url` itself. Raises ValueError when it is no address of a store."""
+    scheme, mark, rest = url.partition("://")
+    if not mark or scheme not in KNOWN:
+        raise ValueError(f"a store's address begins with one of {', '.join(f'{name}://' for name in KNOWN)}")
+    if scheme not in SCHEMES:
+        hosts(rest)
+    if scheme == SENTINELS and not _service(rest)[0]:
+        raise ValueError(f"sentinels are asked for a service: {SENTINELS}://host:port,host:port/service")
+    return url
+
+
+def open_door(url: str, on_change: Callable[[], None]) -> Door:
+    """Nothing is connected yet. `on_change` hears when `down` may have changed."""
+    scheme, _, rest = url.partition("://")
+    if scheme in SCHEMES:
+        return Circuit(connection(f"{SCHEMES[scheme]}://{rest}"), on_change)
+    if scheme == SENTINELS:
+        return Circuit(_primary(rest), on_change)
+    user, at, _ = rest.rpartition("@")
+    _, _, query = rest.partition("?")
+
+    def one(address: Address) -> str:
+        return f"{CLUSTERS[scheme]}://{user}{at}{_joined(address)}?{query}"
+
+    return Cluster(hosts(rest), one, on_change)
+
+
+def _primary(rest: str) -> Any:
+    """User, password, database and query are those of the primary; sentinels are asked without."""
+    service, database = _service(rest)
+    user, at, _ = rest.rpartition("@")
+    sentinels = tuple(f"redis://{_joined(address)}" for address in hosts(rest, SENTINEL_PORT))
+    url = f"redis://{user}{at}primary/{database}?{rest.partition('?')[2]}"
+    return connection(url, connection_class=Primary, sentinels=sentinels, service=service)
+
+
+def _service(rest: str) -> tuple[str, str]:
+    """Service and database in `...host/service[/database][?...]`."""
+    path = rest.rpartition("@")[2].partition("?")[0].partition("/")[2]
+    service, _, database = path.partition("/")
+    return service, database
+
+
+def hosts(rest: str, port: int = PORT) -> list[Address]:
+    """The servers in `[user:password@]host[:port][,host[:port]...][/...][?...]`. Raises ValueError."""
+    listed = rest.rpartition("@")[2].partition("?")[0].partition("/")[0]
+    return [_address(part, port) for part in listed.split(",")]
+
+
+def _address(part: str, port: int) -> Address:
+    host, _, given = part.rpartition(":") if part.rfind(":") > part.rfind("]") else (part, "", str(port))
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not given.isdecimal():
+        raise ValueError(f"a store's servers are written host:port,host:port, not {part!r}")
+    return host, int(given)
+
+
+def _joined(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,112 @@
+"""When is a server left alone?"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis.exceptions import AskError, NoScriptError, ResponseError, TryAgainError
+
+from gateway.store.line import FAULTS, Line, Waiting, Word
+
+PAUSE = 1.0  # seconds without touching a server that failed
+# A script that would write, as a decision does: a server that runs it takes decisions again. It changes nothing.
+PROBE: Final = b"return redis.call('SET', KEYS[1], '', 'XX')"
+
+log = logging.getLogger(__name__)
+
+
+class Unsent(ConnectionError):
+    """The server is left alone at present; the command never went out."""
+
+
+class Circuit:
+    """A Line that opens ("down") when its server fails or refuses its work; commands then fail at once, as Unsent.
+
+    One task tries the server each PAUSE seconds and closes the circuit; no command waits for it. `on_change` hears of
+    both. `elsewhere` may take over commands that a cluster sends on. `name` is a key that the server holds.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        on_change: Callable[[], None],
+        where: str = "",
+        elsewhere: Callable[["Circuit", ResponseError, Waiting], bool] | None = None,
+    ) -> None:
+        self._line = Line(connection, self.fail, self._refused)
+        self._on_change = on_change
+        self._where = where
+        self._elsewhere = elsewhere
+        self._recovery: asyncio.Task[None] | None = None
+        self.name: bytes = b"tg1:probe"
+        self.down = False
+
+    def is_down(self, name: str) -> bool:
+        """Whether commands about the key `name` fail at once."""
+        return self.down
+
+    def put(self, *command: Word) -> asyncio.Future[Any]:
+        """As Line.put."""
+        if not self.down:
+            return self._line.put(*command)
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        reply.set_exception(Unsent("the store is down"))
+        return reply
+
+    def push(self, waiting: Waiting) -> None:
+        """As Line.push."""
+        if not self.down:
+            self._line.push(waiting)
+        elif not waiting[1].done():
+            waiting[1].set_exception(Unsent("the store is down"))
+
+    def _refused(self, error: ResponseError, waiting: Waiting) -> bool:
+        if isinstance(error, NoScriptError) or str(error).startswith("WRONGTYPE"):
+            return False
+        if self._elsewhere is not None and isinstance(error, AskError | TryAgainError):
+            return self._elsewhere(self, error, waiting)
+        self.fail(error)
+        return False
+
+    def fail(self, error: Exception) -> None:
+        if self.down:
+            return
+        self.down = True
+        log.warning("store down: %s%s; limits count in this process, the cache is skipped", self._where, error)
+        self._recovery = asyncio.create_task(self._recover())
+        self._on_change()
+
+    async def _recover(self) -> None:
+        while self.down:
+            await asyncio.sleep(PAUSE)
+            await self._try_again()
+
+    async def _try_again(self) -> None:
+        try:
+            await self._line.put(b"EVAL", PROBE, 1, _beside(self.name))
+        except FAULTS:
+            return
+        self.well()
+
+    def well(self) -> None:
+        """The server, or the one that took over its work, answers."""
+        if self.down:
+            self.down = False
+            log.warning("store ok: %slimits and cache are shared again", self._where)
+            self._on_change()
+
+    async def close(self) -> None:
+        """What was put is still sent; what is put from here on fails."""
+        self.down = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.wait([self._recovery])
+        await self._line.close()
+
+
+def _beside(name: bytes) -> bytes:
+    """A key of ours in the same slot, where nothing is kept."""
+    _, mark, rest = name.partition(b"{")
+    tag, end, _ = rest.partition(b"}")
+    return b"tg1:{%s}:probe" % (tag if mark and end and tag else name)

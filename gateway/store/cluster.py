@@ -1,0 +1,153 @@
+"""Which server of a cluster holds a key?"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import hiredis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, MovedError, ResponseError
+
+from gateway.store.circuit import Circuit
+from gateway.store.line import Waiting, Word, ask_once, connection
+
+BEAT = 0.2  # seconds between two looks at the map while a primary is down or slots move
+TRY_AGAIN = 0.01  # seconds until a command is repeated whose keys are on their way from one server to another
+HOPS = 8  # times that one command is sent on
+ASKING = hiredis.pack_command((b"ASKING",))
+SCRIPTS = (b"EVALSHA", b"EVAL")
+Address = tuple[str, int]
+
+
+class Cluster:
+    """A Circuit per primary; each command goes to the owner of its first key, or of the slot of "" without a key.
+
+    "Down" is one primary, not the cluster: callers on the others do not notice. The map of slots starts at the first
+    seed, is mended by each MOVED, and is read anew while slots move or a primary is down. A primary that lost its
+    slots is forgotten, so a failover ends the outage of its callers.
+    """
+
+    def __init__(self, seeds: list[Address], url: Callable[[Address], str], on_change: Callable[[], None]) -> None:
+        self._url = url
+        self._on_change = on_change
+        self._known = set(seeds)
+        self._nodes: dict[Address, Circuit] = {}
+        self._names: WeakKeyDictionary[Circuit, Address] = WeakKeyDictionary()
+        self._owners = [self._node(seeds[0])] * REDIS_CLUSTER_HASH_SLOTS
+        self._stale = False
+        self._looking: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def down(self) -> bool:
+        """Whether a primary is down."""
+        return any(node.down for node in self._nodes.values())
+
+    def is_down(self, name: str) -> bool:
+        return self._owners[key_slot(name.encode())].down
+
+    def put(self, *command: Word) -> asyncio.Future[Any]:
+        name = _first_key(command)
+        node = self._owners[key_slot(name)]
+        node.name = name
+        return node.put(*command)
+
+    def _node(self, address: Address) -> Circuit:
+        found = self._nodes.get(address)
+        if found is None:
+            where = f"{address[0]}:{address[1]}: "
+            found = Circuit(connection(self._url(address)), self._changed, where, self._elsewhere)
+            self._nodes[address] = found
+            self._names[found] = address
+        return found
+
+    def _changed(self) -> None:
+        if self.down:
+            self._look()
+        self._on_change()
+
+    def _elsewhere(self, asked: Circuit, error: ResponseError, waiting: Waiting) -> bool:
+        packed, reply, hops = waiting
+        if hops == HOPS:
+            if not reply.done():
+                reply.set_exception(error)
+        elif isinstance(error, AskError):
+            host = error.host or self._names[asked][0]
+            self._send_on(self._node((host, error.port)), error, (packed, reply, hops + 1))
+        else:
+            asyncio.get_running_loop().call_later(TRY_AGAIN, asked.push, (packed, reply, hops + 1))
+        return True
+
+    def _send_on(self, node: Circuit, error: AskError, waiting: Waiting) -> None:
+        if isinstance(error, MovedError):
+            self._owners[error.slot_id] = node
+            self._look()
+        else:
+            node.push((ASKING, asyncio.get_running_loop().create_future(), HOPS))
+        node.push(waiting)
+
+    def _look(self) -> None:
+        """Has the map read soon; one task does it, however many ask."""
+        self._stale = True
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._keep_looking())
+
+    async def _keep_looking(self) -> None:
+        while self._stale or self.down:
+            self._stale = False
+            await self._read_map()
+            await asyncio.sleep(BEAT)
+
+    async def _read_map(self) -> None:
+        """Servers that answer are believed before those that failed: one that was away knows an old map."""
+        well = {address for address, node in self._nodes.items() if not node.down}
+        for addresses in (well, self._known - well):
+            host, found = await self._first_map(addresses)
+            if found:
+                self._adopt(host, found)
+                return
+
+    async def _first_map(self, addresses: Iterable[Address]) -> tuple[str, list[Any]]:
+        asking = {asyncio.create_task(ask_once(self._url(a), b"CLUSTER", b"SLOTS")): a for a in addresses}
+        best: tuple[str, list[Any]] = ("", [])
+        for task, (host, _) in asking.items():
+            best = max(best, (host, await task or []), key=lambda told: len(_covered(told[1])))
+        return best
+
+    def _adopt(self, asked: str, found: list[Any]) -> None:
+        owners = self._owners[:]
+        for first, last, *servers in found:
+            addresses = [(_text(host) or asked, port) for host, port, *_ in servers]
+            owners[first : last + 1] = [self._node(addresses[0])] * (last + 1 - first)
+            self._known.update(addresses)
+        self._owners = owners
+        for address in self._nodes.keys() - {self._names[node] for node in set(owners)}:
+            self._forget(address)
+
+    def _forget(self, address: Address) -> None:
+        node = self._nodes.pop(address)
+        node.well()
+        closing = asyncio.create_task(node.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+        await asyncio.gather(*self._closing, *(node.close() for node in self._nodes.values()))
+
+
+def _first_key(command: tuple[Word, ...]) -> bytes:
+    at = 3 if command[0] in SCRIPTS else 1
+    name = command[at] if len(command) > at else b""
+    return name if isinstance(name, bytes) else str(name).encode()
+
+
+def _covered(found: list[Any]) -> range:
+    return range(sum(last + 1 - first for first, last, *_ in found))
+
+
+def _text(host: bytes | None) -> str:
+    return (host or b"").decode()
