@@ -10,9 +10,11 @@ import msgspec
 
 from gateway.cache.entry import LONGEST, Entry, kept
 from gateway.cache.form import form_of
+from gateway.cache.lookup import replay
+from gateway.cache.turn import Turn
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
-from gateway.store import Store
+from gateway.store import VALUE_LIMIT, Store
 from gateway.types import ChatRequest, Reply
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
@@ -48,31 +50,45 @@ class Flights:
         flight = self._flights.get(form)
         if flight:
             return await flight.board("coalesced")
-        keep = partial(self._keep, request, key, policy.caching.ttl)
-        flight = self._flights[form] = Flight(make, keep, partial(self._leave, form))
+        turn = Turn(self._store, request.caller.id, key)
+        first = partial(_first, turn, request, policy.caching.wait, make)
+        keep = partial(self._keep, request, turn, policy.caching.ttl)
+        flight = self._flights[form] = Flight(first, keep, partial(self._leave, form), turn)
         return await flight.board("miss")
 
-    async def _keep(self, request: ChatRequest, key: bytes, ttl: float, reply: Reply, data: bytes) -> None:
+    async def _keep(self, request: ChatRequest, turn: Turn, ttl: float, reply: Reply, data: bytes) -> None:
         if not worth_keeping(reply, data) or reply.stream != bool(request.fields.stream):
             return
         usage = msgspec.json.encode(reply.usage.said)
         rule = reply.route.rule if reply.route else ""
         kind = dict(reply.headers).get(b"content-type", b"")
         entry = Entry(form_of(request.fields), kind, usage, reply.tier, rule, data)
-        pack = partial(kept, entry, key, request.caller)
+        pack = partial(kept, entry, turn.key, request.caller)
         value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
-        await self._store.remember(request.caller.id, key, value, ttl)
+        if len(value) <= VALUE_LIMIT:
+            await self._store.remember(request.caller.id, turn.key, value, ttl)
+            turn.kept = True
 
     def _leave(self, form: Form, ended: "Flight") -> None:
         if self._flights.get(form) is ended:
             del self._flights[form]
 
 
+async def _first(turn: Turn, request: ChatRequest, wait: float, make: Make) -> Reply:
+    """What another process answers meanwhile, else `make`'s reply."""
+    started = time.perf_counter()
+    entry = await turn.come(wait)
+    waited = time.perf_counter() - started
+    reply = replay(entry, turn.key, request) or await make()
+    reply.waited += waited
+    return reply
+
+
 class Flight:
     """One answer for several callers: it runs until it is complete or nobody waits for it any more."""
 
-    def __init__(self, make: Make, keep: Keep, leave: Callable[["Flight"], None]) -> None:
-        self._make, self._keep, self._leave = make, keep, leave
+    def __init__(self, make: Make, keep: Keep, leave: Callable[["Flight"], None], turn: Turn) -> None:
+        self._make, self._keep, self._leave, self._turn = make, keep, leave, turn
         self._reply: Reply | None = None
         self._error: BaseException | None = None
         self._complete = False
@@ -101,7 +117,8 @@ class Flight:
         chunks = self._chunks_for(reader)
         reply = Reply(first.status, first.headers, chunks, first.stream, first.tier, shut, first.usage)
         reply.waited = first.waited if cache == "miss" else time.perf_counter() - started
-        reply.route, reply.decision, reply.cache = first.route, first.decision, cache
+        reply.route, reply.decision = first.route, first.decision
+        reply.cache = "coalesced" if first.cache == "hit" else cache
         return reply
 
     async def _chunks_for(self, reader: object) -> AsyncGenerator[bytes, None]:
@@ -127,17 +144,18 @@ class Flight:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        reply = self._reply = await self._make()
-        self._tell()
-        try:
-            async for chunk in reply.chunks:
-                await self._add(chunk)
-        finally:
-            await reply.close()
-        self._complete = True
-        self._tell()
-        if self._size <= LONGEST:
-            await self._keep(reply, b"".join(self._chunks))
+        async with self._turn:
+            reply = self._reply = await self._make()
+            self._tell()
+            try:
+                async for chunk in reply.chunks:
+                    await self._add(chunk)
+            finally:
+                await reply.close()
+            self._complete = True
+            self._tell()
+            if self._size <= LONGEST:
+                await self._keep(reply, b"".join(self._chunks))
 
     def _landed(self, task: "asyncio.Task[None]") -> None:
         self._error = UpstreamFailed("The answer was interrupted.") if task.cancelled() else task.exception()
