@@ -20,7 +20,7 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
     key = lookup(request, policy)  # None: this answer may be neither recalled nor shared
     async with await admit(request.caller, key, policy.callers, store) as admission:
         try:
-            reply = replay(admission.entry) or await flights.share(
+            reply = replay(admission.entry, key, request) or await flights.share(
                 key, request, policy, partial(decide, request, policy, upstream)
             )
         except Refusal as refusal:

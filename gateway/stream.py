@@ -136,6 +136,7 @@ def _fill(usage: Usage, seen: Any) -> None:
         found = msgspec.convert(seen, _Usage)
     except msgspec.ValidationError:
         return
+    usage.said = seen
     details = found.prompt_tokens_details
     usage.prompt, usage.completion = found.prompt_tokens, found.completion_tokens
     usage.cached = details.cached_tokens if details else found.prompt_cache_hit_tokens

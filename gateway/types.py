@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gateway.body import Body, Fields
 from gateway.errors import Refusal
@@ -113,12 +113,14 @@ class Decision:
 class Usage:
     """What the model server says of its answer, filled in while that passes.
 
-    Tokens as it counted them, None where it did not say. `failed`: it told an error inside the answer.
+    Tokens as it counted them, None where it did not say. `said` is its own usage object. `failed`: it told an error
+    inside the answer.
     """
 
     prompt: int | None = None
     cached: int | None = None
     completion: int | None = None
+    said: Any = field(default=None, compare=False)
     failed: bool = False
 
 

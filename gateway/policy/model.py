@@ -188,6 +188,7 @@ class Caching:
 
     __pydantic_config__ = STRICT
     ttl: Annotated[Duration, Field(description="how long an answer is remembered")] = 600.0
+    wait: Annotated[Duration, Field(description="the longest wait for the same answer in another process")] = 20.0
     when: Annotated[CachingWhen, Field(description="which requests are remembered")] = CachingWhen()
 
 

@@ -1,13 +1,15 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
-from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, Store
+from gateway.store.contract import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, State, Store
 from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
 
 __all__ = [
+    "OVER",
     "VALUE_LIMIT",
     "Admitted",
+    "Claimed",
     "KeyRecord",
     "Limits",
     "MemoryStore",

@@ -8,12 +8,15 @@ Limits of a caller:
                   consumes nothing.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 SLOT_RETRY = 1.0  # seconds; nobody knows when a slot is given back, so a refused caller is asked to try again soon
 MINUTE = 60_000_000  # microseconds
+
+OVER = b"over"  # stands in place of a claim's token when its holder made no value
 
 State = Literal["memory", "ok", "down"]
 RefusedBy = Literal["requests", "concurrency"]
@@ -48,6 +51,14 @@ class Admitted:
     reset: float
     entry: bytes | None = None
     lease: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """Whose turn it is to make a value: `holder`'s, a token or OVER; None when nobody can tell. `entry`: it is made."""
+
+    holder: bytes | None
+    entry: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,19 @@ class Store(Protocol):
 
     async def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> None:
         """Keep `value` for `ttl` seconds; nothing is kept above VALUE_LIMIT or when the store does not answer."""
+        ...
+
+    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
+        """Look `key` up and, where nothing is remembered and nobody else's claim stands, claim for `seconds` from now
+        to be the one who makes it; who claims again goes on. Never raises for an outage."""
+        ...
+
+    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+        """End the claim if it is this token's; for `over` seconds others see OVER: nobody makes the value for them."""
+        ...
+
+    def purge(self, caller: str | None = None) -> AsyncIterator[int]:
+        """Forget what is remembered, for one caller or all: how many values in each step. Raises Overloaded."""
         ...
 
     async def key(self, key_id: str) -> KeyRecord | None: ...

@@ -3,9 +3,10 @@
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
-from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, allowed, refused
+from gateway.store.contract import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, State, allowed, refused
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
@@ -35,6 +36,7 @@ class MemoryStore:
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._cache: OrderedDict[tuple[str, bytes], tuple[float, bytes]] = OrderedDict()
         self._cache_bytes = 0
+        self._claims: dict[tuple[str, bytes], tuple[float, bytes]] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._secret = secrets.token_bytes(32)
         self._leases = 0
@@ -107,6 +109,33 @@ class MemoryStore:
         self._cache_bytes += len(value)
         while self._cache_bytes > CACHE_BYTES:
             self._forget(next(iter(self._cache)))
+
+    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
+        name, now = (caller, key), time.monotonic()
+        entry = self._recall(caller, key)
+        if entry is not None:
+            return Claimed(None, entry)
+        oldest = next(iter(self._claims), name)
+        for one in (oldest, name):
+            if one in self._claims and self._claims[one][0] <= now:
+                del self._claims[one]
+        holder = self._claims.get(name, (now, token))[1]
+        if holder == token:
+            self._claims[name] = (now + seconds, token)
+        return Claimed(holder)
+
+    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+        if self._claims.get((caller, key), (0.0, b""))[1] != token:
+            return
+        del self._claims[caller, key]
+        if over:
+            self._claims[caller, key] = (time.monotonic() + over, OVER)
+
+    async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
+        names = [name for name in self._cache if caller in (None, name[0])]
+        for name in names:
+            self._forget(name)
+        yield len(names)
 
     async def key(self, key_id: str) -> KeyRecord | None:
         return self._keys.get(key_id)

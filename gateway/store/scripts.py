@@ -37,3 +37,20 @@ FIRST_KEY: Final = b"""
 if redis.call('HLEN', KEYS[1]) > 0 then return 0 end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
+
+# KEYS  claim, entry; ARGV  token, ms. -> {"", entry}, or {the token that holds the claim}
+CLAIM: Final = b"""
+local entry = redis.call('GET', KEYS[2])
+if entry then return {'', entry} end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return {holder} end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return {ARGV[1]}
+"""
+
+# KEYS  claim; ARGV  token, ms, what stands in its place for so long (0: nothing).
+UNCLAIM: Final = b"""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
+if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
+"""

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import secrets
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +16,12 @@ from redis.exceptions import NoScriptError, ResponseError
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.circuit import PAUSE
-from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, allowed, refused
+from gateway.store.contract import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, State, allowed, refused
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
-from gateway.store.scripts import ADMIT, ADMIT_SHA, FIRST_KEY
+from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, UNCLAIM
 
+PURGED = 500  # names looked at in one step
 KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
 
@@ -124,6 +127,27 @@ class RedisStore:
         except Overloaded:
             return
 
+    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
+        names, milliseconds = (_claim(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))
+        try:
+            holder, *entry = await self._ask(b"EVAL", CLAIM, 2, *names, token, milliseconds)
+        except Overloaded:
+            return Claimed(None)
+        return Claimed(None, entry[0]) if entry else Claimed(holder)
+
+    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+        try:
+            await self._ask(b"EVAL", UNCLAIM, 1, _claim(caller, key), token, int(over * 1000), OVER)
+        except Overloaded:
+            return
+
+    async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
+        whose = "*" if caller is None else re.sub(r"([\[\]*?\\])", r"\\\1", caller)
+        cursor = b""
+        while cursor != b"0":
+            cursor, names = await self._ask(b"SCAN", cursor or b"0", b"MATCH", _entry(whose, b"*"), b"COUNT", PURGED)
+            yield int(await self._ask(b"UNLINK", *names)) if names else 0
+
     async def key(self, key_id: str) -> KeyRecord | None:
         found: bytes | None = await self._ask(b"HGET", KEYS, key_id)
         return None if found is None else msgspec.json.decode(found, type=KeyRecord)
@@ -184,6 +208,10 @@ def _rate(caller: str) -> str:
 
 def _slots(caller: str) -> str:
     return f"tg1:{{{caller}}}:slots"
+
+
+def _claim(caller: str, key: bytes) -> bytes:
+    return f"tg1:{{{caller}}}:claim:".encode() + key
 
 
 def _entry(caller: str, key: bytes) -> bytes:

@@ -155,12 +155,10 @@ def dechunked(data: bytes) -> tuple[bytes, bool]:
 
 
 @dataclass
-class Gateway:
-    """A running gateway."""
+class Port:
+    """Where a gateway listens."""
 
-    front: Front
     port: int
-    upstream: Upstream
 
     async def open(self, fields: JSON | bytes | None, path: str = CHAT, method: str = "POST", **headers: str) -> Line:
         """Send a request on a connection of its own."""
@@ -178,6 +176,14 @@ class Gateway:
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         return await self.ask(None, path, method, **headers)
+
+
+@dataclass
+class Gateway(Port):
+    """A running gateway."""
+
+    front: Front
+    upstream: Upstream
 
 
 @asynccontextmanager
@@ -199,7 +205,7 @@ async def gateway(
         )
         async with server:
             with escapes(troubles):
-                yield Gateway(front, server.sockets[0].getsockname()[1], door)
+                yield Gateway(server.sockets[0].getsockname()[1], front, door)
                 await eventually(lambda: not any(door.load().values()) and not state.tasks)
     await quiet(door, troubles)
 

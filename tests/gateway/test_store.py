@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, MemoryStore, Store
+from gateway.store import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, MemoryStore, Store
 from tests.stores import on
 
 KEY = b"k" * 32
@@ -198,6 +198,64 @@ def test_a_cancelled_release_still_gives_the_slot_back(url: str | None) -> None:
         return (await store.admit("ann", what, None)).allowed
 
     assert on(url, leave)
+
+
+def test_of_many_who_claim_one_holds_it_until_it_ends_it(url: str | None) -> None:
+    async def claims(store: Store) -> None:
+        held = await asyncio.gather(*(store.claim("ann", KEY, b"%d" % n, 10.0) for n in range(20)))
+        (first,) = {claimed.holder for claimed in held}
+        assert first is not None
+        assert (await store.claim("bob", KEY, b"his", 10.0)).holder == b"his"
+        assert (await store.claim("ann", b"other", b"its", 10.0)).holder == b"its"
+        await store.unclaim("ann", KEY, b"a stranger's")
+        assert (await store.claim("ann", KEY, b"new", 10.0)).holder == first
+        await store.unclaim("ann", KEY, first)
+        assert (await store.claim("ann", KEY, b"new", 10.0)).holder == b"new"
+        await store.remember("ann", KEY, b"value", 10.0)
+        assert await store.claim("ann", KEY, b"late", 10.0) == Claimed(None, b"value")
+
+    on(url, claims)
+
+
+def test_a_claim_that_is_not_renewed_runs_out(url: str | None) -> None:
+    async def die(store: Store) -> list[bytes | None]:
+        seen = [(await store.claim("ann", KEY, b"a", 0.05)).holder]
+        await asyncio.sleep(0.03)
+        seen.append((await store.claim("ann", KEY, b"a", 0.05)).holder)
+        await asyncio.sleep(0.03)
+        seen.append((await store.claim("ann", KEY, b"b", 0.05)).holder)
+        await asyncio.sleep(0.04)
+        return [*seen, (await store.claim("ann", KEY, b"c", 0.05)).holder]
+
+    assert on(url, die) == [b"a", b"a", b"a", b"c"]
+
+
+def test_a_claim_that_ends_without_a_value_says_so_for_a_while(url: str | None) -> None:
+    async def end(store: Store) -> list[bytes | None]:
+        await store.claim("ann", KEY, b"a", 10.0)
+        await store.unclaim("ann", KEY, b"a", over=0.05)
+        seen = [(await store.claim("ann", KEY, b"b", 10.0)).holder]
+        await asyncio.sleep(0.06)
+        return [*seen, (await store.claim("ann", KEY, b"b", 10.0)).holder]
+
+    assert on(url, end) == [OVER, b"b"]
+
+
+def test_purging_forgets_one_callers_values_or_all_and_nothing_else(url: str | None) -> None:
+    async def purge(store: Store) -> None:
+        record = KeyRecord("a" * 12, "hash", "ann", None, 1.0)
+        await store.put_key(record)
+        for caller in ("ann", "bob", "b*b"):
+            await asyncio.gather(*(store.remember(caller, b"%d" % n, b"x", 10.0) for n in range(700)))
+        assert sum([count async for count in store.purge("b*b")]) == 700
+        assert [await store.recall(caller, b"1") for caller in ("ann", "bob", "b*b")] == [b"x", b"x", None]
+        held = await store.admit("ann", limits(requests=1), None)
+        assert sum([count async for count in store.purge()]) == 1400
+        assert await store.list_keys() == [record]
+        assert held.allowed
+        assert not (await store.admit("ann", limits(requests=1), None)).allowed
+
+    on(url, purge)
 
 
 def test_keys_are_kept_listed_by_age_and_revoked_once(url: str | None) -> None:

@@ -1,7 +1,6 @@
-"""Have we answered this before, or are we answering it right now?"""
+"""Are we answering this right now?"""
 
 import asyncio
-import hmac
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
@@ -9,63 +8,21 @@ from typing import Literal
 
 import msgspec
 
+from gateway.cache.entry import LONGEST, Entry, kept
+from gateway.cache.form import form_of
+from gateway.cache.lookup import replay
+from gateway.cache.turn import Turn
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
 from gateway.store import VALUE_LIMIT, Store
-from gateway.types import ChatRequest, Reply, Route
+from gateway.types import ChatRequest, Reply
 
-# Members that change nothing in the answer.
-IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
+LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
 AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest reader
 
 Make = Callable[[], Awaitable[Reply]]
 Keep = Callable[[Reply, bytes], Awaitable[None]]
-
-
-class Entry(msgspec.Struct, array_like=True):
-    """An answer as it is remembered."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    stream: bool
-    tier: str
-    rule: str
-    data: bytes
-
-
-_ENTRY = msgspec.msgpack.Decoder(Entry)
-
-
-def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
-    """The key under which this request's answer is remembered; None for one that may not be.
-
-    The key covers the caller and its plan, the policy, the models, the path, the headers that can change the route, and
-    every member of the body save IGNORED, byte by byte; null counts as absent.
-    """
-    rules, fields, body = policy.caching, request.fields, request.body
-    if not rules or fields.temperature is None or (fields.tools and not rules.when.tools):
-        return None
-    low, high = rules.when.temperature.min, rules.when.temperature.max
-    if (low is not None and fields.temperature < low) or (high is not None and fields.temperature > high):
-        return None
-    members = [(name, value) for name in sorted(body.spans) if name not in IGNORED and (value := body.raw(name))]
-    headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers)]
-    models = [(name, tier.model) for name, tier in policy.tiers.items()]
-    whole = (policy.digest, models, request.caller.plan, request.path, headers, members)
-    return hmac.digest(request.caller.salt.encode(), msgspec.msgpack.encode(whole), "sha256")
-
-
-def replay(data: bytes | None) -> Reply | None:
-    """A remembered answer; None for a miss and for an entry that cannot be read."""
-    if not data:
-        return None
-    try:
-        entry = _ENTRY.decode(data)
-    except msgspec.DecodeError:
-        return None
-    route = Route((entry.tier,), entry.rule, "cache")
-    chunks = _one(entry.data)
-    return Reply(entry.status, entry.headers, chunks, entry.stream, entry.tier, _nothing, route=route, cache="hit")
+Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
 def worth_keeping(reply: Reply, data: bytes) -> bool:
@@ -75,52 +32,63 @@ def worth_keeping(reply: Reply, data: bytes) -> bool:
         return False
     if decision.verdict and not decision.verdict.label:
         return False
-    return reply.tier == decision.route.tiers[0] and len(data) <= VALUE_LIMIT
-
-
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
-
-
-async def _nothing() -> None:
-    pass
+    return reply.tier == decision.route.tiers[0] and len(data) <= LONGEST
 
 
 class Flights:
-    """Answers on their way, by cache key. Identical requests meanwhile share one of them."""
+    """Answers on their way, by cache key and form. Identical requests meanwhile share one of them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[Form, Flight] = {}
 
     async def share(self, key: bytes | None, request: ChatRequest, policy: Policy, make: Make) -> Reply:
         """`make`'s reply, or a running one with the same key. Without a key nothing is shared or remembered."""
         if key is None or not policy.caching:
             return await make()
-        flight = self._flights.get(key)
+        form = (key, form_of(request.fields))
+        flight = self._flights.get(form)
         if flight:
             return await flight.board("coalesced")
-        keep = partial(self._keep, request.caller.id, key, policy.caching.ttl)
-        flight = self._flights[key] = Flight(make, keep, partial(self._leave, key))
+        turn = Turn(self._store, request.caller.id, key)
+        first = partial(_first, turn, request, policy.caching.wait, make)
+        keep = partial(self._keep, request, turn, policy.caching.ttl)
+        flight = self._flights[form] = Flight(first, keep, partial(self._leave, form), turn)
         return await flight.board("miss")
 
-    async def _keep(self, caller: str, key: bytes, ttl: float, reply: Reply, data: bytes) -> None:
-        if worth_keeping(reply, data):
-            headers = [(name, value) for name, value in reply.headers if name == b"content-type"]
-            rule = reply.route.rule if reply.route else ""
-            entry = Entry(reply.status, headers, reply.stream, reply.tier, rule, data)
-            await self._store.remember(caller, key, msgspec.msgpack.encode(entry), ttl)
+    async def _keep(self, request: ChatRequest, turn: Turn, ttl: float, reply: Reply, data: bytes) -> None:
+        if not worth_keeping(reply, data) or reply.stream != bool(request.fields.stream):
+            return
+        usage = msgspec.json.encode(reply.usage.said)
+        rule = reply.route.rule if reply.route else ""
+        kind = dict(reply.headers).get(b"content-type", b"")
+        entry = Entry(form_of(request.fields), kind, usage, reply.tier, rule, data)
+        pack = partial(kept, entry, turn.key, request.caller)
+        value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
+        if len(value) <= VALUE_LIMIT:
+            await self._store.remember(request.caller.id, turn.key, value, ttl)
+            turn.kept = True
 
-    def _leave(self, key: bytes, ended: "Flight") -> None:
-        if self._flights.get(key) is ended:
-            del self._flights[key]
+    def _leave(self, form: Form, ended: "Flight") -> None:
+        if self._flights.get(form) is ended:
+            del self._flights[form]
+
+
+async def _first(turn: Turn, request: ChatRequest, wait: float, make: Make) -> Reply:
+    """What another process answers meanwhile, else `make`'s reply."""
+    started = time.perf_counter()
+    entry = await turn.come(wait)
+    waited = time.perf_counter() - started
+    reply = replay(entry, turn.key, request) or await make()
+    reply.waited += waited
+    return reply
 
 
 class Flight:
     """One answer for several callers: it runs until it is complete or nobody waits for it any more."""
 
-    def __init__(self, make: Make, keep: Keep, leave: Callable[["Flight"], None]) -> None:
-        self._make, self._keep, self._leave = make, keep, leave
+    def __init__(self, make: Make, keep: Keep, leave: Callable[["Flight"], None], turn: Turn) -> None:
+        self._make, self._keep, self._leave, self._turn = make, keep, leave, turn
         self._reply: Reply | None = None
         self._error: BaseException | None = None
         self._complete = False
@@ -149,7 +117,8 @@ class Flight:
         chunks = self._chunks_for(reader)
         reply = Reply(first.status, first.headers, chunks, first.stream, first.tier, shut, first.usage)
         reply.waited = first.waited if cache == "miss" else time.perf_counter() - started
-        reply.route, reply.decision, reply.cache = first.route, first.decision, cache
+        reply.route, reply.decision = first.route, first.decision
+        reply.cache = "coalesced" if first.cache == "hit" else cache
         return reply
 
     async def _chunks_for(self, reader: object) -> AsyncGenerator[bytes, None]:
@@ -175,17 +144,18 @@ class Flight:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        reply = self._reply = await self._make()
-        self._tell()
-        try:
-            async for chunk in reply.chunks:
-                await self._add(chunk)
-        finally:
-            await reply.close()
-        self._complete = True
-        self._tell()
-        if self._size <= VALUE_LIMIT:
-            await self._keep(reply, b"".join(self._chunks))
+        async with self._turn:
+            reply = self._reply = await self._make()
+            self._tell()
+            try:
+                async for chunk in reply.chunks:
+                    await self._add(chunk)
+            finally:
+                await reply.close()
+            self._complete = True
+            self._tell()
+            if self._size <= LONGEST:
+                await self._keep(reply, b"".join(self._chunks))
 
     def _landed(self, task: "asyncio.Task[None]") -> None:
         self._error = UpstreamFailed("The answer was interrupted.") if task.cancelled() else task.exception()
@@ -196,7 +166,7 @@ class Flight:
         self._chunks.append(chunk)
         self._size += len(chunk)
         self._tell()
-        if self._size <= VALUE_LIMIT:
+        if self._size <= LONGEST:
             return
         self._leave(self)  # too long to be remembered: nobody boards any more, and what all have read is dropped
         while self._read and self._behind() > AHEAD:

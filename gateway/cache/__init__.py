@@ -1,0 +1,7 @@
+"""Have we answered this before, or are we answering it right now?   The package's one public module."""
+
+from gateway.cache.entry import LONGEST
+from gateway.cache.flights import AHEAD, Flights, worth_keeping
+from gateway.cache.lookup import lookup, replay
+
+__all__ = ["AHEAD", "LONGEST", "Flights", "lookup", "replay", "worth_keeping"]

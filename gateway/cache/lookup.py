@@ -1,0 +1,72 @@
+"""Which earlier answer is this request's?"""
+
+import hmac
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from gateway.cache.entry import opened
+from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
+from gateway.policy import Policy
+from gateway.types import ChatRequest, Reply, Route
+
+# Members that change nothing in the answer, or only its form.
+IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
+FORM = frozenset({"stream", "stream_options"})
+# Members whose answers have parts that only one form knows: each form of them is remembered for itself.
+APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
+
+
+def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
+    """The key under which this request's answer is remembered; None for one that may not be.
+
+    The key covers the caller and its plan, the policy, the models, the path, the headers that can change the route, and
+    every member of the body save IGNORED and FORM, byte by byte; null counts as absent.
+    """
+    rules, fields, body = policy.caching, request.fields, request.body
+    if not rules or fields.temperature is None or (fields.tools and not rules.when.tools):
+        return None
+    low, high = rules.when.temperature.min, rules.when.temperature.max
+    if (low is not None and fields.temperature < low) or (high is not None and fields.temperature > high):
+        return None
+    if fields.stream_options is not None and not fields.stream:
+        return None  # a server refuses it: so must we
+    names = sorted(body.spans.keys() - IGNORED - FORM)
+    members = [(name, value) for name in names if (value := body.raw(name))]
+    headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers)]
+    models = [(name, tier.model) for name, tier in policy.tiers.items()]
+    whole = (policy.digest, models, request.caller.plan, request.path, headers, _apart(request), members)
+    return hmac.digest(request.caller.salt.encode(), msgspec.msgpack.encode(whole), "sha256")
+
+
+def _apart(request: ChatRequest) -> bytes:
+    """The request's form where no other form can be made of its answer, else b""."""
+    form, body = form_of(request.fields), request.body
+    whole = request.path.endswith("/chat/completions") or body.raw("logprobs") is None
+    same = form in CONVERTIBLE and whole and not any(body.raw(name) for name in APART)
+    return b"" if same else b"stream" + form if request.fields.stream else b"json"
+
+
+def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply | None:
+    """A remembered answer in the form that the request wants, byte for byte if it was remembered in that form.
+
+    None for a miss: also for an entry that cannot be trusted or read, or not be told faithfully in the other form.
+    """
+    entry = opened(data, key, request.caller) if data and key else None
+    if not entry:
+        return None
+    form = form_of(request.fields)
+    told = converted(entry, form)
+    if told is None:
+        return None
+    kind = entry.kind if entry.form == form else b"application/json" if form == JSON else b"text/event-stream"
+    route, stream = Route((entry.tier,), entry.rule, "cache"), form != JSON
+    return Reply(200, [(b"content-type", kind)], _one(told), stream, entry.tier, _nothing, route=route, cache="hit")
+
+
+async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
+
+
+async def _nothing() -> None:
+    pass

@@ -1,0 +1,59 @@
+"""Which process answers, when several are asked the same at once?"""
+
+import asyncio
+import secrets
+import time
+from typing import Self
+
+from gateway.store import OVER, Store
+
+HELD = 1.5  # seconds that a claim outlives a process that was killed
+RENEWED = 0.4  # seconds between two renewals
+TOLD = 1.0  # seconds in which others hear that an answer will not be remembered
+POLLS = (0.02, 0.1)  # seconds between two looks, at first and at last
+
+
+class Turn:
+    """One process's place in the queue for an answer. At the end of the block the next one is let in.
+
+    An answer that was `kept` is everyone's. One that could not be kept is waited for by nobody: the others then ask for
+    themselves, at once. Of those who wait for a process that left or died, one takes its place.
+    """
+
+    def __init__(self, store: Store, caller: str, key: bytes) -> None:
+        self._store, self._caller, self.key = store, caller, key
+        self._token = secrets.token_bytes(8)
+        self._renewal: asyncio.Task[None] | None = None
+        self._asked = False
+        self.kept = False
+
+    async def come(self, wait: float) -> bytes | None:
+        """The entry, once another process made it; None when this one shall answer: it is its turn, it has waited for
+        `wait` seconds, no entry will come, or the store does not answer."""
+        end, pause, self._asked = time.monotonic() + wait, POLLS[0], True
+        while time.monotonic() < end:
+            claimed = await self._store.claim(self._caller, self.key, self._token, HELD)
+            if claimed.holder == self._token:
+                self._renewal = asyncio.create_task(self._renew())
+            if claimed.holder in (None, OVER, self._token):
+                self._asked = claimed.holder == self._token
+                return claimed.entry
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, POLLS[1])
+        return None
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWED)
+            await self._store.claim(self._caller, self.key, self._token, HELD)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Also for a claim that was asked for and not heard of: it may have been granted."""
+        if self._renewal:
+            self._renewal.cancel()
+        if self._asked:
+            over = 0.0 if self.kept or kind is asyncio.CancelledError else TOLD
+            await self._store.unclaim(self._caller, self.key, self._token, over)

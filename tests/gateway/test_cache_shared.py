@@ -1,0 +1,226 @@
+"""Several gateway processes on one Valkey answer as one."""
+
+import asyncio
+import base64
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from gateway.cache import Flights
+from gateway.cache.turn import Turn
+from gateway.errors import UpstreamFailed
+from gateway.store import Store, open_store
+from gateway.types import Reply
+from loadtest.servers import Sim, free_port, python
+from tests.gateway.serving import Port, asked, body, collected, eventually
+from tests.gateway.test_cache_flights import POLICY, Server
+from tests.stores import on
+from tests.tiers import JSON
+
+TEXT = """
+schema: 1
+tiers:
+  flash: {{model: flash-model, replicas: ["{0}"]}}
+  pro: {{model: pro-model, replicas: ["{1}"]}}
+rules: [{{id: all, route: flash}}]
+caching: {{ttl: 1m}}
+callers: {{default: {{plan: p}}, plans: {{p: {{requests_per_minute: 100000, concurrency: 10000}}}}}}
+"""
+Share = Callable[[Server], Coroutine[Any, Any, Reply]]
+ASKED: JSON = body("What is asked by all?", temperature=0, max_tokens=10)
+
+
+@pytest.fixture(scope="module")
+def start(
+    flash_server: Sim, pro_server: Sim, valkey_server: str, tmp_path_factory: Any
+) -> Iterator[Callable[[], Port]]:
+    """Starts a gateway in a process of its own."""
+    file = tmp_path_factory.mktemp("shared") / "policy.yaml"
+    file.write_text(TEXT.format(flash_server.url, pro_server.url))
+    serve = ["-m", "gateway", "serve", "--policy", str(file), "--redis", valkey_server, "--port"]
+    with contextlib.ExitStack() as stack:
+
+        def started() -> Port:
+            port = free_port()
+            stack.enter_context(python([*serve, str(port)], port, GATEWAY_LOG_EXCHANGES="false"))
+            return Port(port)
+
+        yield started
+
+
+@pytest.fixture(scope="module")
+def processes(start: Callable[[], Port]) -> list[Port]:
+    return [start(), start()]
+
+
+def pid_of(port: int) -> int:
+    """The child of ours that serves at `port`."""
+    listed = subprocess.run(
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
+    )
+    return next(int(line.split()[0]) for line in listed.stdout.splitlines() if line.endswith(f"--port {port}"))
+
+
+def test_500_identical_requests_over_two_processes_make_one_call(
+    processes: list[Port], flash: Sim, valkey: str
+) -> None:
+    flash.config(stall_first=0.7)
+
+    async def main() -> None:
+        fields = [ASKED, ASKED | {"stream": True}]
+        answers = await asyncio.gather(*(processes[n % 2].ask(fields[n // 2 % 2]) for n in range(500)))
+        assert {answer.status for answer in answers} == {200}
+        assert len({answer.data for answer in answers}) == 2
+        kinds = [answer.headers["x-route-cache"] for answer in answers]
+        assert kinds.count("miss") == 1
+        assert kinds.count("coalesced") + kinds.count("hit") == 499
+
+    asyncio.run(main())
+    assert len(flash.seen()) == 1
+
+
+def test_the_death_of_the_process_that_answers_elects_another(
+    start: Callable[[], Port], processes: list[Port], flash: Sim, valkey: str
+) -> None:
+    flash.config(stall_first=0.6)
+    first, second = start(), processes[0]
+
+    async def main() -> None:
+        lost = [asyncio.create_task(first.ask(ASKED)) for _ in range(3)]
+        await eventually(lambda: len(flash.seen()) == 1)
+        waiting = [asyncio.create_task(second.ask(ASKED)) for _ in range(100)]
+        await asyncio.sleep(0.2)
+        os.kill(pid_of(first.port), signal.SIGKILL)
+        answers = await asyncio.gather(*waiting)
+        assert {answer.status for answer in answers} == {200}
+        assert len({answer.data for answer in answers}) == 1
+        await asyncio.gather(*lost, return_exceptions=True)
+
+    asyncio.run(main())
+    assert len(flash.seen()) == 2
+
+
+# -- two stores in one process stand for two processes -----------------------------------------------------------------
+
+
+def both(url: str, scenario: Callable[[Share, Share], Awaitable[None]]) -> None:
+    async def main(one: Store) -> None:
+        other = open_store(url)
+        try:
+            await scenario(partial(share, Flights(one)), partial(share, Flights(other)))
+            await asyncio.sleep(0.05)
+        finally:
+            await other.close()
+
+    on(url, main)
+
+
+async def share(flights: Flights, server: Server) -> Reply:
+    return await flights.share(b"key", asked(body(temperature=0, stream=server.stream)), POLICY, server.make)
+
+
+def running(data: bytes = b'{"choices": []}', **more: Any) -> Server:
+    server = Server(data, stream=False, **more)
+    server.run()
+    return server
+
+
+def test_a_follower_gets_the_entry_and_asks_nobody(valkey: str) -> None:
+    async def scenario(one: Share, other: Share) -> None:
+        slow, spare = Server(b'{"choices": []}', stream=False), running()
+        leader = asyncio.create_task(one(slow))
+        await eventually(lambda: slow.asked == 1)
+        follower = asyncio.create_task(other(spare))
+        await asyncio.sleep(0.1)
+        slow.run()
+        replies = [await leader, await follower]
+        assert [reply.cache for reply in replies] == ["miss", "coalesced"]
+        assert {await collected(reply) for reply in replies} == {b'{"choices": []}'}
+        assert replies[1].waited > 0.05
+        assert spare.asked == 0
+
+    both(valkey, scenario)
+
+
+def test_a_leader_whose_callers_left_lets_the_next_in_at_once(valkey: str) -> None:
+    async def scenario(one: Share, other: Share) -> None:
+        slow, spare = Server(b"x", stream=False), running()
+        leader = asyncio.create_task(one(slow))
+        await eventually(lambda: slow.asked == 1)
+        follower = asyncio.create_task(other(spare))
+        await asyncio.sleep(0.1)
+        leader.cancel()
+        started = time.monotonic()
+        assert await collected(await follower) == b'{"choices": []}'
+        assert time.monotonic() - started < 0.5
+
+    both(valkey, scenario)
+
+
+@pytest.mark.parametrize("spoilt", [{"data": b'{"error": {}}'}, {"fails": UpstreamFailed("no")}])
+def test_when_no_entry_comes_all_who_waited_ask_at_once(valkey: str, spoilt: JSON) -> None:
+    async def scenario(one: Share, other: Share) -> None:
+        slow, spare = running(**spoilt), running()
+        slow.go = asyncio.Semaphore(0)
+        leader = asyncio.create_task(one(slow))
+        await eventually(lambda: slow.asked == 1)
+        follower = asyncio.create_task(other(spare))
+        await asyncio.sleep(0.1)
+        slow.run()
+        with contextlib.suppress(UpstreamFailed):
+            await collected(await leader)
+        reply = await follower
+        assert (reply.cache, await collected(reply), spare.asked) == ("miss", b'{"choices": []}', 1)
+
+    both(valkey, scenario)
+
+
+def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
+    async def wait(store: Store) -> float:
+        first, second = Turn(store, "ann", b"key"), Turn(store, "ann", b"key")
+        started = time.monotonic()
+        async with first, second:
+            assert await first.come(1.0) is None
+            assert await second.come(0.1) is None
+        return time.monotonic() - started
+
+    assert 0.1 <= on(valkey, wait) < 0.3
+
+
+def test_a_claim_is_renewed_while_its_process_lives(valkey: str) -> None:
+    async def live(store: Store) -> bytes | None:
+        async with Turn(store, "ann", b"key") as turn:
+            await turn.come(1.0)
+            await asyncio.sleep(1.7)
+            return (await store.claim("ann", b"key", b"other", 1.0)).holder
+
+    assert on(valkey, live) not in (None, b"other")
+
+
+def test_without_a_store_each_process_answers_by_itself() -> None:
+    async def main() -> None:
+        store = open_store("redis://127.0.0.1:1")
+        reply = await share(Flights(store), running())
+        assert (reply.cache, await collected(reply)) == ("miss", b'{"choices": []}')
+        await store.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("size", "kept"), [(4 << 20, False), (3 << 19, False), (1 << 19, True)])
+def test_an_answer_of_4_mb_is_not_stored_nor_one_that_stays_too_large(valkey: str, size: int, kept: bool) -> None:
+    data = b'{"choices": "' + base64.b85encode(os.urandom(size)) + b'"}'
+
+    async def keep(store: Store) -> None:
+        assert await collected(await share(Flights(store), running(data))) == data
+        await asyncio.sleep(0.15)
+        assert (await store.recall("ann", b"key") is not None) == kept
+
+    on(valkey, keep)
