@@ -46,6 +46,10 @@ class Circuit:
         """Whether commands about the key `name` fail at once."""
         return self.down
 
+    async def servers(self) -> list["Circuit"]:
+        """All that hold keys."""
+        return [self]
+
     def put(self, *command: Word) -> asyncio.Future[Any]:
         """As Line.put."""
         if not self.down:

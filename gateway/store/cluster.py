@@ -47,6 +47,11 @@ class Cluster:
     def is_down(self, name: str) -> bool:
         return self._owners[key_slot(name.encode())].down
 
+    async def servers(self) -> list[Circuit]:
+        """The primaries, by a map that is read anew."""
+        await self._read_map()
+        return list(set(self._owners))
+
     def put(self, *command: Word) -> asyncio.Future[Any]:
         name = _first_key(command)
         node = self._owners[key_slot(name)]

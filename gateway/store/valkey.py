@@ -59,12 +59,7 @@ class RedisStore:
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
-        try:
-            return await self._line.put(*command)
-        except NoScriptError:
-            raise
-        except FAULTS as error:
-            raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE) from error
+        return await _heard(self._line.put(*command))
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:
         if self._line.is_down(_rate(caller)):
@@ -143,10 +138,12 @@ class RedisStore:
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         whose = "*" if caller is None else re.sub(r"([\[\]*?\\])", r"\\\1", caller)
-        cursor = b""
-        while cursor != b"0":
-            cursor, names = await self._ask(b"SCAN", cursor or b"0", b"MATCH", _entry(whose, b"*"), b"COUNT", PURGED)
-            yield int(await self._ask(b"UNLINK", *names)) if names else 0
+        for server in await self._line.servers():
+            cursor = b""
+            while cursor != b"0":
+                told = server.put(b"SCAN", cursor or b"0", b"MATCH", _entry(whose, b"*"), b"COUNT", PURGED)
+                cursor, names = await _heard(told)
+                yield sum(await asyncio.gather(*(self._ask(b"UNLINK", name) for name in names)))
 
     async def key(self, key_id: str) -> KeyRecord | None:
         found: bytes | None = await self._ask(b"HGET", KEYS, key_id)
@@ -200,6 +197,16 @@ class RedisStore:
 def _answered(reply: asyncio.Future[Any]) -> bool:
     """Whether a reply came; a failure is nobody's to hear."""
     return not reply.cancelled() and reply.exception() is None
+
+
+async def _heard(reply: asyncio.Future[Any]) -> Any:
+    """Raises Overloaded when the server is down, fails, or refuses the command."""
+    try:
+        return await reply
+    except NoScriptError:
+        raise
+    except FAULTS as error:
+        raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE) from error
 
 
 def _rate(caller: str) -> str:
