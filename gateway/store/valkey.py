@@ -17,6 +17,7 @@ from gateway.store.circuit import PAUSE
 from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, allowed, refused
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
+from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, ADMIT_SHA, FIRST_KEY
 
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -57,7 +58,7 @@ class RedisStore:
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
         try:
-            return await self._line.put(*command)
+            return await asked(self._line, *command)
         except NoScriptError:
             raise
         except FAULTS as error:
@@ -106,7 +107,8 @@ class RedisStore:
         return paid
 
     def _confirm(self, lease: str, reply: asyncio.Future[Any]) -> None:
-        if _answered(reply):
+        spoiled = not reply.cancelled() and str(reply.exception()).startswith("WRONGTYPE")
+        if spoiled or _answered(reply):  # a key of another type holds no slot
             self._owed.pop(lease, None)
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
@@ -156,9 +158,10 @@ class RedisStore:
 
     async def _share_secret(self) -> None:
         """The first secret on the server wins."""
-        _, found = await asyncio.gather(
-            self._line.put(b"SET", SECRET, self._secret, b"NX"), self._line.put(b"GET", SECRET)
-        )
+        found = await asked(self._line, b"GET", SECRET)
+        if found is None:
+            self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(_answered)
+            found = await self._line.put(b"GET", SECRET)
         self._secret = found
         self._secret_shared = True
 
