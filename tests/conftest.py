@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from gateway.embedded import embedded
+from loadtest.clusters import Nodes, cluster
 from loadtest.servers import Sim, sim
-from tests.clusters import Nodes, cluster
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from gateway.store.circuit import PAUSE
 from gateway.store.contract import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, State, allowed, refused
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
+from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, UNCLAIM
 
 PURGED = 500  # names looked at in one step
@@ -59,7 +60,7 @@ class RedisStore:
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
-        return await _heard(self._line.put(*command))
+        return await _heard(asked(self._line, *command))
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:
         if self._line.is_down(_rate(caller)):
@@ -104,7 +105,8 @@ class RedisStore:
         return paid
 
     def _confirm(self, lease: str, reply: asyncio.Future[Any]) -> None:
-        if _answered(reply):
+        spoiled = not reply.cancelled() and str(reply.exception()).startswith("WRONGTYPE")
+        if spoiled or _answered(reply):  # a key of another type holds no slot
             self._owed.pop(lease, None)
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
@@ -177,9 +179,10 @@ class RedisStore:
 
     async def _share_secret(self) -> None:
         """The first secret on the server wins."""
-        _, found = await asyncio.gather(
-            self._line.put(b"SET", SECRET, self._secret, b"NX"), self._line.put(b"GET", SECRET)
-        )
+        found = await asked(self._line, b"GET", SECRET)
+        if found is None:
+            self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(_answered)
+            found = await self._line.put(b"GET", SECRET)
         self._secret = found
         self._secret_shared = True
 
@@ -199,7 +202,7 @@ def _answered(reply: asyncio.Future[Any]) -> bool:
     return not reply.cancelled() and reply.exception() is None
 
 
-async def _heard(reply: asyncio.Future[Any]) -> Any:
+async def _heard(reply: Awaitable[Any]) -> Any:
     """Raises Overloaded when the server is down, fails, or refuses the command."""
     try:
         return await reply

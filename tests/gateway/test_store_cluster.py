@@ -12,7 +12,7 @@ import pytest
 from redis.crc import key_slot
 
 from gateway.store import Limits, Store, open_store
-from tests.clusters import Node, Nodes, cluster, move_slot, open_slot, until
+from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot, until
 
 FULL = os.environ.get("FAULTS") == "full"  # `make faults`
 KILLS, MOVES = (5, 520) if FULL else (1, 12)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.store import Limits, Store, open_store
-from tests.clusters import Node, free_ports, until
+from loadtest.clusters import Node, free_ports, until
 
 ONE = Limits(1, 100, 60.0)
 PLENTY = Limits(1_000_000, 100_000, 60.0)

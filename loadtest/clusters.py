@@ -162,6 +162,18 @@ def cluster() -> Iterator[Nodes]:
                 node.close()
 
 
+@contextlib.contextmanager
+def single() -> Iterator[str]:
+    """The URL of one server on TCP."""
+    with tempfile.TemporaryDirectory(prefix="tiergate-") as name:
+        node = Node(free_ports(1)[0], Path(name), ["--bind", "127.0.0.1", "--save", ""])
+        try:
+            node.start()
+            yield f"redis://127.0.0.1:{node.port}"
+        finally:
+            node.close()
+
+
 def _form(nodes: Nodes) -> None:
     for n, node in enumerate(nodes):
         node.ask("CLUSTER SET-CONFIG-EPOCH", n + 1)

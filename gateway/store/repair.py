@@ -1,0 +1,56 @@
+"""What becomes of a key of ours that holds a wrong type?"""
+
+import logging
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from gateway.store.address import Door
+from gateway.store.line import Word
+
+# The type that each of our keys holds, by the part of its name after the caller's.
+TYPES = {b"rate": b"string", b"slots": b"zset", b"entry": b"string", b"keys": b"hash", b"secret": b"string"}
+# KEYS  names in one slot; ARGV  the type of each. -> the names whose keys held another type and were deleted
+REPAIR: Final = b"""
+local deleted = {}
+for i, name in ipairs(KEYS) do
+  local found = redis.call('TYPE', name).ok
+  if found ~= 'none' and found ~= ARGV[i] then
+    redis.call('DEL', name)
+    deleted[#deleted + 1] = name
+  end
+end
+return deleted
+"""
+
+log = logging.getLogger(__name__)
+
+
+async def asked(door: Door, *command: Word) -> Any:
+    """The reply to a command; where its keys hold a wrong type, they are deleted and it is repeated once."""
+    try:
+        return await door.put(*command)
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+    await _repair(door, _names(command))
+    return await door.put(*command)
+
+
+async def _repair(door: Door, names: list[bytes]) -> None:
+    types = {name: TYPES[kind] for name in names if (kind := _kind(name)) in TYPES}
+    if not types:
+        return
+    for name in await door.put(b"EVAL", REPAIR, len(types), *types, *types.values()):
+        log.warning("store repaired: a key held a wrong type and was deleted: %r", name)
+
+
+def _names(command: tuple[Word, ...]) -> list[bytes]:
+    names = command[3 : 3 + int(command[2])] if command[0] in {b"EVALSHA", b"EVAL"} else command[1:2]
+    return [name if isinstance(name, bytes) else str(name).encode() for name in names]
+
+
+def _kind(name: bytes) -> bytes:
+    """`slots` of `tg1:{caller}:slots`, `keys` of `tg1:keys`."""
+    _, _, rest = name.partition(b":")
+    return (rest.partition(b"}:")[2] or rest).partition(b":")[0]

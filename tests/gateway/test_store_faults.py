@@ -1,0 +1,156 @@
+"""Servers that answer, but refuse their work: no caller hears of it, the state does, the log says it once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+import redis
+
+from gateway.store import KeyRecord, Limits, Store, open_store
+from tests.stores import on
+
+PLENTY = Limits(1_000_000, 100_000, 60.0)
+FIVE = Limits(5, 100, 60.0)
+
+
+@pytest.fixture(params=["valkey", "valkey_cluster"])
+def url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    records = [record.getMessage() for record in caplog.records if record.name.startswith("gateway.store")]
+    return [line.partition(":")[0] for line in records]
+
+
+async def recovered(store: Store) -> None:
+    while store.state != "ok":  # noqa: ASYNC110  a store tells by its state only
+        await asyncio.sleep(0.02)
+
+
+async def spoil(store: Store, *command: bytes) -> None:
+    await store._line.put(*command)  # type: ignore[attr-defined]
+
+
+async def admits_five(store: Store) -> None:
+    answers = [await store.admit("ann", FIVE, b"entry") for _ in range(6)]
+    assert [answer.allowed for answer in answers] == [True] * 5 + [False]
+    assert all(not (answer.lease or "").startswith("m") for answer in answers)
+
+
+async def recalls(store: Store) -> None:
+    assert await store.recall("ann", b"entry") is None
+    await store.remember("ann", b"entry", b"value", 60.0)
+    assert await store.recall("ann", b"entry") == b"value"
+
+
+async def keeps_keys(store: Store) -> None:
+    assert await store.key("a") is None
+    record = KeyRecord("a" * 12, "hash", "ann", None, 1.0)
+    assert await store.put_key(record)
+    assert await store.list_keys() == [record]
+
+
+async def shares_the_secret(store: Store) -> None:
+    assert await store.secret() == await store.secret()
+
+
+@pytest.mark.parametrize(
+    ("command", "works"),
+    [
+        ((b"RPUSH", b"tg1:{ann}:rate", b"x"), admits_five),
+        ((b"SET", b"tg1:{ann}:slots", b"x"), admits_five),
+        ((b"RPUSH", b"tg1:{ann}:entry:entry", b"x"), admits_five),
+        ((b"RPUSH", b"tg1:{ann}:entry:entry", b"x"), recalls),
+        ((b"SET", b"tg1:keys", b"x"), keeps_keys),
+        ((b"RPUSH", b"tg1:secret", b"x"), shares_the_secret),
+    ],
+    ids=["rate", "slots", "entry", "recall", "keys", "secret"],
+)
+def test_a_key_of_a_wrong_type_is_deleted_and_the_decision_repeated(
+    url: str, command: tuple[bytes, ...], works: Callable[[Store], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(store: Store) -> None:
+        await spoil(store, *command)
+        await works(store)
+        assert store.state == "ok"
+
+    with caplog.at_level(logging.INFO):
+        on(url, main)
+    assert said(caplog) == ["store repaired"]
+
+
+def test_a_release_of_a_slot_whose_key_was_spoiled_is_not_owed_for_ever(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        held = await store.admit("ann", PLENTY, None)
+        await spoil(store, b"SET", b"tg1:{ann}:slots", b"x")
+        await store.release("ann", held.lease or "")
+        assert store._owed == {}  # type: ignore[attr-defined]
+
+    on(valkey, main)
+
+
+def refuse_memory(client: redis.Redis) -> None:
+    client.config_set("maxmemory", "1mb")
+
+
+def accept_memory(client: redis.Redis) -> None:
+    client.config_set("maxmemory", "256mb")
+
+
+def refuse_scripts(client: redis.Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "default", "-@scripting")  # type: ignore[no-untyped-call]
+
+
+def accept_scripts(client: redis.Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "default", "+@scripting")  # type: ignore[no-untyped-call]
+
+
+Change = Callable[[redis.Redis], None]
+
+
+@pytest.mark.parametrize(
+    ("spoil_it", "mend_it"),
+    [(refuse_memory, accept_memory), (refuse_scripts, accept_scripts)],
+    ids=["memory", "scripts"],
+)
+def test_a_server_that_refuses_is_down_for_as_long_as_it_does_and_says_so_once(
+    valkey: str, spoil_it: Change, mend_it: Change, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(store: Store, client: redis.Redis) -> None:
+        await store.secret()
+        spoil_it(client)
+        try:
+            end = time.monotonic() + 1.2
+            while time.monotonic() < end:
+                assert (await store.admit("ann", PLENTY, b"key")).allowed
+                await asyncio.sleep(0.02)
+            assert store.state == "down"
+        finally:
+            mend_it(client)
+        await recovered(store)
+        answer = await store.admit("ann", PLENTY, b"key")
+        assert not (answer.lease or "m").startswith("m")
+
+    with caplog.at_level(logging.INFO), redis.Redis.from_url(valkey) as client:
+        on(valkey, lambda store: main(store, client))
+    assert said(caplog) == ["store down", "store ok"]
+
+
+def test_a_wrong_password_is_an_outage_with_one_line(valkey: str, caplog: pytest.LogCaptureFixture) -> None:
+    wrong = valkey.replace("unix://", "unix://nobody:wrong@")
+
+    async def main() -> None:
+        store = open_store(wrong)
+        end = time.monotonic() + 1.3
+        while time.monotonic() < end:
+            assert (await store.admit("ann", PLENTY, b"key")).allowed
+            await asyncio.sleep(0.02)
+        assert store.state == "down"
+        await store.close()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    assert said(caplog) == ["store down"]
