@@ -26,7 +26,7 @@ tiers:
     replicas: ["${{FLASH_URL}}"]
     set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
   pro: {{model: {pro}, replicas: ["${{PRO_URL}}"]}}
-triage: {{tier: flash, timeout: 5s{triage}}}
+triage: {{tier: flash, timeout: 5s, cache: null{triage}}}
 rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
 callers: {{default: {{plan: free}}, plans: {{free: {{requests_per_minute: 1000000, concurrency: 10000, may: [pro]}}}}}}
 """
@@ -110,7 +110,7 @@ def gateway(policy: str | Path, flash: Sim, pro: Sim) -> Iterator[str]:
 
 
 def policy(**triage: str) -> str:
-    """A policy's text that triages everything and limits nobody; `triage` are keys of that section."""
+    """A policy's text that triages everything afresh and limits nobody; `triage` are keys of that section."""
     asked = "".join(f", {key}: {value}" for key, value in triage.items())
     return POLICY.format(triage=asked, **MODELS)
 
