@@ -3,15 +3,15 @@
 from functools import partial
 
 from gateway.admission import admit
-from gateway.cache import Flights, lookup, replay
+from gateway.cache import Flights, Verdicts, lookup, replay
 from gateway.draft import drafting
 from gateway.errors import Refusal
 from gateway.facts import observe
 from gateway.policy import Policy
 from gateway.routing import route
 from gateway.store import Store
-from gateway.triage import triage
-from gateway.types import ChatRequest, Decision, Reply, Route
+from gateway.triage import question, triage
+from gateway.types import Ask, ChatRequest, Decision, Reply, Route
 from gateway.upstream import Upstream
 
 
@@ -21,22 +21,29 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
     async with await admit(request.caller, key, policy.callers, store) as admission:
         try:
             reply = replay(admission.entry, key, request) or await flights.share(
-                key, request, policy, partial(decide, request, policy, upstream)
+                key, request, policy, partial(decide, request, policy, upstream, flights.verdicts)
             )
         except Refusal as refusal:
             reply = Reply.refused(refusal)
         return admission.keep(reply)
 
 
-async def decide(request: ChatRequest, policy: Policy, upstream: Upstream) -> Reply:
-    """An answer from a model. Only a rule that wants a verdict drafts and triages. Raises Refusal as routing does."""
+async def decide(request: ChatRequest, policy: Policy, upstream: Upstream, verdicts: Verdicts) -> Reply:
+    """An answer from a model. Only a rule that wants a verdict recalls one, or drafts and triages. Raises Refusal as
+    routing does."""
     facts = observe(request, request.caller, policy, upstream.load())
-    chosen = route(facts, None, policy)
+    chosen, verdict, ttl = route(facts, None, policy), None, policy.triage.cache
+    if isinstance(chosen, Ask):
+        asked = question(request, policy)
+        verdict = await verdicts.recall(request.caller, asked[0], ttl)
+    if verdict:
+        chosen = route(facts, verdict, policy)
     if isinstance(chosen, Route):
         reply = await upstream.send(request, chosen, policy)
-        return reply.decided(Decision(facts, None, chosen))
+        return reply.decided(Decision(facts, verdict, chosen))
     async with drafting(request, chosen, policy, upstream) as draft:
-        verdict = await triage(request, policy, upstream)
+        ask = partial(triage, request, policy, upstream, asked)
+        verdict = await verdicts.share(request.caller, asked[0], ttl, ask)
         chosen = route(facts, verdict, policy)
         reply = await draft.take(chosen) or await upstream.send(request, chosen, policy)
         return reply.decided(Decision(facts, verdict, chosen, draft.outcome), waited=verdict.seconds)

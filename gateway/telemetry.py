@@ -32,7 +32,7 @@ class Telemetry:
         self._log = _exchange_log() if log else None
         self.requests = Counter("gateway_requests", "Exchanges ended.", ["status", "tier"], registry=registry)
         self.decisions = Counter("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"], registry=registry)
-        self.verdicts = Counter("gateway_verdicts", "Classifications.", ["outcome"], registry=registry)
+        self.verdicts = Counter("gateway_verdicts", "Classifications.", ["outcome", "source"], registry=registry)
         self.drafts = Counter("gateway_drafts", "Drafts started.", ["outcome"], registry=registry)
         self.caching = Counter("gateway_cache_requests", "Requests by cache result.", ["result"], registry=registry)
         self.refusals = Counter("gateway_refusals", "Errors of ours.", ["code"], registry=registry)
@@ -106,8 +106,10 @@ class Telemetry:
         if decision.draft != "none":
             self.drafts.labels(decision.draft).inc()
         if decision.verdict:
-            self.verdicts.labels(decision.verdict.label or decision.verdict.reason).inc()
-            self.triage.observe(decision.verdict.seconds)
+            verdict = decision.verdict
+            self.verdicts.labels(verdict.label or verdict.reason, verdict.source).inc()
+            if verdict.source != "cache":
+                self.triage.observe(verdict.seconds)
 
     def render(self) -> tuple[bytes, str]:
         """The metrics as Prometheus text, and its content type."""
@@ -140,7 +142,7 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
     if decision and decision.verdict:
         verdict = decision.verdict
         found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}
-        found["verdict"] |= {"seconds": _microseconds(verdict.seconds), "cut": verdict.cut}
+        found["verdict"] |= {"source": verdict.source, "seconds": _microseconds(verdict.seconds), "cut": verdict.cut}
     return found
 
 

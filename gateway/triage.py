@@ -41,9 +41,14 @@ LATE = ("first_byte", "idle", "total")
 _encode = msgspec.json.encode
 
 
-async def triage(request: ChatRequest, policy: Policy, upstream: Upstream) -> Verdict:
-    """The small model's verdict on the conversation. A failure to get one is a verdict with a reason."""
-    body, cut = question(request, policy)
+async def triage(
+    request: ChatRequest, policy: Policy, upstream: Upstream, asked: tuple[bytes, bool] | None = None
+) -> Verdict:
+    """The small model's verdict on the conversation. A failure to get one is a verdict with a reason.
+
+    `asked` is the request's `question` for who has it already.
+    """
+    body, cut = asked or question(request, policy)
     started = time.perf_counter()
     try:
         async with asyncio.timeout(policy.triage.timeout), upstream.asking(request, body, policy) as response:

@@ -71,7 +71,7 @@ class Verdict:
 
     A verdict without a label is a failed classification; `reason` then says how it failed
     (timeout | parse | truncated | overloaded | error), else it is "ok". `seconds` is what asking took.
-    `cut`: the classifier saw head and tail only.
+    `source` is triage, shared (another request's question) or cache. `cut`: the classifier saw head and tail only.
     """
 
     label: Label | None

@@ -29,7 +29,7 @@ tiers:
     replicas: ["${{FLASH_URL}}"]
     set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
   pro: {{model: {pro}, replicas: ["${{PRO_URL}}"]}}
-triage: {{tier: flash, timeout: 5s{triage}}}
+triage: {{tier: flash, timeout: 5s, cache: null{triage}}}
 rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
 callers: {{default: {{plan: free}}, plans: {{free: {{requests_per_minute: {limit}, concurrency: 10000, may: [pro]}}}}}}
 """
@@ -122,7 +122,7 @@ def valkey() -> Iterator[str]:
 
 
 def policy(requests_per_minute: int = 1_000_000, **triage: str) -> str:
-    """A policy's text that triages everything; `triage` are keys of that section."""
+    """A policy's text that triages everything afresh; `triage` are keys of that section."""
     asked = "".join(f", {key}: {value}" for key, value in triage.items())
     return POLICY.format(triage=asked, limit=requests_per_minute, **MODELS)
 

@@ -75,7 +75,7 @@ def test_a_complex_prompt_is_answered_by_pro(client: openai.OpenAI) -> None:
 
 
 def test_the_draft_of_a_complex_prompt_is_aborted_on_flash(client: openai.OpenAI, place: Place) -> None:
-    ask(client, COMPLEX, max_tokens=2000)
+    ask(client, COMPLEX + " Who knew?", max_tokens=2000)  # a verdict that nobody remembers
     drafts = place.flash.seen()
     assert [draft["state"] for draft in drafts] == ["aborted"]
 
@@ -233,7 +233,9 @@ def test_identical_questions_at_temperature_0_are_answered_once(client: openai.O
 
 
 def test_explain_gives_the_whole_decision(client: openai.OpenAI) -> None:
-    told = json.loads(ask(client, COMPLEX, max_tokens=5, extra_headers={"x-route-explain": "1"}).content)["route"]
+    told = json.loads(ask(client, COMPLEX + " Say it.", max_tokens=5, extra_headers={"x-route-explain": "1"}).content)[
+        "route"
+    ]
     assert told["verdict"]["label"] == "complex"
     assert told["verdict"]["p_complex"] > 0.5
     assert [rule["id"] for rule in told["rules"] if rule["decides"]] == ["triaged"]

@@ -12,6 +12,7 @@ from gateway.cache.entry import LONGEST, Entry, kept
 from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
 from gateway.cache.turn import Turn
+from gateway.cache.verdicts import Verdicts
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
 from gateway.store import VALUE_LIMIT, Store
@@ -36,10 +37,14 @@ def worth_keeping(reply: Reply, data: bytes) -> bool:
 
 
 class Flights:
-    """Answers on their way, by cache key and form. Identical requests meanwhile share one of them."""
+    """Answers on their way, by cache key and form. Identical requests meanwhile share one of them.
+
+    `verdicts` are what the small model said, or is saying.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.verdicts = Verdicts(store)
         self._flights: dict[Form, Flight] = {}
 
     async def share(self, key: bytes | None, request: ChatRequest, policy: Policy, make: Make) -> Reply:

@@ -138,6 +138,7 @@ class Triage:
         Literal["always", "when_idle", "never"], Field(description="when a draft starts beside the question")
     ] = "when_idle"
     input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
+    cache: Annotated[Duration | None, Field(description="how long a verdict is remembered; null: not at all")] = 3600.0
     otherwise: Annotated[
         dict[Reason, str], Field(description="the tier that answers without a verdict; the first one by default")
     ] = field(default_factory=dict)

@@ -9,7 +9,14 @@ from gateway.store.address import Door
 from gateway.store.line import Word
 
 # The type that each of our keys holds, by the part of its name after the caller's.
-TYPES = {b"rate": b"string", b"slots": b"zset", b"entry": b"string", b"keys": b"hash", b"secret": b"string"}
+TYPES = {
+    b"rate": b"string",
+    b"slots": b"zset",
+    b"entry": b"string",
+    b"claim": b"string",
+    b"keys": b"hash",
+    b"secret": b"string",
+}
 # KEYS  names in one slot; ARGV  the type of each. -> the names whose keys held another type and were deleted
 REPAIR: Final = b"""
 local deleted = {}

@@ -6,7 +6,7 @@ from gateway.app import NoKeys, open_to_everyone
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import body, gateway
+from tests.gateway.serving import body, eventually, gateway
 from tests.tiers import policy_for
 
 KEY = "a-key-that-is-long-enough"
@@ -72,6 +72,7 @@ def test_ready_and_metrics_tell_the_policy_and_the_store(flash: Sim, pro: Sim) -
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
             await gate.ask(body())
+            await eventually(lambda: not any(gate.upstream.load().values()))
             ready = (await gate.get("/ready")).json()
             assert (ready["store"], ready["policy"]["name"], ready["load"]) == ("memory", "test", {"flash": 0})
             assert b'gateway_requests_total{status="200",tier="flash"} 1.0' in (await gate.get("/metrics")).data

@@ -55,7 +55,7 @@ def test_an_exchange_is_counted_by_status_tier_rule_verdict_draft_and_tokens() -
     made.record(answered)
     assert value(made, 'gateway_requests_total{status="200",tier="pro"}') == 1
     assert value(made, 'gateway_decisions_total{reason="complex",rule="triaged",tier="pro"}') == 1
-    assert value(made, 'gateway_verdicts_total{outcome="complex"}') == 1
+    assert value(made, 'gateway_verdicts_total{outcome="complex",source="triage"}') == 1
     assert value(made, 'gateway_drafts_total{outcome="wasted"}') == 1
     assert value(made, 'gateway_cache_requests_total{result="miss"}') == 1
     assert value(made, "gateway_triage_seconds_sum") == 0.2
@@ -73,7 +73,7 @@ def test_who_shares_an_answer_does_not_count_its_tokens_verdict_and_draft_again(
     made = telemetry()
     for cache in ("miss", "coalesced", "coalesced"):
         made.record(record(tier="pro", route=ROUTE, decision=DECISION, cache=cache, usage=Usage(7, 0, 9)))
-    assert value(made, 'gateway_verdicts_total{outcome="complex"}') == 1
+    assert value(made, 'gateway_verdicts_total{outcome="complex",source="triage"}') == 1
     assert value(made, 'gateway_drafts_total{outcome="wasted"}') == 1
     assert value(made, 'gateway_requests_total{status="200",tier="pro"}') == 3
 
@@ -81,7 +81,7 @@ def test_who_shares_an_answer_does_not_count_its_tokens_verdict_and_draft_again(
 def test_a_failed_answer_still_counts_its_verdict() -> None:
     made = telemetry()
     made.record(record(status=502, error="upstream_failed", route=ROUTE, decision=DECISION))
-    assert value(made, 'gateway_verdicts_total{outcome="complex"}') == 1
+    assert value(made, 'gateway_verdicts_total{outcome="complex",source="triage"}') == 1
     assert value(made, 'gateway_refusals_total{code="upstream_failed"}') == 1
     assert value(made, 'gateway_requests_total{status="502",tier="none"}') == 1
 
@@ -146,5 +146,6 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
 def test_a_line_holds_what_was_decided() -> None:
     found = line(record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION), "auto")
     assert (found["caller"], found["plan"], found["tier"], found["model"]) == ("ann", "gold", "pro", "auto")
-    assert found["verdict"] == {"label": "complex", "p_complex": 0.9, "reason": "ok", "seconds": 0.2, "cut": False}
+    said = {"label": "complex", "p_complex": 0.9, "reason": "ok", "source": "triage", "seconds": 0.2, "cut": False}
+    assert found["verdict"] == said
     assert "salt" not in json.dumps(found)
