@@ -119,7 +119,7 @@ class Admission:
         """Safe to call twice, and in a task that is being cancelled: the slot is given back in any case."""
         lease, self.lease = self.lease, None
         if lease is not None:
-            await self.store.release(self.caller.id, lease)
+            await self.store.settle(self.caller.id, lease)
 
 
 async def identify(authorization: str | None, keys: Keys, callers: Callers) -> Caller:

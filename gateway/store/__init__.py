@@ -1,15 +1,38 @@
 """What do gateway processes count or remember together?"""
 
-from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, Store
+from gateway.store.contract import (
+    NANO,
+    VALUE_LIMIT,
+    Admitted,
+    CappedBy,
+    Claim,
+    KeyRecord,
+    Kind,
+    Level,
+    Limits,
+    Line,
+    Money,
+    Portion,
+    State,
+    Store,
+)
 from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
 
 __all__ = [
+    "NANO",
     "VALUE_LIMIT",
     "Admitted",
+    "CappedBy",
+    "Claim",
     "KeyRecord",
+    "Kind",
+    "Level",
     "Limits",
+    "Line",
     "MemoryStore",
+    "Money",
+    "Portion",
     "RedisStore",
     "State",
     "Store",

@@ -5,6 +5,7 @@ import itertools
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,23 @@ import msgspec
 from redis.exceptions import NoScriptError, ResponseError
 
 from gateway.errors import Overloaded
-from gateway.store.contract import VALUE_LIMIT, Admitted, KeyRecord, Limits, State, allowed, refused
-from gateway.store.line import FAULTS, Line, Word
+from gateway.store.contract import (
+    NOTHING,
+    VALUE_LIMIT,
+    Admitted,
+    Claim,
+    Decided,
+    KeyRecord,
+    Limits,
+    Line,
+    State,
+    told,
+)
+from gateway.store.line import FAULTS, Word
+from gateway.store.line import Line as Wire
 from gateway.store.memory import LEASE_NAME, MemoryStore
-from gateway.store.scripts import ADMIT, ADMIT_SHA, FIRST_KEY
+from gateway.store.scripts import ADMIT, ADMIT_SHA, FIRST_KEY, SETTLE, SETTLE_SHA
+from gateway.store.words import SETTLED, account, asked, booked, settled
 
 PAUSE = 1.0  # seconds without touching a server that failed
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -32,14 +46,14 @@ class RedisStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._line = Line(url, self._fail)
+        self._line = Wire(url, self._fail)
         self._local = MemoryStore()
         self._state: State = "ok"
         self._secret = secrets.token_bytes(32)
         self._secret_shared = False
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed: dict[str, str] = {}
+        self._owed: dict[str, tuple[str, tuple[Word, ...]]] = {}
         self._recovery: asyncio.Task[None] | None = None
 
     @property
@@ -64,8 +78,8 @@ class RedisStore:
             return
         self._state = "ok"
         log.warning("store ok: limits and cache are shared again")
-        for lease, caller in self._owed.items():
-            self._pay(caller, lease)
+        for lease in list(self._owed):
+            self._put(b"EVALSHA", SETTLE_SHA, lease)
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
@@ -80,54 +94,77 @@ class RedisStore:
                 self._fail(error)
             raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE) from error
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
         if self._state == "down":
-            return await self._local.admit(caller, limits, None)
+            return await self._local.admit(caller, limits, None, claim)
         lease = f"{self._process}{next(self._leases):x}"
         try:
-            verdict, spent, *entry = await self._decide(caller, limits, lease, recall)
+            *numbers, entry = [*await self._decide(caller, asked(limits, claim, lease), recall), None][:7]
         except Overloaded:
-            self._owed[lease] = caller  # the server may have granted it all the same
-            return await self._local.admit(caller, limits, None)
+            self._owed[lease] = (caller, SETTLED)  # the server may have granted it all the same
+            return await self._local.admit(caller, limits, None, claim)
         except asyncio.CancelledError:
-            self._pay(caller, lease)
+            self._pay(caller, lease, SETTLED)
             raise
-        if verdict:
-            return refused(limits, spent, "requests" if verdict == 1 else "concurrency")
-        found: bytes | None = entry[0] if entry else None
-        return allowed(limits, spent, found, lease if found is None else None)
+        found = Decided(*numbers)
+        return told(limits, found, entry, lease if entry is None and not found.verdict else None)
 
-    async def _decide(self, caller: str, limits: Limits, lease: str, recall: bytes | None) -> list[Any]:
-        names: list[str | bytes] = [_rate(caller), _slots(caller)]
+    async def _decide(self, caller: str, words: Sequence[Word], recall: bytes | None) -> list[Any]:
+        names: list[str | bytes] = [*account(caller)]
         if recall is not None:
             names.append(_entry(caller, recall))
-        values = (limits.requests_per_minute, limits.interval, limits.concurrency, int(limits.lease * 1e6), lease)
         try:
-            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, *values)
+            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, *words)
         except NoScriptError:
-            found = await self._ask(b"EVAL", ADMIT, len(names), *names, *values)
+            found = await self._ask(b"EVAL", ADMIT, len(names), *names, *words)
         return found
 
-    async def release(self, caller: str, lease: str) -> None:
+    async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
         if lease.startswith(LEASE_NAME):
-            await self._local.release(caller, lease)
-            return
-        paid = self._pay(caller, lease)
+            await self._local.settle(caller, lease, lines, above)
+            if not lines:
+                return
+        paid = self._pay(caller, lease, settled(lines, above, unheld=lease.startswith(LEASE_NAME)))
         if paid is not None:
             await asyncio.wait([paid])
 
-    def _pay(self, caller: str, lease: str) -> asyncio.Future[Any] | None:
-        """Puts the release in the line, behind the admission it belongs to; owed until the server confirms it."""
-        self._owed[lease] = caller
+    def _pay(self, caller: str, lease: str, words: tuple[Word, ...]) -> asyncio.Future[Any] | None:
+        """Puts the settlement in the line, behind the admission it belongs to; owed until the server confirms it."""
+        self._owed[lease] = (caller, words)
         if self._state == "down":
             return None
-        paid = self._line.put(b"ZREM", _slots(caller), lease)
+        return self._put(b"EVALSHA", SETTLE_SHA, lease)
+
+    def _put(self, command: bytes, script: bytes, lease: str) -> asyncio.Future[Any]:
+        caller, words = self._owed[lease]
+        paid = self._line.put(command, script, 4, *account(caller), lease, *words)
         paid.add_done_callback(lambda reply: self._confirm(lease, reply))
         return paid
 
     def _confirm(self, lease: str, reply: asyncio.Future[Any]) -> None:
-        if not reply.cancelled() and reply.exception() is None:
-            self._owed.pop(lease, None)
+        if reply.cancelled() or lease not in self._owed:
+            return
+        if isinstance(reply.exception(), NoScriptError):
+            self._put(b"EVAL", SETTLE, lease)
+        elif reply.exception() is None:
+            del self._owed[lease]
+
+    async def ledger(self, caller: str | None = None) -> list[Line]:
+        callers = [caller] if caller is not None else await self._callers()
+        found: list[Line] = []
+        for name in callers:
+            await self._ask(b"EVAL", SETTLE, 4, *account(name), b"", *SETTLED)
+            found += booked(name, await self._ask(b"HGETALL", account(name)[3]))
+        return found
+
+    async def _callers(self) -> list[str]:
+        """Everyone who has a ledger or leases."""
+        cursor, found = b"0", set[bytes]()
+        while True:
+            cursor, names = await self._ask(b"SCAN", cursor, b"MATCH", account("*")[0], b"COUNT", 1000)
+            found.update(names)
+            if cursor == b"0":
+                return sorted(name[name.index(b"{") + 1 : name.rindex(b"}")].decode() for name in found)
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
         try:
@@ -197,14 +234,6 @@ class RedisStore:
             self._recovery.cancel()
             await asyncio.wait([self._recovery])
         await self._line.close()
-
-
-def _rate(caller: str) -> str:
-    return f"tg1:{{{caller}}}:rate"
-
-
-def _slots(caller: str) -> str:
-    return f"tg1:{{{caller}}}:slots"
 
 
 def _entry(caller: str, key: bytes) -> bytes:
