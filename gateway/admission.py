@@ -6,14 +6,14 @@ import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from gateway.errors import Forbidden, Overloaded, RateLimited, Unauthorized
 from gateway.policy import Callers, Plan, Policy
-from gateway.pricing import claim, lines
-from gateway.store import NANO, Admitted, KeyRecord, Limits, Money, Portion, Store
-from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
+from gateway.pricing import claim, limits_of, lines, plan_of
+from gateway.store import NANO, Admitted, KeyRecord, Limits, Store
+from gateway.types import Caller, ChatRequest, Headers, Own, Reply, Standing
 
 BELIEVED = 1.0  # seconds that a key record is believed without asking the store again
 REMEMBERED = 4096  # records kept in process, and as many unknown ids
@@ -161,7 +161,10 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     same = hmac.compare_digest(digest, NO_HASH if record is None else record.hash)
     if record is None or not same or record.revoked is not None:
         raise Unauthorized("Incorrect API key provided.")
-    return _caller(record.id, record.name, record.plan, secret, callers)
+    if record.expires is not None and record.expires <= time.time():
+        raise Unauthorized("This API key has expired.", code="expired_api_key")
+    own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may)
+    return replace(_caller(record.id, record.name, record.plan, secret, callers), own=own)
 
 
 async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, store: Store) -> Admission:
@@ -169,32 +172,16 @@ async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, stor
 
     A hit (`entry` is not None) holds nothing. Raises OverLimit.
     """
-    caller, plan = request.caller, policy.callers.plans[request.caller.plan]
+    caller = request.caller
+    plan = plan_of(caller, policy)
     limits = limits_of(plan, policy)
-    claimed = claim(request, policy.permitted[caller.plan], policy)
+    claimed = claim(request, policy.reach(caller.plan, caller.own.may), policy)
     found = await store.admit(caller.id, limits, recall, claimed)
     if found.refused_by:
         raise OverLimit(told(found, limits), found, limits)
     standing = stands(found, plan)
     headers = limit_headers(found, limits) + budget_headers(standing)
     return Admission(request, found.entry, standing, headers, policy, store, found.lease)
-
-
-def limits_of(plan: Plan, policy: Policy) -> Limits:
-    """A plan's limits in the store's terms.
-
-    A lease lasts as long as the longest exchange: a question, an answer from each tier in turn, and a slow reader.
-    """
-    budget, share = plan.budget, plan.pro_share
-    times = [tier.timeouts.total for tier in policy.tiers.values()]
-    return Limits(
-        plan.requests_per_minute,
-        plan.concurrency,
-        policy.triage.timeout + sum(times) + max(times),
-        plan.tokens_per_minute,
-        Money(round(budget.usd * NANO), budget.window, budget.then == "flash_only") if budget else None,
-        Portion(share.max, share.window) if share else None,
-    )
 
 
 def told(found: Admitted, limits: Limits) -> str:

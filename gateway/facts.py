@@ -46,6 +46,7 @@ def observe(
         budget_used=standing.budget_used,
         budget=standing.budget,
         capped=standing.capped,
+        may=caller.own.may,
     )
 
 

@@ -1,12 +1,13 @@
-"""What may a request use at most, and what did it use?   Pure."""
+"""What may a caller and a request use at most, and what did the request use?   Pure."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from gateway.body import Fields
-from gateway.policy import Policy, Price
-from gateway.store import Claim, Line
-from gateway.types import Bill, ChatRequest
+from gateway.policy import Budget, Plan, Policy, Price
+from gateway.store import NANO, Claim, Limits, Line, Money, Portion
+from gateway.types import Bill, Caller, ChatRequest
 
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
@@ -15,6 +16,33 @@ TRIAGE_ANSWER = 24  # tokens of its answer
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
 PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
+
+
+def plan_of(caller: Caller, policy: Policy) -> Plan:
+    """The caller's plan, with what its key has of its own."""
+    plan, own = policy.callers.plans[caller.plan], caller.own
+    given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
+    if own.usd is not None:
+        given["budget"] = replace(plan.budget, usd=own.usd) if plan.budget else Budget(own.usd)
+    changed = {name: value for name, value in given.items() if value is not None}
+    return replace(plan, **changed) if changed else plan
+
+
+def limits_of(plan: Plan, policy: Policy) -> Limits:
+    """A plan's limits in the store's terms.
+
+    A lease lasts as long as the longest exchange: a question, an answer from each tier in turn, and a slow reader.
+    """
+    budget, share = plan.budget, plan.pro_share
+    times = [tier.timeouts.total for tier in policy.tiers.values()]
+    return Limits(
+        plan.requests_per_minute,
+        plan.concurrency,
+        policy.triage.timeout + sum(times) + max(times),
+        plan.tokens_per_minute,
+        Money(round(budget.usd * NANO), budget.window, budget.then == "flash_only") if budget else None,
+        Portion(share.max, share.window) if share else None,
+    )
 
 
 def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim:

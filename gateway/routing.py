@@ -75,20 +75,20 @@ def fallback(verdict: Verdict, policy: Policy) -> str:
     return given.get(verdict.reason, next(iter(policy.tiers)))
 
 
-def permitted(policy: Policy, plan: str) -> Sequence[str]:
-    """The tiers that a plan may use, as they rank. A plan that this policy does not know has the first one."""
-    return policy.permitted.get(plan) or tuple(policy.tiers)[:1]
+def permitted(facts: Facts, policy: Policy) -> Sequence[str]:
+    """The tiers that a caller may use, as they rank. A plan that this policy does not know has the first one."""
+    return policy.reach(facts.plan, facts.may)
 
 
 def reachable(facts: Facts, policy: Policy) -> Sequence[str]:
     """The tiers that this request may use, as they rank."""
-    allowed = permitted(policy, facts.plan)
+    allowed = permitted(facts, policy)
     return allowed[:1] if facts.capped else allowed
 
 
 def wished(facts: Facts, policy: Policy) -> str:
     """The tier that the caller's wish means. Raises Forbidden when it is above the plan's cap."""
-    allowed = permitted(policy, facts.plan)
+    allowed = permitted(facts, policy)
     wish = facts.wish or "fast"
     tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
     if tier in allowed:
@@ -118,7 +118,7 @@ def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
     for other in (*allowed[at + 1 :], *reversed(allowed[:at])):
         if lacks(facts, policy.tiers[other]) is None:
             return other, f"needs {missing}"
-    if facts.capped and any(lacks(facts, policy.tiers[other]) is None for other in permitted(policy, facts.plan)):
+    if facts.capped and any(lacks(facts, policy.tiers[other]) is None for other in permitted(facts, policy)):
         raise QuotaUsed(f"The {facts.capped} that is left does not reach a tier that has {missing}.")
     message = f"No tier that plan {facts.plan} may use has what this request needs: {missing}."
     raise BadRequest(message, param=param(missing))

@@ -13,6 +13,16 @@ Label = Literal["simple", "complex"]
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What a key has in place of what its plan says; None: what the plan says."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    usd: float | None = None
+    may: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """An API key's owner. `salt` is the cache_salt that keeps its KV cache apart from others'."""
 
@@ -20,6 +30,7 @@ class Caller:
     name: str
     plan: str
     salt: str
+    own: Own = Own()
 
 
 @dataclass(slots=True)
@@ -89,7 +100,8 @@ class Facts:
     `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata said so.
     `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
     `load` is requests in flight per tier, from this gateway. `headers` holds only headers that a rule names.
-    `budget_used`, `budget` and `capped` are the caller's Standing.
+    `budget_used`, `budget` and `capped` are the caller's Standing. `may`: the tiers above
+    the first that its key names in place of its plan.
     `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
     """
 
@@ -111,6 +123,7 @@ class Facts:
     budget_used: float = 0.0
     budget: str | None = None
     capped: str | None = None
+    may: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission import Admission, Keys, OverLimit, admit, duration, identify, key_hash, limits_of, new_key
+from gateway.admission import Admission, Keys, OverLimit, admit, duration, identify, key_hash, new_key
 from gateway.body import read
 from gateway.errors import Forbidden, Overloaded, RateLimited, Refusal, Unauthorized
 from gateway.policy import load_policy
 from gateway.policy.model import Callers, DefaultCaller, Plan
+from gateway.pricing import limits_of, plan_of
 from gateway.store import KeyRecord, MemoryStore
 from gateway.types import Caller, ChatRequest
 
@@ -368,3 +369,29 @@ def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
 
 def test_a_lease_lasts_as_long_as_the_longest_exchange() -> None:
     assert limits_of(POLICY.callers.plans["silver"], POLICY).lease >= 3 * 600
+
+
+def test_an_expired_key_is_401() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        await store.put_key(replace(record, expires=record.created - 1))
+        refusal = await refused(Keys(store), f"Bearer {key}")
+        assert (refusal.status, refusal.code) == (401, "expired_api_key")
+
+    with_store(main)
+
+
+def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store, plan="gold")
+        own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
+        await store.put_key(replace(record, expires=record.created + 60, **own))
+        caller = replace(await who(Keys(store), key), plan="frugal")
+        plan = plan_of(caller, POLICY)
+        assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
+        assert plan.budget
+        assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
+        assert POLICY.reach("silver", ()) == ("flash",)
+        assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
+
+    with_store(main)
