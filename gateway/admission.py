@@ -5,18 +5,20 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Self
 
 from gateway.errors import Forbidden, Overloaded, RateLimited, Unauthorized
-from gateway.policy import Callers
-from gateway.store import Admitted, KeyRecord, Limits, Store
-from gateway.types import Caller, Headers, Reply
+from gateway.policy import Callers, Plan, Policy
+from gateway.pricing import claim, limits_of, lines, plan_of
+from gateway.store import NANO, Admitted, KeyRecord, Limits, Store
+from gateway.types import Caller, ChatRequest, Headers, Own, Reply, Standing
 
 BELIEVED = 1.0  # seconds that a key record is believed without asking the store again
 REMEMBERED = 4096  # records kept in process, and as many unknown ids
 SHORTEST_KEY = 24  # characters of the key from the environment
-LEASE = 600.0  # seconds after which a slot returns though nobody released it: its worker died
+CODES = {"concurrency": "concurrency_limit_exceeded", "money": "insufficient_quota"}
 PREFIX = "sk-tg-"
 ID_LENGTHS = range(8, 33)
 NO_HASH = "0" * 64
@@ -69,11 +71,14 @@ class Keys:
 
 
 class OverLimit(RateLimited):
-    """A limit of the caller is used up; its headers tell the limits, too."""
+    """A limit of the caller (`limit`) is used up; its headers tell the limits, too. More money comes with no retry."""
 
-    def __init__(self, message: str, found: Admitted, code: str | None = None) -> None:
-        super().__init__(message, code=code, retry_after=found.retry_after)
-        self._limits = limit_headers(found)
+    def __init__(self, message: str, found: Admitted, limits: Limits) -> None:
+        self.limit = found.refused_by or "requests"
+        super().__init__(message, code=CODES.get(self.limit), retry_after=found.retry_after)
+        self._limits = limit_headers(found, limits)
+        if self.limit == "money":
+            self.type, self.should_retry = "insufficient_quota", False
 
     def headers(self) -> Headers:
         return [*super().headers(), *self._limits]
@@ -81,45 +86,63 @@ class OverLimit(RateLimited):
 
 @dataclass(slots=True)
 class Admission:
-    """A request that may go on; its holder closes it, which gives the slot back.
+    """A request that may go on; when the last of its holders is done, what it used takes the place of what it held.
 
     `entry` is what the cache held under the key that was looked up. `headers` are the caller's limits (x-ratelimit-*).
+    The block that opened it is one holder; a reply that it keeps, and an answer on its way to several, are others.
     """
 
-    caller: Caller
+    request: ChatRequest
     entry: bytes | None
+    standing: Standing
     headers: Headers
+    policy: Policy
     store: Store
     lease: str | None
-    kept: bool = False
+    holders: int = 1
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """The slot goes back now unless a reply was given it to keep."""
-        if not self.kept:
-            await self.close()
+        await self.close()
 
     def keep(self, reply: Reply) -> Reply:
-        """The reply holds the slot until it is closed, and tells the caller's limits."""
-        inner, self.kept = reply.shut, True
+        """The reply holds the admission until it is closed, and tells the caller's limits."""
+        reply.headers = [*reply.headers, *self.headers]
+        return self._held(reply)
+
+    async def through(self, make: Callable[[], Awaitable[Reply]]) -> Reply:
+        """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first."""
+        self.holders += 1
+        try:
+            return self._held(await make())
+        finally:
+            await self.close()
+
+    def _held(self, reply: Reply) -> Reply:
+        inner, leaving = reply.shut, [self.close]
+        self.holders += 1
 
         async def shut() -> None:
             try:
                 await inner()
             finally:
-                await self.close()
+                if leaving:
+                    await leaving.pop()()
 
         reply.shut = shut
-        reply.headers = [*reply.headers, *self.headers]
         return reply
 
     async def close(self) -> None:
-        """Safe to call twice, and in a task that is being cancelled: the slot is given back in any case."""
+        """One holder is done. Safe in a task that is being cancelled: the last one settles in any case."""
+        self.holders -= 1
+        if self.holders > 0 or self.lease is None:
+            return
         lease, self.lease = self.lease, None
-        if lease is not None:
-            await self.store.release(self.caller.id, lease)
+        used, first = lines(self.request, self.policy), next(iter(self.policy.tiers))
+        above = any(line.kind == "answer" and line.tier != first for line in used)
+        await self.store.settle(self.request.caller.id, lease, used, above)
 
 
 async def identify(authorization: str | None, keys: Keys, callers: Callers) -> Caller:
@@ -138,30 +161,72 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     same = hmac.compare_digest(digest, NO_HASH if record is None else record.hash)
     if record is None or not same or record.revoked is not None:
         raise Unauthorized("Incorrect API key provided.")
-    return _caller(record.id, record.name, record.plan, secret, callers)
+    if record.expires is not None and record.expires <= time.time():
+        raise Unauthorized("This API key has expired.", code="expired_api_key")
+    own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may)
+    return replace(_caller(record.id, record.name, record.plan, secret, callers), own=own)
 
 
-async def admit(caller: Caller, recall: bytes | None, callers: Callers, store: Store) -> Admission:
-    """Counts the request and looks `recall` up in the caller's cache, in one round trip. Raises RateLimited.
+async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, store: Store) -> Admission:
+    """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache: one round trip.
 
-    A hit (`entry` is not None) takes no slot.
+    A hit (`entry` is not None) holds nothing. Raises OverLimit.
     """
-    plan = callers.plans[caller.plan]
-    found = await store.admit(caller.id, Limits(plan.requests_per_minute, plan.concurrency, LEASE), recall)
-    if found.refused_by == "requests":
-        raise OverLimit(f"Rate limit reached for requests per minute: limit {found.limit}.", found)
+    caller = request.caller
+    plan = plan_of(caller, policy)
+    limits = limits_of(plan, policy)
+    claimed = claim(request, policy.reach(caller.plan, caller.own.may), policy)
+    found = await store.admit(caller.id, limits, recall, claimed)
+    if found.refused_by:
+        raise OverLimit(told(found, limits), found, limits)
+    standing = stands(found, plan)
+    headers = limit_headers(found, limits) + budget_headers(standing)
+    return Admission(request, found.entry, standing, headers, policy, store, found.lease)
+
+
+def told(found: Admitted, limits: Limits) -> str:
+    """What a refused caller is told."""
+    if found.refused_by == "tokens":
+        return f"Rate limit reached for tokens per minute: limit {limits.tokens_per_minute}."
     if found.refused_by == "concurrency":
-        told = f"Too many requests at the same time: limit {plan.concurrency}."
-        raise OverLimit(told, found, code="concurrency_limit_exceeded")
-    return Admission(caller, found.entry, limit_headers(found), store, found.lease)
+        return f"Too many requests at the same time: limit {limits.concurrency}."
+    if found.refused_by == "money":
+        return "The budget of this API key does not cover what this request may cost; max_tokens bounds that."
+    return f"Rate limit reached for requests per minute: limit {found.limit}."
 
 
-def limit_headers(found: Admitted) -> Headers:
-    """x-ratelimit-{limit,remaining,reset}-requests; reset is an OpenAI duration until the whole limit is free."""
-    return [
+def stands(found: Admitted, plan: Plan) -> Standing:
+    budget = plan.budget
+    if not budget:
+        return Standing(capped=found.capped)
+    used = min(1.0, found.money / (budget.usd * NANO))
+    warned = "warn" if budget.warn is not None and used >= budget.warn else None
+    return Standing(used, "flash_only" if found.capped == "budget" else warned, found.capped)
+
+
+def budget_headers(standing: Standing) -> Headers:
+    """x-budget tells what follows from the budget (warn, flash_only) once something does, and x-budget-used why."""
+    if not standing.budget:
+        return []
+    return [(b"x-budget", standing.budget.encode()), (b"x-budget-used", b"%.3f" % standing.budget_used)]
+
+
+def limit_headers(found: Admitted, limits: Limits) -> Headers:
+    """x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited; reset is an OpenAI duration
+    until the whole limit is free, if what is held is used."""
+    headers = [
         (b"x-ratelimit-limit-requests", b"%d" % found.limit),
         (b"x-ratelimit-remaining-requests", b"%d" % found.remaining),
         (b"x-ratelimit-reset-requests", duration(found.reset).encode()),
+    ]
+    most = limits.tokens_per_minute
+    if most is None:
+        return headers
+    return [
+        *headers,
+        (b"x-ratelimit-limit-tokens", b"%d" % most),
+        (b"x-ratelimit-remaining-tokens", b"%d" % max(0, most - found.tokens.used)),
+        (b"x-ratelimit-reset-tokens", duration(found.tokens.reset).encode()),
     ]
 
 

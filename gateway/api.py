@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway import sse
-from gateway.admission import Keys, identify
+from gateway.admission import Keys, OverLimit, identify
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
 from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, WrongMethod
 from gateway.policy import Policy
+from gateway.pricing import lines
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -86,6 +87,7 @@ class Exchange:
         self._overhead: float | None = None
         self._ttft: float | None = None
         self._error: str | None = None
+        self._limited: str | None = None
         self._left = False
 
     async def run(self) -> None:
@@ -206,6 +208,7 @@ class Exchange:
     async def _refuse(self, refusal: Refusal) -> None:
         """Before the first byte an error object; after it an error event, and the end."""
         self._error = refusal.code or refusal.type
+        self._limited = refusal.limit if isinstance(refusal, OverLimit) else None
         if self._status:
             if self._reply and self._reply.stream:
                 await self._write(sse.event(refusal.body()), more=False)
@@ -252,6 +255,8 @@ class Exchange:
                 decision=reply.decision if reply else None,
                 cache=reply.cache if reply else "bypass",
                 usage=reply.usage if reply else None,
+                costs=lines(request, self._policy) if request else (),
+                limited=self._limited,
                 error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
             )
         )

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Literal
 
 from gateway.policy import Policy
-from gateway.types import Ask, ChatRequest, Reply, Route
+from gateway.types import Ask, Bill, ChatRequest, Reply, Route
 from gateway.upstream import Attempt, Upstream
 
 Task = asyncio.Task[Attempt]
@@ -21,21 +21,22 @@ class Draft:
     `outcome` is known once it was taken or dropped.
     """
 
-    def __init__(self, tier: str | None, task: Task | None, go_on: GoOn) -> None:
-        self._tier, self._task, self._go_on = tier, task, go_on
+    def __init__(self, bill: Bill, task: Task | None, go_on: GoOn) -> None:
+        self._bill, self._task, self._go_on = bill, task, go_on
         self.outcome: Literal["none", "kept", "wasted"] = "wasted" if task else "none"
 
     async def take(self, chosen: Route) -> Reply | None:
         """The reply along `chosen` if it begins with the draft's tier: the draft is that tier's attempt, and failover
         goes on behind it. Else None; the draft is then cancelled at once.
         """
-        if not self._task or chosen.tiers[0] != self._tier:
+        if not self._task or chosen.tiers[0] != self._bill.tier:
             await self.drop()
             return None
+        self._bill.kind = "answer"
         started = time.perf_counter()
         reply = await self._go_on(chosen, self._task)
         self._task = None
-        if reply.tier == self._tier:
+        if reply.tier == self._bill.tier:
             self.outcome = "kept"
         # What went by before the verdict was not waited for.
         reply.waited = min(reply.waited, time.perf_counter() - started)
@@ -55,8 +56,9 @@ class Draft:
 @asynccontextmanager
 async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> AsyncIterator[Draft]:
     """A draft on `ask.draft`, if the rule lets one start. It is dropped at the end of the block unless taken."""
-    task = asyncio.create_task(upstream.attempt(request, ask.draft, policy)) if ask.draft else None
-    draft = Draft(ask.draft, task, partial(_send, request, policy, upstream))
+    bill = Bill(ask.draft or "", "draft")
+    task = asyncio.create_task(upstream.attempt(request, ask.draft, policy, bill)) if ask.draft else None
+    draft = Draft(bill, task, partial(_send, request, policy, upstream))
     try:
         yield draft
     finally:

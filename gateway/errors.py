@@ -9,6 +9,7 @@
       Forbidden         403     the key may not do this
       NotFound          404     unknown path or model
       RateLimited       429     a limit of the caller is used up; retry_after says when to come back
+        QuotaUsed       429     the caller's money is used up
       Overloaded        503     no server is free; retry_after says when to come back
       UpstreamFailed    502     a model server broke its answer
         UpstreamTimeout 504     a model server did not answer in time
@@ -110,6 +111,14 @@ class RateLimited(Refusal):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class QuotaUsed(RateLimited):
+    """Waiting a little does not help."""
+
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    should_retry = False
 
 
 class Overloaded(Refusal):

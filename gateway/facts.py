@@ -6,7 +6,7 @@ from typing import Any
 from gateway.body import Fields, Message
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
-from gateway.types import Caller, ChatRequest, Facts
+from gateway.types import Caller, ChatRequest, Facts, Standing
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
 SCAN = 20_000  # characters of the last user turn that signals see
@@ -14,10 +14,13 @@ SCAN = 20_000  # characters of the last user turn that signals see
 # Usage"). A character outside ASCII takes one to three further bytes of UTF-8, so 0.15 a byte makes up the difference.
 TOKENS_PER_CHARACTER = 0.3
 TOKENS_PER_FURTHER_BYTE = 0.15
+EVEN = Standing()  # of a caller without a budget
 
 
-def observe(request: ChatRequest, caller: Caller, policy: Policy, load: Mapping[str, int]) -> Facts:
-    """The facts of a request; no prompt text. `load` is requests in flight, by tier.
+def observe(
+    request: ChatRequest, caller: Caller, policy: Policy, load: Mapping[str, int], standing: Standing = EVEN
+) -> Facts:
+    """The facts of a request; no prompt text. `load` is requests in flight, by tier; `standing` is the caller's.
 
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
@@ -40,6 +43,10 @@ def observe(request: ChatRequest, caller: Caller, policy: Policy, load: Mapping[
         headers={name: request.headers[name] for name in policy.watched_headers if name in request.headers},
         load=load,
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
+        budget_used=standing.budget_used,
+        budget=standing.budget,
+        capped=standing.capped,
+        may=caller.own.may,
     )
 
 

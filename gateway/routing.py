@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import overload
 
-from gateway.errors import BadRequest, Forbidden
+from gateway.errors import BadRequest, Forbidden, QuotaUsed
 from gateway.policy import Bands, Policy, Rule, Split, Tier
 from gateway.types import Ask, Facts, Route, Verdict
 
@@ -19,6 +19,8 @@ def route(facts: Facts, verdict: None, policy: Policy) -> Route | Ask: ...
 def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     """The tiers to try for a request, or an Ask when the rule wants a verdict that could change the outcome.
 
+    A caller whom its budget or share keeps on the first tier stays there, whatever it wishes (reason "budget" or
+    "share").
     A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A rule's tier
     above the caller's cap comes down to the cap (reason "capped"). A tier that lacks what the request needs gives way
     to the next one up that has it, else the next one down (reason "needs ..."). Without a label, the verdict's reason
@@ -34,7 +36,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     tiers = {place(facts, policy, tier)[0] for tier in outcomes(rule)}
     if len(tiers) == 1:
         tier = tiers.pop()
-        return Route((tier, *followers(facts, policy, tier)), rule.id, f"both ways {tier}")
+        kept = facts.capped if facts.capped and set(outcomes(rule)) != {tier} else None
+        return Route((tier, *followers(facts, policy, tier)), rule.id, kept or f"both ways {tier}")
     if verdict is None:
         return Ask(rule.id, draft(facts, policy, outcomes(rule)[0]))
     if verdict.label is None:
@@ -72,14 +75,20 @@ def fallback(verdict: Verdict, policy: Policy) -> str:
     return given.get(verdict.reason, next(iter(policy.tiers)))
 
 
-def permitted(policy: Policy, plan: str) -> Sequence[str]:
-    """The tiers that a plan may use, as they rank. A plan that this policy does not know has the first one."""
-    return policy.permitted.get(plan) or tuple(policy.tiers)[:1]
+def permitted(facts: Facts, policy: Policy) -> Sequence[str]:
+    """The tiers that a caller may use, as they rank. A plan that this policy does not know has the first one."""
+    return policy.reach(facts.plan, facts.may)
+
+
+def reachable(facts: Facts, policy: Policy) -> Sequence[str]:
+    """The tiers that this request may use, as they rank."""
+    allowed = permitted(facts, policy)
+    return allowed[:1] if facts.capped else allowed
 
 
 def wished(facts: Facts, policy: Policy) -> str:
-    """The tier that the caller's wish means. Raises Forbidden when it is above the cap."""
-    allowed = permitted(policy, facts.plan)
+    """The tier that the caller's wish means. Raises Forbidden when it is above the plan's cap."""
+    allowed = permitted(facts, policy)
     wish = facts.wish or "fast"
     tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
     if tier in allowed:
@@ -100,15 +109,17 @@ def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Ro
 
 def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
     """The permitted tier that stands for `tier`, and why it is another one. Raises BadRequest when none is able."""
-    allowed = permitted(policy, facts.plan)
+    allowed = reachable(facts, policy)
     capped = tier not in allowed
     at = len(allowed) - 1 if capped else allowed.index(tier)
     missing = lacks(facts, policy.tiers[allowed[at]])
     if missing is None:
-        return allowed[at], "capped" if capped else None
+        return allowed[at], (facts.capped or "capped") if capped else None
     for other in (*allowed[at + 1 :], *reversed(allowed[:at])):
         if lacks(facts, policy.tiers[other]) is None:
             return other, f"needs {missing}"
+    if facts.capped and any(lacks(facts, policy.tiers[other]) is None for other in permitted(facts, policy)):
+        raise QuotaUsed(f"The {facts.capped} that is left does not reach a tier that has {missing}.")
     message = f"No tier that plan {facts.plan} may use has what this request needs: {missing}."
     raise BadRequest(message, param=param(missing))
 
@@ -128,7 +139,7 @@ def param(need: str) -> str:
 
 def followers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
     """The failover of a tier: those that are permitted and able, each once."""
-    allowed = permitted(policy, facts.plan)
+    allowed = reachable(facts, policy)
     tiers = dict.fromkeys(policy.failover.tiers.get(chosen, ()))
     return tuple(t for t in tiers if t != chosen and t in allowed and lacks(facts, policy.tiers[t]) is None)
 

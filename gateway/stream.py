@@ -66,7 +66,9 @@ class Events:
             if self.error is None:
                 raise broken(error) from None
             data = b""  # the server has said itself what went wrong
-        batch = b"".join([event for event in self._events(data) if self._passes(event)])
+        events = self._events(data)
+        self._usage.events += len(events)
+        batch = b"".join([event for event in events if self._passes(event)])
         if len(self._splitter) > MAX_JSON:
             raise UpstreamFailed("The model server sent an event without an end.")
         if not data and not self._ended:
@@ -90,7 +92,7 @@ class Events:
             return True
         data = data_of(event)
         if data.startswith(DONE):
-            self._ended = True
+            self._ended = self._usage.complete = True
             return True
         try:
             seen = _SEEN.decode(data)
@@ -122,6 +124,7 @@ async def json_answer(response: Response, usage: Usage) -> bytes:
         raise broken(error) from None
     try:
         _fill(usage, _SEEN.decode(data).usage)
+        usage.complete = True
     except _UNREADABLE:
         if response.status < 400:
             raise UpstreamFailed("The model server's answer is not valid JSON.") from None

@@ -10,6 +10,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gateway.policy import Policy
+from gateway.store import NANO
 from gateway.types import Decision, Record, Usage
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
@@ -36,6 +37,10 @@ class Telemetry:
         self.drafts = Counter("gateway_drafts", "Drafts started.", ["outcome"], registry=registry)
         self.caching = Counter("gateway_cache_requests", "Requests by cache result.", ["result"], registry=registry)
         self.refusals = Counter("gateway_refusals", "Errors of ours.", ["code"], registry=registry)
+        self.limited = Counter("gateway_limited", "Requests that a limit refused.", ["limit"], registry=registry)
+        self.cost = Counter(
+            "gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"], registry=registry
+        )
         self.triage = Histogram("gateway_triage_seconds", "Time to a verdict.", buckets=DURATION, registry=registry)
         self.overhead = Histogram(
             "gateway_overhead_seconds", "Time before the first byte that is ours.", buckets=OVERHEAD, registry=registry
@@ -72,6 +77,10 @@ class Telemetry:
             self.overhead.observe(record.overhead)
         if record.error:
             self.refusals.labels(record.error).inc()
+        if record.limited:
+            self.limited.labels(record.limited).inc()
+        for cost in record.costs:
+            self.cost.labels(cost.tier, cost.kind).inc(cost.money / NANO)
         if record.tier:
             self._answered(record, record.tier)
         if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
@@ -139,6 +148,8 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
         "draft": decision.draft if decision else None,
         "tokens": [usage.prompt, usage.cached, usage.completion] if usage else None,
     }
+    if decision and decision.facts.budget:
+        found["budget"] = {"used": round(decision.facts.budget_used, 6), "then": decision.facts.budget}
     if decision and decision.verdict:
         verdict = decision.verdict
         found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}

@@ -1,14 +1,25 @@
 """Which values does a request become on its way?   In the order of its life."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.body import Body, Fields
 from gateway.errors import Refusal
+from gateway.store import Line
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a key has in place of what its plan says; None: what the plan says."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    usd: float | None = None
+    may: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +30,50 @@ class Caller:
     name: str
     plan: str
     salt: str
+    own: Own = Own()
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the model server says of its answer, filled in while that passes.
+
+    Tokens as it counted them, None where it did not say. `said` is its own usage object. `failed`: it told an error
+    inside the answer. `events` counts those of a stream that came; `complete`: the counts are of the whole answer.
+    """
+
+    prompt: int | None = None
+    cached: int | None = None
+    completion: int | None = None
+    said: Any = field(default=None, compare=False)
+    failed: bool = False
+    events: int = field(default=0, compare=False)
+    complete: bool = field(default=False, compare=False)
+
+
+@dataclass(slots=True)
+class Bill:
+    """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
+
+    `stream`: what it made came in events.
+    """
+
+    tier: str
+    kind: Literal["answer", "triage", "draft"]
+    usage: Usage = field(default_factory=Usage)
+    void: bool = False
+    lost: bool = False
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
+    (warn | flash_only), and why it is kept on the first tier (budget | share), if it is.
+    """
+
+    budget_used: float = 0.0
+    budget: str | None = None
+    capped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +81,7 @@ class ChatRequest:
     """What a caller asked: the few fields that we decide on, and the rest of the body untouched.
 
     `path` is the upstream path ("/v1/chat/completions" or "/v1/completions"); `headers` has lower-case names;
-    `started` is time.perf_counter() when the head arrived.
+    `started` is time.perf_counter() when the head arrived. `bills` gathers the calls to tiers that were made for it.
     """
 
     id: str
@@ -36,6 +91,7 @@ class ChatRequest:
     fields: Fields
     headers: Mapping[str, str]
     started: float
+    bills: list[Bill] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +101,8 @@ class Facts:
     `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata said so.
     `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
     `load` is requests in flight per tier, from this gateway. `headers` holds only headers that a rule names.
+    `budget_used`, `budget` and `capped` are the caller's Standing. `may`: the tiers above
+    the first that its key names in place of its plan.
     `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
     """
 
@@ -63,6 +121,10 @@ class Facts:
     headers: Mapping[str, str] = field(default_factory=dict)
     load: Mapping[str, int] = field(default_factory=dict)
     max_tokens: int | None = None
+    budget_used: float = 0.0
+    budget: str | None = None
+    capped: str | None = None
+    may: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +169,6 @@ class Decision:
     verdict: Verdict | None
     route: Route
     draft: str = "none"
-
-
-@dataclass(slots=True)
-class Usage:
-    """What the model server says of its answer, filled in while that passes.
-
-    Tokens as it counted them, None where it did not say. `said` is its own usage object. `failed`: it told an error
-    inside the answer.
-    """
-
-    prompt: int | None = None
-    cached: int | None = None
-    completion: int | None = None
-    said: Any = field(default=None, compare=False)
-    failed: bool = False
 
 
 @dataclass(slots=True)
@@ -179,7 +226,8 @@ class Record:
 
     `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
     model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
-    the server, also of one in mid-stream.
+    the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
+    it.
     """
 
     id: str
@@ -198,3 +246,5 @@ class Record:
     cache: str = "bypass"
     usage: Usage | None = None
     error: str | None = None
+    costs: Sequence[Line] = ()
+    limited: str | None = None

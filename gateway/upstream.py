@@ -18,7 +18,7 @@ from gateway.http1 import Client, Limits, Origin, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import changes
 from gateway.stream import Events, broken, json_answer, to_end
-from gateway.types import ChatRequest, Headers, Reply, Route, Usage
+from gateway.types import Bill, ChatRequest, Headers, Reply, Route, Usage
 
 RETRY_AFTER = 1.0  # seconds, when a full server does not say
 LONGEST_RETRY_AFTER = 3600.0  # seconds; more is not believed
@@ -26,11 +26,11 @@ PASSED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-shou
 
 
 class Failed(Exception):
-    """A tier failed in the way `kind`, a member of `failover.on`."""
+    """A tier failed in the way `kind`, a member of `failover.on`. `void`: before it began to work."""
 
-    def __init__(self, kind: str, refusal: Refusal) -> None:
+    def __init__(self, kind: str, refusal: Refusal, void: bool = True) -> None:
         super().__init__(refusal.message)
-        self.kind, self.refusal = kind, refusal
+        self.kind, self.refusal, self.void = kind, refusal, void
 
 
 class Attempt(NamedTuple):
@@ -49,6 +49,7 @@ class Call(NamedTuple):
     id: str
     body: bytes
     stream: bool
+    bill: Bill
 
 
 class Exchange:
@@ -98,20 +99,27 @@ class Upstream:
         reply.waited = waited
         return reply
 
-    async def attempt(self, request: ChatRequest, name: str, policy: Policy) -> Attempt:
-        """What one tier makes of the request; its first bytes have arrived, or it failed before them."""
+    async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Attempt:
+        """What one tier makes of the request; its first bytes have arrived, or it failed before them.
+
+        What it used is put on `bill`, among the request's bills.
+        """
         tier = policy.tiers[name]
         if self._full(name, tier):
             return Attempt(Reply.refused(_full(name)), "overloaded")
         body = request.body.edit(changes(request, tier, policy.callers.plans[request.caller.plan]))
-        call = Call(name, request.path, request.id, body, bool(request.fields.stream))
+        bill = bill or Bill(name, "answer")
+        bill.stream = bool(request.fields.stream)
+        call = Call(name, request.path, request.id, body, bill.stream, bill)
         self._turns[name] += 1
+        request.bills.append(bill)
         started = time.perf_counter()
         try:
             reply = await self._answer(request, call, policy)
-            failure = "overloaded" if _busy(reply) else None
+            failure, bill.void = "overloaded" if _busy(reply) else None, reply.status != 200
         except Failed as failed:
             reply, failure = Reply.refused(failed.refusal), failed.kind
+            bill.void, bill.lost = failed.void, True
         reply.waited = time.perf_counter() - started
         if failure:
             await reply.shut()
@@ -128,7 +136,8 @@ class Upstream:
         tier = policy.tiers[name]
         if self._full(name, tier):
             raise _full(name)
-        call = Call(name, "/v1/chat/completions", request.id + "-triage", body, True)
+        call = Call(name, "/v1/chat/completions", request.id + "-triage", body, True, Bill(name, "triage"))
+        request.bills.append(call.bill)
         limits = Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)
         exchange = await self._open(request, call, policy, limits)
         try:
@@ -148,7 +157,7 @@ class Upstream:
             refusal = broken(error)
             raise (Failed("connect", refusal) if error.kind == "connect" else _failed(refusal)) from None
         try:
-            return await _reply(request, exchange)
+            return await _reply(request, exchange, call.bill.usage)
         except BaseException:
             await exchange.close()
             raise
@@ -211,7 +220,7 @@ def _head(origin: Origin, tier: Tier, call: Call, name: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-async def _reply(request: ChatRequest, exchange: Exchange) -> Reply:
+async def _reply(request: ChatRequest, exchange: Exchange, usage: Usage) -> Reply:
     """The server's answer as ours. Raises Failed before the first byte of it."""
     response = exchange.response
     if response.status >= 500:
@@ -222,8 +231,7 @@ async def _reply(request: ChatRequest, exchange: Exchange) -> Reply:
     if upstream_id := response.header(b"x-request-id"):
         headers.append((b"x-upstream-request-id", upstream_id))
     if response.status == 200 and response.header(b"content-type").startswith(b"text/event-stream"):
-        return await _stream(request, exchange, headers)
-    usage = Usage()
+        return await _stream(request, exchange, headers, usage)
     try:
         data = await json_answer(response, usage)
     except UpstreamFailed as error:
@@ -231,10 +239,9 @@ async def _reply(request: ChatRequest, exchange: Exchange) -> Reply:
     return Reply(response.status, headers, _one(data), False, exchange.tier, exchange.close, usage)
 
 
-async def _stream(request: ChatRequest, exchange: Exchange, headers: Headers) -> Reply:
+async def _stream(request: ChatRequest, exchange: Exchange, headers: Headers, usage: Usage) -> Reply:
     """Waits for the first events: a stream that breaks before them can still fail over."""
     asked = (request.fields.stream_options or {}).get("include_usage") is True
-    usage = Usage()
     events = Events(exchange.response, usage, hide_usage=not asked)
     first = b""
     try:
@@ -243,12 +250,12 @@ async def _stream(request: ChatRequest, exchange: Exchange, headers: Headers) ->
     except UpstreamFailed as error:
         raise _failed(error) from None
     if events.error is not None:
-        raise Failed("5xx", UpstreamFailed("The model server failed before it answered."))
+        raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
     return Reply(200, headers, _all(first, events, usage), True, exchange.tier, exchange.close, usage)
 
 
 def _failed(error: UpstreamFailed) -> Failed:
-    return Failed("first_byte" if isinstance(error, UpstreamTimeout) else "5xx", error)
+    return Failed("first_byte" if isinstance(error, UpstreamTimeout) else "5xx", error, void=False)
 
 
 def _refused(response: Response) -> Failed:

@@ -35,7 +35,16 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     members = [(name, value) for name in names if (value := body.raw(name))]
     headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers)]
     models = [(name, tier.model) for name, tier in policy.tiers.items()]
-    whole = (policy.digest, models, request.caller.plan, request.path, headers, _apart(request), members)
+    whole = (
+        policy.digest,
+        models,
+        request.caller.plan,
+        request.caller.own.may,
+        request.path,
+        headers,
+        _apart(request),
+        members,
+    )
     return hmac.digest(request.caller.salt.encode(), msgspec.msgpack.encode(whole), "sha256")
 
 

@@ -6,6 +6,7 @@ from gateway.cli.demo import demo
 from gateway.cli.keys import keys
 from gateway.cli.policy import app as policy
 from gateway.cli.serve import serve, sim
+from gateway.cli.usage import usage
 
 app = typer.Typer(
     help="One OpenAI-compatible endpoint in front of a fast and a strong model.",
@@ -17,6 +18,7 @@ app.command()(demo)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim)
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
+app.command()(usage)
 
 
 def main() -> None:

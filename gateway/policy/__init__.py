@@ -8,6 +8,7 @@ from gateway.policy.check import build
 from gateway.policy.file import Policy
 from gateway.policy.load import Document, read
 from gateway.policy.model import (
+    Budget,
     Caching,
     CachingWhen,
     Callers,
@@ -18,6 +19,7 @@ from gateway.policy.model import (
     PolicyTest,
     Price,
     Prompt,
+    ProShare,
     Reason,
     TestCaller,
     TestVerdict,
@@ -34,6 +36,7 @@ from gateway.policy.schema import schema
 
 __all__ = [
     "Bands",
+    "Budget",
     "Caching",
     "CachingWhen",
     "Callers",
@@ -46,6 +49,7 @@ __all__ = [
     "PolicyError",
     "PolicyTest",
     "Price",
+    "ProShare",
     "Problem",
     "Prompt",
     "Range",

@@ -72,3 +72,13 @@ class Policy:
     permitted: dict[str, tuple[str, ...]]
     watched_signals: tuple[str, ...]
     watched_headers: tuple[str, ...]
+
+    def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
+        """The tiers of a plan, or of a key that names its own: the first one, and all up to the highest named.
+
+        Tiers that are not in this policy are passed over.
+        """
+        tiers = tuple(self.tiers)
+        if may is None:
+            return self.permitted.get(plan) or tiers[:1]
+        return tiers[: 1 + max((tiers.index(tier) for tier in may if tier in tiers), default=0)]

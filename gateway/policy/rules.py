@@ -111,6 +111,9 @@ class When:
     characters: Annotated[Range | None, Field(description="length of the last user turn, in characters")] = None
     turns: Annotated[Range | None, Field(description="number of user messages")] = None
     context: Annotated[Range | None, Field(description="estimated prompt tokens")] = None
+    budget_used: Annotated[Range | None, Field(description="the part of the caller's budget that is used or held")] = (
+        None
+    )
     tools: Annotated[bool | None, Field(description="the request brings tools")] = None
     json_schema: Annotated[bool | None, Field(description="the request wants an answer after a JSON schema")] = None
     vision: Annotated[bool | None, Field(description="the request holds an image")] = None
@@ -225,7 +228,7 @@ def compiled(when: When) -> list[Check]:
     checks = [check_flag(key, wanted) for key, wanted in flags.items() if wanted is not None]
     checks += [
         check_range(key, operator.attrgetter(key), span)
-        for key in ("characters", "turns", "context")
+        for key in ("characters", "turns", "context", "budget_used")
         if (span := getattr(when, key))
     ]
     if when.model:

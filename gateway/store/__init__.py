@@ -1,18 +1,43 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
-from gateway.store.contract import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, State, Store
+from gateway.store.contract import (
+    NANO,
+    OVER,
+    VALUE_LIMIT,
+    Admitted,
+    CappedBy,
+    Claim,
+    Claimed,
+    KeyRecord,
+    Kind,
+    Level,
+    Limits,
+    Line,
+    Money,
+    Portion,
+    State,
+    Store,
+)
 from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
 
 __all__ = [
+    "NANO",
     "OVER",
     "VALUE_LIMIT",
     "Admitted",
+    "CappedBy",
+    "Claim",
     "Claimed",
     "KeyRecord",
+    "Kind",
+    "Level",
     "Limits",
+    "Line",
     "MemoryStore",
+    "Money",
+    "Portion",
     "RedisStore",
     "State",
     "Store",

@@ -3,34 +3,34 @@
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
-from gateway.store.contract import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, State, allowed, refused
+from gateway.store.account import Account
+from gateway.store.contract import (
+    NOTHING,
+    OVER,
+    VALUE_LIMIT,
+    Admitted,
+    Claim,
+    Claimed,
+    Decided,
+    KeyRecord,
+    Limits,
+    Line,
+    State,
+    told,
+)
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
 
 
-@dataclass(slots=True)
-class Account:
-    """One caller: `idle_at` is GCRA's theoretical arrival time, `slots` maps leases to deadlines. Microseconds."""
-
-    idle_at: int = 0
-    slots: dict[str, int] = field(default_factory=dict)
-
-    def is_idle(self, now: int) -> bool:
-        return self.idle_at <= now and all(deadline <= now for deadline in self.slots.values())
-
-    def full(self, now: int, concurrency: int) -> bool:
-        """Drops leases that are past their deadline, but only when that could make room."""
-        if len(self.slots) >= concurrency:
-            self.slots = {lease: deadline for lease, deadline in self.slots.items() if deadline > now}
-        return len(self.slots) >= concurrency
-
-
 class MemoryStore:
-    """A Store of this process, by its monotonic clock. Above CACHE_BYTES the least recently used entries go."""
+    """A Store of this process, by its clock, which never goes back.
+
+    Above CACHE_BYTES the least recently used entries go.
+    """
 
     def __init__(self) -> None:
         self._accounts: OrderedDict[str, Account] = OrderedDict()
@@ -45,20 +45,28 @@ class MemoryStore:
     def state(self) -> State:
         return "memory"
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:
-        now = time.monotonic_ns() // 1000
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
+        now = _now()
         account = self._account(caller, now)
+        account.turn(limits, now)
+        account.advance(now)
         interval = limits.interval
-        window = limits.requests_per_minute * interval
-        spent = min(max(account.idle_at - now, 0), window)
-        if spent + interval > window:
-            return refused(limits, spent, "requests")
+        spent = account.queue(limits, now)
+        if spent + interval > limits.requests_per_minute * interval:
+            return told(limits, Decided(1, spent, 0, account.used, account.spent + account.money))
         entry = None if recall is None else self._recall(caller, recall)
-        if entry is None and account.full(now, limits.concurrency):
-            return refused(limits, spent, "concurrency")
+        if entry is not None:
+            account.idle_at = now + spent + interval
+            return told(limits, Decided(0, spent + interval, 0, account.used, account.spent + account.money), entry)
+        found = account.decide(limits, claim, now)
+        if found.verdict:
+            return told(limits, found)
         account.idle_at = now + spent + interval
-        lease = None if entry is not None else self._lease(account, now, limits.lease)
-        return allowed(limits, spent + interval, entry, lease)
+        self._leases += 1
+        lease = f"{LEASE_NAME}{self._leases:x}"
+        account.hold(lease, now + int(limits.lease * 1e6), claim, limits, found.capped)
+        money = account.spent + account.money
+        return told(limits, Decided(0, spent + interval, 0, account.used, money, found.capped), None, lease)
 
     def _account(self, caller: str, now: int) -> Account:
         """Each call also looks at the account that was looked at longest ago, so that idle ones do not pile up."""
@@ -72,16 +80,17 @@ class MemoryStore:
             self._accounts.move_to_end(oldest)
         return account
 
-    def _lease(self, account: Account, now: int, seconds: float) -> str:
-        self._leases += 1
-        lease = f"{LEASE_NAME}{self._leases:x}"
-        account.slots[lease] = now + int(seconds * 1e6)
-        return lease
-
-    async def release(self, caller: str, lease: str) -> None:
+    async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
         account = self._accounts.get(caller)
         if account is not None:
-            account.slots.pop(lease, None)
+            account.advance(_now())
+            account.settle(lease, lines, above)
+
+    async def ledger(self, caller: str | None = None) -> list[Line]:
+        names = [name for name in self._accounts if caller in (None, name)]
+        for name in names:
+            self._accounts[name].advance(_now())
+        return [line for name in sorted(names) for line in self._accounts[name].lines(name)]
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
         return self._recall(caller, key)
@@ -165,3 +174,11 @@ class MemoryStore:
 
     async def close(self) -> None:
         return None
+
+
+_STARTED = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+
+
+def _now() -> int:
+    """Microseconds since 1970 as of the process's start; steady from there."""
+    return _STARTED + time.monotonic_ns() // 1000

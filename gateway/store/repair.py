@@ -10,8 +10,10 @@ from gateway.store.line import Word
 
 # The type that each of our keys holds, by the part of its name after the caller's.
 TYPES = {
-    b"rate": b"string",
-    b"slots": b"zset",
+    b"account": b"hash",
+    b"leases": b"zset",
+    b"claims": b"hash",
+    b"ledger": b"hash",
     b"entry": b"string",
     b"claim": b"string",
     b"keys": b"hash",
@@ -58,6 +60,6 @@ def _names(command: tuple[Word, ...]) -> list[bytes]:
 
 
 def _kind(name: bytes) -> bytes:
-    """`slots` of `tg1:{caller}:slots`, `keys` of `tg1:keys`."""
+    """`leases` of `tg2:{caller}:leases`, `keys` of `tg1:keys`."""
     _, _, rest = name.partition(b":")
     return (rest.partition(b"}:")[2] or rest).partition(b":")[0]

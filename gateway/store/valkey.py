@@ -6,7 +6,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,27 @@ from redis.exceptions import NoScriptError, ResponseError
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.circuit import PAUSE
-from gateway.store.contract import OVER, VALUE_LIMIT, Admitted, Claimed, KeyRecord, Limits, State, allowed, refused
+from gateway.store.contract import (
+    NOTHING,
+    OVER,
+    VALUE_LIMIT,
+    Admitted,
+    Claim,
+    Claimed,
+    Decided,
+    KeyRecord,
+    Limits,
+    Line,
+    State,
+    told,
+)
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.repair import asked
-from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, UNCLAIM
+from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, SETTLE, SETTLE_SHA, UNCLAIM
+from gateway.store.words import SETTLED, account, booked, settled, wanted
 
-PURGED = 500  # names looked at in one step
+LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
 
@@ -41,7 +55,7 @@ class RedisStore:
         self._secret_shared = False
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed: dict[str, str] = {}
+        self._owed: dict[str, tuple[str, tuple[Word, ...]]] = {}
 
     @property
     def state(self) -> State:
@@ -51,8 +65,8 @@ class RedisStore:
         """A server that answers again may have lost the secret, and holds slots that were given back meanwhile."""
         self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(_answered)
         self._line.put(b"GET", SECRET).add_done_callback(self._learn)
-        for lease, caller in self._owed.items():
-            self._pay(caller, lease)
+        for lease in list(self._owed):
+            self._put(b"EVALSHA", SETTLE_SHA, lease)
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
         if _answered(reply):
@@ -62,52 +76,82 @@ class RedisStore:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
         return await _heard(asked(self._line, *command))
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None) -> Admitted:
-        if self._line.is_down(_rate(caller)):
-            return await self._local.admit(caller, limits, None)
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
+        if self._line.is_down(account(caller)[0]):
+            return await self._local.admit(caller, limits, None, claim)
         lease = f"{self._process}{next(self._leases):x}"
         try:
-            verdict, spent, *entry = await self._decide(caller, limits, lease, recall)
+            *numbers, entry = [*await self._decide(caller, wanted(limits, claim, lease), recall), None][:7]
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
-                self._owed[lease] = caller  # the server may have granted it all the same
-            return await self._local.admit(caller, limits, None)
+                self._owed[lease] = (caller, SETTLED)  # the server may have granted it all the same
+            return await self._local.admit(caller, limits, None, claim)
         except asyncio.CancelledError:
-            self._pay(caller, lease)
+            self._pay(caller, lease, SETTLED)
             raise
-        if verdict:
-            return refused(limits, spent, "requests" if verdict == 1 else "concurrency")
-        found: bytes | None = entry[0] if entry else None
-        return allowed(limits, spent, found, lease if found is None else None)
+        found = Decided(*numbers)
+        return told(limits, found, entry, lease if entry is None and not found.verdict else None)
 
-    async def _decide(self, caller: str, limits: Limits, lease: str, recall: bytes | None) -> list[Any]:
-        names: list[str | bytes] = [_rate(caller), _slots(caller)]
+    async def _decide(self, caller: str, words: Sequence[Word], recall: bytes | None) -> list[Any]:
+        names: list[str | bytes] = [*account(caller)]
         if recall is not None:
             names.append(_entry(caller, recall))
-        values = (limits.requests_per_minute, limits.interval, limits.concurrency, int(limits.lease * 1e6), lease)
         try:
-            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, *values)
+            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, *words)
         except NoScriptError:
-            found = await self._ask(b"EVAL", ADMIT, len(names), *names, *values)
+            found = await self._ask(b"EVAL", ADMIT, len(names), *names, *words)
         return found
 
-    async def release(self, caller: str, lease: str) -> None:
+    async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
         if lease.startswith(LEASE_NAME):
-            await self._local.release(caller, lease)
-            return
-        await asyncio.wait([self._pay(caller, lease)])
+            await self._local.settle(caller, lease, lines, above)
+            if not lines:
+                return
+        await asyncio.wait([self._pay(caller, lease, settled(lines, above, unheld=lease.startswith(LEASE_NAME)))])
 
-    def _pay(self, caller: str, lease: str) -> asyncio.Future[Any]:
-        """Puts the release in the line, behind the admission it belongs to; owed until the server confirms it."""
-        self._owed[lease] = caller
-        paid = self._line.put(b"ZREM", _slots(caller), lease)
+    def _pay(self, caller: str, lease: str, words: tuple[Word, ...]) -> asyncio.Future[Any]:
+        """Puts the settlement in the line, behind the admission it belongs to; owed until the server confirms it."""
+        self._owed[lease] = (caller, words)
+        return self._put(b"EVALSHA", SETTLE_SHA, lease)
+
+    def _put(self, command: bytes, script: bytes, lease: str) -> asyncio.Future[Any]:
+        caller, words = self._owed[lease]
+        paid = self._line.put(command, script, 4, *account(caller), lease, *words)
         paid.add_done_callback(lambda reply: self._confirm(lease, reply))
         return paid
 
     def _confirm(self, lease: str, reply: asyncio.Future[Any]) -> None:
-        spoiled = not reply.cancelled() and str(reply.exception()).startswith("WRONGTYPE")
-        if spoiled or _answered(reply):  # a key of another type holds no slot
-            self._owed.pop(lease, None)
+        if reply.cancelled() or lease not in self._owed:
+            return
+        error = reply.exception()
+        if isinstance(error, NoScriptError):
+            self._put(b"EVAL", SETTLE, lease)
+        elif error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
+            del self._owed[lease]
+
+    async def ledger(self, caller: str | None = None) -> list[Line]:
+        names = [caller] if caller is not None else sorted(await self._callers())
+        found: list[Line] = []
+        for name in names:
+            await self._ask(b"EVAL", SETTLE, 4, *account(name), b"", *SETTLED)
+            found += booked(name, await self._ask(b"HGETALL", account(name)[3]))
+        return found
+
+    async def _callers(self) -> set[str]:
+        """Everyone who has a ledger or leases."""
+        found: set[bytes] = set()
+        async for names in self._scan(account("*")[0]):
+            found.update(names)
+        return {name[name.index(b"{") + 1 : name.rindex(b"}")].decode() for name in found}
+
+    async def _scan(self, pattern: str | bytes) -> AsyncIterator[list[bytes]]:
+        """The names that match, of all servers, in steps."""
+        for server in await self._line.servers():
+            cursor = b""
+            while cursor != b"0":
+                step = server.put(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", LOOKED_AT)
+                cursor, names = await _heard(step)
+                yield names
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
         try:
@@ -140,12 +184,8 @@ class RedisStore:
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         whose = "*" if caller is None else re.sub(r"([\[\]*?\\])", r"\\\1", caller)
-        for server in await self._line.servers():
-            cursor = b""
-            while cursor != b"0":
-                told = server.put(b"SCAN", cursor or b"0", b"MATCH", _entry(whose, b"*"), b"COUNT", PURGED)
-                cursor, names = await _heard(told)
-                yield sum(await asyncio.gather(*(self._ask(b"UNLINK", name) for name in names)))
+        async for names in self._scan(_entry(whose, b"*")):
+            yield sum(await asyncio.gather(*(self._ask(b"UNLINK", name) for name in names)))
 
     async def key(self, key_id: str) -> KeyRecord | None:
         found: bytes | None = await self._ask(b"HGET", KEYS, key_id)
@@ -210,14 +250,6 @@ async def _heard(reply: Awaitable[Any]) -> Any:
         raise
     except FAULTS as error:
         raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE) from error
-
-
-def _rate(caller: str) -> str:
-    return f"tg1:{{{caller}}}:rate"
-
-
-def _slots(caller: str) -> str:
-    return f"tg1:{{{caller}}}:slots"
 
 
 def _claim(caller: str, key: bytes) -> bytes:

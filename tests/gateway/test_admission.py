@@ -1,17 +1,22 @@
 import asyncio
+import json
 import re
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission import Admission, Keys, admit, duration, identify, key_hash, new_key
+from gateway.admission import Admission, Keys, OverLimit, admit, duration, identify, key_hash, new_key
+from gateway.body import read
 from gateway.errors import Forbidden, Overloaded, RateLimited, Refusal, Unauthorized
+from gateway.policy import load_policy
 from gateway.policy.model import Callers, DefaultCaller, Plan
+from gateway.pricing import limits_of, plan_of
 from gateway.store import KeyRecord, MemoryStore
-from gateway.types import Caller
+from gateway.types import Caller, ChatRequest
 
 T = TypeVar("T")
 RAW = "a-key-from-the-environment"
@@ -199,11 +204,34 @@ def test_the_salt_is_the_callers_own_and_the_same_each_time() -> None:
 
 
 ANN = Caller("ann", "ann", "silver", "salt")
+POLICY = load_policy(
+    """\
+schema: 1
+tiers:
+  flash: {model: f, replicas: ["http://h"], price: {input_per_m: 0.1, output_per_m: 1.0}}
+  pro: {model: p, replicas: ["http://h"], price: {input_per_m: 1.0, output_per_m: 10.0}}
+rules: [{id: all, route: pro}]
+callers:
+  default: {plan: silver}
+  plans:
+    silver: {requests_per_minute: 6, concurrency: 2, may: [pro]}
+    metered: {tokens_per_minute: 1000, may: [pro]}
+    frugal: {budget: {usd: 0.01, warn: 0.5}, may: [pro]}
+    strict: {budget: {usd: 0.01, then: refuse}, may: [pro]}
+    even: {pro_share: {max: 0.5}, may: [pro]}
+""",
+    {},
+)
+
+
+def asking(plan: str = "silver", **fields: Any) -> ChatRequest:
+    whole, known = read(json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields}).encode())
+    return ChatRequest("r", replace(ANN, plan=plan), "/v1/chat/completions", whole, known, {}, 0.0)
 
 
 def test_an_admitted_request_tells_its_limits() -> None:
     async def main(store: CountingStore) -> None:
-        admission = await admit(ANN, None, CALLERS, store)
+        admission = await admit(asking(), None, POLICY, store)
         assert admission.entry is None
         assert admission.headers == [
             (b"x-ratelimit-limit-requests", b"6"),
@@ -217,9 +245,9 @@ def test_an_admitted_request_tells_its_limits() -> None:
 def test_a_used_up_minute_is_429_and_says_when_to_come_back() -> None:
     async def main(store: CountingStore) -> None:
         for _ in range(6):
-            await (await admit(ANN, None, CALLERS, store)).close()
+            await (await admit(asking(), None, POLICY, store)).close()
         with pytest.raises(RateLimited) as refusal:
-            await admit(ANN, None, CALLERS, store)
+            await admit(asking(), None, POLICY, store)
         assert refusal.value.code == "rate_limit_exceeded"
         assert 9.0 < (refusal.value.retry_after or 0.0) <= 10.0
 
@@ -228,15 +256,15 @@ def test_a_used_up_minute_is_429_and_says_when_to_come_back() -> None:
 
 def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> None:
     async def main(store: CountingStore) -> None:
-        one, _ = [await admit(ANN, None, CALLERS, store) for _ in range(2)]
+        one, _ = [await admit(asking(), None, POLICY, store) for _ in range(2)]
         with pytest.raises(RateLimited) as refusal:
-            await admit(ANN, None, CALLERS, store)
+            await admit(asking(), None, POLICY, store)
         assert (refusal.value.code, refusal.value.retry_after) == ("concurrency_limit_exceeded", 1.0)
         await one.close()
         await one.close()
-        await admit(ANN, None, CALLERS, store)
+        await admit(asking(), None, POLICY, store)
         with pytest.raises(RateLimited):
-            await admit(ANN, None, CALLERS, store)
+            await admit(asking(), None, POLICY, store)
 
     with_store(main)
 
@@ -244,9 +272,9 @@ def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> 
 def test_a_hit_comes_with_its_entry_and_holds_no_slot() -> None:
     async def main(store: CountingStore) -> None:
         await store.remember("ann", b"key", b"answer", 10.0)
-        hits = [await admit(ANN, b"key", CALLERS, store) for _ in range(4)]
+        hits = [await admit(asking(), b"key", POLICY, store) for _ in range(4)]
         assert [hit.entry for hit in hits] == [b"answer"] * 4
-        await admit(ANN, None, CALLERS, store)
+        await admit(asking(), None, POLICY, store)
 
     with_store(main)
 
@@ -262,7 +290,7 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
     async def main(store: CountingStore) -> None:
         for _ in range(3):
             holding = asyncio.Event()
-            task = asyncio.create_task(hold(await admit(ANN, None, CALLERS, store), holding))
+            task = asyncio.create_task(hold(await admit(asking(), None, POLICY, store), holding))
             await holding.wait()
             task.cancel()
             await asyncio.wait([task])
@@ -286,3 +314,84 @@ def test_a_duration_is_never_short_and_at_most_a_millisecond_long(seconds: float
     milliseconds, hours, minutes, rest = (float(part or 0) for part in found.groups())
     total = milliseconds / 1000 + hours * 3600 + minutes * 60 + rest
     assert -1e-6 <= total - seconds <= 0.001 + 1e-6
+
+
+async def headers(plan: str, store: MemoryStore, **fields: Any) -> dict[str, str]:
+    admission = await admit(asking(plan, **fields), None, POLICY, store)
+    return {name.decode(): value.decode() for name, value in admission.headers}
+
+
+def test_tokens_are_told_where_they_are_limited_and_used_up_is_429() -> None:
+    async def main(store: CountingStore) -> None:
+        told = [await headers("metered", store, max_tokens=300) for _ in range(2)]
+        left = [int(each["x-ratelimit-remaining-tokens"]) for each in told]
+        assert told[0]["x-ratelimit-limit-tokens"] == "1000"
+        assert 1000 - 300 > left[0] > left[1] >= 0
+        with pytest.raises(OverLimit) as refusal:
+            await admit(asking("metered", max_tokens=300), None, POLICY, store)
+        assert (refusal.value.limit, refusal.value.code) == ("tokens", "rate_limit_exceeded")
+        assert 0 < (refusal.value.retry_after or 0) <= 60
+
+    with_store(main)
+
+
+def test_what_does_not_fit_the_budget_goes_to_the_first_tier_then_is_refused_for_good() -> None:
+    async def main(store: CountingStore) -> None:
+        seen = [(await admit(asking("frugal", max_tokens=400), None, POLICY, store)).standing for _ in range(4)]
+        assert [standing.capped for standing in seen] == [None, None, "budget", "budget"]
+        assert [standing.budget for standing in seen] == [None, "warn", "flash_only", "flash_only"]
+        with pytest.raises(OverLimit) as refusal:
+            await admit(asking("frugal", max_tokens=4000), None, POLICY, store)
+        assert (refusal.value.type, refusal.value.code) == ("insufficient_quota", "insufficient_quota")
+        assert (b"x-should-retry", b"false") in refusal.value.headers()
+        with pytest.raises(OverLimit):
+            await admit(asking("strict", max_tokens=1100), None, POLICY, MemoryStore())
+
+    with_store(main)
+
+
+def test_a_warning_is_told() -> None:
+    async def main(store: CountingStore) -> None:
+        assert "x-budget" not in await headers("frugal", store, max_tokens=400)
+        told = await headers("frugal", store, max_tokens=400)
+        assert (told["x-budget"], told["x-budget-used"][:3]) == ("warn", "0.8")
+
+    with_store(main)
+
+
+def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
+    async def main(store: CountingStore) -> None:
+        seen = [(await admit(asking("even"), None, POLICY, store)).standing.capped for _ in range(6)]
+        assert seen == [None, "share", None, "share", None, "share"]
+
+    with_store(main)
+
+
+def test_a_lease_lasts_as_long_as_the_longest_exchange() -> None:
+    assert limits_of(POLICY.callers.plans["silver"], POLICY).lease >= 3 * 600
+
+
+def test_an_expired_key_is_401() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        await store.put_key(replace(record, expires=record.created - 1))
+        refusal = await refused(Keys(store), f"Bearer {key}")
+        assert (refusal.status, refusal.code) == (401, "expired_api_key")
+
+    with_store(main)
+
+
+def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store, plan="gold")
+        own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
+        await store.put_key(replace(record, expires=record.created + 60, **own))
+        caller = replace(await who(Keys(store), key), plan="frugal")
+        plan = plan_of(caller, POLICY)
+        assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
+        assert plan.budget
+        assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
+        assert POLICY.reach("silver", ()) == ("flash",)
+        assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
+
+    with_store(main)

@@ -17,6 +17,7 @@ TREE = {
     "Forbidden": (403, "permission_error", None),
     "NotFound": (404, "invalid_request_error", "not_found"),
     "RateLimited": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "QuotaUsed": (429, "insufficient_quota", "insufficient_quota"),
     "Overloaded": (503, "server_error", "overloaded"),
     "UpstreamFailed": (502, "server_error", "upstream_failed"),
     "UpstreamTimeout": (504, "server_error", "upstream_timeout"),

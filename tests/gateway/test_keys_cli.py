@@ -1,5 +1,6 @@
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -48,7 +49,8 @@ def test_the_address_may_be_an_option(url: str) -> None:
 
 def test_create_may_answer_in_json(url: str) -> None:
     made = json.loads(run("create", "ann", "--json", url=url).stdout)
-    assert set(made) == {"key", "id", "name", "plan", "created", "revoked"}
+    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may"}
+    assert set(made) == {"key", "id", "name", "plan", "created", "revoked"} | own
     assert caller(url, made["key"]).id == made["id"]
 
 
@@ -96,3 +98,27 @@ def test_an_address_that_is_no_store_is_a_message_without_its_password(address: 
     assert done.stderr.startswith("tiergate keys: ")
     assert "secret" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_key_may_expire_and_have_limits_of_its_own_checked_against_a_policy(url: str) -> None:
+    policy = str(Path(__file__).parents[2] / "policies" / "default.yaml")
+    words = (
+        "--expires",
+        "30d",
+        "--requests-per-minute",
+        "5",
+        "--tokens-per-minute",
+        "700",
+        "--usd",
+        "1.5",
+        "--may",
+        "pro",
+    )
+    made = json.loads(run("create", "ann", *words, "--policy", policy, "--json", url=url).stdout)
+    assert made["expires"] - made["created"] == pytest.approx(30 * 86_400, abs=5)
+    assert (made["requests_per_minute"], made["tokens_per_minute"], made["usd"]) == (5, 700, 1.5)
+    assert made["may"] == ["pro"]
+    assert "expires 2" in run("list", url=url).stdout
+    for wrong in (("--may", "gold"), ("--plan", "platinum"), ("--expires", "soon")):
+        refused = run("create", "bob", *wrong, "--policy", policy, url=url)
+        assert refused.exit_code == 1

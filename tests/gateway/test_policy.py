@@ -112,7 +112,10 @@ def test_the_reference_gives_the_defaults() -> None:
     for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
         assert getattr(given.tiers["flash"], name) == getattr(least.tiers["flash"], name)
     assert given.caching == load_policy(SMALLEST + "caching: {}\n", {}).caching
-    plain = load_policy(SMALLEST + "callers: {default: {plan: default}, plans: {default: {}}}\n", {})
+    metered = "{budget: {usd: 5}, pro_share: {max: 1}}"
+    plain = load_policy(
+        SMALLEST + "callers: {default: {plan: default}, plans: {default: PLAN}}\n".replace("PLAN", metered), {}
+    )
     assert given.callers == plain.callers
     bare = load_policy(SMALLEST + "tests: [{name: x, request: {}, expect: {}}]\n", {}).tests[0]
     for name in ("headers", "load"):

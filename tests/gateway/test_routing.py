@@ -239,3 +239,37 @@ def test_permission_for_more_never_refuses_what_less_allowed(found: Facts) -> No
         return
     gold = Facts(**{name: getattr(found, name) for name in Facts.__slots__} | {"plan": "gold"})
     route(gold, None, POLICY)
+
+
+FRUGAL = load_policy(
+    """\
+schema: 1
+tiers: {flash: {model: f, replicas: ["http://h"]}, pro: {model: p, replicas: ["http://h"]}}
+failover: {tiers: {flash: [pro]}}
+rules:
+  - {id: budget-low, when: {budget_used: {min: 0.8}}, route: flash}
+  - {id: triaged, route: {simple: flash, complex: pro}}
+""",
+    {},
+)
+
+
+@pytest.mark.parametrize(("used", "rule"), [(0.79, "triaged"), (0.8, "budget-low"), (1.0, "budget-low")])
+def test_a_rule_may_look_at_how_much_of_the_budget_is_used(used: float, rule: str) -> None:
+    found = route(Facts(model="auto", caller="a", plan="default", budget_used=used), None, FRUGAL)
+    assert found.rule == rule
+
+
+@pytest.mark.parametrize("why", ["budget", "share"])
+def test_who_is_kept_on_the_first_tier_is_not_triaged_and_neither_wish_nor_failover_leads_up(why: str) -> None:
+    for wish in (None, "pro", "best"):
+        facts = Facts(model="auto", caller="a", plan="default", wish=wish, wished_by=wish and "name", capped=why)
+        found = route(facts, None, FRUGAL)
+        assert isinstance(found, Route)
+        assert (found.tiers, found.reason) == (("flash",), why)
+
+
+def test_a_key_that_names_its_own_tiers_reaches_those() -> None:
+    facts = Facts(model="auto", caller="a", plan="default", wish="pro", wished_by="name", may=())
+    with pytest.raises(Forbidden):
+        route(facts, None, FRUGAL)

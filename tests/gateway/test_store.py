@@ -91,7 +91,7 @@ def test_a_refusal_by_concurrency_consumes_no_request(url: str | None) -> None:
         first = await store.admit("ann", limits(3, concurrency=1), None)
         full = [await store.admit("ann", limits(3, concurrency=1), None) for _ in range(5)]
         assert first.lease is not None
-        await store.release("ann", first.lease)
+        await store.settle("ann", first.lease)
         return [*full, await store.admit("ann", limits(3, concurrency=1), None)]
 
     *full, last = on(url, ask)
@@ -114,7 +114,7 @@ def test_a_late_release_does_not_free_the_slot_of_another(url: str | None) -> No
         first = await store.admit("ann", limits(concurrency=1, lease=0.05), None)
         await asyncio.sleep(0.06)
         await store.admit("ann", limits(concurrency=1), None)
-        await store.release("ann", first.lease or "")
+        await store.settle("ann", first.lease or "")
         return (await store.admit("ann", limits(concurrency=1), None)).allowed
 
     assert on(url, late) is False
@@ -181,7 +181,7 @@ def test_a_cancelled_admission_leaves_no_slot_taken(url: str | None) -> None:
             asking.cancel()
             await asyncio.wait([asking])
             if left:
-                await store.release("ann", asking.result().lease or "")
+                await store.settle("ann", asking.result().lease or "")
         return (await store.admit("ann", what, None)).allowed
 
     assert on(url, leave)
@@ -191,7 +191,7 @@ def test_a_cancelled_release_still_gives_the_slot_back(url: str | None) -> None:
     async def leave(store: Store) -> bool:
         what = limits(concurrency=1)
         held = await store.admit("ann", what, None)
-        giving = asyncio.create_task(store.release("ann", held.lease or ""))
+        giving = asyncio.create_task(store.settle("ann", held.lease or ""))
         await asyncio.sleep(0)
         giving.cancel()
         await asyncio.wait([giving])
@@ -320,7 +320,7 @@ def test_memory_forgets_idle_callers() -> None:
         store = MemoryStore()
         for n in range(5000):
             found = await store.admit(f"caller {n}", limits(6_000_000), None)
-            await store.release(f"caller {n}", found.lease or "")
+            await store.settle(f"caller {n}", found.lease or "")
         return len(store._accounts)
 
     assert asyncio.run(pass_by()) < 100

@@ -52,7 +52,7 @@ async def ask(store: Store, caller: str, limits: Limits = PLENTY) -> tuple[float
     took = time.perf_counter() - started
     shared = not (answer.lease or "").startswith(LOCAL)
     if answer.lease is not None:
-        await store.release(caller, answer.lease)
+        await store.settle(caller, answer.lease)
     return took, answer.allowed, shared
 
 

@@ -146,7 +146,7 @@ def test_while_the_server_is_frozen_the_same_limits_hold_in_this_process() -> No
                 one = Limits(100, 1, 60.0)
                 held = await store.admit("carl", one, None)
                 assert not (await store.admit("carl", one, None)).allowed
-                await store.release("carl", held.lease or "")
+                await store.settle("carl", held.lease or "")
                 assert (await store.admit("carl", one, None)).allowed
 
     asyncio.run(main())
@@ -159,12 +159,12 @@ def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwards() 
             with frozen(pid):
                 asked = await store.admit("ann", Limits(100, 2, 60.0), None)
                 assert asked.allowed
-                await store.release("ann", held.lease or "")
-                await store.release("ann", asked.lease or "")
+                await store.settle("ann", held.lease or "")
+                await store.settle("ann", asked.lease or "")
             await recovered(store)
             await store.ping()
             with redis.Redis.from_url(url) as client:
-                assert client.zcard("tg1:{ann}:slots") == 0
+                assert client.zcard("tg2:{ann}:leases") == 0
 
     asyncio.run(main())
 
@@ -225,7 +225,7 @@ def test_a_key_of_a_wrong_type_touches_its_caller_only() -> None:
     async def main() -> None:
         async with shared() as (store, url, _):
             with redis.Redis.from_url(url) as client:
-                client.lpush("tg1:{ann}:rate", "x")
+                client.lpush("tg2:{ann}:account", "x")
             assert (await store.admit("ann", PLENTY, None)).allowed
             assert store.state == "ok"
 

@@ -32,7 +32,7 @@ def test_two_processes_on_one_server_share_limits_slots_entries_and_the_secret(v
         assert sum(map(granted, halves)) == 50
         held = await one.admit("bob", limits(concurrency=1), None)
         assert not (await other.admit("bob", limits(concurrency=1), None)).allowed
-        await other.release("bob", held.lease or "")
+        await other.settle("bob", held.lease or "")
         assert (await other.admit("bob", limits(concurrency=1), None)).allowed
         await one.remember("ann", KEY, b"answer", 10.0)
         assert await other.recall("ann", KEY) == b"answer"

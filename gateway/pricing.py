@@ -1,0 +1,98 @@
+"""What may a caller and a request use at most, and what did the request use?   Pure."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from gateway.body import Fields
+from gateway.policy import Budget, Plan, Policy, Price
+from gateway.store import NANO, Claim, Limits, Line, Money, Portion
+from gateway.types import Bill, Caller, ChatRequest
+
+DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
+TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
+TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
+TRIAGE_ANSWER = 24  # tokens of its answer
+PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
+AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
+PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
+
+
+def plan_of(caller: Caller, policy: Policy) -> Plan:
+    """The caller's plan, with what its key has of its own."""
+    plan, own = policy.callers.plans[caller.plan], caller.own
+    given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
+    if own.usd is not None:
+        given["budget"] = replace(plan.budget, usd=own.usd) if plan.budget else Budget(own.usd)
+    changed = {name: value for name, value in given.items() if value is not None}
+    return replace(plan, **changed) if changed else plan
+
+
+def limits_of(plan: Plan, policy: Policy) -> Limits:
+    """A plan's limits in the store's terms.
+
+    A lease lasts as long as the longest exchange: a question, an answer from each tier in turn, and a slow reader.
+    """
+    budget, share = plan.budget, plan.pro_share
+    times = [tier.timeouts.total for tier in policy.tiers.values()]
+    return Limits(
+        plan.requests_per_minute,
+        plan.concurrency,
+        policy.triage.timeout + sum(times) + max(times),
+        plan.tokens_per_minute,
+        Money(round(budget.usd * NANO), budget.window, budget.then == "flash_only") if budget else None,
+        Portion(share.max, share.window) if share else None,
+    )
+
+
+def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim:
+    """The most that an answer may use, priced at the dearest of `tiers`.
+
+    A token stands for at least one byte, so the prompt takes no more tokens than the bytes of the members that end up
+    in it, plus what the template adds; media by address are not in it. The answer takes the caller's max_tokens, or
+    DEFAULT_ANSWER, for each choice.
+    """
+    prompt, completion = prompt_bound(request), answer_bound(request.fields)
+    costs = {name: cost(policy.tiers[name].price, prompt, 0, completion) for name in tiers}
+    dearest = max(costs, key=lambda name: (costs[name], tiers.index(name)))
+    return Claim(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
+
+
+def prompt_bound(request: ChatRequest) -> int:
+    return TEMPLATE * prompts(request.fields.prompt) + sum(len(request.body.raw(name) or b"") for name in PROMPTS)
+
+
+def prompts(prompt: str | list[Any] | None) -> int:
+    """How many prompts a completion request holds; a list of numbers is one."""
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+
+
+def answer_bound(fields: Fields) -> int:
+    wanted = fields.max_completion_tokens or fields.max_tokens or DEFAULT_ANSWER
+    return wanted * (fields.n or 1) * prompts(fields.prompt)
+
+
+def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
+    """Nano-dollars, rounded up. A dollar a million tokens is a thousand nano-dollars a token."""
+    dear = (prompt - cached) * price.input_per_m + completion * price.output_per_m
+    return math.ceil((dear + cached * price.cached_input_per_m) * 1000)
+
+
+def lines(request: ChatRequest, policy: Policy) -> list[Line]:
+    """What the calls for a request come to: as the servers counted, else estimated, never above what was claimed."""
+    return [line(bill, request, policy) for bill in request.bills if not bill.void]
+
+
+def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
+    usage, price = bill.usage, policy.tiers[bill.tier].price
+    kind = "draft" if bill.lost else bill.kind
+    if usage.complete and usage.prompt is not None and usage.completion is not None:
+        cached = min(usage.cached or 0, usage.prompt)
+        money = cost(price, usage.prompt, cached, usage.completion)
+        return Line(bill.tier, kind, False, usage.prompt, cached, usage.completion, money)
+    prompt, completion = prompt_bound(request), answer_bound(request.fields)
+    if bill.kind == "triage":
+        prompt, completion = prompt + TRIAGE_ASKED, TRIAGE_ANSWER
+    elif bill.stream:
+        completion = min(completion, PER_EVENT * usage.events + AHEAD)
+    return Line(bill.tier, kind, True, prompt, 0, completion, cost(price, prompt, 0, completion))

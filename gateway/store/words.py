@@ -1,0 +1,54 @@
+"""How do limits, claims and ledgers look to the scripts?"""
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.store.contract import Claim, Limits, Line
+
+Word = bytes | str | float
+MEASURES = ("requests", "prompt", "cached", "completion", "money")
+DAY = 86_400  # seconds
+
+
+def account(caller: str) -> tuple[str, str, str, str]:
+    """The names of a caller's account, leases, claims and ledger; they share the hash tag `{caller}`."""
+    head = f"tg2:{{{caller}}}:"
+    return f"{head}account", f"{head}leases", f"{head}claims", f"{head}ledger"
+
+
+def wanted(limits: Limits, claim: Claim, lease: str) -> tuple[Word, ...]:
+    """What ADMIT is told."""
+    money, share = limits.money, limits.share
+    return (
+        *(limits.requests_per_minute, limits.interval, limits.concurrency, int(limits.lease * 1e6), lease),
+        limits.tokens_per_minute or 0,
+        *((money.nano, int(money.seconds * 1e6), int(money.degrade)) if money else (-1, 0, 0)),
+        *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
+        *(claim.prompt, claim.completion, claim.money, claim.tier, claim.cheap, claim.first),
+    )
+
+
+def settled(lines: Sequence[Line], above: bool, unheld: bool = False) -> tuple[Word, ...]:
+    """What SETTLE is told behind the lease; `unheld`: the server never granted that one."""
+    told = [(e.tier, e.kind, int(e.estimated), e.requests, e.prompt, e.cached, e.completion, e.money) for e in lines]
+    return int(above), msgspec.json.encode(told), int(unheld)
+
+
+SETTLED = settled((), False)
+
+
+def booked(caller: str, flat: Sequence[bytes]) -> list[Line]:
+    """A ledger's hash, as HGETALL gives it, as lines."""
+    sums: dict[str, dict[str, int]] = {}
+    for name, count in zip(flat[::2], flat[1::2], strict=True):
+        heading, _, measure = name.decode().rpartition("/")
+        sums.setdefault(heading, dict.fromkeys(MEASURES, 0))[measure] = int(count)
+    found = []
+    for heading, counts in sums.items():
+        day, kind, estimated, tier = heading.split("/", 3)
+        date = time.strftime("%Y-%m-%d", time.gmtime(int(day) * DAY))
+        found.append(msgspec.convert({**counts, "tier": tier, "kind": kind, "estimated": estimated == "1",
+                                      "caller": caller, "day": date}, Line))  # fmt: skip
+    return sorted(found, key=lambda line: (line.day, line.tier, line.kind, line.estimated))

@@ -1,0 +1,82 @@
+"""What a request may use at most, and what it used: bounds that hold, prices that are right."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.body import read
+from gateway.policy import Price, load_policy
+from gateway.pricing import DEFAULT_ANSWER, claim, cost, lines
+from gateway.types import Bill, Caller, ChatRequest, Usage
+
+POLICY = load_policy(
+    """\
+schema: 1
+tiers:
+  flash: {model: f, replicas: ["http://h"], price: {input_per_m: 0.14, cached_input_per_m: 0.028, output_per_m: 0.28}}
+  pro: {model: p, replicas: ["http://h"], price: {input_per_m: 0.435, cached_input_per_m: 0.0036, output_per_m: 0.87}}
+rules: [{id: all, route: pro}]
+""",
+    {},
+)
+BOTH = ("flash", "pro")
+
+
+def request(*bills: Bill, **fields: Any) -> ChatRequest:
+    body, known = read(json.dumps({"messages": [{"role": "user", "content": "word " * 50}], **fields}).encode())
+    return ChatRequest("r", Caller("a", "a", "default", "s"), "/v1/chat/completions", body, known, {}, 0.0, list(bills))
+
+
+def test_a_price_is_rounded_up_to_a_nano_dollar_and_cached_tokens_have_their_own() -> None:
+    assert cost(Price(0.435, 0.0036, 0.87), 1000, 400, 10) == 600 * 435 + 2 * 720 + 8700
+    assert cost(Price(1.0, 0.5, 2.0), 10, 4, 3) == 6000 + 2000 + 6000
+    assert cost(Price(0.0001, 0.0, 0.0), 1, 0, 0) == 1
+
+
+def test_a_claim_is_the_bytes_of_the_prompt_and_the_longest_answer_at_the_dearest_price() -> None:
+    found = claim(request(max_tokens=100, n=3), BOTH, POLICY)
+    assert (found.tier, found.first, found.completion) == ("pro", "flash", 300)
+    assert found.prompt >= 250
+    assert found.money == cost(POLICY.tiers["pro"].price, found.prompt, 0, 300)
+    assert found.cheap == cost(POLICY.tiers["flash"].price, found.prompt, 0, 300)
+
+
+def test_without_max_tokens_a_stated_default_is_held() -> None:
+    assert claim(request(), BOTH, POLICY).completion == DEFAULT_ANSWER
+
+
+@pytest.mark.parametrize("given", [{"max_tokens": 7}, {"max_completion_tokens": 7}])
+def test_both_names_of_the_longest_answer_count(given: dict[str, int]) -> None:
+    assert claim(request(**given), BOTH, POLICY).completion == 7
+
+
+def test_each_prompt_of_a_completion_has_its_answers() -> None:
+    body = {"messages": None, "max_tokens": 5}
+    assert claim(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
+    assert claim(request(**body, prompt=[1, 2, 3]), BOTH, POLICY).completion == 5
+
+
+def test_a_complete_answer_costs_what_the_server_counted_at_its_tiers_price() -> None:
+    (line,) = lines(request(Bill("pro", "answer", Usage(100, 40, 20, complete=True))), POLICY)
+    assert (line.prompt, line.cached, line.completion, line.estimated) == (100, 40, 20, False)
+    assert line.money == cost(POLICY.tiers["pro"].price, 100, 40, 20)
+
+
+def test_an_answer_that_was_cut_is_estimated_and_never_above_the_claim() -> None:
+    running = Usage(100, 40, 2, events=3)
+    asked = request(Bill("pro", "answer", running, stream=True), max_tokens=5000)
+    (line,) = lines(asked, POLICY)
+    assert (line.estimated, line.completion) == (True, 3 * 16 + 256)
+    whole = request(Bill("pro", "answer"), max_tokens=50)
+    most = claim(whole, BOTH, POLICY)
+    (line,) = lines(whole, POLICY)
+    assert (line.prompt, line.completion, line.money) == (most.prompt, most.completion, most.money)
+
+
+def test_what_used_nothing_is_no_line_and_what_a_failed_tier_used_is_overhead() -> None:
+    bills = (Bill("flash", "answer", void=True), Bill("flash", "answer", lost=True), Bill("pro", "answer"))
+    assert [(line.tier, line.kind) for line in lines(request(*bills), POLICY)] == [
+        ("flash", "draft"),
+        ("pro", "answer"),
+    ]

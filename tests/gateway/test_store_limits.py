@@ -1,0 +1,259 @@
+"""Tokens, money and shares: held before a call, settled after it. One contract, two stores."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from gateway.store import Admitted, Claim, Limits, Line, Money, Portion, Store
+from tests.stores import on
+
+WIDE = Limits(1_000_000, 1_000_000, 60.0)
+TOKENS = replace(WIDE, tokens_per_minute=6000)
+DAY = 86_400.0
+COSTLY = Claim("pro", "flash", prompt=10, completion=90, money=1000, cheap=100)
+USED = Line("pro", "answer", False, 8, 4, 20, 300)
+
+
+@pytest.fixture(params=["memory", "valkey"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    return None if request.param == "memory" else request.getfixturevalue("valkey")
+
+
+def budget(nano: int, degrade: bool = False, seconds: float = DAY) -> Limits:
+    return replace(WIDE, money=Money(nano, seconds, degrade))
+
+
+async def ask(store: Store, limits: Limits, claim: Claim = COSTLY) -> Admitted:
+    return await store.admit("ann", limits, None, claim)
+
+
+async def burst(store: Store, limits: Limits, count: int = 400, claim: Claim = COSTLY) -> list[Admitted]:
+    return list(await asyncio.gather(*(ask(store, limits, claim) for _ in range(count))))
+
+
+def granted(answers: list[Admitted]) -> int:
+    return sum(answer.allowed for answer in answers)
+
+
+def test_of_four_hundred_claims_at_once_exactly_those_that_fit_are_admitted(url: str | None) -> None:
+    answers = on(url, lambda store: burst(store, TOKENS))
+    assert granted(answers) == 60
+    assert {answer.refused_by for answer in answers} == {None, "tokens"}
+    assert [answer.tokens.used for answer in answers if answer.allowed] == list(range(100, 6001, 100))
+
+
+def test_of_four_hundred_claims_at_once_exactly_those_within_the_budget_are_admitted(url: str | None) -> None:
+    answers = on(url, lambda store: burst(store, budget(12_999)))
+    assert granted(answers) == 12
+    assert max(answer.money for answer in answers) == 12_000
+    assert {answer.refused_by for answer in answers} == {None, "money"}
+
+
+def test_what_does_not_fit_is_admitted_on_the_first_tier_while_that_fits(url: str | None) -> None:
+    answers = on(url, lambda store: burst(store, budget(3250, degrade=True)))
+    assert [answer.capped for answer in answers if answer.allowed] == [None] * 3 + ["budget"] * 2
+    assert answers[-1].refused_by == "money"
+
+
+def test_never_more_than_the_share_may_go_up_and_what_stayed_below_makes_room(url: str | None) -> None:
+    async def main(store: Store) -> tuple[list[str | None], int]:
+        limits = replace(WIDE, share=Portion(0.25, DAY))
+        first = await burst(store, limits, 40)
+        for answer in first:
+            await store.settle("ann", answer.lease or "", above=False)
+        return [answer.capped for answer in first], sum(not x.capped for x in await burst(store, limits, 40))
+
+    capped, more = on(url, main)
+    assert (capped.count(None), set(capped)) == (10, {None, "share"})
+    assert more == 20
+
+
+def test_a_settled_claim_leaves_what_was_used(url: str | None) -> None:
+    async def main(store: Store) -> None:
+        both = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
+        for _ in range(20):
+            held = await ask(store, both)
+            assert held.lease
+            await store.settle("ann", held.lease, [USED], above=True)
+        last = await ask(store, both)
+        assert 20 * 28 + 100 - 5 <= last.tokens.used <= 20 * 28 + 100
+        assert last.money == 20 * 300 + 1000
+        assert not (await burst(store, both, 4))[-1].allowed
+
+    on(url, main)
+
+
+def test_held_tokens_do_not_drain_and_settled_ones_do(url: str | None) -> None:
+    async def main(store: Store) -> tuple[int, int, int]:
+        fast = replace(WIDE, tokens_per_minute=60_000)
+        held = await ask(store, fast, replace(COSTLY, prompt=0, completion=30_000))
+        await asyncio.sleep(0.05)
+        still = await ask(store, fast, Claim())
+        await store.settle("ann", held.lease or "", [replace(USED, prompt=0, completion=1000)])
+        await asyncio.sleep(0.05)
+        return still.tokens.used, (await ask(store, fast, Claim())).tokens.used, fast.tokens_per_minute or 0
+
+    still, drained, _ = on(url, main)
+    assert still == 30_000
+    assert 500 < drained <= 950
+
+
+def test_a_claim_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None) -> None:
+    async def main(store: Store) -> list[bool]:
+        large = replace(COSTLY, completion=9000)
+        first = await ask(store, TOKENS, large)
+        second = await ask(store, TOKENS, replace(COSTLY, prompt=1, completion=0))
+        await store.settle("ann", first.lease or "")
+        return [first.allowed, second.allowed, (await ask(store, TOKENS, large)).allowed]
+
+    assert on(url, main) == [True, False, True]
+
+
+def test_a_refused_claim_that_waits_as_told_is_admitted(url: str | None) -> None:
+    async def main(store: Store) -> tuple[bool, bool]:
+        fast = replace(WIDE, tokens_per_minute=60_000)
+        held = await ask(store, fast, replace(COSTLY, prompt=0, completion=60_000))
+        await store.settle("ann", held.lease or "", [replace(USED, prompt=0, completion=60_000)])
+        early = await ask(store, fast)
+        await asyncio.sleep(early.retry_after + 0.005)
+        return early.allowed, (await ask(store, fast)).allowed
+
+    assert on(url, main) == (False, True)
+
+
+def test_a_budget_returns_with_the_next_window_less_what_is_still_held(url: str | None) -> None:
+    async def main(store: Store) -> tuple[bool, int]:
+        limits = budget(2500, seconds=0.3)
+        one, two = await burst(store, limits, 2)
+        await store.settle("ann", one.lease or "", [replace(USED, money=1400)])
+        refusal = await ask(store, limits)
+        await asyncio.sleep(max(refusal.retry_after, 0.0) + 0.01)
+        after = await ask(store, limits)
+        assert two.lease
+        return after.allowed, after.money
+
+    assert on(url, main) == (True, 2000)
+
+
+def test_settling_twice_counts_once(url: str | None) -> None:
+    async def main(store: Store) -> None:
+        held = await ask(store, WIDE)
+        for _ in range(3):
+            await store.settle("ann", held.lease or "", [USED], above=True)
+        (line,) = await store.ledger("ann")
+        assert (line.requests, line.prompt, line.cached, line.completion, line.money) == (1, 8, 4, 20, 300)
+        assert (line.caller, line.tier, line.kind, line.estimated) == ("ann", "pro", "answer", False)
+
+    on(url, main)
+
+
+def test_what_a_lease_held_at_its_deadline_is_booked_as_an_estimate_and_a_late_settlement_changes_nothing(
+    url: str | None,
+) -> None:
+    async def main(store: Store) -> None:
+        short = replace(budget(1500), lease=0.05)
+        held = await ask(store, short)
+        assert not (await ask(store, short)).allowed
+        await asyncio.sleep(0.06)
+        (line,) = await store.ledger()
+        assert (line.estimated, line.tier, line.kind) == (True, "pro", "answer")
+        assert (line.prompt, line.completion, line.money) == (10, 90, 1000)
+        await store.settle("ann", held.lease or "", [USED])
+        assert await store.ledger() == [line]
+        assert (await ask(store, short, replace(COSTLY, money=500))).money == 1500
+
+    on(url, main)
+
+
+def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None:
+    async def main(store: Store) -> None:
+        limits = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
+        held = await ask(store, limits)
+        overhead = [replace(USED, tier="flash", kind="triage"), replace(USED, tier="flash", kind="draft")]
+        await store.settle("ann", held.lease or "", overhead)
+        after = await ask(store, limits, Claim())
+        assert (after.tokens.used, after.money) == (0, 0)
+        assert {line.kind for line in await store.ledger("ann")} == {"triage", "draft"}
+
+    on(url, main)
+
+
+def test_the_ledgers_of_callers_are_apart_and_all_are_found(url: str | None) -> None:
+    async def main(store: Store) -> list[tuple[str, int]]:
+        for name, money in (("ann", 1), ("bob", 2)):
+            held = await store.admit(name, WIDE, None, COSTLY)
+            await store.settle(name, held.lease or "", [replace(USED, money=money)])
+        assert [line.money for line in await store.ledger("bob")] == [2]
+        return [(line.caller, line.money) for line in await store.ledger()]
+
+    assert on(url, main) == [("ann", 1), ("bob", 2)]
+
+
+def test_a_limit_that_is_lifted_and_set_again_begins_empty(url: str | None) -> None:
+    async def main(store: Store) -> int:
+        for limits in (TOKENS, WIDE):
+            held = await ask(store, limits)
+            await store.settle("ann", held.lease or "", [replace(USED, completion=5000)])
+        return (await ask(store, TOKENS, Claim())).tokens.used
+
+    assert on(url, main) == 0
+
+
+def test_a_hit_claims_nothing(url: str | None) -> None:
+    async def main(store: Store) -> Admitted:
+        await store.remember("ann", b"key", b"answer", 10.0)
+        await burst(store, replace(TOKENS, money=Money(6000, DAY, degrade=False)), 60)
+        return await store.admit("ann", replace(TOKENS, money=Money(6000, DAY, degrade=False)), b"key", COSTLY)
+
+    hit = on(url, main)
+    assert (hit.allowed, hit.entry, hit.lease, hit.money) == (True, b"answer", None, 6000)
+
+
+DYING = """
+import asyncio, sys
+from gateway.store import Claim, Limits, Money, open_store
+
+async def main():
+    store = open_store(sys.argv[1])
+    limits = Limits(1000, 1000, 0.5, money=Money(10_000, 86400.0, False))
+    claim = Claim("pro", "flash", 10, 90, 1000, 100)
+    print(sum([(await store.admit("ann", limits, None, claim)).allowed for _ in range(12)]), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_what_a_killed_process_held_returns_and_is_booked(valkey: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", DYING, valkey], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "10\n"
+        os.kill(process.pid, signal.SIGKILL)
+
+    async def main(store: Store) -> None:
+        assert not (await ask(store, budget(10_000))).allowed
+        await asyncio.sleep(0.55)
+        (line,) = await store.ledger("ann")
+        assert (line.requests, line.estimated, line.money) == (10, True, 10_000)
+        wider = await ask(store, budget(11_000))
+        assert (wider.allowed, wider.money) == (True, 11_000)
+
+    on(valkey, main)
+
+
+def test_two_processes_on_one_server_share_a_budget(valkey: str) -> None:
+    async def main(one: Store) -> int:
+        async def other() -> int:
+            return await asyncio.to_thread(on, valkey, counted)
+
+        async def counted(store: Store) -> int:
+            return granted(await burst(store, budget(300_000), 250))
+
+        return sum(await asyncio.gather(counted(one), other()))
+
+    assert on(valkey, main) == 300

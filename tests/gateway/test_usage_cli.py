@@ -1,0 +1,35 @@
+"""`tiergate usage`: the ledger of a real Valkey, as people and programs read it."""
+
+import json
+import subprocess
+import sys
+import time
+
+from gateway.store import Claim, Limits, Line, Store
+from tests.stores import on
+
+
+async def fill(store: Store) -> None:
+    for caller, kind, money in (("ann", "answer", 2_000_000), ("ann", "triage", 1000), ("bob", "answer", 500_000)):
+        held = await store.admit(caller, Limits(100, 100, 60.0), None, Claim("pro", "flash"))
+        await store.settle(caller, held.lease or "", [Line("pro", kind, kind == "triage", 10, 2, 5, money)])  # type: ignore[arg-type]
+
+
+def usage(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", "usage", *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apart(valkey: str) -> None:
+    on(valkey, fill)
+    shown = usage("--redis", valkey).stdout
+    assert "answers: 0.002500 USD" in shown
+    assert "overhead: 0.000001 USD" in shown
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    found = json.loads(usage("--redis", valkey, "--caller", "ann", "--day", today, "--json").stdout)
+    assert [(line["kind"], line["estimated"], line["usd"], line["day"]) for line in found] == [
+        ("answer", False, 0.002, today), ("triage", True, 0.000001, today),
+    ]  # fmt: skip
+    assert json.loads(usage("--redis", valkey, "--day", "1999-01-01", "--json").stdout) == []
+    assert usage("--redis", valkey, "--day", "yesterday").returncode == 1
