@@ -24,6 +24,7 @@ faults: $(VENV)/.dev
 	$(BIN)/python -m loadtest.faults
 bench: $(VENV)/.dev
 	$(BIN)/python -m loadtest.ttft
+	$(BIN)/python -m loadtest.store
 load: $(VENV)/.dev
 	$(BIN)/python -m loadtest
 lock: $(VENV)/.dev

@@ -13,8 +13,9 @@ from gateway.store.circuit import Circuit
 from gateway.store.line import Waiting, Word, ask_once, connection
 
 BEAT = 0.2  # seconds between two looks at the map while a primary is down or slots move
-TRY_AGAIN = 0.01  # seconds until a command is repeated whose keys are on their way from one server to another
-HOPS = 8  # times that one command is sent on
+TRY_AGAIN = 0.02  # seconds until a command is repeated whose keys are on their way from one server to another
+HOPS = 24  # times that one command is sent on
+WAIT = 3  # hops that a pause counts for; a command pauses for at most HOPS / WAIT * TRY_AGAIN seconds
 ASKING = hiredis.pack_command((b"ASKING",))
 SCRIPTS = (b"EVALSHA", b"EVAL")
 Address = tuple[str, int]
@@ -26,6 +27,10 @@ class Cluster:
     "Down" is one primary, not the cluster: callers on the others do not notice. The map of slots starts at the first
     seed, is mended by each MOVED, and is read anew while slots move or a primary is down. A primary that lost its
     slots is forgotten, so a failover ends the outage of its callers.
+    The other primaries go on only with cluster-require-full-coverage no.
+
+    While a slot is moved key by key, a decision whose keys are apart is tried again for a moment (HOPS, WAIT), and
+    then falls to this process; the owner is not down for it.
     """
 
     def __init__(self, seeds: list[Address], url: Callable[[Address], str], on_change: Callable[[], None]) -> None:
@@ -74,14 +79,14 @@ class Cluster:
 
     def _elsewhere(self, asked: Circuit, error: ResponseError, waiting: Waiting) -> bool:
         packed, reply, hops = waiting
-        if hops == HOPS:
+        if hops >= HOPS:
             if not reply.done():
                 reply.set_exception(error)
         elif isinstance(error, AskError):
             host = error.host or self._names[asked][0]
             self._send_on(self._node((host, error.port)), error, (packed, reply, hops + 1))
         else:
-            asyncio.get_running_loop().call_later(TRY_AGAIN, asked.push, (packed, reply, hops + 1))
+            asyncio.get_running_loop().call_later(TRY_AGAIN, asked.push, (packed, reply, hops + WAIT))
         return True
 
     def _send_on(self, node: Circuit, error: AskError, waiting: Waiting) -> None:
@@ -89,7 +94,7 @@ class Cluster:
             self._owners[error.slot_id] = node
             self._look()
         else:
-            node.push((ASKING, asyncio.get_running_loop().create_future(), HOPS))
+            node.push((ASKING, _ignored(), HOPS))
         node.push(waiting)
 
     def _look(self) -> None:
@@ -114,11 +119,11 @@ class Cluster:
                 return
 
     async def _first_map(self, addresses: Iterable[Address]) -> tuple[str, list[Any]]:
-        asking = {asyncio.create_task(ask_once(self._url(a), b"CLUSTER", b"SLOTS")): a for a in addresses}
-        best: tuple[str, list[Any]] = ("", [])
-        for task, (host, _) in asking.items():
-            best = max(best, (host, await task or []), key=lambda told: len(_covered(told[1])))
-        return best
+        """The map that covers most, and the host that told it."""
+        servers = list(addresses)
+        maps = await asyncio.gather(*(ask_once(self._url(server), b"CLUSTER", b"SLOTS") for server in servers))
+        told = [(host, found or []) for (host, _), found in zip(servers, maps, strict=True)]
+        return max(told, key=lambda one: _covered(one[1]), default=("", []))
 
     def _adopt(self, asked: str, found: list[Any]) -> None:
         owners = self._owners[:]
@@ -144,14 +149,21 @@ class Cluster:
         await asyncio.gather(*self._closing, *(node.close() for node in self._nodes.values()))
 
 
+def _ignored() -> asyncio.Future[Any]:
+    """For a reply that nobody reads."""
+    reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    reply.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return reply
+
+
 def _first_key(command: tuple[Word, ...]) -> bytes:
     at = 3 if command[0] in SCRIPTS else 1
     name = command[at] if len(command) > at else b""
     return name if isinstance(name, bytes) else str(name).encode()
 
 
-def _covered(found: list[Any]) -> range:
-    return range(sum(last + 1 - first for first, last, *_ in found))
+def _covered(found: list[Any]) -> int:
+    return sum(last + 1 - first for first, last, *_ in found)
 
 
 def _text(host: bytes | None) -> str:
