@@ -2,6 +2,7 @@
 
 import typer
 
+from gateway.cli.cache import cache
 from gateway.cli.demo import demo
 from gateway.cli.keys import keys
 from gateway.cli.policy import app as policy
@@ -17,6 +18,7 @@ app.command()(demo)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim)
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:

@@ -1,26 +1,16 @@
 """Who may call?   `tiergate keys create|list|revoke` on the shared store."""
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 import typer
 
 from gateway.admission import new_key
-from gateway.errors import Overloaded
-from gateway.store import KeyRecord, Store, open_store
-
-T = TypeVar("T")
+from gateway.cli.shared import Json, Redis, on_store, stop
+from gateway.store import KeyRecord, Store
 
 keys = typer.Typer(help="API keys of callers, kept as keyed hashes in the shared store.", no_args_is_help=True)
-
-Redis = Annotated[
-    str | None,
-    typer.Option("--redis", envvar="GATEWAY_REDIS_URL", help="The store, e.g. redis://127.0.0.1:6379/0", metavar="URL"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @keys.command()
@@ -37,7 +27,7 @@ def create(
         key, record = new_key(await store.secret(), name, plan)
         return (key, record) if await store.put_key(record, only_first=if_none) else None
 
-    made = _on(redis, make)
+    made = on_store("keys", redis, make)
     if made is None:
         return
     key, record = made
@@ -47,7 +37,7 @@ def create(
 @keys.command("list")
 def list_(json: Json = False, redis: Redis = None) -> None:
     """Show all keys, the oldest first; never their secrets."""
-    records = _on(redis, lambda store: store.list_keys())
+    records = on_store("keys", redis, lambda store: store.list_keys())
     if json:
         typer.echo(_encode([_shown(record) for record in records]))
         return
@@ -61,34 +51,9 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows.")], redis: Redis = None
 ) -> None:
     """End a key; every gateway on the store refuses it within a second."""
-    if not _on(redis, lambda store: store.revoke_key(key_id)):
-        raise _stop(f"no key has the id {key_id}")
+    if not on_store("keys", redis, lambda store: store.revoke_key(key_id)):
+        raise stop("keys", f"no key has the id {key_id}")
     typer.echo(f"revoked {key_id}")
-
-
-def _on(url: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
-    """What `work` gives on the store at `url`. Exits with 1 when there is no store, or none that answers."""
-    if url is None:
-        raise _stop("keys live in the shared store: give --redis URL or set GATEWAY_REDIS_URL")
-    try:
-        return asyncio.run(_opened(url, work))
-    except ValueError as error:
-        raise _stop(str(error)) from error
-    except Overloaded as error:
-        raise _stop(f"the store at {url.rpartition('@')[2]} does not answer") from error
-
-
-async def _opened(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
-    store = open_store(url)
-    try:
-        return await work(store)
-    finally:
-        await store.close()
-
-
-def _stop(message: str) -> typer.Exit:
-    typer.echo(f"tiergate keys: {message}", err=True)
-    return typer.Exit(1)
 
 
 def _shown(record: KeyRecord) -> dict[str, object]:

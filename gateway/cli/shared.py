@@ -1,0 +1,43 @@
+"""How does a command reach the shared store?"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from gateway.errors import Overloaded
+from gateway.store import Store, open_store
+
+T = TypeVar("T")
+
+Redis = Annotated[
+    str | None,
+    typer.Option("--redis", envvar="GATEWAY_REDIS_URL", help="The store, e.g. redis://127.0.0.1:6379/0", metavar="URL"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def on_store(command: str, url: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
+    """What `work` gives on the store at `url`. Exits with 1 when there is no store, or none that answers."""
+    if url is None:
+        raise stop(command, "the shared store is needed: give --redis URL or set GATEWAY_REDIS_URL")
+    try:
+        return asyncio.run(_opened(url, work))
+    except ValueError as error:
+        raise stop(command, str(error)) from error
+    except Overloaded as error:
+        raise stop(command, f"the store at {url.rpartition('@')[2]} does not answer") from error
+
+
+async def _opened(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
+    store = open_store(url)
+    try:
+        return await work(store)
+    finally:
+        await store.close()
+
+
+def stop(command: str, message: str) -> typer.Exit:
+    typer.echo(f"tiergate {command}: {message}", err=True)
+    return typer.Exit(1)
