@@ -27,7 +27,7 @@ async def ask(store: Store, count: int, first: int) -> None:
     for n in range(count):
         caller = CALLERS[(first + n) % len(CALLERS)]
         answer = await store.admit(caller, PLENTY, b"k" * 32)
-        await store.release(caller, answer.lease or "")
+        await store.settle(caller, answer.lease or "")
 
 
 async def round_of(store: Store, requests: int, concurrency: int) -> tuple[float, float]:

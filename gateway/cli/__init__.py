@@ -2,6 +2,7 @@
 
 import typer
 
+from gateway.cli.cache import cache
 from gateway.cli.demo import demo
 from gateway.cli.keys import keys
 from gateway.cli.policy import app as policy
@@ -19,6 +20,7 @@ app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args"
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
 app.command()(usage)
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:

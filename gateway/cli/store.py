@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def on(command: str, url: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
     """What `work` gives on the store at `url`. Exits with 1 when there is no store, or none that answers."""
     if url is None:
-        raise stop(command, f"{command} live in the shared store: give --redis URL or set GATEWAY_REDIS_URL")
+        raise stop(command, "the shared store is needed: give --redis URL or set GATEWAY_REDIS_URL")
     try:
         return asyncio.run(_opened(url, work))
     except ValueError as error:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import time
@@ -13,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import Flights
+from gateway.cache import Flights, lookup, replay
 from gateway.cache.turn import Turn
 from gateway.errors import UpstreamFailed
 from gateway.store import Store, open_store
-from gateway.types import Reply
+from gateway.types import Caller, Reply
 from loadtest.servers import Sim, free_port, python
 from tests.gateway.serving import Port, asked, body, collected, eventually
 from tests.gateway.test_cache_flights import POLICY, Server
@@ -224,3 +225,45 @@ def test_an_answer_of_4_mb_is_not_stored_nor_one_that_stays_too_large(valkey: st
         assert (await store.recall("ann", b"key") is not None) == kept
 
     on(valkey, keep)
+
+
+def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valkey: str) -> None:
+    async def storm(one: Store) -> tuple[int, int]:
+        other = open_store(valkey)
+        flights = [Flights(one), Flights(other)]
+        chance = random.Random(7)
+        callers = [Caller(f"c{n}", f"c{n}", "usual", f"salt-of-c{n}") for n in range(50)]
+
+        async def ask(caller: Caller, text: str, at: int) -> bool:
+            request = asked(body(text, temperature=0, stream=chance.random() < 0.5), caller=caller)
+            key = lookup(request, POLICY)
+            assert key is not None
+            found = replay(await (one, other)[at].recall(caller.id, key), key, request)
+            mark = b'{"choices": [], "of": "%s"}' % caller.id.encode()
+            server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
+            server.run(10)
+            reply = found or await flights[at].share(key, request, POLICY, server.make)
+            data = await collected(reply)
+            assert data.strip() == mark
+            return True
+
+        async def leave(task: asyncio.Task[bool]) -> bool:
+            await asyncio.sleep(chance.random() * 0.01)
+            return chance.random() < 0.5 and task.cancel()
+
+        served = 0
+        for n in range(20):
+            tasks = [
+                asyncio.create_task(ask(caller, f"prompt {n // 4}", n % 2)) for caller in callers for _ in range(2)
+            ]
+            await asyncio.gather(*(leave(task) for task in tasks))
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(end is True or isinstance(end, asyncio.CancelledError) for end in ends), ends
+            served += sum(end is True for end in ends)
+        await asyncio.sleep(0.1)
+        await other.close()
+        return served, 2000 - served
+
+    served, left = on(valkey, storm)
+    assert served > 500
+    assert left > 100
