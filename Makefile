@@ -4,14 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install run test test-gateway test-backends lint faults bench load lock clean
+# Byte code is kept, outside of the tree: the tests start some dozen Python processes.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
+
+.PHONY: install run test test-gateway test-faults test-backends lint faults bench load lock clean
 
 install: $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
-test: test-gateway test-backends
+test: test-gateway test-faults test-backends
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests --ignore=tests/backends -n 2
+	$(BIN)/python -m pytest tests --ignore=tests/backends --ignore=tests/test_faults.py -n 4
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_faults.py
 test-backends: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/backends
 lint: $(VENV)/.dev

@@ -56,6 +56,7 @@ class RedisStore:
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
         self._owed: dict[str, tuple[str, tuple[Word, ...]]] = {}
+        self._resent: dict[str, asyncio.Future[Any]] = {}
 
     @property
     def state(self) -> State:
@@ -108,6 +109,8 @@ class RedisStore:
             if not lines:
                 return
         await asyncio.wait([self._pay(caller, lease, settled(lines, above, unheld=lease.startswith(LEASE_NAME)))])
+        if again := self._resent.pop(lease, None):
+            await asyncio.wait([again])
 
     def _pay(self, caller: str, lease: str, words: tuple[Word, ...]) -> asyncio.Future[Any]:
         """Puts the settlement in the line, behind the admission it belongs to; owed until the server confirms it."""
@@ -125,9 +128,10 @@ class RedisStore:
             return
         error = reply.exception()
         if isinstance(error, NoScriptError):
-            self._put(b"EVAL", SETTLE, lease)
+            self._resent[lease] = self._put(b"EVAL", SETTLE, lease)
         elif error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
             del self._owed[lease]
+            self._resent.pop(lease, None)
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         names = [caller] if caller is not None else sorted(await self._callers())
