@@ -57,12 +57,19 @@ class Draft:
 async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> AsyncIterator[Draft]:
     """A draft on `ask.draft`, if the rule lets one start. It is dropped at the end of the block unless taken."""
     bill = Bill(ask.draft or "", "draft")
-    task = asyncio.create_task(upstream.attempt(request, ask.draft, policy, bill)) if ask.draft else None
+    task = asyncio.create_task(_start(request, ask.draft, policy, upstream, bill)) if ask.draft else None
     draft = Draft(bill, task, partial(_send, request, policy, upstream))
     try:
         yield draft
     finally:
         await draft.drop()
+
+
+async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upstream, bill: Bill) -> Attempt:
+    """The question goes first, by one turn of the event loop: the answer then shares the prefill that it waits for
+    anyway, where the other way round the verdict would wait for the answer's prefill and then for its own."""
+    await asyncio.sleep(0)
+    return await upstream.attempt(request, tier, policy, bill)
 
 
 async def _send(

@@ -36,6 +36,7 @@ from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, SETTLE, SETTLE_SHA, UNCLAIM
 from gateway.store.words import SETTLED, account, booked, settled, wanted
 
+BATCH = 32  # settlements that are sent together after an outage
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
@@ -56,6 +57,7 @@ class RedisStore:
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
         self._owed: dict[str, tuple[str, tuple[Word, ...]]] = {}
+        self._paying: asyncio.Task[None] | None = None
         self._resent: dict[str, asyncio.Future[Any]] = {}
 
     @property
@@ -66,8 +68,17 @@ class RedisStore:
         """A server that answers again may have lost the secret, and holds slots that were given back meanwhile."""
         self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(_answered)
         self._line.put(b"GET", SECRET).add_done_callback(self._learn)
-        for lease in list(self._owed):
-            self._put(b"EVALSHA", SETTLE_SHA, lease)
+        if self._owed and (self._paying is None or self._paying.done()):
+            self._paying = asyncio.create_task(self._pay_owed())
+
+    async def _pay_owed(self) -> None:
+        """In batches, so that admissions need not wait for all that an outage has left."""
+        owed = list(self._owed)
+        for at in range(0, len(owed), BATCH):
+            batch = [lease for lease in owed[at : at + BATCH] if lease in self._owed]
+            paid = [self._put(b"EVALSHA", SETTLE_SHA, lease) for lease in batch]
+            if paid:
+                await asyncio.wait(paid)
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
         if _answered(reply):
@@ -238,6 +249,8 @@ class RedisStore:
         return True
 
     async def close(self) -> None:
+        if self._paying:
+            await asyncio.wait([self._paying])
         await self._line.close()
 
 
