@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway import sse
-from gateway.admission import Keys, OverLimit, identify
+from gateway.admission import OverLimit
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
 from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, WrongMethod
+from gateway.keys import Keys, identify
 from gateway.policy import Policy
 from gateway.pricing import lines
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld

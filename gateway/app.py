@@ -10,12 +10,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
-from gateway.admission import Keys, identify
 from gateway.api import Doors, Front
 from gateway.cache import Flights
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
+from gateway.keys import Keys, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings

@@ -14,7 +14,7 @@ LAYERS = [
     {"types"},
     {"policy", "stream", "verdict"},
     {"splice", "telemetry", "facts", "routing", "cache", "pricing"},
-    {"upstream", "explain", "reload", "admission"},
+    {"upstream", "explain", "reload", "admission", "keys"},
     {"triage", "draft"},
     {"answer", "relay"},
     {"api"},

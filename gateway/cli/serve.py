@@ -11,11 +11,11 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
-from gateway.admission import SHORTEST_KEY
 from gateway.app import NoKeys, create_app, open_to_everyone
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
+from gateway.keys import SHORTEST_KEY
 from gateway.policy import PolicyError
 from gateway.reload import checked
 from gateway.settings import Settings

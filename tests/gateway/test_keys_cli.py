@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.admission import Keys, identify
 from gateway.cli.keys import keys
 from gateway.errors import Unauthorized
+from gateway.keys import Keys, identify
 from gateway.policy.model import Callers, DefaultCaller, Plan
 from gateway.store import open_store
 from gateway.types import Caller
