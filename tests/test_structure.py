@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded"},
     {"body", "store", "transport", "openapi"},
     {"types"},
-    {"policy", "stream", "verdict"},
+    {"policy", "stream", "verdict", "usage"},
     {"splice", "telemetry", "facts", "routing", "cache", "pricing"},
     {"upstream", "explain", "reload", "admission", "keys"},
     {"triage", "draft"},
