@@ -10,12 +10,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
+from gateway.admin import Guard, admin_routes
 from gateway.api import Doors, Front
 from gateway.cache import Flights
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
-from gateway.keys import Keys, identify
+from gateway.keys import ADMIN, Keys, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings
@@ -27,7 +28,7 @@ CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
 
 class NoKeys(Exception):
-    """The gateway would serve everyone on an address that others can reach."""
+    """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
 
 
 def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool) -> Front:
@@ -48,6 +49,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool)
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors)
     _models(rest, doors)
+    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
     _errors(rest)
     return Front(doors, rest, settings)
 
@@ -55,16 +57,26 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool)
 async def open_to_everyone(settings: Settings, store: Store) -> bool:
     """True when callers need no key: none is configured, and only this machine can ask.
 
-    Raises NoKeys when others could ask too, Overloaded when a shared store does not answer.
+    Raises NoKeys when others could ask too, or where they can ask and nobody could administer; Overloaded when a shared
+    store does not answer.
     """
-    if settings.api_key or await store.list_keys():
+    if settings.api_key and (settings.loopback or settings.admin_key):
         return False
-    if not settings.loopback:
+    kept = {record.id: record.revoked is None for record in await store.list_keys()}
+    callers = bool(settings.api_key or kept.keys() - {ADMIN})
+    if settings.loopback:
+        return not callers
+    if not callers:
         raise NoKeys(
             f"no API key is configured and the gateway would listen on {settings.host}: create one with "
             "`tiergate keys create NAME --redis URL` or set GATEWAY_API_KEY, or bind to 127.0.0.1"
         )
-    return True
+    if settings.admin_key is None and not kept.get(ADMIN):
+        raise NoKeys(
+            f"no admin key is configured and the gateway would listen on {settings.host}: create one with "
+            "`tiergate keys admin --redis URL` or set GATEWAY_ADMIN_KEY (openssl rand -hex 32), or bind to 127.0.0.1"
+        )
+    return False
 
 
 def _routes(rest: FastAPI, doors: Doors) -> None:

@@ -5,10 +5,12 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
 
 from gateway.errors import Forbidden, Overloaded, Unauthorized
-from gateway.policy import Callers
+from gateway.policy import Callers, Policy, seconds
 from gateway.store import KeyRecord, Store
 from gateway.types import Caller, Own
 
@@ -17,6 +19,8 @@ REMEMBERED = 4096  # records kept in process, and as many unknown ids
 SHORTEST_KEY = 24  # characters of the key from the environment
 PREFIX = "sk-tg-"
 ID_LENGTHS = range(8, 33)
+LONGEST_NAME = 128  # characters
+ADMIN = "admin"  # the id of the admin key's record; too short to be the id of a caller's key
 NO_HASH = "0" * 64
 
 
@@ -35,6 +39,11 @@ class Keys:
         self.everyone = everyone
         self._known: OrderedDict[str, tuple[float, KeyRecord]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
+
+    async def find(self, key_id: str) -> tuple[KeyRecord | None, bytes]:
+        """The record, if it is not revoked, and the secret that its hash is keyed with. Raises Overloaded."""
+        found = await self.record(key_id)
+        return None if found is None or found.revoked is not None else found, await self.store.secret()
 
     async def record(self, key_id: str) -> KeyRecord | None:
         """Raises Overloaded when the store does not answer and the id was never seen."""
@@ -73,14 +82,12 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     secret = await keys.store.secret()
     if keys.everyone:
         return _caller("anonymous", "anonymous", None, secret, callers)
-    presented = _bearer(authorization)
-    digest = key_hash(secret, presented)
-    if keys.raw is not None and hmac.compare_digest(digest, key_hash(secret, keys.raw)):
+    presented = bearer(authorization)
+    if keys.raw is not None and hmac.compare_digest(key_hash(secret, presented), key_hash(secret, keys.raw)):
         return _caller("default", "default", None, secret, callers)
     key_id = _key_id(presented)
-    record = None if key_id is None else await keys.record(key_id)
-    same = hmac.compare_digest(digest, NO_HASH if record is None else record.hash)
-    if record is None or not same or record.revoked is not None:
+    record, secret = (None, secret) if key_id is None else await keys.find(key_id)
+    if not opens(presented, record, secret) or record is None:
         raise Unauthorized("Incorrect API key provided.")
     if record.expires is not None and record.expires <= time.time():
         raise Unauthorized("This API key has expired.", code="expired_api_key")
@@ -88,11 +95,48 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     return replace(_caller(record.id, record.name, record.plan, secret, callers), own=own)
 
 
-def new_key(secret: bytes, name: str, plan: str | None) -> tuple[str, KeyRecord]:
-    """A key of 256 random bits, and the record to store; the key itself is in no store. `secret` is the store's."""
+def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tuple[str, KeyRecord]:
+    """A key of 256 random bits, and the record to keep; the key itself is kept nowhere. `secret` is the keeper's;
+    `own` are other fields of the record.
+    """
     key_id = secrets.token_hex(6)
     key = f"{PREFIX}{key_id}-{secrets.token_urlsafe(32)}"
-    return key, KeyRecord(key_id, key_hash(secret, key), name, plan, time.time())
+    return key, KeyRecord(key_id, key_hash(secret, key), name, plan, time.time(), **own)
+
+
+def new_admin_key(secret: bytes) -> tuple[str, KeyRecord]:
+    """As new_key, for who administers; its record takes the place of another admin key's."""
+    key = f"{PREFIX}{ADMIN}-{secrets.token_urlsafe(32)}"
+    return key, KeyRecord(ADMIN, key_hash(secret, key), ADMIN, None, time.time())
+
+
+def until(expires: str | None) -> float | None:
+    """Unix seconds of a time from now such as "30d". Raises ValueError."""
+    return None if expires is None else time.time() + seconds(expires)
+
+
+def mistake(policy: Policy | None, name: str, plan: str | None, may: Iterable[str]) -> str | None:
+    """What is wrong with a key that somebody wants; without a policy plan and tiers are not looked at."""
+    if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+        return f"a name is 1 to {LONGEST_NAME} printable characters"
+    if policy is None:
+        return None
+    if plan is not None and plan not in policy.callers.plans:
+        return f"no plan is named {plan}: {', '.join(policy.callers.plans)}"
+    wrong = next((tier for tier in may if tier not in policy.tiers), None)
+    return None if wrong is None else f"no tier is named {wrong}: {', '.join(policy.tiers)}"
+
+
+def shown(record: KeyRecord) -> dict[str, Any]:
+    """All of a record that may be seen."""
+    told = asdict(record)
+    del told["hash"]
+    return told
+
+
+def opens(presented: str, record: KeyRecord | None, secret: bytes) -> bool:
+    """Whether the key is the record's, found out in the same time whatever it is; `secret` keys the record's hash."""
+    return hmac.compare_digest(key_hash(secret, presented), NO_HASH if record is None else record.hash)
 
 
 def key_hash(secret: bytes, key: str) -> str:
@@ -107,7 +151,8 @@ def _caller(caller_id: str, name: str, plan: str | None, secret: bytes, callers:
     return Caller(caller_id, name, plan, salt)
 
 
-def _bearer(authorization: str | None) -> str:
+def bearer(authorization: str | None) -> str:
+    """The key in an Authorization header. Raises Unauthorized."""
     if authorization is None:
         raise Unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
     scheme, _, key = authorization.partition(" ")

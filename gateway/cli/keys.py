@@ -1,15 +1,14 @@
-"""Who may call?   `tiergate keys create|list|revoke` on the shared store."""
+"""Who may call, and who administers?   `tiergate keys create|list|revoke|admin|first` on the shared store."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gateway.cli.store import Json, Redis, date, encoded, on, stop
-from gateway.keys import new_key
-from gateway.policy import PolicyError, load_policy, seconds
+from gateway.keys import mistake, new_admin_key, new_key, shown, until
+from gateway.policy import Policy, PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
 keys = typer.Typer(help="API keys of callers, kept as keyed hashes in the shared store.", no_args_is_help=True)
@@ -27,46 +26,67 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     usd: Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of the plan's budget window.")] = None,
     may: Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")] = None,
-    if_none: Annotated[bool, typer.Option("--if-none", help="Only if the store has no key; else say nothing.")] = False,
     json: Json = False,
     redis: Redis = None,
 ) -> None:
     """Make a key and print it. It is shown this once: the store keeps only a keyed hash."""
     own: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     own |= {"usd": usd, "may": tuple(may) if may else None, "expires": _until(expires)}
-    _known(policy, plan, may or [])
+    if wrong := mistake(_policy(policy), name, plan, may or ()):
+        raise stop("keys", wrong)
 
-    async def make(store: Store) -> tuple[str, KeyRecord] | None:
-        key, record = new_key(await store.secret(), name, plan)
-        record = replace(record, **own)
-        return (key, record) if await store.put_key(record, only_first=if_none) else None
+    async def make(store: Store) -> tuple[str, KeyRecord]:
+        key, record = new_key(await store.secret(), name, plan, **own)
+        await store.put_key(record)
+        return key, record
 
-    made = on("keys", redis, make)
-    if made is None:
-        return
-    key, record = made
-    typer.echo(encoded({"key": key, **_shown(record)}) if json else key)
+    key, record = on("keys", redis, make)
+    typer.echo(encoded({"key": key, **shown(record)}) if json else key)
 
 
 def _until(expires: str | None) -> float | None:
     try:
-        return None if expires is None else time.time() + seconds(expires)
+        return until(expires)
     except ValueError as error:
         raise stop("keys", str(error)) from None
 
 
-def _known(policy: Path | None, plan: str | None, may: list[str]) -> None:
-    """Exits with 1 when the policy does not have the plan or a tier."""
-    if policy is None:
-        return
+def _policy(path: Path | None) -> Policy | None:
     try:
-        found = load_policy(policy)
+        return None if path is None else load_policy(path)
     except PolicyError as error:
         raise stop("keys", str(error)) from None
-    if plan is not None and plan not in found.callers.plans:
-        raise stop("keys", f"no plan is named {plan}: {', '.join(found.callers.plans)}")
-    if wrong := [tier for tier in may if tier not in found.tiers]:
-        raise stop("keys", f"no tier is named {wrong[0]}: {', '.join(found.tiers)}")
+
+
+@keys.command()
+def admin(redis: Redis = None) -> None:
+    """Make the key that opens /admin and print it, this once. It takes the place of the one that was made before.
+
+    A gateway that has GATEWAY_ADMIN_KEY takes that one only.
+    """
+
+    async def make(store: Store) -> str:
+        key, record = new_admin_key(await store.secret())
+        await store.put_key(record)
+        return key
+
+    typer.echo(on("keys", redis, make))
+
+
+@keys.command()
+def first(redis: Redis = None) -> None:
+    """Make a caller's key and an admin key and print them, if the store has no key at all; else say nothing."""
+
+    async def make(store: Store) -> tuple[str, str] | None:
+        key, record = new_key(await store.secret(), "first")
+        if not await store.put_key(record, only_first=True):
+            return None
+        admin_key, record = new_admin_key(await store.secret())
+        await store.put_key(record)
+        return key, admin_key
+
+    if made := on("keys", redis, make):
+        typer.echo(f"API key: {made[0]}\nadmin key: {made[1]}")
 
 
 @keys.command("list")
@@ -74,7 +94,7 @@ def list_(json: Json = False, redis: Redis = None) -> None:
     """Show all keys, the oldest first; never their secrets."""
     records = on("keys", redis, lambda store: store.list_keys())
     if json:
-        typer.echo(encoded([_shown(record) for record in records]))
+        typer.echo(encoded([shown(record) for record in records]))
         return
     for record in records:
         state = "active" if record.revoked is None else f"revoked {date(record.revoked)}"
@@ -91,18 +111,3 @@ def revoke(
     if not on("keys", redis, lambda store: store.revoke_key(key_id)):
         raise stop("keys", f"no key has the id {key_id}")
     typer.echo(f"revoked {key_id}")
-
-
-def _shown(record: KeyRecord) -> dict[str, object]:
-    return {
-        "id": record.id,
-        "name": record.name,
-        "plan": record.plan,
-        "created": record.created,
-        "revoked": record.revoked,
-        "expires": record.expires,
-        "requests_per_minute": record.requests_per_minute,
-        "tokens_per_minute": record.tokens_per_minute,
-        "usd": record.usd,
-        "may": record.may,
-    }

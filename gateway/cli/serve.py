@@ -40,8 +40,12 @@ def serve(policy: PolicyFile = None, host: Host = None, port: Port = None, redis
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        stop(str(error))
+        stop("\n".join(f"{_variable(found['loc'])}: {found['msg']}" for found in error.errors(include_input=False)))
     asyncio.run(run(settings))
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    return f"GATEWAY_{'_'.join(map(str, place)).upper()}"
 
 
 async def run(settings: Settings) -> None:
