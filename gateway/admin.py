@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response, Security
 from fastapi.routing import APIRoute
@@ -46,6 +46,7 @@ class Shown(BaseModel):
     """A caller's key without its secret; times are Unix seconds."""
 
     id: str
+    source: Literal["store", "file"]
     name: str
     plan: str | None
     created: float
@@ -119,7 +120,7 @@ def admin_routes(guard: Guard, keys: Keys, policy: Callable[[], Policy]) -> APIR
 
     routes = APIRouter(prefix="/admin", tags=["admin"], route_class=Guarded, dependencies=[Security(SCHEME)])
     _usage(routes, keys.store)
-    _keys(routes, keys.store, policy)
+    _keys(routes, keys, policy)
     return routes
 
 
@@ -143,12 +144,16 @@ def _day(date: datetime.date | None) -> str | None:
     return None if date is None else date.isoformat()
 
 
-def _keys(routes: APIRouter, store: Store, policy: Callable[[], Policy]) -> None:
-    @routes.get("/keys", summary="Keys of callers, the oldest first, without their secrets")
-    async def listed() -> list[Shown]:
-        return [Shown(**shown(record)) for record in await store.list_keys() if record.id != ADMIN]
+def _keys(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> None:
+    store, file = keys.store, keys.file
 
-    @routes.post("/keys", status_code=201, summary="Make a key and show it, this once")
+    @routes.get("/keys", summary="Keys of callers, those of the file and of the store, without their secrets")
+    async def listed() -> list[Shown]:
+        found = [Shown(source="file", **shown(record)) for record in (file.records() if file else [])]
+        found += [Shown(source="store", **shown(record)) for record in await store.list_keys()]
+        return [key for key in found if key.id != ADMIN]
+
+    @routes.post("/keys", status_code=201, summary="Make a key in the store and show it, this once")
     async def create(wanted: NewKey) -> Created:
         """Where the store is this process's memory, the key ends with the process."""
         wrong = mistake(policy(), wanted.name, wanted.plan, wanted.may or ())
@@ -161,10 +166,14 @@ def _keys(routes: APIRouter, store: Store, policy: Callable[[], Policy]) -> None
         key, record = new_key(await store.secret(), **own)
         await store.put_key(record)
         log.warning("admin: created key %s", record.id)
-        return Created(key=key, **shown(record))
+        return Created(key=key, source="store", **shown(record))
 
-    @routes.delete("/keys/{key_id}", status_code=204, summary="Revoke a key; every gateway refuses it within a second")
+    @routes.delete(
+        "/keys/{key_id}", status_code=204, summary="Revoke a key of the store; every gateway refuses it within a second"
+    )
     async def revoke(key_id: str) -> None:
+        if key_id != ADMIN and file and file.find(key_id):
+            raise BadRequest("This key stands in the file of keys: revoke it there.", code="key_in_file")
         if key_id == ADMIN or not await store.revoke_key(key_id):
             raise NotFound("No key of a caller has this id.")
         log.warning("admin: revoked key %s", key_id)

@@ -1,7 +1,7 @@
 """How is all of it put together?   The composition root: the only file that knows every room."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,11 +16,12 @@ from gateway.cache import Flights
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
+from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings
-from gateway.store import Store
+from gateway.store import KeyRecord, Store
 from gateway.telemetry import Telemetry
 from gateway.upstream import Upstream
 
@@ -31,18 +32,22 @@ class NoKeys(Exception):
     """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
 
 
-def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool) -> Front:
+def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool, file: KeyFile | None = None) -> Front:
     """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key."""
     telemetry = Telemetry(settings.log_exchanges)
     client = Client()
-    keys = Keys(store, raw=settings.api_key, everyone=everyone)
+    keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
     telemetry.use(policy, upstream.load, lambda: store.state != "down")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(file.watch()) if file else None
         yield
+        if watch:
+            watch.cancel()
+            await asyncio.wait([watch])
         client.close()
         await store.close()
 
@@ -54,29 +59,36 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool)
     return Front(doors, rest, settings)
 
 
-async def open_to_everyone(settings: Settings, store: Store) -> bool:
+async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | None = None) -> bool:
     """True when callers need no key: none is configured, and only this machine can ask.
 
-    Raises NoKeys when others could ask too, or where they can ask and nobody could administer; Overloaded when a shared
-    store does not answer.
+    Raises NoKeys when others could ask too, or where they can ask and nobody could administer; Overloaded when it takes
+    a shared store to tell and that does not answer.
     """
-    if settings.api_key and (settings.loopback or settings.admin_key):
+    callers = bool(settings.api_key or file)
+    admin = settings.admin_key is not None or bool(file and _active(ADMIN, file.records()))
+    if callers and (settings.loopback or admin):
         return False
-    kept = {record.id: record.revoked is None for record in await store.list_keys()}
-    callers = bool(settings.api_key or kept.keys() - {ADMIN})
+    kept = await store.list_keys()
+    callers, admin = callers or any(record.id != ADMIN for record in kept), admin or _active(ADMIN, kept)
     if settings.loopback:
         return not callers
     if not callers:
         raise NoKeys(
             f"no API key is configured and the gateway would listen on {settings.host}: create one with "
-            "`tiergate keys create NAME --redis URL` or set GATEWAY_API_KEY, or bind to 127.0.0.1"
+            "`tiergate keys create NAME --redis URL` (or --file FILE) or set GATEWAY_API_KEY, or bind to 127.0.0.1"
         )
-    if settings.admin_key is None and not kept.get(ADMIN):
+    if not admin:
         raise NoKeys(
             f"no admin key is configured and the gateway would listen on {settings.host}: create one with "
-            "`tiergate keys admin --redis URL` or set GATEWAY_ADMIN_KEY (openssl rand -hex 32), or bind to 127.0.0.1"
+            "`tiergate keys admin --redis URL` (or --file FILE) or set GATEWAY_ADMIN_KEY (openssl rand -hex 32), "
+            "or bind to 127.0.0.1"
         )
     return False
+
+
+def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
+    return any(record.id == key_id and record.revoked is None for record in records)
 
 
 def _routes(rest: FastAPI, doors: Doors) -> None:
@@ -86,9 +98,10 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
 
     @rest.get("/ready", summary="Can it serve?")
     async def ready() -> dict[str, Any]:
-        policy = doors.policy
+        policy, file = doors.policy, doors.keys.file
+        keys = {"keys_file": "broken" if file.problem else "ok"} if file else {}
         told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-        return {"status": "ok", "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
+        return {"status": "ok", "store": doors.store.state, **keys, "policy": told, "load": dict(doors.upstream.load())}
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from gateway.errors import Forbidden, Overloaded, Unauthorized
+from gateway.keyfile import KeyFile
 from gateway.policy import Callers, Policy, seconds
 from gateway.store import KeyRecord, Store
 from gateway.types import Caller, Own
@@ -25,28 +26,33 @@ NO_HASH = "0" * 64
 
 
 class Keys:
-    """Whose key is this?   Records come from the store and are believed for BELIEVED seconds, unknown ids too.
+    """Whose key is this?   Records come from `file` or else from the store; those of the store are believed for
+    BELIEVED seconds, unknown ids too.
 
     `raw` is one more key, of caller "default" (ValueError below SHORTEST_KEY characters). `everyone`: no key is asked
     for, all callers are "anonymous". While the store does not answer, the last known record holds, however old.
     """
 
-    def __init__(self, store: Store, raw: str | None = None, everyone: bool = False) -> None:
+    def __init__(
+        self, store: Store, raw: str | None = None, everyone: bool = False, file: KeyFile | None = None
+    ) -> None:
         if raw is not None and len(raw) < SHORTEST_KEY:
             raise ValueError(f"GATEWAY_API_KEY has {len(raw)} characters; at least {SHORTEST_KEY} are needed")
         self.store = store
         self.raw = raw
         self.everyone = everyone
+        self.file = file
         self._known: OrderedDict[str, tuple[float, KeyRecord]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
 
     async def find(self, key_id: str) -> tuple[KeyRecord | None, bytes]:
         """The record, if it is not revoked, and the secret that its hash is keyed with. Raises Overloaded."""
-        found = await self.record(key_id)
-        return None if found is None or found.revoked is not None else found, await self.store.secret()
+        held = self.file.find(key_id) if self.file else None
+        found, secret = held or (await self.record(key_id), await self.store.secret())
+        return None if found is None or found.revoked is not None else found, secret
 
     async def record(self, key_id: str) -> KeyRecord | None:
-        """Raises Overloaded when the store does not answer and the id was never seen."""
+        """The store's. Raises Overloaded when the store does not answer and the id was never seen."""
         now = time.monotonic()
         known = self._known.get(key_id)
         if known is not None and known[0] > now:

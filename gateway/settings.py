@@ -19,8 +19,9 @@ class Settings(BaseSettings):
     """An empty variable counts as unset. `policy` None: the policy that ships with the program.
 
     `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store.
-    `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did. `max_body` in bytes,
-    `body_timeout` in seconds: what a request may take until it is complete. `log_exchanges`: a JSON line each.
+    `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did.
+    `keys_file`: keys that are asked before those in the store. `max_body` in bytes, `body_timeout` in seconds: what a
+    request may take until it is complete. `log_exchanges`: a JSON line each.
     """
 
     model_config = SettingsConfigDict(
@@ -33,6 +34,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(default=None, repr=False)
     api_key: str | None = Field(default=None, repr=False)
     admin_key: str | None = Field(default=None, repr=False)
+    keys_file: Path | None = None
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
     body_timeout: float = Field(default=60.0, gt=0.0)
     log_exchanges: bool = True

@@ -13,7 +13,7 @@ LAYERS = [
     {"body", "store", "transport", "openapi"},
     {"types"},
     {"policy", "stream", "verdict", "usage"},
-    {"splice", "telemetry", "facts", "routing", "cache", "pricing"},
+    {"splice", "telemetry", "facts", "routing", "cache", "pricing", "keyfile"},
     {"upstream", "explain", "reload", "admission", "keys"},
     {"triage", "draft"},
     {"answer", "relay", "admin"},

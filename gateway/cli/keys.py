@@ -1,18 +1,25 @@
-"""Who may call, and who administers?   `tiergate keys create|list|revoke|admin|first` on the shared store."""
+"""Who may call, and who administers?   `tiergate keys create|list|revoke|admin|first` on a shared store or a file."""
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from gateway.cli.store import Json, Redis, date, encoded, on, stop
+from gateway.cli.written import Written
 from gateway.keys import mistake, new_admin_key, new_key, shown, until
 from gateway.policy import Policy, PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
-keys = typer.Typer(help="API keys of callers, kept as keyed hashes in the shared store.", no_args_is_help=True)
+keys = typer.Typer(help="API keys, kept as keyed hashes in the shared store or in a file.", no_args_is_help=True)
 
+T = TypeVar("T")
+File = Annotated[
+    Path | None, typer.Option("--file", help="A file in the store's place; made if there is none.", metavar="FILE")
+]
 Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of what the plan says.")]
 
 
@@ -28,19 +35,20 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     policy: Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")] = None,
     json: Json = False,
     redis: Redis = None,
+    file: File = None,
 ) -> None:
-    """Make a key and print it. It is shown this once: the store keeps only a keyed hash."""
+    """Make a key and print it. It is shown this once: only a keyed hash is kept."""
     own: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     own |= {"usd": usd, "may": tuple(may) if may else None, "expires": _until(expires)}
     if wrong := mistake(_policy(policy), name, plan, may or ()):
         raise stop("keys", wrong)
 
-    async def make(store: Store) -> tuple[str, KeyRecord]:
+    async def make(store: Store | Written) -> tuple[str, KeyRecord]:
         key, record = new_key(await store.secret(), name, plan, **own)
         await store.put_key(record)
         return key, record
 
-    key, record = on("keys", redis, make)
+    key, record = _on(file, redis, make)
     typer.echo(encoded({"key": key, **shown(record)}) if json else key)
 
 
@@ -59,25 +67,25 @@ def _policy(path: Path | None) -> Policy | None:
 
 
 @keys.command()
-def admin(redis: Redis = None) -> None:
+def admin(redis: Redis = None, file: File = None) -> None:
     """Make the key that opens /admin and print it, this once. It takes the place of the one that was made before.
 
     A gateway that has GATEWAY_ADMIN_KEY takes that one only.
     """
 
-    async def make(store: Store) -> str:
+    async def make(store: Store | Written) -> str:
         key, record = new_admin_key(await store.secret())
         await store.put_key(record)
         return key
 
-    typer.echo(on("keys", redis, make))
+    typer.echo(_on(file, redis, make))
 
 
 @keys.command()
-def first(redis: Redis = None) -> None:
+def first(redis: Redis = None, file: File = None) -> None:
     """Make a caller's key and an admin key and print them, if the store has no key at all; else say nothing."""
 
-    async def make(store: Store) -> tuple[str, str] | None:
+    async def make(store: Store | Written) -> tuple[str, str] | None:
         key, record = new_key(await store.secret(), "first")
         if not await store.put_key(record, only_first=True):
             return None
@@ -85,14 +93,14 @@ def first(redis: Redis = None) -> None:
         await store.put_key(record)
         return key, admin_key
 
-    if made := on("keys", redis, make):
+    if made := _on(file, redis, make):
         typer.echo(f"API key: {made[0]}\nadmin key: {made[1]}")
 
 
 @keys.command("list")
-def list_(json: Json = False, redis: Redis = None) -> None:
+def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
     """Show all keys, the oldest first; never their secrets."""
-    records = on("keys", redis, lambda store: store.list_keys())
+    records = _on(file, redis, lambda store: store.list_keys())
     if json:
         typer.echo(encoded([shown(record) for record in records]))
         return
@@ -105,9 +113,25 @@ def list_(json: Json = False, redis: Redis = None) -> None:
 
 @keys.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows.")], redis: Redis = None
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows.")],
+    redis: Redis = None,
+    file: File = None,
 ) -> None:
-    """End a key; every gateway on the store refuses it within a second."""
-    if not on("keys", redis, lambda store: store.revoke_key(key_id)):
+    """End a key; every gateway on the store or the file refuses it within a second."""
+    if not _on(file, redis, lambda store: store.revoke_key(key_id)):
         raise stop("keys", f"no key has the id {key_id}")
     typer.echo(f"revoked {key_id}")
+
+
+def _on(file: Path | None, url: str | None, work: Callable[[Store | Written], Awaitable[T]]) -> T:
+    """What `work` gives on the file, else on the store. Exits with 1 when there is neither, or it cannot be used."""
+    if file is None:
+        return on("keys", url, work)
+
+    async def main() -> T:
+        return await work(Written(file))
+
+    try:
+        return asyncio.run(main())
+    except (OSError, PolicyError, ValueError) as error:
+        raise stop("keys", str(error)) from None

@@ -15,6 +15,7 @@ from gateway.app import NoKeys, create_app, open_to_everyone
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
+from gateway.keyfile import KeyFile
 from gateway.keys import SHORTEST_KEY
 from gateway.policy import PolicyError
 from gateway.reload import checked
@@ -22,6 +23,7 @@ from gateway.settings import Settings
 from gateway.store import open_store
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
+KeysFile = Annotated[Path | None, typer.Option(help="File of keys, made by `tiergate keys create --file`.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
 DRAIN = 600  # seconds that open answers have to end after SIGTERM; a second SIGTERM ends them at once
@@ -34,9 +36,11 @@ Redis = Annotated[
 ]
 
 
-def serve(policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None) -> None:
+def serve(
+    policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None, keys: KeysFile = None
+) -> None:
     """Serve the gateway."""
-    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis}
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "keys_file": keys}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -52,6 +56,7 @@ async def run(settings: Settings) -> None:
     """Until SIGINT or SIGTERM. Exits with a message when the gateway may not or cannot start."""
     try:
         policy = checked(settings.policy or packaged())
+        file = KeyFile(settings.keys_file) if settings.keys_file else None
     except PolicyError as error:
         stop(str(error))
     if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
@@ -65,12 +70,12 @@ async def run(settings: Settings) -> None:
                 stop(str(error))
         store = open_store(url)
         try:
-            everyone = await open_to_everyone(settings, store)
+            everyone = await open_to_everyone(settings, store, file)
         except NoKeys as error:
             stop(str(error))
         except Overloaded:
             stop("the store does not answer: without it nobody knows the API keys")
-        app = create_app(settings, policy, store, everyone)
+        app = create_app(settings, policy, store, everyone, file)
         config: dict[str, Any] = {"host": settings.host, "port": settings.port, "http": "httptools", "ws": "none"}
         config |= {
             "access_log": False,

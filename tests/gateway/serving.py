@@ -19,6 +19,7 @@ from gateway.api import Front
 from gateway.app import create_app
 from gateway.body import read
 from gateway.http1 import Client
+from gateway.keyfile import KeyFile
 from gateway.policy import Policy
 from gateway.settings import Settings
 from gateway.store import MemoryStore, Store
@@ -188,13 +189,13 @@ class Gateway(Port):
 
 @asynccontextmanager
 async def gateway(
-    policy: Policy, store: Store | None = None, everyone: bool = True, **settings: Any
+    policy: Policy, store: Store | None = None, everyone: bool = True, file: KeyFile | None = None, **settings: Any
 ) -> AsyncIterator[Gateway]:
     """Serve `policy` by uvicorn's protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
     unseen. (A uvicorn.Server would take 0.3 s to start and stop.)
     """
     troubles = watched()
-    front = create_app(Settings(**{"log_exchanges": False, **settings}), policy, store or MemoryStore(), everyone)
+    front = create_app(Settings(**{"log_exchanges": False, **settings}), policy, store or MemoryStore(), everyone, file)
     config = uvicorn.Config(front, log_config=None, access_log=False, ws="none")
     config.load()
     state, door, rest = ServerState(), front._doors.upstream, front._rest

@@ -4,11 +4,14 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.keys import new_admin_key
+from gateway.cli.written import Written
+from gateway.keyfile import KeyFile
+from gateway.keys import new_admin_key, new_key
 from gateway.store import KeyRecord, Limits, Line, MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import Gateway, body, gateway
@@ -119,7 +122,27 @@ def test_what_is_shown_of_a_key_is_all_but_its_hash(flash: Sim, pro: Sim) -> Non
     async def main() -> None:
         async with administered(flash, pro) as gate:
             made = (await gate.ask({"name": "ann"}, "/admin/keys", **RIGHT)).json()
-            assert made.keys() - {"key"} == set(KeyRecord.__dataclass_fields__) - {"hash"}
+            assert made.keys() - {"key"} == set(KeyRecord.__dataclass_fields__) - {"hash"} | {"source"}
+
+    asyncio.run(main())
+
+
+def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    async def main() -> None:
+        written = Written(tmp_path / "keys.json")
+        _, record = new_key(await written.secret(), "ann")
+        admin, its = new_admin_key(await written.secret())
+        for one in (record, its):
+            await written.put_key(one)
+        file = KeyFile(tmp_path / "keys.json")
+        async with administered(flash, pro, admin_key=None, file=file) as gate:
+            headers = {**RIGHT, **named(admin)}
+            assert (await gate.ask({"name": "bob"}, "/admin/keys", **headers)).json()["source"] == "store"
+            listed = json.loads((await gate.get("/admin/keys", **headers)).data)
+            assert [(key["name"], key["source"]) for key in listed] == [("ann", "file"), ("bob", "store")]
+            refused = await gate.get(f"/admin/keys/{record.id}", "DELETE", **headers)
+            assert (refused.status, refused.json()["error"]["code"]) == (400, "key_in_file")
+            assert (await gate.get("/ready")).json()["keys_file"] == "ok"
 
     asyncio.run(main())
 

@@ -1,11 +1,14 @@
 import asyncio
 import secrets
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from gateway.app import NoKeys, open_to_everyone
 from gateway.cli import app
+from gateway.cli.written import Written
+from gateway.keyfile import KeyFile
 from gateway.keys import new_admin_key, new_key
 from gateway.settings import Settings
 from gateway.store import MemoryStore
@@ -112,7 +115,7 @@ def test_a_bug_in_another_path_is_a_500_error_object(flash: Sim, pro: Sim) -> No
     asyncio.run(main())
 
 
-def test_others_are_served_only_with_a_callers_key_and_an_admin_key() -> None:
+def test_others_are_served_only_with_a_callers_key_and_an_admin_key(tmp_path: Path) -> None:
     async def main() -> None:
         store, here, everywhere = MemoryStore(), Settings(host="127.0.0.1"), Settings(host="0.0.0.0")
         assert await open_to_everyone(here, store)
@@ -127,6 +130,13 @@ def test_others_are_served_only_with_a_callers_key_and_an_admin_key() -> None:
             await open_to_everyone(everywhere, store)
         await store.put_key(new_key(b"", "ann")[1])
         assert not await open_to_everyone(everywhere, store)
+        file = tmp_path / "keys.json"
+        await Written(file).secret()
+        assert not await open_to_everyone(here, MemoryStore(), KeyFile(file)), "a file without keys serves nobody"
+        with pytest.raises(NoKeys, match="no admin key"):
+            await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
+        await Written(file).put_key(new_admin_key(b"")[1])
+        assert not await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
         await store.revoke_key("admin")
         with pytest.raises(NoKeys, match="no admin key"):
             await open_to_everyone(everywhere, store)

@@ -2,11 +2,14 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from gateway.cli.written import Written
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
+from gateway.keyfile import KeyFile
 from gateway.keys import Keys, identify, key_hash, new_key
 from gateway.policy import load_policy
 from gateway.policy.model import Callers, DefaultCaller, Plan
@@ -236,5 +239,29 @@ def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
         assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
         assert POLICY.reach("silver", ()) == ("flash",)
         assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
+
+    with_store(main)
+
+
+def test_the_file_is_asked_before_the_store_and_knows_its_keys_without_it(tmp_path: Path) -> None:
+    async def main(store: CountingStore) -> None:
+        written = Written(tmp_path / "keys.json")
+        key, record = new_key(await written.secret(), "ann", "gold")
+        await written.put_key(record)
+        other, _ = await kept(store, "bob")
+        keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
+        assert ((await who(keys, key)).name, store.asked) == ("ann", [])
+        assert (await who(keys, other)).name == "bob"
+        store.down = True
+        caller = await who(keys, key)
+        assert caller.salt == (await who(Keys(MemoryStore(), file=keys.file), key)).salt
+        assert (await refused(keys, f"Bearer {key}x")).status == 401
+        assert (await refused(keys, "Bearer sk-tg-000000000000-x")).status == 503
+        await written.revoke_key(record.id)
+        assert keys.file
+        keys.file.look()
+        await store.put_key(replace(record, hash=key_hash(await store.secret(), key)))
+        store.down = False
+        assert (await refused(keys, f"Bearer {key}")).status == 401, "what the file says goes before the store"
 
     with_store(main)
