@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthorized
-from gateway.keys import ADMIN, Keys, bearer, key_hash, mistake, new_key, opens, shown, until
+from gateway.keys import ADMIN, Keys, bearer, expired, key_hash, mistake, new_key, opens, shown, until
 from gateway.policy import Policy
 from gateway.store import KeyRecord, Store
 from gateway.usage import HEADINGS, Asked, Heading, Report, reported
@@ -84,7 +84,7 @@ class Guard:
     async def check(self, authorization: str | None, peer: str) -> None:
         """Raises Forbidden when there is no admin key, Unauthorized or RateLimited for a wrong one, Overloaded."""
         record, secret = self._given or await self._keys.find(ADMIN)
-        if record is None:
+        if record is None or expired(record):
             raise Forbidden(OFF, code="admin_disabled")
         try:
             if opens(bearer(authorization), record, secret):

@@ -17,7 +17,7 @@ from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, Keys, identify
+from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings
@@ -88,7 +88,7 @@ async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | Non
 
 
 def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
-    return any(record.id == key_id and record.revoked is None for record in records)
+    return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
 def _routes(rest: FastAPI, doors: Doors) -> None:

@@ -90,7 +90,7 @@ class KeyFile:
 
     def _tell(self, problem: str | None) -> None:
         if problem and problem != self.problem:
-            log.warning("keys: %s\nkeys: those read before stay in force", problem)
+            log.warning("keys: those read before stay in force: %s", problem.replace("\n", "; "))
         elif self.problem and not problem:
             log.warning("keys: %s is right again", self._path)
         self.problem = problem

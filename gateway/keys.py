@@ -95,7 +95,7 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
     if not opens(presented, record, secret) or record is None:
         raise Unauthorized("Incorrect API key provided.")
-    if record.expires is not None and record.expires <= time.time():
+    if expired(record):
         raise Unauthorized("This API key has expired.", code="expired_api_key")
     own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may)
     return replace(_caller(record.id, record.name, record.plan, secret, callers), own=own)
@@ -131,6 +131,10 @@ def mistake(policy: Policy | None, name: str, plan: str | None, may: Iterable[st
         return f"no plan is named {plan}: {', '.join(policy.callers.plans)}"
     wrong = next((tier for tier in may if tier not in policy.tiers), None)
     return None if wrong is None else f"no tier is named {wrong}: {', '.join(policy.tiers)}"
+
+
+def expired(record: KeyRecord) -> bool:
+    return record.expires is not None and record.expires <= time.time()
 
 
 def shown(record: KeyRecord) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,9 @@ def test_a_made_admin_key_counts_unless_one_is_given(flash: Sim, pro: Sim) -> No
             assert (await gate.get("/admin/keys/admin", "DELETE", **named(made))).status == 404
         async with administered(flash, pro, store) as gate:
             assert (await gate.get("/admin/keys", **named(made))).status == 401
+        await store.put_key(replace(record, expires=record.created))
+        async with administered(flash, pro, store, admin_key=None) as gate:
+            assert (await gate.get("/admin/keys", **named(made))).status == 403
 
     asyncio.run(main())
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
@@ -22,6 +25,7 @@ from loadtest.servers import free_port, policy, python
 from tests.tiers import JSON, until
 
 SECRET = "0f" * 32
+ODD = st.sampled_from("{}[]:,\"'\n -#&*!|0.eantruefls$\ud800\x85")
 ANN: JSON = {"id": "5d0c63ab12f9", "hash": "91be" * 16, "name": "ann", "created": 1772323200.0}
 
 
@@ -67,6 +71,14 @@ def test_a_wrong_file_is_told_by_line_and_column(wrong: str, told: str) -> None:
     with pytest.raises(PolicyError, match=told) as error:
         read_keys(wrong, "k", {})
     assert SECRET not in str(error.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 400), st.integers(0, 9), st.text(ODD, max_size=6))
+def test_a_file_with_anything_in_it_is_read_or_refused_and_nothing_else(at: int, cut: int, put: str) -> None:
+    written = text({**ANN, "may": ["pro"], "usd": 1.5})
+    with contextlib.suppress(PolicyError):
+        read_keys(written[:at] + put + written[at + cut :], "k", {})
 
 
 def test_a_file_is_taken_over_when_it_changed_and_kept_as_it_was_while_it_is_wrong(
@@ -168,12 +180,12 @@ def status(url: str, key: str) -> int:
 
 
 def test_a_key_revoked_in_the_file_or_in_the_store_is_refused_by_all_gateways(tmp_path: Path, valkey: str) -> None:
-    path, settings = tmp_path / "keys.json", tmp_path / "policy.yaml"
-    settings.write_text(policy())
+    path, rules = tmp_path / "keys.json", tmp_path / "policy.yaml"
+    rules.write_text(policy())
     made = {place: json.loads(keys("create", "ann", "--json", *place).stdout)
             for place in (("--file", str(path)), ("--redis", valkey))}  # fmt: skip
     ports = [free_port(), free_port()]
-    command = ["-m", "gateway", "serve", "--policy", str(settings), "--redis", valkey, "--keys", str(path)]
+    command = ["-m", "gateway", "serve", "--policy", str(rules), "--redis", valkey, "--keys", str(path)]
     tiers = {"FLASH_URL": "http://127.0.0.1:1", "PRO_URL": "http://127.0.0.1:1"}
     with ExitStack() as stack:
         urls = [stack.enter_context(python([*command, "--port", str(port)], port, **tiers)) for port in ports]
