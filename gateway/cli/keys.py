@@ -10,13 +10,14 @@ import typer
 
 from gateway.cli.store import Json, Redis, date, encoded, on, stop
 from gateway.cli.written import Written
-from gateway.keys import mistake, new_admin_key, new_key, shown, until
+from gateway.keys import ADMIN, mistake, new_admin_key, new_key, shown, until
 from gateway.policy import Policy, PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
 keys = typer.Typer(help="API keys, kept as keyed hashes in the shared store or in a file.", no_args_is_help=True)
 
 T = TypeVar("T")
+PAUSE = 0.5  # seconds that another `keys first`, which made the caller's key, has to make the admin key, too
 File = Annotated[
     Path | None, typer.Option("--file", help="A file in the store's place; made if there is none.", metavar="FILE")
 ]
@@ -83,18 +84,25 @@ def admin(redis: Redis = None, file: File = None) -> None:
 
 @keys.command()
 def first(redis: Redis = None, file: File = None) -> None:
-    """Make a caller's key and an admin key and print them, if the store has no key at all; else say nothing."""
+    """Make a caller's key where there is no key at all, an admin key where there is none, and print them, this once."""
 
-    async def make(store: Store | Written) -> tuple[str, str] | None:
+    async def make(store: Store | Written) -> list[str]:
         key, record = new_key(await store.secret(), "first")
-        if not await store.put_key(record, only_first=True):
-            return None
-        admin_key, record = new_admin_key(await store.secret())
-        await store.put_key(record)
-        return key, admin_key
+        made = [f"API key: {key}"] if await store.put_key(record, only_first=True) else []
+        if not made and not await _administered(store):
+            await asyncio.sleep(PAUSE)
+        if not await _administered(store):
+            key, record = new_admin_key(await store.secret())
+            await store.put_key(record)
+            made.append(f"admin key: {key}")
+        return made
 
-    if made := _on(file, redis, make):
-        typer.echo(f"API key: {made[0]}\nadmin key: {made[1]}")
+    for line in _on(file, redis, make):
+        typer.echo(line)
+
+
+async def _administered(store: Store | Written) -> bool:
+    return any(record.id == ADMIN for record in await store.list_keys())
 
 
 @keys.command("list")

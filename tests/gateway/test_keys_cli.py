@@ -77,6 +77,13 @@ def test_first_makes_a_callers_key_and_an_admin_key_and_is_silent_afterwards(url
     assert (again.exit_code, again.output) == (0, "")
 
 
+def test_first_makes_the_admin_key_alone_where_callers_have_theirs(url: str) -> None:
+    run("create", "ann", url=url)
+    made = run("first", url=url).stdout
+    assert made.count("\n") == 1
+    assert administers(url, made.removeprefix("admin key: ").strip())
+
+
 def test_an_admin_key_opens_admin_and_nothing_else_and_takes_the_place_of_the_one_before(url: str) -> None:
     first, second = (run("admin", url=url).stdout.strip() for _ in range(2))
     assert [administers(url, key) for key in (first, second)] == [False, True]
