@@ -49,8 +49,11 @@ LONGEST = 120.0  # seconds until every lease must have ended
 
 
 class Money(NamedTuple):
-    """Nano-dollars, and what became of the streams (`ends`). `peak` is the most that was spent and held at any look; `true` is
-    what the servers' own counts come to; `estimated` is the part of the ledger that no server confirmed."""
+    """Nano-dollars, and what became of the streams (`ends`).
+
+    `peak` is the most that was spent and held at any look, `true` what the servers' own counts come to, `estimated` the
+    part of the ledger that no server confirmed, `held` what is still held when all leases have ended.
+    """
 
     budget: int
     peak: int
