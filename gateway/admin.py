@@ -30,7 +30,7 @@ Serve = Callable[[Request], Awaitable[Response]]
 
 
 class NewKey(BaseModel):
-    """What `tiergate keys create` takes. Limits and `may` go before what the plan says."""
+    """What `tiergate keys create` takes. Limits, `may` and `explain` go before what the plan says."""
 
     model_config = ConfigDict(extra="forbid")
     name: str = Field(description="whose key it is")
@@ -40,6 +40,7 @@ class NewKey(BaseModel):
     tokens_per_minute: int | None = Field(default=None, ge=1, le=100_000_000)
     usd: float | None = Field(default=None, ge=0.000001, le=1e6, description="of the plan's budget window")
     may: tuple[str, ...] | None = Field(default=None, description="tiers that it may reach, with all below")
+    explain: bool | None = Field(default=None, description="may ask for the whole decision")
 
 
 class Shown(BaseModel):
@@ -56,6 +57,7 @@ class Shown(BaseModel):
     tokens_per_minute: int | None
     usd: float | None
     may: tuple[str, ...] | None
+    explain: bool | None
 
 
 class Created(Shown):

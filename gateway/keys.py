@@ -97,7 +97,7 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
         raise Unauthorized("Incorrect API key provided.")
     if expired(record):
         raise Unauthorized("This API key has expired.", code="expired_api_key")
-    own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may)
+    own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
     return replace(_caller(record.id, record.name, record.plan, secret, callers), own=own)
 
 

@@ -33,6 +33,7 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     tokens_per_minute: Limit = None,
     usd: Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of the plan's budget window.")] = None,
     may: Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")] = None,
+    explain: Annotated[bool | None, typer.Option(help="May ask for the whole decision; else as the plan says.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")] = None,
     json: Json = False,
     redis: Redis = None,
@@ -40,7 +41,7 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 ) -> None:
     """Make a key and print it. It is shown this once: only a keyed hash is kept."""
     own: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    own |= {"usd": usd, "may": tuple(may) if may else None, "expires": _until(expires)}
+    own |= {"usd": usd, "explain": explain, "may": tuple(may) if may else None, "expires": _until(expires)}
     if wrong := mistake(_policy(policy), name, plan, may or ()):
         raise stop("keys", wrong)
 

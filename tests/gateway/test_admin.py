@@ -216,3 +216,15 @@ def test_the_openapi_document_has_the_admin_routes_behind_the_admin_key(flash: S
             assert ADMIN_KEY not in json.dumps(told)
 
     asyncio.run(main())
+
+
+def test_a_key_may_ask_for_explanations_or_not_whatever_its_plan_says(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with administered(flash, pro) as gate:
+            for explain, status in ((False, 403), (True, 200), (None, 200)):
+                made = await gate.ask({"name": "ann", "explain": explain}, "/admin/keys", **RIGHT)
+                answer = await gate.ask(body(), x_route_explain="1", **named(made.json()["key"]))
+                assert answer.status == status
+                assert ("route" in answer.json()) is (status == 200)
+
+    asyncio.run(main())

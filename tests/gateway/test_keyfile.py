@@ -39,7 +39,7 @@ def keys(*words: str) -> Result:
 
 def test_yaml_and_json_hold_records_with_all_that_the_store_keeps() -> None:
     every: JSON = {**ANN, "plan": "gold", "revoked": 1.0, "expires": 2.0, "requests_per_minute": 3, "usd": 0.5}
-    every |= {"tokens_per_minute": 4, "may": ["pro"]}
+    every |= {"tokens_per_minute": 4, "may": ["pro"], "explain": False}
     assert every.keys() == set(KeyRecord.__dataclass_fields__)
     held = read_keys(text(every), "keys.json")
     assert held.records == {ANN["id"]: KeyRecord(**{**every, "may": ("pro",)})}

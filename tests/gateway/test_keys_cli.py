@@ -64,7 +64,7 @@ def test_the_address_may_be_an_option(url: str) -> None:
 
 def test_create_may_answer_in_json(url: str) -> None:
     made = json.loads(run("create", "ann", "--json", url=url).stdout)
-    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may"}
+    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may", "explain"}
     assert set(made) == {"key", "id", "name", "plan", "created", "revoked"} | own
     assert caller(url, made["key"]).id == made["id"]
 
