@@ -8,8 +8,8 @@ import re
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from gateway.admission import new_key
 from gateway.http1 import Client, Origin, TransportError
+from gateway.keys import new_key
 from gateway.store import open_store
 from loadtest.faults.client import LIMITS
 from loadtest.servers import MODELS, gateway, sim, valkey
