@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -58,7 +59,6 @@ class RedisStore:
         self._leases = itertools.count()
         self._owed: dict[str, tuple[str, tuple[Word, ...]]] = {}
         self._paying: asyncio.Task[None] | None = None
-        self._resent: dict[str, asyncio.Future[Any]] = {}
 
     @property
     def state(self) -> State:
@@ -76,9 +76,7 @@ class RedisStore:
         owed = list(self._owed)
         for at in range(0, len(owed), BATCH):
             batch = [lease for lease in owed[at : at + BATCH] if lease in self._owed]
-            paid = [self._put(b"EVALSHA", SETTLE_SHA, lease) for lease in batch]
-            if paid:
-                await asyncio.wait(paid)
+            await asyncio.gather(*(self._put(lease) for lease in batch))
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
         if _answered(reply):
@@ -119,30 +117,33 @@ class RedisStore:
             await self._local.settle(caller, lease, lines, above)
             if not lines:
                 return
-        await asyncio.wait([self._pay(caller, lease, settled(lines, above, unheld=lease.startswith(LEASE_NAME)))])
-        if again := self._resent.pop(lease, None):
-            await asyncio.wait([again])
+        await self._pay(caller, lease, settled(lines, above, unheld=lease.startswith(LEASE_NAME)))
 
-    def _pay(self, caller: str, lease: str, words: tuple[Word, ...]) -> asyncio.Future[Any]:
+    def _pay(self, caller: str, lease: str, words: tuple[Word, ...]) -> asyncio.Future[None]:
         """Puts the settlement in the line, behind the admission it belongs to; owed until the server confirms it."""
         self._owed[lease] = (caller, words)
-        return self._put(b"EVALSHA", SETTLE_SHA, lease)
+        return self._put(lease)
 
-    def _put(self, command: bytes, script: bytes, lease: str) -> asyncio.Future[Any]:
+    def _put(self, lease: str) -> asyncio.Future[None]:
+        """Done when the server has answered or will not; who cancels it stops waiting, no more."""
+        tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._try(lease, tried, b"EVALSHA", SETTLE_SHA)
+        return tried
+
+    def _try(self, lease: str, tried: asyncio.Future[None], *script: bytes) -> None:
         caller, words = self._owed[lease]
-        paid = self._line.put(command, script, 4, *account(caller), lease, *words)
-        paid.add_done_callback(lambda reply: self._confirm(lease, reply))
-        return paid
+        reply = self._line.put(*script, 4, *account(caller), lease, *words)
+        reply.add_done_callback(partial(self._confirm, lease, tried))
 
-    def _confirm(self, lease: str, reply: asyncio.Future[Any]) -> None:
-        if reply.cancelled() or lease not in self._owed:
-            return
+    def _confirm(self, lease: str, tried: asyncio.Future[None], reply: asyncio.Future[Any]) -> None:
         error = reply.exception()
-        if isinstance(error, NoScriptError):
-            self._resent[lease] = self._put(b"EVAL", SETTLE, lease)
-        elif error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
-            del self._owed[lease]
-            self._resent.pop(lease, None)
+        if isinstance(error, NoScriptError) and lease in self._owed:
+            self._try(lease, tried, b"EVAL", SETTLE)
+            return
+        if error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
+            self._owed.pop(lease, None)
+        if not tried.done():
+            tried.set_result(None)
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         names = [caller] if caller is not None else sorted(await self._callers())
