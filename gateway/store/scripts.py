@@ -66,22 +66,22 @@ local function advance()
 end
 """
 
-# KEYS  ... [, entry]; ARGV  requests per minute, interval us, concurrency, lease us, lease, tokens per minute or 0,
-# budget or -1, its window us, 1 if it degrades, share or -1, its window us, and the claim: prompt, completion, money,
-# tier, money on the first tier, first tier.
+# KEYS  ... [, entry]; ARGV  a MessagePack array: lease, its us, requests per minute, interval us, concurrency, tokens
+# per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its window us, and the claim: prompt,
+# completion, money, tier, money on the first tier, first tier.
 # -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil}
 ADMIT: Final = (
     OPENING
     + b"""
-local interval, rate, budget = tonumber(ARGV[2]), tonumber(ARGV[6]), tonumber(ARGV[7])
-a.rate, a.span = rate, tonumber(ARGV[8])
+local lease, lasts, requests, interval, concurrency, rate, budget, span, degrades, share, turn, prompt, completion,
+  money, tier, cheap, first = unpack(cmsgpack.unpack(ARGV[1]))
+a.rate, a.span = rate, span
 advance()
-local share = tonumber(ARGV[10])
 if share >= 0 then
-  local window = math.floor(now / ARGV[11])
+  local window = math.floor(now / turn)
   if window ~= a.share then a.share, a.asked, a.above = window, 0, 0 end
 end
-local most = interval * ARGV[1]
+local most = interval * requests
 local spent = math.min(math.max(a.idle_at - now, 0), most)
 local function answer(verdict, wait, capped, entry)
   save()
@@ -94,43 +94,43 @@ if entry then
   a.idle_at = now + spent
   return answer(0, 0, 0, entry)
 end
-if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[3]) then return answer(2, 0, 0) end
-local prompt, completion, money, tier = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
+if redis.call('ZCARD', KEYS[2]) >= concurrency then return answer(2, 0, 0) end
 local over = a.level + (a.tokens + math.min(prompt + completion, rate) - rate) * UNIT
 if rate > 0 and over > 0 then return answer(3, over / rate, 0) end
 local used, capped, above = a.spent + a.money, 0, -1
 if budget >= 0 and used + money > budget then
   capped = 1
-  if ARGV[9] == '0' or used + ARGV[16] > budget then return answer(4, a.span - now % a.span, 0) end
+  if not degrades or used + cheap > budget then return answer(4, a.span - now % a.span, 0) end
 end
 if share >= 0 then
   a.asked = a.asked + 1
-  if capped == 0 and tier ~= ARGV[17] then
+  if capped == 0 and tier ~= first then
     if a.above + 1 <= math.ceil(share * a.asked) then a.above, above = a.above + 1, a.share else capped = 2 end
   end
 end
-if capped > 0 then money, tier = tonumber(ARGV[16]), ARGV[17] end
+if capped > 0 then money, tier = cheap, first end
 spent = spent + interval
 a.idle_at, a.tokens, a.money = now + spent, a.tokens + prompt + completion, a.money + money
-redis.call('ZADD', KEYS[2], whole(now + ARGV[4]), ARGV[5])
-redis.call('HSET', KEYS[3], ARGV[5], string.format('[%.0f,%.0f,%.0f,%s,%.0f]', prompt, completion, money,
+redis.call('ZADD', KEYS[2], whole(now + lasts), lease)
+redis.call('HSET', KEYS[3], lease, string.format('[%.0f,%.0f,%.0f,%s,%.0f]', prompt, completion, money,
   cjson.encode(tier), above))
 return answer(0, 0, capped)
 """
 )
 ADMIT_SHA: Final = hashlib.sha1(ADMIT, usedforsecurity=False).hexdigest().encode()
 
-# KEYS  ...; ARGV  lease, 1 if answered above the first tier, lines as JSON: [[tier, kind, estimated 0 or 1, requests,
-# prompt, cached, completion, money], ...], 1 to book them without a lease. -> 1 if the lease was held. With a lease of
-# "" only what expired is booked.
+# KEYS  ...; ARGV  a MessagePack array: lease, whether answered above the first tier, lines: [[tier, kind, estimated 0
+# or 1, requests, prompt, cached, completion, money], ...], whether to book them without a lease. -> 1 if the lease was
+# held. With a lease of "" only what expired is booked.
 SETTLE: Final = (
     OPENING
     + b"""
+local lease, above, lines, unheld = unpack(cmsgpack.unpack(ARGV[1]))
 advance()
-local claim = take(ARGV[1])
-if claim and claim[5] >= 0 and claim[5] == a.share and ARGV[2] == '0' then a.above = a.above - 1 end
-if claim or ARGV[4] == '1' then
-  for _, line in ipairs(cjson.decode(ARGV[3])) do book(unpack(line)) end
+local claim = take(lease)
+if claim and claim[5] >= 0 and claim[5] == a.share and not above then a.above = a.above - 1 end
+if claim or unheld then
+  for _, line in ipairs(lines) do book(unpack(line)) end
 end
 save()
 return claim and 1 or 0

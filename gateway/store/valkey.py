@@ -35,7 +35,7 @@ from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, SETTLE, SETTLE_SHA, UNCLAIM
-from gateway.store.words import SETTLED, account, booked, settled, wanted
+from gateway.store.words import account, booked, settled, wanted
 
 BATCH = 32  # settlements that are sent together after an outage
 LOOKED_AT = 500  # names in one step of a scan
@@ -57,7 +57,7 @@ class RedisStore:
         self._secret_shared = False
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed: dict[str, tuple[str, tuple[Word, ...]]] = {}
+        self._owed: dict[str, tuple[str, bytes]] = {}  # by lease: the caller, and the word for SETTLE
         self._paying: asyncio.Task[None] | None = None
 
     @property
@@ -94,22 +94,22 @@ class RedisStore:
             *numbers, entry = [*await self._decide(caller, wanted(limits, claim, lease), recall), None][:7]
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
-                self._owed[lease] = (caller, SETTLED)  # the server may have granted it all the same
+                self._owed[lease] = (caller, settled(lease))  # the server may have granted it all the same
             return await self._local.admit(caller, limits, None, claim)
         except asyncio.CancelledError:
-            self._pay(caller, lease, SETTLED)
+            self._pay(caller, lease, settled(lease))
             raise
         found = Decided(*numbers)
         return told(limits, found, entry, lease if entry is None and not found.verdict else None)
 
-    async def _decide(self, caller: str, words: Sequence[Word], recall: bytes | None) -> list[Any]:
+    async def _decide(self, caller: str, word: bytes, recall: bytes | None) -> list[Any]:
         names: list[str | bytes] = [*account(caller)]
         if recall is not None:
             names.append(_entry(caller, recall))
         try:
-            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, *words)
+            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, word)
         except NoScriptError:
-            found = await self._ask(b"EVAL", ADMIT, len(names), *names, *words)
+            found = await self._ask(b"EVAL", ADMIT, len(names), *names, word)
         return found
 
     async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
@@ -117,11 +117,11 @@ class RedisStore:
             await self._local.settle(caller, lease, lines, above)
             if not lines:
                 return
-        await self._pay(caller, lease, settled(lines, above, unheld=lease.startswith(LEASE_NAME)))
+        await self._pay(caller, lease, settled(lease, lines, above, unheld=lease.startswith(LEASE_NAME)))
 
-    def _pay(self, caller: str, lease: str, words: tuple[Word, ...]) -> asyncio.Future[None]:
+    def _pay(self, caller: str, lease: str, word: bytes) -> asyncio.Future[None]:
         """Puts the settlement in the line, behind the admission it belongs to; owed until the server confirms it."""
-        self._owed[lease] = (caller, words)
+        self._owed[lease] = (caller, word)
         return self._put(lease)
 
     def _put(self, lease: str) -> asyncio.Future[None]:
@@ -131,8 +131,8 @@ class RedisStore:
         return tried
 
     def _try(self, lease: str, tried: asyncio.Future[None], *script: bytes) -> None:
-        caller, words = self._owed[lease]
-        reply = self._line.put(*script, 4, *account(caller), lease, *words)
+        caller, word = self._owed[lease]
+        reply = self._line.put(*script, 4, *account(caller), word)
         reply.add_done_callback(partial(self._confirm, lease, tried))
 
     def _confirm(self, lease: str, tried: asyncio.Future[None], reply: asyncio.Future[Any]) -> None:
@@ -149,7 +149,7 @@ class RedisStore:
         names = [caller] if caller is not None else sorted(await self._callers())
         found: list[Line] = []
         for name in names:
-            await self._ask(b"EVAL", SETTLE, 4, *account(name), b"", *SETTLED)
+            await self._ask(b"EVAL", SETTLE, 4, *account(name), settled(""))
             found += booked(name, await self._ask(b"HGETALL", account(name)[3]))
         return found
 
