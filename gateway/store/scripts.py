@@ -11,7 +11,8 @@ from typing import Final
 #   leases   a sorted set of leases by deadline; claims: a hash of what each holds, as JSON:
 #            [prompt, completion, money, tier, window in which it counts as above the first tier or -1]
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum
-# All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first.
+# All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first; each is given its TTL when
+# something is put into it.
 OPENING: Final = b"""
 local UNIT, TTL = 60000000, 34560000
 local NAMES = {'idle_at', 'tokens', 'money', 'level', 'at', 'rate', 'spent', 'window', 'span', 'asked', 'above',
@@ -20,14 +21,20 @@ local function whole(n) return string.format('%.0f', n) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local day = whole(math.floor(clock[1] / 86400))
-local a, stored = {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
-for i, name in ipairs(NAMES) do a[name] = tonumber(stored[i] or 0) or 0 end
+local a, was, stored = {}, {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
+for i, name in ipairs(NAMES) do
+  was[name] = tonumber(stored[i] or 0) or 0
+  a[name] = was[name]
+end
 
 local function save()
-  local pairs_ = {}
-  for _, name in ipairs(NAMES) do pairs_[#pairs_ + 1] = name; pairs_[#pairs_ + 1] = whole(a[name]) end
-  redis.call('HSET', KEYS[1], unpack(pairs_))
-  for i = 1, 4 do redis.call('EXPIRE', KEYS[i], TTL) end
+  local changed = {}
+  for _, name in ipairs(NAMES) do
+    if a[name] ~= was[name] then changed[#changed + 1] = name; changed[#changed + 1] = whole(a[name]) end
+  end
+  if #changed == 0 then return end
+  redis.call('HSET', KEYS[1], unpack(changed))
+  redis.call('EXPIRE', KEYS[1], TTL)
 end
 
 local function book(tier, kind, estimated, requests, prompt, cached, completion, money)
@@ -36,6 +43,7 @@ local function book(tier, kind, estimated, requests, prompt, cached, completion,
   for name, count in pairs(sums) do
     if count ~= 0 then redis.call('HINCRBY', KEYS[4], head .. name, whole(count)) end
   end
+  redis.call('EXPIRE', KEYS[4], TTL)
   if kind == 'answer' then
     if a.rate > 0 then a.level = a.level + (prompt + completion) * UNIT end
     if a.span > 0 then a.spent = a.spent + money end
@@ -114,6 +122,8 @@ a.idle_at, a.tokens, a.money = now + spent, a.tokens + prompt + completion, a.mo
 redis.call('ZADD', KEYS[2], whole(now + lasts), lease)
 redis.call('HSET', KEYS[3], lease, string.format('[%.0f,%.0f,%.0f,%s,%.0f]', prompt, completion, money,
   cjson.encode(tier), above))
+redis.call('EXPIRE', KEYS[2], TTL)
+redis.call('EXPIRE', KEYS[3], TTL)
 return answer(0, 0, capped)
 """
 )
