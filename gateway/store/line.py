@@ -75,7 +75,7 @@ class Line(asyncio.Protocol):
         self._transport: Any = None
         self._reader: Any = None
         self._paused = False
-        self._heard = 0.0  # when the last reply came, or the first command after a rest
+        self._heard = 0.0  # when the last reply came, or the line set to work after a rest
         self._clock: asyncio.TimerHandle | None = None
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
@@ -88,15 +88,19 @@ class Line(asyncio.Protocol):
         """As `put`, for a command that waits already."""
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
-            if not self._sent:
-                self._watch()
         self._unsent.append(waiting)
 
     def _flush(self) -> None:
-        if self._transport is None:
-            if self._unsent and self._opening is None:
-                self._opening = asyncio.create_task(self._open())
+        if not self._unsent or self._opening is not None:
             return
+        if not self._sent:
+            self._watch()
+        if self._transport is None:
+            self._opening = asyncio.create_task(self._open())
+        else:
+            self._write()
+
+    def _write(self) -> None:
         while self._unsent and not self._paused:
             self._transport.write(b"".join(self._batch()))
 
@@ -127,14 +131,14 @@ class Line(asyncio.Protocol):
         )
         self._transport = self._connection._writer.transport
         self._transport.set_protocol(self)
-        self._flush()
+        self._write()
 
     def pause_writing(self) -> None:
         self._paused = True
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._flush()
+        self._write()
 
     def data_received(self, data: bytes) -> None:
         self._heard = time.monotonic()
