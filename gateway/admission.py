@@ -6,7 +6,7 @@ from typing import Self
 
 from gateway.errors import RateLimited
 from gateway.policy import Plan, Policy
-from gateway.pricing import claim, limits_of, lines, plan_of
+from gateway.pricing import bound, limits_of, lines, plan_of
 from gateway.store import NANO, Admitted, Limits, Store
 from gateway.types import ChatRequest, Headers, Reply, Standing
 
@@ -96,8 +96,8 @@ async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, stor
     caller = request.caller
     plan = plan_of(caller, policy)
     limits = limits_of(plan, policy)
-    claimed = claim(request, policy.reach(caller.plan, caller.own.may), policy)
-    found = await store.admit(caller.id, limits, recall, claimed)
+    most = bound(request, policy.reach(caller.plan, caller.own.may), policy)
+    found = await store.admit(caller.id, limits, recall, most)
     if found.refused_by:
         raise OverLimit(told(found, limits), found, limits)
     standing = stands(found, plan)

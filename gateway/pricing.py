@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.body import Fields
 from gateway.policy import Budget, Plan, Policy, Price
-from gateway.store import NANO, Claim, Limits, Line, Money, Portion
+from gateway.store import NANO, Bound, Limits, Line, Money, Portion
 from gateway.types import Bill, Caller, ChatRequest
 
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
@@ -46,7 +46,7 @@ def limits_of(plan: Plan, policy: Policy) -> Limits:
     )
 
 
-def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim:
+def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound:
     """The most that an answer may use, priced at the dearest of `tiers`.
 
     A token stands for at least one byte, so the prompt takes no more tokens than the bytes of the members that end up
@@ -56,7 +56,7 @@ def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim
     prompt, completion = prompt_bound(request), answer_bound(request.fields)
     costs = {name: cost(policy.tiers[name].price, prompt, 0, completion) for name in tiers}
     dearest = max(costs, key=lambda name: (costs[name], tiers.index(name)))
-    return Claim(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
+    return Bound(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
 
 
 def prompt_bound(request: ChatRequest) -> int:
@@ -80,7 +80,7 @@ def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
 
 
 def lines(request: ChatRequest, policy: Policy) -> list[Line]:
-    """What the calls for a request come to: as the servers counted, else estimated, never above what was claimed."""
+    """What the calls for a request come to: as the servers counted, else estimated, never above its bound."""
     return [line(bill, request, policy) for bill in request.bills if not bill.void]
 
 

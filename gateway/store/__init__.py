@@ -6,9 +6,8 @@ from gateway.store.contract import (
     OVER,
     VALUE_LIMIT,
     Admitted,
+    Bound,
     CappedBy,
-    Claim,
-    Claimed,
     KeyRecord,
     Kind,
     Level,
@@ -18,6 +17,7 @@ from gateway.store.contract import (
     Portion,
     State,
     Store,
+    Taken,
 )
 from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
@@ -27,9 +27,8 @@ __all__ = [
     "OVER",
     "VALUE_LIMIT",
     "Admitted",
+    "Bound",
     "CappedBy",
-    "Claim",
-    "Claimed",
     "KeyRecord",
     "Kind",
     "Level",
@@ -41,6 +40,7 @@ __all__ = [
     "RedisStore",
     "State",
     "Store",
+    "Taken",
     "open_store",
 ]
 

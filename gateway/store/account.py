@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gateway.store.contract import MINUTE, Claim, Decided, Kind, Limits, Line
+from gateway.store.contract import MINUTE, Bound, Decided, Kind, Limits, Line
 
 Sums = list[int]  # requests, prompt, cached, completion, money
 Heading = tuple[str, str, Kind, bool]  # day, tier, kind, estimated
@@ -16,7 +16,7 @@ class Held:
     """What an admission holds until `deadline`; `share` is the window in which it counts as above the first tier."""
 
     deadline: int
-    claim: Claim
+    bound: Bound
     tier: str
     money: int
     share: int | None
@@ -57,8 +57,8 @@ class Account:
             self.spent, self.window = 0, now // self.span if self.span else 0
         for lease in [lease for lease, held in self.leases.items() if held.deadline <= now]:
             held = self.leases[lease]
-            claim = held.claim
-            line = Line(held.tier, "answer", True, claim.prompt, 0, claim.completion, held.money)
+            bound = held.bound
+            line = Line(held.tier, "answer", True, bound.prompt, 0, bound.completion, held.money)
             self.settle(lease, [line], above=True)
 
     @property
@@ -66,27 +66,27 @@ class Account:
         """Tokens used and held, rounded up."""
         return -(-self.level // MINUTE) + self.tokens
 
-    def decide(self, limits: Limits, claim: Claim, now: int) -> Decided:
+    def decide(self, limits: Limits, bound: Bound, now: int) -> Decided:
         """What holds beyond the request limit: concurrency, tokens, money, share. Changes nothing but windows."""
         spent = self.queue(limits, now)
         used = self.level + self.tokens * MINUTE
         if len(self.leases) >= limits.concurrency:
             return Decided(2, spent, 0, self.used, self.spent + self.money)
         rate = limits.tokens_per_minute or 0
-        need = min(claim.tokens, rate) * MINUTE
+        need = min(bound.tokens, rate) * MINUTE
         if rate and used + need > rate * MINUTE:
             wait = -(-(used + need - rate * MINUTE) // rate)
             return Decided(3, spent, wait, self.used, self.spent + self.money)
-        return self._priced(limits, claim, now, Decided(0, spent, 0, self.used, self.spent + self.money))
+        return self._priced(limits, bound, now, Decided(0, spent, 0, self.used, self.spent + self.money))
 
-    def _priced(self, limits: Limits, claim: Claim, now: int, found: Decided) -> Decided:
+    def _priced(self, limits: Limits, bound: Bound, now: int, found: Decided) -> Decided:
         """Money, then the share: `found` with a cap, or a refusal."""
         money, capped = limits.money, 0
-        if money and found.money + claim.money > money.nano:
+        if money and found.money + bound.money > money.nano:
             capped = 1
-            if not money.degrade or found.money + claim.cheap > money.nano:
+            if not money.degrade or found.money + bound.cheap > money.nano:
                 return Decided(4, found.spent, self.span - now % self.span, found.tokens, found.money)
-        if limits.share and not capped and claim.tier != claim.first:
+        if limits.share and not capped and bound.tier != bound.first:
             room = math.ceil(limits.share.max * (self.asked + 1))
             capped = 0 if self.above + 1 <= room else 2
         return Decided(0, found.spent, 0, found.tokens, found.money, capped)
@@ -101,11 +101,11 @@ class Account:
         if limits.share and now // int(limits.share.seconds * 1e6) != self.share:
             self.share, self.asked, self.above = now // int(limits.share.seconds * 1e6), 0, 0
 
-    def hold(self, lease: str, deadline: int, claim: Claim, limits: Limits, capped: int) -> None:
-        above = limits.share is not None and not capped and claim.tier != claim.first
-        tier, money = (claim.first, claim.cheap) if capped else (claim.tier, claim.money)
-        self.leases[lease] = Held(deadline, claim, tier, money, self.share if above else None)
-        self.tokens += claim.tokens
+    def hold(self, lease: str, deadline: int, bound: Bound, limits: Limits, capped: int) -> None:
+        above = limits.share is not None and not capped and bound.tier != bound.first
+        tier, money = (bound.first, bound.cheap) if capped else (bound.tier, bound.money)
+        self.leases[lease] = Held(deadline, bound, tier, money, self.share if above else None)
+        self.tokens += bound.tokens
         self.money += money
         if limits.share:
             self.asked += 1
@@ -115,7 +115,7 @@ class Account:
         held = self.leases.pop(lease, None)
         if held is None:
             return
-        self.tokens -= held.claim.tokens
+        self.tokens -= held.bound.tokens
         self.money -= held.money
         if held.share == self.share and not above:
             self.above -= 1

@@ -4,11 +4,11 @@ Limits of a caller:
     requests      GCRA at `requests_per_minute` (N) with a burst of N: in any t seconds at most N + N * t / 60 are
                   admitted, and at most N at once from idle. Time is the store's own clock, in whole microseconds.
     concurrency   a slot is a lease with a deadline: a holder that dies gives its slot back when the deadline passes.
-    tokens        a bucket of `tokens_per_minute` that refills evenly. What a call may use at most (its claim) is held
+    tokens        a bucket of `tokens_per_minute` that refills evenly. What a call may use at most (its bound) is held
                   from admission to settlement and does not drain meanwhile; settlement puts what was used in its
-                  place. A claim above the whole limit is admitted when the bucket is idle.
+                  place. A bound above the whole limit is admitted when the bucket is idle.
     money         spent in this window plus what is held stays within the budget. Windows begin at multiples of their
-                  length since 1970, UTC. When the claim at the dearest tier's price does not fit but the first tier's
+                  length since 1970, UTC. When the bound at the dearest tier's price does not fit but the first tier's
                   does, and the budget degrades, the request is admitted `capped` by "budget".
     share         at most max * requests (rounded up) of a window's requests may be answered above the first tier; one
                   that would exceed it is admitted capped by "share". A request counts as above until it is settled.
@@ -27,7 +27,7 @@ VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 SLOT_RETRY = 1.0  # seconds; nobody knows when a slot is given back, so a refused caller is asked to try again soon
 MINUTE = 60_000_000  # microseconds
 
-OVER = b"over"  # stands in place of a claim's token when its holder made no value
+OVER = b"over"  # stands in place of a token when whose turn it was made no value
 NANO = 1_000_000_000  # money is counted in whole nano-dollars
 
 State = Literal["memory", "ok", "down"]
@@ -73,7 +73,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Bound:
     """What a call may use at most: tokens, and nano-dollars on `tier`, the dearest one that it may reach.
 
     `cheap` is what it may cost on `first`, the first tier.
@@ -141,7 +141,7 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class Taken:
     """Whose turn it is to make a value: `holder`'s, a token or OVER; None when nobody can tell. `entry`: it is made."""
 
     holder: bytes | None
@@ -204,7 +204,7 @@ def told(limits: Limits, found: Decided, entry: bytes | None = None, lease: str 
     )
 
 
-NOTHING = Claim()
+NOTHING = Bound()
 
 
 class Store(Protocol):
@@ -215,7 +215,7 @@ class Store(Protocol):
         """ "memory": this process only; "ok": shared; "down": shared, but a part of it does not answer."""
         ...
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
         """Decide and look `recall` up in the caller's cache, in one round trip. Never raises for an outage."""
         ...
 
@@ -238,13 +238,13 @@ class Store(Protocol):
         """Keep `value` for `ttl` seconds; nothing is kept above VALUE_LIMIT or when the store does not answer."""
         ...
 
-    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
-        """Look `key` up and, where nothing is remembered and nobody else's claim stands, claim for `seconds` from now
-        to be the one who makes it; who claims again goes on. Never raises for an outage."""
+    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
+        """Look `key` up and, where nothing is remembered and it is nobody else's turn, take it for `seconds` from now;
+        who takes it again goes on. Never raises for an outage."""
         ...
 
-    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
-        """End the claim if it is this token's; for `over` seconds others see OVER: nobody makes the value for them."""
+    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+        """End the turn if it is this token's; for `over` seconds others see OVER: nobody makes the value for them."""
         ...
 
     def purge(self, caller: str | None = None) -> AsyncIterator[int]:

@@ -12,13 +12,13 @@ from gateway.store.contract import (
     OVER,
     VALUE_LIMIT,
     Admitted,
-    Claim,
-    Claimed,
+    Bound,
     Decided,
     KeyRecord,
     Limits,
     Line,
     State,
+    Taken,
     told,
 )
 
@@ -36,7 +36,7 @@ class MemoryStore:
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._cache: OrderedDict[tuple[str, bytes], tuple[float, bytes]] = OrderedDict()
         self._cache_bytes = 0
-        self._claims: dict[tuple[str, bytes], tuple[float, bytes]] = {}
+        self._turns: dict[tuple[str, bytes], tuple[float, bytes]] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._secret = secrets.token_bytes(32)
         self._leases = 0
@@ -45,7 +45,7 @@ class MemoryStore:
     def state(self) -> State:
         return "memory"
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
         now = _now()
         account = self._account(caller, now)
         account.turn(limits, now)
@@ -58,13 +58,13 @@ class MemoryStore:
         if entry is not None:
             account.idle_at = now + spent + interval
             return told(limits, Decided(0, spent + interval, 0, account.used, account.spent + account.money), entry)
-        found = account.decide(limits, claim, now)
+        found = account.decide(limits, bound, now)
         if found.verdict:
             return told(limits, found)
         account.idle_at = now + spent + interval
         self._leases += 1
         lease = f"{LEASE_NAME}{self._leases:x}"
-        account.hold(lease, now + int(limits.lease * 1e6), claim, limits, found.capped)
+        account.hold(lease, now + int(limits.lease * 1e6), bound, limits, found.capped)
         money = account.spent + account.money
         return told(limits, Decided(0, spent + interval, 0, account.used, money, found.capped), None, lease)
 
@@ -119,26 +119,26 @@ class MemoryStore:
         while self._cache_bytes > CACHE_BYTES:
             self._forget(next(iter(self._cache)))
 
-    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
+    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         name, now = (caller, key), time.monotonic()
         entry = self._recall(caller, key)
         if entry is not None:
-            return Claimed(None, entry)
-        oldest = next(iter(self._claims), name)
+            return Taken(None, entry)
+        oldest = next(iter(self._turns), name)
         for one in (oldest, name):
-            if one in self._claims and self._claims[one][0] <= now:
-                del self._claims[one]
-        holder = self._claims.get(name, (now, token))[1]
+            if one in self._turns and self._turns[one][0] <= now:
+                del self._turns[one]
+        holder = self._turns.get(name, (now, token))[1]
         if holder == token:
-            self._claims[name] = (now + seconds, token)
-        return Claimed(holder)
+            self._turns[name] = (now + seconds, token)
+        return Taken(holder)
 
-    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
-        if self._claims.get((caller, key), (0.0, b""))[1] != token:
+    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+        if self._turns.get((caller, key), (0.0, b""))[1] != token:
             return
-        del self._claims[caller, key]
+        del self._turns[caller, key]
         if over:
-            self._claims[caller, key] = (time.monotonic() + over, OVER)
+            self._turns[caller, key] = (time.monotonic() + over, OVER)
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         names = [name for name in self._cache if caller in (None, name[0])]

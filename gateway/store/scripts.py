@@ -4,11 +4,11 @@ import hashlib
 from typing import Final
 
 # Both decisions begin with the same lines: read the account, drain its bucket, turn its window, book what expired
-# leases held. KEYS  account, leases, claims, ledger of one caller. Times are whole microseconds and money is
+# leases held. KEYS  account, leases, holds, ledger of one caller. Times are whole microseconds and money is
 # nano-dollars, all below 2^53: exact in Lua. `level` is tokens * 60,000,000, draining by `rate` each microsecond.
 #   account  a hash of the numbers in NAMES; idle_at is GCRA's theoretical arrival time. A stored time further ahead
 #            than the window is a clock that went back, or a limit that changed: it is cut to the window.
-#   leases   a sorted set of leases by deadline; claims: a hash of what each holds, as JSON:
+#   leases   a sorted set of leases by deadline; holds: a hash of what each holds, as JSON:
 #            [prompt, completion, money, tier, window in which it counts as above the first tier or -1]
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum
 # All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first.
@@ -47,10 +47,10 @@ local function take(lease)
   if not text then return nil end
   redis.call('HDEL', KEYS[3], lease)
   redis.call('ZREM', KEYS[2], lease)
-  local claim = cjson.decode(text)
-  a.tokens = a.tokens - claim[1] - claim[2]
-  a.money = a.money - claim[3]
-  return claim
+  local held = cjson.decode(text)
+  a.tokens = a.tokens - held[1] - held[2]
+  a.money = a.money - held[3]
+  return held
 end
 
 local function advance()
@@ -60,14 +60,14 @@ local function advance()
   if a.span == 0 or window ~= a.window then a.spent = 0 end
   a.window = window
   for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
-    local claim = take(lease)
-    if claim then book(claim[4], 'answer', 1, 1, claim[1], 0, claim[2], claim[3]) end
+    local held = take(lease)
+    if held then book(held[4], 'answer', 1, 1, held[1], 0, held[2], held[3]) end
   end
 end
 """
 
 # KEYS  ... [, entry]; ARGV  requests per minute, interval us, concurrency, lease us, lease, tokens per minute or 0,
-# budget or -1, its window us, 1 if it degrades, share or -1, its window us, and the claim: prompt, completion, money,
+# budget or -1, its window us, 1 if it degrades, share or -1, its window us, and the bound: prompt, completion, money,
 # tier, money on the first tier, first tier.
 # -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil}
 ADMIT: Final = (
@@ -127,13 +127,13 @@ SETTLE: Final = (
     OPENING
     + b"""
 advance()
-local claim = take(ARGV[1])
-if claim and claim[5] >= 0 and claim[5] == a.share and ARGV[2] == '0' then a.above = a.above - 1 end
-if claim or ARGV[4] == '1' then
+local held = take(ARGV[1])
+if held and held[5] >= 0 and held[5] == a.share and ARGV[2] == '0' then a.above = a.above - 1 end
+if held or ARGV[4] == '1' then
   for _, line in ipairs(cjson.decode(ARGV[3])) do book(unpack(line)) end
 end
 save()
-return claim and 1 or 0
+return held and 1 or 0
 """
 )
 SETTLE_SHA: Final = hashlib.sha1(SETTLE, usedforsecurity=False).hexdigest().encode()
@@ -144,8 +144,8 @@ if redis.call('HLEN', KEYS[1]) > 0 then return 0 end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
-# KEYS  claim, entry; ARGV  token, ms. -> {"", entry}, or {the token that holds the claim}
-CLAIM: Final = b"""
+# KEYS  turn, entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
+TAKE_TURN: Final = b"""
 local entry = redis.call('GET', KEYS[2])
 if entry then return {'', entry} end
 local holder = redis.call('GET', KEYS[1])
@@ -154,8 +154,8 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {ARGV[1]}
 """
 
-# KEYS  claim; ARGV  token, ms, what stands in its place for so long (0: nothing).
-UNCLAIM: Final = b"""
+# KEYS  turn; ARGV  token, ms, what stands in its place for so long (0: nothing).
+END_TURN: Final = b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
 if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])

@@ -21,19 +21,19 @@ from gateway.store.contract import (
     OVER,
     VALUE_LIMIT,
     Admitted,
-    Claim,
-    Claimed,
+    Bound,
     Decided,
     KeyRecord,
     Limits,
     Line,
     State,
+    Taken,
     told,
 )
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.repair import asked
-from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, SETTLE, SETTLE_SHA, UNCLAIM
+from gateway.store.scripts import ADMIT, ADMIT_SHA, END_TURN, FIRST_KEY, SETTLE, SETTLE_SHA, TAKE_TURN
 from gateway.store.words import SETTLED, account, booked, settled, wanted
 
 BATCH = 32  # settlements that are sent together after an outage
@@ -88,16 +88,16 @@ class RedisStore:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
         return await _heard(asked(self._line, *command))
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
         if self._line.is_down(account(caller)[0]):
-            return await self._local.admit(caller, limits, None, claim)
+            return await self._local.admit(caller, limits, None, bound)
         lease = f"{self._process}{next(self._leases):x}"
         try:
-            *numbers, entry = [*await self._decide(caller, wanted(limits, claim, lease), recall), None][:7]
+            *numbers, entry = [*await self._decide(caller, wanted(limits, bound, lease), recall), None][:7]
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
                 self._owed[lease] = (caller, SETTLED)  # the server may have granted it all the same
-            return await self._local.admit(caller, limits, None, claim)
+            return await self._local.admit(caller, limits, None, bound)
         except asyncio.CancelledError:
             self._pay(caller, lease, SETTLED)
             raise
@@ -183,17 +183,17 @@ class RedisStore:
         except Overloaded:
             return
 
-    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
-        names, milliseconds = (_claim(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))
+    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
+        names, milliseconds = (_turn(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))
         try:
-            holder, *entry = await self._ask(b"EVAL", CLAIM, 2, *names, token, milliseconds)
+            holder, *entry = await self._ask(b"EVAL", TAKE_TURN, 2, *names, token, milliseconds)
         except Overloaded:
-            return Claimed(None)
-        return Claimed(None, entry[0]) if entry else Claimed(holder)
+            return Taken(None)
+        return Taken(None, entry[0]) if entry else Taken(holder)
 
-    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
         try:
-            await self._ask(b"EVAL", UNCLAIM, 1, _claim(caller, key), token, int(over * 1000), OVER)
+            await self._ask(b"EVAL", END_TURN, 1, _turn(caller, key), token, int(over * 1000), OVER)
         except Overloaded:
             return
 
@@ -269,8 +269,8 @@ async def _heard(reply: Awaitable[Any]) -> Any:
         raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE) from error
 
 
-def _claim(caller: str, key: bytes) -> bytes:
-    return f"tg1:{{{caller}}}:claim:".encode() + key
+def _turn(caller: str, key: bytes) -> bytes:
+    return f"tg1:{{{caller}}}:turn:".encode() + key
 
 
 def _entry(caller: str, key: bytes) -> bytes:

@@ -1,11 +1,11 @@
-"""How do limits, claims and ledgers look to the scripts?"""
+"""How do limits, bounds and ledgers look to the scripts?"""
 
 import time
 from collections.abc import Sequence
 
 import msgspec
 
-from gateway.store.contract import Claim, Limits, Line
+from gateway.store.contract import Bound, Limits, Line
 
 Word = bytes | str | float
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
@@ -13,12 +13,12 @@ DAY = 86_400  # seconds
 
 
 def account(caller: str) -> tuple[str, str, str, str]:
-    """The names of a caller's account, leases, claims and ledger; they share the hash tag `{caller}`."""
-    head = f"tg2:{{{caller}}}:"
-    return f"{head}account", f"{head}leases", f"{head}claims", f"{head}ledger"
+    """The names of a caller's account, leases, holds and ledger; they share the hash tag `{caller}`."""
+    head = f"tg3:{{{caller}}}:"
+    return f"{head}account", f"{head}leases", f"{head}holds", f"{head}ledger"
 
 
-def wanted(limits: Limits, claim: Claim, lease: str) -> tuple[Word, ...]:
+def wanted(limits: Limits, bound: Bound, lease: str) -> tuple[Word, ...]:
     """What ADMIT is told."""
     money, share = limits.money, limits.share
     return (
@@ -26,7 +26,7 @@ def wanted(limits: Limits, claim: Claim, lease: str) -> tuple[Word, ...]:
         limits.tokens_per_minute or 0,
         *((money.nano, int(money.seconds * 1e6), int(money.degrade)) if money else (-1, 0, 0)),
         *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
-        *(claim.prompt, claim.completion, claim.money, claim.tier, claim.cheap, claim.first),
+        *(bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first),
     )
 
 

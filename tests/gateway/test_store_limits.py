@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.store import Admitted, Claim, Limits, Line, Money, Portion, Store
+from gateway.store import Admitted, Bound, Limits, Line, Money, Portion, Store
 from tests.stores import on
 
 WIDE = Limits(1_000_000, 1_000_000, 60.0)
 TOKENS = replace(WIDE, tokens_per_minute=6000)
 DAY = 86_400.0
-COSTLY = Claim("pro", "flash", prompt=10, completion=90, money=1000, cheap=100)
+COSTLY = Bound("pro", "flash", prompt=10, completion=90, money=1000, cheap=100)
 USED = Line("pro", "answer", False, 8, 4, 20, 300)
 
 
@@ -28,26 +28,26 @@ def budget(nano: int, degrade: bool = False, seconds: float = DAY) -> Limits:
     return replace(WIDE, money=Money(nano, seconds, degrade))
 
 
-async def ask(store: Store, limits: Limits, claim: Claim = COSTLY) -> Admitted:
-    return await store.admit("ann", limits, None, claim)
+async def ask(store: Store, limits: Limits, bound: Bound = COSTLY) -> Admitted:
+    return await store.admit("ann", limits, None, bound)
 
 
-async def burst(store: Store, limits: Limits, count: int = 400, claim: Claim = COSTLY) -> list[Admitted]:
-    return list(await asyncio.gather(*(ask(store, limits, claim) for _ in range(count))))
+async def burst(store: Store, limits: Limits, count: int = 400, bound: Bound = COSTLY) -> list[Admitted]:
+    return list(await asyncio.gather(*(ask(store, limits, bound) for _ in range(count))))
 
 
 def granted(answers: list[Admitted]) -> int:
     return sum(answer.allowed for answer in answers)
 
 
-def test_of_four_hundred_claims_at_once_exactly_those_that_fit_are_admitted(url: str | None) -> None:
+def test_of_four_hundred_at_once_exactly_those_that_fit_are_admitted(url: str | None) -> None:
     answers = on(url, lambda store: burst(store, TOKENS))
     assert granted(answers) == 60
     assert {answer.refused_by for answer in answers} == {None, "tokens"}
     assert [answer.tokens.used for answer in answers if answer.allowed] == list(range(100, 6001, 100))
 
 
-def test_of_four_hundred_claims_at_once_exactly_those_within_the_budget_are_admitted(url: str | None) -> None:
+def test_of_four_hundred_at_once_exactly_those_within_the_budget_are_admitted(url: str | None) -> None:
     answers = on(url, lambda store: burst(store, budget(12_999)))
     assert granted(answers) == 12
     assert max(answer.money for answer in answers) == 12_000
@@ -73,7 +73,7 @@ def test_never_more_than_the_share_may_go_up_and_what_stayed_below_makes_room(ur
     assert more == 20
 
 
-def test_a_settled_claim_leaves_what_was_used(url: str | None) -> None:
+def test_a_settled_call_leaves_what_was_used(url: str | None) -> None:
     async def main(store: Store) -> None:
         both = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
         for _ in range(20):
@@ -93,17 +93,17 @@ def test_held_tokens_do_not_drain_and_settled_ones_do(url: str | None) -> None:
         fast = replace(WIDE, tokens_per_minute=60_000)
         held = await ask(store, fast, replace(COSTLY, prompt=0, completion=30_000))
         await asyncio.sleep(0.05)
-        still = await ask(store, fast, Claim())
+        still = await ask(store, fast, Bound())
         await store.settle("ann", held.lease or "", [replace(USED, prompt=0, completion=1000)])
         await asyncio.sleep(0.05)
-        return still.tokens.used, (await ask(store, fast, Claim())).tokens.used, fast.tokens_per_minute or 0
+        return still.tokens.used, (await ask(store, fast, Bound())).tokens.used, fast.tokens_per_minute or 0
 
     still, drained, _ = on(url, main)
     assert still == 30_000
     assert 500 < drained <= 950
 
 
-def test_a_claim_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None) -> None:
+def test_a_call_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None) -> None:
     async def main(store: Store) -> list[bool]:
         large = replace(COSTLY, completion=9000)
         first = await ask(store, TOKENS, large)
@@ -114,7 +114,7 @@ def test_a_claim_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None)
     assert on(url, main) == [True, False, True]
 
 
-def test_a_refused_claim_that_waits_as_told_is_admitted(url: str | None) -> None:
+def test_a_refused_call_that_waits_as_told_is_admitted(url: str | None) -> None:
     async def main(store: Store) -> tuple[bool, bool]:
         fast = replace(WIDE, tokens_per_minute=60_000)
         held = await ask(store, fast, replace(COSTLY, prompt=0, completion=60_000))
@@ -176,7 +176,7 @@ def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None
         held = await ask(store, limits)
         overhead = [replace(USED, tier="flash", kind="triage"), replace(USED, tier="flash", kind="draft")]
         await store.settle("ann", held.lease or "", overhead)
-        after = await ask(store, limits, Claim())
+        after = await ask(store, limits, Bound())
         assert (after.tokens.used, after.money) == (0, 0)
         assert {line.kind for line in await store.ledger("ann")} == {"triage", "draft"}
 
@@ -199,12 +199,12 @@ def test_a_limit_that_is_lifted_and_set_again_begins_empty(url: str | None) -> N
         for limits in (TOKENS, WIDE):
             held = await ask(store, limits)
             await store.settle("ann", held.lease or "", [replace(USED, completion=5000)])
-        return (await ask(store, TOKENS, Claim())).tokens.used
+        return (await ask(store, TOKENS, Bound())).tokens.used
 
     assert on(url, main) == 0
 
 
-def test_a_hit_claims_nothing(url: str | None) -> None:
+def test_a_hit_holds_nothing(url: str | None) -> None:
     async def main(store: Store) -> Admitted:
         await store.remember("ann", b"key", b"answer", 10.0)
         await burst(store, replace(TOKENS, money=Money(6000, DAY, degrade=False)), 60)
@@ -216,13 +216,13 @@ def test_a_hit_claims_nothing(url: str | None) -> None:
 
 DYING = """
 import asyncio, sys
-from gateway.store import Claim, Limits, Money, open_store
+from gateway.store import Bound, Limits, Money, open_store
 
 async def main():
     store = open_store(sys.argv[1])
     limits = Limits(1000, 1000, 0.5, money=Money(10_000, 86400.0, False))
-    claim = Claim("pro", "flash", 10, 90, 1000, 100)
-    print(sum([(await store.admit("ann", limits, None, claim)).allowed for _ in range(12)]), flush=True)
+    bound = Bound("pro", "flash", 10, 90, 1000, 100)
+    print(sum([(await store.admit("ann", limits, None, bound)).allowed for _ in range(12)]), flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())
