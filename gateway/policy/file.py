@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.policy.model import Caching, Callers, Failover, Name, PolicyTest, Printable, Tier, Triage
+from gateway.policy.model import Caching, Failover, Name, PolicyTest, Printable, Tier, Triage
+from gateway.policy.plans import Callers
 from gateway.policy.rules import STRICT, Rule
 
 Pattern = Annotated[str, Field(max_length=500)]

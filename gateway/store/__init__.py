@@ -1,23 +1,20 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
-from gateway.store.contract import (
+from gateway.store.contract import OVER, VALUE_LIMIT, KeyRecord, State, Store, Taken
+from gateway.store.limits import (
     NANO,
-    OVER,
-    VALUE_LIMIT,
     Admitted,
     Bound,
     CappedBy,
-    KeyRecord,
     Kind,
     Level,
     Limits,
     Line,
+    Mode,
     Money,
+    Outage,
     Portion,
-    State,
-    Store,
-    Taken,
 )
 from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
@@ -35,7 +32,9 @@ __all__ = [
     "Limits",
     "Line",
     "MemoryStore",
+    "Mode",
     "Money",
+    "Outage",
     "Portion",
     "RedisStore",
     "State",

@@ -1,21 +1,22 @@
-"""What has one caller used, and what do its leases hold?   The memory store's half of what scripts.py does in Lua."""
+"""What has one caller used, and what do its admissions hold?   What scripts.py does in Lua."""
 
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gateway.store.contract import MINUTE, Bound, Decided, Kind, Limits, Line
+from gateway.store.contract import KEPT
+from gateway.store.limits import MINUTE, Bound, Decided, Kind, Limits, Line
 
+DAY = 86_400_000_000  # microseconds
 Sums = list[int]  # requests, prompt, cached, completion, money
 Heading = tuple[str, str, Kind, bool]  # day, tier, kind, estimated
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What an admission holds until `deadline`; `share` is the window in which it counts as above the first tier."""
+    """What an admission holds; `share` is the window in which it counts as above the first tier."""
 
-    deadline: int
     bound: Bound
     tier: str
     money: int
@@ -43,6 +44,7 @@ class Account:
     asked: int = 0
     above: int = 0
     share: int = 0
+    day: int = 0
     ledger: dict[Heading, Sums] = field(default_factory=dict)
 
     def is_idle(self, now: int) -> bool:
@@ -50,16 +52,15 @@ class Account:
         return not (self.leases or self.ledger or self.level or self.spent or self.asked) and self.idle_at <= now
 
     def advance(self, now: int) -> None:
-        """Drain the bucket, turn the window, and book what expired leases held."""
+        """Drain the bucket, turn the window, and drop what the ledger need not keep."""
         self.level = max(0, self.level - max(0, now - self.at) * self.rate) if self.rate else 0
         self.at = now
         if not self.span or now // self.span != self.window:
             self.spent, self.window = 0, now // self.span if self.span else 0
-        for lease in [lease for lease, held in self.leases.items() if held.deadline <= now]:
-            held = self.leases[lease]
-            bound = held.bound
-            line = Line(held.tier, "answer", True, bound.prompt, 0, bound.completion, held.money)
-            self.settle(lease, [line], above=True)
+        if now // DAY != self.day:
+            self.day = now // DAY
+            oldest = _date(now // 1_000_000 - KEPT * 86_400)
+            self.ledger = {heading: sums for heading, sums in self.ledger.items() if heading[0] >= oldest}
 
     @property
     def used(self) -> int:
@@ -101,10 +102,10 @@ class Account:
         if limits.share and now // int(limits.share.seconds * 1e6) != self.share:
             self.share, self.asked, self.above = now // int(limits.share.seconds * 1e6), 0, 0
 
-    def hold(self, lease: str, deadline: int, bound: Bound, limits: Limits, capped: int) -> None:
+    def hold(self, lease: str, bound: Bound, limits: Limits, capped: int) -> None:
         above = limits.share is not None and not capped and bound.tier != bound.first
         tier, money = (bound.first, bound.cheap) if capped else (bound.tier, bound.money)
-        self.leases[lease] = Held(deadline, bound, tier, money, self.share if above else None)
+        self.leases[lease] = Held(bound, tier, money, self.share if above else None)
         self.tokens += bound.tokens
         self.money += money
         if limits.share:
@@ -123,8 +124,7 @@ class Account:
             self.book(line)
 
     def book(self, line: Line) -> None:
-        day = time.strftime("%Y-%m-%d", time.gmtime())
-        sums = self.ledger.setdefault((day, line.tier, line.kind, line.estimated), [0] * 5)
+        sums = self.ledger.setdefault((_date(time.time()), line.tier, line.kind, line.estimated), [0] * 5)
         for at, count in enumerate((line.requests, line.prompt, line.cached, line.completion, line.money)):
             sums[at] += count
         if line.kind == "answer":
@@ -139,3 +139,7 @@ class Account:
                 self.ledger.items()
             )
         ]
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

@@ -15,129 +15,26 @@ Limits of a caller:
     order         requests, then the cache, then concurrency, tokens, money, share. A hit counts as a request and takes
                   nothing else; a refusal consumes nothing.
 
-Leases: what an admission holds has a deadline. Settling twice or late changes nothing; what a lease still holds when
-its deadline passes is booked as an estimate, as used and as spent, and its slot returns.
+Leases: what an admission holds belongs to its process, which renews the lease until it settles it. A lease that was not
+renewed for `Limits.lease` seconds, because its process died, stood still or could not reach the store, ends when the
+account is next looked at: what it holds is booked as an estimate, as used and as spent, and its slot returns. Settling
+after that changes nothing, nor does settling twice: the estimate, which is never below what was used, stands.
+
+Ledger: sums by day, UTC, for KEPT days.
 """
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
-SLOT_RETRY = 1.0  # seconds; nobody knows when a slot is given back, so a refused caller is asked to try again soon
-MINUTE = 60_000_000  # microseconds
+from gateway.store.limits import Admitted, Bound, Limits, Line
 
+KEPT = 400  # days that a line of the ledger is kept
+VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 OVER = b"over"  # stands in place of a token when whose turn it was made no value
-NANO = 1_000_000_000  # money is counted in whole nano-dollars
+NOTHING = Bound()
 
 State = Literal["memory", "ok", "down"]
-RefusedBy = Literal["requests", "concurrency", "tokens", "money"]
-CappedBy = Literal["budget", "share"]
-Kind = Literal["answer", "triage", "draft"]
-REFUSALS: tuple[RefusedBy | None, ...] = (None, "requests", "concurrency", "tokens", "money")  # as scripts number them
-CAPS: tuple[CappedBy | None, ...] = (None, "budget", "share")
-
-
-@dataclass(frozen=True, slots=True)
-class Money:
-    """At most `nano` dollars in a window of `seconds`; `degrade`: on the first tier rather than not at all."""
-
-    nano: int
-    seconds: float
-    degrade: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """At most the share `max` of the requests in a window of `seconds`."""
-
-    max: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one caller may do; None is no limit. `lease` is the seconds after which an unsettled admission returns."""
-
-    requests_per_minute: int
-    concurrency: int
-    lease: float
-    tokens_per_minute: int | None = None
-    money: Money | None = None
-    share: Portion | None = None
-
-    @property
-    def interval(self) -> int:
-        """Microseconds that one request costs; rounded up, so that the rate is never above the declared one."""
-        return -(-MINUTE // self.requests_per_minute)
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What a call may use at most: tokens, and nano-dollars on `tier`, the dearest one that it may reach.
-
-    `cheap` is what it may cost on `first`, the first tier.
-    """
-
-    tier: str = ""
-    first: str = ""
-    prompt: int = 0
-    completion: int = 0
-    money: int = 0
-    cheap: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt + self.completion
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of the ledger: what calls to `tier` used, and what it cost in nano-dollars.
-
-    `estimated`: no server said so. Only lines of kind "answer" count against limits; triage and draft (answers that
-    were begun and thrown away) are the operator's overhead. `day`, UTC, is given by the store.
-    """
-
-    tier: str
-    kind: Kind
-    estimated: bool
-    prompt: int
-    cached: int
-    completion: int
-    money: int
-    requests: int = 1
-    caller: str = ""
-    day: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """How full a limit is, this request included; `reset` (until it is empty) in seconds."""
-
-    used: int
-    reset: float
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """The answer to one admission. `retry_after` and `reset` (until the whole limit is free again) are in seconds.
-
-    `lease` names what to settle; it is None for a hit and for a refusal. `entry` is what the cache held. `capped`: the
-    first tier only. `money` is spent and held in nano-dollars.
-    """
-
-    allowed: bool
-    refused_by: RefusedBy | None
-    retry_after: float
-    limit: int
-    remaining: int
-    reset: float
-    entry: bytes | None = None
-    lease: str | None = None
-    tokens: Level = Level(0, 0.0)
-    money: int = 0
-    capped: CappedBy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,43 +67,6 @@ class KeyRecord:
     explain: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """What a store decided, in its own units: microseconds until the request limit is idle again (`spent`), until the
-    refused request may come again (`wait`), and tokens and money used and held.
-    """
-
-    verdict: int
-    spent: int
-    wait: int = 0
-    tokens: int = 0
-    money: int = 0
-    capped: int = 0
-
-
-def told(limits: Limits, found: Decided, entry: bytes | None = None, lease: str | None = None) -> Admitted:
-    """A decision in a caller's terms."""
-    limit, interval = limits.requests_per_minute, limits.interval
-    waits = (0.0, (found.spent + interval - limit * interval) / 1e6, SLOT_RETRY, found.wait / 1e6, found.wait / 1e6)
-    rate = limits.tokens_per_minute
-    return Admitted(
-        allowed=found.verdict == 0,
-        refused_by=REFUSALS[found.verdict],
-        retry_after=waits[found.verdict],
-        limit=limit,
-        remaining=limit - -(-found.spent // interval),
-        reset=found.spent / 1e6,
-        entry=entry,
-        lease=lease,
-        tokens=Level(found.tokens, found.tokens * 60 / rate if rate else 0.0),
-        money=found.money,
-        capped=CAPS[found.capped],
-    )
-
-
-NOTHING = Bound()
-
-
 class Store(Protocol):
     """Memory that processes may share. Methods about keys raise Overloaded when the store does not answer."""
 
@@ -215,8 +75,16 @@ class Store(Protocol):
         """ "memory": this process only; "ok": shared; "down": shared, but a part of it does not answer."""
         ...
 
+    @property
+    def processes(self) -> int:
+        """How many processes shared the store when it last answered, this one included."""
+        ...
+
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
-        """Decide and look `recall` up in the caller's cache, in one round trip. Never raises for an outage."""
+        """Decide and look `recall` up in the caller's cache, in one round trip.
+
+        While the store does not answer, each limit does as `limits.outage` says; Overloaded where one is denied.
+        """
         ...
 
     async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:

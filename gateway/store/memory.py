@@ -7,27 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from gateway.store.account import Account
-from gateway.store.contract import (
-    NOTHING,
-    OVER,
-    VALUE_LIMIT,
-    Admitted,
-    Bound,
-    Decided,
-    KeyRecord,
-    Limits,
-    Line,
-    State,
-    Taken,
-    told,
-)
+from gateway.store.contract import NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
 
 
 class MemoryStore:
-    """A Store of this process, by its clock, which never goes back.
+    """A Store of this process, by its clock, which never goes back. Its leases die with it, so they need no deadline.
 
     Above CACHE_BYTES the least recently used entries go.
     """
@@ -44,6 +32,10 @@ class MemoryStore:
     @property
     def state(self) -> State:
         return "memory"
+
+    @property
+    def processes(self) -> int:
+        return 1
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
         now = _now()
@@ -64,7 +56,7 @@ class MemoryStore:
         account.idle_at = now + spent + interval
         self._leases += 1
         lease = f"{LEASE_NAME}{self._leases:x}"
-        account.hold(lease, now + int(limits.lease * 1e6), bound, limits, found.capped)
+        account.hold(lease, bound, limits, found.capped)
         money = account.spent + account.money
         return told(limits, Decided(0, spent + interval, 0, account.used, money, found.capped), None, lease)
 

@@ -14,10 +14,12 @@ TYPES = {
     b"leases": b"zset",
     b"holds": b"hash",
     b"ledger": b"hash",
+    b"pushed": b"string",
     b"entry": b"string",
     b"turn": b"string",
     b"keys": b"hash",
     b"secret": b"string",
+    b"processes": b"zset",
 }
 # KEYS  names in one slot; ARGV  the type of each. -> the names whose keys held another type and were deleted
 REPAIR: Final = b"""

@@ -13,13 +13,13 @@ from typing import Final
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum
 # All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first.
 OPENING: Final = b"""
-local UNIT, TTL = 60000000, 34560000
+local UNIT, TTL, KEPT = 60000000, 34560000, 400
 local NAMES = {'idle_at', 'tokens', 'money', 'level', 'at', 'rate', 'spent', 'window', 'span', 'asked', 'above',
-  'share'}
+  'share', 'day'}
 local function whole(n) return string.format('%.0f', n) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local day = whole(math.floor(clock[1] / 86400))
+local day = math.floor(clock[1] / 86400)
 local a, stored = {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
 for i, name in ipairs(NAMES) do a[name] = tonumber(stored[i] or 0) or 0 end
 
@@ -31,7 +31,7 @@ local function save()
 end
 
 local function book(tier, kind, estimated, requests, prompt, cached, completion, money)
-  local head = table.concat({day, kind, estimated, tier}, '/') .. '/'
+  local head = table.concat({whole(day), kind, estimated, tier}, '/') .. '/'
   local sums = {requests = requests, prompt = prompt, cached = cached, completion = completion, money = money}
   for name, count in pairs(sums) do
     if count ~= 0 then redis.call('HINCRBY', KEYS[4], head .. name, whole(count)) end
@@ -53,7 +53,15 @@ local function take(lease)
   return held
 end
 
+local function prune()
+  a.day = day
+  for _, field in ipairs(redis.call('HKEYS', KEYS[4])) do
+    if (tonumber(string.match(field, '^%d+')) or 0) < day - KEPT then redis.call('HDEL', KEYS[4], field) end
+  end
+end
+
 local function advance()
+  if a.day ~= day then prune() end
   a.level = a.rate > 0 and math.max(0, a.level - math.max(0, now - a.at) * a.rate) or 0
   a.at = now
   local window = a.span > 0 and math.floor(now / a.span) or 0
@@ -120,23 +128,42 @@ return answer(0, 0, capped)
 )
 ADMIT_SHA: Final = hashlib.sha1(ADMIT, usedforsecurity=False).hexdigest().encode()
 
-# KEYS  ...; ARGV  lease, 1 if answered above the first tier, lines as JSON: [[tier, kind, estimated 0 or 1, requests,
-# prompt, cached, completion, money], ...], 1 to book them without a lease. -> 1 if the lease was held. With a lease of
-# "" only what expired is booked.
+# KEYS  ... [, pushed]; ARGV  lease, 1 if answered above the first tier, lines as JSON: [[tier, kind, estimated 0 or 1,
+# requests, prompt, cached, completion, money], ...]. The lines are booked for a lease that is held still, or once for
+# `pushed`. -> 1 if they were. With a lease of "" only what expired is booked.
 SETTLE: Final = (
     OPENING
     + b"""
-advance()
 local held = take(ARGV[1])
+advance()
 if held and held[5] >= 0 and held[5] == a.share and ARGV[2] == '0' then a.above = a.above - 1 end
-if held or ARGV[4] == '1' then
+local first = KEYS[5] and redis.call('SET', KEYS[5], '', 'NX', 'EX', 86400)
+if held or first then
   for _, line in ipairs(cjson.decode(ARGV[3])) do book(unpack(line)) end
 end
 save()
-return held and 1 or 0
+return (held or first) and 1 or 0
 """
 )
 SETTLE_SHA: Final = hashlib.sha1(SETTLE, usedforsecurity=False).hexdigest().encode()
+
+# KEYS  leases; ARGV  us, leases. Those that did not end yet last so long from now on.
+RENEW: Final = b"""
+local clock = redis.call('TIME')
+local till = string.format('%.0f', clock[1] * 1000000 + clock[2] + ARGV[1])
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', till, ARGV[i]) end
+"""
+
+# KEYS  processes; ARGV  process, us after which one counts no more. -> how many there are
+ANNOUNCE: Final = b"""
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2]))
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('EXPIRE', KEYS[1], 86400)
+return redis.call('ZCARD', KEYS[1])
+"""
 
 # KEYS  keys; ARGV  id, record. -> 1 if it is the first key and was kept
 FIRST_KEY: Final = b"""

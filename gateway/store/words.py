@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.store.contract import Bound, Limits, Line
+from gateway.store.limits import Bound, Limits, Line
 
 Word = bytes | str | float
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
@@ -30,10 +30,15 @@ def wanted(limits: Limits, bound: Bound, lease: str) -> tuple[Word, ...]:
     )
 
 
-def settled(lines: Sequence[Line], above: bool, unheld: bool = False) -> tuple[Word, ...]:
-    """What SETTLE is told behind the lease; `unheld`: the server never granted that one."""
+def pushed(caller: str, name: str) -> tuple[str, ...]:
+    """The names for lines that belong to no lease of the server's: `name`, of this push alone, is remembered."""
+    return *account(caller), f"tg3:{{{caller}}}:pushed:{name}"
+
+
+def settled(lines: Sequence[Line], above: bool) -> tuple[Word, ...]:
+    """What SETTLE is told behind the lease."""
     told = [(e.tier, e.kind, int(e.estimated), e.requests, e.prompt, e.cached, e.completion, e.money) for e in lines]
-    return int(above), msgspec.json.encode(told), int(unheld)
+    return int(above), msgspec.json.encode(told)
 
 
 SETTLED = settled((), False)

@@ -1,15 +1,13 @@
 """Tokens, money and shares: held before a call, settled after it. One contract, two stores."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 
 import pytest
+import redis
 
-from gateway.store import Admitted, Bound, Limits, Line, Money, Portion, Store
+from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
 from tests.stores import on
 
 WIDE = Limits(1_000_000, 1_000_000, 60.0)
@@ -152,24 +150,6 @@ def test_settling_twice_counts_once(url: str | None) -> None:
     on(url, main)
 
 
-def test_what_a_lease_held_at_its_deadline_is_booked_as_an_estimate_and_a_late_settlement_changes_nothing(
-    url: str | None,
-) -> None:
-    async def main(store: Store) -> None:
-        short = replace(budget(1500), lease=0.05)
-        held = await ask(store, short)
-        assert not (await ask(store, short)).allowed
-        await asyncio.sleep(0.06)
-        (line,) = await store.ledger()
-        assert (line.estimated, line.tier, line.kind) == (True, "pro", "answer")
-        assert (line.prompt, line.completion, line.money) == (10, 90, 1000)
-        await store.settle("ann", held.lease or "", [USED])
-        assert await store.ledger() == [line]
-        assert (await ask(store, short, replace(COSTLY, money=500))).money == 1500
-
-    on(url, main)
-
-
 def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None:
     async def main(store: Store) -> None:
         limits = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
@@ -181,6 +161,26 @@ def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None
         assert {line.kind for line in await store.ledger("ann")} == {"triage", "draft"}
 
     on(url, main)
+
+
+def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None) -> None:
+    async def main(store: Store) -> list[tuple[str, int]]:
+        held = await ask(store, WIDE)
+        today = int(time.time() // DAY)
+        for age in (399, 401):
+            if isinstance(store, MemoryStore):
+                date = time.strftime("%Y-%m-%d", time.gmtime((today - age) * DAY))
+                store._accounts["ann"].ledger[date, "pro", "answer", False] = [1, 0, 0, 0, age]
+                store._accounts["ann"].day = 0
+        if url is not None:
+            with redis.Redis.from_url(url) as client:
+                for age in (399, 401):
+                    client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
+                client.hset("tg3:{ann}:account", "day", today - 1)
+        await store.settle("ann", held.lease or "", [USED])
+        return [(line.tier, line.money) for line in await store.ledger("ann")]
+
+    assert on(url, main) == [("pro", 399), ("pro", 300)]
 
 
 def test_the_ledgers_of_callers_are_apart_and_all_are_found(url: str | None) -> None:
@@ -212,38 +212,6 @@ def test_a_hit_holds_nothing(url: str | None) -> None:
 
     hit = on(url, main)
     assert (hit.allowed, hit.entry, hit.lease, hit.money) == (True, b"answer", None, 6000)
-
-
-DYING = """
-import asyncio, sys
-from gateway.store import Bound, Limits, Money, open_store
-
-async def main():
-    store = open_store(sys.argv[1])
-    limits = Limits(1000, 1000, 0.5, money=Money(10_000, 86400.0, False))
-    bound = Bound("pro", "flash", 10, 90, 1000, 100)
-    print(sum([(await store.admit("ann", limits, None, bound)).allowed for _ in range(12)]), flush=True)
-    await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-def test_what_a_killed_process_held_returns_and_is_booked(valkey: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", DYING, valkey], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "10\n"
-        os.kill(process.pid, signal.SIGKILL)
-
-    async def main(store: Store) -> None:
-        assert not (await ask(store, budget(10_000))).allowed
-        await asyncio.sleep(0.55)
-        (line,) = await store.ledger("ann")
-        assert (line.requests, line.estimated, line.money) == (10, True, 10_000)
-        wider = await ask(store, budget(11_000))
-        assert (wider.allowed, wider.money) == (True, 11_000)
-
-    on(valkey, main)
 
 
 def test_two_processes_on_one_server_share_a_budget(valkey: str) -> None:
