@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.body import Fields
 from gateway.policy import Budget, Plan, Policy, Price
-from gateway.store import NANO, Bound, Limits, Line, Money, Outage, Portion
+from gateway.store import NANO, UNLIMITED, Bound, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest
 
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
@@ -42,6 +42,14 @@ def limits_of(plan: Plan, policy: Policy) -> Limits:
         Portion(share.max, share.window) if share else None,
         Outage(modes.requests, modes.concurrency, modes.tokens, modes.budget, modes.pro_share),
     )
+
+
+def limits_of_all(policy: Policy) -> Limits | None:
+    """What all callers together may do: of all limits, only money is theirs."""
+    if policy.budget is None:
+        return None
+    outage = Outage("allow", "allow", "allow", policy.callers.on_store_failure.budget, "allow")
+    return Limits(UNLIMITED, UNLIMITED, LEASE, money=_money(policy.budget), outage=outage)
 
 
 def _money(budget: Budget | None) -> Money | None:

@@ -156,7 +156,8 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
         "tokens": [usage.prompt, usage.cached, usage.completion] if usage else None,
     }
     if decision and decision.facts.budget:
-        found["budget"] = {"used": round(decision.facts.budget_used, 6), "then": decision.facts.budget}
+        facts = decision.facts
+        found["budget"] = {"used": round(facts.budget_used, 6), "then": facts.budget, "of": facts.budget_of}
     if decision and decision.verdict:
         verdict = decision.verdict
         found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}

@@ -190,6 +190,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         failover=written.failover,
         caching=written.caching,
         callers=callers,
+        budget=written.budget,
         aliases=written.aliases,
         tests=written.tests,
         names=model_names(written.tiers, written.aliases),

@@ -14,10 +14,10 @@ Without = Literal["deny", "local", "allow"]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What each caller of a plan may spend in a window; windows begin at multiples of their length since 1970, UTC.
+    """What each caller of a plan, or all callers together, may spend in a window.
 
-    A call holds the most that it can cost until it is settled. `then`: what becomes of a request whose cost on the
-    highest tier that it may reach does not fit.
+    Windows begin at multiples of their length since 1970, UTC. A call holds the most that it can cost until it is
+    settled. `then`: what becomes of a request whose cost on the highest tier that it may reach does not fit.
     """
 
     __pydantic_config__ = STRICT

@@ -1,9 +1,10 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
-from gateway.store.contract import OVER, VALUE_LIMIT, KeyRecord, State, Store, Taken
+from gateway.store.contract import ALL, OVER, VALUE_LIMIT, KeyRecord, State, Store, Taken
 from gateway.store.limits import (
     NANO,
+    UNLIMITED,
     Admitted,
     Bound,
     CappedBy,
@@ -20,8 +21,10 @@ from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
 
 __all__ = [
+    "ALL",
     "NANO",
     "OVER",
+    "UNLIMITED",
     "VALUE_LIMIT",
     "Admitted",
     "Bound",

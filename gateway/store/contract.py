@@ -29,6 +29,7 @@ from typing import Literal, Protocol
 
 from gateway.store.limits import Admitted, Bound, Limits, Line
 
+ALL = "@all"  # the account of all callers together; no caller has this id
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 OVER = b"over"  # stands in place of a token when whose turn it was made no value
@@ -95,7 +96,10 @@ class Store(Protocol):
         ...
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
-        """What was booked, by caller, day, tier, kind and whether estimated. Raises Overloaded."""
+        """What was booked, by caller, day, tier, kind and whether estimated. Raises Overloaded.
+
+        For None every caller's; the same lines once more as ALL's only for ALL.
+        """
         ...
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:

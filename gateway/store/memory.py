@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from gateway.store.account import Account
-from gateway.store.contract import NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
 
 CACHE_BYTES = 64 << 20
@@ -79,7 +79,7 @@ class MemoryStore:
             account.settle(lease, lines, above)
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
-        names = [name for name in self._accounts if caller in (None, name)]
+        names = [name for name in self._accounts if caller == name or (caller is None and name != ALL)]
         for name in names:
             self._accounts[name].advance(_now())
         return [line for name in sorted(names) for line in self._accounts[name].lines(name)]

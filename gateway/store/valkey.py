@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.beat import Beat, answered
-from gateway.store.contract import NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
@@ -113,7 +113,7 @@ class RedisStore:
             await self._owed.paid(name, pushed(caller, name), settled(lines, above))
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
-        names = [caller] if caller is not None else sorted(await self._callers())
+        names = [caller] if caller is not None else sorted(await self._callers() - {ALL})
         found: list[Line] = []
         for name in names:
             await self._ask(b"EVAL", SETTLE, 4, *account(name), b"", *SETTLED)
