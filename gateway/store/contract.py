@@ -20,6 +20,9 @@ renewed for `Limits.lease` seconds, because its process died, stood still or cou
 account is next looked at: what it holds is booked as an estimate, as used and as spent, and its slot returns. Settling
 after that changes nothing, nor does settling twice: the estimate, which is never below what was used, stands.
 
+Outage: while the store does not answer, each process decides by itself, by what its limits come to then (outage.py).
+What is settled meanwhile is pushed to the store when it answers again; a push whose reply was lost counts once.
+
 Ledger: sums by day, UTC, for KEPT days.
 """
 
@@ -29,7 +32,7 @@ from typing import Literal, Protocol
 
 from gateway.store.limits import Admitted, Bound, Limits, Line
 
-ALL = "@all"  # the account of all callers together; no caller has this id
+ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 OVER = b"over"  # stands in place of a token when whose turn it was made no value

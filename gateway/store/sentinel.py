@@ -5,7 +5,7 @@ import contextlib
 from collections import Counter
 from typing import Any
 
-from redis.asyncio import Connection
+from redis.asyncio import Connection, SSLConnection
 from redis.exceptions import ReadOnlyError
 
 from gateway.store.line import TIMEOUT, ask_once
@@ -35,6 +35,10 @@ class Primary(Connection):
         except ReadOnlyError as error:
             await self.disconnect(nowait=True)
             raise ConnectionError("the primary became a replica") from error
+
+
+class SecurePrimary(Primary, SSLConnection):
+    """A Primary that is spoken to over TLS."""
 
 
 async def named(sentinels: tuple[str, ...], service: str) -> Address:
