@@ -6,13 +6,14 @@ from typing import Any
 
 from gateway.body import Fields
 from gateway.policy import Budget, Plan, Policy, Price
-from gateway.store import NANO, Claim, Limits, Line, Money, Portion
+from gateway.store import NANO, UNLIMITED, Bound, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest
 
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 TRIAGE_ANSWER = 24  # tokens of its answer
+LEASE = 60.0  # seconds until what a killed process held returns
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
 PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
@@ -30,23 +31,32 @@ def plan_of(caller: Caller, policy: Policy) -> Plan:
 
 
 def limits_of(plan: Plan, policy: Policy) -> Limits:
-    """A plan's limits in the store's terms.
-
-    A lease lasts as long as the longest exchange: a question, an answer from each tier in turn, and a slow reader.
-    """
-    budget, share = plan.budget, plan.pro_share
-    times = [tier.timeouts.total for tier in policy.tiers.values()]
+    """A plan's limits in the store's terms."""
+    share, modes = plan.pro_share, policy.callers.on_store_failure
     return Limits(
         plan.requests_per_minute,
         plan.concurrency,
-        policy.triage.timeout + sum(times) + max(times),
+        LEASE,
         plan.tokens_per_minute,
-        Money(round(budget.usd * NANO), budget.window, budget.then == "flash_only") if budget else None,
+        _money(plan.budget),
         Portion(share.max, share.window) if share else None,
+        Outage(modes.requests, modes.concurrency, modes.tokens, modes.budget, modes.pro_share),
     )
 
 
-def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim:
+def limits_of_all(policy: Policy) -> Limits | None:
+    """What all callers together may do: of all limits, only money is theirs."""
+    if policy.budget is None:
+        return None
+    outage = Outage("allow", "allow", "allow", policy.callers.on_store_failure.budget, "allow")
+    return Limits(UNLIMITED, UNLIMITED, LEASE, money=_money(policy.budget), outage=outage)
+
+
+def _money(budget: Budget | None) -> Money | None:
+    return Money(round(budget.usd * NANO), budget.window, budget.then == "flash_only") if budget else None
+
+
+def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound:
     """The most that an answer may use, priced at the dearest of `tiers`.
 
     A token stands for at least one byte, so the prompt takes no more tokens than the bytes of the members that end up
@@ -56,7 +66,7 @@ def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim
     prompt, completion = prompt_bound(request), answer_bound(request.fields)
     costs = {name: cost(policy.tiers[name].price, prompt, 0, completion) for name in tiers}
     dearest = max(costs, key=lambda name: (costs[name], tiers.index(name)))
-    return Claim(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
+    return Bound(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
 
 
 def prompt_bound(request: ChatRequest) -> int:
@@ -80,7 +90,7 @@ def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
 
 
 def lines(request: ChatRequest, policy: Policy) -> list[Line]:
-    """What the calls for a request come to: as the servers counted, else estimated, never above what was claimed."""
+    """What the calls for a request come to: as the servers counted, else estimated, never above its bound."""
     return [line(bill, request, policy) for bill in request.bills if not bill.void]
 
 

@@ -18,18 +18,18 @@ from dataclasses import replace
 import uvloop
 
 from gateway.embedded import embedded
-from gateway.store import Claim, Limits, Line, Money, Portion, Store, open_store
+from gateway.store import Bound, Limits, Line, Money, Portion, Store, open_store
 from gateway.store.circuit import PAUSE
 from loadtest.clusters import cluster, single
 
-Load = tuple[Limits, Claim, tuple[Line, ...]]
+Load = tuple[Limits, Bound, tuple[Line, ...]]
 BARE = Limits(100_000_000, 100_000, 60.0)
 ALL = replace(BARE, tokens_per_minute=10**9, money=Money(10**15, 86_400.0, True), share=Portion(0.5, 3_600.0))
 LOADS: dict[str, Load] = {
-    "bare": (BARE, Claim(), ()),
+    "bare": (BARE, Bound(), ()),
     "all limits": (
         ALL,
-        Claim("pro", "flash", 1200, 800, 98_765, 9_876),
+        Bound("pro", "flash", 1200, 800, 98_765, 9_876),
         (Line("flash", "answer", False, 1200, 0, 345, 4_321),),
     ),
 }
@@ -37,10 +37,10 @@ CALLERS = [f"caller{n}" for n in range(100)]
 
 
 async def ask(store: Store, load: Load, count: int, first: int) -> None:
-    limits, claim, lines = load
+    limits, bound, lines = load
     for n in range(count):
         caller = CALLERS[(first + n) % len(CALLERS)]
-        answer = await store.admit(caller, limits, b"k" * 32, claim)
+        answer = await store.admit(caller, limits, b"k" * 32, bound)
         await store.settle(caller, answer.lease or "", lines)
 
 

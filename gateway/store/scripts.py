@@ -4,23 +4,23 @@ import hashlib
 from typing import Final
 
 # Both decisions begin with the same lines: read the account, drain its bucket, turn its window, book what expired
-# leases held. KEYS  account, leases, claims, ledger of one caller. Times are whole microseconds and money is
+# leases held. KEYS  account, leases, holds, ledger of one caller. Times are whole microseconds and money is
 # nano-dollars, all below 2^53: exact in Lua. `level` is tokens * 60,000,000, draining by `rate` each microsecond.
 #   account  a hash of the numbers in NAMES; idle_at is GCRA's theoretical arrival time. A stored time further ahead
 #            than the window is a clock that went back, or a limit that changed: it is cut to the window.
-#   leases   a sorted set of leases by deadline; claims: a hash of what each holds, as JSON:
+#   leases   a sorted set of leases by deadline; holds: a hash of what each holds, as JSON:
 #            [prompt, completion, money, tier, window in which it counts as above the first tier or -1]
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum
 # All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first; each is given its TTL when
 # something is put into it.
 OPENING: Final = b"""
-local UNIT, TTL = 60000000, 34560000
+local UNIT, TTL, KEPT = 60000000, 34560000, 400
 local NAMES = {'idle_at', 'tokens', 'money', 'level', 'at', 'rate', 'spent', 'window', 'span', 'asked', 'above',
-  'share'}
+  'share', 'day'}
 local function whole(n) return string.format('%.0f', n) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local day = whole(math.floor(clock[1] / 86400))
+local day = math.floor(clock[1] / 86400)
 local a, was, stored = {}, {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
 for i, name in ipairs(NAMES) do
   was[name] = tonumber(stored[i] or 0) or 0
@@ -38,7 +38,7 @@ local function save()
 end
 
 local function book(tier, kind, estimated, requests, prompt, cached, completion, money)
-  local head = table.concat({day, kind, estimated, tier}, '/') .. '/'
+  local head = table.concat({whole(day), kind, estimated, tier}, '/') .. '/'
   local sums = {requests = requests, prompt = prompt, cached = cached, completion = completion, money = money}
   for name, count in pairs(sums) do
     if count ~= 0 then redis.call('HINCRBY', KEYS[4], head .. name, whole(count)) end
@@ -55,27 +55,35 @@ local function take(lease)
   if not text then return nil end
   redis.call('HDEL', KEYS[3], lease)
   redis.call('ZREM', KEYS[2], lease)
-  local claim = cjson.decode(text)
-  a.tokens = a.tokens - claim[1] - claim[2]
-  a.money = a.money - claim[3]
-  return claim
+  local held = cjson.decode(text)
+  a.tokens = a.tokens - held[1] - held[2]
+  a.money = a.money - held[3]
+  return held
+end
+
+local function prune()
+  a.day = day
+  for _, field in ipairs(redis.call('HKEYS', KEYS[4])) do
+    if (tonumber(string.match(field, '^%d+')) or 0) < day - KEPT then redis.call('HDEL', KEYS[4], field) end
+  end
 end
 
 local function advance()
+  if a.day ~= day then prune() end
   a.level = a.rate > 0 and math.max(0, a.level - math.max(0, now - a.at) * a.rate) or 0
   a.at = now
   local window = a.span > 0 and math.floor(now / a.span) or 0
   if a.span == 0 or window ~= a.window then a.spent = 0 end
   a.window = window
   for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
-    local claim = take(lease)
-    if claim then book(claim[4], 'answer', 1, 1, claim[1], 0, claim[2], claim[3]) end
+    local held = take(lease)
+    if held then book(held[4], 'answer', 1, 1, held[1], 0, held[2], held[3]) end
   end
 end
 """
 
 # KEYS  ... [, entry]; ARGV  a MessagePack array: lease, its us, requests per minute, interval us, concurrency, tokens
-# per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its window us, and the claim: prompt,
+# per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its window us, and the bound: prompt,
 # completion, money, tier, money on the first tier, first tier.
 # -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil}
 ADMIT: Final = (
@@ -129,24 +137,43 @@ return answer(0, 0, capped)
 )
 ADMIT_SHA: Final = hashlib.sha1(ADMIT, usedforsecurity=False).hexdigest().encode()
 
-# KEYS  ...; ARGV  a MessagePack array: lease, whether answered above the first tier, lines: [[tier, kind, estimated 0
-# or 1, requests, prompt, cached, completion, money], ...], whether to book them without a lease. -> 1 if the lease was
-# held. With a lease of "" only what expired is booked.
+# KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines: [[tier, kind,
+# estimated 0 or 1, requests, prompt, cached, completion, money], ...]. The lines are booked for a lease that is held
+# still, or once for `pushed`. -> 1 if they were. With a lease of "" only what expired is booked.
 SETTLE: Final = (
     OPENING
     + b"""
-local lease, above, lines, unheld = unpack(cmsgpack.unpack(ARGV[1]))
+local lease, above, lines = unpack(cmsgpack.unpack(ARGV[1]))
+local held = take(lease)
 advance()
-local claim = take(lease)
-if claim and claim[5] >= 0 and claim[5] == a.share and not above then a.above = a.above - 1 end
-if claim or unheld then
+if held and held[5] >= 0 and held[5] == a.share and not above then a.above = a.above - 1 end
+local first = KEYS[5] and redis.call('SET', KEYS[5], '', 'NX', 'EX', 86400)
+if held or first then
   for _, line in ipairs(lines) do book(unpack(line)) end
 end
 save()
-return claim and 1 or 0
+return (held or first) and 1 or 0
 """
 )
 SETTLE_SHA: Final = hashlib.sha1(SETTLE, usedforsecurity=False).hexdigest().encode()
+
+# KEYS  leases; ARGV  us, leases. Those that did not end yet last so long from now on.
+RENEW: Final = b"""
+local clock = redis.call('TIME')
+local till = string.format('%.0f', clock[1] * 1000000 + clock[2] + ARGV[1])
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', till, ARGV[i]) end
+"""
+
+# KEYS  processes; ARGV  process, us after which one counts no more. -> how many there are
+ANNOUNCE: Final = b"""
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2]))
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('EXPIRE', KEYS[1], 86400)
+return redis.call('ZCARD', KEYS[1])
+"""
 
 # KEYS  keys; ARGV  id, record. -> 1 if it is the first key and was kept
 FIRST_KEY: Final = b"""
@@ -154,8 +181,8 @@ if redis.call('HLEN', KEYS[1]) > 0 then return 0 end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
-# KEYS  claim, entry; ARGV  token, ms. -> {"", entry}, or {the token that holds the claim}
-CLAIM: Final = b"""
+# KEYS  turn, entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
+TAKE_TURN: Final = b"""
 local entry = redis.call('GET', KEYS[2])
 if entry then return {'', entry} end
 local holder = redis.call('GET', KEYS[1])
@@ -164,8 +191,8 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {ARGV[1]}
 """
 
-# KEYS  claim; ARGV  token, ms, what stands in its place for so long (0: nothing).
-UNCLAIM: Final = b"""
+# KEYS  turn; ARGV  token, ms, what stands in its place for so long (0: nothing).
+END_TURN: Final = b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
 if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])

@@ -5,7 +5,7 @@ import contextlib
 from collections import Counter
 from typing import Any
 
-from redis.asyncio import Connection
+from redis.asyncio import Connection, SSLConnection
 
 from gateway.store.line import TIMEOUT, ask_once
 
@@ -24,6 +24,10 @@ class Primary(Connection):
         if not self.is_connected:
             self.host, self.port = await named(self._sentinels, self._service)
         await super().connect()  # type: ignore[no-untyped-call]
+
+
+class SecurePrimary(Primary, SSLConnection):
+    """A Primary that is spoken to over TLS."""
 
 
 async def named(sentinels: tuple[str, ...], service: str) -> Address:

@@ -1,11 +1,11 @@
-"""How do limits, claims and ledgers look to the scripts?"""
+"""How do limits, bounds and ledgers look to the scripts?"""
 
 import time
 from collections.abc import Sequence
 
 import msgspec
 
-from gateway.store.contract import Claim, Limits, Line
+from gateway.store.limits import Bound, Limits, Line
 
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
@@ -13,12 +13,12 @@ packed = msgspec.msgpack.encode
 
 
 def account(caller: str) -> tuple[str, str, str, str]:
-    """The names of a caller's account, leases, claims and ledger; they share the hash tag `{caller}`."""
-    head = f"tg2:{{{caller}}}:"
-    return f"{head}account", f"{head}leases", f"{head}claims", f"{head}ledger"
+    """The names of a caller's account, leases, holds and ledger; they share the hash tag `{caller}`."""
+    head = f"tg3:{{{caller}}}:"
+    return f"{head}account", f"{head}leases", f"{head}holds", f"{head}ledger"
 
 
-def wanted(limits: Limits, claim: Claim, lease: str) -> bytes:
+def wanted(limits: Limits, bound: Bound, lease: str) -> bytes:
     """What ADMIT is told; one word, because each word costs about as much as all that is in this one."""
     money, share = limits.money, limits.share
     return packed((
@@ -26,14 +26,19 @@ def wanted(limits: Limits, claim: Claim, lease: str) -> bytes:
         *(limits.requests_per_minute, limits.interval, limits.concurrency, limits.tokens_per_minute or 0),
         *((money.nano, int(money.seconds * 1e6), money.degrade) if money else (-1, 0, False)),
         *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
-        *(claim.prompt, claim.completion, claim.money, claim.tier, claim.cheap, claim.first),
+        *(bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first),
     ))  # fmt: skip
 
 
-def settled(lease: str, lines: Sequence[Line] = (), above: bool = False, unheld: bool = False) -> bytes:
-    """What SETTLE is told; `unheld`: the server never granted the lease."""
+def pushed(caller: str, name: str) -> tuple[str, ...]:
+    """The names for lines that belong to no lease of the server's: `name`, of this push alone, is remembered."""
+    return *account(caller), f"tg3:{{{caller}}}:pushed:{name}"
+
+
+def settled(lease: str, lines: Sequence[Line] = (), above: bool = False) -> bytes:
+    """What SETTLE is told."""
     told = [(e.tier, e.kind, int(e.estimated), e.requests, e.prompt, e.cached, e.completion, e.money) for e in lines]
-    return packed((lease, above, told, unheld))
+    return packed((lease, above, told))
 
 
 def booked(caller: str, flat: Sequence[bytes]) -> list[Line]:
