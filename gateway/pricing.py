@@ -13,7 +13,7 @@ DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 TRIAGE_ANSWER = 24  # tokens of its answer
-LEASE = 60.0  # seconds until what a killed process held returns
+LEASE = 60.0  # seconds at most until what a killed process held returns
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
 PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
@@ -36,7 +36,7 @@ def limits_of(plan: Plan, policy: Policy) -> Limits:
     return Limits(
         plan.requests_per_minute,
         plan.concurrency,
-        LEASE,
+        lease(policy),
         plan.tokens_per_minute,
         _money(plan.budget),
         Portion(share.max, share.window) if share else None,
@@ -49,7 +49,13 @@ def limits_of_all(policy: Policy) -> Limits | None:
     if policy.budget is None:
         return None
     outage = Outage("allow", "allow", "allow", policy.callers.on_store_failure.budget, "allow")
-    return Limits(UNLIMITED, UNLIMITED, LEASE, money=_money(policy.budget), outage=outage)
+    return Limits(UNLIMITED, UNLIMITED, lease(policy), money=_money(policy.budget), outage=outage)
+
+
+def lease(policy: Policy) -> float:
+    """LEASE, or the longest exchange where that is shorter: a question, an answer from each tier, a slow reader."""
+    times = [tier.timeouts.total for tier in policy.tiers.values()]
+    return min(LEASE, policy.triage.timeout + sum(times) + max(times))
 
 
 def _money(budget: Budget | None) -> Money | None:

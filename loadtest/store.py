@@ -18,12 +18,12 @@ from dataclasses import replace
 import uvloop
 
 from gateway.embedded import embedded
-from gateway.store import Bound, Limits, Line, Money, Portion, Store, open_store
+from gateway.store import Bound, Limits, Line, Money, Outage, Portion, Store, open_store
 from gateway.store.circuit import PAUSE
 from loadtest.clusters import cluster, single
 
 Load = tuple[Limits, Bound, tuple[Line, ...]]
-BARE = Limits(100_000_000, 100_000, 60.0)
+BARE = Limits(100_000_000, 100_000, 60.0, outage=Outage(money="local"))  # a round that meets an outage is repeated
 ALL = replace(BARE, tokens_per_minute=10**9, money=Money(10**15, 86_400.0, True), share=Portion(0.5, 3_600.0))
 LOADS: dict[str, Load] = {
     "bare": (BARE, Bound(), ()),
