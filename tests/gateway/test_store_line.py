@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
+from typing import Any
 
 import redis
 
@@ -26,15 +27,23 @@ async def line(url: str, faults: list[Exception]) -> AsyncIterator[Line]:
 
 @contextlib.asynccontextmanager
 async def tls_before(valkey: str, tls: ssl.SSLContext) -> AsyncIterator[int]:
-    """The port of a relay that speaks TLS to clients."""
+    """The port of a relay that speaks TLS to clients.
+
+    All its connections have ended when the block is left: uvloop does not close as long as one of TLS is open.
+    """
+    meetings: set[asyncio.Task[Any] | None] = set()
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        meetings.add(asyncio.current_task())
         far_reader, far_writer = await asyncio.open_unix_connection(valkey.removeprefix("unix://"))
         await asyncio.gather(relay(reader, far_writer), relay(far_reader, writer))
+        far_writer.transport.abort()
+        writer.transport.abort()
 
     listening = await asyncio.start_server(meet, "127.0.0.1", 0, ssl=tls)
     yield listening.sockets[0].getsockname()[1]
     listening.close()
+    await asyncio.wait({meeting for meeting in meetings if meeting}, timeout=5)
     await asyncio.sleep(0.05)  # what was closed is taken down in the loop's next turns
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.store import Limits, Store, open_store
+from gateway.store.circuit import PAUSE
 from loadtest.clusters import Node, free_ports, until
 from tests.gateway.test_http1_limits import CERTIFICATE, KEY, pem
 
@@ -59,6 +60,15 @@ async def spend(store: Store) -> bool:
     return (await store.admit("ann", ONE, None)).allowed
 
 
+async def reached(store: Store) -> bool:
+    """Whether the store answers; on a busy machine not at the first try."""
+    for _ in range(4):
+        if await store.ping():
+            return True
+        await asyncio.sleep(PAUSE)
+    return False
+
+
 async def shared_again(store: Store) -> float:
     """Seconds until the servers decide. Raises AssertionError after ten."""
     started = time.monotonic()
@@ -72,7 +82,7 @@ async def shared_again(store: Store) -> float:
 def test_a_killed_primary_is_followed_by_the_one_that_the_sentinel_promotes() -> None:
     async def main(primary: Node, replica: Node, eye: Node) -> None:
         store = open_store(url(eye))
-        assert await store.ping()
+        await shared_again(store)
         assert [await spend(store), await spend(store)] == [True, False]
         assert await asyncio.to_thread(primary.replicated)
         primary.kill()
@@ -92,7 +102,7 @@ def test_a_killed_primary_is_followed_by_the_one_that_the_sentinel_promotes() ->
 def test_a_primary_that_answers_as_a_replica_makes_the_store_ask_again() -> None:
     async def main(primary: Node, replica: Node, eye: Node) -> None:
         store = open_store(url(eye))
-        assert await store.ping()
+        await shared_again(store)
         eye.ask("SENTINEL", "REMOVE", "main")
         replica.ask("REPLICAOF", "NO", "ONE")
         primary.ask("REPLICAOF", "127.0.0.1", replica.port)
@@ -160,7 +170,7 @@ def test_sentinels_and_the_primary_are_asked_over_tls() -> None:
             answers = []
             for options in ("?ssl_cert_reqs=none", ""):  # the certificate is nobody's, so trusting it must be asked for
                 store = open_store(f"rediss+sentinel://127.0.0.1:{eye}/main{options}")
-                answers.append(await store.ping())
+                answers.append(await reached(store))
                 await store.close()
             return answers
 
@@ -173,7 +183,7 @@ def test_sentinels_are_asked_with_a_password_of_their_own() -> None:
         answers = []
         for options in ("?sentinel_password=open%20sesame", "?sentinel_password=wrong", ""):
             store = open_store(f"redis+sentinel://127.0.0.1:{eye.port}/main{options}")
-            answers.append(await store.ping())
+            answers.append(await reached(store))
             await store.close()
         return answers
 
