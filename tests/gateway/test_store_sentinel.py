@@ -60,9 +60,9 @@ async def spend(store: Store) -> bool:
     return (await store.admit("ann", ONE, None)).allowed
 
 
-async def reached(store: Store) -> bool:
-    """Whether the store answers; on a busy machine not at the first try."""
-    for _ in range(4):
+async def reached(store: Store, tries: int) -> bool:
+    """Whether the store answers; a busy machine may need more than one try."""
+    for _ in range(tries):
         if await store.ping():
             return True
         await asyncio.sleep(PAUSE)
@@ -168,9 +168,12 @@ def test_sentinels_and_the_primary_are_asked_over_tls() -> None:
     async def main(server: Node, watching: Callable[[int], Node]) -> list[bool]:
         async with tls(server.port) as secure, tls(watching(secure).port) as eye:
             answers = []
-            for options in ("?ssl_cert_reqs=none", ""):  # the certificate is nobody's, so trusting it must be asked for
+            for options, tries in (
+                ("?ssl_cert_reqs=none", 4),
+                ("", 1),
+            ):  # the certificate is nobody's, so trusting it must be asked for
                 store = open_store(f"rediss+sentinel://127.0.0.1:{eye}/main{options}")
-                answers.append(await reached(store))
+                answers.append(await reached(store, tries))
                 await store.close()
             return answers
 
@@ -181,9 +184,9 @@ def test_sentinels_and_the_primary_are_asked_over_tls() -> None:
 def test_sentinels_are_asked_with_a_password_of_their_own() -> None:
     async def main(eye: Node) -> list[bool]:
         answers = []
-        for options in ("?sentinel_password=open%20sesame", "?sentinel_password=wrong", ""):
+        for options, tries in (("?sentinel_password=open%20sesame", 4), ("?sentinel_password=wrong", 1), ("", 1)):
             store = open_store(f"redis+sentinel://127.0.0.1:{eye.port}/main{options}")
-            answers.append(await reached(store))
+            answers.append(await reached(store, tries))
             await store.close()
         return answers
 
