@@ -171,7 +171,7 @@ def test_sentinels_and_the_primary_are_asked_over_tls() -> None:
             for options, tries in (
                 ("?ssl_cert_reqs=none", 4),
                 ("", 1),
-            ):  # the certificate is nobody's, so trusting it must be asked for
+            ):
                 store = open_store(f"rediss+sentinel://127.0.0.1:{eye}/main{options}")
                 answers.append(await reached(store, tries))
                 await store.close()
