@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -39,7 +40,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
     keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
-    telemetry.use(policy, upstream.load, lambda: store.state != "down")
+    telemetry.use(policy, partial(upstream.states, policy), lambda: store.state != "down")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -48,6 +49,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
         if watch:
             watch.cancel()
             await asyncio.wait([watch])
+        await upstream.close()
         client.close()
         await store.close()
 
@@ -101,7 +103,9 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
         policy, file = doors.policy, doors.keys.file
         keys = {"keys_file": "broken" if file.problem else "ok"} if file else {}
         told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-        return {"status": "ok", "store": doors.store.state, **keys, "policy": told, "load": dict(doors.upstream.load())}
+        tiers = {name: state._asdict() for name, state in doors.upstream.states(policy).items()}
+        load = dict(doors.upstream.load())
+        return {"status": "ok", "store": doors.store.state, **keys, "policy": told, "load": load, "tiers": tiers}
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:

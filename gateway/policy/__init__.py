@@ -14,16 +14,12 @@ from gateway.policy.model import (
     CachingWhen,
     Callers,
     Can,
-    Expect,
     Failover,
     Plan,
-    PolicyTest,
     Price,
     Prompt,
     ProShare,
     Reason,
-    TestCaller,
-    TestVerdict,
     Tier,
     TierLimits,
     Timeouts,
@@ -34,6 +30,7 @@ from gateway.policy.model import (
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.rules import Bands, Range, Rule, Split, When
 from gateway.policy.schema import schema
+from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 
 __all__ = [
     "Bands",
