@@ -1,6 +1,7 @@
 """Who gets a tier's next free place?"""
 
 import asyncio
+import math
 from collections import deque
 
 from gateway.errors import Overloaded
@@ -8,32 +9,41 @@ from gateway.policy import TierLimits
 
 RETRY_AFTER = 1.0  # seconds, when a full tier or server cannot say better
 LONGEST_ADVICE = 30.0
-WEIGHT = 0.2  # of the last gap between two grants, in their moving average
+WEIGHT = 0.05  # of the last gap between two grants, in their moving average
+SHUT = 0.5  # seconds for which a line that had to make room lets nobody in, while a higher one waits
+SURE = 0.5  # the part of the patience that an estimated wait may take: who queues shall not have queued in vain
 
 
 class Line:
     """Those of one priority who wait, first come first served. `pace`: seconds between two who get their place."""
 
-    __slots__ = ("last", "pace", "waiting")
+    __slots__ = ("last", "pace", "shut", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[asyncio.Future[None]] = deque()
-        self.pace = self.last = 0.0
+        self.pace = self.last = self.shut = 0.0
 
-    def wait(self, now: float) -> float:
-        """Seconds that one who comes now would wait; a line that stands still gets longer by the second."""
+    def wait(self, now: float, *, behind: bool) -> float:
+        """Seconds that one who comes now would wait. `behind` a higher line one may stand still for long, and the
+        wait gets longer by the second; else a pause is how answers end, several at once.
+        """
+        if behind and now < self.shut:
+            return math.inf
         if not self.waiting:
             return 0.0
-        return (len(self.waiting) + 1) * max(self.pace, now - self.last)
+        return (len(self.waiting) + 1) * (max(self.pace, self._slower(now)) if behind else self.pace)
 
     def stood(self, now: float) -> None:
         """One gave up: so long has nobody got a place."""
-        self.pace += WEIGHT * (now - self.last - self.pace)
+        self.pace = self._slower(now)
 
     def moved(self, now: float) -> None:
         """One got its place."""
-        self.stood(now)
+        self.pace = self._slower(now)
         self.last = now
+
+    def _slower(self, now: float) -> float:
+        return self.pace + WEIGHT * (now - self.last - self.pace)
 
 
 class Places:
@@ -64,8 +74,9 @@ class Places:
             return
         patience = min(patience, limits.queue_timeout)
         line = self._lines.setdefault(priority, Line())
-        expected = line.wait(_now())
-        if expected > patience or (self.queued >= limits.queue and not self._displace(priority)):
+        behind = any(other.waiting for level, other in self._lines.items() if level > priority)
+        expected = line.wait(_now(), behind=behind)
+        if expected > SURE * patience or (self.queued >= limits.queue and not self._displace(priority)):
             raise self.overloaded(expected)
         await self._wait(line, patience)
 
@@ -122,8 +133,9 @@ class Places:
         line = self._lines[lower]
         turn = line.waiting[-1]
         self._drop(line, turn)
+        line.shut = _now() + SHUT
         if not turn.done():
-            turn.set_exception(self.overloaded(line.wait(_now())))
+            turn.set_exception(self.overloaded())
         return True
 
     def _drop(self, line: Line, turn: "asyncio.Future[None]") -> None:
