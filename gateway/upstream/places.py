@@ -8,7 +8,7 @@ from gateway.errors import Overloaded
 from gateway.policy import TierLimits
 
 RETRY_AFTER = 1.0  # seconds, when a full tier or server cannot say better
-LONGEST_ADVICE = 30.0
+LONGEST_ADVICE = 10.0  # nobody knows the load much later
 WEIGHT = 0.05  # of the last gap between two grants, in their moving average
 SHUT = 0.5  # seconds for which a line that had to make room lets nobody in, while a higher one waits
 SURE = 0.5  # the part of the patience that an estimated wait may take: who queues shall not have queued in vain
