@@ -33,7 +33,7 @@ async def decide(
 ) -> Reply:
     """An answer from a model. Only a rule that wants a verdict recalls one, or drafts and triages. Raises Refusal as
     routing does."""
-    facts = observe(request, request.caller, policy, upstream.load(), standing)
+    facts = observe(request, policy, upstream.load(), standing, upstream.waiting(policy))
     chosen, verdict, ttl = route(facts, None, policy), None, policy.triage.cache
     if isinstance(chosen, Ask):
         asked = question(request, policy)

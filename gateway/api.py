@@ -1,6 +1,7 @@
 """How do bytes become a request, and a reply bytes again?   The HTTP edge."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -13,7 +14,7 @@ from gateway import sse
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
-from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, WrongMethod
+from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooLate, TooSlow, WrongMethod
 from gateway.keys import Keys, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, plan_of
@@ -28,6 +29,7 @@ from gateway.upstream import Upstream
 
 # What a path's request must hold, and what of the other path's it must not: two readers could read two prompts.
 PATHS = {"/v1/chat/completions": ("messages", "prompt"), "/v1/completions": ("prompt", "messages")}
+LAST_WORD = 1.0  # seconds for the error event that ends a stream
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
 JSON: Headers = [(b"content-type", b"application/json")]
 STREAMED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -121,8 +123,11 @@ class Exchange:
         self._request = request = self._read(data, self._caller)
         watch = asyncio.create_task(self._watch(asyncio.current_task()))
         try:
-            self._reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
-            await (self._stream(self._reply) if self._reply.stream else self._whole(self._reply))
+            async with asyncio.timeout(request.left()):
+                self._reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
+                await (self._stream(self._reply) if self._reply.stream else self._whole(self._reply))
+        except TimeoutError:
+            raise TooLate("The time that the request gave itself (x-request-timeout) is over.") from None
         finally:
             watch.cancel()
 
@@ -212,7 +217,9 @@ class Exchange:
         self._limited = refusal.limit if isinstance(refusal, OverLimit) else None
         if self._status:
             if self._reply and self._reply.stream:
-                await self._write(sse.event(refusal.body()), more=False)
+                with contextlib.suppress(TimeoutError):  # who takes nothing hears nothing
+                    async with asyncio.timeout(LAST_WORD):
+                        await self._write(sse.event(refusal.body()), more=False)
             return
         body = refusal.body()
         headers = JSON + refusal.headers() + self._answered(self._reply)

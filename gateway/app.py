@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -40,7 +41,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
     keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
-    telemetry.use(policy, upstream.load, lambda: store.state)
+    telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +50,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
         if watch:
             watch.cancel()
             await asyncio.wait([watch])
+        await upstream.close()
         client.close()
         await store.close()
 
@@ -102,13 +104,11 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
         policy, file = doors.policy, doors.keys.file
         keys = {"keys_file": "broken" if file.problem else "ok"} if file else {}
         told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-        store = doors.store
-        found = {"status": "ok", "store": store.state, "processes": store.processes, **keys}
-        return found | {
-            "limits": kept(policy.callers, store.state),
-            "policy": told,
-            "load": dict(doors.upstream.load()),
-        }
+        store, upstream = doors.store, doors.upstream
+        tiers = {name: state._asdict() for name, state in upstream.states(policy).items()}
+        found = {"status": "ok", "store": store.state, "processes": store.processes, **keys, "policy": told}
+        limits = kept(policy.callers, store.state)
+        return found | {"limits": limits, "load": dict(upstream.load()), "tiers": tiers}
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:

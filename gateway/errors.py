@@ -12,7 +12,9 @@
         QuotaUsed       429     the caller's money is used up
       Overloaded        503     no server is free; retry_after says when to come back
       UpstreamFailed    502     a model server broke its answer
+        UpstreamAuth    502     a model server does not accept the operator's key
         UpstreamTimeout 504     a model server did not answer in time
+          TooLate       504     the caller's own time for the request is over
 
 Not errors: a failed classification (a Verdict with a reason), a 4xx of a model server (a Reply, passed through
 unchanged), a cache miss (None).
@@ -134,6 +136,14 @@ class UpstreamFailed(Refusal):
     should_retry = False
 
 
+class UpstreamAuth(UpstreamFailed):
+    code = "upstream_auth"
+
+
 class UpstreamTimeout(UpstreamFailed):
     status = 504
     code = "upstream_timeout"
+
+
+class TooLate(UpstreamTimeout):
+    code = "deadline_exceeded"

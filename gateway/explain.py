@@ -53,6 +53,7 @@ def told_facts(facts: Facts) -> dict[str, Any]:
         "signals": sorted(facts.signals),
         "headers": dict(facts.headers),
         "load": dict(facts.load),
+        "waiting": dict(facts.waiting),
     }
 
 

@@ -62,7 +62,7 @@ def facts_of(test: PolicyTest, policy: Policy) -> Facts:
     path = "/v1/completions" if fields.prompt is not None else "/v1/chat/completions"
     headers = {name.lower(): value for name, value in test.headers.items()}
     request = ChatRequest(id="test", caller=caller, path=path, body=body, fields=fields, headers=headers, started=0.0)
-    return observe(request, caller, policy, test.load)
+    return observe(request, policy, test.load, waiting=test.waiting)
 
 
 def stub(test: PolicyTest, policy: Policy) -> Verdict | None:

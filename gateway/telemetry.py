@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from gateway.policy import Callers, Policy
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
-from gateway.types import Decision, Record, Usage
+from gateway.types import Decision, Record, TierState, Usage
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36)
@@ -21,6 +21,7 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+States = Callable[[], Mapping[str, TierState]]
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
 
 
@@ -47,6 +48,11 @@ class Telemetry:
             "gateway_overhead_seconds", "Time before the first byte that is ours.", buckets=OVERHEAD, registry=registry
         )
         self.inflight = Gauge("gateway_inflight_requests", "Open exchanges with servers.", ["tier"], registry=registry)
+        self.queued = Gauge("gateway_queued_requests", "Requests that wait for a tier.", ["tier"], registry=registry)
+        self.replicas = Gauge(
+            "gateway_replica_up", "1 while a replica is asked, 0 while it is left alone.", ["tier", "replica"],
+            registry=registry,
+        )  # fmt: skip
         self.store = Gauge("gateway_store_up", "1 while the shared store answers.", registry=registry)
         self.limits = Gauge(
             "gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"], registry=registry
@@ -63,19 +69,25 @@ class Telemetry:
         labels = [*GENAI, "gen_ai_token_type"]
         self.tokens = Histogram("gen_ai_client_token_usage_token", "Tokens.", labels, buckets=TOKENS, registry=registry)
 
-    def use(self, policy: Policy, load: Callable[[], Mapping[str, int]], state: Callable[[], State]) -> None:
-        """Show `policy` as the one in force; its model names may become label values. `load` is in flight by tier."""
+    def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:
+        """Show `policy` as the one in force; its model names may become label values. Replicas are told by their place
+        in the policy: who may read metrics need not know where servers are.
+        """
         self._names = frozenset(policy.names)
         self._models = {name: tier.model for name, tier in policy.tiers.items()}
         self.policy.clear()
         self.policy.labels(policy.name, policy.revision, policy.digest).set(1)
-        self.inflight.clear()
-        self.store.set_function(lambda: float(state() != "down"))
+        for gauge in (self.inflight, self.queued, self.replicas):
+            gauge.clear()
+        self.store.set_function(lambda: float(store() != "down"))
         for limit in LIMITS:
             for mode in MODES:
-                self.limits.labels(limit, mode).set_function(partial(_is_kept, policy.callers, state, limit, mode))
-        for tier in policy.tiers:
-            self.inflight.labels(tier).set_function(partial(_count, load, tier))
+                self.limits.labels(limit, mode).set_function(partial(_is_kept, policy.callers, store, limit, mode))
+        for name, tier in policy.tiers.items():
+            self.inflight.labels(name).set_function(partial(_inflight, states, name))
+            self.queued.labels(name).set_function(partial(_queued, states, name))
+            for at in range(len(tier.replicas)):
+                self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
 
     def record(self, record: Record) -> None:
         """Count one exchange and write its line."""
@@ -169,12 +181,20 @@ def _microseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
-def _is_kept(callers: Callers, state: Callable[[], State], limit: str, mode: str) -> float:
-    return float(kept(callers, state())[limit] == mode)
+def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str) -> float:
+    return float(kept(callers, store())[limit] == mode)
 
 
-def _count(load: Callable[[], Mapping[str, int]], tier: str) -> float:
-    return float(load().get(tier, 0))
+def _inflight(states: States, tier: str) -> float:
+    return float(states()[tier].inflight)
+
+
+def _queued(states: States, tier: str) -> float:
+    return float(states()[tier].queued)
+
+
+def _up(states: States, tier: str, replica: int) -> float:
+    return float(states()[tier].up[replica])
 
 
 class _Lines(logging.Handler):

@@ -38,6 +38,7 @@ SCHEMA = {
 MAX_ANSWER = 1 << 20  # bytes
 MAX_TOKENS = 24  # the JSON takes 10 to 14 tokens
 SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
+SHARE = 0.2  # of a caller's own time that may go to the verdict
 LATE = ("first_byte", "idle", "total")
 _encode = msgspec.json.encode
 
@@ -52,7 +53,9 @@ async def triage(
     body, cut = asked or question(request, policy)
     started = time.perf_counter()
     try:
-        async with asyncio.timeout(policy.triage.timeout), upstream.asking(request, body, policy) as response:
+        left = request.left()
+        seconds = policy.triage.timeout if left is None else min(policy.triage.timeout, SHARE * left)
+        async with asyncio.timeout(seconds), upstream.asking(request, body, policy, seconds) as response:
             verdict = await listen(response)
     except Overloaded:
         verdict = Verdict(None, None, "overloaded")

@@ -1,8 +1,9 @@
 """The fault figures in a short form; `make faults` takes them in full."""
 
 import asyncio
+import statistics
 
-from loadtest.faults import freeze, isolation, limits, money
+from loadtest.faults import deadlines, freeze, isolation, limits, money, overload
 from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
@@ -45,3 +46,20 @@ def test_no_answer_reaches_another_caller_or_another_prompt_while_half_of_all_ca
     assert found.answers >= 50
     assert min(found.ends[end] for end in ("hit", "miss", "given up")) > 0
     assert not [end for end in found.ends if end.startswith("status")]
+
+
+def test_under_ten_times_its_load_a_tier_answers_on_and_gold_goes_first() -> None:
+    found = overload.measure(overload.Load(times=10, gold=20), seconds=1.2)
+    assert {one.status for one in found.gold + found.bulk} == {200, 503}
+    assert found.goodput >= 0.6 * found.peak
+    gold, bulk = (sum(one.status == 200 for one in part) / len(part) for part in (found.gold, found.bulk))
+    assert gold > 0.9
+    assert bulk < 0.3
+    assert statistics.median(found.refusals) < 0.1
+
+
+def test_a_deadline_ends_every_wait_in_time() -> None:
+    for name, (outcomes, running) in deadlines.measure(10, deadline=0.2).items():
+        assert {one.status for one in outcomes} <= {200, 504}, name
+        assert max(one.seconds for one in outcomes) < 0.2 + 0.25, name
+        assert running == 0, name

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.policy.model import Caching, Failover, Name, PolicyTest, Printable, Tier, Triage
+from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.rules import STRICT, Rule
+from gateway.policy.trials import PolicyTest
 
 Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
@@ -54,7 +55,8 @@ class Policy:
     file's bytes, with variables not filled in: the environment cannot be guessed from it. `names` maps every model
     name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
     holds each plan's tiers: the first one, and all up to the highest that `may` names. `watched_signals` and
-    `watched_headers` are those that some rule names.
+    `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
+    or to balancing.
     """
 
     schema: int
@@ -75,6 +77,7 @@ class Policy:
     permitted: dict[str, tuple[str, ...]]
     watched_signals: tuple[str, ...]
     watched_headers: tuple[str, ...]
+    watched_queues: tuple[str, ...]
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: the first one, and all up to the highest named.

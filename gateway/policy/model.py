@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from gateway.policy.rules import STRICT, Range, listed
 
@@ -54,10 +54,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class TierLimits:
-    """`max_inflight`: requests that this gateway keeps open to the tier; the next one is refused as overloaded."""
+    """`max_inflight`: requests that this gateway keeps open to the tier; the next `queue` wait, by their plan's
+    priority, for at most `queue_timeout`; who comes after them is refused as overloaded at once.
+    """
 
     __pydantic_config__ = STRICT
-    max_inflight: Annotated[Count, Field(description="requests open to the tier at once; the next is overloaded")] = 256
+    max_inflight: Annotated[Count, Field(description="requests open to the tier at once")] = 256
+    queue: Annotated[int, Field(ge=0, le=100_000, description="requests that may wait; the next is overloaded")] = 128
+    queue_timeout: Annotated[Duration, Field(description="the longest wait for a place")] = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ class Tier:
         "vllm"
     )
     balance: Annotated[
-        Literal["prefix_affinity", "least_inflight", "round_robin"], Field(description="how a replica is chosen")
+        Literal["prefix_affinity", "least_inflight", "least_waiting", "round_robin"],
+        Field(description="how a replica is chosen"),
     ] = "prefix_affinity"
     limits: Annotated[TierLimits, Field(description="what this gateway asks of the tier at most")] = TierLimits()
     timeouts: Annotated[Timeouts, Field(description="how long we wait, with units")] = Timeouts()
@@ -178,59 +183,3 @@ class Failover:
         BeforeValidator(listed, json_schema_input_type=tuple[Failure, ...]),
         Field(min_length=1, description="failures that count"),
     ] = ("connect", "overloaded", "first_byte", "5xx")
-
-
-@dataclass(frozen=True, slots=True)
-class TestCaller:
-    __pydantic_config__ = STRICT
-    __test__ = False
-    plan: Annotated[str, Field(description="the caller's plan")] = ""
-    name: Annotated[str, Field(description="the caller's name")] = "test"
-
-
-@dataclass(frozen=True, slots=True)
-class TestVerdict:
-    """A verdict as the classifier would give it: a probability, a label, or both."""
-
-    __pydantic_config__ = STRICT
-    __test__ = False
-    p_complex: Annotated[Share | None, Field(description="probability of complex")] = None
-    label: Annotated[Literal["simple", "complex"] | None, Field(description="the classifier's word")] = None
-
-    def __post_init__(self) -> None:
-        if self.p_complex is None and self.label is None:
-            raise ValueError("give p_complex, label or both")
-
-
-def shape_of_verdict(value: object) -> str:
-    return "verdict" if isinstance(value, dict | TestVerdict) else "failure"
-
-
-StubVerdict = Annotated[
-    Annotated[TestVerdict, Tag("verdict")] | Annotated[Reason, Tag("failure")], Discriminator(shape_of_verdict)
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """What must come out; what is left out is not looked at."""
-
-    __pydantic_config__ = STRICT
-    tier: Annotated[str | None, Field(description="the tier that answers")] = None
-    rule: Annotated[str | None, Field(description='the rule\'s id, or "caller" for a wish')] = None
-    triaged: Annotated[bool | None, Field(description="the rule asks for a verdict")] = None
-    reason: Annotated[str | None, Field(description="why this tier")] = None
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyTest:
-    """A request and what the policy must do with it; run by `policy check` and before every reload."""
-
-    __pydantic_config__ = STRICT
-    name: Annotated[str, Field(min_length=1, description="the sentence that the test proves")]
-    request: Annotated[dict[str, Any], Field(description="a request body; model is auto when left out")]
-    expect: Annotated[Expect, Field(description="what must come out")]
-    caller: Annotated[TestCaller, Field(description="who asks; the default plan when left out")] = TestCaller()
-    headers: Annotated[dict[str, str], Field(description="request headers")] = field(default_factory=dict)
-    load: Annotated[dict[str, int], Field(description="requests in flight, by tier")] = field(default_factory=dict)
-    verdict: Annotated[StubVerdict | None, Field(description="what the classifier says, or how it fails")] = None

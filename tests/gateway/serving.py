@@ -68,6 +68,7 @@ async def upstream() -> AsyncIterator[Upstream]:
     client, troubles = Client(), watched()
     door = Upstream(client)
     yield door
+    await door.close()
     client.close()
     await quiet(door, troubles)
 

@@ -316,6 +316,51 @@ def test_a_caller_who_leaves_stops_every_server_at_once(
     asyncio.run(main())
 
 
+LATE: list[Any] = [
+    pytest.param({"only": "triage", "stall_first": 30.0}, "never", {}, id="triage"),
+    pytest.param({"stall_first": 30.0}, "always", {}, id="triage and draft"),
+    pytest.param({"stall_first": 30.0}, "never", {"model": "flash", "stream": True}, id="before the first byte"),
+    pytest.param({"stall_first": 30.0}, "never", {"model": "flash"}, id="json"),
+    pytest.param({"stall_first": 30.0}, "never", {"model": "flash", "temperature": 0}, id="a shared answer"),
+    pytest.param({"stall_after": 3}, "never", {"model": "flash", "stream": True}, id="mid-stream"),
+]
+
+
+@pytest.mark.parametrize(("fault", "speculate", "fields"), LATE)
+def test_a_callers_deadline_ends_every_wait_for_it(
+    flash: Sim, pro: Sim, fault: JSON, speculate: str, fields: JSON
+) -> None:
+    async def main() -> None:
+        triage = {"speculate": speculate, "timeout": "30s"}
+        policy = policy_for(flash, pro, triage=triage, caching={"ttl": "1m"}, failover={"on": "connect"})
+        flash.config(**fault)
+        async with gateway(policy) as gate:
+            answer = await gate.ask(body(**fields), x_request_timeout="0.25")
+            if fault.get("only") == "triage":
+                assert answer.status == 200, "a fifth of the time is the verdict's, the rest the answer's"
+                assert answer.headers["x-route-reason"] == "timeout"
+            else:
+                begun = "stall_after" in fault
+                assert answer.status == (200 if begun else 504)
+                told = json.loads(answer.events()[-1]) if begun else answer.json()
+                assert told["error"]["code"] == "deadline_exceeded"
+                assert b"[DONE]" not in answer.data
+                assert answer.complete
+            await eventually(lambda: not running(flash) and not running(flash, "triage"), SOON)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "1e3", "nan", "", "0x10", "9" * 7])
+def test_a_deadline_is_a_number_of_seconds(flash: Sim, pro: Sim, given: str) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            answer = await gate.ask(body(), x_request_timeout=given)
+            assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_timeout")
+
+    asyncio.run(main())
+
+
 def test_a_caller_who_leaves_while_sending_leaves_nothing_behind(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro, callers={"plans": {"usual": {"concurrency": 1}}})) as gate:

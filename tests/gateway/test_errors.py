@@ -20,6 +20,8 @@ TREE = {
     "QuotaUsed": (429, "insufficient_quota", "insufficient_quota"),
     "Overloaded": (503, "server_error", "overloaded"),
     "UpstreamFailed": (502, "server_error", "upstream_failed"),
+    "UpstreamAuth": (502, "server_error", "upstream_auth"),
+    "TooLate": (504, "server_error", "deadline_exceeded"),
     "UpstreamTimeout": (504, "server_error", "upstream_timeout"),
 }
 

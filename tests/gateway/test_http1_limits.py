@@ -6,6 +6,7 @@ import os
 import ssl
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -248,6 +249,22 @@ def test_tls_trusts_whom_it_was_told_to(run: Run, identity: ssl.SSLContext) -> N
             error = await broken(client, origin)
             assert (error.kind, server.requests) == ("connect", 0)
             assert "certificate" in str(error).lower()
+
+    run(main())
+
+
+def test_tls_believes_the_authorities_of_the_environment_and_names_the_host(
+    run: Run, identity: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text(pem("CERTIFICATE", CERTIFICATE))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    named: list[str | None] = []
+    identity.sni_callback = lambda _, name, __: named.append(name)
+
+    async def main() -> None:
+        async with serving(saying(OK), identity) as (client, origin, _):
+            assert await told(client, origin._replace(host="localhost")) == (200, b"ok")
+            assert named == ["localhost"]
 
     run(main())
 

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.policy import Policy
 from gateway.telemetry import Telemetry, line
-from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+from gateway.types import Caller, Decision, Facts, Record, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, body, gateway
 from tests.tiers import JSON, policy_for
@@ -31,9 +31,12 @@ def record(**fields: Any) -> Record:
     return Record(**{**base, **fields})
 
 
+STATES = {"flash": TierState(2, 1, (True,)), "pro": TierState(0, 0, (False,))}
+
+
 def telemetry(policy: Policy = POLICY, log: bool = False) -> Telemetry:
     made = Telemetry(log)
-    made.use(policy, lambda: {"flash": 2}, lambda: "ok")
+    made.use(policy, lambda: STATES, lambda: "ok")
     return made
 
 
@@ -105,11 +108,13 @@ def test_nothing_a_caller_writes_becomes_a_label_value_or_a_log_word(capsys: pyt
 
 def test_the_policy_in_force_is_the_only_one_shown() -> None:
     made = telemetry()
-    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), revision="r2"), dict, lambda: "down")
+    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), revision="r2"), lambda: STATES, lambda: "down")
     assert len(re.findall("^gateway_policy_info{", shown(made), re.MULTILINE)) == 1
     assert 'revision="r2"' in shown(made)
-    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), tiers={"third": THIRD}), dict, lambda: "down")
-    made.use(POLICY, dict, lambda: "down")
+    made.use(
+        policy_for(Sim("http://h", "f"), Sim("http://h", "p"), tiers={"third": THIRD}), lambda: STATES, lambda: "down"
+    )
+    made.use(POLICY, lambda: STATES, lambda: "down")
     assert "third" not in shown(made)
     assert value(made, "gateway_store_up") == 0
     assert value(made, 'gateway_limits{kept="deny",limit="budget"}') == 1
