@@ -14,7 +14,7 @@ from gateway.admission import Keys, OverLimit, identify
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
-from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, WrongMethod
+from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, TooSlow, WrongMethod
 from gateway.policy import Policy
 from gateway.pricing import lines
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
@@ -42,7 +42,10 @@ log = logging.getLogger("gateway")
 
 @dataclass(slots=True)
 class Doors:
-    """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with."""
+    """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with.
+
+    `leaving`: whoever balances should send nobody here any more.
+    """
 
     policy: Policy
     store: Store
@@ -50,6 +53,7 @@ class Doors:
     flights: Flights
     keys: Keys
     telemetry: Telemetry
+    leaving: bool = False
 
 
 class Front:
@@ -57,6 +61,10 @@ class Front:
 
     def __init__(self, doors: Doors, rest: ASGI, settings: Settings) -> None:
         self._doors, self._rest, self._settings = doors, rest, settings
+
+    def leave(self) -> None:
+        """From here on /ready says no."""
+        self._doors.leaving = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,9 +103,7 @@ class Exchange:
         try:
             await self._serve()
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._left or not task or task.uncancel() > 0:
-                raise
+            await self._stopped()
         except Refusal as refusal:
             await self._refuse(refusal)
         except Exception:
@@ -107,6 +113,14 @@ class Exchange:
             if self._reply:
                 await self._reply.close()
             self._record()
+
+    async def _stopped(self) -> None:
+        """Cancelled, by the caller's leaving or by the end of the gateway, which a caller must hear of."""
+        task = asyncio.current_task()
+        if task and task.uncancel() > 0:
+            raise asyncio.CancelledError
+        if not self._left:
+            await self._refuse(Leaving("The gateway ends before this answer does.", retry_after=1.0))
 
     async def _serve(self) -> None:
         doors = self._doors

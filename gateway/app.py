@@ -74,10 +74,12 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
         return {"status": "ok"}
 
     @rest.get("/ready", summary="Can it serve?")
-    async def ready() -> dict[str, Any]:
+    async def ready(response: Response) -> dict[str, Any]:
         policy = doors.policy
         told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-        return {"status": "ok", "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
+        response.status_code = 503 if doors.leaving else 200
+        status = "leaving" if doors.leaving else "ok"
+        return {"status": status, "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:

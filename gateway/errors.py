@@ -13,6 +13,7 @@
       RateLimited       429     a limit of the caller is used up; retry_after says when to come back
         QuotaUsed       429     the caller's money is used up
       Overloaded        503     no server is free; retry_after says when to come back
+        Leaving         503     the gateway ends, and with it what is not finished
       UpstreamFailed    502     a model server broke its answer
         UpstreamTimeout 504     a model server did not answer in time
 
@@ -136,6 +137,10 @@ class QuotaUsed(RateLimited):
 class Overloaded(Refusal):
     status = 503
     code = "overloaded"
+
+
+class Leaving(Overloaded):
+    code = "gateway_leaving"
 
 
 class UpstreamFailed(Refusal):

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+DRAIN_WAIT = 5.0  # seconds
+
 
 def _names(value: Any) -> Any:
     return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
@@ -23,7 +25,8 @@ class Settings(BaseSettings):
 
     Times in seconds. `request_timeout`: what the head of a request may take, and a body slower than 16 KiB/s;
     `body_timeout`: what any body may take. `idle_timeout`: how long a connection may be without a request.
-    `stall_timeout`: how long a caller may leave what is written to it.
+    `stall_timeout`: how long a caller may leave what is written to it. `drain_wait`: from SIGTERM, when /ready begins
+    to say no, until nobody new is let in (None: 5, none on loopback); `drain`: from then until open answers are ended.
     """
 
     model_config = SettingsConfigDict(
@@ -41,7 +44,14 @@ class Settings(BaseSettings):
     body_timeout: float = Field(default=60.0, gt=0.0)
     idle_timeout: float = Field(default=75.0, gt=0.0)
     stall_timeout: float = Field(default=30.0, gt=0.0)
+    drain_wait: float | None = Field(default=None, ge=0.0)
+    drain: float = Field(default=600.0, ge=0.0)
     log_exchanges: bool = True
+
+    @property
+    def pause(self) -> float:
+        """Seconds that balancers have to see that we leave; nobody balances over a loopback address."""
+        return self.drain_wait if self.drain_wait is not None else 0.0 if self.loopback else DRAIN_WAIT
 
     @property
     def loopback(self) -> bool:

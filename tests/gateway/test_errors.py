@@ -21,6 +21,7 @@ TREE = {
     "RateLimited": (429, "rate_limit_error", "rate_limit_exceeded"),
     "QuotaUsed": (429, "insufficient_quota", "insufficient_quota"),
     "Overloaded": (503, "server_error", "overloaded"),
+    "Leaving": (503, "server_error", "gateway_leaving"),
     "UpstreamFailed": (502, "server_error", "upstream_failed"),
     "UpstreamTimeout": (504, "server_error", "upstream_timeout"),
 }

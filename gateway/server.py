@@ -1,0 +1,86 @@
+"""How does the gateway listen, and how does it leave?"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+
+import uvicorn
+
+from gateway.api import Front
+from gateway.protocol import Connection
+from gateway.settings import Settings
+
+LAST_WORDS = 2.0  # seconds for answers that are ended to say so
+TICK = 0.05  # seconds
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain of ours.
+
+    The first SIGTERM or SIGINT: /ready says 503 at once, for `drain_wait` seconds all is served as before, save that
+    connections end with their answer; then nobody new is let in, and open answers have `drain` seconds before they end
+    in an error. The second signal ends them at once.
+    """
+
+    def __init__(self, front: Front, settings: Settings) -> None:
+        http: Callable[..., asyncio.Protocol] = partial(Connection, settings)
+        super().__init__(
+            uvicorn.Config(
+                front,
+                host=settings.host,
+                port=settings.port,
+                http=http,  # type: ignore[arg-type]  # a class or what makes its instances
+                ws="none",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                log_level="warning",
+            )
+        )
+        self._front, self._settings = front, settings
+        self._close_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came."""
+        self.leave()
+
+    def leave(self) -> None:
+        """Begin to leave; when that has begun, end at once."""
+        if self._close_at is not None:
+            self.force_exit = self.should_exit = True
+            return
+        self._front.leave()
+        self._close_at = time.monotonic() + self._settings.pause
+        self.config.encoded_headers.append((b"connection", b"close"))
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._close_at is not None and time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state = self.server_state
+        for server in self.servers:
+            server.close()
+        for listening in sockets or []:
+            listening.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        await self._ended(self._settings.drain)
+        for task in state.tasks:
+            task.cancel()
+        await self._ended(LAST_WORDS)
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await self.lifespan.shutdown()
+
+    async def _ended(self, seconds: float) -> None:
+        """Returns when no connection is open, after `seconds`, or when a second signal came."""
+        end = time.monotonic() + seconds
+        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < end:
+            if self.force_exit and seconds != LAST_WORDS:
+                return
+            await asyncio.sleep(TICK)

@@ -1,0 +1,107 @@
+import asyncio
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gateway.settings import Settings
+from loadtest.servers import POLICY, Process, Sim, running
+from tests.gateway.serving import Answer, Port, body, eventually
+from tests.tiers import JSON, until
+
+STREAM = body(model="flash", stream=True, max_tokens=40)
+
+
+@contextmanager
+def serving(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
+    """A gateway in a process of its own, which has ended well when the block has."""
+    policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
+    with running(policy, flash, pro, **settings) as (url, process):
+        yield Port(int(url.rpartition(":")[2])), process
+        assert process.wait(10) == 0
+
+
+def ready(port: int) -> int:
+    """What /ready says; 0 when nobody is let in."""
+    return told(port)[0]
+
+
+def told(port: int) -> tuple[int, JSON]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+    except OSError:
+        return 0, {}
+
+
+async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer]]":
+    """That many streams under way."""
+    tasks = [asyncio.create_task(gate.ask(STREAM)) for _ in range(count)]
+    await eventually(lambda: len(sim.seen()) == count, 5)
+    return tasks
+
+
+def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(drip=0.004, drip_bytes=64)
+        with serving(flash, pro, DRAIN_WAIT="0.5") as (gate, process):
+            tasks = await streams(gate, 20, flash)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.1)
+            status, said = await asyncio.to_thread(told, gate.port)
+            assert (status, said["status"]) == (503, "leaving")
+            late = await gate.ask(body(model="pro"))
+            assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
+            answers = await asyncio.gather(*tasks)
+            assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
+            await eventually(lambda: ready(gate.port) == 0)
+
+    asyncio.run(main())
+
+
+def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_after=3)
+        with serving(flash, pro, DRAIN="0.3") as (gate, process):
+            (stream,) = await streams(gate, 1, flash)
+            flash.config(stall_first=60.0)
+            whole = asyncio.create_task(gate.ask(body(model="flash")))
+            await asyncio.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            cut, refused = await stream, await whole
+            assert (cut.complete, json.loads(cut.events()[-1])["error"]["code"]) == (True, "gateway_leaving")
+            assert (refused.status, refused.json()["error"]["code"]) == (503, "gateway_leaving")
+            assert b"[DONE]" not in cut.data
+            until(lambda: all(one["state"] == "aborted" for one in flash.seen()))
+
+    asyncio.run(main())
+
+
+def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_after=3)
+        with serving(flash, pro, DRAIN_WAIT="60") as (gate, process):
+            (stream,) = await streams(gate, 1, flash)
+            process.send_signal(signal.SIGTERM)
+            until(lambda: ready(gate.port) == 503)
+            process.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            cut = await stream
+            assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
+            await asyncio.to_thread(process.wait, 5)
+            assert time.monotonic() - started < 5, "the drain would have been 600 s"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("host", "pause"), [("127.0.0.1", 0.0), ("0.0.0.0", 5.0)])
+def test_only_who_may_be_balanced_waits_before_it_closes(host: str, pause: float) -> None:
+    assert Settings(host=host).pause == pause
+    assert Settings(host=host, drain_wait=2.0).pause == 2.0
