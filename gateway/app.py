@@ -21,8 +21,9 @@ from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings
 from gateway.store import Store
-from gateway.telemetry import Telemetry
+from gateway.telemetry import METRICS, Telemetry
 from gateway.upstream import Upstream
+from gateway.workers import Member
 
 CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
@@ -31,13 +32,18 @@ class NoKeys(Exception):
     """The gateway would serve everyone on an address that others can reach."""
 
 
-def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool) -> Front:
-    """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key."""
+def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool, member: Member | None = None) -> Front:
+    """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key.
+
+    `member`: this process is one worker of several.
+    """
     telemetry = Telemetry(settings.log_exchanges)
     client = Client()
     keys = Keys(store, raw=settings.api_key, everyone=everyone)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
+    if member:
+        member.render = telemetry.render
     telemetry.use(policy, upstream.load, lambda: store.state != "down")
 
     @asynccontextmanager
@@ -47,7 +53,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool)
         await store.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    _routes(rest, doors)
+    _routes(rest, doors, member)
     _models(rest, doors)
     _errors(rest)
     return Front(doors, rest, settings)
@@ -68,7 +74,7 @@ async def open_to_everyone(settings: Settings, store: Store) -> bool:
     return True
 
 
-def _routes(rest: FastAPI, doors: Doors) -> None:
+def _routes(rest: FastAPI, doors: Doors, member: Member | None) -> None:
     @rest.get("/health", summary="Is the process alive?")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -79,12 +85,13 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
         told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
         response.status_code = 503 if doors.leaving else 200
         status = "leaving" if doors.leaving else "ok"
-        return {"status": status, "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
+        found = {"status": status, "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
+        return {**found, "workers": member.alive if member else 1}
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:
-        body, kind = await asyncio.to_thread(doors.telemetry.render)
-        return Response(body, media_type=kind)
+        body = await (member.metrics() if member else asyncio.to_thread(doors.telemetry.render))
+        return Response(body, media_type=METRICS)
 
     rest.openapi = lambda: document(rest)  # type: ignore[method-assign]
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -22,10 +23,10 @@ class Server(uvicorn.Server):
 
     The first SIGTERM or SIGINT: /ready says 503 at once, for `drain_wait` seconds all is served as before, save that
     connections end with their answer; then nobody new is let in, and open answers have `drain` seconds before they end
-    in an error. The second signal ends them at once.
+    in an error. The second signal ends them at once. Who is `led` by a supervisor leaves the signals to it.
     """
 
-    def __init__(self, front: Front, settings: Settings) -> None:
+    def __init__(self, front: Front, settings: Settings, led: bool = False) -> None:
         http: Callable[..., asyncio.Protocol] = partial(Connection, settings)
         super().__init__(
             uvicorn.Config(
@@ -40,12 +41,13 @@ class Server(uvicorn.Server):
                 log_level="warning",
             )
         )
-        self._front, self._settings = front, settings
+        self._front, self._settings, self._led = front, settings, led
         self._close_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""
-        self.leave()
+        if not self._led:
+            self.leave()
 
     def leave(self) -> None:
         """Begin to leave; when that has begun, end at once."""
@@ -84,3 +86,25 @@ class Server(uvicorn.Server):
             if self.force_exit and seconds != LAST_WORDS:
                 return
             await asyncio.sleep(TICK)
+
+
+def bind(settings: Settings, shared: bool) -> list[socket.socket]:
+    """Sockets on every address of the host. `shared`: with others that are so bound. Raises OSError."""
+    found = socket.getaddrinfo(settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [_bound(family, proto, address, shared) for family, _, proto, _, address in found]
+
+
+def _bound(family: int, proto: int, address: Any, shared: bool) -> socket.socket:
+    # With `proto` 0, which socket.create_server leaves, asyncio does not see TCP and does not turn Nagle's delay off.
+    made = socket.socket(family, socket.SOCK_STREAM, proto)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made

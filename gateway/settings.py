@@ -20,8 +20,9 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]  # in the 
 class Settings(BaseSettings):
     """An empty variable counts as unset. `policy` None: the policy that ships with the program.
 
-    `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store. `log_exchanges`: a JSON
-    line each. `max_body` in bytes. `hosts`: the names that a request's Host may have; none: any.
+    `redis_url` None: memory, one process. `workers`: processes on the port. `api_key`: one caller key beside those in
+    the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `hosts`: the names that a request's Host may
+    have; none: any.
 
     Times in seconds. `request_timeout`: what the head of a request may take, and a body slower than 16 KiB/s;
     `body_timeout`: what any body may take. `idle_timeout`: how long a connection may be without a request.
@@ -36,6 +37,7 @@ class Settings(BaseSettings):
     policy: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
     redis_url: str | None = Field(default=None, repr=False)
     api_key: str | None = Field(default=None, repr=False)
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)

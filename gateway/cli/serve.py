@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import socket
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,15 +17,17 @@ from gateway.app import NoKeys, create_app, open_to_everyone
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
-from gateway.policy import PolicyError
+from gateway.policy import Policy, PolicyError
 from gateway.reload import checked
-from gateway.server import Server
+from gateway.server import Server, bind
 from gateway.settings import Settings
-from gateway.store import open_store
+from gateway.store import Store, open_store
+from gateway.workers import Failed, Member, Supervisor
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
+Workers = Annotated[int | None, typer.Option(help="Processes on the port; several share a store [default: 1]")]
 Redis = Annotated[
     str | None,
     typer.Option(
@@ -33,43 +37,86 @@ Redis = Annotated[
 ]
 
 
-def serve(policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None) -> None:
+def serve(
+    policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None, workers: Workers = None
+) -> None:
     """Serve the gateway."""
-    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis}
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "workers": workers}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         stop(str(error))
-    asyncio.run(run(settings))
+    asyncio.run(run(settings) if settings.workers == 1 else supervise(settings))
 
 
-async def run(settings: Settings) -> None:
-    """Until SIGINT or SIGTERM. Exits with a message when the gateway may not or cannot start."""
-    try:
-        policy = checked(settings.policy or packaged())
-    except PolicyError as error:
-        stop(str(error))
-    if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
-        stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
-    async with contextlib.AsyncExitStack() as stack:
-        url = settings.redis_url
-        if url == "embedded":
-            try:
-                url = await stack.enter_async_context(embedded())
-            except (NotInstalled, TimeoutError) as error:
-                stop(str(error))
-        store = open_store(url)
-        try:
-            everyone = await open_to_everyone(settings, store)
-        except NoKeys as error:
-            stop(str(error))
-        except Overloaded:
-            stop("the store does not answer: without it nobody knows the API keys")
-        app = create_app(settings, policy, store, everyone)
-        server = Server(app, settings)
-        await server.serve()
+async def run(settings: Settings, member: Member | None = None) -> None:
+    """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start."""
+    async with shared(settings) as known:
+        store = open_store(known.redis_url)
+        policy, everyone = await permitted(known, store)
+        app = create_app(known, policy, store, everyone, member)
+        server = Server(app, known, led=member is not None)
+        if member:
+            member.serve(server.leave)
+        await server.serve(bind(known, shared=True) if member else None)
         if not server.started:
             raise typer.Exit(1)
+
+
+async def supervise(settings: Settings) -> None:
+    """Several processes on one port, until SIGINT or SIGTERM."""
+    if settings.redis_url is None:
+        stop("several workers need a store that they share: give --redis URL or --redis embedded")
+    async with shared(settings) as known:
+        store = open_store(known.redis_url)
+        await permitted(known, store)
+        await store.close()
+        try:
+            for probe in bind(known, shared=False):
+                probe.close()  # nobody else listens
+            held = bind(known, shared=True)  # keeps the port while workers come and go
+            port = held[0].getsockname()[1]
+            await Supervisor(known.model_copy(update={"port": port}), work).run()
+        except OSError as error:
+            stop(f"cannot listen on {known.host}:{known.port}: {error}")
+        except Failed:
+            raise typer.Exit(1) from None
+
+
+def work(settings: Settings, line: socket.socket) -> None:
+    """What one of several processes does."""
+    asyncio.run(_work(settings, line))
+
+
+async def _work(settings: Settings, line: socket.socket) -> None:
+    async with contextlib.aclosing(await Member.join(line)) as member:
+        await run(settings, member)
+
+
+@contextlib.asynccontextmanager
+async def shared(settings: Settings) -> AsyncIterator[Settings]:
+    """The settings, with the URL of a store of our own where they say `embedded`; it ends with the block."""
+    if settings.redis_url != "embedded":
+        yield settings
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(embedded())
+        except (NotInstalled, TimeoutError) as error:
+            stop(str(error))
+        yield settings.model_copy(update={"redis_url": url})
+
+
+async def permitted(settings: Settings, store: Store) -> tuple[Policy, bool]:
+    """The policy, and whether callers need no key. Exits with a message when the gateway may not start."""
+    if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
+        stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
+    try:
+        return checked(settings.policy or packaged()), await open_to_everyone(settings, store)
+    except (PolicyError, NoKeys) as error:
+        stop(str(error))
+    except Overloaded:
+        stop("the store does not answer: without it nobody knows the API keys")
 
 
 def sim(context: typer.Context) -> None:

@@ -348,7 +348,7 @@ def test_a_caller_who_leaves_while_the_store_decides_leaves_nothing_behind(flash
 
 
 def metrics(gate: Gateway) -> str:
-    return gate.front._doors.telemetry.render()[0].decode()
+    return gate.front._doors.telemetry.render().decode()
 
 
 def test_who_takes_nothing_of_a_stream_is_left_after_the_tiers_total_time(flash: Sim, pro: Sim) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from gateway.server import bind
 from gateway.settings import Settings
 from loadtest.servers import POLICY, Process, Sim, running
 from tests.gateway.serving import Answer, Port, body, eventually
@@ -105,3 +107,13 @@ def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
 def test_only_who_may_be_balanced_waits_before_it_closes(host: str, pause: float) -> None:
     assert Settings(host=host).pause == pause
     assert Settings(host=host, drain_wait=2.0).pause == 2.0
+
+
+def test_sockets_for_several_processes_are_seen_to_be_tcp_and_share_with_their_like_only() -> None:
+    (one,) = bind(Settings(port=0), shared=True)
+    same = Settings(port=one.getsockname()[1])
+    with one, bind(same, shared=True)[0]:
+        one.listen()
+        assert one.proto == socket.IPPROTO_TCP, "else asyncio leaves Nagle's delay on: 40 ms an answer"
+        with pytest.raises(OSError, match="in use"):
+            bind(same, shared=False)
