@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gateway import sse
@@ -14,9 +15,10 @@ from gateway.admission import Keys, OverLimit, identify
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
-from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, TooSlow, WrongMethod
+from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, WrongMethod
 from gateway.policy import Policy
 from gateway.pricing import lines
+from gateway.pulse import Pulse
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -127,7 +129,7 @@ class Exchange:
         if self._method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._method[:16]}.")
         self._caller = await identify(self._headers.get("authorization"), doors.keys, self._policy.callers)
-        data = await self._body()
+        data = await self._body(self._settings.max_body)
         if data is None:
             self._left = True
             return
@@ -139,19 +141,9 @@ class Exchange:
         finally:
             watch.cancel()
 
-    async def _body(self) -> bytes | None:
-        """The request's body; None when the caller left before its end. Raises TooLarge, TooSlow."""
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._settings.body_timeout):
-                return await self._received(self._settings.max_body)
-        except TimeoutError:
-            raise TooSlow(f"The request was not complete after {self._settings.body_timeout:g} s.") from None
-        finally:
-            self._uploading = time.perf_counter() - started
-
-    async def _received(self, limit: int) -> bytes | None:
-        length = self._headers.get("content-length", "")
+    async def _body(self, limit: int) -> bytes | None:
+        """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge."""
+        started, length = time.perf_counter(), self._headers.get("content-length", "")
         parts, size, more = [], 0, True
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
@@ -164,6 +156,7 @@ class Exchange:
             more = message.get("more_body", False)
             if size > limit:
                 raise TooLarge(f"The request body is over {limit} bytes.")
+        self._uploading = time.perf_counter() - started
         return b"".join(parts)
 
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
@@ -199,17 +192,22 @@ class Exchange:
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
         await self._start(reply.status, self._answered(reply) + STREAMED)
+        pulse = Pulse(self._settings.keepalive, partial(self._write, more=True))
         try:
             async with asyncio.timeout(self._policy.tiers[reply.tier].timeouts.total):
-                await self._chunks(reply)
+                await self._chunks(reply, pulse)
         except TimeoutError:
             self._error, self._left = "reader_too_slow", True
+        finally:
+            await pulse.stop()
 
-    async def _chunks(self, reply: Reply) -> None:
+    async def _chunks(self, reply: Reply, pulse: Pulse) -> None:
         async for chunk in reply.chunks:
             if self._ttft is None:
                 self._ttft = time.perf_counter() - self._started
             await self._write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
+            pulse.last = asyncio.get_running_loop().time()
+        await pulse.stop()
         await self._write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:

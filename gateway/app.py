@@ -9,10 +9,11 @@ from urllib.parse import unquote
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from gateway import __version__
 from gateway.admission import Keys, identify
-from gateway.api import Doors, Front
+from gateway.api import ASGI, Doors, Front
 from gateway.cache import Flights
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
@@ -57,6 +58,14 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
     _models(rest, doors)
     _errors(rest)
     return Front(doors, rest, settings)
+
+
+def across_origins(app: ASGI, settings: Settings) -> ASGI:
+    """`app`, for pages of other origins too where settings say so. Keys are sent as headers, never as cookies."""
+    if not settings.cors_origins:
+        return app
+    methods, names = ["GET", "POST"], ["*"]
+    return CORSMiddleware(app, settings.cors_origins, methods, names, expose_headers=names)
 
 
 async def open_to_everyone(settings: Settings, store: Store) -> bool:

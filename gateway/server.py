@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from gateway.api import Front
+from gateway.api import ASGI
 from gateway.protocol import Connection
 from gateway.settings import Settings
 
@@ -23,14 +23,15 @@ class Server(uvicorn.Server):
 
     The first SIGTERM or SIGINT: /ready says 503 at once, for `drain_wait` seconds all is served as before, save that
     connections end with their answer; then nobody new is let in, and open answers have `drain` seconds before they end
-    in an error. The second signal ends them at once. Who is `led` by a supervisor leaves the signals to it.
+    in an error. The second signal ends them at once. Who is `led` by a supervisor leaves the signals to it. `leave` is
+    called when readiness shall go.
     """
 
-    def __init__(self, front: Front, settings: Settings, led: bool = False) -> None:
+    def __init__(self, app: ASGI, leave: Callable[[], None], settings: Settings, led: bool = False) -> None:
         http: Callable[..., asyncio.Protocol] = partial(Connection, settings)
         super().__init__(
             uvicorn.Config(
-                front,
+                app,
                 host=settings.host,
                 port=settings.port,
                 http=http,  # type: ignore[arg-type]  # a class or what makes its instances
@@ -38,10 +39,12 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
                 log_level="warning",
             )
         )
-        self._front, self._settings, self._led = front, settings, led
+        self._leave, self._settings, self._led = leave, settings, led
         self._close_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -54,7 +57,7 @@ class Server(uvicorn.Server):
         if self._close_at is not None:
             self.force_exit = self.should_exit = True
             return
-        self._front.leave()
+        self._leave()
         self._close_at = time.monotonic() + self._settings.pause
         self.config.encoded_headers.append((b"connection", b"close"))
 

@@ -22,12 +22,14 @@ class Settings(BaseSettings):
 
     `redis_url` None: memory, one process. `workers`: processes on the port. `api_key`: one caller key beside those in
     the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `hosts`: the names that a request's Host may
-    have; none: any.
+    have; none: any. `cors_origins`: whose pages browsers let ask us, `*`: all; none: nobody's. `tls_cert`, `tls_key`:
+    PEM files; with them the listener speaks TLS only.
 
-    Times in seconds. `request_timeout`: what the head of a request may take, and a body slower than 16 KiB/s;
-    `body_timeout`: what any body may take. `idle_timeout`: how long a connection may be without a request.
-    `stall_timeout`: how long a caller may leave what is written to it. `drain_wait`: from SIGTERM, when /ready begins
-    to say no, until nobody new is let in (None: 5, none on loopback); `drain`: from then until open answers are ended.
+    Times in seconds. `request_timeout`: what a request may take, and more for a body that keeps to 16 KiB/s;
+    `idle_timeout`: how long a connection may be without a request. `keepalive`: how long a stream may be silent before
+    a comment says that it lives (0: never). `stall_timeout`: how long a caller may leave what is written to it.
+    `drain_wait`: from SIGTERM, when /ready begins to say no, until nobody new is let in (None: 5, none on loopback);
+    `drain`: from then until open answers are ended.
     """
 
     model_config = SettingsConfigDict(
@@ -42,8 +44,11 @@ class Settings(BaseSettings):
     api_key: str | None = Field(default=None, repr=False)
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
     hosts: Names = ()
+    cors_origins: Names = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     request_timeout: float = Field(default=10.0, gt=0.0)
-    body_timeout: float = Field(default=60.0, gt=0.0)
+    keepalive: float = Field(default=15.0, ge=0.0)
     idle_timeout: float = Field(default=75.0, gt=0.0)
     stall_timeout: float = Field(default=30.0, gt=0.0)
     drain_wait: float | None = Field(default=None, ge=0.0)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse"},
     {"body", "store", "transport", "openapi", "workers"},
     {"types", "protocol"},
     {"policy", "stream", "verdict"},

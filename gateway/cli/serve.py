@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from gateway.admission import SHORTEST_KEY
-from gateway.app import NoKeys, create_app, open_to_everyone
+from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
@@ -55,7 +56,7 @@ async def run(settings: Settings, member: Member | None = None) -> None:
         store = open_store(known.redis_url)
         policy, everyone = await permitted(known, store)
         app = create_app(known, policy, store, everyone, member)
-        server = Server(app, known, led=member is not None)
+        server = Server(across_origins(app, known), app.leave, known, led=member is not None)
         if member:
             member.serve(server.leave)
         await server.serve(bind(known, shared=True) if member else None)
@@ -111,6 +112,13 @@ async def permitted(settings: Settings, store: Store) -> tuple[Policy, bool]:
     """The policy, and whether callers need no key. Exits with a message when the gateway may not start."""
     if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
         stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        stop("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY belong together")
+    try:
+        if settings.tls_cert:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        stop(f"cannot use the certificate {settings.tls_cert}: {error}")
     try:
         return checked(settings.policy or packaged()), await open_to_everyone(settings, store)
     except (PolicyError, NoKeys) as error:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from gateway.api import Front
-from gateway.app import create_app
+from gateway.app import across_origins, create_app
 from gateway.body import read
 from gateway.http1 import Client
 from gateway.policy import Policy
@@ -196,7 +196,7 @@ async def gateway(
     troubles = watched()
     known = Settings(**{"log_exchanges": False, **settings})
     front = create_app(known, policy, store or MemoryStore(), everyone)
-    config = uvicorn.Config(front, log_config=None, access_log=False, ws="none")
+    config = uvicorn.Config(across_origins(front, known), log_config=None, access_log=False, ws="none")
     config.load()
     state, door, rest = ServerState(), front._doors.upstream, front._rest
     assert isinstance(rest, FastAPI)

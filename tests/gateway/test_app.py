@@ -6,7 +6,7 @@ from gateway.app import NoKeys, open_to_everyone
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import body, eventually, gateway
+from tests.gateway.serving import CHAT, body, eventually, gateway
 from tests.tiers import policy_for
 
 KEY = "a-key-that-is-long-enough"
@@ -113,5 +113,31 @@ def test_without_a_key_only_this_machine_is_served() -> None:
         assert not await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY), MemoryStore())
         with pytest.raises(NoKeys, match=r"listen on 0\.0\.0\.0"):
             await open_to_everyone(Settings(host="0.0.0.0"), MemoryStore())
+
+    asyncio.run(main())
+
+
+def test_pages_of_listed_origins_only_may_ask_and_read_the_headers(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        asks = {
+            "access_control_request_method": "POST",
+            "access_control_request_headers": "authorization,x-stainless-os",
+        }
+        async with gateway(policy_for(flash, pro), cors_origins="https://app.example") as gate:
+            allowed = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
+            assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, "https://app.example")
+            assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
+            answer = await gate.ask(body(), origin="https://app.example")
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            assert answer.headers["access-control-expose-headers"] == "*"
+            assert "access-control-allow-credentials" not in answer.headers
+            for foreign in (
+                await gate.get(CHAT, "OPTIONS", origin="https://evil.example", **asks),
+                await gate.ask(body(), origin="https://evil.example"),
+            ):
+                assert "access-control-allow-origin" not in foreign.headers
+        async with gateway(policy_for(flash, pro)) as gate:
+            refused = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
+            assert (refused.status, "access-control-allow-origin" in refused.headers) == (405, False)
 
     asyncio.run(main())

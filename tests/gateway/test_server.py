@@ -2,18 +2,23 @@ import asyncio
 import json
 import signal
 import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
-from gateway.server import bind
+from gateway.api import Receive, Scope, Send
+from gateway.app import across_origins
+from gateway.server import Server, bind
 from gateway.settings import Settings
-from loadtest.servers import POLICY, Process, Sim, running
-from tests.gateway.serving import Answer, Port, body, eventually
+from loadtest.servers import POLICY, Process, Sim, free_port, running
+from tests.gateway.identity import CERTIFICATE, KEY, pem
+from tests.gateway.serving import Answer, Port, body, eventually, parsed
 from tests.tiers import JSON, until
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
@@ -117,3 +122,37 @@ def test_sockets_for_several_processes_are_seen_to_be_tcp_and_share_with_their_l
         assert one.proto == socket.IPPROTO_TCP, "else asyncio leaves Nagle's delay on: 40 ms an answer"
         with pytest.raises(OSError, match="in use"):
             bind(same, shared=False)
+
+
+def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    files = {"TLS_CERT": tmp_path / "cert.pem", "TLS_KEY": tmp_path / "key.pem"}
+    files["TLS_CERT"].write_text(pem("CERTIFICATE", CERTIFICATE))
+    files["TLS_KEY"].write_text(pem("PRIVATE KEY", KEY))
+    trusting = ssl.create_default_context(cafile=str(files["TLS_CERT"]))
+    settings = Settings(port=free_port(), **{name.lower(): file for name, file in files.items()})  # type: ignore[arg-type]
+
+    async def main() -> None:
+        server = Server(across_origins(hello, settings), lambda: None, settings, led=True)
+        running = asyncio.create_task(server.serve())
+        await eventually(lambda: server.started)
+        reader, writer = await asyncio.open_connection("localhost", settings.port, ssl=trusting)
+        writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert parsed(await reader.read()).data == b"https"
+        heard, plain = await asyncio.open_connection("localhost", settings.port)
+        plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"HTTP" not in await heard.read(), "not reached"
+        for line in (writer, plain):
+            line.close()
+            with suppress(ConnectionError):
+                await line.wait_closed()
+        server.leave()
+        await running
+
+    asyncio.run(main())
+
+
+async def hello(scope: Scope, _: Receive, send: Send) -> None:
+    """An app that says by which scheme it was asked."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["scheme"].encode()})
