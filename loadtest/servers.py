@@ -110,10 +110,11 @@ def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded") -
 
 
 @contextlib.contextmanager
-def running(policy: str | Path, flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[str, Process]]:
-    """A gateway's URL and its process; `settings` without GATEWAY_."""
+def running(policy: str | Path, *tiers: Sim, **settings: str) -> Iterator[tuple[str, Process]]:
+    """A gateway's URL and its process; `tiers`: Flash and Pro, `settings` without GATEWAY_."""
     port = free_port()
-    env = {"FLASH_URL": flash.url, "PRO_URL": pro.url, "GATEWAY_LOG_EXCHANGES": "false"}
+    env = {name: tier.url for name, tier in zip(("FLASH_URL", "PRO_URL"), tiers, strict=False)}
+    env["GATEWAY_LOG_EXCHANGES"] = "false"
     env |= {f"GATEWAY_{name}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as place:
         file = policy if isinstance(policy, Path) else Path(place) / "policy.yaml"

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from loadtest.faults import freeze, limits
+from loadtest.faults import drain, fidelity, freeze, limits, slow, truth
 from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
@@ -27,3 +27,23 @@ def test_a_store_that_stands_still_fails_no_request_and_slows_the_first_ones_onl
     assert [one.status for outcomes in found for one in outcomes if one.status != 200] == []
     assert max(one.seconds for one in found.frozen[:20]) < 0.5
     assert max(one.seconds for one in found.frozen[20:]) < 0.25
+
+
+def test_bodies_and_streams_go_through_byte_for_byte() -> None:
+    found = fidelity.measure(bodies=200, streams=20)
+    assert (found.bodies_changed, found.streams_changed) == (0, 0)
+
+
+def test_an_answer_that_breaks_off_anywhere_is_never_said_to_be_finished() -> None:
+    assert not any(truth.measure(count=12).values())
+
+
+def test_slow_callers_are_closed_and_the_others_are_served() -> None:
+    found = slow.measure(count=20, asked=20, REQUEST_TIMEOUT="0.5")
+    assert max(seconds for times in found.closed.values() for seconds in times) < 5
+    assert len(found.meanwhile) == 20
+
+
+def test_every_stream_that_is_under_way_at_sigterm_ends_well() -> None:
+    found = drain.measure(count=20)
+    assert (found.whole, found.told, found.cut) == (20, 0, 0)

@@ -1,13 +1,16 @@
-"""python -m loadtest.faults [leavers|limits|freeze|drain ...]   Figures of faults, in full; minutes."""
+"""python -m loadtest.faults [SCENARIO ...]   Figures of faults, in full; minutes.   Without a name: all."""
 
 import sys
 
-from loadtest.faults import drain, freeze, leavers, limits
+from loadtest.faults import drain, fidelity, freeze, leavers, limits, slow, truth
 
 SCENARIOS = {
     "leavers": lambda: leavers.report(rounds=300),
     "limits": lambda: limits.report(requests=5000, limit=60),
     "freeze": lambda: freeze.report(seconds=30, rate=100),
+    "fidelity": lambda: fidelity.report(bodies=2000, streams=60),
+    "truth": lambda: truth.report(count=500),
+    "slow": lambda: slow.report(count=500, asked=500),
     "drain": lambda: drain.report(count=200),
 }
 
