@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from gateway import sse
-from gateway.admission import Keys, OverLimit, identify
+from gateway.admission import OverLimit
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
 from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, WrongMethod
+from gateway.keys import Keys, identify
 from gateway.policy import Policy
-from gateway.pricing import lines
+from gateway.pricing import lines, plan_of
 from gateway.pulse import Pulse
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
@@ -168,8 +169,8 @@ class Exchange:
             raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
         request = ChatRequest(self._id, caller, self._path, body, fields, self._headers, self._started)
         refuse_links(request)
-        if self._explained and not self._policy.callers.plans[caller.plan].explain:
-            raise Forbidden("Your plan may not ask for explanations.", code="explain_not_allowed")
+        if self._explained and not plan_of(caller, self._policy).explain:
+            raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
     async def _watch(self, serving: "asyncio.Task[None] | None") -> None:

@@ -1,7 +1,7 @@
 """How is all of it put together?   The composition root: the only file that knows every room."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -12,16 +12,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway import __version__
-from gateway.admission import Keys, identify
+from gateway.admin import Guard, admin_routes
 from gateway.api import ASGI, Doors, Front
 from gateway.cache import Flights
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
+from gateway.keyfile import KeyFile
+from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings
-from gateway.store import Store
+from gateway.store import KeyRecord, Store
 from gateway.telemetry import METRICS, Telemetry
 from gateway.upstream import Upstream
 from gateway.workers import Member
@@ -30,17 +32,13 @@ CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
 
 class NoKeys(Exception):
-    """The gateway would serve everyone on an address that others can reach."""
+    """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
 
 
-def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool, member: Member | None = None) -> Front:
-    """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key.
-
-    `member`: this process is one worker of several.
-    """
+def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, member: Member | None = None) -> Front:
+    """The ASGI app; it owns `store` from its start-up to its end. `member`: this process is one worker of several."""
     telemetry = Telemetry(settings.log_exchanges)
     client = Client()
-    keys = Keys(store, raw=settings.api_key, everyone=everyone)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
     if member:
@@ -49,13 +47,18 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(keys.file.watch()) if keys.file else None
         yield
+        if watch:
+            watch.cancel()
+            await asyncio.wait([watch])
         client.close()
         await store.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors, member)
     _models(rest, doors)
+    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
     _errors(rest)
     return Front(doors, rest, settings)
 
@@ -68,19 +71,36 @@ def across_origins(app: ASGI, settings: Settings) -> ASGI:
     return CORSMiddleware(app, settings.cors_origins, methods, names, expose_headers=names)
 
 
-async def open_to_everyone(settings: Settings, store: Store) -> bool:
+async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | None = None) -> bool:
     """True when callers need no key: none is configured, and only this machine can ask.
 
-    Raises NoKeys when others could ask too, Overloaded when a shared store does not answer.
+    Raises NoKeys when others could ask too, or where they can ask and nobody could administer; Overloaded when it takes
+    a shared store to tell and that does not answer.
     """
-    if settings.api_key or await store.list_keys():
+    callers = bool(settings.api_key or file)
+    admin = settings.admin_key is not None or bool(file and _active(ADMIN, file.records()))
+    if callers and (settings.loopback or admin):
         return False
-    if not settings.loopback:
+    kept = await store.list_keys()
+    callers, admin = callers or any(record.id != ADMIN for record in kept), admin or _active(ADMIN, kept)
+    if settings.loopback:
+        return not callers
+    if not callers:
         raise NoKeys(
             f"no API key is configured and the gateway would listen on {settings.host}: create one with "
-            "`tiergate keys create NAME --redis URL` or set GATEWAY_API_KEY, or bind to 127.0.0.1"
+            "`tiergate keys create NAME --redis URL` (or --file FILE) or set GATEWAY_API_KEY, or bind to 127.0.0.1"
         )
-    return True
+    if not admin:
+        raise NoKeys(
+            f"no admin key is configured and the gateway would listen on {settings.host}: create one with "
+            "`tiergate keys admin --redis URL` (or --file FILE) or set GATEWAY_ADMIN_KEY (openssl rand -hex 32), "
+            "or bind to 127.0.0.1"
+        )
+    return False
+
+
+def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
+    return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
 def _routes(rest: FastAPI, doors: Doors, member: Member | None) -> None:
@@ -90,12 +110,16 @@ def _routes(rest: FastAPI, doors: Doors, member: Member | None) -> None:
 
     @rest.get("/ready", summary="Can it serve?")
     async def ready(response: Response) -> dict[str, Any]:
-        policy = doors.policy
-        told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
+        policy, file = doors.policy, doors.keys.file
         response.status_code = 503 if doors.leaving else 200
-        status = "leaving" if doors.leaving else "ok"
-        found = {"status": status, "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
-        return {**found, "workers": member.alive if member else 1}
+        return {
+            "status": "leaving" if doors.leaving else "ok",
+            "store": doors.store.state,
+            **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
+            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
+            "load": dict(doors.upstream.load()),
+            "workers": member.alive if member else 1,
+        }
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:

@@ -22,6 +22,7 @@ def plan_of(caller: Caller, policy: Policy) -> Plan:
     """The caller's plan, with what its key has of its own."""
     plan, own = policy.callers.plans[caller.plan], caller.own
     given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
+    given["explain"] = own.explain
     if own.usd is not None:
         given["budget"] = replace(plan.budget, usd=own.usd) if plan.budget else Budget(own.usd)
     changed = {name: value for name, value in given.items() if value is not None}

@@ -44,9 +44,24 @@ def free_port() -> int:
 Process = subprocess.Popen[bytes]
 
 
+def pid_of(url: str) -> int:
+    """The process of ours that serves at `url`. Raises StopIteration."""
+    port = url.rpartition(":")[2]
+    children = ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="]
+    listed = subprocess.run(children, capture_output=True, text=True, check=True).stdout.splitlines()
+    return next(int(line.split()[0]) for line in listed if f"--port {port} " in f"{line} ")
+
+
 @contextlib.contextmanager
-def python(arguments: Sequence[str], port: int, **env: str) -> Iterator[tuple[str, Process]]:
+def python(arguments: Sequence[str], port: int, **env: str) -> Iterator[str]:
     """A Python program that listens on `port`; its URL, once /health answers. Raises TimeoutError."""
+    with program(arguments, port, **env) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def program(arguments: Sequence[str], port: int, **env: str) -> Iterator[tuple[str, Process]]:
+    """The same, with its process."""
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **env})
     url = f"http://{HOST}:{port}"
     try:
@@ -98,7 +113,7 @@ def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
     port = free_port()
     command = ["-m", "backends.sim", "--tier", tier, "--port", str(port), *flags]
     named = ["--served-model-name", model] if model else []
-    with python([*command, *named], port) as (url, _):
+    with python([*command, *named], port) as url:
         yield Sim(url, model or MODELS[tier])
 
 
@@ -120,7 +135,7 @@ def running(policy: str | Path, *tiers: Sim, **settings: str) -> Iterator[tuple[
         file = policy if isinstance(policy, Path) else Path(place) / "policy.yaml"
         if isinstance(policy, str):
             file.write_text(policy)
-        with python(["-m", "gateway", "serve", "--policy", str(file), "--port", str(port)], port, **env) as found:
+        with program(["-m", "gateway", "serve", "--policy", str(file), "--port", str(port)], port, **env) as found:
             yield found
 
 

@@ -13,11 +13,12 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import ValidationError
 
-from gateway.admission import SHORTEST_KEY
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
+from gateway.keyfile import KeyFile
+from gateway.keys import SHORTEST_KEY, Keys
 from gateway.policy import Policy, PolicyError
 from gateway.reload import checked
 from gateway.server import Server, bind
@@ -26,6 +27,7 @@ from gateway.store import Store, open_store
 from gateway.workers import Failed, Member, Supervisor
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
+KeysFile = Annotated[Path | None, typer.Option(help="File of keys, made by `tiergate keys create --file`.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
 Workers = Annotated[int | None, typer.Option(help="Processes on the port; several share a store [default: 1]")]
@@ -38,24 +40,33 @@ Redis = Annotated[
 ]
 
 
-def serve(
-    policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None, workers: Workers = None
+def serve(  # noqa: PLR0913, PLR0917  each is a flag
+    policy: PolicyFile = None,
+    host: Host = None,
+    port: Port = None,
+    redis: Redis = None,
+    keys: KeysFile = None,
+    workers: Workers = None,
 ) -> None:
     """Serve the gateway."""
-    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "workers": workers}
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "keys_file": keys, "workers": workers}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        stop(str(error))
+        stop("\n".join(f"{_variable(found['loc'])}: {found['msg']}" for found in error.errors(include_input=False)))
     asyncio.run(run(settings) if settings.workers == 1 else supervise(settings))
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    return f"GATEWAY_{'_'.join(map(str, place)).upper()}"
 
 
 async def run(settings: Settings, member: Member | None = None) -> None:
     """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start."""
     async with shared(settings) as known:
         store = open_store(known.redis_url)
-        policy, everyone = await permitted(known, store)
-        app = create_app(known, policy, store, everyone, member)
+        policy, keys = await permitted(known, store)
+        app = create_app(known, policy, store, keys, member)
         server = Server(across_origins(app, known), app.leave, known, led=member is not None)
         if member:
             member.serve(server.leave)
@@ -108,8 +119,8 @@ async def shared(settings: Settings) -> AsyncIterator[Settings]:
         yield settings.model_copy(update={"redis_url": url})
 
 
-async def permitted(settings: Settings, store: Store) -> tuple[Policy, bool]:
-    """The policy, and whether callers need no key. Exits with a message when the gateway may not start."""
+async def permitted(settings: Settings, store: Store) -> tuple[Policy, Keys]:
+    """The policy, and whose keys open the door. Exits with a message when the gateway may not start."""
     if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
         stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
     if (settings.tls_cert is None) != (settings.tls_key is None):
@@ -120,7 +131,9 @@ async def permitted(settings: Settings, store: Store) -> tuple[Policy, bool]:
     except OSError as error:
         stop(f"cannot use the certificate {settings.tls_cert}: {error}")
     try:
-        return checked(settings.policy or packaged()), await open_to_everyone(settings, store)
+        policy = checked(settings.policy or packaged())
+        file = KeyFile(settings.keys_file) if settings.keys_file else None
+        return policy, Keys(store, settings.api_key, await open_to_everyone(settings, store, file), file)
     except (PolicyError, NoKeys) as error:
         stop(str(error))
     except Overloaded:

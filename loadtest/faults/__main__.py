@@ -2,11 +2,13 @@
 
 import sys
 
-from loadtest.faults import drain, fidelity, freeze, leavers, limits, slow, truth
+from loadtest.faults import drain, fidelity, freeze, isolation, leavers, limits, money, slow, truth
 
 SCENARIOS = {
     "leavers": lambda: leavers.report(rounds=300),
     "limits": lambda: limits.report(requests=5000, limit=60),
+    "money": lambda: money.report(streams=500, covered=300),
+    "isolation": lambda: isolation.report(callers=50, prompts=200, operations=100_000),
     "freeze": lambda: freeze.report(seconds=30, rate=100),
     "fidelity": lambda: fidelity.report(bodies=2000, streams=60),
     "truth": lambda: truth.report(count=500),

@@ -18,6 +18,8 @@ from gateway.api import Front
 from gateway.app import across_origins, create_app
 from gateway.body import read
 from gateway.http1 import Client
+from gateway.keyfile import KeyFile
+from gateway.keys import Keys
 from gateway.policy import Policy
 from gateway.protocol import Connection
 from gateway.settings import Settings
@@ -188,14 +190,14 @@ class Gateway(Port):
 
 @asynccontextmanager
 async def gateway(
-    policy: Policy, store: Store | None = None, everyone: bool = True, **settings: Any
+    policy: Policy, store: Store | None = None, everyone: bool = True, file: KeyFile | None = None, **settings: Any
 ) -> AsyncIterator[Gateway]:
     """Serve `policy` by our protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
     unseen. (A uvicorn.Server would take 0.3 s to start and stop.)
     """
     troubles = watched()
-    known = Settings(**{"log_exchanges": False, **settings})
-    front = create_app(known, policy, store or MemoryStore(), everyone)
+    known, store = Settings(**{"log_exchanges": False, **settings}), store or MemoryStore()
+    front = create_app(known, policy, store, Keys(store, known.api_key, everyone, file))
     config = uvicorn.Config(across_origins(front, known), log_config=None, access_log=False, ws="none")
     config.load()
     state, door, rest = ServerState(), front._doors.upstream, front._rest
