@@ -26,11 +26,16 @@ async def said(port: int, *parts: bytes, wait: float = 5.0) -> bytes:
         writer.write(part)
         await writer.drain()
         await asyncio.sleep(0)
+    raw = b""
     try:
         async with asyncio.timeout(wait):
-            return await reader.read()
+            while data := await reader.read(65536):
+                raw += data
+    except ConnectionResetError:
+        pass  # it closed over bytes that it had no use for
     finally:
         writer.close()
+    return raw
 
 
 def only(raw: bytes) -> Answer:
