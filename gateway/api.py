@@ -8,16 +8,18 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gateway import sse
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
-from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooLate, TooSlow, WrongMethod
+from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
 from gateway.keys import Keys, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, plan_of
+from gateway.pulse import Pulse
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -45,7 +47,10 @@ log = logging.getLogger("gateway")
 
 @dataclass(slots=True)
 class Doors:
-    """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with."""
+    """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with.
+
+    `leaving`: whoever balances should send nobody here any more.
+    """
 
     policy: Policy
     store: Store
@@ -53,6 +58,7 @@ class Doors:
     flights: Flights
     keys: Keys
     telemetry: Telemetry
+    leaving: bool = False
 
 
 class Front:
@@ -60,6 +66,10 @@ class Front:
 
     def __init__(self, doors: Doors, rest: ASGI, settings: Settings) -> None:
         self._doors, self._rest, self._settings = doors, rest, settings
+
+    def leave(self) -> None:
+        """From here on /ready says no."""
+        self._doors.leaving = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,9 +108,7 @@ class Exchange:
         try:
             await self._serve()
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._left or not task or task.uncancel() > 0:
-                raise
+            await self._stopped()
         except Refusal as refusal:
             await self._refuse(refusal)
         except Exception:
@@ -111,12 +119,20 @@ class Exchange:
                 await self._reply.close()
             self._record()
 
+    async def _stopped(self) -> None:
+        """Cancelled, by the caller's leaving or by the end of the gateway, which a caller must hear of."""
+        task = asyncio.current_task()
+        if task and task.uncancel() > 0:
+            raise asyncio.CancelledError
+        if not self._left:
+            await self._refuse(Leaving("The gateway ends before this answer does.", retry_after=1.0))
+
     async def _serve(self) -> None:
         doors = self._doors
         if self._method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._method[:16]}.")
         self._caller = await identify(self._headers.get("authorization"), doors.keys, self._policy.callers)
-        data = await self._body()
+        data = await self._body(self._settings.max_body)
         if data is None:
             self._left = True
             return
@@ -131,19 +147,9 @@ class Exchange:
         finally:
             watch.cancel()
 
-    async def _body(self) -> bytes | None:
-        """The request's body; None when the caller left before its end. Raises TooLarge, TooSlow."""
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._settings.body_timeout):
-                return await self._received(self._settings.max_body)
-        except TimeoutError:
-            raise TooSlow(f"The request was not complete after {self._settings.body_timeout:g} s.") from None
-        finally:
-            self._uploading = time.perf_counter() - started
-
-    async def _received(self, limit: int) -> bytes | None:
-        length = self._headers.get("content-length", "")
+    async def _body(self, limit: int) -> bytes | None:
+        """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge."""
+        started, length = time.perf_counter(), self._headers.get("content-length", "")
         parts, size, more = [], 0, True
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
@@ -156,6 +162,7 @@ class Exchange:
             more = message.get("more_body", False)
             if size > limit:
                 raise TooLarge(f"The request body is over {limit} bytes.")
+        self._uploading = time.perf_counter() - started
         return b"".join(parts)
 
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
@@ -191,17 +198,22 @@ class Exchange:
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
         await self._start(reply.status, self._answered(reply) + STREAMED)
+        pulse = Pulse(self._settings.keepalive, partial(self._write, more=True))
         try:
             async with asyncio.timeout(self._policy.tiers[reply.tier].timeouts.total):
-                await self._chunks(reply)
+                await self._chunks(reply, pulse)
         except TimeoutError:
             self._error, self._left = "reader_too_slow", True
+        finally:
+            await pulse.stop()
 
-    async def _chunks(self, reply: Reply) -> None:
+    async def _chunks(self, reply: Reply, pulse: Pulse) -> None:
         async for chunk in reply.chunks:
             if self._ttft is None:
                 self._ttft = time.perf_counter() - self._started
             await self._write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
+            pulse.last = asyncio.get_running_loop().time()
+        await pulse.stop()
         await self._write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:

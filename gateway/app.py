@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from gateway import __version__
 from gateway.admin import Guard, admin_routes
-from gateway.api import Doors, Front
+from gateway.api import ASGI, Doors, Front
 from gateway.cache import Flights
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
@@ -24,8 +26,9 @@ from gateway.policy import Policy
 from gateway.settings import Settings
 from gateway.standing import kept
 from gateway.store import KeyRecord, Store
-from gateway.telemetry import Telemetry
+from gateway.telemetry import METRICS, Telemetry
 from gateway.upstream import Upstream
+from gateway.workers import Member
 
 CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
@@ -34,18 +37,19 @@ class NoKeys(Exception):
     """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
 
 
-def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool, file: KeyFile | None = None) -> Front:
-    """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key."""
+def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, member: Member | None = None) -> Front:
+    """The ASGI app; it owns `store` from its start-up to its end. `member`: this process is one worker of several."""
     telemetry = Telemetry(settings.log_exchanges)
     client = Client()
-    keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
+    if member:
+        member.render = telemetry.render
     telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(file.watch()) if file else None
+        watch = asyncio.create_task(keys.file.watch()) if keys.file else None
         yield
         if watch:
             watch.cancel()
@@ -55,11 +59,19 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
         await store.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    _routes(rest, doors)
+    _routes(rest, doors, member)
     _models(rest, doors)
     rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
     _errors(rest)
     return Front(doors, rest, settings)
+
+
+def across_origins(app: ASGI, settings: Settings) -> ASGI:
+    """`app`, for pages of other origins too where settings say so. Keys are sent as headers, never as cookies."""
+    if not settings.cors_origins:
+        return app
+    methods, names = ["GET", "POST"], ["*"]
+    return CORSMiddleware(app, settings.cors_origins, methods, names, expose_headers=names)
 
 
 async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | None = None) -> bool:
@@ -94,26 +106,32 @@ def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
     return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
-def _routes(rest: FastAPI, doors: Doors) -> None:
+def _routes(rest: FastAPI, doors: Doors, member: Member | None) -> None:
     @rest.get("/health", summary="Is the process alive?")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @rest.get("/ready", summary="Can it serve?")
-    async def ready() -> dict[str, Any]:
+    async def ready(response: Response) -> dict[str, Any]:
         policy, file = doors.policy, doors.keys.file
-        keys = {"keys_file": "broken" if file.problem else "ok"} if file else {}
-        told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
         store, upstream = doors.store, doors.upstream
-        tiers = {name: state._asdict() for name, state in upstream.states(policy).items()}
-        found = {"status": "ok", "store": store.state, "processes": store.processes, **keys, "policy": told}
-        limits = kept(policy.callers, store.state)
-        return found | {"limits": limits, "load": dict(upstream.load()), "tiers": tiers}
+        response.status_code = 503 if doors.leaving else 200
+        return {
+            "status": "leaving" if doors.leaving else "ok",
+            "workers": member.alive if member else 1,
+            "store": store.state,
+            "processes": store.processes,
+            **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
+            "limits": kept(policy.callers, store.state),
+            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
+            "load": dict(upstream.load()),
+            "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
+        }
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:
-        body, kind = await asyncio.to_thread(doors.telemetry.render)
-        return Response(body, media_type=kind)
+        body = await (member.metrics() if member else asyncio.to_thread(doors.telemetry.render))
+        return Response(body, media_type=METRICS)
 
     rest.openapi = lambda: document(rest)  # type: ignore[method-assign]
 
@@ -128,9 +146,10 @@ def _models(rest: FastAPI, doors: Doors) -> None:
 
     @rest.get("/v1/models/{model:path}", summary="One of them", dependencies=[Depends(known)])
     async def model(model: str) -> dict[str, Any]:
-        found = next((pair for pair in named(doors.policy) if pair[0] == model), None)
+        name = unquote(model)  # the connection leaves escapes alone
+        found = next((pair for pair in named(doors.policy) if pair[0] == name), None)
         if not found:
-            raise NotFound(f"The model '{model[:128]}' does not exist.", param="model", code="model_not_found")
+            raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
         return _model(*found, doors.policy)
 
 

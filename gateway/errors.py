@@ -5,12 +5,15 @@
         WrongMethod     405     the path takes POST only
         TooSlow         408     the body did not come in time
         TooLarge        413     the body is over the limit
+        Misdirected     421     the Host is none of ours
+        HeadTooLarge    431     request line and headers are over the limit
       Unauthorized      401     no key, or a wrong one
       Forbidden         403     the key may not do this
       NotFound          404     unknown path or model
       RateLimited       429     a limit of the caller is used up; retry_after says when to come back
         QuotaUsed       429     the caller's money is used up
       Overloaded        503     no server is free; retry_after says when to come back
+        Leaving         503     the gateway ends, and with it what is not finished
       UpstreamFailed    502     a model server broke its answer
         UpstreamAuth    502     a model server does not accept the operator's key
         UpstreamTimeout 504     a model server did not answer in time
@@ -76,6 +79,16 @@ class TooLarge(BadRequest):
     code = "request_too_large"
 
 
+class Misdirected(BadRequest):
+    status = 421
+    code = "misdirected_request"
+
+
+class HeadTooLarge(BadRequest):
+    status = 431
+    code = "headers_too_large"
+
+
 class WrongMethod(BadRequest):
     status = 405
     code = "method_not_allowed"
@@ -126,6 +139,10 @@ class QuotaUsed(RateLimited):
 class Overloaded(Refusal):
     status = 503
     code = "overloaded"
+
+
+class Leaving(Overloaded):
+    code = "gateway_leaving"
 
 
 class UpstreamFailed(Refusal):

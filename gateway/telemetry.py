@@ -20,6 +20,7 @@ TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
+METRICS = CONTENT_TYPE_LATEST
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 States = Callable[[], Mapping[str, TierState]]
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
@@ -139,9 +140,9 @@ class Telemetry:
             if verdict.source != "cache":
                 self.triage.observe(verdict.seconds)
 
-    def render(self) -> tuple[bytes, str]:
-        """The metrics as Prometheus text, and its content type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+    def render(self) -> bytes:
+        """The metrics as Prometheus' text, of the type METRICS."""
+        return generate_latest(self._registry)
 
 
 def line(record: Record, model: str | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 
-from loadtest.faults import deadlines, freeze, isolation, limits, money, overload
+from loadtest.faults import deadlines, drain, fidelity, freeze, isolation, limits, money, overload, slow, truth
 from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
@@ -63,3 +63,23 @@ def test_a_deadline_ends_every_wait_in_time() -> None:
         assert {one.status for one in outcomes} <= {200, 504}, name
         assert max(one.seconds for one in outcomes) < 0.2 + 0.25, name
         assert running == 0, name
+
+
+def test_bodies_and_streams_go_through_byte_for_byte() -> None:
+    found = fidelity.measure(bodies=200, streams=20)
+    assert (found.bodies_changed, found.streams_changed) == (0, 0)
+
+
+def test_an_answer_that_breaks_off_anywhere_is_never_said_to_be_finished() -> None:
+    assert not any(truth.measure(count=12).values())
+
+
+def test_slow_callers_are_closed_and_the_others_are_served() -> None:
+    found = slow.measure(count=20, asked=20, REQUEST_TIMEOUT="0.5")
+    assert max(seconds for times in found.closed.values() for seconds in times) < 5
+    assert len(found.meanwhile) == 20
+
+
+def test_every_stream_that_is_under_way_at_sigterm_ends_well() -> None:
+    found = drain.measure(count=20)
+    assert (found.whole, found.told, found.cut) == (20, 0, 0)

@@ -1,8 +1,21 @@
-"""python -m loadtest.faults [NAME ...]   Figures of faults, in full; minutes."""
+"""python -m loadtest.faults [SCENARIO ...]   Figures of faults, in full; minutes.   Without a name: all."""
 
 import sys
 
-from loadtest.faults import deadlines, freeze, isolation, leavers, limits, money, overload, replicas
+from loadtest.faults import (
+    deadlines,
+    drain,
+    fidelity,
+    freeze,
+    isolation,
+    leavers,
+    limits,
+    money,
+    overload,
+    replicas,
+    slow,
+    truth,
+)
 
 SCENARIOS = {
     "leavers": lambda: leavers.report(rounds=300),
@@ -13,6 +26,10 @@ SCENARIOS = {
     "replicas": lambda: replicas.report(seconds=20, rate=100),
     "deadlines": lambda: deadlines.report(rounds=1000),
     "freeze": lambda: freeze.report(seconds=30, rate=100),
+    "fidelity": lambda: fidelity.report(bodies=2000, streams=60),
+    "truth": lambda: truth.report(count=500),
+    "slow": lambda: slow.report(count=500, asked=500),
+    "drain": lambda: drain.report(count=200),
 }
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.api import Front
-from gateway.app import create_app
+from gateway.app import across_origins, create_app
 from gateway.body import read
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
+from gateway.keys import Keys
 from gateway.policy import Policy
+from gateway.protocol import Connection
 from gateway.settings import Settings
 from gateway.store import MemoryStore, Store
 from gateway.types import Caller, ChatRequest, Reply
@@ -192,18 +193,19 @@ class Gateway(Port):
 async def gateway(
     policy: Policy, store: Store | None = None, everyone: bool = True, file: KeyFile | None = None, **settings: Any
 ) -> AsyncIterator[Gateway]:
-    """Serve `policy` by uvicorn's protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
+    """Serve `policy` by our protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
     unseen. (A uvicorn.Server would take 0.3 s to start and stop.)
     """
     troubles = watched()
-    front = create_app(Settings(**{"log_exchanges": False, **settings}), policy, store or MemoryStore(), everyone, file)
-    config = uvicorn.Config(front, log_config=None, access_log=False, ws="none")
+    known, store = Settings(**{"log_exchanges": False, **settings}), store or MemoryStore()
+    front = create_app(known, policy, store, Keys(store, known.api_key, everyone, file))
+    config = uvicorn.Config(across_origins(front, known), log_config=None, access_log=False, ws="none")
     config.load()
     state, door, rest = ServerState(), front._doors.upstream, front._rest
     assert isinstance(rest, FastAPI)
     async with rest.router.lifespan_context(rest):
         server = await asyncio.get_running_loop().create_server(
-            lambda: HttpToolsProtocol(config, state, {}), "127.0.0.1", 0, backlog=1024
+            lambda: Connection(known, config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
         )
         async with server:
             with escapes(troubles):
