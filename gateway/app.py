@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -96,9 +97,10 @@ def _models(rest: FastAPI, doors: Doors) -> None:
 
     @rest.get("/v1/models/{model:path}", summary="One of them", dependencies=[Depends(known)])
     async def model(model: str) -> dict[str, Any]:
-        found = next((pair for pair in named(doors.policy) if pair[0] == model), None)
+        name = unquote(model)  # the connection leaves escapes alone
+        found = next((pair for pair in named(doors.policy) if pair[0] == name), None)
         if not found:
-            raise NotFound(f"The model '{model[:128]}' does not exist.", param="model", code="model_not_found")
+            raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
         return _model(*found, doors.policy)
 
 

@@ -5,6 +5,8 @@
         WrongMethod     405     the path takes POST only
         TooSlow         408     the body did not come in time
         TooLarge        413     the body is over the limit
+        Misdirected     421     the Host is none of ours
+        HeadTooLarge    431     request line and headers are over the limit
       Unauthorized      401     no key, or a wrong one
       Forbidden         403     the key may not do this
       NotFound          404     unknown path or model
@@ -72,6 +74,16 @@ class BadRequest(Refusal):
 class TooLarge(BadRequest):
     status = 413
     code = "request_too_large"
+
+
+class Misdirected(BadRequest):
+    status = 421
+    code = "misdirected_request"
+
+
+class HeadTooLarge(BadRequest):
+    status = 431
+    code = "headers_too_large"
 
 
 class WrongMethod(BadRequest):

@@ -2,16 +2,28 @@
 
 import ipaddress
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _names(value: Any) -> Any:
+    return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]  # in the environment divided by commas
 
 
 class Settings(BaseSettings):
     """An empty variable counts as unset. `policy` None: the policy that ships with the program.
 
-    `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store. `max_body` in bytes,
-    `body_timeout` in seconds: what a request may take until it is complete. `log_exchanges`: a JSON line each.
+    `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store. `log_exchanges`: a JSON
+    line each. `max_body` in bytes. `hosts`: the names that a request's Host may have; none: any.
+
+    Times in seconds. `request_timeout`: what the head of a request may take, and a body slower than 16 KiB/s;
+    `body_timeout`: what any body may take. `idle_timeout`: how long a connection may be without a request.
+    `stall_timeout`: how long a caller may leave what is written to it.
     """
 
     model_config = SettingsConfigDict(
@@ -24,7 +36,11 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(default=None, repr=False)
     api_key: str | None = Field(default=None, repr=False)
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
+    hosts: Names = ()
+    request_timeout: float = Field(default=10.0, gt=0.0)
     body_timeout: float = Field(default=60.0, gt=0.0)
+    idle_timeout: float = Field(default=75.0, gt=0.0)
+    stall_timeout: float = Field(default=30.0, gt=0.0)
     log_exchanges: bool = True
 
     @property

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,6 +20,7 @@ from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.policy import PolicyError
+from gateway.protocol import Connection
 from gateway.reload import checked
 from gateway.settings import Settings
 from gateway.store import open_store
@@ -71,8 +73,9 @@ async def run(settings: Settings) -> None:
         except Overloaded:
             stop("the store does not answer: without it nobody knows the API keys")
         app = create_app(settings, policy, store, everyone)
-        config: dict[str, Any] = {"host": settings.host, "port": settings.port, "http": "httptools", "ws": "none"}
+        config: dict[str, Any] = {"host": settings.host, "port": settings.port, "ws": "none"}
         config |= {
+            "http": partial(Connection, settings),
             "access_log": False,
             "server_header": False,
             "log_level": "warning",

@@ -12,7 +12,6 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.api import Front
@@ -20,6 +19,7 @@ from gateway.app import create_app
 from gateway.body import read
 from gateway.http1 import Client
 from gateway.policy import Policy
+from gateway.protocol import Connection
 from gateway.settings import Settings
 from gateway.store import MemoryStore, Store
 from gateway.types import Caller, ChatRequest, Reply
@@ -190,18 +190,19 @@ class Gateway(Port):
 async def gateway(
     policy: Policy, store: Store | None = None, everyone: bool = True, **settings: Any
 ) -> AsyncIterator[Gateway]:
-    """Serve `policy` by uvicorn's protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
+    """Serve `policy` by our protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
     unseen. (A uvicorn.Server would take 0.3 s to start and stop.)
     """
     troubles = watched()
-    front = create_app(Settings(**{"log_exchanges": False, **settings}), policy, store or MemoryStore(), everyone)
+    known = Settings(**{"log_exchanges": False, **settings})
+    front = create_app(known, policy, store or MemoryStore(), everyone)
     config = uvicorn.Config(front, log_config=None, access_log=False, ws="none")
     config.load()
     state, door, rest = ServerState(), front._doors.upstream, front._rest
     assert isinstance(rest, FastAPI)
     async with rest.router.lifespan_context(rest):
         server = await asyncio.get_running_loop().create_server(
-            lambda: HttpToolsProtocol(config, state, {}), "127.0.0.1", 0, backlog=1024
+            lambda: Connection(known, config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
         )
         async with server:
             with escapes(troubles):

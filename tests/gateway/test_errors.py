@@ -13,6 +13,8 @@ TREE = {
     "WrongMethod": (405, "invalid_request_error", "method_not_allowed"),
     "TooSlow": (408, "invalid_request_error", "request_timeout"),
     "TooLarge": (413, "invalid_request_error", "request_too_large"),
+    "Misdirected": (421, "invalid_request_error", "misdirected_request"),
+    "HeadTooLarge": (431, "invalid_request_error", "headers_too_large"),
     "Unauthorized": (401, "authentication_error", "invalid_api_key"),
     "Forbidden": (403, "permission_error", None),
     "NotFound": (404, "invalid_request_error", "not_found"),
