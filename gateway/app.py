@@ -45,6 +45,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool)
         yield
         client.close()
         await store.close()
+        telemetry.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors)

@@ -4,9 +4,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gateway.store.contract import MINUTE, Claim, Decided, Kind, Limits, Line
 
+NEVER = 1 << 62
+DAY = 86_400  # seconds
 Sums = list[int]  # requests, prompt, cached, completion, money
 Heading = tuple[str, str, Kind, bool]  # day, tier, kind, estimated
 
@@ -27,7 +30,8 @@ class Account:
     """Times are microseconds of the store's clock, money is nano-dollars.
 
     `idle_at` is GCRA's theoretical arrival time. `level` is tokens * MINUTE at time `at`, draining by `rate` each
-    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share`.
+    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share`. No
+    lease has a deadline before `soonest`.
     """
 
     idle_at: int = 0
@@ -43,6 +47,7 @@ class Account:
     asked: int = 0
     above: int = 0
     share: int = 0
+    soonest: int = NEVER
     ledger: dict[Heading, Sums] = field(default_factory=dict)
 
     def is_idle(self, now: int) -> bool:
@@ -55,11 +60,17 @@ class Account:
         self.at = now
         if not self.span or now // self.span != self.window:
             self.spent, self.window = 0, now // self.span if self.span else 0
+        if now >= self.soonest:
+            self._expire(now)
+
+    def _expire(self, now: int) -> None:
+        """Book what the leases held whose deadline has passed."""
         for lease in [lease for lease, held in self.leases.items() if held.deadline <= now]:
             held = self.leases[lease]
             claim = held.claim
             line = Line(held.tier, "answer", True, claim.prompt, 0, claim.completion, held.money)
             self.settle(lease, [line], above=True)
+        self.soonest = min((held.deadline for held in self.leases.values()), default=NEVER)
 
     @property
     def used(self) -> int:
@@ -105,6 +116,7 @@ class Account:
         above = limits.share is not None and not capped and claim.tier != claim.first
         tier, money = (claim.first, claim.cheap) if capped else (claim.tier, claim.money)
         self.leases[lease] = Held(deadline, claim, tier, money, self.share if above else None)
+        self.soonest = min(self.soonest, deadline)
         self.tokens += claim.tokens
         self.money += money
         if limits.share:
@@ -123,10 +135,13 @@ class Account:
             self.book(line)
 
     def book(self, line: Line) -> None:
-        day = time.strftime("%Y-%m-%d", time.gmtime())
+        day = _day(int(time.time()) // DAY)
         sums = self.ledger.setdefault((day, line.tier, line.kind, line.estimated), [0] * 5)
-        for at, count in enumerate((line.requests, line.prompt, line.cached, line.completion, line.money)):
-            sums[at] += count
+        sums[0] += line.requests
+        sums[1] += line.prompt
+        sums[2] += line.cached
+        sums[3] += line.completion
+        sums[4] += line.money
         if line.kind == "answer":
             self.level += (line.prompt + line.completion) * MINUTE if self.rate else 0
             self.spent += line.money if self.span else 0
@@ -139,3 +154,9 @@ class Account:
                 self.ledger.items()
             )
         ]
+
+
+@lru_cache(maxsize=2)
+def _day(number: int) -> str:
+    """The date of a day since 1970, UTC."""
+    return time.strftime("%Y-%m-%d", time.gmtime(number * DAY))
