@@ -2,18 +2,19 @@
 
 import asyncio
 import logging
+import os
 import re
 import time
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from gateway import sse
-from gateway.admission import Keys, OverLimit, identify
+from gateway.admission import OverLimit
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
+from gateway.callers import Keys, identify
 from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, WrongMethod
 from gateway.policy import Policy
 from gateway.pricing import lines
@@ -32,11 +33,6 @@ JSON: Headers = [(b"content-type", b"application/json")]
 STREAMED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("gateway")
 
 
@@ -52,33 +48,44 @@ class Doors:
     telemetry: Telemetry
 
 
-class Front:
-    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD."""
+class Wire(Protocol):
+    """The caller's end of one exchange: what was asked, and where the answer goes. Header names are in lower case."""
 
-    def __init__(self, doors: Doors, rest: ASGI, settings: Settings) -> None:
-        self._doors, self._rest, self._settings = doors, rest, settings
+    method: str
+    path: str
+    headers: dict[str, str]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._rest(scope, receive, send)
-        elif scope["path"] in PATHS:
-            await Exchange(self._doors, self._settings, scope, (receive, send)).run()
-        else:
-            method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._rest({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
+    async def read(self, limit: int) -> bytes | None:
+        """All of the request's body; None when the caller left before its end. Raises TooLarge above `limit` bytes."""
+        ...
+
+    def watch(self, left: Callable[[], None]) -> None:
+        """From here on call `left`, once, if the caller leaves before the answer is complete."""
+        ...
+
+    def unwatch(self) -> None:
+        """Call nobody any more."""
+        ...
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The answer's head; it may wait for the first write."""
+        ...
+
+    async def write(self, data: bytes, more: bool) -> None:
+        """A piece of the answer, the last one without `more`. Waits for the caller to take what came before."""
+        ...
 
 
 class Exchange:
     """One request and its answer on one connection."""
 
-    def __init__(self, doors: Doors, settings: Settings, scope: Scope, line: tuple[Receive, Send]) -> None:
-        self._doors, self._settings = doors, settings
-        self._receive, self._send = line
+    def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
+        self._doors, self._settings, self._wire = doors, settings, wire
         self._policy = doors.policy
         self._started = time.perf_counter()
-        self._path, self._method = str(scope["path"]), str(scope["method"])
-        self._headers = _headers(scope)
-        self._id = request_id(self._headers)
+        self._headers = wire.headers
+        self._id = request_id(wire.headers)
+        self._task: asyncio.Task[None] | None = None
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
         self._reply: Reply | None = None
@@ -110,68 +117,55 @@ class Exchange:
 
     async def _serve(self) -> None:
         doors = self._doors
-        if self._method != "POST":
-            raise WrongMethod(f"This path takes POST, not {self._method[:16]}.")
+        if self._wire.method != "POST":
+            raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
         self._caller = await identify(self._headers.get("authorization"), doors.keys, self._policy.callers)
         data = await self._body()
         if data is None:
             self._left = True
             return
         self._request = request = self._read(data, self._caller)
-        watch = asyncio.create_task(self._watch(asyncio.current_task()))
+        self._task = asyncio.current_task()
+        self._wire.watch(self._leave)
         try:
             self._reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
             await (self._stream(self._reply) if self._reply.stream else self._whole(self._reply))
         finally:
-            watch.cancel()
+            self._wire.unwatch()
+
+    def _leave(self) -> None:
+        """A caller who leaves cancels the work for it, whatever it waits for."""
+        self._left = True
+        if self._task:
+            self._task.cancel()
 
     async def _body(self) -> bytes | None:
         """The request's body; None when the caller left before its end. Raises TooLarge, TooSlow."""
         started = time.perf_counter()
+        length = self._headers.get("content-length", "")
+        limit = self._settings.max_body
+        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+            raise TooLarge(f"The request body is over {limit} bytes.")
         try:
             async with asyncio.timeout(self._settings.body_timeout):
-                return await self._received(self._settings.max_body)
+                return await self._wire.read(limit)
         except TimeoutError:
             raise TooSlow(f"The request was not complete after {self._settings.body_timeout:g} s.") from None
         finally:
             self._uploading = time.perf_counter() - started
 
-    async def _received(self, limit: int) -> bytes | None:
-        length = self._headers.get("content-length", "")
-        parts, size, more = [], 0, True
-        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-            raise TooLarge(f"The request body is over {limit} bytes.")
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > limit:
-                raise TooLarge(f"The request body is over {limit} bytes.")
-        return b"".join(parts)
-
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
         body, fields = read(data)
-        wanted, foreign = PATHS[self._path]
-        if body.raw(foreign) is not None:
-            raise BadRequest(f"'{foreign}' does not belong to {self._path}.", param=foreign)
-        if body.raw(wanted) is None or fields.messages == []:
+        wanted, foreign = PATHS[self._wire.path]
+        if body.size(foreign):
+            raise BadRequest(f"'{foreign}' does not belong to {self._wire.path}.", param=foreign)
+        if not body.size(wanted) or fields.messages == []:
             raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
-        request = ChatRequest(self._id, caller, self._path, body, fields, self._headers, self._started)
+        request = ChatRequest(self._id, caller, self._wire.path, body, fields, self._headers, self._started)
         refuse_links(request)
         if self._explained and not self._policy.callers.plans[caller.plan].explain:
             raise Forbidden("Your plan may not ask for explanations.", code="explain_not_allowed")
         return request
-
-    async def _watch(self, serving: "asyncio.Task[None] | None") -> None:
-        """A caller who leaves cancels the work for it, whatever it waits for."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._left = True
-        if serving:
-            serving.cancel()
 
     async def _whole(self, reply: Reply) -> None:
         data = b"".join([chunk async for chunk in reply.chunks])
@@ -180,7 +174,7 @@ class Exchange:
             data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
         self._ttft = time.perf_counter() - self._started
         await self._start(reply.status, [*headers, (b"content-length", b"%d" % len(data))])
-        await self._write(data, more=False)
+        await self._wire.write(data, more=False)
 
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
@@ -195,8 +189,8 @@ class Exchange:
         async for chunk in reply.chunks:
             if self._ttft is None:
                 self._ttft = time.perf_counter() - self._started
-            await self._write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
-        await self._write(b"", more=False)
+            await self._wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
+        await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
         if not self._request or sse.DONE not in events:
@@ -211,12 +205,12 @@ class Exchange:
         self._limited = refusal.limit if isinstance(refusal, OverLimit) else None
         if self._status:
             if self._reply and self._reply.stream:
-                await self._write(sse.event(refusal.body()), more=False)
+                await self._wire.write(sse.event(refusal.body()), more=False)
             return
         body = refusal.body()
         headers = JSON + refusal.headers() + self._answered(self._reply)
         await self._start(refusal.status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self._write(body, more=False)
+        await self._wire.write(body, more=False)
 
     def _answered(self, reply: Reply | None) -> Headers:
         """The headers of an answer; the time before its first byte ends here."""
@@ -230,18 +224,15 @@ class Exchange:
         return self._headers.get("x-route-explain") == "1"
 
     async def _start(self, status: int, headers: Headers) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._wire.start(status, headers)
         self._status = status
-
-    async def _write(self, data: bytes, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     def _record(self) -> None:
         reply, request = self._reply, self._request
         self._doors.telemetry.record(
             Record(
                 id=self._id,
-                path=self._path,
+                path=self._wire.path,
                 status=LEFT if self._left else self._status,
                 seconds=time.perf_counter() - self._started,
                 overhead=self._overhead,
@@ -265,19 +256,4 @@ class Exchange:
 def request_id(headers: dict[str, str]) -> str:
     """The caller's id for the request if it is in our form, else one of ours."""
     given = headers.get("x-request-id", "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    return {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-
-
-def _naming(name: str, send: Send) -> Send:
-    """`send`, which puts the request's id on the answer."""
-
-    async def named(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], (b"x-request-id", name.encode())]}
-        await send(message)
-
-    return named
+    return given if _ID.fullmatch(given) else os.urandom(16).hex()

@@ -11,9 +11,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
-from gateway.admission import Keys, identify
-from gateway.api import Doors, Front
+from gateway.api import Doors
+from gateway.asgi import Front
 from gateway.cache import Flights
+from gateway.callers import Keys, identify
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client

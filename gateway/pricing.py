@@ -7,7 +7,7 @@ from typing import Any
 from gateway.body import Fields
 from gateway.policy import Budget, Plan, Policy, Price
 from gateway.store import NANO, Claim, Limits, Line, Money, Portion
-from gateway.types import Bill, Caller, ChatRequest
+from gateway.types import Bill, Caller, ChatRequest, Own
 
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
@@ -18,9 +18,19 @@ AHEAD = 256  # tokens that a server may be ahead of what came when its answer is
 PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
 
 
-def plan_of(caller: Caller, policy: Policy) -> Plan:
-    """The caller's plan, with what its key has of its own."""
-    plan, own = policy.callers.plans[caller.plan], caller.own
+def terms(caller: Caller, policy: Policy) -> tuple[Plan, Limits]:
+    """The caller's plan and its limits."""
+    return policy.once(_terms, caller.plan, caller.own)
+
+
+def _terms(name: str, own: Own, policy: Policy) -> tuple[Plan, Limits]:
+    plan = plan_of(name, own, policy)
+    return plan, limits_of(plan, policy)
+
+
+def plan_of(name: str, own: Own, policy: Policy) -> Plan:
+    """A plan, with what a key has of its own."""
+    plan = policy.callers.plans[name]
     given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
     if own.usd is not None:
         given["budget"] = replace(plan.budget, usd=own.usd) if plan.budget else Budget(own.usd)
@@ -53,13 +63,17 @@ def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim
     DEFAULT_ANSWER, for each choice.
     """
     prompt, completion = prompt_bound(request), answer_bound(request.fields)
-    costs = {name: cost(policy.tiers[name].price, prompt, 0, completion) for name in tiers}
-    dearest = max(costs, key=lambda name: (costs[name], tiers.index(name)))
-    return Claim(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
+    cheap = money = cost(policy.tiers[tiers[0]].price, prompt, 0, completion)
+    dearest = tiers[0]
+    for name in tiers[1:]:
+        priced = cost(policy.tiers[name].price, prompt, 0, completion)
+        if priced >= money:
+            dearest, money = name, priced
+    return Claim(dearest, tiers[0], prompt, completion, money, cheap)
 
 
 def prompt_bound(request: ChatRequest) -> int:
-    return TEMPLATE * prompts(request.fields.prompt) + sum(len(request.body.raw(name) or b"") for name in PROMPTS)
+    return TEMPLATE * prompts(request.fields.prompt) + sum(map(request.body.size, PROMPTS))
 
 
 def prompts(prompt: str | list[Any] | None) -> int:

@@ -96,6 +96,10 @@ class Connection(HttpToolsProtocol):
         self._check()
         self._in_head, self._in_body = False, True
         self._unanswered += 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the cycle of the request whose head has come, or queue it behind those before it."""
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
 

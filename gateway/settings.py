@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,7 +19,8 @@ class Settings(BaseSettings):
     """An empty variable counts as unset. `policy` None: the policy that ships with the program.
 
     `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store. `log_exchanges`: a JSON
-    line each. `max_body` in bytes. `hosts`: the names that a request's Host may have; none: any.
+    line each. `max_body` in bytes. `hosts`: the names that a request's Host may have; none: any. `http`: "fast" serves
+    completions without ASGI in between.
 
     Times in seconds. `request_timeout`: what the head of a request may take, and a body slower than 16 KiB/s;
     `body_timeout`: what any body may take. `idle_timeout`: how long a connection may be without a request.
@@ -42,6 +43,7 @@ class Settings(BaseSettings):
     idle_timeout: float = Field(default=75.0, gt=0.0)
     stall_timeout: float = Field(default=30.0, gt=0.0)
     log_exchanges: bool = True
+    http: Literal["fast", "asgi"] = "fast"
 
     @property
     def loopback(self) -> bool:

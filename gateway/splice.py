@@ -34,12 +34,14 @@ PRIVILEGED = (
     "use_beam_search",
     "prompt_logprobs",
 )
+_PRIVILEGED = frozenset(PRIVILEGED)
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 
 CHAT = "/v1/chat/completions"
 
 _encode = msgspec.json.encode
 
+NOTHING = Body(b"{}")
 Changes = dict[str, bytes | None]
 
 
@@ -92,7 +94,8 @@ def _linked(message: Message) -> int | None:
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
-    return [name for name in PRIVILEGED if name in request.body.spans and name not in plan.fields]
+    found = _PRIVILEGED.intersection(request.body.spans)
+    return [name for name in PRIVILEGED if name in found and name not in plan.fields] if found else []
 
 
 def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:
@@ -103,8 +106,11 @@ def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:
 
 def _members(request: ChatRequest, key: str) -> Body:
     """The members of a member that is an object; none when it is absent or null."""
+    raw = request.body.raw(key)
+    if raw is None:
+        return NOTHING
     try:
-        return Body(request.body.raw(key) or b"{}")
+        return Body(raw)
     except BadRequest as error:
         raise BadRequest(f"In '{key}': {error.message}", param=f"{key}.{error.param}") from None
 

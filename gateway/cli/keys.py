@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.admission import new_key
+from gateway.callers import new_key
 from gateway.cli.store import Json, Redis, date, encoded, on, stop
 from gateway.policy import PolicyError, load_policy, seconds
 from gateway.store import KeyRecord, Store

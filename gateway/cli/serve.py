@@ -14,11 +14,12 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
-from gateway.admission import SHORTEST_KEY
 from gateway.app import NoKeys, create_app, open_to_everyone
+from gateway.callers import SHORTEST_KEY
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
+from gateway.fast import FastConnection
 from gateway.policy import PolicyError
 from gateway.protocol import Connection
 from gateway.reload import checked
@@ -28,6 +29,9 @@ from gateway.store import open_store
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
+Http = Annotated[
+    str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
+]
 DRAIN = 600  # seconds that open answers have to end after SIGTERM; a second SIGTERM ends them at once
 YOUNG = 20_000  # objects between two collections; a request leaves some hundred and no cycle
 Redis = Annotated[
@@ -39,9 +43,11 @@ Redis = Annotated[
 ]
 
 
-def serve(policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None) -> None:
+def serve(
+    policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None, http: Http = None
+) -> None:
     """Serve the gateway."""
-    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis}
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "http": http}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -75,7 +81,7 @@ async def run(settings: Settings) -> None:
         app = create_app(settings, policy, store, everyone)
         config: dict[str, Any] = {"host": settings.host, "port": settings.port, "ws": "none"}
         config |= {
-            "http": partial(Connection, settings),
+            "http": partial(FastConnection, app) if settings.http == "fast" else partial(Connection, settings),
             "access_log": False,
             "server_header": False,
             "log_level": "warning",

@@ -1,14 +1,17 @@
 """Which keys does a policy file have, and what does a loaded policy hold?"""
 
 import re
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Field
 
 from gateway.policy.model import Caching, Callers, Failover, Name, PolicyTest, Printable, Tier, Triage
 from gateway.policy.rules import STRICT, Rule
 
+MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
+T = TypeVar("T")
 Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
 
@@ -72,6 +75,16 @@ class Policy:
     permitted: dict[str, tuple[str, ...]]
     watched_signals: tuple[str, ...]
     watched_headers: tuple[str, ...]
+    _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
+        """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""
+        key = (function, *values)
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = function(*values, self)
+        return cast("T", self._known[key])
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: the first one, and all up to the highest named.

@@ -8,15 +8,17 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
-from gateway.api import Front
 from gateway.app import create_app
+from gateway.asgi import Front
 from gateway.body import read
+from gateway.fast import FastConnection
 from gateway.http1 import Client
 from gateway.policy import Policy
 from gateway.protocol import Connection
@@ -198,11 +200,12 @@ async def gateway(
     front = create_app(known, policy, store or MemoryStore(), everyone)
     config = uvicorn.Config(front, log_config=None, access_log=False, ws="none")
     config.load()
-    state, door, rest = ServerState(), front._doors.upstream, front._rest
+    made = partial(FastConnection, front) if known.http == "fast" else partial(Connection, known)
+    state, door, rest = ServerState(), front.doors.upstream, front._rest
     assert isinstance(rest, FastAPI)
     async with rest.router.lifespan_context(rest):
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(known, config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
+            lambda: made(config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
         )
         async with server:
             with escapes(troubles):

@@ -348,7 +348,7 @@ def test_a_caller_who_leaves_while_the_store_decides_leaves_nothing_behind(flash
 
 
 def metrics(gate: Gateway) -> str:
-    return gate.front._doors.telemetry.render()[0].decode()
+    return gate.front.doors.telemetry.render()[0].decode()
 
 
 def test_who_takes_nothing_of_a_stream_is_left_after_the_tiers_total_time(flash: Sim, pro: Sim) -> None:
@@ -357,7 +357,7 @@ def test_who_takes_nothing_of_a_stream_is_left_after_the_tiers_total_time(flash:
         async with gateway(policy_for(flash, pro, tiers=tiers)) as gate:
             fields = body(model="flash", stream=True, max_tokens=200_000, ignore_eos=True)
             policy = policy_for(flash, pro, tiers=tiers, callers={"plans": {"usual": {"fields": ["ignore_eos"]}}})
-            gate.front._doors.policy = policy
+            gate.front.doors.policy = policy
             line = await gate.open(fields)
             await eventually(lambda: running(flash))
             assert await eventually(lambda: not any(gate.upstream.load().values()), 3.0) > 0.5

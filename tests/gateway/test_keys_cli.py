@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.admission import Keys, identify
+from gateway.callers import Keys, identify
 from gateway.cli.keys import keys
 from gateway.errors import Unauthorized
 from gateway.policy.model import Callers, DefaultCaller, Plan

@@ -130,7 +130,7 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
             await gate.ask(CANARY.encode())
             flash.config(cut_after=2)
             await gate.ask(body(CANARY, stream=True, model="flash"), x_request_id="mine")
-            return gate.front._doors.telemetry.render()[0].decode()
+            return gate.front.doors.telemetry.render()[0].decode()
 
     metrics = asyncio.run(main())
     out = capsys.readouterr().out

@@ -1,0 +1,232 @@
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+
+from gateway.callers import Keys, identify, key_hash, new_key
+from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
+from gateway.policy.model import Callers, DefaultCaller, Plan
+from gateway.store import KeyRecord, MemoryStore
+from gateway.types import Caller
+
+T = TypeVar("T")
+RAW = "a-key-from-the-environment"
+CALLERS = Callers(
+    default=DefaultCaller(plan="silver"),
+    plans={"silver": Plan(requests_per_minute=6, concurrency=2), "gold": Plan(requests_per_minute=1200)},
+)
+
+
+class CountingStore(MemoryStore):
+    """A memory store that counts look-ups and may stop answering them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.down = False
+
+    async def key(self, key_id: str) -> KeyRecord | None:
+        self.asked.append(key_id)
+        if self.down:
+            raise Overloaded("the store does not answer")
+        return await super().key(key_id)
+
+
+async def kept(store: MemoryStore, name: str = "ann", plan: str | None = None) -> tuple[str, KeyRecord]:
+    key, record = new_key(await store.secret(), name, plan)
+    await store.put_key(record)
+    return key, record
+
+
+async def who(keys: Keys, key: str) -> Caller:
+    return await identify(f"Bearer {key}", keys, CALLERS)
+
+
+async def refused(keys: Keys, authorization: str | None) -> Refusal:
+    with pytest.raises(Refusal) as refusal:
+        await identify(authorization, keys, CALLERS)
+    return refusal.value
+
+
+def with_store(scenario: Callable[[CountingStore], Awaitable[T]]) -> T:
+    async def main() -> T:
+        return await scenario(CountingStore())
+
+    return asyncio.run(main())
+
+
+def test_a_key_names_its_caller_and_plan() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store, "ann", "gold")
+        caller = await who(Keys(store), key)
+        assert (caller.id, caller.name, caller.plan) == (record.id, "ann", "gold")
+        key, _ = await kept(store, "bob")
+        assert (await who(Keys(store), key)).plan == "silver"
+
+    with_store(main)
+
+
+def test_a_key_holds_256_bits_and_the_store_none_of_them() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        assert re.fullmatch(rf"sk-tg-{record.id}-[A-Za-z0-9_-]{{43}}", key)
+        assert re.fullmatch(r"[0-9a-f]{12}", record.id)
+        assert record.hash == key_hash(await store.secret(), key)
+        assert key[-43:] not in repr(await store.list_keys())
+
+    with_store(main)
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [None, "", "Bearer", "Bearer ", "Basic dXNlcjpw", RAW, "Bearer \udcff\ud800", "Bearer sk-tg-", "Bearer sk-tg--",
+     "Bearer sk-tg-000000000000-" + "x" * 43, "Bearer sk-tg-000000000000", "Bearer " + "x" * 10_000],
+)  # fmt: skip
+def test_no_key_a_malformed_one_and_an_unknown_one_are_401(authorization: str | None) -> None:
+    refusal = with_store(lambda store: refused(Keys(store, RAW), authorization))
+    assert isinstance(refusal, Unauthorized)
+    assert (refusal.status, refusal.code) == (401, "invalid_api_key")
+
+
+def test_a_key_with_one_character_changed_is_401() -> None:
+    async def main(store: CountingStore) -> None:
+        key, _ = await kept(store)
+        keys = Keys(store)
+        for place in (-1, -20, -43):
+            other = key[:place] + ("A" if key[place] != "A" else "B") + key[place:][1:]
+            assert isinstance(await refused(keys, f"Bearer {other}"), Unauthorized)
+        assert isinstance(await refused(keys, f"Bearer {key}x"), Unauthorized)
+
+    with_store(main)
+
+
+def test_the_scheme_is_matched_in_any_case() -> None:
+    async def main(store: CountingStore) -> None:
+        assert (await identify(f"bearer {RAW}", Keys(store, RAW), CALLERS)).id == "default"
+
+    with_store(main)
+
+
+def test_the_key_from_the_environment_is_the_default_caller() -> None:
+    async def main(store: CountingStore) -> None:
+        caller = await who(Keys(store, RAW), RAW)
+        assert (caller.id, caller.name, caller.plan) == ("default", "default", "silver")
+        assert store.asked == []
+
+    with_store(main)
+
+
+def test_a_short_key_in_the_environment_is_refused_at_start() -> None:
+    with pytest.raises(ValueError, match="24"):
+        Keys(MemoryStore(), "x" * 23)
+
+
+def test_where_no_key_is_asked_for_everyone_is_anonymous() -> None:
+    async def main(store: CountingStore) -> None:
+        for authorization in (None, "Bearer whatever", "nonsense"):
+            caller = await identify(authorization, Keys(store, everyone=True), CALLERS)
+            assert (caller.id, caller.plan) == ("anonymous", "silver")
+
+    with_store(main)
+
+
+def test_a_plan_that_the_policy_does_not_have_is_403() -> None:
+    async def main(store: CountingStore) -> None:
+        key, _ = await kept(store, "ann", "platinum")
+        refusal = await refused(Keys(store), f"Bearer {key}")
+        assert isinstance(refusal, Forbidden)
+        assert "platinum" in refusal.message
+
+    with_store(main)
+
+
+def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revocation_acts_within_it() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        keys = Keys(store)
+        for _ in range(50):
+            await who(keys, key)
+            await refused(keys, "Bearer sk-tg-000000000000-secret")
+        assert store.asked == [record.id, "000000000000"]
+        await store.revoke_key(record.id)
+        await asyncio.sleep(1.01)
+        assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
+
+    with_store(main)
+
+
+def test_ten_thousand_unknown_ids_push_no_known_key_out_and_are_bounded() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        keys = Keys(store)
+        await who(keys, key)
+        for n in range(10_000):
+            await refused(keys, f"Bearer sk-tg-{n:012x}-secret")
+        store.down = True
+        assert (await who(keys, key)).id == record.id
+        assert len(keys._unknown) <= 4096
+
+    with_store(main)
+
+
+def test_in_an_outage_a_key_seen_before_works_and_another_is_503() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        unseen, _ = await kept(store)
+        keys = Keys(store)
+        await who(keys, key)
+        await asyncio.sleep(1.01)
+        store.down = True
+        assert (await who(keys, key)).id == record.id
+        assert (await refused(keys, f"Bearer {unseen}")).status == 503
+
+    with_store(main)
+
+
+def test_the_salt_is_the_callers_own_and_the_same_each_time() -> None:
+    async def main(store: CountingStore) -> None:
+        ann, _ = await kept(store, "ann")
+        bob, _ = await kept(store, "bob")
+        salts = [(await who(Keys(store), key)).salt for key in (ann, ann, bob)]
+        assert salts[0] == salts[1] != salts[2]
+        assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", salt) for salt in salts)
+
+    with_store(main)
+
+
+def test_an_expired_key_is_401() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        await store.put_key(replace(record, expires=record.created - 1))
+        refusal = await refused(Keys(store), f"Bearer {key}")
+        assert (refusal.status, refusal.code) == (401, "expired_api_key")
+
+    with_store(main)
+
+
+def test_a_header_found_good_is_believed_no_longer_than_its_record() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        keys = Keys(store)
+        await who(keys, key)
+        await asyncio.sleep(0.9)
+        await who(keys, key)
+        await store.revoke_key(record.id)
+        await asyncio.sleep(0.15)
+        assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
+
+    with_store(main)
+
+
+def test_a_header_found_good_is_asked_anew_under_another_policy() -> None:
+    async def main(store: CountingStore) -> None:
+        key, _ = await kept(store, "ann", "gold")
+        keys = Keys(store)
+        assert (await who(keys, key)).plan == "gold"
+        with pytest.raises(Forbidden):
+            await identify(f"Bearer {key}", keys, replace(CALLERS, plans={"silver": CALLERS.plans["silver"]}))
+
+    with_store(main)
