@@ -1,8 +1,8 @@
-# One image: the gateway (`serve`, the default), its keys (`keys create`) and the simulated tiers (`sim`).
+# One image: the gateway (`serve`, the default), its keys (`keys`) and the simulated tiers (`sim`).
 #   docker build -t tiergate:0.1.0 .
 #   docker run --rm --read-only --network host -e GATEWAY_HOST=127.0.0.1 tiergate:0.1.0
-# The address inside is 0.0.0.0: with no API key, there or in the store, `serve` refuses to start (docker-compose.yml
-# makes one first).
+# The address inside is 0.0.0.0: without an API key and an admin key, there or in the store, `serve` refuses to start
+# (docker-compose.yml makes them first).
 
 FROM ghcr.io/astral-sh/uv:0.13.9 AS uv
 

@@ -14,10 +14,10 @@ from gateway.admission import OverLimit
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
-from gateway.callers import Keys, identify
 from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, WrongMethod
+from gateway.keys import Keys, identify
 from gateway.policy import Policy
-from gateway.pricing import lines
+from gateway.pricing import lines, terms
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -163,8 +163,8 @@ class Exchange:
             raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
         request = ChatRequest(self._id, caller, self._wire.path, body, fields, self._headers, self._started)
         refuse_links(request)
-        if self._explained and not self._policy.callers.plans[caller.plan].explain:
-            raise Forbidden("Your plan may not ask for explanations.", code="explain_not_allowed")
+        if self._explained and not terms(caller, self._policy)[0].explain:
+            raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
     async def _whole(self, reply: Reply) -> None:

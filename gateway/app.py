@@ -1,7 +1,7 @@
 """How is all of it put together?   The composition root: the only file that knows every room."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -11,17 +11,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
+from gateway.admin import Guard, admin_routes
 from gateway.api import Doors
 from gateway.asgi import Front
 from gateway.cache import Flights
-from gateway.callers import Keys, identify
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
+from gateway.keyfile import KeyFile
+from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings
-from gateway.store import Store
+from gateway.store import KeyRecord, Store
 from gateway.telemetry import Telemetry
 from gateway.upstream import Upstream
 
@@ -29,21 +31,25 @@ CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
 
 class NoKeys(Exception):
-    """The gateway would serve everyone on an address that others can reach."""
+    """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
 
 
-def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool) -> Front:
+def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool, file: KeyFile | None = None) -> Front:
     """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key."""
     telemetry = Telemetry(settings.log_exchanges)
     client = Client()
-    keys = Keys(store, raw=settings.api_key, everyone=everyone)
+    keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
     telemetry.use(policy, upstream.load, lambda: store.state != "down")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(file.watch()) if file else None
         yield
+        if watch:
+            watch.cancel()
+            await asyncio.wait([watch])
         client.close()
         await store.close()
         telemetry.close()
@@ -51,23 +57,41 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool)
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors)
     _models(rest, doors)
+    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
     _errors(rest)
     return Front(doors, rest, settings)
 
 
-async def open_to_everyone(settings: Settings, store: Store) -> bool:
+async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | None = None) -> bool:
     """True when callers need no key: none is configured, and only this machine can ask.
 
-    Raises NoKeys when others could ask too, Overloaded when a shared store does not answer.
+    Raises NoKeys when others could ask too, or where they can ask and nobody could administer; Overloaded when it takes
+    a shared store to tell and that does not answer.
     """
-    if settings.api_key or await store.list_keys():
+    callers = bool(settings.api_key or file)
+    admin = settings.admin_key is not None or bool(file and _active(ADMIN, file.records()))
+    if callers and (settings.loopback or admin):
         return False
-    if not settings.loopback:
+    kept = await store.list_keys()
+    callers, admin = callers or any(record.id != ADMIN for record in kept), admin or _active(ADMIN, kept)
+    if settings.loopback:
+        return not callers
+    if not callers:
         raise NoKeys(
             f"no API key is configured and the gateway would listen on {settings.host}: create one with "
-            "`tiergate keys create NAME --redis URL` or set GATEWAY_API_KEY, or bind to 127.0.0.1"
+            "`tiergate keys create NAME --redis URL` (or --file FILE) or set GATEWAY_API_KEY, or bind to 127.0.0.1"
         )
-    return True
+    if not admin:
+        raise NoKeys(
+            f"no admin key is configured and the gateway would listen on {settings.host}: create one with "
+            "`tiergate keys admin --redis URL` (or --file FILE) or set GATEWAY_ADMIN_KEY (openssl rand -hex 32), "
+            "or bind to 127.0.0.1"
+        )
+    return False
+
+
+def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
+    return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
 def _routes(rest: FastAPI, doors: Doors) -> None:
@@ -77,9 +101,10 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
 
     @rest.get("/ready", summary="Can it serve?")
     async def ready() -> dict[str, Any]:
-        policy = doors.policy
+        policy, file = doors.policy, doors.keys.file
+        keys = {"keys_file": "broken" if file.problem else "ok"} if file else {}
         told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-        return {"status": "ok", "store": doors.store.state, "policy": told, "load": dict(doors.upstream.load())}
+        return {"status": "ok", "store": doors.store.state, **keys, "policy": told, "load": dict(doors.upstream.load())}
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:

@@ -20,6 +20,7 @@ _ERROR = {
         }
     },
 }
+_REFUSED = {"description": "An OpenAI error object", "content": {"application/json": {"schema": _ERROR}}}
 _MODEL = {"type": "string", "default": "auto", "description": "auto, a tier, an alias, auto:fast or auto:best"}
 _CHAT = {
     "type": "object",
@@ -76,13 +77,24 @@ def document(app: FastAPI) -> dict[str, Any]:
         told = FastAPI.openapi(app)
         told["paths"]["/v1/chat/completions"] = {"post": _post("Answer a conversation", _CHAT)}
         told["paths"]["/v1/completions"] = {"post": _post("Continue a text", _COMPLETION)}
-        told.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schemes = told["components"]["securitySchemes"]
+        schemes["key"] = {"type": "http", "scheme": "bearer", "description": "A caller's API key"}
+        _refusing(told)
         app.openapi_schema = told
     return app.openapi_schema
 
 
+def _refusing(told: dict[str, Any]) -> None:
+    """FastAPI's routes refuse as all others do, and never with FastAPI's own 422."""
+    for path in told["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"].setdefault("default", _REFUSED)
+    for name in ("HTTPValidationError", "ValidationError"):
+        told["components"]["schemas"].pop(name, None)
+
+
 def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
-    error = {"description": "An OpenAI error object", "content": {"application/json": {"schema": _ERROR}}}
     answer = {
         "description": "The model server's answer, as it gave it",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
@@ -93,11 +105,11 @@ def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
         for name, told in _HEADERS
     ]
     told = {name: {"description": what, "schema": text} for name, what in _TOLD}
-    error["headers"] = answer["headers"] = told
+    answer["headers"] = told
     return {
         "summary": summary,
         "security": [{"key": []}],
         "parameters": headers,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": {"200": answer, "default": error},
+        "responses": {"200": answer, "default": {**_REFUSED, "headers": told}},
     }

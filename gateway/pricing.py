@@ -32,6 +32,7 @@ def plan_of(name: str, own: Own, policy: Policy) -> Plan:
     """A plan, with what a key has of its own."""
     plan = policy.callers.plans[name]
     given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
+    given["explain"] = own.explain
     if own.usd is not None:
         given["budget"] = replace(plan.budget, usd=own.usd) if plan.budget else Budget(own.usd)
     changed = {name: value for name, value in given.items() if value is not None}

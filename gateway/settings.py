@@ -1,10 +1,11 @@
 """Where am I?   Settings come from the environment (GATEWAY_*) and the flags of `tiergate serve`."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -14,13 +15,21 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]  # in the environment divided by commas
 
+SHORTEST_ADMIN_KEY = 32  # characters
+FEWEST = 8  # different characters in an admin key; 32 random hex digits have fewer once in 10^7
+PLACEHOLDERS = re.compile(
+    "changeme|changethis|password|passwort|placeholder|replaceme|yourkey|youradminkey|insert|example|secret|letmein|"
+    "qwerty|abcdefgh|12345678"
+)
+
 
 class Settings(BaseSettings):
     """An empty variable counts as unset. `policy` None: the policy that ships with the program.
 
-    `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store. `log_exchanges`: a JSON
-    line each. `max_body` in bytes. `hosts`: the names that a request's Host may have; none: any. `http`: "fast" serves
-    completions without ASGI in between.
+    `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store.
+    `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did.
+    `keys_file`: keys that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes.
+    `hosts`: the names that a request's Host may have; none: any. `http`: "fast" serves completions without ASGI.
 
     Times in seconds. `request_timeout`: what the head of a request may take, and a body slower than 16 KiB/s;
     `body_timeout`: what any body may take. `idle_timeout`: how long a connection may be without a request.
@@ -36,6 +45,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     redis_url: str | None = Field(default=None, repr=False)
     api_key: str | None = Field(default=None, repr=False)
+    admin_key: str | None = Field(default=None, repr=False)
+    keys_file: Path | None = None
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
     hosts: Names = ()
     request_timeout: float = Field(default=10.0, gt=0.0)
@@ -54,3 +65,27 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @field_validator("admin_key")
+    @classmethod
+    def _strong(cls, key: str | None, others: ValidationInfo) -> str | None:
+        if key is None:
+            return None
+        if why := "it is GATEWAY_API_KEY, too" if key == others.data.get("api_key") else weakness(key):
+            raise ValueError(f"{why}; make one with: openssl rand -hex 32")
+        return key
+
+
+def weakness(key: str) -> str | None:
+    """Why the key may be guessed; None when nothing speaks for that."""
+    if len(key) < SHORTEST_ADMIN_KEY:
+        return f"it has {len(key)} characters; at least {SHORTEST_ADMIN_KEY} are needed"
+    if not re.fullmatch("[!-~]+", key):
+        return "it has characters other than ASCII's visible ones"
+    if len(set(key)) < FEWEST:
+        return f"it has {len(set(key))} different characters; at least {FEWEST} are needed"
+    if any(key == (key[:size] * len(key))[: len(key)] for size in range(1, len(key) // 2 + 1)):
+        return "it repeats itself"
+    if PLACEHOLDERS.search(re.sub("[^a-z0-9]", "", key.lower())):
+        return "it looks like a placeholder"
+    return None

@@ -20,6 +20,7 @@ class Own:
     tokens_per_minute: int | None = None
     usd: float | None = None
     may: tuple[str, ...] | None = None
+    explain: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def pid_of(url: str) -> int:
+    """The process of ours that serves at `url`. Raises StopIteration."""
+    port = url.rpartition(":")[2]
+    children = ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="]
+    listed = subprocess.run(children, capture_output=True, text=True, check=True).stdout.splitlines()
+    return next(int(line.split()[0]) for line in listed if f"--port {port} " in f"{line} ")
+
+
 @contextlib.contextmanager
 def python(arguments: Sequence[str], port: int, **env: str) -> Iterator[str]:
     """A Python program that listens on `port`; its URL, once /health answers. Raises TimeoutError."""
@@ -100,7 +108,7 @@ def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
 
 
 @contextlib.contextmanager
-def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded") -> Iterator[str]:
+def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded", **env: str) -> Iterator[str]:
     """The URL of a gateway on a policy file or a policy's text; `embedded`: its store is a process of its own."""
     port = free_port()
     with tempfile.TemporaryDirectory() as place:
@@ -108,7 +116,8 @@ def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded") -
         if isinstance(policy, str):
             file.write_text(policy)
         command = ["-m", "gateway", "serve", "--policy", str(file), "--port", str(port), "--redis", store]
-        with python(command, port, FLASH_URL=flash.url, PRO_URL=pro.url, GATEWAY_LOG_EXCHANGES="false") as url:
+        env |= {"FLASH_URL": flash.url, "PRO_URL": pro.url, "GATEWAY_LOG_EXCHANGES": "false"}
+        with python(command, port, **env) as url:
             yield url
 
 

@@ -15,6 +15,7 @@ import typer
 
 from gateway.embedded import NotInstalled, embedded
 from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.keys import new_admin_key
 from gateway.sse import Splitter, data_of
 
 READY = 30.0  # seconds for a server to answer
@@ -69,7 +70,8 @@ async def _demo(port: int, speed: float, once: bool) -> None:
         except (NotInstalled, TimeoutError) as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from None
-        env, ports = dict(os.environ, GATEWAY_LOG_EXCHANGES="false"), {}
+        admin, _ = new_admin_key(b"")
+        env, ports = dict(os.environ, GATEWAY_LOG_EXCHANGES="false", GATEWAY_ADMIN_KEY=admin), {}
         for tier in TIERS:
             ports[tier] = _free_port()
             env[f"{tier.upper()}_URL"] = f"http://{HOST}:{ports[tier]}"
@@ -86,7 +88,7 @@ async def _demo(port: int, speed: float, once: bool) -> None:
         for prompt, extra in PROMPTS:
             print(ROW.format(*await _row(client, port, prompt, extra)), flush=True)
         print("\np: how sure Flash is that Pro is needed. own: the part of TTFT that is not waiting for a model.")
-        _hints(port, ports)
+        _hints(port, ports, admin)
         if not once:
             await asyncio.Event().wait()
 
@@ -150,13 +152,14 @@ async def _row(client: Client, port: int, prompt: str, extra: dict[str, Any]) ->
     ]
 
 
-def _hints(port: int, ports: dict[str, int]) -> None:
+def _hints(port: int, ports: dict[str, int], admin: str) -> None:
     url = f"http://{HOST}:{port}"
     print("\nTry it:")
     print(f"  curl -s {url}/v1/chat/completions -H 'x-route-explain: 1' \\")
     print('    -d \'{"model": "auto", "messages": [{"role": "user", "content": "hello"}]}\'')
     print(f"  curl -s {url}/v1/models")
     print(f"  curl -s {url}/metrics | grep gateway_decisions")
+    print(f"  curl -s {url}/admin/usage -H 'Authorization: Bearer {admin}'    # the admin key of this run")
     print(f"  curl -s http://{HOST}:{ports['flash']}/admin/state    # what the simulated Flash saw")
     print("\nOr from Python (pip install openai):\n")
     print(EXAMPLE.format(host=HOST, port=port))

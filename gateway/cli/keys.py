@@ -1,19 +1,26 @@
-"""Who may call?   `tiergate keys create|list|revoke` on the shared store."""
+"""Who may call, and who administers?   `tiergate keys create|list|revoke|admin|first` on a shared store or a file."""
 
+import asyncio
 import time
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from gateway.callers import new_key
 from gateway.cli.store import Json, Redis, date, encoded, on, stop
-from gateway.policy import PolicyError, load_policy, seconds
+from gateway.cli.written import Written
+from gateway.keys import ADMIN, mistake, new_admin_key, new_key, shown, until
+from gateway.policy import Policy, PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
-keys = typer.Typer(help="API keys of callers, kept as keyed hashes in the shared store.", no_args_is_help=True)
+keys = typer.Typer(help="API keys, kept as keyed hashes in the shared store or in a file.", no_args_is_help=True)
 
+T = TypeVar("T")
+PAUSE = 0.5  # seconds that another `keys first`, which made the caller's key, has to make the admin key, too
+File = Annotated[
+    Path | None, typer.Option("--file", help="A file in the store's place; made if there is none.", metavar="FILE")
+]
 Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of what the plan says.")]
 
 
@@ -26,55 +33,85 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     tokens_per_minute: Limit = None,
     usd: Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of the plan's budget window.")] = None,
     may: Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")] = None,
+    explain: Annotated[bool | None, typer.Option(help="May ask for the whole decision; else as the plan says.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")] = None,
-    if_none: Annotated[bool, typer.Option("--if-none", help="Only if the store has no key; else say nothing.")] = False,
     json: Json = False,
     redis: Redis = None,
+    file: File = None,
 ) -> None:
-    """Make a key and print it. It is shown this once: the store keeps only a keyed hash."""
+    """Make a key and print it. It is shown this once: only a keyed hash is kept."""
     own: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    own |= {"usd": usd, "may": tuple(may) if may else None, "expires": _until(expires)}
-    _known(policy, plan, may or [])
+    own |= {"usd": usd, "explain": explain, "may": tuple(may) if may else None, "expires": _until(expires)}
+    if wrong := mistake(_policy(policy), name, plan, may or ()):
+        raise stop("keys", wrong)
 
-    async def make(store: Store) -> tuple[str, KeyRecord] | None:
-        key, record = new_key(await store.secret(), name, plan)
-        record = replace(record, **own)
-        return (key, record) if await store.put_key(record, only_first=if_none) else None
+    async def make(store: Store | Written) -> tuple[str, KeyRecord]:
+        key, record = new_key(await store.secret(), name, plan, **own)
+        await store.put_key(record)
+        return key, record
 
-    made = on("keys", redis, make)
-    if made is None:
-        return
-    key, record = made
-    typer.echo(encoded({"key": key, **_shown(record)}) if json else key)
+    key, record = _on(file, redis, make)
+    typer.echo(encoded({"key": key, **shown(record)}) if json else key)
 
 
 def _until(expires: str | None) -> float | None:
     try:
-        return None if expires is None else time.time() + seconds(expires)
+        return until(expires)
     except ValueError as error:
         raise stop("keys", str(error)) from None
 
 
-def _known(policy: Path | None, plan: str | None, may: list[str]) -> None:
-    """Exits with 1 when the policy does not have the plan or a tier."""
-    if policy is None:
-        return
+def _policy(path: Path | None) -> Policy | None:
     try:
-        found = load_policy(policy)
+        return None if path is None else load_policy(path)
     except PolicyError as error:
         raise stop("keys", str(error)) from None
-    if plan is not None and plan not in found.callers.plans:
-        raise stop("keys", f"no plan is named {plan}: {', '.join(found.callers.plans)}")
-    if wrong := [tier for tier in may if tier not in found.tiers]:
-        raise stop("keys", f"no tier is named {wrong[0]}: {', '.join(found.tiers)}")
+
+
+@keys.command()
+def admin(redis: Redis = None, file: File = None) -> None:
+    """Make the key that opens /admin and print it, this once. It takes the place of the one that was made before.
+
+    A gateway that has GATEWAY_ADMIN_KEY takes that one only.
+    """
+
+    async def make(store: Store | Written) -> str:
+        key, record = new_admin_key(await store.secret())
+        await store.put_key(record)
+        return key
+
+    typer.echo(_on(file, redis, make))
+
+
+@keys.command()
+def first(redis: Redis = None, file: File = None) -> None:
+    """Make a caller's key where there is no key at all, an admin key where there is none, and print them, this once."""
+
+    async def make(store: Store | Written) -> list[str]:
+        key, record = new_key(await store.secret(), "first")
+        made = [f"API key: {key}"] if await store.put_key(record, only_first=True) else []
+        if not made and not await _administered(store):
+            await asyncio.sleep(PAUSE)
+        if not await _administered(store):
+            key, record = new_admin_key(await store.secret())
+            await store.put_key(record)
+            made.append(f"admin key: {key}")
+        return made
+
+    for line in _on(file, redis, make):
+        typer.echo(line)
+
+
+async def _administered(store: Store | Written) -> bool:
+    return any(record.id == ADMIN for record in await store.list_keys())
 
 
 @keys.command("list")
-def list_(json: Json = False, redis: Redis = None) -> None:
+def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
     """Show all keys, the oldest first; never their secrets."""
-    records = on("keys", redis, lambda store: store.list_keys())
+    records = _on(file, redis, lambda store: store.list_keys())
     if json:
-        typer.echo(encoded([_shown(record) for record in records]))
+        typer.echo(encoded([shown(record) for record in records]))
         return
     for record in records:
         state = "active" if record.revoked is None else f"revoked {date(record.revoked)}"
@@ -85,24 +122,25 @@ def list_(json: Json = False, redis: Redis = None) -> None:
 
 @keys.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows.")], redis: Redis = None
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows.")],
+    redis: Redis = None,
+    file: File = None,
 ) -> None:
-    """End a key; every gateway on the store refuses it within a second."""
-    if not on("keys", redis, lambda store: store.revoke_key(key_id)):
+    """End a key; every gateway on the store or the file refuses it within a second."""
+    if not _on(file, redis, lambda store: store.revoke_key(key_id)):
         raise stop("keys", f"no key has the id {key_id}")
     typer.echo(f"revoked {key_id}")
 
 
-def _shown(record: KeyRecord) -> dict[str, object]:
-    return {
-        "id": record.id,
-        "name": record.name,
-        "plan": record.plan,
-        "created": record.created,
-        "revoked": record.revoked,
-        "expires": record.expires,
-        "requests_per_minute": record.requests_per_minute,
-        "tokens_per_minute": record.tokens_per_minute,
-        "usd": record.usd,
-        "may": record.may,
-    }
+def _on(file: Path | None, url: str | None, work: Callable[[Store | Written], Awaitable[T]]) -> T:
+    """What `work` gives on the file, else on the store. Exits with 1 when there is neither, or it cannot be used."""
+    if file is None:
+        return on("keys", url, work)
+
+    async def main() -> T:
+        return await work(Written(file))
+
+    try:
+        return asyncio.run(main())
+    except (OSError, PolicyError, ValueError) as error:
+        raise stop("keys", str(error)) from None

@@ -15,11 +15,12 @@ import uvicorn
 from pydantic import ValidationError
 
 from gateway.app import NoKeys, create_app, open_to_everyone
-from gateway.callers import SHORTEST_KEY
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.fast import FastConnection
+from gateway.keyfile import KeyFile
+from gateway.keys import SHORTEST_KEY
 from gateway.policy import PolicyError
 from gateway.protocol import Connection
 from gateway.reload import checked
@@ -27,6 +28,7 @@ from gateway.settings import Settings
 from gateway.store import open_store
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
+KeysFile = Annotated[Path | None, typer.Option(help="File of keys, made by `tiergate keys create --file`.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
 Http = Annotated[
@@ -43,23 +45,33 @@ Redis = Annotated[
 ]
 
 
-def serve(
-    policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None, http: Http = None
+def serve(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
+    policy: PolicyFile = None,
+    host: Host = None,
+    port: Port = None,
+    redis: Redis = None,
+    keys: KeysFile = None,
+    http: Http = None,
 ) -> None:
     """Serve the gateway."""
-    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "http": http}
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "keys_file": keys, "http": http}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        stop(str(error))
+        stop("\n".join(f"{_variable(found['loc'])}: {found['msg']}" for found in error.errors(include_input=False)))
     with asyncio.Runner(loop_factory=_loops()) as runner:
         runner.run(run(settings))
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    return f"GATEWAY_{'_'.join(map(str, place)).upper()}"
 
 
 async def run(settings: Settings) -> None:
     """Until SIGINT or SIGTERM. Exits with a message when the gateway may not or cannot start."""
     try:
         policy = checked(settings.policy or packaged())
+        file = KeyFile(settings.keys_file) if settings.keys_file else None
     except PolicyError as error:
         stop(str(error))
     if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
@@ -73,12 +85,12 @@ async def run(settings: Settings) -> None:
                 stop(str(error))
         store = open_store(url)
         try:
-            everyone = await open_to_everyone(settings, store)
+            everyone = await open_to_everyone(settings, store, file)
         except NoKeys as error:
             stop(str(error))
         except Overloaded:
             stop("the store does not answer: without it nobody knows the API keys")
-        app = create_app(settings, policy, store, everyone)
+        app = create_app(settings, policy, store, everyone, file)
         config: dict[str, Any] = {"host": settings.host, "port": settings.port, "ws": "none"}
         config |= {
             "http": partial(FastConnection, app) if settings.http == "fast" else partial(Connection, settings),

@@ -1,43 +1,53 @@
 """What did callers use, and what did that cost?   `tiergate usage` reads the shared store's ledger."""
 
-import re
-from typing import Annotated, Any
+import datetime
+from typing import Annotated
 
 import typer
 
 from gateway.cli.store import Json, Redis, encoded, on, stop
-from gateway.store import NANO, Line
+from gateway.usage import HEADINGS, Asked, Heading, Row, reported
 
-ROW = "{:<10}  {:<16.16}  {:<12.12}  {:<7}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"
-TITLES = ("day", "caller", "tier", "kind", "", "calls", "prompt", "cached", "completion", "USD")
-DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+ROW = "{:<10}  {:<16.16}  {:<12.12}  {:<8}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"
+TITLES = ("day", "caller", "tier", "kind", "", "requests", "prompt", "cached", "completion", "USD")
 
 
-def usage(
+def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     caller: Annotated[str | None, typer.Option(metavar="ID", help="The id that `keys list` shows; else all.")] = None,
-    day: Annotated[str | None, typer.Option(metavar="YYYY-MM-DD", help="One day, UTC; else all.")] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="YYYY-MM-DD, UTC; included.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="YYYY-MM-DD, UTC; included.")] = None,
+    by: Annotated[list[str] | None, typer.Option(help="day, caller, tier or kind; repeatable; else all.")] = None,
     json: Json = False,
     redis: Redis = None,
 ) -> None:
-    """Tokens and money by caller, tier and day: answers, and apart the overhead (triage, drafts thrown away)."""
-    if day is not None and not DAY.fullmatch(day):
-        raise stop("usage", "a day is YYYY-MM-DD")
-    found = [line for line in on("usage", redis, lambda store: store.ledger(caller)) if day in (None, line.day)]
+    """Tokens and money by day, caller, tier and kind: answers, and apart the overhead (triage, drafts thrown away)."""
+    asked = Asked(_day(first), _day(last), [_heading(word) for word in by] if by else HEADINGS)
+    found = reported(on("usage", redis, lambda store: store.ledger(caller)), asked)
     if json:
-        typer.echo(encoded([shown(line) for line in found]))
+        typer.echo(encoded(found))
         return
     typer.echo(ROW.format(*TITLES))
-    for line in found:
-        told = shown(line)
-        counts = (line.requests, line.prompt, line.cached, line.completion, f"{told['usd']:.6f}")
-        said = "estimated" if line.estimated else ""
-        typer.echo(ROW.format(line.day, line.caller, line.tier, line.kind, said, *counts))
-    for name, kinds in (("answers", ("answer",)), ("overhead", ("triage", "draft"))):
-        typer.echo(f"{name}: {sum(line.money for line in found if line.kind in kinds) / NANO:.6f} USD")
+    for row in found.rows:
+        typer.echo(ROW.format(*_cells(row)))
+    for name, total in (("answers", found.answers), ("overhead", found.overhead)):
+        typer.echo(f"{name}: {total.usd:.6f} USD, of which estimated {total.estimated_usd:.6f} USD")
 
 
-def shown(line: Line) -> dict[str, Any]:
-    told: dict[str, Any] = {"day": line.day, "caller": line.caller, "tier": line.tier, "kind": line.kind}
-    told |= {"estimated": line.estimated, "requests": line.requests, "prompt_tokens": line.prompt}
-    told |= {"cached_tokens": line.cached, "completion_tokens": line.completion, "usd": line.money / NANO}
-    return told
+def _cells(row: Row) -> tuple[str | int, ...]:
+    kind = row.kind or ("overhead" if row.overhead else "answer")
+    headings = (row.day or "", row.caller or "", row.tier or "", kind, "estimated" if row.estimated else "")
+    return (*headings, row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens, f"{row.usd:.6f}")
+
+
+def _day(text: str | None) -> str | None:
+    try:
+        return None if text is None else datetime.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise stop("usage", f"{text} is not a day: YYYY-MM-DD") from None
+
+
+def _heading(word: str) -> Heading:
+    found = next((heading for heading in HEADINGS if heading == word), None)
+    if found is None:
+        raise stop("usage", f"no column is named {word}: {', '.join(HEADINGS)}")
+    return found

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from gateway.policy.check import build
 from gateway.policy.file import Policy
-from gateway.policy.load import Document, read
+from gateway.policy.load import Document
+from gateway.policy.load import read as read_document
 from gateway.policy.model import (
     Budget,
     Caching,
@@ -30,7 +31,7 @@ from gateway.policy.model import (
     TriageInput,
     seconds,
 )
-from gateway.policy.problems import PolicyError, Problem
+from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.rules import Bands, Range, Rule, Split, When
 from gateway.policy.schema import schema
 
@@ -64,8 +65,11 @@ __all__ = [
     "Triage",
     "TriageInput",
     "When",
+    "file_text",
     "load_policy",
+    "meant",
     "open_policy",
+    "read_document",
     "schema",
     "seconds",
 ]
@@ -81,8 +85,8 @@ def load_policy(source: str | Path, env: Mapping[str, str] | None = None) -> Pol
 
 def open_policy(source: str | Path, env: Mapping[str, str] | None = None) -> tuple[Policy, Document]:
     """As load_policy, with the document that says where each key stands."""
-    text = source if isinstance(source, str) else file_text(source)
-    document = read(text, "policy.yaml" if isinstance(source, str) else str(source), os.environ if env is None else env)
+    text, name = (source, "policy.yaml") if isinstance(source, str) else (file_text(source), str(source))
+    document = read_document(text, name, os.environ if env is None else env)
     return build(document), document
 
 

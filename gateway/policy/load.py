@@ -66,7 +66,7 @@ def read(text: str, file: str, env: Mapping[str, str]) -> Document:
     document = Document(file, text)
     node = compose(document)
     if not isinstance(node, yaml.MappingNode):
-        raise PolicyError([Problem(file, 1, 1, "", "expected a mapping with the keys schema, tiers and rules")])
+        raise PolicyError([Problem(file, 1, 1, "", "expected a mapping of keys and values")])
     reader = Reader(document, env)
     document.values[()] = place_of(node)
     document.data = reader.mapping(node, ())

@@ -23,7 +23,7 @@ class Problem:
 
 
 class PolicyError(Exception):
-    """A policy that may not be used. `problems` holds all that was found, in the order of the file."""
+    """A file that may not be used. `problems` holds all that was found, in the order of the file."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems: Sequence[Problem] = sorted(problems, key=lambda found: (found.line, found.column))

@@ -152,8 +152,8 @@ class Claimed:
 class KeyRecord:
     """An API key without its secret. `hash` is the keyed hash in hex; times are Unix seconds.
 
-    `plan` None means the policy's default plan. Limits and `may` (tiers above the first), where given, go before what
-    the plan says.
+    `plan` None means the policy's default plan. Limits, `may` (tiers above the first) and `explain` (may ask for the
+    whole decision), where given, go before what the plan says.
     """
 
     id: str
@@ -167,6 +167,7 @@ class KeyRecord:
     tokens_per_minute: int | None = None
     usd: float | None = None
     may: tuple[str, ...] | None = None
+    explain: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

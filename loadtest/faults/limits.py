@@ -1,4 +1,4 @@
-"""Do several gateways on one store admit what the limit says, and no more?"""
+"""Do several gateways on one store admit what the limit says, and no more, whatever their clocks say?"""
 
 import asyncio
 import contextlib
@@ -6,9 +6,10 @@ import math
 
 from gateway.http1 import Client
 from loadtest.faults.client import Outcome, ask
+from loadtest.faults.clock import shifted, wrong_clock
 from loadtest.servers import gateway, policy, sim, valkey
 
-PROCESSES = 4
+CLOCKS = (0, 0, 3600, -3600)  # seconds by which each process's clock is wrong
 
 
 async def burst(urls: list[str], requests: int) -> list[Outcome]:
@@ -25,7 +26,9 @@ def measure(requests: int, limit: int) -> tuple[int, int, int, float]:
     with contextlib.ExitStack() as stack:
         flash, pro = stack.enter_context(sim("flash", "--speed", "0")), stack.enter_context(sim("pro", "--speed", "0"))
         store, text = stack.enter_context(valkey()), policy(requests_per_minute=limit)
-        urls = [stack.enter_context(gateway(text, flash, pro, store)) for _ in range(PROCESSES)]
+        library = stack.enter_context(wrong_clock())
+        clocks = [shifted(library, seconds) for seconds in CLOCKS]
+        urls = [stack.enter_context(gateway(text, flash, pro, store, **clock)) for clock in clocks]
         seen = asyncio.run(burst(urls, requests))
     took = max(one.started + one.seconds for one in seen) - min(one.started for one in seen)
     counts = [sum(one.status == status for one in seen) for status in (200, 429)]
@@ -34,7 +37,7 @@ def measure(requests: int, limit: int) -> tuple[int, int, int, float]:
 
 def report(requests: int, limit: int) -> None:
     admitted, refused, failed, allowed = measure(requests, limit)
-    print(f"{requests} requests at once over {PROCESSES} processes on one store, {limit} a minute")
+    print(f"{requests} requests at once over processes with clocks wrong by {CLOCKS} s on one store, {limit} a minute")
     print(
         f"  admitted {admitted} (the limit and its refill in that time: {allowed}), refused {refused}, failed {failed}"
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
@@ -20,6 +21,7 @@ from gateway.asgi import Front
 from gateway.body import read
 from gateway.fast import FastConnection
 from gateway.http1 import Client
+from gateway.keyfile import KeyFile
 from gateway.policy import Policy
 from gateway.protocol import Connection
 from gateway.settings import Settings
@@ -32,6 +34,14 @@ SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = "Prove step by step that there are infinitely many primes of the form 4k+3, and analyse the case 4k+1."
 CHAT = "/v1/chat/completions"
 ANN = Caller("ann", "ann", "usual", "salt-of-ann")
+
+
+@pytest.fixture(autouse=True, scope="module", params=["fast", "asgi"])
+def each_front(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For modules that import it: all their tests once without ASGI in between, and once by it."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GATEWAY_HTTP", request.param)
+        yield
 
 
 def body(text: str = SIMPLE, **fields: Any) -> JSON:
@@ -190,14 +200,14 @@ class Gateway(Port):
 
 @asynccontextmanager
 async def gateway(
-    policy: Policy, store: Store | None = None, everyone: bool = True, **settings: Any
+    policy: Policy, store: Store | None = None, everyone: bool = True, file: KeyFile | None = None, **settings: Any
 ) -> AsyncIterator[Gateway]:
     """Serve `policy` by our protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
     unseen. (A uvicorn.Server would take 0.3 s to start and stop.)
     """
     troubles = watched()
     known = Settings(**{"log_exchanges": False, **settings})
-    front = create_app(known, policy, store or MemoryStore(), everyone)
+    front = create_app(known, policy, store or MemoryStore(), everyone, file)
     config = uvicorn.Config(front, log_config=None, access_log=False, ws="none")
     config.load()
     made = partial(FastConnection, front) if known.http == "fast" else partial(Connection, known)

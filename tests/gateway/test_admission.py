@@ -1,9 +1,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,59 +10,11 @@ from hypothesis import strategies as st
 
 from gateway.admission import Admission, OverLimit, admit, duration
 from gateway.body import read
-from gateway.callers import Keys, identify, new_key
-from gateway.errors import Overloaded, RateLimited, Refusal
+from gateway.errors import RateLimited
 from gateway.policy import load_policy
-from gateway.policy.model import Callers, DefaultCaller, Plan
-from gateway.pricing import limits_of, terms
-from gateway.store import KeyRecord, MemoryStore
+from gateway.pricing import limits_of
+from gateway.store import MemoryStore
 from gateway.types import Caller, ChatRequest
-
-T = TypeVar("T")
-RAW = "a-key-from-the-environment"
-CALLERS = Callers(
-    default=DefaultCaller(plan="silver"),
-    plans={"silver": Plan(requests_per_minute=6, concurrency=2), "gold": Plan(requests_per_minute=1200)},
-)
-
-
-class CountingStore(MemoryStore):
-    """A memory store that counts look-ups and may stop answering them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[str] = []
-        self.down = False
-
-    async def key(self, key_id: str) -> KeyRecord | None:
-        self.asked.append(key_id)
-        if self.down:
-            raise Overloaded("the store does not answer")
-        return await super().key(key_id)
-
-
-async def kept(store: MemoryStore, name: str = "ann", plan: str | None = None) -> tuple[str, KeyRecord]:
-    key, record = new_key(await store.secret(), name, plan)
-    await store.put_key(record)
-    return key, record
-
-
-async def who(keys: Keys, key: str) -> Caller:
-    return await identify(f"Bearer {key}", keys, CALLERS)
-
-
-async def refused(keys: Keys, authorization: str | None) -> Refusal:
-    with pytest.raises(Refusal) as refusal:
-        await identify(authorization, keys, CALLERS)
-    return refusal.value
-
-
-def with_store(scenario: Callable[[CountingStore], Awaitable[T]]) -> T:
-    async def main() -> T:
-        return await scenario(CountingStore())
-
-    return asyncio.run(main())
-
 
 ANN = Caller("ann", "ann", "silver", "salt")
 POLICY = load_policy(
@@ -92,7 +43,7 @@ def asking(plan: str = "silver", **fields: Any) -> ChatRequest:
 
 
 def test_an_admitted_request_tells_its_limits() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         admission = await admit(asking(), None, POLICY, store)
         assert admission.entry is None
         assert admission.headers == [
@@ -101,11 +52,11 @@ def test_an_admitted_request_tells_its_limits() -> None:
             (b"x-ratelimit-reset-requests", b"10s"),
         ]
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_a_used_up_minute_is_429_and_says_when_to_come_back() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         for _ in range(6):
             await (await admit(asking(), None, POLICY, store)).close()
         with pytest.raises(RateLimited) as refusal:
@@ -113,11 +64,11 @@ def test_a_used_up_minute_is_429_and_says_when_to_come_back() -> None:
         assert refusal.value.code == "rate_limit_exceeded"
         assert 9.0 < (refusal.value.retry_after or 0.0) <= 10.0
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         one, _ = [await admit(asking(), None, POLICY, store) for _ in range(2)]
         with pytest.raises(RateLimited) as refusal:
             await admit(asking(), None, POLICY, store)
@@ -128,17 +79,17 @@ def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> 
         with pytest.raises(RateLimited):
             await admit(asking(), None, POLICY, store)
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_a_hit_comes_with_its_entry_and_holds_no_slot() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         await store.remember("ann", b"key", b"answer", 10.0)
         hits = [await admit(asking(), b"key", POLICY, store) for _ in range(4)]
         assert [hit.entry for hit in hits] == [b"answer"] * 4
         await admit(asking(), None, POLICY, store)
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> None:
@@ -149,7 +100,7 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
         finally:
             await admission.close()
 
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         for _ in range(3):
             holding = asyncio.Event()
             task = asyncio.create_task(hold(await admit(asking(), None, POLICY, store), holding))
@@ -158,7 +109,7 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
             await asyncio.wait([task])
             assert task.cancelled()
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +135,7 @@ async def headers(plan: str, store: MemoryStore, **fields: Any) -> dict[str, str
 
 
 def test_tokens_are_told_where_they_are_limited_and_used_up_is_429() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         told = [await headers("metered", store, max_tokens=300) for _ in range(2)]
         left = [int(each["x-ratelimit-remaining-tokens"]) for each in told]
         assert told[0]["x-ratelimit-limit-tokens"] == "1000"
@@ -194,11 +145,11 @@ def test_tokens_are_told_where_they_are_limited_and_used_up_is_429() -> None:
         assert (refusal.value.limit, refusal.value.code) == ("tokens", "rate_limit_exceeded")
         assert 0 < (refusal.value.retry_after or 0) <= 60
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_what_does_not_fit_the_budget_goes_to_the_first_tier_then_is_refused_for_good() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         seen = [(await admit(asking("frugal", max_tokens=400), None, POLICY, store)).standing for _ in range(4)]
         assert [standing.capped for standing in seen] == [None, None, "budget", "budget"]
         assert [standing.budget for standing in seen] == [None, "warn", "flash_only", "flash_only"]
@@ -209,41 +160,25 @@ def test_what_does_not_fit_the_budget_goes_to_the_first_tier_then_is_refused_for
         with pytest.raises(OverLimit):
             await admit(asking("strict", max_tokens=1100), None, POLICY, MemoryStore())
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_a_warning_is_told() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         assert "x-budget" not in await headers("frugal", store, max_tokens=400)
         told = await headers("frugal", store, max_tokens=400)
         assert (told["x-budget"], told["x-budget-used"][:3]) == ("warn", "0.8")
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
-    async def main(store: CountingStore) -> None:
+    async def main(store: MemoryStore) -> None:
         seen = [(await admit(asking("even"), None, POLICY, store)).standing.capped for _ in range(6)]
         assert seen == [None, "share", None, "share", None, "share"]
 
-    with_store(main)
+    asyncio.run(main(MemoryStore()))
 
 
 def test_a_lease_lasts_as_long_as_the_longest_exchange() -> None:
     assert limits_of(POLICY.callers.plans["silver"], POLICY).lease >= 3 * 600
-
-
-def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store, plan="gold")
-        own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
-        await store.put_key(replace(record, expires=record.created + 60, **own))
-        caller = replace(await who(Keys(store), key), plan="frugal")
-        plan = terms(caller, POLICY)[0]
-        assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
-        assert plan.budget
-        assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
-        assert POLICY.reach("silver", ()) == ("flash",)
-        assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
-
-    with_store(main)

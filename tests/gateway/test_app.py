@@ -1,8 +1,15 @@
 import asyncio
+import secrets
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from gateway.app import NoKeys, open_to_everyone
+from gateway.cli import app
+from gateway.cli.written import Written
+from gateway.keyfile import KeyFile
+from gateway.keys import new_admin_key, new_key
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
@@ -88,6 +95,7 @@ def test_the_openapi_document_has_the_completion_paths_and_their_headers(flash: 
                 chat = told["paths"]["/v1/chat/completions"]["post"]
                 assert chat["responses"]["200"]["headers"].keys() >= {"x-route-tier", "x-gateway-overhead-ms"}
                 assert told["paths"].keys() >= {"/v1/completions", "/v1/models", "/health"}
+                assert "422" not in str(told)
 
     asyncio.run(main())
 
@@ -107,11 +115,46 @@ def test_a_bug_in_another_path_is_a_500_error_object(flash: Sim, pro: Sim) -> No
     asyncio.run(main())
 
 
-def test_without_a_key_only_this_machine_is_served() -> None:
+def test_others_are_served_only_with_a_callers_key_and_an_admin_key(tmp_path: Path) -> None:
     async def main() -> None:
-        assert await open_to_everyone(Settings(host="127.0.0.1"), MemoryStore())
-        assert not await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY), MemoryStore())
-        with pytest.raises(NoKeys, match=r"listen on 0\.0\.0\.0"):
-            await open_to_everyone(Settings(host="0.0.0.0"), MemoryStore())
+        store, here, everywhere = MemoryStore(), Settings(host="127.0.0.1"), Settings(host="0.0.0.0")
+        assert await open_to_everyone(here, store)
+        with pytest.raises(NoKeys, match=r"no API key .* listen on 0\.0\.0\.0"):
+            await open_to_everyone(everywhere, store)
+        with pytest.raises(NoKeys, match=r"no admin key .* listen on 0\.0\.0\.0"):
+            await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY), store)
+        assert not await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY, admin_key=secrets.token_hex(32)), store)
+        await store.put_key(new_admin_key(b"")[1])
+        assert await open_to_everyone(here, store), "the admin key is nobody's who calls"
+        with pytest.raises(NoKeys, match="no API key"):
+            await open_to_everyone(everywhere, store)
+        await store.put_key(new_key(b"", "ann")[1])
+        assert not await open_to_everyone(everywhere, store)
+        file = tmp_path / "keys.json"
+        await Written(file).secret()
+        assert not await open_to_everyone(here, MemoryStore(), KeyFile(file)), "a file without keys serves nobody"
+        with pytest.raises(NoKeys, match="no admin key"):
+            await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
+        await Written(file).put_key(new_admin_key(b"")[1])
+        assert not await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
+        await store.revoke_key("admin")
+        with pytest.raises(NoKeys, match="no admin key"):
+            await open_to_everyone(everywhere, store)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "told"),
+    [
+        ([], {"GATEWAY_ADMIN_KEY": "changeme"}, "GATEWAY_ADMIN_KEY: "),
+        (["--host", "0.0.0.0"], {"GATEWAY_API_KEY": KEY}, "no admin key is configured"),
+        (["--host", "0.0.0.0"], {"GATEWAY_ADMIN_KEY": "0123abcd" * 8}, "GATEWAY_ADMIN_KEY: "),
+    ],
+)
+def test_serve_refuses_to_start_without_a_strong_admin_key(flags: list[str], env: dict[str, str], told: str) -> None:
+    done = CliRunner().invoke(app, ["serve", *flags], env=env)
+    assert done.exit_code == 1
+    assert told in done.stderr
+    assert "openssl rand -hex 32" in done.stderr
+    assert not any(key in done.stderr for key in env.values())

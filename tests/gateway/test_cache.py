@@ -7,7 +7,7 @@ import pytest
 
 from gateway.cache import lookup, replay
 from gateway.cache.entry import Entry, kept, opened, sealed, unsealed
-from gateway.callers import new_key
+from gateway.keys import new_key
 from gateway.policy import Policy
 from gateway.store import MemoryStore
 from gateway.types import Caller

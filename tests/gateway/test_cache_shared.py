@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
@@ -19,7 +18,7 @@ from gateway.cache.turn import Turn
 from gateway.errors import UpstreamFailed
 from gateway.store import Store, open_store
 from gateway.types import Caller, Reply
-from loadtest.servers import Sim, free_port, python
+from loadtest.servers import Sim, free_port, pid_of, python
 from tests.gateway.serving import Port, asked, body, collected, eventually
 from tests.gateway.test_cache_flights import POLICY, Server
 from tests.stores import on
@@ -61,14 +60,6 @@ def processes(start: Callable[[], Port]) -> list[Port]:
     return [start(), start()]
 
 
-def pid_of(port: int) -> int:
-    """The child of ours that serves at `port`."""
-    listed = subprocess.run(
-        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
-    )
-    return next(int(line.split()[0]) for line in listed.stdout.splitlines() if line.endswith(f"--port {port}"))
-
-
 def test_500_identical_requests_over_two_processes_make_one_call(
     processes: list[Port], flash: Sim, valkey: str
 ) -> None:
@@ -98,7 +89,7 @@ def test_the_death_of_the_process_that_answers_elects_another(
         await eventually(lambda: len(flash.seen()) == 1)
         waiting = [asyncio.create_task(second.ask(ASKED)) for _ in range(100)]
         await asyncio.sleep(0.2)
-        os.kill(pid_of(first.port), signal.SIGKILL)
+        os.kill(pid_of(f"http://127.0.0.1:{first.port}"), signal.SIGKILL)
         answers = await asyncio.gather(*waiting)
         assert {answer.status for answer in answers} == {200}
         assert len({answer.data for answer in answers}) == 1

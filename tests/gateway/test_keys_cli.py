@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.callers import Keys, identify
+from gateway.admin import Guard
 from gateway.cli.keys import keys
-from gateway.errors import Unauthorized
+from gateway.errors import Refusal, Unauthorized
+from gateway.keys import Keys, identify
 from gateway.policy.model import Callers, DefaultCaller, Plan
 from gateway.store import open_store
 from gateway.types import Caller
@@ -35,6 +36,20 @@ def caller(url: str, key: str) -> Caller:
     return asyncio.run(ask())
 
 
+def administers(url: str, key: str) -> bool:
+    async def ask() -> bool:
+        store = open_store(url)
+        try:
+            await Guard(Keys(store), None).check(f"Bearer {key}", "test")
+        except Refusal:
+            return False
+        finally:
+            await store.close()
+        return True
+
+    return asyncio.run(ask())
+
+
 def test_a_created_key_is_printed_alone_and_works(url: str) -> None:
     made = run("create", "ann", "--plan", "gold", url=url)
     assert (made.exit_code, made.stderr) == (0, "")
@@ -49,15 +64,33 @@ def test_the_address_may_be_an_option(url: str) -> None:
 
 def test_create_may_answer_in_json(url: str) -> None:
     made = json.loads(run("create", "ann", "--json", url=url).stdout)
-    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may"}
+    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may", "explain"}
     assert set(made) == {"key", "id", "name", "plan", "created", "revoked"} | own
     assert caller(url, made["key"]).id == made["id"]
 
 
-def test_if_none_makes_the_first_key_and_is_silent_afterwards(url: str) -> None:
-    first, second = run("create", "ann", "--if-none", url=url), run("create", "ann", "--if-none", url=url)
-    assert caller(url, first.stdout.strip()).name == "ann"
-    assert (second.exit_code, second.output) == (0, "")
+def test_first_makes_a_callers_key_and_an_admin_key_and_is_silent_afterwards(url: str) -> None:
+    made, again = run("first", url=url), run("first", url=url)
+    keys = dict(line.split(": ") for line in made.stdout.splitlines())
+    assert caller(url, keys["API key"]).name == "first"
+    assert administers(url, keys["admin key"])
+    assert (again.exit_code, again.output) == (0, "")
+
+
+def test_first_makes_the_admin_key_alone_where_callers_have_theirs(url: str) -> None:
+    run("create", "ann", url=url)
+    made = run("first", url=url).stdout
+    assert made.count("\n") == 1
+    assert administers(url, made.removeprefix("admin key: ").strip())
+
+
+def test_an_admin_key_opens_admin_and_nothing_else_and_takes_the_place_of_the_one_before(url: str) -> None:
+    first, second = (run("admin", url=url).stdout.strip() for _ in range(2))
+    assert [administers(url, key) for key in (first, second)] == [False, True]
+    with pytest.raises(Unauthorized):
+        caller(url, second)
+    assert run("revoke", "admin", url=url).exit_code == 0
+    assert not administers(url, second)
 
 
 def test_list_shows_all_but_secrets_and_hashes(url: str) -> None:

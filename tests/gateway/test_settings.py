@@ -1,3 +1,5 @@
+import secrets
+
 import pytest
 from pydantic import ValidationError
 
@@ -29,6 +31,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_API_KEY", "canary")
     monkeypatch.setenv("GATEWAY_REDIS_URL", "redis://:canary@h")
+    monkeypatch.setenv("GATEWAY_ADMIN_KEY", "canary-4f0b7d1a9c2e8356a1f4c7d2e9b0")
     assert "canary" not in repr(Settings())
     with pytest.raises(ValidationError) as error:
         Settings(port=-1)
@@ -48,3 +51,29 @@ def test_a_wrong_setting_is_refused(name: str, value: object) -> None:
 )  # fmt: skip
 def test_only_loopback_addresses_are_loopback(host: str, loopback: bool) -> None:
     assert Settings(host=host).loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("3f9c", "4 characters"), ("a" * 64, "1 different"), ("abcABC" * 11, "6 different"), ("0f3a9c71" * 4, "repeats"),
+     ("0123456789abcdef" * 2, "repeats"), ("Change-Me-9f3a0c71d2e84b56a7f1c3", "placeholder"),
+     ("my_super_secret_admin_key_for_gateway", "placeholder"), ("abcdefghijklmnopqrstuvwxyz0123456789", "placeholder"),
+     ("9f3a0c71 d2e84b56a7f1c39f3a0c71d2e8", "visible"), ("9f3a0c71ü2e84b56a7f1c39f3a0c71d2e84b", "visible")],
+)  # fmt: skip
+def test_a_weak_admin_key_is_refused_and_not_repeated_but_said_how_to_make_one(key: str, told: str) -> None:
+    with pytest.raises(ValidationError, match=told) as error:
+        Settings(admin_key=key)
+    assert "openssl rand -hex 32" in str(error.value)
+    assert key not in str(error.value)
+
+
+def test_random_admin_keys_are_taken() -> None:
+    for _ in range(300):
+        for key in (secrets.token_hex(16), secrets.token_hex(32), secrets.token_urlsafe(32)):
+            assert Settings(admin_key=key).admin_key == key
+
+
+def test_one_key_is_not_for_a_caller_and_for_operators() -> None:
+    key = secrets.token_hex(32)
+    with pytest.raises(ValidationError, match="GATEWAY_API_KEY"):
+        Settings(api_key=key, admin_key=key)

@@ -27,9 +27,20 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
     assert "answers: 0.002500 USD" in shown
     assert "overhead: 0.000001 USD" in shown
     today = time.strftime("%Y-%m-%d", time.gmtime())
-    found = json.loads(usage("--redis", valkey, "--caller", "ann", "--day", today, "--json").stdout)
-    assert [(line["kind"], line["estimated"], line["usd"], line["day"]) for line in found] == [
-        ("answer", False, 0.002, today), ("triage", True, 0.000001, today),
+    report = json.loads(usage("--redis", valkey, "--caller", "ann", "--from", today, "--to", today, "--json").stdout)
+    assert [(row["kind"], row["overhead"], row["estimated"], row["usd"], row["day"]) for row in report["rows"]] == [
+        ("answer", False, False, 0.002, today), ("triage", True, True, 0.000001, today),
     ]  # fmt: skip
-    assert json.loads(usage("--redis", valkey, "--day", "1999-01-01", "--json").stdout) == []
-    assert usage("--redis", valkey, "--day", "yesterday").returncode == 1
+    assert report["answers"]["usd"] == 0.002
+    by_tier = json.loads(usage("--redis", valkey, "--by", "tier", "--json").stdout)
+    assert [(row["tier"], row["caller"], row["requests"]) for row in by_tier["rows"]] == [
+        ("pro", None, 2), ("pro", None, 1),
+    ]  # fmt: skip
+    assert json.loads(usage("--redis", valkey, "--to", "1999-01-01", "--json").stdout)["rows"] == []
+
+
+def test_a_wrong_day_or_column_says_what_is_right() -> None:
+    for words, told in ((("--from", "yesterday"), "YYYY-MM-DD"), (("--by", "week"), "day, caller, tier, kind")):
+        done = usage("--redis", "redis://127.0.0.1:1", *words)
+        assert done.returncode == 1
+        assert told in done.stderr

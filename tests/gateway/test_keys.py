@@ -2,13 +2,18 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
-from gateway.callers import Keys, identify, key_hash, new_key
+from gateway.cli.written import Written
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
+from gateway.keyfile import KeyFile
+from gateway.keys import Keys, identify, key_hash, new_key
+from gateway.policy import load_policy
 from gateway.policy.model import Callers, DefaultCaller, Plan
+from gateway.pricing import terms
 from gateway.store import KeyRecord, MemoryStore
 from gateway.types import Caller
 
@@ -17,6 +22,21 @@ RAW = "a-key-from-the-environment"
 CALLERS = Callers(
     default=DefaultCaller(plan="silver"),
     plans={"silver": Plan(requests_per_minute=6, concurrency=2), "gold": Plan(requests_per_minute=1200)},
+)
+POLICY = load_policy(
+    """\
+schema: 1
+tiers:
+  flash: {model: f, replicas: ["http://h"]}
+  pro: {model: p, replicas: ["http://h"]}
+rules: [{id: all, route: pro}]
+callers:
+  default: {plan: silver}
+  plans:
+    silver: {may: [pro]}
+    frugal: {budget: {usd: 0.01, warn: 0.5}, may: [pro]}
+""",
+    {},
 )
 
 
@@ -207,26 +227,41 @@ def test_an_expired_key_is_401() -> None:
     with_store(main)
 
 
-def test_a_header_found_good_is_believed_no_longer_than_its_record() -> None:
+def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
     async def main(store: CountingStore) -> None:
-        key, record = await kept(store)
-        keys = Keys(store)
-        await who(keys, key)
-        await asyncio.sleep(0.9)
-        await who(keys, key)
-        await store.revoke_key(record.id)
-        await asyncio.sleep(0.15)
-        assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
+        key, record = await kept(store, plan="gold")
+        own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
+        await store.put_key(replace(record, expires=record.created + 60, **own))
+        caller = replace(await who(Keys(store), key), plan="frugal")
+        plan = terms(caller, POLICY)[0]
+        assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
+        assert plan.budget
+        assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
+        assert POLICY.reach("silver", ()) == ("flash",)
+        assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
 
     with_store(main)
 
 
-def test_a_header_found_good_is_asked_anew_under_another_policy() -> None:
+def test_the_file_is_asked_before_the_store_and_knows_its_keys_without_it(tmp_path: Path) -> None:
     async def main(store: CountingStore) -> None:
-        key, _ = await kept(store, "ann", "gold")
-        keys = Keys(store)
-        assert (await who(keys, key)).plan == "gold"
-        with pytest.raises(Forbidden):
-            await identify(f"Bearer {key}", keys, replace(CALLERS, plans={"silver": CALLERS.plans["silver"]}))
+        written = Written(tmp_path / "keys.json")
+        key, record = new_key(await written.secret(), "ann", "gold")
+        await written.put_key(record)
+        other, _ = await kept(store, "bob")
+        keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
+        assert ((await who(keys, key)).name, store.asked) == ("ann", [])
+        assert (await who(keys, other)).name == "bob"
+        store.down = True
+        caller = await who(keys, key)
+        assert caller.salt == (await who(Keys(MemoryStore(), file=keys.file), key)).salt
+        assert (await refused(keys, f"Bearer {key}x")).status == 401
+        assert (await refused(keys, "Bearer sk-tg-000000000000-x")).status == 503
+        await written.revoke_key(record.id)
+        assert keys.file
+        keys.file.look()
+        await store.put_key(replace(record, hash=key_hash(await store.secret(), key)))
+        store.down = False
+        assert (await refused(keys, f"Bearer {key}")).status == 401, "what the file says goes before the store"
 
     with_store(main)

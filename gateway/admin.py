@@ -1,0 +1,181 @@
+"""What may operators see and do over HTTP?   The routes /admin/*, behind the admin key."""
+
+import datetime
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.errors import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthorized
+from gateway.keys import ADMIN, Keys, bearer, expired, key_hash, mistake, new_key, opens, shown, until
+from gateway.policy import Policy
+from gateway.store import KeyRecord, Store
+from gateway.usage import HEADINGS, Asked, Heading, Report, reported
+
+TRIES = 10.0  # wrong admin keys that are answered at once ...
+AGAIN = 6.0  # ... and the seconds after which there is one more
+OFF = (
+    "/admin is off: there is no admin key. Start the gateway with GATEWAY_ADMIN_KEY (openssl rand -hex 32), "
+    "or make one with `tiergate keys admin`."
+)
+SCHEME = HTTPBearer(scheme_name="admin", description="The admin key", auto_error=False)
+log = logging.getLogger("gateway")
+Serve = Callable[[Request], Awaitable[Response]]
+
+
+class NewKey(BaseModel):
+    """What `tiergate keys create` takes. Limits, `may` and `explain` go before what the plan says."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(description="whose key it is")
+    plan: str | None = Field(default=None, description="a plan of the policy; else its default plan")
+    expires: str | None = Field(default=None, description='from now, such as "30d"; else never')
+    requests_per_minute: int | None = Field(default=None, ge=1, le=100_000_000)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=100_000_000)
+    usd: float | None = Field(default=None, ge=0.000001, le=1e6, description="of the plan's budget window")
+    may: tuple[str, ...] | None = Field(default=None, description="tiers that it may reach, with all below")
+    explain: bool | None = Field(default=None, description="may ask for the whole decision")
+
+
+class Shown(BaseModel):
+    """A caller's key without its secret; times are Unix seconds."""
+
+    id: str
+    source: Literal["store", "file"]
+    name: str
+    plan: str | None
+    created: float
+    revoked: float | None
+    expires: float | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    usd: float | None
+    may: tuple[str, ...] | None
+    explain: bool | None
+
+
+class Created(Shown):
+    key: str = Field(description="the key itself; shown this once")
+
+
+class Purged(BaseModel):
+    caller: str | None
+    purged: int = Field(description="remembered answers and verdicts that are forgotten")
+
+
+class Guard:
+    """Who administers: the holder of `key`, or where that is None of the key whose record has the id ADMIN.
+
+    A right key always passes, so that nobody can lock an operator out: a key that may be used here has too many bits
+    to be found by asking. Wrong ones are logged and answered with 401 until TRIES are used up, then with 429 and in
+    silence: they can neither flood the log nor learn anything. Counted by process.
+    """
+
+    def __init__(self, keys: Keys, key: str | None) -> None:
+        secret = secrets.token_bytes(32)
+        self._keys = keys
+        self._given = None if key is None else (KeyRecord(ADMIN, key_hash(secret, key), ADMIN, None, 0.0), secret)
+        self._tries, self._at = TRIES, time.monotonic()
+
+    async def check(self, authorization: str | None, peer: str) -> None:
+        """Raises Forbidden when there is no admin key, Unauthorized or RateLimited for a wrong one, Overloaded."""
+        record, secret = self._given or await self._keys.find(ADMIN)
+        if record is None or expired(record):
+            raise Forbidden(OFF, code="admin_disabled")
+        try:
+            if opens(bearer(authorization), record, secret):
+                return
+            wrong = Unauthorized("Incorrect admin key provided.")
+        except Unauthorized as refusal:
+            wrong = refusal
+        raise self._refusal(wrong, peer)
+
+    def _refusal(self, refusal: Refusal, peer: str) -> Refusal:
+        now = time.monotonic()
+        self._tries, self._at = min(TRIES, self._tries + (now - self._at) / AGAIN), now
+        if self._tries < 1:
+            return RateLimited("Too many wrong admin keys.", retry_after=(1 - self._tries) * AGAIN)
+        self._tries -= 1
+        log.warning("admin: a request without the right key from %.64a", peer)
+        return refusal
+
+
+def admin_routes(guard: Guard, keys: Keys, policy: Callable[[], Policy]) -> APIRouter:
+    """The routes; `guard` is asked before a byte of a body is read. `policy` gives the one in force."""
+
+    class Guarded(APIRoute):
+        def get_route_handler(self) -> Any:
+            serve: Serve = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                peer = request.client.host if request.client else "unknown"
+                await guard.check(request.headers.get("authorization"), peer)
+                return await serve(request)
+
+            return guarded
+
+    routes = APIRouter(prefix="/admin", tags=["admin"], route_class=Guarded, dependencies=[Security(SCHEME)])
+    _usage(routes, keys.store)
+    _keys(routes, keys, policy)
+    return routes
+
+
+def _usage(routes: APIRouter, store: Store) -> None:
+    @routes.get("/usage", summary="Tokens and money; answers, and apart the overhead (triage, drafts thrown away)")
+    async def usage(
+        caller: Annotated[str | None, Query(description="The id of its key; else all")] = None,
+        first: Annotated[datetime.date | None, Query(alias="from", description="A day, UTC, included")] = None,
+        last: Annotated[datetime.date | None, Query(alias="to", description="A day, UTC, included")] = None,
+        by: Annotated[list[Heading] | None, Query(description="What is told apart; else all")] = None,
+    ) -> Report:
+        asked = Asked(_day(first), _day(last), by or HEADINGS)
+        return reported(await store.ledger(caller), asked)
+
+    @routes.post("/cache/purge", summary="Forget remembered answers and verdicts; keys and limits stay")
+    async def purge(caller: Annotated[str | None, Query(description="The id of its key; else all")] = None) -> Purged:
+        return Purged(caller=caller, purged=sum([count async for count in store.purge(caller)]))
+
+
+def _day(date: datetime.date | None) -> str | None:
+    return None if date is None else date.isoformat()
+
+
+def _keys(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> None:
+    store, file = keys.store, keys.file
+
+    @routes.get("/keys", summary="Keys of callers, those of the file and of the store, without their secrets")
+    async def listed() -> list[Shown]:
+        found = [Shown(source="file", **shown(record)) for record in (file.records() if file else [])]
+        found += [Shown(source="store", **shown(record)) for record in await store.list_keys()]
+        return [key for key in found if key.id != ADMIN]
+
+    @routes.post("/keys", status_code=201, summary="Make a key in the store and show it, this once")
+    async def create(wanted: NewKey) -> Created:
+        """Where the store is this process's memory, the key ends with the process."""
+        wrong = mistake(policy(), wanted.name, wanted.plan, wanted.may or ())
+        try:
+            own = {**wanted.model_dump(), "expires": until(wanted.expires)}
+        except ValueError as error:
+            raise BadRequest(str(error), param="expires") from None
+        if wrong:
+            raise BadRequest(wrong)
+        key, record = new_key(await store.secret(), **own)
+        await store.put_key(record)
+        log.warning("admin: created key %s", record.id)
+        return Created(key=key, source="store", **shown(record))
+
+    @routes.delete(
+        "/keys/{key_id}", status_code=204, summary="Revoke a key of the store; every gateway refuses it within a second"
+    )
+    async def revoke(key_id: str) -> None:
+        if key_id != ADMIN and file and file.find(key_id):
+            raise BadRequest("This key stands in the file of keys: revoke it there.", code="key_in_file")
+        if key_id == ADMIN or not await store.revoke_key(key_id):
+            raise NotFound("No key of a caller has this id.")
+        log.warning("admin: revoked key %s", key_id)

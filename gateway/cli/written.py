@@ -1,0 +1,93 @@
+"""How does a command change a file of keys?"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.keyfile import read_keys
+from gateway.policy import file_text
+from gateway.store import KeyRecord
+
+
+class Written:
+    """The store's methods about keys, on a file that need not exist yet. All raise PolicyError for a wrong file,
+    OSError for one that cannot be written, ValueError for YAML: its comments would be lost.
+
+    One process changes the folder's files at a time. Readers see the old file or the new one, which only its owner may
+    read (0600); a link stays, what it points at is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(os.path.realpath(path))
+
+    async def secret(self) -> bytes:
+        """The file's secret; the file is made if there is none."""
+        with self._changing():
+            pass
+        return read_keys(file_text(self._path), str(self._path)).secret
+
+    async def put_key(self, record: KeyRecord, only_first: bool = False) -> bool:
+        with self._changing() as written:
+            if only_first and written["keys"]:
+                return False
+            told = {name: value for name, value in dataclasses.asdict(record).items() if value is not None}
+            told["name"] = record.name.replace("${", "$${")
+            written["keys"] = [key for key in written["keys"] if key["id"] != record.id] + [told]
+        return True
+
+    async def list_keys(self) -> list[KeyRecord]:
+        held = read_keys(file_text(self._path), str(self._path))
+        return sorted(held.records.values(), key=lambda record: record.created)
+
+    async def revoke_key(self, key_id: str) -> bool:
+        with self._changing() as written:
+            found = next((key for key in written["keys"] if key["id"] == key_id), None)
+            if found is not None and found.get("revoked") is None:
+                found["revoked"] = time.time()
+        return found is not None
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """The file's data as it is written, variables not filled in; what became of it is written back."""
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            before = file_text(self._path) if self._path.exists() else None
+            fresh = {"schema": 1, "secret": secrets.token_hex(32), "keys": []}
+            written = fresh if before is None else self._decoded(before)
+            yield written
+            after = msgspec.json.format(msgspec.json.encode(written)).decode() + "\n"
+            if after != before:
+                read_keys(after, str(self._path))
+                self._replace(after)
+        finally:
+            os.close(folder)
+
+    def _decoded(self, text: str) -> dict[str, Any]:
+        read_keys(text, str(self._path))
+        try:
+            found: dict[str, Any] = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            raise ValueError(f"{self._path} is YAML, whose comments would be lost: only JSON is written") from None
+        return found
+
+    def _replace(self, text: str) -> None:
+        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            Path(name).replace(self._path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,149 @@
+"""Which keys does a file hold?   For who runs without a shared store, or keeps keys where the rest of the set-up is.
+
+    schema: 1
+    secret: 0f3a...                   # 64 hex digits
+    keys:                             # records as the store keeps them, without the keys themselves
+      - {id: 5d0c63ab12f9, hash: 91be..., name: my-app, created: 1772323200.0, plan: gold}
+
+YAML or JSON, a few thousand keys at most; `tiergate keys create --file FILE` makes it and writes JSON.
+
+`secret` keys the hashes. It stands in the file, so that whoever has the records can check keys against them, and no
+second thing must be handed to all processes and kept the same. It hides nothing that the keys' 256 bits do not hide:
+who reads the file learns no key. `secret: ${NAME}` takes it from the environment, for who keeps the file in public.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.policy import Document, PolicyError, file_text, meant, read_document
+from gateway.store import KeyRecord
+
+LOOK = 0.4  # seconds between two looks at the file: a revoked key is refused within a second
+TOP = ("schema", "secret", "keys")
+FIELDS = tuple(field.name for field in dataclasses.fields(KeyRecord))
+HEX = re.compile("[0-9a-f]{64}")
+POSITIVE = ("requests_per_minute", "tokens_per_minute", "usd")
+log = logging.getLogger("gateway")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """What a file holds; records by id, the first in the file first."""
+
+    secret: bytes
+    records: Mapping[str, KeyRecord]
+
+
+class KeyFile:
+    """The keys of a file as it is, and while it is missing or wrong, as it was when it was last right.
+
+    The whole text is compared each time: a file's times and numbers may stay the same through a quick change, and a
+    link that is swapped (a ConfigMap) needs no care. `problem` says what is wrong, None when nothing is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises PolicyError when the file cannot be read or is wrong."""
+        self._path = path
+        self._text: str | None = file_text(path)
+        self._held = read_keys(self._text, str(path))
+        self.problem: str | None = None
+
+    def find(self, key_id: str) -> tuple[KeyRecord, bytes] | None:
+        """A record, revoked or not, and the secret that its hash is keyed with."""
+        held = self._held
+        record = held.records.get(key_id)
+        return None if record is None else (record, held.secret)
+
+    def records(self) -> list[KeyRecord]:
+        return list(self._held.records.values())
+
+    async def watch(self) -> None:
+        """Look at the file until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Take over what the file says, if it changed; one log line each time that it turns wrong or right."""
+        try:
+            text = file_text(self._path)
+        except PolicyError as error:
+            self._text = None
+            self._tell(str(error))
+            return
+        if text == self._text:
+            return
+        self._text = text
+        try:
+            self._held = read_keys(text, str(self._path))
+            self._tell(None)
+        except PolicyError as error:
+            self._tell(str(error))
+
+    def _tell(self, problem: str | None) -> None:
+        if problem and problem != self.problem:
+            log.warning("keys: those read before stay in force: %s", problem.replace("\n", "; "))
+        elif self.problem and not problem:
+            log.warning("keys: %s is right again", self._path)
+        self.problem = problem
+
+
+def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> Held:
+    """What a key file's text holds. Raises PolicyError with each problem as file:line:col."""
+    document = read_document(text, file, os.environ if env is None else env)
+    data, found = document.data, {}
+    for key in data.keys() - set(TOP):
+        document.blame((key,), f"unknown key; {meant(key, TOP)}", key=True)
+    if data.get("schema") != 1:
+        document.blame(("schema",), "expected 1")
+    secret = data.get("secret")
+    if not isinstance(secret, str) or not HEX.fullmatch(secret):
+        document.blame(("secret",), "expected 64 hex digits, such as `openssl rand -hex 32` makes")
+    for at, entry in enumerate(_listed(document)):
+        record = _record(document, at, entry)
+        if record and record.id in found:
+            document.blame(("keys", at, "id"), "given twice")
+        if record:
+            found[record.id] = record
+    if document.problems:
+        raise PolicyError(document.problems)
+    return Held(bytes.fromhex(str(secret)), found)
+
+
+def _listed(document: Document) -> list[Any]:
+    keys = document.data.get("keys")
+    if isinstance(keys, list):
+        return keys
+    document.blame(("keys",), "expected a list; `keys: []` holds none")
+    return []
+
+
+def _record(document: Document, at: int, entry: object) -> KeyRecord | None:
+    path = ("keys", at)
+    if not isinstance(entry, dict):
+        document.blame(path, "expected a mapping")
+        return None
+    for name in entry.keys() - set(FIELDS):
+        document.blame((*path, name), f"unknown key; {meant(name, FIELDS)}", key=True)
+    try:
+        record = msgspec.convert({"plan": None, **entry}, KeyRecord)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        name = re.split(r"\W", where)[0]
+        document.blame((*path, name) if name else path, what)
+        return None
+    if not HEX.fullmatch(record.hash):
+        document.blame((*path, "hash"), "expected 64 hex digits")
+    for name in POSITIVE:
+        value = getattr(record, name)
+        if value is not None and value <= 0:
+            document.blame((*path, name), "expected more than 0")
+    return record

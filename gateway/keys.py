@@ -1,0 +1,184 @@
+"""Whose key is this?"""
+
+import hmac
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import Any
+
+from gateway.errors import Forbidden, Overloaded, Unauthorized
+from gateway.keyfile import KeyFile
+from gateway.policy import Callers, Policy, seconds
+from gateway.store import KeyRecord, Store
+from gateway.types import Caller, Own
+
+BELIEVED = 0.8  # seconds that a key record is believed, so that a revoked key is refused within a second
+REMEMBERED = 4096  # records kept in process, and as many unknown ids
+SHORTEST_KEY = 24  # characters of the key from the environment
+PREFIX = "sk-tg-"
+ID_LENGTHS = range(8, 33)
+LONGEST_NAME = 128  # characters
+ADMIN = "admin"  # the id of the admin key's record; too short to be the id of a caller's key
+NO_HASH = "0" * 64
+
+
+class Keys:
+    """Whose key is this?   Records come from `file` or else from the store; those of the store are believed for
+    BELIEVED seconds, unknown ids too.
+
+    `raw` is one more key, of caller "default" (ValueError below SHORTEST_KEY characters). `everyone`: no key is asked
+    for, all callers are "anonymous". While the store does not answer, the last known record holds, however old.
+    """
+
+    def __init__(
+        self, store: Store, raw: str | None = None, everyone: bool = False, file: KeyFile | None = None
+    ) -> None:
+        if raw is not None and len(raw) < SHORTEST_KEY:
+            raise ValueError(f"GATEWAY_API_KEY has {len(raw)} characters; at least {SHORTEST_KEY} are needed")
+        self.store = store
+        self.raw = raw
+        self.everyone = everyone
+        self.file = file
+        self._known: OrderedDict[str, tuple[float, KeyRecord]] = OrderedDict()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+
+    async def find(self, key_id: str) -> tuple[KeyRecord | None, bytes]:
+        """The record, if it is not revoked, and the secret that its hash is keyed with. Raises Overloaded."""
+        held = self.file.find(key_id) if self.file else None
+        found, secret = held or (await self.record(key_id), await self.store.secret())
+        return None if found is None or found.revoked is not None else found, secret
+
+    async def record(self, key_id: str) -> KeyRecord | None:
+        """The store's. Raises Overloaded when the store does not answer and the id was never seen."""
+        now = time.monotonic()
+        known = self._known.get(key_id)
+        if known is not None and known[0] > now:
+            return known[1]
+        if self._unknown.get(key_id, 0.0) > now:
+            return None
+        try:
+            found = await self.store.key(key_id)
+        except Overloaded:
+            if known is None:
+                raise
+            return known[1]
+        return self._keep(key_id, found, now + BELIEVED)
+
+    def _keep(self, key_id: str, found: KeyRecord | None, until: float) -> KeyRecord | None:
+        self._known.pop(key_id, None)
+        self._unknown.pop(key_id, None)
+        if found is None:
+            self._unknown[key_id] = until
+        else:
+            self._known[key_id] = (until, found)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        if len(self._unknown) > REMEMBERED:
+            self._unknown.popitem(last=False)
+        return found
+
+
+async def identify(authorization: str | None, keys: Keys, callers: Callers) -> Caller:
+    """The caller who sent this Authorization header. Raises Unauthorized, Overloaded when nobody can tell,
+    Forbidden when the policy does not have the key's plan.
+    """
+    secret = await keys.store.secret()
+    if keys.everyone:
+        return _caller("anonymous", "anonymous", None, secret, callers)
+    presented = bearer(authorization)
+    if keys.raw is not None and hmac.compare_digest(key_hash(secret, presented), key_hash(secret, keys.raw)):
+        return _caller("default", "default", None, secret, callers)
+    key_id = _key_id(presented)
+    record, secret = (None, secret) if key_id is None else await keys.find(key_id)
+    if not opens(presented, record, secret) or record is None:
+        raise Unauthorized("Incorrect API key provided.")
+    if expired(record):
+        raise Unauthorized("This API key has expired.", code="expired_api_key")
+    own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
+    return replace(_caller(record.id, record.name, record.plan, secret, callers), own=own)
+
+
+def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tuple[str, KeyRecord]:
+    """A key of 256 random bits, and the record to keep; the key itself is kept nowhere. `secret` is the keeper's;
+    `own` are other fields of the record.
+    """
+    key_id = secrets.token_hex(6)
+    key = f"{PREFIX}{key_id}-{secrets.token_urlsafe(32)}"
+    return key, KeyRecord(key_id, key_hash(secret, key), name, plan, time.time(), **own)
+
+
+def new_admin_key(secret: bytes) -> tuple[str, KeyRecord]:
+    """As new_key, for who administers; its record takes the place of another admin key's."""
+    key = f"{PREFIX}{ADMIN}-{secrets.token_urlsafe(32)}"
+    return key, KeyRecord(ADMIN, key_hash(secret, key), ADMIN, None, time.time())
+
+
+def until(expires: str | None) -> float | None:
+    """Unix seconds of a time from now such as "30d". Raises ValueError."""
+    return None if expires is None else time.time() + seconds(expires)
+
+
+def mistake(policy: Policy | None, name: str, plan: str | None, may: Iterable[str]) -> str | None:
+    """What is wrong with a key that somebody wants; without a policy plan and tiers are not looked at."""
+    if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+        return f"a name is 1 to {LONGEST_NAME} printable characters"
+    if policy is None:
+        return None
+    if plan is not None and plan not in policy.callers.plans:
+        return f"no plan is named {plan}: {', '.join(policy.callers.plans)}"
+    wrong = next((tier for tier in may if tier not in policy.tiers), None)
+    return None if wrong is None else f"no tier is named {wrong}: {', '.join(policy.tiers)}"
+
+
+def expired(record: KeyRecord) -> bool:
+    return record.expires is not None and record.expires <= time.time()
+
+
+def shown(record: KeyRecord) -> dict[str, Any]:
+    """All of a record that may be seen."""
+    told = asdict(record)
+    del told["hash"]
+    return told
+
+
+def opens(presented: str, record: KeyRecord | None, secret: bytes) -> bool:
+    """Whether the key is the record's, found out in the same time whatever it is; `secret` keys the record's hash."""
+    return hmac.compare_digest(key_hash(secret, presented), NO_HASH if record is None else record.hash)
+
+
+def key_hash(secret: bytes, key: str) -> str:
+    return hmac.digest(secret, key.encode("utf-8", "backslashreplace"), "sha256").hex()
+
+
+def _caller(caller_id: str, name: str, plan: str | None, secret: bytes, callers: Callers) -> Caller:
+    plan = callers.default.plan if plan is None else plan
+    if plan not in callers.plans:
+        raise Forbidden(f"The plan of this API key, {plan}, is not in the policy.", code="unknown_plan")
+    return Caller(caller_id, name, plan, _salt(secret, caller_id))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _salt(secret: bytes, caller_id: str) -> str:
+    return urlsafe_b64encode(hmac.digest(secret, b"salt" + caller_id.encode(), "sha256")).rstrip(b"=").decode()
+
+
+def bearer(authorization: str | None) -> str:
+    """The key in an Authorization header. Raises Unauthorized."""
+    if authorization is None:
+        raise Unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Unauthorized("The Authorization header is malformed. Send 'Authorization: Bearer YOUR_KEY'.")
+    return key.strip()
+
+
+def _key_id(key: str) -> str | None:
+    """The look-up id of a key in our form."""
+    key_id, _, secret = key.removeprefix(PREFIX).partition("-")
+    if not key.startswith(PREFIX) or not secret or len(key_id) not in ID_LENGTHS:
+        return None
+    return key_id
