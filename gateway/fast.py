@@ -18,7 +18,6 @@ from gateway.protocol import Connection
 from gateway.types import Headers
 
 HOT = {path.encode(): path for path in PATHS}
-HIGH_WATER = 64 * 1024  # bytes of a body that may wait to be asked for
 _FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # what no header may hold
 
@@ -110,6 +109,7 @@ class Cycle:
 
     def watch(self, left: Callable[[], None]) -> None:
         self._left = left
+        self._flow.resume_reading()  # a request that waits behind this one has paused it; only who reads sees the end
         if self.disconnected:
             asyncio.get_running_loop().call_soon(self.set)
 

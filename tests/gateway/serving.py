@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pytest
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
@@ -34,14 +33,6 @@ SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = "Prove step by step that there are infinitely many primes of the form 4k+3, and analyse the case 4k+1."
 CHAT = "/v1/chat/completions"
 ANN = Caller("ann", "ann", "usual", "salt-of-ann")
-
-
-@pytest.fixture(autouse=True, scope="module", params=["fast", "asgi"])
-def each_front(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For modules that import it: all their tests once without ASGI in between, and once by it."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("GATEWAY_HTTP", request.param)
-        yield
 
 
 def body(text: str = SIMPLE, **fields: Any) -> JSON:

@@ -11,6 +11,8 @@ from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, COMPLEX, SIMPLE, Gateway, Line, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
+pytestmark = pytest.mark.usefixtures("each_front")
+
 ALWAYS = {
     "x-request-id", "x-route-tier", "x-route-rule", "x-route-reason", "x-route-policy", "x-route-cache",
     "x-gateway-overhead-ms",

@@ -80,7 +80,7 @@ def test_who_leaves_before_the_body_is_complete_is_told_nothing(flash: Sim, pro:
 
 def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
     async def main(front: Front) -> None:
-        flash.config(delay_ms=5000)
+        flash.config(stall_first=5.0)
         server = Server(front, [], part(json.dumps(body(model="flash")).encode()))
         await eventually(lambda: front.doors.upstream.load().get("flash", 0) == 1)
         server.messages.put_nowait(GONE)

@@ -48,7 +48,7 @@ def test_pipelined_requests_are_answered_in_their_order(flash: Sim, pro: Sim) ->
 
 def test_who_leaves_with_a_second_request_waiting_frees_the_server_of_the_first(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        flash.config(delay_ms=5000)
+        flash.config(stall_first=5.0)
         async with gateway(policy_for(flash, pro)) as gate:
             _, writer = await connected(gate)
             writer.write(raw(body(model="flash")) + raw(body(model="flash")))
