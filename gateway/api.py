@@ -55,6 +55,10 @@ class Wire(Protocol):
     path: str
     headers: dict[str, str]
 
+    def ready(self) -> bytes | None:
+        """The request's body, if all of it is there already."""
+        ...
+
     async def read(self, limit: int) -> bytes | None:
         """All of the request's body; None when the caller left before its end. Raises TooLarge above `limit` bytes."""
         ...
@@ -146,6 +150,8 @@ class Exchange:
         limit = self._settings.max_body
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
+        if (data := self._wire.ready()) is not None and len(data) <= limit:
+            return data
         try:
             async with asyncio.timeout(self._settings.body_timeout):
                 return await self._wire.read(limit)

@@ -40,6 +40,9 @@ class AsgiWire:
         self._receive, self._send = receive, send
         self._watching: asyncio.Task[None] | None = None
 
+    def ready(self) -> bytes | None:
+        return None
+
     async def read(self, limit: int) -> bytes | None:
         parts, size, more = [], 0, True
         while more:

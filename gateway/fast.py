@@ -94,6 +94,9 @@ class Cycle:
         self.disconnected = not self.response_complete
         self.set()
 
+    def ready(self) -> bytes | None:
+        return None if self.more_body or self.disconnected else bytes(self.body)
+
     async def read(self, limit: int) -> bytes | None:
         if self._continue and self.more_body and not self._transport.is_closing():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -90,7 +90,10 @@ class Connection(HttpToolsProtocol):
         if not self._in_head:
             return  # a trailer, which may not pass for a header
         self._head += len(name) + len(value) + 4
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._check()

@@ -129,12 +129,19 @@ def _default(request: ChatRequest, key: str, default: Any, *, withheld: bool) ->
 def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
     """The caller's permitted kwargs over the tier's. A caller who sets `reasoning_effort` has chosen how to think."""
     own = _members(request, "chat_template_kwargs")
+    chosen = request.fields.reasoning_effort is not None
+    defaults = _template_defaults(tier, chosen) if request.path == CHAT else {}
+    if not own.spans:
+        return {"chat_template_kwargs": NOTHING.edit(defaults)} if defaults else {}
     edits: Changes = dict.fromkeys(_foreign(own.spans, plan))
     kept = own.spans.keys() - edits.keys()
-    chosen = TEMPLATE_KWARGS if request.fields.reasoning_effort is not None else frozenset()
-    if request.path == CHAT:
-        default = tier.set.get("chat_template_kwargs", {})
-        edits |= {key: _encode(value) for key, value in default.items() if key not in kept | chosen}
+    edits |= {key: value for key, value in defaults.items() if key not in kept}
     if not edits:
         return {}
     return {"chat_template_kwargs": own.edit(edits) if kept or any(edits.values()) else None}
+
+
+def _template_defaults(tier: Tier, chosen: bool) -> dict[str, bytes]:
+    free = frozenset() if not chosen else TEMPLATE_KWARGS
+    told = tier.set.get("chat_template_kwargs", {})
+    return {key: _encode(value) for key, value in told.items() if key not in free}

@@ -91,7 +91,9 @@ class Policy:
 
         Tiers that are not in this policy are passed over.
         """
+        if may is None and plan in self.permitted:
+            return self.permitted[plan]
         tiers = tuple(self.tiers)
         if may is None:
-            return self.permitted.get(plan) or tiers[:1]
+            return tiers[:1]
         return tiers[: 1 + max((tiers.index(tier) for tier in may if tier in tiers), default=0)]

@@ -7,6 +7,7 @@ started afresh in each, so that ratios hold where a shared machine's absolutes d
 the model server, nginx, vllm-router, and Tiergate as
 
     passthrough     model: flash, limits in memory, no log lines (the others write none)
+    passthrough (asgi)   the same by the plain ASGI front
     full path       an API key, policy, limits and the cache on a Redis, where every request is looked up, missed and
                     remembered; metrics and log lines
     with triage     the same, and the question to a model server that answers it at once
@@ -69,7 +70,7 @@ def main() -> None:
         sys.exit("two CPUs are needed: one for the gateway, one for all else")
     aside()
     points = [point for point in POINTS if not options.quick or point.name in QUICK]
-    seconds = (0.7, 0.3) if options.quick else (2.0, 0.5)
+    seconds = (0.7, 0.3) if options.quick else (1.5, 0.4)
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiergate-")))
         built(place)

@@ -158,6 +158,7 @@ def ways(key: str) -> list[Way]:
         Nginx("nginx"),
         Router("vllm-router"),
         Tiergate("passthrough", environment=quiet),
+        Tiergate("passthrough (asgi)", environment={**quiet, "GATEWAY_HTTP": "asgi"}),
         Tiergate("full path", "auto", keyed, shared=True, caching=KEPT),
         Tiergate("with triage", "auto", keyed, shared=True, caching=KEPT, route="{simple: flash, complex: pro}"),
     ]
