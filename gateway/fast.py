@@ -78,7 +78,8 @@ class Cycle:
         try:
             await Exchange(front.doors, front.settings, self).run()
         finally:
-            self._connection.serving = None
+            if self._connection.serving is self:  # the next one may have begun
+                self._connection.serving = None
             if not self.response_complete:
                 self._transport.close()
 
