@@ -1,6 +1,6 @@
 """What does a gateway add to a model server that takes no time?
 
-    python -m loadtest.overhead [--quick] [--rounds 3] [--only NAME]... [--log]
+    python -m loadtest.overhead [--quick] [--rounds 3] [--only WAY]... [--point POINT]... [--log]
 
 One process of each gateway on CPU 0; model server, load and store on CPU 1; all ways interleaved round by round and
 started afresh in each, so that ratios hold where a shared machine's absolutes do not. Compared are the way directly to
@@ -69,7 +69,8 @@ def main() -> None:
     if (os.cpu_count() or 1) < 2:
         sys.exit("two CPUs are needed: one for the gateway, one for all else")
     aside()
-    points = [point for point in POINTS if not options.quick or point.name in QUICK]
+    wanted = options.point or (QUICK if options.quick else [point.name for point in POINTS])
+    points = [point for point in POINTS if point.name in wanted]
     seconds = (0.7, 0.3) if options.quick else (1.5, 0.4)
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiergate-")))
@@ -95,7 +96,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round of the points that goals name")
     parser.add_argument("--rounds", type=int, help="default 3, with --quick 1")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this way only; repeatable")
+    parser.add_argument("--only", action="append", metavar="WAY", help="this way only; repeatable")
+    parser.add_argument("--point", action="append", metavar="POINT", help="this load only; repeatable")
     parser.add_argument("--log", action="store_true", help="append a row to LOG.md")
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 3)
