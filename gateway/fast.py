@@ -66,7 +66,6 @@ class Cycle:
         self._chunked = False
         # What the connection reads and sets, by uvicorn's names.
         self.keep_alive = not self._old and parser.should_keep_alive()
-        self.message_event = self
         self.body = bytearray()
         self.more_body = True
         self.disconnected = self.response_started = self.response_complete = False
@@ -82,6 +81,11 @@ class Cycle:
                 self._connection.serving = None
             if not self.response_complete:
                 self._transport.close()
+
+    @property
+    def message_event(self) -> "Cycle":
+        """Where the connection says that something came. Not an attribute: no cycle for the collector to find."""
+        return self
 
     def set(self) -> None:
         """Something came: more of the body, its end, or the end of the connection."""

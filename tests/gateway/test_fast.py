@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import json
 
+from gateway.fast import Cycle
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway
 from tests.tiers import JSON, policy_for
@@ -69,6 +71,28 @@ def test_a_body_is_asked_for_where_the_caller_waits_for_that(flash: Sim, pro: Si
             writer.write(data)
             assert (await asyncio.wait_for(reader.readline(), 5)) == b"HTTP/1.1 200 OK\r\n"
             writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body(model="flash")))
+            await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(5):
+                    writer.write(raw(body(model="flash")))
+                    await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+                await asyncio.sleep(0.01)
+                left = [one for one in gc.get_objects() if isinstance(one, Cycle)]
+            finally:
+                gc.enable()
+            writer.close()
+            assert len(left) == 1, "only the connection's last one"
 
     asyncio.run(main())
 
