@@ -1,30 +1,16 @@
 """May this caller ask now?"""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
-from gateway.errors import RateLimited
-from gateway.policy import Plan, Policy
-from gateway.pricing import claim, lines, terms
-from gateway.store import NANO, Admitted, Limits, Store
+from gateway.errors import Overloaded
+from gateway.policy import Policy
+from gateway.pricing import bound, limits_of_all, lines, terms
+from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
+from gateway.store import ALL, Admitted, Line, Store
 from gateway.types import ChatRequest, Headers, Reply, Standing
-
-CODES = {"concurrency": "concurrency_limit_exceeded", "money": "insufficient_quota"}
-
-
-class OverLimit(RateLimited):
-    """A limit of the caller (`limit`) is used up; its headers tell the limits, too. More money comes with no retry."""
-
-    def __init__(self, message: str, found: Admitted, limits: Limits) -> None:
-        self.limit = found.refused_by or "requests"
-        super().__init__(message, code=CODES.get(self.limit), retry_after=found.retry_after)
-        self._limits = limit_headers(found, limits)
-        if self.limit == "money":
-            self.type, self.should_retry = "insufficient_quota", False
-
-    def headers(self) -> Headers:
-        return [*super().headers(), *self._limits]
 
 
 @dataclass(slots=True)
@@ -32,6 +18,7 @@ class Admission:
     """A request that may go on; when the last of its holders is done, what it used takes the place of what it held.
 
     `entry` is what the cache held under the key that was looked up. `headers` are the caller's limits (x-ratelimit-*).
+    `leases` name what it holds, by account: the caller's, and that of all.
     The block that opened it is one holder; a reply that it keeps, and an answer on its way to several, are others.
     """
 
@@ -41,7 +28,7 @@ class Admission:
     headers: Headers
     policy: Policy
     store: Store
-    lease: str | None
+    leases: dict[str, str]
     holders: int = 1
 
     async def __aenter__(self) -> Self:
@@ -80,84 +67,72 @@ class Admission:
     async def close(self) -> None:
         """One holder is done. Safe in a task that is being cancelled: the last one settles in any case."""
         self.holders -= 1
-        if self.holders > 0 or self.lease is None:
+        if self.holders > 0 or not self.leases:
             return
-        lease, self.lease = self.lease, None
+        leases, self.leases = self.leases, {}
         used, first = lines(self.request, self.policy), next(iter(self.policy.tiers))
         above = any(line.kind == "answer" and line.tier != first for line in used)
-        await self.store.settle(self.request.caller.id, lease, used, above)
+        await settle(leases, self.store, used, above)
 
 
 async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, store: Store) -> Admission:
     """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache: one round trip.
 
-    A hit (`entry` is not None) holds nothing. Raises OverLimit.
+    A hit (`entry` is not None) holds nothing. Raises OverLimit, Overloaded while the store does not answer and a limit
+    is not kept without it.
     """
     caller = request.caller
     plan, limits = terms(caller, policy)
-    claimed = claim(request, policy.reach(caller.plan, caller.own.may), policy)
-    found = await store.admit(caller.id, limits, recall, claimed)
-    if found.refused_by:
-        raise OverLimit(told(found, limits), found, limits)
-    standing = stands(found, plan)
-    headers = limit_headers(found, limits) + budget_headers(standing)
-    return Admission(request, found.entry, standing, headers, policy, store, found.lease)
+    limits_together = policy.once(limits_of_all)
+    most = bound(request, policy.reach(caller.plan, caller.own.may), policy)
+    asking = {caller.id: store.admit(caller.id, limits, recall, most)}
+    if limits_together:
+        asking[ALL] = store.admit(ALL, limits_together, None, most)
+    own, *others = await held(asking, store)
+    headers, standing = limit_headers(own), stands(own, plan.budget, "caller")
+    if own.refused_by:
+        raise OverLimit(told(own, "caller"), own, headers)
+    for found in others:
+        if found.refused_by and own.entry is None:
+            raise OverLimit(told(found, "all"), found, headers)
+        standing = gravest(standing, stands(found, policy.budget, "all"))
+    leases = {account: found.lease for account, found in zip(asking, (own, *others), strict=True) if found.lease}
+    headers += budget_headers(standing)
+    return Admission(request, own.entry, standing, headers, policy, store, {} if own.entry else leases)
 
 
-def told(found: Admitted, limits: Limits) -> str:
-    """What a refused caller is told."""
-    if found.refused_by == "tokens":
-        return f"Rate limit reached for tokens per minute: limit {limits.tokens_per_minute}."
-    if found.refused_by == "concurrency":
-        return f"Too many requests at the same time: limit {limits.concurrency}."
-    if found.refused_by == "money":
-        return "The budget of this API key does not cover what this request may cost; max_tokens bounds that."
-    return f"Rate limit reached for requests per minute: limit {found.limit}."
+async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -> list[Admitted]:
+    """The answers of these accounts, asked in one turn of the loop.
+
+    Each holds something, or none does: what one holds is given back when another refuses, or has the answer already.
+    """
+    if len(asking) == 1:
+        return [await one for one in asking.values()]
+    tasks = {account: asyncio.create_task(one) for account, one in asking.items()}
+    try:
+        await asyncio.wait(tasks.values())
+        found = [task.result() for task in tasks.values()]
+    except (Overloaded, asyncio.CancelledError):
+        await give_back(tasks, store)
+        raise
+    if not all(one.lease for one in found):
+        await give_back(tasks, store)
+    return found
 
 
-def stands(found: Admitted, plan: Plan) -> Standing:
-    budget = plan.budget
-    if not budget:
-        return Standing(capped=found.capped)
-    used = min(1.0, found.money / (budget.usd * NANO))
-    warned = "warn" if budget.warn is not None and used >= budget.warn else None
-    return Standing(used, "flash_only" if found.capped == "budget" else warned, found.capped)
+async def give_back(tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> None:
+    """Ends what still asks, and settles what was granted."""
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.wait(tasks.values())
+    granted = {name: task.result() for name, task in tasks.items() if not task.cancelled() and not task.exception()}
+    await settle({name: found.lease for name, found in granted.items() if found.lease}, store)
 
 
-def budget_headers(standing: Standing) -> Headers:
-    """x-budget tells what follows from the budget (warn, flash_only) once something does, and x-budget-used why."""
-    if not standing.budget:
-        return []
-    return [(b"x-budget", standing.budget.encode()), (b"x-budget-used", b"%.3f" % standing.budget_used)]
-
-
-def limit_headers(found: Admitted, limits: Limits) -> Headers:
-    """x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited; reset is an OpenAI duration
-    until the whole limit is free, if what is held is used."""
-    headers = [
-        (b"x-ratelimit-limit-requests", b"%d" % found.limit),
-        (b"x-ratelimit-remaining-requests", b"%d" % found.remaining),
-        (b"x-ratelimit-reset-requests", duration(found.reset).encode()),
-    ]
-    most = limits.tokens_per_minute
-    if most is None:
-        return headers
-    return [
-        *headers,
-        (b"x-ratelimit-limit-tokens", b"%d" % most),
-        (b"x-ratelimit-remaining-tokens", b"%d" % max(0, most - found.tokens.used)),
-        (b"x-ratelimit-reset-tokens", duration(found.tokens.reset).encode()),
-    ]
-
-
-def duration(seconds: float) -> str:
-    """As OpenAI writes it, rounded up to a millisecond: "12ms", "1.5s", "6m0s", "1h0m0s"."""
-    milliseconds = max(0, -int(-seconds * 1000 // 1))
-    if milliseconds < 1000:
-        return f"{milliseconds}ms" if milliseconds else "0s"
-    minutes, rest = divmod(milliseconds, 60_000)
-    shown = f"{rest / 1000:g}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes}m{shown}"
-    return f"{minutes}m{shown}" if minutes else shown
+async def settle(leases: dict[str, str], store: Store, used: Sequence[Line] = (), above: bool = False) -> None:
+    """Settles a request's leases, by account. Safe in a task that is being cancelled."""
+    settling = [store.settle(account, lease, used, above) for account, lease in leases.items()]
+    if len(settling) == 1:
+        await settling[0]
+    elif settling:
+        await asyncio.wait([asyncio.create_task(one) for one in settling])

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway import sse
-from gateway.admission import OverLimit
 from gateway.answer import answer
 from gateway.body import read
 from gateway.cache import Flights
@@ -21,6 +20,7 @@ from gateway.pricing import lines, terms
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
+from gateway.standing import OverLimit
 from gateway.store import Store
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Headers, Record, Reply

@@ -23,6 +23,7 @@ from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.settings import Settings
+from gateway.standing import kept
 from gateway.store import KeyRecord, Store
 from gateway.telemetry import Telemetry
 from gateway.upstream import Upstream
@@ -41,7 +42,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
     keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
-    telemetry.use(policy, upstream.load, lambda: store.state != "down")
+    telemetry.use(policy, upstream.load, lambda: store.state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -104,7 +105,13 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
         policy, file = doors.policy, doors.keys.file
         keys = {"keys_file": "broken" if file.problem else "ok"} if file else {}
         told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-        return {"status": "ok", "store": doors.store.state, **keys, "policy": told, "load": dict(doors.upstream.load())}
+        store = doors.store
+        found = {"status": "ok", "store": store.state, "processes": store.processes, **keys}
+        return found | {
+            "limits": kept(policy.callers, store.state),
+            "policy": told,
+            "load": dict(doors.upstream.load()),
+        }
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:

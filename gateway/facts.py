@@ -45,6 +45,7 @@ def observe(
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
         budget_used=standing.budget_used,
         budget=standing.budget,
+        budget_of=standing.budget_of,
         capped=standing.capped,
         may=caller.own.may,
     )

@@ -6,31 +6,30 @@ from typing import Any
 
 from gateway.body import Fields
 from gateway.policy import Budget, Plan, Policy, Price
-from gateway.store import NANO, Claim, Limits, Line, Money, Portion
+from gateway.store import NANO, UNLIMITED, Bound, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
 
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 TRIAGE_ANSWER = 24  # tokens of its answer
+LEASE = 60.0  # seconds at most until what a killed process held returns
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
 PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
 
 
 def terms(caller: Caller, policy: Policy) -> tuple[Plan, Limits]:
-    """The caller's plan and its limits."""
+    """The caller's plan, with what its key has of its own, and its limits."""
     return policy.once(_terms, caller.plan, caller.own)
 
 
 def _terms(name: str, own: Own, policy: Policy) -> tuple[Plan, Limits]:
-    plan = plan_of(name, own, policy)
+    plan = _plan(policy.callers.plans[name], own)
     return plan, limits_of(plan, policy)
 
 
-def plan_of(name: str, own: Own, policy: Policy) -> Plan:
-    """A plan, with what a key has of its own."""
-    plan = policy.callers.plans[name]
+def _plan(plan: Plan, own: Own) -> Plan:
     given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
     given["explain"] = own.explain
     if own.usd is not None:
@@ -40,23 +39,38 @@ def plan_of(name: str, own: Own, policy: Policy) -> Plan:
 
 
 def limits_of(plan: Plan, policy: Policy) -> Limits:
-    """A plan's limits in the store's terms.
-
-    A lease lasts as long as the longest exchange: a question, an answer from each tier in turn, and a slow reader.
-    """
-    budget, share = plan.budget, plan.pro_share
-    times = [tier.timeouts.total for tier in policy.tiers.values()]
+    """A plan's limits in the store's terms."""
+    share, modes = plan.pro_share, policy.callers.on_store_failure
     return Limits(
         plan.requests_per_minute,
         plan.concurrency,
-        policy.triage.timeout + sum(times) + max(times),
+        lease(policy),
         plan.tokens_per_minute,
-        Money(round(budget.usd * NANO), budget.window, budget.then == "flash_only") if budget else None,
+        _money(plan.budget),
         Portion(share.max, share.window) if share else None,
+        Outage(modes.requests, modes.concurrency, modes.tokens, modes.budget, modes.pro_share),
     )
 
 
-def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim:
+def limits_of_all(policy: Policy) -> Limits | None:
+    """What all callers together may do: of all limits, only money is theirs."""
+    if policy.budget is None:
+        return None
+    outage = Outage("allow", "allow", "allow", policy.callers.on_store_failure.budget, "allow")
+    return Limits(UNLIMITED, UNLIMITED, lease(policy), money=_money(policy.budget), outage=outage)
+
+
+def lease(policy: Policy) -> float:
+    """LEASE, or the longest exchange where that is shorter: a question, an answer from each tier, a slow reader."""
+    times = [tier.timeouts.total for tier in policy.tiers.values()]
+    return min(LEASE, policy.triage.timeout + sum(times) + max(times))
+
+
+def _money(budget: Budget | None) -> Money | None:
+    return Money(round(budget.usd * NANO), budget.window, budget.then == "flash_only") if budget else None
+
+
+def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound:
     """The most that an answer may use, priced at the dearest of `tiers`.
 
     A token stands for at least one byte, so the prompt takes no more tokens than the bytes of the members that end up
@@ -64,13 +78,9 @@ def claim(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Claim
     DEFAULT_ANSWER, for each choice.
     """
     prompt, completion = prompt_bound(request), answer_bound(request.fields)
-    cheap = money = cost(policy.tiers[tiers[0]].price, prompt, 0, completion)
-    dearest = tiers[0]
-    for name in tiers[1:]:
-        priced = cost(policy.tiers[name].price, prompt, 0, completion)
-        if priced >= money:
-            dearest, money = name, priced
-    return Claim(dearest, tiers[0], prompt, completion, money, cheap)
+    costs = {name: cost(policy.tiers[name].price, prompt, 0, completion) for name in tiers}
+    dearest = max(costs, key=lambda name: (costs[name], tiers.index(name)))
+    return Bound(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
 
 
 def prompt_bound(request: ChatRequest) -> int:
@@ -94,7 +104,7 @@ def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
 
 
 def lines(request: ChatRequest, policy: Policy) -> list[Line]:
-    """What the calls for a request come to: as the servers counted, else estimated, never above what was claimed."""
+    """What the calls for a request come to: as the servers counted, else estimated, never above its bound."""
     return [line(bill, request, policy) for bill in request.bills if not bill.void]
 
 

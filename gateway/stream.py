@@ -107,7 +107,34 @@ class Events:
         return not (self._hide_usage and seen.usage and _EMPTY.fullmatch(seen.choices))
 
 
-async def to_end(response: Response) -> None:
+class Noted:
+    """A short answer that is read as it comes; what it says of its usage is noted in passing."""
+
+    def __init__(self, response: Response, usage: Usage) -> None:
+        self._response, self._usage = response, usage
+        self._splitter = Splitter()
+        self.status, self.header = response.status, response.header
+
+    async def read(self, limit: int) -> bytes:
+        data = await self._response.read(limit)
+        self._note(data)
+        return data
+
+    async def chunk(self) -> bytes:
+        data = await self._response.chunk()
+        for event in self._splitter.feed(data):
+            self._note(data_of(event))
+        return data
+
+    def _note(self, data: bytes) -> None:
+        if b'"usage"' not in data:
+            return
+        with contextlib.suppress(*_UNREADABLE):
+            _fill(self._usage, _SEEN.decode(data).usage)
+        self._usage.complete = self._usage.said is not None
+
+
+async def to_end(response: Response | Noted) -> None:
     """Read and drop the rest of a message that is about to end, so that the connection can be used again."""
     with contextlib.suppress(TransportError, TimeoutError):
         async with asyncio.timeout(TAIL_WAIT):

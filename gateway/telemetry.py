@@ -16,8 +16,9 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from gateway.policy import Policy
-from gateway.store import NANO
+from gateway.policy import Callers, Policy
+from gateway.standing import LIMITS, MODES, kept
+from gateway.store import NANO, State
 from gateway.types import Decision, Record, Usage
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
@@ -54,18 +55,24 @@ class Telemetry:
         self.tokens = spread("gen_ai_client_token_usage_token", "Tokens.", [*GENAI, "gen_ai_token_type"], TOKENS)
         self.inflight = Gauge("gateway_inflight_requests", "Open exchanges with servers.", ["tier"], registry=registry)
         self.store = Gauge("gateway_store_up", "1 while the shared store answers.", registry=registry)
+        self.limits = Gauge(
+            "gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"], registry=registry
+        )
         self.policy = Gauge(
             "gateway_policy_info", "The policy in force.", ["name", "revision", "digest"], registry=registry
         )
 
-    def use(self, policy: Policy, load: Callable[[], Mapping[str, int]], store_up: Callable[[], bool]) -> None:
+    def use(self, policy: Policy, load: Callable[[], Mapping[str, int]], state: Callable[[], State]) -> None:
         """Show `policy` as the one in force; its model names may become label values. `load` is in flight by tier."""
         self._names = frozenset(policy.names)
         self._models = {name: tier.model for name, tier in policy.tiers.items()}
         self.policy.clear()
         self.policy.labels(policy.name, policy.revision, policy.digest).set(1)
         self.inflight.clear()
-        self.store.set_function(lambda: float(store_up()))
+        self.store.set_function(lambda: float(state() != "down"))
+        for limit in LIMITS:
+            for mode in MODES:
+                self.limits.labels(limit, mode).set_function(partial(_is_kept, policy.callers, state, limit, mode))
         for tier in policy.tiers:
             self.inflight.labels(tier).set_function(partial(_count, load, tier))
 
@@ -154,7 +161,8 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
         "tokens": [usage.prompt, usage.cached, usage.completion] if usage else None,
     }
     if decision and decision.facts.budget:
-        found["budget"] = {"used": round(decision.facts.budget_used, 6), "then": decision.facts.budget}
+        facts = decision.facts
+        found["budget"] = {"used": round(facts.budget_used, 6), "then": facts.budget, "of": facts.budget_of}
     if decision and decision.verdict:
         verdict = decision.verdict
         found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}
@@ -164,6 +172,10 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
 
 def _microseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
+
+
+def _is_kept(callers: Callers, state: Callable[[], State], limit: str, mode: str) -> float:
+    return float(kept(callers, state())[limit] == mode)
 
 
 def _count(load: Callable[[], Mapping[str, int]], tier: str) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 
 from gateway.errors import Overloaded
-from gateway.http1 import Response, TransportError
+from gateway.http1 import TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import changes
 from gateway.sse import Splitter, data_of
+from gateway.stream import Noted
 from gateway.types import ChatRequest, Verdict
 from gateway.upstream import Upstream
 from gateway.verdict import LABELS, Said
@@ -63,7 +64,7 @@ async def triage(
     return Verdict(verdict.label, verdict.p_complex, verdict.reason, seconds=seconds, cut=cut)
 
 
-async def listen(response: Response) -> Verdict:
+async def listen(response: Noted) -> Verdict:
     """The verdict in an answer, as soon as it stands. Raises TransportError."""
     if response.status != 200:
         return Verdict(None, None, "overloaded" if response.status in (429, 503) else "error")
@@ -116,6 +117,7 @@ def _form(tier: Tier, policy: Policy, members: dict[str, bytes]) -> dict[str, by
     """How the answer must look: no thinking, no chance, one label, and how likely each label was."""
     form: dict[str, Any] = {} if tier.engine == "vllm" else dict(tier.set)
     form |= {"model": tier.model, "temperature": 0, "max_tokens": MAX_TOKENS, "stream": True}
+    form["stream_options"] = {"include_usage": True}
     form |= {"logprobs": True, "top_logprobs": 5}
     if "tools" in members:
         form["tool_choice"] = "none"

@@ -69,11 +69,13 @@ class Bill:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
-    (warn | flash_only), and why it is kept on the first tier (budget | share), if it is.
+    (warn | flash_only), whose budget that is (caller | all), and why it is kept on the first tier (budget | share), if
+    it is.
     """
 
     budget_used: float = 0.0
     budget: str | None = None
+    budget_of: str | None = None
     capped: str | None = None
 
 
@@ -102,8 +104,8 @@ class Facts:
     `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata said so.
     `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
     `load` is requests in flight per tier, from this gateway. `headers` holds only headers that a rule names.
-    `budget_used`, `budget` and `capped` are the caller's Standing. `may`: the tiers above
-    the first that its key names in place of its plan.
+    `budget_used`, `budget`, `budget_of` and `capped` are the caller's Standing. `may`: the tiers above the first that
+    its key names in place of its plan.
     `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
     """
 
@@ -124,6 +126,7 @@ class Facts:
     max_tokens: int | None = None
     budget_used: float = 0.0
     budget: str | None = None
+    budget_of: str | None = None
     capped: str | None = None
     may: tuple[str, ...] | None = None
 

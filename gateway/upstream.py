@@ -17,7 +17,7 @@ from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Origin, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import changes
-from gateway.stream import Events, broken, json_answer, to_end
+from gateway.stream import Events, Noted, broken, json_answer, to_end
 from gateway.types import Bill, ChatRequest, Headers, Reply, Route, Usage
 
 RETRY_AFTER = 1.0  # seconds, when a full server does not say
@@ -126,7 +126,7 @@ class Upstream:
         return Attempt(reply, failure)
 
     @asynccontextmanager
-    async def asking(self, request: ChatRequest, body: bytes, policy: Policy) -> AsyncIterator[Response]:
+    async def asking(self, request: ChatRequest, body: bytes, policy: Policy) -> AsyncIterator[Noted]:
         """The answer to a short question of ours about `request`, from the replica that would answer it.
 
         Who has read enough leaves the block: the rest is read and dropped, so that the connection can be used again.
@@ -140,12 +140,13 @@ class Upstream:
         request.bills.append(call.bill)
         limits = Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)
         exchange = await self._open(request, call, policy, limits)
+        response = Noted(exchange.response, call.bill.usage)
         try:
-            yield exchange.response
+            yield response
         except BaseException:
             await exchange.close()
             raise
-        ending = asyncio.create_task(_let_end(exchange))
+        ending = asyncio.create_task(_let_end(exchange, response))
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
 
@@ -267,9 +268,9 @@ def _refused(response: Response) -> Failed:
     return Failed("overloaded", Overloaded("The model server is overloaded.", retry_after=seconds))
 
 
-async def _let_end(exchange: Exchange) -> None:
+async def _let_end(exchange: Exchange, response: Noted) -> None:
     try:
-        await to_end(exchange.response)
+        await to_end(response)
     finally:
         await exchange.close()
 

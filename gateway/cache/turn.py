@@ -7,7 +7,7 @@ from typing import Self
 
 from gateway.store import OVER, Store
 
-HELD = 1.5  # seconds that a claim outlives a process that was killed
+HELD = 1.5  # seconds that a turn outlives a process that was killed
 RENEWED = 0.4  # seconds between two renewals
 TOLD = 1.0  # seconds in which others hear that an answer will not be remembered
 POLLS = (0.02, 0.1)  # seconds between two looks, at first and at last
@@ -32,12 +32,12 @@ class Turn:
         `wait` seconds, no entry will come, or the store does not answer."""
         end, pause, self._asked = time.monotonic() + wait, POLLS[0], True
         while time.monotonic() < end:
-            claimed = await self._store.claim(self._caller, self.key, self._token, HELD)
-            if claimed.holder == self._token:
+            taken = await self._store.take_turn(self._caller, self.key, self._token, HELD)
+            if taken.holder == self._token:
                 self._renewal = asyncio.create_task(self._renew())
-            if claimed.holder in (None, OVER, self._token):
-                self._asked = claimed.holder == self._token
-                return claimed.entry
+            if taken.holder in (None, OVER, self._token):
+                self._asked = taken.holder == self._token
+                return taken.entry
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, POLLS[1])
         return None
@@ -45,15 +45,15 @@ class Turn:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEWED)
-            await self._store.claim(self._caller, self.key, self._token, HELD)
+            await self._store.take_turn(self._caller, self.key, self._token, HELD)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Also for a claim that was asked for and not heard of: it may have been granted."""
+        """Also for a turn that was asked for and not heard of: it may have been granted."""
         if self._renewal:
             self._renewal.cancel()
         if self._asked:
             over = 0.0 if self.kept or kind is asyncio.CancelledError else TOLD
-            await self._store.unclaim(self._caller, self.key, self._token, over)
+            await self._store.end_turn(self._caller, self.key, self._token, over)

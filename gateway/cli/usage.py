@@ -13,7 +13,7 @@ TITLES = ("day", "caller", "tier", "kind", "", "requests", "prompt", "cached", "
 
 
 def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
-    caller: Annotated[str | None, typer.Option(metavar="ID", help="The id that `keys list` shows; else all.")] = None,
+    caller: Annotated[str | None, typer.Option(metavar="ID", help="The id that `keys list` shows, or @all.")] = None,
     first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="YYYY-MM-DD, UTC; included.")] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="YYYY-MM-DD, UTC; included.")] = None,
     by: Annotated[list[str] | None, typer.Option(help="day, caller, tier or kind; repeatable; else all.")] = None,

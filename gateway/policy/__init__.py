@@ -9,18 +9,14 @@ from gateway.policy.file import Policy
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
 from gateway.policy.model import (
-    Budget,
     Caching,
     CachingWhen,
-    Callers,
     Can,
     Expect,
     Failover,
-    Plan,
     PolicyTest,
     Price,
     Prompt,
-    ProShare,
     Reason,
     TestCaller,
     TestVerdict,
@@ -31,6 +27,7 @@ from gateway.policy.model import (
     TriageInput,
     seconds,
 )
+from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.rules import Bands, Range, Rule, Split, When
 from gateway.policy.schema import schema
@@ -45,6 +42,7 @@ __all__ = [
     "Document",
     "Expect",
     "Failover",
+    "OnStoreFailure",
     "Plan",
     "Policy",
     "PolicyError",

@@ -10,7 +10,8 @@ from pydantic_core import ErrorDetails
 
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
-from gateway.policy.model import Callers, DefaultCaller, Plan, Reason, Tier, Triage
+from gateway.policy.model import Reason, Tier, Triage
+from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.policy.problems import Path, PolicyError, Problem, meant
 from gateway.policy.references import check, mapping
 from gateway.policy.rules import Rule
@@ -189,6 +190,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         failover=written.failover,
         caching=written.caching,
         callers=callers,
+        budget=written.budget,
         aliases=written.aliases,
         tests=written.tests,
         names=model_names(written.tiers, written.aliases),

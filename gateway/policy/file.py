@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Field
 
-from gateway.policy.model import Caching, Callers, Failover, Name, PolicyTest, Printable, Tier, Triage
+from gateway.policy.model import Caching, Failover, Name, PolicyTest, Printable, Tier, Triage
+from gateway.policy.plans import Budget, Callers
 from gateway.policy.rules import STRICT, Rule
 
 MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
@@ -41,6 +42,7 @@ class PolicyFile:
     callers: Annotated[
         Callers | None, Field(description="plans; left out, one plan named default may reach every tier")
     ] = None
+    budget: Annotated[Budget | None, Field(description="what all callers together may spend; null is no limit")] = None
     aliases: Annotated[
         dict[Alias, str], Field(description="other model names: auto, auto:fast, auto:best or a tier")
     ] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class Policy:
     failover: Failover
     caching: Caching | None
     callers: Callers
+    budget: Budget | None
     aliases: dict[str, str]
     tests: tuple[PolicyTest, ...]
     names: dict[str, str]

@@ -32,7 +32,6 @@ Duration = Annotated[
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-TokenCount = Annotated[int, Field(ge=1, le=100_000_000)]
 Dollars = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
@@ -143,67 +142,6 @@ class Triage:
     otherwise: Annotated[
         dict[Reason, str], Field(description="the tier that answers without a verdict; the first one by default")
     ] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What each caller of a plan may spend in a window; windows begin at multiples of their length since 1970, UTC.
-
-    A call holds the most that it can cost until it is settled. `then`: what becomes of a request whose cost on the
-    highest tier that it may reach does not fit.
-    """
-
-    __pydantic_config__ = STRICT
-    usd: Annotated[float, Field(gt=0, le=1e6, description="US dollars in a window")]
-    window: Annotated[Duration, Field(description="how long a window is")] = 86400.0
-    warn: Annotated[Share | None, Field(description="the part of it from which callers are told")] = 0.8
-    then: Annotated[
-        Literal["flash_only", "refuse"], Field(description="what does not fit: the first tier if that fits, or a 429")
-    ] = "flash_only"
-
-
-@dataclass(frozen=True, slots=True)
-class ProShare:
-    """How many of a caller's requests may be answered above the first tier."""
-
-    __pydantic_config__ = STRICT
-    max: Annotated[Share, Field(description="the part of the requests in a window")]
-    window: Annotated[Duration, Field(description="how long a window is")] = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a caller may do. `may`: the tiers above the first that it may reach (and all that rank below them).
-
-    `fields`: privileged request fields that pass unchanged. `explain`: may ask for the whole decision.
-    """
-
-    __pydantic_config__ = STRICT
-    requests_per_minute: Annotated[Count, Field(description="requests in a minute")] = 120
-    concurrency: Annotated[Count, Field(description="requests at once")] = 16
-    tokens_per_minute: Annotated[
-        TokenCount | None, Field(description="tokens in a minute, prompts and answers; null is no limit")
-    ] = None
-    budget: Annotated[Budget | None, Field(description="what a caller may spend; null is no limit")] = None
-    pro_share: Annotated[
-        ProShare | None, Field(description="how much may be answered above the first tier; null is no limit")
-    ] = None
-    may: Annotated[Several, Field(description="tiers above the first that the caller may reach")] = ()
-    fields: Annotated[Several, Field(description="privileged request fields that pass unchanged")] = ()
-    explain: Annotated[bool, Field(description="may ask for the whole decision with x-route-explain")] = True
-
-
-@dataclass(frozen=True, slots=True)
-class DefaultCaller:
-    __pydantic_config__ = STRICT
-    plan: Annotated[str, Field(description="the plan of callers that have no other")]
-
-
-@dataclass(frozen=True, slots=True)
-class Callers:
-    __pydantic_config__ = STRICT
-    default: Annotated[DefaultCaller, Field(description="who a caller is that has no plan of its own")]
-    plans: Annotated[dict[Name, Plan], Field(min_length=1, description="what callers may do, by plan")]
 
 
 @dataclass(frozen=True, slots=True)

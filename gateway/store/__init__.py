@@ -1,46 +1,48 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
-from gateway.store.contract import (
+from gateway.store.contract import ALL, OVER, VALUE_LIMIT, KeyRecord, State, Store, Taken
+from gateway.store.limits import (
     NANO,
-    OVER,
-    VALUE_LIMIT,
+    UNLIMITED,
     Admitted,
+    Bound,
     CappedBy,
-    Claim,
-    Claimed,
-    KeyRecord,
     Kind,
     Level,
     Limits,
     Line,
+    Mode,
     Money,
+    Outage,
     Portion,
-    State,
-    Store,
 )
 from gateway.store.memory import MemoryStore
 from gateway.store.valkey import RedisStore
 
 __all__ = [
+    "ALL",
     "NANO",
     "OVER",
+    "UNLIMITED",
     "VALUE_LIMIT",
     "Admitted",
+    "Bound",
     "CappedBy",
-    "Claim",
-    "Claimed",
     "KeyRecord",
     "Kind",
     "Level",
     "Limits",
     "Line",
     "MemoryStore",
+    "Mode",
     "Money",
+    "Outage",
     "Portion",
     "RedisStore",
     "State",
     "Store",
+    "Taken",
     "open_store",
 ]
 

@@ -1,25 +1,23 @@
-"""What has one caller used, and what do its leases hold?   The memory store's half of what scripts.py does in Lua."""
+"""What has one caller used, and what do its admissions hold?   What scripts.py does in Lua."""
 
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-from gateway.store.contract import MINUTE, Claim, Decided, Kind, Limits, Line
+from gateway.store.contract import KEPT
+from gateway.store.limits import MINUTE, Bound, Decided, Kind, Limits, Line
 
-NEVER = 1 << 62
-DAY = 86_400  # seconds
+DAY = 86_400_000_000  # microseconds
 Sums = list[int]  # requests, prompt, cached, completion, money
 Heading = tuple[str, str, Kind, bool]  # day, tier, kind, estimated
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What an admission holds until `deadline`; `share` is the window in which it counts as above the first tier."""
+    """What an admission holds; `share` is the window in which it counts as above the first tier."""
 
-    deadline: int
-    claim: Claim
+    bound: Bound
     tier: str
     money: int
     share: int | None
@@ -30,8 +28,7 @@ class Account:
     """Times are microseconds of the store's clock, money is nano-dollars.
 
     `idle_at` is GCRA's theoretical arrival time. `level` is tokens * MINUTE at time `at`, draining by `rate` each
-    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share`. No
-    lease has a deadline before `soonest`.
+    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share`.
     """
 
     idle_at: int = 0
@@ -47,7 +44,7 @@ class Account:
     asked: int = 0
     above: int = 0
     share: int = 0
-    soonest: int = NEVER
+    day: int = 0
     ledger: dict[Heading, Sums] = field(default_factory=dict)
 
     def is_idle(self, now: int) -> bool:
@@ -55,49 +52,42 @@ class Account:
         return not (self.leases or self.ledger or self.level or self.spent or self.asked) and self.idle_at <= now
 
     def advance(self, now: int) -> None:
-        """Drain the bucket, turn the window, and book what expired leases held."""
+        """Drain the bucket, turn the window, and drop what the ledger need not keep."""
         self.level = max(0, self.level - max(0, now - self.at) * self.rate) if self.rate else 0
         self.at = now
         if not self.span or now // self.span != self.window:
             self.spent, self.window = 0, now // self.span if self.span else 0
-        if now >= self.soonest:
-            self._expire(now)
-
-    def _expire(self, now: int) -> None:
-        """Book what the leases held whose deadline has passed."""
-        for lease in [lease for lease, held in self.leases.items() if held.deadline <= now]:
-            held = self.leases[lease]
-            claim = held.claim
-            line = Line(held.tier, "answer", True, claim.prompt, 0, claim.completion, held.money)
-            self.settle(lease, [line], above=True)
-        self.soonest = min((held.deadline for held in self.leases.values()), default=NEVER)
+        if now // DAY != self.day:
+            self.day = now // DAY
+            oldest = _date(now // 1_000_000 - KEPT * 86_400)
+            self.ledger = {heading: sums for heading, sums in self.ledger.items() if heading[0] >= oldest}
 
     @property
     def used(self) -> int:
         """Tokens used and held, rounded up."""
         return -(-self.level // MINUTE) + self.tokens
 
-    def decide(self, limits: Limits, claim: Claim, now: int) -> Decided:
+    def decide(self, limits: Limits, bound: Bound, now: int) -> Decided:
         """What holds beyond the request limit: concurrency, tokens, money, share. Changes nothing but windows."""
         spent = self.queue(limits, now)
         used = self.level + self.tokens * MINUTE
         if len(self.leases) >= limits.concurrency:
             return Decided(2, spent, 0, self.used, self.spent + self.money)
         rate = limits.tokens_per_minute or 0
-        need = min(claim.tokens, rate) * MINUTE
+        need = min(bound.tokens, rate) * MINUTE
         if rate and used + need > rate * MINUTE:
             wait = -(-(used + need - rate * MINUTE) // rate)
             return Decided(3, spent, wait, self.used, self.spent + self.money)
-        return self._priced(limits, claim, now, Decided(0, spent, 0, self.used, self.spent + self.money))
+        return self._priced(limits, bound, now, Decided(0, spent, 0, self.used, self.spent + self.money))
 
-    def _priced(self, limits: Limits, claim: Claim, now: int, found: Decided) -> Decided:
+    def _priced(self, limits: Limits, bound: Bound, now: int, found: Decided) -> Decided:
         """Money, then the share: `found` with a cap, or a refusal."""
         money, capped = limits.money, 0
-        if money and found.money + claim.money > money.nano:
+        if money and found.money + bound.money > money.nano:
             capped = 1
-            if not money.degrade or found.money + claim.cheap > money.nano:
+            if not money.degrade or found.money + bound.cheap > money.nano:
                 return Decided(4, found.spent, self.span - now % self.span, found.tokens, found.money)
-        if limits.share and not capped and claim.tier != claim.first:
+        if limits.share and not capped and bound.tier != bound.first:
             room = math.ceil(limits.share.max * (self.asked + 1))
             capped = 0 if self.above + 1 <= room else 2
         return Decided(0, found.spent, 0, found.tokens, found.money, capped)
@@ -112,12 +102,11 @@ class Account:
         if limits.share and now // int(limits.share.seconds * 1e6) != self.share:
             self.share, self.asked, self.above = now // int(limits.share.seconds * 1e6), 0, 0
 
-    def hold(self, lease: str, deadline: int, claim: Claim, limits: Limits, capped: int) -> None:
-        above = limits.share is not None and not capped and claim.tier != claim.first
-        tier, money = (claim.first, claim.cheap) if capped else (claim.tier, claim.money)
-        self.leases[lease] = Held(deadline, claim, tier, money, self.share if above else None)
-        self.soonest = min(self.soonest, deadline)
-        self.tokens += claim.tokens
+    def hold(self, lease: str, bound: Bound, limits: Limits, capped: int) -> None:
+        above = limits.share is not None and not capped and bound.tier != bound.first
+        tier, money = (bound.first, bound.cheap) if capped else (bound.tier, bound.money)
+        self.leases[lease] = Held(bound, tier, money, self.share if above else None)
+        self.tokens += bound.tokens
         self.money += money
         if limits.share:
             self.asked += 1
@@ -127,7 +116,7 @@ class Account:
         held = self.leases.pop(lease, None)
         if held is None:
             return
-        self.tokens -= held.claim.tokens
+        self.tokens -= held.bound.tokens
         self.money -= held.money
         if held.share == self.share and not above:
             self.above -= 1
@@ -135,13 +124,9 @@ class Account:
             self.book(line)
 
     def book(self, line: Line) -> None:
-        day = _day(int(time.time()) // DAY)
-        sums = self.ledger.setdefault((day, line.tier, line.kind, line.estimated), [0] * 5)
-        sums[0] += line.requests
-        sums[1] += line.prompt
-        sums[2] += line.cached
-        sums[3] += line.completion
-        sums[4] += line.money
+        sums = self.ledger.setdefault((_date(time.time()), line.tier, line.kind, line.estimated), [0] * 5)
+        for at, count in enumerate((line.requests, line.prompt, line.cached, line.completion, line.money)):
+            sums[at] += count
         if line.kind == "answer":
             self.level += (line.prompt + line.completion) * MINUTE if self.rate else 0
             self.spent += line.money if self.span else 0
@@ -156,7 +141,5 @@ class Account:
         ]
 
 
-@lru_cache(maxsize=2)
-def _day(number: int) -> str:
-    """The date of a day since 1970, UTC."""
-    return time.strftime("%Y-%m-%d", time.gmtime(number * DAY))
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))

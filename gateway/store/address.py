@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
 
 from gateway.store.circuit import Circuit
 from gateway.store.cluster import Address, Cluster
 from gateway.store.line import connection
-from gateway.store.sentinel import Primary
+from gateway.store.sentinel import Primary, SecurePrimary
 
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
 CLUSTERS = {f"{name}+cluster": scheme for name, scheme in SCHEMES.items() if name != "unix"}
-SENTINELS = "redis+sentinel"
-KNOWN = [*SCHEMES, *CLUSTERS, SENTINELS]
+SENTINELS = {f"{name}+sentinel": scheme for name, scheme in SCHEMES.items() if name != "unix"}
+KNOWN = [*SCHEMES, *CLUSTERS, *SENTINELS]
 PORT = 6379
 SENTINEL_PORT = 26379
 Door = Circuit | Cluster
@@ -24,8 +25,8 @@ def checked(url: str) -> str:
         raise ValueError(f"a store's address begins with one of {', '.join(f'{name}://' for name in KNOWN)}")
     if scheme not in SCHEMES:
         hosts(rest)
-    if scheme == SENTINELS and not _service(rest)[0]:
-        raise ValueError(f"sentinels are asked for a service: {SENTINELS}://host:port,host:port/service")
+    if scheme in SENTINELS and not _service(rest)[0]:
+        raise ValueError(f"sentinels are asked for a service: {scheme}://host:port,host:port/service")
     return url
 
 
@@ -34,8 +35,8 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
     scheme, _, rest = url.partition("://")
     if scheme in SCHEMES:
         return Circuit(connection(f"{SCHEMES[scheme]}://{rest}"), on_change)
-    if scheme == SENTINELS:
-        return Circuit(_primary(rest), on_change)
+    if scheme in SENTINELS:
+        return Circuit(_primary(SENTINELS[scheme], rest), on_change)
     user, at, _ = rest.rpartition("@")
     _, _, query = rest.partition("?")
 
@@ -45,13 +46,21 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
     return Cluster(hosts(rest), one, on_change)
 
 
-def _primary(rest: str) -> Any:
-    """User, password, database and query are those of the primary; sentinels are asked without."""
+def _primary(scheme: str, rest: str) -> Any:
+    """User, password, database and query are those of the primary.
+
+    Sentinels are asked with the query's sentinel_username and sentinel_password, and with its ssl_ options.
+    """
     service, database = _service(rest)
     user, at, _ = rest.rpartition("@")
-    sentinels = tuple(f"redis://{_joined(address)}" for address in hosts(rest, SENTINEL_PORT))
-    url = f"redis://{user}{at}primary/{database}?{rest.partition('?')[2]}"
-    return connection(url, connection_class=Primary, sentinels=sentinels, service=service)
+    query = dict(parse_qsl(rest.partition("?")[2]))
+    name, password = (quote(query.pop(f"sentinel_{part}", ""), safe="") for part in ("username", "password"))
+    known = f"{name}:{password}@" if password else ""
+    tls = urlencode({key: value for key, value in query.items() if key.startswith("ssl_")})
+    sentinels = tuple(f"{scheme}://{known}{_joined(address)}?{tls}" for address in hosts(rest, SENTINEL_PORT))
+    url = f"redis://{user}{at}primary/{database}?{urlencode(query)}"
+    kind = SecurePrimary if scheme == "rediss" else Primary
+    return connection(url, connection_class=kind, sentinels=sentinels, service=service)
 
 
 def _service(rest: str) -> tuple[str, str]:

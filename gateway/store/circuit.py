@@ -77,7 +77,7 @@ class Circuit:
         if self.down:
             return
         self.down = True
-        log.warning("store down: %s%s; limits count in this process, the cache is skipped", self._where, error)
+        log.warning("store down: %s%s; limits do as on_store_failure says, the cache is skipped", self._where, error)
         self._recovery = asyncio.create_task(self._recover())
         self._on_change()
 

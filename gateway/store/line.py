@@ -1,23 +1,24 @@
 """How do concurrent tasks share one connection?"""
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import hiredis
 from redis.asyncio import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError, ResponseError
 
 TIMEOUT = 0.1  # seconds without a reply, connecting and writing included
 GRACE = 0.02  # seconds more: a reply may lie unread because this process was busy, not the server
-WRITE = 128 * 1024  # bytes after which no further command joins a write, so that it ends within TIMEOUT
+WRITE = 128 * 1024  # bytes after which no further command joins a write, so that a slow reader can halt the next
 FAULTS = (RedisError, OSError)  # TimeoutError is an OSError
 Word = bytes | str | float
 Waiting = tuple[bytes, asyncio.Future[Any], int]  # a packed command, its reply to come, how often it was sent on
+NOT_YET: Final = object()  # the next reply is not complete
 
 
 def connection(url: str, **more: Any) -> Any:
@@ -49,12 +50,14 @@ async def ask_once(url: str, *command: Word) -> Any:
         await asked.disconnect(nowait=True)
 
 
-class Line:
-    """One connection; commands that arrive while it is busy are written together, and run in the order of `put`.
+class Line(asyncio.Protocol):
+    """One connection; what is put in one turn of the event loop is written together, and runs in the order of `put`.
 
-    A command that was put is sent even if nobody waits for its reply any more. When the connection fails, all
-    commands in the line fail with it, `on_fault` hears of it once, and the next command connects afresh.
-    `on_refusal` hears of each command's own error; with True it takes over to answer the command.
+    A command that was put is sent even if nobody waits for its reply any more. When the connection fails or its server
+    becomes a replica, all commands in the line fail with it, `on_fault` hears of it once, and the next command connects
+    afresh. `on_refusal` hears of each command's own error; with True it takes over to answer the command.
+
+    redis-py opens the connection; from then on the line is the protocol of its transport.
     """
 
     def __init__(
@@ -66,9 +69,13 @@ class Line:
         self._connection = connection
         self._on_fault = on_fault
         self._on_refusal = on_refusal
-        self._waiting: deque[Waiting] = deque()
-        self._turn: asyncio.Task[None] | None = None
-        self._replies = 0
+        self._unsent: deque[Waiting] = deque()
+        self._sent: deque[Waiting] = deque()
+        self._opening: asyncio.Task[None] | None = None
+        self._transport: Any = None
+        self._reader: Any = None
+        self._paused = False
+        self._heard = 0.0  # when the last reply came, or the line set to work after a rest
         self._clock: asyncio.TimerHandle | None = None
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
@@ -79,79 +86,134 @@ class Line:
 
     def push(self, waiting: Waiting) -> None:
         """As `put`, for a command that waits already."""
-        self._waiting.append(waiting)
-        if self._turn is None:
-            self._turn = asyncio.create_task(self._run())
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(waiting)
 
-    async def _run(self) -> None:
+    def _flush(self) -> None:
+        if not self._unsent or self._opening is not None:
+            return
+        if not self._sent:
+            self._watch()
+        if self._transport is None:
+            self._opening = asyncio.create_task(self._open())
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        while self._unsent and not self._paused:
+            self._transport.write(b"".join(self._batch()))
+
+    def _batch(self) -> list[bytes]:
+        commands, size = [], 0
+        while self._unsent and size < WRITE:
+            waiting = self._unsent.popleft()
+            self._sent.append(waiting)
+            commands.append(waiting[0])
+            size += len(waiting[0])
+        return commands
+
+    async def _open(self) -> None:
         try:
-            while self._waiting:
-                await self._exchange(self._batch())
-        finally:
-            self._turn = None
-
-    def _batch(self) -> list[Waiting]:
-        batch, size = [], 0
-        while self._waiting and size < WRITE:
-            batch.append(self._waiting.popleft())
-            size += len(batch[-1][0])
-        return batch
-
-    async def _exchange(self, batch: list[Waiting]) -> None:
-        try:
-            async with self._watched():
-                await self._connection.connect()
-                await self._connection.send_packed_command(b"".join([command for command, _, _ in batch]))
-                for waiting in batch:
-                    await self._read(waiting)
+            await self._connection.disconnect(nowait=True)
+            await self._connection.connect()
         except FAULTS as error:
-            self._on_fault(error)
-            self._fail([*batch, *self._waiting], error)
-
-    @asynccontextmanager
-    async def _watched(self) -> AsyncIterator[None]:
-        """Raises TimeoutError when no reply was read for TIMEOUT and GRACE."""
-        try:
-            async with asyncio.timeout(None) as limit:
-                self._look_after(TIMEOUT, limit)
-                yield
-        except TimeoutError as error:
-            raise TimeoutError(f"no reply for {TIMEOUT} s") from error
-        finally:
-            if self._clock is not None:
-                self._clock.cancel()
-
-    def _look_after(self, seconds: float, limit: asyncio.Timeout) -> None:
-        self._clock = asyncio.get_running_loop().call_later(seconds, self._look, self._replies, seconds, limit)
-
-    def _look(self, replies: int, seconds: float, limit: asyncio.Timeout) -> None:
-        if self._replies != replies:
-            self._look_after(TIMEOUT, limit)
-        elif seconds == TIMEOUT:
-            self._look_after(GRACE, limit)
+            self._opening = None
+            self._fail(error)
         else:
-            limit.reschedule(asyncio.get_running_loop().time())
+            self._take_over()
 
-    async def _read(self, waiting: Waiting) -> None:
-        reply = waiting[1]
+    def _take_over(self) -> None:
+        self._opening = None
+        self._paused = False
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=self._connection._parser.parse_error, notEnoughData=NOT_YET
+        )
+        self._transport = self._connection._writer.transport
+        self._transport.set_protocol(self)
+        self._write()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._write()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = time.monotonic()
+        self._reader.feed(data)
         try:
-            answer = await self._connection.read_response()
-        except ResponseError as error:
-            if not self._on_refusal(error, waiting) and not reply.done():
-                reply.set_exception(error)
-        else:
+            self._read()
+        except FAULTS as error:
+            self._fail(error)
+
+    def _read(self) -> None:
+        replies, sent = self._reader.gets, self._sent
+        while (answer := replies()) is not NOT_YET:
+            if isinstance(answer, Exception):
+                self._refuse(answer)
+                continue
+            reply = sent.popleft()[1]
             if not reply.done():
                 reply.set_result(answer)
-        self._replies += 1
 
-    def _fail(self, waiting: Iterable[Waiting], error: Exception) -> None:
-        self._waiting.clear()
-        for _, reply, _ in waiting:
+    def _refuse(self, error: Exception) -> None:
+        """Raises an error that is the line's, not the command's."""
+        if isinstance(error, ReadOnlyError):
+            raise ConnectionError("the server became a replica") from error
+        if not isinstance(error, ResponseError):
+            raise error
+        waiting = self._sent.popleft()
+        if not self._on_refusal(error, waiting) and not waiting[1].done():
+            waiting[1].set_exception(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(exc or ConnectionError("the server closed the connection"))
+
+    def _watch(self) -> None:
+        self._heard = time.monotonic()
+        if self._clock is None:
+            self._clock = asyncio.get_running_loop().call_later(TIMEOUT, self._look)
+
+    def _look(self, heard: float | None = None) -> None:
+        """Fails the line when no reply came for TIMEOUT and GRACE; `heard`: the last that came before GRACE began."""
+        self._clock = None
+        if not self._sent and not self._unsent:
+            return
+        left = self._heard + TIMEOUT - time.monotonic()
+        if left > 0:
+            self._clock = asyncio.get_running_loop().call_later(left, self._look)
+        elif self._heard != heard:
+            self._clock = asyncio.get_running_loop().call_later(GRACE, self._look, self._heard)
+        else:
+            self._fail(TimeoutError(f"no reply for {TIMEOUT} s"))
+
+    def _fail(self, error: Exception) -> None:
+        self._drop()
+        failed = [*self._sent, *self._unsent]
+        self._sent.clear()
+        self._unsent.clear()
+        self._on_fault(error)
+        for _, reply, _ in failed:
             if not reply.done():
                 reply.set_exception(error)
+
+    def _drop(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+        if self._transport is not None:
+            self._transport.set_protocol(asyncio.Protocol())  # so that its end is not heard
+            self._transport.abort()
+            self._transport = None
 
     async def close(self) -> None:
         """Sends what is still in the line, then closes it."""
-        if self._turn is not None:
-            await asyncio.wait([self._turn])
+        if self._unsent or self._sent:
+            await asyncio.wait([self.put(b"PING")])  # answered last
+        self._drop()
         await self._connection.disconnect(nowait=True)

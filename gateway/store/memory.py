@@ -7,27 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from gateway.store.account import Account
-from gateway.store.contract import (
-    NOTHING,
-    OVER,
-    VALUE_LIMIT,
-    Admitted,
-    Claim,
-    Claimed,
-    Decided,
-    KeyRecord,
-    Limits,
-    Line,
-    State,
-    told,
-)
+from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
 
 
 class MemoryStore:
-    """A Store of this process, by its clock, which never goes back.
+    """A Store of this process, by its clock, which never goes back. Its leases die with it, so they need no deadline.
 
     Above CACHE_BYTES the least recently used entries go.
     """
@@ -36,7 +24,7 @@ class MemoryStore:
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._cache: OrderedDict[tuple[str, bytes], tuple[float, bytes]] = OrderedDict()
         self._cache_bytes = 0
-        self._claims: dict[tuple[str, bytes], tuple[float, bytes]] = {}
+        self._turns: dict[tuple[str, bytes], tuple[float, bytes]] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._secret = secrets.token_bytes(32)
         self._leases = 0
@@ -45,7 +33,11 @@ class MemoryStore:
     def state(self) -> State:
         return "memory"
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
+    @property
+    def processes(self) -> int:
+        return 1
+
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
         now = _now()
         account = self._account(caller, now)
         account.turn(limits, now)
@@ -58,13 +50,13 @@ class MemoryStore:
         if entry is not None:
             account.idle_at = now + spent + interval
             return told(limits, Decided(0, spent + interval, 0, account.used, account.spent + account.money), entry)
-        found = account.decide(limits, claim, now)
+        found = account.decide(limits, bound, now)
         if found.verdict:
             return told(limits, found)
         account.idle_at = now + spent + interval
         self._leases += 1
         lease = f"{LEASE_NAME}{self._leases:x}"
-        account.hold(lease, now + int(limits.lease * 1e6), claim, limits, found.capped)
+        account.hold(lease, bound, limits, found.capped)
         money = account.spent + account.money
         return told(limits, Decided(0, spent + interval, 0, account.used, money, found.capped), None, lease)
 
@@ -87,7 +79,7 @@ class MemoryStore:
             account.settle(lease, lines, above)
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
-        names = [name for name in self._accounts if caller in (None, name)]
+        names = [name for name in self._accounts if caller == name or (caller is None and name != ALL)]
         for name in names:
             self._accounts[name].advance(_now())
         return [line for name in sorted(names) for line in self._accounts[name].lines(name)]
@@ -119,26 +111,26 @@ class MemoryStore:
         while self._cache_bytes > CACHE_BYTES:
             self._forget(next(iter(self._cache)))
 
-    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
+    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         name, now = (caller, key), time.monotonic()
         entry = self._recall(caller, key)
         if entry is not None:
-            return Claimed(None, entry)
-        oldest = next(iter(self._claims), name)
+            return Taken(None, entry)
+        oldest = next(iter(self._turns), name)
         for one in (oldest, name):
-            if one in self._claims and self._claims[one][0] <= now:
-                del self._claims[one]
-        holder = self._claims.get(name, (now, token))[1]
+            if one in self._turns and self._turns[one][0] <= now:
+                del self._turns[one]
+        holder = self._turns.get(name, (now, token))[1]
         if holder == token:
-            self._claims[name] = (now + seconds, token)
-        return Claimed(holder)
+            self._turns[name] = (now + seconds, token)
+        return Taken(holder)
 
-    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
-        if self._claims.get((caller, key), (0.0, b""))[1] != token:
+    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+        if self._turns.get((caller, key), (0.0, b""))[1] != token:
             return
-        del self._claims[caller, key]
+        del self._turns[caller, key]
         if over:
-            self._claims[caller, key] = (time.monotonic() + over, OVER)
+            self._turns[caller, key] = (time.monotonic() + over, OVER)
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         names = [name for name in self._cache if caller in (None, name[0])]

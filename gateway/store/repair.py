@@ -12,12 +12,14 @@ from gateway.store.line import Word
 TYPES = {
     b"account": b"hash",
     b"leases": b"zset",
-    b"claims": b"hash",
+    b"holds": b"hash",
     b"ledger": b"hash",
+    b"pushed": b"string",
     b"entry": b"string",
-    b"claim": b"string",
+    b"turn": b"string",
     b"keys": b"hash",
     b"secret": b"string",
+    b"processes": b"zset",
 }
 # KEYS  names in one slot; ARGV  the type of each. -> the names whose keys held another type and were deleted
 REPAIR: Final = b"""
@@ -60,6 +62,6 @@ def _names(command: tuple[Word, ...]) -> list[bytes]:
 
 
 def _kind(name: bytes) -> bytes:
-    """`leases` of `tg2:{caller}:leases`, `keys` of `tg1:keys`."""
+    """`leases` of `tg3:{caller}:leases`, `keys` of `tg1:keys`."""
     _, _, rest = name.partition(b":")
     return (rest.partition(b"}:")[2] or rest).partition(b":")[0]

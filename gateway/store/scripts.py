@@ -4,38 +4,46 @@ import hashlib
 from typing import Final
 
 # Both decisions begin with the same lines: read the account, drain its bucket, turn its window, book what expired
-# leases held. KEYS  account, leases, claims, ledger of one caller. Times are whole microseconds and money is
+# leases held. KEYS  account, leases, holds, ledger of one caller. Times are whole microseconds and money is
 # nano-dollars, all below 2^53: exact in Lua. `level` is tokens * 60,000,000, draining by `rate` each microsecond.
 #   account  a hash of the numbers in NAMES; idle_at is GCRA's theoretical arrival time. A stored time further ahead
 #            than the window is a clock that went back, or a limit that changed: it is cut to the window.
-#   leases   a sorted set of leases by deadline; claims: a hash of what each holds, as JSON:
+#   leases   a sorted set of leases by deadline; holds: a hash of what each holds, as JSON:
 #            [prompt, completion, money, tier, window in which it counts as above the first tier or -1]
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum
-# All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first.
+# All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first; each is given its TTL when
+# something is put into it.
 OPENING: Final = b"""
-local UNIT, TTL = 60000000, 34560000
+local UNIT, TTL, KEPT = 60000000, 34560000, 400
 local NAMES = {'idle_at', 'tokens', 'money', 'level', 'at', 'rate', 'spent', 'window', 'span', 'asked', 'above',
-  'share'}
+  'share', 'day'}
 local function whole(n) return string.format('%.0f', n) end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local day = whole(math.floor(clock[1] / 86400))
-local a, stored = {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
-for i, name in ipairs(NAMES) do a[name] = tonumber(stored[i] or 0) or 0 end
+local day = math.floor(clock[1] / 86400)
+local a, was, stored = {}, {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
+for i, name in ipairs(NAMES) do
+  was[name] = tonumber(stored[i] or 0) or 0
+  a[name] = was[name]
+end
 
 local function save()
-  local pairs_ = {}
-  for _, name in ipairs(NAMES) do pairs_[#pairs_ + 1] = name; pairs_[#pairs_ + 1] = whole(a[name]) end
-  redis.call('HSET', KEYS[1], unpack(pairs_))
-  for i = 1, 4 do redis.call('EXPIRE', KEYS[i], TTL) end
+  local changed = {}
+  for _, name in ipairs(NAMES) do
+    if a[name] ~= was[name] then changed[#changed + 1] = name; changed[#changed + 1] = whole(a[name]) end
+  end
+  if #changed == 0 then return end
+  redis.call('HSET', KEYS[1], unpack(changed))
+  redis.call('EXPIRE', KEYS[1], TTL)
 end
 
 local function book(tier, kind, estimated, requests, prompt, cached, completion, money)
-  local head = table.concat({day, kind, estimated, tier}, '/') .. '/'
+  local head = table.concat({whole(day), kind, estimated, tier}, '/') .. '/'
   local sums = {requests = requests, prompt = prompt, cached = cached, completion = completion, money = money}
   for name, count in pairs(sums) do
     if count ~= 0 then redis.call('HINCRBY', KEYS[4], head .. name, whole(count)) end
   end
+  redis.call('EXPIRE', KEYS[4], TTL)
   if kind == 'answer' then
     if a.rate > 0 then a.level = a.level + (prompt + completion) * UNIT end
     if a.span > 0 then a.spent = a.spent + money end
@@ -47,41 +55,49 @@ local function take(lease)
   if not text then return nil end
   redis.call('HDEL', KEYS[3], lease)
   redis.call('ZREM', KEYS[2], lease)
-  local claim = cjson.decode(text)
-  a.tokens = a.tokens - claim[1] - claim[2]
-  a.money = a.money - claim[3]
-  return claim
+  local held = cjson.decode(text)
+  a.tokens = a.tokens - held[1] - held[2]
+  a.money = a.money - held[3]
+  return held
+end
+
+local function prune()
+  a.day = day
+  for _, field in ipairs(redis.call('HKEYS', KEYS[4])) do
+    if (tonumber(string.match(field, '^%d+')) or 0) < day - KEPT then redis.call('HDEL', KEYS[4], field) end
+  end
 end
 
 local function advance()
+  if a.day ~= day then prune() end
   a.level = a.rate > 0 and math.max(0, a.level - math.max(0, now - a.at) * a.rate) or 0
   a.at = now
   local window = a.span > 0 and math.floor(now / a.span) or 0
   if a.span == 0 or window ~= a.window then a.spent = 0 end
   a.window = window
   for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
-    local claim = take(lease)
-    if claim then book(claim[4], 'answer', 1, 1, claim[1], 0, claim[2], claim[3]) end
+    local held = take(lease)
+    if held then book(held[4], 'answer', 1, 1, held[1], 0, held[2], held[3]) end
   end
 end
 """
 
-# KEYS  ... [, entry]; ARGV  requests per minute, interval us, concurrency, lease us, lease, tokens per minute or 0,
-# budget or -1, its window us, 1 if it degrades, share or -1, its window us, and the claim: prompt, completion, money,
-# tier, money on the first tier, first tier.
+# KEYS  ... [, entry]; ARGV  a MessagePack array: lease, its us, requests per minute, interval us, concurrency, tokens
+# per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its window us, and the bound: prompt,
+# completion, money, tier, money on the first tier, first tier.
 # -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil}
 ADMIT: Final = (
     OPENING
     + b"""
-local interval, rate, budget = tonumber(ARGV[2]), tonumber(ARGV[6]), tonumber(ARGV[7])
-a.rate, a.span = rate, tonumber(ARGV[8])
+local lease, lasts, requests, interval, concurrency, rate, budget, span, degrades, share, turn, prompt, completion,
+  money, tier, cheap, first = unpack(cmsgpack.unpack(ARGV[1]))
+a.rate, a.span = rate, span
 advance()
-local share = tonumber(ARGV[10])
 if share >= 0 then
-  local window = math.floor(now / ARGV[11])
+  local window = math.floor(now / turn)
   if window ~= a.share then a.share, a.asked, a.above = window, 0, 0 end
 end
-local most = interval * ARGV[1]
+local most = interval * requests
 local spent = math.min(math.max(a.idle_at - now, 0), most)
 local function answer(verdict, wait, capped, entry)
   save()
@@ -94,49 +110,70 @@ if entry then
   a.idle_at = now + spent
   return answer(0, 0, 0, entry)
 end
-if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[3]) then return answer(2, 0, 0) end
-local prompt, completion, money, tier = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
+if redis.call('ZCARD', KEYS[2]) >= concurrency then return answer(2, 0, 0) end
 local over = a.level + (a.tokens + math.min(prompt + completion, rate) - rate) * UNIT
 if rate > 0 and over > 0 then return answer(3, over / rate, 0) end
 local used, capped, above = a.spent + a.money, 0, -1
 if budget >= 0 and used + money > budget then
   capped = 1
-  if ARGV[9] == '0' or used + ARGV[16] > budget then return answer(4, a.span - now % a.span, 0) end
+  if not degrades or used + cheap > budget then return answer(4, a.span - now % a.span, 0) end
 end
 if share >= 0 then
   a.asked = a.asked + 1
-  if capped == 0 and tier ~= ARGV[17] then
+  if capped == 0 and tier ~= first then
     if a.above + 1 <= math.ceil(share * a.asked) then a.above, above = a.above + 1, a.share else capped = 2 end
   end
 end
-if capped > 0 then money, tier = tonumber(ARGV[16]), ARGV[17] end
+if capped > 0 then money, tier = cheap, first end
 spent = spent + interval
 a.idle_at, a.tokens, a.money = now + spent, a.tokens + prompt + completion, a.money + money
-redis.call('ZADD', KEYS[2], whole(now + ARGV[4]), ARGV[5])
-redis.call('HSET', KEYS[3], ARGV[5], string.format('[%.0f,%.0f,%.0f,%s,%.0f]', prompt, completion, money,
+redis.call('ZADD', KEYS[2], whole(now + lasts), lease)
+redis.call('HSET', KEYS[3], lease, string.format('[%.0f,%.0f,%.0f,%s,%.0f]', prompt, completion, money,
   cjson.encode(tier), above))
+redis.call('EXPIRE', KEYS[2], TTL)
+redis.call('EXPIRE', KEYS[3], TTL)
 return answer(0, 0, capped)
 """
 )
 ADMIT_SHA: Final = hashlib.sha1(ADMIT, usedforsecurity=False).hexdigest().encode()
 
-# KEYS  ...; ARGV  lease, 1 if answered above the first tier, lines as JSON: [[tier, kind, estimated 0 or 1, requests,
-# prompt, cached, completion, money], ...], 1 to book them without a lease. -> 1 if the lease was held. With a lease of
-# "" only what expired is booked.
+# KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines: [[tier, kind,
+# estimated 0 or 1, requests, prompt, cached, completion, money], ...]. The lines are booked for a lease that is held
+# still, or once for `pushed`. -> 1 if they were. With a lease of "" only what expired is booked.
 SETTLE: Final = (
     OPENING
     + b"""
+local lease, above, lines = unpack(cmsgpack.unpack(ARGV[1]))
+local held = take(lease)
 advance()
-local claim = take(ARGV[1])
-if claim and claim[5] >= 0 and claim[5] == a.share and ARGV[2] == '0' then a.above = a.above - 1 end
-if claim or ARGV[4] == '1' then
-  for _, line in ipairs(cjson.decode(ARGV[3])) do book(unpack(line)) end
+if held and held[5] >= 0 and held[5] == a.share and not above then a.above = a.above - 1 end
+local first = KEYS[5] and redis.call('SET', KEYS[5], '', 'NX', 'EX', 86400)
+if held or first then
+  for _, line in ipairs(lines) do book(unpack(line)) end
 end
 save()
-return claim and 1 or 0
+return (held or first) and 1 or 0
 """
 )
 SETTLE_SHA: Final = hashlib.sha1(SETTLE, usedforsecurity=False).hexdigest().encode()
+
+# KEYS  leases; ARGV  us, leases. Those that did not end yet last so long from now on.
+RENEW: Final = b"""
+local clock = redis.call('TIME')
+local till = string.format('%.0f', clock[1] * 1000000 + clock[2] + ARGV[1])
+for i = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', till, ARGV[i]) end
+"""
+
+# KEYS  processes; ARGV  process, us after which one counts no more. -> how many there are
+ANNOUNCE: Final = b"""
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[2]))
+redis.call('ZREMRANGEBYSCORE', KEYS[1], string.format('(%.0f', now), '+inf')
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('EXPIRE', KEYS[1], 86400)
+return redis.call('ZCARD', KEYS[1])
+"""
 
 # KEYS  keys; ARGV  id, record. -> 1 if it is the first key and was kept
 FIRST_KEY: Final = b"""
@@ -144,8 +181,8 @@ if redis.call('HLEN', KEYS[1]) > 0 then return 0 end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
-# KEYS  claim, entry; ARGV  token, ms. -> {"", entry}, or {the token that holds the claim}
-CLAIM: Final = b"""
+# KEYS  turn, entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
+TAKE_TURN: Final = b"""
 local entry = redis.call('GET', KEYS[2])
 if entry then return {'', entry} end
 local holder = redis.call('GET', KEYS[1])
@@ -154,8 +191,8 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {ARGV[1]}
 """
 
-# KEYS  claim; ARGV  token, ms, what stands in its place for so long (0: nothing).
-UNCLAIM: Final = b"""
+# KEYS  turn; ARGV  token, ms, what stands in its place for so long (0: nothing).
+END_TURN: Final = b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
 if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])

@@ -5,8 +5,7 @@ import contextlib
 from collections import Counter
 from typing import Any
 
-from redis.asyncio import Connection
-from redis.exceptions import ReadOnlyError
+from redis.asyncio import Connection, SSLConnection
 
 from gateway.store.line import TIMEOUT, ask_once
 
@@ -14,10 +13,7 @@ Address = tuple[str, int]
 
 
 class Primary(Connection):
-    """A connection that asks the sentinels where to, each time it connects.
-
-    A primary that became a replica answers READONLY; the connection ends with it, so the sentinels are asked again.
-    """
+    """A connection that asks the sentinels where to, each time it connects."""
 
     def __init__(self, *, sentinels: tuple[str, ...], service: str, **options: Any) -> None:
         super().__init__(**options)
@@ -29,12 +25,9 @@ class Primary(Connection):
             self.host, self.port = await named(self._sentinels, self._service)
         await super().connect()  # type: ignore[no-untyped-call]
 
-    async def read_response(self, *args: Any, **options: Any) -> Any:
-        try:
-            return await super().read_response(*args, **options)
-        except ReadOnlyError as error:
-            await self.disconnect(nowait=True)
-            raise ConnectionError("the primary became a replica") from error
+
+class SecurePrimary(Primary, SSLConnection):
+    """A Primary that is spoken to over TLS."""
 
 
 async def named(sentinels: tuple[str, ...], service: str) -> Address:

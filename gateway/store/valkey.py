@@ -15,28 +15,17 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
-from gateway.store.circuit import PAUSE
-from gateway.store.contract import (
-    NOTHING,
-    OVER,
-    VALUE_LIMIT,
-    Admitted,
-    Claim,
-    Claimed,
-    Decided,
-    KeyRecord,
-    Limits,
-    Line,
-    State,
-    told,
-)
+from gateway.store.beat import Beat, answered
+from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import LEASE_NAME, MemoryStore
+from gateway.store.outage import alone, unavailable
+from gateway.store.owed import Owed
 from gateway.store.repair import asked
-from gateway.store.scripts import ADMIT, ADMIT_SHA, CLAIM, FIRST_KEY, SETTLE, SETTLE_SHA, UNCLAIM
-from gateway.store.words import SETTLED, account, booked, settled, wanted
+from gateway.store.scripts import ADMIT, ADMIT_SHA, END_TURN, FIRST_KEY, SETTLE, TAKE_TURN
+from gateway.store.words import account, booked, pushed, settled, wanted
 
-BATCH = 32  # settlements that are sent together after an outage
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
@@ -45,110 +34,89 @@ SECRET = b"tg1:secret"
 class RedisStore:
     """A Store shared through a server. Names are `tg1:...`; those of one caller share the hash tag `{caller}`.
 
-    When a server fails, it is "down" (gateway/store/circuit.py): admission of its callers falls to a MemoryStore with
-    the same limits, their cache is skipped, keys on it raise Overloaded. The store is "down" while a server is.
+    When a server fails, it is "down" (gateway/store/circuit.py): its callers are admitted by a MemoryStore, with what
+    their limits come to without the others (gateway/store/outage.py), their cache is skipped, keys on it raise
+    Overloaded. The store is "down" while a server is.
     """
 
     def __init__(self, url: str) -> None:
-        self._line = open_door(url, self._settle)
+        self._line = open_door(url, self._changed)
         self._local = MemoryStore()
         self._secret = secrets.token_bytes(32)
         self._secret_shared = False
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed: dict[str, tuple[str, tuple[Word, ...]]] = {}
-        self._paying: asyncio.Task[None] | None = None
-        self._resent: dict[str, asyncio.Future[Any]] = {}
+        self._owed = Owed(self._line)
+        self._beat = Beat(self._line, self._process)
 
     @property
     def state(self) -> State:
         return "down" if self._line.down else "ok"
 
-    def _settle(self) -> None:
-        """A server that answers again may have lost the secret, and holds slots that were given back meanwhile."""
-        self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(_answered)
-        self._line.put(b"GET", SECRET).add_done_callback(self._learn)
-        if self._owed and (self._paying is None or self._paying.done()):
-            self._paying = asyncio.create_task(self._pay_owed())
+    @property
+    def processes(self) -> int:
+        return self._beat.processes
 
-    async def _pay_owed(self) -> None:
-        """In batches, so that admissions need not wait for all that an outage has left."""
-        owed = list(self._owed)
-        for at in range(0, len(owed), BATCH):
-            batch = [lease for lease in owed[at : at + BATCH] if lease in self._owed]
-            paid = [self._put(b"EVALSHA", SETTLE_SHA, lease) for lease in batch]
-            if paid:
-                await asyncio.wait(paid)
+    def _changed(self) -> None:
+        """A server that answers again may have lost the secret, and holds slots that were given back meanwhile."""
+        self._beat.renew()
+        self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
+        self._line.put(b"GET", SECRET).add_done_callback(self._learn)
+        self._owed.pay_all()
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
-        if _answered(reply):
+        if answered(reply):
             self._secret, self._secret_shared = reply.result(), True
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
         return await _heard(asked(self._line, *command))
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, claim: Claim = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
+        self._beat.begin()
         if self._line.is_down(account(caller)[0]):
-            return await self._local.admit(caller, limits, None, claim)
+            return await self._local.admit(caller, alone(limits, self.processes), None, bound)
         lease = f"{self._process}{next(self._leases):x}"
         try:
-            *numbers, entry = [*await self._decide(caller, wanted(limits, claim, lease), recall), None][:7]
+            *numbers, entry = [*await self._decide(caller, wanted(limits, bound, lease), recall), None][:7]
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
-                self._owed[lease] = (caller, SETTLED)  # the server may have granted it all the same
-            return await self._local.admit(caller, limits, None, claim)
+                self._owed.owe(lease, account(caller), settled(lease))  # the server may have granted it all the same
+            return await self._local.admit(caller, alone(limits, self.processes), None, bound)
         except asyncio.CancelledError:
-            self._pay(caller, lease, SETTLED)
+            self._owed.pay(lease, account(caller), settled(lease))
             raise
         found = Decided(*numbers)
-        return told(limits, found, entry, lease if entry is None and not found.verdict else None)
+        if entry is not None or found.verdict:
+            return told(limits, found, entry)
+        self._beat.hold(lease, caller, limits.lease)
+        return told(limits, found, None, lease)
 
-    async def _decide(self, caller: str, words: Sequence[Word], recall: bytes | None) -> list[Any]:
+    async def _decide(self, caller: str, word: bytes, recall: bytes | None) -> list[Any]:
         names: list[str | bytes] = [*account(caller)]
         if recall is not None:
             names.append(_entry(caller, recall))
         try:
-            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, *words)
+            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, word)
         except NoScriptError:
-            found = await self._ask(b"EVAL", ADMIT, len(names), *names, *words)
+            found = await self._ask(b"EVAL", ADMIT, len(names), *names, word)
         return found
 
     async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
-        if lease.startswith(LEASE_NAME):
-            await self._local.settle(caller, lease, lines, above)
-            if not lines:
-                return
-        await asyncio.wait([self._pay(caller, lease, settled(lines, above, unheld=lease.startswith(LEASE_NAME)))])
-        if again := self._resent.pop(lease, None):
-            await asyncio.wait([again])
-
-    def _pay(self, caller: str, lease: str, words: tuple[Word, ...]) -> asyncio.Future[Any]:
-        """Puts the settlement in the line, behind the admission it belongs to; owed until the server confirms it."""
-        self._owed[lease] = (caller, words)
-        return self._put(b"EVALSHA", SETTLE_SHA, lease)
-
-    def _put(self, command: bytes, script: bytes, lease: str) -> asyncio.Future[Any]:
-        caller, words = self._owed[lease]
-        paid = self._line.put(command, script, 4, *account(caller), lease, *words)
-        paid.add_done_callback(lambda reply: self._confirm(lease, reply))
-        return paid
-
-    def _confirm(self, lease: str, reply: asyncio.Future[Any]) -> None:
-        if reply.cancelled() or lease not in self._owed:
+        if not lease.startswith(LEASE_NAME):
+            self._beat.drop(lease)
+            await self._owed.pay(lease, account(caller), settled(lease, lines, above))
             return
-        error = reply.exception()
-        if isinstance(error, NoScriptError):
-            self._resent[lease] = self._put(b"EVAL", SETTLE, lease)
-        elif error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
-            del self._owed[lease]
-            self._resent.pop(lease, None)
+        await self._local.settle(caller, lease, lines, above)
+        if lines:
+            name = self._process + lease
+            await self._owed.pay(name, pushed(caller, name), settled(name, lines, above))
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
-        names = [caller] if caller is not None else sorted(await self._callers())
+        names = [caller] if caller is not None else sorted(await self._callers() - {ALL})
         found: list[Line] = []
         for name in names:
-            await self._ask(b"EVAL", SETTLE, 4, *account(name), b"", *SETTLED)
+            await self._ask(b"EVAL", SETTLE, 4, *account(name), settled(""))
             found += booked(name, await self._ask(b"HGETALL", account(name)[3]))
         return found
 
@@ -183,17 +151,17 @@ class RedisStore:
         except Overloaded:
             return
 
-    async def claim(self, caller: str, key: bytes, token: bytes, seconds: float) -> Claimed:
-        names, milliseconds = (_claim(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))
+    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
+        names, milliseconds = (_turn(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))
         try:
-            holder, *entry = await self._ask(b"EVAL", CLAIM, 2, *names, token, milliseconds)
+            holder, *entry = await self._ask(b"EVAL", TAKE_TURN, 2, *names, token, milliseconds)
         except Overloaded:
-            return Claimed(None)
-        return Claimed(None, entry[0]) if entry else Claimed(holder)
+            return Taken(None)
+        return Taken(None, entry[0]) if entry else Taken(holder)
 
-    async def unclaim(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
+    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
         try:
-            await self._ask(b"EVAL", UNCLAIM, 1, _claim(caller, key), token, int(over * 1000), OVER)
+            await self._ask(b"EVAL", END_TURN, 1, _turn(caller, key), token, int(over * 1000), OVER)
         except Overloaded:
             return
 
@@ -236,7 +204,7 @@ class RedisStore:
         """The first secret on the server wins."""
         found = await asked(self._line, b"GET", SECRET)
         if found is None:
-            self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(_answered)
+            self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
             found = await self._line.put(b"GET", SECRET)
         self._secret = found
         self._secret_shared = True
@@ -249,14 +217,9 @@ class RedisStore:
         return True
 
     async def close(self) -> None:
-        if self._paying:
-            await asyncio.wait([self._paying])
+        await self._owed.close()
+        await self._beat.close()
         await self._line.close()
-
-
-def _answered(reply: asyncio.Future[Any]) -> bool:
-    """Whether a reply came; a failure is nobody's to hear."""
-    return not reply.cancelled() and reply.exception() is None
 
 
 async def _heard(reply: Awaitable[Any]) -> Any:
@@ -266,11 +229,11 @@ async def _heard(reply: Awaitable[Any]) -> Any:
     except NoScriptError:
         raise
     except FAULTS as error:
-        raise Overloaded("the store does not answer", code="store_unavailable", retry_after=PAUSE) from error
+        raise unavailable() from error
 
 
-def _claim(caller: str, key: bytes) -> bytes:
-    return f"tg1:{{{caller}}}:claim:".encode() + key
+def _turn(caller: str, key: bytes) -> bytes:
+    return f"tg1:{{{caller}}}:turn:".encode() + key
 
 
 def _entry(caller: str, key: bytes) -> bytes:

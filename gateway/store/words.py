@@ -1,42 +1,44 @@
-"""How do limits, claims and ledgers look to the scripts?"""
+"""How do limits, bounds and ledgers look to the scripts?"""
 
 import time
 from collections.abc import Sequence
 
 import msgspec
 
-from gateway.store.contract import Claim, Limits, Line
+from gateway.store.limits import Bound, Limits, Line
 
-Word = bytes | str | float
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
+packed = msgspec.msgpack.encode
 
 
 def account(caller: str) -> tuple[str, str, str, str]:
-    """The names of a caller's account, leases, claims and ledger; they share the hash tag `{caller}`."""
-    head = f"tg2:{{{caller}}}:"
-    return f"{head}account", f"{head}leases", f"{head}claims", f"{head}ledger"
+    """The names of a caller's account, leases, holds and ledger; they share the hash tag `{caller}`."""
+    head = f"tg3:{{{caller}}}:"
+    return f"{head}account", f"{head}leases", f"{head}holds", f"{head}ledger"
 
 
-def wanted(limits: Limits, claim: Claim, lease: str) -> tuple[Word, ...]:
-    """What ADMIT is told."""
+def wanted(limits: Limits, bound: Bound, lease: str) -> bytes:
+    """What ADMIT is told; one word, because each word costs about as much as all that is in this one."""
     money, share = limits.money, limits.share
-    return (
-        *(limits.requests_per_minute, limits.interval, limits.concurrency, int(limits.lease * 1e6), lease),
-        limits.tokens_per_minute or 0,
-        *((money.nano, int(money.seconds * 1e6), int(money.degrade)) if money else (-1, 0, 0)),
+    return packed((
+        *(lease, int(limits.lease * 1e6)),
+        *(limits.requests_per_minute, limits.interval, limits.concurrency, limits.tokens_per_minute or 0),
+        *((money.nano, int(money.seconds * 1e6), money.degrade) if money else (-1, 0, False)),
         *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
-        *(claim.prompt, claim.completion, claim.money, claim.tier, claim.cheap, claim.first),
-    )
+        *(bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first),
+    ))  # fmt: skip
 
 
-def settled(lines: Sequence[Line], above: bool, unheld: bool = False) -> tuple[Word, ...]:
-    """What SETTLE is told behind the lease; `unheld`: the server never granted that one."""
+def pushed(caller: str, name: str) -> tuple[str, ...]:
+    """The names for lines that belong to no lease of the server's: `name`, of this push alone, is remembered."""
+    return *account(caller), f"tg3:{{{caller}}}:pushed:{name}"
+
+
+def settled(lease: str, lines: Sequence[Line] = (), above: bool = False) -> bytes:
+    """What SETTLE is told."""
     told = [(e.tier, e.kind, int(e.estimated), e.requests, e.prompt, e.cached, e.completion, e.money) for e in lines]
-    return int(above), msgspec.json.encode(told), int(unheld)
-
-
-SETTLED = settled((), False)
+    return packed((lease, above, told))
 
 
 def booked(caller: str, flat: Sequence[bytes]) -> list[Line]:

@@ -1,18 +1,15 @@
 import asyncio
 import json
-import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gateway.admission import Admission, OverLimit, admit, duration
+from gateway.admission import Admission, admit
 from gateway.body import read
 from gateway.errors import RateLimited
 from gateway.policy import load_policy
-from gateway.pricing import limits_of
+from gateway.standing import OverLimit
 from gateway.store import MemoryStore
 from gateway.types import Caller, ChatRequest
 
@@ -112,23 +109,6 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
     asyncio.run(main(MemoryStore()))
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.0, "0s"), (0.012, "12ms"), (1.0, "1s"), (1.5, "1.5s"), (60.0, "1m0s"), (360.0, "6m0s"), (3661.5, "1h1m1.5s")],
-)
-def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@given(st.floats(min_value=0.0, max_value=1e6))
-def test_a_duration_is_never_short_and_at_most_a_millisecond_long(seconds: float) -> None:
-    found = re.fullmatch(r"(?:(\d+)ms)|(?:(?:(\d+)h)?(?:(\d+)m)?([\d.]+)s)", duration(seconds))
-    assert found is not None
-    milliseconds, hours, minutes, rest = (float(part or 0) for part in found.groups())
-    total = milliseconds / 1000 + hours * 3600 + minutes * 60 + rest
-    assert -1e-6 <= total - seconds <= 0.001 + 1e-6
-
-
 async def headers(plan: str, store: MemoryStore, **fields: Any) -> dict[str, str]:
     admission = await admit(asking(plan, **fields), None, POLICY, store)
     return {name.decode(): value.decode() for name, value in admission.headers}
@@ -178,7 +158,3 @@ def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
         assert seen == [None, "share", None, "share", None, "share"]
 
     asyncio.run(main(MemoryStore()))
-
-
-def test_a_lease_lasts_as_long_as_the_longest_exchange() -> None:
-    assert limits_of(POLICY.callers.plans["silver"], POLICY).lease >= 3 * 600

@@ -2,11 +2,11 @@ import asyncio
 
 import pytest
 
-from gateway.admission import OverLimit
 from gateway.answer import answer
 from gateway.cache import Flights
 from gateway.errors import NotFound
 from gateway.policy import Policy
+from gateway.standing import OverLimit
 from gateway.store import MemoryStore
 from gateway.types import Reply
 from gateway.upstream import Upstream

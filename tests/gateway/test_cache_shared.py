@@ -186,12 +186,12 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
     assert 0.1 <= on(valkey, wait) < 0.3
 
 
-def test_a_claim_is_renewed_while_its_process_lives(valkey: str) -> None:
+def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
     async def live(store: Store) -> bytes | None:
         async with Turn(store, "ann", b"key") as turn:
             await turn.come(1.0)
             await asyncio.sleep(1.7)
-            return (await store.claim("ann", b"key", b"other", 1.0)).holder
+            return (await store.take_turn("ann", b"key", b"other", 1.0)).holder
 
     assert on(valkey, live) not in (None, b"other")
 

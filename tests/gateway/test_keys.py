@@ -12,7 +12,7 @@ from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys, identify, key_hash, new_key
 from gateway.policy import load_policy
-from gateway.policy.model import Callers, DefaultCaller, Plan
+from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.pricing import terms
 from gateway.store import KeyRecord, MemoryStore
 from gateway.types import Caller

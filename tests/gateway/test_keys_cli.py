@@ -9,7 +9,7 @@ from gateway.admin import Guard
 from gateway.cli.keys import keys
 from gateway.errors import Refusal, Unauthorized
 from gateway.keys import Keys, identify
-from gateway.policy.model import Callers, DefaultCaller, Plan
+from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.store import open_store
 from gateway.types import Caller
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.body import read
 from gateway.policy import Price, load_policy
-from gateway.pricing import DEFAULT_ANSWER, claim, cost, lines, terms
+from gateway.pricing import DEFAULT_ANSWER, bound, cost, lines, terms
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
 
 POLICY = load_policy(
@@ -35,8 +35,8 @@ def test_a_price_is_rounded_up_to_a_nano_dollar_and_cached_tokens_have_their_own
     assert cost(Price(0.0001, 0.0, 0.0), 1, 0, 0) == 1
 
 
-def test_a_claim_is_the_bytes_of_the_prompt_and_the_longest_answer_at_the_dearest_price() -> None:
-    found = claim(request(max_tokens=100, n=3), BOTH, POLICY)
+def test_a_bound_is_the_bytes_of_the_prompt_and_the_longest_answer_at_the_dearest_price() -> None:
+    found = bound(request(max_tokens=100, n=3), BOTH, POLICY)
     assert (found.tier, found.first, found.completion) == ("pro", "flash", 300)
     assert found.prompt >= 250
     assert found.money == cost(POLICY.tiers["pro"].price, found.prompt, 0, 300)
@@ -44,18 +44,18 @@ def test_a_claim_is_the_bytes_of_the_prompt_and_the_longest_answer_at_the_deares
 
 
 def test_without_max_tokens_a_stated_default_is_held() -> None:
-    assert claim(request(), BOTH, POLICY).completion == DEFAULT_ANSWER
+    assert bound(request(), BOTH, POLICY).completion == DEFAULT_ANSWER
 
 
 @pytest.mark.parametrize("given", [{"max_tokens": 7}, {"max_completion_tokens": 7}])
 def test_both_names_of_the_longest_answer_count(given: dict[str, int]) -> None:
-    assert claim(request(**given), BOTH, POLICY).completion == 7
+    assert bound(request(**given), BOTH, POLICY).completion == 7
 
 
 def test_each_prompt_of_a_completion_has_its_answers() -> None:
     body = {"messages": None, "max_tokens": 5}
-    assert claim(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
-    assert claim(request(**body, prompt=[1, 2, 3]), BOTH, POLICY).completion == 5
+    assert bound(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
+    assert bound(request(**body, prompt=[1, 2, 3]), BOTH, POLICY).completion == 5
 
 
 def test_a_complete_answer_costs_what_the_server_counted_at_its_tiers_price() -> None:
@@ -64,13 +64,13 @@ def test_a_complete_answer_costs_what_the_server_counted_at_its_tiers_price() ->
     assert line.money == cost(POLICY.tiers["pro"].price, 100, 40, 20)
 
 
-def test_an_answer_that_was_cut_is_estimated_and_never_above_the_claim() -> None:
+def test_an_answer_that_was_cut_is_estimated_and_never_above_its_bound() -> None:
     running = Usage(100, 40, 2, events=3)
     asked = request(Bill("pro", "answer", running, stream=True), max_tokens=5000)
     (line,) = lines(asked, POLICY)
     assert (line.estimated, line.completion) == (True, 3 * 16 + 256)
     whole = request(Bill("pro", "answer"), max_tokens=50)
-    most = claim(whole, BOTH, POLICY)
+    most = bound(whole, BOTH, POLICY)
     (line,) = lines(whole, POLICY)
     assert (line.prompt, line.completion, line.money) == (most.prompt, most.completion, most.money)
 

@@ -1,21 +1,19 @@
 """Tokens, money and shares: held before a call, settled after it. One contract, two stores."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 
 import pytest
+import redis
 
-from gateway.store import Admitted, Claim, Limits, Line, Money, Portion, Store
+from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
 from tests.stores import on
 
 WIDE = Limits(1_000_000, 1_000_000, 60.0)
 TOKENS = replace(WIDE, tokens_per_minute=6000)
 DAY = 86_400.0
-COSTLY = Claim("pro", "flash", prompt=10, completion=90, money=1000, cheap=100)
+COSTLY = Bound("pro", "flash", prompt=10, completion=90, money=1000, cheap=100)
 USED = Line("pro", "answer", False, 8, 4, 20, 300)
 
 
@@ -28,26 +26,26 @@ def budget(nano: int, degrade: bool = False, seconds: float = DAY) -> Limits:
     return replace(WIDE, money=Money(nano, seconds, degrade))
 
 
-async def ask(store: Store, limits: Limits, claim: Claim = COSTLY) -> Admitted:
-    return await store.admit("ann", limits, None, claim)
+async def ask(store: Store, limits: Limits, bound: Bound = COSTLY) -> Admitted:
+    return await store.admit("ann", limits, None, bound)
 
 
-async def burst(store: Store, limits: Limits, count: int = 400, claim: Claim = COSTLY) -> list[Admitted]:
-    return list(await asyncio.gather(*(ask(store, limits, claim) for _ in range(count))))
+async def burst(store: Store, limits: Limits, count: int = 400, bound: Bound = COSTLY) -> list[Admitted]:
+    return list(await asyncio.gather(*(ask(store, limits, bound) for _ in range(count))))
 
 
 def granted(answers: list[Admitted]) -> int:
     return sum(answer.allowed for answer in answers)
 
 
-def test_of_four_hundred_claims_at_once_exactly_those_that_fit_are_admitted(url: str | None) -> None:
+def test_of_four_hundred_at_once_exactly_those_that_fit_are_admitted(url: str | None) -> None:
     answers = on(url, lambda store: burst(store, TOKENS))
     assert granted(answers) == 60
     assert {answer.refused_by for answer in answers} == {None, "tokens"}
     assert [answer.tokens.used for answer in answers if answer.allowed] == list(range(100, 6001, 100))
 
 
-def test_of_four_hundred_claims_at_once_exactly_those_within_the_budget_are_admitted(url: str | None) -> None:
+def test_of_four_hundred_at_once_exactly_those_within_the_budget_are_admitted(url: str | None) -> None:
     answers = on(url, lambda store: burst(store, budget(12_999)))
     assert granted(answers) == 12
     assert max(answer.money for answer in answers) == 12_000
@@ -73,7 +71,7 @@ def test_never_more_than_the_share_may_go_up_and_what_stayed_below_makes_room(ur
     assert more == 20
 
 
-def test_a_settled_claim_leaves_what_was_used(url: str | None) -> None:
+def test_a_settled_call_leaves_what_was_used(url: str | None) -> None:
     async def main(store: Store) -> None:
         both = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
         for _ in range(20):
@@ -93,17 +91,17 @@ def test_held_tokens_do_not_drain_and_settled_ones_do(url: str | None) -> None:
         fast = replace(WIDE, tokens_per_minute=60_000)
         held = await ask(store, fast, replace(COSTLY, prompt=0, completion=30_000))
         await asyncio.sleep(0.05)
-        still = await ask(store, fast, Claim())
+        still = await ask(store, fast, Bound())
         await store.settle("ann", held.lease or "", [replace(USED, prompt=0, completion=1000)])
         await asyncio.sleep(0.05)
-        return still.tokens.used, (await ask(store, fast, Claim())).tokens.used, fast.tokens_per_minute or 0
+        return still.tokens.used, (await ask(store, fast, Bound())).tokens.used, fast.tokens_per_minute or 0
 
     still, drained, _ = on(url, main)
     assert still == 30_000
     assert 500 < drained <= 950
 
 
-def test_a_claim_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None) -> None:
+def test_a_call_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None) -> None:
     async def main(store: Store) -> list[bool]:
         large = replace(COSTLY, completion=9000)
         first = await ask(store, TOKENS, large)
@@ -114,7 +112,7 @@ def test_a_claim_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None)
     assert on(url, main) == [True, False, True]
 
 
-def test_a_refused_claim_that_waits_as_told_is_admitted(url: str | None) -> None:
+def test_a_refused_call_that_waits_as_told_is_admitted(url: str | None) -> None:
     async def main(store: Store) -> tuple[bool, bool]:
         fast = replace(WIDE, tokens_per_minute=60_000)
         held = await ask(store, fast, replace(COSTLY, prompt=0, completion=60_000))
@@ -152,35 +150,37 @@ def test_settling_twice_counts_once(url: str | None) -> None:
     on(url, main)
 
 
-def test_what_a_lease_held_at_its_deadline_is_booked_as_an_estimate_and_a_late_settlement_changes_nothing(
-    url: str | None,
-) -> None:
-    async def main(store: Store) -> None:
-        short = replace(budget(1500), lease=0.05)
-        held = await ask(store, short)
-        assert not (await ask(store, short)).allowed
-        await asyncio.sleep(0.06)
-        (line,) = await store.ledger()
-        assert (line.estimated, line.tier, line.kind) == (True, "pro", "answer")
-        assert (line.prompt, line.completion, line.money) == (10, 90, 1000)
-        await store.settle("ann", held.lease or "", [USED])
-        assert await store.ledger() == [line]
-        assert (await ask(store, short, replace(COSTLY, money=500))).money == 1500
-
-    on(url, main)
-
-
 def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None:
     async def main(store: Store) -> None:
         limits = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
         held = await ask(store, limits)
         overhead = [replace(USED, tier="flash", kind="triage"), replace(USED, tier="flash", kind="draft")]
         await store.settle("ann", held.lease or "", overhead)
-        after = await ask(store, limits, Claim())
+        after = await ask(store, limits, Bound())
         assert (after.tokens.used, after.money) == (0, 0)
         assert {line.kind for line in await store.ledger("ann")} == {"triage", "draft"}
 
     on(url, main)
+
+
+def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None) -> None:
+    async def main(store: Store) -> list[tuple[str, int]]:
+        held = await ask(store, WIDE)
+        today = int(time.time() // DAY)
+        for age in (399, 401):
+            if isinstance(store, MemoryStore):
+                date = time.strftime("%Y-%m-%d", time.gmtime((today - age) * DAY))
+                store._accounts["ann"].ledger[date, "pro", "answer", False] = [1, 0, 0, 0, age]
+                store._accounts["ann"].day = 0
+        if url is not None:
+            with redis.Redis.from_url(url) as client:
+                for age in (399, 401):
+                    client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
+                client.hset("tg3:{ann}:account", "day", today - 1)
+        await store.settle("ann", held.lease or "", [USED])
+        return [(line.tier, line.money) for line in await store.ledger("ann")]
+
+    assert on(url, main) == [("pro", 399), ("pro", 300)]
 
 
 def test_the_ledgers_of_callers_are_apart_and_all_are_found(url: str | None) -> None:
@@ -199,12 +199,12 @@ def test_a_limit_that_is_lifted_and_set_again_begins_empty(url: str | None) -> N
         for limits in (TOKENS, WIDE):
             held = await ask(store, limits)
             await store.settle("ann", held.lease or "", [replace(USED, completion=5000)])
-        return (await ask(store, TOKENS, Claim())).tokens.used
+        return (await ask(store, TOKENS, Bound())).tokens.used
 
     assert on(url, main) == 0
 
 
-def test_a_hit_claims_nothing(url: str | None) -> None:
+def test_a_hit_holds_nothing(url: str | None) -> None:
     async def main(store: Store) -> Admitted:
         await store.remember("ann", b"key", b"answer", 10.0)
         await burst(store, replace(TOKENS, money=Money(6000, DAY, degrade=False)), 60)
@@ -212,38 +212,6 @@ def test_a_hit_claims_nothing(url: str | None) -> None:
 
     hit = on(url, main)
     assert (hit.allowed, hit.entry, hit.lease, hit.money) == (True, b"answer", None, 6000)
-
-
-DYING = """
-import asyncio, sys
-from gateway.store import Claim, Limits, Money, open_store
-
-async def main():
-    store = open_store(sys.argv[1])
-    limits = Limits(1000, 1000, 0.5, money=Money(10_000, 86400.0, False))
-    claim = Claim("pro", "flash", 10, 90, 1000, 100)
-    print(sum([(await store.admit("ann", limits, None, claim)).allowed for _ in range(12)]), flush=True)
-    await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-def test_what_a_killed_process_held_returns_and_is_booked(valkey: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", DYING, valkey], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "10\n"
-        os.kill(process.pid, signal.SIGKILL)
-
-    async def main(store: Store) -> None:
-        assert not (await ask(store, budget(10_000))).allowed
-        await asyncio.sleep(0.55)
-        (line,) = await store.ledger("ann")
-        assert (line.requests, line.estimated, line.money) == (10, True, 10_000)
-        wider = await ask(store, budget(11_000))
-        assert (wider.allowed, wider.money) == (True, 11_000)
-
-    on(valkey, main)
 
 
 def test_two_processes_on_one_server_share_a_budget(valkey: str) -> None:

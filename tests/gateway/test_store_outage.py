@@ -164,7 +164,7 @@ def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwards() 
             await recovered(store)
             await store.ping()
             with redis.Redis.from_url(url) as client:
-                assert client.zcard("tg2:{ann}:leases") == 0
+                assert client.zcard("tg3:{ann}:leases") == 0
 
     asyncio.run(main())
 
@@ -225,7 +225,7 @@ def test_a_key_of_a_wrong_type_touches_its_caller_only() -> None:
     async def main() -> None:
         async with shared() as (store, url, _):
             with redis.Redis.from_url(url) as client:
-                client.lpush("tg2:{ann}:account", "x")
+                client.lpush("tg3:{ann}:account", "x")
             assert (await store.admit("ann", PLENTY, None)).allowed
             assert store.state == "ok"
 

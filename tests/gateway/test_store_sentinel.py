@@ -1,16 +1,19 @@
 """A sentinel names another primary; the store asks and follows."""
 
 import asyncio
+import ssl
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from gateway.store import Limits, Store, open_store
+from gateway.store.circuit import PAUSE
 from loadtest.clusters import Node, free_ports, until
+from tests.gateway.test_http1_limits import CERTIFICATE, KEY, pem
 
 ONE = Limits(1, 100, 60.0)
 PLENTY = Limits(1_000_000, 100_000, 60.0)
@@ -57,6 +60,15 @@ async def spend(store: Store) -> bool:
     return (await store.admit("ann", ONE, None)).allowed
 
 
+async def reached(store: Store, tries: int) -> bool:
+    """Whether the store answers; a busy machine may need more than one try."""
+    for _ in range(tries):
+        if await store.ping():
+            return True
+        await asyncio.sleep(PAUSE)
+    return False
+
+
 async def shared_again(store: Store) -> float:
     """Seconds until the servers decide. Raises AssertionError after ten."""
     started = time.monotonic()
@@ -70,7 +82,7 @@ async def shared_again(store: Store) -> float:
 def test_a_killed_primary_is_followed_by_the_one_that_the_sentinel_promotes() -> None:
     async def main(primary: Node, replica: Node, eye: Node) -> None:
         store = open_store(url(eye))
-        assert await store.ping()
+        await shared_again(store)
         assert [await spend(store), await spend(store)] == [True, False]
         assert await asyncio.to_thread(primary.replicated)
         primary.kill()
@@ -90,7 +102,7 @@ def test_a_killed_primary_is_followed_by_the_one_that_the_sentinel_promotes() ->
 def test_a_primary_that_answers_as_a_replica_makes_the_store_ask_again() -> None:
     async def main(primary: Node, replica: Node, eye: Node) -> None:
         store = open_store(url(eye))
-        assert await store.ping()
+        await shared_again(store)
         eye.ask("SENTINEL", "REMOVE", "main")
         replica.ask("REPLICAOF", "NO", "ONE")
         primary.ask("REPLICAOF", "127.0.0.1", replica.port)
@@ -105,6 +117,83 @@ def test_a_primary_that_answers_as_a_replica_makes_the_store_ask_again() -> None
 
     with watched() as (primary, replica, eye):
         asyncio.run(main(primary, replica, eye))
+
+
+@contextmanager
+def behind() -> Iterator[tuple[Node, Callable[[int], Node]]]:
+    """A server, and what starts a sentinel that names a port as the primary's."""
+    with tempfile.TemporaryDirectory(prefix="tiergate-") as name:
+        place = Path(name)
+        one, eye = free_ports(2)
+        server, sentinel = Node(one, place, OPTIONS), Node(eye, place, [])
+
+        def watching(primary: int) -> Node:
+            conf = place / "sentinel.conf"
+            conf.write_text(WATCH.format(port=eye, place=place, primary=primary))
+            sentinel.command = [server.command[0], str(conf), "--sentinel"]
+            sentinel.start()
+            return sentinel
+
+        try:
+            server.start()
+            yield server, watching
+        finally:
+            server.close()
+            sentinel.close()
+
+
+@asynccontextmanager
+async def tls(port: int) -> AsyncIterator[int]:
+    """A port that speaks TLS for one that does not; it vouches for itself."""
+    identity = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(pem("PRIVATE KEY", KEY) + pem("CERTIFICATE", CERTIFICATE))
+        file.flush()
+        identity.load_cert_chain(file.name)
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, outer), carry(inner, writer), return_exceptions=True)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=identity) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def test_sentinels_and_the_primary_are_asked_over_tls() -> None:
+    async def main(server: Node, watching: Callable[[int], Node]) -> list[bool]:
+        async with tls(server.port) as secure, tls(watching(secure).port) as eye:
+            answers = []
+            for options, tries in (
+                ("?ssl_cert_reqs=none", 4),
+                ("", 1),
+            ):
+                store = open_store(f"rediss+sentinel://127.0.0.1:{eye}/main{options}")
+                answers.append(await reached(store, tries))
+                await store.close()
+            return answers
+
+    with behind() as (server, watching):
+        assert asyncio.run(main(server, watching)) == [True, False]
+
+
+def test_sentinels_are_asked_with_a_password_of_their_own() -> None:
+    async def main(eye: Node) -> list[bool]:
+        answers = []
+        for options, tries in (("?sentinel_password=open%20sesame", 4), ("?sentinel_password=wrong", 1), ("", 1)):
+            store = open_store(f"redis+sentinel://127.0.0.1:{eye.port}/main{options}")
+            answers.append(await reached(store, tries))
+            await store.close()
+        return answers
+
+    with behind() as (server, watching):
+        eye = watching(server.port)
+        eye.ask("ACL", "SETUSER", "default", ">open sesame")
+        assert asyncio.run(main(eye)) == [True, False, False]
 
 
 def test_sentinels_that_are_gone_cost_no_request() -> None:

@@ -33,7 +33,7 @@ def record(**fields: Any) -> Record:
 
 def telemetry(policy: Policy = POLICY, log: bool = False) -> Telemetry:
     made = Telemetry(log)
-    made.use(policy, lambda: {"flash": 2}, lambda: True)
+    made.use(policy, lambda: {"flash": 2}, lambda: "ok")
     return made
 
 
@@ -105,13 +105,15 @@ def test_nothing_a_caller_writes_becomes_a_label_value_or_a_log_word(capsys: pyt
 
 def test_the_policy_in_force_is_the_only_one_shown() -> None:
     made = telemetry()
-    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), revision="r2"), dict, lambda: False)
+    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), revision="r2"), dict, lambda: "down")
     assert len(re.findall("^gateway_policy_info{", shown(made), re.MULTILINE)) == 1
     assert 'revision="r2"' in shown(made)
-    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), tiers={"third": THIRD}), dict, lambda: False)
-    made.use(POLICY, dict, lambda: False)
+    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), tiers={"third": THIRD}), dict, lambda: "down")
+    made.use(POLICY, dict, lambda: "down")
     assert "third" not in shown(made)
     assert value(made, "gateway_store_up") == 0
+    assert value(made, 'gateway_limits{kept="deny",limit="budget"}') == 1
+    assert value(made, 'gateway_limits{kept="shared",limit="budget"}') == 0
 
 
 def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(

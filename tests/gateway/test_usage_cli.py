@@ -5,13 +5,13 @@ import subprocess
 import sys
 import time
 
-from gateway.store import Claim, Limits, Line, Store
+from gateway.store import Bound, Limits, Line, Store
 from tests.stores import on
 
 
 async def fill(store: Store) -> None:
     for caller, kind, money in (("ann", "answer", 2_000_000), ("ann", "triage", 1000), ("bob", "answer", 500_000)):
-        held = await store.admit(caller, Limits(100, 100, 60.0), None, Claim("pro", "flash"))
+        held = await store.admit(caller, Limits(100, 100, 60.0), None, Bound("pro", "flash"))
         await store.settle(caller, held.lease or "", [Line("pro", kind, kind == "triage", 10, 2, 5, money)])  # type: ignore[arg-type]
 
 

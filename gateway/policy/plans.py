@@ -1,0 +1,93 @@
+"""What may callers do, and what may they spend?"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gateway.policy.model import Count, Duration, Name, Several, Share
+from gateway.policy.rules import STRICT
+
+TokenCount = Annotated[int, Field(ge=1, le=100_000_000)]
+Without = Literal["deny", "local", "allow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What each caller of a plan, or all callers together, may spend in a window.
+
+    Windows begin at multiples of their length since 1970, UTC. A call holds the most that it can cost until it is
+    settled. `then`: what becomes of a request whose cost on the highest tier that it may reach does not fit.
+    """
+
+    __pydantic_config__ = STRICT
+    usd: Annotated[float, Field(gt=0, le=1e6, description="US dollars in a window")]
+    window: Annotated[Duration, Field(description="how long a window is")] = 86400.0
+    warn: Annotated[Share | None, Field(description="the part of it from which callers are told")] = 0.8
+    then: Annotated[
+        Literal["flash_only", "refuse"], Field(description="what does not fit: the first tier if that fits, or a 429")
+    ] = "flash_only"
+
+
+@dataclass(frozen=True, slots=True)
+class ProShare:
+    """How many of a caller's requests may be answered above the first tier."""
+
+    __pydantic_config__ = STRICT
+    max: Annotated[Share, Field(description="the part of the requests in a window")]
+    window: Annotated[Duration, Field(description="how long a window is")] = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a caller may do. `may`: the tiers above the first that it may reach (and all that rank below them).
+
+    `fields`: privileged request fields that pass unchanged. `explain`: may ask for the whole decision.
+    """
+
+    __pydantic_config__ = STRICT
+    requests_per_minute: Annotated[Count, Field(description="requests in a minute")] = 120
+    concurrency: Annotated[Count, Field(description="requests at once")] = 16
+    tokens_per_minute: Annotated[
+        TokenCount | None, Field(description="tokens in a minute, prompts and answers; null is no limit")
+    ] = None
+    budget: Annotated[Budget | None, Field(description="what a caller may spend; null is no limit")] = None
+    pro_share: Annotated[
+        ProShare | None, Field(description="how much may be answered above the first tier; null is no limit")
+    ] = None
+    may: Annotated[Several, Field(description="tiers above the first that the caller may reach")] = ()
+    fields: Annotated[Several, Field(description="privileged request fields that pass unchanged")] = ()
+    explain: Annotated[bool, Field(description="may ask for the whole decision with x-route-explain")] = True
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultCaller:
+    __pydantic_config__ = STRICT
+    plan: Annotated[str, Field(description="the plan of callers that have no other")]
+
+
+@dataclass(frozen=True, slots=True)
+class OnStoreFailure:
+    """What becomes of a plan's limits while the shared store does not answer.
+
+    deny   callers whose plan has the limit get a 503; for `pro_share`: the first tier only
+    local  each gateway process keeps its share: the limit divided by the processes on the store; `pro_share` as it is
+    allow  the limit is not kept
+    """
+
+    __pydantic_config__ = STRICT
+    requests: Annotated[Without, Field(description="requests_per_minute")] = "local"
+    concurrency: Annotated[Without, Field(description="concurrency")] = "local"
+    tokens: Annotated[Without, Field(description="tokens_per_minute")] = "local"
+    budget: Annotated[Without, Field(description="budgets; deny is a 503 also where `then` is flash_only")] = "deny"
+    pro_share: Annotated[Without, Field(description="pro_share; deny is the first tier only")] = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    __pydantic_config__ = STRICT
+    default: Annotated[DefaultCaller, Field(description="who a caller is that has no plan of its own")]
+    plans: Annotated[dict[Name, Plan], Field(min_length=1, description="what callers may do, by plan")]
+    on_store_failure: Annotated[
+        OnStoreFailure, Field(description="what becomes of each limit while the store does not answer")
+    ] = OnStoreFailure()

@@ -1,0 +1,107 @@
+"""What is a caller told of its limits?   Pure."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gateway.errors import RateLimited
+from gateway.policy import Budget, Callers
+from gateway.store import Admitted, State
+from gateway.types import Headers, Standing
+
+CODES = {"concurrency": "concurrency_limit_exceeded", "money": "insufficient_quota"}
+WHOSE = {"caller": "this API key", "all": "all callers together"}
+THEN = (None, "warn", "flash_only")
+LIMITS = ("requests", "concurrency", "tokens", "budget", "pro_share")
+MODES = ("shared", "local", "deny", "allow")
+
+
+class OverLimit(RateLimited):
+    """A limit (`limit`) is used up; its headers tell the caller's limits, too. More money comes with no retry."""
+
+    def __init__(self, message: str, found: Admitted, limits: Headers) -> None:
+        self.limit = found.refused_by or "requests"
+        super().__init__(message, code=CODES.get(self.limit), retry_after=found.retry_after)
+        self._limits = limits
+        if self.limit == "money":
+            self.type, self.should_retry = "insufficient_quota", False
+
+    def headers(self) -> Headers:
+        return [*super().headers(), *self._limits]
+
+
+def told(found: Admitted, whose: str) -> str:
+    """What a refused caller is told; `whose` limit it is: its own key's, or that of all callers."""
+    if found.refused_by == "tokens":
+        return f"Rate limit reached for tokens per minute: limit {found.limits.tokens_per_minute}."
+    if found.refused_by == "concurrency":
+        return f"Too many requests at the same time: limit {found.limits.concurrency}."
+    if found.refused_by == "money":
+        return f"The budget of {WHOSE[whose]} does not cover what this request may cost; max_tokens bounds that."
+    return f"Rate limit reached for requests per minute: limit {found.limits.requests_per_minute}."
+
+
+def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
+    money = found.limits.money
+    if not budget or not money:
+        return Standing(capped=found.capped)
+    used = min(1.0, found.money / money.nano)
+    warned = "warn" if budget.warn is not None and used >= budget.warn else None
+    return Standing(used, "flash_only" if found.capped == "budget" else warned, whose, found.capped)
+
+
+def gravest(one: Standing, other: Standing) -> Standing:
+    """Of a caller's standing and that of all: what either keeps it from, told by the budget from which more follows."""
+    spoke = max(one, other, key=lambda standing: (THEN.index(standing.budget), standing.budget_used))
+    return replace(spoke, capped=one.capped or other.capped)
+
+
+def budget_headers(standing: Standing) -> Headers:
+    """x-budget tells what follows from a budget (warn, flash_only) once something does, x-budget-used why, x-budget-of
+    whose it is (caller, all)."""
+    if not standing.budget or not standing.budget_of:
+        return []
+    return [
+        (b"x-budget", standing.budget.encode()),
+        (b"x-budget-used", b"%.3f" % standing.budget_used),
+        (b"x-budget-of", standing.budget_of.encode()),
+    ]
+
+
+def limit_headers(found: Admitted) -> Headers:
+    """x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited; reset is an OpenAI duration
+    until the whole limit is free, if what is held is used."""
+    headers = [
+        (b"x-ratelimit-limit-requests", b"%d" % found.limits.requests_per_minute),
+        (b"x-ratelimit-remaining-requests", b"%d" % found.remaining),
+        (b"x-ratelimit-reset-requests", duration(found.reset).encode()),
+    ]
+    most = found.limits.tokens_per_minute
+    if most is None:
+        return headers
+    return [
+        *headers,
+        (b"x-ratelimit-limit-tokens", b"%d" % most),
+        (b"x-ratelimit-remaining-tokens", b"%d" % max(0, most - found.tokens.used)),
+        (b"x-ratelimit-reset-tokens", duration(found.tokens.reset).encode()),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it, rounded up to a millisecond: "12ms", "1.5s", "6m0s", "1h0m0s"."""
+    milliseconds = max(0, -int(-seconds * 1000 // 1))
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    minutes, rest = divmod(milliseconds, 60_000)
+    shown = f"{rest / 1000:g}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{shown}"
+    return f"{minutes}m{shown}" if minutes else shown
+
+
+def kept(callers: Callers, state: State) -> Mapping[str, str]:
+    """How each limit is kept at present: shared, or in this process (local), or denied, or not at all (allow)."""
+    modes = callers.on_store_failure
+    if state == "down":
+        return {name: getattr(modes, name) for name in LIMITS}
+    return dict.fromkeys(LIMITS, "shared" if state == "ok" else "local")

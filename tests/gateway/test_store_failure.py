@@ -1,0 +1,140 @@
+"""What limits come to while the store does not answer: denied, shared out, or let go."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+import redis
+
+from gateway.embedded import embedded
+from gateway.errors import Overloaded
+from gateway.store import Admitted, Bound, Limits, Line, Money, Outage, Portion, RedisStore, open_store
+from loadtest.servers import Sim
+from tests.gateway.serving import body, eventually, gateway
+from tests.tiers import policy_for
+
+WIDE = Limits(1_000_000, 100_000, 60.0)
+PAID = replace(WIDE, money=Money(1_000_000, 86400.0, degrade=True))
+COSTLY = Bound("pro", "flash", prompt=10, completion=90, money=100_000, cheap=100)
+USED = [Line("pro", "answer", False, 8, 4, 20, 300)]
+
+
+def frozen(scenario: Callable[[RedisStore, RedisStore], Awaitable[None]]) -> None:
+    """`scenario` on two stores that shared a server, which stands still now."""
+
+    async def main() -> None:
+        async with embedded() as url:
+            with redis.Redis.from_url(url) as client:
+                pid = int(client.info("server")["process_id"])
+            one, two = RedisStore(url), RedisStore(url)
+            for store in (one, two):
+                await store.admit("bob", WIDE, None)
+                await store.secret()
+            assert two.processes == 2
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await scenario(one, two)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+                await one.close()
+                await two.close()
+
+    asyncio.run(main())
+
+
+async def burst(store: RedisStore, limits: Limits, count: int = 40) -> list[Admitted]:
+    return list(await asyncio.gather(*(store.admit("ann", limits, None, COSTLY) for _ in range(count))))
+
+
+async def refused(store: RedisStore, limits: Limits) -> float:
+    """Seconds until the refusal."""
+    started = time.perf_counter()
+    with pytest.raises(Overloaded) as refusal:
+        await store.admit("ann", limits, None, COSTLY)
+    assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")
+    assert refusal.value.retry_after
+    return time.perf_counter() - started
+
+
+def test_a_denied_budget_refuses_at_once_and_who_has_none_does_not_notice() -> None:
+    async def main(store: RedisStore, _: RedisStore) -> None:
+        assert await refused(store, PAID) <= 0.25
+        assert max([await refused(store, PAID) for _ in range(20)]) <= 0.05
+        assert (await store.admit("ann", WIDE, None, COSTLY)).allowed
+        assert await refused(store, replace(WIDE, outage=Outage(requests="deny"))) <= 0.05
+        assert await refused(store, replace(WIDE, tokens_per_minute=5, outage=Outage(tokens="deny"))) <= 0.05
+
+    frozen(main)
+
+
+def test_of_two_processes_each_keeps_half_of_a_local_limit_and_tells_it() -> None:
+    async def main(_: RedisStore, store: RedisStore) -> None:
+        local = Outage(money="local")
+        assert sum(answer.allowed for answer in await burst(store, replace(WIDE, concurrency=9))) == 5
+        answers = await burst(store, replace(WIDE, requests_per_minute=25))
+        assert sum(answer.allowed for answer in answers) == 13
+        assert answers[0].limits.requests_per_minute == 13
+        spent = await store.admit("carl", replace(PAID, outage=local), None, COSTLY)
+        assert spent.limits.money == Money(500_000, 86400.0, degrade=True)
+        tokens = [await store.admit("dora", replace(WIDE, tokens_per_minute=399), None, COSTLY) for _ in range(3)]
+        assert [answer.allowed for answer in tokens] == [True, True, False]
+
+    frozen(main)
+
+
+def test_a_limit_that_is_let_go_admits_and_a_denied_share_keeps_to_the_first_tier() -> None:
+    async def main(store: RedisStore, _: RedisStore) -> None:
+        free = Outage("allow", "allow", "allow", "allow", "deny")
+        tight = Limits(1, 1, 60.0, 1, Money(1, 86400.0, degrade=False), Portion(1.0, 60.0), free)
+        answers = await burst(store, tight)
+        assert all(answer.allowed for answer in answers)
+        assert {answer.capped for answer in answers} == {"share"}
+        freed = await burst(store, replace(tight, outage=replace(free, share="allow")))
+        assert {answer.capped for answer in freed} == {None}
+
+    frozen(main)
+
+
+def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_the_servers_word_was_lost() -> None:
+    async def main() -> None:
+        async with embedded() as url:
+            with redis.Redis.from_url(url) as client:
+                pid = int(client.info("server")["process_id"])
+            store = RedisStore(url)
+            await store.secret()
+            os.kill(pid, signal.SIGSTOP)
+            held = await store.admit("ann", WIDE, None, COSTLY)
+            os.kill(pid, signal.SIGCONT)
+            await eventually(lambda: store.state == "ok")
+            os.kill(pid, signal.SIGSTOP)
+            await store.settle("ann", held.lease or "", USED)
+            assert len(store._owed) == 1
+            os.kill(pid, signal.SIGCONT)
+            await eventually(lambda: not len(store._owed))
+            (line,) = await store.ledger("ann")
+            assert (line.requests, line.money) == (1, 300)
+            await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_gateway_tells_how_its_limits_are_kept(flash: Sim, pro: Sim) -> None:
+    callers = {"plans": {"usual": {"budget": {"usd": 1.0}}}, "on_store_failure": {"tokens": "allow"}}
+
+    async def main() -> None:
+        store = open_store("redis://127.0.0.1:1")
+        async with gateway(policy_for(flash, pro, callers=callers), store) as gate:
+            refusal = await gate.ask(body())
+            assert (refusal.status, refusal.json()["error"]["code"]) == (503, "store_unavailable")
+            assert int(refusal.headers["retry-after"]) >= 1
+            ready = (await gate.get("/ready")).json()
+            assert ready["store"] == "down"
+            assert ready["limits"]["budget"] == "deny"
+            assert ready["limits"]["tokens"] == "allow"
+            assert 'gateway_limits{kept="deny",limit="budget"} 1.0' in (await gate.get("/metrics")).data.decode()
+
+    asyncio.run(main())

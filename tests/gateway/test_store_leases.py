@@ -1,0 +1,153 @@
+"""Leases last while their process lives, and end with it. Real processes on a real Valkey."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from gateway.store import Bound, Limits, Line, Money, Store, open_store
+from tests.stores import on
+
+LEASE = 0.3
+BUDGET = Limits(1000, 1000, LEASE, money=Money(10_000, 86400.0, degrade=False))
+TWO = Limits(1000, 2, LEASE)
+COSTLY = Bound("pro", "flash", prompt=10, completion=90, money=1000, cheap=100)
+USED = [Line("pro", "answer", False, 8, 4, 20, 300)]
+
+# Holds ten calls; settles them when a line comes in, says so, and stays.
+HOLDER = """
+import asyncio, sys
+from gateway.store import open_store
+from tests.gateway.test_store_leases import BUDGET, COSTLY, USED
+
+async def main():
+    store = open_store(sys.argv[1])
+    held = [await store.admit("ann", BUDGET, None, COSTLY) for _ in range(12)]
+    print(sum(answer.allowed for answer in held), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    for answer in held:
+        await store.settle("ann", answer.lease or "", USED)
+    print("settled", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=["memory", "valkey", "valkey_cluster"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    return None if request.param == "memory" else request.getfixturevalue(request.param)
+
+
+@contextmanager
+def holder(url: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that holds the whole budget."""
+    command = [sys.executable, "-c", HOLDER, url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert said(process) == "10"
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+async def told_to_settle(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert await asyncio.to_thread(said, process) == "settled"
+
+
+async def money(store: Store) -> list[tuple[int, bool, int]]:
+    return [(line.requests, line.estimated, line.money) for line in await store.ledger("ann")]
+
+
+async def affords(store: Store) -> bool:
+    """Whether one call more fits; it is given back."""
+    answer = await store.admit("ann", BUDGET, None, COSTLY)
+    await store.settle("ann", answer.lease or "")
+    return answer.allowed
+
+
+def test_what_a_living_process_holds_outlives_its_lease(url: str | None) -> None:
+    async def main(store: Store) -> None:
+        held = [await store.admit("ann", TWO, None, COSTLY) for _ in range(3)]
+        await asyncio.sleep(2.5 * LEASE)
+        assert [answer.allowed for answer in held] == [True, True, False]
+        assert not (await store.admit("ann", TWO, None, COSTLY)).allowed
+        assert await money(store) == []
+        await store.settle("ann", held[0].lease or "", USED)
+        assert await money(store) == [(1, False, 300)]
+
+    on(url, main)
+
+
+@pytest.mark.parametrize("kind", ["valkey", "valkey_cluster"])
+def test_what_a_process_held_that_ended_returns_after_the_lease(kind: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(kind)
+
+    async def main(store: Store) -> Any:
+        other = open_store(url)
+        held = [await other.admit("ann", TWO, None, COSTLY) for _ in range(2)]
+        await other.close()
+        before = (await store.admit("ann", TWO, None)).allowed
+        await asyncio.sleep(LEASE + 0.05)
+        after = [(await store.admit("ann", TWO, None)).allowed for _ in range(3)]
+        await store.settle("ann", held[0].lease or "", USED)
+        return before, after, (await store.admit("ann", TWO, None)).allowed
+
+    assert on(url, main) == (False, [True, True, False], False)
+
+
+def test_what_a_killed_process_held_is_booked_as_an_estimate(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        with holder(valkey) as process:
+            await asyncio.sleep(1.5 * LEASE)
+            assert not await affords(store)
+            assert await money(store) == []
+            os.kill(process.pid, signal.SIGKILL)
+            assert not await affords(store)
+            await asyncio.sleep(LEASE + 0.05)
+        assert await money(store) == [(10, True, 10_000)]
+        assert not await affords(store)
+
+    on(valkey, main)
+
+
+def test_a_process_that_was_stopped_for_longer_changes_nothing_of_what_was_booked_meanwhile(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        with holder(valkey) as process:
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(LEASE + 0.05)
+            assert await money(store) == [(10, True, 10_000)]
+            os.kill(process.pid, signal.SIGCONT)
+            await told_to_settle(process)
+        assert await money(store) == [(10, True, 10_000)]
+        assert not await affords(store)
+
+    on(valkey, main)
+
+
+def test_a_process_that_was_stopped_settles_what_nobody_missed(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        with holder(valkey) as process:
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(LEASE + 0.05)
+            os.kill(process.pid, signal.SIGCONT)
+            await asyncio.sleep(0.05)  # it renews what it holds
+            await told_to_settle(process)
+        assert await money(store) == [(10, False, 3000)]
+        assert await affords(store)
+
+    on(valkey, main)

@@ -1,0 +1,128 @@
+"""One connection to a real Valkey, shared by all tasks, on both event loops, bare and in TLS."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import redis
+
+from gateway.store import VALUE_LIMIT
+from gateway.store.line import Line, connection
+from tests.gateway.loopback import Run, run  # noqa: F401  a fixture
+from tests.gateway.test_http1_limits import identity  # noqa: F401  a fixture
+
+BIG = b"x" * VALUE_LIMIT
+
+
+@contextlib.asynccontextmanager
+async def line(url: str, faults: list[Exception]) -> AsyncIterator[Line]:
+    opened = Line(connection(url), faults.append, lambda error, waiting: False)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@contextlib.asynccontextmanager
+async def tls_before(valkey: str, tls: ssl.SSLContext) -> AsyncIterator[int]:
+    """The port of a relay that speaks TLS to clients.
+
+    All its connections have ended when the block is left: uvloop does not close as long as one of TLS is open.
+    """
+    meetings: set[asyncio.Task[Any] | None] = set()
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        meetings.add(asyncio.current_task())
+        far_reader, far_writer = await asyncio.open_unix_connection(valkey.removeprefix("unix://"))
+        await asyncio.gather(relay(reader, far_writer), relay(far_reader, writer))
+        far_writer.transport.abort()
+        writer.transport.abort()
+
+    listening = await asyncio.start_server(meet, "127.0.0.1", 0, ssl=tls)
+    yield listening.sockets[0].getsockname()[1]
+    listening.close()
+    await asyncio.wait({meeting for meeting in meetings if meeting}, timeout=5)
+    await asyncio.sleep(0.05)  # what was closed is taken down in the loop's next turns
+
+
+async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while piece := await reader.read(1 << 16):
+            writer.write(piece)
+            await writer.drain()
+    writer.close()
+
+
+async def set_and_get(lane: Line) -> None:
+    """More than any buffer takes, both ways; the replies keep the order of the commands."""
+    names = [b"name%d" % n for n in range(8)]
+    asked = [lane.put(*command) for name in names for command in ((b"SET", name, name + BIG), (b"GET", name))]
+    asked += [lane.put(b"ECHO", n) for n in range(500)]
+    expected = [answer for name in names for answer in (b"OK", name + BIG)] + [b"%d" % n for n in range(500)]
+    assert await asyncio.gather(*asked) == expected
+
+
+def test_many_large_commands_at_once_are_answered_in_order(run: Run, valkey: str) -> None:  # noqa: F811
+    async def main() -> None:
+        faults: list[Exception] = []
+        async with line(valkey, faults) as lane:
+            await set_and_get(lane)
+        assert faults == []
+
+    run(main())
+
+
+def test_user_password_database_and_tls_are_those_of_the_address(
+    run: Run,  # noqa: F811
+    valkey: str,
+    identity: ssl.SSLContext,  # noqa: F811
+) -> None:
+    async def main() -> None:
+        faults: list[Exception] = []
+        async with tls_before(valkey, identity) as port:
+            address = f"ann:sesame@127.0.0.1:{port}/3?ssl_cert_reqs=none&ssl_check_hostname=false"
+            async with line(f"rediss://{address}", faults) as lane:
+                await set_and_get(lane)
+                assert await lane.put(b"ACL", b"WHOAMI") == b"ann"
+            with redis.Redis.from_url(f"{valkey}?db=3") as client:
+                assert client.get("name7") == b"name7" + BIG
+        assert faults == []
+
+    with redis.Redis.from_url(valkey) as client:
+        client.acl_setuser("ann", enabled=True, passwords=["+sesame"], commands=["+@all"], keys=["*"])
+        try:
+            run(main())
+        finally:
+            client.acl_deluser("ann")
+
+
+def test_what_was_put_is_sent_though_nobody_waits_and_the_line_is_closed(run: Run, valkey: str) -> None:  # noqa: F811
+    async def main() -> None:
+        async with line(valkey, []) as lane:
+            lane.put(b"INCR", b"count").cancel()
+            lane.put(b"INCR", b"count")
+
+    run(main())
+    with redis.Redis.from_url(valkey) as client:
+        assert client.get("count") == b"2"
+
+
+def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_command_connects_afresh(
+    run: Run,  # noqa: F811
+    valkey: str,
+) -> None:
+    async def main() -> None:
+        faults: list[Exception] = []
+        async with line(valkey, faults) as lane:
+            number = await lane.put(b"CLIENT", b"ID")
+            with redis.Redis.from_url(valkey) as client:
+                client.client_kill_filter(_id=number)
+            async with asyncio.timeout(1.0):
+                while not faults:  # noqa: ASYNC110  a line tells of a fault by a call only
+                    await asyncio.sleep(0.005)
+            assert await lane.put(b"CLIENT", b"ID") > number
+        assert len(faults) == 1
+
+    run(main())
