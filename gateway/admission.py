@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gateway.errors import Overloaded
 from gateway.policy import Policy
-from gateway.pricing import bound, limits_of, limits_of_all, lines, plan_of
+from gateway.pricing import bound, limits_of_all, lines, terms
 from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
 from gateway.store import ALL, Admitted, Line, Store
 from gateway.types import ChatRequest, Headers, Reply, Standing
@@ -82,9 +82,10 @@ async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, stor
     is not kept without it.
     """
     caller = request.caller
-    plan, limits_together = plan_of(caller, policy), limits_of_all(policy)
+    plan, limits = terms(caller, policy)
+    limits_together = policy.once(limits_of_all)
     most = bound(request, policy.reach(caller.plan, caller.own.may), policy)
-    asking = {caller.id: store.admit(caller.id, limits_of(plan, policy), recall, most)}
+    asking = {caller.id: store.admit(caller.id, limits, recall, most)}
     if limits_together:
         asking[ALL] = store.admit(ALL, limits_together, None, most)
     own, *others = await held(asking, store)

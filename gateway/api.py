@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from gateway import sse
 from gateway.answer import answer
@@ -18,7 +16,7 @@ from gateway.cache import Flights
 from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
 from gateway.keys import Keys, identify
 from gateway.policy import Policy
-from gateway.pricing import lines, plan_of
+from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
@@ -28,6 +26,7 @@ from gateway.store import Store
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Headers, Record, Reply
 from gateway.upstream import Upstream
+from gateway.wire import Wire
 
 # What a path's request must hold, and what of the other path's it must not: two readers could read two prompts.
 PATHS = {"/v1/chat/completions": ("messages", "prompt"), "/v1/completions": ("prompt", "messages")}
@@ -37,11 +36,6 @@ JSON: Headers = [(b"content-type", b"application/json")]
 STREAMED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("gateway")
 
 
@@ -61,37 +55,16 @@ class Doors:
     leaving: bool = False
 
 
-class Front:
-    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD."""
-
-    def __init__(self, doors: Doors, rest: ASGI, settings: Settings) -> None:
-        self._doors, self._rest, self._settings = doors, rest, settings
-
-    def leave(self) -> None:
-        """From here on /ready says no."""
-        self._doors.leaving = True
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._rest(scope, receive, send)
-        elif scope["path"] in PATHS:
-            await Exchange(self._doors, self._settings, scope, (receive, send)).run()
-        else:
-            method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._rest({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
-
-
 class Exchange:
     """One request and its answer on one connection."""
 
-    def __init__(self, doors: Doors, settings: Settings, scope: Scope, line: tuple[Receive, Send]) -> None:
-        self._doors, self._settings = doors, settings
-        self._receive, self._send = line
+    def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
+        self._doors, self._settings, self._wire = doors, settings, wire
         self._policy = doors.policy
         self._started = time.perf_counter()
-        self._path, self._method = str(scope["path"]), str(scope["method"])
-        self._headers = _headers(scope)
-        self._id = request_id(self._headers)
+        self._headers = wire.headers
+        self._id = request_id(wire.headers)
+        self._task: asyncio.Task[None] | None = None
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
         self._reply: Reply | None = None
@@ -129,15 +102,16 @@ class Exchange:
 
     async def _serve(self) -> None:
         doors = self._doors
-        if self._method != "POST":
-            raise WrongMethod(f"This path takes POST, not {self._method[:16]}.")
+        if self._wire.method != "POST":
+            raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
         self._caller = await identify(self._headers.get("authorization"), doors.keys, self._policy.callers)
-        data = await self._body(self._settings.max_body)
+        data = await self._body()
         if data is None:
             self._left = True
             return
         self._request = request = self._read(data, self._caller)
-        watch = asyncio.create_task(self._watch(asyncio.current_task()))
+        self._task = asyncio.current_task()
+        self._wire.watch(self._leave)
         try:
             async with asyncio.timeout(request.left()):
                 self._reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
@@ -145,46 +119,38 @@ class Exchange:
         except TimeoutError:
             raise TooLate("The time that the request gave itself (x-request-timeout) is over.") from None
         finally:
-            watch.cancel()
+            self._wire.unwatch()
 
-    async def _body(self, limit: int) -> bytes | None:
+    def _leave(self) -> None:
+        """A caller who leaves cancels the work for it, whatever it waits for."""
+        self._left = True
+        if self._task:
+            self._task.cancel()
+
+    async def _body(self) -> bytes | None:
         """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge."""
-        started, length = time.perf_counter(), self._headers.get("content-length", "")
-        parts, size, more = [], 0, True
+        length, limit = self._headers.get("content-length", ""), self._settings.max_body
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > limit:
-                raise TooLarge(f"The request body is over {limit} bytes.")
+        if (data := self._wire.ready()) is not None and len(data) <= limit:
+            return data
+        started = time.perf_counter()
+        data = await self._wire.read(limit)
         self._uploading = time.perf_counter() - started
-        return b"".join(parts)
+        return data
 
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
         body, fields = read(data)
-        wanted, foreign = PATHS[self._path]
-        if body.raw(foreign) is not None:
-            raise BadRequest(f"'{foreign}' does not belong to {self._path}.", param=foreign)
-        if body.raw(wanted) is None or fields.messages == []:
+        wanted, foreign = PATHS[self._wire.path]
+        if body.size(foreign):
+            raise BadRequest(f"'{foreign}' does not belong to {self._wire.path}.", param=foreign)
+        if not body.size(wanted) or fields.messages == []:
             raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
-        request = ChatRequest(self._id, caller, self._path, body, fields, self._headers, self._started)
+        request = ChatRequest(self._id, caller, self._wire.path, body, fields, self._headers, self._started)
         refuse_links(request)
-        if self._explained and not plan_of(caller, self._policy).explain:
+        if self._explained and not terms(caller, self._policy)[0].explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
-
-    async def _watch(self, serving: "asyncio.Task[None] | None") -> None:
-        """A caller who leaves cancels the work for it, whatever it waits for."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._left = True
-        if serving:
-            serving.cancel()
 
     async def _whole(self, reply: Reply) -> None:
         data = b"".join([chunk async for chunk in reply.chunks])
@@ -193,12 +159,12 @@ class Exchange:
             data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
         self._ttft = time.perf_counter() - self._started
         await self._start(reply.status, [*headers, (b"content-length", b"%d" % len(data))])
-        await self._write(data, more=False)
+        await self._wire.write(data, more=False)
 
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
         await self._start(reply.status, self._answered(reply) + STREAMED)
-        pulse = Pulse(self._settings.keepalive, partial(self._write, more=True))
+        pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
         try:
             async with asyncio.timeout(self._policy.tiers[reply.tier].timeouts.total):
                 await self._chunks(reply, pulse)
@@ -211,10 +177,10 @@ class Exchange:
         async for chunk in reply.chunks:
             if self._ttft is None:
                 self._ttft = time.perf_counter() - self._started
-            await self._write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
-            pulse.last = asyncio.get_running_loop().time()
+            await self._wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
+            pulse.beat()
         await pulse.stop()
-        await self._write(b"", more=False)
+        await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
         if not self._request or sse.DONE not in events:
@@ -231,12 +197,12 @@ class Exchange:
             if self._reply and self._reply.stream:
                 with contextlib.suppress(TimeoutError):  # who takes nothing hears nothing
                     async with asyncio.timeout(LAST_WORD):
-                        await self._write(sse.event(refusal.body()), more=False)
+                        await self._wire.write(sse.event(refusal.body()), more=False)
             return
         body = refusal.body()
         headers = JSON + refusal.headers() + self._answered(self._reply)
         await self._start(refusal.status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self._write(body, more=False)
+        await self._wire.write(body, more=False)
 
     def _answered(self, reply: Reply | None) -> Headers:
         """The headers of an answer; the time before its first byte ends here."""
@@ -250,18 +216,15 @@ class Exchange:
         return self._headers.get("x-route-explain") == "1"
 
     async def _start(self, status: int, headers: Headers) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._wire.start(status, headers)
         self._status = status
-
-    async def _write(self, data: bytes, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     def _record(self) -> None:
         reply, request = self._reply, self._request
         self._doors.telemetry.record(
             Record(
                 id=self._id,
-                path=self._path,
+                path=self._wire.path,
                 status=LEFT if self._left else self._status,
                 seconds=time.perf_counter() - self._started,
                 overhead=self._overhead,
@@ -285,19 +248,4 @@ class Exchange:
 def request_id(headers: dict[str, str]) -> str:
     """The caller's id for the request if it is in our form, else one of ours."""
     given = headers.get("x-request-id", "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _headers(scope: Scope) -> dict[str, str]:
-    return {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-
-
-def _naming(name: str, send: Send) -> Send:
-    """`send`, which puts the request's id on the answer."""
-
-    async def named(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], (b"x-request-id", name.encode())]}
-        await send(message)
-
-    return named
+    return given if _ID.fullmatch(given) else os.urandom(16).hex()

@@ -14,7 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway import __version__
 from gateway.admin import Guard, admin_routes
-from gateway.api import ASGI, Doors, Front
+from gateway.api import Doors
+from gateway.asgi import ASGI, Front
 from gateway.cache import Flights
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
@@ -57,6 +58,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         await upstream.close()
         client.close()
         await store.close()
+        telemetry.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors, member)

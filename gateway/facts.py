@@ -40,7 +40,7 @@ def observe(
         wish=wish,
         wished_by=wished_by,
         characters=sum(map(len, last)),
-        turns=sum(message.role == "user" for message in fields.messages) if fields.messages else 1,
+        turns=sum([message.role == "user" for message in fields.messages]) if fields.messages else 1,
         context=int(context(fields)),
         tools=bool(fields.tools),
         json_schema=(fields.response_format or {}).get("type") == "json_schema",

@@ -90,12 +90,19 @@ class Connection(HttpToolsProtocol):
         if not self._in_head:
             return  # a trailer, which may not pass for a header
         self._head += len(name) + len(value) + 4
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._check()
         self._in_head, self._in_body = False, True
         self._unanswered += 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the cycle of the request whose head has come, or queue it behind those before it."""
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
 

@@ -10,7 +10,8 @@ COMMENT = b": keep-alive\n\n"  # readers of server-sent events skip it
 class Pulse:
     """Writes a comment whenever a stream stood still for `seconds`; 0: never. Its holder stops it.
 
-    `write` takes whole events, so a comment never comes into one. The holder sets `last` after each write of its own.
+    `write` takes whole events, so a comment never comes into one. The holder says after each write of its own that the
+    stream moves.
     """
 
     def __init__(self, seconds: float, write: Callable[[bytes], Awaitable[None]]) -> None:
@@ -19,6 +20,10 @@ class Pulse:
         self._task: asyncio.Task[None] | None = None
         self.last = self._loop.time()
         self._timer = self._loop.call_later(seconds, self._check) if seconds else None
+
+    def beat(self) -> None:
+        """The stream moved."""
+        self.last = self._loop.time()
 
     def _check(self) -> None:
         due = self.last + self._seconds

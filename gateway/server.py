@@ -10,7 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from gateway.api import ASGI
+from gateway.asgi import ASGI, Front
+from gateway.fast import FastConnection
 from gateway.protocol import Connection
 from gateway.settings import Settings
 
@@ -23,18 +24,18 @@ class Server(uvicorn.Server):
 
     The first SIGTERM or SIGINT: /ready says 503 at once, for `drain_wait` seconds all is served as before, save that
     connections end with their answer; then nobody new is let in, and open answers have `drain` seconds before they end
-    in an error. The second signal ends them at once. Who is `led` by a supervisor leaves the signals to it. `leave` is
-    called when readiness shall go.
+    in an error. The second signal ends them at once. Who is `led` by a supervisor leaves the signals to it. `app` is
+    `front`, or what stands before it.
     """
 
-    def __init__(self, app: ASGI, leave: Callable[[], None], settings: Settings, led: bool = False) -> None:
-        http: Callable[..., asyncio.Protocol] = partial(Connection, settings)
+    def __init__(self, front: Front, app: ASGI, led: bool = False) -> None:
+        settings = front.settings
         super().__init__(
             uvicorn.Config(
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=http,  # type: ignore[arg-type]  # a class or what makes its instances
+                http=connection(front, app),  # type: ignore[arg-type]  # a class or what makes its instances
                 ws="none",
                 access_log=False,
                 server_header=False,
@@ -44,7 +45,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
             )
         )
-        self._leave, self._settings, self._led = leave, settings, led
+        self._front, self._settings, self._led = front, settings, led
         self._close_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -57,7 +58,7 @@ class Server(uvicorn.Server):
         if self._close_at is not None:
             self.force_exit = self.should_exit = True
             return
-        self._leave()
+        self._front.leave()
         self._close_at = time.monotonic() + self._settings.pause
         self.config.encoded_headers.append((b"connection", b"close"))
 
@@ -89,6 +90,13 @@ class Server(uvicorn.Server):
             if self.force_exit and seconds != LAST_WORDS:
                 return
             await asyncio.sleep(TICK)
+
+
+def connection(front: Front, app: ASGI) -> Callable[..., Connection]:
+    """What serves a connection: the fast front where nothing stands before it."""
+    if front.settings.http == "fast" and app is front:
+        return partial(FastConnection, front)
+    return partial(Connection, front.settings)
 
 
 def bind(settings: Settings, shared: bool) -> list[socket.socket]:

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -32,7 +32,8 @@ class Settings(BaseSettings):
     the store. `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did. `keys_file`: keys
     that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `hosts`: the names
     that a request's Host may have; none: any. `cors_origins`: whose pages browsers let ask us, `*`: all; none:
-    nobody's. `tls_cert`, `tls_key`: PEM files; with them the listener speaks TLS only.
+    nobody's. `tls_cert`, `tls_key`: PEM files; with them the listener speaks TLS only. `http`: "fast" serves
+    completions without ASGI in between, save for other origins.
 
     Times in seconds. `request_timeout`: what a request may take, and more for a body that keeps to 16 KiB/s;
     `idle_timeout`: how long a connection may be without a request. `keepalive`: how long a stream may be silent before
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     drain_wait: float | None = Field(default=None, ge=0.0)
     drain: float = Field(default=600.0, ge=0.0)
     log_exchanges: bool = True
+    http: Literal["fast", "asgi"] = "fast"
 
     @property
     def pause(self) -> float:

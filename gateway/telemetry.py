@@ -1,13 +1,20 @@
 """What happened?   Metrics, and one log line per exchange."""
 
-import logging
+import asyncio
+import atexit
 import sys
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from gateway.policy import Callers, Policy
 from gateway.standing import LIMITS, MODES, kept
@@ -33,21 +40,21 @@ class Telemetry:
         self._names: frozenset[str] = frozenset()
         self._models: Mapping[str, str] = {}
         self._registry = registry = CollectorRegistry()
-        self._log = _exchange_log() if log else None
-        self.requests = Counter("gateway_requests", "Exchanges ended.", ["status", "tier"], registry=registry)
-        self.decisions = Counter("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"], registry=registry)
-        self.verdicts = Counter("gateway_verdicts", "Classifications.", ["outcome", "source"], registry=registry)
-        self.drafts = Counter("gateway_drafts", "Drafts started.", ["outcome"], registry=registry)
-        self.caching = Counter("gateway_cache_requests", "Requests by cache result.", ["result"], registry=registry)
-        self.refusals = Counter("gateway_refusals", "Errors of ours.", ["code"], registry=registry)
-        self.limited = Counter("gateway_limited", "Requests that a limit refused.", ["limit"], registry=registry)
-        self.cost = Counter(
-            "gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"], registry=registry
-        )
-        self.triage = Histogram("gateway_triage_seconds", "Time to a verdict.", buckets=DURATION, registry=registry)
-        self.overhead = Histogram(
-            "gateway_overhead_seconds", "Time before the first byte that is ours.", buckets=OVERHEAD, registry=registry
-        )
+        self._log = Lines() if log else None
+        count, spread = partial(Counts, registry), partial(Spreads, registry)
+        self.requests = count("gateway_requests", "Exchanges ended.", ["status", "tier"])
+        self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
+        self.verdicts = count("gateway_verdicts", "Classifications.", ["outcome", "source"])
+        self.drafts = count("gateway_drafts", "Drafts started.", ["outcome"])
+        self.caching = count("gateway_cache_requests", "Requests by cache result.", ["result"])
+        self.refusals = count("gateway_refusals", "Errors of ours.", ["code"])
+        self.limited = count("gateway_limited", "Requests that a limit refused.", ["limit"])
+        self.cost = count("gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"])
+        self.triage = spread("gateway_triage_seconds", "Time to a verdict.", [], DURATION)
+        self.overhead = spread("gateway_overhead_seconds", "Time before the first byte that is ours.", [], OVERHEAD)
+        self.duration = spread("gen_ai_server_request_duration_seconds", "Whole exchange.", GENAI, DURATION)
+        self.ttft = spread("gen_ai_server_time_to_first_token_seconds", "Until the first byte.", GENAI, TTFT)
+        self.tokens = spread("gen_ai_client_token_usage_token", "Tokens.", [*GENAI, "gen_ai_token_type"], TOKENS)
         self.inflight = Gauge("gateway_inflight_requests", "Open exchanges with servers.", ["tier"], registry=registry)
         self.queued = Gauge("gateway_queued_requests", "Requests that wait for a tier.", ["tier"], registry=registry)
         self.replicas = Gauge(
@@ -61,14 +68,6 @@ class Telemetry:
         self.policy = Gauge(
             "gateway_policy_info", "The policy in force.", ["name", "revision", "digest"], registry=registry
         )
-        self.duration = Histogram(
-            "gen_ai_server_request_duration_seconds", "Whole exchange.", GENAI, buckets=DURATION, registry=registry
-        )
-        self.ttft = Histogram(
-            "gen_ai_server_time_to_first_token_seconds", "Until the first byte.", GENAI, buckets=TTFT, registry=registry
-        )
-        labels = [*GENAI, "gen_ai_token_type"]
-        self.tokens = Histogram("gen_ai_client_token_usage_token", "Tokens.", labels, buckets=TOKENS, registry=registry)
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:
         """Show `policy` as the one in force; its model names may become label values. Replicas are told by their place
@@ -92,21 +91,21 @@ class Telemetry:
 
     def record(self, record: Record) -> None:
         """Count one exchange and write its line."""
-        self.requests.labels(str(record.status), record.tier or "none").inc()
+        self.requests.add(str(record.status), record.tier or "none")
         if record.overhead is not None:
-            self.overhead.observe(record.overhead)
+            self.overhead.add(record.overhead)
         if record.error:
-            self.refusals.labels(record.error).inc()
+            self.refusals.add(record.error)
         if record.limited:
-            self.limited.labels(record.limited).inc()
+            self.limited.add(record.limited)
         for cost in record.costs:
-            self.cost.labels(cost.tier, cost.kind).inc(cost.money / NANO)
+            self.cost.add(cost.tier, cost.kind, amount=cost.money / NANO)
         if record.tier:
             self._answered(record, record.tier)
         if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
             self._judged(record.decision)
         if self._log:
-            self._log.info(msgspec.json.encode(line(record, self._known(record))).decode())
+            self._log.write(msgspec.json.encode(line(record, self._known(record))))
 
     def _known(self, record: Record) -> str | None:
         """The model name that the caller wrote if the policy has it: no other text of a caller's goes anywhere."""
@@ -117,28 +116,34 @@ class Telemetry:
     def _answered(self, record: Record, tier: str) -> None:
         operation = OPERATIONS.get(record.path, "other")
         labels = (operation, PROVIDER, self._known(record) or "other", self._models.get(tier, "other"))
-        self.caching.labels(record.cache).inc()
-        self.duration.labels(*labels).observe(record.seconds)
+        self.caching.add(record.cache)
+        self.duration.add(record.seconds, *labels)
         if record.ttft is not None:
-            self.ttft.labels(*labels).observe(record.ttft)
+            self.ttft.add(record.ttft, *labels)
         if record.route:
-            self.decisions.labels(record.route.rule, tier, record.route.reason).inc()
+            self.decisions.add(record.route.rule, tier, record.route.reason)
         if record.usage and record.cache != "coalesced":
             self._used(record.usage, labels)
 
     def _used(self, usage: Usage, labels: tuple[str, ...]) -> None:
-        for kind, count in (("input", usage.prompt), ("output", usage.completion)):
-            if count is not None:
-                self.tokens.labels(*labels, kind).observe(count)
+        if usage.prompt is not None:
+            self.tokens.add(usage.prompt, *labels, "input")
+        if usage.completion is not None:
+            self.tokens.add(usage.completion, *labels, "output")
 
     def _judged(self, decision: Decision) -> None:
         if decision.draft != "none":
-            self.drafts.labels(decision.draft).inc()
+            self.drafts.add(decision.draft)
         if decision.verdict:
             verdict = decision.verdict
-            self.verdicts.labels(verdict.label or verdict.reason, verdict.source).inc()
+            self.verdicts.add(verdict.label or verdict.reason, verdict.source)
             if verdict.source != "cache":
-                self.triage.observe(verdict.seconds)
+                self.triage.add(verdict.seconds)
+
+    def close(self) -> None:
+        """Write the lines that wait to be written."""
+        if self._log:
+            self._log.flush()
 
     def render(self) -> bytes:
         """The metrics as Prometheus' text, of the type METRICS."""
@@ -198,21 +203,80 @@ def _up(states: States, tier: str, replica: int) -> float:
     return float(states()[tier].up[replica])
 
 
-class _Lines(logging.Handler):
-    """Writes to what is standard output at that moment."""
+class Counts(Collector):
+    """A counter by label values. prometheus_client shows it; counting costs a look-up, where its own costs ten."""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def __init__(self, registry: CollectorRegistry, name: str, told: str, labels: Sequence[str]) -> None:
+        self._named = (name, told)
+        self._labels = labels
+        self._counts: dict[tuple[str, ...], float] = defaultdict(float)
+        registry.register(self)
+
+    def add(self, *values: str, amount: float = 1.0) -> None:
+        self._counts[values] += amount
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(*self._named, labels=self._labels)
+        for values, count in self._counts.copy().items():
+            family.add_metric(values, count)
+        yield family
+
+
+class Spreads(Collector):
+    """A histogram by label values; `bounds` are the buckets' upper ends. As cheap as Counts."""
+
+    def __init__(
+        self, registry: CollectorRegistry, name: str, told: str, labels: Sequence[str], bounds: Sequence[float]
+    ) -> None:
+        self._named = (name, told)
+        self._labels = labels
+        self._bounds = bounds
+        self._ends = [*map(floatToGoString, bounds), "+Inf"]
+        self._found: dict[tuple[str, ...], list[float]] = {}  # a count for each bucket, then the sum
+        if not labels:
+            self._found[()] = self._empty()
+        registry.register(self)
+
+    def _empty(self) -> list[float]:
+        return [0.0] * (len(self._bounds) + 2)
+
+    def add(self, amount: float, *values: str) -> None:
+        found = self._found.get(values)
+        if found is None:
+            found = self._found[values] = self._empty()
+        found[bisect_left(self._bounds, amount)] += 1
+        found[-1] += amount
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(*self._named, labels=self._labels)
+        for values, found in self._found.copy().items():
+            *counts, total = found.copy()
+            family.add_metric(values, list(zip(self._ends, accumulate(counts), strict=True)), total)
+        yield family
+
+
+class Lines:
+    """Writes to what is standard output at that moment, once a turn of the event loop, and at the program's end."""
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+        atexit.register(self.flush)
+
+    def write(self, data: bytes) -> None:
+        self._waiting.append(data)
+        if len(self._waiting) > 1:
+            return
         try:
-            sys.stdout.write(record.getMessage() + "\n")
+            asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:  # outside of a loop
+            self.flush()
+
+    def flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        if not lines:
+            return
+        try:
+            sys.stdout.write(b"\n".join(lines).decode() + "\n")
             sys.stdout.flush()
-        except (OSError, ValueError):  # a closed pipe loses the line, not the answer
-            self.handleError(record)
-
-
-def _exchange_log() -> logging.Logger:
-    logger = logging.getLogger("gateway.exchange")
-    if not logger.handlers:
-        logger.addHandler(_Lines())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    return logger
+        except (OSError, ValueError) as error:  # a closed pipe loses lines, not answers
+            print(f"{len(lines)} exchange lines were not written: {error}", file=sys.stderr)

@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import uvicorn
 from pydantic import ValidationError
 
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
@@ -31,6 +33,10 @@ KeysFile = Annotated[Path | None, typer.Option(help="File of keys, made by `tier
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
 Workers = Annotated[int | None, typer.Option(help="Processes on the port; several share a store [default: 1]")]
+Http = Annotated[
+    str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
+]
+YOUNG = 20_000  # objects between two collections; a request leaves some hundred and no cycle
 Redis = Annotated[
     str | None,
     typer.Option(
@@ -47,14 +53,16 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
     redis: Redis = None,
     keys: KeysFile = None,
     workers: Workers = None,
+    http: Http = None,
 ) -> None:
     """Serve the gateway."""
-    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "keys_file": keys, "workers": workers}
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis}
+    flags |= {"keys_file": keys, "workers": workers, "http": http}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         stop("\n".join(f"{_variable(found['loc'])}: {found['msg']}" for found in error.errors(include_input=False)))
-    asyncio.run(run(settings) if settings.workers == 1 else supervise(settings))
+    _loop(run(settings) if settings.workers == 1 else supervise(settings))
 
 
 def _variable(place: tuple[int | str, ...]) -> str:
@@ -67,9 +75,10 @@ async def run(settings: Settings, member: Member | None = None) -> None:
         store = open_store(known.redis_url)
         policy, keys = await permitted(known, store)
         app = create_app(known, policy, store, keys, member)
-        server = Server(across_origins(app, known), app.leave, known, led=member is not None)
+        server = Server(app, across_origins(app, known), led=member is not None)
         if member:
             member.serve(server.leave)
+        _settle()
         await server.serve(bind(known, shared=True) if member else None)
         if not server.started:
             raise typer.Exit(1)
@@ -97,7 +106,7 @@ async def supervise(settings: Settings) -> None:
 
 def work(settings: Settings, line: socket.socket) -> None:
     """What one of several processes does."""
-    asyncio.run(_work(settings, line))
+    _loop(_work(settings, line))
 
 
 async def _work(settings: Settings, line: socket.socket) -> None:
@@ -138,6 +147,20 @@ async def permitted(settings: Settings, store: Store) -> tuple[Policy, Keys]:
         stop(str(error))
     except Overloaded:
         stop("the store does not answer: without it nobody knows the API keys")
+
+
+def _loop(main: Coroutine[Any, Any, None]) -> None:
+    """On uvloop, where there is one."""
+    made: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config("", loop="auto").get_loop_factory()
+    with asyncio.Runner(loop_factory=made) as runner:
+        runner.run(main)
+
+
+def _settle() -> None:
+    """What is there at the start stays: the collector need not look through it again, nor look for cycles so often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, 10, 100)
 
 
 def sim(context: typer.Context) -> None:

@@ -1,8 +1,9 @@
 """Which keys does a policy file have, and what does a loaded policy hold?"""
 
 import re
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Field
 
@@ -11,6 +12,8 @@ from gateway.policy.plans import Budget, Callers
 from gateway.policy.rules import STRICT, Rule
 from gateway.policy.trials import PolicyTest
 
+MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
+T = TypeVar("T")
 Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
 
@@ -78,13 +81,25 @@ class Policy:
     watched_signals: tuple[str, ...]
     watched_headers: tuple[str, ...]
     watched_queues: tuple[str, ...]
+    _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
+        """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""
+        key = (function, *values)
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = function(*values, self)
+        return cast("T", self._known[key])
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: the first one, and all up to the highest named.
 
         Tiers that are not in this policy are passed over.
         """
+        if may is None and plan in self.permitted:
+            return self.permitted[plan]
         tiers = tuple(self.tiers)
         if may is None:
-            return self.permitted.get(plan) or tiers[:1]
+            return tiers[:1]
         return tiers[: 1 + max((tiers.index(tier) for tier in may if tier in tiers), default=0)]

@@ -14,14 +14,14 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
-from gateway.api import Front
 from gateway.app import across_origins, create_app
+from gateway.asgi import Front
 from gateway.body import read
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
 from gateway.policy import Policy
-from gateway.protocol import Connection
+from gateway.server import connection
 from gateway.settings import Settings
 from gateway.store import MemoryStore, Store
 from gateway.types import Caller, ChatRequest, Reply
@@ -199,13 +199,15 @@ async def gateway(
     troubles = watched()
     known, store = Settings(**{"log_exchanges": False, **settings}), store or MemoryStore()
     front = create_app(known, policy, store, Keys(store, known.api_key, everyone, file))
-    config = uvicorn.Config(across_origins(front, known), log_config=None, access_log=False, ws="none")
+    app = across_origins(front, known)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
     config.load()
-    state, door, rest = ServerState(), front._doors.upstream, front._rest
+    made = connection(front, app)
+    state, door, rest = ServerState(), front.doors.upstream, front._rest
     assert isinstance(rest, FastAPI)
     async with rest.router.lifespan_context(rest):
         server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(known, config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
+            lambda: made(config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
         )
         async with server:
             with escapes(troubles):

@@ -11,6 +11,8 @@ from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, COMPLEX, SIMPLE, Gateway, Line, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
+pytestmark = pytest.mark.usefixtures("each_front")
+
 ALWAYS = {
     "x-request-id", "x-route-tier", "x-route-rule", "x-route-reason", "x-route-policy", "x-route-cache",
     "x-gateway-overhead-ms",
@@ -383,7 +385,7 @@ def test_a_caller_who_leaves_while_the_store_decides_leaves_nothing_behind(flash
 
 
 def metrics(gate: Gateway) -> str:
-    return gate.front._doors.telemetry.render().decode()
+    return gate.front.doors.telemetry.render().decode()
 
 
 def test_who_takes_nothing_of_a_stream_is_left_after_the_tiers_total_time(flash: Sim, pro: Sim) -> None:
@@ -392,7 +394,7 @@ def test_who_takes_nothing_of_a_stream_is_left_after_the_tiers_total_time(flash:
         async with gateway(policy_for(flash, pro, tiers=tiers)) as gate:
             fields = body(model="flash", stream=True, max_tokens=200_000, ignore_eos=True)
             policy = policy_for(flash, pro, tiers=tiers, callers={"plans": {"usual": {"fields": ["ignore_eos"]}}})
-            gate.front._doors.policy = policy
+            gate.front.doors.policy = policy
             line = await gate.open(fields)
             await eventually(lambda: running(flash))
             assert await eventually(lambda: not any(gate.upstream.load().values()), 3.0) > 0.5

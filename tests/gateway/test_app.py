@@ -104,11 +104,11 @@ def test_the_openapi_document_has_the_completion_paths_and_their_headers(flash: 
 def test_a_bug_in_another_path_is_a_500_error_object(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
-            gate.front._doors.policy = None  # type: ignore[assignment]
+            gate.front.doors.policy = None  # type: ignore[assignment]
             answer = await gate.get("/ready")
             assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
-            gate.front._doors.policy = policy_for(flash, pro)
-            gate.front._doors.keys = None  # type: ignore[assignment]
+            gate.front.doors.policy = policy_for(flash, pro)
+            gate.front.doors.keys = None  # type: ignore[assignment]
             answer = await gate.ask(body())
             assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
             assert "NoneType" not in answer.data.decode()

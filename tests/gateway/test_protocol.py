@@ -9,6 +9,8 @@ from loadtest.servers import Sim
 from tests.gateway.serving import Answer, Gateway, body, gateway, parsed
 from tests.tiers import policy_for
 
+pytestmark = pytest.mark.usefixtures("each_front")
+
 QUESTION = json.dumps(body(model="flash")).encode()
 LENGTH = b"content-length: %d\r\n" % len(QUESTION)
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"

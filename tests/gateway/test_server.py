@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api import Receive, Scope, Send
-from gateway.app import across_origins
+from gateway.app import across_origins, create_app
+from gateway.keys import Keys
 from gateway.server import Server, bind
 from gateway.settings import Settings
+from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running
 from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.gateway.serving import Answer, Port, body, eventually, parsed
-from tests.tiers import JSON, until
+from tests.tiers import JSON, policy_for, until
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
 
@@ -132,12 +133,14 @@ def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, t
     settings = Settings(port=free_port(), **{name.lower(): file for name, file in files.items()})  # type: ignore[arg-type]
 
     async def main() -> None:
-        server = Server(across_origins(hello, settings), lambda: None, settings, led=True)
+        store = MemoryStore()
+        front = create_app(settings, policy_for(flash, pro), store, Keys(store, everyone=True))
+        server = Server(front, across_origins(front, settings), led=True)
         running = asyncio.create_task(server.serve())
         await eventually(lambda: server.started)
         reader, writer = await asyncio.open_connection("localhost", settings.port, ssl=trusting)
-        writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        assert parsed(await reader.read()).data == b"https"
+        writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert parsed(await reader.read()).json() == {"status": "ok"}
         heard, plain = await asyncio.open_connection("localhost", settings.port)
         plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b"HTTP" not in await heard.read(), "not reached"
@@ -149,10 +152,3 @@ def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, t
         await running
 
     asyncio.run(main())
-
-
-async def hello(scope: Scope, _: Receive, send: Send) -> None:
-    """An app that says by which scheme it was asked."""
-    if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": scope["scheme"].encode()})

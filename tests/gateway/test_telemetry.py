@@ -137,7 +137,7 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
             await gate.ask(CANARY.encode())
             flash.config(cut_after=2)
             await gate.ask(body(CANARY, stream=True, model="flash"), x_request_id="mine")
-            return gate.front._doors.telemetry.render().decode()
+            return gate.front.doors.telemetry.render().decode()
 
     metrics = asyncio.run(main())
     out = capsys.readouterr().out
@@ -156,3 +156,34 @@ def test_a_line_holds_what_was_decided() -> None:
     said = {"label": "complex", "p_complex": 0.9, "reason": "ok", "source": "triage", "seconds": 0.2, "cut": False}
     assert found["verdict"] == said
     assert "salt" not in json.dumps(found)
+
+
+def test_a_value_counts_in_the_bucket_that_ends_at_it_and_in_all_above() -> None:
+    made = telemetry()
+    for seconds in (0.0001, 0.00025, 0.0003, 5.0):
+        made.record(record(overhead=seconds))
+    name = "gateway_overhead_seconds"
+    assert value(made, f'{name}_bucket{{le="0.00025"}}') == 2
+    assert value(made, f'{name}_bucket{{le="0.0005"}}') == 3
+    assert value(made, f'{name}_bucket{{le="1.0"}}') == 3
+    assert value(made, f'{name}_bucket{{le="+Inf"}}') == value(made, f"{name}_count") == 4
+    assert value(made, f"{name}_sum") == pytest.approx(5.00065)
+
+
+def test_the_lines_of_one_turn_of_the_loop_are_written_together_and_none_is_lost_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = telemetry(log=True)
+
+    async def main() -> None:
+        for n in range(3):
+            made.record(record(id=f"a{n}"))
+        assert capsys.readouterr().out == ""
+        await asyncio.sleep(0)
+        assert [json.loads(line)["request_id"] for line in capsys.readouterr().out.splitlines()] == ["a0", "a1", "a2"]
+        made.record(record(id="last"))
+        made.close()
+        assert '"last"' in capsys.readouterr().out
+
+    asyncio.run(main())
+    assert capsys.readouterr().out == ""
