@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded"},
     {"body", "store", "transport", "openapi"},
-    {"types"},
+    {"types", "score"},
     {"policy", "stream", "verdict", "usage"},
     {"splice", "telemetry", "facts", "routing", "cache", "pricing", "keyfile"},
     {"upstream", "explain", "reload", "admission", "keys"},
