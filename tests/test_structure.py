@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded"},
-    {"body", "store", "transport", "openapi"},
+    {"body", "store", "transport", "openapi", "calibrate"},
     {"types", "score"},
     {"policy", "stream", "verdict", "usage"},
     {"splice", "telemetry", "facts", "routing", "cache", "pricing", "keyfile"},
