@@ -46,13 +46,14 @@ def gains(scored: Sequence[Scored]) -> list[Pair]:
 
 def by_set(data: dict[str, list[Scored]]) -> Iterator[str]:
     """Skill by set: of the score, of prompt length, and of two ways to learn from the other sets."""
-    yield "\n| set | prompts | score | length of the prompt | measures that hold elsewhere | weights fitted elsewhere |"
-    yield "|" + "---|" * 6
-    columns: list[list[list[Pair]]] = [[], [], [], []]
+    ways_told = "score | length of the prompt | of the question | measures that hold elsewhere | fitted elsewhere"
+    yield f"\n| set | prompts | {ways_told} |\n|" + "---|" * 7
+    columns: list[list[list[Pair]]] = [[], [], [], [], []]
     for name, scored in data.items():
         others = [rows for other, rows in data.items() if other != name]
         held = [measure for measure in MEASURES if holds(measure, others)]
-        ways = [gains(scored), by_length(scored), by_measures(scored, held), by_fit(scored, others)]
+        alone = by_measures(scored, ["length"])
+        ways = [gains(scored), by_length(scored), alone, by_measures(scored, held), by_fit(scored, others)]
         for column, way in zip(columns, ways, strict=True):
             column.append(way)
         told_ways = " | ".join(str(bootstrap(way, skill)) for way in ways)
