@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse"},
-    {"body", "store", "transport", "openapi", "workers"},
-    {"types", "protocol"},
+    {"body", "store", "transport", "openapi", "workers", "calibrate"},
+    {"types", "protocol", "score"},
     {"policy", "stream", "verdict", "usage"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},

@@ -3,6 +3,7 @@
 import typer
 
 from gateway.cli.cache import cache
+from gateway.cli.calibrate import calibrate
 from gateway.cli.demo import demo
 from gateway.cli.keys import keys
 from gateway.cli.policy import app as policy
@@ -17,6 +18,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(demo)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim)
+policy.command()(calibrate)
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
 app.command()(usage)
