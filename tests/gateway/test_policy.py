@@ -104,6 +104,11 @@ def test_the_reference_names_every_key() -> None:
     assert keys - named == set()
 
 
+def test_every_key_of_triage_is_kept() -> None:
+    found = load_policy(SMALLEST + "triage: {cache: null, timeout: 3s}\n", {}).triage
+    assert (found.cache, found.timeout, found.tier) == (None, 3.0, "flash")
+
+
 def test_the_reference_gives_the_defaults() -> None:
     given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
     for name in ("name", "revision", "triage"):
