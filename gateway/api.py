@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from random import SystemRandom
 from typing import Any
 
 from gateway import sse
@@ -39,6 +40,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("gateway")
+draw = SystemRandom().random  # a caller must not be able to foresee what is explored
 
 
 @dataclass(slots=True)
@@ -160,7 +162,8 @@ class Exchange:
             raise BadRequest(f"'{foreign}' does not belong to {self._path}.", param=foreign)
         if body.raw(wanted) is None or fields.messages == []:
             raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
-        request = ChatRequest(self._id, caller, self._path, body, fields, self._headers, self._started)
+        told = (self._id, caller, self._path, body, fields, self._headers, self._started)
+        request = ChatRequest(*told, chance=draw())
         refuse_links(request)
         if self._explained and not plan_of(caller, self._policy).explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")

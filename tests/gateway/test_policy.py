@@ -354,6 +354,10 @@ BAD = {
         "3:18: tiers.flash.model: environment variable NOPE is not set; ${NOPE:-default} gives a default",
     ),
     "broken variable": (changed("org/Flash", "'${1}'"), "3:18: tiers.flash.model: `${` opens no variable"),
+    "nothing to explore": (
+        SMALLEST.replace("rules:\n", "rules:\n  - {id: all, when: {turns: {max: 1}}, route: pro, explore: 0.1}\n"),
+        "6:5: rules.0: a rule with one tier has no other side to explore",
+    ),
     "tag": (changed("org/Flash", "!!python/name:os.system x"), "3:18: tiers.flash.model: a tag"),
     "not YAML": (SMALLEST + "a: [\n", "8:1: not YAML: "),
     "two documents": (SMALLEST + "---\na: 1\n", "7:1: not YAML: but found another document"),
