@@ -18,6 +18,7 @@ from gateway.errors import BadRequest, Forbidden, Refusal, TooLarge, TooSlow, Wr
 from gateway.keys import Keys, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, plan_of
+from gateway.records import Records
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -53,6 +54,7 @@ class Doors:
     flights: Flights
     keys: Keys
     telemetry: Telemetry
+    records: Records
 
 
 class Front:
@@ -242,28 +244,28 @@ class Exchange:
 
     def _record(self) -> None:
         reply, request = self._reply, self._request
-        self._doors.telemetry.record(
-            Record(
-                id=self._id,
-                path=self._path,
-                status=LEFT if self._left else self._status,
-                seconds=time.perf_counter() - self._started,
-                overhead=self._overhead,
-                policy=version(self._policy),
-                ttft=self._ttft,
-                caller=self._caller,
-                model=request.fields.model or "auto" if request else None,
-                stream=bool(request and request.fields.stream),
-                tier=reply.tier or None if reply else None,
-                route=reply.route if reply else None,
-                decision=reply.decision if reply else None,
-                cache=reply.cache if reply else "bypass",
-                usage=reply.usage if reply else None,
-                costs=lines(request, self._policy) if request else (),
-                limited=self._limited,
-                error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
-            )
+        record = Record(
+            id=self._id,
+            path=self._path,
+            status=LEFT if self._left else self._status,
+            seconds=time.perf_counter() - self._started,
+            overhead=self._overhead,
+            policy=version(self._policy),
+            ttft=self._ttft,
+            caller=self._caller,
+            model=request.fields.model or "auto" if request else None,
+            stream=bool(request and request.fields.stream),
+            tier=reply.tier or None if reply else None,
+            route=reply.route if reply else None,
+            decision=reply.decision if reply else None,
+            cache=reply.cache if reply else "bypass",
+            usage=reply.usage if reply else None,
+            costs=lines(request, self._policy) if request else (),
+            limited=self._limited,
+            error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
         )
+        self._doors.telemetry.record(record)
+        self._doors.records.keep(record, self._policy)
 
 
 def request_id(headers: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from gateway import __version__
 from gateway.admin import Guard, admin_routes
 from gateway.api import Doors, Front
 from gateway.cache import Flights
+from gateway.decisions import decision_routes
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
@@ -20,6 +21,7 @@ from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
+from gateway.records import Records
 from gateway.settings import Settings
 from gateway.standing import kept
 from gateway.store import KeyRecord, Store
@@ -39,7 +41,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
     client = Client()
     keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
+    records = Records(store, settings.records)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records)
     telemetry.use(policy, upstream.load, lambda: store.state)
 
     @asynccontextmanager
@@ -50,12 +53,14 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
             watch.cancel()
             await asyncio.wait([watch])
         client.close()
+        await records.close()
         await store.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors)
     _models(rest, doors)
-    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
+    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy, records.recent))
+    rest.include_router(decision_routes(doors, settings))
     _errors(rest)
     return Front(doors, rest, settings)
 

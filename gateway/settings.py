@@ -22,6 +22,7 @@ class Settings(BaseSettings):
     `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did.
     `keys_file`: keys that are asked before those in the store. `max_body` in bytes, `body_timeout` in seconds: what a
     request may take until it is complete. `log_exchanges`: a JSON line each.
+    `records`: a file that decisions are written to, of this process alone.
     """
 
     model_config = SettingsConfigDict(
@@ -38,6 +39,7 @@ class Settings(BaseSettings):
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
     body_timeout: float = Field(default=60.0, gt=0.0)
     log_exchanges: bool = True
+    records: Path | None = None
 
     @property
     def loopback(self) -> bool:

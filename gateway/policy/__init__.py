@@ -29,6 +29,7 @@ from gateway.policy.model import (
 )
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
+from gateway.policy.recording import Recording
 from gateway.policy.rules import Bands, Range, Rule, Split, When
 from gateway.policy.schema import schema
 
@@ -53,6 +54,7 @@ __all__ = [
     "Prompt",
     "Range",
     "Reason",
+    "Recording",
     "Rule",
     "Split",
     "TestCaller",

@@ -190,6 +190,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         rules=written.rules,
         failover=written.failover,
         caching=written.caching,
+        record=written.record,
         callers=callers,
         budget=written.budget,
         aliases=written.aliases,

@@ -111,7 +111,7 @@ def test_every_key_of_triage_is_kept() -> None:
 
 def test_the_reference_gives_the_defaults() -> None:
     given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
-    for name in ("name", "revision", "triage"):
+    for name in ("name", "revision", "triage", "record"):
         assert getattr(given, name) == getattr(least, name)
     assert given.failover.on == least.failover.on
     for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
