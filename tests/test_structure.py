@@ -9,13 +9,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate"},
     {"body", "store", "transport", "openapi"},
     {"types"},
     {"policy", "stream", "verdict", "usage", "recorded"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
-    {"triage", "draft"},
+    {"triage", "draft", "replay"},
     {"answer", "relay", "admin"},
     {"api"},
     {"decisions"},

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gateway.policy.check import build
+from gateway.policy.differences import differences
 from gateway.policy.file import Policy
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
@@ -65,6 +66,7 @@ __all__ = [
     "Triage",
     "TriageInput",
     "When",
+    "differences",
     "file_text",
     "load_policy",
     "meant",
