@@ -28,6 +28,22 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
         return admission.keep(reply)
 
 
+async def decision(
+    request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, verdicts: Verdicts
+) -> Decision:
+    """What `answer` would decide, without an answer. Raises Refusal as that does."""
+    async with await admit(request, None, policy, store, answers=False) as admission:
+        facts = observe(request, policy, upstream.load(), admission.standing, upstream.waiting(policy))
+        chosen, verdict, ttl = route(facts, None, policy), None, policy.triage.cache
+        if isinstance(chosen, Ask):
+            asked = question(request, policy)
+            ask = partial(triage, request, policy, upstream, asked)
+            verdict = await verdicts.recall(request.caller, asked[0], ttl)
+            verdict = verdict or await verdicts.share(request.caller, asked[0], ttl, ask)
+            chosen = route(facts, verdict, policy)
+        return Decision(facts, verdict, chosen)
+
+
 async def decide(
     request: ChatRequest, standing: Standing, policy: Policy, upstream: Upstream, verdicts: Verdicts
 ) -> Reply:

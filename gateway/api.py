@@ -8,6 +8,7 @@ import re
 import time
 from dataclasses import dataclass
 from functools import partial
+from random import SystemRandom
 
 from gateway import sse
 from gateway.answer import answer
@@ -18,6 +19,7 @@ from gateway.keys import Keys, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
+from gateway.records import Records
 from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -37,6 +39,7 @@ STREAMED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"n
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger("gateway")
+draw = SystemRandom().random  # a caller must not be able to foresee what is explored
 
 
 @dataclass(slots=True)
@@ -52,6 +55,7 @@ class Doors:
     flights: Flights
     keys: Keys
     telemetry: Telemetry
+    records: Records
     leaving: bool = False
 
 
@@ -146,7 +150,8 @@ class Exchange:
             raise BadRequest(f"'{foreign}' does not belong to {self._wire.path}.", param=foreign)
         if not body.size(wanted) or fields.messages == []:
             raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
-        request = ChatRequest(self._id, caller, self._wire.path, body, fields, self._headers, self._started)
+        told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
+        request = ChatRequest(*told, chance=draw())
         refuse_links(request)
         if self._explained and not terms(caller, self._policy)[0].explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
@@ -221,28 +226,28 @@ class Exchange:
 
     def _record(self) -> None:
         reply, request = self._reply, self._request
-        self._doors.telemetry.record(
-            Record(
-                id=self._id,
-                path=self._wire.path,
-                status=LEFT if self._left else self._status,
-                seconds=time.perf_counter() - self._started,
-                overhead=self._overhead,
-                policy=version(self._policy),
-                ttft=self._ttft,
-                caller=self._caller,
-                model=request.fields.model or "auto" if request else None,
-                stream=bool(request and request.fields.stream),
-                tier=reply.tier or None if reply else None,
-                route=reply.route if reply else None,
-                decision=reply.decision if reply else None,
-                cache=reply.cache if reply else "bypass",
-                usage=reply.usage if reply else None,
-                costs=lines(request, self._policy) if request else (),
-                limited=self._limited,
-                error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
-            )
+        record = Record(
+            id=self._id,
+            path=self._wire.path,
+            status=LEFT if self._left else self._status,
+            seconds=time.perf_counter() - self._started,
+            overhead=self._overhead,
+            policy=version(self._policy),
+            ttft=self._ttft,
+            caller=self._caller,
+            model=request.fields.model or "auto" if request else None,
+            stream=bool(request and request.fields.stream),
+            tier=reply.tier or None if reply else None,
+            route=reply.route if reply else None,
+            decision=reply.decision if reply else None,
+            cache=reply.cache if reply else "bypass",
+            usage=reply.usage if reply else None,
+            costs=lines(request, self._policy) if request else (),
+            limited=self._limited,
+            error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
         )
+        self._doors.telemetry.record(record)
+        self._doors.records.keep(record, self._policy)
 
 
 def request_id(headers: dict[str, str]) -> str:

@@ -11,12 +11,14 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from gateway import __version__
 from gateway.admin import Guard, admin_routes
-from gateway.api import Doors
+from gateway.api import LEFT, Doors
 from gateway.asgi import ASGI, Front
 from gateway.cache import Flights
+from gateway.decisions import decision_routes
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
@@ -24,6 +26,7 @@ from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
+from gateway.records import Records
 from gateway.settings import Settings
 from gateway.standing import kept
 from gateway.store import KeyRecord, Store
@@ -43,7 +46,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     telemetry = Telemetry(settings.log_exchanges)
     client = Client()
     upstream = Upstream(client)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
+    records = Records(store, settings.records)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records)
     if member:
         member.render = telemetry.render
     telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
@@ -57,13 +61,15 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
             await asyncio.wait([watch])
         await upstream.close()
         client.close()
+        await records.close()
         await store.close()
         telemetry.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors, member)
     _models(rest, doors)
-    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
+    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy, records.recent))
+    rest.include_router(decision_routes(doors, settings))
     _errors(rest)
     return Front(doors, rest, settings)
 
@@ -175,6 +181,10 @@ def _errors(rest: FastAPI) -> None:
             return _told(NotFound(f"Unknown path: {request.method} {request.scope['path'][:128]}"), 404)
         code = "method_not_allowed" if error.status_code == 405 else None
         return _told(BadRequest(str(error.detail), code=code), error.status_code, error.headers)
+
+    @rest.exception_handler(ClientDisconnect)
+    async def left(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=LEFT)  # nobody reads it
 
     @rest.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -55,6 +55,7 @@ def observe(
         budget_of=standing.budget_of,
         capped=standing.capped,
         may=caller.own.may,
+        chance=request.chance,
     )
 
 

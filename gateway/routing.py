@@ -24,7 +24,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A rule's tier
     above the caller's cap comes down to the cap (reason "capped"). A tier that lacks what the request needs gives way
     to the next one up that has it, else the next one down (reason "needs ..."). Without a label, the verdict's reason
-    picks the tier and is the route's reason.
+    picks the tier and is the route's reason. A rule that explores sends some labelled requests another way (reason
+    "explored"), by `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
@@ -43,7 +44,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     if verdict.label is None:
         tier, _ = place(facts, policy, fallback(verdict, policy))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    return placed(facts, policy, *judged(rule.route, verdict, policy.triage.threshold, rule.id))
+    found = placed(facts, policy, *judged(rule.route, verdict, policy.triage.threshold, rule.id))
+    return explored(facts, policy, rule, found) if rule.explore else found
 
 
 def first_match(facts: Facts, policy: Policy) -> Rule:
@@ -67,6 +69,22 @@ def judged(target: Split | Bands, verdict: Verdict, threshold: float, rule: str)
         return tier, (rule, f"p_complex {key}")
     hard = sure if verdict.p_complex is None else verdict.p_complex >= threshold
     return (target.complex, (rule, "complex")) if hard else (target.simple, (rule, "simple"))
+
+
+def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
+    """`found`, or as often as the rule's `explore` says one of its other sides; with how likely each of them was.
+
+    Another side is placed as any tier is: never above the caller's cap, nor what is left of its budget or share.
+    """
+    chosen = found.tiers[0]
+    sides = dict.fromkeys(place(facts, policy, tier)[0] for tier in outcomes(rule))
+    others = [tier for tier in sides if tier != chosen]
+    share = rule.explore / len(others)
+    chances = {chosen: 1 - rule.explore, **dict.fromkeys(others, share)}
+    at = int(facts.chance / share)
+    if at >= len(others):
+        return Route(found.tiers, found.rule, found.reason, chances)
+    return Route((others[at], *followers(facts, policy, others[at])), rule.id, "explored", chances)
 
 
 def fallback(verdict: Verdict, policy: Policy) -> str:

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `hosts`: the names
     that a request's Host may have; none: any. `cors_origins`: whose pages browsers let ask us, `*`: all; none:
     nobody's. `tls_cert`, `tls_key`: PEM files; with them the listener speaks TLS only. `http`: "fast" serves
-    completions without ASGI in between, save for other origins.
+    completions without ASGI in between, save for other origins. `records`: a file that decisions are written to, of
+    this process alone.
 
     Times in seconds. `request_timeout`: what a request may take, and more for a body that keeps to 16 KiB/s;
     `idle_timeout`: how long a connection may be without a request. `keepalive`: how long a stream may be silent before
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     drain: float = Field(default=600.0, ge=0.0)
     log_exchanges: bool = True
     http: Literal["fast", "asgi"] = "fast"
+    records: Path | None = None
 
     @property
     def pause(self) -> float:

@@ -88,6 +88,7 @@ class ChatRequest:
 
     `path` is the upstream path ("/v1/chat/completions" or "/v1/completions"); `headers` has lower-case names;
     `started` is time.perf_counter() when the head arrived. `bills` gathers the calls to tiers that were made for it.
+    `chance`, from 0 up to 1, is drawn for it: exploration goes by that; at 1 nothing is explored.
     """
 
     id: str
@@ -98,6 +99,7 @@ class ChatRequest:
     headers: Mapping[str, str]
     started: float
     bills: list[Bill] = field(default_factory=list)
+    chance: float = 1.0
 
     def left(self) -> float | None:
         """Seconds until the end of the time that the caller gives the whole exchange (x-request-timeout, counted from
@@ -122,6 +124,7 @@ class Facts:
     `budget_used`, `budget`, `budget_of` and `capped` are the caller's Standing. `may`: the tiers above the first that
     its key names in place of its plan.
     `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
+    `chance` as in ChatRequest.
     """
 
     model: str
@@ -145,6 +148,7 @@ class Facts:
     budget_of: str | None = None
     capped: str | None = None
     may: tuple[str, ...] | None = None
+    chance: float = 1.0
 
 
 class TierState(NamedTuple):
@@ -174,11 +178,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Tiers to try in order, the rule that said so, and why."""
+    """Tiers to try in order, the rule that said so, and why.
+
+    `chances`: how likely each tier was to be the first, where chance had a part in it; else empty.
+    """
 
     tiers: tuple[str, ...]
     rule: str
     reason: str
+    chances: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,10 @@ async def supervise(settings: Settings) -> None:
     """Several processes on one port, until SIGINT or SIGTERM."""
     if settings.redis_url is None:
         stop("several workers need a store that they share: give --redis URL or --redis embedded")
+    if settings.records:
+        stop(
+            "GATEWAY_RECORDS is a file of one process; with several workers keep decisions in the store: record.stream"
+        )
     async with shared(settings) as known:
         store = open_store(known.redis_url)
         await permitted(known, store)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -189,6 +190,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         rules=written.rules,
         failover=written.failover,
         caching=written.caching,
+        record=written.record,
         callers=callers,
         budget=written.budget,
         aliases=written.aliases,
@@ -202,17 +204,8 @@ def assembled(written: PolicyFile, text: str) -> Policy:
 
 
 def filled(triage: Triage, first: str) -> Triage:
-    return Triage(
-        tier=triage.tier or first,
-        strategy=triage.strategy,
-        prompt=triage.prompt,
-        layout=triage.layout,
-        timeout=triage.timeout,
-        threshold=triage.threshold,
-        speculate=triage.speculate,
-        input=triage.input,
-        otherwise={reason: triage.otherwise.get(reason, first) for reason in get_args(Reason)},
-    )
+    otherwise = {reason: triage.otherwise.get(reason, first) for reason in get_args(Reason)}
+    return replace(triage, tier=triage.tier or first, otherwise=otherwise)
 
 
 def reach(plan: Plan, tiers: list[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
 from gateway.policy.plans import Budget, Callers
+from gateway.policy.recording import Recording
 from gateway.policy.rules import STRICT, Rule
 from gateway.policy.trials import PolicyTest
 
@@ -40,6 +41,7 @@ class PolicyFile:
     ] = field(default_factory=dict)
     failover: Annotated[Failover, Field(description="who answers when a tier fails")] = field(default_factory=Failover)
     caching: Annotated[Caching | None, Field(description="answers that are remembered; null remembers none")] = None
+    record: Annotated[Recording, Field(description="which decisions are recorded")] = field(default_factory=Recording)
     callers: Annotated[
         Callers | None, Field(description="plans; left out, one plan named default may reach every tier")
     ] = None
@@ -72,6 +74,7 @@ class Policy:
     rules: tuple[Rule, ...]
     failover: Failover
     caching: Caching | None
+    record: Recording
     callers: Callers
     budget: Budget | None
     aliases: dict[str, str]

@@ -200,9 +200,14 @@ class Rule:
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, description="stable name")]
     route: Annotated[Target, Field(description="a tier, {simple: tier, complex: tier}, or {p_complex: bands}")]
     when: Annotated[When | None, Field(description="all that is given must hold")] = None
+    explore: Annotated[
+        float, Field(ge=0, le=0.5, description="the part of the judged requests that takes another side, by chance")
+    ] = 0.0
     checks: tuple[Check, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.explore and isinstance(self.route, str):
+            raise ValueError("a rule with one tier has no other side to explore")
         object.__setattr__(self, "checks", tuple(compiled(self.when)) if self.when else ())
 
     def matches(self, facts: Facts) -> bool:

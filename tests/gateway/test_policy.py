@@ -104,9 +104,14 @@ def test_the_reference_names_every_key() -> None:
     assert keys - named == set()
 
 
+def test_every_key_of_triage_is_kept() -> None:
+    found = load_policy(SMALLEST + "triage: {cache: null, timeout: 3s}\n", {}).triage
+    assert (found.cache, found.timeout, found.tier) == (None, 3.0, "flash")
+
+
 def test_the_reference_gives_the_defaults() -> None:
     given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
-    for name in ("name", "revision", "triage"):
+    for name in ("name", "revision", "triage", "record"):
         assert getattr(given, name) == getattr(least, name)
     assert given.failover.on == least.failover.on
     for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
@@ -349,6 +354,10 @@ BAD = {
         "3:18: tiers.flash.model: environment variable NOPE is not set; ${NOPE:-default} gives a default",
     ),
     "broken variable": (changed("org/Flash", "'${1}'"), "3:18: tiers.flash.model: `${` opens no variable"),
+    "nothing to explore": (
+        SMALLEST.replace("rules:\n", "rules:\n  - {id: all, when: {turns: {max: 1}}, route: pro, explore: 0.1}\n"),
+        "6:5: rules.0: a rule with one tier has no other side to explore",
+    ),
     "tag": (changed("org/Flash", "!!python/name:os.system x"), "3:18: tiers.flash.model: a tag"),
     "not YAML": (SMALLEST + "a: [\n", "8:1: not YAML: "),
     "two documents": (SMALLEST + "---\na: 1\n", "7:1: not YAML: but found another document"),
