@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,22 @@ def free_port() -> int:
 Process = subprocess.Popen[bytes]
 
 
+def children(pid: int) -> dict[int, str]:
+    """A process's children: the command of each by its id."""
+    asked = ["ps", "-ww", "--ppid", str(pid), "-o", "pid=,args="]
+    listed = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+    return {int(number): command for number, command in (line.split(None, 1) for line in listed)}
+
+
 def pid_of(url: str) -> int:
     """The process of ours that serves at `url`. Raises StopIteration."""
     port = url.rpartition(":")[2]
-    children = ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,args="]
-    listed = subprocess.run(children, capture_output=True, text=True, check=True).stdout.splitlines()
-    return next(int(line.split()[0]) for line in listed if f"--port {port} " in f"{line} ")
+    return next(pid for pid, command in children(os.getpid()).items() if f"--port {port} " in f"{command} ")
+
+
+def workers_of(url: str) -> list[int]:
+    """The workers of a gateway that has several."""
+    return [pid for pid, command in children(pid_of(url)).items() if "spawn_main" in command]
 
 
 @contextlib.contextmanager
@@ -118,17 +128,23 @@ def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
 
 
 @contextlib.contextmanager
-def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded") -> Iterator[str]:
+def gateway(
+    policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded", *, workers: int = 1, **env: str
+) -> Iterator[str]:
     """The URL of a gateway on a policy file or a policy's text; `embedded`: its store is a process of its own."""
-    with running(policy, flash, pro, REDIS_URL=store) as (url, _):
+    with running(policy, [flash, pro], env, REDIS_URL=store, WORKERS=str(workers)) as (url, _):
+        while workers > 1 and _serving(url) < workers:
+            time.sleep(0.05)
         yield url
 
 
 @contextlib.contextmanager
-def running(policy: str | Path, *tiers: Sim, **settings: str) -> Iterator[tuple[str, Process]]:
-    """A gateway's URL and its process; `tiers`: Flash and Pro, `settings` without GATEWAY_."""
-    port = free_port()
-    env = {name: tier.url for name, tier in zip(("FLASH_URL", "PRO_URL"), tiers, strict=False)}
+def running(
+    policy: str | Path, tiers: Sequence[Sim], given: Mapping[str, str] | None = None, /, **settings: str
+) -> Iterator[tuple[str, Process]]:
+    """A gateway's URL and its process; `settings` without GATEWAY_, `given`: other variables."""
+    port, env = free_port(), dict(given or {})
+    env |= {name: tier.url for name, tier in zip(("FLASH_URL", "PRO_URL"), tiers, strict=False)}
     env["GATEWAY_LOG_EXCHANGES"] = "false"
     env |= {f"GATEWAY_{name}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as place:
@@ -152,6 +168,11 @@ def policy(requests_per_minute: int = 1_000_000, **triage: str) -> str:
     """A policy's text that triages everything afresh; `triage` are keys of that section."""
     asked = "".join(f", {key}: {value}" for key, value in triage.items())
     return POLICY.format(triage=asked, limit=requests_per_minute, **MODELS)
+
+
+def _serving(url: str) -> int:
+    with urllib.request.urlopen(url + "/ready", timeout=5) as answer:
+        return int(json.loads(answer.read())["workers"])
 
 
 def _wait(url: str, process: Process) -> None:

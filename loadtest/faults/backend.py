@@ -83,7 +83,7 @@ async def play(script: Script, writer: asyncio.StreamWriter) -> None:
 def gateway(**settings: str) -> Iterator[tuple[str, int, Process]]:
     """The gateway's URL, the port on which it looks for its only tier, and its process."""
     port = free_port()
-    with running(POLICY.format(host=HOST, port=port), **settings) as (url, process):
+    with running(POLICY.format(host=HOST, port=port), (), **settings) as (url, process):
         yield url, port, process
 
 

@@ -70,7 +70,7 @@ async def drive(url: str, process: Process, count: int) -> Drained:
 def measure(count: int) -> Drained:
     with sim("flash", "--speed", "0.5") as flash, sim("pro") as pro:
         settings = {"REDIS_URL": "embedded", "DRAIN_WAIT": "1"}
-        with running(policy(), flash, pro, **settings) as (url, process):
+        with running(policy(), (flash, pro), **settings) as (url, process):
             return asyncio.run(drive(url, process, count))
 
 

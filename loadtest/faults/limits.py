@@ -9,7 +9,8 @@ from loadtest.faults.client import Outcome, ask
 from loadtest.faults.clock import shifted, wrong_clock
 from loadtest.servers import gateway, policy, sim, valkey
 
-CLOCKS = (0, 0, 3600, -3600)  # seconds by which each process's clock is wrong
+CLOCKS = (3600, -3600)  # seconds by which each gateway's clock is wrong
+WORKERS = 2  # processes of each
 
 
 async def burst(urls: list[str], requests: int) -> list[Outcome]:
@@ -28,7 +29,7 @@ def measure(requests: int, limit: int) -> tuple[int, int, int, float]:
         store, text = stack.enter_context(valkey()), policy(requests_per_minute=limit)
         library = stack.enter_context(wrong_clock())
         clocks = [shifted(library, seconds) for seconds in CLOCKS]
-        urls = [stack.enter_context(gateway(text, flash, pro, store, **clock)) for clock in clocks]
+        urls = [stack.enter_context(gateway(text, flash, pro, store, workers=WORKERS, **clock)) for clock in clocks]
         seen = asyncio.run(burst(urls, requests))
     took = max(one.started + one.seconds for one in seen) - min(one.started for one in seen)
     counts = [sum(one.status == status for one in seen) for status in (200, 429)]
@@ -37,7 +38,8 @@ def measure(requests: int, limit: int) -> tuple[int, int, int, float]:
 
 def report(requests: int, limit: int) -> None:
     admitted, refused, failed, allowed = measure(requests, limit)
-    print(f"{requests} requests at once over processes with clocks wrong by {CLOCKS} s on one store, {limit} a minute")
+    told = f"{len(CLOCKS)} x {WORKERS} processes on one store, clocks wrong by {CLOCKS} s"
+    print(f"{requests} requests at once over {told}, {limit} a minute")
     print(
         f"  admitted {admitted} (the limit and its refill in that time: {allowed}), refused {refused}, failed {failed}"
     )

@@ -18,7 +18,7 @@ import redis
 from gateway.pricing import TEMPLATE
 from gateway.store import NANO, Line, open_store
 from gateway.store.words import account
-from loadtest.servers import MODELS, Sim, gateway, pid_of, sim, valkey
+from loadtest.servers import MODELS, Sim, gateway, sim, valkey, workers_of
 
 CALLER = "anonymous"  # who everyone is without keys
 POLICY = """\
@@ -44,7 +44,7 @@ callers:
 PRICES = {"flash": (1000, 2000), "pro": (3000, 6000)}  # nano-dollars a token of a prompt and of an answer
 PROMPT = "Count what is spent. " * 5
 PACE = 0.025  # seconds a token
-PROCESSES = 4
+GATEWAYS, WORKERS = 2, 2  # processes: four
 LONGEST = 120.0  # seconds until every lease must have ended
 
 
@@ -96,7 +96,7 @@ async def _read(reader: asyncio.StreamReader, events: int | None) -> str:
 
 
 async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
-    """All streams at once, half of them to each tier; a third leave on their way, and one gateway is killed."""
+    """All streams at once, half of them to each tier; a third leave on their way, and one worker is killed."""
     chance = random.Random(streams)
 
     async def one(turn: int) -> str:
@@ -105,7 +105,7 @@ async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
 
     tasks = [asyncio.create_task(one(turn)) for turn in range(streams)]
     await asyncio.sleep(tokens * PACE / 2)
-    os.kill(pid_of(urls[0]), signal.SIGKILL)
+    os.kill(workers_of(urls[0])[0], signal.SIGKILL)
     return list(await asyncio.gather(*tasks))
 
 
@@ -180,7 +180,7 @@ def measure(streams: int, covered: int, tokens: int) -> Money:
     with contextlib.ExitStack() as stack:
         flash, pro = stack.enter_context(tiers())
         store = stack.enter_context(valkey())
-        urls = [stack.enter_context(gateway(text, flash, pro, store)) for _ in range(PROCESSES)]
+        urls = [stack.enter_context(gateway(text, flash, pro, store, workers=WORKERS)) for _ in range(GATEWAYS)]
         ends, peaks, lines = asyncio.run(drive(urls, store, streams, tokens))
         with redis.Redis.from_url(store) as client:
             held = int(client.hget(account(CALLER)[0], "money") or 0)
@@ -192,7 +192,7 @@ def measure(streams: int, covered: int, tokens: int) -> Money:
 
 def report(streams: int, covered: int) -> None:
     found = measure(streams, covered, tokens=64)
-    print(f"{streams} streams at once over {PROCESSES} processes, a budget for {covered}, one process killed")
+    print(f"{streams} streams at once over {GATEWAYS} x {WORKERS} processes, a budget for {covered}, a worker killed")
     print("  " + ", ".join(f"{end} {count}" for end, count in found.ends.most_common()))
     shares = {name: getattr(found, name) / found.budget for name in ("peak", "spent", "true", "estimated")}
     print("  as shares of the budget: " + ", ".join(f"{name} {share:.4f}" for name, share in shares.items()))

@@ -29,7 +29,7 @@ STREAM = body(model="flash", stream=True, max_tokens=40)
 def serving(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
     """A gateway in a process of its own, which has ended well when the block has."""
     policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
-    with running(policy, flash, pro, **settings) as (url, process):
+    with running(policy, (flash, pro), **settings) as (url, process):
         yield Port(int(url.rpartition(":")[2])), process
         assert process.wait(10) == 0
 

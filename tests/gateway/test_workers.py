@@ -23,7 +23,7 @@ from tests.tiers import until
 def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
     """Two workers on one port, and their supervisor."""
     policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
-    with running(policy, flash, pro, REDIS_URL="embedded", WORKERS="2", **settings) as (url, process):
+    with running(policy, (flash, pro), REDIS_URL="embedded", WORKERS="2", **settings) as (url, process):
         gate = Port(int(url.rpartition(":")[2]))
         until(lambda: alive(gate) == 2, 10)
         yield gate, process
