@@ -97,7 +97,7 @@ async def _read(reader: asyncio.StreamReader, events: int | None) -> str:
 
 async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
     """All streams at once, half of them to each tier; a third leave on their way, and one worker is killed."""
-    chance = random.Random(streams)
+    chance, victim = random.Random(streams), workers_of(urls[0])[0]
 
     async def one(turn: int) -> str:
         leaves = chance.randrange(tokens) if turn % 3 == 0 else None
@@ -105,7 +105,7 @@ async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
 
     tasks = [asyncio.create_task(one(turn)) for turn in range(streams)]
     await asyncio.sleep(tokens * PACE / 2)
-    os.kill(workers_of(urls[0])[0], signal.SIGKILL)
+    os.kill(victim, signal.SIGKILL)
     return list(await asyncio.gather(*tasks))
 
 
