@@ -10,6 +10,7 @@ import signal
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -96,8 +97,8 @@ async def _read(reader: asyncio.StreamReader, events: int | None) -> str:
 
 
 async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
-    """All streams at once, half of them to each tier; a third leave on their way, and one worker is killed."""
-    chance, victim = random.Random(streams), workers_of(urls[0])[0]
+    """All streams at once, half of them to each tier; a third leave on their way, and the busiest worker is killed."""
+    chance, workers = random.Random(streams), [worker for url in urls for worker in workers_of(url)]
 
     async def one(turn: int) -> str:
         leaves = chance.randrange(tokens) if turn % 3 == 0 else None
@@ -105,7 +106,7 @@ async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
 
     tasks = [asyncio.create_task(one(turn)) for turn in range(streams)]
     await asyncio.sleep(tokens * PACE / 2)
-    os.kill(victim, signal.SIGKILL)
+    os.kill(max(workers, key=lambda worker: len(list(Path(f"/proc/{worker}/fd").iterdir()))), signal.SIGKILL)
     return list(await asyncio.gather(*tasks))
 
 
