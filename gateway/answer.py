@@ -36,8 +36,8 @@ async def decide(
     facts = observe(request, request.caller, policy, upstream.load(), standing)
     chosen, verdict, ttl = route(facts, None, policy), None, policy.triage.cache
     if isinstance(chosen, Ask):
-        asked = question(request, policy)
-        verdict = await verdicts.recall(request.caller, asked[0], ttl)
+        asked = question(request, policy, upstream.able.get(policy.triage.tier, ()))
+        verdict = await verdicts.recall(request.caller, asked.key, ttl)
     if verdict:
         chosen = route(facts, verdict, policy)
     if isinstance(chosen, Route):
@@ -45,7 +45,7 @@ async def decide(
         return reply.decided(Decision(facts, verdict, chosen))
     async with drafting(request, chosen, policy, upstream) as draft:
         ask = partial(triage, request, policy, upstream, asked)
-        verdict = await verdicts.share(request.caller, asked[0], ttl, ask)
+        verdict = await verdicts.share(request.caller, asked.key, ttl, ask)
         chosen = route(facts, verdict, policy)
         reply = await draft.take(chosen) or await upstream.send(request, chosen, policy)
         return reply.decided(Decision(facts, verdict, chosen, draft.outcome), waited=verdict.seconds)

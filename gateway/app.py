@@ -20,6 +20,7 @@ from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
+from gateway.probe import Probe
 from gateway.settings import Settings
 from gateway.standing import kept
 from gateway.store import KeyRecord, Store
@@ -40,12 +41,14 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
     keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
+    probe = Probe(client, upstream, lambda: doors.policy)
     telemetry.use(policy, upstream.load, lambda: store.state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(file.watch()) if file else None
-        yield
+        async with probe.running():
+            yield
         if watch:
             watch.cancel()
             await asyncio.wait([watch])
@@ -53,7 +56,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool,
         await store.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    _routes(rest, doors)
+    _routes(rest, doors, probe)
     _models(rest, doors)
     rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
     _errors(rest)
@@ -92,7 +95,7 @@ def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
     return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
-def _routes(rest: FastAPI, doors: Doors) -> None:
+def _routes(rest: FastAPI, doors: Doors, probe: Probe) -> None:
     @rest.get("/health", summary="Is the process alive?")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -108,6 +111,7 @@ def _routes(rest: FastAPI, doors: Doors) -> None:
             "limits": kept(policy.callers, store.state),
             "policy": told,
             "load": dict(doors.upstream.load()),
+            "triage": probe.told(),
         }
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")

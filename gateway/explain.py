@@ -76,6 +76,8 @@ def told_verdict(verdict: Verdict, policy: Policy) -> dict[str, Any]:
         "reason": verdict.reason,
         "seconds": verdict.seconds,
         "cut": verdict.cut,
+        "strategy": verdict.strategy,
+        "prompt": verdict.prompt,
         "threshold": threshold,
         "margin": None if p_complex is None else round(p_complex - threshold, 6),
     }

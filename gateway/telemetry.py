@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from gateway.policy import Callers, Policy
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
-from gateway.types import Decision, Record, Usage
+from gateway.types import Decision, Record, Usage, Verdict
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36)
@@ -21,6 +21,13 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+# vLLM >= 0.28 thinks unless told not to.
+THINKS = (
+    "triage: answers have no content, the model thinks first. Set chat_template_kwargs {thinking: false, "
+    "enable_thinking: false} on the tier (engine: vllm sends it by itself), or in the server's own "
+    "--default-chat-template-kwargs"
+)
+log = logging.getLogger("gateway")
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
 
 
@@ -28,6 +35,7 @@ class Telemetry:
     """The process's metrics and its exchange log."""
 
     def __init__(self, log: bool) -> None:
+        self._thinks = False
         self._names: frozenset[str] = frozenset()
         self._models: Mapping[str, str] = {}
         self._registry = registry = CollectorRegistry()
@@ -41,6 +49,9 @@ class Telemetry:
         self.limited = Counter("gateway_limited", "Requests that a limit refused.", ["limit"], registry=registry)
         self.cost = Counter(
             "gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"], registry=registry
+        )
+        self.empty = Gauge(
+            "gateway_verdicts_empty", "1 while the classifier answers without content.", registry=registry
         )
         self.triage = Histogram("gateway_triage_seconds", "Time to a verdict.", buckets=DURATION, registry=registry)
         self.overhead = Histogram(
@@ -126,6 +137,16 @@ class Telemetry:
             self.verdicts.labels(verdict.label or verdict.reason, verdict.source).inc()
             if verdict.source != "cache":
                 self.triage.observe(verdict.seconds)
+                self._alarm(verdict)
+
+    def _alarm(self, verdict: Verdict) -> None:
+        """Tells when the classifier begins to answer without content, and when it answers again: two lines in all."""
+        thinks = verdict.reason == "empty"
+        if thinks == self._thinks or not (thinks or verdict.label):
+            return
+        self._thinks = thinks
+        self.empty.set(thinks)
+        log.warning(THINKS if thinks else "triage: answers have content again")
 
     def render(self) -> tuple[bytes, str]:
         """The metrics as Prometheus text, and its content type."""
@@ -162,6 +183,7 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
         verdict = decision.verdict
         found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}
         found["verdict"] |= {"source": verdict.source, "seconds": _microseconds(verdict.seconds), "cut": verdict.cut}
+        found["verdict"] |= {"strategy": verdict.strategy, "prompt": verdict.prompt}
     return found
 
 

@@ -16,7 +16,7 @@ from gateway.balance import affinity, pick
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Origin, Response, TransportError
 from gateway.policy import Policy, Tier
-from gateway.splice import changes
+from gateway.splice import CHAT, changes
 from gateway.stream import Events, Noted, broken, json_answer, to_end
 from gateway.types import Bill, ChatRequest, Headers, Reply, Route, Usage
 
@@ -68,10 +68,14 @@ class Exchange:
 
 
 class Upstream:
-    """Model servers by tier. Counts what is in flight, for the rules and for balancing."""
+    """Model servers by tier. Counts what is in flight, for the rules and for balancing.
+
+    `able`: by tier, the strategies of triage that its servers were found to serve.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.able: dict[str, tuple[str, ...]] = {}
         self._tiers: dict[str, int] = defaultdict(int)
         self._replicas: dict[str, int] = defaultdict(int)
         self._endings: set[asyncio.Task[None]] = set()
@@ -126,7 +130,7 @@ class Upstream:
         return Attempt(reply, failure)
 
     @asynccontextmanager
-    async def asking(self, request: ChatRequest, body: bytes, policy: Policy) -> AsyncIterator[Noted]:
+    async def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy) -> AsyncIterator[Noted]:
         """The answer to a short question of ours about `request`, from the replica that would answer it.
 
         Who has read enough leaves the block: the rest is read and dropped, so that the connection can be used again.
@@ -136,7 +140,7 @@ class Upstream:
         tier = policy.tiers[name]
         if self._full(name, tier):
             raise _full(name)
-        call = Call(name, "/v1/chat/completions", request.id + "-triage", body, True, Bill(name, "triage"))
+        call = Call(name, path, request.id + "-triage", body, path == CHAT, Bill(name, "triage"))
         request.bills.append(call.bill)
         limits = Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)
         exchange = await self._open(request, call, policy, limits)

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 
 from backends.sim.settings import TIERS
 from gateway.http1 import Client, Limits, Origin
-from loadtest.servers import gateway, policy, sim
+from loadtest.servers import DEFAULT, gateway, policy, sim
 
 LIMITS = Limits(connect=2.0, first_byte=30.0, idle=30.0, total=60.0)
 WAYS = [
-    ("speculation, json verdict", "json", "always"),
+    ("speculation, json verdict", "json_logprobs", "always"),
     ("speculation, choice verdict", "choice", "always"),
-    ("serial, json verdict", "json", "never"),
+    ("serial, json verdict", "json_logprobs", "never"),
 ]
 WARM = 3  # rounds that open connections and warm code up
 WORDS = "The meeting about the garden party was moved to Thursday, and the cake is now lemon instead of plum. "
@@ -73,6 +73,7 @@ def servers() -> Iterator[dict[str, tuple[str, str]]]:
     with contextlib.ExitStack() as stack:
         flash, pro = stack.enter_context(sim("flash")), stack.enter_context(sim("pro"))
         urls = {"direct": (flash.url, flash.model)}
+        urls["the default policy"] = (stack.enter_context(gateway(DEFAULT, flash, pro)), "auto")
         for name, strategy, speculate in WAYS:
             text = policy(threshold="0.9", strategy=strategy, speculate=speculate)
             urls[name] = (stack.enter_context(gateway(text, flash, pro)), "auto")

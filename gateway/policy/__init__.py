@@ -12,14 +12,9 @@ from gateway.policy.model import (
     Caching,
     CachingWhen,
     Can,
-    Expect,
     Failover,
-    PolicyTest,
     Price,
-    Prompt,
     Reason,
-    TestCaller,
-    TestVerdict,
     Tier,
     TierLimits,
     Timeouts,
@@ -29,8 +24,10 @@ from gateway.policy.model import (
 )
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
+from gateway.policy.prompts import Prompt
 from gateway.policy.rules import Bands, Range, Rule, Split, When
 from gateway.policy.schema import schema
+from gateway.policy.trial import Expect, PolicyTest, TestCaller, TestVerdict
 
 __all__ = [
     "Bands",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,6 +14,7 @@ from gateway.policy.load import Document
 from gateway.policy.model import Reason, Tier, Triage
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.policy.problems import Path, PolicyError, Problem, meant
+from gateway.policy.prompts import BUILT_IN, by_id
 from gateway.policy.references import check, mapping
 from gateway.policy.rules import Rule
 
@@ -201,15 +203,10 @@ def assembled(written: PolicyFile, text: str) -> Policy:
 
 
 def filled(triage: Triage, first: str) -> Triage:
-    return Triage(
+    return replace(
+        triage,
         tier=triage.tier or first,
-        strategy=triage.strategy,
-        prompt=triage.prompt,
-        layout=triage.layout,
-        timeout=triage.timeout,
-        threshold=triage.threshold,
-        speculate=triage.speculate,
-        input=triage.input,
+        prompts=BUILT_IN | by_id(triage.prompts),
         otherwise={reason: triage.otherwise.get(reason, first) for reason in get_args(Reason)},
     )
 

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.policy.model import Caching, Failover, Name, PolicyTest, Printable, Tier, Triage
+from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.rules import STRICT, Rule
+from gateway.policy.trial import PolicyTest
 
 Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]

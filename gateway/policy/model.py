@@ -8,9 +8,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from gateway.policy.prompts import Prompt
 from gateway.policy.rules import STRICT, Range, listed
+from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
@@ -35,8 +37,7 @@ Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
-Prompt = Literal["complexity.v1"]
-Reason = Literal["timeout", "parse", "truncated", "overloaded", "error"]
+Reason = Literal["timeout", "parse", "truncated", "empty", "overloaded", "error"]
 Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
 Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
 
@@ -122,13 +123,19 @@ class TriageInput:
 class Triage:
     """How the small model is asked whether it is enough. `otherwise`: the tier that answers without a verdict.
 
-    In a loaded policy `tier` is never "" and `otherwise` holds every reason: both default to the first tier.
+    In a loaded policy `tier` is never "" and `otherwise` holds every reason: both default to the first tier; `prompts`
+    has the built-in ones, too, all by name and version.
     """
 
     __pydantic_config__ = STRICT
     tier: Annotated[str, Field(description="the tier that is asked; the first one by default")] = ""
-    strategy: Annotated[Literal["json", "choice"], Field(description="how the answer is bound to two words")] = "json"
-    prompt: Annotated[Prompt, Field(description="name and version of the question")] = "complexity.v1"
+    strategy: Annotated[
+        Literal["auto"] | Strategy, Field(description="how the answer is bound to its labels; auto asks the servers")
+    ] = "auto"
+    prompt: Annotated[str, Field(description="name and version of the question")] = "complexity.v1"
+    prompts: Annotated[dict[Name, Prompt], Field(description="own questions, beside the built-in ones")] = field(
+        default_factory=dict
+    )
     layout: Annotated[
         Literal["suffix", "system"], Field(description="the question after the conversation (shares KV) or before it")
     ] = "suffix"
@@ -178,59 +185,3 @@ class Failover:
         BeforeValidator(listed, json_schema_input_type=tuple[Failure, ...]),
         Field(min_length=1, description="failures that count"),
     ] = ("connect", "overloaded", "first_byte", "5xx")
-
-
-@dataclass(frozen=True, slots=True)
-class TestCaller:
-    __pydantic_config__ = STRICT
-    __test__ = False
-    plan: Annotated[str, Field(description="the caller's plan")] = ""
-    name: Annotated[str, Field(description="the caller's name")] = "test"
-
-
-@dataclass(frozen=True, slots=True)
-class TestVerdict:
-    """A verdict as the classifier would give it: a probability, a label, or both."""
-
-    __pydantic_config__ = STRICT
-    __test__ = False
-    p_complex: Annotated[Share | None, Field(description="probability of complex")] = None
-    label: Annotated[Literal["simple", "complex"] | None, Field(description="the classifier's word")] = None
-
-    def __post_init__(self) -> None:
-        if self.p_complex is None and self.label is None:
-            raise ValueError("give p_complex, label or both")
-
-
-def shape_of_verdict(value: object) -> str:
-    return "verdict" if isinstance(value, dict | TestVerdict) else "failure"
-
-
-StubVerdict = Annotated[
-    Annotated[TestVerdict, Tag("verdict")] | Annotated[Reason, Tag("failure")], Discriminator(shape_of_verdict)
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """What must come out; what is left out is not looked at."""
-
-    __pydantic_config__ = STRICT
-    tier: Annotated[str | None, Field(description="the tier that answers")] = None
-    rule: Annotated[str | None, Field(description='the rule\'s id, or "caller" for a wish')] = None
-    triaged: Annotated[bool | None, Field(description="the rule asks for a verdict")] = None
-    reason: Annotated[str | None, Field(description="why this tier")] = None
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyTest:
-    """A request and what the policy must do with it; run by `policy check` and before every reload."""
-
-    __pydantic_config__ = STRICT
-    name: Annotated[str, Field(min_length=1, description="the sentence that the test proves")]
-    request: Annotated[dict[str, Any], Field(description="a request body; model is auto when left out")]
-    expect: Annotated[Expect, Field(description="what must come out")]
-    caller: Annotated[TestCaller, Field(description="who asks; the default plan when left out")] = TestCaller()
-    headers: Annotated[dict[str, str], Field(description="request headers")] = field(default_factory=dict)
-    load: Annotated[dict[str, int], Field(description="requests in flight, by tier")] = field(default_factory=dict)
-    verdict: Annotated[StubVerdict | None, Field(description="what the classifier says, or how it fails")] = None

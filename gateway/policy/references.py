@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from gateway.policy.load import Document
 from gateway.policy.patterns import regex_problem
 from gateway.policy.problems import Path, meant
+from gateway.policy.prompts import BUILT_IN
 
 WISHES = ("auto", "auto:fast", "auto:best")
 RESERVED = {"auto", "fast", "best"}
@@ -43,6 +44,7 @@ def check(document: Document) -> None:
     check_tiers(document)
     check_plans(document)
     check_signals(document)
+    check_prompts(document)
     check_aliases(document)
     check_rules(document)
 
@@ -144,6 +146,21 @@ def check_signals(document: Document) -> None:
     for at, rule in items(document, "rules"):
         given = mapping(rule, "when").get("signals")
         known(document, "signal", names(given, ("rules", at, "when", "signals")), signals)
+
+
+def check_prompts(document: Document) -> None:
+    triage, place = mapping(document.data, "triage"), ("triage", "prompts")
+    own = {name: f"{name}.{mapping(given).get('version')}" for name, given in mapping(triage, "prompts").items()}
+    for name, full in own.items():
+        if full in BUILT_IN:
+            document.blame((*place, name), f'"{full}" is built in: choose another name or version', key=True)
+    asked = triage.get("prompt")
+    known(document, "prompt", names(asked, ("triage", "prompt")), [*BUILT_IN, *own.values()])
+    thoughtful = [full for full, prompt in BUILT_IN.items() if prompt.before]
+    thoughtful += [full for name, full in own.items() if mapping(triage, "prompts", name).get("before")]
+    if asked in thoughtful and triage.get("strategy") in ("choice", "decisions"):
+        told = f"{asked} writes before its label: ask it by auto, json_logprobs or json"
+        document.blame(("triage", "strategy"), told)
 
 
 def check_aliases(document: Document) -> None:

@@ -106,8 +106,9 @@ def test_the_reference_names_every_key() -> None:
 
 def test_the_reference_gives_the_defaults() -> None:
     given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
-    for name in ("name", "revision", "triage"):
-        assert getattr(given, name) == getattr(least, name)
+    assert (given.name, given.revision) == (least.name, least.revision)
+    assert dataclasses.replace(given.triage, prompts={}) == dataclasses.replace(least.triage, prompts={})
+    assert given.triage.prompts.keys() - least.triage.prompts.keys() == {"house.v1"}
     assert given.failover.on == least.failover.on
     for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
         assert getattr(given.tiers["flash"], name) == getattr(least.tiers["flash"], name)
@@ -120,6 +121,55 @@ def test_the_reference_gives_the_defaults() -> None:
     bare = load_policy(SMALLEST + "tests: [{name: x, request: {}, expect: {}}]\n", {}).tests[0]
     for name in ("headers", "load"):
         assert getattr(given.tests[0], name) == getattr(bare, name)
+
+
+OWN = """\
+triage:
+  prompt: house.v2
+  strategy: STRATEGY
+  prompts:
+    house: {version: v2, question: "Easy?", labels: {easy: simple, hard: complex}, before: BEFORE}
+"""
+
+
+def test_a_policy_brings_prompts_of_its_own_beside_the_built_in_ones() -> None:
+    policy = load_policy(SMALLEST + OWN.replace("STRATEGY", "auto").replace("BEFORE", "null"), {})
+    assert policy.triage.prompts["house.v2"].labels == {"easy": "simple", "hard": "complex"}
+    assert {"complexity.v1", "p_solve.v1", "intent.v1"} < policy.triage.prompts.keys()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("prompt: house.v2", "prompt: house.v1", '8:11: triage.prompt: no prompt is named "house.v1"; did you mean'),
+        ("house:", "complexity:", '8:11: triage.prompt: no prompt is named "house.v2"'),
+        ("{easy: simple, hard: complex}", "{easy: simple, hard: simple}", "11:12: triage.prompts.house: labels need"),
+        ("easy: simple, hard", "easy: simple, easygoing", "11:12: triage.prompts.house: no label may begin with"),
+        ("easy: simple", "Easy: simple", "11:54: triage.prompts.house.labels.Easy: a label is one word of lower-case"),
+        ("BEFORE", "complexity", "11:12: triage.prompts.house: before and answer are the same member"),
+        ("version: v2", "version: 2", "11:22: triage.prompts.house.version: expected text"),
+    ],
+)
+def test_a_prompt_that_could_not_be_read_back_is_refused_at_its_place(old: str, new: str, problem: str) -> None:
+    text = OWN.replace(old, new).replace("STRATEGY", "auto").replace("BEFORE", "null")
+    assert any(line.startswith(problem) for line in refused(SMALLEST + text))
+
+
+def test_a_prompt_named_like_a_built_in_one_or_asked_for_a_bare_word_against_its_form_is_refused() -> None:
+    text = OWN.replace("house", "complexity").replace("v2", "v1").replace("STRATEGY", "auto").replace("BEFORE", "null")
+    assert '11:5: triage.prompts.complexity: "complexity.v1" is built in: choose another name or version' in refused(
+        SMALLEST + text
+    )
+    bare = OWN.replace("STRATEGY", "choice").replace("BEFORE", "plan")
+    told = "9:13: triage.strategy: house.v2 writes before its label: ask it by auto, json_logprobs or json"
+    assert refused(SMALLEST + bare) == [told]
+
+
+def test_every_key_of_triage_is_kept() -> None:
+    written = "triage: {tier: pro, cache: null, threshold: 0.4, timeout: 2s, layout: system, speculate: never}\n"
+    triage = load_policy(SMALLEST + written, {}).triage
+    assert (triage.tier, triage.cache, triage.threshold, triage.timeout) == ("pro", None, 0.4, 2.0)
+    assert (triage.layout, triage.speculate) == ("system", "never")
 
 
 def test_a_tier_takes_from_the_tier_it_extends_key_by_key() -> None:

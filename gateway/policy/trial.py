@@ -1,0 +1,66 @@
+"""What does a policy file's own test say?   A request, a stand-in for the classifier, and what must come out."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag
+
+from gateway.policy.model import Reason, Share
+from gateway.policy.rules import STRICT
+from gateway.types import Label
+
+
+@dataclass(frozen=True, slots=True)
+class TestCaller:
+    __pydantic_config__ = STRICT
+    __test__ = False
+    plan: Annotated[str, Field(description="the caller's plan")] = ""
+    name: Annotated[str, Field(description="the caller's name")] = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class TestVerdict:
+    """A verdict as the classifier would give it: a probability, a label, or both."""
+
+    __pydantic_config__ = STRICT
+    __test__ = False
+    p_complex: Annotated[Share | None, Field(description="probability of complex")] = None
+    label: Annotated[Label | None, Field(description="the classifier's word")] = None
+
+    def __post_init__(self) -> None:
+        if self.p_complex is None and self.label is None:
+            raise ValueError("give p_complex, label or both")
+
+
+def shape_of_verdict(value: object) -> str:
+    return "verdict" if isinstance(value, dict | TestVerdict) else "failure"
+
+
+StubVerdict = Annotated[
+    Annotated[TestVerdict, Tag("verdict")] | Annotated[Reason, Tag("failure")], Discriminator(shape_of_verdict)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """What must come out; what is left out is not looked at."""
+
+    __pydantic_config__ = STRICT
+    tier: Annotated[str | None, Field(description="the tier that answers")] = None
+    rule: Annotated[str | None, Field(description='the rule\'s id, or "caller" for a wish')] = None
+    triaged: Annotated[bool | None, Field(description="the rule asks for a verdict")] = None
+    reason: Annotated[str | None, Field(description="why this tier")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """A request and what the policy must do with it; run by `policy check` and before every reload."""
+
+    __pydantic_config__ = STRICT
+    name: Annotated[str, Field(min_length=1, description="the sentence that the test proves")]
+    request: Annotated[dict[str, Any], Field(description="a request body; model is auto when left out")]
+    expect: Annotated[Expect, Field(description="what must come out")]
+    caller: Annotated[TestCaller, Field(description="who asks; the default plan when left out")] = TestCaller()
+    headers: Annotated[dict[str, str], Field(description="request headers")] = field(default_factory=dict)
+    load: Annotated[dict[str, int], Field(description="requests in flight, by tier")] = field(default_factory=dict)
+    verdict: Annotated[StubVerdict | None, Field(description="what the classifier says, or how it fails")] = None

@@ -1,0 +1,146 @@
+"""What can the classifier's servers do?   Each strategy is asked once, at the start and when a server came back."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, get_args
+
+from gateway.body import read
+from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.policy import Policy
+from gateway.splice import CHAT
+from gateway.telemetry import THINKS
+from gateway.triage import put, question, strategy_of, triage
+from gateway.types import Caller, ChatRequest, Strategy
+from gateway.upstream import Upstream
+
+START = 5.0  # seconds that the start waits for the first findings at most
+PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
+PAUSE = 5.0  # seconds between two looks at the servers
+LONGEST = 60.0  # seconds between two tries of a server that can do nothing
+HEALTH = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=2.0)
+BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
+UNBOUND = "Say hello."  # a server that binds its answers says a label even so
+Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
+log = logging.getLogger("gateway")
+
+
+class Probe:
+    """Keeps `upstream.able` true for the tier that triage asks, while the policy's strategy is auto."""
+
+    def __init__(self, client: Client, upstream: Upstream, policy: Callable[[], Policy], pause: float = PAUSE) -> None:
+        self._client, self._upstream, self._policy, self._pause = client, upstream, policy, pause
+        self._asked: object = None  # what was asked, and of whom; another policy is another question
+        self._found: dict[str, Found] = {}
+        self._again: dict[str, tuple[float, float]] = {}  # when to try a server again (monotonic), and the pause
+
+    @asynccontextmanager
+    async def running(self, wait: float = START) -> AsyncIterator[None]:
+        """Looks until the end of the block, which begins with the first findings, or without them after `wait`."""
+        first = asyncio.Event()
+        task = asyncio.create_task(self._run(first))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await first.wait()
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def told(self) -> dict[str, Any]:
+        """For /ready: the strategy in use, and what each replica of the tier was found to do, in the policy's order."""
+        policy = self._policy()
+        rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+        used = strategy_of(rules, self._upstream.able.get(rules.tier, ()))
+        return {"tier": rules.tier, "strategy": used, "replicas": [self._found.get(url) for url in tier.replicas]}
+
+    async def _run(self, first: asyncio.Event) -> None:
+        while True:
+            policy = self._policy()
+            if policy.triage.strategy == "auto":
+                await self._look(policy)
+            first.set()
+            await asyncio.sleep(self._pause)
+
+    async def _look(self, policy: Policy) -> None:
+        rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+        asked = (rules.tier, tier, rules.prompts[rules.prompt].digest, rules.layout)
+        if asked != self._asked:
+            self._asked, self._found, self._again = asked, {}, {}
+        if tier.engine == "vllm":  # nobody asks a hosted API every few seconds how it is
+            alive = await asyncio.gather(*(self._alive(url) for url in self._found))
+            self._found = {url: found for (url, found), up in zip(self._found.items(), alive, strict=True) if up}
+        now = time.monotonic()
+        due = [url for url in tier.replicas if url not in self._found and self._again.get(url, (now, 0))[0] <= now]
+        for url, found in zip(due, await asyncio.gather(*(self._ask(url, policy) for url in due)), strict=True):
+            self._note(url, found)
+        if due:
+            self._publish(policy)
+
+    def _note(self, url: str, found: Found) -> None:
+        if "ok" in found.values():
+            self._found[url] = found
+            self._again.pop(url, None)
+            return
+        pause = min(2 * self._again.get(url, (0.0, self._pause / 2))[1], LONGEST)
+        self._again[url] = (time.monotonic() + pause, pause)
+
+    def _publish(self, policy: Policy) -> None:
+        """What every server that answered can do is what the tier can do; one line tells a change."""
+        name, found = policy.triage.tier, list(self._found.values())
+        able = tuple(s for s in get_args(Strategy) if found and all(one.get(s) == "ok" for one in found))
+        if self._upstream.able.get(name) == able:
+            return
+        self._upstream.able[name] = able
+        used = strategy_of(policy.triage, able)
+        log.warning("triage asks tier %s by %s; found %s", name, used, [dict(one) for one in found] or "no server")
+
+    async def _ask(self, url: str, policy: Policy) -> Found:
+        """What one server makes of each strategy."""
+        rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+        alone = replace(
+            policy,
+            tiers={**policy.tiers, rules.tier: replace(tier, replicas=(url,))},
+            triage=replace(rules, timeout=PATIENCE),
+        )
+        found: dict[Strategy, str] = {}
+        for strategy in get_args(Strategy):
+            if strategy_of(rules, (strategy,)) == strategy:
+                found[strategy] = await self._outcome(alone, strategy)
+        if "empty" in found.values():
+            log.warning(THINKS)
+        return found
+
+    async def _outcome(self, policy: Policy, strategy: Strategy) -> str:
+        """Asks as triage would; then, where the server ought to bind the answer, without a word of its form."""
+        request, schema = _request(policy), policy.tiers[policy.triage.tier].can.json_schema
+        verdict = await triage(request, policy, self._upstream, question(request, policy, (strategy,)))
+        if verdict.label is None:
+            return verdict.reason
+        if verdict.p_complex is None and strategy != "json":
+            return "no_logprobs"
+        if strategy == "choice" or (strategy == "json_logprobs" and schema):
+            bound = await triage(request, policy, self._upstream, put(request, policy, strategy, UNBOUND))
+            return "ok" if bound.label else "unbound"
+        return "ok"
+
+    async def _alive(self, url: str) -> bool:
+        """Whether anything answers there."""
+        origin = Origin.parse(url)
+        head = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.host}:{origin.port}\r\n\r\n"
+        try:
+            (await self._client.request(origin, head.encode(), b"", HEALTH)).close()
+        except TransportError:
+            return False
+        return True
+
+
+def _request(policy: Policy) -> ChatRequest:
+    body, fields = read(BODY)
+    caller = Caller("probe", "probe", policy.callers.default.plan, "probe")
+    return ChatRequest("probe", caller, CHAT, body, fields, {}, time.perf_counter())
