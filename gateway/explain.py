@@ -1,10 +1,11 @@
 """Why does this request go to this tier?"""
 
+import math
 from typing import Any
 
 from gateway.errors import Refusal
 from gateway.policy import Bands, Policy, Rule
-from gateway.routing import route
+from gateway.routing import band, first_match, route
 from gateway.types import Ask, Facts, Route, Verdict
 
 OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_tokens
@@ -15,7 +16,8 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
 
     Keys: policy, facts, rules (each with `matched` and, when not, `why`), route (tiers, rule, reason, or `refused`),
     triaged (whether the rule wants a verdict), verdict (null when none was given or wanted), sides (what either side of
-    the threshold leads to; null when nobody is asked), cost (US dollars by tier, and what the estimate assumes).
+    the threshold or each band leads to; null when nobody is asked), cost (US dollars by tier, and what the estimate
+    assumes).
     """
     asked = outcome(facts, None, policy)
     triaged = isinstance(asked, Ask)
@@ -25,7 +27,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
         "rules": told_rules(facts, policy),
         "route": told(outcome(facts, verdict, policy)),
         "triaged": triaged,
-        "verdict": told_verdict(verdict, policy) if triaged and verdict else None,
+        "verdict": told_verdict(verdict, first_match(facts, policy), policy) if triaged and verdict else None,
         "sides": sides(facts, policy) if triaged else None,
         "cost": cost(facts, policy),
     }
@@ -66,26 +68,42 @@ def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
     return found
 
 
-def told_verdict(verdict: Verdict, policy: Policy) -> dict[str, Any]:
-    """`margin` is p_complex less the threshold: at or above 0 is complex."""
-    threshold, p_complex = policy.triage.threshold, verdict.p_complex
+def told_verdict(verdict: Verdict, rule: Rule, policy: Policy) -> dict[str, Any]:
+    """The verdict, and where it stands on the side or in the band that it chose (`stood`)."""
     return {
         "label": verdict.label,
-        "p_complex": p_complex,
+        "p_complex": verdict.p_complex,
         "source": verdict.source,
         "reason": verdict.reason,
         "seconds": verdict.seconds,
         "cut": verdict.cut,
         "strategy": verdict.strategy,
         "prompt": verdict.prompt,
-        "threshold": threshold,
-        "margin": None if p_complex is None else round(p_complex - threshold, 6),
+        **stood(verdict, rule.route, policy.triage.threshold),
     }
+
+
+def stood(verdict: Verdict, target: object, threshold: float) -> dict[str, Any]:
+    """Of a split, `threshold` and `margin`: p_complex less the threshold, complex at or above 0. Of bands, `band` with
+    its key and how far p_complex is above its lower and below its upper edge. None where there is no probability, or
+    no edge."""
+    p_complex = verdict.p_complex
+    if not isinstance(target, Bands):
+        return {"threshold": threshold, "margin": None if p_complex is None else round(p_complex - threshold, 6)}
+    if verdict.label is None:
+        return {"band": None}
+    step = band(target, verdict)
+    return {"band": {"key": step.key, "above": gap(step.low, p_complex), "below": gap(p_complex, step.high)}}
+
+
+def gap(low: float | None, high: float | None) -> float | None:
+    """How far `high` is above `low`; None where one of them is missing or infinite."""
+    return None if low is None or high is None or math.isinf(high - low) else round(high - low, 6)
 
 
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     """Where the request would go on either side, or in each band, and without a verdict."""
-    rule = next(rule for rule in policy.rules if rule.matches(facts))
+    rule = first_match(facts, policy)
     found = {name: told(outcome(facts, verdict, policy)) for name, verdict in stubs(rule).items()}
     failed = {reason: told(outcome(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}
@@ -95,12 +113,7 @@ def stubs(rule: Rule) -> dict[str, Verdict]:
     """One verdict for each way that a rule can go."""
     if not isinstance(rule.route, Bands):
         return {"simple": Verdict("simple", None), "complex": Verdict("complex", None)}
-    low = 0.0
-    found: dict[str, Verdict] = {}
-    for end, key, _ in rule.route.steps:
-        found[key] = Verdict("complex", low)
-        low = end
-    return found
+    return {step.key: Verdict("complex", max(0.0, step.low)) for step in rule.route.steps}
 
 
 def cost(facts: Facts, policy: Policy) -> dict[str, Any]:

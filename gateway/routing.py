@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import overload
 
 from gateway.errors import BadRequest, Forbidden, QuotaUsed
-from gateway.policy import Bands, Policy, Rule, Split, Tier
+from gateway.policy import Bands, Policy, Rule, Split, Step, Tier
 from gateway.types import Ask, Facts, Route, Verdict
 
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
@@ -59,14 +59,20 @@ def outcomes(rule: Rule) -> tuple[str, ...]:
 
 
 def judged(target: Split | Bands, verdict: Verdict, threshold: float, rule: str) -> tuple[str, tuple[str, str]]:
-    """The tier that a labelled verdict chooses, with rule and reason. A label alone counts as p_complex 0 or 1."""
-    sure = verdict.label == "complex"
+    """The tier that a labelled verdict chooses, with rule and reason."""
     if isinstance(target, Bands):
-        p_complex = float(sure) if verdict.p_complex is None else verdict.p_complex
-        key, tier = next((key, tier) for end, key, tier in target.steps if p_complex < end)
-        return tier, (rule, f"p_complex {key}")
-    hard = sure if verdict.p_complex is None else verdict.p_complex >= threshold
+        step = band(target, verdict)
+        return step.tier, (rule, f"p_complex {step.key}")
+    hard = verdict.label == "complex" if verdict.p_complex is None else verdict.p_complex >= threshold
     return (target.complex, (rule, "complex")) if hard else (target.simple, (rule, "simple"))
+
+
+def band(target: Bands, verdict: Verdict) -> Step:
+    """The band of a labelled verdict. A label without a probability means the outermost band of its side: the first
+    one for simple, else for complex."""
+    if verdict.p_complex is None:
+        return target.steps[-1 if verdict.label == "complex" else 0]
+    return next(step for step in target.steps if verdict.p_complex < step.high)
 
 
 def fallback(verdict: Verdict, policy: Policy) -> str:

@@ -220,6 +220,9 @@ def in_words(found: dict[str, Any]) -> str:
         return f"failed: {verdict['reason']}"
     if verdict["p_complex"] is None:
         return f"{verdict['label']}, without a probability"
+    if band := verdict.get("band"):
+        gaps = ", ".join(f"{band[side]:g} {side} an edge" for side in ("above", "below") if band[side] is not None)
+        return f"p_complex {verdict['p_complex']:g}, band {band['key']}, {gaps}"
     return f"p_complex {verdict['p_complex']:g}, threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
 
 

@@ -25,7 +25,7 @@ from gateway.policy.model import (
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.prompts import Prompt
-from gateway.policy.rules import Bands, Range, Rule, Split, When
+from gateway.policy.rules import Bands, Range, Rule, Split, Step, When
 from gateway.policy.schema import schema
 from gateway.policy.trial import Expect, PolicyTest, TestCaller, TestVerdict
 
@@ -52,6 +52,7 @@ __all__ = [
     "Reason",
     "Rule",
     "Split",
+    "Step",
     "TestCaller",
     "TestVerdict",
     "Tier",

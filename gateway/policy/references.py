@@ -10,6 +10,7 @@ from gateway.policy.load import Document
 from gateway.policy.patterns import regex_problem
 from gateway.policy.problems import Path, meant
 from gateway.policy.prompts import BUILT_IN
+from gateway.policy.rules import ASKING
 
 WISHES = ("auto", "auto:fast", "auto:best")
 RESERVED = {"auto", "fast", "best"}
@@ -189,6 +190,7 @@ def check_rules(document: Document) -> None:
             document.blame(("rules", at, "when"), f"never reached: the rule on line {same[when]} has the same `when`")
         elif rule.get("when") is None:
             catch_all = line
+        check_bands(document, mapping(rule, "route", "p_complex"), ("rules", at, "route", "p_complex"))
     known(document, "rule", expected_rules(document), [*first, "caller"])
     if rules and catch_all is None:
         document.blame(("rules", rules[-1][0]), "the last rule must match every request: add one without `when`")
@@ -197,3 +199,20 @@ def check_rules(document: Document) -> None:
 def expected_rules(document: Document) -> Iterator[tuple[Path, str]]:
     for at, test in items(document, "tests"):
         yield from names(mapping(test, "expect").get("rule"), ("tests", at, "expect", "rule"))
+
+
+def check_bands(document: Document, bands: dict[str, Any], path: Path) -> None:
+    """Bands rise, every one of them can be reached, and the last one is else."""
+    if bands and list(bands)[-1] != "else":
+        document.blame(path, "the last band must be else, for what is above all others")
+    end = 0.0
+    for key in bands:
+        if not ASKING.fullmatch(key):
+            continue  # else, or a key that its own check refuses
+        high = float(key[1:])
+        if high <= end:
+            below = f"all below {end:g} is in a band before it" if end else "no probability is below 0"
+            document.blame((*path, key), f"never reached: {below}", key=True)
+        elif high >= 1:
+            document.blame((*path, key), "leaves nothing for else: no probability is above 1", key=True)
+        end = max(end, high)

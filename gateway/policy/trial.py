@@ -50,6 +50,7 @@ class Expect:
     rule: Annotated[str | None, Field(description='the rule\'s id, or "caller" for a wish')] = None
     triaged: Annotated[bool | None, Field(description="the rule asks for a verdict")] = None
     reason: Annotated[str | None, Field(description="why this tier")] = None
+    band: Annotated[str | None, Field(description="the key of the band that the verdict falls in")] = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import pytest
 from gateway.explain import explain
 from gateway.policy import load_policy
 from gateway.types import Facts, Verdict
+from tests.tiers import JSON
 
 POLICY = load_policy(
     """\
@@ -75,6 +76,21 @@ def test_the_verdict_comes_with_threshold_and_margin() -> None:
     assert found["triaged"]
     assert found["verdict"]["margin"] == pytest.approx(0.3)
     assert (found["verdict"]["threshold"], found["verdict"]["seconds"], found["route"]["tier"]) == (0.5, 0.2, "pro")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "band"),
+    [
+        (Verdict("simple", 0.3), {"key": "<0.4", "above": None, "below": 0.1}),
+        (Verdict("simple", 0.4), {"key": "else", "above": 0.0, "below": None}),
+        (Verdict("complex", None), {"key": "else", "above": None, "below": None}),
+        (Verdict(None, None, "parse"), None),
+    ],
+)
+def test_a_verdict_in_bands_comes_with_its_band_and_how_far_its_edges_are(verdict: Verdict, band: JSON | None) -> None:
+    found = explain(facts(model="bands"), verdict, POLICY)["verdict"]
+    assert found["band"] == band
+    assert "threshold" not in found, "it decides nothing here"
 
 
 def test_both_sides_of_the_threshold_are_told() -> None:

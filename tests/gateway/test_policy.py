@@ -365,11 +365,27 @@ BAD = {
     ),
     "falling bands": (
         changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<0.4": pro, else: pro}}'),
-        "6:26: rules.0.route: bands must rise",
+        "6:52: rules.0.route.p_complex.<0.4: never reached: all below 0.5 is in a band before it",
+    ),
+    "the same band twice, written apart": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<.50": pro, else: pro}}'),
+        "6:52: rules.0.route.p_complex.<.50: never reached: all below 0.5 is in a band before it",
+    ),
+    "a band below all": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<0.0": flash, else: pro}}'),
+        "6:39: rules.0.route.p_complex.<0.0: never reached: no probability is below 0",
+    ),
+    "a band above all": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<1": flash, else: pro}}'),
+        "6:39: rules.0.route.p_complex.<1: leaves nothing for else: no probability is above 1",
     ),
     "bands without else": (
         changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<0.6": pro}}'),
-        "6:26: rules.0.route: the last band must be else",
+        "6:38: rules.0.route.p_complex: the last band must be else",
+    ),
+    "else before the last": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {else: pro, "<0.6": pro}}'),
+        "6:38: rules.0.route.p_complex: the last band must be else",
     ),
     "odd band": (
         changed("{simple: flash, complex: pro}", '{p_complex: {">0.5": pro, else: pro}}'),
