@@ -19,12 +19,12 @@ def route(facts: Facts, verdict: None, policy: Policy) -> Route | Ask: ...
 def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     """The tiers to try for a request, or an Ask when the rule wants a verdict that could change the outcome.
 
-    A caller whom its budget or share keeps on the first tier stays there, whatever it wishes (reason "budget" or
-    "share").
-    A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A rule's tier
-    above the caller's cap comes down to the cap (reason "capped"). A tier that lacks what the request needs gives way
-    to the next one up that has it, else the next one down (reason "needs ..."). Without a label, the verdict's reason
-    picks the tier and is the route's reason.
+    A caller whom its budget or share keeps on the lowest tier that it may use stays there, whatever it wishes (reason
+    "budget" or "share").
+    A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A tier above the
+    caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
+    "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
+    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
@@ -93,11 +93,12 @@ def reachable(facts: Facts, policy: Policy) -> Sequence[str]:
 
 
 def wished(facts: Facts, policy: Policy) -> str:
-    """The tier that the caller's wish means. Raises Forbidden when it is above the plan's cap."""
+    """The tier that the caller's wish means; going down is always allowed. Raises Forbidden above the plan's cap."""
     allowed = permitted(facts, policy)
     wish = facts.wish or "fast"
     tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
-    if tier in allowed:
+    ranks = tuple(policy.tiers)
+    if ranks.index(tier) <= ranks.index(allowed[-1]):
         return tier
     raise Forbidden(
         f"Plan {facts.plan} may not use tier {tier}; the highest it may use is {allowed[-1]}.",
@@ -115,12 +116,15 @@ def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Ro
 
 def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
     """The permitted tier that stands for `tier`, and why it is another one. Raises BadRequest when none is able."""
-    allowed = reachable(facts, policy)
-    capped = tier not in allowed
-    at = len(allowed) - 1 if capped else allowed.index(tier)
+    allowed, ranks = reachable(facts, policy), tuple(policy.tiers)
+    at, moved = ranks.index(tier) - ranks.index(allowed[0]), None
+    if at < 0:
+        at, moved = 0, "floor"
+    elif at >= len(allowed):
+        at, moved = len(allowed) - 1, facts.capped or "capped"
     missing = lacks(facts, policy.tiers[allowed[at]])
     if missing is None:
-        return allowed[at], (facts.capped or "capped") if capped else None
+        return allowed[at], moved
     for other in (*allowed[at + 1 :], *reversed(allowed[:at])):
         if lacks(facts, policy.tiers[other]) is None:
             return other, f"needs {missing}"

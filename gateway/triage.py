@@ -186,8 +186,9 @@ def _decision(tier: Tier, prompt: Prompt, told: str, quoted: str) -> bytes:
 
 
 def _quoted(request: ChatRequest, characters: int) -> str:
-    """The conversation as one JSON string, head and tail of it where it is longer."""
+    """The conversation as one JSON string, head and tail of it where it is longer. No tag and no marker of a chat
+    template stands in it as itself: JSON spells their first characters as escapes, and reads them back the same."""
     talk, half = (request.body.raw("messages") or request.body.raw("prompt") or b"").decode(), characters // 2
     if len(talk) > characters:
         talk = f"{talk[:half]} [... {len(talk) - 2 * half} characters left out ...] {talk[-half:]}"
-    return _encode(talk).decode()
+    return _encode(talk).decode().replace("<", "\\u003c").replace("\uff5c", "\\uff5c")

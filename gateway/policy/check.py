@@ -212,8 +212,9 @@ def filled(triage: Triage, first: str) -> Triage:
 
 
 def reach(plan: Plan, tiers: list[str]) -> tuple[str, ...]:
-    """The tiers of a plan: the first one, and all up to the highest that `may` names."""
-    return tuple(tiers[: 1 + max(map(tiers.index, plan.may), default=0)])
+    """The tiers of a plan: from its lowest one, or the first, up to the highest that `may` names."""
+    low = tiers.index(plan.min_tier) if plan.min_tier else 0
+    return tuple(tiers[low : 1 + max(map(tiers.index, plan.may), default=0)])
 
 
 def watched(rules: tuple[Rule, ...], key: str) -> tuple[str, ...]:

@@ -66,7 +66,8 @@ def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
     for tier, following in mapping(data, "failover", "tiers").items():
         yield from names(following, ("failover", "tiers", tier))
     for plan, given in mapping(data, "callers", "plans").items():
-        yield from names(mapping(given).get("may"), ("callers", "plans", plan, "may"))
+        for key in ("may", "min_tier"):
+            yield from names(mapping(given).get(key), ("callers", "plans", plan, key))
     for at, rule in items(document, "rules"):
         yield from routed(rule.get("route"), ("rules", at, "route"))
     for at, test in items(document, "tests"):
@@ -132,11 +133,21 @@ def check_plans(document: Document) -> None:
     plans = list(mapping(callers, "plans")) if callers is not None else ["default"]
     default = mapping(callers, "default").get("plan")
     known(document, "plan", names(default, ("callers", "default", "plan")), plans)
+    check_floors(document, list(mapping(document.data, "tiers")))
     for at, rule in items(document, "rules"):
         given = mapping(rule, "when", "caller").get("plan")
         known(document, "plan", names(given, ("rules", at, "when", "caller", "plan")), plans)
     for at, test in items(document, "tests"):
         known(document, "plan", names(mapping(test, "caller").get("plan"), ("tests", at, "caller", "plan")), plans)
+
+
+def check_floors(document: Document, tiers: list[str]) -> None:
+    """No plan's lowest tier is above its highest."""
+    for plan, given in mapping(document.data, "callers", "plans").items():
+        low, path = mapping(given).get("min_tier"), ("callers", "plans", plan, "min_tier")
+        may = [tier for _, tier in names(mapping(given).get("may"), path) if tier in tiers]
+        if low in tiers and tiers.index(low) > max(map(tiers.index, may), default=0):
+            document.blame(path, f"{low} is above what the plan may reach: name it in `may`")
 
 
 def check_signals(document: Document) -> None:

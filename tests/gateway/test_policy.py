@@ -387,6 +387,14 @@ BAD = {
         changed("{simple: flash, complex: pro}", '{p_complex: {else: pro, "<0.6": pro}}'),
         "6:38: rules.0.route.p_complex: the last band must be else",
     ),
+    "a floor above the ceiling": (
+        SMALLEST + "callers: {default: {plan: a}, plans: {a: {min_tier: pro}}}\n",
+        "7:53: callers.plans.a.min_tier: pro is above what the plan may reach",
+    ),
+    "a floor that is no tier": (
+        SMALLEST + "callers: {default: {plan: a}, plans: {a: {min_tier: prof}}}\n",
+        '7:53: callers.plans.a.min_tier: no tier is named "prof"; did you mean "pro"?',
+    ),
     "odd band": (
         changed("{simple: flash, complex: pro}", '{p_complex: {">0.5": pro, else: pro}}'),
         "6:39: rules.0.route.p_complex.>0.5: a band is",

@@ -14,7 +14,7 @@ from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.upstream import Upstream
 from loadtest.servers import Sim, free_port, python, sim
-from tests.gateway.serving import COMPLEX, body, eventually, gateway, plain, quiet, scripted, watched
+from tests.gateway.serving import COMPLEX, SIMPLE, body, eventually, gateway, plain, quiet, scripted, watched
 from tests.tiers import JSON, policy_for
 
 PRO = Sim("http://127.0.0.1:2", "pro-model")
@@ -156,6 +156,20 @@ def test_a_gateway_starts_with_what_was_found_and_says_so(flash: Sim, pro: Sim) 
             assert ready["triage"]["strategy"] == "choice"
             verdict = (await gate.ask(body(COMPLEX), x_route_explain="1")).json()["route"]["verdict"]
             assert (verdict["label"], verdict["strategy"], verdict["prompt"]) == ("complex", "choice", "complexity.v1")
+
+    asyncio.run(main())
+
+
+def test_a_decision_routes_by_its_probabilities(engines: dict[str, Sim], pro: Sim) -> None:
+    policy = policy_for(engines["decisions"], pro, triage={"strategy": "decisions"})
+
+    async def main() -> None:
+        async with gateway(policy) as gate:
+            for text, tier in ((SIMPLE, "flash"), (COMPLEX, "pro")):
+                answer = await gate.ask(body(text), x_route_explain="1")
+                verdict = answer.json()["route"]["verdict"]
+                assert (answer.headers["x-route-tier"], verdict["strategy"]) == (tier, "decisions")
+                assert (verdict["p_complex"] >= 0.5) == (tier == "pro")
 
     asyncio.run(main())
 
