@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any, get_args
 
 from gateway.body import read
 from gateway.http1 import Client, Limits, Origin, TransportError
-from gateway.policy import Policy
+from gateway.policy import Policy, Tier
 from gateway.splice import CHAT
 from gateway.telemetry import THINKS
 from gateway.triage import put, question, strategy_of, triage
@@ -21,7 +22,7 @@ from gateway.upstream import Upstream
 START = 5.0  # seconds that the start waits for the first findings at most
 PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
 PAUSE = 5.0  # seconds between two looks at the servers
-LONGEST = 60.0  # seconds between two tries of a server that can do nothing
+LONGEST = 300.0  # seconds until a server is asked again that could not do all: it may have been busy
 HEALTH = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=2.0)
 BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
 UNBOUND = "Say hello."  # a server that binds its answers says a label even so
@@ -36,7 +37,8 @@ class Probe:
         self._client, self._upstream, self._policy, self._pause = client, upstream, policy, pause
         self._asked: object = None  # what was asked, and of whom; another policy is another question
         self._found: dict[str, Found] = {}
-        self._again: dict[str, tuple[float, float]] = {}  # when to try a server again (monotonic), and the pause
+        self._next: dict[str, tuple[float, float]] = {}  # when a server is asked again (monotonic), after which pause
+        self._thinks = False
 
     @asynccontextmanager
     async def running(self, wait: float = START) -> AsyncIterator[None]:
@@ -71,37 +73,23 @@ class Probe:
         rules, tier = policy.triage, policy.tiers[policy.triage.tier]
         asked = (rules.tier, tier, rules.prompts[rules.prompt].digest, rules.layout)
         if asked != self._asked:
-            self._asked, self._found, self._again = asked, {}, {}
-        if tier.engine == "vllm":  # nobody asks a hosted API every few seconds how it is
-            alive = await asyncio.gather(*(self._alive(url) for url in self._found))
-            self._found = {url: found for (url, found), up in zip(self._found.items(), alive, strict=True) if up}
-        now = time.monotonic()
-        due = [url for url in tier.replicas if url not in self._found and self._again.get(url, (now, 0))[0] <= now]
-        for url, found in zip(due, await asyncio.gather(*(self._ask(url, policy) for url in due)), strict=True):
-            self._note(url, found)
-        if due:
-            self._publish(policy)
+            self._asked, self._found, self._next = asked, {}, {}
+        up, now = await self._up(tier), time.monotonic()
+        self._found = {url: found for url, found in self._found.items() if url in up}
+        self._next = {url: then for url, then in self._next.items() if url in up}
+        due = [url for url in up if self._next.get(url, (now, 0))[0] <= now]
+        await asyncio.gather(*(self._ask(url, policy) for url in due))
+        self._publish(policy)
 
-    def _note(self, url: str, found: Found) -> None:
-        if "ok" in found.values():
-            self._found[url] = found
-            self._again.pop(url, None)
-            return
-        pause = min(2 * self._again.get(url, (0.0, self._pause / 2))[1], LONGEST)
-        self._again[url] = (time.monotonic() + pause, pause)
+    async def _up(self, tier: Tier) -> list[str]:
+        """The servers that answer; nobody asks a hosted API every few seconds how it is."""
+        if tier.engine != "vllm":
+            return list(tier.replicas)
+        alive = await asyncio.gather(*map(self._alive, tier.replicas))
+        return [url for url, answers in zip(tier.replicas, alive, strict=True) if answers]
 
-    def _publish(self, policy: Policy) -> None:
-        """What every server that answered can do is what the tier can do; one line tells a change."""
-        name, found = policy.triage.tier, list(self._found.values())
-        able = tuple(s for s in get_args(Strategy) if found and all(one.get(s) == "ok" for one in found))
-        if self._upstream.able.get(name) == able:
-            return
-        self._upstream.able[name] = able
-        used = strategy_of(policy.triage, able)
-        log.warning("triage asks tier %s by %s; found %s", name, used, [dict(one) for one in found] or "no server")
-
-    async def _ask(self, url: str, policy: Policy) -> Found:
-        """What one server makes of each strategy."""
+    async def _ask(self, url: str, policy: Policy) -> None:
+        """What one server makes of each strategy. `choice` is vLLM's own field; one that is silent is asked no more."""
         rules, tier = policy.triage, policy.tiers[policy.triage.tier]
         alone = replace(
             policy,
@@ -110,11 +98,27 @@ class Probe:
         )
         found: dict[Strategy, str] = {}
         for strategy in get_args(Strategy):
-            if strategy_of(rules, (strategy,)) == strategy:
+            served = strategy_of(rules, (strategy,)) == strategy and (strategy != "choice" or tier.engine == "vllm")
+            if served and "timeout" not in found.values():
                 found[strategy] = await self._outcome(alone, strategy)
-        if "empty" in found.values():
+        pause = min(2 * self._next.get(url, (0.0, self._pause / 2))[1], LONGEST)
+        self._next[url] = (math.inf if set(found.values()) == {"ok"} else time.monotonic() + pause, pause)
+        self._found[url] = found
+        self._publish(policy)
+
+    def _publish(self, policy: Policy) -> None:
+        """What every server that can do anything can do is what the tier can do; one line tells a change."""
+        name, found = policy.triage.tier, [dict(found) for found in self._found.values()]
+        useful = [one for one in found if "ok" in one.values()]
+        able = tuple(s for s in get_args(Strategy) if useful and all(one.get(s) == "ok" for one in useful))
+        thinks = any("empty" in one.values() for one in found)
+        if thinks and not self._thinks:
             log.warning(THINKS)
-        return found
+        self._thinks = thinks
+        if self._upstream.able.get(name) != able:
+            self._upstream.able[name] = able
+            used = strategy_of(policy.triage, able)
+            log.warning("triage asks tier %s by %s; found %s", name, used, found or "no server")
 
     async def _outcome(self, policy: Policy, strategy: Strategy) -> str:
         """Asks as triage would; then, where the server ought to bind the answer, without a word of its form."""
@@ -132,7 +136,7 @@ class Probe:
     async def _alive(self, url: str) -> bool:
         """Whether anything answers there."""
         origin = Origin.parse(url)
-        head = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.host}:{origin.port}\r\n\r\n"
+        head = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.host}:{origin.port}\r\ncontent-length: 0\r\n\r\n"
         try:
             (await self._client.request(origin, head.encode(), b"", HEALTH)).close()
         except TransportError:

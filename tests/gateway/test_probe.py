@@ -90,7 +90,7 @@ def said(content: str) -> bytes:
 
 def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answers() -> None:
     label, hello = '{"complexity":"simple"}', said("Hello! How can I help?")
-    answers = [said("simple"), hello, plain(b"{}", "404 Not Found"), said(label), hello, said(label)]
+    answers = [plain(b""), said("simple"), hello, plain(b"{}", "404 Not Found"), said(label), hello, said(label)]
 
     async def main() -> JSON:
         async with (
@@ -134,6 +134,23 @@ def test_a_server_that_starts_later_or_comes_back_is_asked_again(caplog: pytest.
     assert [line.split(";")[0] for line in lines[1:]] == [
         f"triage asks tier flash by {strategy}" for strategy in ("choice", "json_logprobs", "choice", "json_logprobs")
     ]
+
+
+def test_a_server_that_was_busy_is_asked_again_though_it_stayed(flash: Sim) -> None:
+    flash.config(status=503, count=2)
+
+    async def main() -> None:
+        async with probing(auto(flash)) as (probe, _):
+            assert probe.told()["strategy"] == "json", "what it could do then"
+            await eventually(lambda: probe.told()["strategy"] == "choice")
+
+    asyncio.run(main())
+
+
+def test_a_server_of_another_kind_is_not_sent_vllms_own_fields(flash: Sim) -> None:
+    policy = policy_for(flash, PRO, tiers={"flash": {"engine": "openai"}}, triage={"strategy": "auto"})
+    assert "choice" not in found(policy)["replicas"][0]
+    assert not [entry for entry in flash.state()["requests"] if "structured_outputs" in entry["body"]]
 
 
 def test_the_start_waits_for_a_silent_server_no_longer_than_its_bound(flash: Sim) -> None:
