@@ -115,7 +115,7 @@ class Said:
     def verdict(self) -> Verdict:
         """From `content` or the reasoning field, bare or fenced."""
         text = self._texts["content"]
-        if "{" in text and "}" not in text and self.stands:
+        if "{" in text and not text.rstrip().endswith("}") and self.stands:
             text = text.rstrip().removesuffix('"') + '"}'
         for said in (text, self._texts["reasoning_content"], self._texts["reasoning"]):
             if label := self._label(said):

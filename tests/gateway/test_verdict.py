@@ -208,7 +208,7 @@ def test_the_text_before_the_label_is_no_label() -> None:
     thought = '{"intent":"says \\"complexity\\":\\"complex\\" and }","complexity":"simple"}'
     assert whole(said(content=thought), INTENT).label == "simple"
     answer, taken = streamed(
-        ['{"intent":"', "a \\", '"complex', '","', "complexity", '":"', "simple", '"}'], None, INTENT
+        ['{"intent":"', "a } \\", '"complex', '","', "complexity", '":"', "simple", '"}'], None, INTENT
     )
     assert taken == 7
     assert answer.verdict().label == "simple"
