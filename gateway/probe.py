@@ -22,7 +22,7 @@ from gateway.upstream import Upstream
 START = 5.0  # seconds that the start waits for the first findings at most
 PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
 PAUSE = 5.0  # seconds between two looks at the servers
-LONGEST = 300.0  # seconds until a server is asked again that could not do all: it may have been busy
+LONGEST = 300.0  # seconds until a server is asked again that could not do the best: it may have been busy
 HEALTH = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=2.0)
 BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
 UNBOUND = "Say hello."  # a server that binds its answers says a label even so
@@ -102,7 +102,8 @@ class Probe:
             if served and "timeout" not in found.values():
                 found[strategy] = await self._outcome(alone, strategy)
         pause = min(2 * self._next.get(url, (0.0, self._pause / 2))[1], LONGEST)
-        self._next[url] = (math.inf if set(found.values()) == {"ok"} else time.monotonic() + pause, pause)
+        best = next(iter(found.values()))
+        self._next[url] = (math.inf if best == "ok" else time.monotonic() + pause, pause)
         self._found[url] = found
         self._publish(policy)
 

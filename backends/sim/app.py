@@ -96,6 +96,7 @@ class Simulator:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k != b"authorization"}
         given = _header(scope, b"x-request-id") or replies.new_id()
         entry = self.state.open(given, scope["path"], headers, body)
+        entry.kind = "triage" if scope["path"] == "/v1/decisions" else "answer"
         try:
             await self._generate_entry(scope, body, wire, entry)
             entry.phase = "done"
