@@ -78,16 +78,15 @@ def ask(policy: Policy, conversations: list[list[JSON]], **fields: Any) -> list[
 
 
 def planned(flash: Sim, pro: Sim, **plan: Any) -> Policy:
-    """Three tiers, `mid` served as pro is, and one plan with these limits."""
+    """One plan with these limits; `top`, above pro, is where complex goes in the policies that have it in `may`."""
     price = {"input_per_m": 1.0, "output_per_m": 2.0}
-    tiers: JSON = {
-        "flash": {"price": price},
-        "pro": {"price": {name: 10 * dollars for name, dollars in price.items()}},
-    }
-    if "mid" in json.dumps(plan):
-        both = policy_for(flash, pro, tiers=tiers)
-        tiers = {"flash": tiers["flash"], "mid": {"model": pro.model, "replicas": [both.tiers["pro"].replicas[0]]}}
-    return policy_for(flash, pro, tiers=tiers, callers={"plans": {"usual": {"may": ["pro"], **plan}}})
+    dear = {"price": {name: 10 * dollars for name, dollars in price.items()}}
+    tiers: JSON = {"flash": {"price": price}, "pro": dear}
+    hard = "top" if "top" in plan.get("may", ()) else "pro"
+    if hard == "top":
+        tiers["top"] = {"model": pro.model, "replicas": [pro.url], **dear}
+    rules = [{"id": "triaged", "route": {"simple": "flash", "complex": hard}}]
+    return policy_for(flash, pro, tiers=tiers, rules=rules, callers={"plans": {"usual": {"may": ["pro"], **plan}}})
 
 
 def tiers_of(answers: list[Answer]) -> list[str]:
@@ -133,6 +132,14 @@ def test_no_attack_passes_the_ceiling_or_the_floor(obedient: Sim, pro: Sim) -> N
     assert pro.state()["requests"] == []
     high = planned(obedient, pro, may=["pro"], min_tier="pro")
     assert set(tiers_of(ask(high, attacks("simple")))) == {"pro"}
+
+
+def test_a_share_is_counted_from_the_floor(obedient: Sim, pro: Sim) -> None:
+    share = {"max": 0.3, "window": "365d"}
+    policy = planned(obedient, pro, may=["top"], min_tier="pro", pro_share=share)
+    reached = tiers_of(ask(policy, [*attacks("simple")[:30], *attacks("complex")[:30]]))
+    assert set(reached) == {"pro", "top"}
+    assert 12 <= reached.count("top") <= 18, "what the floor answers takes nothing of it"
 
 
 def test_a_prompt_of_a_megabyte_is_judged_by_head_and_tail_and_capped_like_any_other(obedient: Sim, pro: Sim) -> None:
