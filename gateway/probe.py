@@ -31,7 +31,8 @@ log = logging.getLogger("gateway")
 
 
 class Probe:
-    """Keeps `upstream.able` true for the tier that triage asks, while the policy's strategy is auto."""
+    """Keeps `upstream.able` true for the tier that triage asks, while the policy's strategy is auto and some rule wants
+    a verdict."""
 
     def __init__(self, client: Client, upstream: Upstream, policy: Callable[[], Policy], pause: float = PAUSE) -> None:
         self._client, self._upstream, self._policy, self._pause = client, upstream, policy, pause
@@ -64,7 +65,7 @@ class Probe:
     async def _run(self, first: asyncio.Event) -> None:
         while True:
             policy = self._policy()
-            if policy.triage.strategy == "auto":
+            if policy.triage.strategy == "auto" and not all(isinstance(rule.route, str) for rule in policy.rules):
                 await self._look(policy)
             first.set()
             await asyncio.sleep(self._pause)

@@ -112,6 +112,9 @@ def test_a_tier_can_do_what_each_of_its_servers_can(flash: Sim, engines: dict[st
 def test_a_named_strategy_asks_nobody_and_a_prompt_that_thinks_first_is_not_asked_for_a_word(flash: Sim) -> None:
     assert found(auto(flash, strategy="json"))["strategy"] == "json"
     assert flash.state()["requests"] == []
+    never = policy_for(flash, PRO, triage={"strategy": "auto"}, rules=[{"id": "all", "route": "flash"}])
+    assert found(never)["replicas"] == [None], "no rule wants a verdict"
+    assert flash.state()["requests"] == []
     told = found(auto(flash, prompt="intent.v1"))
     assert (told["strategy"], list(told["replicas"][0])) == ("json_logprobs", ["json_logprobs", "json"])
 
