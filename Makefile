@@ -1,6 +1,7 @@
 # make run: set up and show it.  make test: set up and run every test.
 PYTHON ?= python3
 VENV := .venv
+ROUTER := .venv-router
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -29,6 +30,8 @@ faults: $(VENV)/.dev
 	FAULTS=full $(BIN)/python -m pytest tests/gateway/test_store_cluster.py tests/gateway/test_store_sentinel.py -rP
 	$(BIN)/python -m loadtest.faults
 bench: $(VENV)/.dev
+	-test -x $(ROUTER)/bin/vllm-router || { $(PYTHON) -m venv $(ROUTER) && $(ROUTER)/bin/pip -q install vllm-router==0.1.17; }
+	$(BIN)/python -m loadtest.overhead --log
 	$(BIN)/python -m loadtest.ttft
 	$(BIN)/python -m loadtest.store
 load: $(VENV)/.dev
@@ -37,7 +40,7 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo $(LOCK) -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo --extra load --group dev -c requirements.lock $(LOCK) -o requirements-dev.lock
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ROUTER)
 
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 

@@ -106,8 +106,11 @@ class Guard:
         return refusal
 
 
-def admin_routes(guard: Guard, keys: Keys, policy: Callable[[], Policy]) -> APIRouter:
-    """The routes; `guard` is asked before a byte of a body is read. `policy` gives the one in force."""
+def admin_routes(
+    guard: Guard, keys: Keys, policy: Callable[[], Policy], records: Callable[[int], list[bytes]]
+) -> APIRouter:
+    """The routes; `guard` is asked before a byte of a body is read. `policy` gives the one in force, `records` the
+    newest decisions as JSON, so many at most, the newest last."""
 
     class Guarded(APIRoute):
         def get_route_handler(self) -> Any:
@@ -123,7 +126,14 @@ def admin_routes(guard: Guard, keys: Keys, policy: Callable[[], Policy]) -> APIR
     routes = APIRouter(prefix="/admin", tags=["admin"], route_class=Guarded, dependencies=[Security(SCHEME)])
     _usage(routes, keys.store)
     _keys(routes, keys, policy)
+    _records(routes, records)
     return routes
+
+
+def _records(routes: APIRouter, records: Callable[[int], list[bytes]]) -> None:
+    @routes.get("/records", summary="This process's newest decisions as JSON lines, for `tiergate policy replay`")
+    async def recent(limit: Annotated[int, Query(ge=1, le=1_000_000)] = 1000) -> Response:
+        return Response(b"".join(line + b"\n" for line in records(limit)), media_type="application/jsonl")
 
 
 def _usage(routes: APIRouter, store: Store) -> None:

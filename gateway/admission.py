@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from gateway.errors import Overloaded
 from gateway.policy import Policy
-from gateway.pricing import bound, limits_of, limits_of_all, lines, plan_of
+from gateway.pricing import bound, limits_of_all, lines, terms
 from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
 from gateway.store import ALL, Admitted, Line, Store
-from gateway.types import ChatRequest, Headers, Reply, Standing
+from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
 
 
 @dataclass(slots=True)
@@ -76,16 +76,22 @@ class Admission:
         await settle(leases, self.store, used, above)
 
 
-async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, store: Store) -> Admission:
+async def admit(
+    request: ChatRequest, recall: bytes | None, policy: Policy, store: Store, *, answers: bool = True
+) -> Admission:
     """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache: one round trip.
 
-    A hit (`entry` is not None) holds nothing. Raises OverLimit, Overloaded while the store does not answer and a limit
-    is not kept without it.
+    A hit (`entry` is not None) holds nothing. A request for a decision alone (not `answers`) holds no tokens and does
+    not count in the share, which it could dilute; its money is held, so that budgets cap it as they would the answer.
+    Raises OverLimit, Overloaded while the store does not answer and a limit is not kept without it.
     """
     caller = request.caller
-    plan, limits_together = plan_of(caller, policy), limits_of_all(policy)
+    plan, limits = terms(caller, policy)
+    limits_together = policy.once(limits_of_all)
     most = bound(request, policy.reach(caller.plan, caller.own.may), policy)
-    asking = {caller.id: store.admit(caller.id, limits_of(plan, policy), recall, most)}
+    if not answers:
+        limits, most = replace(limits, share=None), replace(most, prompt=0, completion=0)
+    asking = {caller.id: store.admit(caller.id, limits, recall, most)}
     if limits_together:
         asking[ALL] = store.admit(ALL, limits_together, None, most)
     own, *others = await held(asking, store)
@@ -99,6 +105,16 @@ async def admit(request: ChatRequest, recall: bytes | None, policy: Policy, stor
     leases = {account: found.lease for account, found in zip(asking, (own, *others), strict=True) if found.lease}
     headers += budget_headers(standing)
     return Admission(request, own.entry, standing, headers, policy, store, {} if own.entry else leases)
+
+
+async def count(caller: Caller, policy: Policy, store: Store) -> None:
+    """Counts a request that no model server is asked for. Raises OverLimit, Overloaded as `admit` does."""
+    limits = replace(terms(caller, policy)[1], share=None)
+    found = await store.admit(caller.id, limits, None)
+    if found.refused_by:
+        raise OverLimit(told(found, "caller"), found, limit_headers(found))
+    if found.lease:
+        await store.settle(caller.id, found.lease)
 
 
 async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -> list[Admitted]:

@@ -3,16 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from gateway import __version__
 from gateway.admin import Guard, admin_routes
-from gateway.api import Doors, Front
+from gateway.api import LEFT, Doors
+from gateway.asgi import ASGI, Front
 from gateway.cache import Flights
+from gateway.decisions import decision_routes
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
@@ -21,11 +27,13 @@ from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.probe import Probe
+from gateway.records import Records
 from gateway.settings import Settings
 from gateway.standing import kept
 from gateway.store import KeyRecord, Store
-from gateway.telemetry import Telemetry
+from gateway.telemetry import METRICS, Telemetry
 from gateway.upstream import Upstream
+from gateway.workers import Member
 
 CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
@@ -34,33 +42,47 @@ class NoKeys(Exception):
     """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
 
 
-def create_app(settings: Settings, policy: Policy, store: Store, everyone: bool, file: KeyFile | None = None) -> Front:
-    """The ASGI app; it owns `store` from its start-up to its end. `everyone`: callers need no key."""
+def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, member: Member | None = None) -> Front:
+    """The ASGI app; it owns `store` from its start-up to its end. `member`: this process is one worker of several."""
     telemetry = Telemetry(settings.log_exchanges)
     client = Client()
-    keys = Keys(store, settings.api_key, everyone, file)
     upstream = Upstream(client)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry)
+    records = Records(store, settings.records)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records)
     probe = Probe(client, upstream, lambda: doors.policy)
-    telemetry.use(policy, upstream.load, lambda: store.state)
+    if member:
+        member.render = telemetry.render
+    telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(file.watch()) if file else None
+        watch = asyncio.create_task(keys.file.watch()) if keys.file else None
         async with probe.running():
             yield
         if watch:
             watch.cancel()
             await asyncio.wait([watch])
+        await upstream.close()
         client.close()
+        await records.close()
         await store.close()
+        telemetry.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    _routes(rest, doors, probe)
+    _routes(rest, doors, probe, member)
     _models(rest, doors)
-    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy))
+    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy, records.recent))
+    rest.include_router(decision_routes(doors, settings))
     _errors(rest)
     return Front(doors, rest, settings)
+
+
+def across_origins(app: ASGI, settings: Settings) -> ASGI:
+    """`app`, for pages of other origins too where settings say so. Keys are sent as headers, never as cookies."""
+    if not settings.cors_origins:
+        return app
+    methods, names = ["GET", "POST"], ["*"]
+    return CORSMiddleware(app, settings.cors_origins, methods, names, expose_headers=names)
 
 
 async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | None = None) -> bool:
@@ -95,29 +117,33 @@ def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
     return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
-def _routes(rest: FastAPI, doors: Doors, probe: Probe) -> None:
+def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) -> None:
     @rest.get("/health", summary="Is the process alive?")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @rest.get("/ready", summary="Can it serve?")
-    async def ready() -> dict[str, Any]:
+    async def ready(response: Response) -> dict[str, Any]:
         policy, file = doors.policy, doors.keys.file
-        keys = {"keys_file": "broken" if file.problem else "ok"} if file else {}
-        told = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-        store = doors.store
-        found = {"status": "ok", "store": store.state, "processes": store.processes, **keys}
-        return found | {
+        store, upstream = doors.store, doors.upstream
+        response.status_code = 503 if doors.leaving else 200
+        return {
+            "status": "leaving" if doors.leaving else "ok",
+            "workers": member.alive if member else 1,
+            "store": store.state,
+            "processes": store.processes,
+            **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
             "limits": kept(policy.callers, store.state),
-            "policy": told,
-            "load": dict(doors.upstream.load()),
+            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
+            "load": dict(upstream.load()),
+            "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
             "triage": probe.told(),
         }
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")
     async def metrics() -> Response:
-        body, kind = await asyncio.to_thread(doors.telemetry.render)
-        return Response(body, media_type=kind)
+        body = await (member.metrics() if member else asyncio.to_thread(doors.telemetry.render))
+        return Response(body, media_type=METRICS)
 
     rest.openapi = lambda: document(rest)  # type: ignore[method-assign]
 
@@ -132,9 +158,10 @@ def _models(rest: FastAPI, doors: Doors) -> None:
 
     @rest.get("/v1/models/{model:path}", summary="One of them", dependencies=[Depends(known)])
     async def model(model: str) -> dict[str, Any]:
-        found = next((pair for pair in named(doors.policy) if pair[0] == model), None)
+        name = unquote(model)  # the connection leaves escapes alone
+        found = next((pair for pair in named(doors.policy) if pair[0] == name), None)
         if not found:
-            raise NotFound(f"The model '{model[:128]}' does not exist.", param="model", code="model_not_found")
+            raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
         return _model(*found, doors.policy)
 
 
@@ -158,6 +185,10 @@ def _errors(rest: FastAPI) -> None:
             return _told(NotFound(f"Unknown path: {request.method} {request.scope['path'][:128]}"), 404)
         code = "method_not_allowed" if error.status_code == 405 else None
         return _told(BadRequest(str(error.detail), code=code), error.status_code, error.headers)
+
+    @rest.exception_handler(ClientDisconnect)
+    async def left(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=LEFT)  # nobody reads it
 
     @rest.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

@@ -17,14 +17,15 @@ def pick(replicas: Sequence[str], balance: str, load: Mapping[str, int], key: in
     """One of `replicas` (URLs). `load` is requests in flight by replica; `key` an affinity or, for round_robin, a turn.
 
     prefix_affinity is rendezvous hashing with bounded loads (arXiv 1608.01350): the same conversation meets the same
-    replica, and so its KV cache, unless that one is crowded. least_inflight follows affinity among equals.
+    replica, and so its KV cache, unless that one is crowded. least_inflight and least_waiting (`load` is then of the
+    servers' own queues) follow affinity among equals.
     """
     if len(replicas) == 1:
         return replicas[0]
     if balance == "round_robin":
         return replicas[key % len(replicas)]
     ranked = sorted(replicas, key=lambda url: _mixed(zlib.crc32(url.encode()) ^ key), reverse=True)
-    if balance == "least_inflight":
+    if balance in ("least_inflight", "least_waiting"):
         return min(ranked, key=lambda url: load.get(url, 0))
     most = math.ceil(BOUND * (sum(load.get(url, 0) for url in replicas) + 1) / len(replicas))
     return next((url for url in ranked if load.get(url, 0) < most), ranked[0])

@@ -107,6 +107,14 @@ class Body:
         value = self.data[span[1] : span[2]] if span else None
         return None if value == b"null" else value
 
+    def size(self, key: str) -> int:
+        """How many bytes `raw` has; 0 for None."""
+        span = self.spans.get(key)
+        if not span:
+            return 0
+        size = span[2] - span[1]
+        return 0 if size == 4 and self.data.startswith(b"null", span[1]) else size
+
     def edit(self, changes: Mapping[str, bytes | None]) -> bytes:
         """The same object with `changes` applied: bytes replace or add a member, None drops it."""
         data, spans = self.data, self.spans

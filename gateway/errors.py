@@ -5,14 +5,19 @@
         WrongMethod     405     the path takes POST only
         TooSlow         408     the body did not come in time
         TooLarge        413     the body is over the limit
+        Misdirected     421     the Host is none of ours
+        HeadTooLarge    431     request line and headers are over the limit
       Unauthorized      401     no key, or a wrong one
       Forbidden         403     the key may not do this
       NotFound          404     unknown path or model
       RateLimited       429     a limit of the caller is used up; retry_after says when to come back
         QuotaUsed       429     the caller's money is used up
       Overloaded        503     no server is free; retry_after says when to come back
+        Leaving         503     the gateway ends, and with it what is not finished
       UpstreamFailed    502     a model server broke its answer
+        UpstreamAuth    502     a model server does not accept the operator's key
         UpstreamTimeout 504     a model server did not answer in time
+          TooLate       504     the caller's own time for the request is over
 
 Not errors: a failed classification (a Verdict with a reason), a 4xx of a model server (a Reply, passed through
 unchanged), a cache miss (None).
@@ -74,6 +79,16 @@ class TooLarge(BadRequest):
     code = "request_too_large"
 
 
+class Misdirected(BadRequest):
+    status = 421
+    code = "misdirected_request"
+
+
+class HeadTooLarge(BadRequest):
+    status = 431
+    code = "headers_too_large"
+
+
 class WrongMethod(BadRequest):
     status = 405
     code = "method_not_allowed"
@@ -126,6 +141,10 @@ class Overloaded(Refusal):
     code = "overloaded"
 
 
+class Leaving(Overloaded):
+    code = "gateway_leaving"
+
+
 class UpstreamFailed(Refusal):
     """Model servers were tried already, failover included: a client's retry would multiply ours."""
 
@@ -134,6 +153,14 @@ class UpstreamFailed(Refusal):
     should_retry = False
 
 
+class UpstreamAuth(UpstreamFailed):
+    code = "upstream_auth"
+
+
 class UpstreamTimeout(UpstreamFailed):
     status = 504
     code = "upstream_timeout"
+
+
+class TooLate(UpstreamTimeout):
+    code = "deadline_exceeded"

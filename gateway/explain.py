@@ -1,11 +1,12 @@
 """Why does this request go to this tier?"""
 
-import math
+import itertools
+from dataclasses import replace
 from typing import Any
 
 from gateway.errors import Refusal
-from gateway.policy import Bands, Policy, Rule
-from gateway.routing import band, first_match, route
+from gateway.policy import Bands, Policy, Rule, Step
+from gateway.routing import band, bands, first_match, route
 from gateway.types import Ask, Facts, Route, Verdict
 
 OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_tokens
@@ -14,22 +15,25 @@ OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_
 def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, Any]:
     """The whole decision as JSON data; pure, holds no prompt text, says a refusal as part of the answer.
 
-    Keys: policy, facts, rules (each with `matched` and, when not, `why`), route (tiers, rule, reason, or `refused`),
-    triaged (whether the rule wants a verdict), verdict (null when none was given or wanted), sides (what either side of
-    the threshold or each band leads to; null when nobody is asked), cost (US dollars by tier, and what the estimate
-    assumes).
+    Keys: policy, facts, rules (each with `matched` and, when not, `why`), route (tiers, rule, reason, and `p`, how
+    likely chance made its first tier; or `refused`), triaged (whether the rule wants a verdict), verdict (null when
+    none was given or wanted), sides (what either side of the threshold or each band leads to; null when nobody is
+    asked), instead (the other side of the nearest edge; null without a probability), cost (US dollars by tier, and what
+    the estimate assumes).
     """
-    asked = outcome(facts, None, policy)
-    triaged = isinstance(asked, Ask)
+    triaged = isinstance(outcome(facts, None, policy), Ask)
+    judged, steps = verdict if triaged else None, steps_of(facts, policy)
+    ways, prices = sides(facts, policy) if triaged else None, cost(facts, policy)
     return {
         "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
         "facts": told_facts(facts),
         "rules": told_rules(facts, policy),
         "route": told(outcome(facts, verdict, policy)),
         "triaged": triaged,
-        "verdict": told_verdict(verdict, first_match(facts, policy), policy) if triaged and verdict else None,
-        "sides": sides(facts, policy) if triaged else None,
-        "cost": cost(facts, policy),
+        "verdict": told_verdict(judged, steps) if judged else None,
+        "sides": ways,
+        "instead": instead(judged, steps, ways, prices["usd"]) if judged and ways else None,
+        "cost": prices,
     }
 
 
@@ -46,7 +50,9 @@ def told(found: Route | Ask | Refusal) -> dict[str, Any]:
         return {"refused": found.message, "status": found.status}
     if isinstance(found, Ask):
         return {"ask": found.rule, "draft": found.draft}
-    return {"tier": found.tiers[0], "tiers": list(found.tiers), "rule": found.rule, "reason": found.reason}
+    tier = found.tiers[0]
+    said = {"tier": tier, "tiers": list(found.tiers), "rule": found.rule, "reason": found.reason}
+    return said | {"p": found.chances.get(tier, 1.0)}
 
 
 def told_facts(facts: Facts) -> dict[str, Any]:
@@ -55,6 +61,7 @@ def told_facts(facts: Facts) -> dict[str, Any]:
         "signals": sorted(facts.signals),
         "headers": dict(facts.headers),
         "load": dict(facts.load),
+        "waiting": dict(facts.waiting),
     }
 
 
@@ -68,42 +75,54 @@ def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
     return found
 
 
-def told_verdict(verdict: Verdict, rule: Rule, policy: Policy) -> dict[str, Any]:
-    """The verdict, and where it stands on the side or in the band that it chose (`stood`)."""
+def steps_of(facts: Facts, policy: Policy) -> tuple[Step, ...]:
+    """The bands, or the two sides, that a verdict chooses from; none where the rule wants no verdict."""
+    target = first_match(facts, policy).route
+    return () if isinstance(target, str) else bands(target, policy.triage.threshold)
+
+
+def told_verdict(verdict: Verdict, steps: tuple[Step, ...]) -> dict[str, Any]:
+    """`side` is where it falls, a key of `sides`; `threshold` the edge that p_complex is nearest to; `margin` p_complex
+    less that: at or above 0 is above it. Null where there is no label, or no probability."""
+    p_complex, threshold = verdict.p_complex, nearest(steps, verdict.p_complex)[1].low
     return {
         "label": verdict.label,
-        "p_complex": verdict.p_complex,
+        "p_complex": p_complex,
         "source": verdict.source,
         "reason": verdict.reason,
         "seconds": verdict.seconds,
         "cut": verdict.cut,
         "strategy": verdict.strategy,
         "prompt": verdict.prompt,
-        **stood(verdict, rule.route, policy.triage.threshold),
+        "side": band(steps, verdict).key if verdict.label else None,
+        "threshold": threshold,
+        "margin": None if p_complex is None else round(p_complex - threshold, 6),
     }
 
 
-def stood(verdict: Verdict, target: object, threshold: float) -> dict[str, Any]:
-    """Of a split, `threshold` and `margin`: p_complex less the threshold, complex at or above 0. Of bands, `band` with
-    its key and how far p_complex is above its lower and below its upper edge. None where there is no probability, or
-    no edge."""
-    p_complex = verdict.p_complex
-    if not isinstance(target, Bands):
-        return {"threshold": threshold, "margin": None if p_complex is None else round(p_complex - threshold, 6)}
-    if verdict.label is None:
-        return {"band": None}
-    step = band(target, verdict)
-    return {"band": {"key": step.key, "above": gap(step.low, p_complex), "below": gap(p_complex, step.high)}}
+def nearest(steps: tuple[Step, ...], p_complex: float | None) -> tuple[Step, Step]:
+    """The two bands that meet at the edge nearest to p_complex, the lower one first."""
+    return min(itertools.pairwise(steps), key=lambda pair: abs(pair[1].low - (p_complex or 0.0)))
 
 
-def gap(low: float | None, high: float | None) -> float | None:
-    """How far `high` is above `low`; None where one of them is missing or infinite."""
-    return None if low is None or high is None or math.isinf(high - low) else round(high - low, 6)
+def instead(
+    verdict: Verdict, steps: tuple[Step, ...], ways: dict[str, Any], usd: dict[str, float]
+) -> dict[str, Any] | None:
+    """Where the other side of the nearest edge leads, and what that costs; `usd_more` than the verdict's side."""
+    if verdict.p_complex is None or verdict.label is None:
+        return None
+    here = band(steps, verdict)
+    below, above = nearest(steps, verdict.p_complex)
+    there = below if here is above else above
+    if "tier" not in ways[here.key] or "tier" not in ways[there.key]:
+        return None
+    tier, costs = ways[there.key]["tier"], usd[ways[there.key]["tier"]]
+    return {"side": there.key, "tier": tier, "usd": costs, "usd_more": round(costs - usd[ways[here.key]["tier"]], 9)}
 
 
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
-    """Where the request would go on either side, or in each band, and without a verdict."""
-    rule = first_match(facts, policy)
+    """Where the request would go on either side, or in each band, and without a verdict; nothing is explored."""
+    rule, facts = first_match(facts, policy), replace(facts, chance=1.0)
     found = {name: told(outcome(facts, verdict, policy)) for name, verdict in stubs(rule).items()}
     failed = {reason: told(outcome(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}

@@ -6,7 +6,7 @@ from typing import Any
 from gateway.body import Fields, Message
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
-from gateway.types import Caller, ChatRequest, Facts, Standing
+from gateway.types import ChatRequest, Facts, Standing
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
 SCAN = 20_000  # characters of the last user turn that signals see
@@ -15,16 +15,22 @@ SCAN = 20_000  # characters of the last user turn that signals see
 TOKENS_PER_CHARACTER = 0.3
 TOKENS_PER_FURTHER_BYTE = 0.15
 EVEN = Standing()  # of a caller without a budget
+EMPTY: Mapping[str, int] = {}
 
 
 def observe(
-    request: ChatRequest, caller: Caller, policy: Policy, load: Mapping[str, int], standing: Standing = EVEN
+    request: ChatRequest,
+    policy: Policy,
+    load: Mapping[str, int],
+    standing: Standing = EVEN,
+    waiting: Mapping[str, int] = EMPTY,
 ) -> Facts:
-    """The facts of a request; no prompt text. `load` is requests in flight, by tier; `standing` is the caller's.
+    """The facts of a request; no prompt text. `load` is requests in flight, `waiting` those in the servers' queues, by
+    tier; `standing` is the caller's.
 
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
-    fields = request.fields
+    fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
     last = last_turn(fields)
     return Facts(
@@ -34,7 +40,7 @@ def observe(
         wish=wish,
         wished_by=wished_by,
         characters=sum(map(len, last)),
-        turns=sum(message.role == "user" for message in fields.messages) if fields.messages else 1,
+        turns=sum([message.role == "user" for message in fields.messages]) if fields.messages else 1,
         context=int(context(fields)),
         tools=bool(fields.tools),
         json_schema=(fields.response_format or {}).get("type") == "json_schema",
@@ -42,12 +48,14 @@ def observe(
         signals=signals(last, policy) if policy.watched_signals else frozenset(),
         headers={name: request.headers[name] for name in policy.watched_headers if name in request.headers},
         load=load,
+        waiting=waiting,
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
         budget_used=standing.budget_used,
         budget=standing.budget,
         budget_of=standing.budget_of,
         capped=standing.capped,
         may=caller.own.may,
+        chance=request.chance,
     )
 
 

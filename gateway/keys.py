@@ -7,6 +7,7 @@ from base64 import urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 from gateway.errors import Forbidden, Overloaded, Unauthorized
@@ -157,8 +158,12 @@ def _caller(caller_id: str, name: str, plan: str | None, secret: bytes, callers:
     plan = callers.default.plan if plan is None else plan
     if plan not in callers.plans:
         raise Forbidden(f"The plan of this API key, {plan}, is not in the policy.", code="unknown_plan")
-    salt = urlsafe_b64encode(hmac.digest(secret, b"salt" + caller_id.encode(), "sha256")).rstrip(b"=").decode()
-    return Caller(caller_id, name, plan, salt)
+    return Caller(caller_id, name, plan, _salt(secret, caller_id))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _salt(secret: bytes, caller_id: str) -> str:
+    return urlsafe_b64encode(hmac.digest(secret, b"salt" + caller_id.encode(), "sha256")).rstrip(b"=").decode()
 
 
 def bearer(authorization: str | None) -> str:

@@ -57,6 +57,7 @@ _COMPLETION = {
 _HEADERS = [
     ("x-route-tier", "Ask for a tier; going up takes the caller's permission."),
     ("x-route-explain", "1: put the whole decision into the answer as `route`."),
+    ("x-request-timeout", "Seconds from here to the whole answer; then a 504, or an error event in a stream."),
     ("x-request-id", "Echoed; 1 to 128 of A-Z a-z 0-9 . _ -"),
 ]
 _TOLD = [
@@ -66,7 +67,10 @@ _TOLD = [
     ("x-route-reason", "Why"),
     ("x-route-policy", "Name, revision and digest of the policy"),
     ("x-route-cache", "hit, miss, bypass or coalesced"),
-    ("x-gateway-overhead-ms", "Milliseconds before the first byte that were the gateway's own"),
+    (
+        "x-gateway-overhead-ms",
+        "Milliseconds before the first byte that were the gateway's own; waiting for servers is not",
+    ),
     ("x-ratelimit-limit-requests", "Requests in a minute; -remaining- and -reset- alike"),
 ]
 

@@ -7,7 +7,7 @@ from typing import Any
 from gateway.body import Fields
 from gateway.policy import Budget, Plan, Policy, Price
 from gateway.store import NANO, UNLIMITED, Bound, Limits, Line, Money, Outage, Portion
-from gateway.types import Bill, Caller, ChatRequest
+from gateway.types import Bill, Caller, ChatRequest, Own
 
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
@@ -18,9 +18,17 @@ AHEAD = 256  # tokens that a server may be ahead of what came when its answer is
 PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
 
 
-def plan_of(caller: Caller, policy: Policy) -> Plan:
-    """The caller's plan, with what its key has of its own."""
-    plan, own = policy.callers.plans[caller.plan], caller.own
+def terms(caller: Caller, policy: Policy) -> tuple[Plan, Limits]:
+    """The caller's plan, with what its key has of its own, and its limits."""
+    return policy.once(_terms, caller.plan, caller.own)
+
+
+def _terms(name: str, own: Own, policy: Policy) -> tuple[Plan, Limits]:
+    plan = _plan(policy.callers.plans[name], own)
+    return plan, limits_of(plan, policy)
+
+
+def _plan(plan: Plan, own: Own) -> Plan:
     given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
     given["explain"] = own.explain
     if own.usd is not None:
@@ -75,7 +83,7 @@ def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound
 
 
 def prompt_bound(request: ChatRequest) -> int:
-    return TEMPLATE * prompts(request.fields.prompt) + sum(len(request.body.raw(name) or b"") for name in PROMPTS)
+    return TEMPLATE * prompts(request.fields.prompt) + sum(map(request.body.size, PROMPTS))
 
 
 def prompts(prompt: str | list[Any] | None) -> int:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -29,9 +30,9 @@ def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) 
     return [
         (b"x-request-id", request_id.encode()),
         (b"x-route-tier", ((reply and reply.tier) or NOBODY).encode()),
-        (b"x-route-rule", (route.rule if route else NOBODY).encode()),
+        (b"x-route-rule", _ascii(route.rule if route else NOBODY)),
         (b"x-route-reason", _ascii(route.reason if route else NOBODY)),
-        (b"x-route-policy", _ascii(version(policy))),
+        (b"x-route-policy", policy.once(_policy)),
         (b"x-route-cache", (reply.cache if reply else "bypass").encode()),
         (b"x-gateway-overhead-ms", b"%.3f" % (overhead * 1000)),
     ]
@@ -85,6 +86,11 @@ def explained_events(events: bytes, request: ChatRequest, model: str, told: dict
     return events[:at] + sse.event(msgspec.json.encode(chunk)) + events[at:]
 
 
+def _policy(policy: Policy) -> bytes:
+    return _ascii(version(policy))
+
+
+@lru_cache(maxsize=1024)
 def _ascii(text: str) -> bytes:
     """Text of ours, fit for a header."""
     return re.sub(rb"[^ -~]", b"?", text.encode("ascii", "replace"))

@@ -52,7 +52,9 @@ def outcome(test: PolicyTest, policy: Policy) -> dict[str, Any]:
     if isinstance(found, Ask):
         return {"tier": None, "rule": found.rule, "triaged": True, "reason": None, "band": None}
     triaged, target = isinstance(route(facts, None, policy), Ask), first_match(facts, policy).route
-    falls = band(target, verdict).key if triaged and verdict and verdict.label and isinstance(target, Bands) else None
+    falls = (
+        band(target.steps, verdict).key if triaged and verdict and verdict.label and isinstance(target, Bands) else None
+    )
     return {
         "tier": found.tiers[0],
         "rule": found.rule,
@@ -69,7 +71,7 @@ def facts_of(test: PolicyTest, policy: Policy) -> Facts:
     path = "/v1/completions" if fields.prompt is not None else "/v1/chat/completions"
     headers = {name.lower(): value for name, value in test.headers.items()}
     request = ChatRequest(id="test", caller=caller, path=path, body=body, fields=fields, headers=headers, started=0.0)
-    return observe(request, caller, policy, test.load)
+    return observe(request, policy, test.load, waiting=test.waiting)
 
 
 def stub(test: PolicyTest, policy: Policy) -> Verdict | None:

@@ -1,5 +1,6 @@
 """Which tiers answer?   Pure and synchronous: explain, tests and replay call the same function."""
 
+import math
 from collections.abc import Sequence
 from typing import overload
 
@@ -24,7 +25,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A tier above the
     caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
     "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
-    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason.
+    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason. A rule that
+    explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
@@ -43,7 +45,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     if verdict.label is None:
         tier, _ = place(facts, policy, fallback(verdict, policy))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    return placed(facts, policy, *judged(rule.route, verdict, policy.triage.threshold, rule.id))
+    found = placed(facts, policy, *judged(rule.route, verdict, policy.triage.threshold, rule.id))
+    return explored(facts, policy, rule, found) if rule.explore else found
 
 
 def first_match(facts: Facts, policy: Policy) -> Rule:
@@ -60,19 +63,40 @@ def outcomes(rule: Rule) -> tuple[str, ...]:
 
 def judged(target: Split | Bands, verdict: Verdict, threshold: float, rule: str) -> tuple[str, tuple[str, str]]:
     """The tier that a labelled verdict chooses, with rule and reason."""
+    step = band(bands(target, threshold), verdict)
+    return step.tier, (rule, f"p_complex {step.key}" if isinstance(target, Bands) else step.key)
+
+
+def bands(target: Split | Bands, threshold: float) -> tuple[Step, ...]:
+    """The bands of p_complex as they rise; the two sides of a split are bands that meet at the threshold."""
     if isinstance(target, Bands):
-        step = band(target, verdict)
-        return step.tier, (rule, f"p_complex {step.key}")
-    hard = verdict.label == "complex" if verdict.p_complex is None else verdict.p_complex >= threshold
-    return (target.complex, (rule, "complex")) if hard else (target.simple, (rule, "simple"))
+        return target.steps
+    low, high = target.simple, target.complex
+    return (Step(-math.inf, threshold, "simple", low), Step(threshold, math.inf, "complex", high))
 
 
-def band(target: Bands, verdict: Verdict) -> Step:
+def band(steps: tuple[Step, ...], verdict: Verdict) -> Step:
     """The band of a labelled verdict. A label without a probability means the outermost band of its side: the first
-    one for simple, else for complex."""
+    one for simple, the last one for complex."""
     if verdict.p_complex is None:
-        return target.steps[-1 if verdict.label == "complex" else 0]
-    return next(step for step in target.steps if verdict.p_complex < step.high)
+        return steps[-1 if verdict.label == "complex" else 0]
+    return next(step for step in steps if verdict.p_complex < step.high)
+
+
+def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
+    """`found`, or as often as the rule's `explore` says one of its other sides; with how likely each of them was.
+
+    Another side is placed as any tier is: never above the caller's cap, nor what is left of its budget or share.
+    """
+    chosen = found.tiers[0]
+    sides = dict.fromkeys(place(facts, policy, tier)[0] for tier in outcomes(rule))
+    others = [tier for tier in sides if tier != chosen]
+    share = rule.explore / len(others)
+    chances = {chosen: 1 - rule.explore, **dict.fromkeys(others, share)}
+    at = int(facts.chance / share)
+    if at >= len(others):
+        return Route(found.tiers, found.rule, found.reason, chances)
+    return Route((others[at], *followers(facts, policy, others[at])), rule.id, "explored", chances)
 
 
 def fallback(verdict: Verdict, policy: Policy) -> str:

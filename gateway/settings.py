@@ -3,9 +3,19 @@
 import ipaddress
 import re
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DRAIN_WAIT = 5.0  # seconds
+
+
+def _names(value: Any) -> Any:
+    return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]  # in the environment divided by commas
 
 SHORTEST_ADMIN_KEY = 32  # characters
 FEWEST = 8  # different characters in an admin key; 32 random hex digits have fewer once in 10^7
@@ -18,10 +28,19 @@ PLACEHOLDERS = re.compile(
 class Settings(BaseSettings):
     """An empty variable counts as unset. `policy` None: the policy that ships with the program.
 
-    `redis_url` None: memory, one process. `api_key`: one caller key beside those in the store.
-    `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did.
-    `keys_file`: keys that are asked before those in the store. `max_body` in bytes, `body_timeout` in seconds: what a
-    request may take until it is complete. `log_exchanges`: a JSON line each.
+    `redis_url` None: memory, one process. `workers`: processes on the port. `api_key`: one caller key beside those in
+    the store. `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did. `keys_file`: keys
+    that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `hosts`: the names
+    that a request's Host may have; none: any. `cors_origins`: whose pages browsers let ask us, `*`: all; none:
+    nobody's. `tls_cert`, `tls_key`: PEM files; with them the listener speaks TLS only. `http`: "fast" serves
+    completions without ASGI in between, save for other origins. `records`: a file that decisions are written to, of
+    this process alone.
+
+    Times in seconds. `request_timeout`: what a request may take, and more for a body that keeps to 16 KiB/s;
+    `idle_timeout`: how long a connection may be without a request. `keepalive`: how long a stream may be silent before
+    a comment says that it lives (0: never). `stall_timeout`: how long a caller may leave what is written to it.
+    `drain_wait`: from SIGTERM, when /ready begins to say no, until nobody new is let in (None: 5, none on loopback);
+    `drain`: from then until open answers are ended.
     """
 
     model_config = SettingsConfigDict(
@@ -31,13 +50,30 @@ class Settings(BaseSettings):
     policy: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
     redis_url: str | None = Field(default=None, repr=False)
     api_key: str | None = Field(default=None, repr=False)
     admin_key: str | None = Field(default=None, repr=False)
     keys_file: Path | None = None
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
-    body_timeout: float = Field(default=60.0, gt=0.0)
+    hosts: Names = ()
+    cors_origins: Names = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    request_timeout: float = Field(default=10.0, gt=0.0)
+    keepalive: float = Field(default=15.0, ge=0.0)
+    idle_timeout: float = Field(default=75.0, gt=0.0)
+    stall_timeout: float = Field(default=30.0, gt=0.0)
+    drain_wait: float | None = Field(default=None, ge=0.0)
+    drain: float = Field(default=600.0, ge=0.0)
     log_exchanges: bool = True
+    http: Literal["fast", "asgi"] = "fast"
+    records: Path | None = None
+
+    @property
+    def pause(self) -> float:
+        """Seconds that balancers have to see that we leave; nobody balances over a loopback address."""
+        return self.drain_wait if self.drain_wait is not None else 0.0 if self.loopback else DRAIN_WAIT
 
     @property
     def loopback(self) -> bool:

@@ -34,12 +34,14 @@ PRIVILEGED = (
     "use_beam_search",
     "prompt_logprobs",
 )
+_PRIVILEGED = frozenset(PRIVILEGED)
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 
 CHAT = "/v1/chat/completions"
 
 _encode = msgspec.json.encode
 
+NOTHING = Body(b"{}")
 Changes = dict[str, bytes | None]
 
 
@@ -92,7 +94,8 @@ def _linked(message: Message) -> int | None:
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
-    return [name for name in PRIVILEGED if name in request.body.spans and name not in plan.fields]
+    found = _PRIVILEGED.intersection(request.body.spans)
+    return [name for name in PRIVILEGED if name in found and name not in plan.fields] if found else []
 
 
 def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:
@@ -103,8 +106,11 @@ def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:
 
 def _members(request: ChatRequest, key: str) -> Body:
     """The members of a member that is an object; none when it is absent or null."""
+    raw = request.body.raw(key)
+    if raw is None:
+        return NOTHING
     try:
-        return Body(request.body.raw(key) or b"{}")
+        return Body(raw)
     except BadRequest as error:
         raise BadRequest(f"In '{key}': {error.message}", param=f"{key}.{error.param}") from None
 
@@ -123,12 +129,19 @@ def _default(request: ChatRequest, key: str, default: Any, *, withheld: bool) ->
 def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
     """The caller's permitted kwargs over the tier's. A caller who sets `reasoning_effort` has chosen how to think."""
     own = _members(request, "chat_template_kwargs")
+    chosen = request.fields.reasoning_effort is not None
+    defaults = _template_defaults(tier, chosen) if request.path == CHAT else {}
+    if not own.spans:
+        return {"chat_template_kwargs": NOTHING.edit(defaults)} if defaults else {}
     edits: Changes = dict.fromkeys(_foreign(own.spans, plan))
     kept = own.spans.keys() - edits.keys()
-    chosen = TEMPLATE_KWARGS if request.fields.reasoning_effort is not None else frozenset()
-    if request.path == CHAT:
-        default = tier.set.get("chat_template_kwargs", {})
-        edits |= {key: _encode(value) for key, value in default.items() if key not in kept | chosen}
+    edits |= {key: value for key, value in defaults.items() if key not in kept}
     if not edits:
         return {}
     return {"chat_template_kwargs": own.edit(edits) if kept or any(edits.values()) else None}
+
+
+def _template_defaults(tier: Tier, chosen: bool) -> dict[str, bytes]:
+    free = frozenset() if not chosen else TEMPLATE_KWARGS
+    told = tier.set.get("chat_template_kwargs", {})
+    return {key: _encode(value) for key, value in told.items() if key not in free}

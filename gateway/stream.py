@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -29,10 +30,11 @@ class _Usage(msgspec.Struct):
 
 class _Seen(msgspec.Struct):
     usage: Any = None
-    choices: Any = None
+    choices: msgspec.Raw = msgspec.Raw(b"null")
     error: Any = None
 
 
+_EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _SEEN = msgspec.json.Decoder(_Seen)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -102,7 +104,7 @@ class Events:
         if seen.error:
             self.error = seen.error
             return True
-        return not (self._hide_usage and seen.usage and not seen.choices)
+        return not (self._hide_usage and seen.usage and _EMPTY.fullmatch(seen.choices))
 
 
 class Noted:

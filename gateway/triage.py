@@ -23,6 +23,7 @@ MAX_ANSWER = 1 << 20  # bytes
 TOP = 5  # alternatives of each token
 THOUGHT = 160  # characters that may stand before the label
 SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
+SHARE = 0.2  # of a caller's own time that may go to the verdict
 LATE = ("first_byte", "idle", "total")
 _encode = msgspec.json.encode
 
@@ -44,9 +45,14 @@ class Question(NamedTuple):
 
 async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked: Question) -> Verdict:
     """The small model's verdict on the conversation. A failure to get one is a verdict with a reason."""
-    started, seconds = time.perf_counter(), policy.triage.timeout
+    started = time.perf_counter()
     try:
-        async with asyncio.timeout(seconds), upstream.asking(request, asked.path, asked.body, policy) as response:
+        left = request.left()
+        seconds = policy.triage.timeout if left is None else min(policy.triage.timeout, SHARE * left)
+        async with (
+            asyncio.timeout(seconds),
+            upstream.asking(request, asked.path, asked.body, policy, seconds) as response,
+        ):
             found = await listen(response, asked)
     except Overloaded:
         found = Verdict(None, None, "overloaded")

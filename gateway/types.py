@@ -1,16 +1,19 @@
 """Which values does a request become on its way?   In the order of its life."""
 
+import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gateway.body import Body, Fields
-from gateway.errors import Refusal
+from gateway.errors import BadRequest, Refusal
 from gateway.store import Line
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
+_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class ChatRequest:
 
     `path` is the upstream path ("/v1/chat/completions" or "/v1/completions"); `headers` has lower-case names;
     `started` is time.perf_counter() when the head arrived. `bills` gathers the calls to tiers that were made for it.
+    `chance`, from 0 up to 1, is drawn for it: exploration goes by that; at 1 nothing is explored.
     """
 
     id: str
@@ -96,6 +100,18 @@ class ChatRequest:
     headers: Mapping[str, str]
     started: float
     bills: list[Bill] = field(default_factory=list)
+    chance: float = 1.0
+
+    def left(self) -> float | None:
+        """Seconds until the end of the time that the caller gives the whole exchange (x-request-timeout, counted from
+        its head); None when it does not say. Raises BadRequest.
+        """
+        given = self.headers.get("x-request-timeout")
+        if given is None:
+            return None
+        if not _SECONDS.fullmatch(given) or not float(given):
+            raise BadRequest("x-request-timeout must be a number of seconds above 0.", code="invalid_timeout")
+        return float(given) - (time.perf_counter() - self.started)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +120,12 @@ class Facts:
 
     `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata said so.
     `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
-    `load` is requests in flight per tier, from this gateway. `headers` holds only headers that a rule names.
+    `load` is requests in flight per tier, from this gateway; `waiting` is requests in the servers' own queues, of tiers
+    that a rule asks it of and that tell. `headers` holds only headers that a rule names.
     `budget_used`, `budget`, `budget_of` and `capped` are the caller's Standing. `may`: the tiers above the first that
     its key names in place of its plan.
     `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
+    `chance` as in ChatRequest.
     """
 
     model: str
@@ -124,12 +142,22 @@ class Facts:
     signals: frozenset[str] = frozenset()
     headers: Mapping[str, str] = field(default_factory=dict)
     load: Mapping[str, int] = field(default_factory=dict)
+    waiting: Mapping[str, int] = field(default_factory=dict)
     max_tokens: int | None = None
     budget_used: float = 0.0
     budget: str | None = None
     budget_of: str | None = None
     capped: str | None = None
     may: tuple[str, ...] | None = None
+    chance: float = 1.0
+
+
+class TierState(NamedTuple):
+    """Calls that are open, requests that wait for a place, and which of its replicas are asked (in policy order)."""
+
+    inflight: int
+    queued: int
+    up: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +182,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Tiers to try in order, the rule that said so, and why."""
+    """Tiers to try in order, the rule that said so, and why.
+
+    `chances`: how likely each tier was to be the first, where chance had a part in it; else empty.
+    """
 
     tiers: tuple[str, ...]
     rule: str
     reason: str
+    chances: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +217,8 @@ class Reply:
 
     `chunks` yields bytes: whole SSE events for a stream, one chunk for JSON; it raises Refusal when the answer breaks.
     `tier` is the one that answered, "" for nobody. `waited` is seconds spent waiting for model servers before the first
-    byte. `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced.
+    byte, for a place with them included. `decision` is None for what the cache gave. `cache` is hit | miss | bypass |
+    coalesced.
     """
 
     status: int

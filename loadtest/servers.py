@@ -41,6 +41,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+Process = subprocess.Popen[bytes]
+
+
 def pid_of(url: str) -> int:
     """The process of ours that serves at `url`. Raises StopIteration."""
     port = url.rpartition(":")[2]
@@ -52,11 +55,18 @@ def pid_of(url: str) -> int:
 @contextlib.contextmanager
 def python(arguments: Sequence[str], port: int, **env: str) -> Iterator[str]:
     """A Python program that listens on `port`; its URL, once /health answers. Raises TimeoutError."""
+    with program(arguments, port, **env) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def program(arguments: Sequence[str], port: int, **env: str) -> Iterator[tuple[str, Process]]:
+    """The same, with its process."""
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **env})
     url = f"http://{HOST}:{port}"
     try:
         _wait(url, process)
-        yield url
+        yield url, process
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -108,17 +118,25 @@ def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
 
 
 @contextlib.contextmanager
-def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded", **env: str) -> Iterator[str]:
+def gateway(policy: str | Path, flash: Sim, pro: Sim, store: str = "embedded") -> Iterator[str]:
     """The URL of a gateway on a policy file or a policy's text; `embedded`: its store is a process of its own."""
+    with running(policy, flash, pro, REDIS_URL=store) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def running(policy: str | Path, *tiers: Sim, **settings: str) -> Iterator[tuple[str, Process]]:
+    """A gateway's URL and its process; `tiers`: Flash and Pro, `settings` without GATEWAY_."""
     port = free_port()
+    env = {name: tier.url for name, tier in zip(("FLASH_URL", "PRO_URL"), tiers, strict=False)}
+    env["GATEWAY_LOG_EXCHANGES"] = "false"
+    env |= {f"GATEWAY_{name}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as place:
         file = policy if isinstance(policy, Path) else Path(place) / "policy.yaml"
         if isinstance(policy, str):
             file.write_text(policy)
-        command = ["-m", "gateway", "serve", "--policy", str(file), "--port", str(port), "--redis", store]
-        env |= {"FLASH_URL": flash.url, "PRO_URL": pro.url, "GATEWAY_LOG_EXCHANGES": "false"}
-        with python(command, port, **env) as url:
-            yield url
+        with program(["-m", "gateway", "serve", "--policy", str(file), "--port", str(port)], port, **env) as found:
+            yield found
 
 
 @contextlib.contextmanager
@@ -136,7 +154,7 @@ def policy(requests_per_minute: int = 1_000_000, **triage: str) -> str:
     return POLICY.format(triage=asked, limit=requests_per_minute, **MODELS)
 
 
-def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
+def _wait(url: str, process: Process) -> None:
     deadline = time.monotonic() + READY
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(url + "/health", timeout=1):

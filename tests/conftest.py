@@ -65,3 +65,11 @@ def valkey_cluster(cluster_nodes: Nodes) -> str:
     """The URL of an empty store on six nodes."""
     cluster_nodes.flush()
     return cluster_nodes.url
+
+
+@pytest.fixture(scope="module", params=["fast", "asgi"])
+def each_front(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests of the module once without ASGI in between, and once by it."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GATEWAY_HTTP", request.param)
+        yield

@@ -1,8 +1,9 @@
 """The fault figures in a short form; `make faults` takes them in full."""
 
 import asyncio
+import statistics
 
-from loadtest.faults import freeze, isolation, limits, money
+from loadtest.faults import deadlines, drain, fidelity, freeze, isolation, limits, money, overload, slow, truth
 from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
@@ -45,3 +46,40 @@ def test_no_answer_reaches_another_caller_or_another_prompt_while_half_of_all_ca
     assert found.answers >= 50
     assert min(found.ends[end] for end in ("hit", "miss", "given up")) > 0
     assert not [end for end in found.ends if end.startswith("status")]
+
+
+def test_under_ten_times_its_load_a_tier_answers_on_and_gold_goes_first() -> None:
+    found = overload.measure(overload.Load(times=10, gold=20), seconds=1.2)
+    assert {one.status for one in found.gold + found.bulk} == {200, 503}
+    assert found.goodput >= 0.6 * found.peak
+    gold, bulk = (sum(one.status == 200 for one in part) / len(part) for part in (found.gold, found.bulk))
+    assert gold > 0.9
+    assert bulk < 0.3
+    assert statistics.median(found.refusals) < 0.1
+
+
+def test_a_deadline_ends_every_wait_in_time() -> None:
+    for name, (outcomes, running) in deadlines.measure(10, deadline=0.2).items():
+        assert {one.status for one in outcomes} <= {200, 504}, name
+        assert max(one.seconds for one in outcomes) < 0.2 + 0.25, name
+        assert running == 0, name
+
+
+def test_bodies_and_streams_go_through_byte_for_byte() -> None:
+    found = fidelity.measure(bodies=200, streams=20)
+    assert (found.bodies_changed, found.streams_changed) == (0, 0)
+
+
+def test_an_answer_that_breaks_off_anywhere_is_never_said_to_be_finished() -> None:
+    assert not any(truth.measure(count=12).values())
+
+
+def test_slow_callers_are_closed_and_the_others_are_served() -> None:
+    found = slow.measure(count=20, asked=20, REQUEST_TIMEOUT="0.5")
+    assert max(seconds for times in found.closed.values() for seconds in times) < 5
+    assert len(found.meanwhile) == 20
+
+
+def test_every_stream_that_is_under_way_at_sigterm_ends_well() -> None:
+    found = drain.measure(count=20)
+    assert (found.whole, found.told, found.cut) == (20, 0, 0)

@@ -142,9 +142,11 @@ def test_only_the_gateway_reaches_the_tiers_and_the_store() -> None:
 
 def test_a_leaving_gateway_may_finish_the_longest_answer() -> None:
     spec = PODS["gateway"]["spec"]
-    pause = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    fields = {key: value for key, value in environment("gateway/gateway").items() if key.startswith("GATEWAY_")}
+    settings = Settings(**{key.removeprefix("GATEWAY_").lower(): value for key, value in fields.items()})  # type: ignore[arg-type]
     tiers = load_policy(ROOT / "policies" / "default.yaml").tiers
-    assert spec["terminationGracePeriodSeconds"] >= pause + max(tier.timeouts.total for tier in tiers.values())
+    assert settings.drain >= max(tier.timeouts.total for tier in tiers.values())
+    assert spec["terminationGracePeriodSeconds"] > settings.pause + settings.drain
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")

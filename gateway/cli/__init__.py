@@ -3,9 +3,11 @@
 import typer
 
 from gateway.cli.cache import cache
+from gateway.cli.calibrate import calibrate
 from gateway.cli.demo import demo
 from gateway.cli.keys import keys
 from gateway.cli.policy import app as policy
+from gateway.cli.replay import diff, replay
 from gateway.cli.serve import serve, sim
 from gateway.cli.usage import usage
 
@@ -17,6 +19,9 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(demo)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim)
+policy.command()(calibrate)
+policy.command()(replay)
+policy.command()(diff)
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
 app.command()(usage)

@@ -196,6 +196,8 @@ def draw(found: dict[str, Any], out: Console) -> None:
     out.print(f"route   [bold]{escape(one_way(found['route']))}[/bold]")
     for name, way in flat(found["sides"] or {}):
         out.print(escape(f"  if {name:<22} {one_way(way)}"))
+    if found["instead"]:
+        out.print(escape(other_side(found["instead"])))
     cost = found["cost"]
     assumed = f"{cost['input_tokens']} tokens in, {cost['output_tokens']} out ({cost['output_tokens_from']})"
     prices = ", ".join(f"{tier} ${usd:.6f}" for tier, usd in cost["usd"].items())
@@ -220,10 +222,12 @@ def in_words(found: dict[str, Any]) -> str:
         return f"failed: {verdict['reason']}"
     if verdict["p_complex"] is None:
         return f"{verdict['label']}, without a probability"
-    if band := verdict.get("band"):
-        gaps = ", ".join(f"{band[side]:g} {side} an edge" for side in ("above", "below") if band[side] is not None)
-        return f"p_complex {verdict['p_complex']:g}, band {band['key']}, {gaps}"
-    return f"p_complex {verdict['p_complex']:g}, threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
+    near = f"threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
+    return f"{verdict['side']}: p_complex {verdict['p_complex']:g}, {near}"
+
+
+def other_side(instead: dict[str, Any]) -> str:
+    return f"instead {instead['tier']} ({instead['side']}) would cost ${instead['usd_more']:+.6f} more"
 
 
 def one_way(way: dict[str, Any]) -> str:

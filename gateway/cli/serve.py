@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import os
+import socket
+import ssl
 import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -11,22 +15,28 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
-from gateway.app import NoKeys, create_app, open_to_everyone
+from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.cli.policy import packaged
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
-from gateway.keys import SHORTEST_KEY
-from gateway.policy import PolicyError
+from gateway.keys import SHORTEST_KEY, Keys
+from gateway.policy import Policy, PolicyError
 from gateway.reload import checked
+from gateway.server import Server, bind
 from gateway.settings import Settings
-from gateway.store import open_store
+from gateway.store import Store, open_store
+from gateway.workers import Failed, Member, Supervisor
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
 KeysFile = Annotated[Path | None, typer.Option(help="File of keys, made by `tiergate keys create --file`.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [default: 8080]")]
-DRAIN = 600  # seconds that open answers have to end after SIGTERM; a second SIGTERM ends them at once
+Workers = Annotated[int | None, typer.Option(help="Processes on the port; several share a store [default: 1]")]
+Http = Annotated[
+    str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
+]
+YOUNG = 20_000  # objects between two collections; a request leaves some hundred and no cycle
 Redis = Annotated[
     str | None,
     typer.Option(
@@ -36,57 +46,125 @@ Redis = Annotated[
 ]
 
 
-def serve(
-    policy: PolicyFile = None, host: Host = None, port: Port = None, redis: Redis = None, keys: KeysFile = None
+def serve(  # noqa: PLR0913, PLR0917  each is a flag
+    policy: PolicyFile = None,
+    host: Host = None,
+    port: Port = None,
+    redis: Redis = None,
+    keys: KeysFile = None,
+    workers: Workers = None,
+    http: Http = None,
 ) -> None:
     """Serve the gateway."""
-    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis, "keys_file": keys}
+    flags = {"policy": policy, "host": host, "port": port, "redis_url": redis}
+    flags |= {"keys_file": keys, "workers": workers, "http": http}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         stop("\n".join(f"{_variable(found['loc'])}: {found['msg']}" for found in error.errors(include_input=False)))
-    asyncio.run(run(settings))
+    _loop(run(settings) if settings.workers == 1 else supervise(settings))
 
 
 def _variable(place: tuple[int | str, ...]) -> str:
     return f"GATEWAY_{'_'.join(map(str, place)).upper()}"
 
 
-async def run(settings: Settings) -> None:
-    """Until SIGINT or SIGTERM. Exits with a message when the gateway may not or cannot start."""
+async def run(settings: Settings, member: Member | None = None) -> None:
+    """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start."""
+    async with shared(settings) as known:
+        store = open_store(known.redis_url)
+        policy, keys = await permitted(known, store)
+        app = create_app(known, policy, store, keys, member)
+        server = Server(app, across_origins(app, known), led=member is not None)
+        if member:
+            member.serve(server.leave)
+        _settle()
+        await server.serve(bind(known, shared=True) if member else None)
+        if not server.started:
+            raise typer.Exit(1)
+
+
+async def supervise(settings: Settings) -> None:
+    """Several processes on one port, until SIGINT or SIGTERM."""
+    if settings.redis_url is None:
+        stop("several workers need a store that they share: give --redis URL or --redis embedded")
+    if settings.records:
+        stop(
+            "GATEWAY_RECORDS is a file of one process; with several workers keep decisions in the store: record.stream"
+        )
+    async with shared(settings) as known:
+        store = open_store(known.redis_url)
+        await permitted(known, store)
+        await store.close()
+        try:
+            for probe in bind(known, shared=False):
+                probe.close()  # nobody else listens
+            held = bind(known, shared=True)  # keeps the port while workers come and go
+            port = held[0].getsockname()[1]
+            await Supervisor(known.model_copy(update={"port": port}), work).run()
+        except OSError as error:
+            stop(f"cannot listen on {known.host}:{known.port}: {error}")
+        except Failed:
+            raise typer.Exit(1) from None
+
+
+def work(settings: Settings, line: socket.socket) -> None:
+    """What one of several processes does."""
+    _loop(_work(settings, line))
+
+
+async def _work(settings: Settings, line: socket.socket) -> None:
+    async with contextlib.aclosing(await Member.join(line)) as member:
+        await run(settings, member)
+
+
+@contextlib.asynccontextmanager
+async def shared(settings: Settings) -> AsyncIterator[Settings]:
+    """The settings, with the URL of a store of our own where they say `embedded`; it ends with the block."""
+    if settings.redis_url != "embedded":
+        yield settings
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(embedded())
+        except (NotInstalled, TimeoutError) as error:
+            stop(str(error))
+        yield settings.model_copy(update={"redis_url": url})
+
+
+async def permitted(settings: Settings, store: Store) -> tuple[Policy, Keys]:
+    """The policy, and whose keys open the door. Exits with a message when the gateway may not start."""
+    if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
+        stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        stop("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY belong together")
+    try:
+        if settings.tls_cert:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        stop(f"cannot use the certificate {settings.tls_cert}: {error}")
     try:
         policy = checked(settings.policy or packaged())
         file = KeyFile(settings.keys_file) if settings.keys_file else None
-    except PolicyError as error:
+        return policy, Keys(store, settings.api_key, await open_to_everyone(settings, store, file), file)
+    except (PolicyError, NoKeys) as error:
         stop(str(error))
-    if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
-        stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
-    async with contextlib.AsyncExitStack() as stack:
-        url = settings.redis_url
-        if url == "embedded":
-            try:
-                url = await stack.enter_async_context(embedded())
-            except (NotInstalled, TimeoutError) as error:
-                stop(str(error))
-        store = open_store(url)
-        try:
-            everyone = await open_to_everyone(settings, store, file)
-        except NoKeys as error:
-            stop(str(error))
-        except Overloaded:
-            stop("the store does not answer: without it nobody knows the API keys")
-        app = create_app(settings, policy, store, everyone, file)
-        config: dict[str, Any] = {"host": settings.host, "port": settings.port, "http": "httptools", "ws": "none"}
-        config |= {
-            "access_log": False,
-            "server_header": False,
-            "log_level": "warning",
-            "timeout_graceful_shutdown": DRAIN,
-        }
-        server = uvicorn.Server(uvicorn.Config(app, **config))
-        await server.serve()
-        if not server.started:
-            raise typer.Exit(1)
+    except Overloaded:
+        stop("the store does not answer: without it nobody knows the API keys")
+
+
+def _loop(main: Coroutine[Any, Any, None]) -> None:
+    """On uvloop, where there is one."""
+    made: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config("", loop="auto").get_loop_factory()
+    with asyncio.Runner(loop_factory=made) as runner:
+        runner.run(main)
+
+
+def _settle() -> None:
+    """What is there at the start stays: the collector need not look through it again, nor look for cycles so often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, 10, 100)
 
 
 def sim(context: typer.Context) -> None:

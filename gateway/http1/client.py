@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,11 +22,16 @@ class Origin(NamedTuple):
     @classmethod
     def parse(cls, url: str) -> "Origin":
         """From "http://host:port/prefix". Raises ValueError on another scheme or no host."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"not an http or https URL: {url}")
-        tls = parts.scheme == "https"
-        return cls(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+        return _parsed(url)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(url: str) -> "Origin":
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"not an http or https URL: {url}")
+    tls = parts.scheme == "https"
+    return Origin(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
 
 class Response:
@@ -41,7 +47,10 @@ class Response:
 
     def header(self, name: bytes) -> bytes:
         """The header's first value, b"" when absent. `name` in lower case."""
-        return next((value for key, value in self.headers if key == name), b"")
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
 
     async def chunk(self) -> bytes:
         """Body bytes as they come, b"" at the end. Raises TransportError, also when the answer was closed."""

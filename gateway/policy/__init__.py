@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gateway.policy.check import build
+from gateway.policy.differences import differences
 from gateway.policy.file import Policy
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
@@ -25,9 +26,10 @@ from gateway.policy.model import (
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.prompts import Prompt
+from gateway.policy.recording import Recording
 from gateway.policy.rules import Bands, Range, Rule, Split, Step, When
 from gateway.policy.schema import schema
-from gateway.policy.trial import Expect, PolicyTest, TestCaller, TestVerdict
+from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 
 __all__ = [
     "Bands",
@@ -50,6 +52,7 @@ __all__ = [
     "Prompt",
     "Range",
     "Reason",
+    "Recording",
     "Rule",
     "Split",
     "Step",
@@ -61,6 +64,7 @@ __all__ = [
     "Triage",
     "TriageInput",
     "When",
+    "differences",
     "file_text",
     "load_policy",
     "meant",

@@ -191,6 +191,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         rules=written.rules,
         failover=written.failover,
         caching=written.caching,
+        record=written.record,
         callers=callers,
         budget=written.budget,
         aliases=written.aliases,
@@ -199,6 +200,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         permitted={name: reach(plan, list(written.tiers)) for name, plan in callers.plans.items()},
         watched_signals=watched(written.rules, "signals"),
         watched_headers=watched(written.rules, "header"),
+        watched_queues=queues(written),
     )
 
 
@@ -221,6 +223,13 @@ def watched(rules: tuple[Rule, ...], key: str) -> tuple[str, ...]:
     """The signals or headers that some rule names."""
     found = {name: None for rule in rules if rule.when for name in getattr(rule.when, key) or ()}
     return tuple(found)
+
+
+def queues(written: PolicyFile) -> tuple[str, ...]:
+    """The tiers whose servers are asked how many requests wait."""
+    loads = [pair for rule in written.rules if rule.when for pair in (rule.when.load or {}).items()]
+    named = {tier for tier, load in loads if load.waiting}
+    return tuple(name for name, tier in written.tiers.items() if name in named or tier.balance == "least_waiting")
 
 
 def model_names(tiers: dict[str, Tier], aliases: dict[str, str]) -> dict[str, str]:

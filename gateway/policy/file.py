@@ -1,16 +1,20 @@
 """Which keys does a policy file have, and what does a loaded policy hold?"""
 
 import re
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Field
 
 from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
 from gateway.policy.plans import Budget, Callers
+from gateway.policy.recording import Recording
 from gateway.policy.rules import STRICT, Rule
-from gateway.policy.trial import PolicyTest
+from gateway.policy.trials import PolicyTest
 
+MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
+T = TypeVar("T")
 Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
 
@@ -37,6 +41,7 @@ class PolicyFile:
     ] = field(default_factory=dict)
     failover: Annotated[Failover, Field(description="who answers when a tier fails")] = field(default_factory=Failover)
     caching: Annotated[Caching | None, Field(description="answers that are remembered; null remembers none")] = None
+    record: Annotated[Recording, Field(description="which decisions are recorded")] = field(default_factory=Recording)
     callers: Annotated[
         Callers | None, Field(description="plans; left out, one plan named default may reach every tier")
     ] = None
@@ -55,7 +60,8 @@ class Policy:
     file's bytes, with variables not filled in: the environment cannot be guessed from it. `names` maps every model
     name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
     holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
-    `watched_headers` are those that some rule names.
+    `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
+    or to balancing.
     """
 
     schema: int
@@ -68,6 +74,7 @@ class Policy:
     rules: tuple[Rule, ...]
     failover: Failover
     caching: Caching | None
+    record: Recording
     callers: Callers
     budget: Budget | None
     aliases: dict[str, str]
@@ -76,6 +83,17 @@ class Policy:
     permitted: dict[str, tuple[str, ...]]
     watched_signals: tuple[str, ...]
     watched_headers: tuple[str, ...]
+    watched_queues: tuple[str, ...]
+    _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
+        """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""
+        key = (function, *values)
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = function(*values, self)
+        return cast("T", self._known[key])
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: from the plan's lowest one up to the highest named.
@@ -83,9 +101,9 @@ class Policy:
         Tiers that are not in this policy are passed over. A key that may not reach its plan's lowest tier has the
         highest that it may.
         """
-        tiers = tuple(self.tiers)
-        permitted = self.permitted.get(plan) or tiers[:1]
+        permitted = self.permitted.get(plan) or tuple(self.tiers)[:1]
         if may is None:
             return permitted
+        tiers = tuple(self.tiers)
         high = max((tiers.index(tier) for tier in may if tier in tiers), default=0)
         return tiers[min(tiers.index(permitted[0]), high) : 1 + high]

@@ -55,10 +55,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class TierLimits:
-    """`max_inflight`: requests that this gateway keeps open to the tier; the next one is refused as overloaded."""
+    """`max_inflight`: requests that this gateway keeps open to the tier; the next `queue` wait, by their plan's
+    priority, for at most `queue_timeout`; who comes after them is refused as overloaded at once.
+    """
 
     __pydantic_config__ = STRICT
-    max_inflight: Annotated[Count, Field(description="requests open to the tier at once; the next is overloaded")] = 256
+    max_inflight: Annotated[Count, Field(description="requests open to the tier at once")] = 256
+    queue: Annotated[int, Field(ge=0, le=100_000, description="requests that may wait; the next is overloaded")] = 128
+    queue_timeout: Annotated[Duration, Field(description="the longest wait for a place")] = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,8 @@ class Tier:
         "vllm"
     )
     balance: Annotated[
-        Literal["prefix_affinity", "least_inflight", "round_robin"], Field(description="how a replica is chosen")
+        Literal["prefix_affinity", "least_inflight", "least_waiting", "round_robin"],
+        Field(description="how a replica is chosen"),
     ] = "prefix_affinity"
     limits: Annotated[TierLimits, Field(description="what this gateway asks of the tier at most")] = TierLimits()
     timeouts: Annotated[Timeouts, Field(description="how long we wait, with units")] = Timeouts()

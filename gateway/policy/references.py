@@ -88,7 +88,8 @@ def tier_keys(document: Document) -> Iterator[Path]:
     for at, rule in items(document, "rules"):
         yield from (("rules", at, "when", "load", tier) for tier in mapping(rule, "when", "load"))
     for at, test in items(document, "tests"):
-        yield from (("tests", at, "load", tier) for tier in mapping(test, "load"))
+        for key in ("load", "waiting"):
+            yield from (("tests", at, key, tier) for tier in mapping(test, key))
 
 
 def check_tiers(document: Document) -> None:

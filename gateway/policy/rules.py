@@ -97,10 +97,15 @@ class CallerMatch:
 
 @dataclass(frozen=True, slots=True)
 class TierLoad:
-    """How busy a tier is."""
+    """How busy a tier is. A queue of unknown length matches no range."""
 
     __pydantic_config__ = STRICT
-    inflight: Annotated[Range, Field(description="requests that this gateway has open to the tier")]
+    inflight: Annotated[Range | None, Field(description="requests that this gateway has open to the tier")] = None
+    waiting: Annotated[Range | None, Field(description="requests in the queues of the tier's servers")] = None
+
+    def __post_init__(self) -> None:
+        if self.inflight is None and self.waiting is None:
+            raise ValueError("give inflight, waiting or both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +203,14 @@ class Rule:
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, description="stable name")]
     route: Annotated[Target, Field(description="a tier, {simple: tier, complex: tier}, or {p_complex: bands}")]
     when: Annotated[When | None, Field(description="all that is given must hold")] = None
+    explore: Annotated[
+        float, Field(ge=0, le=0.5, description="the part of the judged requests that takes another side, by chance")
+    ] = 0.0
     checks: tuple[Check, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.explore and isinstance(self.route, str):
+            raise ValueError("a rule with one tier has no other side to explore")
         object.__setattr__(self, "checks", tuple(compiled(self.when)) if self.when else ())
 
     def matches(self, facts: Facts) -> bool:
@@ -242,7 +252,7 @@ def compiled(when: When) -> list[Check]:
     if when.caller and when.caller.name:
         checks.append(check_choice("caller.name", operator.attrgetter("caller"), when.caller.name))
     checks += [check_header(name, values) for name, values in (when.header or {}).items()]
-    checks += [check_load(tier, load.inflight) for tier, load in (when.load or {}).items()]
+    checks += [check for tier, load in (when.load or {}).items() for check in check_load(tier, load)]
     if when.signals:
         checks.append(check_signals(when.signals))
     return checks
@@ -259,8 +269,15 @@ def check_range(key: str, read: Callable[[Facts], float], span: Range) -> Check:
     return Check(key, lambda facts: low <= read(facts) <= high, read, str(span))
 
 
-def check_load(tier: str, span: Range) -> Check:
-    return check_range(f"load.{tier}.inflight", lambda facts: facts.load.get(tier, 0), span)
+def check_load(tier: str, load: TierLoad) -> list[Check]:
+    checks = []
+    if load.inflight:
+        checks.append(check_range(f"load.{tier}.inflight", lambda facts: facts.load.get(tier, 0), load.inflight))
+    if load.waiting:
+        checks.append(
+            check_range(f"load.{tier}.waiting", lambda facts: facts.waiting.get(tier, math.nan), load.waiting)
+        )
+    return checks
 
 
 def check_choice(key: str, read: Callable[[Facts], str | None], choice: tuple[str, ...] | Except) -> Check:

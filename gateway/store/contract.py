@@ -113,6 +113,11 @@ class Store(Protocol):
         """Keep `value` for `ttl` seconds; nothing is kept above VALUE_LIMIT or when the store does not answer."""
         ...
 
+    async def note(self, lines: Sequence[bytes], most: int) -> None:
+        """Add lines to the records' stream, of which about `most` stay, the newest. Lost while the store does not
+        answer; a store of one process has no stream."""
+        ...
+
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         """Look `key` up and, where nothing is remembered and it is nobody else's turn, take it for `seconds` from now;
         who takes it again goes on. Never raises for an outage."""

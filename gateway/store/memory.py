@@ -111,6 +111,9 @@ class MemoryStore:
         while self._cache_bytes > CACHE_BYTES:
             self._forget(next(iter(self._cache)))
 
+    async def note(self, lines: Sequence[bytes], most: int) -> None:
+        return None
+
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         name, now = (caller, key), time.monotonic()
         entry = self._recall(caller, key)

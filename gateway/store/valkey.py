@@ -29,6 +29,7 @@ from gateway.store.words import account, booked, pushed, settled, wanted
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
+RECORDS = b"tg1:records"  # a stream
 
 
 class RedisStore:
@@ -150,6 +151,11 @@ class RedisStore:
             await self._ask(b"SET", _entry(caller, key), value, b"PX", max(1, int(ttl * 1000)))
         except Overloaded:
             return
+
+    async def note(self, lines: Sequence[bytes], most: int) -> None:
+        adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
+        with contextlib.suppress(Overloaded):
+            await asyncio.gather(*(self._ask(*adding, line) for line in lines))
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         names, milliseconds = (_turn(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))

@@ -1,15 +1,35 @@
-"""python -m loadtest.faults [leavers|limits|money|isolation|freeze ...]   Figures of faults, in full; minutes."""
+"""python -m loadtest.faults [SCENARIO ...]   Figures of faults, in full; minutes.   Without a name: all."""
 
 import sys
 
-from loadtest.faults import freeze, isolation, leavers, limits, money
+from loadtest.faults import (
+    deadlines,
+    drain,
+    fidelity,
+    freeze,
+    isolation,
+    leavers,
+    limits,
+    money,
+    overload,
+    replicas,
+    slow,
+    truth,
+)
 
 SCENARIOS = {
     "leavers": lambda: leavers.report(rounds=300),
     "limits": lambda: limits.report(requests=5000, limit=60),
     "money": lambda: money.report(streams=500, covered=300),
     "isolation": lambda: isolation.report(callers=50, prompts=200, operations=100_000),
+    "overload": lambda: overload.report(seconds=60),
+    "replicas": lambda: replicas.report(seconds=20, rate=100),
+    "deadlines": lambda: deadlines.report(rounds=1000),
     "freeze": lambda: freeze.report(seconds=30, rate=100),
+    "fidelity": lambda: fidelity.report(bodies=2000, streams=60),
+    "truth": lambda: truth.report(count=500),
+    "slow": lambda: slow.report(count=500, asked=500),
+    "drain": lambda: drain.report(count=200),
 }
 
 

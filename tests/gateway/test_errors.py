@@ -13,13 +13,18 @@ TREE = {
     "WrongMethod": (405, "invalid_request_error", "method_not_allowed"),
     "TooSlow": (408, "invalid_request_error", "request_timeout"),
     "TooLarge": (413, "invalid_request_error", "request_too_large"),
+    "Misdirected": (421, "invalid_request_error", "misdirected_request"),
+    "HeadTooLarge": (431, "invalid_request_error", "headers_too_large"),
     "Unauthorized": (401, "authentication_error", "invalid_api_key"),
     "Forbidden": (403, "permission_error", None),
     "NotFound": (404, "invalid_request_error", "not_found"),
     "RateLimited": (429, "rate_limit_error", "rate_limit_exceeded"),
     "QuotaUsed": (429, "insufficient_quota", "insufficient_quota"),
     "Overloaded": (503, "server_error", "overloaded"),
+    "Leaving": (503, "server_error", "gateway_leaving"),
     "UpstreamFailed": (502, "server_error", "upstream_failed"),
+    "UpstreamAuth": (502, "server_error", "upstream_auth"),
+    "TooLate": (504, "server_error", "deadline_exceeded"),
     "UpstreamTimeout": (504, "server_error", "upstream_timeout"),
 }
 

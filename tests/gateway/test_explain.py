@@ -8,10 +8,8 @@ import pytest
 from gateway.explain import explain
 from gateway.policy import load_policy
 from gateway.types import Facts, Verdict
-from tests.tiers import JSON
 
-POLICY = load_policy(
-    """\
+SOURCE = """\
 schema: 1
 name: house
 tiers:
@@ -28,9 +26,8 @@ rules:
   - {id: bands, when: {model: bands}, route: {p_complex: {"<0.4": flash, else: pro}}}
   - {id: triaged, route: {simple: flash, complex: pro}}
 callers: {default: {plan: gold}, plans: {gold: {may: [pro]}, silver: {}, batch: {}}}
-""",
-    {},
-)
+"""
+POLICY = load_policy(SOURCE, {})
 
 
 def facts(**given: Any) -> Facts:
@@ -68,7 +65,13 @@ def test_only_one_rule_decides_and_none_when_the_caller_wishes() -> None:
     assert [rule["id"] for rule in explain(both, None, POLICY)["rules"] if rule["decides"]] == ["tiny"]
     wish = explain(facts(wish="pro", wished_by="name"), None, POLICY)
     assert not any(rule["decides"] for rule in wish["rules"])
-    assert wish["route"] == {"tier": "pro", "tiers": ["pro"], "rule": "caller", "reason": "asked for by name"}
+    assert wish["route"] == {
+        "tier": "pro",
+        "tiers": ["pro"],
+        "rule": "caller",
+        "reason": "asked for by name",
+        "p": 1.0,
+    }
 
 
 def test_the_verdict_comes_with_threshold_and_margin() -> None:
@@ -79,18 +82,19 @@ def test_the_verdict_comes_with_threshold_and_margin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "band"),
+    ("verdict", "side", "margin"),
     [
-        (Verdict("simple", 0.3), {"key": "<0.4", "above": None, "below": 0.1}),
-        (Verdict("simple", 0.4), {"key": "else", "above": 0.0, "below": None}),
-        (Verdict("complex", None), {"key": "else", "above": None, "below": None}),
-        (Verdict(None, None, "parse"), None),
+        (Verdict("simple", 0.3), "<0.4", -0.1),
+        (Verdict("simple", 0.4), "else", 0.0),
+        (Verdict("complex", None), "else", None),
+        (Verdict(None, None, "parse"), None, None),
     ],
 )
-def test_a_verdict_in_bands_comes_with_its_band_and_how_far_its_edges_are(verdict: Verdict, band: JSON | None) -> None:
+def test_a_verdict_in_bands_comes_with_its_band_and_how_far_the_edge_is(
+    verdict: Verdict, side: str | None, margin: float | None
+) -> None:
     found = explain(facts(model="bands"), verdict, POLICY)["verdict"]
-    assert found["band"] == band
-    assert "threshold" not in found, "it decides nothing here"
+    assert (found["side"], found["threshold"], found["margin"]) == (side, 0.4, margin)
 
 
 def test_both_sides_of_the_threshold_are_told() -> None:
@@ -101,6 +105,7 @@ def test_both_sides_of_the_threshold_are_told() -> None:
         "tiers": ["flash"],
         "rule": "triaged",
         "reason": "timeout",
+        "p": 1.0,
     }
 
 
@@ -135,3 +140,29 @@ def test_cost_is_told_for_every_tier_with_what_it_assumes() -> None:
 def test_the_whole_is_json() -> None:
     found = explain(facts(signals=frozenset({"sql"}), headers={"x-phase": "a"}), Verdict(None, None, "parse"), POLICY)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_other_side_of_the_threshold_is_told_with_what_it_costs_more() -> None:
+    found = explain(facts(), Verdict("complex", 0.6), POLICY)
+    assert found["instead"] == {"side": "simple", "tier": "flash", "usd": 0.002, "usd_more": pytest.approx(-0.018)}
+    found = explain(facts(), Verdict("simple", 0.1), POLICY)
+    assert found["instead"] == {"side": "complex", "tier": "pro", "usd": 0.02, "usd_more": pytest.approx(0.018)}
+
+
+def test_a_margin_is_to_the_nearest_edge_of_the_bands() -> None:
+    found = explain(facts(model="bands"), Verdict("complex", 0.7), POLICY)
+    assert (found["verdict"]["threshold"], found["verdict"]["margin"]) == (0.4, pytest.approx(0.3))
+    assert found["instead"]["side"] == "<0.4"
+
+
+@pytest.mark.parametrize("verdict", [None, Verdict("complex", None), Verdict(None, None, "parse")])
+def test_without_a_probability_there_is_no_other_side(verdict: Verdict | None) -> None:
+    assert explain(facts(), verdict, POLICY)["instead"] is None
+
+
+def test_a_route_that_chance_chose_says_how_likely_it_was_and_the_sides_stay_as_they_are() -> None:
+    text = "{id: triaged, route: {simple: flash, complex: pro}"
+    exploring = load_policy(SOURCE.replace(text, text + ", explore: 0.1"), {})
+    found = explain(facts(chance=0.0), Verdict("simple", 0.2), exploring)
+    assert (found["route"]["tier"], found["route"]["reason"], found["route"]["p"]) == ("pro", "explored", 0.1)
+    assert (found["sides"]["simple"]["tier"], found["sides"]["complex"]["tier"]) == ("flash", "pro")

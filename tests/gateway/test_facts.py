@@ -39,7 +39,7 @@ def asked(body: dict[str, Any], headers: dict[str, str] | None = None) -> ChatRe
 
 
 def seen(body: dict[str, Any], headers: dict[str, str] | None = None) -> Facts:
-    return observe(asked(body, headers), CALLER, POLICY, {"flash": 3})
+    return observe(asked(body, headers), POLICY, {"flash": 3})
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -195,5 +195,5 @@ def test_observing_takes_microseconds_even_for_long_prompts() -> None:
 
 def timed(request: ChatRequest) -> float:
     started = time.perf_counter()
-    observe(request, CALLER, POLICY, {})
+    observe(request, POLICY, {})
     return time.perf_counter() - started

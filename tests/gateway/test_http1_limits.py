@@ -1,15 +1,16 @@
 """The client against servers that are silent, slow or too fast, callers who leave, and strangers."""
 
 import asyncio
-import base64
 import os
 import ssl
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from gateway.http1 import Client, Limits, Origin, TransportError
+from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.gateway.loopback import (
     CHUNKED,
     MIB,
@@ -209,22 +210,6 @@ def test_what_cannot_be_reached_is_a_connect_error(run: Run) -> None:
     run(main())
 
 
-KEY = """
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgJIShWV4JI8JK/2j99rweVGp+asM3Ee5fbceo0huQjrahRANCAAQBNCyg/IC6Z+XN0q+vfZeb
-Btto+gXijmRg+vEP2vU2EsRpL+3eDpJmJTTEWVI3p7KX/j38yqn+kEg802ZxlIt6"""
-CERTIFICATE = """
-MIIBmjCCAUGgAwIBAgIUPcdk8idVo95L25+WzK8i3T8RJCgwCgYIKoZIzj0EAwIwFDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMjAyNDc0MFoY
-DzIxMjYxMDI5MDI0NzQwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQBNCyg/IC6Z+XN0q+vfZebBtto+gXi
-jmRg+vEP2vU2EsRpL+3eDpJmJTTEWVI3p7KX/j38yqn+kEg802ZxlIt6o28wbTAdBgNVHQ4EFgQUNBuZCBKtTu9O0oZm4pw2b1BTzlowHwYDVR0jBBgw
-FoAUNBuZCBKtTu9O0oZm4pw2b1BTzlowDwYDVR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZIzj0EAwIDRwAwRAIg
-C8VZS3rjDESvsTRTmzgO2CoypXPonsFlOi2HUTGnnLsCIC2sNMKfnQ5fm+SumIRlrZMO5ea0ITKwUGHnsc8lSh7O"""
-
-
-def pem(kind: str, text: str) -> str:
-    lines = base64.encodebytes(base64.b64decode(text)).decode()
-    return f"-----BEGIN {kind}-----\n{lines}-----END {kind}-----\n"
-
-
 @pytest.fixture(scope="module")
 def identity() -> ssl.SSLContext:
     """A server that says it is localhost and vouches for itself."""
@@ -248,6 +233,22 @@ def test_tls_trusts_whom_it_was_told_to(run: Run, identity: ssl.SSLContext) -> N
             error = await broken(client, origin)
             assert (error.kind, server.requests) == ("connect", 0)
             assert "certificate" in str(error).lower()
+
+    run(main())
+
+
+def test_tls_believes_the_authorities_of_the_environment_and_names_the_host(
+    run: Run, identity: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").write_text(pem("CERTIFICATE", CERTIFICATE))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    named: list[str | None] = []
+    identity.sni_callback = lambda _, name, __: named.append(name)
+
+    async def main() -> None:
+        async with serving(saying(OK), identity) as (client, origin, _):
+            assert await told(client, origin._replace(host="localhost")) == (200, b"ok")
+            assert named == ["localhost"]
 
     run(main())
 

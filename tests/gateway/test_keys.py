@@ -13,7 +13,7 @@ from gateway.keyfile import KeyFile
 from gateway.keys import Keys, identify, key_hash, new_key
 from gateway.policy import load_policy
 from gateway.policy.plans import Callers, DefaultCaller, Plan
-from gateway.pricing import plan_of
+from gateway.pricing import terms
 from gateway.store import KeyRecord, MemoryStore
 from gateway.types import Caller
 
@@ -233,7 +233,7 @@ def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
         own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
         await store.put_key(replace(record, expires=record.created + 60, **own))
         caller = replace(await who(Keys(store), key), plan="frugal")
-        plan = plan_of(caller, POLICY)
+        plan = terms(caller, POLICY)[0]
         assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
         assert plan.budget
         assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)

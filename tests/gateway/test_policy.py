@@ -106,7 +106,7 @@ def test_the_reference_names_every_key() -> None:
 
 def test_the_reference_gives_the_defaults() -> None:
     given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
-    assert (given.name, given.revision) == (least.name, least.revision)
+    assert (given.name, given.revision, given.record) == (least.name, least.revision, least.record)
     assert dataclasses.replace(given.triage, prompts={}) == dataclasses.replace(least.triage, prompts={})
     assert given.triage.prompts.keys() - least.triage.prompts.keys() == {"house.v1"}
     assert given.failover.on == least.failover.on
@@ -423,6 +423,10 @@ BAD = {
         "3:18: tiers.flash.model: environment variable NOPE is not set; ${NOPE:-default} gives a default",
     ),
     "broken variable": (changed("org/Flash", "'${1}'"), "3:18: tiers.flash.model: `${` opens no variable"),
+    "nothing to explore": (
+        SMALLEST.replace("rules:\n", "rules:\n  - {id: all, when: {turns: {max: 1}}, route: pro, explore: 0.1}\n"),
+        "6:5: rules.0: a rule with one tier has no other side to explore",
+    ),
     "tag": (changed("org/Flash", "!!python/name:os.system x"), "3:18: tiers.flash.model: a tag"),
     "not YAML": (SMALLEST + "a: [\n", "8:1: not YAML: "),
     "two documents": (SMALLEST + "---\na: 1\n", "7:1: not YAML: but found another document"),

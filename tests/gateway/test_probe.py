@@ -176,6 +176,8 @@ def test_a_gateway_starts_with_what_was_found_and_says_so(flash: Sim, pro: Sim) 
             assert ready["triage"]["strategy"] == "choice"
             verdict = (await gate.ask(body(COMPLEX), x_route_explain="1")).json()["route"]["verdict"]
             assert (verdict["label"], verdict["strategy"], verdict["prompt"]) == ("complex", "choice", "complexity.v1")
+            alone = (await gate.ask(body(COMPLEX), "/v1/route")).json()["verdict"]
+            assert (alone["source"], alone["strategy"]) == ("cache", "choice"), "a decision alone is asked the same way"
 
     asyncio.run(main())
 

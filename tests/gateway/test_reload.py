@@ -17,6 +17,7 @@ rules:
   - {id: tiny, when: {characters: {max: 9}}, route: flash}
   - {id: plan, when: {header: {X-Phase: plan}}, route: pro}
   - {id: busy, when: {load: {pro: {inflight: {min: 5}}}}, route: flash}
+  - {id: queueing, when: {load: {pro: {waiting: {min: 32}}}}, route: flash}
   - {id: triaged, route: {simple: flash, complex: pro}}
 callers: {default: {plan: gold}, plans: {gold: {may: [pro]}, batch: {}}}
 tests:
@@ -48,6 +49,8 @@ def test_shipped_policies_pass_their_own_tests(name: str) -> None:
         f"{LONG}, verdict: {{label: simple}}, expect: {{tier: flash, reason: simple}}",
         f"{LONG}, verdict: timeout, expect: {{tier: flash, triaged: true, reason: timeout}}",
         f"{LONG}, expect: {{rule: triaged, triaged: true}}",
+        f"{LONG}, waiting: {{pro: 32}}, expect: {{rule: queueing, triaged: false}}",
+        f"{LONG}, waiting: {{pro: 31}}, expect: {{rule: triaged}}",
         f"{LONG}, headers: {{x-phase: plan}}, expect: {{rule: plan, tier: pro}}",
         f"{LONG}, headers: {{X-Route-Tier: pro}}, expect: {{rule: caller, tier: pro}}",
         f"{LONG}, load: {{pro: 5}}, expect: {{rule: busy}}",
@@ -61,8 +64,8 @@ def test_an_expectation_that_holds_passes(tmp_path: Path, test: str) -> None:
 def test_an_expectation_that_fails_is_told_at_its_place_with_what_came(tmp_path: Path) -> None:
     found = problems(tmp_path, f"{LONG}, verdict: {{p_complex: 0.1}}, expect: {{tier: pro, triaged: false}}")
     assert found == [
-        '12:132: tests.0.expect.tier: "t" fails: expected pro, got flash',
-        '12:146: tests.0.expect.triaged: "t" fails: expected false, got true',
+        '13:132: tests.0.expect.tier: "t" fails: expected pro, got flash',
+        '13:146: tests.0.expect.triaged: "t" fails: expected false, got true',
     ]
 
 
@@ -73,14 +76,14 @@ def test_a_test_that_lacks_a_verdict_says_so(tmp_path: Path) -> None:
 
 def test_a_request_that_is_refused_is_told_at_the_request(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, "request: {model: nope, messages: []}, expect: {tier: pro}")
-    assert found.startswith('12:24: tests.0.request: "t" fails: the request was refused: The model')
+    assert found.startswith('13:24: tests.0.request: "t" fails: the request was refused: The model')
     (found,) = problems(tmp_path, "request: {model: 3}, expect: {tier: pro}")
     assert "tests.0.request" in found
 
 
 def test_all_failing_tests_are_told_together(tmp_path: Path) -> None:
     failing = "request: {prompt: hi}, expect: {rule: plan}"
-    assert [problem.split(":")[0] for problem in problems(tmp_path, failing, failing)] == ["12", "13"]
+    assert [problem.split(":")[0] for problem in problems(tmp_path, failing, failing)] == ["13", "14"]
 
 
 def test_a_file_that_is_wrong_runs_no_tests(tmp_path: Path) -> None:

@@ -298,3 +298,61 @@ def test_a_key_that_names_its_own_tiers_reaches_those() -> None:
     facts = Facts(model="auto", caller="a", plan="default", wish="pro", wished_by="name", may=())
     with pytest.raises(Forbidden):
         route(facts, None, FRUGAL)
+
+
+EXPLORING = load_policy(
+    """\
+schema: 1
+tiers:
+  flash: {model: f, replicas: ["http://h"]}
+  think: {extends: flash}
+  pro: {model: p, replicas: ["http://h"]}
+failover: {tiers: {pro: [think]}}
+rules:
+  - {id: bands, when: {model: bands}, route: {p_complex: {"<0.3": flash, "<0.7": think, else: pro}}, explore: 0.2}
+  - {id: triaged, route: {simple: flash, complex: pro}, explore: 0.2}
+callers: {default: {plan: gold}, plans: {gold: {may: [pro]}, low: {may: [think]}, batch: {}}}
+""",
+    {},
+)
+SURE = Verdict("simple", 0.1)
+
+
+def explored(chance: float, verdict: Verdict = SURE, **given: Any) -> Route:
+    return routed(facts(chance=chance, **given), verdict, EXPLORING)
+
+
+def test_a_part_of_the_judged_requests_takes_another_side_by_chance() -> None:
+    taken = [explored(at / 1000) for at in range(1000)]
+    other = [one for one in taken if one.reason == "explored"]
+    assert (len(other), {one.tiers for one in other}, {one.rule for one in other}) == (
+        200,
+        {("pro", "think")},
+        {"triaged"},
+    )
+    assert all(one.chances == {"flash": 0.8, "pro": 0.2} for one in taken)
+
+
+def test_the_other_bands_share_what_is_explored() -> None:
+    taken = [explored(at / 1000, model="bands").tiers[0] for at in range(1000)]
+    assert {tier: taken.count(tier) for tier in ("flash", "think", "pro")} == {"flash": 800, "think": 100, "pro": 100}
+    assert explored(0.5, model="bands").chances == pytest.approx({"flash": 0.8, "think": 0.1, "pro": 0.1})
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.05, 0.15, 0.199, 0.5, 1.0])
+@pytest.mark.parametrize("verdict", [SURE, Verdict("complex", 0.9), Verdict(None, None, "timeout")])
+@pytest.mark.parametrize("model", ["auto", "bands"])
+def test_what_is_explored_is_never_above_permission_budget_or_share(
+    chance: float, verdict: Verdict, model: str
+) -> None:
+    allowed = {"gold": {"flash", "think", "pro"}, "low": {"flash", "think"}, "batch": {"flash"}}
+    for plan, tiers in allowed.items():
+        assert {*explored(chance, verdict, plan=plan, model=model).tiers} <= tiers
+        for capped in ("budget", "share"):
+            assert explored(chance, verdict, plan=plan, model=model, capped=capped).tiers == ("flash",)
+
+
+def test_without_a_verdict_or_for_a_wish_nothing_is_explored() -> None:
+    failed = explored(0.0, Verdict(None, None, "timeout"))
+    assert (failed.tiers[0], failed.reason, failed.chances) == ("flash", "timeout", {})
+    assert explored(0.0, wish="flash", wished_by="name").chances == {}

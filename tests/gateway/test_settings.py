@@ -38,7 +38,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "canary" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("port", 70_000), ("max_body", 10), ("body_timeout", 0), ("port", "x")])
+@pytest.mark.parametrize(("name", "value"), [("port", 70_000), ("max_body", 10), ("request_timeout", 0), ("port", "x")])
 def test_a_wrong_setting_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         Settings(**{name: value})  # type: ignore[arg-type]
@@ -51,6 +51,12 @@ def test_a_wrong_setting_is_refused(name: str, value: object) -> None:
 )  # fmt: skip
 def test_only_loopback_addresses_are_loopback(host: str, loopback: bool) -> None:
     assert Settings(host=host).loopback is loopback
+
+
+def test_lists_are_divided_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_HOSTS", "a.example, b.example,")
+    assert Settings().hosts == ("a.example", "b.example")
+    assert Settings(hosts=("c",)).hosts == ("c",)
 
 
 @pytest.mark.parametrize(

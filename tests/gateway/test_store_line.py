@@ -31,20 +31,22 @@ async def tls_before(valkey: str, tls: ssl.SSLContext) -> AsyncIterator[int]:
 
     All its connections have ended when the block is left: uvloop does not close as long as one of TLS is open.
     """
-    meetings: set[asyncio.Task[Any] | None] = set()
+    meetings: dict[asyncio.Task[Any] | None, asyncio.StreamWriter] = {}
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        meetings.add(asyncio.current_task())
+        meetings[asyncio.current_task()] = writer
         far_reader, far_writer = await asyncio.open_unix_connection(valkey.removeprefix("unix://"))
         await asyncio.gather(relay(reader, far_writer), relay(far_reader, writer))
-        far_writer.transport.abort()
-        writer.transport.abort()
 
     listening = await asyncio.start_server(meet, "127.0.0.1", 0, ssl=tls)
-    yield listening.sockets[0].getsockname()[1]
-    listening.close()
-    await asyncio.wait({meeting for meeting in meetings if meeting}, timeout=5)
-    await asyncio.sleep(0.05)  # what was closed is taken down in the loop's next turns
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+        for writer in meetings.values():
+            writer.transport.abort()
+        await asyncio.wait([meeting for meeting in meetings if meeting], timeout=5)
+        await asyncio.sleep(0.05)  # what was closed is taken down in the loop's next turns
 
 
 async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -84,10 +86,15 @@ def test_user_password_database_and_tls_are_those_of_the_address(
         async with tls_before(valkey, identity) as port:
             address = f"ann:sesame@127.0.0.1:{port}/3?ssl_cert_reqs=none&ssl_check_hostname=false"
             async with line(f"rediss://{address}", faults) as lane:
-                await set_and_get(lane)
+                for _ in range(20):  # a busy machine needs more than one try
+                    faults.clear()
+                    await asyncio.wait([lane.put(b"PING")])
+                    if not faults:
+                        break
+                assert await lane.put(b"SET", b"name", b"value") == b"OK"
                 assert await lane.put(b"ACL", b"WHOAMI") == b"ann"
             with redis.Redis.from_url(f"{valkey}?db=3") as client:
-                assert client.get("name7") == b"name7" + BIG
+                assert client.get("name") == b"value"
         assert faults == []
 
     with redis.Redis.from_url(valkey) as client:

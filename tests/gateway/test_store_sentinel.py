@@ -13,7 +13,7 @@ import pytest
 from gateway.store import Limits, Store, open_store
 from gateway.store.circuit import PAUSE
 from loadtest.clusters import Node, free_ports, until
-from tests.gateway.test_http1_limits import CERTIFICATE, KEY, pem
+from tests.gateway.identity import CERTIFICATE, KEY, pem
 
 ONE = Limits(1, 100, 60.0)
 PLENTY = Limits(1_000_000, 100_000, 60.0)

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.policy import Policy
 from gateway.telemetry import Telemetry, line
-from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+from gateway.types import Caller, Decision, Facts, Record, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, body, gateway
 from tests.tiers import JSON, policy_for
@@ -36,14 +36,17 @@ def record(**fields: Any) -> Record:
     return Record(**{**base, **fields})
 
 
+STATES = {"flash": TierState(2, 1, (True,)), "pro": TierState(0, 0, (False,))}
+
+
 def telemetry(policy: Policy = POLICY, log: bool = False) -> Telemetry:
     made = Telemetry(log)
-    made.use(policy, lambda: {"flash": 2}, lambda: "ok")
+    made.use(policy, lambda: STATES, lambda: "ok")
     return made
 
 
 def shown(made: Telemetry) -> str:
-    return made.render()[0].decode()
+    return made.render().decode()
 
 
 def value(made: Telemetry, sample: str) -> float:
@@ -110,11 +113,13 @@ def test_nothing_a_caller_writes_becomes_a_label_value_or_a_log_word(capsys: pyt
 
 def test_the_policy_in_force_is_the_only_one_shown() -> None:
     made = telemetry()
-    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), revision="r2"), dict, lambda: "down")
+    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), revision="r2"), lambda: STATES, lambda: "down")
     assert len(re.findall("^gateway_policy_info{", shown(made), re.MULTILINE)) == 1
     assert 'revision="r2"' in shown(made)
-    made.use(policy_for(Sim("http://h", "f"), Sim("http://h", "p"), tiers={"third": THIRD}), dict, lambda: "down")
-    made.use(POLICY, dict, lambda: "down")
+    made.use(
+        policy_for(Sim("http://h", "f"), Sim("http://h", "p"), tiers={"third": THIRD}), lambda: STATES, lambda: "down"
+    )
+    made.use(POLICY, lambda: STATES, lambda: "down")
     assert "third" not in shown(made)
     assert value(made, "gateway_store_up") == 0
     assert value(made, 'gateway_limits{kept="deny",limit="budget"}') == 1
@@ -137,7 +142,7 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
             await gate.ask(CANARY.encode())
             flash.config(cut_after=2)
             await gate.ask(body(CANARY, stream=True, model="flash"), x_request_id="mine")
-            return gate.front._doors.telemetry.render()[0].decode()
+            return gate.front.doors.telemetry.render().decode()
 
     metrics = asyncio.run(main())
     out = capsys.readouterr().out
@@ -157,3 +162,34 @@ def test_a_line_holds_what_was_decided() -> None:
     said |= {"strategy": "choice", "prompt": "complexity.v1"}
     assert found["verdict"] == said
     assert "salt" not in json.dumps(found)
+
+
+def test_a_value_counts_in_the_bucket_that_ends_at_it_and_in_all_above() -> None:
+    made = telemetry()
+    for seconds in (0.0001, 0.00025, 0.0003, 5.0):
+        made.record(record(overhead=seconds))
+    name = "gateway_overhead_seconds"
+    assert value(made, f'{name}_bucket{{le="0.00025"}}') == 2
+    assert value(made, f'{name}_bucket{{le="0.0005"}}') == 3
+    assert value(made, f'{name}_bucket{{le="1.0"}}') == 3
+    assert value(made, f'{name}_bucket{{le="+Inf"}}') == value(made, f"{name}_count") == 4
+    assert value(made, f"{name}_sum") == pytest.approx(5.00065)
+
+
+def test_the_lines_of_one_turn_of_the_loop_are_written_together_and_none_is_lost_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = telemetry(log=True)
+
+    async def main() -> None:
+        for n in range(3):
+            made.record(record(id=f"a{n}"))
+        assert capsys.readouterr().out == ""
+        await asyncio.sleep(0)
+        assert [json.loads(line)["request_id"] for line in capsys.readouterr().out.splitlines()] == ["a0", "a1", "a2"]
+        made.record(record(id="last"))
+        made.close()
+        assert '"last"' in capsys.readouterr().out
+
+    asyncio.run(main())
+    assert capsys.readouterr().out == ""

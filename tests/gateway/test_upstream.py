@@ -67,7 +67,7 @@ def test_the_last_tiers_refusal_is_what_the_caller_hears(flash: Sim, pro: Sim) -
             pro.config(stall_first=5.0)
             reply = await door.send(asked(body()), BOTH, policy)
             assert isinstance(await broke(reply), UpstreamTimeout)
-            assert 0.1 < reply.waited < 0.3
+            assert 0.05 < reply.waited < 0.3
             pro.config(stall_first=0.0, status=503, retry_after=7.0)
             refusal = await broke(await door.send(asked(body()), BOTH, policy))
             assert (type(refusal), refusal.retry_after) == (Overloaded, 7.0)
@@ -76,7 +76,7 @@ def test_the_last_tiers_refusal_is_what_the_caller_hears(flash: Sim, pro: Sim) -
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 422, 429])
+@pytest.mark.parametrize("status", [400, 404, 422, 429])
 def test_a_4xx_passes_unchanged(flash: Sim, pro: Sim, status: int) -> None:
     async def main() -> None:
         flash.config(status=status, retry_after=3.0)
@@ -179,7 +179,7 @@ def test_an_error_inside_an_answer_is_marked() -> None:
 
 def test_a_full_tier_is_overloaded_and_counts_go_back_to_zero(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1}}})
+        policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1, "queue": 0}}})
         flash.config(stall_after=1)
         async with upstream() as door:
             held = await door.send(asked(body(stream=True)), BOTH, policy)
@@ -261,7 +261,7 @@ def test_round_robin_takes_turns_with_answers_alone() -> None:
             policy = policy_for(Sim(one, "m"), NOWHERE, tiers={"flash": tier})
             async with upstream() as door:
                 for _ in range(2):
-                    async with door.asking(asked(body()), CHAT, b"{}", policy):
+                    async with door.asking(asked(body()), CHAT, b"{}", policy, 5.0):
                         pass
                     assert await collected(await door.send(asked(body()), FIRST, policy)) == GOOD
         assert len([head for head in first if b"-triage-" not in head]) == 1
@@ -293,7 +293,7 @@ def test_conversations_stick_to_a_replica_for_question_and_answer(flash: Sim, pr
                 pro.reset()
                 for turn in (body(text), body(text) | {"messages": [*body(text)["messages"], *LATER]}):
                     await (await door.send(asked(turn), FIRST, policy)).close()
-                    async with door.asking(asked(turn), CHAT, b"{}", policy):
+                    async with door.asking(asked(turn), CHAT, b"{}", policy, 5.0):
                         pass
                 counts = [sim.state()["counters"]["received"] for sim in (flash, pro)]
                 assert sorted(counts) == [0, 4]

@@ -1,4 +1,4 @@
-"""What does a policy file's own test say?   A request, a stand-in for the classifier, and what must come out."""
+"""What does a policy file's own test hold?"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -64,4 +64,7 @@ class PolicyTest:
     caller: Annotated[TestCaller, Field(description="who asks; the default plan when left out")] = TestCaller()
     headers: Annotated[dict[str, str], Field(description="request headers")] = field(default_factory=dict)
     load: Annotated[dict[str, int], Field(description="requests in flight, by tier")] = field(default_factory=dict)
+    waiting: Annotated[dict[str, int], Field(description="requests in the servers' queues, by tier")] = field(
+        default_factory=dict
+    )
     verdict: Annotated[StubVerdict | None, Field(description="what the classifier says, or how it fails")] = None

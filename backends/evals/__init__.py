@@ -1,0 +1,1 @@
+"""Evaluations that speak to the gateway, or to a model server, over HTTP only."""

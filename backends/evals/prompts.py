@@ -1,0 +1,37 @@
+"""Which prompts are decisions judged on?   Rows of JSON lines, plain or gzip'd, one file a set."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt with what is known of it: each model's score from 0 to 1, or a label (0 simple, 1 complex)."""
+
+    id: str
+    prompt: str
+    gain: float | None
+    weak: float | None
+    strong: float | None
+    label: int | None
+    language: str
+
+
+def sets(places: Sequence[Path]) -> Iterator[tuple[str, list[Row]]]:
+    """Every set by name, from files and from the *.jsonl and *.jsonl.gz of folders."""
+    for place in places:
+        files = sorted((*place.glob("*.jsonl"), *place.glob("*.jsonl.gz"))) if place.is_dir() else [place]
+        for file in files:
+            with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+                yield file.name.partition(".")[0], [row(json.loads(line)) for line in lines if line.strip()]
+
+
+def row(told: dict[str, Any]) -> Row:
+    """Reads id, prompt, weak_score, strong_score, label, lang. Raises KeyError without the first two."""
+    weak, strong = told.get("weak_score"), told.get("strong_score")
+    gain = None if weak is None or strong is None else strong - weak
+    return Row(told["id"], told["prompt"], gain, weak, strong, told.get("label"), told.get("lang") or "en")

@@ -1,0 +1,134 @@
+"""How well does a gateway decide?   Sends labelled prompts to its decision-only endpoint and scores the answers.
+
+    python -m backends.evals.routing DATA... --gateway URL [--key KEY] [--by p_complex|score|tier] [--first flash]
+
+DATA: files or folders of JSON lines (backends/evals/prompts.py). Asked is `POST /v1/route` with a chat body; the answer
+is {"route": {"tier", ...}, "verdict": {"label", "p_complex", ...} or null, "score": 0..1, ...}. Nothing is generated,
+so the same command runs on simulated tiers and on real weights.
+--by says what ranks the prompts: the verdict's p_complex (the local score where there is none), the local score alone,
+or the tier alone. The decision that is scored is always whether the route leaves the first tier.
+"""
+
+import argparse
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from backends.evals.metrics import Pair, auroc, bootstrap, lift, mean_skill, percentile, skill
+from backends.evals.prompts import Row, sets
+
+TIMEOUT = 30.0
+By = Literal["p_complex", "score", "tier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What the gateway said to one prompt. `failed`: a verdict was asked for and has no label."""
+
+    rank: float
+    upward: bool
+    failed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Whom to ask, and what of the answer counts."""
+
+    gateway: str
+    key: str | None
+    by: By
+    first: str
+
+
+def decide(prompt: str, asking: Asking) -> Decided | None:
+    """The decision on one prompt; None when the gateway refused it or cannot be reached."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {asking.key}"} if asking.key else {})
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": prompt}]}).encode()
+    asked = urllib.request.Request(f"{asking.gateway}/v1/route", body, headers)  # noqa: S310  (the operator's URL)
+    started = time.perf_counter()
+    try:
+        with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:  # noqa: S310
+            told = json.load(answer)
+    except (urllib.error.URLError, TimeoutError, ValueError):
+        return None
+    return decided(told, asking, time.perf_counter() - started)
+
+
+def decided(told: dict[str, Any], asking: Asking, seconds: float) -> Decided:
+    """The decision in an answer. Raises KeyError for an answer that is not of the contract."""
+    upward = told["route"]["tier"] != asking.first
+    verdict = told["verdict"] or {}
+    p_complex = verdict.get("p_complex")
+    ranks = {
+        "tier": float(upward),
+        "score": told["score"],
+        "p_complex": told["score"] if p_complex is None else p_complex,
+    }
+    return Decided(ranks[asking.by], upward, bool(verdict) and verdict.get("label") is None, seconds)
+
+
+def report(name: str, found: Sequence[tuple[Row, Decided | None]]) -> str:
+    """One line of the table."""
+    known = [(row, said) for row, said in found if said]
+    if not known:
+        return f"| {name} | {len(found)} | nothing was decided |"
+    gains = [(said.rank, row.gain) for row, said in known if row.gain is not None]
+    moved = [(float(said.upward), row.gain) for row, said in known if row.gain is not None]
+    labels = [(said.rank, float(row.label)) for row, said in known if row.label is not None]
+    times = [said.seconds * 1000 for _, said in known]
+    cells = [
+        name,
+        f"{len(known)} of {len(found)}",
+        str(bootstrap(gains, skill)) if gains else "",
+        f"{sum(said.upward for _, said in known) / len(known):.3f}",
+        str(bootstrap(moved, lift)) if moved and any(up for up, _ in moved) else "",
+        str(bootstrap(labels, auroc)) if labels else "",
+        f"{sum(said.failed for _, said in known) / len(known):.4f}",
+        f"{percentile(times, 0.5):.1f} / {percentile(times, 0.95):.1f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+TITLES = "| set | decided | skill | share upward | lift | label AUROC | no label | ms p50 / p95 |\n|" + "---|" * 8
+
+
+def run(places: Sequence[Path], asking: Asking, limit: int | None, callers: int) -> Iterator[str]:
+    """The table, line by line, as sets are done; last the mean skill over sets with outcomes."""
+    yield TITLES
+    outcomes: list[list[Pair]] = []
+    with ThreadPoolExecutor(callers) as pool:
+        for name, rows in sets(places):
+            some = rows[:limit]
+            found = list(zip(some, pool.map(lambda row: decide(row.prompt, asking), some), strict=True))
+            yield report(name, found)
+            gains = [(said.rank, row.gain) for row, said in found if said and row.gain is not None]
+            outcomes += [gains] if gains and not math.isnan(skill(gains)) else []
+    if outcomes:
+        yield f"| mean of {len(outcomes)} | | {mean_skill(outcomes)} | | | | | |"
+
+
+def main() -> None:
+    said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    said.add_argument("data", nargs="+", type=Path)
+    said.add_argument("--gateway", required=True)
+    said.add_argument("--key")
+    said.add_argument("--by", choices=("p_complex", "score", "tier"), default="p_complex")
+    said.add_argument("--first", default="flash", help="the tier that simple prompts go to")
+    said.add_argument("--limit", type=int, help="prompts of each set, from its start")
+    said.add_argument("--callers", type=int, default=8)
+    told = said.parse_args()
+    asking = Asking(told.gateway.rstrip("/"), told.key, told.by, told.first)
+    for line in run(told.data, asking, told.limit, told.callers):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

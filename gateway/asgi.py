@@ -1,0 +1,94 @@
+"""How does an exchange go over ASGI?   On any server; all other paths go to the app behind."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from gateway.api import PATHS, Doors, Exchange, request_id
+from gateway.errors import TooLarge
+from gateway.settings import Settings
+from gateway.types import Headers
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Front:
+    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD."""
+
+    def __init__(self, doors: Doors, rest: ASGI, settings: Settings) -> None:
+        self.doors, self._rest, self.settings = doors, rest, settings
+
+    def leave(self) -> None:
+        """From here on /ready says no."""
+        self.doors.leaving = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+        elif scope["path"] in PATHS:
+            await Exchange(self.doors, self.settings, AsgiWire(scope, receive, send)).run()
+        else:
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            await self._rest({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
+
+
+class AsgiWire:
+    """A caller behind an ASGI server. Only waiting for its next message shows that it left: a task does that."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method, self.path, self.headers = str(scope["method"]), str(scope["path"]), _headers(scope)
+        self._receive, self._send = receive, send
+        self._watching: asyncio.Task[None] | None = None
+
+    def ready(self) -> bytes | None:
+        return None
+
+    async def read(self, limit: int) -> bytes | None:
+        parts, size, more = [], 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            more = message.get("more_body", False)
+            if size > limit:
+                raise TooLarge(f"The request body is over {limit} bytes.")
+        return b"".join(parts)
+
+    def watch(self, left: Callable[[], None]) -> None:
+        self._watching = asyncio.create_task(self._until_left(left))
+
+    def unwatch(self) -> None:
+        if self._watching:
+            self._watching.cancel()
+
+    async def _until_left(self, left: Callable[[], None]) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        left()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, data: bytes, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+
+
+def _naming(name: str, send: Send) -> Send:
+    """`send`, which puts the request's id on the answer."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"x-request-id", name.encode())]}
+        await send(message)
+
+    return named

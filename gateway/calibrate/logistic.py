@@ -1,0 +1,122 @@
+"""How likely is it that Pro is needed?   A small logistic layer over what a decision was made on.
+
+The score and the verdict are believed a little before any outcome is seen, the measures not at all: with few outcomes
+the layer stays near what it began with.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+BELIEVED = ("score", "p_complex")  # inputs that are probabilities of their own; taken as log odds
+BELIEF = 0.4  # their weights before any outcome, per standard deviation
+FIRM = 20.0  # how firmly: the penalty on moving away from BELIEF
+EDGE = 0.001  # log odds are taken from probabilities that keep this far from 0 and 1
+STEPS = 25
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights by input name, for inputs less their mean in units of their scale. A missing input counts as its mean."""
+
+    intercept: float
+    weights: Mapping[str, float]
+    means: Mapping[str, float]
+    scales: Mapping[str, float]
+
+    def p(self, row: Row) -> float:
+        """The probability that Pro is needed, from 0 to 1."""
+        total = self.intercept
+        for name, weight in self.weights.items():
+            if name in row:
+                total += weight * (taken(name, row[name]) - self.means[name]) / self.scales[name]
+        return _sigmoid(total)
+
+
+def taken(name: str, value: float) -> float:
+    """An input as the layer takes it."""
+    if name not in BELIEVED:
+        return value
+    sure = min(max(value, EDGE), 1 - EDGE)
+    return math.log(sure / (1 - sure))
+
+
+def fit(rows: Sequence[Row], hits: Sequence[bool | None], names: Sequence[str], penalty: float) -> Layer:
+    """The layer for these outcomes (None: not known); `penalty` holds the weights of the measures near 0.
+
+    Means and scales are those of all rows, so the layer of rows without any outcome is what is believed beforehand.
+    """
+    columns = {name: [taken(name, row[name]) for row in rows if name in row] for name in names}
+    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    scales = {name: _spread(column, means[name]) for name, column in columns.items()}
+    known = [(row, hit) for row, hit in zip(rows, hits, strict=True) if hit is not None]
+    inputs = [
+        [1.0, *((taken(name, row[name]) - means[name]) / scales[name] if name in row else 0.0 for name in names)]
+        for row, _ in known
+    ]
+    priors = [(0.0, EDGE), *((BELIEF, FIRM) if name in BELIEVED else (0.0, penalty) for name in names)]
+    intercept, *weights = _newton(inputs, [hit for _, hit in known], priors)
+    return Layer(intercept, dict(zip(names, weights, strict=True)), means, scales)
+
+
+def _spread(column: Sequence[float], mean: float) -> float:
+    """The standard deviation; 1 for a constant."""
+    return math.sqrt(sum((value - mean) ** 2 for value in column) / len(column)) or 1.0
+
+
+def _newton(
+    inputs: Sequence[Sequence[float]], needed: Sequence[bool], priors: Sequence[tuple[float, float]]
+) -> list[float]:
+    """Weights of the greatest penalized likelihood, each drawn to its prior's mean with its prior's penalty."""
+    size = len(priors)
+    weights = [mean for mean, _ in priors]
+    for _ in range(STEPS):
+        slope = [penalty * (mean - weight) for weight, (mean, penalty) in zip(weights, priors, strict=True)]
+        bend = [[priors[i][1] if i == j else 0.0 for j in range(size)] for i in range(size)]
+        for row, hit in zip(inputs, needed, strict=True):
+            p = _sigmoid(sum(map(float.__mul__, weights, row)))
+            _gather(slope, bend, row, (hit - p, max(p * (1 - p), 1e-9)))
+        move = solve(bend, slope)
+        weights = [weight + min(max(step, -2.0), 2.0) for weight, step in zip(weights, move, strict=True)]
+        if max(map(abs, move)) < 1e-6:
+            break
+    return weights
+
+
+def _gather(slope: list[float], bend: list[list[float]], row: Sequence[float], pull: tuple[float, float]) -> None:
+    """Adds one row's share to the gradient and to the lower half of the Hessian."""
+    off, weight = pull
+    for i, value in enumerate(row):
+        slope[i] += off * value
+        scaled, line = weight * value, bend[i]
+        for j in range(i + 1):
+            line[j] += scaled * row[j]
+
+
+def solve(lower: list[list[float]], right: Sequence[float]) -> list[float]:
+    """x with A x = right, for a symmetric positive definite A given by its lower half (Cholesky)."""
+    size = len(right)
+    root = [[0.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i + 1):
+            rest = lower[i][j] - sum(map(float.__mul__, root[i][:j], root[j][:j]))
+            root[i][j] = math.sqrt(rest) if i == j else rest / root[j][j]
+    down: list[float] = []
+    for i in range(size):
+        down.append((right[i] - sum(map(float.__mul__, root[i][:i], down))) / root[i][i])
+    up = [0.0] * size
+    for i in reversed(range(size)):
+        up[i] = (down[i] - sum(root[k][i] * up[k] for k in range(i + 1, size))) / root[i][i]
+    return up
+
+
+def loss(layer: Layer, known: Sequence[tuple[Row, bool]]) -> float:
+    """Mean log loss."""
+    chances = ((layer.p(row), hit) for row, hit in known)
+    return -sum(math.log(max(p if hit else 1 - p, 1e-12)) for p, hit in chances) / len(known)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))

@@ -1,0 +1,72 @@
+"""Where should the threshold be on this traffic?   `tiergate policy calibrate`"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.calibrate import FORMS, Calibration, RecordError, Split, TargetError, Unproven, dump, parse, read
+from gateway.calibrate import calibrate as fitted
+
+RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier_of_the_rate"}
+
+
+def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
+    records: Annotated[Path, typer.Argument(help="Example decisions, one JSON object a line.")],
+    target: Annotated[str, typer.Option(help=f"What is wanted: {FORMS}.")],
+    out: Annotated[Path, typer.Option(help="Where the calibration is written.")] = Path("calibration.json"),
+    split: Annotated[Split, typer.Option(help="What is judged apart: later records, other sets, or any half.")] = "id",
+    price_ratio: Annotated[float | None, typer.Option(help="What Pro costs for one of Flash; for cost=...")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when no gain over chance is shown.")] = False,
+) -> None:
+    """Fit p_complex and its thresholds to recorded outcomes, judge them on records held out, and write them down.
+
+    Exit status 1, and nothing written, when the records do not show what was asked for.
+    """
+    try:
+        wanted = parse(target, price_ratio)
+    except TargetError as error:
+        raise typer.BadParameter(str(error), param_hint="--target") from None
+    try:
+        with records.open("rb") as lines:
+            decisions, digest = read(lines)
+        found = fitted(decisions, wanted, split)
+    except (OSError, RecordError, Unproven) as error:
+        print(f"calibrate: {records}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print("\n".join(in_words(found)))
+    if not found.proven and not anyway:
+        print("calibrate: no gain over chance is shown; nothing is written (--anyway writes it)", file=sys.stderr)
+        raise typer.Exit(1)
+    out.write_text(dump(found, digest, len(decisions), time.time()))
+    print(f"written to {out}")
+
+
+def in_words(found: Calibration) -> list[str]:
+    """The report for people, judged records only."""
+    report = found.report
+    lines = [
+        f"inputs       {', '.join(found.layer.weights) or 'none'}",
+        f"thresholds   {', '.join(f'{edge:.4f}' for edge in found.edges)}",
+        f"shares       {', '.join(map(interval, report['shares']))} of {report['judged']} judged records",
+    ]
+    if bound := report.get("bound"):
+        lines.append(
+            f"bound        at most {found.target.rate:g} of what stays on Flash fails, confidence "
+            f"{found.target.confidence:g} ({bound['failures']} of {bound['kept']} did)"
+        )
+    if report.get("lift"):
+        lines.append(f"lift         {interval(report['lift'])} of Pro's gain above chance at an equal share")
+    if "outcomes" in report:
+        shown = (f"{name} {report[key]:.3f}" for name, key in RELIABILITY.items())
+        lines.append(f"reliability  {', '.join(shown)}; {report['outcomes']} outcomes")
+    if report.get("flash_failure"):
+        lines.append(f"Flash fails  {interval(report['flash_failure'])} of what stays")
+    return lines + [f"caveat       {text}" for text in found.caveats]
+
+
+def interval(found: dict[str, Any]) -> str:
+    """An estimate with its 95 % interval."""
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

@@ -1,0 +1,172 @@
+"""What would another policy have done?   `tiergate policy replay` and `tiergate policy diff`."""
+
+import json
+import operator
+import re
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gateway.cli.policy import Format as ProblemFormat
+from gateway.cli.policy import tell
+from gateway.policy import Document, Policy, PolicyError, differences, open_policy
+from gateway.recorded import Recorded, RecordError, read
+from gateway.replay import UNDECIDED, Arm, Move, Replay, Unrecorded, choices, moved
+from gateway.replay import replay as replayed
+
+CONDITION = re.compile(r"\s*([a-z_][a-z0-9_.-]*)\s*(>=|<=|==|!=|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
+OPERATORS = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+FAILED, UNJUDGED = 1, 2  # exit status
+
+
+class Format(StrEnum):
+    text = "text"
+    json = "json"
+
+
+How = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
+Files = Annotated[list[Path], typer.Option("--records", help="JSON lines as GATEWAY_RECORDS gets; may come again.")]
+
+
+def replay(
+    policy: Annotated[Path, typer.Option(help="The candidate.")],
+    records: Files,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help='A condition that fails, such as "pro_share > 0.3"; may come again.'),
+    ] = None,
+    how: How = Format.text,
+) -> None:
+    """Decide recorded requests anew under a candidate: moves, Pro share, cost, quality, and controls beside them.
+
+    Exit status 1 when a condition holds, 2 when something cannot be judged.
+    """
+    conditions = [condition(text) for text in fail_if or []]
+    candidate, _ = opened(policy)
+    try:
+        found = replayed(lines_of(records), candidate)
+    except (Unrecorded, RecordError) as error:
+        raise stop(str(error)) from None
+    if how is Format.json:
+        print(json.dumps(asdict(found) | {"figures": found.figures()}, indent=2))
+    else:
+        draw(found, Console(highlight=False, soft_wrap=True))
+    raise typer.Exit(max((held(found, *one) for one in conditions), default=0))
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(help="A policy file.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    records: Annotated[list[Path] | None, typer.Option(help="Recorded requests; may come again.")] = None,
+    how: How = Format.text,
+) -> None:
+    """What two policy files say differently, and which recorded requests go elsewhere under the second."""
+    (old, before), (new, after) = opened(a), opened(b)
+    changes = differences(before, after)
+    lines = lines_of(records or [])
+    try:
+        there, here = choices(lines, new), choices(lines, old)
+    except (Unrecorded, RecordError) as error:
+        raise stop(str(error)) from None
+    moves = moved([choice.to for choice in here], there, lines)
+    undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
+    if how is Format.json:
+        told = [{"path": path, "a": one, "b": other} for path, one, other in changes]
+        counts = {"records": len(lines), "undecided": undecided}
+        print(json.dumps({"changes": told, **counts, "moves": [asdict(move) for move in moves]}, indent=2))
+        return
+    for path, one, other in changes:
+        print(f"{path}: {spelled(one)} -> {spelled(other)}")
+    if not changes:
+        print("the files say the same")
+    if lines:
+        print(f"{sum(move.count for move in moves)} of {len(lines)} requests move, {undecided} undecided")
+        Console(highlight=False, soft_wrap=True).print(moves_table(moves))
+
+
+def condition(text: str) -> tuple[str, str, float]:
+    """Name, operator, number. Raises typer.BadParameter."""
+    found = CONDITION.fullmatch(text)
+    if not found:
+        raise typer.BadParameter(f'{text}: expected a name, one of {" ".join(OPERATORS)}, and a number: "moved > 0.1"')
+    return found[1], found[2], float(found[3])
+
+
+def held(found: Replay, name: str, sign: str, number: float) -> int:
+    """The exit status that a condition calls for; told on stderr unless it is 0."""
+    figures = found.figures()
+    value = figures.get(name)
+    if value is None:
+        known = ", ".join(figures)
+        typer.echo(f"{name}: not known here" if name in figures else f"{name}: no such figure: {known}", err=True)
+        return UNJUDGED
+    if not OPERATORS[sign](value, number):
+        return 0
+    typer.echo(f"fails: {name} is {value:g}, {sign} {number:g}", err=True)
+    return FAILED
+
+
+def opened(path: Path) -> tuple[Policy, Document]:
+    try:
+        return open_policy(path)
+    except PolicyError as error:
+        tell(path, list(error.problems), ProblemFormat.text)
+        raise typer.Exit(UNJUDGED) from None
+
+
+def lines_of(files: list[Path]) -> list[Recorded]:
+    try:
+        return read(files)
+    except RecordError as error:
+        raise stop(str(error)) from None
+
+
+def stop(message: str) -> typer.Exit:
+    typer.echo(message, err=True)
+    return typer.Exit(UNJUDGED)
+
+
+def spelled(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def draw(found: Replay, out: Console) -> None:
+    """The replay for people."""
+    out.print(
+        f"{found.records} records: {found.decided} decided, {found.undecided} undecided (nobody asked the classifier "
+        f"then), {found.refused} refused, {found.outcomes} with an outcome; {found.moved} go elsewhere"
+    )
+    out.print(moves_table(found.moves))
+    table = Table("", "Pro share", "cost USD", "counted", "quality", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, arm in found.arms.items():
+        share = f"{arm.pro_share:.1%} ({arm.low:.1%} - {arm.high:.1%})"
+        table.add_row(escape(name), share, f"{arm.cost_usd:.6f}", f"{arm.counted:.0%}", escape(quality(arm)))
+    out.print(table)
+
+
+def quality(arm: Arm) -> str:
+    found = arm.quality
+    if not found:
+        return f"not known: {arm.unknown}"
+    return f"{found.value:.3f} ({found.low:.3f} - {found.high:.3f}), {found.effective:.0f} effective outcomes"
+
+
+def moves_table(moves: tuple[Move, ...]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for move in moves:
+        where = f"{move.origin} -> {move.to}"
+        table.add_row(f"{move.count}", where, escape(move.rule), escape(", ".join(move.examples)))
+    return table

@@ -1,0 +1,147 @@
+"""What may callers ask of decisions?   POST /v1/route and POST /v1/feedback."""
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from gateway.admission import count
+from gateway.answer import decision
+from gateway.api import PATHS, Doors, draw
+from gateway.body import read
+from gateway.errors import BadRequest, Forbidden, TooLarge
+from gateway.explain import explain
+from gateway.keys import identify
+from gateway.policy import Policy
+from gateway.pricing import lines, terms
+from gateway.recorded import Outcome
+from gateway.relay import version
+from gateway.settings import Settings
+from gateway.splice import refuse_links
+from gateway.types import Caller, ChatRequest, Decision, Record
+
+FEEDBACK_BYTES = 4096
+ROUTE = "/v1/route"
+
+
+class Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    request_id: str
+    outcome: Outcome
+
+
+_FEEDBACK = msgspec.json.Decoder(Feedback)
+_KEY: dict[str, Any] = {"security": [{"key": []}]}
+_ASKED = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
+_JUDGED = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["request_id", "outcome"],
+                    "properties": {
+                        "request_id": {"type": "string", "description": "the answer's x-request-id"},
+                        "outcome": {
+                            "type": "object",
+                            "required": ["quality"],
+                            "additionalProperties": False,
+                            "properties": {
+                                "quality": {"type": "number", "minimum": 0, "maximum": 1},
+                                "source": {"type": "string", "maxLength": 64, "default": "caller"},
+                                "tiers": {"type": "object", "additionalProperties": {"type": "number"}},
+                            },
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
+    """The routes; `doors` holds the policy in force. Both take a caller's key, and a body that is read to a limit."""
+    routes = APIRouter()
+
+    async def caller_of(request: Request) -> Caller:
+        return await identify(request.headers.get("authorization"), doors.keys, doors.policy.callers)
+
+    @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_KEY | _ASKED)
+    async def route(request: Request) -> Response:
+        policy, started = doors.policy, time.perf_counter()
+        caller = await caller_of(request)
+        if not terms(caller, policy)[0].explain:
+            raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
+        asked = chat(await received(request, settings.max_body), caller, request)
+        made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
+        doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
+        return answered(explain(made.facts, made.verdict, policy))
+
+    @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_KEY | _JUDGED)
+    async def feedback(request: Request) -> Response:
+        caller = await caller_of(request)
+        await count(caller, doors.policy, doors.store)
+        told = judged(await received(request, FEEDBACK_BYTES), doors.policy)
+        await doors.records.judge(caller, told.request_id, told.outcome, doors.policy)
+        return answered({"request_id": told.request_id, "recorded": True})
+
+    return routes
+
+
+def chat(data: bytes, caller: Caller, request: Request) -> ChatRequest:
+    """The request whose decision is wanted. Raises BadRequest."""
+    body, fields = read(data)
+    paths = [path for path, (wanted, _) in PATHS.items() if body.raw(wanted) is not None]
+    if len(paths) != 1 or fields.messages == []:
+        raise BadRequest("Give messages or prompt, and only one of them.", param="messages")
+    headers = dict(request.headers)
+    found = ChatRequest(uuid.uuid4().hex, caller, paths[0], body, fields, headers, time.perf_counter(), chance=draw())
+    refuse_links(found)
+    return found
+
+
+def judged(data: bytes, policy: Policy) -> Feedback:
+    """Raises BadRequest naming what is wrong."""
+    try:
+        told = _FEEDBACK.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"Not an outcome: {error}") from None
+    unknown = [tier for tier in told.outcome.tiers if tier not in policy.tiers]
+    if unknown:
+        raise BadRequest(f"Unknown tier: {unknown[0]}. Known tiers: {', '.join(policy.tiers)}.", param="outcome.tiers")
+    return told
+
+
+async def received(request: Request, limit: int) -> bytes:
+    """The body. Raises TooLarge."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"The request body is over {limit} bytes.")
+    return b"".join(parts)
+
+
+def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: float) -> Record:
+    """For metrics and log: the question that was asked costs what it costs. Not kept among the decisions."""
+    return Record(
+        id=request.id,
+        path=ROUTE,
+        status=200,
+        seconds=seconds,
+        overhead=None,
+        policy=version(policy),
+        caller=request.caller,
+        model=request.fields.model or "auto",
+        decision=made,
+        costs=lines(request, policy),
+    )
+
+
+def answered(told: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(told), media_type="application/json")

@@ -1,0 +1,78 @@
+"""How good would other choices have been, judging by those that chance made?   Pure.
+
+Each outcome counts with its weight: how likely the judged policy is to choose what was chosen, over how likely that was
+when it was chosen (the propensity). Their mean is unbiased if every choice of the judged policy could have been made.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+LEAST = 30.0  # effective outcomes below which nothing is claimed
+RESAMPLES = 500
+BLOCKS = 100  # outcomes are resampled in so many groups: as good as one by one, and bounded in time
+Z = 1.959964  # of 95 %
+
+Weighed = tuple[float, float]  # weight, value
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval: self-normalised, bootstrapped. `plain` is not normalised (IPS). `effective`:
+    as many outcomes without weights would say as much as these `outcomes`."""
+
+    value: float
+    low: float
+    high: float
+    plain: float
+    effective: float
+    outcomes: int
+
+
+class Unknown(Exception):
+    """The outcomes do not say enough; the message says why."""
+
+
+def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
+    """The mean value. `unsupported`: the part of the choices that could not have been made when these were.
+
+    The same outcomes give the same interval. Raises Unknown when choices lack support or too few outcomes count.
+    """
+    if not outcomes:
+        raise Unknown("no outcome is known")
+    if unsupported > 0:
+        raise Unknown(f"{unsupported:.1%} of its choices had no chance when these were made: no outcome tells of them")
+    total = sum(weight for weight, _ in outcomes)
+    squares = sum(weight * weight for weight, _ in outcomes)
+    effective = total * total / squares if squares else 0.0
+    if effective < LEAST:
+        raise Unknown(f"{effective:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
+    valued = sum(weight * value for weight, value in outcomes)
+    low, high = interval(outcomes)
+    return Estimate(valued / total, low, high, valued / len(outcomes), effective, len(outcomes))
+
+
+def interval(outcomes: Sequence[Weighed]) -> tuple[float, float]:
+    """The percentile bootstrap's 95 % of the self-normalised mean."""
+    blocks = [(0.0, 0.0)] * min(BLOCKS, len(outcomes))
+    for at, (weight, value) in enumerate(outcomes):
+        total, valued = blocks[at % len(blocks)]
+        blocks[at % len(blocks)] = (total + weight, valued + weight * value)
+    chance = Random(0)  # noqa: S311  (the same interval each time)
+    means = sorted(_mean(chance.choices(blocks, k=len(blocks))) for _ in range(RESAMPLES))
+    return means[round(0.025 * (RESAMPLES - 1))], means[round(0.975 * (RESAMPLES - 1))]
+
+
+def _mean(blocks: Sequence[Weighed]) -> float:
+    total = sum(weight for weight, _ in blocks)
+    return sum(valued for _, valued in blocks) / total if total else 0.0
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` requests."""
+    if not count:
+        return 0.0, 1.0
+    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
+    spread = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    return max(0.0, middle - spread), min(1.0, middle + spread)

@@ -1,0 +1,42 @@
+"""In what do two policy files differ?"""
+
+from typing import Any
+
+from gateway.policy.load import Document
+from gateway.policy.problems import Path, dotted
+
+HIDDEN = "(from the environment)"
+Values = dict[str, Any]
+
+
+def differences(old: Document, new: Document) -> list[tuple[str, Any, Any]]:
+    """What the files say differently: path, and the value in either one, None where it is not given.
+
+    Rules go by their id, as in `rules.sql.route`; `rules` stands for their order. Tests are left out. A value that
+    came from the environment is not shown.
+    """
+    before, after = said(old), said(new)
+    paths = sorted(before.keys() | after.keys())
+    return [(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
+
+
+def said(document: Document) -> Values:
+    """Every value of the file by its path."""
+    rules = document.data["rules"]
+    found: Values = {"rules": [rule["id"] for rule in rules]}
+    for at, rule in enumerate(rules):
+        found |= flat(document, rule, ("rules", at), ("rules", rule["id"]))
+    for key in document.data.keys() - {"rules", "tests"}:
+        found |= flat(document, document.data[key], (key,), (key,))
+    return found
+
+
+def flat(document: Document, value: Any, path: Path, name: Path) -> Values:
+    """The values below `path`, by dotted `name`."""
+    if isinstance(value, dict) and value:
+        found: Values = {}
+        for key, inner in value.items():
+            found |= flat(document, inner, (*path, key), (*name, key))
+        return found
+    foreign = any(at[: len(path)] == path for at in document.foreign)
+    return {dotted(name): HIDDEN if foreign else value}

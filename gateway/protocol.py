@@ -1,0 +1,239 @@
+"""Is this a request, in time and in form?   What is slow, oversized or ambiguous never reaches the app."""
+
+import asyncio
+import re
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.errors import BadRequest, HeadTooLarge, Misdirected, Refusal, TooLarge, TooSlow
+from gateway.settings import Settings
+
+MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
+MIN_RATE = 16 * 1024  # bytes a second; a body that is slower has `request_timeout` seconds in all
+FRAMING = 8  # bytes of framing that a byte of a chunked body may come with
+SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
+LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
+_HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_PORT = re.compile(rb":[0-9]{1,5}\Z")
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, made strict and impatient.
+
+    Timers run only while something is owed: a whole request by the caller within `request_timeout`, the taking of what
+    is written within `stall_timeout`. A refusal waits for the answers to the requests before it, then ends the line.
+    """
+
+    def __init__(self, settings: Settings, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self._settings = settings
+        self.timeout_keep_alive = settings.idle_timeout  # type: ignore[assignment]  # a float will do
+        self._hosts = frozenset(host.lower().encode() for host in settings.hosts)
+        self._receiving: asyncio.TimerHandle | None = None
+        self._stalling: asyncio.TimerHandle | None = None
+        self._since = 0.0  # when the caller began to owe us a request
+        self._read = self._head = self._body = 0  # bytes of this request, of its headers, of its body
+        self._in_head = self._in_body = False
+        self._unanswered = 0  # requests whose head came
+        self._refusal: Refusal | None = None
+        self._over = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
+        self._received()
+        self._unstall()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._over or self._refusal:
+            return
+        self._unset_keepalive_if_required()
+        self._read += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.cycle.keep_alive = False
+            self._over = True  # what follows would be another protocol
+        except httptools.HttpParserError as error:
+            found = error.__context__
+            self._fail(found if isinstance(found, Refusal) else BadRequest("The request is not valid HTTP."))
+            return
+        self._measure()
+
+    def _measure(self) -> None:
+        """After each read: is the caller's share of the line in time and in bounds?"""
+        if self._in_head and self._read > MAX_HEAD:
+            self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
+        elif self._in_body and self._body > self._settings.max_body + SLACK:
+            self._fail(TooLarge(f"The request body is over {self._settings.max_body} bytes."))
+        elif self._in_body and self._read - self._body > 2 * MAX_HEAD + FRAMING * self._body:
+            self._fail(BadRequest("The request has more framing than content."))
+        elif self._in_body or not self._unanswered:
+            self._expect()
+        else:
+            self._received()
+
+    # -- what the parser finds
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head, self._body = True, 0, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer, which may not pass for a header
+        self._head += len(name) + len(value) + 4
+        name = name.lower()
+        if name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._check()
+        self._in_head, self._in_body = False, True
+        self._unanswered += 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the cycle of the request whose head has come, or queue it behind those before it."""
+        super().on_headers_complete()
+        self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body, self._read = False, 0
+        super().on_message_complete()
+
+    def _check(self) -> None:
+        """Raises Refusal for a head that two readers could read in two ways."""
+        if self._head + len(self.url) > MAX_HEAD:
+            raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
+        version = self.parser.get_http_version()
+        if version not in {"1.1", "1.0"}:
+            raise BadRequest("This server speaks HTTP/1.1.")
+        if not self.url.startswith(b"/") or b"#" in self.url:
+            raise BadRequest("The request target must be a path.")
+        names = [name for name, _ in self.headers]
+        self._check_host([value for name, value in self.headers if name == b"host"], version)
+        if b"transfer-encoding" in names and (version == "1.0" or not _only_chunked(self.headers)):
+            raise BadRequest("A request's length is told once, and chunked is the only transfer encoding.")
+        if self.parser.should_upgrade() and not {b"transfer-encoding", b"content-length"}.isdisjoint(names):
+            raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
+
+    def _check_host(self, hosts: list[bytes], version: str) -> None:
+        if not hosts and version == "1.0":
+            return
+        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+            raise BadRequest("A request names one valid Host.")
+        if self._hosts and _PORT.sub(b"", hosts[0]).lower() not in self._hosts:
+            raise Misdirected("This host is not served here.")
+
+    # -- patience
+
+    def _expect(self) -> None:
+        """A request is owed, or the rest of one."""
+        if self._receiving is None:
+            self._since = self.loop.time()
+            self._receiving = self.loop.call_later(self._settings.request_timeout, self._late)
+
+    def _received(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _late(self) -> None:
+        self._receiving = None
+        now, allowed = self.loop.time(), self._settings.request_timeout + self._body / MIN_RATE
+        if self.flow.read_paused:  # we do not read, so the caller cannot send
+            self._expect()
+        elif self._unanswered and now < self._since + allowed:
+            self._receiving = self.loop.call_at(self._since + allowed, self._late)
+        else:
+            self._fail(TooSlow("The request was not complete in time."))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._unstall()
+
+    def _stall(self) -> None:
+        if self._stalling is None:
+            self._stalling = self.loop.call_later(self._settings.stall_timeout, self.transport.abort)
+
+    def _unstall(self) -> None:
+        if self._stalling is not None:
+            self._stalling.cancel()
+            self._stalling = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._stall()
+
+    # -- the end of an answer, or of the line
+
+    def on_response_complete(self) -> None:
+        self._unanswered -= 1
+        if self.transport.is_closing():
+            self._stall()
+        if self._refusal and not self._unanswered:
+            self._refuse(self._refusal)
+            return
+        super().on_response_complete()
+        if self._in_head or self._in_body:
+            self._unset_keepalive_if_required()
+            self._expect()
+
+    def _fail(self, refusal: Refusal) -> None:
+        """Refuse what is being received, after the answers to what came before it."""
+        self._received()
+        begun = self._in_body and not self.cycle.response_complete
+        if begun and self._unanswered > 1:
+            self.pipeline.popleft()  # the newest
+            self._unanswered -= 1
+        elif begun:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._unanswered -= 1
+        if self._unanswered:
+            self._refusal = refusal
+        elif self._in_body and self.cycle.response_started:
+            self._hang_up()  # this request has had its answer
+        else:
+            self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        body = refusal.body()
+        head = [b"HTTP/1.1 %d %s" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]
+        head += [b"%s: %s" % pair for pair in self.server_state.default_headers]
+        head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
+        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Say no more; what still comes is dropped."""
+        self._over = True
+        if not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+        self._unstall()
+        self._stalling = self.loop.call_later(LINGER, self.transport.abort)
+
+
+def _only_chunked(headers: list[tuple[bytes, bytes]]) -> bool:
+    told = [value for name, value in headers if name in {b"transfer-encoding", b"content-length"}]
+    return len(told) == 1 and told[0].lower() == b"chunked"

@@ -1,0 +1,47 @@
+"""How does a caller, and every proxy on the way, see that a silent stream is alive?"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+COMMENT = b": keep-alive\n\n"  # readers of server-sent events skip it
+
+
+class Pulse:
+    """Writes a comment whenever a stream stood still for `seconds`; 0: never. Its holder stops it.
+
+    `write` takes whole events, so a comment never comes into one. The holder says after each write of its own that the
+    stream moves.
+    """
+
+    def __init__(self, seconds: float, write: Callable[[bytes], Awaitable[None]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds, self._write = seconds, write
+        self._task: asyncio.Task[None] | None = None
+        self.last = self._loop.time()
+        self._timer = self._loop.call_later(seconds, self._check) if seconds else None
+
+    def beat(self) -> None:
+        """The stream moved."""
+        self.last = self._loop.time()
+
+    def _check(self) -> None:
+        due = self.last + self._seconds
+        if due > self._loop.time():
+            self._timer = self._loop.call_at(due, self._check)
+        else:
+            self._task = self._loop.create_task(self._comment())
+
+    async def _comment(self) -> None:
+        await self._write(COMMENT)
+        self.last = self._loop.time()
+        self._timer = self._loop.call_later(self._seconds, self._check)
+
+    async def stop(self) -> None:
+        """No comment after this. Safe to call twice."""
+        if self._task and not self._task.done():
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._timer:
+            self._timer.cancel()

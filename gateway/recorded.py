@@ -1,0 +1,142 @@
+"""How does a decision look as a line?   One JSON object each, versioned; no prompt text."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from gateway.types import Facts, Verdict
+
+VERSION: Literal[1] = 1
+Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class RecordError(Exception):
+    """A line that cannot be read; the message says which one."""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What the policy made the gateway look at: a rule about anything else cannot be judged from the record.
+
+    `signals` maps names to fingerprints of their patterns; `tiers` are those whose load was seen, as they rank;
+    `question` names what the classifier was asked, and of which model.
+    """
+
+    signals: dict[str, str]
+    headers: tuple[str, ...]
+    tiers: tuple[str, ...]
+    question: str
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """The route. `p` is the propensity: how likely chance made `tier` the first choice; `chances` are those of every
+    tier that it could have been, {} when only one could be."""
+
+    tier: str
+    p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    tiers: tuple[str, ...] = ()
+    rule: str = ""
+    reason: str = ""
+    chances: dict[str, float] = {}
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """How likely each tier was; those that are missing could not be chosen."""
+        return self.chances or {self.tier: 1.0}
+
+
+class Used(msgspec.Struct, frozen=True):
+    """Tokens of the answer, as the server counted them; None where it did not say."""
+
+    prompt: int | None = None
+    cached: int | None = None
+    completion: int | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How good the answer was, 0 to 1, and who says so. `tiers`: how good other tiers' answers to the same request
+    were, where somebody made and judged them."""
+
+    quality: Quality
+    source: Word = "caller"
+    tiers: Annotated[dict[Word, Quality], msgspec.Meta(max_length=8)] = {}
+
+
+class Recorded(msgspec.Struct, kw_only=True):
+    """One decision and what came of it. `at` in seconds since 1970, when the answer ended; `caller` is an id.
+
+    `facts` holds the names of Facts, of the version that wrote it. `tier` answered (failover may have changed it), None
+    when nobody did. `seconds` and `ttft` as in Record.
+    """
+
+    v: Literal[1] = VERSION
+    id: str
+    route: Chosen
+    facts: dict[str, Any]
+    caller: str = ""
+    at: float = 0.0
+    policy: str = ""
+    seen: Seen | None = None
+    verdict: Verdict | None = None
+    tier: str | None = None
+    status: int = 200
+    seconds: float = 0.0
+    ttft: float | None = None
+    used: Used | None = None
+    outcome: Outcome | None = None
+
+    def read_facts(self) -> Facts:
+        """Raises RecordError when a fact has not the type that it has in Facts."""
+        try:
+            return msgspec.convert(self.facts, Facts)
+        except msgspec.ValidationError as error:
+            raise RecordError(f"record {self.id}: facts: {error}") from None
+
+
+class Judged(msgspec.Struct, kw_only=True):
+    """An outcome that came after its decision was written."""
+
+    v: Literal[1] = VERSION
+    id: str
+    caller: str
+    at: float
+    outcome: Outcome
+
+
+_ANY = msgspec.json.Decoder(dict[str, Any])
+
+
+def read(files: Sequence[Path]) -> list[Recorded]:
+    """The decisions of some files, each with its last outcome, in the order of the lines; of two decisions of one
+    caller with one id the later counts. Raises RecordError."""
+    found: dict[tuple[str, str], Recorded] = {}
+    late: dict[tuple[str, str], Outcome] = {}
+    for one in (_parsed(line, place) for path in files for place, line in _lines(path)):
+        if isinstance(one, Judged):
+            late[one.caller, one.id] = one.outcome
+        else:
+            found[one.caller, one.id] = one
+    for name, outcome in late.items():
+        if name in found:
+            found[name].outcome = outcome
+    return list(found.values())
+
+
+def _lines(path: Path) -> Iterable[tuple[str, bytes]]:
+    try:
+        with path.open("rb") as lines:
+            yield from ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None
+
+
+def _parsed(line: bytes, place: str) -> Recorded | Judged:
+    try:
+        data = _ANY.decode(line)
+        if data.get("v") != VERSION:
+            raise RecordError(f"{place}: version {data.get('v')!r}; this program reads {VERSION}")
+        return msgspec.convert(data, Recorded) if "facts" in data else msgspec.convert(data, Judged)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"{place}: {error}") from None

@@ -1,0 +1,206 @@
+"""What was decided, and what came of it?   In memory the newest; in a file or the store's stream what is wanted."""
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from random import SystemRandom
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.errors import NotFound
+from gateway.policy import Policy, Recording
+from gateway.recorded import Chosen, Judged, Outcome, Recorded, Seen, Used
+from gateway.store import Store
+from gateway.types import Caller, Decision, Facts, Record, Usage
+
+FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is
+HEADER = 128  # characters of a header's value that are kept
+WAITING = 10_000  # lines that wait to be written; what comes while so many wait is lost, and counted in the log
+PAUSE = 0.05  # seconds that lines gather before they are written together
+LOOKS = (0.0, 0.05, 0.1, 0.2)  # seconds before each look for a decision
+log = logging.getLogger("gateway")
+_draw = SystemRandom().random
+_LINE = msgspec.json.Decoder(Recorded)
+
+
+class Due(NamedTuple):
+    """A line to be written; `id` where other processes are to know that the decision was made."""
+
+    line: bytes
+    caller: str
+    id: str | None
+    rules: Recording
+
+
+class Records:
+    """The process's records. `path` is a file of this process alone; None: no file.
+
+    Nothing here is waited for by a request: lines are written behind it. `lost` counts those that were not.
+    """
+
+    def __init__(self, store: Store, path: Path | None = None) -> None:
+        self._store, self._path = store, path
+        self._ring: dict[tuple[str, str], bytes] = {}
+        self._seen: tuple[Policy, Seen] | None = None
+        self._due: list[Due] = []
+        self._writing: asyncio.Task[None] | None = None
+        self.lost = 0
+
+    def keep(self, record: Record, policy: Policy) -> None:
+        """Record a decision, if `policy` says so; an answer that shared or recalled another's made none."""
+        decision, rules = record.decision, policy.record
+        if not decision or record.cache == "coalesced" or not record.caller or _draw() >= rules.decisions:
+            return
+        line = msgspec.json.encode(recorded(record, record.caller, decision, self._look(policy)))
+        self._ring.pop((record.caller.id, record.id), None)
+        self._ring[record.caller.id, record.id] = line
+        while len(self._ring) > rules.keep:
+            del self._ring[next(iter(self._ring))]
+        self._put(Due(line, record.caller.id, record.id, rules))
+
+    def recent(self, most: int) -> list[bytes]:
+        """The newest lines, so many at most, the newest last."""
+        return list(self._ring.values())[-most:]
+
+    async def judge(self, caller: Caller, request_id: str, outcome: Outcome, policy: Policy) -> None:
+        """Attach an outcome to a decision of this caller; a later one takes the place of an earlier one.
+
+        A caller may be faster than the record of its answer, which is waited for. Raises NotFound for a request that is
+        not this caller's, not recorded, or too old.
+        """
+        for seconds in LOOKS:
+            await asyncio.sleep(seconds)
+            if await self._attached((caller.id, request_id), outcome, policy.record):
+                break
+        else:
+            raise _unknown(request_id)
+        late = Judged(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
+        self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
+
+    async def _attached(self, name: tuple[str, str], outcome: Outcome, rules: Recording) -> bool:
+        """Whether the decision is here, and has the outcome now, or is known to be another process's."""
+        line = self._ring.get(name)
+        if line is None:
+            return self._shares(rules) and await self._store.recall(name[0], _mark(name[1])) is not None
+        one = _LINE.decode(line)
+        if one.at + rules.feedback < time.time():
+            return False
+        one.outcome = outcome
+        self._ring[name] = msgspec.json.encode(one)
+        return True
+
+    async def close(self) -> None:
+        """Writes what is due."""
+        while self._writing and not self._writing.done():
+            await asyncio.wait([self._writing])
+
+    def _look(self, policy: Policy) -> Seen:
+        if self._seen is None or self._seen[0] is not policy:
+            self._seen = (policy, seen(policy))
+        return self._seen[1]
+
+    def _put(self, due: Due) -> None:
+        if self._path is None and not self._shares(due.rules):
+            return
+        if len(self._due) >= WAITING:
+            self.lost += 1
+            return
+        self._due.append(due)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._due:
+            await asyncio.sleep(PAUSE)
+            batch, self._due = self._due, []
+            if self._path is not None:
+                await asyncio.to_thread(self._append, self._path, batch)
+            shared = [due for due in batch if self._shares(due.rules)]
+            if shared:
+                await self._share(shared, shared[-1].rules.stream or 1)
+
+    def _shares(self, rules: Recording) -> bool:
+        return rules.stream is not None and self._store.state != "memory"
+
+    def _append(self, path: Path, batch: list[Due]) -> None:
+        try:
+            append(path, [due.line for due in batch])
+        except OSError as error:
+            self.lost += len(batch)
+            log.warning("records: %s cannot be written (%s); %d lost so far", path, error.strerror, self.lost)
+
+    async def _share(self, batch: list[Due], most: int) -> None:
+        await self._store.note([due.line for due in batch], most)
+        marks = [
+            self._store.remember(due.caller, _mark(due.id), b"1", due.rules.feedback)
+            for due in batch
+            if due.id is not None
+        ]
+        await asyncio.gather(*marks)
+
+
+def recorded(record: Record, caller: Caller, decision: Decision, look: Seen) -> Recorded:
+    """The line of a decision that ended now."""
+    route = decision.route
+    tier = route.tiers[0]
+    chances = dict(route.chances)
+    return Recorded(
+        id=record.id,
+        caller=caller.id,
+        at=round(time.time(), 3),
+        policy=record.policy,
+        seen=look,
+        facts=msgspec.to_builtins(_cut(decision.facts)),
+        verdict=decision.verdict,
+        route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),
+        tier=record.tier,
+        status=record.status,
+        seconds=round(record.seconds, 6),
+        ttft=record.ttft,
+        used=used(record.usage) if record.usage else None,
+    )
+
+
+def used(usage: Usage) -> Used | None:
+    """None where the server did not count the whole answer."""
+    return Used(usage.prompt, usage.cached, usage.completion) if usage.complete else None
+
+
+def seen(policy: Policy) -> Seen:
+    """What `policy` makes the gateway look at."""
+    rules = policy.triage
+    model, digest = policy.tiers[rules.tier].model, rules.prompts[rules.prompt].digest
+    asked = f"{rules.prompt} {rules.strategy} {rules.layout} {rules.input.characters} {model} {digest}"
+    patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
+    prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
+    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked)
+
+
+def append(path: Path, lines: list[bytes]) -> None:
+    """Write lines to the end of the file, readable by its owner; a full file makes room. Raises OSError."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
+        file.write(b"".join(line + b"\n" for line in lines))
+        full = file.tell() > FILE_BYTES
+    if full:
+        path.replace(f"{path}.1")
+
+
+def _cut(facts: Facts) -> Facts:
+    """Header values are the caller's words: their length is bounded."""
+    if not facts.headers:
+        return facts
+    return replace(facts, headers={name: value[:HEADER] for name, value in facts.headers.items()})
+
+
+def _mark(request_id: str) -> bytes:
+    return b"record:" + request_id.encode()
+
+
+def _unknown(request_id: str) -> NotFound:
+    told = f"No decision of yours is recorded under {request_id[:128]!r}, or its time for feedback is over."
+    return NotFound(told, param="request_id", code="request_not_found")

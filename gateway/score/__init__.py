@@ -1,0 +1,64 @@
+"""How hard does it look, without asking a model?
+
+The score is fitted to no outcomes: it adds up what a prompt shows of what makes questions hard. A calibration fits the
+same measures to outcomes of one's own traffic.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.body import Fields, Message
+from gateway.score.surface import MEASURES, measures
+
+__all__ = ["MEASURES", "Score", "measures", "score", "score_text"]
+
+# Up: parts to keep in mind, exact steps, a program to write. Down: a wish to be short, a question for one fact.
+# All count alike: weights fitted to three sets of labelled prompts were worse on the fourth (LOG.md). How much turns
+# and tools say was not measured, so they say little.
+WEIGHTS = dict.fromkeys(MEASURES, 1.0) | {"short": -1.0, "fact": -1.0, "turns": 0.3, "tools": 0.3}
+MIDDLE = 2.0  # the weighted sum that scores 0.5
+STEEP = 1.5
+FOLLOW_UP = 40  # bytes: a turn this short ("yes, do it") is read together with the turn before it
+REASONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """`value` from 0 (looks simple) to 1; `reasons` name what moved it most, "-" before what made it lower.
+
+    `measures` holds no prompt text and may be recorded.
+    """
+
+    value: float
+    reasons: tuple[str, ...]
+    measures: Mapping[str, float]
+
+
+def score(fields: Fields) -> Score:
+    """The score of a chat's last user turn, or of a completion's prompt. Bounded time for any body."""
+    said = [message for message in fields.messages or () if message.role == "user"]
+    return score_text(_asked(said) or _prompt(fields), turns=max(len(said), 1), tools=len(fields.tools or ()))
+
+
+def score_text(text: str, turns: int = 1, tools: int = 0) -> Score:
+    """The score of what a user says. `turns` and `tools` as in `measures`."""
+    found = measures(text, turns, tools)
+    parts = {name: WEIGHTS[name] * value for name, value in found.items()}
+    loudest = sorted((name for name in parts if parts[name]), key=lambda name: -abs(parts[name]))[:REASONS]
+    value = 1 / (1 + math.exp(STEEP * (MIDDLE - sum(parts.values()))))
+    return Score(value, tuple(name if parts[name] > 0 else f"-{name}" for name in loudest), found)
+
+
+def _asked(said: list[Message]) -> str:
+    """The last user turn; a follow-up together with the turn that it follows."""
+    last = said[-1].text() if said else ""
+    if len(said) > 1 and len(last) <= FOLLOW_UP and len(last.encode("utf-8", "surrogatepass")) <= FOLLOW_UP:
+        return f"{said[-2].text()}\n{last}"
+    return last
+
+
+def _prompt(fields: Fields) -> str:
+    if isinstance(fields.prompt, list):
+        return "\n".join(text for text in fields.prompt if isinstance(text, str))
+    return fields.prompt or ""

@@ -1,0 +1,121 @@
+"""How does the gateway listen, and how does it leave?"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from gateway.asgi import ASGI, Front
+from gateway.fast import FastConnection
+from gateway.protocol import Connection
+from gateway.settings import Settings
+
+LAST_WORDS = 2.0  # seconds for answers that are ended to say so
+TICK = 0.05  # seconds
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain of ours.
+
+    The first SIGTERM or SIGINT: /ready says 503 at once, for `drain_wait` seconds all is served as before, save that
+    connections end with their answer; then nobody new is let in, and open answers have `drain` seconds before they end
+    in an error. The second signal ends them at once. Who is `led` by a supervisor leaves the signals to it. `app` is
+    `front`, or what stands before it.
+    """
+
+    def __init__(self, front: Front, app: ASGI, led: bool = False) -> None:
+        settings = front.settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http=connection(front, app),  # type: ignore[arg-type]  # a class or what makes its instances
+                ws="none",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
+                log_level="warning",
+            )
+        )
+        self._front, self._settings, self._led = front, settings, led
+        self._close_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came."""
+        if not self._led:
+            self.leave()
+
+    def leave(self) -> None:
+        """Begin to leave; when that has begun, end at once."""
+        if self._close_at is not None:
+            self.force_exit = self.should_exit = True
+            return
+        self._front.leave()
+        self._close_at = time.monotonic() + self._settings.pause
+        self.config.encoded_headers.append((b"connection", b"close"))
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._close_at is not None and time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state = self.server_state
+        for server in self.servers:
+            server.close()
+        for listening in sockets or []:
+            listening.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        await self._ended(self._settings.drain)
+        for task in state.tasks:
+            task.cancel()
+        await self._ended(LAST_WORDS)
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await self.lifespan.shutdown()
+
+    async def _ended(self, seconds: float) -> None:
+        """Returns when no connection is open, after `seconds`, or when a second signal came."""
+        end = time.monotonic() + seconds
+        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < end:
+            if self.force_exit and seconds != LAST_WORDS:
+                return
+            await asyncio.sleep(TICK)
+
+
+def connection(front: Front, app: ASGI) -> Callable[..., Connection]:
+    """What serves a connection: the fast front where nothing stands before it."""
+    if front.settings.http == "fast" and app is front:
+        return partial(FastConnection, front)
+    return partial(Connection, front.settings)
+
+
+def bind(settings: Settings, shared: bool) -> list[socket.socket]:
+    """Sockets on every address of the host. `shared`: with others that are so bound. Raises OSError."""
+    found = socket.getaddrinfo(settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [_bound(family, proto, address, shared) for family, _, proto, _, address in found]
+
+
+def _bound(family: int, proto: int, address: Any, shared: bool) -> socket.socket:
+    # With `proto` 0, which socket.create_server leaves, asyncio does not see TCP and does not turn Nagle's delay off.
+    made = socket.socket(family, socket.SOCK_STREAM, proto)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made

@@ -1,0 +1,50 @@
+"""What is sent to a model server?"""
+
+import os
+from typing import NamedTuple
+
+from gateway import __version__
+from gateway.http1 import Limits, Origin
+from gateway.policy import Tier
+from gateway.types import Bill
+
+
+class Call(NamedTuple):
+    """What is asked of one tier's servers."""
+
+    tier: str
+    path: str
+    id: str
+    body: bytes
+    bill: Bill
+
+
+def limits(tier: Tier, stream: bool, rest: float) -> Limits:
+    """`rest`: seconds until the request's deadline. A JSON answer has nothing else."""
+    times = tier.timeouts
+    if stream:
+        return Limits(times.connect, times.first_byte, times.idle, rest)
+    return Limits(times.connect, rest, rest, rest)
+
+
+def brief(tier: Tier, seconds: float) -> Limits:
+    """Of a call that may take `seconds` in all."""
+    return Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)
+
+
+def head(origin: Origin, tier: Tier, call: Call, name: str) -> bytes:
+    """Request line and headers. Nothing of the caller's headers goes upstream but a request id in our form."""
+    key = os.environ.get(tier.api_key_env, "") if tier.api_key_env else ""
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    lines = [
+        f"POST {origin.prefix}{call.path} HTTP/1.1",
+        f"host: {host}:{origin.port}",
+        f"user-agent: tiergate/{__version__}",
+        "content-type: application/json",
+        f"accept: {'text/event-stream' if call.bill.stream else 'application/json'}",
+        f"x-request-id: {name}",
+        f"content-length: {len(call.body)}",
+    ]
+    if key:
+        lines.append(f"authorization: Bearer {key.strip()}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()

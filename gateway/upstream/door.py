@@ -1,0 +1,255 @@
+"""Who is asked, how long do we wait, and who is next when a server fails?"""
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from gateway.balance import affinity
+from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
+from gateway.http1 import Client, Limits, Response, TransportError
+from gateway.policy import Policy, Tier
+from gateway.splice import CHAT, changes
+from gateway.stream import Noted, to_end
+from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
+from gateway.upstream.budget import Budget
+from gateway.upstream.call import Call, brief, head, limits
+from gateway.upstream.exchange import Exchange
+from gateway.upstream.places import Places
+from gateway.upstream.queues import Queues
+from gateway.upstream.replicas import Replica, Replicas, waiting
+from gateway.upstream.replies import Failed, busy, failed, replied
+
+
+class Attempt(NamedTuple):
+    """What came of asking one tier. `failure`, a member of `failover.on`, says that another tier may be tried; the
+    reply is then what the caller hears if none is, and it holds nothing open."""
+
+    reply: Reply
+    failure: str | None
+
+
+class Upstream:
+    """Model servers by tier. Counts what is in flight, for the rules and for balancing.
+
+    `able`: by tier, the strategies of triage that its servers were found to serve.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.able: dict[str, tuple[str, ...]] = {}
+        self._places: dict[str, Places] = {}
+        self._budgets: dict[str, Budget] = defaultdict(Budget)
+        self._replicas, self._queues = Replicas(), Queues(client)
+        self._endings: set[asyncio.Task[None]] = set()
+        self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
+        self._names = map(partial("{}-{:x}".format, secrets.token_hex(4)), itertools.count())
+
+    def load(self) -> Mapping[str, int]:
+        """Requests in flight by tier, as of this moment."""
+        return {name: places.taken for name, places in self._places.items()}
+
+    def waiting(self, policy: Policy) -> Mapping[str, int]:
+        """Requests in the servers' queues, of the tiers whose queues the policy looks at and that tell."""
+        if not policy.watched_queues:
+            return {}
+        watched = {name: self._replicas.of(policy.tiers[name]) for name in policy.watched_queues}
+        self._queues.look({replica for replicas in watched.values() for replica in replicas})
+        now = asyncio.get_running_loop().time()
+        found = {name: waiting(replicas, now) for name, replicas in watched.items()}
+        return {name: count for name, count in found.items() if count is not None}
+
+    def states(self, policy: Policy) -> Mapping[str, TierState]:
+        """How each tier stands, for those who watch."""
+        return {name: self._state(name, tier) for name, tier in policy.tiers.items()}
+
+    def _state(self, name: str, tier: Tier) -> TierState:
+        places = self._placed(name)
+        up = tuple(not replica.breaker.open for replica in self._replicas.of(tier))
+        return TierState(places.taken, places.queued, up)
+
+    async def close(self) -> None:
+        """Ask nobody any more how busy they are."""
+        await self._queues.close()
+
+    async def send(
+        self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Attempt] | None = None
+    ) -> Reply:
+        """The answer of the first tier of the route that gives one; its first bytes have arrived.
+
+        A server's 4xx is an answer, save a 429 while tiers are left. `first` is the first tier's attempt where that is
+        under way already. When every tier failed, the reply breaks with the last one's refusal.
+        """
+        reply, waited = Reply.refused(UpstreamFailed("The route names no tier.")), 0.0
+        for at, name in enumerate(route.tiers):
+            if at and self._replicas.down(policy.tiers[name]) and not self._spend(name):
+                break  # where everything is down, failover too would only multiply the calls
+            reply, failure = await (first or self.attempt(request, name, policy))
+            waited, first = waited + reply.waited, None
+            if failure not in policy.failover.on:
+                break
+        reply.waited = waited
+        return reply
+
+    async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Attempt:
+        """What one tier makes of the request; its first bytes have arrived, or it failed before them.
+
+        What it used is put on `bill`, among the request's bills.
+        """
+        tier, plan, places = policy.tiers[name], policy.callers.plans[request.caller.plan], self._placed(name)
+        started = time.perf_counter()
+        try:
+            await places.take(tier.limits, plan.priority, _rest(request, tier))
+        except Overloaded as full:
+            return _refused(full, "overloaded", started)
+        bill = bill or Bill(name, "answer")
+        bill.stream = bool(request.fields.stream)
+        try:
+            call = Call(name, request.path, request.id, request.body.edit(changes(request, tier, plan)), bill)
+            self._turns[name] += 1
+            request.bills.append(bill)
+            reply = await self._answer(request, call, policy)
+        except Failed as error:
+            places.give_back()
+            bill.void, bill.lost = error.void, True
+            return _refused(error.refusal, error.kind, started)
+        except BaseException:
+            places.give_back()
+            raise
+        bill.void = reply.status != 200
+        reply.waited = time.perf_counter() - started
+        if not busy(reply):
+            return Attempt(reply, None)
+        await reply.shut()
+        return Attempt(reply, "overloaded")
+
+    @asynccontextmanager
+    async def asking(
+        self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float
+    ) -> AsyncIterator[Noted]:
+        """The answer to a short question of ours about `request`, from the replica that would answer it.
+
+        Who has read enough leaves the block: the rest is read and dropped, so that the connection can be used again.
+        Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
+        """
+        name = policy.triage.tier
+        tier, places = policy.tiers[name], self._placed(name)
+        if not places.free(tier.limits):
+            raise places.overloaded()
+        exchange = Exchange(name, self._choose(request, name, tier), request.caller.id)
+        exchange.place = places
+        call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT))
+        request.bills.append(call.bill)
+        try:
+            response = await self._ask(exchange, call, tier, brief(tier, seconds))
+            exchange.failed() if response.status >= 500 else exchange.passed()
+            noted = Noted(response, call.bill.usage)
+            yield noted
+        except BaseException:
+            await exchange.close()
+            raise
+        ending = asyncio.create_task(_let_end(exchange, noted))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+    async def _answer(self, request: ChatRequest, call: Call, policy: Policy) -> Reply:
+        """Of the replica that is chosen, or of another one where that fails before the first byte and the tier's
+        budget for retries allows it. Raises Failed.
+        """
+        tier = policy.tiers[call.tier]
+        self._budgets[call.tier].earn()
+        first = self._choose(request, call.tier, tier)
+        try:
+            return await self._try(request, call, tier, first)
+        except Failed as error:
+            other = self._other(request, call.tier, policy, first)
+            if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
+                raise
+            request.bills.append(replace(call.bill, void=error.void, lost=True))
+        call.bill.usage = Usage()
+        return await self._try(request, call, tier, other)
+
+    async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
+        """Raises Failed. The reply holds the tier's place from here on."""
+        exchange = Exchange(call.tier, replica, request.caller.id)
+        try:
+            reply = await self._reply(request, call, tier, exchange)
+        except BaseException:
+            await exchange.close()
+            raise
+        exchange.passed()
+        exchange.place = self._places[call.tier]
+        return reply
+
+    async def _reply(self, request: ChatRequest, call: Call, tier: Tier, exchange: Exchange) -> Reply:
+        rest = _rest(request, tier)
+        if rest <= 0:
+            raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
+        try:
+            await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
+            return await replied(request, exchange, call.bill.usage)
+        except TransportError as error:
+            raise failed(error) from None
+        except Failed as error:
+            if not error.ours:
+                exchange.failed()
+            raise
+
+    async def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Response:
+        """Raises TransportError."""
+        # Callers choose their ids, and two of one id would meet in the server's engine: each exchange has its own.
+        told = head(exchange.origin, tier, call, f"{call.id}-{next(self._names)}")
+        try:
+            return await exchange.send(self._client, told, call.body, times)
+        except TransportError as error:
+            # The time for a verdict is too short to judge a server by.
+            if error.kind in ("connect", "closed") or call.bill.kind != "triage":
+                exchange.failed(connecting=error.kind == "connect")
+            raise
+
+    def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
+        return self._pick(request, name, tier, ()) or self._replicas.at(tier.replicas[0])
+
+    def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:
+        """Another replica to try while there is time."""
+        tier = policy.tiers[name]
+        return self._pick(request, name, tier, (first,)) if _rest(request, tier) > 0 else None
+
+    def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
+        if len(tier.replicas) == 1:
+            return None if tried else self._replicas.at(tier.replicas[0])
+        key = self._turns[name] if tier.balance == "round_robin" else affinity(request.fields.opening())
+        return self._replicas.choose(tier, key, tried, asyncio.get_running_loop().time())
+
+    def _spend(self, name: str) -> bool:
+        return self._budgets[name].spend(asyncio.get_running_loop().time())
+
+    def _placed(self, name: str) -> Places:
+        found = self._places.get(name)
+        if found is None:
+            found = self._places[name] = Places(name)
+        return found
+
+
+def _rest(request: ChatRequest, tier: Tier) -> float:
+    """Seconds until the tier's total time for the request is over, failover and waiting included."""
+    return request.started + tier.timeouts.total - time.perf_counter()
+
+
+def _refused(refusal: Refusal, kind: str | None, started: float) -> Attempt:
+    reply = Reply.refused(refusal)
+    reply.waited = time.perf_counter() - started
+    return Attempt(reply, kind)
+
+
+async def _let_end(exchange: Exchange, response: Noted) -> None:
+    try:
+        await to_end(response)
+    finally:
+        await exchange.close()

@@ -1,0 +1,148 @@
+"""Who gets a tier's next free place?"""
+
+import asyncio
+import math
+from collections import deque
+
+from gateway.errors import Overloaded
+from gateway.policy import TierLimits
+
+RETRY_AFTER = 1.0  # seconds, when a full tier or server cannot say better
+LONGEST_ADVICE = 10.0  # nobody knows the load much later
+WEIGHT = 0.05  # of the last gap between two grants, in their moving average
+SHUT = 0.5  # seconds for which a line that had to make room lets nobody in, while a higher one waits
+SURE = 0.5  # the part of the patience that an estimated wait may take: who queues shall not have queued in vain
+
+
+class Line:
+    """Those of one priority who wait, first come first served. `pace`: seconds between two who get their place."""
+
+    __slots__ = ("last", "pace", "shut", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[asyncio.Future[None]] = deque()
+        self.pace = self.last = self.shut = 0.0
+
+    def wait(self, now: float, *, behind: bool) -> float:
+        """Seconds that one who comes now would wait. `behind` a higher line one may stand still for long, and the
+        wait gets longer by the second; else a pause is how answers end, several at once.
+        """
+        if behind and now < self.shut:
+            return math.inf
+        if not self.waiting:
+            return 0.0
+        return (len(self.waiting) + 1) * (max(self.pace, self._slower(now)) if behind else self.pace)
+
+    def stood(self, now: float) -> None:
+        """One gave up: so long has nobody got a place."""
+        self.pace = self._slower(now)
+
+    def moved(self, now: float) -> None:
+        """One got its place."""
+        self.pace = self._slower(now)
+        self.last = now
+
+    def _slower(self, now: float) -> float:
+        return self.pace + WEIGHT * (now - self.last - self.pace)
+
+
+class Places:
+    """The calls that a tier has open (`taken`) and who waits to be one of them, by priority, higher first."""
+
+    __slots__ = ("_lines", "_most", "_name", "queued", "taken")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lines: dict[int, Line] = {}
+        self._most = self.taken = self.queued = 0
+
+    def free(self, limits: TierLimits) -> bool:
+        """Take a place if that needs no waiting."""
+        if self.taken >= limits.max_inflight or self.queued:
+            return False
+        self.taken += 1
+        return True
+
+    async def take(self, limits: TierLimits, priority: int, patience: float) -> None:
+        """Return with a place; its holder gives it back. Raises Overloaded at once when the queue is full or its
+        length means too long a wait, later when `patience` (seconds) or `queue_timeout` is over.
+        """
+        self._most = limits.max_inflight
+        if self.queued:
+            self._grant()
+        if self.free(limits):
+            return
+        patience = min(patience, limits.queue_timeout)
+        line = self._lines.setdefault(priority, Line())
+        behind = any(other.waiting for level, other in self._lines.items() if level > priority)
+        expected = line.wait(_now(), behind=behind)
+        if expected > SURE * patience or (self.queued >= limits.queue and not self._displace(priority)):
+            raise self.overloaded(expected)
+        await self._wait(line, patience)
+
+    def give_back(self) -> None:
+        """A call has ended."""
+        self.taken -= 1
+        self._grant()
+
+    def overloaded(self, expected: float = 0.0) -> Overloaded:
+        """`expected`: seconds that a place would take."""
+        seconds = min(max(RETRY_AFTER, expected), LONGEST_ADVICE)
+        return Overloaded(f"Tier '{self._name}' is full.", retry_after=seconds)
+
+    async def _wait(self, line: Line, patience: float) -> None:
+        loop = asyncio.get_running_loop()
+        if not line.waiting:
+            line.last = loop.time()
+        turn: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(patience, self._give_up, line, turn)
+        line.waiting.append(turn)
+        self.queued += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._drop(line, turn)
+            elif not turn.exception():
+                self.give_back()  # granted in the moment in which the caller left
+            raise
+        finally:
+            timer.cancel()
+
+    def _grant(self) -> None:
+        while self.queued and self.taken < self._most:
+            line = self._lines[max(level for level, line in self._lines.items() if line.waiting)]
+            turn = line.waiting.popleft()
+            self.queued -= 1
+            if not turn.done():  # else it was cancelled in this moment
+                line.moved(_now())
+                self.taken += 1
+                turn.set_result(None)
+
+    def _give_up(self, line: Line, turn: "asyncio.Future[None]") -> None:
+        if not turn.done():
+            self._drop(line, turn)
+            line.stood(_now())
+            turn.set_exception(self.overloaded(line.pace))
+
+    def _displace(self, priority: int) -> bool:
+        """Send away the last comer of the lowest line below `priority`, if there is one."""
+        lower = min((level for level, line in self._lines.items() if line.waiting), default=priority)
+        if lower >= priority:
+            return False
+        line = self._lines[lower]
+        turn = line.waiting[-1]
+        self._drop(line, turn)
+        line.shut = _now() + SHUT
+        if not turn.done():
+            turn.set_exception(self.overloaded())
+        return True
+
+    def _drop(self, line: Line, turn: "asyncio.Future[None]") -> None:
+        if turn in line.waiting:
+            line.waiting.remove(turn)
+            self.queued -= 1
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

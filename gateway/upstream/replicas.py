@@ -1,0 +1,98 @@
+"""Which of a tier's servers is asked, and what is known of each?"""
+
+import logging
+import math
+from collections.abc import Collection
+
+from gateway.balance import pick
+from gateway.http1 import Origin
+from gateway.policy import Tier
+from gateway.upstream.breaker import Breaker
+
+log = logging.getLogger("gateway")
+FRESH = 3.0  # seconds for which a reading of a server's queue is believed
+
+
+class Replica:
+    """One server. `inflight` counts our open calls to it, of all tiers that it runs."""
+
+    __slots__ = ("_read", "_then", "_waiting", "breaker", "inflight", "origin", "url")
+
+    def __init__(self, url: str) -> None:
+        self.url, self.origin = url, Origin.parse(url)
+        self.breaker = Breaker()
+        self.inflight = self._waiting = self._then = 0
+        self._read = -math.inf
+
+    def passed(self, caller: str, trial: bool) -> None:
+        """A call was answered."""
+        if trial and self.breaker.open:
+            log.warning("%s:%d answers again", self.origin.host, self.origin.port)
+        self.breaker.passed(caller, trial=trial)
+
+    def failed(self, caller: str | None, now: float, trial: bool) -> None:
+        """A call failed; `caller` None: no request can be the cause."""
+        open_before = self.breaker.open
+        self.breaker.failed(caller, now, trial=trial)
+        if self.breaker.open and not open_before:
+            log.warning("%s:%d fails and is left alone for a while", self.origin.host, self.origin.port)
+
+    def told(self, waiting: int, now: float) -> None:
+        """It says how many requests wait in its queue."""
+        self._waiting, self._then, self._read = waiting, self.inflight, now
+
+    def waiting(self, now: float) -> int | None:
+        """Requests in its queue as it last said; None when that is too long ago."""
+        return self._waiting if now - self._read < FRESH else None
+
+    def expected(self, now: float) -> int | None:
+        """`waiting` with what we have sent and got back since: else all would go where the queue was shortest."""
+        waiting = self.waiting(now)
+        return None if waiting is None else waiting + self.inflight - self._then
+
+
+class Replicas:
+    """All servers, by URL: a server that runs two tiers is one, and stays what it is when the policy is replaced."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Replica] = {}
+
+    def at(self, url: str) -> Replica:
+        found = self._known.get(url)
+        if found is None:
+            found = self._known[url] = Replica(url)
+        return found
+
+    def of(self, tier: Tier) -> list[Replica]:
+        return [self.at(url) for url in tier.replicas]
+
+    def choose(self, tier: Tier, key: int, tried: Collection[Replica], now: float) -> Replica | None:
+        """The one to ask, `key` as for `pick`; None when all that may be asked were `tried`.
+
+        A tier whose breakers are all open is asked nevertheless: nobody else is left, and it may be well again.
+        """
+        left = [replica for replica in self.of(tier) if replica not in tried]
+        usable = [replica for replica in left if replica.breaker.lets(now)] or ([] if tried else left)
+        if len(usable) < 2:
+            return usable[0] if usable else None
+        return self.at(pick([one.url for one in usable], *_measure(usable, tier.balance, now), key))
+
+    def down(self, tier: Tier) -> bool:
+        """Every server's breaker is open."""
+        return all(replica.breaker.open for replica in self.of(tier))
+
+
+def waiting(replicas: Collection[Replica], now: float) -> int | None:
+    """Requests in the queues of those that say so; None when none does."""
+    told = [count for replica in replicas if (count := replica.waiting(now)) is not None]
+    return sum(told) if told else None
+
+
+def _measure(replicas: list[Replica], balance: str, now: float) -> tuple[str, dict[str, int]]:
+    """How to balance, and the load to do it by. Queues that are not all known cannot be compared."""
+    if balance == "least_waiting":
+        queues = {replica.url: replica.expected(now) for replica in replicas}
+        known = {url: waiting for url, waiting in queues.items() if waiting is not None}
+        if len(known) == len(replicas):
+            return balance, known
+    return balance, {replica.url: replica.inflight for replica in replicas}

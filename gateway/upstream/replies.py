@@ -1,0 +1,108 @@
+"""What becomes of a model server's answer?   A reply of ours, or a failure before its first byte."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
+from gateway.http1 import Response, TransportError
+from gateway.stream import Events, broken, json_answer
+from gateway.types import ChatRequest, Headers, Reply, Usage
+from gateway.upstream.exchange import Exchange
+from gateway.upstream.places import RETRY_AFTER
+
+PASSED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry"})
+log = logging.getLogger("gateway")
+
+
+class Failed(Exception):
+    """A tier failed in the way `kind`, a member of `failover.on`; None: nobody else is to be asked.
+
+    `void`: before it began to work. `ours`: by its configuration, which no other replica of the tier is better for.
+    """
+
+    def __init__(self, kind: str | None, refusal: UpstreamFailed | Overloaded, void: bool = True) -> None:
+        super().__init__(refusal.message)
+        self.kind, self.refusal, self.void = kind, refusal, void
+        self.ours = isinstance(refusal, UpstreamAuth)
+
+
+def failed(error: TransportError | UpstreamFailed) -> Failed:
+    """Of an exchange that broke."""
+    if isinstance(error, TransportError) and error.kind == "connect":
+        return Failed("connect", broken(error))
+    told = broken(error) if isinstance(error, TransportError) else error
+    return Failed("first_byte" if isinstance(told, UpstreamTimeout) else "5xx", told, void=False)
+
+
+def busy(reply: Reply) -> bool:
+    """A 429 that leaves it to us whether to try elsewhere."""
+    return reply.status == 429 and (b"x-should-retry", b"false") not in reply.headers
+
+
+async def replied(request: ChatRequest, exchange: Exchange, usage: Usage) -> Reply:
+    """The server's answer as ours. Raises Failed before the first byte of it."""
+    response = exchange.response
+    if response.status >= 500 or response.status in (401, 403):
+        raise _refused(response)
+    if 200 < response.status < 400 or response.header(b"content-encoding") not in (b"", b"identity"):
+        raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
+    headers: Headers = [(name, value) for name, value in response.headers if name in PASSED]
+    if upstream_id := response.header(b"x-request-id"):
+        headers.append((b"x-upstream-request-id", upstream_id))
+    if response.status == 200 and response.header(b"content-type").startswith(b"text/event-stream"):
+        return await _stream(request, exchange, headers, usage)
+    try:
+        data = await json_answer(response, usage)
+    except UpstreamFailed as error:
+        raise failed(error) from None
+    return Reply(response.status, headers, _one(data), False, exchange.tier, exchange.close, usage)
+
+
+async def _stream(request: ChatRequest, exchange: Exchange, headers: Headers, usage: Usage) -> Reply:
+    """Waits for the first events: a stream that breaks before them can still fail over."""
+    asked = (request.fields.stream_options or {}).get("include_usage") is True
+    events = Events(exchange.response, usage, hide_usage=not asked)
+    first = b""
+    try:
+        while not first and events.error is None:
+            first = await events.batch()
+    except UpstreamFailed as error:
+        raise failed(error) from None
+    if events.error is not None:
+        raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
+    return Reply(200, headers, _all(first, events, usage, exchange), True, exchange.tier, exchange.close, usage)
+
+
+def _refused(response: Response) -> Failed:
+    """A server's 5xx, or its word that our key is wrong. Its text stays here: it may name hosts, paths or other
+    callers' data.
+    """
+    if response.status in (401, 403):
+        log.error("a model server refuses the key of its tier (status %d): see api_key_env", response.status)
+        return Failed("5xx", UpstreamAuth("The model server does not accept the gateway's key."))
+    final = response.header(b"x-should-retry") == b"false"
+    if response.status != 503:
+        refusal = UpstreamFailed(f"The model server failed (status {response.status}).")
+        return Failed(None if final else "5xx", refusal)
+    after = response.header(b"retry-after")
+    seconds = min(float(after), LONGEST_WAIT) if after.isdigit() else RETRY_AFTER
+    overloaded = Overloaded("The model server is overloaded.", retry_after=seconds)
+    overloaded.should_retry = False if final else None
+    return Failed(None if final else "overloaded", overloaded)
+
+
+async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
+
+
+async def _all(first: bytes, events: Events, usage: Usage, exchange: Exchange) -> AsyncGenerator[bytes, None]:
+    yield first
+    try:
+        async with aclosing(events.rest()) as rest:
+            async for batch in rest:
+                yield batch
+    except UpstreamFailed:
+        exchange.failed()
+        raise
+    usage.failed = events.error is not None

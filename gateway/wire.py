@@ -1,0 +1,38 @@
+"""What does an exchange ask of the caller's end?"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.types import Headers
+
+
+class Wire(Protocol):
+    """The caller's end of one exchange: what was asked, and where the answer goes. Header names are in lower case."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+    def ready(self) -> bytes | None:
+        """The request's body, if all of it is there already."""
+        ...
+
+    async def read(self, limit: int) -> bytes | None:
+        """All of the request's body; None when the caller left before its end. Raises TooLarge above `limit` bytes."""
+        ...
+
+    def watch(self, left: Callable[[], None]) -> None:
+        """From here on call `left`, once, if the caller leaves before the answer is complete."""
+        ...
+
+    def unwatch(self) -> None:
+        """Call nobody any more."""
+        ...
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The answer's head; it may wait for the first write."""
+        ...
+
+    async def write(self, data: bytes, more: bool) -> None:
+        """A piece of the answer, the last one without `more`. Waits for the caller to take what came before."""
+        ...

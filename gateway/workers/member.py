@@ -1,0 +1,70 @@
+"""What does a worker hear from its supervisor, and ask of it?"""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+from gateway.errors import Overloaded
+from gateway.workers.line import Message, receive, send
+
+PATIENCE = 5.0  # seconds for the supervisor to answer
+
+
+class Member:
+    """A worker's place among the others; its holder closes it.
+
+    `alive`: how many of us serve. `render`, which the app sets: our own metrics; called in a thread.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._names = itertools.count()
+        self._hearing: asyncio.Task[None] | None = None
+        self.alive = 0
+        self.render: Callable[[], bytes] = bytes
+
+    @classmethod
+    async def join(cls, line: socket.socket) -> Self:
+        """By our end of the line to the supervisor."""
+        return cls(*await asyncio.open_connection(sock=line))
+
+    def serve(self, leave: Callable[[], None]) -> None:
+        """Say that callers are served here. `leave` is called when we are told to, and when the supervisor is gone."""
+        send(self._writer, Message("serving", 0))
+        self._hearing = asyncio.create_task(self._hear(leave))
+
+    async def metrics(self) -> bytes:
+        """The metrics of all workers. Raises Overloaded when they do not come: a part would look like a fall."""
+        name, answer = next(self._names), asyncio.get_running_loop().create_future()
+        self._asked[name] = answer
+        send(self._writer, Message("ask", name))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return bytes(await answer)
+        except TimeoutError:
+            raise Overloaded("The metrics of all workers do not come together.", retry_after=1.0) from None
+        finally:
+            del self._asked[name]
+
+    async def aclose(self) -> None:
+        self._writer.close()
+        if self._hearing:
+            self._hearing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._hearing
+
+    async def _hear(self, leave: Callable[[], None]) -> None:
+        while message := await receive(self._reader):
+            if message.word == "tell":
+                send(self._writer, Message("told", message.number, await asyncio.to_thread(self.render)))
+            elif message.word == "alive":
+                self.alive = message.number
+            elif message.word == "leave":
+                leave()
+            elif answer := self._asked.get(message.number):
+                answer.set_result(message.data)
+        leave()

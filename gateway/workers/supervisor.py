@@ -1,0 +1,152 @@
+"""Who starts the workers, starts them again, and speaks for all of them?"""
+
+import asyncio
+import itertools
+import multiprocessing
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from gateway.settings import Settings
+from gateway.workers.line import Message, receive, send
+from gateway.workers.sums import counts, total
+
+STEADY = 60.0  # seconds after which a worker's death is no part of a series
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, doubled within a series
+TELLING = 2.0  # seconds for workers to say their metrics; who says nothing counts with what it said last
+ENDING = 5.0  # seconds for a process to end when all it had to do is done
+SPAWN = multiprocessing.get_context("spawn")
+Work = Callable[[Settings, socket.socket], None]
+
+
+class Failed(Exception):
+    """A worker ended before one ever served: it will have said why."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One process. `text`: the metrics that it said last; `answers`: the questions that it has not answered yet."""
+
+    process: multiprocessing.process.BaseProcess
+    writer: asyncio.StreamWriter
+    serves: bool = False
+    text: bytes = b""
+    answers: dict[int, asyncio.Event] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Keeps `settings.workers` processes that do `work`. They hear no signals; they leave when told to, or when the
+    supervisor is gone. Metrics are summed here: no sum falls when a worker dies, and no stream waits for the summing.
+    """
+
+    def __init__(self, settings: Settings, work: Work) -> None:
+        self._settings, self._work = settings, work
+        self._workers: set[Worker] = set()
+        self._ended = b""  # the counts of workers that are gone
+        self._served = False
+        self._leaving = asyncio.Event()
+        self._questions = itertools.count()
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT, and until all have left. Raises Failed."""
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self._leave)
+        try:
+            async with asyncio.TaskGroup() as slots:
+                for _ in range(self._settings.workers):
+                    slots.create_task(self._keep())
+        except* Failed:
+            raise Failed from None
+
+    def _leave(self) -> None:
+        loop, settings = asyncio.get_running_loop(), self._settings
+        for worker in self._workers:
+            send(worker.writer, Message("leave", 0))
+        if self._leaving.is_set():
+            loop.call_later(ENDING, self._kill)
+            return
+        self._leaving.set()
+        loop.call_later(settings.pause + settings.drain + ENDING, self._kill)
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+
+    async def _keep(self) -> None:
+        """One worker after another. Raises Failed."""
+        pause = FIRST_PAUSE
+        while not self._leaving.is_set():
+            started = time.monotonic()
+            await self._one()
+            if not self._served and not self._leaving.is_set():
+                raise Failed
+            if time.monotonic() - started > STEADY:
+                pause = FIRST_PAUSE
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _one(self) -> None:
+        """A worker, from its start to its end."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = SPAWN.Process(target=self._work, args=(self._settings, theirs))
+            process.start()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        worker = Worker(process, writer)
+        self._workers.add(worker)
+        try:
+            while message := await receive(reader):
+                self._heard(worker, message)
+            await asyncio.to_thread(process.join, ENDING)
+        finally:
+            process.kill()
+            self._workers.discard(worker)
+            self._buried(worker)
+
+    def _buried(self, worker: Worker) -> None:
+        worker.writer.close()
+        worker.process.join()
+        self._ended = total([self._ended, counts(worker.text)])
+        for answer in worker.answers.values():
+            answer.set()
+        self._tell_alive()
+
+    def _heard(self, worker: Worker, message: Message) -> None:
+        if message.word == "serving":
+            self._served = worker.serves = True
+            self._tell_alive()
+            if self._leaving.is_set():
+                send(worker.writer, Message("leave", 0))
+        elif message.word == "ask":
+            task = asyncio.create_task(self._told(worker, message.number))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+        elif answer := worker.answers.get(message.number):
+            worker.text = message.data
+            answer.set()
+
+    def _tell_alive(self) -> None:
+        alive = sum(worker.serves for worker in self._workers)
+        for worker in self._workers:
+            send(worker.writer, Message("alive", alive))
+
+    async def _told(self, asker: Worker, name: int) -> None:
+        """Ask everyone and answer `asker`."""
+        question, asked = next(self._questions), [worker for worker in self._workers if worker.serves]
+        for worker in asked:
+            worker.answers[question] = asyncio.Event()
+            send(worker.writer, Message("tell", question))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TELLING):
+                for worker in asked:
+                    await worker.answers[question].wait()
+        for worker in asked:
+            del worker.answers[question]
+        texts = [worker.text for worker in self._workers]
+        send(asker.writer, Message("all", name, total([self._ended, *texts])))

@@ -1,0 +1,90 @@
+"""Scoring a gateway's decisions, against a server that keeps to the contract of /v1/route."""
+
+import gzip
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.evals.prompts import sets
+from backends.evals.routing import Asking, By, decide, run
+
+ROWS = [
+    {"id": "a", "prompt": "easy", "weak_score": 1, "strong_score": 1, "label": 0},
+    {"id": "b", "prompt": "hard", "weak_score": 0, "strong_score": 1, "label": 1},
+    {"id": "c", "prompt": "odd", "weak_score": 0, "strong_score": 0, "label": 0},
+    {"id": "d", "prompt": "hard too", "weak_score": 0, "strong_score": 1, "label": 1},
+]
+VERDICTS: dict[str, Any] = {
+    "easy": None,  # a rule decided, nobody was asked
+    "odd": {"label": None, "p_complex": None, "reason": "timeout"},
+}
+HARD = {"label": "complex", "p_complex": 0.9, "reason": "ok"}
+
+
+class Deciding(BaseHTTPRequestHandler):
+    """Hard prompts go to pro; the local score is the wrong way round; "refuse me" and a wrong key are refused."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        prompt = body["messages"][-1]["content"]
+        fine = self.path == "/v1/route" and self.headers["authorization"] == "Bearer k" and prompt != "refuse me"
+        hard = prompt.startswith("hard")
+        route = {"tier": "pro" if hard else "flash", "rule": "r", "reason": "complex" if hard else "simple"}
+        told = {"route": route, "verdict": VERDICTS.get(prompt, HARD), "score": 0.3 - 0.2 * hard, "facts": {}}
+        self.send_response(200 if fine else 403)
+        self.end_headers()
+        self.wfile.write(json.dumps(told).encode())
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (named by http.server)
+        pass
+
+
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Deciding)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def table(gateway: str, tmp_path: Path, by: By, rows: list[dict[str, Any]]) -> list[list[str]]:
+    with gzip.open(tmp_path / "tiny.jsonl.gz", "wt") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    lines = run([tmp_path], Asking(gateway, "k", by, "flash"), None, 2)
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines][1:]
+
+
+def test_verdicts_are_scored_by_outcomes_and_labels(gateway: str, tmp_path: Path) -> None:
+    (name, decided, skill, share, lift, auroc, failed, _), mean = table(gateway, tmp_path, "p_complex", ROWS)
+    assert (name, decided, share, failed) == ("tiny", "4 of 4", "0.500", "0.2500")
+    assert (skill[:5], lift[:5], auroc[:5]) == ("1.000", "0.500", "1.000")
+    assert mean[0] == "mean of 1"
+    assert mean[2].startswith("1.000")
+
+
+def test_the_local_score_is_scored_alone(gateway: str, tmp_path: Path) -> None:
+    assert table(gateway, tmp_path, "score", ROWS)[0][2].startswith("-1.000")
+
+
+def test_prompts_that_are_refused_are_counted(gateway: str, tmp_path: Path) -> None:
+    refused = {"id": "e", "prompt": "refuse me", "weak_score": 0, "strong_score": 1}
+    assert table(gateway, tmp_path, "tier", [*ROWS, refused])[0][1] == "4 of 5"
+    assert decide("easy", Asking(gateway, "wrong", "tier", "flash")) is None
+    assert decide("easy", Asking("http://127.0.0.1:9", None, "tier", "flash")) is None
+
+
+def test_sets_are_read_plain_and_packed_by_name(tmp_path: Path) -> None:
+    (tmp_path / "plain.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    with gzip.open(tmp_path / "packed.jsonl.gz", "wt") as out:
+        out.write(json.dumps({"id": "x", "prompt": "p", "label": 1, "lang": "de"}) + "\n\n")
+    found = {name: rows[0] for name, rows in sets([tmp_path])}
+    assert (found["plain"].gain, found["packed"].gain) == (0, None)
+    assert (found["plain"].language, found["packed"].language, found["packed"].label) == ("en", "de", 1)

@@ -1,0 +1,93 @@
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gateway.app import create_app
+from gateway.asgi import Front
+from gateway.keys import Keys
+from gateway.settings import Settings
+from gateway.store import MemoryStore
+from loadtest.servers import Sim
+from tests.gateway.serving import CHAT, body, eventually
+from tests.tiers import JSON, policy_for
+
+
+class Server:
+    """An ASGI server's side of one exchange; `messages` are what it has for the app."""
+
+    def __init__(self, front: Front, headers: list[tuple[bytes, bytes]], *messages: JSON) -> None:
+        self.messages: asyncio.Queue[JSON] = asyncio.Queue()
+        for message in messages:
+            self.messages.put_nowait(message)
+        self.sent: list[JSON] = []
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": headers}
+        self.served = asyncio.ensure_future(front(scope, self.messages.get, self._send))
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(dict(message))
+
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    def json(self) -> JSON:
+        found: JSON = json.loads(b"".join(message.get("body", b"") for message in self.sent[1:]))
+        return found
+
+
+def part(data: bytes, more: bool = False) -> JSON:
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+GONE = {"type": "http.disconnect"}
+
+
+def run(flash: Sim, pro: Sim, scenario: Callable[[Front], Awaitable[None]], **settings: Any) -> None:
+    async def main() -> None:
+        known = Settings(log_exchanges=False, **settings)
+        store = MemoryStore()
+        await scenario(create_app(known, policy_for(flash, pro), store, Keys(store, everyone=True)))
+
+    asyncio.run(main())
+
+
+def test_a_body_in_many_pieces_is_one_body(flash: Sim, pro: Sim) -> None:
+    async def main(front: Front) -> None:
+        data = json.dumps(body(model="flash")).encode()
+        server = Server(front, [], *(part(data[at : at + 7], more=True) for at in range(0, len(data), 7)), part(b""))
+        await server.served
+        assert server.status() == 200
+        assert server.json()["choices"]
+
+    run(flash, pro, main)
+
+
+def test_pieces_that_come_to_more_than_the_limit_are_413_before_the_last(flash: Sim, pro: Sim) -> None:
+    async def main(front: Front) -> None:
+        server = Server(front, [], part(b"x" * 800, more=True), part(b"x" * 800, more=True))
+        await server.served
+        assert server.status() == 413
+
+    run(flash, pro, main, max_body=1024)
+
+
+def test_who_leaves_before_the_body_is_complete_is_told_nothing(flash: Sim, pro: Sim) -> None:
+    async def main(front: Front) -> None:
+        server = Server(front, [], part(b"{", more=True), GONE)
+        await server.served
+        assert server.sent == []
+
+    run(flash, pro, main)
+
+
+def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
+    async def main(front: Front) -> None:
+        flash.config(stall_first=5.0)
+        server = Server(front, [], part(json.dumps(body(model="flash")).encode()))
+        await eventually(lambda: front.doors.upstream.load().get("flash", 0) == 1)
+        server.messages.put_nowait(GONE)
+        await server.served
+        assert not any(front.doors.upstream.load().values())
+        assert server.sent == []
+
+    run(flash, pro, main)

@@ -1,0 +1,267 @@
+"""Calibration: what it fits, what it certifies, and when it refuses."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from gateway.calibrate import (
+    Calibration,
+    Example,
+    Outcome,
+    SaidVerdict,
+    TargetError,
+    Unproven,
+    calibrate,
+    dump,
+    load,
+    parse,
+    told,
+)
+from gateway.calibrate.bound import certify, fewest, tail
+from gateway.calibrate.report import apart, bootstrap, brier, ece, lift
+
+Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
+
+
+def by_score(score: float, x: float) -> float:
+    return 0.05 + 0.8 * score**2
+
+
+def by_measure(score: float, x: float) -> float:
+    return 0.05 + 0.8 * x
+
+
+def by_nothing(score: float, x: float) -> float:
+    return 0.3
+
+
+def traffic(n: int, fails: Chance, labels: int | None = None, seed: int = 1) -> list[Example]:
+    """`n` decisions, the first `labels` of them with outcomes; Pro is always right."""
+    chance = random.Random(seed)
+    found = []
+    for i in range(n):
+        score, x, noise = chance.random(), chance.random(), chance.random()
+        bad = chance.random() < fails(score, x)
+        outcome = Outcome(flash_ok=not bad, pro_ok=True) if labels is None or i < labels else None
+        one = Example(
+            v=1, id=f"{seed}-{i}", score=score, at=float(i), set=f"set {i % 7}", outcome=outcome,
+            measures={"x": x, "noise": noise},
+        )  # fmt: skip
+        found.append(one)
+    return found
+
+
+def realised(found: Calibration, records: list[Example]) -> list[float]:
+    bands = [found.band(told(one)) for one in records]
+    return [bands.count(band) / len(bands) for band in range(len(found.edges) + 1)]
+
+
+def test_a_share_is_met_within_3_points_on_records_that_it_has_not_seen() -> None:
+    found = calibrate(traffic(4000, by_score, labels=300), parse("pro_share=0.25"))
+    assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
+    assert found.proven
+    assert found.report["lift"]["low"] > 0
+
+
+def test_bands_have_the_shares_that_were_asked_for() -> None:
+    found = calibrate(traffic(4000, by_score), parse("shares=0.5/0.3/0.2"))
+    assert list(found.edges) == sorted(found.edges)
+    assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+
+
+def test_a_greater_share_never_has_a_higher_threshold() -> None:
+    records = traffic(1000, by_score)
+    edges = [calibrate(records, parse(f"pro_share={share}")).edges[0] for share in (0.1, 0.3, 0.5, 0.9)]
+    assert edges == sorted(edges, reverse=True)
+
+
+def test_a_cost_is_the_share_that_it_pays_for() -> None:
+    assert parse("cost=0.4", 10.0).shares == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_p_is_what_happens() -> None:
+    found = calibrate(traffic(4000, by_score), parse("pro_share=0.25"))
+    fresh = [(found.layer.p(told(one)), bool(one.failed)) for one in traffic(4000, by_score, seed=2)]
+    assert ece(fresh) < 0.04
+    assert brier(fresh) < brier([(0.3167, hit) for _, hit in fresh])  # the mean of by_score
+
+
+def test_p_rises_with_the_score_and_with_the_verdict() -> None:
+    records = traffic(600, by_score)
+    verdicts = [SaidVerdict(min(max(one.score + 0.1, 0.0), 1.0)) for one in records]
+    both = [
+        Example(v=1, id=one.id, score=one.score, outcome=one.outcome, verdict=verdict)
+        for one, verdict in zip(records, verdicts, strict=True)
+    ]
+    layer = calibrate(both, parse("pro_share=0.25")).layer
+    assert set(layer.weights) == {"score", "p_complex"}
+    steps = [layer.p({"score": at / 10, "p_complex": at / 10}) for at in range(11)]
+    assert steps == sorted(steps)
+
+
+def test_measures_come_in_when_they_tell_something_and_stay_out_when_not() -> None:
+    assert set(calibrate(traffic(600, by_measure), parse("pro_share=0.25")).layer.weights) == {"score", "x", "noise"}
+    assert set(calibrate(traffic(600, by_score), parse("pro_share=0.25")).layer.weights) == {"score"}
+
+
+def test_shares_need_no_outcomes_but_then_nothing_is_proven() -> None:
+    found = calibrate(traffic(4000, by_score, labels=0), parse("pro_share=0.25"))
+    assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
+    assert not found.proven
+    assert "lift" not in found.report
+
+
+def test_outcomes_that_are_all_alike_prove_no_share() -> None:
+    found = calibrate(traffic(1000, lambda score, x: 0.0), parse("pro_share=0.25"))
+    assert not found.proven
+    assert any("nearly all alike" in caveat for caveat in found.caveats)
+
+
+def test_a_score_that_tells_nothing_is_not_proven() -> None:
+    found = calibrate(traffic(1000, by_nothing), parse("pro_share=0.25"))
+    assert not found.proven
+    assert any("not shown" in caveat for caveat in found.caveats)
+
+
+@pytest.mark.parametrize("split", ["id", "time", "set"])
+def test_nothing_is_judged_on_what_it_was_fitted_on(split: str) -> None:
+    records = traffic(400, by_score)
+    first = calibrate(records, parse("pro_share=0.25"), split)  # type: ignore[arg-type]
+    assert first.report["judged"] + 100 <= len(records)
+    late = [one for one in records if (one.at or 0) < 200]
+    if split == "time":
+        flipped = [Example(v=1, id=one.id, score=one.score, at=one.at, measures=one.measures,
+                            outcome=Outcome(not (one.outcome and one.outcome.flash_ok), True))
+                   for one in records[200:]]  # fmt: skip
+        assert calibrate([*late, *flipped], parse("pro_share=0.25"), "time").layer == first.layer
+
+
+def test_outcomes_of_some_requests_only_are_said_to_be_so() -> None:
+    records = [one if one.score < 0.5 else Example(v=1, id=one.id, score=one.score, measures=one.measures)
+               for one in traffic(2000, by_score)]  # fmt: skip
+    found = calibrate(records, parse("pro_share=0.25"))
+    assert any("differ from those without" in caveat for caveat in found.caveats)
+
+
+@pytest.mark.parametrize(
+    ("records", "target", "split", "why"),
+    [
+        (traffic(99, by_score), "pro_share=0.25", "id", "99 records"),
+        (traffic(1000, by_score, labels=60), "flash_failure=0.3@0.95", "id", "outcomes or so"),
+        (traffic(1000, by_nothing), "flash_failure=0.1@0.95", "id", "no threshold keeps"),
+        ([Example(v=1, id=str(i), score=0.5) for i in range(200)], "pro_share=0.25", "time", "needs `at`"),
+        ([Example(v=1, id=str(i), score=0.5) for i in range(200)], "pro_share=0.25", "set", "needs `set`"),
+    ],
+)  # fmt: skip
+def test_what_the_records_do_not_show_is_refused(records: list[Example], target: str, split: str, why: str) -> None:
+    with pytest.raises(Unproven, match=why):
+        calibrate(records, parse(target), split)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["share=0.2", "pro_share=25", "pro_share=x", "pro_share", "shares=0.5/0.4", "shares=1", "cost=0.4",
+     "flash_failure=0@0.95", "flash_failure=0.1@2"],
+)  # fmt: skip
+def test_a_target_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(TargetError, match=text):
+        parse(text)
+
+
+def test_a_cost_that_not_even_flash_meets_is_refused() -> None:
+    with pytest.raises(TargetError, match="all on Flash costs"):
+        parse("cost=0.05", 10.0)
+
+
+def test_a_certified_bound_is_broken_no_more_often_than_its_confidence_allows() -> None:
+    chance = random.Random(5)
+    broken = drawn = 0
+    for _ in range(300):  # by_score**2 fails below a threshold t with a rate of 0.05 + 0.8 t**2 / 3
+        scores = [chance.random() for _ in range(400)]
+        found = certify([(s, chance.random() < by_score(s, 0)) for s in scores], rate=0.1, confidence=0.9)
+        drawn += found is not None
+        broken += found is not None and 0.05 + 0.8 * min(found.threshold, 1.0) ** 2 / 3 > 0.1
+    assert drawn > 100
+    assert broken <= 300 * 0.1 + 16  # three standard deviations
+
+
+def test_the_rate_of_a_useless_score_just_above_the_bound_is_rarely_certified() -> None:
+    chance = random.Random(6)
+    found = [certify([(chance.random(), chance.random() < 0.101) for _ in range(400)], 0.1, 0.9) for _ in range(300)]
+    assert sum(one is not None for one in found) <= 300 * 0.1 + 16
+
+
+def test_a_bound_is_certified_where_flash_is_good_enough() -> None:
+    found = calibrate(traffic(4000, by_score), parse("flash_failure=0.15@0.95"))
+    fresh = [one for one in traffic(4000, by_score, seed=2) if found.band(told(one)) == 0]
+    assert len(fresh) > 1000
+    assert sum(bool(one.failed) for one in fresh) / len(fresh) < 0.17
+    assert found.proven
+    assert any("after drift" in caveat for caveat in found.caveats)
+
+
+def test_a_bound_that_all_requests_keep_sends_none_to_pro() -> None:
+    found = calibrate(traffic(2000, lambda score, x: 0.001), parse("flash_failure=0.05@0.95"))
+    assert realised(found, traffic(500, by_score, seed=2)) == [1.0, 0.0]
+    assert load(dump(found, "", 2000, 0.0))[1] == found.edges
+
+
+def test_where_pro_is_no_better_there_is_nothing_to_gain() -> None:
+    records = [
+        Example(v=1, id=str(i), score=i / 400, outcome=Outcome(flash_ok=i % 3 > 0, pro_ok=i % 3 == 0))
+        for i in range(400)
+    ]
+    found = calibrate(records, parse("pro_share=0.25"))
+    assert not found.proven
+    assert any("nothing to gain" in caveat for caveat in found.caveats)
+    assert load(dump(found, "", 400, 0.0))[1] == found.edges
+
+
+def test_the_tail_is_the_binomial_one() -> None:
+    assert tail(0, 10, 0.1) == pytest.approx(0.9**10)
+    assert tail(10, 10, 0.1) == pytest.approx(1.0)
+    assert tail(math.floor(fewest(0.05, 0.95) * 0.025), fewest(0.05, 0.95), 0.05) <= 0.05
+
+
+def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> None:
+    pairs = [(0.9, 1.0)] * 20 + [(0.1, 0.0)] * 80
+    assert lift(pairs, 0.5) == pytest.approx(0.8)
+    assert lift(pairs, 0.0) == 0
+    assert math.isnan(lift([(0.5, 0.0)], 0.1))
+    assert bootstrap(pairs, lambda sample: lift(sample, 0.5)).low > 0.7
+
+
+def test_ece_is_0_for_true_chances_and_the_distance_for_shifted_ones() -> None:
+    pairs = [(0.2, i % 5 == 0) for i in range(1000)]
+    assert ece(pairs) == pytest.approx(0, abs=1e-9)
+    assert ece([(p + 0.3, hit) for p, hit in pairs]) == pytest.approx(0.3)
+
+
+def test_samples_of_one_kind_are_not_apart_and_shifted_ones_are() -> None:
+    chance = random.Random(3)
+    some = [chance.random() for _ in range(500)]
+    assert not apart(some, [chance.random() for _ in range(500)])
+    assert apart(some, [value + 0.3 for value in some])
+
+
+def test_a_calibration_decides_from_its_file_as_it_did_before() -> None:
+    records = traffic(600, by_measure)
+    found = calibrate(records, parse("pro_share=0.25"))
+    text = dump(found, "00ff", len(records), 0.0)
+    layer, edges = load(text)
+    assert ([layer.p(told(one)) for one in records], edges) == (
+        [found.layer.p(told(one)) for one in records], found.edges,
+    )  # fmt: skip
+    written = json.loads(text)
+    assert (written["created"], written["records"]) == ("1970-01-01T00:00:00+00:00", {"sha256": "00ff", "n": 600})
+    assert (written["target"], written["inputs"]) == ("pro_share=0.25", ["score", "x", "noise"])
+
+
+@pytest.mark.parametrize("change", [{"schema": 2}, {"layer": {}}, {"edges": [0.5, 0.2]}, {"edges": None}])
+def test_a_file_that_is_no_whole_calibration_is_refused(change: dict[str, object]) -> None:
+    whole = json.loads(dump(calibrate(traffic(200, by_score), parse("pro_share=0.25")), "", 200, 0.0))
+    with pytest.raises(ValueError, match=r"calibration|order"):
+        load(json.dumps(whole | change))

@@ -1,0 +1,41 @@
+"""`tiergate policy calibrate`: what it prints, writes and refuses."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from gateway.calibrate import line
+from gateway.cli import app
+from tests.gateway.test_calibrate import by_nothing, by_score, traffic
+
+
+def calibrate(records: Path, *words: str) -> Result:
+    return CliRunner().invoke(app, ["policy", "calibrate", str(records), *words])
+
+
+def test_a_calibration_is_reported_and_written(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "calibration.json"
+    records.write_bytes(b"".join(map(line, traffic(1000, by_score))))
+    ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out))
+    assert ran.exit_code == 0, ran.stderr
+    assert "above chance at an equal share" in ran.stdout
+    assert json.loads(out.read_text())["proven"] is True
+
+
+def test_what_is_not_shown_is_written_only_when_told_to(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "calibration.json"
+    records.write_bytes(b"".join(map(line, traffic(600, by_nothing))))
+    ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out))
+    assert (ran.exit_code, out.exists()) == (1, False)
+    assert "no gain over chance is shown" in ran.stderr
+    assert calibrate(records, "--target", "pro_share=0.25", "--out", str(out), "--anyway").exit_code == 0
+    assert json.loads(out.read_text())["proven"] is False
+
+
+def test_records_and_targets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_text("{}\n")
+    ran = calibrate(records, "--target", "pro_share=0.25")
+    assert (ran.exit_code, "line 1" in ran.stderr) == (1, True)
+    assert calibrate(records, "--target", "nothing=1").exit_code == 2

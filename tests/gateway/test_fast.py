@@ -1,0 +1,106 @@
+import asyncio
+import gc
+import json
+
+from gateway.fast import Cycle
+from loadtest.servers import Sim
+from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway
+from tests.tiers import JSON, policy_for
+
+
+def raw(fields: JSON, version: str = "1.1", *headers: str) -> bytes:
+    data = json.dumps(fields).encode()
+    lines = [f"POST {CHAT} HTTP/{version}", "host: gateway", f"content-length: {len(data)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
+
+
+async def connected(gate: Gateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", gate.port)
+
+
+def test_a_stream_for_http_1_0_is_not_chunked_and_ends_with_the_connection(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body(model="flash", stream=True), "1.0"))
+            head, _, data = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+            writer.close()
+            assert b"transfer-encoding" not in head
+            assert b"connection: close" in head
+            assert data.startswith(b"data: ")
+            assert data.endswith(b"data: [DONE]\n\n")
+
+    asyncio.run(main())
+
+
+def test_pipelined_requests_are_answered_in_their_order(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            health = b"GET /health HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n"
+            writer.write(raw(body(model="flash")) + raw(body(model="pro", stream=True)) + health)
+            answers = await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+            assert answers.count(b"HTTP/1.1 200 OK") == 3
+            first, second = answers.index(b"x-route-tier: flash"), answers.index(b"x-route-tier: pro")
+            assert first < second < answers.index(b'{"status":"ok"}')
+
+    asyncio.run(main())
+
+
+def test_who_leaves_with_a_second_request_waiting_frees_the_server_of_the_first(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=5.0)
+        async with gateway(policy_for(flash, pro)) as gate:
+            _, writer = await connected(gate)
+            writer.write(raw(body(model="flash")) + raw(body(model="flash")))
+            await eventually(lambda: gate.upstream.load().get("flash", 0) == 1)
+            writer.transport.abort()
+            await eventually(lambda: not any(gate.upstream.load().values()))
+
+    asyncio.run(main())
+
+
+def test_a_body_is_asked_for_where_the_caller_waits_for_that(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            head, _, data = raw(body(model="flash"), "1.1", "expect: 100-continue").partition(b"\r\n\r\n")
+            writer.write(head + b"\r\n\r\n")
+            assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(data)
+            assert (await asyncio.wait_for(reader.readline(), 5)) == b"HTTP/1.1 200 OK\r\n"
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body(model="flash")))
+            await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(5):
+                    writer.write(raw(body(model="flash")))
+                    await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+                await asyncio.sleep(0.01)
+                left = [one for one in gc.get_objects() if isinstance(one, Cycle)]
+            finally:
+                gc.enable()
+            writer.close()
+            assert len(left) == 1, "only the connection's last one"
+
+    asyncio.run(main())
+
+
+def test_a_body_longer_than_what_may_wait_comes_through(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            answer = await gate.ask(body("word " * 200_000, model="flash", max_tokens=4))
+            assert answer.status == 200
+
+    asyncio.run(main())

@@ -1,0 +1,443 @@
+import asyncio
+import json
+import random
+
+import pytest
+
+from gateway.protocol import MAX_HEAD
+from loadtest.servers import Sim
+from tests.gateway.serving import Answer, Gateway, body, gateway, parsed
+from tests.tiers import policy_for
+
+pytestmark = pytest.mark.usefixtures("each_front")
+
+QUESTION = json.dumps(body(model="flash")).encode()
+LENGTH = b"content-length: %d\r\n" % len(QUESTION)
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"
+GET = b"GET /health HTTP/1.1\r\nhost: gateway\r\n"
+CHUNKED = POST + b"transfer-encoding: chunked\r\n"
+CHUNK = b"%x\r\n%s\r\n" % (len(QUESTION), QUESTION)
+# A second request that must never be served, whoever reads the first one's end differently.
+SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\n\r\n"
+
+
+async def said(port: int, *parts: bytes, wait: float = 5.0) -> bytes:
+    """All that comes back for these bytes, sent one part at a time, until the gateway closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0)
+    raw = b""
+    try:
+        async with asyncio.timeout(wait):
+            while data := await reader.read(65536):
+                raw += data
+    except ConnectionResetError:
+        pass  # it closed over bytes that it had no use for
+    finally:
+        writer.close()
+    return raw
+
+
+def only(raw: bytes) -> Answer:
+    """The one answer that these bytes are; its body ends where it says."""
+    answer = parsed(raw)
+    assert raw.count(b"HTTP/1.1 ") == 1, "more than one answer came"
+    return answer
+
+
+AMBIGUOUS = {
+    "another protocol and a body": POST + LENGTH + b"upgrade: h2c\r\nconnection: upgrade\r\n\r\n" + QUESTION,
+    "two lengths": POST + LENGTH + b"content-length: 3\r\n\r\n" + QUESTION,
+    "the same length twice": POST + LENGTH + LENGTH + b"\r\n" + QUESTION,
+    "a list of lengths": POST + b"content-length: 3, 3\r\n\r\nabc",
+    "a signed length": POST + b"content-length: +3\r\n\r\nabc",
+    "a negative length": POST + b"content-length: -1\r\n\r\n",
+    "a hexadecimal length": POST + b"content-length: 0x3\r\n\r\nabc",
+    "a length with a blank in it": POST + b"content-length: 1 0\r\n\r\nabc",
+    "an empty length": POST + b"content-length: \r\n\r\n",
+    "a length over 64 bits": POST + b"content-length: 18446744073709551617\r\n\r\n",
+    "length, then chunked": POST + LENGTH + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "chunked, then length": CHUNKED + b"content-length: 4\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "chunked twice": CHUNKED + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "chunked, identity": POST + b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "identity": POST + b"transfer-encoding: identity\r\n\r\n" + SMUGGLED,
+    "gzip, chunked": POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "xchunked": POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunked behind a tab": POST + b"transfer-encoding:\x0bchunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "a blank before the colon": POST + b"transfer-encoding : chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "a blank before the name": POST + b" transfer-encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "a folded header": POST + b"x: a\r\n b\r\n\r\n",
+    "a folded length": POST + b"content-length:\r\n 3\r\n\r\nabc",
+    "chunked by HTTP/1.0": b"POST / HTTP/1.0\r\nhost: g\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "NUL in a value": GET + b"x: a\x00b\r\n\r\n",
+    "NUL in a name": GET + b"x\x00: a\r\n\r\n",
+    "NUL in the target": b"GET /health\x00 HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a line end of CR alone": GET + b"x: a\rtransfer-encoding: chunked\r\n\r\n",
+    "a line end of LF alone": GET + b"x: a\ny: b\r\n\r\n",
+    "no colon": GET + b"nonsense\r\n\r\n",
+    "no name": GET + b": a\r\n\r\n",
+    "a chunk's size with a sign": CHUNKED + b"\r\n+3\r\nabc\r\n0\r\n\r\n",
+    "a chunk's size with 0x": CHUNKED + b"\r\n0x3\r\nabc\r\n0\r\n\r\n",
+    "a chunk's size with a blank": CHUNKED + b"\r\n 3\r\nabc\r\n0\r\n\r\n",
+    "a chunk's size that is none": CHUNKED + b"\r\nxyz\r\nabc\r\n0\r\n\r\n",
+    "a chunk's size over 64 bits": CHUNKED + b"\r\n10000000000000003\r\nabc\r\n0\r\n\r\n",
+    "a chunk longer than it says": CHUNKED + b"\r\n2\r\nabc\r\n0\r\n\r\n",
+    "a chunk's size ended by LF alone": CHUNKED + b"\r\n3\nabc\r\n0\r\n\r\n",
+    "a chunk ended by LF alone": CHUNKED + b"\r\n3\r\nabc\n0\r\n\r\n",
+    "a chunk's extension ended by LF": CHUNKED + b"\r\n3;a\nabc\r\n0\r\n\r\n",
+    "no Host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two Hosts": GET + b"host: gateway\r\n\r\n",
+    "the whole URL": b"GET http://gateway/health HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "another's URL": b"GET http://elsewhere/health HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "no slash": b"GET health HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a tunnel": b"CONNECT gateway:80 HTTP/1.1\r\nhost: gateway:80\r\n\r\n",
+    "a fragment": b"GET /health#x HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a blank in the target": b"GET /health /ready HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a byte over 127 in the target": b"GET /h\xe9alth HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "HTTP/0.9": b"GET /health\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/1.2": b"GET /health HTTP/1.2\r\nhost: gateway\r\n\r\n",
+    "HTTP/11": b"GET /health HTTP/11\r\nhost: gateway\r\n\r\n",
+    "lower-case http": b"GET /health http/1.1\r\nhost: gateway\r\n\r\n",
+    "an unknown method": b"NONSENSE / HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40),
+}  # fmt: skip
+HOSTS = [
+    b"a/b",
+    b"a?b",
+    b"a#b",
+    b"u@a",
+    b"a b",
+    b"a:b",
+    b"a:1:2",
+    b"a:999999",
+    b"",
+    b"[::1",
+    b"a,b",
+    b"a\\b",
+    b"\xe9",
+    b"*",
+    b"-",
+]
+
+
+def test_what_two_readers_could_read_in_two_ways_is_refused_and_the_line_closed(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            vectors = AMBIGUOUS | {f"Host: {host!r}": GET.replace(b"gateway", host) + b"\r\n" for host in HOSTS}
+            for name, vector in vectors.items():
+                answer = only(await said(gate.port, vector + SMUGGLED))
+                assert answer.status == 400, name
+                assert answer.headers["connection"] == "close", name
+                assert answer.json()["error"].keys() == {"message", "type", "param", "code"}, name
+            assert flash.seen() == [], "nothing of these reached a model"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("host", ["gateway", "GATEWAY:80", "10.0.0.1:8080", "[::1]:8080", "a_b.example.", "xn--e1a"])
+def test_hosts_in_form_are_served(flash: Sim, pro: Sim, host: str) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            assert (await gate.get("/health", host=host)).status == 200
+
+    asyncio.run(main())
+
+
+def test_only_hosts_that_are_listed_are_served_when_some_are(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), hosts="api.example, [::1]") as gate:
+            for host, status in (
+                ("API.example:80", 200),
+                ("[::1]:80", 200),
+                ("evil.example", 421),
+                ("api.example.", 421),
+            ):
+                assert (await gate.get("/health", host=host)).status == status
+
+    asyncio.run(main())
+
+
+def test_a_path_has_one_spelling(flash: Sim, pro: Sim) -> None:
+    spelled = [
+        "/%68ealth", "/health%2f", "//health", "/./health", "/v1/../health", "/v1/%2e%2e/health", "/health;x",
+        "/HEALTH", "/v1/chat%2Fcompletions", "/v1/%63hat/completions", "//v1/chat/completions", "/v1//chat/completions",
+        "/v1/chat/completions/.", "/v1\\chat\\completions", "/v1/chat/completions%00", "/%6detrics", "/metrics%3f",
+    ]  # fmt: skip
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for path in spelled:
+                for method in ("GET", "POST"):
+                    answer = await gate.ask(QUESTION, path, method)
+                    assert answer.status in {400, 404}, path
+            assert flash.seen() == []
+            assert (await gate.get("/v1/models/%66lash")).json()["id"] == "flash", "a model's name may be escaped"
+
+    asyncio.run(main())
+
+
+def test_framing_that_is_in_order_is_served(flash: Sim, pro: Sim) -> None:
+    close = b"connection: close\r\n\r\n"
+    in_order = [
+        POST + LENGTH + close + QUESTION,
+        b"\r\n\r\n" + POST + LENGTH + close + QUESTION,
+        CHUNKED + close + CHUNK + b"0\r\n\r\n",
+        CHUNKED.replace(b"chunked", b"CHUNKED") + close + CHUNK.replace(b"\r\n", b";a=b\r\n", 1) + b"000\r\n\r\n",
+        CHUNKED + close + CHUNK + b"0\r\nhost: other\r\nauthorization: x\r\n\r\n",
+        POST + LENGTH + b"expect: 100-continue\r\n" + close + QUESTION,
+        POST.replace(b"HTTP/1.1", b"HTTP/1.0") + LENGTH + b"\r\n" + QUESTION,
+    ]
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for vector in in_order:
+                for parts in ([vector], [vector[i : i + 7] for i in range(0, len(vector), 7)]):
+                    answer = only((await said(gate.port, *parts)).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n"))
+                    assert answer.status == 200, (vector, answer.data)
+                    assert answer.json()["model"] == "flash-model"
+
+    asyncio.run(main())
+
+
+def test_an_upgrade_is_not_taken_and_what_follows_it_is_not_read(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            asked = GET + b"upgrade: websocket\r\nconnection: upgrade\r\n\r\n"
+            for parts in ([asked + SMUGGLED], [asked, SMUGGLED]):
+                assert only(await said(gate.port, *parts)).status == 200
+
+    asyncio.run(main())
+
+
+def test_random_framing_gets_as_many_answers_as_it_has_requests(flash: Sim, pro: Sim) -> None:
+    """Heads drawn from a grammar of lengths and encodings; whatever is served has one reading."""
+    draw = random.Random(4)
+    names = [b"content-length", b"Content-Length", b"transfer-encoding", b"Transfer-Encoding", b"x"]
+    joints = [b": ", b":", b" : ", b":\t", b":\x0b", b":\r\n "]
+    values = [
+        b"0",
+        b"5",
+        b"05",
+        b"+5",
+        b"5,5",
+        b"0x5",
+        b"chunked",
+        b"Chunked",
+        b"chunked;q=1",
+        b"identity",
+        b'"chunked"',
+        b"",
+    ]
+    bodies = [
+        b"",
+        b"0\r\n\r\n",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"hello",
+        b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: g\r\n\r\n",
+    ]
+
+    async def one(gate: Gateway) -> None:
+        lines = [draw.choice(names) + draw.choice(joints) + draw.choice(values) for _ in range(draw.randint(1, 3))]
+        sent = b"POST /v1/none HTTP/1.1\r\nhost: gateway\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + draw.choice(bodies)
+        raw = await said(gate.port, sent + GET + b"connection: close\r\n\r\n")
+        plain = [line.lower().replace(b"\t", b" ").partition(b":")[::2] for line in lines]
+        framing = [(name, value.strip()) for name, value in plain if name != b"x"]
+        statuses = [int(part[:3]) for part in raw.split(b"HTTP/1.1 ")[1:]]
+        assert statuses[-1] in {200, 400, 404}, sent
+        if len(framing) > 1 or (framing and framing[0][1] not in {b"0", b"5", b"05", b"chunked"}):
+            assert statuses == [400], sent
+        if not framing or framing == [(b"content-length", b"0")]:
+            assert statuses[0] in {404, 400}, sent
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for _ in range(400):
+                await one(gate)
+
+    asyncio.run(main())
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_over_32_kb_is_431_however_it_comes(flash: Sim, pro: Sim) -> None:
+    many = b"".join(b"x-%d: %s\r\n" % (i, b"a" * 90) for i in range(400))
+    heads = [
+        GET + b"x: " + b"a" * MAX_HEAD + b"\r\n\r\n",
+        GET + b"x: " + b"a" * 2_000_000,
+        GET + many + b"\r\n",
+        GET + b"a" * MAX_HEAD + b": x\r\n\r\n",
+        b"GET /" + b"a" * MAX_HEAD + b" HTTP/1.1\r\nhost: g\r\n\r\n",
+        GET + b"\r\n" + GET + b"x: " + b"a" * MAX_HEAD + b"\r\n\r\n",
+    ]
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for head in heads:
+                raw = await said(gate.port, head)
+                last = parsed(raw[raw.rindex(b"HTTP/1.1 ") :])
+                assert (last.status, last.json()["error"]["code"]) == (431, "headers_too_large")
+            assert (await gate.get("/health", x="a" * (MAX_HEAD - 200))).status == 200
+
+    asyncio.run(main())
+
+
+def test_what_surrounds_a_body_is_bounded_too(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for padding in (b"1;" + b"a" * 200_000, b"1\r\nx\r\n0\r\nx: " + b"a" * 200_000):
+                assert only(await said(gate.port, CHUNKED + b"\r\n", padding)).status == 400
+            small = b"".join(b"1\r\n%c\r\n" % byte for byte in QUESTION)
+            assert (
+                only(await said(gate.port, CHUNKED + b"connection: close\r\n\r\n" + small + b"0\r\n\r\n")).status == 200
+            )
+
+    asyncio.run(main())
+
+
+def test_a_body_for_another_path_is_bounded_while_it_comes(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), max_body=4096) as gate:
+            raw = await said(
+                gate.port, b"POST /v1/none HTTP/1.1\r\nhost: g\r\ncontent-length: 9000000\r\n\r\n", bytes(400_000)
+            )
+            assert only(raw).status in {404, 413}
+
+    asyncio.run(main())
+
+
+# -- patience ----------------------------------------------------------------------------------------------------------
+
+
+async def drip(port: int, first: bytes, drops: bytes) -> bytes:
+    """Sends `first`, then a byte each 20 ms; what came back when the gateway closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(first)
+
+    async def dripping() -> None:
+        for drop in drops:
+            await asyncio.sleep(0.02)
+            writer.write(bytes([drop]))
+
+    task = asyncio.create_task(dripping())
+    try:
+        async with asyncio.timeout(3):
+            return await reader.read()
+    finally:
+        task.cancel()
+        writer.close()
+
+
+SLOW = {
+    "silence": (b"", b""),
+    "half a head": (GET, b""),
+    "a dripping head": (GET, b"x: " + b"a" * 200),
+    "dripping line ends": (b"", b"\r\n" * 100),
+    "half a body": (POST + LENGTH + b"\r\n" + QUESTION[:10], b""),
+    "a dripping body": (POST + LENGTH + b"\r\n" + QUESTION[:10], b" " * 200),
+    "a dripping chunk": (CHUNKED + b"\r\nff\r\n", b" " * 200),
+    "dripping chunks": (CHUNKED + b"\r\n", b"1\r\n \r\n" * 40),
+}
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_a_request_that_does_not_come_in_time_is_408(flash: Sim, pro: Sim, slow: str) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+            answer = only(await drip(gate.port, *SLOW[slow]))
+            assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout")
+            assert flash.seen() == []
+
+    asyncio.run(main())
+
+
+def test_a_second_request_that_drips_is_408_and_the_first_is_answered(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+            raw = await drip(gate.port, GET + b"\r\n" + GET, b"x" * 200)
+            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
+
+    asyncio.run(main())
+
+
+def test_an_answer_to_half_a_request_does_not_keep_its_line_open(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(
+            policy_for(flash, pro), everyone=False, api_key="a-key-that-is-long-enough", request_timeout=0.3
+        ) as gate:
+            assert only(await drip(gate.port, POST + LENGTH + b"\r\n", b"x" * 200)).status == 401
+
+    asyncio.run(main())
+
+
+def test_a_body_that_comes_steadily_may_take_longer(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), request_timeout=0.2) as gate:
+            data = json.dumps(body("word " * 8000, model="flash")).encode()
+            line = await gate.open(data[:10_000], content_length=str(len(data)))
+            for at in range(10_000, len(data), 10_000):
+                await asyncio.sleep(0.15)
+                line.writer.write(data[at : at + 10_000])
+            assert (await line.answer()).status == 200
+
+    asyncio.run(main())
+
+
+def test_the_time_of_an_answer_is_not_the_callers(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=0.5)
+        async with gateway(policy_for(flash, pro), request_timeout=0.2, idle_timeout=0.2) as gate:
+            raw = await said(gate.port, POST + LENGTH + b"\r\n" + QUESTION + GET + b"\r\n")
+            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200"], (
+                "then closed for idleness, unsaid"
+            )
+
+    asyncio.run(main())
+
+
+def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=0.2)
+        async with gateway(policy_for(flash, pro)) as gate:
+            good = POST + LENGTH + b"\r\n" + QUESTION
+            for bad in (b"nonsense\r\n\r\n", CHUNKED + b"\r\nxyz\r\n"):
+                raw = await said(gate.port, good + GET + b"\r\n" + bad)
+                assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
+                assert b'"flash-model"' in raw
+
+    asyncio.run(main())
+
+
+def test_a_caller_who_reads_nothing_pauses_the_server_and_is_left(flash: Sim, pro: Sim) -> None:
+    event = b'data: {"choices": [{"delta": {"content": "' + b"x" * 60_000 + b'"}}]}\n\n'
+    written = [0]
+    stopped = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        try:
+            while written[0] < 400_000_000:
+                writer.write(event)
+                await writer.drain()
+                written[0] += len(event)
+        except ConnectionError:
+            stopped.set()
+        finally:
+            writer.transport.abort()
+
+    async def main() -> None:
+        server = await asyncio.start_server(talk, "127.0.0.1", 0)
+        endless = Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "flash-model")
+        async with server, gateway(policy_for(endless, pro), stall_timeout=0.5) as gate:
+            line = await gate.open(body(model="flash", stream=True))
+            line.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.wait_for(stopped.wait(), 5)
+            assert written[0] < 40_000_000, "what the kernel holds, and a little"
+            line.writer.transport.abort()
+
+    asyncio.run(main())

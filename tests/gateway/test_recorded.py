@@ -1,0 +1,72 @@
+"""Decisions as lines, and the outcomes that came later."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.recorded import RecordError, read
+from gateway.types import Facts
+
+FACTS = {"model": "auto", "caller": "ann", "plan": "gold", "signals": ["sql"], "headers": {"x-a": "b"}}
+DECISION: dict[str, Any] = {"v": 1, "id": "r1", "caller": "k1", "facts": FACTS, "route": {"tier": "flash", "p": 0.9}}
+OUTCOME: dict[str, Any] = {"v": 1, "id": "r1", "caller": "k1", "at": 2.0, "outcome": {"quality": 0.25}}
+
+
+def written(path: Path, *lines: Any) -> Path:
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+    return path
+
+
+def test_the_least_line_is_a_decision(tmp_path: Path) -> None:
+    (one,) = read([written(tmp_path / "a", DECISION, b"\n")])
+    assert (one.id, one.route.tier, one.route.p, one.verdict, one.outcome) == ("r1", "flash", 0.9, None, None)
+    facts = one.read_facts()
+    assert facts == Facts("auto", "ann", "gold", signals=frozenset({"sql"}), headers={"x-a": "b"})
+
+
+def test_an_outcome_joins_its_decision_from_any_file_and_the_last_one_counts(tmp_path: Path) -> None:
+    late = written(tmp_path / "late", OUTCOME, OUTCOME | {"outcome": {"quality": 1.0, "tiers": {"pro": 0.5}}})
+    (one,) = read([late, written(tmp_path / "a", DECISION)])
+    assert one.outcome
+    assert (one.outcome.quality, one.outcome.source, one.outcome.tiers) == (1.0, "caller", {"pro": 0.5})
+
+
+def test_another_callers_outcome_is_not_taken(tmp_path: Path) -> None:
+    (one,) = read([written(tmp_path / "a", DECISION, OUTCOME | {"caller": "k2"})])
+    assert one.outcome is None
+
+
+def test_of_two_decisions_with_one_id_the_later_counts(tmp_path: Path) -> None:
+    (one,) = read([written(tmp_path / "a", DECISION, DECISION | {"route": {"tier": "pro"}})])
+    assert one.route.tier == "pro"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (DECISION | {"v": 2}, "a:2: version 2; this program reads 1"),
+        (b"[1]\n", "a:2: Expected `object`"),
+        (b"{\n", "a:2: "),
+        (b'{"v":1,"\xff":1}\n', "a:2: "),
+        (b"[" * 100_000 + b"\n", "a:2: "),
+        (DECISION | {"route": {"tier": "pro", "p": 0}}, "route.p"),
+        (DECISION | {"facts": None}, "facts"),
+        (OUTCOME | {"outcome": {"quality": 1.1}}, "quality"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: Any, told: str) -> None:
+    with pytest.raises(RecordError, match=told):
+        read([written(tmp_path / "a", DECISION, line)])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="none: No such file"):
+        read([tmp_path / "none"])
+
+
+def test_facts_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+    (one,) = read([written(tmp_path / "a", DECISION | {"facts": FACTS | {"mood": 1}})])
+    assert msgspec.to_builtins(one.read_facts())["plan"] == "gold"

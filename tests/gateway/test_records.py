@@ -1,0 +1,236 @@
+"""Which decisions are written down, where, and that no prompt is among them."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+from fastapi import FastAPI
+
+from gateway import records as room
+from gateway.app import create_app
+from gateway.errors import NotFound
+from gateway.keys import Keys
+from gateway.policy import Policy, load_policy
+from gateway.recorded import Outcome, read
+from gateway.records import Records
+from gateway.settings import Settings
+from gateway.store import MemoryStore, open_store
+from gateway.types import Caller, Decision, Facts, Record, Route
+from loadtest.servers import Sim
+from tests.gateway.serving import COMPLEX, SIMPLE, body, gateway
+from tests.tiers import policy_for
+
+ANN, BOB = Caller("k1", "ann", "default", ""), Caller("k2", "bob", "default", "")
+GOOD = Outcome(1.0)
+
+
+def policy(**record: Any) -> Policy:
+    tiers = {"flash": {"model": "m", "replicas": ["http://h"]}}
+    written = {"schema": 1, "tiers": tiers, "rules": [{"id": "all", "route": "flash"}], "record": record}
+    return load_policy(json.dumps(written), {})
+
+
+def ended(name: str, caller: Caller = ANN, cache: str = "bypass", **facts: Any) -> Record:
+    decision = Decision(Facts("auto", "ann", "default", **facts), None, Route(("flash",), "all", "rule"))
+    return Record(
+        name, "/v1/chat/completions", 200, 1.0, None, "p", caller=caller, tier="flash", decision=decision, cache=cache
+    )
+
+
+def names(kept: Records, most: int = 1000) -> list[str]:
+    return [json.loads(line)["id"] for line in kept.recent(most)]
+
+
+def test_an_exchange_becomes_a_line_with_what_was_decided_and_used(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "records.jsonl"
+        rules = [
+            {"id": "phase", "when": {"header": {"x-phase": "plan"}, "signals": "proof"}, "route": "pro"},
+            {"id": "triaged", "route": {"simple": "flash", "complex": "pro"}},
+        ]
+        made = policy_for(flash, pro, rules=rules, signals={"proof": "Prove"})
+        async with gateway(made, records=path) as gate:
+            for text in (SIMPLE, COMPLEX):
+                await gate.ask(body(text), x_request_id=text[:4], x_phase="w" * 500)
+            await gate.ask(body(model="nobody"), x_request_id="refused")
+        first, second = sorted(read([path]), key=lambda one: one.id, reverse=True)
+        assert [(one.id, one.tier, one.route.rule, one.status) for one in (first, second)] == [
+            ("What", "flash", "triaged", 200),
+            ("Prov", "pro", "triaged", 200),
+        ]
+        assert second.verdict
+        assert (second.verdict.label, second.verdict.source, second.route.p) == ("complex", "triage", 1.0)
+        assert second.used
+        assert (second.used.prompt or 0) > 0
+        facts = second.read_facts()
+        assert facts.characters == len(COMPLEX)
+        assert facts.signals == frozenset({"proof"})
+        assert facts.headers == {"x-phase": "w" * 128}
+        assert second.seen
+        assert (second.seen.headers, second.seen.tiers) == (("x-phase",), ("flash", "pro"))
+        assert "4k+3" not in path.read_text(encoding="utf-8")
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    asyncio.run(main())
+
+
+def test_recalled_and_coalesced_answers_are_no_decisions_of_their_own(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "records.jsonl"
+        flash.config(only="answer", stall_first=0.1)
+        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"}), records=path) as gate:
+            same = body(temperature=0)
+            answers = [*await asyncio.gather(gate.ask(same), gate.ask(same)), await gate.ask(same)]
+            assert sorted(answer.headers["x-route-cache"] for answer in answers) == ["coalesced", "hit", "miss"]
+        assert len(read([path])) == 1
+
+    asyncio.run(main())
+
+
+def test_the_newest_records_stay_in_memory() -> None:
+    kept = Records(MemoryStore())
+    for at in range(5):
+        kept.keep(ended(f"r{at}"), policy(keep=3))
+    kept.keep(ended("r3"), policy(keep=3))
+    assert names(kept) == ["r2", "r4", "r3"]
+    assert names(kept, 1) == ["r3"]
+
+
+def test_a_share_of_the_decisions_is_recorded() -> None:
+    kept, none = Records(MemoryStore()), Records(MemoryStore())
+    some, nothing = policy(decisions=0.3), policy(decisions=0.0)
+    for at in range(1000):
+        kept.keep(ended(f"r{at}"), some)
+        none.keep(ended(f"r{at}"), nothing)
+    assert 200 < len(kept.recent(1000)) < 400
+    assert none.recent(1000) == []
+
+
+def test_an_outcome_is_attached_for_its_caller_alone_and_for_a_time() -> None:
+    async def main() -> None:
+        kept = Records(MemoryStore())
+        kept.keep(ended("r"), policy())
+        await kept.judge(ANN, "r", Outcome(0.5), policy())
+        await kept.judge(ANN, "r", GOOD, policy())
+        assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
+        others = [(BOB, "r", policy()), (ANN, "R", policy()), (ANN, "", policy()), (ANN, "r", policy(feedback="1ms"))]
+        await asyncio.sleep(0.01)
+        tried = [kept.judge(caller, name, Outcome(0.0), rules) for caller, name, rules in others]
+        assert [type(one) for one in await asyncio.gather(*tried, return_exceptions=True)] == [NotFound] * 4
+        assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
+
+    asyncio.run(main())
+
+
+def test_an_outcome_is_written_behind_its_decision(tmp_path: Path) -> None:
+    async def main() -> None:
+        kept = Records(MemoryStore(), tmp_path / "a")
+        kept.keep(ended("r"), policy())
+        await kept.judge(ANN, "r", GOOD, policy())
+        await kept.close()
+        (one,) = read([tmp_path / "a"])
+        assert one.outcome == GOOD
+
+    asyncio.run(main())
+
+
+def test_a_full_file_makes_room_for_one_more(tmp_path: Path) -> None:
+    path, line = tmp_path / "a", b"x" * (room.FILE_BYTES // 4)
+    for _ in range(4):
+        room.append(path, [line])
+    assert not path.exists()
+    room.append(path, [b"fresh"])
+    assert path.read_bytes() == b"fresh\n"
+    assert (tmp_path / "a.1").stat().st_size == 4 * (len(line) + 1)
+
+
+def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+    async def main() -> None:
+        kept = Records(MemoryStore(), tmp_path / "none" / "a")
+        kept.keep(ended("r"), policy())
+        await kept.close()
+        assert (kept.lost, names(kept)) == (1, ["r"])
+
+    asyncio.run(main())
+
+
+def test_lines_that_cannot_be_written_in_time_do_not_pile_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        kept = Records(MemoryStore(), tmp_path / "a")
+        rules = policy(keep=1)
+        for at in range(room.WAITING + 7):
+            kept.keep(ended(f"r{at}"), rules)
+        await kept.close()
+        assert (kept.lost, len(read([tmp_path / "a"]))) == (7, room.WAITING)
+
+    asyncio.run(main())
+
+
+def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valkey: str) -> None:
+    async def main() -> None:
+        stores = [open_store(valkey) for _ in range(2)]
+        here, there = map(Records, stores)
+        shared = policy(stream=1000)
+        here.keep(ended("r"), shared)
+        await here.close()
+        tried = there.judge(BOB, "r", GOOD, shared), there.judge(ANN, "r", GOOD, policy())
+        assert [type(one) for one in await asyncio.gather(*tried, return_exceptions=True)] == [NotFound] * 2
+        await there.judge(ANN, "r", GOOD, shared)
+        await there.close()
+        for store in stores:
+            await store.close()
+
+    asyncio.run(main())
+    with redis.Redis.from_url(valkey) as client:
+        lines = [entry[b"line"] for _, entry in client.xrange("tg1:records")]
+    assert [sorted(json.loads(line)) for line in lines][1] == ["at", "caller", "id", "outcome", "v"]
+    assert json.loads(lines[0])["route"]["tier"] == "flash"
+
+
+def test_the_stream_keeps_about_as_many_as_it_is_told(valkey: str) -> None:
+    async def main() -> None:
+        store = open_store(valkey)
+        kept = Records(store)
+        rules = policy(stream=100)
+        for at in range(1000):
+            kept.keep(ended(f"r{at}"), rules)
+        await kept.close()
+        await store.close()
+
+    asyncio.run(main())
+    with redis.Redis.from_url(valkey) as client:
+        assert 100 <= client.xlen("tg1:records") < 300
+        newest = client.xrevrange("tg1:records", count=1)[0][1][b"line"]
+    assert msgspec.json.decode(newest)["id"] == "r999"
+
+
+def test_a_store_that_is_gone_costs_nothing_but_the_lines(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = open_store(f"unix://{tmp_path}/nobody.sock")
+        kept = Records(store)
+        kept.keep(ended("r"), policy(stream=100))
+        await kept.close()
+        with pytest.raises(NotFound):
+            await kept.judge(ANN, "other", GOOD, policy(stream=100))
+        await store.close()
+        assert names(kept) == ["r"]
+
+    asyncio.run(main())
+
+
+def test_a_gateway_that_ends_writes_what_is_due(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        keys = Keys(store, everyone=True)
+        front = create_app(Settings(records=tmp_path / "a"), policy_for(flash, pro), store, keys)
+        rest = front._rest
+        assert isinstance(rest, FastAPI)
+        async with rest.router.lifespan_context(rest):
+            front.doors.records.keep(ended("r"), policy())
+        assert len(read([tmp_path / "a"])) == 1
+
+    asyncio.run(main())

@@ -1,0 +1,261 @@
+"""What another policy would have done: the same `route` on what was recorded, and what may be claimed of it."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.policy import Policy, load_policy
+from gateway.recorded import Outcome, Recorded, RecordError
+from gateway.records import recorded, seen
+from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
+from gateway.routing import route
+from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+
+TEXT = """\
+schema: 1
+tiers:
+  flash: {model: m/flash, replicas: ["http://h"], price: {input_per_m: 1, output_per_m: 2}}
+  pro: {model: m/pro, replicas: ["http://h"], price: {input_per_m: 10, output_per_m: 20}}
+triage: {threshold: 0.5}
+signals: {sql: select}
+rules:
+  - {id: tiny, when: {characters: {max: 10}}, route: flash}
+  - {id: sql, when: {signals: [sql]}, route: pro}
+  - {id: phase, when: {header: {x-phase: plan}}, route: pro}
+  - {id: triaged, route: {simple: flash, complex: pro}, explore: 0.2}
+callers: {default: {plan: gold}, plans: {gold: {may: [pro]}, batch: {}}}
+"""
+A = load_policy(TEXT, {})
+USAGE = Usage(100, 0, 50, complete=True)
+
+
+def policy(*changes: tuple[str, str]) -> Policy:
+    text = TEXT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return load_policy(text, {})
+
+
+def record(name: str, facts: Facts, verdict: Verdict | None, made: Policy = A, **more: Any) -> Recorded:
+    """The record of a request that `made` decided, read back from its line."""
+    chosen = route(facts, None, made)
+    if not isinstance(chosen, Route):
+        assert verdict
+        chosen = route(facts, verdict, made)
+    else:
+        verdict = None
+    caller = Caller(facts.caller, facts.caller, facts.plan, "")
+    whole = {"caller": caller, "tier": chosen.tiers[0], "usage": USAGE, **more}
+    done = Record(name, "/v1/chat/completions", 200, 1.0, None, "made", **whole)
+    line = msgspec.json.encode(recorded(done, caller, Decision(facts, verdict, chosen), seen(made)))
+    return msgspec.json.decode(line, type=Recorded)
+
+
+def traffic(count: int, seed: int = 0, made: Policy = A) -> list[Recorded]:
+    """Requests of every kind, decided by `made`."""
+    chance = random.Random(seed)
+    found = []
+    for at in range(count):
+        p_complex = chance.random()
+        facts = Facts(
+            model="auto",
+            caller="ann",
+            plan=chance.choice(["gold", "gold", "gold", "batch"]),
+            characters=chance.choice([5, 50]),
+            context=100,
+            signals=frozenset({"sql"} if chance.random() < 0.1 else ()),
+            headers={"x-phase": "plan"} if chance.random() < 0.1 else {},
+            capped=chance.choice([None, None, None, "budget"]),
+            chance=chance.random(),
+        )
+        found.append(record(f"r{at}", facts, Verdict("complex" if p_complex >= 0.5 else "simple", p_complex), made))
+    return found
+
+
+def triaged(count: int, quality: Callable[[str, float], float], seed: int = 0) -> list[Recorded]:
+    """Requests that were all judged; `quality` is the chance that a tier's answer to one is good."""
+    chance = random.Random(seed)
+    found = []
+    for at in range(count):
+        p = chance.random()
+        facts = Facts(model="auto", caller="ann", plan="gold", characters=50, context=100, chance=chance.random())
+        one = record(f"r{at}", facts, Verdict("complex" if p >= 0.5 else "simple", p))
+        one.outcome = Outcome(float(chance.random() < quality(one.route.tier, p)))
+        found.append(one)
+    return found
+
+
+def chances_of(records: list[Recorded]) -> list[Mapping[str, float]]:
+    return [choice.chances for choice in choices(records, A)]
+
+
+def better(tier: str, p: float) -> float:
+    """Pro is good at everything, Flash at what is simple."""
+    return 0.9 if tier == "pro" else 0.9 - 0.8 * p
+
+
+def test_the_same_policy_moves_nothing_not_even_what_was_explored() -> None:
+    records = traffic(400)
+    assert any(one.route.reason == "explored" for one in records)
+    found = replay(records, A)
+    assert (found.decided, found.moved, found.undecided, found.refused) == (400, 0, 0, 0)
+    same, before = found.arms["candidate"], found.arms["recorded"]
+    assert same.pro_share == pytest.approx(before.pro_share)
+    assert same.cost_usd == pytest.approx(before.cost_usd)
+
+
+def test_a_lower_threshold_moves_what_lies_between_the_two() -> None:
+    records = traffic(400)
+    found = replay(records, policy(("threshold: 0.5", "threshold: 0.3")))
+    assert {(move.origin, move.to, move.rule) for move in found.moves} <= {
+        ("flash", "pro", "triaged"),
+        ("pro", "flash", "triaged"),  # explored the other way round
+    }
+    ids = {one.id for one in records if one.verdict and 0.3 <= (one.verdict.p_complex or 0) < 0.5}
+    assert {name for move in found.moves for name in move.examples} <= ids
+    assert found.moved == found.figures()["moved"] * 400 > 0  # type: ignore[operator]
+    assert found.arms["candidate"].pro_share > found.arms["recorded"].pro_share
+
+
+def test_the_shuffle_has_the_candidates_shares_and_the_ends_have_theirs() -> None:
+    for seed in range(5):
+        found = replay(traffic(200, seed), policy(("threshold: 0.5", "threshold: 0.7")))
+        candidate, shuffle = found.arms["candidate"], found.arms["shuffle"]
+        assert shuffle.shares == pytest.approx(candidate.shares)
+        assert found.arms["all flash"].pro_share == 0.0
+        assert candidate.pro_share < found.arms["all pro"].pro_share < 1.0  # capped and batch callers stay below
+
+
+def test_the_shuffle_sends_nobody_where_the_candidate_could_not() -> None:
+    records = traffic(200)
+    for one, chances in zip(
+        records, shuffled([one.read_facts() for one in records], chances_of(records), A), strict=True
+    ):
+        bound = one.facts["plan"] == "batch" or one.facts["capped"]
+        assert set(chances) <= ({"flash"} if bound else {"flash", "pro"})
+        assert sum(chances.values()) == pytest.approx(1.0)
+
+
+def test_a_classifier_that_was_not_asked_leaves_the_request_undecided() -> None:
+    records = traffic(200)
+    found = replay(records, policy(("max: 10", "max: 3")))
+    unasked = [one for one in records if one.route.rule == "tiny" and one.facts["signals"] == []
+               and not one.facts["headers"] and not one.facts["capped"] and one.facts["plan"] == "gold"]  # fmt: skip
+    assert unasked
+    assert (found.undecided, found.decided) == (len(unasked), 200 - len(unasked))
+
+
+def test_a_wish_that_the_candidate_forbids_is_refused_and_counted() -> None:
+    wish = Facts(model="pro", caller="ann", plan="gold", wish="pro", wished_by="name")
+    found = replay([record("w", wish, None), *traffic(10)], policy(("gold: {may: [pro]}", "gold: {}")))
+    assert found.refused == 1
+    assert ("pro", "refused") in {(move.origin, move.to) for move in found.moves}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("signals: {sql: select}", "signals: {sql: SELECT}"), "rule sql looks at signals.sql"),
+        (("x-phase: plan", "x-agent: plan"), "rule phase looks at header.x-agent"),
+        (("when: {signals: [sql]}", "when: {signals: [sql], load: {max: {inflight: {min: 1}}}}"), "load.max.inflight"),
+        (("triage: {", "triage: {strategy: choice, "), "rule triaged asks 'complexity.v1 choice"),
+        (("triage: {", "triage: {prompt: p_solve.v1, "), "rule triaged asks 'p_solve.v1 auto"),
+    ],
+)
+def test_what_was_not_recorded_is_refused_by_rule_and_fact(change: tuple[str, str], told: str) -> None:
+    more = "  max: {model: m/max, replicas: ['http://h']}\n"
+    text = TEXT.replace(*change).replace("triage: {", more + "triage: {")
+    with pytest.raises(Unrecorded, match=told):
+        replay(traffic(20), load_policy(text, {}))
+
+
+def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
+    records = traffic(3)
+    for one in records:
+        del one.facts["characters"]
+    with pytest.raises(Unrecorded, match="rule tiny looks at characters, which record r0"):
+        replay(records, A)
+
+
+def test_facts_of_another_type_are_refused() -> None:
+    records = traffic(1)
+    records[0].facts["turns"] = "many"
+    with pytest.raises(RecordError, match="record r0"):
+        replay(records, A)
+
+
+def test_another_policys_quality_is_estimated_from_what_was_explored() -> None:
+    bold = policy(("threshold: 0.5", "threshold: 0.25"), (", explore: 0.2", ""))
+    expected = 0.25 * (0.9 - 0.8 * 0.125) + 0.75 * 0.9
+    found = [replay(triaged(600, better, seed), bold).arms["candidate"].quality for seed in range(5)]
+    known = [one for one in found if one]
+    assert len(known) == 5
+    assert sum(one.plain for one in known) / 5 == pytest.approx(expected, abs=0.03)
+    assert sum(one.value for one in known) / 5 == pytest.approx(expected, abs=0.03)
+    assert sum(one.low <= expected <= one.high for one in known) >= 4
+
+
+def test_without_exploration_only_what_was_done_can_be_judged() -> None:
+    records = triaged(300, better)
+    for one in records:
+        one.route = msgspec.structs.replace(one.route, p=1.0, chances={})
+    found = replay(records, policy(("threshold: 0.5", "threshold: 0.25"), (", explore: 0.2", "")))
+    assert found.arms["recorded"].quality
+    assert found.arms["candidate"].quality is None
+    assert "had no chance" in (found.arms["candidate"].unknown or "")
+    assert found.figures()["quality"] is None
+
+
+def test_outcomes_that_tell_of_every_tier_need_no_weights() -> None:
+    records = triaged(200, better)
+    for one in records:
+        assert one.verdict
+        one.outcome = Outcome(0.5, tiers={"flash": 1.0 - (one.verdict.p_complex or 0), "pro": 1.0})
+    arms = replay(records, policy((", explore: 0.2", ""))).arms
+    quality = {name: arm.quality.value for name, arm in arms.items() if arm.quality}
+    assert quality["all pro"] == 1.0
+    assert quality["all flash"] == pytest.approx(0.5, abs=0.1)
+    assert quality["all flash"] < quality["shuffle"] < quality["candidate"] < quality["all pro"]
+
+
+def test_cost_is_what_was_counted_and_else_as_long_as_that_tiers_answers_are() -> None:
+    facts = Facts(model="auto", caller="ann", plan="gold", characters=50, context=70)
+    low = record("low", facts, Verdict("simple", 0.1))
+    high = record("high", facts, Verdict("complex", 0.9), usage=Usage(200, 100, 80, complete=True))
+    arms = replay([low, high], A).arms
+    assert arms["recorded"].cost_usd == pytest.approx(
+        # explored shares of 0.2 on the other side: flash answers take 50 tokens, those of pro 80
+        0.8 * (100 * 1 + 50 * 2) / 1e6 + 0.2 * (100 * 10 + 80 * 20) / 1e6
+        + 0.8 * (100 * 10 + 80 * 20) / 1e6 + 0.2 * (200 * 1 + 50 * 2) / 1e6
+    )  # fmt: skip
+    assert arms["all flash"].cost_usd == pytest.approx((100 + 100 + 200 + 100) / 1e6)
+    assert arms["all flash"].counted == pytest.approx(0.4)
+
+
+def test_an_answer_that_nobody_counted_is_estimated_from_its_facts() -> None:
+    facts = Facts(model="auto", caller="ann", plan="gold", characters=5, context=70)
+    arm = replay([record("r", facts, None, usage=None)], A).arms["candidate"]
+    assert [arm.cost_usd, arm.counted] == pytest.approx([(70 * 1 + 500 * 2) / 1e6, 0.0])
+
+
+def test_no_records_are_no_error() -> None:
+    found = replay([], A)
+    assert (found.records, found.arms["candidate"].pro_share, found.figures()["moved"]) == (0, 0.0, None)
+
+
+def test_moves_are_counted_by_tiers_and_rule_with_some_of_their_ids() -> None:
+    rows = traffic(20)
+    found = moved(["flash"] * 20, [Choice("pro", "x")] * 12 + [Choice("undecided")] * 8, rows)
+    assert [(move.count, move.to, len(move.examples)) for move in found] == [(12, "pro", 5)]
+
+
+def test_a_choice_has_all_its_chances() -> None:
+    one = traffic(300)
+    made = choices(one, replace(A, name="other"))
+    assert all(sum(choice.chances.values()) == pytest.approx(1.0) for choice in made)
+    assert {len(choice.chances) for choice in made} == {1, 2}

@@ -1,0 +1,144 @@
+"""`tiergate policy replay | diff` on the command line."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway.cli import app
+from gateway.policy import load_policy
+from gateway.records import seen
+
+TEXT = """\
+schema: 1
+tiers:
+  flash: {model: f, replicas: ["${FLASH_URL:-http://h}"], price: {output_per_m: 1}}
+  pro: {model: p, replicas: ["http://h"], price: {output_per_m: 10}}
+triage: {threshold: 0.5}
+rules:
+  - {id: tiny, when: {characters: {max: 10}}, route: flash}
+  - {id: triaged, route: {simple: flash, complex: pro}}
+callers: {default: {plan: gold}, plans: {gold: {may: [pro]}}}
+"""
+SEEN = msgspec.to_builtins(seen(load_policy(TEXT, {})))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(
+        app, ["policy", *arguments], env={"NO_COLOR": "1", "COLUMNS": "160", "FLASH_URL": "http://x"}
+    )
+
+
+def line(at: int) -> str:
+    p = at / 100
+    tier = "pro" if p >= 0.5 else "flash"
+    facts = {"model": "auto", "caller": "ann", "plan": "gold", "characters": 50, "context": 10}
+    verdict = {"label": "complex" if p >= 0.5 else "simple", "p_complex": p}
+    used = {"prompt": 10, "cached": 0, "completion": 100}
+    outcome = {"quality": 1.0 if tier == "pro" else 0.5}
+    return json.dumps(
+        {"v": 1, "id": f"r{at}", "caller": "k", "facts": facts, "seen": SEEN, "verdict": verdict, "tier": tier}
+        | {"route": {"tier": tier, "rule": "triaged"}, "used": used, "outcome": outcome}
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    texts = {
+        "a.yaml": TEXT,
+        "b.yaml": TEXT.replace("threshold: 0.5", "threshold: 0.3").replace(
+            "  - {id: triaged", "  - {id: long, when: {characters: {min: 9000}}, route: pro}\n  - {id: triaged"
+        ),
+        "header.yaml": TEXT.replace("when: {characters: {max: 10}}", "when: {header: {x-phase: plan}}"),
+        "broken.yaml": TEXT.replace("route: flash", "route: nobody"),
+        "records": "".join(line(at) + "\n" for at in range(100)),
+        "bad": "{\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return {name: str(tmp_path / name) for name in texts}
+
+
+def test_replay_tells_moves_shares_cost_quality_and_controls(files: dict[str, str]) -> None:
+    found = run("replay", "--policy", files["b.yaml"], "--records", files["records"])
+    assert found.exit_code == 0
+    for told in ("20 go elsewhere", "flash -> pro", "r30", "70.0%", "50.0%", "shuffle", "all flash", "had no chance"):
+        assert told in found.stdout
+
+
+def test_replay_as_json_has_every_figure(files: dict[str, str]) -> None:
+    told = run("replay", "--policy", files["b.yaml"], "--records", files["records"], "--format", "json").stdout
+    found = json.loads(told)
+    assert found["figures"] | {"pro_share": 0.7, "share.pro": 0.7, "moved": 0.2, "quality": None} == found["figures"]
+    assert found["arms"]["recorded"]["quality"]["value"] == pytest.approx(0.75)
+    assert found["figures"]["cost_ratio"] == pytest.approx((30 * 1 + 70 * 10) / (50 * 1 + 50 * 10))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "status"),
+    [
+        (["pro_share > 0.7"], 0),
+        (["pro_share >= 0.7"], 1),
+        (["share.pro>0.3"], 1),
+        (["cost_usd > 1", "moved != 0"], 1),
+        (["cost_ratio <= 1"], 0),
+        (["undecided == 0"], 1),
+        (["quality < 0.5"], 2),
+        (["nobody > 1"], 2),
+        (["pro_share > 0.3", "nobody > 1"], 2),
+        (["pro_share"], 2),
+        (["pro_share > 0.3 or 1"], 2),
+        (["__import__('os') > 1"], 2),
+        (["pro_share > nan"], 2),
+    ],
+)
+def test_a_condition_sets_the_exit_status(files: dict[str, str], conditions: list[str], status: int) -> None:
+    given = [part for condition in conditions for part in ("--fail-if", condition)]
+    found = run("replay", "--policy", files["b.yaml"], "--records", files["records"], *given)
+    assert found.exit_code == status
+    assert bool(found.stderr) == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("policy", "records", "told"),
+    [
+        ("header.yaml", "records", "rule tiny looks at header.x-phase, which record r0"),
+        ("a.yaml", "bad", "bad:1: "),
+        ("broken.yaml", "records", "no tier is named"),
+        ("none.yaml", "records", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_replayed_is_said_with_status_2(
+    files: dict[str, str], policy: str, records: str, told: str
+) -> None:
+    for command in (("replay", "--policy"), ("diff", files["a.yaml"])):
+        found = run(*command, files.get(policy, policy), "--records", files[records])
+        assert (found.exit_code, found.stdout) == (2, "")
+        assert told in found.stderr
+
+
+def test_diff_tells_what_the_files_say_differently_and_who_moves(files: dict[str, str]) -> None:
+    found = run("diff", files["a.yaml"], files["b.yaml"], "--records", files["records"]).stdout
+    assert found.splitlines()[:4] == [
+        'rules: ["tiny", "triaged"] -> ["tiny", "long", "triaged"]',
+        'rules.long.id: not given -> "long"',
+        'rules.long.route: not given -> "pro"',
+        "rules.long.when.characters.min: not given -> 9000",
+    ]
+    assert "triage.threshold: 0.5 -> 0.3" in found
+    assert "20 of 100 requests move, 0 undecided" in found
+
+
+def test_diff_of_a_file_with_itself_is_empty(files: dict[str, str]) -> None:
+    assert run("diff", files["a.yaml"], files["a.yaml"]).stdout == "the files say the same\n"
+    found = run("diff", files["a.yaml"], files["a.yaml"], "--records", files["records"], "--format", "json").stdout
+    assert json.loads(found) == {"changes": [], "records": 100, "undecided": 0, "moves": []}
+
+
+def test_diff_does_not_show_what_the_environment_holds(files: dict[str, str]) -> None:
+    changed = Path(files["a.yaml"]).with_name("c.yaml")
+    changed.write_text(TEXT.replace('["${FLASH_URL:-http://h}"]', '["http://h"]'), encoding="utf-8")
+    told = run("diff", files["a.yaml"], str(changed)).stdout
+    assert told == 'tiers.flash.replicas: "(from the environment)" -> ["http://h"]\n'

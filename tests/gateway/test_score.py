@@ -1,0 +1,125 @@
+"""The local score: what it says of prompts in many languages, and what it does not look at."""
+
+import unicodedata
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.body import Fields
+from gateway.score import MEASURES, measures, score, score_text, words
+
+QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
+EXAMPLE = "Q: What is the colour of the sky on a clear day, as seen from the ground?\nA: blue\n\n"
+
+
+def asked(**told: object) -> Fields:
+    return msgspec.convert(told, Fields)
+
+
+def said(*turns: str) -> Fields:
+    return asked(messages=[{"role": "user", "content": turn} for turn in turns])
+
+
+@pytest.mark.parametrize(
+    ("simple", "hard"),
+    [
+        ("What time is it?", "Prove that every bounded monotone sequence converges, and derive the limit's bound."),
+        ("Wie heißt du?", "Untersuche, warum die Warteschlange unter Last wächst, und begründe deinen Entwurf."),
+        ("Où est la gare ?", "Conçois un protocole de réplication, compare deux variantes et justifie ton choix."),
+        ("¿Quién eres?", "Diseña un esquema de particiones y analiza paso a paso qué ocurre cuando falla un nodo."),
+        ("Chi sei?", "Dimostra che l'algoritmo termina e calcola la sua complessità nel caso peggiore."),
+        ("Кто ты?", "Докажи, что алгоритм завершается, и сравни его сложность с двумя другими подходами."),
+        ("Saat kaç?", "Bu sistemin neden yavaşladığını araştır, iki tasarımı karşılaştır ve gerekçelendir."),
+        ("今天星期几？", "请设计一个分布式锁,证明它的安全性,并分析网络分区时的行为。"),
+        ("今日は何曜日？", "分散ロックを設計し、その安全性を証明し、障害時の挙動を分析してください。"),
+        ("오늘 무슨 요일이야?", "분산 잠금을 설계하고 안전성을 증명한 뒤 장애 상황을 단계별로 분석하세요."),
+        ("من أنت؟", "صمم خوارزمية لتوزيع المهام وقارن بين طريقتين ثم برهن على صحة الحل."),
+        ("आप कौन हैं?", "इस प्रणाली का विश्लेषण करें, दो विकल्पों की तुलना करें और परिणाम सिद्ध करें।"),
+    ],
+)
+def test_a_request_for_depth_scores_above_small_talk_in_any_language(simple: str, hard: str) -> None:
+    assert score_text(simple).value < 0.25
+    assert score_text(hard).value > score_text(simple).value + 0.1
+
+
+def test_maths_and_code_score_above_prose_of_their_length() -> None:
+    prose = "Tell me a little about the town where you would like to live when you are old."
+    assert score_text(prose).value < score_text("Solve $x^2 - 5x + 6 = 0$ and then $\\int_0^1 x^3 dx$ by hand.").value
+    assert (
+        score_text(prose).value < score_text("def f(xs):\n    return sorted(xs)[len(xs) // 2]  # f([3, 1]) == ?").value
+    )
+
+
+def test_a_wish_for_a_short_answer_lowers_the_score() -> None:
+    assert score_text(f"{QUESTION} Answer briefly.").value < score_text(QUESTION).value
+
+
+def test_worked_examples_do_not_make_a_question_harder() -> None:
+    alone, shown = measures(f"Q: {QUESTION}\nA:"), measures(3 * EXAMPLE + f"Q: {QUESTION}\nA:")
+    assert shown["length"] == pytest.approx(alone["length"], abs=0.05)
+    assert shown["numbers"] == alone["numbers"]
+
+
+def test_options_to_choose_from_count_apart_from_the_question() -> None:
+    options = "\nA. 4 hours\nB. 10 hours\nC. 12 hours\nD. 17 hours"
+    alone, shown = measures(QUESTION), measures(QUESTION + options)
+    assert [name for name in MEASURES if alone[name] != shown[name]] == ["options"]
+
+
+def test_a_long_prompt_is_read_at_its_ends_only() -> None:
+    ends = ("Read the report. " * 60, " What follows from it?" * 90)
+    one, other = (score_text(ends[0] + middle * 50_000 + ends[1]) for middle in ("lorem ", "x = 1; "))
+    assert one == other
+
+
+def test_a_short_follow_up_is_read_with_the_turn_before_it() -> None:
+    hard = "Prove that the scheduler below never starves a task, and derive its worst latency."
+    assert score(said(hard, "yes, do it")).value > 2 * score(said("hi", "yes, do it")).value
+    assert score(said(hard, "What is the capital of France, and since when is it the capital?")).value < 0.5
+
+
+def test_only_what_the_user_says_counts() -> None:
+    user = {"role": "user", "content": "hi"}
+    tool = {"role": "tool", "content": QUESTION * 50}
+    assert score(asked(messages=[user, tool])) == score(asked(messages=[user]))
+
+
+def test_completions_and_prompts_of_token_ids_have_a_score() -> None:
+    assert score(asked(prompt=QUESTION)) == score(said(QUESTION))
+    assert score(asked(prompt=[QUESTION, "and why?"])).value > 0
+    assert score(asked(prompt=[1, 2, 3])).value == score_text("").value
+
+
+def test_the_reasons_name_what_moved_the_score_most() -> None:
+    assert "maths" in score_text("$a^2 + b^2 = c^2$, $\\frac{a}{b} < 1$").reasons
+    assert "-fact" in score_text("Who are you?").reasons
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=400), st.integers(1, 500), st.integers(0, 500))
+def test_any_text_has_measures_and_a_score_between_0_and_1(text: str, turns: int, tools: int) -> None:
+    found = score_text(text, turns, tools)
+    assert tuple(found.measures) == MEASURES
+    assert all(0 <= value <= 1 for value in found.measures.values())
+    assert 0 < found.value < 1
+
+
+def test_half_a_surrogate_pair_has_a_score() -> None:
+    assert 0 < score(said("first", "\ud83d")).value < 1
+
+
+SPACED = {"depth": words.DEPTH, "program": words.PROGRAM, "short": words.SHORT, "fact": words.FACT}
+
+
+@pytest.mark.parametrize("kind", SPACED)
+def test_no_stem_is_dead_or_of_two_scripts(kind: str) -> None:
+    stems = SPACED[kind].split()
+    assert len(stems) == len(set(stems))
+    dead = [a for a in stems for b in stems if a != b and len(b) >= words.KEY and a.startswith(b)]
+    assert dead == []
+    for stem in stems:
+        assert len({unicodedata.name(c).split()[0] for c in stem if c.isalpha()}) == 1, stem
+        assert words.WORD.findall(stem) == [stem]
+        assert words.asked(stem)[kind] == 1

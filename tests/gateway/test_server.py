@@ -1,0 +1,154 @@
+import asyncio
+import json
+import signal
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.app import across_origins, create_app
+from gateway.keys import Keys
+from gateway.server import Server, bind
+from gateway.settings import Settings
+from gateway.store import MemoryStore
+from loadtest.servers import POLICY, Process, Sim, free_port, running
+from tests.gateway.identity import CERTIFICATE, KEY, pem
+from tests.gateway.serving import Answer, Port, body, eventually, parsed
+from tests.tiers import JSON, policy_for, until
+
+STREAM = body(model="flash", stream=True, max_tokens=40)
+
+
+@contextmanager
+def serving(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
+    """A gateway in a process of its own, which has ended well when the block has."""
+    policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
+    with running(policy, flash, pro, **settings) as (url, process):
+        yield Port(int(url.rpartition(":")[2])), process
+        assert process.wait(10) == 0
+
+
+def ready(port: int) -> int:
+    """What /ready says; 0 when nobody is let in."""
+    return told(port)[0]
+
+
+def told(port: int) -> tuple[int, JSON]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+    except OSError:
+        return 0, {}
+
+
+async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer]]":
+    """That many streams under way."""
+    tasks = [asyncio.create_task(gate.ask(STREAM)) for _ in range(count)]
+    await eventually(lambda: len(sim.seen()) == count, 5)
+    return tasks
+
+
+def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(drip=0.004, drip_bytes=64)
+        with serving(flash, pro, DRAIN_WAIT="0.5") as (gate, process):
+            tasks = await streams(gate, 20, flash)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.1)
+            status, said = await asyncio.to_thread(told, gate.port)
+            assert (status, said["status"]) == (503, "leaving")
+            late = await gate.ask(body(model="pro"))
+            assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
+            answers = await asyncio.gather(*tasks)
+            assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
+            await eventually(lambda: ready(gate.port) == 0)
+
+    asyncio.run(main())
+
+
+def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_after=3)
+        with serving(flash, pro, DRAIN="0.3") as (gate, process):
+            (stream,) = await streams(gate, 1, flash)
+            flash.config(stall_first=60.0)
+            whole = asyncio.create_task(gate.ask(body(model="flash")))
+            await asyncio.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            cut, refused = await stream, await whole
+            assert (cut.complete, json.loads(cut.events()[-1])["error"]["code"]) == (True, "gateway_leaving")
+            assert (refused.status, refused.json()["error"]["code"]) == (503, "gateway_leaving")
+            assert b"[DONE]" not in cut.data
+            until(lambda: all(one["state"] == "aborted" for one in flash.seen()))
+
+    asyncio.run(main())
+
+
+def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_after=3)
+        with serving(flash, pro, DRAIN_WAIT="60") as (gate, process):
+            (stream,) = await streams(gate, 1, flash)
+            process.send_signal(signal.SIGTERM)
+            until(lambda: ready(gate.port) == 503)
+            process.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            cut = await stream
+            assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
+            await asyncio.to_thread(process.wait, 5)
+            assert time.monotonic() - started < 5, "the drain would have been 600 s"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("host", "pause"), [("127.0.0.1", 0.0), ("0.0.0.0", 5.0)])
+def test_only_who_may_be_balanced_waits_before_it_closes(host: str, pause: float) -> None:
+    assert Settings(host=host).pause == pause
+    assert Settings(host=host, drain_wait=2.0).pause == 2.0
+
+
+def test_sockets_for_several_processes_are_seen_to_be_tcp_and_share_with_their_like_only() -> None:
+    (one,) = bind(Settings(port=0), shared=True)
+    same = Settings(port=one.getsockname()[1])
+    with one, bind(same, shared=True)[0]:
+        one.listen()
+        assert one.proto == socket.IPPROTO_TCP, "else asyncio leaves Nagle's delay on: 40 ms an answer"
+        with pytest.raises(OSError, match="in use"):
+            bind(same, shared=False)
+
+
+def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    files = {"TLS_CERT": tmp_path / "cert.pem", "TLS_KEY": tmp_path / "key.pem"}
+    files["TLS_CERT"].write_text(pem("CERTIFICATE", CERTIFICATE))
+    files["TLS_KEY"].write_text(pem("PRIVATE KEY", KEY))
+    trusting = ssl.create_default_context(cafile=str(files["TLS_CERT"]))
+    settings = Settings(port=free_port(), **{name.lower(): file for name, file in files.items()})  # type: ignore[arg-type]
+
+    async def main() -> None:
+        store = MemoryStore()
+        front = create_app(settings, policy_for(flash, pro), store, Keys(store, everyone=True))
+        server = Server(front, across_origins(front, settings), led=True)
+        running = asyncio.create_task(server.serve())
+        await eventually(lambda: server.started)
+        reader, writer = await asyncio.open_connection("localhost", settings.port, ssl=trusting)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert parsed(await reader.read()).json() == {"status": "ok"}
+        heard, plain = await asyncio.open_connection("localhost", settings.port)
+        plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"HTTP" not in await heard.read(), "not reached"
+        for line in (writer, plain):
+            line.close()
+            with suppress(ConnectionError):
+                await line.wait_closed()
+        server.leave()
+        await running
+
+    asyncio.run(main())

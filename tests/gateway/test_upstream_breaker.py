@@ -1,0 +1,110 @@
+"""When a replica is left alone, by whose requests, and when it is tried again; how many calls may be repeated."""
+
+from gateway.upstream.breaker import FAILURES, FIRST_REST, LONGEST_REST, WINDOW, Breaker
+from gateway.upstream.budget import Budget
+
+
+def broken(*callers: str | None, at: float = 100.0) -> Breaker:
+    """A breaker that has seen failures of these callers' calls."""
+    breaker = Breaker()
+    for caller in callers:
+        breaker.failed(caller, at, trial=breaker.asked())
+    return breaker
+
+
+def test_failures_of_several_callers_open_it_and_a_few_do_not() -> None:
+    assert not broken(*"abab").open
+    assert broken(*"ababa").open
+    assert not broken(*"ababa").lets(100.0)
+
+
+def test_a_caller_whose_requests_break_servers_opens_nothing_while_others_are_answered() -> None:
+    breaker = Breaker()
+    for _ in range(50):
+        breaker.failed("bad", 100.0, trial=False)
+        breaker.passed("good", trial=False)
+    for _ in range(50):
+        breaker.failed("bad", 100.0, trial=False)
+    assert not breaker.open
+    breaker.failed("good", 100.0, trial=False)
+    assert breaker.open
+
+
+def test_who_asks_alone_opens_it_and_refused_connections_need_no_second_caller() -> None:
+    assert broken(*["alone"] * FAILURES).open
+    breaker = Breaker()
+    breaker.passed("other", trial=False)
+    for _ in range(FAILURES):
+        breaker.failed(None, 100.0, trial=False)
+    assert breaker.open
+
+
+def test_it_stays_closed_while_most_calls_are_answered_and_forgets_old_ones() -> None:
+    breaker = Breaker()
+    for _ in range(100):
+        breaker.failed("a", 100.0, trial=False)
+        breaker.passed("a", trial=False)
+        breaker.passed("b", trial=False)
+        breaker.failed("b", 100.0, trial=False)
+        breaker.passed("b", trial=False)
+    assert not breaker.open
+    for caller in "ababa":
+        breaker.failed(caller, 101.0 + WINDOW, trial=False)
+    assert breaker.open
+
+
+def test_one_probe_goes_through_and_its_outcome_decides() -> None:
+    breaker, rest = broken(*"ababa"), FIRST_REST
+    now = 100.0
+    while rest < 2 * LONGEST_REST:
+        now += min(rest, LONGEST_REST)
+        assert not breaker.lets(now - 0.01)
+        assert breaker.lets(now)
+        assert breaker.asked()
+        assert not breaker.lets(now), "one probe at a time"
+        breaker.failed("a", now, trial=True)
+        assert breaker.open
+        rest *= 2
+    now += LONGEST_REST
+    assert breaker.lets(now)
+    assert breaker.asked()
+    breaker.passed("a", trial=True)
+    assert not breaker.open
+    assert not broken(*"abab").open, "it counts anew"
+
+
+def test_a_probe_without_an_outcome_makes_room_for_another() -> None:
+    breaker = broken(*"ababa")
+    breaker.asked()
+    assert not breaker.lets(100.0 + FIRST_REST)
+    breaker.dropped()
+    assert breaker.lets(100.0 + FIRST_REST)
+
+
+def test_calls_from_before_the_break_decide_nothing_when_they_end_late() -> None:
+    breaker = broken(*"ababa")
+    breaker.passed("c", trial=False)
+    assert breaker.open
+    breaker.asked()
+    breaker.failed("c", 100.0 + FIRST_REST, trial=False)
+    assert not breaker.lets(100.0 + FIRST_REST), "the probe is still out"
+    breaker.failed("c", 100.0 + FIRST_REST, trial=True)
+    assert not breaker.lets(100.0 + FIRST_REST)
+    assert breaker.lets(100.0 + 3 * FIRST_REST)
+
+
+def test_retries_are_a_tenth_of_the_calls_and_a_few_more() -> None:
+    for calls in (1, 10, 100, 1000, 10_000):
+        budget, retries = Budget(), 0
+        for call in range(calls):
+            budget.earn()
+            retries += budget.spend(now=1e6 + 60.0 * call / calls)
+        assert retries <= 0.1 * calls + 8 + 1
+        assert retries >= min(calls, 5)
+    assert retries <= 0.11 * calls
+
+
+def test_an_idle_tier_gets_its_retries_back_slowly() -> None:
+    budget = Budget()
+    assert [budget.spend(now=100.0) for _ in range(6)] == [True] * 5 + [False]
+    assert [budget.spend(now=121.0) for _ in range(2)] == [True, False]

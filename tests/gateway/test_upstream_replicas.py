@@ -1,0 +1,242 @@
+"""Several servers of one tier: who is asked when one fails, and what their own queues say."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gateway.errors import Overloaded, UpstreamFailed
+from gateway.policy import Policy
+from gateway.types import Caller
+from gateway.upstream import Upstream
+from gateway.upstream.breaker import FAILURES, FIRST_REST
+from gateway.upstream.queues import waiting
+from gateway.upstream.replicas import FRESH, Replicas
+from loadtest.servers import Sim
+from tests.gateway.serving import asked, body, collected, eventually, plain, scripted, upstream
+from tests.gateway.test_upstream import BOTH, FIRST, GOOD, NOWHERE, broke
+from tests.tiers import policy_for
+
+BOB = Caller("bob", "bob", "usual", "salt-of-bob")
+
+
+def two(flash: Sim, other: str, **tier: Any) -> Policy:
+    """A policy whose flash has two replicas."""
+    return policy_for(flash, NOWHERE, tiers={"flash": {"replicas": [flash.url, other], **tier}})
+
+
+def alias(sim: Sim) -> str:
+    """Another URL of the same server."""
+    return sim.url.replace("127.0.0.1", "localhost")
+
+
+@pytest.mark.parametrize(("on", "answered"), [(["5xx"], True), (["connect"], False)])
+def test_another_replica_answers_when_one_fails_before_the_first_byte(on: list[str], answered: bool, pro: Sim) -> None:
+    async def main() -> None:
+        async with scripted(plain(b"", "500 Oh"), plain(GOOD)) as (url, seen), upstream() as door:
+            tier = {"replicas": [url, url + "/two"], "balance": "round_robin"}
+            policy = policy_for(Sim(url, "m"), pro, tiers={"flash": tier}, failover={"on": on})
+            request = asked(body())
+            reply = await door.send(request, FIRST, policy)
+            if answered:
+                assert (reply.tier, await collected(reply)) == ("flash", GOOD)
+                assert len({head.split()[1] for head in seen}) == 2
+            else:
+                assert isinstance(await broke(reply), UpstreamFailed)
+            calls = {(bill.void, bill.lost) for bill in request.bills}
+            assert calls == ({(True, True), (False, False)} if answered else {(True, True)})
+
+    asyncio.run(main())
+
+
+REFUSALS = [
+    (plain(b"{}", "400 No"), 400),
+    (plain(b"{}", "429 Slow", retry_after="7"), 429),
+    (plain(b"{}", "500 Oh", x_should_retry="false"), 502),
+    (plain(b"{}", "503 Busy", x_should_retry="false", retry_after="7"), 503),
+    (plain(b"{}", "401 No"), 502),
+    (plain(b"{}", "403 No"), 502),
+]
+
+
+@pytest.mark.parametrize(("answer", "status"), REFUSALS)
+def test_no_replica_is_asked_again_what_one_refused(answer: bytes, status: int) -> None:
+    async def main() -> None:
+        async with scripted(answer) as (url, seen), upstream() as door:
+            policy = policy_for(Sim(url, "m"), NOWHERE, tiers={"flash": {"replicas": [url, url + "/two"]}})
+            reply = await door.send(asked(body()), FIRST, policy)
+            assert reply.status == status
+            assert len(seen) == 1
+            if status > 500:
+                refusal = await broke(reply)
+                assert dict(refusal.headers())[b"x-should-retry"] == b"false"
+                assert refusal.code == ("upstream_auth" if b" No" in answer else refusal.code)
+            if b"retry-after" in answer:
+                headers = reply.headers or refusal.headers()
+                assert dict(headers)[b"retry-after"] == b"7"
+            await reply.close()
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_fails_is_left_alone_and_comes_back_by_one_probe(flash: Sim) -> None:
+    async def main() -> None:
+        flash.config(status=500)
+        async with scripted(*[plain(GOOD)] * 30) as (url, _), upstream() as door:
+            policy = two(flash, url, balance="round_robin")
+            for turn in range(2 * FAILURES):
+                reply = await door.send(asked(body(), caller=BOB) if turn % 4 < 2 else asked(body()), FIRST, policy)
+                assert reply.status == 200, "the other replica answers"
+                await reply.close()
+            failed = len(flash.seen())
+            assert door.states(policy)["flash"].up == (False, True)
+            for _ in range(6):
+                await (await door.send(asked(body()), FIRST, policy)).close()
+            assert len(flash.seen()) == failed == FAILURES
+            flash.reset()
+            door._replicas.at(flash.url).breaker._until -= FIRST_REST
+            for _ in range(6):
+                await (await door.send(asked(body()), FIRST, policy)).close()
+            assert door.states(policy)["flash"].up == (True, True)
+            assert len(flash.seen()) >= 3
+
+    asyncio.run(main())
+
+
+def test_the_last_replica_is_asked_however_often_it_failed_and_bad_requests_are_no_failures(flash: Sim) -> None:
+    async def main() -> None:
+        policy = policy_for(flash, NOWHERE)
+        async with upstream() as door:
+            for status, up in ((422, True), (500, False)):
+                flash.config(status=status)
+                for _ in range(2 * FAILURES):
+                    await (await door.send(asked(body()), FIRST, policy)).close()
+                assert door.states(policy)["flash"].up == (up,)
+            flash.reset()
+            await (await door.send(asked(body()), FIRST, policy)).close()
+            assert door.states(policy)["flash"].up == (True,)
+
+    asyncio.run(main())
+
+
+def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        for sim in (flash, pro):
+            sim.config(status=500)
+        both = {sim.model.partition("-")[0]: {"replicas": [sim.url, alias(sim)]} for sim in (flash, pro)}
+        policy = policy_for(flash, pro, tiers=both)
+        async with upstream() as door:
+            for turn in range(100):
+                caller = BOB if turn % 2 else asked(body()).caller
+                assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == 502
+            assert 100 < len(flash.seen()) + len(pro.seen()) <= 130
+
+    asyncio.run(main())
+
+
+def test_a_probe_that_is_left_makes_room_for_the_next(flash: Sim) -> None:
+    async def main() -> None:
+        policy = policy_for(flash, NOWHERE)
+        async with upstream() as door:
+            flash.config(status=500)
+            for _ in range(FAILURES):
+                await (await door.send(asked(body()), FIRST, policy)).close()
+            breaker = door._replicas.at(flash.url).breaker
+            breaker._until -= FIRST_REST
+            flash.reset()
+            flash.config(stall_first=30.0)
+            task = asyncio.create_task(door.send(asked(body()), FIRST, policy))
+            await eventually(lambda: bool(flash.seen()))
+            assert not breaker.lets(asyncio.get_running_loop().time())
+            task.cancel()
+            await asyncio.wait([task])
+            assert breaker.lets(asyncio.get_running_loop().time())
+
+    asyncio.run(main())
+
+
+SAID = b"""# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting{engine="1",model_name="m"} 4.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 100.0
+vllm:num_requests_running{engine="0",model_name="m"} 50.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [(SAID, 7), (b"vllm:num_requests_waiting 2", 2), (SAID.replace(b"waiting{", b"swapped{"), None), (b"", None),
+     (b"<html>", None), (b"vllm:num_requests_waiting{} e", None), (b"vllm:num_requests_waiting{} 1e999", None)],
+)  # fmt: skip
+def test_a_queue_is_summed_over_engines_and_unknown_without_its_name(text: bytes, count: int | None) -> None:
+    assert waiting(text) == count
+
+
+def test_the_shortest_queue_is_asked_while_all_are_known_else_who_has_least_in_flight(flash: Sim, pro: Sim) -> None:
+    tier = two(flash, pro.url, balance="least_waiting").tiers["flash"]
+    replicas = Replicas()
+    one, other = replicas.of(tier)
+    other.inflight = 5
+    assert replicas.choose(tier, 1, (), 0.0) is one, "unknown queues are not compared"
+    one.told(9, 0.0)
+    other.told(0, 0.0)
+    assert replicas.choose(tier, 1, (), 0.0) is other
+    other.inflight += 12
+    assert replicas.choose(tier, 1, (), 0.0) is one, "what we sent since the reading counts"
+    other.inflight -= 12
+    assert replicas.choose(tier, 1, (), FRESH) is one, "an old reading is none"
+
+
+def test_queues_are_read_from_servers_and_what_cannot_be_read_stays_unknown(flash: Sim) -> None:
+    async def main() -> None:
+        both = {"replicas": [flash.url, NOWHERE.url], "balance": "least_waiting"}
+        policy = policy_for(flash, NOWHERE, tiers={"flash": both})
+        async with upstream() as door:
+            assert door.waiting(policy) == {}
+            await eventually(lambda: door.waiting(policy) == {"flash": 0})
+            assert door._replicas.at(NOWHERE.url).waiting(asyncio.get_running_loop().time()) is None
+
+    asyncio.run(main())
+
+
+def test_a_conversation_leaves_its_replica_when_that_is_crowded(flash: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_after=1)
+        policy = two(flash, alias(flash))
+        async with upstream() as door:
+            held = [await door.send(asked(body(stream=True)), FIRST, policy) for _ in range(8)]
+            counts = sorted(replica.inflight for replica in door._replicas.of(policy.tiers["flash"]))
+            assert counts in ([3, 5], [4, 4])
+            await asyncio.gather(*(anext(reply.chunks) for reply in held))
+            for reply in held:
+                await reply.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_tier_lets_requests_wait_for_a_place(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        limits = {"max_inflight": 1, "queue": 1, "queue_timeout": "5s"}
+        policy = policy_for(flash, pro, tiers={"flash": {"limits": limits}})
+        flash.config(stall_after=1)
+        async with upstream() as door:
+            held = await door.send(asked(body(stream=True)), FIRST, policy)
+            flash.reset()
+            waits = asyncio.create_task(door.send(asked(body()), FIRST, policy))
+            await eventually(lambda: door.states(policy)["flash"].queued == 1)
+            assert isinstance(await broke(await door.send(asked(body()), FIRST, policy)), Overloaded)
+            left = asyncio.create_task(door.send(asked(body()), FIRST, policy))
+            left.cancel()
+            await asyncio.wait([left])
+            assert not waits.done()
+            await held.close()
+            reply = await waits
+            assert json.loads(await collected(reply))["choices"]
+            assert reply.waited > 0
+
+    asyncio.run(main())
+
+
+def test_the_door_needs_no_loop_to_tell_its_states(flash: Sim, pro: Sim) -> None:
+    assert Upstream(None).states(two(flash, pro.url))["flash"].up == (True, True)  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gateway.workers.sums import counts, read, total
+from loadtest.servers import POLICY, Process, Sim, running
+from tests.gateway.serving import Port, body
+from tests.tiers import until
+
+
+@contextmanager
+def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
+    """Two workers on one port, and their supervisor."""
+    policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
+    with running(policy, flash, pro, REDIS_URL="embedded", WORKERS="2", **settings) as (url, process):
+        gate = Port(int(url.rpartition(":")[2]))
+        until(lambda: alive(gate) == 2, 10)
+        yield gate, process
+
+
+def alive(gate: Port) -> int:
+    return int(asyncio.run(gate.get("/ready")).json()["workers"])
+
+
+def counted(gate: Port) -> int:
+    """Requests answered with 200 by Flash, as /metrics of whichever worker counts them."""
+    text = asyncio.run(gate.get("/metrics")).data
+    found = re.search(rb'gateway_requests_total{status="200",tier="flash"} ([0-9.]+)', text)
+    return int(float(found[1])) if found else 0
+
+
+def workers(process: Process) -> list[int]:
+    """The worker processes' ids."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+async def asked(gate: Port, count: int) -> None:
+    answers = await asyncio.gather(*(gate.ask(body(model="flash")) for _ in range(count)))
+    assert [one.status for one in answers] == [200] * count
+
+
+async def drained(gate: Port, process: Process, flash: Sim) -> None:
+    """SIGTERM lets the streams of all workers end."""
+    stream = body(model="flash", stream=True, max_tokens=40)
+    tasks = [asyncio.create_task(gate.ask(stream)) for _ in range(20)]
+    while len(await asyncio.to_thread(flash.seen)) < 20:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    for pid in (process.pid, *workers(process)):  # as a terminal or systemd does: the supervisor alone heeds it
+        os.kill(pid, signal.SIGTERM)
+    answers = await asyncio.gather(*tasks)
+    assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
+
+
+def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave_in_order(flash: Sim, pro: Sim) -> None:
+    with two(flash, pro) as (gate, process):
+        asyncio.run(asked(gate, 40))
+        until(lambda: counted(gate) == 40)  # an exchange is counted when it is settled, after its answer
+        seen = [counted(gate) for _ in range(4)]
+        assert seen == [40] * 4, "whichever worker is asked"
+        victim, other = workers(process)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{victim}").exists())
+        assert counted(gate) == 40, "what a dead worker counted stays"
+        asyncio.run(asked(gate, 10))
+        until(lambda: alive(gate) == 2, 10)
+        assert other in workers(process)
+        until(lambda: counted(gate) == 50)
+        flash.reset()
+        flash.config(drip=0.004, drip_bytes=64)
+        asyncio.run(drained(gate, process, flash))
+        assert process.wait(10) == 0
+
+
+def test_workers_do_not_outlive_their_supervisor(flash: Sim, pro: Sim) -> None:
+    with two(flash, pro) as (_, process):
+        left = workers(process)
+        process.kill()
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 10)
+
+
+@pytest.mark.parametrize(("redis", "words"), [(None, "share"), ("redis://127.0.0.1:1", "does not answer")])
+def test_several_workers_need_a_store_that_answers(redis: str | None, words: str) -> None:
+    env = {"GATEWAY_WORKERS": "2", "GATEWAY_PORT": "0"} | ({"GATEWAY_REDIS_URL": redis} if redis else {})
+    started = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve"],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert started.returncode == 1
+    assert started.stderr.count(words) == 1, "said once, not by each worker"
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        env = {"GATEWAY_WORKERS": "2", "GATEWAY_PORT": str(taken.getsockname()[1]), "GATEWAY_REDIS_URL": "embedded"}
+        started = subprocess.run(
+            [sys.executable, "-m", "gateway", "serve"],
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    assert (started.returncode, "cannot listen" in started.stderr) == (1, True)
+
+
+# -- sums --------------------------------------------------------------------------------------------------------------
+
+
+def metrics(asked: int, up: float, inflight: int) -> bytes:
+    registry = CollectorRegistry()
+    Counter("asked", "How many?\nReally.", ["name"], registry=registry).labels('a "b" {c} \\ \n').inc(asked)
+    Histogram("took_seconds", "Time.", buckets=(1, 2), registry=registry).observe(1.5)
+    Gauge("gateway_store_up", "Up.", registry=registry).set(up)
+    Gauge("gateway_policy_info", "Info.", ["name"], registry=registry).labels("p").set(1)
+    Gauge("gateway_inflight_requests", "Open.", registry=registry).set(inflight)
+    return generate_latest(registry)
+
+
+def test_counts_and_gauges_are_summed_and_the_worst_state_speaks_for_all() -> None:
+    text = total([metrics(1, 1, 2), metrics(2, 0, 3)])
+    samples = {name: value for family in read(text).values() for name, value in family.samples.items()}
+    assert samples['asked_total{name="a \\"b\\" {c} \\\\ \\n"}'] == 3
+    assert (samples['took_seconds_bucket{le="2.0"}'], samples["took_seconds_sum"]) == (2, 3.0)
+    assert (samples["gateway_store_up"], samples["gateway_inflight_requests"]) == (0, 5)
+    assert samples['gateway_policy_info{name="p"}'] == 1
+    assert samples['asked_created{name="a \\"b\\" {c} \\\\ \\n"}'] < time.time()
+
+
+def test_the_sum_of_one_is_that_one_and_of_none_is_none() -> None:
+    one = metrics(1, 1, 2)
+    assert read(total([one])) == read(one)
+    assert [line for line in total([one]).splitlines() if line[:1] == b"#"] == [
+        line for line in one.splitlines() if line[:1] == b"#"
+    ]
+    assert total([b"", b""]) == b""
+
+
+def test_who_has_ended_counts_but_is_not_open_any_more() -> None:
+    text = counts(metrics(4, 1, 2))
+    assert b"asked_total" in text
+    assert b"took_seconds_bucket" in text
+    assert b"gateway_inflight_requests" not in text
+    assert total([text, metrics(1, 1, 0)]).count(b"# TYPE asked_total counter") == 1
