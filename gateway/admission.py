@@ -70,7 +70,8 @@ class Admission:
         if self.holders > 0 or not self.leases:
             return
         leases, self.leases = self.leases, {}
-        used, first = lines(self.request, self.policy), next(iter(self.policy.tiers))
+        used, caller = lines(self.request, self.policy), self.request.caller
+        first = self.policy.reach(caller.plan, caller.own.may)[0]
         above = any(line.kind == "answer" and line.tier != first for line in used)
         await settle(leases, self.store, used, above)
 

@@ -1,6 +1,8 @@
 """How does a request become an answer?   Admitted, recalled or triaged beside a draft, routed, sent, remembered."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import NamedTuple
 
 from gateway.admission import admit
 from gateway.cache import Flights, Verdicts, lookup, replay
@@ -11,7 +13,7 @@ from gateway.policy import Policy
 from gateway.routing import route
 from gateway.store import Store
 from gateway.triage import question, triage
-from gateway.types import Ask, ChatRequest, Decision, Reply, Route, Standing
+from gateway.types import Ask, ChatRequest, Decision, Facts, Reply, Route, Standing, Verdict
 from gateway.upstream import Upstream
 
 
@@ -33,35 +35,46 @@ async def decision(
 ) -> Decision:
     """What `answer` would decide, without an answer. Raises Refusal as that does."""
     async with await admit(request, None, policy, store, answers=False) as admission:
-        facts = observe(request, policy, upstream.load(), admission.standing, upstream.waiting(policy))
-        chosen, verdict, ttl = route(facts, None, policy), None, policy.triage.cache
-        if isinstance(chosen, Ask):
-            asked = question(request, policy)
-            ask = partial(triage, request, policy, upstream, asked)
-            verdict = await verdicts.recall(request.caller, asked[0], ttl)
-            verdict = verdict or await verdicts.share(request.caller, asked[0], ttl, ask)
-            chosen = route(facts, verdict, policy)
-        return Decision(facts, verdict, chosen)
+        found = await begun(request, admission.standing, policy, upstream, verdicts)
+        if isinstance(found, Decision):
+            return found
+        verdict = await found.judge()
+        return Decision(found.facts, verdict, route(found.facts, verdict, policy))
 
 
 async def decide(
     request: ChatRequest, standing: Standing, policy: Policy, upstream: Upstream, verdicts: Verdicts
 ) -> Reply:
-    """An answer from a model. Only a rule that wants a verdict recalls one, or drafts and triages. Raises Refusal as
-    routing does."""
-    facts = observe(request, policy, upstream.load(), standing, upstream.waiting(policy))
-    chosen, verdict, ttl = route(facts, None, policy), None, policy.triage.cache
-    if isinstance(chosen, Ask):
-        asked = question(request, policy)
-        verdict = await verdicts.recall(request.caller, asked[0], ttl)
-    if verdict:
-        chosen = route(facts, verdict, policy)
-    if isinstance(chosen, Route):
-        reply = await upstream.send(request, chosen, policy)
-        return reply.decided(Decision(facts, verdict, chosen))
-    async with drafting(request, chosen, policy, upstream) as draft:
-        ask = partial(triage, request, policy, upstream, asked)
-        verdict = await verdicts.share(request.caller, asked[0], ttl, ask)
-        chosen = route(facts, verdict, policy)
+    """An answer from a model, drafted while the verdict is awaited. Raises Refusal as routing does."""
+    found = await begun(request, standing, policy, upstream, verdicts)
+    if isinstance(found, Decision):
+        reply = await upstream.send(request, found.route, policy)
+        return reply.decided(found)
+    async with drafting(request, found.ask, policy, upstream) as draft:
+        verdict = await found.judge()
+        chosen = route(found.facts, verdict, policy)
         reply = await draft.take(chosen) or await upstream.send(request, chosen, policy)
-        return reply.decided(Decision(facts, verdict, chosen, draft.outcome), waited=verdict.seconds)
+        return reply.decided(Decision(found.facts, verdict, chosen, draft.outcome), waited=verdict.seconds)
+
+
+class Undecided(NamedTuple):
+    """A rule wants a verdict that nobody remembers: `judge` gets one."""
+
+    facts: Facts
+    ask: Ask
+    judge: Callable[[], Awaitable[Verdict]]
+
+
+async def begun(
+    request: ChatRequest, standing: Standing, policy: Policy, upstream: Upstream, verdicts: Verdicts
+) -> Decision | Undecided:
+    """The decision, as far as it comes without asking the classifier. Raises Refusal as routing does."""
+    facts = observe(request, policy, upstream.load(), standing, upstream.waiting(policy))
+    chosen, caller, ttl = route(facts, None, policy), request.caller, policy.triage.cache
+    if isinstance(chosen, Route):
+        return Decision(facts, None, chosen)
+    asked = question(request, policy, upstream.able.get(policy.triage.tier, ()))
+    if verdict := await verdicts.recall(caller, asked.key, ttl):
+        return Decision(facts, verdict, route(facts, verdict, policy))
+    ask = partial(triage, request, policy, upstream, asked)
+    return Undecided(facts, chosen, partial(verdicts.share, caller, asked.key, ttl, ask))

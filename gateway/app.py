@@ -26,6 +26,7 @@ from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
+from gateway.probe import Probe
 from gateway.records import Records
 from gateway.settings import Settings
 from gateway.standing import kept
@@ -48,6 +49,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     upstream = Upstream(client)
     records = Records(store, settings.records)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records)
+    probe = Probe(client, upstream, lambda: doors.policy)
     if member:
         member.render = telemetry.render
     telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
@@ -55,7 +57,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(keys.file.watch()) if keys.file else None
-        yield
+        async with probe.running():
+            yield
         if watch:
             watch.cancel()
             await asyncio.wait([watch])
@@ -66,7 +69,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         telemetry.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    _routes(rest, doors, member)
+    _routes(rest, doors, probe, member)
     _models(rest, doors)
     rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy, records.recent))
     rest.include_router(decision_routes(doors, settings))
@@ -114,7 +117,7 @@ def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
     return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
-def _routes(rest: FastAPI, doors: Doors, member: Member | None) -> None:
+def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) -> None:
     @rest.get("/health", summary="Is the process alive?")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -134,6 +137,7 @@ def _routes(rest: FastAPI, doors: Doors, member: Member | None) -> None:
             "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
             "load": dict(upstream.load()),
             "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
+            "triage": probe.told(),
         }
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format")

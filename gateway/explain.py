@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.errors import Refusal
-from gateway.policy import Bands, Policy, Rule
-from gateway.routing import first_match, route
+from gateway.policy import Bands, Policy, Rule, Step
+from gateway.routing import band, bands, first_match, route
 from gateway.types import Ask, Facts, Route, Verdict
 
 OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_tokens
@@ -17,12 +17,12 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
 
     Keys: policy, facts, rules (each with `matched` and, when not, `why`), route (tiers, rule, reason, and `p`, how
     likely chance made its first tier; or `refused`), triaged (whether the rule wants a verdict), verdict (null when
-    none was given or wanted), sides (what either side of the threshold leads to; null when nobody is asked), instead
-    (the other side of the nearest threshold; null without a probability), cost (US dollars by tier, and what the
-    estimate assumes).
+    none was given or wanted), sides (what either side of the threshold or each band leads to; null when nobody is
+    asked), instead (the other side of the nearest edge; null without a probability), cost (US dollars by tier, and what
+    the estimate assumes).
     """
     triaged = isinstance(outcome(facts, None, policy), Ask)
-    judged = verdict if triaged else None
+    judged, steps = verdict if triaged else None, steps_of(facts, policy)
     ways, prices = sides(facts, policy) if triaged else None, cost(facts, policy)
     return {
         "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
@@ -30,9 +30,9 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
         "rules": told_rules(facts, policy),
         "route": told(outcome(facts, verdict, policy)),
         "triaged": triaged,
-        "verdict": told_verdict(facts, judged, policy) if judged else None,
+        "verdict": told_verdict(judged, steps) if judged else None,
         "sides": ways,
-        "instead": instead(facts, judged, policy, ways, prices["usd"]) if judged and ways else None,
+        "instead": instead(judged, steps, ways, prices["usd"]) if judged and ways else None,
         "cost": prices,
     }
 
@@ -75,10 +75,16 @@ def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
     return found
 
 
-def told_verdict(facts: Facts, verdict: Verdict, policy: Policy) -> dict[str, Any]:
-    """`threshold` is the one that p_complex is nearest to, `margin` p_complex less that: at or above 0 is above it."""
-    p_complex = verdict.p_complex
-    threshold, _, _ = nearest(facts, p_complex, policy)
+def steps_of(facts: Facts, policy: Policy) -> tuple[Step, ...]:
+    """The bands, or the two sides, that a verdict chooses from; none where the rule wants no verdict."""
+    target = first_match(facts, policy).route
+    return () if isinstance(target, str) else bands(target, policy.triage.threshold)
+
+
+def told_verdict(verdict: Verdict, steps: tuple[Step, ...]) -> dict[str, Any]:
+    """`side` is where it falls, a key of `sides`; `threshold` the edge that p_complex is nearest to; `margin` p_complex
+    less that: at or above 0 is above it. Null where there is no label, or no probability."""
+    p_complex, threshold = verdict.p_complex, nearest(steps, verdict.p_complex)[1].low
     return {
         "label": verdict.label,
         "p_complex": p_complex,
@@ -86,33 +92,32 @@ def told_verdict(facts: Facts, verdict: Verdict, policy: Policy) -> dict[str, An
         "reason": verdict.reason,
         "seconds": verdict.seconds,
         "cut": verdict.cut,
+        "strategy": verdict.strategy,
+        "prompt": verdict.prompt,
+        "side": band(steps, verdict).key if verdict.label else None,
         "threshold": threshold,
         "margin": None if p_complex is None else round(p_complex - threshold, 6),
     }
 
 
-def nearest(facts: Facts, p_complex: float | None, policy: Policy) -> tuple[float, str, str]:
-    """The threshold that is nearest to p_complex, and the names of the sides below and above it."""
-    rule = first_match(facts, policy)
-    if not isinstance(rule.route, Bands):
-        return policy.triage.threshold, "simple", "complex"
-    pairs = itertools.pairwise(rule.route.steps)
-    edges = [(end, below, above) for (end, below, _), (_, above, _) in pairs]
-    return min(edges, key=lambda edge: abs(edge[0] - (p_complex or 0.0)))
+def nearest(steps: tuple[Step, ...], p_complex: float | None) -> tuple[Step, Step]:
+    """The two bands that meet at the edge nearest to p_complex, the lower one first."""
+    return min(itertools.pairwise(steps), key=lambda pair: abs(pair[1].low - (p_complex or 0.0)))
 
 
 def instead(
-    facts: Facts, verdict: Verdict, policy: Policy, ways: dict[str, Any], usd: dict[str, float]
+    verdict: Verdict, steps: tuple[Step, ...], ways: dict[str, Any], usd: dict[str, float]
 ) -> dict[str, Any] | None:
-    """Where the other side of the nearest threshold leads, and what that costs; `usd_more` than the verdict's side."""
+    """Where the other side of the nearest edge leads, and what that costs; `usd_more` than the verdict's side."""
     if verdict.p_complex is None or verdict.label is None:
         return None
-    threshold, below, above = nearest(facts, verdict.p_complex, policy)
-    here, there = (above, below) if verdict.p_complex >= threshold else (below, above)
-    if "tier" not in ways[here] or "tier" not in ways[there]:
+    here = band(steps, verdict)
+    below, above = nearest(steps, verdict.p_complex)
+    there = below if here is above else above
+    if "tier" not in ways[here.key] or "tier" not in ways[there.key]:
         return None
-    tier, costs = ways[there]["tier"], usd[ways[there]["tier"]]
-    return {"side": there, "tier": tier, "usd": costs, "usd_more": round(costs - usd[ways[here]["tier"]], 9)}
+    tier, costs = ways[there.key]["tier"], usd[ways[there.key]["tier"]]
+    return {"side": there.key, "tier": tier, "usd": costs, "usd_more": round(costs - usd[ways[here.key]["tier"]], 9)}
 
 
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
@@ -127,12 +132,7 @@ def stubs(rule: Rule) -> dict[str, Verdict]:
     """One verdict for each way that a rule can go."""
     if not isinstance(rule.route, Bands):
         return {"simple": Verdict("simple", None), "complex": Verdict("complex", None)}
-    low = 0.0
-    found: dict[str, Verdict] = {}
-    for end, key, _ in rule.route.steps:
-        found[key] = Verdict("complex", low)
-        low = end
-    return found
+    return {step.key: Verdict("complex", max(0.0, step.low)) for step in rule.route.steps}
 
 
 def cost(facts: Facts, policy: Policy) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from gateway.types import Bill, Caller, ChatRequest, Own
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
-TRIAGE_ANSWER = 24  # tokens of its answer
 LEASE = 60.0  # seconds at most until what a killed process held returns
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
@@ -117,7 +116,7 @@ def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
         return Line(bill.tier, kind, False, usage.prompt, cached, usage.completion, money)
     prompt, completion = prompt_bound(request), answer_bound(request.fields)
     if bill.kind == "triage":
-        prompt, completion = prompt + TRIAGE_ASKED, TRIAGE_ANSWER
+        prompt, completion = prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
     elif bill.stream:
         completion = min(completion, PER_EVENT * usage.events + AHEAD)
     return Line(bill.tier, kind, True, prompt, 0, completion, cost(price, prompt, 0, completion))

@@ -174,7 +174,8 @@ def used(usage: Usage) -> Used | None:
 def seen(policy: Policy) -> Seen:
     """What `policy` makes the gateway look at."""
     rules = policy.triage
-    asked = f"{rules.prompt} {rules.strategy} {rules.layout} {rules.input.characters} {policy.tiers[rules.tier].model}"
+    model, digest = policy.tiers[rules.tier].model, rules.prompts[rules.prompt].digest
+    asked = f"{rules.prompt} {rules.strategy} {rules.layout} {rules.input.characters} {model} {digest}"
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
     prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
     return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked)

@@ -10,8 +10,8 @@ import msgspec
 from gateway.body import read
 from gateway.errors import Refusal
 from gateway.facts import observe
-from gateway.policy import Document, Policy, PolicyError, PolicyTest, Problem, TestVerdict, open_policy
-from gateway.routing import route
+from gateway.policy import Bands, Document, Policy, PolicyError, PolicyTest, Problem, TestVerdict, open_policy
+from gateway.routing import band, first_match, route
 from gateway.types import Ask, Caller, ChatRequest, Facts, Verdict
 
 
@@ -46,13 +46,22 @@ def tried(policy: Policy, document: Document, at: int) -> list[Problem]:
 
 
 def outcome(test: PolicyTest, policy: Policy) -> dict[str, Any]:
-    """tier, rule, triaged and reason for a test's request. Raises Refusal when the request is refused."""
-    facts = facts_of(test, policy)
-    found = route(facts, stub(test, policy), policy)
+    """tier, rule, triaged, reason and band for a test's request. Raises Refusal when the request is refused."""
+    facts, verdict = facts_of(test, policy), stub(test, policy)
+    found = route(facts, verdict, policy)
     if isinstance(found, Ask):
-        return {"tier": None, "rule": found.rule, "triaged": True, "reason": None}
-    triaged = isinstance(route(facts, None, policy), Ask)
-    return {"tier": found.tiers[0], "rule": found.rule, "triaged": triaged, "reason": found.reason}
+        return {"tier": None, "rule": found.rule, "triaged": True, "reason": None, "band": None}
+    triaged, target = isinstance(route(facts, None, policy), Ask), first_match(facts, policy).route
+    falls = (
+        band(target.steps, verdict).key if triaged and verdict and verdict.label and isinstance(target, Bands) else None
+    )
+    return {
+        "tier": found.tiers[0],
+        "rule": found.rule,
+        "triaged": triaged,
+        "reason": found.reason,
+        "band": falls,
+    }
 
 
 def facts_of(test: PolicyTest, policy: Policy) -> Facts:
@@ -77,5 +86,5 @@ def stub(test: PolicyTest, policy: Policy) -> Verdict | None:
 def spelled(value: object) -> str:
     """A value as YAML writes it."""
     if value is None:
-        return "no answer without a verdict (give the test a `verdict`)"
+        return "none, as without a verdict (give the test a `verdict`)"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,10 +1,11 @@
 """Which tiers answer?   Pure and synchronous: explain, tests and replay call the same function."""
 
+import math
 from collections.abc import Sequence
 from typing import overload
 
 from gateway.errors import BadRequest, Forbidden, QuotaUsed
-from gateway.policy import Bands, Policy, Rule, Split, Tier
+from gateway.policy import Bands, Policy, Rule, Split, Step, Tier
 from gateway.types import Ask, Facts, Route, Verdict
 
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
@@ -19,13 +20,13 @@ def route(facts: Facts, verdict: None, policy: Policy) -> Route | Ask: ...
 def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     """The tiers to try for a request, or an Ask when the rule wants a verdict that could change the outcome.
 
-    A caller whom its budget or share keeps on the first tier stays there, whatever it wishes (reason "budget" or
-    "share").
-    A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A rule's tier
-    above the caller's cap comes down to the cap (reason "capped"). A tier that lacks what the request needs gives way
-    to the next one up that has it, else the next one down (reason "needs ..."). Without a label, the verdict's reason
-    picks the tier and is the route's reason. A rule that explores sends some labelled requests another way (reason
-    "explored"), by `facts.chance`.
+    A caller whom its budget or share keeps on the lowest tier that it may use stays there, whatever it wishes (reason
+    "budget" or "share").
+    A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A tier above the
+    caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
+    "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
+    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason. A rule that
+    explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
@@ -61,14 +62,25 @@ def outcomes(rule: Rule) -> tuple[str, ...]:
 
 
 def judged(target: Split | Bands, verdict: Verdict, threshold: float, rule: str) -> tuple[str, tuple[str, str]]:
-    """The tier that a labelled verdict chooses, with rule and reason. A label alone counts as p_complex 0 or 1."""
-    sure = verdict.label == "complex"
+    """The tier that a labelled verdict chooses, with rule and reason."""
+    step = band(bands(target, threshold), verdict)
+    return step.tier, (rule, f"p_complex {step.key}" if isinstance(target, Bands) else step.key)
+
+
+def bands(target: Split | Bands, threshold: float) -> tuple[Step, ...]:
+    """The bands of p_complex as they rise; the two sides of a split are bands that meet at the threshold."""
     if isinstance(target, Bands):
-        p_complex = float(sure) if verdict.p_complex is None else verdict.p_complex
-        key, tier = next((key, tier) for end, key, tier in target.steps if p_complex < end)
-        return tier, (rule, f"p_complex {key}")
-    hard = sure if verdict.p_complex is None else verdict.p_complex >= threshold
-    return (target.complex, (rule, "complex")) if hard else (target.simple, (rule, "simple"))
+        return target.steps
+    low, high = target.simple, target.complex
+    return (Step(-math.inf, threshold, "simple", low), Step(threshold, math.inf, "complex", high))
+
+
+def band(steps: tuple[Step, ...], verdict: Verdict) -> Step:
+    """The band of a labelled verdict. A label without a probability means the outermost band of its side: the first
+    one for simple, the last one for complex."""
+    if verdict.p_complex is None:
+        return steps[-1 if verdict.label == "complex" else 0]
+    return next(step for step in steps if verdict.p_complex < step.high)
 
 
 def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
@@ -105,11 +117,12 @@ def reachable(facts: Facts, policy: Policy) -> Sequence[str]:
 
 
 def wished(facts: Facts, policy: Policy) -> str:
-    """The tier that the caller's wish means. Raises Forbidden when it is above the plan's cap."""
+    """The tier that the caller's wish means; going down is always allowed. Raises Forbidden above the plan's cap."""
     allowed = permitted(facts, policy)
     wish = facts.wish or "fast"
     tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
-    if tier in allowed:
+    ranks = tuple(policy.tiers)
+    if ranks.index(tier) <= ranks.index(allowed[-1]):
         return tier
     raise Forbidden(
         f"Plan {facts.plan} may not use tier {tier}; the highest it may use is {allowed[-1]}.",
@@ -127,12 +140,15 @@ def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Ro
 
 def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
     """The permitted tier that stands for `tier`, and why it is another one. Raises BadRequest when none is able."""
-    allowed = reachable(facts, policy)
-    capped = tier not in allowed
-    at = len(allowed) - 1 if capped else allowed.index(tier)
+    allowed, ranks = reachable(facts, policy), tuple(policy.tiers)
+    at, moved = ranks.index(tier) - ranks.index(allowed[0]), None
+    if at < 0:
+        at, moved = 0, "floor"
+    elif at >= len(allowed):
+        at, moved = len(allowed) - 1, facts.capped or "capped"
     missing = lacks(facts, policy.tiers[allowed[at]])
     if missing is None:
-        return allowed[at], (facts.capped or "capped") if capped else None
+        return allowed[at], moved
     for other in (*allowed[at + 1 :], *reversed(allowed[:at])):
         if lacks(facts, policy.tiers[other]) is None:
             return other, f"needs {missing}"

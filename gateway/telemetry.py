@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import logging
 import sys
 from bisect import bisect_left
 from collections import defaultdict
@@ -19,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 from gateway.policy import Callers, Policy
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
-from gateway.types import Decision, Record, TierState, Usage
+from gateway.types import Decision, Record, TierState, Usage, Verdict
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36)
@@ -29,6 +30,13 @@ OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 METRICS = CONTENT_TYPE_LATEST
 OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+# vLLM >= 0.28 thinks unless told not to.
+THINKS = (
+    "triage: answers have no content, the model thinks first. Set chat_template_kwargs {thinking: false, "
+    "enable_thinking: false} on the tier (engine: vllm sends it by itself), or in the server's own "
+    "--default-chat-template-kwargs"
+)
+log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
 
@@ -37,11 +45,12 @@ class Telemetry:
     """The process's metrics and its exchange log."""
 
     def __init__(self, log: bool) -> None:
+        self._thinks = False
         self._names: frozenset[str] = frozenset()
         self._models: Mapping[str, str] = {}
         self._registry = registry = CollectorRegistry()
         self._log = Lines() if log else None
-        count, spread = partial(Counts, registry), partial(Spreads, registry)
+        count, spread, gauge = partial(Counts, registry), partial(Spreads, registry), partial(Gauge, registry=registry)
         self.requests = count("gateway_requests", "Exchanges ended.", ["status", "tier"])
         self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
         self.verdicts = count("gateway_verdicts", "Classifications.", ["outcome", "source"])
@@ -55,19 +64,14 @@ class Telemetry:
         self.duration = spread("gen_ai_server_request_duration_seconds", "Whole exchange.", GENAI, DURATION)
         self.ttft = spread("gen_ai_server_time_to_first_token_seconds", "Until the first byte.", GENAI, TTFT)
         self.tokens = spread("gen_ai_client_token_usage_token", "Tokens.", [*GENAI, "gen_ai_token_type"], TOKENS)
-        self.inflight = Gauge("gateway_inflight_requests", "Open exchanges with servers.", ["tier"], registry=registry)
-        self.queued = Gauge("gateway_queued_requests", "Requests that wait for a tier.", ["tier"], registry=registry)
-        self.replicas = Gauge(
-            "gateway_replica_up", "1 while a replica is asked, 0 while it is left alone.", ["tier", "replica"],
-            registry=registry,
-        )  # fmt: skip
-        self.store = Gauge("gateway_store_up", "1 while the shared store answers.", registry=registry)
-        self.limits = Gauge(
-            "gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"], registry=registry
-        )
-        self.policy = Gauge(
-            "gateway_policy_info", "The policy in force.", ["name", "revision", "digest"], registry=registry
-        )
+        self.inflight = gauge("gateway_inflight_requests", "Open exchanges with servers.", ["tier"])
+        self.queued = gauge("gateway_queued_requests", "Requests that wait for a tier.", ["tier"])
+        up = "1 while a replica is asked, 0 while it is left alone."
+        self.replicas = gauge("gateway_replica_up", up, ["tier", "replica"])
+        self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
+        self.store = gauge("gateway_store_up", "1 while the shared store answers.")
+        self.limits = gauge("gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"])
+        self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:
         """Show `policy` as the one in force; its model names may become label values. Replicas are told by their place
@@ -139,6 +143,16 @@ class Telemetry:
             self.verdicts.add(verdict.label or verdict.reason, verdict.source)
             if verdict.source != "cache":
                 self.triage.add(verdict.seconds)
+                self._alarm(verdict)
+
+    def _alarm(self, verdict: Verdict) -> None:
+        """Tells when the classifier begins to answer without content, and when it answers again: two lines in all."""
+        thinks = verdict.reason == "empty"
+        if thinks == self._thinks or not (thinks or verdict.label):
+            return
+        self._thinks = thinks
+        self.empty.set(thinks)
+        log.warning(THINKS if thinks else "triage: answers have content again")
 
     def close(self) -> None:
         """Write the lines that wait to be written."""
@@ -180,6 +194,7 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
         verdict = decision.verdict
         found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}
         found["verdict"] |= {"source": verdict.source, "seconds": _microseconds(verdict.seconds), "cut": verdict.cut}
+        found["verdict"] |= {"strategy": verdict.strategy, "prompt": verdict.prompt}
     return found
 
 

@@ -12,6 +12,7 @@ from gateway.store import Line
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
+Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
@@ -164,8 +165,9 @@ class Verdict:
     """Simple or complex, how sure, who says so and why.
 
     A verdict without a label is a failed classification; `reason` then says how it failed
-    (timeout | parse | truncated | overloaded | error), else it is "ok". `seconds` is what asking took.
+    (timeout | parse | truncated | empty | overloaded | error), else it is "ok". `seconds` is what asking took.
     `source` is triage, shared (another request's question) or cache. `cut`: the classifier saw head and tail only.
+    `strategy` and `prompt` (name and version) say how it was asked.
     """
 
     label: Label | None
@@ -174,6 +176,8 @@ class Verdict:
     source: str = "triage"
     seconds: float = 0.0
     cut: bool = False
+    strategy: str = ""
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def policy_for(flash: Sim, pro: Sim, env: Mapping[str, str] | None = None, **cha
             "flash": {"model": flash.model, "replicas": [flash.url], "set": OFF},
             "pro": {"model": pro.model, "replicas": [pro.url], "set": OFF},
         },
-        "triage": {"tier": "flash", "timeout": "5s", "speculate": "always"},
+        "triage": {"tier": "flash", "timeout": "5s", "speculate": "always", "strategy": "json_logprobs"},
         "rules": [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}],
         "failover": {"tiers": {"flash": ["pro"], "pro": ["flash"]}},
         "callers": {"default": {"plan": "usual"}, "plans": {"usual": limits}},

@@ -8,6 +8,7 @@ import msgspec
 
 from backends.sim import generate, plan, replies
 from backends.sim.engine import Engine, Sequence
+from backends.sim.engines import adapted, deciding
 from backends.sim.faults import NONE, Fault, Faults, error_type, from_header
 from backends.sim.metrics import Metrics
 from backends.sim.models import model_list, tokenized
@@ -33,6 +34,7 @@ class Simulator:
         self._routes: dict[str, dict[str, Call]] = {
             "/v1/chat/completions": {"POST": self._generate},
             "/v1/completions": {"POST": self._generate},
+            "/v1/decisions": {"POST": self._generate},
             "/v1/models": {"GET": self._models},
             "/tokenize": {"POST": self._tokenize},
             "/health": {"GET": self._health},
@@ -94,6 +96,7 @@ class Simulator:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k != b"authorization"}
         given = _header(scope, b"x-request-id") or replies.new_id()
         entry = self.state.open(given, scope["path"], headers, body)
+        entry.kind = "triage" if scope["path"] == "/v1/decisions" else "answer"
         try:
             await self._generate_entry(scope, body, wire, entry)
             entry.phase = "done"
@@ -126,12 +129,18 @@ class Simulator:
         self._fits(request, entry.prompt_tokens)
         made = plan.plans(request, known, self.settings, fault)
         generation = generate.Generation(self.engine, self.metrics, sequence, made, entry)
-        shaped = replies.shape(request, self.settings, entry.id, not fault.no_logprobs)
+        shaped = replies.shape(request, self.settings, entry.id, self._tells(fault))
         entry.status = 200
-        if request.stream:
+        if scope["path"] == "/v1/decisions":
+            await generate.decision(generation, shaped, list(known.constraint.choices), wire)
+        elif request.stream:
             await generate.stream(generation, shaped, request, wire)
         else:
             await generate.whole(generation, shaped, wire)
+
+    def _tells(self, fault: Fault) -> bool:
+        """Whether logprobs are given where they are asked for."""
+        return not fault.no_logprobs and self.settings.engine != "transformers"
 
     async def _fail(self, status: int, fault: Fault, wire: Wire, entry: Entry) -> None:
         """Answer with an injected error, its Retry-After if any. Raises nothing but RequestError."""
@@ -145,12 +154,16 @@ class Simulator:
         if kind != "application/json":
             raise RequestError("Unsupported Media Type: Only 'application/json' is allowed")
         chat = scope["path"] == "/v1/chat/completions"
-        request: Request = decode(body, ChatRequest) if chat else decode(body, CompletionRequest)
+        request: Request
+        if scope["path"] == "/v1/decisions":
+            request = deciding(body, self.settings)
+        else:
+            request = decode(body, ChatRequest) if chat else decode(body, CompletionRequest)
         if request.model and request.model not in self.settings.served_model_name:
             message = f"The model `{request.model}` does not exist."
             raise RequestError(message, "model", status=404, kind="NotFoundError")
         check(request, self.settings.scheduling_policy == "priority")
-        return request
+        return adapted(request, self.settings.engine)
 
     def _prompt(self, request: Request, thinking: bool) -> list[str]:
         if isinstance(request, ChatRequest):

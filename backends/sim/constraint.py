@@ -6,7 +6,7 @@ from typing import Any
 
 from backends.sim import schema
 from backends.sim.protocol import JSON, Request, RequestError
-from backends.sim.verdict import LABELS
+from backends.sim.verdict import PAIRS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Constraint:
             return list(self.choices)
         if self.schema is None or self.schema == ANY_OBJECT:
             return None
-        return list(LABELS) if schema.label_field(self.schema, LABELS) else []
+        return next((list(pair) for pair in PAIRS if schema.label_field(self.schema, pair)), [])
 
 
 ANY_OBJECT: JSON = {"type": "object"}

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from backends.sim import replies
 from backends.sim.engine import Engine, Sequence
+from backends.sim.engines import decided
 from backends.sim.metrics import Metrics
 from backends.sim.plan import Plan, Step
 from backends.sim.protocol import JSON, Request
@@ -56,6 +57,13 @@ class Generation:
     def usage(self) -> JSON:
         """Usage so far."""
         return replies.usage(len(self.sequence.tokens), self.entry.tokens, self.sequence.cached)
+
+
+async def decision(generation: Generation, shaped: Shape, choices: list[str], wire: Wire) -> None:
+    """Answer a decisions request in one JSON body."""
+    async for _ in generation.steps():
+        pass
+    await wire.json(200, decided(shaped, generation.plans[0], generation.usage(), choices))
 
 
 async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:

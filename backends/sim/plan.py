@@ -15,7 +15,7 @@ from backends.sim.prompt import completion_texts, thinks
 from backends.sim.protocol import JSON, ChatRequest, CompletionRequest, Request, content_text
 from backends.sim.settings import Settings
 from backends.sim.tokens import pieces
-from backends.sim.verdict import LABELS, Verdict, judge, question_at, subject
+from backends.sim.verdict import LABELS, Verdict, judge, question_at, spelled, subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was found out about a request before planning: its constraint, whether it is triage, its verdict if so."""
+    """What was found out about a request before planning: its constraint, whether it is triage, its verdict if so, and
+    the words for simple and complex."""
 
     constraint: Constraint
     triage: bool = False
@@ -49,6 +50,7 @@ class Asked:
     thinking: bool = False
     hardness: float = 0.0
     last: str = ""
+    words: tuple[str, str] = LABELS
 
 
 def asked(request: Request, settings: Settings) -> Asked:
@@ -63,9 +65,9 @@ def asked(request: Request, settings: Settings) -> Asked:
     if question is None:
         judged = judge(request.messages, obedient=False)
         return Asked(bound, thinking=thinking, hardness=judged.p_complex, last=content_text(said[-1]))
-    about = request.messages if settings.obedient else subject(request.messages, question)
-    judged = judge(about, settings.obedient)
-    return Asked(bound, True, judged, thinking, 0.0, content_text(said[-1]))
+    judged = judge(subject(request.messages, question, whole=settings.obedient), settings.obedient)
+    words = spelled(request, bound.labels)
+    return Asked(bound, True, judged, thinking, 0.0, content_text(said[-1]), words)
 
 
 def plans(request: Request, known: Asked, settings: Settings, fault: Fault) -> list[Plan]:
@@ -93,7 +95,7 @@ def _plan(request: Request, known: Asked, settings: Settings, fault: Fault, rng:
             return Plan(tuple(steps), tools.finish(request))
     bound = Constraint() if fault.ignore_response_format else known.constraint
     if known.verdict:
-        steps += _verdict_steps(known.verdict, known.constraint, fault.ignore_response_format, rng)
+        steps += _verdict_steps(known.verdict, known, fault.ignore_response_format, rng)
     else:
         steps += spell("content", _content(request, known, bound, settings, rng), rng)
     plan = Plan(tuple(steps), "stop")
@@ -117,25 +119,32 @@ def _content(request: Request, known: Asked, bound: Constraint, settings: Settin
     return text.answer(known.last, settings.model, known.hardness, rng)
 
 
-def _verdict_steps(judged: Verdict, bound: Constraint, free: bool, rng: random.Random) -> list[Step]:
+def _verdict_steps(judged: Verdict, known: Asked, free: bool, rng: random.Random) -> list[Step]:
     """The label, bare or in its JSON object, its first token carrying the verdict's probability.
 
     `free` is what a server writes that reads the question but enforces no format: a sentence, or JSON with spaces.
     """
-    other = LABELS[judged.label == LABELS[0]]
-    p = judged.p_complex if judged.label == "complex" else 1.0 - judged.p_complex
+    bound, hard = known.constraint, judged.label == LABELS[1]
+    word, other = known.words[hard], known.words[not hard]
+    p = judged.p_complex if hard else 1.0 - judged.p_complex
     if bound.choices:
-        written = f"I would call this {judged.label}." if free else judged.label
+        written = f"I would call this {word}." if free else word
     else:
         value = schema.fit(bound.schema, rng, ["surface", "features"]) if bound.schema else {}
-        name = schema.label_field(bound.schema, LABELS) or "complexity"
-        value = {**value, name: judged.label} if isinstance(value, dict) else judged.label
+        name = schema.label_field(bound.schema, known.words) or _member(known, word)
+        value = {**value, name: word} if isinstance(value, dict) else word
         written = json.dumps(value) if free else dump(value)
     steps = spell("content", written, rng, sure=not free)
-    quoted = written.rfind(f'"{judged.label}"')
-    at = _value_at(steps, quoted + 1 if quoted >= 0 else written.find(judged.label))
+    quoted = written.rfind(f'"{word}"')
+    at = _value_at(steps, quoted + 1 if quoted >= 0 else written.find(word))
     steps[at] = replace(steps[at], p=p * 0.998, others=((pieces(other)[0], (1.0 - p) * 0.998),))
     return steps
+
+
+def _member(known: Asked, word: str) -> str:
+    """The name that the question gives the label's member."""
+    found = re.search(rf'"(\w+)":"{word}"', known.last)
+    return found[1] if found else "complexity"
 
 
 def _value_at(steps: list[Step], character: int) -> int:

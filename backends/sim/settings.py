@@ -26,6 +26,8 @@ class Settings:
     reasoning_field: str = "reasoning"
     default_thinking: bool = True
     obedient: bool = False
+    engine: str = "vllm"
+    decisions: bool = False
     api_key: str | None = None
     failure_injection_rate: float = 0.0
     record_bodies: bool = False
@@ -113,6 +115,8 @@ def parser() -> argparse.ArgumentParser:
         "--default-thinking", action=argparse.BooleanOptionalAction, default=None, help="on, as vLLM >= 0.28"
     )
     p.add_argument("--obedient", action="store_true", default=None, help="the classifier does what the prompt tells it")
+    p.add_argument("--engine", choices=("vllm", "llama.cpp", "transformers"), help="whose answers' forms are served")
+    p.add_argument("--decisions", action="store_true", default=None, help="serve /v1/decisions, as with a plug-in")
     p.add_argument("--api-key")
     p.add_argument("--failure-injection-rate", type=float, help="percent of requests that fail, 0 to 100")
     p.add_argument("--record-bodies", action="store_true", default=None, help="keep request bodies for /admin/state")

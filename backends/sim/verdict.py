@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from backends.sim.protocol import JSON, ChatRequest, content_text
 
 LABELS = ("simple", "complex")
+PAIRS = (LABELS, ("likely", "unlikely"))  # the words that questions use for the two
 
 # Surface features, each with its weight in log-odds of `complex`. They read structure first (code, formulas, several
 # constraints, length), then words of five languages; chosen by hand, never fitted to a benchmark.
@@ -90,17 +91,33 @@ def question_at(request: ChatRequest, allowed: list[str] | None) -> int | None:
     """
     last = len(request.messages) - 1
     if allowed is not None:
-        return last if set(LABELS) <= set(allowed) else None
-    text = content_text(request.messages[last]) + _system_text(request.messages)
-    named = all(re.search(rf"[\"'`]{label}[\"'`]", text) for label in LABELS)
-    return last if named and _JSON_ASK.search(text) else None
+        return last if pair(allowed) else None
+    return last if pair(_quoted(request)) and _JSON_ASK.search(_asked(request)) else None
 
 
-def subject(messages: list[JSON], question: int) -> list[JSON]:
+def pair(words: list[str]) -> tuple[str, str] | None:
+    """The two labels that are both among `words`."""
+    return next((pair for pair in PAIRS if set(pair) <= set(words)), None)
+
+
+def spelled(request: ChatRequest, allowed: list[str] | None) -> tuple[str, str]:
+    """The words in which a triage question wants its verdict: simple's, then complex's."""
+    return pair(allowed if allowed is not None else _quoted(request)) or LABELS
+
+
+def _quoted(request: ChatRequest) -> list[str]:
+    return re.findall(r"[\"'`](\w+)[\"'`]", _asked(request))
+
+
+def _asked(request: ChatRequest) -> str:
+    return content_text(request.messages[-1]) + _system_text(request.messages)
+
+
+def subject(messages: list[JSON], question: int, *, whole: bool = False) -> list[JSON]:
     """The conversation the question is about: all before it, or, where the question stands in the system message,
-    the rest."""
+    the rest. `whole`: with the system messages that are part of it."""
     before = [m for m in messages[:question] if m["role"] not in ("system", "developer")]
-    return before or messages[question:]
+    return (messages[:question] if whole else before) if before else messages[question:]
 
 
 def _system_text(messages: list[JSON]) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -21,13 +22,16 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     label: Label
     p_complex: float | None
     cut: bool
+    strategy: str
+    prompt: str
 
 
 _SAID = msgspec.msgpack.Decoder(Said)
 
 
 class Verdicts:
-    """Verdicts by caller and question. The question's bytes hold all that the small model sees, the model included.
+    """Verdicts by caller and question. The question's key holds all that the small model sees, the model included,
+    and how its answer is read.
 
     `ttl` None: nothing is remembered or shared.
     """
@@ -45,7 +49,9 @@ class Verdicts:
             said = _SAID.decode(data) if data else None
         except msgspec.DecodeError:
             return None
-        return Verdict(said.label, said.p_complex, source="cache", cut=said.cut) if said else None
+        if said is None:
+            return None
+        return Verdict(said.label, said.p_complex, "ok", "cache", 0.0, said.cut, said.strategy, said.prompt)
 
     async def share(self, caller: Caller, question: bytes, ttl: float | None, judge: Judge) -> Verdict:
         """`judge`'s verdict, or that of the same question under way; remembered unless it is a failure."""
@@ -55,14 +61,14 @@ class Verdicts:
         asking = self._asking.get(key)
         if asking:
             said = await asking.wait()
-            seconds = time.perf_counter() - started
-            return Verdict(said.label, said.p_complex, said.reason, "shared", seconds, said.cut)
+            return replace(said, source="shared", seconds=time.perf_counter() - started)
         asking = self._asking[key] = Asking(judge, partial(self._keep, caller, key, ttl), partial(self._leave, key))
         return await asking.wait()
 
     async def _keep(self, caller: Caller, key: bytes, ttl: float, verdict: Verdict) -> None:
         if verdict.label:
-            data = msgspec.msgpack.encode(Said(verdict.label, verdict.p_complex, verdict.cut))
+            said = Said(verdict.label, verdict.p_complex, verdict.cut, verdict.strategy, verdict.prompt)
+            data = msgspec.msgpack.encode(said)
             await self._store.remember(caller.id, key, sealed(data, key, caller), ttl)
 
     def _leave(self, key: bytes, ended: "Asking") -> None:

@@ -222,7 +222,8 @@ def in_words(found: dict[str, Any]) -> str:
         return f"failed: {verdict['reason']}"
     if verdict["p_complex"] is None:
         return f"{verdict['label']}, without a probability"
-    return f"p_complex {verdict['p_complex']:g}, threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
+    near = f"threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
+    return f"{verdict['side']}: p_complex {verdict['p_complex']:g}, {near}"
 
 
 def other_side(instead: dict[str, Any]) -> str:

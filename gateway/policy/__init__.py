@@ -15,7 +15,6 @@ from gateway.policy.model import (
     Can,
     Failover,
     Price,
-    Prompt,
     Reason,
     Tier,
     TierLimits,
@@ -26,8 +25,9 @@ from gateway.policy.model import (
 )
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
+from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording
-from gateway.policy.rules import Bands, Range, Rule, Split, When
+from gateway.policy.rules import Bands, Range, Rule, Split, Step, When
 from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 
@@ -55,6 +55,7 @@ __all__ = [
     "Recording",
     "Rule",
     "Split",
+    "Step",
     "TestCaller",
     "TestVerdict",
     "Tier",

@@ -14,6 +14,7 @@ from gateway.policy.load import Document
 from gateway.policy.model import Reason, Tier, Triage
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.policy.problems import Path, PolicyError, Problem, meant
+from gateway.policy.prompts import BUILT_IN, by_id
 from gateway.policy.references import check, mapping
 from gateway.policy.rules import Rule
 
@@ -204,13 +205,18 @@ def assembled(written: PolicyFile, text: str) -> Policy:
 
 
 def filled(triage: Triage, first: str) -> Triage:
-    otherwise = {reason: triage.otherwise.get(reason, first) for reason in get_args(Reason)}
-    return replace(triage, tier=triage.tier or first, otherwise=otherwise)
+    return replace(
+        triage,
+        tier=triage.tier or first,
+        prompts=BUILT_IN | by_id(triage.prompts),
+        otherwise={reason: triage.otherwise.get(reason, first) for reason in get_args(Reason)},
+    )
 
 
 def reach(plan: Plan, tiers: list[str]) -> tuple[str, ...]:
-    """The tiers of a plan: the first one, and all up to the highest that `may` names."""
-    return tuple(tiers[: 1 + max(map(tiers.index, plan.may), default=0)])
+    """The tiers of a plan: from its lowest one, or the first, up to the highest that `may` names."""
+    low = tiers.index(plan.min_tier) if plan.min_tier else 0
+    return tuple(tiers[low : 1 + max(map(tiers.index, plan.may), default=0)])
 
 
 def watched(rules: tuple[Rule, ...], key: str) -> tuple[str, ...]:

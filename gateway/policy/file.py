@@ -59,7 +59,7 @@ class Policy:
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
     file's bytes, with variables not filled in: the environment cannot be guessed from it. `names` maps every model
     name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
-    holds each plan's tiers: the first one, and all up to the highest that `may` names. `watched_signals` and
+    holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
     `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
     or to balancing.
     """
@@ -96,13 +96,14 @@ class Policy:
         return cast("T", self._known[key])
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
-        """The tiers of a plan, or of a key that names its own: the first one, and all up to the highest named.
+        """The tiers of a plan, or of a key that names its own: from the plan's lowest one up to the highest named.
 
-        Tiers that are not in this policy are passed over.
+        Tiers that are not in this policy are passed over. A key that may not reach its plan's lowest tier has the
+        highest that it may.
         """
-        if may is None and plan in self.permitted:
-            return self.permitted[plan]
-        tiers = tuple(self.tiers)
+        permitted = self.permitted.get(plan) or tuple(self.tiers)[:1]
         if may is None:
-            return tiers[:1]
-        return tiers[: 1 + max((tiers.index(tier) for tier in may if tier in tiers), default=0)]
+            return permitted
+        tiers = tuple(self.tiers)
+        high = max((tiers.index(tier) for tier in may if tier in tiers), default=0)
+        return tiers[min(tiers.index(permitted[0]), high) : 1 + high]

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from gateway.policy.prompts import Prompt
 from gateway.policy.rules import STRICT, Range, listed
+from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
@@ -35,8 +37,7 @@ Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
-Prompt = Literal["complexity.v1"]
-Reason = Literal["timeout", "parse", "truncated", "overloaded", "error"]
+Reason = Literal["timeout", "parse", "truncated", "empty", "overloaded", "error"]
 Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
 Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
 
@@ -127,13 +128,19 @@ class TriageInput:
 class Triage:
     """How the small model is asked whether it is enough. `otherwise`: the tier that answers without a verdict.
 
-    In a loaded policy `tier` is never "" and `otherwise` holds every reason: both default to the first tier.
+    In a loaded policy `tier` is never "" and `otherwise` holds every reason: both default to the first tier; `prompts`
+    has the built-in ones, too, all by name and version.
     """
 
     __pydantic_config__ = STRICT
     tier: Annotated[str, Field(description="the tier that is asked; the first one by default")] = ""
-    strategy: Annotated[Literal["json", "choice"], Field(description="how the answer is bound to two words")] = "json"
-    prompt: Annotated[Prompt, Field(description="name and version of the question")] = "complexity.v1"
+    strategy: Annotated[
+        Literal["auto"] | Strategy, Field(description="how the answer is bound to its labels; auto asks the servers")
+    ] = "auto"
+    prompt: Annotated[str, Field(description="name and version of the question")] = "complexity.v1"
+    prompts: Annotated[dict[Name, Prompt], Field(description="own questions, beside the built-in ones")] = field(
+        default_factory=dict
+    )
     layout: Annotated[
         Literal["suffix", "system"], Field(description="the question after the conversation (shares KV) or before it")
     ] = "suffix"

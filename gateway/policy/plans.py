@@ -42,8 +42,9 @@ class ProShare:
 class Plan:
     """What a caller may do. `may`: the tiers above the first that it may reach (and all that rank below them).
 
-    `priority`: who waits for a tier with a higher one goes first. `fields`: privileged request fields that pass
-    unchanged. `explain`: may ask for the whole decision.
+    `min_tier`: what would go lower goes to it; shares and `flash_only` count from it. `priority`: who waits for a tier
+    with a higher one goes first. `fields`: privileged request fields that pass unchanged. `explain`: may ask for the
+    whole decision.
     """
 
     __pydantic_config__ = STRICT
@@ -57,6 +58,10 @@ class Plan:
         ProShare | None, Field(description="how much may be answered above the first tier; null is no limit")
     ] = None
     may: Annotated[Several, Field(description="tiers above the first that the caller may reach")] = ()
+    min_tier: Annotated[
+        str | None,
+        Field(description="the lowest tier that answers; shares and flash_only count from it; null is the first"),
+    ] = None
     priority: Annotated[int, Field(ge=0, le=100, description="who waits with a higher one goes first")] = 0
     fields: Annotated[Several, Field(description="privileged request fields that pass unchanged")] = ()
     explain: Annotated[bool, Field(description="may ask for the whole decision with x-route-explain")] = True

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from gateway.policy.load import Document
 from gateway.policy.patterns import regex_problem
 from gateway.policy.problems import Path, meant
+from gateway.policy.prompts import BUILT_IN
+from gateway.policy.rules import ASKING
 
 WISHES = ("auto", "auto:fast", "auto:best")
 RESERVED = {"auto", "fast", "best"}
@@ -43,6 +45,7 @@ def check(document: Document) -> None:
     check_tiers(document)
     check_plans(document)
     check_signals(document)
+    check_prompts(document)
     check_aliases(document)
     check_rules(document)
 
@@ -63,7 +66,8 @@ def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
     for tier, following in mapping(data, "failover", "tiers").items():
         yield from names(following, ("failover", "tiers", tier))
     for plan, given in mapping(data, "callers", "plans").items():
-        yield from names(mapping(given).get("may"), ("callers", "plans", plan, "may"))
+        for key in ("may", "min_tier"):
+            yield from names(mapping(given).get(key), ("callers", "plans", plan, key))
     for at, rule in items(document, "rules"):
         yield from routed(rule.get("route"), ("rules", at, "route"))
     for at, test in items(document, "tests"):
@@ -130,11 +134,21 @@ def check_plans(document: Document) -> None:
     plans = list(mapping(callers, "plans")) if callers is not None else ["default"]
     default = mapping(callers, "default").get("plan")
     known(document, "plan", names(default, ("callers", "default", "plan")), plans)
+    check_floors(document, list(mapping(document.data, "tiers")))
     for at, rule in items(document, "rules"):
         given = mapping(rule, "when", "caller").get("plan")
         known(document, "plan", names(given, ("rules", at, "when", "caller", "plan")), plans)
     for at, test in items(document, "tests"):
         known(document, "plan", names(mapping(test, "caller").get("plan"), ("tests", at, "caller", "plan")), plans)
+
+
+def check_floors(document: Document, tiers: list[str]) -> None:
+    """No plan's lowest tier is above its highest."""
+    for plan, given in mapping(document.data, "callers", "plans").items():
+        low, path = mapping(given).get("min_tier"), ("callers", "plans", plan, "min_tier")
+        may = [tier for _, tier in names(mapping(given).get("may"), path) if tier in tiers]
+        if low in tiers and tiers.index(low) > max(map(tiers.index, may), default=0):
+            document.blame(path, f"{low} is above what the plan may reach: name it in `may`")
 
 
 def check_signals(document: Document) -> None:
@@ -145,6 +159,21 @@ def check_signals(document: Document) -> None:
     for at, rule in items(document, "rules"):
         given = mapping(rule, "when").get("signals")
         known(document, "signal", names(given, ("rules", at, "when", "signals")), signals)
+
+
+def check_prompts(document: Document) -> None:
+    triage, place = mapping(document.data, "triage"), ("triage", "prompts")
+    own = {name: f"{name}.{mapping(given).get('version')}" for name, given in mapping(triage, "prompts").items()}
+    for name, full in own.items():
+        if full in BUILT_IN:
+            document.blame((*place, name), f'"{full}" is built in: choose another name or version', key=True)
+    asked = triage.get("prompt")
+    known(document, "prompt", names(asked, ("triage", "prompt")), [*BUILT_IN, *own.values()])
+    thoughtful = [full for full, prompt in BUILT_IN.items() if prompt.before]
+    thoughtful += [full for name, full in own.items() if mapping(triage, "prompts", name).get("before")]
+    if asked in thoughtful and triage.get("strategy") in ("choice", "decisions"):
+        told = f"{asked} writes before its label: ask it by auto, json_logprobs or json"
+        document.blame(("triage", "strategy"), told)
 
 
 def check_aliases(document: Document) -> None:
@@ -173,6 +202,7 @@ def check_rules(document: Document) -> None:
             document.blame(("rules", at, "when"), f"never reached: the rule on line {same[when]} has the same `when`")
         elif rule.get("when") is None:
             catch_all = line
+        check_bands(document, mapping(rule, "route", "p_complex"), ("rules", at, "route", "p_complex"))
     known(document, "rule", expected_rules(document), [*first, "caller"])
     if rules and catch_all is None:
         document.blame(("rules", rules[-1][0]), "the last rule must match every request: add one without `when`")
@@ -181,3 +211,20 @@ def check_rules(document: Document) -> None:
 def expected_rules(document: Document) -> Iterator[tuple[Path, str]]:
     for at, test in items(document, "tests"):
         yield from names(mapping(test, "expect").get("rule"), ("tests", at, "expect", "rule"))
+
+
+def check_bands(document: Document, bands: dict[str, Any], path: Path) -> None:
+    """Bands rise, every one of them can be reached, and the last one is else."""
+    if bands and list(bands)[-1] != "else":
+        document.blame(path, "the last band must be else, for what is above all others")
+    end = 0.0
+    for key in bands:
+        if not ASKING.fullmatch(key):
+            continue  # else, or a key that its own check refuses
+        high = float(key[1:])
+        if high <= end:
+            below = f"all below {end:g} is in a band before it" if end else "no probability is below 0"
+            document.blame((*path, key), f"never reached: {below}", key=True)
+        elif high >= 1:
+            document.blame((*path, key), "leaves nothing for else: no probability is above 1", key=True)
+        end = max(end, high)

@@ -1,12 +1,11 @@
 """Which requests does a rule match, and where does it send them?"""
 
-import itertools
 import math
 import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
@@ -145,26 +144,30 @@ class Split:
     complex: Annotated[str, Field(description="the tier when p_complex is at or above the threshold")]
 
 
+class Step(NamedTuple):
+    """One band: p_complex from `low` to below `high`, its key in the file, and its tier."""
+
+    low: float
+    high: float
+    key: str
+    tier: str
+
+
 @dataclass(frozen=True, slots=True)
 class Bands:
     """Several ways, told apart by a verdict's probability: {"<0.35": tier, "<0.7": tier, else: tier}, rising.
 
-    `steps` holds (upper end, key, tier); the last upper end is infinite.
+    `steps` are the bands as they rise; the lowest begins, and the highest ends, beyond every probability.
     """
 
     __pydantic_config__ = STRICT
     p_complex: Annotated[dict[Band, str], Field(min_length=2, description="tiers by p_complex, the last key is else")]
-    steps: tuple[tuple[float, str, str], ...] = field(init=False, repr=False, compare=False)
+    steps: tuple[Step, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        keys = list(self.p_complex)
-        if "else" not in keys or keys[-1] != "else":
-            raise ValueError("the last band must be else")
-        ends = [float(key[1:]) for key in keys[:-1]] + [float("inf")]
-        if any(low >= high for low, high in itertools.pairwise(ends)):
-            raise ValueError("bands must rise")
-        steps = zip(ends, keys, self.p_complex.values(), strict=True)
-        object.__setattr__(self, "steps", tuple(steps))
+        ends = [-math.inf, *(math.inf if key == "else" else float(key[1:]) for key in self.p_complex)]
+        steps = zip(ends, ends[1:], self.p_complex.items(), strict=False)
+        object.__setattr__(self, "steps", tuple(Step(low, high, *named) for low, high, named in steps))
 
 
 def shape_of_route(value: object) -> str:

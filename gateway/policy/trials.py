@@ -1,12 +1,13 @@
 """What does a policy file's own test hold?"""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
 from gateway.policy.model import Reason, Share
 from gateway.policy.rules import STRICT
+from gateway.types import Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class TestVerdict:
     __pydantic_config__ = STRICT
     __test__ = False
     p_complex: Annotated[Share | None, Field(description="probability of complex")] = None
-    label: Annotated[Literal["simple", "complex"] | None, Field(description="the classifier's word")] = None
+    label: Annotated[Label | None, Field(description="the classifier's word")] = None
 
     def __post_init__(self) -> None:
         if self.p_complex is None and self.label is None:
@@ -49,6 +50,7 @@ class Expect:
     rule: Annotated[str | None, Field(description='the rule\'s id, or "caller" for a wish')] = None
     triaged: Annotated[bool | None, Field(description="the rule asks for a verdict")] = None
     reason: Annotated[str | None, Field(description="why this tier")] = None
+    band: Annotated[str | None, Field(description="the key of the band that the verdict falls in")] = None
 
 
 @dataclass(frozen=True, slots=True)

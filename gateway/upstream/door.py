@@ -15,7 +15,7 @@ from gateway.balance import affinity
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
-from gateway.splice import changes
+from gateway.splice import CHAT, changes
 from gateway.stream import Noted, to_end
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.budget import Budget
@@ -36,10 +36,14 @@ class Attempt(NamedTuple):
 
 
 class Upstream:
-    """Model servers by tier. Counts what is in flight, for the rules and for balancing."""
+    """Model servers by tier. Counts what is in flight, for the rules and for balancing.
+
+    `able`: by tier, the strategies of triage that its servers were found to serve.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.able: dict[str, tuple[str, ...]] = {}
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, Budget] = defaultdict(Budget)
         self._replicas, self._queues = Replicas(), Queues(client)
@@ -126,7 +130,9 @@ class Upstream:
         return Attempt(reply, "overloaded")
 
     @asynccontextmanager
-    async def asking(self, request: ChatRequest, body: bytes, policy: Policy, seconds: float) -> AsyncIterator[Noted]:
+    async def asking(
+        self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float
+    ) -> AsyncIterator[Noted]:
         """The answer to a short question of ours about `request`, from the replica that would answer it.
 
         Who has read enough leaves the block: the rest is read and dropped, so that the connection can be used again.
@@ -138,7 +144,7 @@ class Upstream:
             raise places.overloaded()
         exchange = Exchange(name, self._choose(request, name, tier), request.caller.id)
         exchange.place = places
-        call = Call(name, "/v1/chat/completions", request.id + "-triage", body, Bill(name, "triage", stream=True))
+        call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT))
         request.bills.append(call.bill)
         try:
             response = await self._ask(exchange, call, tier, brief(tier, seconds))

@@ -43,7 +43,7 @@ tiers:
     price: {{input_per_m: 0.14, output_per_m: 0.28}}
     set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
   pro: {{model: stub, replicas: ["http://{stub}"], limits: {{max_inflight: 10000}}}}
-triage: {{tier: flash, timeout: 10s, cache: null, speculate: never}}
+triage: {{tier: flash, timeout: 10s, cache: null, speculate: never, strategy: json_logprobs}}
 rules: [{{id: all, route: {route}}}]
 caching: {caching}
 callers:

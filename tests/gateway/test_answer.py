@@ -17,7 +17,8 @@ from tests.tiers import JSON, policy_for
 REASONS: dict[str, JSON] = {
     "timeout": {"stall_first": 5.0},
     "parse": {"verdict": "garbage"},
-    "truncated": {"verdict": "null"},
+    "truncated": {"verdict": "truncated"},
+    "empty": {"verdict": "null"},
     "overloaded": {"status": 503},
     "error": {"status": 500},
 }

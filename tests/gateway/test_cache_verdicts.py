@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.gateway.serving import ANN, COMPLEX, SIMPLE, asked, body, eventually,
 from tests.tiers import JSON, policy_for
 
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
-SURE = Verdict("complex", 0.75, seconds=0.2, cut=True)
+SURE = Verdict("complex", 0.75, "ok", "triage", 0.2, True, "choice", "p_solve.v1")
 BOB = Caller("bob", "bob", "usual", "salt-of-bob")
 
 
@@ -71,12 +72,14 @@ def test_the_question_is_the_key() -> None:
         policy_for(FLASH, PRO, tiers={"flash": {"can": {"json_schema": False}}}),
     ]
     request = asked(body())
-    found = [question(request, one)[0] for one in (policy, *others)]
-    found += [question(asked(body(more)), policy)[0] for more in ("x", "y")]
-    found.append(question(asked(body(tools=[{"type": "function"}])), policy)[0])
+    found = [question(request, one).key for one in (policy, *others)]
+    found += [question(asked(body(more)), policy).key for more in ("x", "y")]
+    found.append(question(asked(body(tools=[{"type": "function"}])), policy).key)
     assert len(set(found)) == len(found)
     lax = policy_for(FLASH, PRO, triage={"threshold": 0.9}, caching={"ttl": "1m"})
-    assert question(request, lax) == question(request, policy), "what is decided with a verdict does not change it"
+    assert question(request, lax).key == question(request, policy).key, (
+        "what is decided with a verdict does not change it"
+    )
 
 
 def judging(scenario: Callable[[Verdicts, MemoryStore], Awaitable[None]]) -> None:
@@ -98,7 +101,7 @@ def test_a_verdict_is_given_again_to_its_caller_only_and_only_whole() -> None:
     async def scenario(verdicts: Verdicts, store: MemoryStore) -> None:
         assert await verdicts.share(ANN, b"q", 60.0, sure) == SURE
         await eventually(lambda: store._cache != {})
-        assert await verdicts.recall(ANN, b"q", 60.0) == Verdict("complex", 0.75, "ok", "cache", 0.0, True)
+        assert await verdicts.recall(ANN, b"q", 60.0) == replace(SURE, source="cache", seconds=0.0)
         assert await verdicts.recall(BOB, b"q", 60.0) is None
         assert await verdicts.recall(ANN, b"p", 60.0) is None
         assert await verdicts.recall(ANN, b"q", None) is None, "switched off"

@@ -81,6 +81,22 @@ def test_the_verdict_comes_with_threshold_and_margin() -> None:
     assert (found["verdict"]["threshold"], found["verdict"]["seconds"], found["route"]["tier"]) == (0.5, 0.2, "pro")
 
 
+@pytest.mark.parametrize(
+    ("verdict", "side", "margin"),
+    [
+        (Verdict("simple", 0.3), "<0.4", -0.1),
+        (Verdict("simple", 0.4), "else", 0.0),
+        (Verdict("complex", None), "else", None),
+        (Verdict(None, None, "parse"), None, None),
+    ],
+)
+def test_a_verdict_in_bands_comes_with_its_band_and_how_far_the_edge_is(
+    verdict: Verdict, side: str | None, margin: float | None
+) -> None:
+    found = explain(facts(model="bands"), verdict, POLICY)["verdict"]
+    assert (found["side"], found["threshold"], found["margin"]) == (side, 0.4, margin)
+
+
 def test_both_sides_of_the_threshold_are_told() -> None:
     found = explain(facts(), Verdict("complex", 0.8), POLICY)["sides"]
     assert (found["simple"]["tier"], found["complex"]["tier"]) == ("flash", "pro")

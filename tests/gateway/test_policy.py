@@ -104,15 +104,11 @@ def test_the_reference_names_every_key() -> None:
     assert keys - named == set()
 
 
-def test_every_key_of_triage_is_kept() -> None:
-    found = load_policy(SMALLEST + "triage: {cache: null, timeout: 3s}\n", {}).triage
-    assert (found.cache, found.timeout, found.tier) == (None, 3.0, "flash")
-
-
 def test_the_reference_gives_the_defaults() -> None:
     given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
-    for name in ("name", "revision", "triage", "record"):
-        assert getattr(given, name) == getattr(least, name)
+    assert (given.name, given.revision, given.record) == (least.name, least.revision, least.record)
+    assert dataclasses.replace(given.triage, prompts={}) == dataclasses.replace(least.triage, prompts={})
+    assert given.triage.prompts.keys() - least.triage.prompts.keys() == {"house.v1"}
     assert given.failover.on == least.failover.on
     for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
         assert getattr(given.tiers["flash"], name) == getattr(least.tiers["flash"], name)
@@ -125,6 +121,55 @@ def test_the_reference_gives_the_defaults() -> None:
     bare = load_policy(SMALLEST + "tests: [{name: x, request: {}, expect: {}}]\n", {}).tests[0]
     for name in ("headers", "load"):
         assert getattr(given.tests[0], name) == getattr(bare, name)
+
+
+OWN = """\
+triage:
+  prompt: house.v2
+  strategy: STRATEGY
+  prompts:
+    house: {version: v2, question: "Easy?", labels: {easy: simple, hard: complex}, before: BEFORE}
+"""
+
+
+def test_a_policy_brings_prompts_of_its_own_beside_the_built_in_ones() -> None:
+    policy = load_policy(SMALLEST + OWN.replace("STRATEGY", "auto").replace("BEFORE", "null"), {})
+    assert policy.triage.prompts["house.v2"].labels == {"easy": "simple", "hard": "complex"}
+    assert {"complexity.v1", "p_solve.v1", "intent.v1"} < policy.triage.prompts.keys()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("prompt: house.v2", "prompt: house.v1", '8:11: triage.prompt: no prompt is named "house.v1"; did you mean'),
+        ("house:", "complexity:", '8:11: triage.prompt: no prompt is named "house.v2"'),
+        ("{easy: simple, hard: complex}", "{easy: simple, hard: simple}", "11:12: triage.prompts.house: labels need"),
+        ("easy: simple, hard", "easy: simple, easygoing", "11:12: triage.prompts.house: no label may begin with"),
+        ("easy: simple", "Easy: simple", "11:54: triage.prompts.house.labels.Easy: a label is one word of lower-case"),
+        ("BEFORE", "complexity", "11:12: triage.prompts.house: before and answer are the same member"),
+        ("version: v2", "version: 2", "11:22: triage.prompts.house.version: expected text"),
+    ],
+)
+def test_a_prompt_that_could_not_be_read_back_is_refused_at_its_place(old: str, new: str, problem: str) -> None:
+    text = OWN.replace(old, new).replace("STRATEGY", "auto").replace("BEFORE", "null")
+    assert any(line.startswith(problem) for line in refused(SMALLEST + text))
+
+
+def test_a_prompt_named_like_a_built_in_one_or_asked_for_a_bare_word_against_its_form_is_refused() -> None:
+    text = OWN.replace("house", "complexity").replace("v2", "v1").replace("STRATEGY", "auto").replace("BEFORE", "null")
+    assert '11:5: triage.prompts.complexity: "complexity.v1" is built in: choose another name or version' in refused(
+        SMALLEST + text
+    )
+    bare = OWN.replace("STRATEGY", "choice").replace("BEFORE", "plan")
+    told = "9:13: triage.strategy: house.v2 writes before its label: ask it by auto, json_logprobs or json"
+    assert refused(SMALLEST + bare) == [told]
+
+
+def test_every_key_of_triage_is_kept() -> None:
+    written = "triage: {tier: pro, cache: null, threshold: 0.4, timeout: 2s, layout: system, speculate: never}\n"
+    triage = load_policy(SMALLEST + written, {}).triage
+    assert (triage.tier, triage.cache, triage.threshold, triage.timeout) == ("pro", None, 0.4, 2.0)
+    assert (triage.layout, triage.speculate) == ("system", "never")
 
 
 def test_a_tier_takes_from_the_tier_it_extends_key_by_key() -> None:
@@ -320,11 +365,35 @@ BAD = {
     ),
     "falling bands": (
         changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<0.4": pro, else: pro}}'),
-        "6:26: rules.0.route: bands must rise",
+        "6:52: rules.0.route.p_complex.<0.4: never reached: all below 0.5 is in a band before it",
+    ),
+    "the same band twice, written apart": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<.50": pro, else: pro}}'),
+        "6:52: rules.0.route.p_complex.<.50: never reached: all below 0.5 is in a band before it",
+    ),
+    "a band below all": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<0.0": flash, else: pro}}'),
+        "6:39: rules.0.route.p_complex.<0.0: never reached: no probability is below 0",
+    ),
+    "a band above all": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {"<1": flash, else: pro}}'),
+        "6:39: rules.0.route.p_complex.<1: leaves nothing for else: no probability is above 1",
     ),
     "bands without else": (
         changed("{simple: flash, complex: pro}", '{p_complex: {"<0.5": pro, "<0.6": pro}}'),
-        "6:26: rules.0.route: the last band must be else",
+        "6:38: rules.0.route.p_complex: the last band must be else",
+    ),
+    "else before the last": (
+        changed("{simple: flash, complex: pro}", '{p_complex: {else: pro, "<0.6": pro}}'),
+        "6:38: rules.0.route.p_complex: the last band must be else",
+    ),
+    "a floor above the ceiling": (
+        SMALLEST + "callers: {default: {plan: a}, plans: {a: {min_tier: pro}}}\n",
+        "7:53: callers.plans.a.min_tier: pro is above what the plan may reach",
+    ),
+    "a floor that is no tier": (
+        SMALLEST + "callers: {default: {plan: a}, plans: {a: {min_tier: prof}}}\n",
+        '7:53: callers.plans.a.min_tier: no tier is named "prof"; did you mean "pro"?',
     ),
     "odd band": (
         changed("{simple: flash, complex: pro}", '{p_complex: {">0.5": pro, else: pro}}'),

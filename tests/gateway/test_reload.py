@@ -25,9 +25,9 @@ tests:
 LONG = 'request: {messages: [{role: user, content: "a question of some length"}]}'
 
 
-def problems(tmp_path: Path, *tests: str) -> list[str]:
+def problems(tmp_path: Path, *tests: str, head: str = HEAD) -> list[str]:
     path = tmp_path / "p.yaml"
-    path.write_text(HEAD + "".join(f"  - {{name: t, {test}}}\n" for test in tests), encoding="utf-8")
+    path.write_text(head + "".join(f"  - {{name: t, {test}}}\n" for test in tests), encoding="utf-8")
     try:
         checked(path, {})
     except PolicyError as error:
@@ -89,3 +89,11 @@ def test_all_failing_tests_are_told_together(tmp_path: Path) -> None:
 def test_a_file_that_is_wrong_runs_no_tests(tmp_path: Path) -> None:
     (found,) = problems(tmp_path, "request: {prompt: hi}, expect: {rule: plam}")
     assert "no rule is named" in found
+
+
+def test_a_test_may_name_the_band(tmp_path: Path) -> None:
+    banded = HEAD.replace("{simple: flash, complex: pro}", '{p_complex: {"<0.4": flash, "<0.6": pro, else: pro}}')
+    right, wrong = (f"{LONG}, verdict: {{p_complex: 0.5}}, expect: {{band: {key}}}" for key in ('"<0.6"', '"<0.4"'))
+    assert problems(tmp_path, right, head=banded) == []
+    assert problems(tmp_path, wrong, head=banded)[0].endswith('"t" fails: expected <0.4, got <0.6')
+    assert "got none" in problems(tmp_path, right)[0], "its rule has no bands"

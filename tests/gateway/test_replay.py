@@ -164,6 +164,7 @@ def test_a_wish_that_the_candidate_forbids_is_refused_and_counted() -> None:
         (("x-phase: plan", "x-agent: plan"), "rule phase looks at header.x-agent"),
         (("when: {signals: [sql]}", "when: {signals: [sql], load: {max: {inflight: {min: 1}}}}"), "load.max.inflight"),
         (("triage: {", "triage: {strategy: choice, "), "rule triaged asks 'complexity.v1 choice"),
+        (("triage: {", "triage: {prompt: p_solve.v1, "), "rule triaged asks 'p_solve.v1 auto"),
     ],
 )
 def test_what_was_not_recorded_is_refused_by_rule_and_fact(change: tuple[str, str], told: str) -> None:

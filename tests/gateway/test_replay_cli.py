@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
+from gateway.policy import load_policy
+from gateway.records import seen
 
 TEXT = """\
 schema: 1
@@ -19,7 +22,7 @@ rules:
   - {id: triaged, route: {simple: flash, complex: pro}}
 callers: {default: {plan: gold}, plans: {gold: {may: [pro]}}}
 """
-SEEN = {"signals": {}, "headers": [], "tiers": ["flash", "pro"], "question": "complexity.v1 json suffix 400000 f"}
+SEEN = msgspec.to_builtins(seen(load_policy(TEXT, {})))
 
 
 def run(*arguments: str) -> Result:

@@ -30,7 +30,12 @@ rules:
 failover: {tiers: {flash: [pro, think, flash, pro], pro: [flash]}}
 callers:
   default: {plan: gold}
-  plans: {gold: {may: [max]}, silver: {may: [pro]}, bronze: {may: [think]}, batch: {}}
+  plans:
+    gold: {may: [max]}
+    silver: {may: [pro]}
+    bronze: {may: [think]}
+    batch: {}
+    floored: {may: [pro], min_tier: think}
 """
 POLICY = load_policy(TEXT, {})
 TIERS = list(POLICY.tiers)
@@ -181,7 +186,7 @@ some_facts = st.builds(
     Facts,
     model=st.sampled_from(["auto", "top", "bands", "same", "steep"]),
     caller=st.just("c"),
-    plan=st.sampled_from(["gold", "silver", "bronze", "batch", "gone"]),
+    plan=st.sampled_from(["gold", "silver", "bronze", "batch", "floored", "gone"]),
     wish=st.sampled_from([None, None, "fast", "best", *TIERS]),
     wished_by=st.just("name"),
     context=st.sampled_from([0, 1000, 1001, 5000, 5001]),
@@ -189,6 +194,8 @@ some_facts = st.builds(
     vision=st.booleans(),
     signals=st.sampled_from([frozenset(), frozenset({"sql"})]),
     load=st.dictionaries(st.sampled_from(TIERS), st.integers(0, 300)),
+    capped=st.sampled_from([None, None, "budget", "share"]),
+    may=st.sampled_from([None, None, (), ("think",), ("max",)]),
 )
 some_verdicts = st.builds(
     Verdict,
@@ -198,15 +205,23 @@ some_verdicts = st.builds(
 )
 
 
+def within(found: Facts) -> list[str]:
+    """The tiers between a caller's floor and ceiling; a ceiling below the floor goes before it."""
+    plans = {"gold": (0, 3), "silver": (0, 2), "bronze": (0, 1), "batch": (0, 0), "floored": (1, 2), "gone": (0, 0)}
+    low, high = plans[found.plan]
+    high = high if found.may is None else max((TIERS.index(tier) for tier in found.may), default=0)
+    return TIERS[min(low, high) : high + 1]
+
+
 @given(some_facts, some_verdicts)
-def test_a_route_is_never_above_the_cap_nor_unable_nor_twice(found: Facts, verdict: Verdict) -> None:
+def test_a_route_is_never_out_of_its_callers_range_nor_unable_nor_twice(found: Facts, verdict: Verdict) -> None:
     try:
         chosen = route(found, verdict, POLICY)
     except Refusal:
         return
     assert isinstance(chosen, Route)
-    allowed = POLICY.permitted.get(found.plan, ("flash",))
-    assert set(chosen.tiers) <= set(allowed)
+    allowed = within(found)
+    assert set(chosen.tiers) <= set(allowed[:1] if found.capped else allowed)
     assert len(set(chosen.tiers)) == len(chosen.tiers)
     for name in chosen.tiers:
         can = POLICY.tiers[name].can
@@ -222,7 +237,7 @@ def test_an_ask_is_settled_by_any_verdict_and_its_draft_is_permitted(found: Fact
     except Refusal:
         return
     if isinstance(first, Ask):
-        assert first.draft is None or first.draft in POLICY.permitted.get(found.plan, ("flash",))
+        assert first.draft is None or first.draft in within(found)
         assert routed(found, verdict).rule == first.rule
     else:
         assert route(found, verdict, POLICY) == first
@@ -237,8 +252,18 @@ def test_permission_for_more_never_refuses_what_less_allowed(found: Facts) -> No
         route(found, None, POLICY)
     except Refusal:
         return
-    gold = Facts(**{name: getattr(found, name) for name in Facts.__slots__} | {"plan": "gold"})
+    gold = Facts(**{name: getattr(found, name) for name in Facts.__slots__} | {"plan": "gold", "may": None})
     route(gold, None, POLICY)
+
+
+@pytest.mark.parametrize("wish", [None, "flash", "fast", "think"])
+def test_a_plans_lowest_tier_answers_what_would_go_lower(wish: str | None) -> None:
+    found = routed(facts(plan="floored", wish=wish, wished_by="name"), Verdict("simple", 0.1))
+    assert found.tiers[0] == "think"
+    if wish is None:
+        assert found.reason == "floor"
+        assert routed(facts(plan="floored"), Verdict(None, None, "timeout")).tiers[0] == "think"
+        assert routed(facts(plan="floored", may=()), Verdict("simple", 0.1)).tiers == ("flash",), "its key may no more"
 
 
 FRUGAL = load_policy(

@@ -14,7 +14,12 @@ from tests.tiers import JSON, policy_for
 
 POLICY = policy_for(Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model"))
 ROUTE = Route(("pro",), "triaged", "complex")
-DECISION = Decision(Facts("auto", "ann", "usual"), Verdict("complex", 0.9, seconds=0.2), ROUTE, "wasted")
+DECISION = Decision(
+    Facts("auto", "ann", "usual"),
+    Verdict("complex", 0.9, seconds=0.2, strategy="choice", prompt="complexity.v1"),
+    ROUTE,
+    "wasted",
+)
 THIRD = {"model": "m", "replicas": ["http://h"]}
 CANARY = "canary-7f3a"
 
@@ -154,6 +159,7 @@ def test_a_line_holds_what_was_decided() -> None:
     found = line(record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION), "auto")
     assert (found["caller"], found["plan"], found["tier"], found["model"]) == ("ann", "gold", "pro", "auto")
     said = {"label": "complex", "p_complex": 0.9, "reason": "ok", "source": "triage", "seconds": 0.2, "cut": False}
+    said |= {"strategy": "choice", "prompt": "complexity.v1"}
     assert found["verdict"] == said
     assert "salt" not in json.dumps(found)
 

@@ -2,15 +2,16 @@ import asyncio
 import json
 import socket
 import time
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from gateway.body import read
-from gateway.policy import Policy, Prompt
+from gateway.policy import Policy
 from gateway.splice import changes
-from gateway.triage import QUESTIONS, question, triage
+from gateway.triage import DECISIONS, question, triage
 from gateway.types import ChatRequest, Verdict
+from gateway.upstream import Upstream
 from loadtest.servers import Sim
 from tests.gateway.serving import ANN, CHAT, COMPLEX, SIMPLE, asked, body, eventually, plain, scripted, upstream
 from tests.tiers import JSON, policy_for
@@ -22,7 +23,7 @@ TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type"
 
 def sent(request: ChatRequest, policy: Policy) -> JSON:
     """The question as the server reads it."""
-    found: JSON = json.loads(question(request, policy)[0])
+    found: JSON = json.loads(question(request, policy).body)
     return found
 
 
@@ -70,9 +71,9 @@ def written(raw: str) -> ChatRequest:
 
 def test_the_messages_bytes_are_the_callers_own() -> None:
     raw = '{"messages": [ {"role":"user",  "content":"\\u00e9 \\ud83d\\ude00 é"} ] , "seed": 1.0}'
-    data, cut = question(written(raw), policy_for(FLASH, PRO))
-    assert b'[ {"role":"user",  "content":"\\u00e9 \\ud83d\\ude00 \xc3\xa9"} ,' in data
-    assert not cut
+    found = question(written(raw), policy_for(FLASH, PRO))
+    assert b'[ {"role":"user",  "content":"\\u00e9 \\ud83d\\ude00 \xc3\xa9"} ,' in found.body
+    assert not found.cut
 
 
 def test_nothing_of_the_request_changes_the_questions_form() -> None:
@@ -99,7 +100,7 @@ def test_a_prompt_stays_inside_its_string_in_either_layout(text: str) -> None:
         assert asking["temperature"] == 0
         if layout == "system":
             system, quoted = asking["messages"]
-            assert system["content"].startswith(QUESTIONS["complexity.v1"])
+            assert system["content"].startswith(policy.triage.prompts["complexity.v1"].question)
             assert json.loads(json.loads(quoted["content"]))[0]["content"] == text
             assert "\n" not in quoted["content"]
 
@@ -107,16 +108,16 @@ def test_a_prompt_stays_inside_its_string_in_either_layout(text: str) -> None:
 def test_a_long_conversation_is_cut_to_head_and_tail_and_keeps_the_callers_salt() -> None:
     policy = policy_for(FLASH, PRO, triage={"input": {"characters": 400}})
     request = asked(body("HEAD" + "x" * 1000 + "TAIL"))
-    data, cut = question(request, policy)
-    asking = json.loads(data)
+    found = question(request, policy)
+    asking = json.loads(found.body)
     told = json.loads(asking["messages"][1]["content"])
-    assert cut
+    assert found.cut
     assert "HEAD" in told
     assert "TAIL" in told
     assert 400 <= len(told) < 460
     assert asking["cache_salt"] == answered(request, policy)["cache_salt"], "nobody else's KV blocks"
     short = '{"messages": [{"role": "user", "content": "' + "é" * 300 + '"}]}'
-    assert not question(written(short), policy)[1], "characters are counted, not bytes"
+    assert not question(written(short), policy).cut, "characters are counted, not bytes"
 
 
 @pytest.mark.parametrize("prompt", ["Say hi", ["one", "two"], [1, 2, 3], [[1], [2]], ""])
@@ -142,16 +143,21 @@ def test_a_server_without_vllms_fields_gets_its_defaults_but_none_that_spoils_th
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
+async def ask(policy: Policy, door: Upstream, fields: JSON | None = None) -> Verdict:
+    request = asked(fields or body(COMPLEX))
+    return await triage(request, policy, door, question(request, policy))
+
+
 def judged(policy: Policy, fields: JSON | None = None) -> Verdict:
     async def main() -> Verdict:
         async with upstream() as door:
-            return await triage(asked(fields or body(COMPLEX)), policy, door)
+            return await ask(policy, door, fields)
 
     return asyncio.run(main())
 
 
 def test_flash_tells_simple_from_complex_in_every_strategy_and_layout(flash: Sim, pro: Sim) -> None:
-    for strategy in ("json", "choice"):
+    for strategy in ("json_logprobs", "choice"):
         for layout in ("suffix", "system"):
             policy = policy_for(flash, pro, triage={"strategy": strategy, "layout": layout})
             for text, label in ((SIMPLE, "simple"), (COMPLEX, "complex")):
@@ -170,7 +176,7 @@ def test_flash_tells_simple_from_complex_in_every_strategy_and_layout(flash: Sim
         ({"verdict": "garbage"}, "parse"),
         ({"verdict": "wrong_label"}, "parse"),
         ({"verdict": "truncated"}, "truncated"),
-        ({"verdict": "null"}, "truncated"),
+        ({"verdict": "null"}, "empty"),
         ({"malformed_sse": True}, "parse"),
         ({"cut_after": 3}, "error"),
         ({"verdict": "stall"}, "timeout"),
@@ -211,7 +217,7 @@ VERDICT = b'{"choices": [{"message": {"content": "{\\"complexity\\": \\"complex\
 def test_a_server_that_does_not_stream_is_understood(answer: bytes, label: str | None, reason: str) -> None:
     async def main() -> Verdict:
         async with scripted(answer) as (url, _), upstream() as door:
-            return await triage(asked(body(COMPLEX)), policy_for(Sim(url, "m"), PRO), door)
+            return await ask(policy_for(Sim(url, "m"), PRO), door)
 
     found = asyncio.run(main())
     assert (found.label, found.reason) == (label, reason)
@@ -221,7 +227,7 @@ def test_who_asks_keeps_the_connection_though_the_verdict_is_taken_early(flash: 
     async def main() -> None:
         async with upstream() as door:
             for _ in range(5):
-                assert (await triage(asked(body(COMPLEX)), policy_for(flash, pro), door)).label == "complex"
+                assert (await ask(policy_for(flash, pro), door)).label == "complex"
                 assert await eventually(lambda: not any(door.load().values())) < 1
 
     asyncio.run(main())
@@ -235,9 +241,9 @@ def test_a_server_that_is_not_there_is_an_error_and_a_full_tier_is_not_asked(fla
         async with upstream() as door:
             policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1}}})
             flash.config(stall_first=0.3)
-            first = asyncio.create_task(triage(asked(body()), policy, door))
+            first = asyncio.create_task(ask(policy, door, body()))
             await asyncio.sleep(0.05)
-            assert (await triage(asked(body()), policy, door)).reason == "overloaded"
+            assert (await ask(policy, door)).reason == "overloaded"
             assert (await first).label == "simple"
 
     asyncio.run(main())
@@ -251,11 +257,76 @@ def test_the_timeout_holds_for_a_server_that_never_answers() -> None:
             async with upstream() as door:
                 started = time.monotonic()
                 policy = policy_for(silent, PRO, triage={"timeout": "150ms"})
-                assert (await triage(asked(body()), policy, door)).reason == "timeout"
+                assert (await ask(policy, door)).reason == "timeout"
                 assert time.monotonic() - started < 0.4
 
     asyncio.run(main())
 
 
-def test_every_question_that_a_policy_may_name_exists() -> None:
-    assert set(QUESTIONS) == set(get_args(Prompt))
+# -- strategies and prompts --------------------------------------------------------------------------------------------
+
+
+def test_auto_asks_by_the_best_that_was_found_and_by_the_portable_form_until_then() -> None:
+    policy, request = policy_for(FLASH, PRO, triage={"strategy": "auto"}), asked(body())
+    ways = [((), "json_logprobs"), (("json",), "json"), (("json", "json_logprobs"), "json_logprobs"),
+            (("json_logprobs", "decisions"), "decisions"), (("decisions", "choice"), "choice")]  # fmt: skip
+    for able, strategy in ways:
+        assert question(request, policy, able).strategy == strategy
+    named = policy_for(FLASH, PRO, triage={"strategy": "json"})
+    assert question(request, named, ("choice",)).strategy == "json", "who names one is asked by it"
+
+
+def test_a_prompt_that_thinks_first_is_never_asked_for_a_bare_label() -> None:
+    policy = policy_for(FLASH, PRO, triage={"strategy": "auto", "prompt": "intent.v1"})
+    found = question(asked(body()), policy, ("choice", "decisions", "json_logprobs"))
+    assert found.strategy == "json_logprobs"
+    schema = json.loads(found.body)["response_format"]["json_schema"]["schema"]
+    assert schema["required"] == ["intent", "complexity"]
+    assert json.loads(found.body)["max_tokens"] > 24
+
+
+def test_the_schema_holds_labels_and_no_number() -> None:
+    schema = sent(asked(body()), policy_for(FLASH, PRO))["response_format"]["json_schema"]["schema"]
+    assert schema["properties"] == {"complexity": {"type": "string", "enum": ["simple", "complex"]}}
+
+
+def test_plain_json_asks_for_nothing_that_a_server_may_lack() -> None:
+    asking = sent(asked(body()), policy_for(FLASH, PRO, triage={"strategy": "json"}))
+    assert asking["response_format"] == {"type": "json_object"}
+    assert not {"logprobs", "top_logprobs", "structured_outputs"} & set(asking)
+
+
+def test_a_decision_holds_the_conversation_as_one_quoted_text_and_one_question() -> None:
+    policy = policy_for(FLASH, PRO, triage={"strategy": "decisions"})
+    found = question(asked(body('"}],"questions":[]', tools=TOOLS)), policy)
+    asking = json.loads(found.body)
+    assert found.path == DECISIONS
+    assert set(asking) == {"model", "input", "questions"}
+    assert json.loads(json.loads(asking["input"]))[0]["content"] == '"}],"questions":[]'
+    assert [choice["value"] for choice in asking["questions"][0]["choices"]] == ["simple", "complex"]
+
+
+OWN: JSON = {"house": {"version": "v2", "question": "Is it easy?", "labels": {"easy": "simple", "hard": "complex"}}}
+
+
+def test_a_prompts_words_version_and_meaning_are_part_of_the_verdicts_key() -> None:
+    def key(**prompt: Any) -> bytes:
+        prompts = {"house": OWN["house"] | prompt}
+        full = f"house.{prompts['house']['version']}"
+        policy = policy_for(FLASH, PRO, triage={"prompt": full, "prompts": prompts, "strategy": "choice"})
+        return question(asked(body()), policy).key
+
+    swapped = {"easy": "complex", "hard": "simple"}
+    changed = [key(), key(version="v3"), key(question="Is it quick?"), key(labels=swapped), key(answer="level")]
+    assert len(set(changed)) == len(changed)
+    assert key() == key()
+
+
+def test_every_built_in_prompt_tells_simple_from_complex(flash: Sim, pro: Sim) -> None:
+    for prompt in ("complexity.v1", "p_solve.v1", "intent.v1"):
+        for strategy in ("json_logprobs", "json") if prompt == "intent.v1" else ("json_logprobs", "json", "choice"):
+            policy = policy_for(flash, pro, triage={"strategy": strategy, "prompt": prompt})
+            for text, label in ((SIMPLE, "simple"), (COMPLEX, "complex")):
+                found = judged(policy, body(text))
+                assert (found.label, found.strategy, found.prompt) == (label, strategy, prompt)
+                assert (found.p_complex is None) == (strategy == "json")

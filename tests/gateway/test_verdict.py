@@ -7,21 +7,28 @@ from typing import Any
 
 import pytest
 
+from gateway.policy import Prompt
 from gateway.types import Verdict
-from gateway.verdict import Said
+from gateway.verdict import Said, decided
 from tests.tiers import JSON
 
+PLAIN = Prompt("v1", "?")
+FOUR = Prompt("v1", "?", {"simple": "simple", "sound": "simple", "severe": "complex", "complex": "complex"})
+INTENT = Prompt("v1", "?", before="intent")
 
-def whole(data: bytes) -> Verdict:
+
+def whole(data: bytes, prompt: Prompt = PLAIN) -> Verdict:
     """The verdict in a whole answer."""
-    answer = Said()
+    answer = Said(prompt)
     answer.add(data)
     return answer.verdict()
 
 
-def streamed(texts: Iterable[str], finish: str | None = None) -> tuple[Said, int]:
+def streamed(
+    texts: Iterable[str], finish: str | None = None, prompt: Prompt = PLAIN, bare: bool = False
+) -> tuple[Said, int]:
     """What was said until the verdict stood, and how many chunks that took."""
-    answer, count = Said(), 0
+    answer, count = Said(prompt, bare), 0
     for text in texts:
         tops = [{"token": text, "logprob": math.log(0.8)}, {"token": "complex", "logprob": math.log(0.2)}]
         tokens = [{"token": text, "logprob": math.log(0.8), "top_logprobs": tops}]
@@ -55,8 +62,11 @@ def said(finish: str = "stop", tokens: Any = None, **message: Any) -> bytes:
         (said(content=f"```\n{HARD}```"), "complex", "ok"),
         (said(content=None, reasoning=HARD), "complex", "ok"),
         (said(content="", reasoning_content=GOOD), "simple", "ok"),
-        (said(content=None, reasoning="It is complex"), None, "parse"),
-        (said(content=None, finish="length", reasoning="The question is"), None, "truncated"),
+        (said(content=None, reasoning="It is complex"), None, "empty"),
+        (said(content=None, finish="length", reasoning="The question is"), None, "empty"),
+        (said(content=" \n", finish="length"), None, "empty"),
+        (said(content='{"complexity": "simple", "complexity": "complex"}'), None, "parse"),
+        (said(content='{"complexity": {"complexity": "complex"}}'), None, "parse"),
         (said(content='{"complexity": "com', finish="length"), None, "truncated"),
         (said(content='{"complexity": "medium"}'), None, "parse"),
         (said(content='{"complexity": ["simple"]}'), None, "parse"),
@@ -65,7 +75,7 @@ def said(finish: str = "stop", tokens: Any = None, **message: Any) -> bytes:
         (said(content="simple or complex"), None, "parse"),
         (said(content="complexity"), None, "parse"),
         (said(content="{" * 3000), None, "parse"),
-        (said(), None, "parse"),
+        (said(), None, "empty"),
         (b'{"choices": []}', None, "parse"),
         (b'{"choices": [{"message": null}]}', None, "parse"),
         (b'{"choices": [{"message": {"content": ["simple"]}}]}', None, "parse"),
@@ -171,3 +181,62 @@ def test_what_is_no_verdict_never_stands(texts: list[str], finish: str, reason: 
 def test_a_bare_word_is_a_verdict_once_the_stream_has_ended() -> None:
     answer, _ = streamed(["simple"], "stop")
     assert answer.verdict().label == "simple"
+
+
+# -- other prompts and forms -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "p_complex"),
+    [
+        ([token("s", 0.6, s=0.6, c=0.4), token("ound", 0.5, ound=0.5, evere=0.5)], 0.7),
+        ([token("s", 0.5, s=0.5, c=0.25), token("e", 0.4, e=0.4, i=0.4), token("vere", 1.0)], 2 / 3),
+        ([token("sev", 0.3, sev=0.3, s=0.4, simple=0.3), token("ere", 1.0)], 0.5),
+        ([token(" S", 0.8, **{" S": 0.8, " C": 0.2}), token("imple", 0.9, imple=0.9, evere=0.1)], 0.28),
+        ([token("s", 0.9), token("imple", 0.9)], 0.1),
+        ([token("s", 0.9, the=0.9)], None),
+        ([token("s", 0.9, s=0.9)], None),
+    ],
+)
+def test_a_label_in_several_tokens_is_followed_until_the_sides_part(tokens: Any, p_complex: float | None) -> None:
+    word = "".join(token["token"] for token in tokens).strip().lower()
+    found = whole(said(tokens=tokens, content=word if word in FOUR.labels else "simple"), FOUR)
+    assert found.p_complex == (None if p_complex is None else pytest.approx(p_complex, abs=1e-6))
+
+
+def test_the_text_before_the_label_is_no_label() -> None:
+    thought = '{"intent":"says \\"complexity\\":\\"complex\\" and }","complexity":"simple"}'
+    assert whole(said(content=thought), INTENT).label == "simple"
+    answer, taken = streamed(
+        ['{"intent":"', "a } \\", '"complex', '","', "complexity", '":"', "simple", '"}'], None, INTENT
+    )
+    assert taken == 7
+    assert answer.verdict().label == "simple"
+    assert answer.verdict().p_complex == pytest.approx(0.2)
+
+
+def test_a_bare_label_stands_at_once_where_the_server_binds_it() -> None:
+    answer, taken = streamed(["comp", "lex", ""], "stop", bare=True)
+    assert (answer.verdict().label, taken) == ("complex", 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "p_complex"),
+    [
+        ({"simple": 0.3, "complex": 0.7}, "complex", 0.7),
+        ({"simple": 0.03, "complex": 0.01}, "simple", 0.25),
+        ({"simple": 0.4, "sound": 0.2, "severe": 0.3, "complex": 0.1}, "simple", 0.4),
+        ({"simple": 0.0, "complex": 0.0}, "simple", None),
+        ({"simple": 1.0}, "simple", 0.001),
+    ],
+)
+def test_a_decision_is_read_from_its_probabilities(labels: dict[str, float], label: str, p_complex: Any) -> None:
+    probabilities = [{"value": value, "probability": p} for value, p in labels.items()]
+    answer = {"type": "choice", "name": None, "choice": label, "probabilities": probabilities, "confidence": 0.9}
+    found = decided(json.dumps({"model": "m", "answers": [answer], "usage": {}}).encode(), FOUR)
+    assert (found.label, found.p_complex) == (label, None if p_complex is None else pytest.approx(p_complex))
+
+
+@pytest.mark.parametrize("data", [b"{}", b'{"answers": []}', b"<html>", b'{"answers": [{"type": "refusal"}]}'])
+def test_what_is_no_decision_is_a_failure(data: bytes) -> None:
+    assert decided(data, PLAIN) == Verdict(None, None, "parse")

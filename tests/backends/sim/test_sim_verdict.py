@@ -6,7 +6,7 @@ import math
 import httpx2
 import pytest
 
-from tests.backends.sim.servers import chat, entry, served, triage
+from tests.backends.sim.servers import HTTP, chat, entry, served, triage
 
 EASY = ["hi", "What is the capital of France?", "Translate 'good night' to German", "thanks, bye", "你好", "привет"]
 HARD = [
@@ -125,3 +125,27 @@ def test_a_server_may_give_no_logprobs(url: str) -> None:
     choice = triage(url, "hi", {"x-sim-fault": "no_logprobs"}).json()["choices"][0]
     assert choice["logprobs"] is None
     assert json.loads(choice["message"]["content"])["complexity"] == "simple"
+
+
+DECISION = {"model": "deepseek-v4-flash", "input": HARD[0], "questions": [
+    {"type": "choice", "instructions": "Simple or complex?", "choices": [{"value": "simple"}, {"value": "complex"}]}
+]}  # fmt: skip
+
+
+def test_decisions_need_a_model_that_supports_them_and_allow_no_other_field(url: str) -> None:
+    assert HTTP.post(url + "/v1/decisions", json=DECISION).status_code == 501
+    with served("--speed", "0", "--decisions") as base:
+        answer = HTTP.post(base + "/v1/decisions", json=DECISION).json()["answers"][0]
+        assert answer["choice"] == "complex"
+        assert sum(one["probability"] for one in answer["probabilities"]) == pytest.approx(1)
+        assert HTTP.post(base + "/v1/decisions", json={**DECISION, "temperature": 0}).status_code == 400
+
+
+def test_other_engines_refuse_or_ignore_forms() -> None:
+    choice = {"response_format": None, "structured_outputs": {"choice": ["simple", "complex"]}}
+    with served("--speed", "0", "--engine", "llama.cpp") as base:
+        assert triage(base, HARD[0]).status_code == 500
+        assert triage(base, HARD[0], **choice).json()["choices"][0]["message"]["content"] not in ("simple", "complex")
+    with served("--speed", "0", "--engine", "transformers") as base:
+        assert triage(base, HARD[0]).json()["choices"][0]["logprobs"] is None
+        assert HTTP.post(base + "/v1/decisions", json=DECISION).status_code == 404

@@ -1,0 +1,80 @@
+"""What do other servers than vLLM make of a request?"""
+
+from typing import Any
+
+import msgspec
+
+from backends.sim.plan import Plan
+from backends.sim.protocol import JSON, ChatRequest, Request, RequestError, decode
+from backends.sim.replies import Shape
+from backends.sim.settings import Settings
+
+
+class Option(msgspec.Struct, forbid_unknown_fields=True):
+    """One choice of a question."""
+
+    value: str
+    description: str = ""
+
+
+class Question(msgspec.Struct, forbid_unknown_fields=True):
+    """The one type of question that triage asks."""
+
+    type: str
+    instructions: str
+    choices: list[Option]
+    name: str | None = None
+
+
+class Decisions(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of `/v1/decisions`, as vLLM 0.33 reads it: one text, one question for this simulator."""
+
+    model: str
+    input: str
+    questions: list[Question]
+
+
+def adapted(request: Request, engine: str) -> Request:
+    """The request as `engine` understands it: llama-cpp-python refuses `json_schema` and knows no `choice`,
+    `transformers serve` reads neither. Raises RequestError."""
+    if engine == "vllm":
+        return request
+    kind = (request.response_format or {}).get("type")
+    if engine == "llama.cpp" and kind == "json_schema":
+        raise RequestError("Internal Server Error", "response_format", status=500, kind="InternalServerError")
+    ignored: dict[str, Any] = {"structured_outputs": None, "guided_choice": None, "guided_json": None}
+    if engine == "transformers":
+        ignored["response_format"] = None
+    return msgspec.structs.replace(request, **ignored)
+
+
+def deciding(body: bytes, settings: Settings) -> ChatRequest:
+    """A decision as the read of one token that it is: the state, the question, and one label of the choices.
+
+    Raises RequestError: 404 without the endpoint, 501 for a model that it does not support.
+    """
+    if settings.engine != "vllm":
+        raise RequestError("Not Found", status=404, kind="Not Found")
+    if not settings.decisions:
+        raise RequestError("The model does not support decisions", status=501, kind="NotImplementedError")
+    asked = decode(body, Decisions)
+    if len(asked.questions) != 1 or asked.questions[0].type != "choice":
+        raise RequestError("The simulator answers one choice question.", "questions")
+    question = asked.questions[0]
+    messages = [{"role": "system", "content": question.instructions}, {"role": "user", "content": asked.input}]
+    choices = [option.value for option in question.choices]
+    return ChatRequest(messages=messages, model=asked.model, max_tokens=1, structured_outputs={"choice": choices},
+                       chat_template_kwargs={"thinking": False})  # fmt: skip
+
+
+def decided(shaped: Shape, plan: Plan, usage: JSON, choices: list[str]) -> JSON:
+    """vLLM's answer to one unnamed choice question: a probability for each label."""
+    step = plan.steps[0]
+    known = {step.text: step.p, **dict(step.others)}
+    mass = {choice: sum(p for text, p in known.items() if choice.startswith(text)) for choice in choices}
+    total = sum(mass.values()) or 1.0
+    probabilities = [{"value": value, "probability": p / total} for value, p in mass.items()]
+    best = max(mass, key=lambda value: mass[value])
+    answer = {"type": "choice", "name": None, "choice": best, "probabilities": probabilities, "confidence": mass[best]}
+    tokens = {"input_tokens": usage["prompt_tokens"], "output_tokens": 1, "total_tokens": usage["total_tokens"]}
+    return {"model": shaped.model, "answers": [answer], "usage": tokens}

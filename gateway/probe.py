@@ -1,0 +1,152 @@
+"""What can the classifier's servers do?   Each strategy is asked once, at the start and when a server came back."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, get_args
+
+from gateway.body import read
+from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.policy import Policy, Tier
+from gateway.splice import CHAT
+from gateway.telemetry import THINKS
+from gateway.triage import put, question, strategy_of, triage
+from gateway.types import Caller, ChatRequest, Strategy
+from gateway.upstream import Upstream
+
+START = 5.0  # seconds that the start waits for the first findings at most
+PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
+PAUSE = 5.0  # seconds between two looks at the servers
+LONGEST = 300.0  # seconds until a server is asked again that could not do the best: it may have been busy
+HEALTH = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=2.0)
+BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
+UNBOUND = "Say hello."  # a server that binds its answers says a label even so
+Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
+log = logging.getLogger("gateway")
+
+
+class Probe:
+    """Keeps `upstream.able` true for the tier that triage asks, while the policy's strategy is auto and some rule wants
+    a verdict."""
+
+    def __init__(self, client: Client, upstream: Upstream, policy: Callable[[], Policy], pause: float = PAUSE) -> None:
+        self._client, self._upstream, self._policy, self._pause = client, upstream, policy, pause
+        self._asked: object = None  # what was asked, and of whom; another policy is another question
+        self._found: dict[str, Found] = {}
+        self._next: dict[str, tuple[float, float]] = {}  # when a server is asked again (monotonic), after which pause
+        self._thinks = False
+
+    @asynccontextmanager
+    async def running(self, wait: float = START) -> AsyncIterator[None]:
+        """Looks until the end of the block, which begins with the first findings, or without them after `wait`."""
+        first = asyncio.Event()
+        task = asyncio.create_task(self._run(first))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await first.wait()
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def told(self) -> dict[str, Any]:
+        """For /ready: the strategy in use, and what each replica of the tier was found to do, in the policy's order."""
+        policy = self._policy()
+        rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+        used = strategy_of(rules, self._upstream.able.get(rules.tier, ()))
+        return {"tier": rules.tier, "strategy": used, "replicas": [self._found.get(url) for url in tier.replicas]}
+
+    async def _run(self, first: asyncio.Event) -> None:
+        while True:
+            policy = self._policy()
+            if policy.triage.strategy == "auto" and not all(isinstance(rule.route, str) for rule in policy.rules):
+                await self._look(policy)
+            first.set()
+            await asyncio.sleep(self._pause)
+
+    async def _look(self, policy: Policy) -> None:
+        rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+        asked = (rules.tier, tier, rules.prompts[rules.prompt].digest, rules.layout)
+        if asked != self._asked:
+            self._asked, self._found, self._next = asked, {}, {}
+        up, now = await self._up(tier), time.monotonic()
+        self._found = {url: found for url, found in self._found.items() if url in up}
+        self._next = {url: then for url, then in self._next.items() if url in up}
+        due = [url for url in up if self._next.get(url, (now, 0))[0] <= now]
+        await asyncio.gather(*(self._ask(url, policy) for url in due))
+        self._publish(policy)
+
+    async def _up(self, tier: Tier) -> list[str]:
+        """The servers that answer; nobody asks a hosted API every few seconds how it is."""
+        if tier.engine != "vllm":
+            return list(tier.replicas)
+        alive = await asyncio.gather(*map(self._alive, tier.replicas))
+        return [url for url, answers in zip(tier.replicas, alive, strict=True) if answers]
+
+    async def _ask(self, url: str, policy: Policy) -> None:
+        """What one server makes of each strategy. `choice` is vLLM's own field; one that is silent is asked no more."""
+        rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+        alone = replace(
+            policy,
+            tiers={**policy.tiers, rules.tier: replace(tier, replicas=(url,))},
+            triage=replace(rules, timeout=PATIENCE),
+        )
+        found: dict[Strategy, str] = {}
+        for strategy in get_args(Strategy):
+            served = strategy_of(rules, (strategy,)) == strategy and (strategy != "choice" or tier.engine == "vllm")
+            if served and "timeout" not in found.values():
+                found[strategy] = await self._outcome(alone, strategy)
+        pause = min(2 * self._next.get(url, (0.0, self._pause / 2))[1], LONGEST)
+        best = next(iter(found.values()))
+        self._next[url] = (math.inf if best == "ok" else time.monotonic() + pause, pause)
+        self._found[url] = found
+        self._publish(policy)
+
+    def _publish(self, policy: Policy) -> None:
+        """What every server that can do anything can do is what the tier can do; one line tells a change."""
+        name, found = policy.triage.tier, [dict(found) for found in self._found.values()]
+        useful = [one for one in found if "ok" in one.values()]
+        able = tuple(s for s in get_args(Strategy) if useful and all(one.get(s) == "ok" for one in useful))
+        thinks = any("empty" in one.values() for one in found)
+        if thinks and not self._thinks:
+            log.warning(THINKS)
+        self._thinks = thinks
+        if self._upstream.able.get(name) != able:
+            self._upstream.able[name] = able
+            used = strategy_of(policy.triage, able)
+            log.warning("triage asks tier %s by %s; found %s", name, used, found or "no server")
+
+    async def _outcome(self, policy: Policy, strategy: Strategy) -> str:
+        """Asks as triage would; then, where the server ought to bind the answer, without a word of its form."""
+        request, schema = _request(policy), policy.tiers[policy.triage.tier].can.json_schema
+        verdict = await triage(request, policy, self._upstream, question(request, policy, (strategy,)))
+        if verdict.label is None:
+            return verdict.reason
+        if verdict.p_complex is None and strategy != "json":
+            return "no_logprobs"
+        if strategy == "choice" or (strategy == "json_logprobs" and schema):
+            bound = await triage(request, policy, self._upstream, put(request, policy, strategy, UNBOUND))
+            return "ok" if bound.label else "unbound"
+        return "ok"
+
+    async def _alive(self, url: str) -> bool:
+        """Whether anything answers there."""
+        origin = Origin.parse(url)
+        head = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.host}:{origin.port}\r\ncontent-length: 0\r\n\r\n"
+        try:
+            (await self._client.request(origin, head.encode(), b"", HEALTH)).close()
+        except TransportError:
+            return False
+        return True
+
+
+def _request(policy: Policy) -> ChatRequest:
+    body, fields = read(BODY)
+    caller = Caller("probe", "probe", policy.callers.default.plan, "probe")
+    return ChatRequest("probe", caller, CHAT, body, fields, {}, time.perf_counter())

@@ -1,0 +1,219 @@
+"""What the start finds out about real servers of several engines."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.http1 import Client
+from gateway.policy import Policy
+from gateway.probe import Probe
+from gateway.upstream import Upstream
+from loadtest.servers import Sim, free_port, python, sim
+from tests.gateway.serving import COMPLEX, SIMPLE, body, eventually, gateway, plain, quiet, scripted, watched
+from tests.tiers import JSON, policy_for
+
+PRO = Sim("http://127.0.0.1:2", "pro-model")
+FAST = ("--speed", "0")
+FLAGS = ("--tier", "flash", *FAST, "--served-model-name", "flash-model")
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[dict[str, Sim]]:
+    flags = {"decisions": ("--decisions",), "llama.cpp": ("--engine", "llama.cpp"),
+             "transformers": ("--engine", "transformers")}  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(sim("flash", *FAST, *more, model="flash-model")) for name, more in flags.items()
+        }
+
+
+def auto(*servers: Sim, **triage: object) -> Policy:
+    replicas = [server.url for server in servers]
+    return policy_for(servers[0], PRO, tiers={"flash": {"replicas": replicas}}, triage={"strategy": "auto", **triage})
+
+
+@asynccontextmanager
+async def probing(policy: Policy, pause: float = 0.05) -> AsyncIterator[tuple[Probe, Upstream]]:
+    client, troubles = Client(), watched()
+    door = Upstream(client)
+    probe = Probe(client, door, lambda: policy, pause=pause)
+    async with probe.running():
+        yield probe, door
+    client.close()
+    await quiet(door, troubles)
+
+
+def found(policy: Policy) -> JSON:
+    async def main() -> JSON:
+        async with probing(policy) as (probe, _):
+            return probe.told()
+
+    return asyncio.run(main())
+
+
+def test_vllm_is_asked_by_choice(flash: Sim) -> None:
+    told = found(auto(flash))
+    assert (told["tier"], told["strategy"]) == ("flash", "choice")
+    assert told["replicas"] == [{"choice": "ok", "decisions": "error", "json_logprobs": "ok", "json": "ok"}]
+
+
+def test_engines_are_told_apart(engines: dict[str, Sim]) -> None:
+    told = {name: found(auto(server)) for name, server in engines.items()}
+    assert {name: one["strategy"] for name, one in told.items()} == {
+        "decisions": "choice", "llama.cpp": "json", "transformers": "json",
+    }  # fmt: skip
+    refused, ignored = told["llama.cpp"]["replicas"][0], told["transformers"]["replicas"][0]
+    assert told["decisions"]["replicas"][0]["decisions"] == "ok"
+    assert (refused["json_logprobs"], ignored["json_logprobs"]) == ("error", "no_logprobs")
+    assert "choice" not in {name for one in (refused, ignored) for name, what in one.items() if what == "ok"}
+
+
+def test_a_server_that_refuses_schemas_still_gives_a_probability_when_the_policy_says_so(
+    engines: dict[str, Sim],
+) -> None:
+    policy = policy_for(
+        engines["llama.cpp"], PRO, tiers={"flash": {"can": {"json_schema": False}}}, triage={"strategy": "auto"}
+    )
+    assert found(policy)["strategy"] == "json_logprobs"
+
+
+def said(content: str) -> bytes:
+    tokens = [{"token": content, "logprob": -0.1, "top_logprobs": []}]
+    choice = {"message": {"content": content}, "finish_reason": "stop", "logprobs": {"content": tokens}}
+    return plain(json.dumps({"choices": [choice]}).encode())
+
+
+def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answers() -> None:
+    label, hello = '{"complexity":"simple"}', said("Hello! How can I help?")
+    answers = [plain(b""), said("simple"), hello, plain(b"{}", "404 Not Found"), said(label), hello, said(label)]
+
+    async def main() -> JSON:
+        async with (
+            scripted(*answers) as (url, _),
+            probing(auto(Sim(url, "flash-model")), pause=9.0) as (probe, _),
+        ):
+            return probe.told()
+
+    told = asyncio.run(main())
+    outcomes = {"choice": "unbound", "decisions": "error", "json_logprobs": "unbound", "json": "ok"}
+    assert (told["strategy"], told["replicas"]) == ("json", [outcomes])
+
+
+def test_a_tier_can_do_what_each_of_its_servers_can(flash: Sim, engines: dict[str, Sim]) -> None:
+    assert found(auto(flash, engines["transformers"]))["strategy"] == "json"
+    assert found(auto(flash, engines["decisions"]))["strategy"] == "choice"
+
+
+def test_a_named_strategy_asks_nobody_and_a_prompt_that_thinks_first_is_not_asked_for_a_word(flash: Sim) -> None:
+    assert found(auto(flash, strategy="json"))["strategy"] == "json"
+    assert flash.state()["requests"] == []
+    never = policy_for(flash, PRO, triage={"strategy": "auto"}, rules=[{"id": "all", "route": "flash"}])
+    assert found(never)["replicas"] == [None], "no rule wants a verdict"
+    assert flash.state()["requests"] == []
+    told = found(auto(flash, prompt="intent.v1"))
+    assert (told["strategy"], list(told["replicas"][0])) == ("json_logprobs", ["json_logprobs", "json"])
+
+
+def test_a_server_that_starts_later_or_comes_back_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    late = Sim(f"http://127.0.0.1:{port}", "flash-model")
+
+    async def main() -> None:
+        async with probing(auto(late)) as (probe, door):
+            assert probe.told() == {"tier": "flash", "strategy": "json_logprobs", "replicas": [None]}
+            for _ in range(2):
+                with python(["-m", "backends.sim", *FLAGS, "--port", str(port)], port):
+                    await eventually(lambda: probe.told()["strategy"] == "choice", 5)
+                await eventually(lambda: door.able["flash"] == (), 5)
+
+    with caplog.at_level(logging.WARNING, "gateway"):
+        asyncio.run(main())
+    lines = [line for line in caplog.messages if line.startswith("triage asks tier flash")]
+    assert [line.split(";")[0] for line in lines[1:]] == [
+        f"triage asks tier flash by {strategy}" for strategy in ("choice", "json_logprobs", "choice", "json_logprobs")
+    ]
+
+
+def test_a_server_that_was_busy_is_asked_again_though_it_stayed(flash: Sim) -> None:
+    flash.config(status=503, count=2)
+
+    async def main() -> None:
+        async with probing(auto(flash)) as (probe, _):
+            assert probe.told()["strategy"] == "json", "what it could do then"
+            await eventually(lambda: probe.told()["strategy"] == "choice")
+
+    asyncio.run(main())
+
+
+def test_a_server_of_another_kind_is_not_sent_vllms_own_fields(flash: Sim) -> None:
+    policy = policy_for(flash, PRO, tiers={"flash": {"engine": "openai"}}, triage={"strategy": "auto"})
+    assert "choice" not in found(policy)["replicas"][0]
+    assert not [entry for entry in flash.state()["requests"] if "structured_outputs" in entry["body"]]
+
+
+def test_the_start_waits_for_a_silent_server_no_longer_than_its_bound(flash: Sim) -> None:
+    flash.config(stall_first=60.0)
+
+    async def main() -> None:
+        client = Client()
+        probe = Probe(client, Upstream(client), lambda: auto(flash), pause=0.05)
+        async with probe.running(wait=0.1):
+            assert probe.told()["strategy"] == "json_logprobs"
+        client.close()
+
+    asyncio.run(main())
+
+
+def test_a_gateway_starts_with_what_was_found_and_says_so(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro, triage={"strategy": "auto"})) as gate:
+            ready = (await gate.get("/ready")).json()
+            assert ready["triage"]["strategy"] == "choice"
+            verdict = (await gate.ask(body(COMPLEX), x_route_explain="1")).json()["route"]["verdict"]
+            assert (verdict["label"], verdict["strategy"], verdict["prompt"]) == ("complex", "choice", "complexity.v1")
+            alone = (await gate.ask(body(COMPLEX), "/v1/route")).json()["verdict"]
+            assert (alone["source"], alone["strategy"]) == ("cache", "choice"), "a decision alone is asked the same way"
+
+    asyncio.run(main())
+
+
+def test_a_decision_routes_by_its_probabilities(engines: dict[str, Sim], pro: Sim) -> None:
+    policy = policy_for(engines["decisions"], pro, triage={"strategy": "decisions"})
+
+    async def main() -> None:
+        async with gateway(policy) as gate:
+            for text, tier in ((SIMPLE, "flash"), (COMPLEX, "pro")):
+                answer = await gate.ask(body(text), x_route_explain="1")
+                verdict = answer.json()["route"]["verdict"]
+                assert (answer.headers["x-route-tier"], verdict["strategy"]) == (tier, "decisions")
+                assert (verdict["p_complex"] >= 0.5) == (tier == "pro")
+
+    asyncio.run(main())
+
+
+def test_a_server_that_thinks_by_itself_is_an_alarm_that_names_the_repair(
+    flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        flash.config(only="triage", verdict="null")
+        async with gateway(policy_for(flash, pro)) as gate:
+            for at in range(2):
+                answer = await gate.ask(body(f"{COMPLEX} {at}"), x_route_explain="1")
+                assert (answer.headers["x-route-tier"], answer.headers["x-route-reason"]) == ("flash", "empty")
+            metrics = (await gate.get("/metrics")).data
+            assert b'gateway_verdicts_total{outcome="empty",source="triage"} 2.0' in metrics
+            assert b"gateway_verdicts_empty 1.0" in metrics
+            flash.reset()
+            await gate.ask(body(COMPLEX))
+            assert b"gateway_verdicts_empty 0.0" in (await gate.get("/metrics")).data
+
+    with caplog.at_level(logging.WARNING, "gateway"):
+        asyncio.run(main())
+    first, second = (line for line in caplog.messages if line.startswith("triage: "))
+    assert "chat_template_kwargs {thinking: false" in first
+    assert "content again" in second
