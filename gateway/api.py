@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
 
-from gateway import sse
 from gateway.answer import answer
-from gateway.body import read
 from gateway.cache import Flights
-from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
-from gateway.keys import Keys, identify
+from gateway.dialects import DIALECTS, read
+from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
+from gateway.keys import Keys, credentials, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
@@ -30,8 +29,6 @@ from gateway.types import Caller, ChatRequest, Headers, Record, Reply
 from gateway.upstream import Upstream
 from gateway.wire import Wire
 
-# What a path's request must hold, and what of the other path's it must not: two readers could read two prompts.
-PATHS = {"/v1/chat/completions": ("messages", "prompt"), "/v1/completions": ("prompt", "messages")}
 LAST_WORD = 1.0  # seconds for the error event that ends a stream
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -108,7 +105,7 @@ class Exchange:
         doors = self._doors
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
-        self._caller = await identify(self._headers.get("authorization"), doors.keys, self._policy.callers)
+        self._caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
         data = await self._body()
         if data is None:
             self._left = True
@@ -144,12 +141,7 @@ class Exchange:
         return data
 
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
-        body, fields = read(data)
-        wanted, foreign = PATHS[self._wire.path]
-        if body.size(foreign):
-            raise BadRequest(f"'{foreign}' does not belong to {self._wire.path}.", param=foreign)
-        if not body.size(wanted) or fields.messages == []:
-            raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
+        body, fields = read(self._wire.path, data)
         told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
         request = ChatRequest(*told, chance=draw())
         refuse_links(request)
@@ -188,7 +180,7 @@ class Exchange:
         await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
-        if not self._request or sse.DONE not in events:
+        if not self._request:
             return events
         model = self._policy.tiers[reply.tier].model
         decision = explanation(reply, self._policy, self._overhead or 0.0)
@@ -196,15 +188,16 @@ class Exchange:
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Before the first byte an error object; after it an error event, and the end."""
+        answers = DIALECTS[self._wire.path].answers
         self._error = refusal.code or refusal.type
         self._limited = refusal.limit if isinstance(refusal, OverLimit) else None
         if self._status:
             if self._reply and self._reply.stream:
                 with contextlib.suppress(TimeoutError):  # who takes nothing hears nothing
                     async with asyncio.timeout(LAST_WORD):
-                        await self._wire.write(sse.event(refusal.body()), more=False)
+                        await self._wire.write(answers.broken(refusal, self._reply.usage.events), more=False)
             return
-        body = refusal.body()
+        body = answers.error(refusal)
         headers = JSON + refusal.headers() + self._answered(self._reply)
         await self._start(refusal.status, [*headers, (b"content-length", b"%d" % len(body))])
         await self._wire.write(body, more=False)

@@ -23,7 +23,7 @@ from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, Keys, expired, identify
+from gateway.keys import ADMIN, Keys, credentials, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.probe import Probe
@@ -150,7 +150,7 @@ def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) ->
 
 def _models(rest: FastAPI, doors: Doors) -> None:
     async def known(request: Request) -> None:
-        await identify(request.headers.get("authorization"), doors.keys, doors.policy.callers)
+        await identify(credentials(request.headers), doors.keys, doors.policy.callers)
 
     @rest.get("/v1/models", summary="The names that `model` may have", dependencies=[Depends(known)])
     async def models() -> dict[str, Any]:

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from gateway.api import PATHS, Doors, Exchange, request_id
+from gateway.api import Doors, Exchange, request_id
+from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
 from gateway.settings import Settings
 from gateway.types import Headers
@@ -29,7 +30,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
-        elif scope["path"] in PATHS:
+        elif scope["path"] in DIALECTS:
             await Exchange(self.doors, self.settings, AsgiWire(scope, receive, send)).run()
         else:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]

@@ -41,10 +41,11 @@ class Part(msgspec.Struct):
     image_url: str | Link | None = None
     video_url: str | Link | None = None
     audio_url: str | Link | None = None
+    file_url: str | Link | None = None
 
     def urls(self) -> list[str]:
         """Every address in this piece; which of them a server follows is the server's choice."""
-        links = (self.image_url, self.video_url, self.audio_url)
+        links = (self.image_url, self.video_url, self.audio_url, self.file_url)
         return [url for link in links if (url := link.url if isinstance(link, Link) else link) is not None]
 
 
@@ -138,7 +139,12 @@ class Body:
 
 
 def read(data: bytes) -> tuple[Body, Fields]:
-    """The body and its decoded fields. Raises BadRequest with the field's name as `param`.
+    """The body and its decoded fields. Raises BadRequest with the field's name as `param`."""
+    return read_as(_FIELDS, data)
+
+
+def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
+    """The same for fields of another shape.
 
     What is accepted can be decoded again: it is UTF-8, and not nested so deep that a caller's stack decides.
     """
@@ -146,7 +152,7 @@ def read(data: bytes) -> tuple[Body, Fields]:
         data.isascii() or str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise BadRequest(f"The request body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
-    return Body(data), _decode(_FIELDS, data)
+    return Body(data), _decode(shape, data)
 
 
 def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:

@@ -37,6 +37,7 @@ def observe(
         model=fields.model or "auto",
         caller=caller.name,
         plan=caller.plan,
+        api=request.dialect.api,
         wish=wish,
         wished_by=wished_by,
         characters=sum(map(len, last)),
@@ -76,7 +77,8 @@ def resolved(model: str, policy: Policy) -> str | None:
 
 
 def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None]:
-    """What the caller wants and where that is said: model name, then header x-route-tier, then metadata.tier."""
+    """What the caller wants and where that is said: model name, then header x-route-tier, then metadata.tier. A path
+    whose answers no model writes wants the first tier that serves it."""
     wish = resolved(request.fields.model or "auto", policy)
     if wish is not None:
         return wish, "name"
@@ -86,7 +88,7 @@ def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None
     told = (request.fields.metadata or {}).get("tier")
     if told is not None:
         return tier_named(told, policy, "metadata.tier", "metadata.tier"), "metadata"
-    return None, None
+    return (None, None) if request.dialect.work == "answer" else ("fast", "path")
 
 
 def tier_named(value: object, policy: Policy, param: str | None, place: str) -> str:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from gateway.api import PATHS, Exchange
+from gateway.api import Exchange
 from gateway.asgi import Front
+from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
 from gateway.protocol import Connection
 from gateway.types import Headers
 
-HOT = {path.encode(): path for path in PATHS}
+HOT = {path.encode(): path for path in DIALECTS}
 _FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # what no header may hold
 

@@ -5,7 +5,7 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
@@ -80,6 +80,12 @@ class Keys:
         if len(self._unknown) > REMEMBERED:
             self._unknown.popitem(last=False)
         return found
+
+
+def credentials(headers: Mapping[str, str]) -> str | None:
+    """What the caller shows for itself: Authorization, else x-api-key, which Anthropic's SDKs send."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (None if key is None else f"Bearer {key}")
 
 
 async def identify(authorization: str | None, keys: Keys, callers: Callers) -> Caller:

@@ -16,7 +16,9 @@ from gateway.splice import CHAT, stripped
 from gateway.types import ChatRequest, Headers, Reply
 
 NOBODY = "none"  # the tier, rule and reason of an answer that no model gave
-_LAST = re.compile(rb"(?:^|\n\n|\r\r|\r\n\r\n)(data: ?\[DONE\])")
+_LAST = re.compile(
+    rb"(?:^|\n\n|\r\r|\r\n\r\n)(data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))\b)"
+)
 
 
 def version(policy: Policy) -> str:
@@ -69,10 +71,13 @@ def explained_json(data: bytes, told: dict[str, Any]) -> bytes:
 
 
 def explained_events(events: bytes, request: ChatRequest, model: str, told: dict[str, Any]) -> bytes:
-    """Whole events, with one more that holds the decision before `[DONE]`; unchanged when that is not among them."""
+    """Whole events, with one more that holds the decision before the last; unchanged when that is not among them."""
     found = _LAST.search(events)
     if not found:
         return events
+    at = found.start(1)
+    if request.dialect.api != "chat":
+        return events[:at] + sse.named("route", msgspec.json.encode({"type": "route", "route": told})) + events[at:]
     kind = "chat.completion.chunk" if request.path == CHAT else "text_completion"
     chunk = {
         "id": request.id,
@@ -82,7 +87,6 @@ def explained_events(events: bytes, request: ChatRequest, model: str, told: dict
         "choices": [],
         "route": told,
     }
-    at = found.start(1)
     return events[:at] + sse.event(msgspec.json.encode(chunk)) + events[at:]
 
 

@@ -11,6 +11,7 @@ from gateway.types import Ask, Facts, Route, Verdict
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
 NEEDS = ("tools", "json_schema", "vision")
 WISHED = {"name": "asked for by name", "header": "asked for by header", "metadata": "asked for by metadata"}
+WISHED["path"] = "nothing to judge"
 
 
 @overload
@@ -160,6 +161,8 @@ def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
 
 def lacks(facts: Facts, tier: Tier) -> str | None:
     """The first thing that the request needs and the tier has not."""
+    if not tier.serves(facts.api):
+        return f"the {facts.api} API"
     for need in NEEDS:
         if getattr(facts, need) and not getattr(tier.can, need):
             return need
@@ -168,6 +171,8 @@ def lacks(facts: Facts, tier: Tier) -> str | None:
 
 def param(need: str) -> str:
     """The request field that asks for `need`."""
+    if need.endswith(" API"):
+        return "model"
     return {"tools": "tools", "json_schema": "response_format"}.get(need, "messages")
 
 

@@ -53,3 +53,8 @@ def data_of(event: bytes) -> bytes:
 def event(data: bytes) -> bytes:
     """One event that carries `data`, which has no line end."""
     return b"data: " + data + b"\n\n"
+
+
+def named(name: str, data: bytes) -> bytes:
+    """The same with a name."""
+    return b"event: " + name.encode() + b"\n" + event(data)

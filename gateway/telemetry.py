@@ -29,7 +29,8 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 METRICS = CONTENT_TYPE_LATEST
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+OPERATIONS |= {"/v1/messages": "chat", "/v1/responses": "chat"}
 # vLLM >= 0.28 thinks unless told not to.
 THINKS = (
     "triage: answers have no content, the model thinks first. Set chat_template_kwargs {thinking: false, "

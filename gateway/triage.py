@@ -98,11 +98,13 @@ def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str) -> 
     """A question in the words `told`, by one strategy.
 
     In the `suffix` layout the conversation goes exactly as the answer's request sends it (messages, tools, template
-    kwargs, cache_salt), with one message more at its end, so that both share the KV blocks of one prefill.
+    kwargs, cache_salt), with one message more at its end, so that both share the KV blocks of one prefill. Other
+    dialects are asked in the `system` layout, whatever the policy says: how a server makes a prompt of their turns is
+    its own matter, so a question in chat's words would not begin byte for byte as the answer's prompt does.
     """
     rules, tier = policy.triage, policy.tiers[policy.triage.tier]
-    prompt, talk = rules.prompts[rules.prompt], request.body.raw("messages")
-    cut = _longer(talk or request.body.raw("prompt") or b"", rules.input.characters)
+    prompt, talk = rules.prompts[rules.prompt], request.body.raw("messages") if request.path == CHAT else None
+    cut = _longer(request.dialect.conversation(request.body), rules.input.characters)
     if strategy == "decisions":
         quoted = _quoted(request, rules.input.characters)
         return Question(DECISIONS, _decision(tier, prompt, told, quoted), cut, strategy, prompt)
@@ -194,7 +196,7 @@ def _decision(tier: Tier, prompt: Prompt, told: str, quoted: str) -> bytes:
 def _quoted(request: ChatRequest, characters: int) -> str:
     """The conversation as one JSON string, head and tail of it where it is longer. No tag and no marker of a chat
     template stands in it as itself: JSON spells their first characters as escapes, and reads them back the same."""
-    talk, half = (request.body.raw("messages") or request.body.raw("prompt") or b"").decode(), characters // 2
+    talk, half = request.dialect.conversation(request.body).decode(), characters // 2
     if len(talk) > characters:
         talk = f"{talk[:half]} [... {len(talk) - 2 * half} characters left out ...] {talk[-half:]}"
     return _encode(talk).decode().replace("<", "\\u003c").replace("\uff5c", "\\uff5c")

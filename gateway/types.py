@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from gateway.body import Body, Fields
+from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest, Refusal
 from gateway.store import Line
 
@@ -87,7 +88,7 @@ class Standing:
 class ChatRequest:
     """What a caller asked: the few fields that we decide on, and the rest of the body untouched.
 
-    `path` is the upstream path ("/v1/chat/completions" or "/v1/completions"); `headers` has lower-case names;
+    `path` is the upstream path, and says the dialect; `headers` has lower-case names;
     `started` is time.perf_counter() when the head arrived. `bills` gathers the calls to tiers that were made for it.
     `chance`, from 0 up to 1, is drawn for it: exploration goes by that; at 1 nothing is explored.
     """
@@ -101,6 +102,10 @@ class ChatRequest:
     started: float
     bills: list[Bill] = field(default_factory=list)
     chance: float = 1.0
+
+    @property
+    def dialect(self) -> Dialect:
+        return DIALECTS[self.path]
 
     def left(self) -> float | None:
         """Seconds until the end of the time that the caller gives the whole exchange (x-request-timeout, counted from
@@ -118,7 +123,8 @@ class ChatRequest:
 class Facts:
     """All that a rule may look at; no prompt text, so it may be recorded.
 
-    `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata said so.
+    `api` is the member of a tier's `can` that the request's path needs.
+    `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata, path said so.
     `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
     `load` is requests in flight per tier, from this gateway; `waiting` is requests in the servers' own queues, of tiers
     that a rule asks it of and that tell. `headers` holds only headers that a rule names.
@@ -131,6 +137,7 @@ class Facts:
     model: str
     caller: str
     plan: str
+    api: Api = "chat"
     wish: str | None = None
     wished_by: str | None = None
     characters: int = 0

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate"},
     {"body", "store", "transport", "openapi", "workers", "calibrate"},
+    {"dialects"},
     {"types", "protocol", "score"},
     {"policy", "stream", "usage", "recorded"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict"},

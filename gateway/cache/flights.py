@@ -26,10 +26,13 @@ Keep = Callable[[Reply, bytes], Awaitable[None]]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
-def worth_keeping(reply: Reply, data: bytes) -> bool:
-    """Whether a complete answer may be given again: no error, and not what failover or a missing verdict led to."""
+def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
+    """Whether a complete answer may be given again: no error, and not what failover or a missing verdict led to.
+
+    `holds`: what every whole answer of the dialect holds.
+    """
     decision = reply.decision
-    if not decision or reply.status != 200 or reply.usage.failed or b'"choices"' not in data:
+    if not decision or reply.status != 200 or reply.usage.failed or holds not in data:
         return False
     if decision.verdict and not decision.verdict.label:
         return False
@@ -62,7 +65,8 @@ class Flights:
         return await flight.board("miss")
 
     async def _keep(self, request: ChatRequest, turn: Turn, ttl: float, reply: Reply, data: bytes) -> None:
-        if not worth_keeping(reply, data) or reply.stream != bool(request.fields.stream):
+        holds = request.dialect.answers.holds
+        if not worth_keeping(reply, data, holds) or reply.stream != bool(request.fields.stream):
             return
         usage = msgspec.json.encode(reply.usage.said)
         rule = reply.route.rule if reply.route else ""

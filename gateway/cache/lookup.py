@@ -51,8 +51,9 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
 def _apart(request: ChatRequest) -> bytes:
     """The request's form where no other form can be made of its answer, else b""."""
     form, body = form_of(request.fields), request.body
+    other = request.dialect.api != "chat"  # only chunks are made whole, and back
     whole = request.path.endswith("/chat/completions") or body.raw("logprobs") is None
-    same = form in CONVERTIBLE and whole and not any(body.raw(name) for name in APART)
+    same = form in CONVERTIBLE and whole and not other and not any(body.raw(name) for name in APART)
     return b"" if same else b"stream" + form if request.fields.stream else b"json"
 
 

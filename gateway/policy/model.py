@@ -83,6 +83,10 @@ class Can:
     tools: Annotated[bool, Field(description="tool calls")] = True
     json_schema: Annotated[bool, Field(description="answers after a JSON schema")] = True
     vision: Annotated[bool, Field(description="images in the prompt")] = False
+    chat: Annotated[bool, Field(description="/v1/chat/completions and /v1/completions")] = True
+    messages: Annotated[bool | None, Field(description="/v1/messages; null: vllm can, openai cannot")] = None
+    responses: Annotated[bool | None, Field(description="/v1/responses; null: vllm can, openai cannot")] = None
+    embeddings: Annotated[bool, Field(description="/v1/embeddings")] = False
     context: Annotated[Count, Field(description="longest prompt, in tokens")] = 1048576
 
 
@@ -114,6 +118,11 @@ class Tier:
         str | None,
         Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the servers' API key"),
     ] = None
+
+    def serves(self, api: Literal["chat", "messages", "responses", "embeddings"]) -> bool:
+        """Whether its servers have the paths of `api`."""
+        told: bool | None = getattr(self.can, api)
+        return self.engine == "vllm" if told is None else told
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class Upstream:
         except BaseException:
             places.give_back()
             raise
-        bill.void = reply.status != 200
+        bill.void = reply.status != 200 or request.dialect.work == "count"
         reply.waited = time.perf_counter() - started
         if not busy(reply):
             return Attempt(reply, None)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
+from gateway.dialects import DIALECTS
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Kind, Limits, TransportError
 from gateway.sse import event
@@ -16,6 +17,7 @@ from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
 
 __all__ = ["run"]
 
+CHAT = "/v1/chat/completions"
 DONE = event(b"[DONE]")
 COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 QUICK = Limits(1, 0.3, 0.1, 2)
@@ -51,14 +53,14 @@ class Seen:
     error: Any = None
 
 
-async def relayed(talk: Talk, *, hide_usage: bool = True) -> Seen:
+async def relayed(talk: Talk, *, path: str = CHAT, hide_usage: bool = True) -> Seen:
     async with serving(talk) as (client, origin, _):
-        return await read(await ask(client, origin, QUICK), hide_usage=hide_usage)
+        return await read(await ask(client, origin, QUICK), path=path, hide_usage=hide_usage)
 
 
-async def read(response: Any, *, hide_usage: bool) -> Seen:
+async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
     seen = Seen()
-    events = Events(response, seen.usage, hide_usage)
+    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage)
     try:
         async for batch in events.rest():
             seen.data += batch
