@@ -8,6 +8,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Misdirected, Refusal, TooLarge, TooSlow
 from gateway.settings import Settings
 
@@ -30,6 +31,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, settings: Settings, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._settings = settings
+        self.url = b""
         self.timeout_keep_alive = settings.idle_timeout  # type: ignore[assignment]  # a float will do
         self._hosts = frozenset(host.lower().encode() for host in settings.hosts)
         self._receiving: asyncio.TimerHandle | None = None
@@ -216,7 +218,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> None:
-        body = refusal.body()
+        spoken = DIALECTS.get(self.url.partition(b"?")[0].decode("latin-1"))
+        body = spoken.answers.error(refusal) if spoken else refusal.body()
         head = [b"HTTP/1.1 %d %s" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]
         head += [b"%s: %s" % pair for pair in self.server_state.default_headers]
         head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]

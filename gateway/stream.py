@@ -26,14 +26,15 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 class Events:
     """A stream's events, in batches of whole events, unchanged.
 
-    With `hide_usage` the chunk that carries only usage is left out. A stream that ends without the event that `answers`
-    ends with and without an error event of the server raises UpstreamFailed: a cut answer is never passed off as a
-    finished one. An event that the end cuts is left out, so that what follows it is read as what it is. `error` is the
-    server's, once it came.
+    With `hide_usage` a chunk of chat that carries only usage is left out. A stream that ends without the event that
+    `answers` ends with and without an error event of the server raises UpstreamFailed: a cut answer is never passed off
+    as a finished one. An event that the end cuts is left out, so that what follows it is read as what it is. `error` is
+    the server's, once it came.
     """
 
     def __init__(self, response: Response, usage: Usage, answers: Answers, hide_usage: bool) -> None:
-        self._response, self._usage, self._hide_usage = response, usage, hide_usage
+        self._response, self._usage = response, usage
+        self._hide_usage = hide_usage and answers.usage_on_request
         self._ends, self._marks = answers.ends, answers.marks
         self._splitter = Splitter()
         self._ended = False

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,7 @@ DIMENSIONS = 8
 class _Common(msgspec.Struct, kw_only=True):
     model: str | None = None
     stream: bool | None = False
-    temperature: float | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
     tools: list[JSON] | None = None
     chat_template_kwargs: JSON | None = None
 

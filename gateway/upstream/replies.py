@@ -61,9 +61,8 @@ async def replied(request: ChatRequest, exchange: Exchange, usage: Usage) -> Rep
 
 async def _stream(request: ChatRequest, exchange: Exchange, headers: Headers, usage: Usage) -> Reply:
     """Waits for the first events: a stream that breaks before them can still fail over."""
-    answers = request.dialect.answers
     asked = (request.fields.stream_options or {}).get("include_usage") is True
-    events = Events(exchange.response, usage, answers, hide_usage=answers.usage_on_request and not asked)
+    events = Events(exchange.response, usage, request.dialect.answers, hide_usage=not asked)
     first = b""
     try:
         while not first and events.error is None:
