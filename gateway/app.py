@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -140,7 +141,7 @@ def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) ->
             "triage": probe.told(),
         }
 
-    @rest.get("/metrics", summary="Metrics in Prometheus' format")
+    @rest.get("/metrics", summary="Metrics in Prometheus' format", response_class=PlainTextResponse)
     async def metrics() -> Response:
         body = await (member.metrics() if member else asyncio.to_thread(doors.telemetry.render))
         return Response(body, media_type=METRICS)

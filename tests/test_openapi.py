@@ -1,0 +1,50 @@
+"""Does the interface keep what its OpenAPI document says, whatever is sent?   A real gateway and simulated servers."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import checks
+
+from gateway.dialects import DIALECTS
+from loadtest.servers import Sim, running
+from tests.test_sdks import POLICY
+
+ADMIN = secrets.token_hex(32)
+CASES = 150  # about 20 ms each
+ALL = list(HealthCheck)
+PROMISED = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def url(flash_server: Sim, pro_server: Sim) -> Iterator[str]:
+    with running(POLICY, flash_server, pro_server, ADMIN_KEY=ADMIN) as (found, _):
+        yield found
+
+
+def test_no_request_is_answered_otherwise_than_the_document_says(url: str, flash: Sim, pro: Sim) -> None:
+    document = schemathesis.openapi.from_url(url + "/openapi.json")
+    seen: set[tuple[str, bool]] = set()
+
+    @settings(max_examples=CASES, derandomize=True, deadline=None, phases=[Phase.generate], suppress_health_check=ALL)
+    @given(document.as_strategy())
+    def ask(case: Any) -> None:
+        answer = case.call(headers={"authorization": f"Bearer {ADMIN}"}, timeout=10)
+        case.validate_response(answer, PROMISED)
+        if answer.status_code >= 400:
+            error = answer.json()["error"]
+            assert isinstance(error["type"], str)
+            assert isinstance(error["message"], str)
+        seen.add((case.path, answer.status_code < 400))
+
+    ask()
+    assert {path for path, _ in seen} >= DIALECTS.keys()
+    assert len({path for path, answered in seen if answered} & DIALECTS.keys()) > 1
