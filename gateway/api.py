@@ -19,7 +19,7 @@ from gateway.policy import Policy
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.records import Records
-from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
+from gateway.relay import ending, explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
@@ -180,7 +180,7 @@ class Exchange:
         await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
-        if not self._request:
+        if not self._request or not ending(events):
             return events
         model = self._policy.tiers[reply.tier].model
         decision = explanation(reply, self._policy, self._overhead or 0.0)

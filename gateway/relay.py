@@ -70,6 +70,11 @@ def explained_json(data: bytes, told: dict[str, Any]) -> bytes:
         return data
 
 
+def ending(events: bytes) -> bool:
+    """Whether the last event of a stream is among these, in any dialect."""
+    return _LAST.search(events) is not None
+
+
 def explained_events(events: bytes, request: ChatRequest, model: str, told: dict[str, Any]) -> bytes:
     """Whole events, with one more that holds the decision before the last; unchanged when that is not among them."""
     found = _LAST.search(events)

@@ -143,7 +143,7 @@ def blocks(steps: list[Step]) -> list[Block]:
 
 
 def message_usage(generation: Generation) -> JSON:
-    """As vLLM since 0.24: `input_tokens` without the cached ones."""
+    """As vLLM and Anthropic tell it: `input_tokens` without the cached ones."""
     prompt, cached = len(generation.sequence.tokens), generation.sequence.cached
     return {"input_tokens": prompt - cached, "output_tokens": generation.entry.tokens,
             "cache_read_input_tokens": cached, "cache_creation_input_tokens": 0}  # fmt: skip

@@ -176,6 +176,12 @@ def _alone(body: Body, asked: _Responses) -> None:
 
 
 def _item(item: _Item) -> Message:
-    result = (item.type or "").endswith("_output")
-    said = item.output if result else item.arguments if item.content is None else item.content
-    return Message(item.role or ("tool" if result else "assistant"), [said] if isinstance(said, Part) else said)
+    """All that the item may hold, whatever its type: which member a server reads is the server's choice."""
+    role = "tool" if (item.type or "").endswith("_output") else "assistant"
+    return Message(item.role or role, [*_parts(item.content), *_parts(item.output), *_parts(item.arguments)])
+
+
+def _parts(said: str | Part | list[Part] | None) -> list[Part]:
+    if isinstance(said, list):
+        return said
+    return [] if said is None else [said if isinstance(said, Part) else Part("text", said)]

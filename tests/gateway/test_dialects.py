@@ -121,6 +121,7 @@ def test_a_responses_request_tells_the_rules_what_the_same_chat_would() -> None:
         (MESSAGES, message(system=[{"type": "image", "source": URL}])),
         (RESPONSES, response([{"role": "user", "content": [{"type": "input_image", "image_url": URL["url"]}]}])),
         (RESPONSES, response([{"role": "user", "content": [{"type": "input_file", "file_url": URL["url"]}]}])),
+        (RESPONSES, response([{"content": "x", "output": [{"type": "y", "image_url": URL["url"]}]}])),
         (RESPONSES, response([{"type": "x_call_output", "output": [{"type": "y", "image_url": URL["url"]}]}])),
         (RESPONSES, response([{"type": "computer_call_output", "output": {"type": "y", "image_url": URL["url"]}}])),
     ],
