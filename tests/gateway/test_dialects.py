@@ -220,7 +220,7 @@ def test_no_server_is_asked_to_keep_a_response_and_the_caller_is_told() -> None:
 def test_the_verdict_is_asked_for_as_a_chat_that_quotes_the_turns(path: str, made: Any, layout: str) -> None:
     policy = policy_for(FLASH, PRO, triage={"layout": layout})
     system = {"system" if path == MESSAGES else "instructions": "Be exact."}
-    asking = json.loads(question(asked(path, made(COMPLEX, **system)), policy)[0])
+    asking = json.loads(question(asked(path, made(COMPLEX, **system)), policy).body)
     first, last = asking["messages"]
     assert (first["role"], last["role"]) == ("system", "user")
     assert COMPLEX in json.loads(last["content"])
