@@ -59,6 +59,11 @@ class Doors:
 class Exchange:
     """One request and its answer on one connection."""
 
+    __slots__ = (
+        "_caller", "_doors", "_error", "_headers", "_id", "_left", "_limited", "_overhead", "_policy", "_reply",
+        "_request", "_settings", "_started", "_status", "_task", "_ttft", "_uploading", "_wire",
+    )  # fmt: skip
+
     def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
         self._doors, self._settings, self._wire = doors, settings, wire
         self._policy = doors.policy
@@ -113,14 +118,29 @@ class Exchange:
         self._request = request = self._read(data, self._caller)
         self._task = asyncio.current_task()
         self._wire.watch(self._leave)
+        left = request.left()
         try:
-            async with asyncio.timeout(request.left()):
-                self._reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
-                await (self._stream(self._reply) if self._reply.stream else self._whole(self._reply))
-        except TimeoutError:
-            raise TooLate("The time that the request gave itself (x-request-timeout) is over.") from None
+            if left is None:
+                await self._answer(request)
+            else:
+                await self._within(left, request)
         finally:
             self._wire.unwatch()
+
+    async def _within(self, seconds: float, request: ChatRequest) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._answer(request)
+        except TimeoutError:
+            raise TooLate("The time that the request gave itself (x-request-timeout) is over.") from None
+
+    async def _answer(self, request: ChatRequest) -> None:
+        doors = self._doors
+        self._reply = reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
+        if reply.stream:
+            await self._stream(reply)
+        else:
+            await self._whole(reply, await reply.read())
 
     def _leave(self) -> None:
         """A caller who leaves cancels the work for it, whatever it waits for."""
@@ -130,11 +150,13 @@ class Exchange:
 
     async def _body(self) -> bytes | None:
         """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge."""
-        length, limit = self._headers.get("content-length", ""), self._settings.max_body
+        limit = self._settings.max_body
+        data = self._wire.ready()
+        if data is not None and len(data) <= limit:
+            return data
+        length = self._headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
-        if (data := self._wire.ready()) is not None and len(data) <= limit:
-            return data
         started = time.perf_counter()
         data = await self._wire.read(limit)
         self._uploading = time.perf_counter() - started
@@ -149,18 +171,17 @@ class Exchange:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
-    async def _whole(self, reply: Reply) -> None:
-        data = b"".join([chunk async for chunk in reply.chunks])
+    async def _whole(self, reply: Reply, data: bytes) -> None:
         headers = self._answered(reply)
-        if self._explained and reply.status == 200:
+        if reply.status == 200 and self._explained:
             data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
         self._ttft = time.perf_counter() - self._started
-        await self._start(reply.status, [*headers, (b"content-length", b"%d" % len(data))])
+        self._start(reply.status, headers, len(data))
         await self._wire.write(data, more=False)
 
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
-        await self._start(reply.status, self._answered(reply) + STREAMED)
+        self._start(reply.status, self._answered(reply) + STREAMED)
         pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
         try:
             async with asyncio.timeout(self._policy.tiers[reply.tier].timeouts.total):
@@ -199,8 +220,12 @@ class Exchange:
             return
         body = answers.error(refusal)
         headers = JSON + refusal.headers() + self._answered(self._reply)
-        await self._start(refusal.status, [*headers, (b"content-length", b"%d" % len(body))])
+        self._start(refusal.status, headers, len(body))
         await self._wire.write(body, more=False)
+
+    def _start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        self._wire.start(status, headers, length)
+        self._status = status
 
     def _answered(self, reply: Reply | None) -> Headers:
         """The headers of an answer; the time before its first byte ends here."""
@@ -212,10 +237,6 @@ class Exchange:
     @property
     def _explained(self) -> bool:
         return self._headers.get("x-route-explain") == "1"
-
-    async def _start(self, status: int, headers: Headers) -> None:
-        await self._wire.start(status, headers)
-        self._status = status
 
     def _record(self) -> None:
         reply, request = self._reply, self._request

@@ -44,6 +44,7 @@ class AsgiWire:
         self.method, self.path, self.headers = str(scope["method"]), str(scope["path"]), _headers(scope)
         self._receive, self._send = receive, send
         self._watching: asyncio.Task[None] | None = None
+        self._head: Message | None = None
 
     def ready(self) -> bytes | None:
         return None
@@ -73,10 +74,14 @@ class AsgiWire:
             pass
         left()
 
-    async def start(self, status: int, headers: Headers) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        told = headers if length is None else [*headers, (b"content-length", b"%d" % length)]
+        self._head = {"type": "http.response.start", "status": status, "headers": told}
 
     async def write(self, data: bytes, more: bool) -> None:
+        head, self._head = self._head, None
+        if head:
+            await self._send(head)
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 

@@ -56,7 +56,7 @@ def told(found: Route | Ask | Refusal) -> dict[str, Any]:
 
 
 def told_facts(facts: Facts) -> dict[str, Any]:
-    found = {name: getattr(facts, name) for name in Facts.__slots__}
+    found = {name: getattr(facts, name) for name in Facts.__struct_fields__}
     return found | {
         "signals": sorted(facts.signals),
         "headers": dict(facts.headers),

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from gateway.body import Body, Fields
 from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest, Refusal
@@ -14,11 +16,11 @@ from gateway.store import Line
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
+_WHOLE = (bytes, Refusal)
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
+class Own(msgspec.Struct, frozen=True):
     """What a key has in place of what its plan says; None: what the plan says."""
 
     requests_per_minute: int | None = None
@@ -28,8 +30,7 @@ class Own:
     explain: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """An API key's owner. `salt` is the cache_salt that keeps its KV cache apart from others'."""
 
     id: str
@@ -84,8 +85,7 @@ class Standing:
     capped: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(msgspec.Struct, frozen=True):
     """What a caller asked: the few fields that we decide on, and the rest of the body untouched.
 
     `path` is the upstream path, and says the dialect; `headers` has lower-case names;
@@ -100,7 +100,7 @@ class ChatRequest:
     fields: Fields
     headers: Mapping[str, str]
     started: float
-    bills: list[Bill] = field(default_factory=list)
+    bills: list[Bill] = msgspec.field(default_factory=list)
     chance: float = 1.0
 
     @property
@@ -119,8 +119,7 @@ class ChatRequest:
         return float(given) - (time.perf_counter() - self.started)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """All that a rule may look at; no prompt text, so it may be recorded.
 
     `api` is the member of a tier's `can` that the request's path needs.
@@ -147,9 +146,9 @@ class Facts:
     json_schema: bool = False
     vision: bool = False
     signals: frozenset[str] = frozenset()
-    headers: Mapping[str, str] = field(default_factory=dict)
-    load: Mapping[str, int] = field(default_factory=dict)
-    waiting: Mapping[str, int] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    load: Mapping[str, int] = msgspec.field(default_factory=dict)
+    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
     max_tokens: int | None = None
     budget_used: float = 0.0
     budget: str | None = None
@@ -167,8 +166,7 @@ class TierState(NamedTuple):
     up: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Simple or complex, how sure, who says so and why.
 
     A verdict without a label is a failed classification; `reason` then says how it failed
@@ -187,8 +185,7 @@ class Verdict:
     prompt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Tiers to try in order, the rule that said so, and why.
 
     `chances`: how likely each tier was to be the first, where chance had a part in it; else empty.
@@ -197,19 +194,17 @@ class Route:
     tiers: tuple[str, ...]
     rule: str
     reason: str
-    chances: Mapping[str, float] = field(default_factory=dict)
+    chances: Mapping[str, float] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """The rule wants a verdict first. `draft` is the tier that may start its answer meanwhile, if any."""
 
     rule: str
     draft: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Why this tier answered: kept for explain, log and replay. `draft` is kept | wasted | none."""
 
     facts: Facts
@@ -218,11 +213,11 @@ class Decision:
     draft: str = "none"
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(msgspec.Struct):
     """An answer on its way out; the one object with a lifetime: its holder closes it.
 
-    `chunks` yields bytes: whole SSE events for a stream, one chunk for JSON; it raises Refusal when the answer breaks.
+    `body` is the whole answer, or the Refusal that it breaks with before its first byte, or its pieces on their way:
+    bytes, whole SSE events for a stream; they raise Refusal when the answer breaks.
     `tier` is the one that answered, "" for nobody. `waited` is seconds spent waiting for model servers before the first
     byte, for a place with them included. `decision` is None for what the cache gave. `cache` is hit | miss | bypass |
     coalesced.
@@ -230,11 +225,11 @@ class Reply:
 
     status: int
     headers: Headers
-    chunks: AsyncGenerator[bytes, None]
+    body: bytes | Refusal | AsyncGenerator[bytes, None]
     stream: bool
     tier: str
     shut: Callable[[], Awaitable[None]]
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     waited: float = 0.0
     route: Route | None = None
     decision: Decision | None = None
@@ -243,7 +238,17 @@ class Reply:
     @classmethod
     def refused(cls, refusal: Refusal) -> "Reply":
         """A reply that breaks with `refusal` before its first byte."""
-        return cls(refusal.status, [], _breaking(refusal), False, "", _nothing)
+        return cls(refusal.status, [], refusal, False, "", _nothing)
+
+    @property
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The answer in pieces, in any case; to be taken once."""
+        body = self.body
+        return _pieces(body) if isinstance(body, _WHOLE) else body
+
+    async def read(self) -> bytes:
+        """The whole answer. Raises Refusal."""
+        return self.body if isinstance(self.body, bytes) else b"".join([chunk async for chunk in self.chunks])
 
     def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
         """This reply with the decision that chose it; `waited` adds seconds spent waiting for a verdict."""
@@ -253,23 +258,25 @@ class Reply:
 
     async def close(self) -> None:
         """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
+        body = self.body
         try:
-            await self.chunks.aclose()
+            if not isinstance(body, _WHOLE):
+                await body.aclose()
         finally:
             await self.shut()
 
 
-async def _breaking(refusal: Refusal) -> AsyncGenerator[bytes, None]:
-    raise refusal
-    yield b""
+async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:
+    if isinstance(body, Refusal):
+        raise body
+    yield body
 
 
 async def _nothing() -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
 
     `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on

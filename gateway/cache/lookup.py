@@ -1,7 +1,6 @@
 """Which earlier answer is this request's?"""
 
 import hmac
-from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -71,11 +70,7 @@ def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply
         return None
     kind = entry.kind if entry.form == form else b"application/json" if form == JSON else b"text/event-stream"
     route, stream = Route((entry.tier,), entry.rule, "cache"), form != JSON
-    return Reply(200, [(b"content-type", kind)], _one(told), stream, entry.tier, _nothing, route=route, cache="hit")
-
-
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
+    return Reply(200, [(b"content-type", kind)], told, stream, entry.tier, _nothing, route=route, cache="hit")
 
 
 async def _nothing() -> None:

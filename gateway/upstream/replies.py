@@ -56,7 +56,7 @@ async def replied(request: ChatRequest, exchange: Exchange, usage: Usage) -> Rep
         data = await json_answer(response, usage)
     except UpstreamFailed as error:
         raise failed(error) from None
-    return Reply(response.status, headers, _one(data), False, exchange.tier, exchange.close, usage)
+    return Reply(response.status, headers, data, False, exchange.tier, exchange.close, usage)
 
 
 async def _stream(request: ChatRequest, exchange: Exchange, headers: Headers, usage: Usage) -> Reply:
@@ -90,10 +90,6 @@ def _refused(response: Response) -> Failed:
     overloaded = Overloaded("The model server is overloaded.", retry_after=seconds)
     overloaded.should_retry = False if final else None
     return Failed(None if final else "overloaded", overloaded)
-
-
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
 
 
 async def _all(first: bytes, events: Events, usage: Usage, exchange: Exchange) -> AsyncGenerator[bytes, None]:

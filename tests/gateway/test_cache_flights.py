@@ -64,7 +64,7 @@ class Server:
         if self.fails and not self.chunks:
             raise self.fails
         reply = a_reply(stream=self.stream)
-        reply.chunks, reply.shut = self._chunks(), self._close
+        reply.body, reply.shut = self._chunks(), self._close
         return reply
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
