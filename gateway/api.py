@@ -246,7 +246,7 @@ class Exchange:
             status=LEFT if self._left else self._status,
             seconds=time.perf_counter() - self._started,
             overhead=self._overhead,
-            policy=version(self._policy),
+            policy=self._policy.once(version),
             ttft=self._ttft,
             caller=self._caller,
             model=request.fields.model or "auto" if request else None,

@@ -2,7 +2,6 @@
 
 import re
 import time
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -29,14 +28,22 @@ def version(policy: Policy) -> str:
 def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) -> Headers:
     """The headers that every answer has, refusals too (`reply` None: before anything was decided)."""
     route = reply.route if reply else None
+    tier, cache = (reply.tier or NOBODY, reply.cache) if reply else (NOBODY, "bypass")
+    rule, reason = (route.rule, route.reason) if route else (NOBODY, NOBODY)
     return [
         (b"x-request-id", request_id.encode()),
-        (b"x-route-tier", ((reply and reply.tier) or NOBODY).encode()),
-        (b"x-route-rule", _ascii(route.rule if route else NOBODY)),
-        (b"x-route-reason", _ascii(route.reason if route else NOBODY)),
-        (b"x-route-policy", policy.once(_policy)),
-        (b"x-route-cache", (reply.cache if reply else "bypass").encode()),
         (b"x-gateway-overhead-ms", b"%.3f" % (overhead * 1000)),
+        *policy.once(_chosen, tier, rule, reason, cache),
+    ]
+
+
+def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> Headers:
+    return [
+        (b"x-route-tier", tier.encode()),
+        (b"x-route-rule", _ascii(rule)),
+        (b"x-route-reason", _ascii(reason)),
+        (b"x-route-policy", _ascii(policy.once(version))),
+        (b"x-route-cache", cache.encode()),
     ]
 
 
@@ -95,11 +102,6 @@ def explained_events(events: bytes, request: ChatRequest, model: str, told: dict
     return events[:at] + sse.event(msgspec.json.encode(chunk)) + events[at:]
 
 
-def _policy(policy: Policy) -> bytes:
-    return _ascii(version(policy))
-
-
-@lru_cache(maxsize=1024)
 def _ascii(text: str) -> bytes:
     """Text of ours, fit for a header."""
     return re.sub(rb"[^ -~]", b"?", text.encode("ascii", "replace"))

@@ -5,11 +5,10 @@ import atexit
 import logging
 import sys
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
@@ -39,7 +38,29 @@ THINKS = (
 )
 log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
+MOST_ALIKE = 1024  # combinations of labels whose counters are held ready
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
+
+
+Cell = list[float]
+
+
+class Answered(NamedTuple):
+    """What an answer of a tier counts in. `labels` are those of the GenAI conventions."""
+
+    labels: tuple[str, ...]
+    caching: Cell
+    duration: Cell
+    decisions: Cell | None
+
+
+class Seen(NamedTuple):
+    """What exchanges that are alike count in; `model` as they may be told."""
+
+    model: str | None
+    requests: Cell
+    overhead: Cell
+    answered: Answered | None
 
 
 class Telemetry:
@@ -48,6 +69,7 @@ class Telemetry:
     def __init__(self, log: bool) -> None:
         self._thinks = False
         self._names: frozenset[str] = frozenset()
+        self._alike: dict[tuple[object, ...], Seen] = {}
         self._models: Mapping[str, str] = {}
         self._registry = registry = CollectorRegistry()
         self._log = Lines() if log else None
@@ -78,6 +100,7 @@ class Telemetry:
         """Show `policy` as the one in force; its model names may become label values. Replicas are told by their place
         in the policy: who may read metrics need not know where servers are.
         """
+        self._alike.clear()
         self._names = frozenset(policy.names)
         self._models = {name: tier.model for name, tier in policy.tiers.items()}
         self.policy.clear()
@@ -96,21 +119,51 @@ class Telemetry:
 
     def record(self, record: Record) -> None:
         """Count one exchange and write its line."""
-        self.requests.add(str(record.status), record.tier or "none")
+        seen = self._seen(record)
+        seen.requests[0] += 1
         if record.overhead is not None:
-            self.overhead.add(record.overhead)
+            self.overhead.put(seen.overhead, record.overhead)
         if record.error:
             self.refusals.add(record.error)
         if record.limited:
             self.limited.add(record.limited)
         for cost in record.costs:
             self.cost.add(cost.tier, cost.kind, amount=cost.money / NANO)
-        if record.tier:
-            self._answered(record, record.tier)
+        if seen.answered:
+            self._answered(record, seen.answered)
         if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
             self._judged(record.decision)
         if self._log:
-            self._log.write(msgspec.json.encode(line(record, self._known(record))))
+            self._log.write(line(record, seen.model))
+
+    def _seen(self, record: Record) -> "Seen":
+        """Where exchanges like this one are counted: looked up label by label once for all of them."""
+        route = record.route
+        told = (route.rule, route.reason) if route else None
+        key = (record.status, record.tier, record.path, record.model, record.cache, told)
+        found = self._alike.get(key)
+        if found is None:
+            if len(self._alike) >= MOST_ALIKE:
+                self._alike.clear()
+            found = self._alike[key] = self._place(record)
+        return found
+
+    def _place(self, record: Record) -> "Seen":
+        requests = self.requests.cell(str(record.status), record.tier or "none")
+        model = self._known(record)
+        return Seen(model, requests, self.overhead.cell(), self._answers(record, record.tier, model))
+
+    def _answers(self, record: Record, tier: str | None, model: str | None) -> "Answered | None":
+        if not tier:
+            return None
+        operation, route = OPERATIONS.get(record.path, "other"), record.route
+        labels = (operation, PROVIDER, model or "other", self._models.get(tier, "other"))
+        return Answered(
+            labels,
+            self.caching.cell(record.cache),
+            self.duration.cell(*labels),
+            self.decisions.cell(route.rule, tier, route.reason) if route else None,
+        )
 
     def _known(self, record: Record) -> str | None:
         """The model name that the caller wrote if the policy has it: no other text of a caller's goes anywhere."""
@@ -118,17 +171,15 @@ class Telemetry:
             return None
         return record.model.lower() if record.model.lower() in self._names else "other"
 
-    def _answered(self, record: Record, tier: str) -> None:
-        operation = OPERATIONS.get(record.path, "other")
-        labels = (operation, PROVIDER, self._known(record) or "other", self._models.get(tier, "other"))
-        self.caching.add(record.cache)
-        self.duration.add(record.seconds, *labels)
+    def _answered(self, record: Record, seen: "Answered") -> None:
+        seen.caching[0] += 1
+        self.duration.put(seen.duration, record.seconds)
         if record.ttft is not None:
-            self.ttft.add(record.ttft, *labels)
-        if record.route:
-            self.decisions.add(record.route.rule, tier, record.route.reason)
+            self.ttft.add(record.ttft, *seen.labels)
+        if seen.decisions:
+            seen.decisions[0] += 1
         if record.usage and record.cache != "coalesced":
-            self._used(record.usage, labels)
+            self._used(record.usage, seen.labels)
 
     def _used(self, usage: Usage, labels: tuple[str, ...]) -> None:
         if usage.prompt is not None:
@@ -225,15 +276,19 @@ class Counts(Collector):
     def __init__(self, registry: CollectorRegistry, name: str, told: str, labels: Sequence[str]) -> None:
         self._named = (name, told)
         self._labels = labels
-        self._counts: dict[tuple[str, ...], float] = defaultdict(float)
+        self._counts: dict[tuple[str, ...], Cell] = {}
         registry.register(self)
 
+    def cell(self, *values: str) -> Cell:
+        """The count itself, a list of one."""
+        return self._counts.setdefault(values, [0.0])
+
     def add(self, *values: str, amount: float = 1.0) -> None:
-        self._counts[values] += amount
+        self.cell(*values)[0] += amount
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(*self._named, labels=self._labels)
-        for values, count in self._counts.copy().items():
+        for values, (count,) in self._counts.copy().items():
             family.add_metric(values, count)
         yield family
 
@@ -248,7 +303,7 @@ class Spreads(Collector):
         self._labels = labels
         self._bounds = bounds
         self._ends = [*map(floatToGoString, bounds), "+Inf"]
-        self._found: dict[tuple[str, ...], list[float]] = {}  # a count for each bucket, then the sum
+        self._found: dict[tuple[str, ...], Cell] = {}  # a count for each bucket, then the sum
         if not labels:
             self._found[()] = self._empty()
         registry.register(self)
@@ -256,12 +311,19 @@ class Spreads(Collector):
     def _empty(self) -> list[float]:
         return [0.0] * (len(self._bounds) + 2)
 
-    def add(self, amount: float, *values: str) -> None:
+    def cell(self, *values: str) -> Cell:
+        """The buckets and the sum of one series."""
         found = self._found.get(values)
         if found is None:
             found = self._found[values] = self._empty()
-        found[bisect_left(self._bounds, amount)] += 1
-        found[-1] += amount
+        return found
+
+    def put(self, cell: Cell, amount: float) -> None:
+        cell[bisect_left(self._bounds, amount)] += 1
+        cell[-1] += amount
+
+    def add(self, amount: float, *values: str) -> None:
+        self.put(self.cell(*values), amount)
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(*self._named, labels=self._labels)
@@ -275,11 +337,12 @@ class Lines:
     """Writes to what is standard output at that moment, once a turn of the event loop, and at the program's end."""
 
     def __init__(self) -> None:
-        self._waiting: list[bytes] = []
+        self._waiting: list[dict[str, Any]] = []
+        self._encoder = msgspec.json.Encoder()
         atexit.register(self.flush)
 
-    def write(self, data: bytes) -> None:
-        self._waiting.append(data)
+    def write(self, line: dict[str, Any]) -> None:
+        self._waiting.append(line)
         if len(self._waiting) > 1:
             return
         try:
@@ -292,7 +355,7 @@ class Lines:
         if not lines:
             return
         try:
-            sys.stdout.write(b"\n".join(lines).decode() + "\n")
+            sys.stdout.write(self._encoder.encode_lines(lines).decode())
             sys.stdout.flush()
         except (OSError, ValueError) as error:  # a closed pipe loses lines, not answers
             print(f"{len(lines)} exchange lines were not written: {error}", file=sys.stderr)

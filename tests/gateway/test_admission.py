@@ -1,9 +1,9 @@
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway.admission import Admission, admit
 from gateway.body import read
@@ -36,7 +36,7 @@ callers:
 
 def asking(plan: str = "silver", **fields: Any) -> ChatRequest:
     whole, known = read(json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields}).encode())
-    return ChatRequest("r", replace(ANN, plan=plan), "/v1/chat/completions", whole, known, {}, 0.0)
+    return ChatRequest("r", structs.replace(ANN, plan=plan), "/v1/chat/completions", whole, known, {}, 0.0)
 
 
 def test_an_admitted_request_tells_its_limits() -> None:
