@@ -157,7 +157,7 @@ def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
 
 def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
     try:
-        return _below(SPARE if len(data) > SHALLOW else 0, decoder, data)
+        return _below(SPARE, decoder, data) if len(data) > SHALLOW else decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except RecursionError:
@@ -192,8 +192,7 @@ def _spans(data: bytes, members: dict[str, msgspec.Raw]) -> dict[str, tuple[int,
         found = _KEY.match(data, at)
         if not found:
             raise _twice(key)
-        start, at = found.span(1)[0], found.end()
-        name = found[1]
+        start, at, name = found.start(1), found.end(), found[1]
         key = _STRING.decode(name) if b"\\" in name else name[1:-1].decode()
         value = members[key]
         if key in spans or not data.startswith(value, at):

@@ -1,8 +1,9 @@
 """Why does this request go to this tier?"""
 
 import itertools
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from gateway.errors import Refusal
 from gateway.policy import Bands, Policy, Rule, Step

@@ -15,7 +15,8 @@ SCAN = 20_000  # characters of the last user turn that signals see
 TOKENS_PER_CHARACTER = 0.3
 TOKENS_PER_FURTHER_BYTE = 0.15
 EVEN = Standing()  # of a caller without a budget
-EMPTY: Mapping[str, int] = {}
+EMPTY: Mapping[str, Any] = {}
+NONE: frozenset[str] = frozenset()
 
 
 def observe(
@@ -32,7 +33,8 @@ def observe(
     """
     fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
-    last = last_turn(fields)
+    last, turns, context, vision = conversation(fields)
+    headers, names = request.headers, policy.watched_headers
     return Facts(
         model=fields.model or "auto",
         caller=caller.name,
@@ -41,13 +43,13 @@ def observe(
         wish=wish,
         wished_by=wished_by,
         characters=sum(map(len, last)),
-        turns=sum([message.role == "user" for message in fields.messages]) if fields.messages else 1,
-        context=int(context(fields)),
+        turns=turns,
+        context=int(context),
         tools=bool(fields.tools),
-        json_schema=(fields.response_format or {}).get("type") == "json_schema",
-        vision=any(map(sees, fields.messages or ())),
-        signals=signals(last, policy) if policy.watched_signals else frozenset(),
-        headers={name: request.headers[name] for name in policy.watched_headers if name in request.headers},
+        json_schema=fields.response_format is not None and fields.response_format.get("type") == "json_schema",
+        vision=vision,
+        signals=signals(last, policy) if policy.watched_signals else NONE,
+        headers={name: headers[name] for name in names if name in headers} if names else EMPTY,
         load=load,
         waiting=waiting,
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
@@ -100,12 +102,23 @@ def tier_named(value: object, policy: Policy, param: str | None, place: str) -> 
     raise BadRequest(f"Unknown tier in {place}. Known tiers: {known}.", param=param, code="unknown_tier")
 
 
-def last_turn(fields: Fields) -> Sequence[str]:
-    """The texts of the last user message, or of a completion's prompt."""
-    for message in reversed(fields.messages or ()):
+def conversation(fields: Fields) -> tuple[Sequence[str], int, float, bool]:
+    """The texts of the last user message or of a completion's prompt, how many user messages there are (a prompt is
+    one), about how many tokens all of it takes (media left out, tools included), and whether it holds something to see.
+    """
+    last: Sequence[str] | None = None
+    turns, size, vision = 0, 0.0, False
+    for message in fields.messages or ():
+        said = texts(message)
+        size += sum(map(tokens, said))
+        vision = vision or sees(message)
         if message.role == "user":
-            return texts(message)
-    return prompts(fields.prompt)
+            last, turns = said, turns + 1
+    if fields.prompt is not None:
+        size += prompted(fields.prompt)
+    if fields.tools:
+        size += TOKENS_PER_CHARACTER * sum(map(len, map(bytes, fields.tools)))
+    return prompts(fields.prompt) if last is None else last, turns if fields.messages else 1, size, vision
 
 
 def texts(message: Message) -> Sequence[str]:
@@ -121,13 +134,12 @@ def prompts(prompt: str | list[Any] | None) -> Sequence[str]:
     return [text for text in prompt or () if isinstance(text, str)]
 
 
-def context(fields: Fields) -> float:
-    """Estimated prompt tokens: messages, prompt and tools; media left out."""
-    found = sum(tokens(text) for message in fields.messages or () for text in texts(message))
-    found += sum(map(tokens, prompts(fields.prompt)))
-    if isinstance(fields.prompt, list):
-        found += sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in fields.prompt)
-    return found + TOKENS_PER_CHARACTER * sum(map(len, map(bytes, fields.tools or ())))
+def prompted(prompt: str | list[Any]) -> float:
+    """Estimated tokens of a completion's prompt."""
+    found = sum(map(tokens, prompts(prompt)))
+    if isinstance(prompt, list):
+        found += sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in prompt)
+    return found
 
 
 def tokens(text: str) -> float:

@@ -5,12 +5,12 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.errors import NotFound
 from gateway.policy import Policy, Recording

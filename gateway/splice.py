@@ -7,12 +7,12 @@ and the usage chunk that we need for our books.
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from gateway.body import Body, Message
+from gateway.body import Body, Part
 from gateway.errors import BadRequest
 from gateway.policy import Plan, Tier
 from gateway.types import Caller, ChatRequest
@@ -85,15 +85,14 @@ def salt(caller: Caller, own: str | None) -> str:
 def refuse_links(request: ChatRequest) -> None:
     """Raises BadRequest for media by URL: a model server would fetch it from inside the network. `data:` URLs pass."""
     for i, message in enumerate(request.fields.messages or ()):
-        if (j := _linked(message)) is not None:
+        if isinstance(message.content, list) and (j := _linked(message.content)) is not None:
             told = "Media must be sent inline as a data: URL; links are not fetched."
             place = f"messages[{i}].content[{j}]" if request.path == CHAT else request.dialect.prompt[-1]
             raise BadRequest(told, param=place)
 
 
-def _linked(message: Message) -> int | None:
-    """Which of the message's pieces holds a link, if one does."""
-    parts = message.content if isinstance(message.content, list) else ()
+def _linked(parts: Sequence[Part]) -> int | None:
+    """Which of a message's pieces holds a link, if one does."""
     return next((j for j, part in enumerate(parts) if not all(url.startswith("data:") for url in part.urls())), None)
 
 

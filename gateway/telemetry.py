@@ -46,12 +46,14 @@ Cell = list[float]
 
 
 class Answered(NamedTuple):
-    """What an answer of a tier counts in. `labels` are those of the GenAI conventions."""
+    """What an answer of a tier counts in."""
 
-    labels: tuple[str, ...]
     caching: Cell
+    decisions: Cell
     duration: Cell
-    decisions: Cell | None
+    ttft: Cell
+    prompt: Cell
+    completion: Cell
 
 
 class Seen(NamedTuple):
@@ -69,10 +71,13 @@ class Telemetry:
     def __init__(self, log: bool) -> None:
         self._thinks = False
         self._names: frozenset[str] = frozenset()
+        self._ended: list[Record] = []  # in this turn of the event loop
         self._alike: dict[tuple[object, ...], Seen] = {}
         self._models: Mapping[str, str] = {}
         self._registry = registry = CollectorRegistry()
         self._log = Lines() if log else None
+        if log:
+            atexit.register(self.close)
         count, spread, gauge = partial(Counts, registry), partial(Spreads, registry), partial(Gauge, registry=registry)
         self.requests = count("gateway_requests", "Exchanges ended.", ["status", "tier"])
         self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
@@ -118,7 +123,23 @@ class Telemetry:
                 self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
 
     def record(self, record: Record) -> None:
-        """Count one exchange and write its line."""
+        """Count one exchange and write its line, with those of the same turn of the event loop."""
+        self._ended.append(record)
+        if len(self._ended) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._count)
+        except RuntimeError:  # outside of a loop
+            self._count()
+
+    def _count(self) -> None:
+        ended, self._ended = self._ended, []
+        told = [self._add(record) for record in ended]
+        if self._log and ended:
+            self._log.write([line(record, model) for record, model in zip(ended, told, strict=True)])
+
+    def _add(self, record: Record) -> str | None:
+        """Counts an exchange; its model's name as it may be told."""
         seen = self._seen(record)
         seen.requests[0] += 1
         if record.overhead is not None:
@@ -133,8 +154,7 @@ class Telemetry:
             self._answered(record, seen.answered)
         if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
             self._judged(record.decision)
-        if self._log:
-            self._log.write(line(record, seen.model))
+        return seen.model
 
     def _seen(self, record: Record) -> "Seen":
         """Where exchanges like this one are counted: looked up label by label once for all of them."""
@@ -151,18 +171,19 @@ class Telemetry:
     def _place(self, record: Record) -> "Seen":
         requests = self.requests.cell(str(record.status), record.tier or "none")
         model = self._known(record)
-        return Seen(model, requests, self.overhead.cell(), self._answers(record, record.tier, model))
+        answered = self._answers(record, record.tier, model) if record.tier else None
+        return Seen(model, requests, self.overhead.cell(), answered)
 
-    def _answers(self, record: Record, tier: str | None, model: str | None) -> "Answered | None":
-        if not tier:
-            return None
+    def _answers(self, record: Record, tier: str, model: str | None) -> "Answered":
         operation, route = OPERATIONS.get(record.path, "other"), record.route
         labels = (operation, PROVIDER, model or "other", self._models.get(tier, "other"))
         return Answered(
-            labels,
             self.caching.cell(record.cache),
+            self.decisions.cell(route.rule, tier, route.reason) if route else [0.0],
             self.duration.cell(*labels),
-            self.decisions.cell(route.rule, tier, route.reason) if route else None,
+            self.ttft.cell(*labels),
+            self.tokens.cell(*labels, "input"),
+            self.tokens.cell(*labels, "output"),
         )
 
     def _known(self, record: Record) -> str | None:
@@ -173,19 +194,17 @@ class Telemetry:
 
     def _answered(self, record: Record, seen: "Answered") -> None:
         seen.caching[0] += 1
+        seen.decisions[0] += 1
         self.duration.put(seen.duration, record.seconds)
         if record.ttft is not None:
-            self.ttft.add(record.ttft, *seen.labels)
-        if seen.decisions:
-            seen.decisions[0] += 1
-        if record.usage and record.cache != "coalesced":
-            self._used(record.usage, seen.labels)
-
-    def _used(self, usage: Usage, labels: tuple[str, ...]) -> None:
+            self.ttft.put(seen.ttft, record.ttft)
+        usage = record.usage
+        if usage is None or record.cache == "coalesced":
+            return
         if usage.prompt is not None:
-            self.tokens.add(usage.prompt, *labels, "input")
+            self.tokens.put(seen.prompt, usage.prompt)
         if usage.completion is not None:
-            self.tokens.add(usage.completion, *labels, "output")
+            self.tokens.put(seen.completion, usage.completion)
 
     def _judged(self, decision: Decision) -> None:
         if decision.draft != "none":
@@ -207,9 +226,8 @@ class Telemetry:
         log.warning(THINKS if thinks else "triage: answers have content again")
 
     def close(self) -> None:
-        """Write the lines that wait to be written."""
-        if self._log:
-            self._log.flush()
+        """Count, and write the lines of, what ended in this turn."""
+        self._count()
 
     def render(self) -> bytes:
         """The metrics as Prometheus' text, of the type METRICS."""
@@ -334,26 +352,12 @@ class Spreads(Collector):
 
 
 class Lines:
-    """Writes to what is standard output at that moment, once a turn of the event loop, and at the program's end."""
+    """Writes to what is standard output at that moment."""
 
     def __init__(self) -> None:
-        self._waiting: list[dict[str, Any]] = []
         self._encoder = msgspec.json.Encoder()
-        atexit.register(self.flush)
 
-    def write(self, line: dict[str, Any]) -> None:
-        self._waiting.append(line)
-        if len(self._waiting) > 1:
-            return
-        try:
-            asyncio.get_running_loop().call_soon(self.flush)
-        except RuntimeError:  # outside of a loop
-            self.flush()
-
-    def flush(self) -> None:
-        lines, self._waiting = self._waiting, []
-        if not lines:
-            return
+    def write(self, lines: Sequence[dict[str, Any]]) -> None:
         try:
             sys.stdout.write(self._encoder.encode_lines(lines).decode())
             sys.stdout.flush()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -89,11 +89,12 @@ class Policy:
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
         """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""
         key = (function, *values)
-        if key not in self._known:
+        known: tuple[T] | None = self._known.get(key)
+        if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            self._known[key] = function(*values, self)
-        return cast("T", self._known[key])
+            known = self._known[key] = (function(*values, self),)
+        return known[0]
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: from the plan's lowest one up to the highest named.
