@@ -10,13 +10,11 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-
 from gateway.api import Exchange
 from gateway.asgi import Front
 from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
-from gateway.protocol import Connection
+from gateway.protocol import HIGH_WATER, Connection
 from gateway.types import Headers
 
 HOT = {path.encode(): path for path in DIALECTS}
@@ -123,7 +121,7 @@ class Cycle:
             return
         self._pieces.append(body)
         self._size += len(body)
-        if self._size > HIGH_WATER_LIMIT:
+        if self._size > HIGH_WATER:
             self._flow.pause_reading()
         self.set()
 

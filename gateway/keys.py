@@ -10,6 +10,8 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from gateway.errors import Forbidden, Overloaded, Unauthorized
 from gateway.keyfile import KeyFile
 from gateway.policy import Callers, Policy, seconds
@@ -132,7 +134,8 @@ def _opened(presented: str, record: KeyRecord | None, secret: bytes, callers: Ca
     if not opens(presented, record, secret) or record is None:
         raise Unauthorized("Incorrect API key provided.")
     own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
-    return Opened(_caller(record.id, record.name, record.plan, secret, callers, own), record, secret, callers)
+    caller = _caller(record.id, record.name, record.plan, secret, callers)
+    return Opened(replace(caller, own=own), record, secret, callers)
 
 
 def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tuple[str, KeyRecord]:
@@ -187,13 +190,11 @@ def key_hash(secret: bytes, key: str) -> str:
     return hmac.digest(secret, key.encode("utf-8", "backslashreplace"), "sha256").hex()
 
 
-def _caller(
-    caller_id: str, name: str, plan: str | None, secret: bytes, callers: Callers, own: Own = Own()
-) -> Caller:
+def _caller(caller_id: str, name: str, plan: str | None, secret: bytes, callers: Callers) -> Caller:
     plan = callers.default.plan if plan is None else plan
     if plan not in callers.plans:
         raise Forbidden(f"The plan of this API key, {plan}, is not in the policy.", code="unknown_plan")
-    return Caller(caller_id, name, plan, _salt(secret, caller_id), own)
+    return Caller(caller_id, name, plan, _salt(secret, caller_id))
 
 
 @lru_cache(maxsize=REMEMBERED)

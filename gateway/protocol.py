@@ -15,6 +15,7 @@ from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
 MIN_RATE = 16 * 1024  # bytes a second; a body that is slower has `request_timeout` seconds in all
+HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
 FRAMING = 8  # bytes of framing that a byte of a chunked body may come with
 SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller

@@ -3,23 +3,20 @@
 import asyncio
 import atexit
 import logging
-import sys
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from gateway.policy import Callers, Policy
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
-from gateway.types import Decision, Record, TierState, Usage, Verdict
+from gateway.telemetry.counts import Cell, Counts, Spreads
+from gateway.telemetry.lines import Lines, line
+from gateway.types import Decision, Record, TierState, Verdict
+
+__all__ = ["METRICS", "Telemetry", "line"]
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36)
@@ -40,9 +37,6 @@ log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
 MOST_ALIKE = 1024  # combinations of labels whose counters are held ready
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
-
-
-Cell = list[float]
 
 
 class Answered(NamedTuple):
@@ -234,44 +228,6 @@ class Telemetry:
         return generate_latest(self._registry)
 
 
-def line(record: Record, model: str | None) -> dict[str, Any]:
-    """The log line of an exchange: what was decided and what it took, never what was said."""
-    route, decision, usage = record.route, record.decision, record.usage
-    found: dict[str, Any] = {
-        "request_id": record.id,
-        "path": record.path,
-        "status": record.status,
-        "error": record.error,
-        "caller": record.caller.name if record.caller else None,
-        "plan": record.caller.plan if record.caller else None,
-        "model": model,
-        "stream": record.stream,
-        "tier": record.tier,
-        "rule": route.rule if route else None,
-        "reason": route.reason if route else None,
-        "cache": record.cache,
-        "policy": record.policy,
-        "seconds": _microseconds(record.seconds),
-        "ttft": _microseconds(record.ttft),
-        "overhead": _microseconds(record.overhead),
-        "draft": decision.draft if decision else None,
-        "tokens": [usage.prompt, usage.cached, usage.completion] if usage else None,
-    }
-    if decision and decision.facts.budget:
-        facts = decision.facts
-        found["budget"] = {"used": round(facts.budget_used, 6), "then": facts.budget, "of": facts.budget_of}
-    if decision and decision.verdict:
-        verdict = decision.verdict
-        found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}
-        found["verdict"] |= {"source": verdict.source, "seconds": _microseconds(verdict.seconds), "cut": verdict.cut}
-        found["verdict"] |= {"strategy": verdict.strategy, "prompt": verdict.prompt}
-    return found
-
-
-def _microseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
-
-
 def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str) -> float:
     return float(kept(callers, store())[limit] == mode)
 
@@ -286,80 +242,3 @@ def _queued(states: States, tier: str) -> float:
 
 def _up(states: States, tier: str, replica: int) -> float:
     return float(states()[tier].up[replica])
-
-
-class Counts(Collector):
-    """A counter by label values. prometheus_client shows it; counting costs a look-up, where its own costs ten."""
-
-    def __init__(self, registry: CollectorRegistry, name: str, told: str, labels: Sequence[str]) -> None:
-        self._named = (name, told)
-        self._labels = labels
-        self._counts: dict[tuple[str, ...], Cell] = {}
-        registry.register(self)
-
-    def cell(self, *values: str) -> Cell:
-        """The count itself, a list of one."""
-        return self._counts.setdefault(values, [0.0])
-
-    def add(self, *values: str, amount: float = 1.0) -> None:
-        self.cell(*values)[0] += amount
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(*self._named, labels=self._labels)
-        for values, (count,) in self._counts.copy().items():
-            family.add_metric(values, count)
-        yield family
-
-
-class Spreads(Collector):
-    """A histogram by label values; `bounds` are the buckets' upper ends. As cheap as Counts."""
-
-    def __init__(
-        self, registry: CollectorRegistry, name: str, told: str, labels: Sequence[str], bounds: Sequence[float]
-    ) -> None:
-        self._named = (name, told)
-        self._labels = labels
-        self._bounds = bounds
-        self._ends = [*map(floatToGoString, bounds), "+Inf"]
-        self._found: dict[tuple[str, ...], Cell] = {}  # a count for each bucket, then the sum
-        if not labels:
-            self._found[()] = self._empty()
-        registry.register(self)
-
-    def _empty(self) -> list[float]:
-        return [0.0] * (len(self._bounds) + 2)
-
-    def cell(self, *values: str) -> Cell:
-        """The buckets and the sum of one series."""
-        found = self._found.get(values)
-        if found is None:
-            found = self._found[values] = self._empty()
-        return found
-
-    def put(self, cell: Cell, amount: float) -> None:
-        cell[bisect_left(self._bounds, amount)] += 1
-        cell[-1] += amount
-
-    def add(self, amount: float, *values: str) -> None:
-        self.put(self.cell(*values), amount)
-
-    def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(*self._named, labels=self._labels)
-        for values, found in self._found.copy().items():
-            *counts, total = found.copy()
-            family.add_metric(values, list(zip(self._ends, accumulate(counts), strict=True)), total)
-        yield family
-
-
-class Lines:
-    """Writes to what is standard output at that moment."""
-
-    def __init__(self) -> None:
-        self._encoder = msgspec.json.Encoder()
-
-    def write(self, lines: Sequence[dict[str, Any]]) -> None:
-        try:
-            sys.stdout.write(self._encoder.encode_lines(lines).decode())
-            sys.stdout.flush()
-        except (OSError, ValueError) as error:  # a closed pipe loses lines, not answers
-            print(f"{len(lines)} exchange lines were not written: {error}", file=sys.stderr)
