@@ -34,7 +34,6 @@ def observe(
     fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
     last, turns, context, vision = conversation(fields)
-    headers, names = request.headers, policy.watched_headers
     return Facts(
         model=fields.model or "auto",
         caller=caller.name,
@@ -49,7 +48,7 @@ def observe(
         json_schema=fields.response_format is not None and fields.response_format.get("type") == "json_schema",
         vision=vision,
         signals=signals(last, policy) if policy.watched_signals else NONE,
-        headers={name: headers[name] for name in names if name in headers} if names else EMPTY,
+        headers=watched(request, policy) if policy.watched_headers else EMPTY,
         load=load,
         waiting=waiting,
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
@@ -100,6 +99,11 @@ def tier_named(value: object, policy: Policy, param: str | None, place: str) -> 
         return name
     known = ", ".join((*policy.tiers, "fast", "best"))
     raise BadRequest(f"Unknown tier in {place}. Known tiers: {known}.", param=param, code="unknown_tier")
+
+
+def watched(request: ChatRequest, policy: Policy) -> Mapping[str, str]:
+    """The headers that a rule names."""
+    return {name: request.headers[name] for name in policy.watched_headers if name in request.headers}
 
 
 def conversation(fields: Fields) -> tuple[Sequence[str], int, float, bool]:

@@ -216,11 +216,10 @@ class Decision(msgspec.Struct, frozen=True):
 class Reply(msgspec.Struct):
     """An answer on its way out; the one object with a lifetime: its holder closes it.
 
-    `body` is the whole answer, or the Refusal that it breaks with before its first byte, or its pieces on their way:
-    bytes, whole SSE events for a stream; they raise Refusal when the answer breaks.
-    `tier` is the one that answered, "" for nobody. `waited` is seconds spent waiting for model servers before the first
-    byte, for a place with them included. `decision` is None for what the cache gave. `cache` is hit | miss | bypass |
-    coalesced.
+    `body` is the whole answer, the Refusal that it breaks with before its first byte, or the pieces on their way (of a
+    stream whole SSE events), which raise Refusal when the answer breaks. `tier` is the one that answered, "" for
+    nobody. `waited` is seconds spent waiting for model servers before the first byte, for a place with them included.
+    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced.
     """
 
     status: int
@@ -242,9 +241,8 @@ class Reply(msgspec.Struct):
 
     @property
     def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The answer in pieces, in any case; to be taken once."""
-        body = self.body
-        return _pieces(body) if isinstance(body, _WHOLE) else body
+        """The answer in pieces, in any case."""
+        return _pieces(self.body) if isinstance(self.body, _WHOLE) else self.body
 
     async def read(self) -> bytes:
         """The whole answer. Raises Refusal."""
@@ -252,16 +250,14 @@ class Reply(msgspec.Struct):
 
     def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
         """This reply with the decision that chose it; `waited` adds seconds spent waiting for a verdict."""
-        self.decision, self.route = decision, decision.route
-        self.waited += waited
+        self.decision, self.route, self.waited = decision, decision.route, self.waited + waited
         return self
 
     async def close(self) -> None:
         """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
-        body = self.body
         try:
-            if not isinstance(body, _WHOLE):
-                await body.aclose()
+            if not isinstance(self.body, _WHOLE):
+                await self.body.aclose()
         finally:
             await self.shut()
 
@@ -272,8 +268,7 @@ async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:
     yield body
 
 
-async def _nothing() -> None:
-    pass
+async def _nothing() -> None: ...
 
 
 class Record(msgspec.Struct, frozen=True):
