@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from gateway.store.contract import HELD
 from gateway.store.limits import Bound, Limits, Line
 
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
@@ -26,7 +27,7 @@ def wanted(limits: Limits, bound: Bound, lease: str) -> bytes:
         *(limits.requests_per_minute, limits.interval, limits.concurrency, limits.tokens_per_minute or 0),
         *((money.nano, int(money.seconds * 1e6), money.degrade) if money else (-1, 0, False)),
         *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
-        *(bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first),
+        *(bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first, int(HELD * 1000)),
     ))  # fmt: skip
 
 

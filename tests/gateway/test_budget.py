@@ -73,7 +73,7 @@ def test_of_forty_callers_at_once_exactly_those_that_fit_are_admitted_and_the_ot
         assert sum(amount > 0 for amount in held) == FIT
         assert await used(store, ALL) == sum(held)
         for one in admitted:
-            await one.close()
+            one.close()
         assert await used(store, ALL) == 0
         assert sum(isinstance(one, Admission) for one in await burst(store)) == FIT
 
@@ -87,7 +87,7 @@ def test_who_is_refused_by_its_own_budget_takes_nothing_of_that_of_all(url: str 
         assert any(isinstance(one, OverLimit) and "this API key" in one.message for one in found)
         for one in found:
             if isinstance(one, Admission):
-                await one.close()
+                one.close()
         assert [await used(store, account) for account in ("ann", ALL)] == [0, 0]
 
     on(url, main)
@@ -129,7 +129,7 @@ def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of
         for name in ("ann", "bob"):
             request = asking(name)
             request.bills.append(Bill("pro", "answer", Usage(10, 0, 20, complete=True)))
-            await (await admit(request, None, POLICY, store)).close()
+            (await admit(request, None, POLICY, store)).close()
         lines = await store.ledger()
         assert [(line.caller, line.requests, line.money) for line in lines] == [
             ("ann", 1, 210_000),
@@ -144,7 +144,7 @@ def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of
 
 def test_a_cancelled_admission_leaves_nothing_held_in_either_account(url: str | None) -> None:
     async def main(store: Store) -> None:
-        await (await admit(asking("ann"), None, POLICY, store)).close()
+        (await admit(asking("ann"), None, POLICY, store)).close()
         for turns in range(9):
             task = asyncio.create_task(admit(asking("ann"), None, POLICY, store))
             for _ in range(turns):
@@ -152,7 +152,7 @@ def test_a_cancelled_admission_leaves_nothing_held_in_either_account(url: str | 
             task.cancel()
             await asyncio.wait([task])
             if not task.cancelled():
-                await task.result().close()
+                task.result().close()
         assert [await used(store, account) for account in ("ann", ALL)] == [0, 0]
 
     on(url, main)

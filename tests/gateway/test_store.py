@@ -177,7 +177,7 @@ def test_a_cancelled_release_still_gives_the_slot_back(url: str | None) -> None:
         what = limits(concurrency=1)
         await scripts_known(store)
         held = await store.admit("ann", what, None)
-        giving = asyncio.create_task(store.settle("ann", held.lease or ""))
+        giving = asyncio.ensure_future(store.settle("ann", held.lease or ""))
         await asyncio.sleep(0)
         giving.cancel()
         await asyncio.wait([giving])
