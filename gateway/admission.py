@@ -155,7 +155,7 @@ async def give_back(tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> N
     for task in tasks.values():
         task.cancel()
     await asyncio.wait(tasks.values())
-    for account, task in tasks.items():
-        found = None if task.cancelled() or task.exception() else task.result()
-        if found and found.lease:
-            store.settle(account, found.lease)
+    granted = {name: task.result() for name, task in tasks.items() if not task.cancelled() and not task.exception()}
+    settling = [store.settle(name, found.lease) for name, found in granted.items() if found.lease]
+    for settled in settling:
+        await settled

@@ -15,7 +15,7 @@ from gateway.store import ALL, NANO, Limits, Money, Store
 from gateway.types import Bill, Caller, ChatRequest, Usage
 from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway
-from tests.stores import on
+from tests.stores import on, scripts_known
 from tests.tiers import policy_for
 
 TEXT = """\
@@ -72,6 +72,7 @@ def test_of_forty_callers_at_once_exactly_those_that_fit_are_admitted_and_the_ot
         held = [await used(store, f"caller{n}") for n in range(40)]
         assert sum(amount > 0 for amount in held) == FIT
         assert await used(store, ALL) == sum(held)
+        await scripts_known(store)
         for one in admitted:
             one.close()
         assert await used(store, ALL) == 0
@@ -85,6 +86,7 @@ def test_who_is_refused_by_its_own_budget_takes_nothing_of_that_of_all(url: str 
         asked = [admit(asking("ann"), None, SOFT, store) for _ in range(60)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert any(isinstance(one, OverLimit) and "this API key" in one.message for one in found)
+        await scripts_known(store)
         for one in found:
             if isinstance(one, Admission):
                 one.close()
@@ -126,6 +128,7 @@ def test_a_hit_is_given_though_the_budget_of_all_is_spent_and_takes_nothing_of_i
 
 def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of_all(url: str | None) -> None:
     async def main(store: Store) -> None:
+        await scripts_known(store)
         for name in ("ann", "bob"):
             request = asking(name)
             request.bills.append(Bill("pro", "answer", Usage(10, 0, 20, complete=True)))
@@ -144,7 +147,7 @@ def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of
 
 def test_a_cancelled_admission_leaves_nothing_held_in_either_account(url: str | None) -> None:
     async def main(store: Store) -> None:
-        (await admit(asking("ann"), None, POLICY, store)).close()
+        await scripts_known(store)
         for turns in range(9):
             task = asyncio.create_task(admit(asking("ann"), None, POLICY, store))
             for _ in range(turns):

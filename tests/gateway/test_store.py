@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, Limits, MemoryStore, Store, Taken
-from tests.stores import on
+from tests.stores import on, scripts_known
 
 KEY = b"k" * 32
 
@@ -23,11 +23,6 @@ def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -
 
 async def burst(store: Store, count: int, what: Limits, recall: bytes | None = None) -> list[Admitted]:
     return list(await asyncio.gather(*(store.admit("ann", what, recall) for _ in range(count))))
-
-
-async def scripts_known(store: Store) -> None:
-    """A script that the server does not know yet comes to its turn a little later."""
-    await store.settle("ann", (await store.admit("ann", limits(), None)).lease or "")
 
 
 def granted(answers: list[Admitted]) -> int:
