@@ -51,10 +51,10 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._lost = self._resting = False
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._chunks: deque[bytes] = deque()
         self._size = self._quiet = 0
         self._paused = self._framed = self._headless = False
@@ -95,7 +95,8 @@ class Connection(asyncio.Protocol):
 
     # -- the parser's side -------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
-        self._still_open()
+        if self.complete:
+            self._stray()
         self.headers, self._framed = [], False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -114,7 +115,8 @@ class Connection(asyncio.Protocol):
             self.complete = self._headless
 
     def on_body(self, data: bytes) -> None:
-        self._still_open()
+        if self.complete:
+            self._stray()
         self._chunks.append(data)
         self._size += len(data)
         self._quiet = 0
@@ -125,10 +127,9 @@ class Connection(asyncio.Protocol):
             self.complete = True
             self.keep = self._framed and self._parser.should_keep_alive()
 
-    def _still_open(self) -> None:
+    def _stray(self) -> None:
         """Stops the parser at bytes that nobody asked for; a connection that brings them cannot be trusted."""
-        if self.complete:
-            raise ValueError("bytes after the end of the answer")
+        raise ValueError("bytes after the end of the answer")
 
     # -- our side ----------------------------------------------------------------------------------------------------
     async def exchange(self, data: bytes, first_byte: float, end: float) -> None:

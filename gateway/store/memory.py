@@ -61,7 +61,7 @@ class MemoryStore:
         if entry is not None:
             account.idle_at = now + spent + interval
             return told(limits, Decided(0, spent + interval, 0, account.used, account.spent + account.money), entry)
-        found = account.decide(limits, bound, now)
+        found = account.decide(limits, bound, now, spent)
         if found.verdict:
             return told(limits, found)
         account.idle_at = now + spent + interval

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -13,6 +14,7 @@ DAY = 86_400  # seconds
 packed = msgspec.msgpack.encode
 
 
+@lru_cache(maxsize=4096)
 def account(caller: str) -> tuple[str, str, str, str]:
     """The names of a caller's account, leases, holds and ledger; they share the hash tag `{caller}`."""
     head = f"tg3:{{{caller}}}:"

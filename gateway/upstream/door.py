@@ -211,16 +211,18 @@ class Upstream:
         return self._client.request(replica.origin, told, call.body, times)
 
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
+        if len(tier.replicas) == 1:
+            return self._replicas.at(tier.replicas[0])
         return self._pick(request, name, tier, ()) or self._replicas.at(tier.replicas[0])
 
     def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:
         """Another replica to try while there is time."""
         tier = policy.tiers[name]
-        return self._pick(request, name, tier, (first,)) if _rest(request, tier) > 0 else None
+        if len(tier.replicas) == 1 or _rest(request, tier) <= 0:
+            return None
+        return self._pick(request, name, tier, (first,))
 
     def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
-        if len(tier.replicas) == 1:
-            return None if tried else self._replicas.at(tier.replicas[0])
         key = self._turns[name] if tier.balance == "round_robin" else affinity(request.fields.opening())
         return self._replicas.choose(tier, key, tried, asyncio.get_running_loop().time())
 
