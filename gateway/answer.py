@@ -34,7 +34,7 @@ async def decision(
     request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, verdicts: Verdicts
 ) -> Decision:
     """What `answer` would decide, without an answer. Raises Refusal as that does."""
-    async with await admit(request, None, policy, store, answers=False) as admission:
+    with await admit(request, None, policy, store, answers=False) as admission:
         found = await begun(request, admission.standing, policy, upstream, verdicts)
         if isinstance(found, Decision):
             return found
