@@ -106,6 +106,8 @@ async def admit(
         raise OverLimit(told(own, "caller"), own, headers)
     for found in others:
         if found.refused_by and own.entry is None:
+            if recall and own.lease:
+                store.end_turn(caller.id, recall, own.lease.encode())
             raise OverLimit(told(found, "all"), found, headers)
         standing = gravest(standing, stands(found, policy.budget, "all"))
     leases = {account: found.lease for account, found in zip(asking, (own, *others), strict=True) if found.lease}

@@ -95,6 +95,8 @@ class RedisStore:
             return await self._local.admit(caller, alone(limits, self.processes), None, bound)
         except asyncio.CancelledError:
             self._owed.pay(lease, account(caller), settled(lease))
+            if recall is not None:
+                self.end_turn(caller, recall, lease.encode())
             raise
         found = Decided(*numbers)
         if entry is not None or found.verdict:

@@ -126,6 +126,16 @@ def test_a_hit_is_given_though_the_budget_of_all_is_spent_and_takes_nothing_of_i
     on(url, main)
 
 
+def test_who_is_refused_by_the_budget_of_all_leaves_the_turn_to_others(url: str | None) -> None:
+    async def main(store: Store) -> None:
+        await burst(store)
+        with pytest.raises(OverLimit):
+            await admit(asking("ann"), b"key", POLICY, store)
+        assert (await store.take_turn("ann", b"key", b"next", 1.0)).holder == b"next"
+
+    on(url, main)
+
+
 def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of_all(url: str | None) -> None:
     async def main(store: Store) -> None:
         await scripts_known(store)

@@ -175,6 +175,21 @@ def test_a_follower_who_leaves_disturbs_nobody() -> None:
     flying(scenario)
 
 
+def test_who_boards_a_flight_gives_its_own_turn_back() -> None:
+    async def main(store: MemoryStore, flights: Flights) -> None:
+        server = Server(b"x", stream=False)
+        server.run()
+        await store.take_turn("ann", b"key", b"his", 60.0)
+        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make))
+        await asyncio.sleep(0)
+        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make)
+        replies = await asyncio.wait_for(asyncio.gather(first, second), 1.0)
+        assert [await collected(reply) for reply in replies] == [b"x", b"x"]
+
+    kept = MemoryStore()
+    asyncio.run(main(kept, Flights(kept)))
+
+
 def test_a_failure_is_everyones_but_not_the_next_ones() -> None:
     async def scenario(share: Share, _: MemoryStore) -> None:
         server = Server(fails=UpstreamFailed("no"))

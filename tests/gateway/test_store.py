@@ -198,6 +198,22 @@ def test_of_many_it_is_the_turn_of_one_until_it_ends_it(url: str | None) -> None
     on(url, turns)
 
 
+def test_an_admission_that_finds_nothing_remembered_takes_the_turn_to_make_it(url: str | None) -> None:
+    async def turns(store: Store) -> None:
+        first, second = [await store.admit("ann", limits(), KEY) for _ in range(2)]
+        assert first.lease is not None
+        assert first.turn == second.turn == first.lease.encode()
+        await store.end_turn("ann", KEY, first.lease.encode())
+        third = await store.admit("ann", limits(), KEY)
+        assert third.turn == (third.lease or "").encode()
+        assert (await store.admit("ann", limits(), None)).turn is None
+        await store.remember("ann", KEY, b"value", 10.0)
+        hit = await store.admit("ann", limits(), KEY)
+        assert (hit.entry, hit.turn) == (b"value", None)
+
+    on(url, turns)
+
+
 def test_a_turn_that_is_not_renewed_runs_out(url: str | None) -> None:
     async def die(store: Store) -> list[bytes | None]:
         seen = [(await store.take_turn("ann", KEY, b"a", 0.05)).holder]
