@@ -106,8 +106,7 @@ async def admit(
         raise OverLimit(told(own, "caller"), own, headers)
     for found in others:
         if found.refused_by and own.entry is None:
-            if recall and own.lease:
-                store.end_turn(caller.id, recall, own.lease.encode())
+            leave_turn(recall, own, caller, store)
             raise OverLimit(told(found, "all"), found, headers)
         standing = gravest(standing, stands(found, policy.budget, "all"))
     leases = {account: found.lease for account, found in zip(asking, (own, *others), strict=True) if found.lease}
@@ -121,6 +120,12 @@ def whose(key: bytes, own: Admitted) -> Turn:
     if own.turn is None or own.lease is None:
         return Turn(key, secrets.token_bytes(8))  # the store did not say, so the lease is no name for it
     return Turn(key, own.lease.encode(), own.turn)
+
+
+def leave_turn(key: bytes | None, own: Admitted, caller: Caller, store: Store) -> None:
+    """Ends what turn an admission took that leads to no answer."""
+    if key and own.lease:
+        store.end_turn(caller.id, key, own.lease.encode())
 
 
 async def count(caller: Caller, policy: Policy, store: Store) -> None:
