@@ -76,13 +76,18 @@ def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound
     DEFAULT_ANSWER, for each choice.
     """
     prompt, completion = prompt_bound(request), answer_bound(request)
-    costs = {name: cost(policy.tiers[name].price, prompt, 0, completion) for name in tiers}
-    dearest = max(costs, key=lambda name: (costs[name], tiers.index(name)))
-    return Bound(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
+    first = dearest = tiers[0]
+    most = cheap = cost(policy.tiers[first].price, prompt, 0, completion)
+    for name in tiers[1:]:
+        money = cost(policy.tiers[name].price, prompt, 0, completion)
+        if money >= most:  # of equal ones the highest
+            dearest, most = name, money
+    return Bound(dearest, first, prompt, completion, most, cheap)
 
 
 def prompt_bound(request: ChatRequest) -> int:
-    return TEMPLATE * prompts(request.fields.prompt) + sum(map(request.body.size, PROMPTS))
+    sizes = [request.body.size(name) for name in request.body.spans if name in PROMPTS]
+    return TEMPLATE * prompts(request.fields.prompt) + sum(sizes)
 
 
 def prompts(prompt: str | list[Any] | None) -> int:

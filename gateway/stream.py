@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -40,21 +39,31 @@ class Events:
         self._ended = False
         self.error: Any = None
 
-    async def rest(self) -> AsyncGenerator[bytes, None]:
-        """The batches until the last event, or the end after an error event of the server. Raises as `batch` does."""
-        while not self._ended:
-            if batch := await self.batch():
-                yield batch
-        await to_end(self._response)
-
     async def batch(self) -> bytes:
-        """The next events, b"" when none of them is for the caller. Raises UpstreamFailed, UpstreamTimeout."""
-        try:
-            data = await self._response.chunk()
-        except TransportError as error:
-            if self.error is None:
-                raise broken(error) from None
-            data = b""  # the server has said itself what went wrong
+        """The next events for the caller, b"" at the end: after the last event, or after an error event of the server
+        and the end. Raises UpstreamFailed, UpstreamTimeout.
+        """
+        while not self._ended:
+            try:
+                data = await self._response.chunk()
+            except TransportError as error:
+                data = self._broken(error)
+            if batch := self._batch(data):
+                return batch
+        if not self._response.complete:
+            await to_end(self._response)
+        return b""
+
+    def _broken(self, error: TransportError) -> bytes:
+        if self.error is None:
+            raise broken(error) from None
+        return b""  # the server has said itself what went wrong
+
+    def _batch(self, data: bytes) -> bytes:
+        """What of these bytes the caller gets now."""
+        if self._splitter.plain(data) and not self._marked(data):
+            self._usage.events += data.count(b"\n\n")
+            return data
         events = self._events(data)
         self._usage.events += len(events)
         batch = b"".join([event for event in events if self._passes(event)])
@@ -77,10 +86,14 @@ class Events:
         """Whether the caller gets this event; takes note of what it says."""
         if self._ended:
             return False  # nothing belongs to the answer after its last event
-        for mark in self._marks:
-            if mark in event:
-                return self._noted(data_of(event))
-        return True
+        return self._noted(data_of(event)) if self._marked(event) else True
+
+    def _marked(self, events: bytes) -> bool:
+        """Whether one of them may say something that concerns us."""
+        for mark in self._marks:  # noqa: SIM110  # any() costs more than all that it asks
+            if mark in events:
+                return True
+        return False
 
     def _noted(self, data: bytes) -> bool:
         if data.startswith(DONE):

@@ -12,6 +12,7 @@ from gateway.types import ChatRequest, Reply, Route
 # Members that change nothing in the answer, or only its form.
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
 FORM = frozenset({"stream", "stream_options"})
+UNTOLD = IGNORED | FORM
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
 
@@ -30,13 +31,11 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
         return None
     if fields.stream_options is not None and not fields.stream:
         return None  # a server refuses it: so must we
-    names = sorted(body.spans.keys() - IGNORED - FORM)
-    members = [(name, value) for name in names if (value := body.raw(name))]
+    members = [(name, value) for name in sorted(body.spans) if name not in UNTOLD and (value := body.raw(name))]
     headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers)]
-    models = [(name, tier.model) for name, tier in policy.tiers.items()]
     whole = (
         policy.digest,
-        models,
+        policy.once(_models),
         request.caller.plan,
         request.caller.own.may,
         request.path,
@@ -47,12 +46,16 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     return hmac.digest(request.caller.salt.encode(), msgspec.msgpack.encode(whole), "sha256")
 
 
+def _models(policy: Policy) -> list[tuple[str, str]]:
+    return [(name, tier.model) for name, tier in policy.tiers.items()]
+
+
 def _apart(request: ChatRequest) -> bytes:
     """The request's form where no other form can be made of its answer, else b""."""
     form, body = form_of(request.fields), request.body
     other = request.dialect.api != "chat"  # only chunks are made whole, and back
     whole = request.path.endswith("/chat/completions") or body.raw("logprobs") is None
-    same = form in CONVERTIBLE and whole and not other and not any(body.raw(name) for name in APART)
+    same = form in CONVERTIBLE and whole and not other and not any(map(body.raw, APART & body.spans.keys()))
     return b"" if same else b"stream" + form if request.fields.stream else b"json"
 
 

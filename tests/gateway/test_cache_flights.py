@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -6,7 +7,8 @@ import pytest
 
 from gateway.cache import AHEAD, LONGEST, Flights, replay, worth_keeping
 from gateway.errors import UpstreamFailed
-from gateway.store import MemoryStore
+from gateway.store import MemoryStore, Turn
+from gateway.store.memory import DONE
 from gateway.types import Decision, Facts, Reply, Route, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, gateway, watched
@@ -91,10 +93,12 @@ def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: Mem
 
     async def main() -> None:
         troubles, kept = watched(), store or MemoryStore()
-        flights = Flights(kept)
+        flights, tokens = Flights(kept), itertools.count()
 
         async def share(server: Server) -> Reply:
-            return await flights.share(b"key", STREAM if server.stream else REQUEST, POLICY, server.make)
+            return await flights.share(
+                Turn(b"key", b"%d" % next(tokens)), STREAM if server.stream else REQUEST, POLICY, server.make
+            )
 
         await scenario(share, kept)
         await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
@@ -171,6 +175,21 @@ def test_a_follower_who_leaves_disturbs_nobody() -> None:
     flying(scenario)
 
 
+def test_who_boards_a_flight_gives_its_own_turn_back() -> None:
+    async def main(store: MemoryStore, flights: Flights) -> None:
+        server = Server(b"x", stream=False)
+        server.run()
+        await store.take_turn("ann", b"key", b"his", 60.0)
+        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make))
+        await asyncio.sleep(0)
+        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make)
+        replies = await asyncio.wait_for(asyncio.gather(first, second), 1.0)
+        assert [await collected(reply) for reply in replies] == [b"x", b"x"]
+
+    kept = MemoryStore()
+    asyncio.run(main(kept, Flights(kept)))
+
+
 def test_a_failure_is_everyones_but_not_the_next_ones() -> None:
     async def scenario(share: Share, _: MemoryStore) -> None:
         server = Server(fails=UpstreamFailed("no"))
@@ -220,9 +239,9 @@ def test_an_answer_that_breaks_is_told_to_all_and_not_remembered() -> None:
 
 def test_an_answer_is_remembered_though_the_store_is_slower_than_the_caller() -> None:
     class SlowStore(MemoryStore):
-        async def remember(self, *args: Any) -> None:
-            await asyncio.sleep(0.05)
-            await super().remember(*args)
+        def remember(self, *args: Any) -> Awaitable[None]:
+            asyncio.get_running_loop().call_later(0.05, super().remember, *args)
+            return DONE
 
     store = SlowStore()
 

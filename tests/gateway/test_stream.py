@@ -62,7 +62,7 @@ async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
     seen = Seen()
     events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage)
     try:
-        async for batch in events.rest():
+        while batch := await events.batch():
             seen.data += batch
     except UpstreamFailed as refusal:
         seen.refusal = refusal
