@@ -1,7 +1,7 @@
 """Why does this request go to this tier?"""
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from gateway.errors import Refusal
@@ -62,6 +62,7 @@ def told_facts(facts: Facts) -> dict[str, Any]:
         "headers": dict(facts.headers),
         "load": dict(facts.load),
         "waiting": dict(facts.waiting),
+        "session": asdict(facts.session) if facts.session else None,
     }
 
 

@@ -57,6 +57,7 @@ def observe(
         capped=standing.capped,
         may=caller.own.may,
         chance=request.chance,
+        session=standing.session,
     )
 
 

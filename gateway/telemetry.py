@@ -18,9 +18,10 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from gateway.policy import Callers, Policy
+from gateway.recorded import Record
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
-from gateway.types import Decision, Record, TierState, Usage, Verdict
+from gateway.types import Decision, TierState, Usage, Verdict
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36)
