@@ -1,4 +1,4 @@
-"""What do sessions save?   Verdicts asked, moves between tiers, cached tokens and cost of simulated agent conversations.
+"""What do sessions save?   Verdicts, moves between tiers, cached tokens and cost of simulated agent conversations.
 
     python -m loadtest.sessions [--conversations 20]
 
@@ -48,7 +48,7 @@ RULES = "Keep to the style of the file, run the tests after each change, and say
 TURNS = (
     "Please list the files of the parser package for me.",
     "Thanks. Which of them has the tokenizer in it?",
-    "Prove that the new algorithm cannot deadlock, then refactor the lock-free queue step by step under its constraints.",
+    "Prove that the algorithm cannot deadlock, then refactor the lock-free queue step by step under its constraints.",
     "Good. Rename the variable in the first line, please.",
     "Write a short note for the changelog about it.",
     "yes, commit it",

@@ -182,6 +182,15 @@ def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
         replay(records, A)
 
 
+def test_a_policy_with_sessions_is_not_judged_by_records_that_know_none() -> None:
+    records, more = traffic(3), load_policy(TEXT + "sessions: {}\n", {})
+    with pytest.raises(Unrecorded, match="rule triaged looks at session, which record r0"):
+        replay(records, more)
+    for one in records:
+        one.seen = seen(more)
+    assert replay(records, more).records == 3
+
+
 def test_facts_of_another_type_are_refused() -> None:
     records = traffic(1)
     records[0].facts["turns"] = "many"
