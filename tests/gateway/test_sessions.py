@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.dialects import read
 from gateway.errors import Refusal
 from gateway.keys import new_key
 from gateway.policy import Policy, Price, load_policy
 from gateway.routing import reachable, route
-from gateway.sessions import after, key_of, saved, talk
+from gateway.sessions import after, continues, key_of, saved, talk
 from gateway.store import MemoryStore
-from gateway.types import Ask, Caller, Decision, Facts, Route, Session, Verdict
+from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Route, Session, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import ANN, COMPLEX, SIMPLE, Gateway, asked, body, gateway
 from tests.tiers import JSON, policy_for
@@ -217,6 +218,7 @@ def test_a_request_may_stand_outside_of_any_conversation() -> None:
     assert names(headers_only) is None
     assert names(headers_only, {"x-session-id": "7"})
     assert key_of(asked({"prompt": "x"}, "/v1/completions"), UNTIL) is None
+    assert key_of(asked({"input": "x"}, "/v1/embeddings", headers={"x-session-id": "7"}), UNTIL) is None
 
 
 @pytest.mark.parametrize(
@@ -228,6 +230,34 @@ def test_what_is_judged_ends_with_the_users_turn(after: list[JSON]) -> None:
     assert talk(request, UNTIL) == json.dumps(turn).encode()
     by_request = load_policy(TEXT.replace("{stay: STAY}", "{}\ntriage: {unit: request}"), {})
     assert talk(request, by_request) == request.body.raw("messages")
+
+
+LOOP: JSON = {
+    "/v1/messages": {
+        "messages": [
+            {"role": "user", "content": "Fix it."},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "run", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "ok"}]},
+        ]
+    },
+    "/v1/responses": {
+        "input": [
+            {"role": "user", "content": "Fix it."},
+            {"type": "function_call", "call_id": "a", "name": "run", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "a", "output": "ok"},
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("path", LOOP)
+def test_other_dialects_have_conversations_and_tool_results_too(path: str) -> None:
+    ((name, turns),) = LOOP[path].items()
+    bodies = (json.dumps({name: said, "max_tokens": 9}).encode() for said in (turns[:1], turns))
+    first, last = (ChatRequest("t", ANN, path, *read(path, data), {}, 0.0) for data in bodies)
+    assert key_of(first, UNTIL) == key_of(last, UNTIL)
+    assert (continues(first.fields), continues(last.fields)) == (False, True)
+    assert talk(last, UNTIL) == json.dumps(turns).encode()
 
 
 def sessions(flash: Sim, pro: Sim, **changes: Any) -> Policy:
