@@ -50,10 +50,13 @@ def recalling(request: ChatRequest, policy: Policy, store: Store) -> "asyncio.Ta
     its conversation begins.
     """
     key = key_of(request, policy)
-    begins = not any(message.role == "assistant" for message in request.fields.messages or ())
-    if key is None or (begins and key.startswith(b"prefix:")):
+    if key is None or (key.startswith(b"prefix:") and not _answered(request.fields)):
         return None
     return asyncio.create_task(_recall(request, key, store))
+
+
+def _answered(fields: Fields) -> bool:
+    return any(message.role == "assistant" for message in fields.messages or ())
 
 
 async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | None:
