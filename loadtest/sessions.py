@@ -99,6 +99,7 @@ def measure(way: str, conversations: int) -> Sums:
     prices = {name: tier.price for name, tier in load_policy(DEFAULT, {}).tiers.items()}
     text, sums = POLICY.format(unit=unit, sessions=sessions, **MODELS), Sums()
     with sim("flash", "--speed", "0") as flash, sim("pro", "--speed", "0") as pro, gateway(text, flash, pro) as url:
+        probed = flash.state()["counters"]["triage"]  # what the gateway tried at its start
         for number in range(conversations):
             before = None
             for said, messages in conversation(number):
@@ -112,7 +113,7 @@ def measure(way: str, conversations: int) -> Sums:
                 sums.above += tier == "pro"
                 sums.committed += said == TURNS[-1] and tier == "pro"
                 sums.prompt, sums.cached, before = sums.prompt + prompt, sums.cached + cached, tier
-        sums.verdicts = flash.state()["counters"]["triage"]
+        sums.verdicts = flash.state()["counters"]["triage"] - probed
     return sums
 
 
