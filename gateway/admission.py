@@ -9,6 +9,7 @@ from typing import Any, Self
 from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import bound, limits_of_all, lines, terms
+from gateway.sessions import follow, recalling
 from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
 from gateway.store import ALL, Admitted, Store, Turn
 from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
@@ -47,10 +48,11 @@ class Admission:
         return self._held(reply)
 
     async def through(self, make: Callable[[], Awaitable[Reply]]) -> Reply:
-        """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first."""
+        """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first. Its
+        conversation remembers who gave it."""
         self.holders += 1
         try:
-            return self._held(await make())
+            return self._held(follow(await make(), self.request, self.policy, self.store))
         except BaseException:
             self.close()
             raise
@@ -85,7 +87,8 @@ class Admission:
 async def admit(
     request: ChatRequest, recall: bytes | None, policy: Policy, store: Store, *, answers: bool = True
 ) -> Admission:
-    """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache: one round trip.
+    """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache and asks for its
+    session: one round trip.
 
     A hit (`entry` is not None) holds nothing. A request for a decision alone (not `answers`) holds no tokens and does
     not count in the share, which it could dilute; its money is held, so that budgets cap it as they would the answer.
@@ -100,6 +103,7 @@ async def admit(
     asking = {caller.id: store.admit(caller.id, limits, recall, most)}
     if limits_together:
         asking[ALL] = store.admit(ALL, limits_together, None, most)
+    remembered = recalling(request, policy, store)
     own, *others = await held(asking, store)
     headers, standing = limit_headers(own), stands(own, plan.budget, "caller")
     if own.refused_by:
@@ -111,6 +115,8 @@ async def admit(
         standing = gravest(standing, stands(found, policy.budget, "all"))
     leases = {account: found.lease for account, found in zip(asking, (own, *others), strict=True) if found.lease}
     headers += budget_headers(standing)
+    if remembered and own.entry is None:
+        standing = replace(standing, session=await remembered)
     turn = whose(recall, own) if recall else None
     return Admission(request, own.entry, turn, standing, headers, policy, store, {} if own.entry else leases)
 

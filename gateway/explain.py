@@ -1,6 +1,7 @@
 """Why does this request go to this tier?"""
 
 import itertools
+from dataclasses import asdict
 from typing import Any
 
 from msgspec.structs import replace
@@ -63,6 +64,7 @@ def told_facts(facts: Facts) -> dict[str, Any]:
         "headers": dict(facts.headers),
         "load": dict(facts.load),
         "waiting": dict(facts.waiting),
+        "session": asdict(facts.session) if facts.session else None,
     }
 
 

@@ -26,8 +26,7 @@ def observe(
     standing: Standing = EVEN,
     waiting: Mapping[str, int] = EMPTY,
 ) -> Facts:
-    """The facts of a request; no prompt text. `load` is requests in flight, `waiting` those in the servers' queues, by
-    tier; `standing` is the caller's.
+    """The facts of a request; no prompt text. `load`: requests in flight, `waiting`: in the servers' queues, by tier.
 
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
@@ -58,6 +57,7 @@ def observe(
         capped=standing.capped,
         may=caller.own.may,
         chance=request.chance,
+        session=standing.session,
     )
 
 

@@ -146,7 +146,8 @@ def choice(one: Recorded, policy: Policy) -> Choice:
 def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
     """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question."""
     for rule in policy.rules:
-        missing = next((fact for fact in map(str, wanted(rule)) if not holds(one, fact, looks)), None)
+        of_session = ["session"] if policy.sessions and not isinstance(rule.route, str) else []
+        missing = next((fact for fact in wanted(rule) + of_session if not holds(one, fact, looks)), None)
         if missing:
             raise Unrecorded(f"rule {rule.id} looks at {missing}, which record {one.id} ({one.policy}) does not hold")
     asking = next((rule for rule in policy.rules if not isinstance(rule.route, str)), None)
@@ -166,10 +167,12 @@ def wanted(rule: Rule) -> list[str]:
 def holds(one: Recorded, fact: str, looks: Seen) -> bool:
     """Whether the record says what this fact was. A signal is what its pattern is, whatever its name."""
     name, _, part = fact.partition(".")
-    if name not in {"header", "signals", "load"}:
+    if name not in {"header", "signals", "load", "session"}:
         return name in one.facts
     if one.seen is None:
         return False
+    if name == "session":
+        return one.seen.sessions
     if name == "signals":
         return one.seen.signals.get(part) == looks.signals[part]
     return part in one.seen.headers if name == "header" else part.removesuffix(".inflight") in one.seen.tiers

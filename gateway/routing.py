@@ -6,6 +6,7 @@ from typing import overload
 
 from gateway.errors import BadRequest, Forbidden, QuotaUsed
 from gateway.policy import Bands, Policy, Rule, Split, Step, Tier
+from gateway.sessions import CALLER, FOLLOWED, held
 from gateway.types import Ask, Facts, Route, Verdict
 
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
@@ -26,28 +27,43 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A tier above the
     caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
     "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
-    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason. A rule that
+    (reason "needs ..."). Where a verdict decides, the request's session may hold it on another tier (reason "session").
+    Without a label, the verdict's reason picks the tier and is the route's reason. A rule that
     explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
         reason = WISHED.get(facts.wished_by or "", "asked for")
-        return placed(facts, policy, wished(facts, policy), ("caller", reason))
+        return placed(facts, policy, wished(facts, policy), (CALLER, reason))
     rule = first_match(facts, policy)
     if isinstance(rule.route, str):
         return placed(facts, policy, rule.route, (rule.id, "rule"))
-    tiers = {place(facts, policy, tier)[0] for tier in outcomes(rule)}
+    ways = [stays(facts, policy, tier) for tier in outcomes(rule)]
+    tiers = {place(facts, policy, tier)[0] for tier in ways}
     if len(tiers) == 1:
         tier = tiers.pop()
-        kept = facts.capped if facts.capped and set(outcomes(rule)) != {tier} else None
-        return Route((tier, *followers(facts, policy, tier)), rule.id, kept or f"both ways {tier}")
+        return Route((tier, *followers(facts, policy, tier)), rule.id, either_way(facts, rule, ways, tier))
     if verdict is None:
-        return Ask(rule.id, draft(facts, policy, outcomes(rule)[0]))
+        return Ask(rule.id, draft(facts, policy, ways[0]))
     if verdict.label is None:
-        tier, _ = place(facts, policy, fallback(verdict, policy))
+        tier, _ = place(facts, policy, stays(facts, policy, fallback(verdict, policy)))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    found = placed(facts, policy, *judged(rule.route, verdict, policy.triage.threshold, rule.id))
+    tier, said = judged(rule.route, verdict, policy.triage.threshold, rule.id)
+    there = stays(facts, policy, tier)
+    found = placed(facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
+
+
+def stays(facts: Facts, policy: Policy, tier: str) -> str:
+    """The tier on which the request's session holds it when a verdict says `tier`."""
+    return held(facts.session, tier, (facts.context, facts.max_tokens), policy)
+
+
+def either_way(facts: Facts, rule: Rule, ways: Sequence[str], tier: str) -> str:
+    """Why nobody is asked: `tier` is what comes of all `ways` that the session leaves to a rule."""
+    if facts.capped and set(ways) != {tier}:
+        return facts.capped
+    return FOLLOWED if set(ways) == {tier} != set(outcomes(rule)) else f"both ways {tier}"
 
 
 def first_match(facts: Facts, policy: Policy) -> Rule:
@@ -90,7 +106,7 @@ def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
     Another side is placed as any tier is: never above the caller's cap, nor what is left of its budget or share.
     """
     chosen = found.tiers[0]
-    sides = dict.fromkeys(place(facts, policy, tier)[0] for tier in outcomes(rule))
+    sides = dict.fromkeys(place(facts, policy, stays(facts, policy, tier))[0] for tier in outcomes(rule))
     others = [tier for tier in sides if tier != chosen]
     share = rule.explore / len(others)
     chances = {chosen: 1 - rule.explore, **dict.fromkeys(others, share)}

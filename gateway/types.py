@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,6 @@ import msgspec
 from gateway.body import Body, Fields
 from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest, Refusal
-from gateway.store import Line
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
@@ -73,16 +72,29 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """How a conversation stands: who answered last (`tier`), `age` seconds ago, `turns` user turns in a row; the tier
+    that was decided for it (`level`); and whether the request `continues` a turn: it brings no word of the user's."""
+
+    tier: str
+    level: str
+    age: float = 0.0
+    turns: int = 1
+    continues: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
     (warn | flash_only), whose budget that is (caller | all), and why it is kept on the first tier (budget | share), if
-    it is.
+    it is. `session`: how the request's conversation stands, where that is known.
     """
 
     budget_used: float = 0.0
     budget: str | None = None
     budget_of: str | None = None
     capped: str | None = None
+    session: Session | None = None
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -126,11 +138,10 @@ class Facts(msgspec.Struct, frozen=True):
     `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata, path said so.
     `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
     `load` is requests in flight per tier, from this gateway; `waiting` is requests in the servers' own queues, of tiers
-    that a rule asks it of and that tell. `headers` holds only headers that a rule names.
-    `budget_used`, `budget`, `budget_of` and `capped` are the caller's Standing. `may`: the tiers above the first that
-    its key names in place of its plan.
-    `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
-    `chance` as in ChatRequest.
+    that a rule asks it of and that tell. `headers` holds only headers that a rule names. `budget_used`, `budget`,
+    `budget_of`, `capped` and `session` are of Standing, `chance` of ChatRequest. `may`: the tiers above the first that
+    the caller's key names in place of its plan. `caller` is the key owner's name. `max_tokens` is the longest answer
+    that the caller wants, None when not said.
     """
 
     model: str
@@ -156,6 +167,7 @@ class Facts(msgspec.Struct, frozen=True):
     capped: str | None = None
     may: tuple[str, ...] | None = None
     chance: float = 1.0
+    session: Session | None = None
 
 
 class TierState(NamedTuple):
@@ -269,32 +281,3 @@ async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:
 
 
 async def _nothing() -> None: ...
-
-
-class Record(msgspec.Struct, frozen=True):
-    """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
-
-    `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
-    model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
-    the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
-    it.
-    """
-
-    id: str
-    path: str
-    status: int
-    seconds: float
-    overhead: float | None
-    policy: str
-    ttft: float | None = None
-    caller: Caller | None = None
-    model: str | None = None
-    stream: bool = False
-    tier: str | None = None
-    route: Route | None = None
-    decision: Decision | None = None
-    cache: str = "bypass"
-    usage: Usage | None = None
-    error: str | None = None
-    costs: Sequence[Line] = ()
-    limited: str | None = None

@@ -14,6 +14,7 @@ LAYERS = [
     {"dialects"},
     {"types", "protocol", "score"},
     {"policy", "stream", "usage", "recorded"},
+    {"sessions"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
     {"triage", "draft", "replay"},

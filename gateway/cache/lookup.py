@@ -22,6 +22,11 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
 
     The key covers the caller and its plan, the policy, the models, the path, the headers that can change the route, and
     every member of the body save IGNORED and FORM, byte by byte; null counts as absent.
+
+    What names a session is covered, as header, metadata or messages: an answer is given again in its own conversation
+    only, so that one which was escalated gets no weaker tier's answer from another. Within a conversation the same
+    request is a repetition: its answer stands, whatever tier gave it (the entry says which) and wherever the
+    conversation went since. A hit leaves the session as it is.
     """
     rules, fields, body = policy.caching, request.fields, request.body
     if not rules or fields.temperature is None or (fields.tools and not rules.when.tools):
@@ -32,7 +37,8 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     if fields.stream_options is not None and not fields.stream:
         return None  # a server refuses it: so must we
     members = [(name, value) for name in sorted(body.spans) if name not in UNTOLD and (value := body.raw(name))]
-    headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers)]
+    named = policy.sessions.headers if policy.sessions else ()
+    headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers, *named)]
     whole = (
         policy.digest,
         policy.once(_models),

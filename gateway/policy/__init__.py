@@ -9,6 +9,7 @@ from gateway.policy.differences import differences
 from gateway.policy.file import Policy
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
+from gateway.policy.matching import Range
 from gateway.policy.model import (
     Caching,
     CachingWhen,
@@ -16,6 +17,7 @@ from gateway.policy.model import (
     Failover,
     Price,
     Reason,
+    Sessions,
     Tier,
     TierLimits,
     Timeouts,
@@ -27,7 +29,7 @@ from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording
-from gateway.policy.rules import Bands, Range, Rule, Split, Step, When
+from gateway.policy.rules import Bands, Rule, Split, Step, When
 from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 
@@ -54,6 +56,7 @@ __all__ = [
     "Reason",
     "Recording",
     "Rule",
+    "Sessions",
     "Split",
     "Step",
     "TestCaller",

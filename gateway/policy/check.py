@@ -191,6 +191,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         rules=written.rules,
         failover=written.failover,
         caching=written.caching,
+        sessions=written.sessions,
         record=written.record,
         callers=callers,
         budget=written.budget,

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
+from gateway.policy.matching import STRICT
+from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
-from gateway.policy.rules import STRICT, Rule
+from gateway.policy.rules import Rule
 from gateway.policy.trials import PolicyTest
 
 MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
@@ -41,6 +42,7 @@ class PolicyFile:
     ] = field(default_factory=dict)
     failover: Annotated[Failover, Field(description="who answers when a tier fails")] = field(default_factory=Failover)
     caching: Annotated[Caching | None, Field(description="answers that are remembered; null remembers none")] = None
+    sessions: Annotated[Sessions | None, Field(description="conversations keep their tier; null: they do not")] = None
     record: Annotated[Recording, Field(description="which decisions are recorded")] = field(default_factory=Recording)
     callers: Annotated[
         Callers | None, Field(description="plans; left out, one plan named default may reach every tier")
@@ -74,6 +76,7 @@ class Policy:
     rules: tuple[Rule, ...]
     failover: Failover
     caching: Caching | None
+    sessions: Sessions | None
     record: Recording
     callers: Callers
     budget: Budget | None

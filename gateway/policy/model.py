@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from gateway.policy.matching import STRICT, Range, listed
 from gateway.policy.prompts import Prompt
-from gateway.policy.rules import STRICT, Range, listed
+from gateway.policy.rules import header_name
 from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -160,6 +161,9 @@ class Triage:
     ] = "when_idle"
     input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
     cache: Annotated[Duration | None, Field(description="how long a verdict is remembered; null: not at all")] = 3600.0
+    unit: Annotated[
+        Literal["user_turn", "request"], Field(description="user_turn: a tool's result goes where its turn went")
+    ] = "user_turn"
     otherwise: Annotated[
         dict[Reason, str], Field(description="the tier that answers without a verdict; the first one by default")
     ] = field(default_factory=dict)
@@ -184,6 +188,45 @@ class Caching:
     ttl: Annotated[Duration, Field(description="how long an answer is remembered")] = 600.0
     wait: Annotated[Duration, Field(description="the longest wait for the same answer in another process")] = 20.0
     when: Annotated[CachingWhen, Field(description="which requests are remembered")] = CachingWhen()
+
+
+def session_key(source: str) -> str:
+    """Raises ValueError for what cannot name a conversation."""
+    kind, _, name = source.partition(":")
+    if source != "prefix" and not (kind in ("header", "metadata") and name):
+        raise ValueError("a session's key is header:NAME, metadata:NAME or prefix")
+    return f"header:{header_name(name)}" if kind == "header" else source
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """How conversations are told apart, and how long and when one stays on its tier.
+
+    The first of `key` that a request has names its conversation, among its caller's; `prefix` stands for all that was
+    said before the first answer. `stay`: until_escalated: once a rule or a verdict chose a higher tier, no verdict
+    takes it down; on the lower tier each user turn may escalate. turn: each user turn goes where its verdict says, but
+    down only where that costs no more than it saves. always: it stays where it began.
+    """
+
+    __pydantic_config__ = STRICT
+    key: Annotated[
+        tuple[Annotated[str, AfterValidator(session_key)], ...],
+        BeforeValidator(listed, json_schema_input_type=tuple[str, ...]),
+        Field(min_length=1, description="what names a conversation: header:NAME, metadata:NAME, prefix"),
+    ] = ("header:x-session-id", "metadata:session_id", "prefix")
+    ttl: Annotated[Duration, Field(description="how long a conversation is remembered after an answer")] = 3600.0
+    stay: Annotated[
+        Literal["until_escalated", "turn", "always"], Field(description="when a conversation may change its tier")
+    ] = "until_escalated"
+
+    def __post_init__(self) -> None:
+        if "prefix" in self.key[:-1]:
+            raise ValueError("every conversation has a prefix: it must be the last key")
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The headers among the keys."""
+        return tuple(source.removeprefix("header:") for source in self.key if source.startswith("header:"))
 
 
 @dataclass(frozen=True, slots=True)

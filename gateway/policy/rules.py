@@ -3,25 +3,25 @@
 import math
 import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from gateway.policy.matching import (
+    STRICT,
+    Check,
+    Choice,
+    Names,
+    Range,
+    check_choice,
+    check_range,
+    told,
+)
 from gateway.types import Facts
 
-STRICT = {"extra": "forbid"}
 SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "x-api-key")
 ASKING = re.compile(r"<(0?\.[0-9]+|1|1\.0+)")
-Matcher = Callable[[Facts], bool]
-
-
-def listed(value: object) -> object:
-    """One name stands for a list of one."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def header_name(name: str) -> str:
@@ -38,48 +38,8 @@ def band(text: str) -> str:
     return text
 
 
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(listed, json_schema_input_type=str | tuple[str, ...]),
-    Field(min_length=1),
-]
 HeaderName = Annotated[str, AfterValidator(header_name)]
 Band = Annotated[str, AfterValidator(band)]
-Bound = Annotated[float | None, Field(ge=0)]
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Both ends belong to it; an end that is left out is open."""
-
-    __pydantic_config__ = STRICT
-    min: Annotated[Bound, Field(description="smallest value that matches")] = None
-    max: Annotated[Bound, Field(description="largest value that matches")] = None
-
-    def __post_init__(self) -> None:
-        if self.min is None and self.max is None:
-            raise ValueError("give min, max or both")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"can never match: min {self.min:g} is above max {self.max:g}")
-
-    def __str__(self) -> str:
-        ends = {"min": self.min, "max": self.max}
-        return ", ".join(f"{name} {end:g}" for name, end in ends.items() if end is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Except:
-    """All names but these."""
-
-    __pydantic_config__ = STRICT
-    names: Annotated[Names, Field(alias="not", description="names that do not match")]
-
-
-def shape_of_choice(value: object) -> str:
-    return "except" if isinstance(value, dict | Except) else "names"
-
-
-Choice = Annotated[Annotated[Names, Tag("names")] | Annotated[Except, Tag("except")], Discriminator(shape_of_choice)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +69,22 @@ class TierLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionMatch:
+    """How the conversation stands. One that is not known has no tier and no age."""
+
+    __pydantic_config__ = STRICT
+    tier: Annotated[Choice | None, Field(description="the tier that answered last: a name, a list, or {not: name}")] = (
+        None
+    )
+    age: Annotated[Range | None, Field(description="seconds since that answer")] = None
+    turns: Annotated[Range | None, Field(description="user turns in a row that this tier answered")] = None
+
+    def __post_init__(self) -> None:
+        if self.tier is None and self.age is None and self.turns is None:
+            raise ValueError("give tier, age, turns or several of them")
+
+
+@dataclass(frozen=True, slots=True)
 class When:
     """A request matches when all that is given holds."""
 
@@ -129,6 +105,8 @@ class When:
     caller: Annotated[CallerMatch | None, Field(description="who asks")] = None
     model: Annotated[Names | None, Field(description="the model name that the caller wrote")] = None
     load: Annotated[dict[str, TierLoad] | None, Field(min_length=1, description="how busy tiers are")] = None
+
+    session: Annotated[SessionMatch | None, Field(description="how the conversation stands")] = None
 
     def __post_init__(self) -> None:
         if not any(getattr(self, name) is not None for name in self.__slots__):
@@ -183,16 +161,6 @@ Target = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One compiled matcher: its key in `when`, the test, the fact it looks at, and what is wanted, in words."""
-
-    key: str
-    test: Matcher
-    fact: Callable[[Facts], Any]
-    wanted: str
-
-
-@dataclass(frozen=True, slots=True)
 class Rule:
     """One line of the policy: which requests, to which tier. A rule without `when` matches every request.
 
@@ -227,15 +195,6 @@ class Rule:
         return None
 
 
-def told(value: object) -> str:
-    """A fact in words."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, frozenset):
-        return ", ".join(sorted(value)) or "none"
-    return "not given" if value is None else str(value)
-
-
 def compiled(when: When) -> list[Check]:
     """The matchers of `when` as closures over facts, cheapest first."""
     flags = {"tools": when.tools, "json_schema": when.json_schema, "vision": when.vision}
@@ -253,6 +212,7 @@ def compiled(when: When) -> list[Check]:
         checks.append(check_choice("caller.name", operator.attrgetter("caller"), when.caller.name))
     checks += [check_header(name, values) for name, values in (when.header or {}).items()]
     checks += [check for tier, load in (when.load or {}).items() for check in check_load(tier, load)]
+    checks += check_session(when.session) if when.session else ()
     if when.signals:
         checks.append(check_signals(when.signals))
     return checks
@@ -261,12 +221,6 @@ def compiled(when: When) -> list[Check]:
 def check_flag(key: str, wanted: bool) -> Check:
     read = operator.attrgetter(key)
     return Check(key, read if wanted else lambda facts: not read(facts), read, told(wanted))
-
-
-def check_range(key: str, read: Callable[[Facts], float], span: Range) -> Check:
-    low = -float("inf") if span.min is None else span.min
-    high = float("inf") if span.max is None else span.max
-    return Check(key, lambda facts: low <= read(facts) <= high, read, str(span))
 
 
 def check_load(tier: str, load: TierLoad) -> list[Check]:
@@ -280,12 +234,21 @@ def check_load(tier: str, load: TierLoad) -> list[Check]:
     return checks
 
 
-def check_choice(key: str, read: Callable[[Facts], str | None], choice: tuple[str, ...] | Except) -> Check:
-    if isinstance(choice, Except):
-        refused = frozenset(choice.names)
-        return Check(key, lambda facts: read(facts) not in refused, read, f"not {' or '.join(choice.names)}")
-    names = frozenset(choice)
-    return Check(key, lambda facts: read(facts) in names, read, " or ".join(choice))
+def check_session(wanted: SessionMatch) -> list[Check]:
+    checks = []
+    if wanted.tier:
+        checks.append(
+            check_choice("session.tier", lambda facts: facts.session.tier if facts.session else None, wanted.tier)
+        )
+    if wanted.age:
+        checks.append(
+            check_range("session.age", lambda facts: facts.session.age if facts.session else math.nan, wanted.age)
+        )
+    if wanted.turns:
+        checks.append(
+            check_range("session.turns", lambda facts: facts.session.turns if facts.session else 0, wanted.turns)
+        )
+    return checks
 
 
 def check_header(name: str, values: tuple[str, ...]) -> Check:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from gateway.policy import Callers, Policy
+from gateway.recorded import Record
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
 from gateway.telemetry.counts import Cell, Counts, Spreads
 from gateway.telemetry.lines import Lines, line
-from gateway.types import Decision, Record, TierState, Verdict
+from gateway.types import Decision, TierState, Verdict
 
 __all__ = ["METRICS", "Telemetry", "line"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.types import Record
+from gateway.recorded import Record
 
 
 def line(record: Record, model: str | None) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from gateway.policy import Policy, load_policy
-from gateway.recorded import Outcome, Recorded, RecordError
+from gateway.recorded import Outcome, Record, Recorded, RecordError
 from gateway.records import recorded, seen
 from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
 from gateway.routing import route
-from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
 
 TEXT = """\
 schema: 1
@@ -180,6 +180,15 @@ def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
         del one.facts["characters"]
     with pytest.raises(Unrecorded, match="rule tiny looks at characters, which record r0"):
         replay(records, A)
+
+
+def test_a_policy_with_sessions_is_not_judged_by_records_that_know_none() -> None:
+    records, more = traffic(3), load_policy(TEXT + "sessions: {}\n", {})
+    with pytest.raises(Unrecorded, match="rule triaged looks at session, which record r0"):
+        replay(records, more)
+    for one in records:
+        one.seen = seen(more)
+    assert replay(records, more).records == 3
 
 
 def test_facts_of_another_type_are_refused() -> None:
