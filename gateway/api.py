@@ -18,6 +18,7 @@ from gateway.keys import Keys, credentials, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
+from gateway.recorded import Record
 from gateway.records import Records
 from gateway.relay import ending, explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
@@ -25,7 +26,7 @@ from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
 from gateway.telemetry import Telemetry
-from gateway.types import Caller, ChatRequest, Headers, Record, Reply
+from gateway.types import Caller, ChatRequest, Headers, Reply
 from gateway.upstream import Upstream
 from gateway.wire import Wire
 

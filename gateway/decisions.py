@@ -17,11 +17,11 @@ from gateway.explain import explain
 from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
-from gateway.recorded import Outcome
+from gateway.recorded import Outcome, Record
 from gateway.relay import version
 from gateway.settings import Settings
 from gateway.splice import refuse_links
-from gateway.types import Caller, ChatRequest, Decision, Record
+from gateway.types import Caller, ChatRequest, Decision
 
 FEEDBACK_BYTES = 4096
 ROUTE = "/v1/route"

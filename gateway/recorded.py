@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.types import Facts, Verdict
+from gateway.store import Line
+from gateway.types import Caller, Decision, Facts, Held, Route, Usage, Verdict
 
 VERSION: Literal[1] = 1
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -15,6 +16,35 @@ Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 class RecordError(Exception):
     """A line that cannot be read; the message says which one."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
+
+    `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
+    model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
+    the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
+    it.
+    """
+
+    id: str
+    path: str
+    status: int
+    seconds: float
+    overhead: float | None
+    policy: str
+    ttft: float | None = None
+    caller: Caller | None = None
+    model: str | None = None
+    stream: bool = False
+    tier: str | None = None
+    route: Route | None = None
+    decision: Decision | None = None
+    cache: str = "bypass"
+    usage: Usage | None = None
+    error: str | None = None
+    costs: Sequence[Line] = ()
+    limited: str | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -80,6 +110,7 @@ class Recorded(msgspec.Struct, kw_only=True):
     policy: str = ""
     seen: Seen | None = None
     verdict: Verdict | None = None
+    held: Held | None = None
     tier: str | None = None
     status: int = 200
     seconds: float = 0.0

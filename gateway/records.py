@@ -14,9 +14,9 @@ from msgspec.structs import replace
 
 from gateway.errors import NotFound
 from gateway.policy import Policy, Recording
-from gateway.recorded import Chosen, Judged, Outcome, Recorded, Seen, Used
+from gateway.recorded import Chosen, Judged, Outcome, Record, Recorded, Seen, Used
 from gateway.store import Store
-from gateway.types import Caller, Decision, Facts, Record, Usage
+from gateway.types import Caller, Decision, Facts, Usage
 
 FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is
 HEADER = 128  # characters of a header's value that are kept
@@ -157,6 +157,7 @@ def recorded(record: Record, caller: Caller, decision: Decision, look: Seen) -> 
         seen=look,
         facts=msgspec.to_builtins(_cut(decision.facts)),
         verdict=decision.verdict,
+        held=decision.held,
         route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),
         tier=record.tier,
         status=record.status,

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,6 @@ import msgspec
 from gateway.body import Body, Fields
 from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest, Refusal
-from gateway.store import Line
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
@@ -204,6 +203,17 @@ class Ask(msgspec.Struct, frozen=True):
     draft: str | None
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What became of a start that was kept back, why, and for how many seconds it was.
+
+    kept (tokens | wait | end; unanswered: weak, but nobody else answered), escalated (the sign), broken (the failure).
+    """
+
+    outcome: Literal["kept", "escalated", "broken"]
+    reason: str
+    seconds: float
+
+
 class Decision(msgspec.Struct, frozen=True):
     """Why this tier answered: kept for explain, log and replay. `draft` is kept | wasted | none."""
 
@@ -211,6 +221,7 @@ class Decision(msgspec.Struct, frozen=True):
     verdict: Verdict | None
     route: Route
     draft: str = "none"
+    held: Held | None = None
 
 
 class Reply(msgspec.Struct):
@@ -269,32 +280,3 @@ async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:
 
 
 async def _nothing() -> None: ...
-
-
-class Record(msgspec.Struct, frozen=True):
-    """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
-
-    `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
-    model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
-    the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
-    it.
-    """
-
-    id: str
-    path: str
-    status: int
-    seconds: float
-    overhead: float | None
-    policy: str
-    ttft: float | None = None
-    caller: Caller | None = None
-    model: str | None = None
-    stream: bool = False
-    tier: str | None = None
-    route: Route | None = None
-    decision: Decision | None = None
-    cache: str = "bypass"
-    usage: Usage | None = None
-    error: str | None = None
-    costs: Sequence[Line] = ()
-    limited: str | None = None

@@ -16,7 +16,7 @@ LAYERS = [
     {"policy", "stream", "usage", "recorded"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
-    {"triage", "draft", "replay"},
+    {"triage", "draft", "replay", "holdback"},
     {"answer", "relay", "admin", "wire", "probe"},
     {"api"},
     {"asgi", "decisions"},

@@ -10,11 +10,12 @@ from typing import NamedTuple
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from gateway.policy import Callers, Policy
+from gateway.recorded import Record
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
 from gateway.telemetry.counts import Cell, Counts, Spreads
 from gateway.telemetry.lines import Lines, line
-from gateway.types import Decision, Record, TierState, Verdict
+from gateway.types import Decision, TierState, Verdict
 
 __all__ = ["METRICS", "Telemetry", "line"]
 
@@ -77,6 +78,7 @@ class Telemetry:
         self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
         self.verdicts = count("gateway_verdicts", "Classifications.", ["outcome", "source"])
         self.drafts = count("gateway_drafts", "Drafts started.", ["outcome"])
+        self.held = count("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
         self.caching = count("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = count("gateway_refusals", "Errors of ours.", ["code"])
         self.limited = count("gateway_limited", "Requests that a limit refused.", ["limit"])
@@ -203,8 +205,9 @@ class Telemetry:
     def _judged(self, decision: Decision) -> None:
         if decision.draft != "none":
             self.drafts.add(decision.draft)
-        if decision.verdict:
-            verdict = decision.verdict
+        if held := decision.held:
+            self.held.add(held.outcome, held.reason)
+        if verdict := decision.verdict:
             self.verdicts.add(verdict.label or verdict.reason, verdict.source)
             if verdict.source != "cache":
                 self.triage.add(verdict.seconds)

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from gateway.policy import Policy, load_policy
-from gateway.recorded import Outcome, Recorded, RecordError
+from gateway.recorded import Outcome, Record, Recorded, RecordError
 from gateway.records import recorded, seen
 from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
 from gateway.routing import route
-from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
 
 TEXT = """\
 schema: 1
