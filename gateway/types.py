@@ -216,6 +216,17 @@ class Ask(msgspec.Struct, frozen=True):
     draft: str | None
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What became of a start that was kept back, why, and for how many seconds it was.
+
+    kept (tokens | wait | end; unanswered: weak, but nobody else answered), escalated (the sign), broken (the failure).
+    """
+
+    outcome: Literal["kept", "escalated", "broken"]
+    reason: str
+    seconds: float
+
+
 class Decision(msgspec.Struct, frozen=True):
     """Why this tier answered: kept for explain, log and replay. `draft` is kept | wasted | none."""
 
@@ -223,6 +234,7 @@ class Decision(msgspec.Struct, frozen=True):
     verdict: Verdict | None
     route: Route
     draft: str = "none"
+    held: Held | None = None
 
 
 class Reply(msgspec.Struct):

@@ -189,6 +189,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         triage=filled(written.triage, first),
         signals={name: re.compile(pattern) for name, pattern in written.signals.items()},
         rules=written.rules,
+        holdback=written.holdback,
         failover=written.failover,
         caching=written.caching,
         sessions=written.sessions,

@@ -78,6 +78,7 @@ class Telemetry:
         self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
         self.verdicts = count("gateway_verdicts", "Classifications.", ["outcome", "source"])
         self.drafts = count("gateway_drafts", "Drafts started.", ["outcome"])
+        self.held = count("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
         self.caching = count("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = count("gateway_refusals", "Errors of ours.", ["code"])
         self.limited = count("gateway_limited", "Requests that a limit refused.", ["limit"])
@@ -204,8 +205,9 @@ class Telemetry:
     def _judged(self, decision: Decision) -> None:
         if decision.draft != "none":
             self.drafts.add(decision.draft)
-        if decision.verdict:
-            verdict = decision.verdict
+        if held := decision.held:
+            self.held.add(held.outcome, held.reason)
+        if verdict := decision.verdict:
             self.verdicts.add(verdict.label or verdict.reason, verdict.source)
             if verdict.source != "cache":
                 self.triage.add(verdict.seconds)
