@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable
-from re import _constants as names  # type: ignore[attr-defined]  # the only way to see a pattern's structure
-from re import _parser as parser  # type: ignore[attr-defined]
+from importlib import import_module
 from typing import Any
+
+# The only way to see a pattern's structure; type checkers disagree whether these modules are there.
+names: Any = import_module("re._constants")
+parser: Any = import_module("re._parser")
 
 # Paths that a search may try from each of 20,000 characters; 1,000 take at most about 0.1 s. `select\b.+\bfrom` has no
 # bound: one caller's 20,000 characters held the process for 0.5 s (CPython 3.11, 2026-11-22).
