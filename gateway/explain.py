@@ -7,6 +7,7 @@ from typing import Any
 from gateway.errors import Refusal
 from gateway.policy import Bands, Policy, Rule, Step
 from gateway.routing import band, bands, first_match, route
+from gateway.score import reasons
 from gateway.types import Ask, Facts, Route, Verdict
 
 OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_tokens
@@ -15,11 +16,11 @@ OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_
 def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, Any]:
     """The whole decision as JSON data; pure, holds no prompt text, says a refusal as part of the answer.
 
-    Keys: policy, facts, rules (each with `matched` and, when not, `why`), route (tiers, rule, reason, and `p`, how
-    likely chance made its first tier; or `refused`), triaged (whether the rule wants a verdict), verdict (null when
-    none was given or wanted), sides (what either side of the threshold or each band leads to; null when nobody is
-    asked), instead (the other side of the nearest edge; null without a probability), cost (US dollars by tier, and what
-    the estimate assumes).
+    Keys: policy, facts, score (value and reasons; null where nothing looks at it), rules (each with `matched` and, when
+    not, `why`), route (tiers, rule, reason, and `p`, how likely chance made its first tier; or `refused`), triaged
+    (whether the rule wants a verdict), verdict (null when none was given or wanted), sides (what either side of the
+    threshold or each band leads to; null when nobody is asked), instead (the other side of the nearest edge; null
+    without a probability), cost (US dollars by tier, and what the estimate assumes).
     """
     triaged = isinstance(outcome(facts, None, policy), Ask)
     judged, steps = verdict if triaged else None, steps_of(facts, policy)
@@ -27,6 +28,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     return {
         "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
         "facts": told_facts(facts),
+        "score": None if facts.score is None else {"value": facts.score, "reasons": list(reasons(facts.measures))},
         "rules": told_rules(facts, policy),
         "route": told(outcome(facts, verdict, policy)),
         "triaged": triaged,
@@ -56,7 +58,7 @@ def told(found: Route | Ask | Refusal) -> dict[str, Any]:
 
 
 def told_facts(facts: Facts) -> dict[str, Any]:
-    found = {name: getattr(facts, name) for name in Facts.__slots__}
+    found = {name: getattr(facts, name) for name in Facts.__slots__ if name not in {"score", "measures"}}
     return found | {
         "signals": sorted(facts.signals),
         "headers": dict(facts.headers),

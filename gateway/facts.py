@@ -6,6 +6,7 @@ from typing import Any
 from gateway.body import Fields, Message
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
+from gateway.score import score
 from gateway.types import ChatRequest, Facts, Standing
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
@@ -25,14 +26,13 @@ def observe(
     standing: Standing = EVEN,
     waiting: Mapping[str, int] = EMPTY,
 ) -> Facts:
-    """The facts of a request; no prompt text. `load` is requests in flight, `waiting` those in the servers' queues, by
-    tier; `standing` is the caller's.
-
+    """The facts of a request. By tier: `load` is requests in flight, `waiting` those in the servers' queues.
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
     fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
     last = last_turn(fields)
+    looks = score(fields) if policy.scored and wish is None else None  # a wish goes before all that looks at it
     return Facts(
         model=fields.model or "auto",
         caller=caller.name,
@@ -55,6 +55,8 @@ def observe(
         budget_of=standing.budget_of,
         capped=standing.capped,
         may=caller.own.may,
+        score=looks.value if looks else None,
+        measures=looks.measures if looks else {},
         chance=request.chance,
     )
 

@@ -123,7 +123,8 @@ class Facts:
     `load` is requests in flight per tier, from this gateway; `waiting` is requests in the servers' own queues, of tiers
     that a rule asks it of and that tell. `headers` holds only headers that a rule names.
     `budget_used`, `budget`, `budget_of` and `capped` are the caller's Standing. `may`: the tiers above the first that
-    its key names in place of its plan.
+    its key names in place of its plan. `score` is the local one from 0 (looks simple) to 1, and `measures` what it was
+    made of: None and empty where nothing looks at it, and for a wish.
     `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
     `chance` as in ChatRequest.
     """
@@ -149,6 +150,8 @@ class Facts:
     budget_of: str | None = None
     capped: str | None = None
     may: tuple[str, ...] | None = None
+    score: float | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
     chance: float = 1.0
 
 

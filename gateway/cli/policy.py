@@ -191,6 +191,8 @@ def draw(found: dict[str, Any], out: Console) -> None:
     said = {name: value for name, value in facts.items() if value not in (None, False, [], {})}
     out.print(escape(f"policy  {policy['name']} {policy['revision']} ({policy['digest']})"))
     out.print(escape("facts   " + ", ".join(f"{name} {value}" for name, value in said.items())))
+    if found["score"]:
+        out.print(escape(f"score   {found['score']['value']:.3f}  ({', '.join(found['score']['reasons'])})"))
     out.print(rules_table(found["rules"]))
     out.print(escape(f"verdict {in_words(found)}"))
     out.print(f"route   [bold]{escape(one_way(found['route']))}[/bold]")

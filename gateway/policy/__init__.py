@@ -27,7 +27,8 @@ from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording
-from gateway.policy.rules import Bands, Range, Rule, Split, Step, When
+from gateway.policy.routes import Bands, Split, Step
+from gateway.policy.rules import Range, Rule, When
 from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 

@@ -201,6 +201,7 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         watched_signals=watched(written.rules, "signals"),
         watched_headers=watched(written.rules, "header"),
         watched_queues=queues(written),
+        scored=scored(written),
     )
 
 
@@ -230,6 +231,13 @@ def queues(written: PolicyFile) -> tuple[str, ...]:
     loads = [pair for rule in written.rules if rule.when for pair in (rule.when.load or {}).items()]
     named = {tier for tier, load in loads if load.waiting}
     return tuple(name for name, tier in written.tiers.items() if name in named or tier.balance == "least_waiting")
+
+
+def scored(written: PolicyFile) -> bool:
+    """Whether anything looks at the local score: a rule; drafts and records where a rule asks for a verdict."""
+    named = any(rule.when and rule.when.score for rule in written.rules)
+    asks = any(not isinstance(rule.route, str) for rule in written.rules)
+    return named or (asks and (written.triage.speculate == "when_idle" or written.record.decisions > 0))
 
 
 def model_names(tiers: dict[str, Tier], aliases: dict[str, str]) -> dict[str, str]:

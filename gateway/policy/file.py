@@ -10,7 +10,8 @@ from pydantic import Field
 from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
-from gateway.policy.rules import STRICT, Rule
+from gateway.policy.routes import STRICT
+from gateway.policy.rules import Rule
 from gateway.policy.trials import PolicyTest
 
 MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
@@ -61,7 +62,7 @@ class Policy:
     name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
     holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
     `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
-    or to balancing.
+    or to balancing. `scored`: something looks at the local score.
     """
 
     schema: int
@@ -84,6 +85,7 @@ class Policy:
     watched_signals: tuple[str, ...]
     watched_headers: tuple[str, ...]
     watched_queues: tuple[str, ...]
+    scored: bool
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:

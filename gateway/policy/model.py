@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from gateway.policy.prompts import Prompt
-from gateway.policy.rules import STRICT, Range, listed
+from gateway.policy.routes import STRICT
+from gateway.policy.rules import Range, listed
 from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

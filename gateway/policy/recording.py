@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gateway.policy.model import Count, Duration, Share
-from gateway.policy.rules import STRICT
+from gateway.policy.routes import STRICT
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from gateway.policy.load import Document
 from gateway.policy.patterns import regex_problem
 from gateway.policy.problems import Path, meant
 from gateway.policy.prompts import BUILT_IN
-from gateway.policy.rules import ASKING
+from gateway.policy.routes import ASKING
 
 WISHES = ("auto", "auto:fast", "auto:best")
 RESERVED = {"auto", "fast", "best"}

@@ -1,19 +1,17 @@
-"""Which requests does a rule match, and where does it send them?"""
+"""Which requests does a rule match?"""
 
 import math
 import operator
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
+from gateway.policy.routes import STRICT, Target
 from gateway.types import Facts
 
-STRICT = {"extra": "forbid"}
 SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "x-api-key")
-ASKING = re.compile(r"<(0?\.[0-9]+|1|1\.0+)")
 Matcher = Callable[[Facts], bool]
 
 
@@ -31,20 +29,12 @@ def header_name(name: str) -> str:
     return name.lower()
 
 
-def band(text: str) -> str:
-    """A band's key: "<0.35" or "else"."""
-    if text != "else" and not ASKING.fullmatch(text):
-        raise ValueError('a band is "<" and a probability up to 1, as in "<0.35", or else')
-    return text
-
-
 Names = Annotated[
     tuple[str, ...],
     BeforeValidator(listed, json_schema_input_type=str | tuple[str, ...]),
     Field(min_length=1),
 ]
 HeaderName = Annotated[str, AfterValidator(header_name)]
-Band = Annotated[str, AfterValidator(band)]
 Bound = Annotated[float | None, Field(ge=0)]
 
 
@@ -119,6 +109,9 @@ class When:
     budget_used: Annotated[Range | None, Field(description="the part of the caller's budget that is used or held")] = (
         None
     )
+    score: Annotated[Range | None, Field(description="how hard the last user turn looks, 0 to 1, no model asked")] = (
+        None
+    )
     tools: Annotated[bool | None, Field(description="the request brings tools")] = None
     json_schema: Annotated[bool | None, Field(description="the request wants an answer after a JSON schema")] = None
     vision: Annotated[bool | None, Field(description="the request holds an image")] = None
@@ -133,53 +126,6 @@ class When:
     def __post_init__(self) -> None:
         if not any(getattr(self, name) is not None for name in self.__slots__):
             raise ValueError("is empty; a rule for every request has no `when`")
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Two ways, told apart by a verdict."""
-
-    __pydantic_config__ = STRICT
-    simple: Annotated[str, Field(description="the tier when p_complex is below the threshold")]
-    complex: Annotated[str, Field(description="the tier when p_complex is at or above the threshold")]
-
-
-class Step(NamedTuple):
-    """One band: p_complex from `low` to below `high`, its key in the file, and its tier."""
-
-    low: float
-    high: float
-    key: str
-    tier: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bands:
-    """Several ways, told apart by a verdict's probability: {"<0.35": tier, "<0.7": tier, else: tier}, rising.
-
-    `steps` are the bands as they rise; the lowest begins, and the highest ends, beyond every probability.
-    """
-
-    __pydantic_config__ = STRICT
-    p_complex: Annotated[dict[Band, str], Field(min_length=2, description="tiers by p_complex, the last key is else")]
-    steps: tuple[Step, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        ends = [-math.inf, *(math.inf if key == "else" else float(key[1:]) for key in self.p_complex)]
-        steps = zip(ends, ends[1:], self.p_complex.items(), strict=False)
-        object.__setattr__(self, "steps", tuple(Step(low, high, *named) for low, high, named in steps))
-
-
-def shape_of_route(value: object) -> str:
-    if isinstance(value, str):
-        return "tier"
-    return "bands" if isinstance(value, Bands) or (isinstance(value, dict) and "p_complex" in value) else "split"
-
-
-Target = Annotated[
-    Annotated[str, Tag("tier")] | Annotated[Split, Tag("split")] | Annotated[Bands, Tag("bands")],
-    Discriminator(shape_of_route),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +191,8 @@ def compiled(when: When) -> list[Check]:
         for key in ("characters", "turns", "context", "budget_used")
         if (span := getattr(when, key))
     ]
+    if when.score:
+        checks.append(check_score(when.score))
     if when.model:
         checks.append(check_choice("model", operator.attrgetter("model"), when.model))
     if when.caller and when.caller.plan:
@@ -267,6 +215,12 @@ def check_range(key: str, read: Callable[[Facts], float], span: Range) -> Check:
     low = -float("inf") if span.min is None else span.min
     high = float("inf") if span.max is None else span.max
     return Check(key, lambda facts: low <= read(facts) <= high, read, str(span))
+
+
+def check_score(span: Range) -> Check:
+    """A request that was not scored matches no range."""
+    inside = check_range("score", lambda facts: math.nan if facts.score is None else facts.score, span)
+    return Check(inside.key, inside.test, operator.attrgetter("score"), inside.wanted)
 
 
 def check_load(tier: str, load: TierLoad) -> list[Check]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from gateway.policy.model import Reason, Share
-from gateway.policy.rules import STRICT
+from gateway.policy.routes import STRICT
 from gateway.types import Label
 
 

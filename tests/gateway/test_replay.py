@@ -182,6 +182,19 @@ def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
         replay(records, A)
 
 
+def test_a_rule_on_the_score_is_judged_where_the_score_was_recorded() -> None:
+    steep = policy(("  - {id: triaged", "  - {id: hard, when: {score: {min: 0.8}}, route: pro}\n  - {id: triaged"))
+    records = [
+        record(name, Facts("auto", "ann", "gold", characters=50, score=score), Verdict("simple", 0.1))
+        for name, score in (("easy", 0.7), ("hard", 0.8))
+    ]
+    assert [(choice.to, choice.rule) for choice in choices(records, steep)] == [("flash", "triaged"), ("pro", "hard")]
+    wished = record("wished", Facts("flash", "ann", "gold", "flash", "name"), None)
+    assert choices([wished], steep)[0].to == "flash"
+    with pytest.raises(Unrecorded, match="rule hard looks at score, which record"):
+        choices(traffic(1), steep)
+
+
 def test_facts_of_another_type_are_refused() -> None:
     records = traffic(1)
     records[0].facts["turns"] = "many"
