@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import overload
 
 from gateway.errors import BadRequest, Forbidden, QuotaUsed
-from gateway.policy import Bands, Policy, Rule, Split, Step, Tier
-from gateway.types import Ask, Facts, Route, Verdict
+from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
+from gateway.types import Ask, Facts, Label, Route, Verdict
 
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
 NEEDS = ("tools", "json_schema", "vision")
@@ -25,8 +26,9 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A tier above the
     caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
     "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
-    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason. A rule that
-    explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
+    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason (with "local
+    ..." where the score decides). A rule that explores sends some labelled requests another way (reason "explored"), by
+    `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
@@ -42,10 +44,12 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
         return Route((tier, *followers(facts, policy, tier)), rule.id, kept or f"both ways {tier}")
     if verdict is None:
         return Ask(rule.id, draft(facts, policy, outcomes(rule)[0]))
+    verdict = weighed(facts, verdict, policy)
     if verdict.label is None:
-        tier, _ = place(facts, policy, fallback(verdict, policy))
+        given = fallback(verdict, policy)
+        tier, _ = place(facts, policy, next(iter(policy.tiers)) if given == LOCAL else given)
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    found = placed(facts, policy, *judged(rule.route, verdict, policy.triage.threshold, rule.id))
+    found = placed(facts, policy, *judged(rule, rule.route, verdict, policy.triage.threshold))
     return explored(facts, policy, rule, found) if rule.explore else found
 
 
@@ -61,10 +65,25 @@ def outcomes(rule: Rule) -> tuple[str, ...]:
     return tuple(rule.route.p_complex.values()) if isinstance(rule.route, Bands) else (rule.route,)
 
 
-def judged(target: Split | Bands, verdict: Verdict, threshold: float, rule: str) -> tuple[str, tuple[str, str]]:
+def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
+    """The verdict that counts: in place of a failed one, where `otherwise` says local, what the score says (source
+    local; the reason stays)."""
+    if verdict.label or facts.score is None or fallback(verdict, policy) != LOCAL:
+        return verdict
+    label: Label = "complex" if facts.score >= policy.triage.threshold else "simple"
+    return replace(verdict, label=label, p_complex=facts.score, source=LOCAL)
+
+
+def judged(rule: Rule, target: Split | Bands, verdict: Verdict, threshold: float) -> tuple[str, tuple[str, str]]:
     """The tier that a labelled verdict chooses, with rule and reason."""
     step = band(bands(target, threshold), verdict)
-    return step.tier, (rule, f"p_complex {step.key}" if isinstance(target, Bands) else step.key)
+    reason = why(rule, step)
+    return step.tier, (rule.id, f"{verdict.reason}, local {reason}" if verdict.source == LOCAL else reason)
+
+
+def why(rule: Rule, step: Step) -> str:
+    """The reason of a route that a band chose."""
+    return f"p_complex {step.key}" if isinstance(rule.route, Bands) else step.key
 
 
 def bands(target: Split | Bands, threshold: float) -> tuple[Step, ...]:
@@ -100,7 +119,7 @@ def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
 
 
 def fallback(verdict: Verdict, policy: Policy) -> str:
-    """The tier that answers without a verdict: what `otherwise` says for the reason, else the first tier."""
+    """What `otherwise` says for a verdict's reason: a tier or LOCAL; the first tier where it says nothing."""
     given = {str(reason): tier for reason, tier in policy.triage.otherwise.items()}
     return given.get(verdict.reason, next(iter(policy.tiers)))
 

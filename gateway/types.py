@@ -169,7 +169,8 @@ class Verdict:
 
     A verdict without a label is a failed classification; `reason` then says how it failed
     (timeout | parse | truncated | empty | overloaded | error), else it is "ok". `seconds` is what asking took.
-    `source` is triage, shared (another request's question) or cache. `cut`: the classifier saw head and tail only.
+    `source` is triage, shared (another request's question), cache, or local where the score stands in for a failure.
+    `cut`: the classifier saw head and tail only.
     `strategy` and `prompt` (name and version) say how it was asked.
     """
 

@@ -15,6 +15,7 @@ import gateway
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
+    LOCAL,
     Expect,
     Policy,
     PolicyError,
@@ -225,7 +226,8 @@ def in_words(found: dict[str, Any]) -> str:
     if verdict["p_complex"] is None:
         return f"{verdict['label']}, without a probability"
     near = f"threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
-    return f"{verdict['side']}: p_complex {verdict['p_complex']:g}, {near}"
+    said = f"the local score, for {verdict['reason']}" if verdict["source"] == LOCAL else "p_complex"
+    return f"{verdict['side']}: {said} {verdict['p_complex']:g}, {near}"
 
 
 def other_side(instead: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from gateway.policy.file import Policy
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
 from gateway.policy.model import (
+    LOCAL,
     Caching,
     CachingWhen,
     Can,
@@ -33,6 +34,7 @@ from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 
 __all__ = [
+    "LOCAL",
     "Bands",
     "Budget",
     "Caching",

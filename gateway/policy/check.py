@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
-from gateway.policy.model import Reason, Tier, Triage
+from gateway.policy.model import LOCAL, Reason, Tier, Triage
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.policy.problems import Path, PolicyError, Problem, meant
 from gateway.policy.prompts import BUILT_IN, by_id
@@ -234,10 +234,11 @@ def queues(written: PolicyFile) -> tuple[str, ...]:
 
 
 def scored(written: PolicyFile) -> bool:
-    """Whether anything looks at the local score: a rule; drafts and records where a rule asks for a verdict."""
-    named = any(rule.when and rule.when.score for rule in written.rules)
+    """Whether anything looks at the local score: a rule; drafts, fallbacks and records where a rule wants a verdict."""
+    named, triage = any(rule.when and rule.when.score for rule in written.rules), written.triage
     asks = any(not isinstance(rule.route, str) for rule in written.rules)
-    return named or (asks and (written.triage.speculate == "when_idle" or written.record.decisions > 0))
+    others = triage.speculate == "when_idle" or LOCAL in triage.otherwise.values() or written.record.decisions > 0
+    return named or (asks and others)
 
 
 def model_names(tiers: dict[str, Tier], aliases: dict[str, str]) -> dict[str, str]:

@@ -38,6 +38,7 @@ Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
+LOCAL = "local"  # in place of a tier: the local score decides
 Reason = Literal["timeout", "parse", "truncated", "empty", "overloaded", "error"]
 Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
 Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
@@ -127,7 +128,7 @@ class TriageInput:
 
 @dataclass(frozen=True, slots=True)
 class Triage:
-    """How the small model is asked whether it is enough. `otherwise`: the tier that answers without a verdict.
+    """How the small model is asked whether it is enough. `otherwise`: the tier without a verdict, or LOCAL.
 
     In a loaded policy `tier` is never "" and `otherwise` holds every reason: both default to the first tier; `prompts`
     has the built-in ones, too, all by name and version.
@@ -153,7 +154,8 @@ class Triage:
     input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
     cache: Annotated[Duration | None, Field(description="how long a verdict is remembered; null: not at all")] = 3600.0
     otherwise: Annotated[
-        dict[Reason, str], Field(description="the tier that answers without a verdict; the first one by default")
+        dict[Reason, str],
+        Field(description="the tier without a verdict, by default the first; local: the score decides"),
     ] = field(default_factory=dict)
 
 

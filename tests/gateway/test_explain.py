@@ -178,3 +178,14 @@ def test_the_score_is_told_with_its_reasons_and_rules_that_look_at_it_say_so() -
     unknown = explain(facts(), None, policy)
     assert (unknown["score"], unknown["route"]) == (None, {"ask": "triaged", "draft": "flash"})
     assert [rule["why"] for rule in unknown["rules"] if rule["id"] == "hard"] == ["score is not given, wanted min 0.8"]
+
+
+def test_a_verdict_that_the_score_stands_in_for_says_so() -> None:
+    policy = load_policy(SOURCE + "triage: {otherwise: {timeout: local}}\n", {})
+    found = explain(facts(score=0.75), Verdict(None, None, "timeout"), policy)
+    said = {key: found["verdict"][key] for key in ("label", "p_complex", "raw", "source", "reason", "side", "margin")}
+    wanted = {"label": "complex", "p_complex": 0.75, "raw": None, "source": "local", "reason": "timeout"}
+    assert said == wanted | {"side": "complex", "margin": 0.25}
+    assert (found["route"]["tier"], found["instead"]["tier"]) == ("pro", "flash")
+    assert found["sides"]["otherwise"]["timeout"]["tier"] == "pro"
+    assert found["sides"]["otherwise"]["parse"]["tier"] == "flash"

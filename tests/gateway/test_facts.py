@@ -211,6 +211,7 @@ TRIAGED = "[{id: t, route: {simple: flash, complex: flash}}]"
         (TRIAGED, "record: {decisions: 0}", True),
         (TRIAGED, "record: {decisions: 0}\ntriage: {speculate: never}", False),
         (TRIAGED, "triage: {speculate: never}", True),
+        (TRIAGED, "record: {decisions: 0}\ntriage: {speculate: never, otherwise: {error: local}}", True),
     ],
 )
 def test_a_request_is_scored_where_something_looks_at_its_score(rules: str, more: str, scored: bool) -> None:

@@ -356,3 +356,31 @@ def test_without_a_verdict_or_for_a_wish_nothing_is_explored() -> None:
     failed = explored(0.0, Verdict(None, None, "timeout"))
     assert (failed.tiers[0], failed.reason, failed.chances) == ("flash", "timeout", {})
     assert explored(0.0, wish="flash", wished_by="name").chances == {}
+
+
+def local(**triage: str) -> Policy:
+    said = ", ".join(f"{key}: {value}" for key, value in triage.items())
+    return load_policy(TEXT.replace("error: max}", f"error: max, timeout: local}}, {said}"), {})
+
+
+@pytest.mark.parametrize(
+    ("model", "score", "tier", "reason"),
+    [
+        ("auto", 0.59, "flash", "timeout, local simple"),
+        ("auto", 0.6, "pro", "timeout, local complex"),
+        ("bands", 0.5, "think", "timeout, local p_complex <0.7"),
+        ("auto", None, "flash", "timeout"),
+    ],
+)
+def test_the_local_score_stands_in_for_a_missing_verdict(
+    model: str, score: float | None, tier: str, reason: str
+) -> None:
+    found = routed(facts(model=model, score=score), Verdict(None, None, "timeout"), local(threshold="0.6"))
+    assert (found.tiers[0], found.reason) == (tier, reason)
+
+
+def test_the_local_score_has_no_say_where_there_is_a_verdict_or_another_fallback() -> None:
+    policy = local(threshold="0.6")
+    assert routed(facts(score=0.9), Verdict("simple", 0.1), policy).tiers[0] == "flash"
+    assert routed(facts(score=0.1), Verdict(None, None, "error"), policy).reason == "error"
+    assert routed(facts(score=0.9, plan="bronze"), Verdict(None, None, "timeout"), policy).tiers[0] == "think"
