@@ -66,12 +66,18 @@ def outcomes(rule: Rule) -> tuple[str, ...]:
 
 
 def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
-    """The verdict that counts: in place of a failed one, where `otherwise` says local, what the score says (source
-    local; the reason stays)."""
-    if verdict.label or facts.score is None or fallback(verdict, policy) != LOCAL:
+    """The verdict that counts: with the calibration's p_complex where the policy names one; in place of a failed one,
+    where `otherwise` says local, what the score says (source local; the reason stays)."""
+    layer, local = policy.calibration, verdict.label is None
+    if local and (facts.score is None or fallback(verdict, policy) != LOCAL):
         return verdict
-    label: Label = "complex" if facts.score >= policy.triage.threshold else "simple"
-    return replace(verdict, label=label, p_complex=facts.score, source=LOCAL)
+    if not local and (layer is None or verdict.p_complex is None):
+        return verdict
+    said = {"score": facts.score, "p_complex": verdict.p_complex}
+    known = {name: value for name, value in said.items() if value is not None}
+    p = layer.p({**facts.measures, **known}) if layer else known["score"]
+    label: Label = "complex" if p >= policy.triage.threshold else "simple"
+    return replace(verdict, label=label, p_complex=p, source=LOCAL if local else verdict.source)
 
 
 def judged(rule: Rule, target: Split | Bands, verdict: Verdict, threshold: float) -> tuple[str, tuple[str, str]]:

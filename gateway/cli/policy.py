@@ -226,8 +226,10 @@ def in_words(found: dict[str, Any]) -> str:
     if verdict["p_complex"] is None:
         return f"{verdict['label']}, without a probability"
     near = f"threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
-    said = f"the local score, for {verdict['reason']}" if verdict["source"] == LOCAL else "p_complex"
-    return f"{verdict['side']}: {said} {verdict['p_complex']:g}, {near}"
+    if verdict["source"] == LOCAL:
+        return f"{verdict['side']}: by the local score, for {verdict['reason']}: {verdict['p_complex']:g}, {near}"
+    raw = f" (said {verdict['raw']:g}, calibrated)" if verdict["raw"] != verdict["p_complex"] else ""
+    return f"{verdict['side']}: p_complex {verdict['p_complex']:g}{raw}, {near}"
 
 
 def other_side(instead: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import Field
 
+from gateway.calibration import Layer
 from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
@@ -58,7 +59,8 @@ class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
 
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
-    file's bytes, with variables not filled in: the environment cannot be guessed from it. `names` maps every model
+    file's bytes (and of the calibration it names), with variables not filled in: the environment cannot be guessed from
+    it. `calibration` gives p_complex, None: the verdict's own counts. `names` maps every model
     name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
     holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
     `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
@@ -86,6 +88,7 @@ class Policy:
     watched_headers: tuple[str, ...]
     watched_queues: tuple[str, ...]
     scored: bool
+    calibration: Layer | None
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:

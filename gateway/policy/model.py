@@ -147,7 +147,13 @@ class Triage:
         Literal["suffix", "system"], Field(description="the question after the conversation (shares KV) or before it")
     ] = "suffix"
     timeout: Annotated[Duration, Field(description="the longest wait for a verdict")] = 0.8
-    threshold: Annotated[Share, Field(description="complex when p_complex is at or above it")] = 0.5
+    calibration: Annotated[
+        str | None,
+        Field(min_length=1, description="a file of `policy calibrate`, relative to this one: p_complex is its"),
+    ] = None
+    threshold: Annotated[
+        Share, Field(description="complex when p_complex is at or above it; by default the calibration's, else 0.5")
+    ] = 0.5
     speculate: Annotated[
         Literal["always", "when_idle", "never"], Field(description="when a draft starts beside the question")
     ] = "when_idle"
