@@ -9,6 +9,7 @@ from gateway.errors import BadRequest, Forbidden, QuotaUsed
 from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
 from gateway.types import Ask, Facts, Label, Route, Verdict
 
+DOUBTFUL = 0.7  # local score from which a draft is no good bet: labelled prompts above it were all complex (LOG.md)
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
 NEEDS = ("tools", "json_schema", "vision")
 WISHED = {"name": "asked for by name", "header": "asked for by header", "metadata": "asked for by metadata"}
@@ -206,11 +207,12 @@ def followers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
 def draft(facts: Facts, policy: Policy, simplest: str) -> str | None:
     """The tier that may start its answer before the verdict: the one for the simplest case, if `speculate` lets it.
 
-    when_idle: with the draft and the question both under way, the tier still has a quarter of its places free.
+    when_idle: with the draft and the question both under way, the tier still has a quarter of its places free, and the
+    local score does not say complex.
     """
     tier, _ = place(facts, policy, simplest)
     if policy.triage.speculate == "always":
         return tier
     room = IDLE_SHARE * policy.tiers[tier].limits.max_inflight
     idle = policy.triage.speculate == "when_idle" and facts.load.get(tier, 0) + 2 <= room
-    return tier if idle else None
+    return tier if idle and (facts.score is None or facts.score < DOUBTFUL) else None

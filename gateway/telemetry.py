@@ -55,6 +55,7 @@ class Telemetry:
         self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
         self.verdicts = count("gateway_verdicts", "Classifications.", ["outcome", "source"])
         self.drafts = count("gateway_drafts", "Drafts started.", ["outcome"])
+        self.draft_tokens = count("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
         self.caching = count("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = count("gateway_refusals", "Errors of ours.", ["code"])
         self.limited = count("gateway_limited", "Requests that a limit refused.", ["limit"])
@@ -107,7 +108,7 @@ class Telemetry:
         if record.tier:
             self._answered(record, record.tier)
         if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
-            self._judged(record.decision)
+            self._judged(record.decision, record.usage)
         if self._log:
             self._log.write(msgspec.json.encode(line(record, self._known(record))))
 
@@ -135,9 +136,11 @@ class Telemetry:
         if usage.completion is not None:
             self.tokens.add(usage.completion, *labels, "output")
 
-    def _judged(self, decision: Decision) -> None:
+    def _judged(self, decision: Decision, usage: Usage | None) -> None:
         if decision.draft != "none":
+            made = usage.completion or usage.events if usage and decision.draft == "kept" else 0
             self.drafts.add(decision.draft)
+            self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
         if decision.verdict:
             verdict = decision.verdict
             self.verdicts.add(verdict.label or verdict.reason, verdict.source)

@@ -207,12 +207,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why this tier answered: kept for explain, log and replay. `draft` is kept | wasted | none."""
+    """Why this tier answered: kept for explain, log and replay. `draft`: kept | wasted | none; `wasted`: its tokens."""
 
     facts: Facts
     verdict: Verdict | None
     route: Route
     draft: str = "none"
+    wasted: int = 0
 
 
 @dataclass(slots=True)

@@ -127,6 +127,15 @@ class TriageInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Waste:
+    """Above `max` no draft starts; `window` is how far back that looks, about."""
+
+    __pydantic_config__ = STRICT
+    max: Annotated[Share, Field(description="the part of drafts' tokens that may be thrown away")] = 0.2
+    window: Annotated[Duration, Field(description="over which time, about")] = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Triage:
     """How the small model is asked whether it is enough. `otherwise`: the tier without a verdict, or LOCAL.
 
@@ -157,6 +166,7 @@ class Triage:
     speculate: Annotated[
         Literal["always", "when_idle", "never"], Field(description="when a draft starts beside the question")
     ] = "when_idle"
+    waste: Annotated[Waste | None, Field(description="when speculation stops by itself; null: never")] = Waste()
     input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
     cache: Annotated[Duration | None, Field(description="how long a verdict is remembered; null: not at all")] = 3600.0
     otherwise: Annotated[

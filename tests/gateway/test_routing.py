@@ -180,8 +180,13 @@ def test_when_idle_leaves_a_quarter_of_the_places_free(inflight: int, draft: str
     assert asked(facts(load={"flash": inflight})).draft == draft
 
 
-def test_always_and_never_do_not_look_at_the_load() -> None:
-    assert asked(facts(load={"flash": 999}), speculating("always")).draft == "flash"
+@pytest.mark.parametrize(("score", "draft"), [(None, "flash"), (0.69, "flash"), (0.7, None), (1.0, None)])
+def test_when_idle_starts_no_draft_for_what_looks_complex(score: float | None, draft: str | None) -> None:
+    assert asked(facts(score=score)).draft == draft
+
+
+def test_always_and_never_look_at_neither_load_nor_score() -> None:
+    assert asked(facts(load={"flash": 999}, score=0.9), speculating("always")).draft == "flash"
     assert asked(facts(), speculating("never")).draft is None
 
 
