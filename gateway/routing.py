@@ -9,7 +9,7 @@ from gateway.errors import BadRequest, Forbidden, QuotaUsed
 from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
 from gateway.types import Ask, Facts, Label, Route, Verdict
 
-DOUBTFUL = 0.7  # local score from which a draft is no good bet: labelled prompts above it were all complex (LOG.md)
+DOUBTFUL = 0.95  # local score from which no draft starts: so high, as a wasted draft costs little and a missed one much
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
 NEEDS = ("tools", "json_schema", "vision")
 WISHED = {"name": "asked for by name", "header": "asked for by header", "metadata": "asked for by metadata"}

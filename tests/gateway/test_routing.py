@@ -180,7 +180,7 @@ def test_when_idle_leaves_a_quarter_of_the_places_free(inflight: int, draft: str
     assert asked(facts(load={"flash": inflight})).draft == draft
 
 
-@pytest.mark.parametrize(("score", "draft"), [(None, "flash"), (0.69, "flash"), (0.7, None), (1.0, None)])
+@pytest.mark.parametrize(("score", "draft"), [(None, "flash"), (0.94, "flash"), (0.95, None), (1.0, None)])
 def test_when_idle_starts_no_draft_for_what_looks_complex(score: float | None, draft: str | None) -> None:
     assert asked(facts(score=score)).draft == draft
 
