@@ -29,6 +29,10 @@ log = logging.getLogger("gateway")
 Serve = Callable[[Request], Awaitable[Response]]
 
 
+class JsonLines(Response):
+    media_type = "application/jsonl"
+
+
 class NewKey(BaseModel):
     """What `tiergate keys create` takes. Limits, `may` and `explain` go before what the plan says."""
 
@@ -131,9 +135,11 @@ def admin_routes(
 
 
 def _records(routes: APIRouter, records: Callable[[int], list[bytes]]) -> None:
-    @routes.get("/records", summary="This process's newest decisions as JSON lines, for `tiergate policy replay`")
+    summary = "This process's newest decisions as JSON lines, for `tiergate policy replay`"
+
+    @routes.get("/records", summary=summary, response_class=JsonLines)
     async def recent(limit: Annotated[int, Query(ge=1, le=1_000_000)] = 1000) -> Response:
-        return Response(b"".join(line + b"\n" for line in records(limit)), media_type="application/jsonl")
+        return JsonLines(b"".join(line + b"\n" for line in records(limit)))
 
 
 def _usage(routes: APIRouter, store: Store) -> None:

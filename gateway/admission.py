@@ -1,15 +1,17 @@
 """May this caller ask now?"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import bound, limits_of_all, lines, terms
+from gateway.sessions import follow, recalling
 from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
-from gateway.store import ALL, Admitted, Line, Store
+from gateway.store import ALL, Admitted, Store, Turn
 from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
 
 
@@ -17,13 +19,15 @@ from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
 class Admission:
     """A request that may go on; when the last of its holders is done, what it used takes the place of what it held.
 
-    `entry` is what the cache held under the key that was looked up. `headers` are the caller's limits (x-ratelimit-*).
-    `leases` name what it holds, by account: the caller's, and that of all.
+    `entry` is what the cache held under the key that was looked up; where it held nothing, `turn` says whose turn it is
+    to make it. `headers` are the caller's limits (x-ratelimit-*). `leases` name what it holds, by account: the
+    caller's, and that of all.
     The block that opened it is one holder; a reply that it keeps, and an answer on its way to several, are others.
     """
 
     request: ChatRequest
     entry: bytes | None
+    turn: Turn | None
     standing: Standing
     headers: Headers
     policy: Policy
@@ -31,41 +35,44 @@ class Admission:
     leases: dict[str, str]
     holders: int = 1
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def keep(self, reply: Reply) -> Reply:
         """The reply holds the admission until it is closed, and tells the caller's limits."""
-        reply.headers = [*reply.headers, *self.headers]
+        reply.headers = reply.headers + self.headers
+        self.holders += 1
         return self._held(reply)
 
     async def through(self, make: Callable[[], Awaitable[Reply]]) -> Reply:
-        """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first."""
+        """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first. Its
+        conversation remembers who gave it."""
         self.holders += 1
         try:
-            return self._held(await make())
-        finally:
-            await self.close()
+            return self._held(follow(await make(), self.request, self.policy, self.store))
+        except BaseException:
+            self.close()
+            raise
 
     def _held(self, reply: Reply) -> Reply:
+        """One of the holders is the reply."""
         inner, leaving = reply.shut, [self.close]
-        self.holders += 1
 
         async def shut() -> None:
             try:
                 await inner()
             finally:
                 if leaving:
-                    await leaving.pop()()
+                    leaving.pop()()
 
         reply.shut = shut
         return reply
 
-    async def close(self) -> None:
-        """One holder is done. Safe in a task that is being cancelled: the last one settles in any case."""
+    def close(self) -> None:
+        """One holder is done; the last one settles."""
         self.holders -= 1
         if self.holders > 0 or not self.leases:
             return
@@ -73,13 +80,15 @@ class Admission:
         used, caller = lines(self.request, self.policy), self.request.caller
         first = self.policy.reach(caller.plan, caller.own.may)[0]
         above = any(line.kind == "answer" and line.tier != first for line in used)
-        await settle(leases, self.store, used, above)
+        for account, lease in leases.items():
+            self.store.settle(account, lease, used, above)
 
 
 async def admit(
     request: ChatRequest, recall: bytes | None, policy: Policy, store: Store, *, answers: bool = True
 ) -> Admission:
-    """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache: one round trip.
+    """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache and asks for its
+    session: one round trip.
 
     A hit (`entry` is not None) holds nothing. A request for a decision alone (not `answers`) holds no tokens and does
     not count in the share, which it could dilute; its money is held, so that budgets cap it as they would the answer.
@@ -94,17 +103,35 @@ async def admit(
     asking = {caller.id: store.admit(caller.id, limits, recall, most)}
     if limits_together:
         asking[ALL] = store.admit(ALL, limits_together, None, most)
+    remembered = recalling(request, policy, store)
     own, *others = await held(asking, store)
     headers, standing = limit_headers(own), stands(own, plan.budget, "caller")
     if own.refused_by:
         raise OverLimit(told(own, "caller"), own, headers)
     for found in others:
         if found.refused_by and own.entry is None:
+            leave_turn(recall, own, caller, store)
             raise OverLimit(told(found, "all"), found, headers)
         standing = gravest(standing, stands(found, policy.budget, "all"))
     leases = {account: found.lease for account, found in zip(asking, (own, *others), strict=True) if found.lease}
     headers += budget_headers(standing)
-    return Admission(request, own.entry, standing, headers, policy, store, {} if own.entry else leases)
+    if remembered and own.entry is None:
+        standing = replace(standing, session=await remembered)
+    turn = whose(recall, own) if recall else None
+    return Admission(request, own.entry, turn, standing, headers, policy, store, {} if own.entry else leases)
+
+
+def whose(key: bytes, own: Admitted) -> Turn:
+    """Whose turn it is to make what is not remembered under `key`."""
+    if own.turn is None or own.lease is None:
+        return Turn(key, secrets.token_bytes(8))  # the store did not say, so the lease is no name for it
+    return Turn(key, own.lease.encode(), own.turn)
+
+
+def leave_turn(key: bytes | None, own: Admitted, caller: Caller, store: Store) -> None:
+    """Ends what turn an admission took that leads to no answer."""
+    if key and own.lease:
+        store.end_turn(caller.id, key, own.lease.encode())
 
 
 async def count(caller: Caller, policy: Policy, store: Store) -> None:
@@ -114,7 +141,7 @@ async def count(caller: Caller, policy: Policy, store: Store) -> None:
     if found.refused_by:
         raise OverLimit(told(found, "caller"), found, limit_headers(found))
     if found.lease:
-        await store.settle(caller.id, found.lease)
+        store.settle(caller.id, found.lease)
 
 
 async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -> list[Admitted]:
@@ -142,13 +169,6 @@ async def give_back(tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> N
         task.cancel()
     await asyncio.wait(tasks.values())
     granted = {name: task.result() for name, task in tasks.items() if not task.cancelled() and not task.exception()}
-    await settle({name: found.lease for name, found in granted.items() if found.lease}, store)
-
-
-async def settle(leases: dict[str, str], store: Store, used: Sequence[Line] = (), above: bool = False) -> None:
-    """Settles a request's leases, by account. Safe in a task that is being cancelled."""
-    settling = [store.settle(account, lease, used, above) for account, lease in leases.items()]
-    if len(settling) == 1:
-        await settling[0]
-    elif settling:
-        await asyncio.wait([asyncio.create_task(one) for one in settling])
+    settling = [store.settle(name, found.lease) for name, found in granted.items() if found.lease]
+    for settled in settling:
+        await settled

@@ -20,11 +20,11 @@ from gateway.upstream import Upstream
 async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, flights: Flights) -> Reply:
     """The reply to a request; its holder closes it. Raises Refusal for a caller who is not admitted."""
     key = lookup(request, policy)  # None: this answer may be neither recalled nor shared
-    async with await admit(request, key, policy, store) as admission:
+    with await admit(request, key, policy, store) as admission:
         decided = partial(decide, request, admission.standing, policy, upstream, flights.verdicts)
         make = partial(admission.through, decided)
         try:
-            reply = replay(admission.entry, key, request) or await flights.share(key, request, policy, make)
+            reply = replay(admission.entry, key, request) or await flights.share(admission.turn, request, policy, make)
         except Refusal as refusal:
             reply = Reply.refused(refusal)
         return admission.keep(reply)
@@ -34,7 +34,7 @@ async def decision(
     request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, verdicts: Verdicts
 ) -> Decision:
     """What `answer` would decide, without an answer. Raises Refusal as that does."""
-    async with await admit(request, None, policy, store, answers=False) as admission:
+    with await admit(request, None, policy, store, answers=False) as admission:
         found = await begun(request, admission.standing, policy, upstream, verdicts)
         if isinstance(found, Decision):
             return found

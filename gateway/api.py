@@ -10,28 +10,26 @@ from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
 
-from gateway import sse
 from gateway.answer import answer
-from gateway.body import read
 from gateway.cache import Flights
-from gateway.errors import BadRequest, Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
-from gateway.keys import Keys, identify
+from gateway.dialects import DIALECTS, read
+from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
+from gateway.keys import Keys, credentials, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
+from gateway.recorded import Record
 from gateway.records import Records
-from gateway.relay import explained_events, explained_json, explanation, told, version, withheld
+from gateway.relay import ending, explained_events, explained_json, explanation, told, version, withheld
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
 from gateway.telemetry import Telemetry
-from gateway.types import Caller, ChatRequest, Headers, Record, Reply
+from gateway.types import Caller, ChatRequest, Headers, Reply
 from gateway.upstream import Upstream
 from gateway.wire import Wire
 
-# What a path's request must hold, and what of the other path's it must not: two readers could read two prompts.
-PATHS = {"/v1/chat/completions": ("messages", "prompt"), "/v1/completions": ("prompt", "messages")}
 LAST_WORD = 1.0  # seconds for the error event that ends a stream
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -61,6 +59,11 @@ class Doors:
 
 class Exchange:
     """One request and its answer on one connection."""
+
+    __slots__ = (
+        "_caller", "_doors", "_error", "_headers", "_id", "_left", "_limited", "_overhead", "_policy", "_reply",
+        "_request", "_settings", "_started", "_status", "_task", "_ttft", "_uploading", "_wire",
+    )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
         self._doors, self._settings, self._wire = doors, settings, wire
@@ -108,7 +111,7 @@ class Exchange:
         doors = self._doors
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
-        self._caller = await identify(self._headers.get("authorization"), doors.keys, self._policy.callers)
+        self._caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
         data = await self._body()
         if data is None:
             self._left = True
@@ -116,14 +119,29 @@ class Exchange:
         self._request = request = self._read(data, self._caller)
         self._task = asyncio.current_task()
         self._wire.watch(self._leave)
+        left = request.left()
         try:
-            async with asyncio.timeout(request.left()):
-                self._reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
-                await (self._stream(self._reply) if self._reply.stream else self._whole(self._reply))
-        except TimeoutError:
-            raise TooLate("The time that the request gave itself (x-request-timeout) is over.") from None
+            if left is None:
+                await self._answer(request)
+            else:
+                await self._within(left, request)
         finally:
             self._wire.unwatch()
+
+    async def _within(self, seconds: float, request: ChatRequest) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._answer(request)
+        except TimeoutError:
+            raise TooLate("The time that the request gave itself (x-request-timeout) is over.") from None
+
+    async def _answer(self, request: ChatRequest) -> None:
+        doors = self._doors
+        self._reply = reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
+        if reply.stream:
+            await self._stream(reply)
+        else:
+            await self._whole(reply, await reply.read())
 
     def _leave(self) -> None:
         """A caller who leaves cancels the work for it, whatever it waits for."""
@@ -133,23 +151,20 @@ class Exchange:
 
     async def _body(self) -> bytes | None:
         """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge."""
-        length, limit = self._headers.get("content-length", ""), self._settings.max_body
+        limit = self._settings.max_body
+        data = self._wire.ready()
+        if data is not None and len(data) <= limit:
+            return data
+        length = self._headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
-        if (data := self._wire.ready()) is not None and len(data) <= limit:
-            return data
         started = time.perf_counter()
         data = await self._wire.read(limit)
         self._uploading = time.perf_counter() - started
         return data
 
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
-        body, fields = read(data)
-        wanted, foreign = PATHS[self._wire.path]
-        if body.size(foreign):
-            raise BadRequest(f"'{foreign}' does not belong to {self._wire.path}.", param=foreign)
-        if not body.size(wanted) or fields.messages == []:
-            raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
+        body, fields = read(self._wire.path, data)
         told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
         request = ChatRequest(*told, chance=draw())
         refuse_links(request)
@@ -157,18 +172,17 @@ class Exchange:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
-    async def _whole(self, reply: Reply) -> None:
-        data = b"".join([chunk async for chunk in reply.chunks])
+    async def _whole(self, reply: Reply, data: bytes) -> None:
         headers = self._answered(reply)
-        if self._explained and reply.status == 200:
+        if reply.status == 200 and self._explained:
             data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
         self._ttft = time.perf_counter() - self._started
-        await self._start(reply.status, [*headers, (b"content-length", b"%d" % len(data))])
+        self._start(reply.status, headers, len(data))
         await self._wire.write(data, more=False)
 
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
-        await self._start(reply.status, self._answered(reply) + STREAMED)
+        self._start(reply.status, self._answered(reply) + STREAMED)
         pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
         try:
             async with asyncio.timeout(self._policy.tiers[reply.tier].timeouts.total):
@@ -188,7 +202,7 @@ class Exchange:
         await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
-        if not self._request or sse.DONE not in events:
+        if not self._request or not ending(events):
             return events
         model = self._policy.tiers[reply.tier].model
         decision = explanation(reply, self._policy, self._overhead or 0.0)
@@ -196,18 +210,23 @@ class Exchange:
 
     async def _refuse(self, refusal: Refusal) -> None:
         """Before the first byte an error object; after it an error event, and the end."""
+        answers = DIALECTS[self._wire.path].answers
         self._error = refusal.code or refusal.type
         self._limited = refusal.limit if isinstance(refusal, OverLimit) else None
         if self._status:
             if self._reply and self._reply.stream:
                 with contextlib.suppress(TimeoutError):  # who takes nothing hears nothing
                     async with asyncio.timeout(LAST_WORD):
-                        await self._wire.write(sse.event(refusal.body()), more=False)
+                        await self._wire.write(answers.broken(refusal, self._reply.usage.events), more=False)
             return
-        body = refusal.body()
+        body = answers.error(refusal)
         headers = JSON + refusal.headers() + self._answered(self._reply)
-        await self._start(refusal.status, [*headers, (b"content-length", b"%d" % len(body))])
+        self._start(refusal.status, headers, len(body))
         await self._wire.write(body, more=False)
+
+    def _start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        self._wire.start(status, headers, length)
+        self._status = status
 
     def _answered(self, reply: Reply | None) -> Headers:
         """The headers of an answer; the time before its first byte ends here."""
@@ -220,10 +239,6 @@ class Exchange:
     def _explained(self) -> bool:
         return self._headers.get("x-route-explain") == "1"
 
-    async def _start(self, status: int, headers: Headers) -> None:
-        await self._wire.start(status, headers)
-        self._status = status
-
     def _record(self) -> None:
         reply, request = self._reply, self._request
         record = Record(
@@ -232,7 +247,7 @@ class Exchange:
             status=LEFT if self._left else self._status,
             seconds=time.perf_counter() - self._started,
             overhead=self._overhead,
-            policy=version(self._policy),
+            policy=self._policy.once(version),
             ttft=self._ttft,
             caller=self._caller,
             model=request.fields.model or "auto" if request else None,

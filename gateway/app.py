@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -23,7 +24,7 @@ from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, Keys, expired, identify
+from gateway.keys import ADMIN, Keys, credentials, expired, identify
 from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.probe import Probe
@@ -140,7 +141,7 @@ def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) ->
             "triage": probe.told(),
         }
 
-    @rest.get("/metrics", summary="Metrics in Prometheus' format")
+    @rest.get("/metrics", summary="Metrics in Prometheus' format", response_class=PlainTextResponse)
     async def metrics() -> Response:
         body = await (member.metrics() if member else asyncio.to_thread(doors.telemetry.render))
         return Response(body, media_type=METRICS)
@@ -150,7 +151,7 @@ def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) ->
 
 def _models(rest: FastAPI, doors: Doors) -> None:
     async def known(request: Request) -> None:
-        await identify(request.headers.get("authorization"), doors.keys, doors.policy.callers)
+        await identify(credentials(request.headers), doors.keys, doors.policy.callers)
 
     @rest.get("/v1/models", summary="The names that `model` may have", dependencies=[Depends(known)])
     async def models() -> dict[str, Any]:

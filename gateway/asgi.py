@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from gateway.api import PATHS, Doors, Exchange, request_id
+from gateway.api import Doors, Exchange, request_id
+from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
 from gateway.settings import Settings
 from gateway.types import Headers
@@ -29,7 +30,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
-        elif scope["path"] in PATHS:
+        elif scope["path"] in DIALECTS:
             await Exchange(self.doors, self.settings, AsgiWire(scope, receive, send)).run()
         else:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -43,6 +44,7 @@ class AsgiWire:
         self.method, self.path, self.headers = str(scope["method"]), str(scope["path"]), _headers(scope)
         self._receive, self._send = receive, send
         self._watching: asyncio.Task[None] | None = None
+        self._head: Message | None = None
 
     def ready(self) -> bytes | None:
         return None
@@ -72,10 +74,14 @@ class AsgiWire:
             pass
         left()
 
-    async def start(self, status: int, headers: Headers) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        told = headers if length is None else [*headers, (b"content-length", b"%d" % length)]
+        self._head = {"type": "http.response.start", "status": status, "headers": told}
 
     async def write(self, data: bytes, more: bool) -> None:
+        head, self._head = self._head, None
+        if head:
+            await self._send(head)
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 

@@ -41,10 +41,11 @@ class Part(msgspec.Struct):
     image_url: str | Link | None = None
     video_url: str | Link | None = None
     audio_url: str | Link | None = None
+    file_url: str | Link | None = None
 
     def urls(self) -> list[str]:
         """Every address in this piece; which of them a server follows is the server's choice."""
-        links = (self.image_url, self.video_url, self.audio_url)
+        links = (self.image_url, self.video_url, self.audio_url, self.file_url)
         return [url for link in links if (url := link.url if isinstance(link, Link) else link) is not None]
 
 
@@ -138,7 +139,12 @@ class Body:
 
 
 def read(data: bytes) -> tuple[Body, Fields]:
-    """The body and its decoded fields. Raises BadRequest with the field's name as `param`.
+    """The body and its decoded fields. Raises BadRequest with the field's name as `param`."""
+    return read_as(_FIELDS, data)
+
+
+def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
+    """The same for fields of another shape.
 
     What is accepted can be decoded again: it is UTF-8, and not nested so deep that a caller's stack decides.
     """
@@ -146,12 +152,12 @@ def read(data: bytes) -> tuple[Body, Fields]:
         data.isascii() or str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise BadRequest(f"The request body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
-    return Body(data), _decode(_FIELDS, data)
+    return Body(data), _decode(shape, data)
 
 
 def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
     try:
-        return _below(SPARE if len(data) > SHALLOW else 0, decoder, data)
+        return _below(SPARE, decoder, data) if len(data) > SHALLOW else decoder.decode(data)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except RecursionError:
@@ -186,8 +192,7 @@ def _spans(data: bytes, members: dict[str, msgspec.Raw]) -> dict[str, tuple[int,
         found = _KEY.match(data, at)
         if not found:
             raise _twice(key)
-        start, at = found.span(1)[0], found.end()
-        name = found[1]
+        start, at, name = found.start(1), found.end(), found[1]
         key = _STRING.decode(name) if b"\\" in name else name[1:-1].decode()
         value = members[key]
         if key in spans or not data.startswith(value, at):

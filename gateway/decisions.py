@@ -9,21 +9,23 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.admission import count
 from gateway.answer import decision
-from gateway.api import PATHS, Doors, draw
-from gateway.body import read
+from gateway.api import Doors, draw
+from gateway.body import Body
+from gateway.dialects import read
 from gateway.errors import BadRequest, Forbidden, TooLarge
 from gateway.explain import explain
-from gateway.keys import identify
+from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
-from gateway.recorded import Outcome
+from gateway.recorded import Outcome, Record
 from gateway.relay import version
 from gateway.settings import Settings
 from gateway.splice import refuse_links
-from gateway.types import Caller, ChatRequest, Decision, Record
+from gateway.types import Caller, ChatRequest, Decision
 
 FEEDBACK_BYTES = 4096
 ROUTE = "/v1/route"
+ASKED = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
 
 
 class Feedback(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,7 +69,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     routes = APIRouter()
 
     async def caller_of(request: Request) -> Caller:
-        return await identify(request.headers.get("authorization"), doors.keys, doors.policy.callers)
+        return await identify(credentials(request.headers), doors.keys, doors.policy.callers)
 
     @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_KEY | _ASKED)
     async def route(request: Request) -> Response:
@@ -93,10 +95,11 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
 
 def chat(data: bytes, caller: Caller, request: Request) -> ChatRequest:
     """The request whose decision is wanted. Raises BadRequest."""
-    body, fields = read(data)
-    paths = [path for path, (wanted, _) in PATHS.items() if body.raw(wanted) is not None]
-    if len(paths) != 1 or fields.messages == []:
-        raise BadRequest("Give messages or prompt, and only one of them.", param="messages")
+    given = Body(data)
+    paths = [path for name, path in ASKED.items() if given.size(name)]
+    if len(paths) != 1:
+        raise BadRequest(f"Give one of {', '.join(ASKED)}, and only one.", param="messages")
+    body, fields = read(paths[0], data)
     headers = dict(request.headers)
     found = ChatRequest(uuid.uuid4().hex, caller, paths[0], body, fields, headers, time.perf_counter(), chance=draw())
     refuse_links(found)

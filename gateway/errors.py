@@ -47,10 +47,14 @@ class Refusal(Exception):
         self.code = code or self.code
         self.retry_after = retry_after
 
-    def body(self) -> bytes:
-        """The OpenAI error object as JSON bytes."""
+    def told(self) -> dict[str, str | None]:
+        """OpenAI's error object."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": {key: _sendable(text) for key, text in error.items()}})
+        return {key: _sendable(text) for key, text in error.items()}
+
+    def body(self) -> bytes:
+        """The same as the JSON body of an answer."""
+        return msgspec.json.encode({"error": self.told()})
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Retry advice in the forms that the OpenAI SDKs obey: seconds, milliseconds, and whether to retry at all."""

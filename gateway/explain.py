@@ -1,8 +1,10 @@
 """Why does this request go to this tier?"""
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import replace
 
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
@@ -58,12 +60,13 @@ def told(found: Route | Ask | Refusal) -> dict[str, Any]:
 
 
 def told_facts(facts: Facts) -> dict[str, Any]:
-    found = {name: getattr(facts, name) for name in Facts.__slots__ if name not in {"score", "measures"}}
+    found = {name: getattr(facts, name) for name in Facts.__struct_fields__ if name not in {"score", "measures"}}
     return found | {
         "signals": sorted(facts.signals),
         "headers": dict(facts.headers),
         "load": dict(facts.load),
         "waiting": dict(facts.waiting),
+        "session": asdict(facts.session) if facts.session else None,
     }
 
 

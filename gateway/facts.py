@@ -16,37 +16,37 @@ SCAN = 20_000  # characters of the last user turn that signals see
 TOKENS_PER_CHARACTER = 0.3
 TOKENS_PER_FURTHER_BYTE = 0.15
 EVEN = Standing()  # of a caller without a budget
-EMPTY: Mapping[str, int] = {}
+EMPTY: Mapping[str, Any] = {}
+Counts = Mapping[str, int]  # by tier
+NONE: frozenset[str] = frozenset()
 
 
 def observe(
-    request: ChatRequest,
-    policy: Policy,
-    load: Mapping[str, int],
-    standing: Standing = EVEN,
-    waiting: Mapping[str, int] = EMPTY,
+    request: ChatRequest, policy: Policy, load: Counts, standing: Standing = EVEN, waiting: Counts = EMPTY
 ) -> Facts:
-    """The facts of a request. By tier: `load` is requests in flight, `waiting` those in the servers' queues.
+    """The facts of a request; no prompt text. `load`: requests in flight, `waiting`: in the servers' queues, by tier.
+
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
     fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
-    last = last_turn(fields)
+    last, turns, context, vision = conversation(fields)
     looks = score(fields) if policy.scored and wish is None else None  # a wish goes before all that looks at it
     return Facts(
         model=fields.model or "auto",
         caller=caller.name,
         plan=caller.plan,
+        api=request.dialect.api,
         wish=wish,
         wished_by=wished_by,
         characters=sum(map(len, last)),
-        turns=sum([message.role == "user" for message in fields.messages]) if fields.messages else 1,
-        context=int(context(fields)),
+        turns=turns,
+        context=int(context),
         tools=bool(fields.tools),
-        json_schema=(fields.response_format or {}).get("type") == "json_schema",
-        vision=any(map(sees, fields.messages or ())),
-        signals=signals(last, policy) if policy.watched_signals else frozenset(),
-        headers={name: request.headers[name] for name in policy.watched_headers if name in request.headers},
+        json_schema=fields.response_format is not None and fields.response_format.get("type") == "json_schema",
+        vision=vision,
+        signals=signals(last, policy) if policy.watched_signals else NONE,
+        headers=watched(request, policy) if policy.watched_headers else EMPTY,
         load=load,
         waiting=waiting,
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
@@ -58,6 +58,7 @@ def observe(
         score=looks.value if looks else None,
         measures=looks.measures if looks else {},
         chance=request.chance,
+        session=standing.session,
     )
 
 
@@ -78,7 +79,8 @@ def resolved(model: str, policy: Policy) -> str | None:
 
 
 def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None]:
-    """What the caller wants and where that is said: model name, then header x-route-tier, then metadata.tier."""
+    """What the caller wants and where that is said: model name, then header x-route-tier, then metadata.tier. A path
+    whose answers no model writes wants the first tier that serves it."""
     wish = resolved(request.fields.model or "auto", policy)
     if wish is not None:
         return wish, "name"
@@ -88,7 +90,7 @@ def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None
     told = (request.fields.metadata or {}).get("tier")
     if told is not None:
         return tier_named(told, policy, "metadata.tier", "metadata.tier"), "metadata"
-    return None, None
+    return (None, None) if request.dialect.work == "answer" else ("fast", "path")
 
 
 def tier_named(value: object, policy: Policy, param: str | None, place: str) -> str:
@@ -100,12 +102,28 @@ def tier_named(value: object, policy: Policy, param: str | None, place: str) -> 
     raise BadRequest(f"Unknown tier in {place}. Known tiers: {known}.", param=param, code="unknown_tier")
 
 
-def last_turn(fields: Fields) -> Sequence[str]:
-    """The texts of the last user message, or of a completion's prompt."""
-    for message in reversed(fields.messages or ()):
+def watched(request: ChatRequest, policy: Policy) -> Mapping[str, str]:
+    """The headers that a rule names."""
+    return {name: request.headers[name] for name in policy.watched_headers if name in request.headers}
+
+
+def conversation(fields: Fields) -> tuple[Sequence[str], int, float, bool]:
+    """The texts of the last user message or of a completion's prompt, how many user messages there are (a prompt is
+    one), about how many tokens all of it takes (media left out, tools included), and whether it holds something to see.
+    """
+    last: Sequence[str] | None = None
+    turns, size, vision = 0, 0.0, False
+    for message in fields.messages or ():
+        said = texts(message)
+        size += sum(map(tokens, said))
+        vision = vision or sees(message)
         if message.role == "user":
-            return texts(message)
-    return prompts(fields.prompt)
+            last, turns = said, turns + 1
+    if fields.prompt is not None:
+        size += prompted(fields.prompt)
+    if fields.tools:
+        size += TOKENS_PER_CHARACTER * sum(map(len, map(bytes, fields.tools)))
+    return prompts(fields.prompt) if last is None else last, turns if fields.messages else 1, size, vision
 
 
 def texts(message: Message) -> Sequence[str]:
@@ -121,13 +139,12 @@ def prompts(prompt: str | list[Any] | None) -> Sequence[str]:
     return [text for text in prompt or () if isinstance(text, str)]
 
 
-def context(fields: Fields) -> float:
-    """Estimated prompt tokens: messages, prompt and tools; media left out."""
-    found = sum(tokens(text) for message in fields.messages or () for text in texts(message))
-    found += sum(map(tokens, prompts(fields.prompt)))
-    if isinstance(fields.prompt, list):
-        found += sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in fields.prompt)
-    return found + TOKENS_PER_CHARACTER * sum(map(len, map(bytes, fields.tools or ())))
+def prompted(prompt: str | list[Any]) -> float:
+    """Estimated tokens of a completion's prompt."""
+    found = sum(map(tokens, prompts(prompt)))
+    if isinstance(prompt, list):
+        found += sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in prompt)
+    return found
 
 
 def tokens(text: str) -> float:

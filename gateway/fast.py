@@ -6,20 +6,20 @@ piece leave in one write.
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-from gateway.api import PATHS, Exchange
+from gateway.api import Exchange
 from gateway.asgi import Front
+from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
-from gateway.protocol import Connection
+from gateway.protocol import HIGH_WATER, Connection
 from gateway.types import Headers
 
-HOT = {path.encode(): path for path in PATHS}
+HOT = {path.encode(): path for path in DIALECTS}
 _FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
-_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # what no header may hold
+_CONTROLS = bytes([*range(9), *range(10, 32), 127])  # what no header may hold
 
 
 class FastConnection(Connection):
@@ -44,6 +44,14 @@ class FastConnection(Connection):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
+    def on_body(self, body: bytes) -> None:
+        cycle: object = self.cycle
+        if type(cycle) is Cycle:
+            self._body += len(body)
+            cycle.take(body)
+        else:
+            super().on_body(body)
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self.serving:  # not the newest when requests are pipelined
@@ -52,6 +60,12 @@ class FastConnection(Connection):
 
 class Cycle:
     """One request and its answer: a Wire to the gateway, and to the connection what uvicorn's own cycle is."""
+
+    __slots__ = (
+        "_chunked", "_connection", "_continue", "_flow", "_head", "_left", "_news", "_old", "_pieces", "_size",
+        "_transport", "disconnected", "headers", "keep_alive", "method", "more_body", "path", "response_complete",
+        "response_started",
+    )  # fmt: skip
 
     def __init__(self, connection: FastConnection, path: str) -> None:
         parser = connection.parser
@@ -64,21 +78,23 @@ class Cycle:
         self._news: asyncio.Future[None] | None = None
         self._head = b""
         self._chunked = False
+        self._pieces: list[bytes] = []  # of the request's body
+        self._size = 0
         # What the connection reads and sets, by uvicorn's names.
         self.keep_alive = not self._old and parser.should_keep_alive()
-        self.body = bytearray()
         self.more_body = True
         self.disconnected = self.response_started = self.response_complete = False
 
     async def run_asgi(self, _: Any) -> None:
         """Serve the exchange. Whatever ends it before its answer is complete ends the connection."""
-        self._connection.serving = self
-        front = self._connection.front
+        connection = self._connection
+        connection.serving = self
+        front = connection.front
         try:
             await Exchange(front.doors, front.settings, self).run()
         finally:
-            if self._connection.serving is self:  # the next one may have begun
-                self._connection.serving = None
+            if connection.serving is self:  # the next one may have begun
+                connection.serving = None
             if not self.response_complete:
                 self._transport.close()
 
@@ -99,21 +115,31 @@ class Cycle:
         self.disconnected = not self.response_complete
         self.set()
 
+    def take(self, body: bytes) -> None:
+        """More of the body."""
+        if self.response_complete:
+            return
+        self._pieces.append(body)
+        self._size += len(body)
+        if self._size > HIGH_WATER:
+            self._flow.pause_reading()
+        self.set()
+
     def ready(self) -> bytes | None:
-        return None if self.more_body or self.disconnected else bytes(self.body)
+        return None if self.more_body or self.disconnected else b"".join(self._pieces)
 
     async def read(self, limit: int) -> bytes | None:
         if self._continue and self.more_body and not self._transport.is_closing():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while self.more_body and not self.disconnected and len(self.body) <= limit:
+        while self.more_body and not self.disconnected and self._size <= limit:
             self._flow.resume_reading()
             self._news = asyncio.get_running_loop().create_future()
             await self._news
         if self.disconnected:
             return None
-        if len(self.body) > limit:
+        if self._size > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
-        return bytes(self.body)
+        return b"".join(self._pieces)
 
     def watch(self, left: Callable[[], None]) -> None:
         self._left = left
@@ -124,36 +150,37 @@ class Cycle:
     def unwatch(self) -> None:
         self._left = None
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         self.response_started = True
-        told = [*self._connection.server_state.default_headers, *headers]
-        if not any(name == b"content-length" for name, _ in headers):
-            self._chunked = not self._old
-            if self._chunked:
-                told.append((b"transfer-encoding", b"chunked"))
+        self._chunked = length is None and not self._old
+        told = [b"%s: %s\r\n" % pair for pair in (*self._connection.server_state.default_headers, *headers)]
+        if length is not None:
+            told.append(b"content-length: %d\r\n" % length)
+        elif self._chunked:
+            told.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive:
-            told.append((b"connection", b"close"))
-        if _UNSAFE.search(b"".join([value for _, value in told])):
+            told.append(b"connection: close\r\n")
+        head = b"".join([_FIRST[status], *told, b"\r\n"])
+        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(told) + 4:
             raise ValueError("a header holds a control character")
-        self._head = b"".join([_FIRST[status], *[b"%s: %s\r\n" % pair for pair in told], b"\r\n"])
+        self._head = head
 
     async def write(self, data: bytes, more: bool) -> None:
         if self._flow.write_paused and not self.disconnected:
             await self._flow.drain()
         if self.disconnected:
             return
-        head, self._head = self._head, b""
-        self._transport.write(head + self._framed(data, more))
+        if self.method == "HEAD":
+            data = b""
+        elif self._chunked:
+            data = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
+            data = data if more else data + b"0\r\n\r\n"
+        if self._head:
+            head, self._head = self._head, b""
+            data = head + data
+        self._transport.write(data)
         if not more:
             self._end()
-
-    def _framed(self, data: bytes, more: bool) -> bytes:
-        if self.method == "HEAD":
-            return b""
-        if not self._chunked:
-            return data
-        piece = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
-        return piece if more else piece + b"0\r\n\r\n"
 
     def _end(self) -> None:
         self.response_complete = True

@@ -5,10 +5,12 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from gateway.errors import Forbidden, Overloaded, Unauthorized
 from gateway.keyfile import KeyFile
@@ -24,6 +26,15 @@ ID_LENGTHS = range(8, 33)
 LONGEST_NAME = 128  # characters
 ADMIN = "admin"  # the id of the admin key's record; too short to be the id of a caller's key
 NO_HASH = "0" * 64
+
+
+class Opened(NamedTuple):
+    """Whom a key let in, and what that was concluded from: it holds as long as all of that is the same."""
+
+    caller: Caller
+    record: KeyRecord
+    secret: bytes
+    callers: Callers
 
 
 class Keys:
@@ -45,6 +56,7 @@ class Keys:
         self.file = file
         self._known: OrderedDict[str, tuple[float, KeyRecord]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._opened: OrderedDict[str, Opened] = OrderedDict()
 
     async def find(self, key_id: str) -> tuple[KeyRecord | None, bytes]:
         """The record, if it is not revoked, and the secret that its hash is keyed with. Raises Overloaded."""
@@ -68,6 +80,16 @@ class Keys:
             return known[1]
         return self._keep(key_id, found, now + BELIEVED)
 
+    def opened(self, presented: str) -> Opened | None:
+        """What is remembered of this key: it was right then, which costs two hashes to find out."""
+        return self._opened.get(presented)
+
+    def remember(self, presented: str, opened: Opened) -> Opened:
+        self._opened[presented] = opened
+        if len(self._opened) > REMEMBERED:
+            self._opened.popitem(last=False)
+        return opened
+
     def _keep(self, key_id: str, found: KeyRecord | None, until: float) -> KeyRecord | None:
         self._known.pop(key_id, None)
         self._unknown.pop(key_id, None)
@@ -82,6 +104,12 @@ class Keys:
         return found
 
 
+def credentials(headers: Mapping[str, str]) -> str | None:
+    """What the caller shows for itself: Authorization, else x-api-key, which Anthropic's SDKs send."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (None if key is None else f"Bearer {key}")
+
+
 async def identify(authorization: str | None, keys: Keys, callers: Callers) -> Caller:
     """The caller who sent this Authorization header. Raises Unauthorized, Overloaded when nobody can tell,
     Forbidden when the policy does not have the key's plan.
@@ -94,12 +122,20 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
         return _caller("default", "default", None, secret, callers)
     key_id = _key_id(presented)
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
+    opened = keys.opened(presented)
+    if opened is None or opened.record is not record or opened.secret != secret or opened.callers is not callers:
+        opened = keys.remember(presented, _opened(presented, record, secret, callers))
+    if expired(opened.record):
+        raise Unauthorized("This API key has expired.", code="expired_api_key")
+    return opened.caller
+
+
+def _opened(presented: str, record: KeyRecord | None, secret: bytes, callers: Callers) -> Opened:
     if not opens(presented, record, secret) or record is None:
         raise Unauthorized("Incorrect API key provided.")
-    if expired(record):
-        raise Unauthorized("This API key has expired.", code="expired_api_key")
     own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
-    return replace(_caller(record.id, record.name, record.plan, secret, callers), own=own)
+    caller = _caller(record.id, record.name, record.plan, secret, callers)
+    return Opened(replace(caller, own=own), record, secret, callers)
 
 
 def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tuple[str, KeyRecord]:

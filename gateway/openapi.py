@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+JSON = dict[str, Any]
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -15,12 +16,24 @@ _ERROR = {
                 "message": {"type": "string"},
                 "type": {"type": "string"},
                 "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
+                "code": {"type": ["string", "integer", "null"], "description": "Of a model server: its status"},
             },
         }
     },
 }
 _REFUSED = {"description": "An OpenAI error object", "content": {"application/json": {"schema": _ERROR}}}
+_ANTHROPIC = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
 _MODEL = {"type": "string", "default": "auto", "description": "auto, a tier, an alias, auto:fast or auto:best"}
 _CHAT = {
     "type": "object",
@@ -54,12 +67,76 @@ _COMPLETION = {
     "additionalProperties": True,
     "properties": {"model": _MODEL, "prompt": {"type": ["string", "array"]}, "stream": {"type": ["boolean", "null"]}},
 }
+_TURN = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["user", "assistant"]},
+        "content": {
+            "type": ["string", "array"],
+            "items": {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}},
+        },
+    },
+}
+_TOOLS = {"type": ["array", "null"], "items": {"type": "object"}}
+_COUNTED: JSON = {
+    "type": "object",
+    "required": ["model", "messages"],
+    "additionalProperties": True,
+    "properties": {
+        "model": _MODEL,
+        "messages": {"type": "array", "minItems": 1, "items": _TURN},
+        "system": {"type": ["string", "null"]},
+        "tools": _TOOLS,
+    },
+}
+_MESSAGES = {
+    **_COUNTED,
+    "required": ["model", "messages", "max_tokens"],
+    "properties": {
+        **_COUNTED["properties"],
+        "max_tokens": {"type": "integer", "minimum": 1},
+        "stream": {"type": ["boolean", "null"]},
+        "temperature": {"type": ["number", "null"]},
+        "metadata": {"type": ["object", "null"], "description": "metadata.tier asks for a tier"},
+    },
+}
+_RESPONSES = {
+    "type": "object",
+    "required": ["input"],
+    "additionalProperties": True,
+    "description": "No response is kept: previous_response_id, conversation and background are refused.",
+    "properties": {
+        "model": _MODEL,
+        "input": {"type": ["string", "array"], "minItems": 1, "items": {"type": "object"}},
+        "instructions": {"type": ["string", "null"]},
+        "max_output_tokens": {"type": ["integer", "null"], "minimum": 1},
+        "stream": {"type": ["boolean", "null"]},
+        "temperature": {"type": ["number", "null"]},
+        "tools": {**_TOOLS, "description": "Functions; tools that a server would run are refused"},
+        "metadata": {"type": ["object", "null"], "description": "metadata.tier asks for a tier"},
+    },
+}
+_EMBEDDINGS = {
+    "type": "object",
+    "required": ["input"],
+    "additionalProperties": True,
+    "properties": {"model": _MODEL, "input": {"type": ["string", "array"], "minItems": 1}},
+}
 _HEADERS = [
     ("x-route-tier", "Ask for a tier; going up takes the caller's permission."),
     ("x-route-explain", "1: put the whole decision into the answer as `route`."),
     ("x-request-timeout", "Seconds from here to the whole answer; then a 504, or an error event in a stream."),
     ("x-request-id", "Echoed; 1 to 128 of A-Z a-z 0-9 . _ -"),
 ]
+_SPOKEN: dict[str, tuple[str, JSON, JSON]] = {
+    "/v1/chat/completions": ("Answer a conversation", _CHAT, _ERROR),
+    "/v1/completions": ("Continue a text", _COMPLETION, _ERROR),
+    "/v1/messages": ("Answer a conversation, in Anthropic's words", _MESSAGES, _ANTHROPIC),
+    "/v1/messages/count_tokens": ("Count a conversation's tokens; free", _COUNTED, _ANTHROPIC),
+    "/v1/responses": ("Answer a conversation, in the words of OpenAI's Responses API", _RESPONSES, _ERROR),
+    "/v1/embeddings": ("Turn texts into vectors, where a tier can", _EMBEDDINGS, _ERROR),
+}
 _TOLD = [
     ("x-request-id", "The request's id"),
     ("x-route-tier", "The tier that answered, or none"),
@@ -79,10 +156,10 @@ def document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document of FastAPI's routes and of the completion paths."""
     if app.openapi_schema is None:
         told = FastAPI.openapi(app)
-        told["paths"]["/v1/chat/completions"] = {"post": _post("Answer a conversation", _CHAT)}
-        told["paths"]["/v1/completions"] = {"post": _post("Continue a text", _COMPLETION)}
+        told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
         schemes = told["components"]["securitySchemes"]
         schemes["key"] = {"type": "http", "scheme": "bearer", "description": "A caller's API key"}
+        schemes["x-api-key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same"}
         _refusing(told)
         app.openapi_schema = told
     return app.openapi_schema
@@ -98,7 +175,12 @@ def _refusing(told: dict[str, Any]) -> None:
         told["components"]["schemas"].pop(name, None)
 
 
-def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
+def _post(summary: str, body: JSON, error: JSON) -> JSON:
+    """`error`: how we refuse; a model server may refuse with OpenAI's error object everywhere."""
+    refused = _REFUSED
+    if error is not _ERROR:
+        kind = "An error object of Anthropic's; a model server's own may be OpenAI's"
+        refused = {"description": kind, "content": {"application/json": {"schema": {"anyOf": [error, _ERROR]}}}}
     answer = {
         "description": "The model server's answer, as it gave it",
         "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
@@ -112,8 +194,8 @@ def _post(summary: str, body: dict[str, Any]) -> dict[str, Any]:
     answer["headers"] = told
     return {
         "summary": summary,
-        "security": [{"key": []}],
+        "security": [{"key": []}, {"x-api-key": []}],
         "parameters": headers,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-        "responses": {"200": answer, "default": {**_REFUSED, "headers": told}},
+        "responses": {"200": answer, "default": {**refused, "headers": told}},
     }

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from gateway.body import Fields
+from gateway.dialects import PROMPTS
 from gateway.policy import Budget, Plan, Policy, Price
 from gateway.store import NANO, UNLIMITED, Bound, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
@@ -15,7 +15,6 @@ TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 LEASE = 60.0  # seconds at most until what a killed process held returns
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
-PROMPTS = ("messages", "prompt", "tools", "functions", "documents", "response_format")
 
 
 def terms(caller: Caller, policy: Policy) -> tuple[Plan, Limits]:
@@ -76,14 +75,19 @@ def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound
     in it, plus what the template adds; media by address are not in it. The answer takes the caller's max_tokens, or
     DEFAULT_ANSWER, for each choice.
     """
-    prompt, completion = prompt_bound(request), answer_bound(request.fields)
-    costs = {name: cost(policy.tiers[name].price, prompt, 0, completion) for name in tiers}
-    dearest = max(costs, key=lambda name: (costs[name], tiers.index(name)))
-    return Bound(dearest, tiers[0], prompt, completion, costs[dearest], costs[tiers[0]])
+    prompt, completion = prompt_bound(request), answer_bound(request)
+    first = dearest = tiers[0]
+    most = cheap = cost(policy.tiers[first].price, prompt, 0, completion)
+    for name in tiers[1:]:
+        money = cost(policy.tiers[name].price, prompt, 0, completion)
+        if money >= most:  # of equal ones the highest
+            dearest, most = name, money
+    return Bound(dearest, first, prompt, completion, most, cheap)
 
 
 def prompt_bound(request: ChatRequest) -> int:
-    return TEMPLATE * prompts(request.fields.prompt) + sum(map(request.body.size, PROMPTS))
+    sizes = [request.body.size(name) for name in request.body.spans if name in PROMPTS]
+    return TEMPLATE * prompts(request.fields.prompt) + sum(sizes)
 
 
 def prompts(prompt: str | list[Any] | None) -> int:
@@ -91,7 +95,10 @@ def prompts(prompt: str | list[Any] | None) -> int:
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
-def answer_bound(fields: Fields) -> int:
+def answer_bound(request: ChatRequest) -> int:
+    fields = request.fields
+    if request.dialect.work != "answer":
+        return 0
     wanted = fields.max_completion_tokens or fields.max_tokens or DEFAULT_ANSWER
     return wanted * (fields.n or 1) * prompts(fields.prompt)
 
@@ -114,7 +121,7 @@ def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
         cached = min(usage.cached or 0, usage.prompt)
         money = cost(price, usage.prompt, cached, usage.completion)
         return Line(bill.tier, kind, False, usage.prompt, cached, usage.completion, money)
-    prompt, completion = prompt_bound(request), answer_bound(request.fields)
+    prompt, completion = prompt_bound(request), answer_bound(request)
     if bill.kind == "triage":
         prompt, completion = prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
     elif bill.stream:

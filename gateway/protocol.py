@@ -2,22 +2,26 @@
 
 import asyncio
 import re
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Misdirected, Refusal, TooLarge, TooSlow
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
 MIN_RATE = 16 * 1024  # bytes a second; a body that is slower has `request_timeout` seconds in all
+HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
 FRAMING = 8  # bytes of framing that a byte of a chunked body may come with
 SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PORT = re.compile(rb":[0-9]{1,5}\Z")
+_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})  # what `_check` looks at
 
 
 class Connection(HttpToolsProtocol):
@@ -30,12 +34,15 @@ class Connection(HttpToolsProtocol):
     def __init__(self, settings: Settings, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._settings = settings
+        self.url = b""
         self.timeout_keep_alive = settings.idle_timeout  # type: ignore[assignment]  # a float will do
         self._hosts = frozenset(host.lower().encode() for host in settings.hosts)
         self._receiving: asyncio.TimerHandle | None = None
         self._stalling: asyncio.TimerHandle | None = None
         self._since = 0.0  # when the caller began to owe us a request
-        self._read = self._head = self._body = 0  # bytes of this request, of its headers, of its body
+        self._idle_since = 0.0  # when the last answer ended; 0 while something is under way
+        self._host: list[bytes] | None = None  # that this connection's last request named, found valid
+        self._read = self._body = 0  # bytes of this request, of its body
         self._in_head = self._in_body = False
         self._unanswered = 0  # requests whose head came
         self._refusal: Refusal | None = None
@@ -49,12 +56,13 @@ class Connection(HttpToolsProtocol):
         self._over = True
         self._received()
         self._unstall()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._over or self._refusal:
             return
-        self._unset_keepalive_if_required()
+        self._idle_since = 0.0
         self._read += len(data)
         try:
             self.parser.feed_data(data)
@@ -83,17 +91,12 @@ class Connection(HttpToolsProtocol):
     # -- what the parser finds
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head, self._head, self._body = True, 0, 0
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._in_head, self._body = True, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # a trailer, which may not pass for a header
-        self._head += len(name) + len(value) + 4
-        name = name.lower()
-        if name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
-        self.headers.append((name, value))
+        if self._in_head:  # else a trailer, which may not pass for a header
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._check()
@@ -103,6 +106,10 @@ class Connection(HttpToolsProtocol):
 
     def begin(self) -> None:
         """Start the cycle of the request whose head has come, or queue it behind those before it."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # makes the scope, which not every request needs
+        self.headers += headers
+        self.url, self.expect_100_continue = url, expects
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
 
@@ -116,18 +123,32 @@ class Connection(HttpToolsProtocol):
 
     def _check(self) -> None:
         """Raises Refusal for a head that two readers could read in two ways."""
-        if self._head + len(self.url) > MAX_HEAD:
+        told: dict[bytes, list[bytes]] = {}
+        size = len(self.url)
+        for name, value in self.headers:
+            size += len(name) + len(value) + 4
+            if name in _TELLING:
+                told.setdefault(name, []).append(value)
+        if size > MAX_HEAD:
             raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
         version = self.parser.get_http_version()
         if version not in {"1.1", "1.0"}:
             raise BadRequest("This server speaks HTTP/1.1.")
         if not self.url.startswith(b"/") or b"#" in self.url:
             raise BadRequest("The request target must be a path.")
-        names = [name for name, _ in self.headers]
-        self._check_host([value for name, value in self.headers if name == b"host"], version)
-        if b"transfer-encoding" in names and (version == "1.0" or not _only_chunked(self.headers)):
+        hosts = told.get(b"host")
+        if hosts is None or hosts != self._host:
+            self._check_host(hosts or [], version)
+            self._host = hosts
+        self._check_length(told, version)
+        self.expect_100_continue = told.get(b"expect", [b""])[-1].lower() == b"100-continue"
+
+    def _check_length(self, told: Mapping[bytes, Sequence[bytes]], version: str) -> None:
+        coding = told.get(b"transfer-encoding")
+        chunked = coding is not None and len(coding) == 1 and coding[0].lower() == b"chunked"
+        if coding and (version == "1.0" or not chunked or b"content-length" in told):
             raise BadRequest("A request's length is told once, and chunked is the only transfer encoding.")
-        if self.parser.should_upgrade() and not {b"transfer-encoding", b"content-length"}.isdisjoint(names):
+        if self.parser.should_upgrade() and (coding or b"content-length" in told):
             raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
 
     def _check_host(self, hosts: list[bytes], version: str) -> None:
@@ -180,6 +201,14 @@ class Connection(HttpToolsProtocol):
             self._stalling = None
 
     def timeout_keep_alive_handler(self) -> None:
+        """A timer that fires too early is cheaper than one made and cancelled for each request."""
+        self.timeout_keep_alive_task = None
+        if not self._idle_since:
+            return
+        due = self._idle_since + self.timeout_keep_alive
+        if due > self.loop.time():
+            self.timeout_keep_alive_task = self.loop.call_at(due, self.timeout_keep_alive_handler)
+            return
         super().timeout_keep_alive_handler()
         self._stall()
 
@@ -192,10 +221,23 @@ class Connection(HttpToolsProtocol):
         if self._refusal and not self._unanswered:
             self._refuse(self._refusal)
             return
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not (self._in_head or self._in_body):
+            self._rest()
         if self._in_head or self._in_body:
-            self._unset_keepalive_if_required()
             self._expect()
+
+    def _rest(self) -> None:
+        """Nothing is under way, nothing is owed."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            due = self._idle_since + self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_at(due, self.timeout_keep_alive_handler)
 
     def _fail(self, refusal: Refusal) -> None:
         """Refuse what is being received, after the answers to what came before it."""
@@ -216,7 +258,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> None:
-        body = refusal.body()
+        spoken = DIALECTS.get(self.url.partition(b"?")[0].decode("latin-1"))
+        body = spoken.answers.error(refusal) if spoken else refusal.body()
         head = [b"HTTP/1.1 %d %s" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]
         head += [b"%s: %s" % pair for pair in self.server_state.default_headers]
         head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
@@ -232,8 +275,3 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
         self._unstall()
         self._stalling = self.loop.call_later(LINGER, self.transport.abort)
-
-
-def _only_chunked(headers: list[tuple[bytes, bytes]]) -> bool:
-    told = [value for name, value in headers if name in {b"transfer-encoding", b"content-length"}]
-    return len(told) == 1 and told[0].lower() == b"chunked"

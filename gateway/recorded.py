@@ -1,4 +1,4 @@
-"""How does a decision look as a line?   One JSON object each, versioned; no prompt text."""
+"""What became of a request, and how does its decision look as a line?   One JSON object each; no prompt text."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -6,11 +6,41 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.types import Facts, Verdict
+from gateway.store import Line
+from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
 
 VERSION: Literal[1] = 1
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
+
+    `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
+    model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
+    the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
+    it.
+    """
+
+    id: str
+    path: str
+    status: int
+    seconds: float
+    overhead: float | None
+    policy: str
+    ttft: float | None = None
+    caller: Caller | None = None
+    model: str | None = None
+    stream: bool = False
+    tier: str | None = None
+    route: Route | None = None
+    decision: Decision | None = None
+    cache: str = "bypass"
+    usage: Usage | None = None
+    error: str | None = None
+    costs: Sequence[Line] = ()
+    limited: str | None = None
 
 
 class RecordError(Exception):
@@ -21,13 +51,14 @@ class Seen(msgspec.Struct, frozen=True):
     """What the policy made the gateway look at: a rule about anything else cannot be judged from the record.
 
     `signals` maps names to fingerprints of their patterns; `tiers` are those whose load was seen, as they rank;
-    `question` names what the classifier was asked, and of which model.
+    `question` names what the classifier was asked, and of which model. `sessions`: conversations were told apart.
     """
 
     signals: dict[str, str]
     headers: tuple[str, ...]
     tiers: tuple[str, ...]
     question: str
+    sessions: bool = False
 
 
 class Chosen(msgspec.Struct, frozen=True):

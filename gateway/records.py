@@ -5,18 +5,18 @@ import hashlib
 import logging
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.errors import NotFound
 from gateway.policy import Policy, Recording
-from gateway.recorded import Chosen, Judged, Outcome, Recorded, Seen, Used
+from gateway.recorded import Chosen, Judged, Outcome, Record, Recorded, Seen, Used
 from gateway.store import Store
-from gateway.types import Caller, Decision, Facts, Record, Usage
+from gateway.types import Caller, Decision, Facts, Usage
 
 FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is
 HEADER = 128  # characters of a header's value that are kept
@@ -175,10 +175,11 @@ def seen(policy: Policy) -> Seen:
     """What `policy` makes the gateway look at."""
     rules = policy.triage
     model, digest = policy.tiers[rules.tier].model, rules.prompts[rules.prompt].digest
-    asked = f"{rules.prompt} {rules.strategy} {rules.layout} {rules.input.characters} {model} {digest}"
+    how = f"{rules.strategy} {rules.layout} {rules.input.characters} {rules.unit}"
+    asked = f"{rules.prompt} {how} {model} {digest}"
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
     prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
-    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked)
+    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked, policy.sessions is not None)
 
 
 def append(path: Path, lines: list[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import time
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -16,7 +15,9 @@ from gateway.splice import CHAT, stripped
 from gateway.types import ChatRequest, Headers, Reply
 
 NOBODY = "none"  # the tier, rule and reason of an answer that no model gave
-_LAST = re.compile(rb"(?:^|\n\n|\r\r|\r\n\r\n)(data: ?\[DONE\])")
+_LAST = re.compile(
+    rb"(?:^|\n\n|\r\r|\r\n\r\n)(data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))\b)"
+)
 
 
 def version(policy: Policy) -> str:
@@ -27,14 +28,22 @@ def version(policy: Policy) -> str:
 def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) -> Headers:
     """The headers that every answer has, refusals too (`reply` None: before anything was decided)."""
     route = reply.route if reply else None
+    tier, cache = (reply.tier or NOBODY, reply.cache) if reply else (NOBODY, "bypass")
+    rule, reason = (route.rule, route.reason) if route else (NOBODY, NOBODY)
     return [
         (b"x-request-id", request_id.encode()),
-        (b"x-route-tier", ((reply and reply.tier) or NOBODY).encode()),
-        (b"x-route-rule", _ascii(route.rule if route else NOBODY)),
-        (b"x-route-reason", _ascii(route.reason if route else NOBODY)),
-        (b"x-route-policy", policy.once(_policy)),
-        (b"x-route-cache", (reply.cache if reply else "bypass").encode()),
         (b"x-gateway-overhead-ms", b"%.3f" % (overhead * 1000)),
+        *policy.once(_chosen, tier, rule, reason, cache),
+    ]
+
+
+def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> Headers:
+    return [
+        (b"x-route-tier", tier.encode()),
+        (b"x-route-rule", _ascii(rule)),
+        (b"x-route-reason", _ascii(reason)),
+        (b"x-route-policy", _ascii(policy.once(version))),
+        (b"x-route-cache", cache.encode()),
     ]
 
 
@@ -68,11 +77,19 @@ def explained_json(data: bytes, told: dict[str, Any]) -> bytes:
         return data
 
 
+def ending(events: bytes) -> bool:
+    """Whether the last event of a stream is among these, in any dialect."""
+    return _LAST.search(events) is not None
+
+
 def explained_events(events: bytes, request: ChatRequest, model: str, told: dict[str, Any]) -> bytes:
-    """Whole events, with one more that holds the decision before `[DONE]`; unchanged when that is not among them."""
+    """Whole events, with one more that holds the decision before the last; unchanged when that is not among them."""
     found = _LAST.search(events)
     if not found:
         return events
+    at = found.start(1)
+    if request.dialect.api != "chat":
+        return events[:at] + sse.named("route", msgspec.json.encode({"type": "route", "route": told})) + events[at:]
     kind = "chat.completion.chunk" if request.path == CHAT else "text_completion"
     chunk = {
         "id": request.id,
@@ -82,15 +99,9 @@ def explained_events(events: bytes, request: ChatRequest, model: str, told: dict
         "choices": [],
         "route": told,
     }
-    at = found.start(1)
     return events[:at] + sse.event(msgspec.json.encode(chunk)) + events[at:]
 
 
-def _policy(policy: Policy) -> bytes:
-    return _ascii(version(policy))
-
-
-@lru_cache(maxsize=1024)
 def _ascii(text: str) -> bytes:
     """Text of ours, fit for a header."""
     return re.sub(rb"[^ -~]", b"?", text.encode("ascii", "replace"))

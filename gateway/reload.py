@@ -12,7 +12,8 @@ from gateway.errors import Refusal
 from gateway.facts import observe
 from gateway.policy import Bands, Document, Policy, PolicyError, PolicyTest, Problem, TestVerdict, open_policy
 from gateway.routing import band, first_match, route
-from gateway.types import Ask, Caller, ChatRequest, Facts, Verdict
+from gateway.sessions import continues
+from gateway.types import Ask, Caller, ChatRequest, Facts, Session, Standing, Verdict
 
 
 def checked(path: Path, env: Mapping[str, str] | None = None) -> Policy:
@@ -71,7 +72,9 @@ def facts_of(test: PolicyTest, policy: Policy) -> Facts:
     path = "/v1/completions" if fields.prompt is not None else "/v1/chat/completions"
     headers = {name.lower(): value for name, value in test.headers.items()}
     request = ChatRequest(id="test", caller=caller, path=path, body=body, fields=fields, headers=headers, started=0.0)
-    return observe(request, policy, test.load, waiting=test.waiting)
+    given, goes_on = test.session, continues(fields)
+    session = Session(given.tier, given.tier, given.age, given.turns, goes_on) if given else None
+    return observe(request, policy, test.load, Standing(session=session), test.waiting)
 
 
 def stub(test: PolicyTest, policy: Policy) -> Verdict | None:

@@ -146,7 +146,8 @@ def choice(one: Recorded, policy: Policy) -> Choice:
 def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
     """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question."""
     for rule in policy.rules:
-        missing = next((fact for fact in map(str, wanted(rule, policy)) if not holds(one, fact, looks)), None)
+        of_session = ["session"] if policy.sessions and not isinstance(rule.route, str) else []
+        missing = next((fact for fact in wanted(rule, policy) + of_session if not holds(one, fact, looks)), None)
         if missing:
             raise Unrecorded(f"rule {rule.id} looks at {missing}, which record {one.id} ({one.policy}) does not hold")
     asking = next((rule for rule in policy.rules if not isinstance(rule.route, str)), None)
@@ -170,10 +171,12 @@ def holds(one: Recorded, fact: str, looks: Seen) -> bool:
     name, _, part = fact.partition(".")
     if name == "score":  # of a wish there is none, and no rule looks at one
         return one.facts.get("score") is not None or one.facts.get("wish") is not None
-    if name not in {"header", "signals", "load"}:
+    if name not in {"header", "signals", "load", "session"}:
         return name in one.facts
     if one.seen is None:
         return False
+    if name == "session":
+        return one.seen.sessions
     if name == "signals":
         return one.seen.signals.get(part) == looks.signals[part]
     return part in one.seen.headers if name == "header" else part.removesuffix(".inflight") in one.seen.tiers

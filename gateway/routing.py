@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import overload
+
+from msgspec.structs import replace
 
 from gateway.errors import BadRequest, Forbidden, QuotaUsed
 from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
+from gateway.sessions import CALLER, FOLLOWED, held
 from gateway.types import Ask, Facts, Label, Route, Verdict
 
 DOUBTFUL = 0.95  # local score from which no draft starts: so high, as a wasted draft costs little and a missed one much
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
 NEEDS = ("tools", "json_schema", "vision")
 WISHED = {"name": "asked for by name", "header": "asked for by header", "metadata": "asked for by metadata"}
+WISHED["path"] = "nothing to judge"
 
 
 @overload
@@ -27,31 +30,44 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A tier above the
     caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
     "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
-    (reason "needs ..."). Without a label, the verdict's reason picks the tier and is the route's reason (with "local
-    ..." where the score decides). A rule that explores sends some labelled requests another way (reason "explored"), by
-    `facts.chance`.
+    (reason "needs ..."). Where a verdict decides, the request's session may hold it on another tier (reason "session").
+    Without a label, the verdict's reason picks the tier and is the route's reason (with "local ..." where the score
+    decides). A rule that explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
         reason = WISHED.get(facts.wished_by or "", "asked for")
-        return placed(facts, policy, wished(facts, policy), ("caller", reason))
+        return placed(facts, policy, wished(facts, policy), (CALLER, reason))
     rule = first_match(facts, policy)
     if isinstance(rule.route, str):
         return placed(facts, policy, rule.route, (rule.id, "rule"))
-    tiers = {place(facts, policy, tier)[0] for tier in outcomes(rule)}
+    ways = [stays(facts, policy, tier) for tier in outcomes(rule)]
+    tiers = {place(facts, policy, tier)[0] for tier in ways}
     if len(tiers) == 1:
         tier = tiers.pop()
-        kept = facts.capped if facts.capped and set(outcomes(rule)) != {tier} else None
-        return Route((tier, *followers(facts, policy, tier)), rule.id, kept or f"both ways {tier}")
+        return Route((tier, *followers(facts, policy, tier)), rule.id, either_way(facts, rule, ways, tier))
     if verdict is None:
-        return Ask(rule.id, draft(facts, policy, outcomes(rule)[0]))
+        return Ask(rule.id, draft(facts, policy, ways[0]))
     verdict = weighed(facts, verdict, policy)
     if verdict.label is None:
-        given = fallback(verdict, policy)
-        tier, _ = place(facts, policy, next(iter(policy.tiers)) if given == LOCAL else given)
+        tier, _ = place(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    found = placed(facts, policy, *judged(rule, rule.route, verdict, policy.triage.threshold))
+    tier, said = judged(rule, rule.route, verdict, policy.triage.threshold)
+    there = stays(facts, policy, tier)
+    found = placed(facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
+
+
+def stays(facts: Facts, policy: Policy, tier: str) -> str:
+    """The tier on which the request's session holds it when a verdict says `tier`."""
+    return held(facts.session, tier, (facts.context, facts.max_tokens), policy)
+
+
+def either_way(facts: Facts, rule: Rule, ways: Sequence[str], tier: str) -> str:
+    """Why nobody is asked: `tier` is what comes of all `ways` that the session leaves to a rule."""
+    if facts.capped and set(ways) != {tier}:
+        return facts.capped
+    return FOLLOWED if set(ways) == {tier} != set(outcomes(rule)) else f"both ways {tier}"
 
 
 def first_match(facts: Facts, policy: Policy) -> Rule:
@@ -115,7 +131,7 @@ def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
     Another side is placed as any tier is: never above the caller's cap, nor what is left of its budget or share.
     """
     chosen = found.tiers[0]
-    sides = dict.fromkeys(place(facts, policy, tier)[0] for tier in outcomes(rule))
+    sides = dict.fromkeys(place(facts, policy, stays(facts, policy, tier))[0] for tier in outcomes(rule))
     others = [tier for tier in sides if tier != chosen]
     share = rule.explore / len(others)
     chances = {chosen: 1 - rule.explore, **dict.fromkeys(others, share)}
@@ -129,6 +145,12 @@ def fallback(verdict: Verdict, policy: Policy) -> str:
     """What `otherwise` says for a verdict's reason: a tier or LOCAL; the first tier where it says nothing."""
     given = {str(reason): tier for reason, tier in policy.triage.otherwise.items()}
     return given.get(verdict.reason, next(iter(policy.tiers)))
+
+
+def unjudged(verdict: Verdict, policy: Policy) -> str:
+    """The tier that answers without a verdict; the first one where the score was to decide and there is none."""
+    given = fallback(verdict, policy)
+    return next(iter(policy.tiers)) if given == LOCAL else given
 
 
 def permitted(facts: Facts, policy: Policy) -> Sequence[str]:
@@ -186,6 +208,8 @@ def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
 
 def lacks(facts: Facts, tier: Tier) -> str | None:
     """The first thing that the request needs and the tier has not."""
+    if not tier.serves(facts.api):
+        return f"the {facts.api} API"
     for need in NEEDS:
         if getattr(facts, need) and not getattr(tier.can, need):
             return need
@@ -194,6 +218,8 @@ def lacks(facts: Facts, tier: Tier) -> str | None:
 
 def param(need: str) -> str:
     """The request field that asks for `need`."""
+    if need.endswith(" API"):
+        return "model"
     return {"tools": "tools", "json_schema": "response_format"}.get(need, "messages")
 
 

@@ -7,12 +7,12 @@ and the usage chunk that we need for our books.
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from gateway.body import Body, Message
+from gateway.body import Body, Part
 from gateway.errors import BadRequest
 from gateway.policy import Plan, Tier
 from gateway.types import Caller, ChatRequest
@@ -50,17 +50,19 @@ def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
 
     Raises BadRequest when a member that is edited inside has a key twice.
     """
+    dialect = request.dialect
     found: Changes = dict.fromkeys(_withheld(request, plan))
-    for key, default in tier.set.items():
-        if key != "chat_template_kwargs":
+    for name, default in tier.set.items() if dialect.work == "answer" else ():
+        if name != "chat_template_kwargs":
+            key = dialect.names.get(name, name)
             found |= _default(request, key, default, withheld=key in found)
     if tier.engine == "vllm":
         found["cache_salt"] = _encode(salt(request.caller, request.fields.cache_salt))
     found |= _template_kwargs(request, tier, plan)
-    if request.fields.stream:
+    if request.fields.stream and dialect.answers.usage_on_request:
         found["stream_options"] = _members(request, "stream_options").edit({"include_usage": b"true"})
     found["model"] = _encode(tier.model)
-    return found
+    return {**found, **dialect.always}
 
 
 def stripped(request: ChatRequest, plan: Plan) -> list[str]:
@@ -68,7 +70,8 @@ def stripped(request: ChatRequest, plan: Plan) -> list[str]:
     fields = _withheld(request, plan)
     if _foreign(request.fields.chat_template_kwargs or (), plan):
         fields.append("chat_template_kwargs")
-    return fields
+    always = request.dialect.always
+    return fields + [name for name, value in always.items() if request.body.raw(name) not in (None, value)]
 
 
 def salt(caller: Caller, own: str | None) -> str:
@@ -82,14 +85,14 @@ def salt(caller: Caller, own: str | None) -> str:
 def refuse_links(request: ChatRequest) -> None:
     """Raises BadRequest for media by URL: a model server would fetch it from inside the network. `data:` URLs pass."""
     for i, message in enumerate(request.fields.messages or ()):
-        if (j := _linked(message)) is not None:
+        if isinstance(message.content, list) and (j := _linked(message.content)) is not None:
             told = "Media must be sent inline as a data: URL; links are not fetched."
-            raise BadRequest(told, param=f"messages[{i}].content[{j}]")
+            place = f"messages[{i}].content[{j}]" if request.path == CHAT else request.dialect.prompt[-1]
+            raise BadRequest(told, param=place)
 
 
-def _linked(message: Message) -> int | None:
-    """Which of the message's pieces holds a link, if one does."""
-    parts = message.content if isinstance(message.content, list) else ()
+def _linked(parts: Sequence[Part]) -> int | None:
+    """Which of a message's pieces holds a link, if one does."""
     return next((j for j, part in enumerate(parts) if not all(url.startswith("data:") for url in part.urls())), None)
 
 
@@ -130,7 +133,7 @@ def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
     """The caller's permitted kwargs over the tier's. A caller who sets `reasoning_effort` has chosen how to think."""
     own = _members(request, "chat_template_kwargs")
     chosen = request.fields.reasoning_effort is not None
-    defaults = _template_defaults(tier, chosen) if request.path == CHAT else {}
+    defaults = _template_defaults(tier, chosen) if request.dialect.templated else {}
     if not own.spans:
         return {"chat_template_kwargs": NOTHING.edit(defaults)} if defaults else {}
     edits: Changes = dict.fromkeys(_foreign(own.spans, plan))

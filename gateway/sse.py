@@ -24,7 +24,7 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, blank line included. How `data` is cut changes nothing in them."""
-        if not self._rest and data.endswith(b"\n\n") and b"\n\n\n" not in data and b"\r" not in data:
+        if self.plain(data):
             return [event + b"\n\n" for event in data[:-2].split(b"\n\n")]  # what servers send, ten times as fast
         self._rest += data
         events, start = [], 0
@@ -36,6 +36,10 @@ class Splitter:
         del self._rest[:start]
         self._at = max(0, len(self._rest) - 3)  # a blank line has at most four bytes
         return events
+
+    def plain(self, data: bytes) -> bool:
+        """Whether `data` is whole events with line feeds only, and nothing is held back before it."""
+        return not self._rest and data.endswith(b"\n\n") and b"\n\n\n" not in data and b"\r" not in data
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: an event whose end was never sure."""
@@ -53,3 +57,8 @@ def data_of(event: bytes) -> bytes:
 def event(data: bytes) -> bytes:
     """One event that carries `data`, which has no line end."""
     return b"data: " + data + b"\n\n"
+
+
+def named(name: str, data: bytes) -> bytes:
+    """The same with a name."""
+    return b"event: " + name.encode() + b"\n" + event(data)

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 
+from gateway.dialects import Answers, Counted, Seen
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.sse import DONE, Splitter, data_of
@@ -17,57 +17,53 @@ MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
 TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 
 
-class _Cached(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Cached | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek's own API says it so
-
-
-class _Seen(msgspec.Struct):
-    usage: Any = None
-    choices: msgspec.Raw = msgspec.Raw(b"null")
-    error: Any = None
-
-
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
-_SEEN = msgspec.json.Decoder(_Seen)
+_SEEN = msgspec.json.Decoder(Seen)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Events:
     """A stream's events, in batches of whole events, unchanged.
 
-    With `hide_usage` the chunk that carries only usage is left out. A stream that ends without `[DONE]` and without an
-    error event of the server raises UpstreamFailed: a cut answer is never passed off as a finished one. An event that
-    the end cuts is left out, so that what follows it is read as what it is. `error` is the server's, once it came.
+    With `hide_usage` a chunk of chat that carries only usage is left out. A stream that ends without the event that
+    `answers` ends with and without an error event of the server raises UpstreamFailed: a cut answer is never passed off
+    as a finished one. An event that the end cuts is left out, so that what follows it is read as what it is. `error` is
+    the server's, once it came.
     """
 
-    def __init__(self, response: Response, usage: Usage, hide_usage: bool) -> None:
-        self._response, self._usage, self._hide_usage = response, usage, hide_usage
+    def __init__(self, response: Response, usage: Usage, answers: Answers, hide_usage: bool) -> None:
+        self._response, self._usage = response, usage
+        self._hide_usage = hide_usage and answers.usage_on_request
+        self._ends, self._marks = answers.ends, answers.marks
         self._splitter = Splitter()
         self._ended = False
         self.error: Any = None
 
-    async def rest(self) -> AsyncGenerator[bytes, None]:
-        """The batches until `[DONE]`, or the end after an error event of the server. Raises as `batch` does."""
-        while not self._ended:
-            if batch := await self.batch():
-                yield batch
-        await to_end(self._response)
-
     async def batch(self) -> bytes:
-        """The next events, b"" when none of them is for the caller. Raises UpstreamFailed, UpstreamTimeout."""
-        try:
-            data = await self._response.chunk()
-        except TransportError as error:
-            if self.error is None:
-                raise broken(error) from None
-            data = b""  # the server has said itself what went wrong
+        """The next events for the caller, b"" at the end: after the last event, or after an error event of the server
+        and the end. Raises UpstreamFailed, UpstreamTimeout.
+        """
+        while not self._ended:
+            try:
+                data = await self._response.chunk()
+            except TransportError as error:
+                data = self._broken(error)
+            if batch := self._batch(data):
+                return batch
+        if not self._response.complete:
+            await to_end(self._response)
+        return b""
+
+    def _broken(self, error: TransportError) -> bytes:
+        if self.error is None:
+            raise broken(error) from None
+        return b""  # the server has said itself what went wrong
+
+    def _batch(self, data: bytes) -> bytes:
+        """What of these bytes the caller gets now."""
+        if self._splitter.plain(data) and not self._marked(data):
+            self._usage.events += data.count(b"\n\n")
+            return data
         events = self._events(data)
         self._usage.events += len(events)
         batch = b"".join([event for event in events if self._passes(event)])
@@ -84,27 +80,39 @@ class Events:
         if data:
             return self._splitter.feed(data)
         rest = self._splitter.rest()
-        return [rest + b"\n\n"] if data_of(rest).startswith(DONE) else []
+        return [rest + b"\n\n"] if data_of(rest).startswith(DONE) and not self._ends else []
 
     def _passes(self, event: bytes) -> bool:
         """Whether the caller gets this event; takes note of what it says."""
         if self._ended:
-            return False  # nothing belongs to the answer after [DONE]
-        if b'"usage"' not in event and b'"error"' not in event and DONE not in event:
-            return True
-        data = data_of(event)
+            return False  # nothing belongs to the answer after its last event
+        return self._noted(data_of(event)) if self._marked(event) else True
+
+    def _marked(self, events: bytes) -> bool:
+        """Whether one of them may say something that concerns us."""
+        for mark in self._marks:  # noqa: SIM110  # any() costs more than all that it asks
+            if mark in events:
+                return True
+        return False
+
+    def _noted(self, data: bytes) -> bool:
         if data.startswith(DONE):
-            self._ended = self._usage.complete = True
+            self._end(not self._ends)
             return True
         try:
             seen = _SEEN.decode(data)
         except _UNREADABLE:
             return True
-        _fill(self._usage, seen.usage)
-        if seen.error:
-            self.error = seen.error
+        _fill(self._usage, seen.used())
+        self._end(isinstance(seen.type, str) and seen.type in self._ends)
+        if wrong := seen.wrong():
+            self.error = wrong
             return True
         return not (self._hide_usage and seen.usage and _EMPTY.fullmatch(seen.choices))
+
+    def _end(self, now: bool) -> None:
+        if now:
+            self._ended = self._usage.complete = True
 
 
 class Noted:
@@ -152,8 +160,9 @@ async def json_answer(response: Response, usage: Usage) -> bytes:
     except TransportError as error:
         raise broken(error) from None
     try:
-        _fill(usage, _SEEN.decode(data).usage)
-        usage.complete = True
+        seen = _SEEN.decode(data)
+        _fill(usage, seen.usage)
+        usage.complete, usage.failed = True, response.status == 200 and bool(seen.error)
     except _UNREADABLE:
         if response.status < 400:
             raise UpstreamFailed("The model server's answer is not valid JSON.") from None
@@ -165,13 +174,14 @@ def _fill(usage: Usage, seen: Any) -> None:
     if not seen:
         return
     try:
-        found = msgspec.convert(seen, _Usage)
+        found = msgspec.convert(seen, Counted)
     except msgspec.ValidationError:
         return
     usage.said = seen
-    details = found.prompt_tokens_details
-    usage.prompt, usage.completion = found.prompt_tokens, found.completion_tokens
-    usage.cached = details.cached_tokens if details else found.prompt_cache_hit_tokens
+    for name in ("prompt", "completion", "cached"):
+        count = getattr(found, name)
+        if count is not None:  # a later event need not say what an earlier one has said
+            setattr(usage, name, count)
 
 
 def broken(error: TransportError) -> UpstreamFailed:

@@ -2,22 +2,24 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from gateway.body import Body, Fields
+from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest, Refusal
-from gateway.store import Line
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
+_WHOLE = (bytes, Refusal)
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Own:
+class Own(msgspec.Struct, frozen=True):
     """What a key has in place of what its plan says; None: what the plan says."""
 
     requests_per_minute: int | None = None
@@ -27,8 +29,7 @@ class Own:
     explain: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """An API key's owner. `salt` is the cache_salt that keeps its KV cache apart from others'."""
 
     id: str
@@ -71,23 +72,35 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """How a conversation stands: who answered last (`tier`), `age` seconds ago, `turns` user turns in a row; the tier
+    that was decided for it (`level`); and whether the request `continues` a turn: it brings no word of the user's."""
+
+    tier: str
+    level: str
+    age: float = 0.0
+    turns: int = 1
+    continues: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
     (warn | flash_only), whose budget that is (caller | all), and why it is kept on the first tier (budget | share), if
-    it is.
+    it is. `session`: how the request's conversation stands, where that is known.
     """
 
     budget_used: float = 0.0
     budget: str | None = None
     budget_of: str | None = None
     capped: str | None = None
+    session: Session | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(msgspec.Struct, frozen=True):
     """What a caller asked: the few fields that we decide on, and the rest of the body untouched.
 
-    `path` is the upstream path ("/v1/chat/completions" or "/v1/completions"); `headers` has lower-case names;
+    `path` is the upstream path, and says the dialect; `headers` has lower-case names;
     `started` is time.perf_counter() when the head arrived. `bills` gathers the calls to tiers that were made for it.
     `chance`, from 0 up to 1, is drawn for it: exploration goes by that; at 1 nothing is explored.
     """
@@ -99,8 +112,12 @@ class ChatRequest:
     fields: Fields
     headers: Mapping[str, str]
     started: float
-    bills: list[Bill] = field(default_factory=list)
+    bills: list[Bill] = msgspec.field(default_factory=list)
     chance: float = 1.0
+
+    @property
+    def dialect(self) -> Dialect:
+        return DIALECTS[self.path]
 
     def left(self) -> float | None:
         """Seconds until the end of the time that the caller gives the whole exchange (x-request-timeout, counted from
@@ -114,24 +131,24 @@ class ChatRequest:
         return float(given) - (time.perf_counter() - self.started)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """All that a rule may look at; no prompt text, so it may be recorded.
 
-    `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata said so.
+    `api` is the member of a tier's `can` that the request's path needs.
+    `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata, path said so.
     `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
     `load` is requests in flight per tier, from this gateway; `waiting` is requests in the servers' own queues, of tiers
-    that a rule asks it of and that tell. `headers` holds only headers that a rule names.
-    `budget_used`, `budget`, `budget_of` and `capped` are the caller's Standing. `may`: the tiers above the first that
-    its key names in place of its plan. `score` is the local one from 0 (looks simple) to 1, and `measures` what it was
-    made of: None and empty where nothing looks at it, and for a wish.
-    `caller` is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said.
-    `chance` as in ChatRequest.
+    that a rule asks it of and that tell. `headers` holds only headers that a rule names. `budget_used`, `budget`,
+    `budget_of`, `capped` and `session` are of Standing, `chance` of ChatRequest. `may`: the tiers above the first that
+    the caller's key names in place of its plan. `caller` is the key owner's name. `max_tokens` is the longest answer
+    that the caller wants, None when not said. `score` is the local one from 0 (looks simple) to 1, and `measures` what
+    it was made of: None and empty where nothing looks at it, and for a wish.
     """
 
     model: str
     caller: str
     plan: str
+    api: Api = "chat"
     wish: str | None = None
     wished_by: str | None = None
     characters: int = 0
@@ -141,9 +158,9 @@ class Facts:
     json_schema: bool = False
     vision: bool = False
     signals: frozenset[str] = frozenset()
-    headers: Mapping[str, str] = field(default_factory=dict)
-    load: Mapping[str, int] = field(default_factory=dict)
-    waiting: Mapping[str, int] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    load: Mapping[str, int] = msgspec.field(default_factory=dict)
+    waiting: Mapping[str, int] = msgspec.field(default_factory=dict)
     max_tokens: int | None = None
     budget_used: float = 0.0
     budget: str | None = None
@@ -151,8 +168,9 @@ class Facts:
     capped: str | None = None
     may: tuple[str, ...] | None = None
     score: float | None = None
-    measures: Mapping[str, float] = field(default_factory=dict)
+    measures: Mapping[str, float] = {}
     chance: float = 1.0
+    session: Session | None = None
 
 
 class TierState(NamedTuple):
@@ -163,8 +181,7 @@ class TierState(NamedTuple):
     up: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Simple or complex, how sure, who says so and why.
 
     A verdict without a label is a failed classification; `reason` then says how it failed
@@ -184,8 +201,7 @@ class Verdict:
     prompt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Tiers to try in order, the rule that said so, and why.
 
     `chances`: how likely each tier was to be the first, where chance had a part in it; else empty.
@@ -194,19 +210,17 @@ class Route:
     tiers: tuple[str, ...]
     rule: str
     reason: str
-    chances: Mapping[str, float] = field(default_factory=dict)
+    chances: Mapping[str, float] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """The rule wants a verdict first. `draft` is the tier that may start its answer meanwhile, if any."""
 
     rule: str
     draft: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Why this tier answered: kept for explain, log and replay. `draft`: kept | wasted | none; `wasted`: its tokens."""
 
     facts: Facts
@@ -216,23 +230,22 @@ class Decision:
     wasted: int = 0
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(msgspec.Struct):
     """An answer on its way out; the one object with a lifetime: its holder closes it.
 
-    `chunks` yields bytes: whole SSE events for a stream, one chunk for JSON; it raises Refusal when the answer breaks.
-    `tier` is the one that answered, "" for nobody. `waited` is seconds spent waiting for model servers before the first
-    byte, for a place with them included. `decision` is None for what the cache gave. `cache` is hit | miss | bypass |
-    coalesced.
+    `body` is the whole answer, the Refusal that it breaks with before its first byte, or the pieces on their way (of a
+    stream whole SSE events), which raise Refusal when the answer breaks. `tier` is the one that answered, "" for
+    nobody. `waited` is seconds spent waiting for model servers before the first byte, for a place with them included.
+    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced.
     """
 
     status: int
     headers: Headers
-    chunks: AsyncGenerator[bytes, None]
+    body: bytes | Refusal | AsyncGenerator[bytes, None]
     stream: bool
     tier: str
     shut: Callable[[], Awaitable[None]]
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     waited: float = 0.0
     route: Route | None = None
     decision: Decision | None = None
@@ -241,56 +254,35 @@ class Reply:
     @classmethod
     def refused(cls, refusal: Refusal) -> "Reply":
         """A reply that breaks with `refusal` before its first byte."""
-        return cls(refusal.status, [], _breaking(refusal), False, "", _nothing)
+        return cls(refusal.status, [], refusal, False, "", _nothing)
+
+    @property
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The answer in pieces, in any case."""
+        return _pieces(self.body) if isinstance(self.body, _WHOLE) else self.body
+
+    async def read(self) -> bytes:
+        """The whole answer. Raises Refusal."""
+        return self.body if isinstance(self.body, bytes) else b"".join([chunk async for chunk in self.chunks])
 
     def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
         """This reply with the decision that chose it; `waited` adds seconds spent waiting for a verdict."""
-        self.decision, self.route = decision, decision.route
-        self.waited += waited
+        self.decision, self.route, self.waited = decision, decision.route, self.waited + waited
         return self
 
     async def close(self) -> None:
         """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
         try:
-            await self.chunks.aclose()
+            if not isinstance(self.body, _WHOLE):
+                await self.body.aclose()
         finally:
             await self.shut()
 
 
-async def _breaking(refusal: Refusal) -> AsyncGenerator[bytes, None]:
-    raise refusal
-    yield b""
+async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:
+    if isinstance(body, Refusal):
+        raise body
+    yield body
 
 
-async def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
-
-    `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
-    model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
-    the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
-    it.
-    """
-
-    id: str
-    path: str
-    status: int
-    seconds: float
-    overhead: float | None
-    policy: str
-    ttft: float | None = None
-    caller: Caller | None = None
-    model: str | None = None
-    stream: bool = False
-    tier: str | None = None
-    route: Route | None = None
-    decision: Decision | None = None
-    cache: str = "bypass"
-    usage: Usage | None = None
-    error: str | None = None
-    costs: Sequence[Line] = ()
-    limited: str | None = None
+async def _nothing() -> None: ...

@@ -29,8 +29,11 @@ class Wire(Protocol):
         """Call nobody any more."""
         ...
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """The answer's head; it may wait for the first write."""
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        """The answer's head; it goes out with the first write. `length` of an answer that comes in one piece.
+
+        Raises ValueError when a header holds what none may.
+        """
         ...
 
     async def write(self, data: bytes, more: bool) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from gateway.store import Store, open_store
+from gateway.store import ALL, Store, open_store
 
 T = TypeVar("T")
 
@@ -20,3 +20,9 @@ def on(url: str | None, scenario: Callable[[Store], Awaitable[T]]) -> T:
             await store.close()
 
     return asyncio.run(main())
+
+
+async def scripts_known(store: Store) -> None:
+    """A script that a server does not know yet comes to its turn a little later."""
+    for account in ("ann", "bob", ALL):
+        await store.settle(account, "")

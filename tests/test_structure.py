@@ -11,8 +11,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration"},
     {"body", "store", "transport", "openapi", "workers"},
+    {"dialects"},
     {"types", "protocol", "score"},
     {"policy", "stream", "usage", "recorded"},
+    {"sessions"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
     {"triage", "draft", "replay"},

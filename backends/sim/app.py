@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from backends.sim import generate, plan, replies
+from backends.sim import dialects, generate, plan, replies, responses
 from backends.sim.engine import Engine, Sequence
 from backends.sim.engines import adapted, deciding
 from backends.sim.faults import NONE, Fault, Faults, error_type, from_header
 from backends.sim.metrics import Metrics
 from backends.sim.models import model_list, tokenized
-from backends.sim.prompt import chat_prompt, completion_prompt
+from backends.sim.prompt import chat_prompt, completion_prompt, thinks
 from backends.sim.protocol import ChatRequest, CompletionRequest, Request, RequestError, check, decode
 from backends.sim.settings import Settings
 from backends.sim.state import Entry, State
@@ -20,6 +21,10 @@ from backends.sim.wire import Cut, Receive, Scope, Send, Wire
 
 VERSION = "0.33.0"
 Call = Callable[[Scope, bytes, Wire], Awaitable[None]]
+SPOKEN: dict[str, tuple[Callable[..., Awaitable[None]], Callable[..., Awaitable[None]]]] = {
+    "/v1/messages": (dialects.message_stream, dialects.message),
+    "/v1/responses": (responses.stream, responses.whole),
+}
 
 
 class Simulator:
@@ -35,6 +40,10 @@ class Simulator:
             "/v1/chat/completions": {"POST": self._generate},
             "/v1/completions": {"POST": self._generate},
             "/v1/decisions": {"POST": self._generate},
+            "/v1/messages": {"POST": self._generate},
+            "/v1/messages/count_tokens": {"POST": self._count},
+            "/v1/responses": {"POST": self._generate},
+            "/v1/embeddings": {"POST": self._embed},
             "/v1/models": {"GET": self._models},
             "/tokenize": {"POST": self._tokenize},
             "/health": {"GET": self._health},
@@ -73,7 +82,10 @@ class Simulator:
         try:
             await self._route(scope)(scope, body, wire)
         except RequestError as error:
-            await wire.json(error.status, error.body())
+            told = error.body()
+            if scope["path"].startswith("/v1/messages"):
+                told = {"type": "error", "error": {"type": error.kind, "message": error.message}}
+            await wire.json(error.status, told)
         except RecursionError:
             await wire.json(400, RequestError("The body is nested too deeply.").body())
         except Cut:
@@ -133,10 +145,9 @@ class Simulator:
         entry.status = 200
         if scope["path"] == "/v1/decisions":
             await generate.decision(generation, shaped, list(known.constraint.choices), wire)
-        elif request.stream:
-            await generate.stream(generation, shaped, request, wire)
-        else:
-            await generate.whole(generation, shaped, wire)
+            return
+        stream, whole = SPOKEN.get(scope["path"], (partial(generate.stream, request=request), generate.whole))
+        await (stream if request.stream else whole)(generation, shaped, wire=wire)
 
     def _tells(self, fault: Fault) -> bool:
         """Whether logprobs are given where they are asked for."""
@@ -153,11 +164,13 @@ class Simulator:
         kind = (_header(scope, b"content-type") or "").split(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError("Unsupported Media Type: Only 'application/json' is allowed")
-        chat = scope["path"] == "/v1/chat/completions"
         request: Request
         if scope["path"] == "/v1/decisions":
             request = deciding(body, self.settings)
+        elif scope["path"] in dialects.SHAPES:
+            request = dialects.as_chat(scope["path"], body)
         else:
+            chat = scope["path"] == "/v1/chat/completions"
             request = decode(body, ChatRequest) if chat else decode(body, CompletionRequest)
         if request.model and request.model not in self.settings.served_model_name:
             message = f"The model `{request.model}` does not exist."
@@ -182,6 +195,14 @@ class Simulator:
             f"(parameter=input_tokens, value={prompt})"
         )
         raise RequestError(message, "input_tokens")
+
+    async def _count(self, scope: Scope, body: bytes, wire: Wire) -> None:
+        chat = decode(body, dialects.MessagesRequest).as_chat()
+        check(chat, priority_scheduling=False)
+        await wire.json(200, {"input_tokens": len(chat_prompt(chat, thinks(chat, self.settings.default_thinking)))})
+
+    async def _embed(self, scope: Scope, body: bytes, wire: Wire) -> None:
+        await wire.json(200, dialects.embedded(body, self.settings.model))
 
     async def _models(self, scope: Scope, body: bytes, wire: Wire) -> None:
         await wire.json(200, model_list(self.settings))

@@ -66,11 +66,17 @@ async def decision(generation: Generation, shaped: Shape, choices: list[str], wi
     await wire.json(200, decided(shaped, generation.plans[0], generation.usage(), choices))
 
 
-async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:
-    """Answer in one JSON body."""
+async def collected(generation: Generation) -> list[list[Step]]:
+    """Each choice's tokens, when all are made."""
     made: list[list[Step]] = [[] for _ in generation.plans]
     async for index, step in generation.steps():
         made[index].append(step)
+    return made
+
+
+async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:
+    """Answer in one JSON body."""
+    made = await collected(generation)
     choices = [
         replies.choice(shaped, i, made[i], plan.finish, plan.stop) for i, plan in enumerate(generation.plans)
     ]  # fmt: skip

@@ -47,8 +47,8 @@ class Wire:
             raise Cut
         await self._bytes(raw, more=False)
 
-    async def event(self, body: JSON) -> None:
-        """Send one server-sent event; the first one sends the headers."""
+    async def event(self, body: JSON, name: str = "") -> None:
+        """Send one server-sent event, named or not; the first one sends the headers."""
         if not self.started:
             await self._start(200, {"content-type": "text/event-stream; charset=utf-8"})
         await self._trouble()
@@ -56,13 +56,13 @@ class Wire:
         raw = msgspec.json.encode(body)
         if self.fault.malformed_sse and self._chunks % 3 == 0:
             raw = b'{"id": "broken", "choices": [' + raw[:20]
-        await self._bytes(b"data: " + raw + b"\n\n", more=True)
+        head = b"event: " + name.encode() + b"\n" if name else b""
+        await self._bytes(head + b"data: " + raw + b"\n\n", more=True)
 
-    async def done(self) -> None:
-        """End the stream."""
+    async def done(self, last: bytes = b"data: [DONE]\n\n") -> None:
+        """End the stream with its last event."""
         await self._trouble()
-        last = b"" if self.fault.no_done else b"data: [DONE]\n\n"
-        await self._bytes(last, more=False)
+        await self._bytes(b"" if self.fault.no_done else last, more=False)
 
     async def _trouble(self) -> None:
         """Stall or cut, when this many chunks have left."""

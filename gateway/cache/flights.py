@@ -11,11 +11,11 @@ import msgspec
 from gateway.cache.entry import LONGEST, Entry, kept
 from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
-from gateway.cache.turn import Turn
+from gateway.cache.turn import Place
 from gateway.cache.verdicts import Verdicts
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
-from gateway.store import VALUE_LIMIT, Store
+from gateway.store import VALUE_LIMIT, Store, Turn
 from gateway.types import ChatRequest, Reply
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
@@ -26,10 +26,13 @@ Keep = Callable[[Reply, bytes], Awaitable[None]]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
-def worth_keeping(reply: Reply, data: bytes) -> bool:
-    """Whether a complete answer may be given again: no error, and not what failover or a missing verdict led to."""
+def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
+    """Whether a complete answer may be given again: no error, and not what failover or a missing verdict led to.
+
+    `holds`: what every whole answer of the dialect holds.
+    """
     decision = reply.decision
-    if not decision or reply.status != 200 or reply.usage.failed or b'"choices"' not in data:
+    if not decision or reply.status != 200 or reply.usage.failed or holds not in data:
         return False
     if decision.verdict and not decision.verdict.label:
         return False
@@ -47,44 +50,47 @@ class Flights:
         self.verdicts = Verdicts(store)
         self._flights: dict[Form, Flight] = {}
 
-    async def share(self, key: bytes | None, request: ChatRequest, policy: Policy, make: Make) -> Reply:
-        """`make`'s reply, or a running one with the same key. Without a key nothing is shared or remembered."""
-        if key is None or not policy.caching:
+    async def share(self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make) -> Reply:
+        """`make`'s reply, or a running one with the same key. Without a turn nothing is shared or remembered."""
+        if turn is None or not policy.caching:
             return await make()
-        form = (key, form_of(request.fields))
+        form = (turn.key, form_of(request.fields))
         flight = self._flights.get(form)
         if flight:
+            if turn.holder == turn.token:  # a flight for which the store did not answer is on its way already
+                self._store.end_turn(request.caller.id, turn.key, turn.token)
             return await flight.board("coalesced")
-        turn = Turn(self._store, request.caller.id, key)
-        first = partial(_first, turn, request, policy.caching.wait, make)
-        keep = partial(self._keep, request, turn, policy.caching.ttl)
-        flight = self._flights[form] = Flight(first, keep, partial(self._leave, form), turn)
+        place = Place(self._store, request.caller.id, turn)
+        first = partial(_first, place, request, policy.caching.wait, make)
+        keep = partial(self._keep, request, place, policy.caching.ttl)
+        flight = self._flights[form] = Flight(first, keep, partial(self._leave, form), place)
         return await flight.board("miss")
 
-    async def _keep(self, request: ChatRequest, turn: Turn, ttl: float, reply: Reply, data: bytes) -> None:
-        if not worth_keeping(reply, data) or reply.stream != bool(request.fields.stream):
+    async def _keep(self, request: ChatRequest, place: Place, ttl: float, reply: Reply, data: bytes) -> None:
+        holds = request.dialect.answers.holds
+        if not worth_keeping(reply, data, holds) or reply.stream != bool(request.fields.stream):
             return
         usage = msgspec.json.encode(reply.usage.said)
         rule = reply.route.rule if reply.route else ""
         kind = dict(reply.headers).get(b"content-type", b"")
         entry = Entry(form_of(request.fields), kind, usage, reply.tier, rule, data)
-        pack = partial(kept, entry, turn.key, request.caller)
+        pack = partial(kept, entry, place.key, request.caller)
         value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
         if len(value) <= VALUE_LIMIT:
-            await self._store.remember(request.caller.id, turn.key, value, ttl)
-            turn.kept = True
+            self._store.remember(request.caller.id, place.key, value, ttl)  # goes out before the end of the turn
+            place.kept = True
 
     def _leave(self, form: Form, ended: "Flight") -> None:
         if self._flights.get(form) is ended:
             del self._flights[form]
 
 
-async def _first(turn: Turn, request: ChatRequest, wait: float, make: Make) -> Reply:
+async def _first(place: Place, request: ChatRequest, wait: float, make: Make) -> Reply:
     """What another process answers meanwhile, else `make`'s reply."""
     started = time.perf_counter()
-    entry = await turn.come(wait)
+    entry = await place.come(wait)
     waited = time.perf_counter() - started
-    reply = replay(entry, turn.key, request) or await make()
+    reply = replay(entry, place.key, request) or await make()
     reply.waited += waited
     return reply
 
@@ -92,8 +98,8 @@ async def _first(turn: Turn, request: ChatRequest, wait: float, make: Make) -> R
 class Flight:
     """One answer for several callers: it runs until it is complete or nobody waits for it any more."""
 
-    def __init__(self, make: Make, keep: Keep, leave: Callable[["Flight"], None], turn: Turn) -> None:
-        self._make, self._keep, self._leave, self._turn = make, keep, leave, turn
+    def __init__(self, make: Make, keep: Keep, leave: Callable[["Flight"], None], place: Place) -> None:
+        self._make, self._keep, self._leave, self._place = make, keep, leave, place
         self._reply: Reply | None = None
         self._error: BaseException | None = None
         self._complete = False
@@ -101,7 +107,7 @@ class Flight:
         self._size = 0
         self._read: dict[object, int] = {}  # reader -> chunks taken
         self._freed = self._freed_bytes = 0
-        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting: list[asyncio.Future[None]] = []
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._landed)
 
@@ -111,7 +117,7 @@ class Flight:
         self._read[reader] = 0
         try:
             while not self._reply and not self._error:
-                await asyncio.shield(self._news)
+                await self._news()
         except BaseException:
             await self._step_off(reader)
             raise
@@ -136,7 +142,7 @@ class Flight:
                 return
             if self._error:
                 raise self._error
-            await asyncio.shield(self._news)
+            await self._news()
 
     async def _step_off(self, reader: object) -> None:
         """Safe to call twice. The last one to leave stops the flight, but not what it still has to remember."""
@@ -149,7 +155,7 @@ class Flight:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        async with self._turn:
+        with self._place:
             reply = self._reply = await self._make()
             self._tell()
             try:
@@ -175,7 +181,7 @@ class Flight:
             return
         self._leave(self)  # too long to be remembered: nobody boards any more, and what all have read is dropped
         while self._read and self._behind() > AHEAD:
-            await asyncio.shield(self._news)
+            await self._news()
 
     def _behind(self) -> int:
         """The bytes that the slowest reader has yet to take; what all have taken is dropped."""
@@ -185,7 +191,14 @@ class Flight:
             self._freed = at + 1
         return self._size - self._freed_bytes
 
+    def _news(self) -> "asyncio.Future[None]":
+        """Done when there is more to know."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        return waiting
+
     def _tell(self) -> None:
-        news, self._news = self._news, asyncio.get_running_loop().create_future()
-        if not news.done():
-            news.set_result(None)
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)

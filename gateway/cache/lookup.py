@@ -1,7 +1,6 @@
 """Which earlier answer is this request's?"""
 
 import hmac
-from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -13,6 +12,7 @@ from gateway.types import ChatRequest, Reply, Route
 # Members that change nothing in the answer, or only its form.
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
 FORM = frozenset({"stream", "stream_options"})
+UNTOLD = IGNORED | FORM
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
 
@@ -22,6 +22,11 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
 
     The key covers the caller and its plan, the policy, the models, the path, the headers that can change the route, and
     every member of the body save IGNORED and FORM, byte by byte; null counts as absent.
+
+    What names a session is covered, as header, metadata or messages: an answer is given again in its own conversation
+    only, so that one which was escalated gets no weaker tier's answer from another. Within a conversation the same
+    request is a repetition: its answer stands, whatever tier gave it (the entry says which) and wherever the
+    conversation went since. A hit leaves the session as it is.
     """
     rules, fields, body = policy.caching, request.fields, request.body
     if not rules or fields.temperature is None or (fields.tools and not rules.when.tools):
@@ -31,13 +36,12 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
         return None
     if fields.stream_options is not None and not fields.stream:
         return None  # a server refuses it: so must we
-    names = sorted(body.spans.keys() - IGNORED - FORM)
-    members = [(name, value) for name in names if (value := body.raw(name))]
-    headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers)]
-    models = [(name, tier.model) for name, tier in policy.tiers.items()]
+    members = [(name, value) for name in sorted(body.spans) if name not in UNTOLD and (value := body.raw(name))]
+    named = policy.sessions.headers if policy.sessions else ()
+    headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers, *named)]
     whole = (
         policy.digest,
-        models,
+        policy.once(_models),
         request.caller.plan,
         request.caller.own.may,
         request.path,
@@ -48,11 +52,16 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     return hmac.digest(request.caller.salt.encode(), msgspec.msgpack.encode(whole), "sha256")
 
 
+def _models(policy: Policy) -> list[tuple[str, str]]:
+    return [(name, tier.model) for name, tier in policy.tiers.items()]
+
+
 def _apart(request: ChatRequest) -> bytes:
     """The request's form where no other form can be made of its answer, else b""."""
     form, body = form_of(request.fields), request.body
+    other = request.dialect.api != "chat"  # only chunks are made whole, and back
     whole = request.path.endswith("/chat/completions") or body.raw("logprobs") is None
-    same = form in CONVERTIBLE and whole and not any(body.raw(name) for name in APART)
+    same = form in CONVERTIBLE and whole and not other and not any(map(body.raw, APART & body.spans.keys()))
     return b"" if same else b"stream" + form if request.fields.stream else b"json"
 
 
@@ -70,11 +79,7 @@ def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply
         return None
     kind = entry.kind if entry.form == form else b"application/json" if form == JSON else b"text/event-stream"
     route, stream = Route((entry.tier,), entry.rule, "cache"), form != JSON
-    return Reply(200, [(b"content-type", kind)], _one(told), stream, entry.tier, _nothing, route=route, cache="hit")
-
-
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
+    return Reply(200, [(b"content-type", kind)], told, stream, entry.tier, _nothing, route=route, cache="hit")
 
 
 async def _nothing() -> None:

@@ -4,10 +4,10 @@ import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.cache.entry import sealed, unsealed
 from gateway.store import Store

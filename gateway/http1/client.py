@@ -3,9 +3,9 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Coroutine
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gateway.http1.connection import KEEP_ALIVE, Connection, Kind, Limits, TransportError
@@ -52,25 +52,32 @@ class Response:
                 return value
         return b""
 
-    async def chunk(self) -> bytes:
-        """Body bytes as they come, b"" at the end. Raises TransportError, also when the answer was closed."""
-        if not self._connection:
-            raise TransportError("closed", "the answer was closed", started=True)
-        return await self._connection.read(self._idle)
+    @property
+    def complete(self) -> bool:
+        """Nothing more will come; what came may not be read yet."""
+        return self._connection is None or self._connection.complete
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while data := await self.chunk():
-            yield data
+    def chunk(self) -> Coroutine[Any, Any, bytes]:
+        """Body bytes as they come, b"" at the end. Raises TransportError, also when the answer was closed."""
+        return self._open().read(self._idle)
 
     async def read(self, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes. Raises TransportError, also when it is longer."""
-        parts, size = [], 0
-        while data := await self.chunk():
-            parts.append(data)
-            size += len(data)
+        connection, parts, size = self._open(), [], 0
+        while not connection.complete:
+            parts.append(await connection.read(self._idle))
+            size += len(parts[-1])
             if size > limit:
-                raise TransportError("closed", f"the server's answer is over {limit} bytes", started=True)
+                break
+        parts.append(connection.take(self._idle))
+        if size + len(parts[-1]) > limit:
+            raise TransportError("closed", f"the server's answer is over {limit} bytes", started=True)
         return b"".join(parts)
+
+    def _open(self) -> Connection:
+        if not self._connection:
+            raise TransportError("closed", "the answer was closed", started=True)
+        return self._connection
 
     def close(self) -> None:
         """Give the connection back. Safe to call twice."""
@@ -99,10 +106,15 @@ class Client:
         """
         data, end = head + body, asyncio.get_running_loop().time() + limits.total
         connection = self._kept(origin)
-        if connection and await self._answers(connection, data, limits, end):
-            return Response(self, origin, connection, limits.idle)
+        if connection:
+            try:
+                await connection.exchange(data, limits.first_byte, end)
+                return Response(self, origin, connection, limits.idle)
+            except TransportError as error:
+                if error.kind != "closed" or error.started:
+                    raise
         connection = await self._connect(origin, limits, end)
-        await _exchange(connection, data, limits, end)
+        await connection.exchange(data, limits.first_byte, end)
         return Response(self, origin, connection, limits.idle)
 
     def give_back(self, origin: Origin, connection: Connection) -> None:
@@ -133,16 +145,6 @@ class Client:
                 return connection
         return None
 
-    async def _answers(self, connection: Connection, data: bytes, limits: Limits, end: float) -> bool:
-        """False when a kept connection turns out to have been closed before it carried a byte of an answer."""
-        try:
-            await _exchange(connection, data, limits, end)
-        except TransportError as error:
-            if error.kind != "closed" or error.started:
-                raise
-            return False
-        return True
-
     async def _connect(self, origin: Origin, limits: Limits, end: float) -> Connection:
         loop = asyncio.get_running_loop()
         seconds = min(limits.connect, end - loop.time())
@@ -160,13 +162,3 @@ class Client:
         except (OSError, UnicodeError) as error:
             raise TransportError("connect", f"no connection to {origin.host}:{origin.port}: {error}") from None
         return connection
-
-
-async def _exchange(connection: Connection, data: bytes, limits: Limits, end: float) -> None:
-    """Send the request, wait for the answer's head; close the connection if that fails or is given up."""
-    try:
-        connection.send(data, limits.first_byte, end)
-        await connection.wait_head()
-    except BaseException:
-        connection.abort()
-        raise

@@ -12,8 +12,7 @@ Works on asyncio's own loop and on uvloop.
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import httptools
 
@@ -33,8 +32,7 @@ class TransportError(Exception):
         self.started = started
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """Seconds. `connect` for the connection, `first_byte` for the head and the first body bytes, `idle` between later
     ones, `total` for everything."""
 
@@ -53,10 +51,10 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._lost = self._resting = False
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._chunks: deque[bytes] = deque()
         self._size = self._quiet = 0
         self._paused = self._framed = self._headless = False
@@ -83,7 +81,8 @@ class Connection(asyncio.Protocol):
         if self._size > HIGH_WATER and not self._paused and not self._error and self._transport:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._waiter:
+            self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost = True
@@ -96,7 +95,8 @@ class Connection(asyncio.Protocol):
 
     # -- the parser's side -------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
-        self._still_open()
+        if self.complete:
+            self._stray()
         self.headers, self._framed = [], False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -115,7 +115,8 @@ class Connection(asyncio.Protocol):
             self.complete = self._headless
 
     def on_body(self, data: bytes) -> None:
-        self._still_open()
+        if self.complete:
+            self._stray()
         self._chunks.append(data)
         self._size += len(data)
         self._quiet = 0
@@ -126,14 +127,24 @@ class Connection(asyncio.Protocol):
             self.complete = True
             self.keep = self._framed and self._parser.should_keep_alive()
 
-    def _still_open(self) -> None:
+    def _stray(self) -> None:
         """Stops the parser at bytes that nobody asked for; a connection that brings them cannot be trusted."""
-        if self.complete:
-            raise ValueError("bytes after the end of the answer")
+        raise ValueError("bytes after the end of the answer")
 
     # -- our side ----------------------------------------------------------------------------------------------------
-    def send(self, data: bytes, first_byte: float, end: float) -> None:
-        """Start an exchange with the request's bytes. `first_byte` in seconds, `end` in the loop's time."""
+    async def exchange(self, data: bytes, first_byte: float, end: float) -> None:
+        """Send the request's bytes and return when status and headers are there. `first_byte` in seconds, `end` in the
+        loop's time. Raises TransportError; what fails or is given up closes the connection.
+        """
+        self._send(data, first_byte, end)
+        try:
+            while not self.head:
+                await self._news()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _send(self, data: bytes, first_byte: float, end: float) -> None:
         assert self._transport
         self._reset()
         self._resting = False
@@ -145,19 +156,19 @@ class Connection(asyncio.Protocol):
         self._allow("first_byte", first_byte)
         self._transport.write(data)
 
-    async def wait_head(self) -> None:
-        """Until status and headers are there. Raises TransportError."""
-        while not self.head:
-            await self._wait()
-
     async def read(self, idle: float) -> bytes:
         """All body bytes that have arrived, at least one; b"" at the end. Raises TransportError after what arrived."""
-        while not self._chunks:
-            if self.complete:
-                return b""
-            await self._wait()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
+        while not self._chunks and not self.complete:
+            await self._news()
+        return self.take(idle)
+
+    def take(self, idle: float) -> bytes:
+        """All body bytes that have arrived."""
+        chunks = self._chunks
+        if not chunks:
+            return b""
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
         self._size = 0
         if not self.complete and not self._error:
             self._allow("idle", idle)
@@ -188,18 +199,17 @@ class Connection(asyncio.Protocol):
         if self._transport:
             self._transport.abort()
 
-    async def _wait(self) -> None:
+    def _news(self) -> "asyncio.Future[None]":
+        """Done when something came. There is one reader, so an older waiter is one that was given up."""
         if self._error:
             raise self._error
         self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def _wake(self) -> None:
-        if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter and not waiter.done():
+            waiter.set_result(None)
 
     def _gone(self) -> TransportError:
         return TransportError("closed", "the server closed the connection", started=self.started)

@@ -9,6 +9,7 @@ from gateway.policy.differences import differences
 from gateway.policy.file import Policy
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
+from gateway.policy.matching import Range
 from gateway.policy.model import (
     LOCAL,
     Caching,
@@ -17,6 +18,7 @@ from gateway.policy.model import (
     Failover,
     Price,
     Reason,
+    Sessions,
     Tier,
     TierLimits,
     Timeouts,
@@ -28,8 +30,7 @@ from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording
-from gateway.policy.routes import Bands, Split, Step
-from gateway.policy.rules import Range, Rule, When
+from gateway.policy.rules import Bands, Rule, Split, Step, When
 from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 
@@ -57,6 +58,7 @@ __all__ = [
     "Reason",
     "Recording",
     "Rule",
+    "Sessions",
     "Split",
     "Step",
     "TestCaller",

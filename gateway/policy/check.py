@@ -194,6 +194,7 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None)
         rules=written.rules,
         failover=written.failover,
         caching=written.caching,
+        sessions=written.sessions,
         record=written.record,
         callers=callers,
         budget=written.budget,

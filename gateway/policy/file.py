@@ -3,15 +3,15 @@
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from gateway.calibration import Layer
-from gateway.policy.model import Caching, Failover, Name, Printable, Tier, Triage
+from gateway.policy.matching import STRICT
+from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
-from gateway.policy.routes import STRICT
 from gateway.policy.rules import Rule
 from gateway.policy.trials import PolicyTest
 
@@ -43,6 +43,7 @@ class PolicyFile:
     ] = field(default_factory=dict)
     failover: Annotated[Failover, Field(description="who answers when a tier fails")] = field(default_factory=Failover)
     caching: Annotated[Caching | None, Field(description="answers that are remembered; null remembers none")] = None
+    sessions: Annotated[Sessions | None, Field(description="conversations keep their tier; null: they do not")] = None
     record: Annotated[Recording, Field(description="which decisions are recorded")] = field(default_factory=Recording)
     callers: Annotated[
         Callers | None, Field(description="plans; left out, one plan named default may reach every tier")
@@ -77,6 +78,7 @@ class Policy:
     rules: tuple[Rule, ...]
     failover: Failover
     caching: Caching | None
+    sessions: Sessions | None
     record: Recording
     callers: Callers
     budget: Budget | None
@@ -94,11 +96,12 @@ class Policy:
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
         """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""
         key = (function, *values)
-        if key not in self._known:
+        known: tuple[T] | None = self._known.get(key)
+        if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            self._known[key] = function(*values, self)
-        return cast("T", self._known[key])
+            known = self._known[key] = (function(*values, self),)
+        return known[0]
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: from the plan's lowest one up to the highest named.

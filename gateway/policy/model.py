@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from gateway.policy.matching import STRICT, Range, listed
 from gateway.policy.prompts import Prompt
-from gateway.policy.routes import STRICT
-from gateway.policy.rules import Range, listed
+from gateway.policy.rules import header_name
 from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -85,6 +85,10 @@ class Can:
     tools: Annotated[bool, Field(description="tool calls")] = True
     json_schema: Annotated[bool, Field(description="answers after a JSON schema")] = True
     vision: Annotated[bool, Field(description="images in the prompt")] = False
+    chat: Annotated[bool, Field(description="/v1/chat/completions and /v1/completions")] = True
+    messages: Annotated[bool | None, Field(description="/v1/messages; null: vllm can, openai cannot")] = None
+    responses: Annotated[bool | None, Field(description="/v1/responses; null: vllm can, openai cannot")] = None
+    embeddings: Annotated[bool, Field(description="/v1/embeddings")] = False
     context: Annotated[Count, Field(description="longest prompt, in tokens")] = 1048576
 
 
@@ -116,6 +120,11 @@ class Tier:
         str | None,
         Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the servers' API key"),
     ] = None
+
+    def serves(self, api: Literal["chat", "messages", "responses", "embeddings"]) -> bool:
+        """Whether its servers have the paths of `api`."""
+        told: bool | None = getattr(self.can, api)
+        return self.engine == "vllm" if told is None else told
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,9 @@ class Triage:
     waste: Annotated[Waste | None, Field(description="when speculation stops by itself; null: never")] = Waste()
     input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
     cache: Annotated[Duration | None, Field(description="how long a verdict is remembered; null: not at all")] = 3600.0
+    unit: Annotated[
+        Literal["user_turn", "request"], Field(description="user_turn: a tool's result goes where its turn went")
+    ] = "user_turn"
     otherwise: Annotated[
         dict[Reason, str],
         Field(description="the tier without a verdict, by default the first; local: the score decides"),
@@ -194,6 +206,45 @@ class Caching:
     ttl: Annotated[Duration, Field(description="how long an answer is remembered")] = 600.0
     wait: Annotated[Duration, Field(description="the longest wait for the same answer in another process")] = 20.0
     when: Annotated[CachingWhen, Field(description="which requests are remembered")] = CachingWhen()
+
+
+def session_key(source: str) -> str:
+    """Raises ValueError for what cannot name a conversation."""
+    kind, _, name = source.partition(":")
+    if source != "prefix" and not (kind in ("header", "metadata") and name):
+        raise ValueError("a session's key is header:NAME, metadata:NAME or prefix")
+    return f"header:{header_name(name)}" if kind == "header" else source
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """How conversations are told apart, and how long and when one stays on its tier.
+
+    The first of `key` that a request has names its conversation, among its caller's; `prefix` stands for all that was
+    said before the first answer. `stay`: until_escalated: once a rule or a verdict chose a higher tier, no verdict
+    takes it down; on the lower tier each user turn may escalate. turn: each user turn goes where its verdict says, but
+    down only where that costs no more than it saves. always: it stays where it began.
+    """
+
+    __pydantic_config__ = STRICT
+    key: Annotated[
+        tuple[Annotated[str, AfterValidator(session_key)], ...],
+        BeforeValidator(listed, json_schema_input_type=tuple[str, ...]),
+        Field(min_length=1, description="what names a conversation: header:NAME, metadata:NAME, prefix"),
+    ] = ("header:x-session-id", "metadata:session_id", "prefix")
+    ttl: Annotated[Duration, Field(description="how long a conversation is remembered after an answer")] = 3600.0
+    stay: Annotated[
+        Literal["until_escalated", "turn", "always"], Field(description="when a conversation may change its tier")
+    ] = "until_escalated"
+
+    def __post_init__(self) -> None:
+        if "prefix" in self.key[:-1]:
+            raise ValueError("every conversation has a prefix: it must be the last key")
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The headers among the keys."""
+        return tuple(source.removeprefix("header:") for source in self.key if source.startswith("header:"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gateway.policy.matching import STRICT
 from gateway.policy.model import Count, Duration, Name, Several, Share
-from gateway.policy.routes import STRICT
 
 TokenCount = Annotated[int, Field(ge=1, le=100_000_000)]
 Without = Literal["deny", "local", "allow"]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from gateway.policy.routes import STRICT
+from gateway.policy.matching import STRICT
 from gateway.types import Label
 
 MEMBER = r"^[a-z][a-z_]{0,31}$"

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from gateway.policy.matching import STRICT
 from gateway.policy.model import Count, Duration, Share
-from gateway.policy.routes import STRICT
 
 
 @dataclass(frozen=True, slots=True)

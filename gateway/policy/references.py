@@ -11,7 +11,7 @@ from gateway.policy.model import LOCAL
 from gateway.policy.patterns import regex_problem
 from gateway.policy.problems import Path, meant
 from gateway.policy.prompts import BUILT_IN
-from gateway.policy.routes import ASKING
+from gateway.policy.rules import ASKING
 
 WISHES = ("auto", "auto:fast", "auto:best")
 RESERVED = {"auto", "fast", "best", LOCAL}
@@ -48,6 +48,7 @@ def check(document: Document) -> None:
     check_signals(document)
     check_prompts(document)
     check_aliases(document)
+    check_sessions(document)
     check_rules(document)
 
 
@@ -71,8 +72,10 @@ def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
             yield from names(mapping(given).get(key), ("callers", "plans", plan, key))
     for at, rule in items(document, "rules"):
         yield from routed(rule.get("route"), ("rules", at, "route"))
+        yield from names(mapping(rule, "when", "session").get("tier"), ("rules", at, "when", "session", "tier"))
     for at, test in items(document, "tests"):
         yield from names(mapping(test, "expect").get("tier"), ("tests", at, "expect", "tier"))
+        yield from names(mapping(test, "session").get("tier"), ("tests", at, "session", "tier"))
 
 
 def routed(route: object, path: Path) -> Iterator[tuple[Path, str]]:
@@ -184,6 +187,17 @@ def check_aliases(document: Document) -> None:
         known(document, "tier", names(target, ("aliases", alias)), [*WISHES, *tiers])
         if alias.lower() in taken:
             document.blame(("aliases", alias), f'"{alias}" is a model name already', key=True)
+
+
+def check_sessions(document: Document) -> None:
+    if document.data.get("sessions") is not None:
+        return
+    looking = [
+        ("rules", at, "when", "session") for at, rule in items(document, "rules") if mapping(rule, "when", "session")
+    ]
+    giving = [("tests", at, "session") for at, test in items(document, "tests") if mapping(test, "session")]
+    for path in (*looking, *giving):
+        document.blame(path, "this policy has no `sessions`: no conversation is known", key=True)
 
 
 def check_rules(document: Document) -> None:

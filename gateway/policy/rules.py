@@ -1,25 +1,27 @@
-"""Which requests does a rule match?"""
+"""Which requests does a rule match, and where does it send them?"""
 
 import math
 import operator
-from collections.abc import Callable
+import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from gateway.policy.routes import STRICT, Target
+from gateway.policy.matching import (
+    STRICT,
+    Check,
+    Choice,
+    Names,
+    Range,
+    check_choice,
+    check_range,
+    told,
+)
 from gateway.types import Facts
 
 SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "x-api-key")
-Matcher = Callable[[Facts], bool]
-
-
-def listed(value: object) -> object:
-    """One name stands for a list of one."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
+ASKING = re.compile(r"<(0?\.[0-9]+|1|1\.0+)")
 
 
 def header_name(name: str) -> str:
@@ -29,47 +31,15 @@ def header_name(name: str) -> str:
     return name.lower()
 
 
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(listed, json_schema_input_type=str | tuple[str, ...]),
-    Field(min_length=1),
-]
+def band(text: str) -> str:
+    """A band's key: "<0.35" or "else"."""
+    if text != "else" and not ASKING.fullmatch(text):
+        raise ValueError('a band is "<" and a probability up to 1, as in "<0.35", or else')
+    return text
+
+
 HeaderName = Annotated[str, AfterValidator(header_name)]
-Bound = Annotated[float | None, Field(ge=0)]
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Both ends belong to it; an end that is left out is open."""
-
-    __pydantic_config__ = STRICT
-    min: Annotated[Bound, Field(description="smallest value that matches")] = None
-    max: Annotated[Bound, Field(description="largest value that matches")] = None
-
-    def __post_init__(self) -> None:
-        if self.min is None and self.max is None:
-            raise ValueError("give min, max or both")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"can never match: min {self.min:g} is above max {self.max:g}")
-
-    def __str__(self) -> str:
-        ends = {"min": self.min, "max": self.max}
-        return ", ".join(f"{name} {end:g}" for name, end in ends.items() if end is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Except:
-    """All names but these."""
-
-    __pydantic_config__ = STRICT
-    names: Annotated[Names, Field(alias="not", description="names that do not match")]
-
-
-def shape_of_choice(value: object) -> str:
-    return "except" if isinstance(value, dict | Except) else "names"
-
-
-Choice = Annotated[Annotated[Names, Tag("names")] | Annotated[Except, Tag("except")], Discriminator(shape_of_choice)]
+Band = Annotated[str, AfterValidator(band)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +69,22 @@ class TierLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionMatch:
+    """How the conversation stands. One that is not known has no tier and no age."""
+
+    __pydantic_config__ = STRICT
+    tier: Annotated[Choice | None, Field(description="the tier that answered last: a name, a list, or {not: name}")] = (
+        None
+    )
+    age: Annotated[Range | None, Field(description="seconds since that answer")] = None
+    turns: Annotated[Range | None, Field(description="user turns in a row that this tier answered")] = None
+
+    def __post_init__(self) -> None:
+        if self.tier is None and self.age is None and self.turns is None:
+            raise ValueError("give tier, age, turns or several of them")
+
+
+@dataclass(frozen=True, slots=True)
 class When:
     """A request matches when all that is given holds."""
 
@@ -109,9 +95,7 @@ class When:
     budget_used: Annotated[Range | None, Field(description="the part of the caller's budget that is used or held")] = (
         None
     )
-    score: Annotated[Range | None, Field(description="how hard the last user turn looks, 0 to 1, no model asked")] = (
-        None
-    )
+    score: Annotated[Range | None, Field(description="how hard the last user turn looks, from 0 to 1")] = None
     tools: Annotated[bool | None, Field(description="the request brings tools")] = None
     json_schema: Annotated[bool | None, Field(description="the request wants an answer after a JSON schema")] = None
     vision: Annotated[bool | None, Field(description="the request holds an image")] = None
@@ -123,19 +107,58 @@ class When:
     model: Annotated[Names | None, Field(description="the model name that the caller wrote")] = None
     load: Annotated[dict[str, TierLoad] | None, Field(min_length=1, description="how busy tiers are")] = None
 
+    session: Annotated[SessionMatch | None, Field(description="how the conversation stands")] = None
+
     def __post_init__(self) -> None:
         if not any(getattr(self, name) is not None for name in self.__slots__):
             raise ValueError("is empty; a rule for every request has no `when`")
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One compiled matcher: its key in `when`, the test, the fact it looks at, and what is wanted, in words."""
+class Split:
+    """Two ways, told apart by a verdict."""
 
+    __pydantic_config__ = STRICT
+    simple: Annotated[str, Field(description="the tier when p_complex is below the threshold")]
+    complex: Annotated[str, Field(description="the tier when p_complex is at or above the threshold")]
+
+
+class Step(NamedTuple):
+    """One band: p_complex from `low` to below `high`, its key in the file, and its tier."""
+
+    low: float
+    high: float
     key: str
-    test: Matcher
-    fact: Callable[[Facts], Any]
-    wanted: str
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Several ways, told apart by a verdict's probability: {"<0.35": tier, "<0.7": tier, else: tier}, rising.
+
+    `steps` are the bands as they rise; the lowest begins, and the highest ends, beyond every probability.
+    """
+
+    __pydantic_config__ = STRICT
+    p_complex: Annotated[dict[Band, str], Field(min_length=2, description="tiers by p_complex, the last key is else")]
+    steps: tuple[Step, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        ends = [-math.inf, *(math.inf if key == "else" else float(key[1:]) for key in self.p_complex)]
+        steps = zip(ends, ends[1:], self.p_complex.items(), strict=False)
+        object.__setattr__(self, "steps", tuple(Step(low, high, *named) for low, high, named in steps))
+
+
+def shape_of_route(value: object) -> str:
+    if isinstance(value, str):
+        return "tier"
+    return "bands" if isinstance(value, Bands) or (isinstance(value, dict) and "p_complex" in value) else "split"
+
+
+Target = Annotated[
+    Annotated[str, Tag("tier")] | Annotated[Split, Tag("split")] | Annotated[Bands, Tag("bands")],
+    Discriminator(shape_of_route),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +196,6 @@ class Rule:
         return None
 
 
-def told(value: object) -> str:
-    """A fact in words."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, frozenset):
-        return ", ".join(sorted(value)) or "none"
-    return "not given" if value is None else str(value)
-
-
 def compiled(when: When) -> list[Check]:
     """The matchers of `when` as closures over facts, cheapest first."""
     flags = {"tools": when.tools, "json_schema": when.json_schema, "vision": when.vision}
@@ -201,6 +215,7 @@ def compiled(when: When) -> list[Check]:
         checks.append(check_choice("caller.name", operator.attrgetter("caller"), when.caller.name))
     checks += [check_header(name, values) for name, values in (when.header or {}).items()]
     checks += [check for tier, load in (when.load or {}).items() for check in check_load(tier, load)]
+    checks += check_session(when.session) if when.session else ()
     if when.signals:
         checks.append(check_signals(when.signals))
     return checks
@@ -209,12 +224,6 @@ def compiled(when: When) -> list[Check]:
 def check_flag(key: str, wanted: bool) -> Check:
     read = operator.attrgetter(key)
     return Check(key, read if wanted else lambda facts: not read(facts), read, told(wanted))
-
-
-def check_range(key: str, read: Callable[[Facts], float], span: Range) -> Check:
-    low = -float("inf") if span.min is None else span.min
-    high = float("inf") if span.max is None else span.max
-    return Check(key, lambda facts: low <= read(facts) <= high, read, str(span))
 
 
 def check_score(span: Range) -> Check:
@@ -234,12 +243,21 @@ def check_load(tier: str, load: TierLoad) -> list[Check]:
     return checks
 
 
-def check_choice(key: str, read: Callable[[Facts], str | None], choice: tuple[str, ...] | Except) -> Check:
-    if isinstance(choice, Except):
-        refused = frozenset(choice.names)
-        return Check(key, lambda facts: read(facts) not in refused, read, f"not {' or '.join(choice.names)}")
-    names = frozenset(choice)
-    return Check(key, lambda facts: read(facts) in names, read, " or ".join(choice))
+def check_session(wanted: SessionMatch) -> list[Check]:
+    checks = []
+    if wanted.tier:
+        checks.append(
+            check_choice("session.tier", lambda facts: facts.session.tier if facts.session else None, wanted.tier)
+        )
+    if wanted.age:
+        checks.append(
+            check_range("session.age", lambda facts: facts.session.age if facts.session else math.nan, wanted.age)
+        )
+    if wanted.turns:
+        checks.append(
+            check_range("session.turns", lambda facts: facts.session.turns if facts.session else 0, wanted.turns)
+        )
+    return checks
 
 
 def check_header(name: str, values: tuple[str, ...]) -> Check:

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from gateway.policy.matching import STRICT
 from gateway.policy.model import Reason, Share
-from gateway.policy.routes import STRICT
 from gateway.types import Label
 
 
@@ -16,6 +16,17 @@ class TestCaller:
     __test__ = False
     plan: Annotated[str, Field(description="the caller's plan")] = ""
     name: Annotated[str, Field(description="the caller's name")] = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class TestSession:
+    """How the test's conversation stands; its tier was decided for it."""
+
+    __pydantic_config__ = STRICT
+    __test__ = False
+    tier: Annotated[str, Field(description="the tier that answered last")]
+    age: Annotated[float, Field(ge=0, description="seconds since that answer")] = 0.0
+    turns: Annotated[int, Field(ge=0, description="user turns in a row that this tier answered")] = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +78,5 @@ class PolicyTest:
     waiting: Annotated[dict[str, int], Field(description="requests in the servers' queues, by tier")] = field(
         default_factory=dict
     )
+    session: Annotated[TestSession | None, Field(description="how the conversation stands")] = None
     verdict: Annotated[StubVerdict | None, Field(description="what the classifier says, or how it fails")] = None

@@ -1,7 +1,7 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
-from gateway.store.contract import ALL, OVER, VALUE_LIMIT, KeyRecord, State, Store, Taken
+from gateway.store.contract import ALL, HELD, OVER, VALUE_LIMIT, KeyRecord, State, Store, Taken, Turn
 from gateway.store.limits import (
     NANO,
     UNLIMITED,
@@ -22,6 +22,7 @@ from gateway.store.valkey import RedisStore
 
 __all__ = [
     "ALL",
+    "HELD",
     "NANO",
     "OVER",
     "UNLIMITED",
@@ -43,6 +44,7 @@ __all__ = [
     "State",
     "Store",
     "Taken",
+    "Turn",
     "open_store",
 ]
 

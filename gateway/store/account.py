@@ -67,9 +67,9 @@ class Account:
         """Tokens used and held, rounded up."""
         return -(-self.level // MINUTE) + self.tokens
 
-    def decide(self, limits: Limits, bound: Bound, now: int) -> Decided:
-        """What holds beyond the request limit: concurrency, tokens, money, share. Changes nothing but windows."""
-        spent = self.queue(limits, now)
+    def decide(self, limits: Limits, bound: Bound, now: int, spent: int) -> Decided:
+        """What holds beyond the request limit, of which `spent` is taken: concurrency, tokens, money, share. Changes
+        nothing."""
         used = self.level + self.tokens * MINUTE
         if len(self.leases) >= limits.concurrency:
             return Decided(2, spent, 0, self.used, self.spent + self.money)

@@ -26,15 +26,16 @@ What is settled meanwhile is pushed to the store when it answers again; a push w
 Ledger: sums by day, UTC, for KEPT days.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from gateway.store.limits import Admitted, Bound, Limits, Line
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
+HELD = 1.5  # seconds that a turn lasts unless it is taken again: its holder may have been killed
 OVER = b"over"  # stands in place of a token when whose turn it was made no value
 NOTHING = Bound()
 
@@ -47,6 +48,14 @@ class Taken:
 
     holder: bytes | None
     entry: bytes | None = None
+
+
+class Turn(NamedTuple):
+    """Whose turn it is to make the value under `key`: `holder`'s, as far as is known; `token` is who asks."""
+
+    key: bytes
+    token: bytes
+    holder: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +94,18 @@ class Store(Protocol):
         ...
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
-        """Decide and look `recall` up in the caller's cache, in one round trip.
+        """Decide and look `recall` up in the caller's cache, in one round trip. What is granted and not remembered it
+        is this lease's turn to make for HELD seconds, unless it is another's (`take_turn`).
 
         While the store does not answer, each limit does as `limits.outage` says; Overloaded where one is denied.
         """
         ...
 
-    async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
+    def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
         """Give back what the lease holds and book `lines` in its place; `above`: answered above the first tier.
 
-        It is done even if the awaiting task is cancelled or the store is down for a while.
+        It goes out before all that is asked of this store from here on, also when the store is down for a while. Who
+        awaits it hears when the store has done it.
         """
         ...
 
@@ -109,8 +120,11 @@ class Store(Protocol):
         """A remembered value; None when there is none, when it is too old, and when the store does not answer."""
         ...
 
-    async def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> None:
-        """Keep `value` for `ttl` seconds; nothing is kept above VALUE_LIMIT or when the store does not answer."""
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
+        """Keep `value` for `ttl` seconds; nothing is kept above VALUE_LIMIT or when the store does not answer.
+
+        It goes out before all that is asked of this store from here on. Who awaits it hears when it is.
+        """
         ...
 
     async def note(self, lines: Sequence[bytes], most: int) -> None:
@@ -123,8 +137,11 @@ class Store(Protocol):
         who takes it again goes on. Never raises for an outage."""
         ...
 
-    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
-        """End the turn if it is this token's; for `over` seconds others see OVER: nobody makes the value for them."""
+    def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
+        """End the turn if it is this token's; for `over` seconds others see OVER: nobody makes the value for them.
+
+        It goes out before all that is asked of this store from here on. Who awaits it hears when it is.
+        """
         ...
 
     def purge(self, caller: str | None = None) -> AsyncIterator[int]:

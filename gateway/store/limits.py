@@ -1,7 +1,7 @@
 """What may a caller do, and what was decided?   The values that limits are told in."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 SLOT_RETRY = 1.0  # seconds; nobody knows when a slot is given back, so a refused caller is asked to try again soon
 MINUTE = 60_000_000  # microseconds
@@ -101,21 +101,20 @@ class Line:
     day: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """How full a limit is, this request included; `reset` (until it is empty) in seconds."""
 
     used: int
     reset: float
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """The answer to one admission. `retry_after` and `reset` (until the whole limit is free again) are in seconds.
 
-    `lease` names what to settle; it is None for a hit and for a refusal. `entry` is what the cache held. `capped`: the
-    first tier only. `money` is spent and held in nano-dollars. `limits` are those that were kept: in an outage others
-    than were asked for.
+    `lease` names what to settle; it is None for a hit and for a refusal. `entry` is what the cache held; where it held
+    nothing, `turn` says whose turn it is to make it, this lease's or another's; None when nobody can tell. `capped`:
+    the first tier only. `money` is spent and held in nano-dollars. `limits` are those that were kept: in an outage
+    others than were asked for.
     """
 
     allowed: bool
@@ -129,10 +128,10 @@ class Admitted:
     tokens: Level = Level(0, 0.0)
     money: int = 0
     capped: CappedBy | None = None
+    turn: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(NamedTuple):
     """What a store decided, in its own units: microseconds until the request limit is idle again (`spent`), until the
     refused request may come again (`wait`), and tokens and money used and held.
     """
@@ -145,23 +144,28 @@ class Decided:
     capped: int = 0
 
 
-def told(limits: Limits, found: Decided, entry: bytes | None = None, lease: str | None = None) -> Admitted:
+def told(
+    limits: Limits, found: Decided, entry: bytes | None = None, lease: str | None = None, turn: bytes | None = None
+) -> Admitted:
     """A decision in a caller's terms."""
-    limit, interval = limits.requests_per_minute, limits.interval
-    waits = (0.0, (found.spent + interval - limit * interval) / 1e6, SLOT_RETRY, found.wait / 1e6, found.wait / 1e6)
-    rate = limits.tokens_per_minute
+    limit, interval, rate = limits.requests_per_minute, limits.interval, limits.tokens_per_minute
+    wait = 0.0
+    if found.verdict:
+        over = found.spent + interval - limit * interval
+        wait = (over / 1e6, SLOT_RETRY, found.wait / 1e6, found.wait / 1e6)[found.verdict - 1]
     return Admitted(
-        allowed=found.verdict == 0,
-        refused_by=REFUSALS[found.verdict],
-        retry_after=waits[found.verdict],
-        limits=limits,
-        remaining=limit - -(-found.spent // interval),
-        reset=found.spent / 1e6,
-        entry=entry,
-        lease=lease,
-        tokens=Level(found.tokens, found.tokens * 60 / rate if rate else 0.0),
-        money=found.money,
-        capped=CAPS[found.capped],
+        found.verdict == 0,
+        REFUSALS[found.verdict],
+        wait,
+        limits,
+        limit - -(-found.spent // interval),
+        found.spent / 1e6,
+        entry,
+        lease,
+        Level(found.tokens, found.tokens * 60 / rate if rate else 0.0),
+        found.money,
+        CAPS[found.capped],
+        turn,
     )
 
 

@@ -3,15 +3,26 @@
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
 from dataclasses import replace
 
 from gateway.store.account import Account
-from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.contract import ALL, HELD, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
+
+
+class Done:
+    """What is done already, for who awaits it."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+DONE = Done()
 
 
 class MemoryStore:
@@ -50,7 +61,7 @@ class MemoryStore:
         if entry is not None:
             account.idle_at = now + spent + interval
             return told(limits, Decided(0, spent + interval, 0, account.used, account.spent + account.money), entry)
-        found = account.decide(limits, bound, now)
+        found = account.decide(limits, bound, now, spent)
         if found.verdict:
             return told(limits, found)
         account.idle_at = now + spent + interval
@@ -58,7 +69,8 @@ class MemoryStore:
         lease = f"{LEASE_NAME}{self._leases:x}"
         account.hold(lease, bound, limits, found.capped)
         money = account.spent + account.money
-        return told(limits, Decided(0, spent + interval, 0, account.used, money, found.capped), None, lease)
+        turn = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
+        return told(limits, Decided(0, spent + interval, 0, account.used, money, found.capped), None, lease, turn)
 
     def _account(self, caller: str, now: int) -> Account:
         """Each call also looks at the account that was looked at longest ago, so that idle ones do not pile up."""
@@ -72,11 +84,12 @@ class MemoryStore:
             self._accounts.move_to_end(oldest)
         return account
 
-    async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
+    def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
         account = self._accounts.get(caller)
         if account is not None:
             account.advance(_now())
             account.settle(lease, lines, above)
+        return DONE
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         names = [name for name in self._accounts if caller == name or (caller is None and name != ALL)]
@@ -102,23 +115,26 @@ class MemoryStore:
         if found is not None:
             self._cache_bytes -= len(found[1])
 
-    async def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> None:
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
-            return
+            return DONE
         self._forget((caller, key))
         self._cache[caller, key] = (time.monotonic() + ttl, value)
         self._cache_bytes += len(value)
         while self._cache_bytes > CACHE_BYTES:
             self._forget(next(iter(self._cache)))
+        return DONE
 
     async def note(self, lines: Sequence[bytes], most: int) -> None:
         return None
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
-        name, now = (caller, key), time.monotonic()
         entry = self._recall(caller, key)
-        if entry is not None:
-            return Taken(None, entry)
+        return Taken(None, entry) if entry is not None else Taken(self._claim((caller, key), token, seconds))
+
+    def _claim(self, name: tuple[str, bytes], token: bytes, seconds: float) -> bytes:
+        """Whose turn it is."""
+        now = time.monotonic()
         oldest = next(iter(self._turns), name)
         for one in (oldest, name):
             if one in self._turns and self._turns[one][0] <= now:
@@ -126,14 +142,14 @@ class MemoryStore:
         holder = self._turns.get(name, (now, token))[1]
         if holder == token:
             self._turns[name] = (now + seconds, token)
-        return Taken(holder)
+        return holder
 
-    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
-        if self._turns.get((caller, key), (0.0, b""))[1] != token:
-            return
-        del self._turns[caller, key]
-        if over:
-            self._turns[caller, key] = (time.monotonic() + over, OVER)
+    def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
+        if self._turns.get((caller, key), (0.0, b""))[1] == token:
+            del self._turns[caller, key]
+            if over:
+                self._turns[caller, key] = (time.monotonic() + over, OVER)
+        return DONE
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         names = [name for name in self._cache if caller in (None, name[0])]

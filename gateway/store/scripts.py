@@ -3,6 +3,12 @@
 import hashlib
 from typing import Final
 
+
+def sha(script: bytes) -> bytes:
+    """The name under which a server knows a script that it has run."""
+    return hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
+
+
 # Both decisions begin with the same lines: read the account, drain its bucket, turn its window, book what expired
 # leases held. KEYS  account, leases, holds, ledger of one caller. Times are whole microseconds and money is
 # nano-dollars, all below 2^53: exact in Lua. `level` is tokens * 60,000,000, draining by `rate` each microsecond.
@@ -82,15 +88,15 @@ local function advance()
 end
 """
 
-# KEYS  ... [, entry]; ARGV  a MessagePack array: lease, its us, requests per minute, interval us, concurrency, tokens
-# per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its window us, and the bound: prompt,
-# completion, money, tier, money on the first tier, first tier.
-# -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil}
+# KEYS  ... [, entry, turn]; ARGV  a MessagePack array: lease, its us, requests per minute, interval us, concurrency,
+# tokens per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its window us, and the bound:
+# prompt, completion, money, tier, money on the first tier, first tier; ms for which the turn is the lease's.
+# -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil, whose turn or nil}
 ADMIT: Final = (
     OPENING
     + b"""
 local lease, lasts, requests, interval, concurrency, rate, budget, span, degrades, share, turn, prompt, completion,
-  money, tier, cheap, first = unpack(cmsgpack.unpack(ARGV[1]))
+  money, tier, cheap, first, held = unpack(cmsgpack.unpack(ARGV[1]))
 a.rate, a.span = rate, span
 advance()
 if share >= 0 then
@@ -99,9 +105,10 @@ if share >= 0 then
 end
 local most = interval * requests
 local spent = math.min(math.max(a.idle_at - now, 0), most)
-local function answer(verdict, wait, capped, entry)
+local function answer(verdict, wait, capped, entry, maker)
   save()
-  return {verdict, spent, math.ceil(wait), math.ceil(a.level / UNIT) + a.tokens, a.spent + a.money, capped, entry}
+  return {verdict, spent, math.ceil(wait), math.ceil(a.level / UNIT) + a.tokens, a.spent + a.money, capped,
+    entry or false, maker or false}
 end
 if spent + interval > most then return answer(1, 0, 0) end
 local entry = KEYS[5] and redis.call('GET', KEYS[5])
@@ -110,6 +117,7 @@ if entry then
   a.idle_at = now + spent
   return answer(0, 0, 0, entry)
 end
+local maker = KEYS[6] and redis.call('GET', KEYS[6])
 if redis.call('ZCARD', KEYS[2]) >= concurrency then return answer(2, 0, 0) end
 local over = a.level + (a.tokens + math.min(prompt + completion, rate) - rate) * UNIT
 if rate > 0 and over > 0 then return answer(3, over / rate, 0) end
@@ -132,10 +140,14 @@ redis.call('HSET', KEYS[3], lease, string.format('[%.0f,%.0f,%.0f,%s,%.0f]', pro
   cjson.encode(tier), above))
 redis.call('EXPIRE', KEYS[2], TTL)
 redis.call('EXPIRE', KEYS[3], TTL)
-return answer(0, 0, capped)
+if KEYS[6] and not maker then
+  maker = lease
+  redis.call('SET', KEYS[6], lease, 'PX', held)
+end
+return answer(0, 0, capped, nil, maker)
 """
 )
-ADMIT_SHA: Final = hashlib.sha1(ADMIT, usedforsecurity=False).hexdigest().encode()
+ADMIT_SHA: Final = sha(ADMIT)
 
 # KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines: [[tier, kind,
 # estimated 0 or 1, requests, prompt, cached, completion, money], ...]. The lines are booked for a lease that is held
@@ -155,7 +167,7 @@ save()
 return (held or first) and 1 or 0
 """
 )
-SETTLE_SHA: Final = hashlib.sha1(SETTLE, usedforsecurity=False).hexdigest().encode()
+SETTLE_SHA: Final = sha(SETTLE)
 
 # KEYS  leases; ARGV  us, leases. Those that did not end yet last so long from now on.
 RENEW: Final = b"""
@@ -191,9 +203,12 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {ARGV[1]}
 """
 
+TAKE_TURN_SHA: Final = sha(TAKE_TURN)
+
 # KEYS  turn; ARGV  token, ms, what stands in its place for so long (0: nothing).
 END_TURN: Final = b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
 if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
 """
+END_TURN_SHA: Final = sha(END_TURN)

@@ -6,7 +6,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,20 @@ from gateway.store.beat import Beat, answered
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
 from gateway.store.line import FAULTS, Word
-from gateway.store.memory import LEASE_NAME, MemoryStore
+from gateway.store.memory import DONE, LEASE_NAME, MemoryStore
 from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
 from gateway.store.repair import asked
-from gateway.store.scripts import ADMIT, ADMIT_SHA, END_TURN, FIRST_KEY, SETTLE, TAKE_TURN
+from gateway.store.scripts import (
+    ADMIT,
+    ADMIT_SHA,
+    END_TURN,
+    END_TURN_SHA,
+    FIRST_KEY,
+    SETTLE,
+    TAKE_TURN,
+    TAKE_TURN_SHA,
+)
 from gateway.store.words import account, booked, pushed, settled, wanted
 
 LOOKED_AT = 500  # names in one step of a scan
@@ -79,39 +88,46 @@ class RedisStore:
             return await self._local.admit(caller, alone(limits, self.processes), None, bound)
         lease = f"{self._process}{next(self._leases):x}"
         try:
-            *numbers, entry = [*await self._decide(caller, wanted(limits, bound, lease), recall), None][:7]
+            *numbers, entry, turn = await self._decide(caller, wanted(limits, bound, lease), recall)
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
                 self._owed.owe(lease, account(caller), settled(lease))  # the server may have granted it all the same
             return await self._local.admit(caller, alone(limits, self.processes), None, bound)
         except asyncio.CancelledError:
             self._owed.pay(lease, account(caller), settled(lease))
+            if recall is not None:
+                self.end_turn(caller, recall, lease.encode())
             raise
         found = Decided(*numbers)
         if entry is not None or found.verdict:
             return told(limits, found, entry)
         self._beat.hold(lease, caller, limits.lease)
-        return told(limits, found, None, lease)
+        return told(limits, found, None, lease, turn)
 
-    async def _decide(self, caller: str, word: bytes, recall: bytes | None) -> list[Any]:
+    def _decide(self, caller: str, word: bytes, recall: bytes | None) -> Coroutine[Any, Any, list[Any]]:
         names: list[str | bytes] = [*account(caller)]
         if recall is not None:
-            names.append(_entry(caller, recall))
-        try:
-            found: list[Any] = await self._ask(b"EVALSHA", ADMIT_SHA, len(names), *names, word)
-        except NoScriptError:
-            found = await self._ask(b"EVAL", ADMIT, len(names), *names, word)
-        return found
+            names += _entry(caller, recall), _turn(caller, recall)
+        return self._run(ADMIT, ADMIT_SHA, names, word)
 
-    async def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> None:
+    async def _run(self, script: bytes, sha: bytes, names: Sequence[Word], *words: Word) -> Any:
+        """What a script replies. Raises Overloaded as `_ask` does."""
+        try:
+            return await self._line.put(b"EVALSHA", sha, len(names), *names, *words)
+        except FAULTS as error:
+            if not isinstance(error, NoScriptError) and not str(error).startswith("WRONGTYPE"):
+                raise unavailable() from error
+        return await self._ask(b"EVAL", script, len(names), *names, *words)
+
+    def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
         if not lease.startswith(LEASE_NAME):
             self._beat.drop(lease)
-            await self._owed.pay(lease, account(caller), settled(lease, lines, above))
-            return
-        await self._local.settle(caller, lease, lines, above)
-        if lines:
-            name = self._process + lease
-            await self._owed.pay(name, pushed(caller, name), settled(name, lines, above))
+            return self._owed.pay(lease, account(caller), settled(lease, lines, above))
+        done = self._local.settle(caller, lease, lines, above)
+        if not lines:
+            return done
+        name = self._process + lease
+        return self._owed.pay(name, pushed(caller, name), settled(name, lines, above))
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         names = [caller] if caller is not None else sorted(await self._callers() - {ALL})
@@ -144,13 +160,10 @@ class RedisStore:
             return None
         return found
 
-    async def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> None:
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
-            return
-        try:
-            await self._ask(b"SET", _entry(caller, key), value, b"PX", max(1, int(ttl * 1000)))
-        except Overloaded:
-            return
+            return DONE
+        return _tried(self._line.put(b"SET", _entry(caller, key), value, b"PX", max(1, int(ttl * 1000))))
 
     async def note(self, lines: Sequence[bytes], most: int) -> None:
         adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
@@ -160,16 +173,15 @@ class RedisStore:
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         names, milliseconds = (_turn(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))
         try:
-            holder, *entry = await self._ask(b"EVAL", TAKE_TURN, 2, *names, token, milliseconds)
+            holder, *entry = await self._run(TAKE_TURN, TAKE_TURN_SHA, names, token, milliseconds)
         except Overloaded:
             return Taken(None)
         return Taken(None, entry[0]) if entry else Taken(holder)
 
-    async def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> None:
-        try:
-            await self._ask(b"EVAL", END_TURN, 1, _turn(caller, key), token, int(over * 1000), OVER)
-        except Overloaded:
-            return
+    def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
+        words = (1, _turn(caller, key), token, int(over * 1000), OVER)
+        reply = self._line.put(b"EVALSHA", END_TURN_SHA, *words)
+        return _tried(reply, lambda: self._line.put(b"EVAL", END_TURN, *words))
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         whose = "*" if caller is None else re.sub(r"([\[\]*?\\])", r"\\\1", caller)
@@ -232,10 +244,22 @@ async def _heard(reply: Awaitable[Any]) -> Any:
     """Raises Overloaded when the server is down, fails, or refuses the command."""
     try:
         return await reply
-    except NoScriptError:
-        raise
     except FAULTS as error:
         raise unavailable() from error
+
+
+def _tried(reply: asyncio.Future[Any], again: Callable[[], asyncio.Future[Any]] | None = None) -> Awaitable[None]:
+    """Done when the server has answered or will not; `again` is asked of one that does not know the script."""
+    tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def heard(reply: asyncio.Future[Any]) -> None:
+        if isinstance(reply.exception(), NoScriptError) and again:
+            again().add_done_callback(heard)
+        elif not tried.done():
+            tried.set_result(None)
+
+    reply.add_done_callback(heard)
+    return tried
 
 
 def _turn(caller: str, key: bytes) -> bytes:

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 
+from gateway.store.contract import HELD
 from gateway.store.limits import Bound, Limits, Line
 
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
@@ -12,6 +14,7 @@ DAY = 86_400  # seconds
 packed = msgspec.msgpack.encode
 
 
+@lru_cache(maxsize=4096)
 def account(caller: str) -> tuple[str, str, str, str]:
     """The names of a caller's account, leases, holds and ledger; they share the hash tag `{caller}`."""
     head = f"tg3:{{{caller}}}:"
@@ -26,7 +29,7 @@ def wanted(limits: Limits, bound: Bound, lease: str) -> bytes:
         *(limits.requests_per_minute, limits.interval, limits.concurrency, limits.tokens_per_minute or 0),
         *((money.nano, int(money.seconds * 1e6), money.degrade) if money else (-1, 0, False)),
         *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
-        *(bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first),
+        *(bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first, int(HELD * 1000)),
     ))  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What is sent to a model server?"""
 
 import os
+from functools import lru_cache
 from typing import NamedTuple
 
 from gateway import __version__
@@ -34,17 +35,23 @@ def brief(tier: Tier, seconds: float) -> Limits:
 
 def head(origin: Origin, tier: Tier, call: Call, name: str) -> bytes:
     """Request line and headers. Nothing of the caller's headers goes upstream but a request id in our form."""
-    key = os.environ.get(tier.api_key_env, "") if tier.api_key_env else ""
+    key = os.environ.get(tier.api_key_env, "").strip() if tier.api_key_env else ""
+    return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        _opening(origin, call.path, call.bill.stream, key), name.encode(), len(call.body)
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _opening(origin: Origin, path: str, stream: bool, key: str) -> bytes:
+    """What all heads of this kind begin with."""
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     lines = [
-        f"POST {origin.prefix}{call.path} HTTP/1.1",
+        f"POST {origin.prefix}{path} HTTP/1.1",
         f"host: {host}:{origin.port}",
         f"user-agent: tiergate/{__version__}",
         "content-type: application/json",
-        f"accept: {'text/event-stream' if call.bill.stream else 'application/json'}",
-        f"x-request-id: {name}",
-        f"content-length: {len(call.body)}",
+        f"accept: {'text/event-stream' if stream else 'application/json'}",
     ]
     if key:
-        lines.append(f"authorization: Bearer {key.strip()}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+        lines.append(f"authorization: Bearer {key}")
+    return ("\r\n".join(lines) + "\r\n").encode()

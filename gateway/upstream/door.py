@@ -5,11 +5,11 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.balance import affinity
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
@@ -107,7 +107,8 @@ class Upstream:
         tier, plan, places = policy.tiers[name], policy.callers.plans[request.caller.plan], self._placed(name)
         started = time.perf_counter()
         try:
-            await places.take(tier.limits, plan.priority, _rest(request, tier))
+            if not places.free(tier.limits):
+                await places.take(tier.limits, plan.priority, _rest(request, tier))
         except Overloaded as full:
             return _refused(full, "overloaded", started)
         bill = bill or Bill(name, "answer")
@@ -124,7 +125,7 @@ class Upstream:
         except BaseException:
             places.give_back()
             raise
-        bill.void = reply.status != 200
+        bill.void = reply.status != 200 or request.dialect.work == "count"
         reply.waited = time.perf_counter() - started
         if not busy(reply):
             return Attempt(reply, None)
@@ -149,13 +150,18 @@ class Upstream:
         call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT))
         request.bills.append(call.bill)
         try:
-            response = await self._ask(exchange, call, tier, brief(tier, seconds))
+            exchange.response = response = await self._ask(exchange.replica, call, tier, brief(tier, seconds))
             exchange.failed() if response.status >= 500 else exchange.passed()
             noted = Noted(response, call.bill.usage)
             yield noted
-        except BaseException:
-            await exchange.close()
+        except BaseException as error:
+            if not exchange.response and isinstance(error, TransportError) and error.kind in ("connect", "closed"):
+                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
+            exchange.close()
             raise
+        if response.complete:
+            await _let_end(exchange, noted)  # waits for nothing
+            return
         ending = asyncio.create_task(_let_end(exchange, noted))
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
@@ -179,53 +185,46 @@ class Upstream:
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
         """Raises Failed. The reply holds the tier's place from here on."""
-        exchange = Exchange(call.tier, replica, request.caller.id)
-        try:
-            reply = await self._reply(request, call, tier, exchange)
-        except BaseException:
-            await exchange.close()
-            raise
-        exchange.passed()
-        exchange.place = self._places[call.tier]
-        return reply
-
-    async def _reply(self, request: ChatRequest, call: Call, tier: Tier, exchange: Exchange) -> Reply:
         rest = _rest(request, tier)
         if rest <= 0:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
+        exchange, reply = Exchange(call.tier, replica, request.caller.id), None
         try:
-            await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
-            return await replied(request, exchange, call.bill.usage)
+            exchange.response = await self._ask(replica, call, tier, limits(tier, call.bill.stream, rest))
+            reply = await replied(request, exchange, exchange.response, call.bill.usage)
         except TransportError as error:
+            exchange.failed(error)
             raise failed(error) from None
         except Failed as error:
             if not error.ours:
                 exchange.failed()
             raise
+        finally:
+            if not reply:
+                exchange.close()
+        exchange.passed()
+        exchange.place = self._places[call.tier]
+        return reply
 
-    async def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Response:
+    def _ask(self, replica: Replica, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:
         """Raises TransportError."""
         # Callers choose their ids, and two of one id would meet in the server's engine: each exchange has its own.
-        told = head(exchange.origin, tier, call, f"{call.id}-{next(self._names)}")
-        try:
-            return await exchange.send(self._client, told, call.body, times)
-        except TransportError as error:
-            # The time for a verdict is too short to judge a server by.
-            if error.kind in ("connect", "closed") or call.bill.kind != "triage":
-                exchange.failed(connecting=error.kind == "connect")
-            raise
+        told = head(replica.origin, tier, call, f"{call.id}-{next(self._names)}")
+        return self._client.request(replica.origin, told, call.body, times)
 
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
+        if len(tier.replicas) == 1:
+            return self._replicas.at(tier.replicas[0])
         return self._pick(request, name, tier, ()) or self._replicas.at(tier.replicas[0])
 
     def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:
         """Another replica to try while there is time."""
         tier = policy.tiers[name]
-        return self._pick(request, name, tier, (first,)) if _rest(request, tier) > 0 else None
+        if len(tier.replicas) == 1 or _rest(request, tier) <= 0:
+            return None
+        return self._pick(request, name, tier, (first,))
 
     def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
-        if len(tier.replicas) == 1:
-            return None if tried else self._replicas.at(tier.replicas[0])
         key = self._turns[name] if tier.balance == "round_robin" else affinity(request.fields.opening())
         return self._replicas.choose(tier, key, tried, asyncio.get_running_loop().time())
 
@@ -254,4 +253,4 @@ async def _let_end(exchange: Exchange, response: Noted) -> None:
     try:
         await to_end(response)
     finally:
-        await exchange.close()
+        exchange.close()

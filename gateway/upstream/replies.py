@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
@@ -40,38 +39,35 @@ def busy(reply: Reply) -> bool:
     return reply.status == 429 and (b"x-should-retry", b"false") not in reply.headers
 
 
-async def replied(request: ChatRequest, exchange: Exchange, usage: Usage) -> Reply:
+async def replied(request: ChatRequest, exchange: Exchange, response: Response, usage: Usage) -> Reply:
     """The server's answer as ours. Raises Failed before the first byte of it."""
-    response = exchange.response
-    if response.status >= 500 or response.status in (401, 403):
+    status, told = response.status, dict(reversed(response.headers))  # of headers that come twice the first one
+    if status >= 500 or status in (401, 403):
         raise _refused(response)
-    if 200 < response.status < 400 or response.header(b"content-encoding") not in (b"", b"identity"):
+    if 200 < status < 400 or told.get(b"content-encoding", b"") not in (b"", b"identity"):
         raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
-    headers: Headers = [(name, value) for name, value in response.headers if name in PASSED]
-    if upstream_id := response.header(b"x-request-id"):
+    headers: Headers = [pair for pair in response.headers if pair[0] in PASSED]
+    if upstream_id := told.get(b"x-request-id"):
         headers.append((b"x-upstream-request-id", upstream_id))
-    if response.status == 200 and response.header(b"content-type").startswith(b"text/event-stream"):
-        return await _stream(request, exchange, headers, usage)
     try:
+        if status == 200 and told.get(b"content-type", b"").startswith(b"text/event-stream"):
+            return await _stream(request, exchange, response, headers, usage)
         data = await json_answer(response, usage)
     except UpstreamFailed as error:
         raise failed(error) from None
-    return Reply(response.status, headers, _one(data), False, exchange.tier, exchange.close, usage)
+    return Reply(status, headers, data, False, exchange.tier, exchange.shut, usage)
 
 
-async def _stream(request: ChatRequest, exchange: Exchange, headers: Headers, usage: Usage) -> Reply:
-    """Waits for the first events: a stream that breaks before them can still fail over."""
+async def _stream(
+    request: ChatRequest, exchange: Exchange, response: Response, headers: Headers, usage: Usage
+) -> Reply:
+    """Waits for the first events: a stream that breaks before them can still fail over. Raises UpstreamFailed."""
     asked = (request.fields.stream_options or {}).get("include_usage") is True
-    events = Events(exchange.response, usage, hide_usage=not asked)
-    first = b""
-    try:
-        while not first and events.error is None:
-            first = await events.batch()
-    except UpstreamFailed as error:
-        raise failed(error) from None
+    events = Events(response, usage, request.dialect.answers, hide_usage=not asked)
+    first = await events.batch()
     if events.error is not None:
         raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
-    return Reply(200, headers, _all(first, events, usage, exchange), True, exchange.tier, exchange.close, usage)
+    return Reply(200, headers, _all(first, events, usage, exchange), True, exchange.tier, exchange.shut, usage)
 
 
 def _refused(response: Response) -> Failed:
@@ -92,16 +88,11 @@ def _refused(response: Response) -> Failed:
     return Failed(None if final else "overloaded", overloaded)
 
 
-async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
-
-
 async def _all(first: bytes, events: Events, usage: Usage, exchange: Exchange) -> AsyncGenerator[bytes, None]:
     yield first
     try:
-        async with aclosing(events.rest()) as rest:
-            async for batch in rest:
-                yield batch
+        while batch := await events.batch():
+            yield batch
     except UpstreamFailed:
         exchange.failed()
         raise

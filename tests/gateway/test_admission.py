@@ -1,9 +1,9 @@
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway.admission import Admission, admit
 from gateway.body import read
@@ -36,7 +36,7 @@ callers:
 
 def asking(plan: str = "silver", **fields: Any) -> ChatRequest:
     whole, known = read(json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields}).encode())
-    return ChatRequest("r", replace(ANN, plan=plan), "/v1/chat/completions", whole, known, {}, 0.0)
+    return ChatRequest("r", structs.replace(ANN, plan=plan), "/v1/chat/completions", whole, known, {}, 0.0)
 
 
 def test_an_admitted_request_tells_its_limits() -> None:
@@ -55,7 +55,7 @@ def test_an_admitted_request_tells_its_limits() -> None:
 def test_a_used_up_minute_is_429_and_says_when_to_come_back() -> None:
     async def main(store: MemoryStore) -> None:
         for _ in range(6):
-            await (await admit(asking(), None, POLICY, store)).close()
+            (await admit(asking(), None, POLICY, store)).close()
         with pytest.raises(RateLimited) as refusal:
             await admit(asking(), None, POLICY, store)
         assert refusal.value.code == "rate_limit_exceeded"
@@ -70,8 +70,8 @@ def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> 
         with pytest.raises(RateLimited) as refusal:
             await admit(asking(), None, POLICY, store)
         assert (refusal.value.code, refusal.value.retry_after) == ("concurrency_limit_exceeded", 1.0)
-        await one.close()
-        await one.close()
+        one.close()
+        one.close()
         await admit(asking(), None, POLICY, store)
         with pytest.raises(RateLimited):
             await admit(asking(), None, POLICY, store)
@@ -95,7 +95,7 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
             holding.set()
             await asyncio.sleep(60)
         finally:
-            await admission.close()
+            admission.close()
 
     async def main(store: MemoryStore) -> None:
         for _ in range(3):

@@ -15,7 +15,7 @@ from gateway.store import ALL, NANO, Limits, Money, Store
 from gateway.types import Bill, Caller, ChatRequest, Usage
 from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway
-from tests.stores import on
+from tests.stores import on, scripts_known
 from tests.tiers import policy_for
 
 TEXT = """\
@@ -72,8 +72,9 @@ def test_of_forty_callers_at_once_exactly_those_that_fit_are_admitted_and_the_ot
         held = [await used(store, f"caller{n}") for n in range(40)]
         assert sum(amount > 0 for amount in held) == FIT
         assert await used(store, ALL) == sum(held)
+        await scripts_known(store)
         for one in admitted:
-            await one.close()
+            one.close()
         assert await used(store, ALL) == 0
         assert sum(isinstance(one, Admission) for one in await burst(store)) == FIT
 
@@ -85,9 +86,10 @@ def test_who_is_refused_by_its_own_budget_takes_nothing_of_that_of_all(url: str 
         asked = [admit(asking("ann"), None, SOFT, store) for _ in range(60)]
         found = await asyncio.gather(*asked, return_exceptions=True)
         assert any(isinstance(one, OverLimit) and "this API key" in one.message for one in found)
+        await scripts_known(store)
         for one in found:
             if isinstance(one, Admission):
-                await one.close()
+                one.close()
         assert [await used(store, account) for account in ("ann", ALL)] == [0, 0]
 
     on(url, main)
@@ -124,12 +126,23 @@ def test_a_hit_is_given_though_the_budget_of_all_is_spent_and_takes_nothing_of_i
     on(url, main)
 
 
+def test_who_is_refused_by_the_budget_of_all_leaves_the_turn_to_others(url: str | None) -> None:
+    async def main(store: Store) -> None:
+        await burst(store)
+        with pytest.raises(OverLimit):
+            await admit(asking("ann"), b"key", POLICY, store)
+        assert (await store.take_turn("ann", b"key", b"next", 1.0)).holder == b"next"
+
+    on(url, main)
+
+
 def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of_all(url: str | None) -> None:
     async def main(store: Store) -> None:
+        await scripts_known(store)
         for name in ("ann", "bob"):
             request = asking(name)
             request.bills.append(Bill("pro", "answer", Usage(10, 0, 20, complete=True)))
-            await (await admit(request, None, POLICY, store)).close()
+            (await admit(request, None, POLICY, store)).close()
         lines = await store.ledger()
         assert [(line.caller, line.requests, line.money) for line in lines] == [
             ("ann", 1, 210_000),
@@ -144,7 +157,7 @@ def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of
 
 def test_a_cancelled_admission_leaves_nothing_held_in_either_account(url: str | None) -> None:
     async def main(store: Store) -> None:
-        await (await admit(asking("ann"), None, POLICY, store)).close()
+        await scripts_known(store)
         for turns in range(9):
             task = asyncio.create_task(admit(asking("ann"), None, POLICY, store))
             for _ in range(turns):
@@ -152,7 +165,7 @@ def test_a_cancelled_admission_leaves_nothing_held_in_either_account(url: str | 
             task.cancel()
             await asyncio.wait([task])
             if not task.cancelled():
-                await task.result().close()
+                task.result().close()
         assert [await used(store, account) for account in ("ann", ALL)] == [0, 0]
 
     on(url, main)

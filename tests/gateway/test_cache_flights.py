@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -6,7 +7,8 @@ import pytest
 
 from gateway.cache import AHEAD, LONGEST, Flights, replay, worth_keeping
 from gateway.errors import UpstreamFailed
-from gateway.store import MemoryStore
+from gateway.store import MemoryStore, Turn
+from gateway.store.memory import DONE
 from gateway.types import Decision, Facts, Reply, Route, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, gateway, watched
@@ -34,16 +36,20 @@ async def nothing() -> None:
     pass
 
 
+def kept(reply: Reply, data: bytes) -> bool:
+    return worth_keeping(reply, data, b'"choices"')
+
+
 def test_only_a_sound_answer_of_the_tier_that_was_chosen_is_worth_keeping() -> None:
     data = b'{"choices": []}'
-    assert worth_keeping(a_reply(), data)
-    assert not worth_keeping(a_reply(), b'{"error": {}}')
-    assert not worth_keeping(a_reply(), data + b" " * LONGEST)
-    assert not worth_keeping(a_reply(status=400), data)
-    assert not worth_keeping(a_reply(usage=Usage(failed=True)), data)
-    assert not worth_keeping(a_reply(tier="pro"), data), "failover's"
+    assert kept(a_reply(), data)
+    assert not kept(a_reply(), b'{"error": {}}')
+    assert not kept(a_reply(), data + b" " * LONGEST)
+    assert not kept(a_reply(status=400), data)
+    assert not kept(a_reply(usage=Usage(failed=True)), data)
+    assert not kept(a_reply(tier="pro"), data), "failover's"
     unsure = Decision(DECISION.facts, Verdict(None, None, "timeout"), ROUTE)
-    assert not worth_keeping(a_reply(decision=unsure), data), "nobody knows whether Flash is enough"
+    assert not kept(a_reply(decision=unsure), data), "nobody knows whether Flash is enough"
 
 
 class Server:
@@ -60,7 +66,7 @@ class Server:
         if self.fails and not self.chunks:
             raise self.fails
         reply = a_reply(stream=self.stream)
-        reply.chunks, reply.shut = self._chunks(), self._close
+        reply.body, reply.shut = self._chunks(), self._close
         return reply
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
@@ -87,10 +93,12 @@ def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: Mem
 
     async def main() -> None:
         troubles, kept = watched(), store or MemoryStore()
-        flights = Flights(kept)
+        flights, tokens = Flights(kept), itertools.count()
 
         async def share(server: Server) -> Reply:
-            return await flights.share(b"key", STREAM if server.stream else REQUEST, POLICY, server.make)
+            return await flights.share(
+                Turn(b"key", b"%d" % next(tokens)), STREAM if server.stream else REQUEST, POLICY, server.make
+            )
 
         await scenario(share, kept)
         await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
@@ -167,6 +175,21 @@ def test_a_follower_who_leaves_disturbs_nobody() -> None:
     flying(scenario)
 
 
+def test_who_boards_a_flight_gives_its_own_turn_back() -> None:
+    async def main(store: MemoryStore, flights: Flights) -> None:
+        server = Server(b"x", stream=False)
+        server.run()
+        await store.take_turn("ann", b"key", b"his", 60.0)
+        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make))
+        await asyncio.sleep(0)
+        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make)
+        replies = await asyncio.wait_for(asyncio.gather(first, second), 1.0)
+        assert [await collected(reply) for reply in replies] == [b"x", b"x"]
+
+    kept = MemoryStore()
+    asyncio.run(main(kept, Flights(kept)))
+
+
 def test_a_failure_is_everyones_but_not_the_next_ones() -> None:
     async def scenario(share: Share, _: MemoryStore) -> None:
         server = Server(fails=UpstreamFailed("no"))
@@ -216,9 +239,9 @@ def test_an_answer_that_breaks_is_told_to_all_and_not_remembered() -> None:
 
 def test_an_answer_is_remembered_though_the_store_is_slower_than_the_caller() -> None:
     class SlowStore(MemoryStore):
-        async def remember(self, *args: Any) -> None:
-            await asyncio.sleep(0.05)
-            await super().remember(*args)
+        def remember(self, *args: Any) -> Awaitable[None]:
+            asyncio.get_running_loop().call_later(0.05, super().remember, *args)
+            return DONE
 
     store = SlowStore()
 

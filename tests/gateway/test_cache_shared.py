@@ -5,6 +5,7 @@ import base64
 import contextlib
 import os
 import random
+import secrets
 import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 
 from gateway.cache import Flights, lookup, replay
-from gateway.cache.turn import Turn
+from gateway.cache.turn import Place
 from gateway.errors import UpstreamFailed
-from gateway.store import Store, open_store
+from gateway.store import Store, Turn, open_store
 from gateway.types import Caller, Reply
 from loadtest.servers import Sim, free_port, pid_of, python
 from tests.gateway.serving import Port, asked, body, collected, eventually
@@ -115,7 +116,9 @@ def both(url: str, scenario: Callable[[Share, Share], Awaitable[None]]) -> None:
 
 
 async def share(flights: Flights, server: Server) -> Reply:
-    return await flights.share(b"key", asked(body(temperature=0, stream=server.stream)), POLICY, server.make)
+    return await flights.share(
+        Turn(b"key", secrets.token_bytes(8)), asked(body(temperature=0, stream=server.stream)), POLICY, server.make
+    )
 
 
 def running(data: bytes = b'{"choices": []}', **more: Any) -> Server:
@@ -176,9 +179,9 @@ def test_when_no_entry_comes_all_who_waited_ask_at_once(valkey: str, spoilt: JSO
 
 def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
     async def wait(store: Store) -> float:
-        first, second = Turn(store, "ann", b"key"), Turn(store, "ann", b"key")
+        first, second = [Place(store, "ann", Turn(b"key", token)) for token in (b"1", b"2")]
         started = time.monotonic()
-        async with first, second:
+        with first, second:
             assert await first.come(1.0) is None
             assert await second.come(0.1) is None
         return time.monotonic() - started
@@ -188,8 +191,8 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
 
 def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
     async def live(store: Store) -> bytes | None:
-        async with Turn(store, "ann", b"key") as turn:
-            await turn.come(1.0)
+        with Place(store, "ann", Turn(b"key", b"1")) as place:
+            await place.come(1.0)
             await asyncio.sleep(1.7)
             return (await store.take_turn("ann", b"key", b"other", 1.0)).holder
 
@@ -233,7 +236,7 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
             mark = b'{"choices": [], "of": "%s"}' % caller.id.encode()
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)
-            reply = found or await flights[at].share(key, request, POLICY, server.make)
+            reply = found or await flights[at].share(Turn(key, secrets.token_bytes(8)), request, POLICY, server.make)
             data = await collected(reply)
             assert data.strip() == mark
             return True

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from gateway.cache import Verdicts
 from gateway.store import MemoryStore
@@ -101,7 +101,7 @@ def test_a_verdict_is_given_again_to_its_caller_only_and_only_whole() -> None:
     async def scenario(verdicts: Verdicts, store: MemoryStore) -> None:
         assert await verdicts.share(ANN, b"q", 60.0, sure) == SURE
         await eventually(lambda: store._cache != {})
-        assert await verdicts.recall(ANN, b"q", 60.0) == replace(SURE, source="cache", seconds=0.0)
+        assert await verdicts.recall(ANN, b"q", 60.0) == structs.replace(SURE, source="cache", seconds=0.0)
         assert await verdicts.recall(BOB, b"q", 60.0) is None
         assert await verdicts.recall(ANN, b"p", 60.0) is None
         assert await verdicts.recall(ANN, b"q", None) is None, "switched off"

@@ -124,9 +124,8 @@ def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
         async with serving(talk) as (_, origin, server):
             _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
             await asyncio.sleep(0.02)
-            connection.send(POST, 1, loop.time() + 1)
             with pytest.raises(TransportError) as error:
-                await connection.wait_head()
+                await connection.exchange(POST, 1, loop.time() + 1)
             assert (error.value.kind, error.value.started, server.connections) == ("closed", False, 1)
 
     run(main())

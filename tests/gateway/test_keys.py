@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from msgspec import structs
 
 from gateway.cli.written import Written
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
@@ -232,7 +233,7 @@ def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
         key, record = await kept(store, plan="gold")
         own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
         await store.put_key(replace(record, expires=record.created + 60, **own))
-        caller = replace(await who(Keys(store), key), plan="frugal")
+        caller = structs.replace(await who(Keys(store), key), plan="frugal")
         plan = terms(caller, POLICY)[0]
         assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
         assert plan.budget

@@ -113,6 +113,7 @@ def test_the_reference_gives_the_defaults() -> None:
     for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
         assert getattr(given.tiers["flash"], name) == getattr(least.tiers["flash"], name)
     assert given.caching == load_policy(SMALLEST + "caching: {}\n", {}).caching
+    assert given.sessions == load_policy(SMALLEST + "sessions: {}\n", {}).sessions
     metered = "{budget: {usd: 5}, pro_share: {max: 1}}"
     plain = load_policy(
         SMALLEST + "callers: {default: {plan: default}, plans: {default: PLAN}}\n".replace("PLAN", metered), {}
@@ -426,6 +427,39 @@ BAD = {
     "nothing to explore": (
         SMALLEST.replace("rules:\n", "rules:\n  - {id: all, when: {turns: {max: 1}}, route: pro, explore: 0.1}\n"),
         "6:5: rules.0: a rule with one tier has no other side to explore",
+    ),
+    "a session without sessions": (
+        changed("id: triaged", "id: a, route: pro, when: {session: {tier: pro}}}\n  - {id: triaged"),
+        "6:32: rules.0.when.session: this policy has no `sessions`",
+    ),
+    "a tested session without sessions": (
+        SMALLEST + "tests: [{name: x, request: {}, expect: {}, session: {tier: pro}}]\n",
+        "7:44: tests.0.session: this policy has no `sessions`",
+    ),
+    "dangling tier of a session": (
+        changed("id: triaged", "id: a, route: pro, when: {session: {tier: {not: flsh}}}}\n  - {id: triaged")
+        + "sessions: {}\n",
+        f'6:54: rules.0.when.session.tier.not: no tier is named "flsh"; {NEAR}',
+    ),
+    "empty session": (
+        changed("id: triaged", "id: a, route: pro, when: {session: {}}}\n  - {id: triaged") + "sessions: {}\n",
+        "6:41: rules.0.when.session: give tier, age, turns or several",
+    ),
+    "odd key of sessions": (
+        SMALLEST + "sessions: {key: [cookie]}\n",
+        "7:18: sessions.key.0: a session's key is header:NAME, metadata:NAME or prefix",
+    ),
+    "secret key of sessions": (
+        SMALLEST + "sessions: {key: ['header:Authorization']}\n",
+        "7:18: sessions.key.0: this header carries a secret",
+    ),
+    "prefix before others": (
+        SMALLEST + "sessions: {key: [prefix, 'header:x-session-id']}\n",
+        "7:11: sessions: every conversation has a prefix: it must be the last key",
+    ),
+    "stay": (
+        SMALLEST + "sessions: {stay: forever}\n",
+        "7:18: sessions.stay: expected 'until_escalated', 'turn' or 'always', got \"forever\"",
     ),
     "tag": (changed("org/Flash", "!!python/name:os.system x"), "3:18: tiers.flash.model: a tag"),
     "not YAML": (SMALLEST + "a: [\n", "8:1: not YAML: "),

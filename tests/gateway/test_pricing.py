@@ -1,10 +1,10 @@
 """What a request may use at most, and what it used: bounds that hold, prices that are right."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway.body import read
 from gateway.policy import Price, load_policy
@@ -86,6 +86,6 @@ def test_what_used_nothing_is_no_line_and_what_a_failed_tier_used_is_overhead() 
 def test_terms_are_worked_out_once_for_a_policy_and_by_plan_and_key() -> None:
     ann, bob = Caller("ann", "ann", "default", "s"), Caller("bob", "bob", "default", "t")
     assert terms(ann, POLICY) is terms(bob, POLICY)
-    own = terms(replace(ann, own=Own(requests_per_minute=7)), POLICY)
+    own = terms(structs.replace(ann, own=Own(requests_per_minute=7)), POLICY)
     assert (own[0].requests_per_minute, own[1].requests_per_minute) == (7, 7)
     assert terms(ann, POLICY)[1].requests_per_minute != 7

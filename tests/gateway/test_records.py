@@ -15,11 +15,11 @@ from gateway.app import create_app
 from gateway.errors import NotFound
 from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
-from gateway.recorded import Outcome, read
+from gateway.recorded import Outcome, Record, read
 from gateway.records import Records
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
-from gateway.types import Caller, Decision, Facts, Record, Route
+from gateway.types import Caller, Decision, Facts, Route
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, body, gateway
 from tests.tiers import policy_for

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from gateway.policy import Policy, load_policy
-from gateway.recorded import Outcome, Recorded, RecordError
+from gateway.recorded import Outcome, Record, Recorded, RecordError
 from gateway.records import recorded, seen
 from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
 from gateway.routing import route
-from gateway.types import Caller, Decision, Facts, Record, Route, Usage, Verdict
+from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
 
 TEXT = """\
 schema: 1
@@ -207,10 +207,19 @@ def test_a_rule_on_the_score_is_judged_where_the_score_was_recorded() -> None:
         for name, score in (("easy", 0.7), ("hard", 0.8))
     ]
     assert [(choice.to, choice.rule) for choice in choices(records, steep)] == [("flash", "triaged"), ("pro", "hard")]
-    wished = record("wished", Facts("flash", "ann", "gold", "flash", "name"), None)
+    wished = record("wished", Facts("flash", "ann", "gold", wish="flash", wished_by="name"), None)
     assert choices([wished], steep)[0].to == "flash"
     with pytest.raises(Unrecorded, match="rule hard looks at score, which record"):
         choices(traffic(1), steep)
+
+
+def test_a_policy_with_sessions_is_not_judged_by_records_that_know_none() -> None:
+    records, more = traffic(3), load_policy(TEXT + "sessions: {}\n", {})
+    with pytest.raises(Unrecorded, match="rule triaged looks at session, which record r0"):
+        replay(records, more)
+    for one in records:
+        one.seen = seen(more)
+    assert replay(records, more).records == 3
 
 
 def test_facts_of_another_type_are_refused() -> None:

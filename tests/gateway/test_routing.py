@@ -260,7 +260,7 @@ def test_permission_for_more_never_refuses_what_less_allowed(found: Facts) -> No
         route(found, None, POLICY)
     except Refusal:
         return
-    gold = Facts(**{name: getattr(found, name) for name in Facts.__slots__} | {"plan": "gold", "may": None})
+    gold = Facts(**{name: getattr(found, name) for name in Facts.__struct_fields__} | {"plan": "gold", "may": None})
     route(gold, None, POLICY)
 
 

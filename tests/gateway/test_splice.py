@@ -4,8 +4,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.body import Body, read
+from gateway.dialects import DIALECTS
+from gateway.dialects import read as in_dialect
 from gateway.errors import BadRequest
 from gateway.policy import Plan, Tier
 from gateway.splice import CHAT, PRIVILEGED, changes, refuse_links, salt, stripped
@@ -43,6 +47,39 @@ def test_nothing_but_the_declared_members_changes_a_byte() -> None:
     assert set(edited.spans) - set(request.body.spans) == {"cache_salt"}
     for name in request.body.spans.keys() - {"model"}:
         assert edited.raw(name) == request.body.raw(name)
+
+
+NAMES = st.sampled_from([*PRIVILEGED, "model", "stream_options", "store", "top_p", "max_tokens", "seed", "x", "é\n"])
+OURS = {"model", "cache_salt", "chat_template_kwargs", "stream_options", "store"}
+SPELLED = st.sampled_from(
+    [" 1", "1.0", "-0.0 ", "1e3", '"\\u00e9"', "[ ]", '{"a":1,"a":2}', "null", "18446744073709551615"]
+)
+
+
+@given(st.sampled_from(list(DIALECTS)), st.dictionaries(NAMES, SPELLED), st.sets(NAMES), st.booleans())
+def test_whatever_is_sent_in_any_dialect_only_declared_members_differ(
+    path: str, members: dict[str, str], free: set[str], stream: bool
+) -> None:
+    prompt = DIALECTS[path].prompt[-1]
+    turns = '[{"role" : "user","content":"x"}]' if prompt == "messages" else '"x"'
+    shown = {**members, prompt: turns, "stream": str(stream).lower(), "metadata": "{}"}
+    shown = {name: value for name, value in shown.items() if name not in DIALECTS[path].foreign}
+    try:
+        body, fields = in_dialect(
+            path, ("{" + ",".join(f"{json.dumps(k)}:{v}" for k, v in shown.items()) + "}").encode()
+        )
+        request = ChatRequest("r", ANN, path, body, fields, {}, 0.0)
+        plan, tier = Plan(fields=tuple(free)), defaults("vllm", top_p=0.5, max_tokens=7)
+        after = Body(body.edit(changes(request, tier, plan)))
+    except BadRequest:
+        return
+    assert after.raw("model") == b'"m"'
+    for name in shown.keys() - OURS:
+        withheld = name in PRIVILEGED and name not in free
+        set_by_tier = name in tier.set and body.raw(name) is None and DIALECTS[path].work == "answer"
+        assert set_by_tier or after.raw(name) == (None if withheld else body.raw(name))
+    added = set(after.spans) - set(body.spans) - OURS
+    assert added <= {"top_p", "max_tokens", "max_output_tokens"}
 
 
 def test_the_model_is_the_tiers_even_when_none_was_named() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, Limits, MemoryStore, Store, Taken
-from tests.stores import on
+from tests.stores import on, scripts_known
 
 KEY = b"k" * 32
 
@@ -23,11 +23,6 @@ def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -
 
 async def burst(store: Store, count: int, what: Limits, recall: bytes | None = None) -> list[Admitted]:
     return list(await asyncio.gather(*(store.admit("ann", what, recall) for _ in range(count))))
-
-
-async def scripts_known(store: Store) -> None:
-    """A script that the server does not know yet comes to its turn a little later."""
-    await store.settle("ann", (await store.admit("ann", limits(), None)).lease or "")
 
 
 def granted(answers: list[Admitted]) -> int:
@@ -177,7 +172,7 @@ def test_a_cancelled_release_still_gives_the_slot_back(url: str | None) -> None:
         what = limits(concurrency=1)
         await scripts_known(store)
         held = await store.admit("ann", what, None)
-        giving = asyncio.create_task(store.settle("ann", held.lease or ""))
+        giving = asyncio.ensure_future(store.settle("ann", held.lease or ""))
         await asyncio.sleep(0)
         giving.cancel()
         await asyncio.wait([giving])
@@ -199,6 +194,22 @@ def test_of_many_it_is_the_turn_of_one_until_it_ends_it(url: str | None) -> None
         assert (await store.take_turn("ann", KEY, b"new", 10.0)).holder == b"new"
         await store.remember("ann", KEY, b"value", 10.0)
         assert await store.take_turn("ann", KEY, b"late", 10.0) == Taken(None, b"value")
+
+    on(url, turns)
+
+
+def test_an_admission_that_finds_nothing_remembered_takes_the_turn_to_make_it(url: str | None) -> None:
+    async def turns(store: Store) -> None:
+        first, second = [await store.admit("ann", limits(), KEY) for _ in range(2)]
+        assert first.lease is not None
+        assert first.turn == second.turn == first.lease.encode()
+        await store.end_turn("ann", KEY, first.lease.encode())
+        third = await store.admit("ann", limits(), KEY)
+        assert third.turn == (third.lease or "").encode()
+        assert (await store.admit("ann", limits(), None)).turn is None
+        await store.remember("ann", KEY, b"value", 10.0)
+        hit = await store.admit("ann", limits(), KEY)
+        assert (hit.entry, hit.turn) == (b"value", None)
 
     on(url, turns)
 

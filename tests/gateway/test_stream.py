@@ -7,15 +7,17 @@ from typing import Any, get_args
 
 import pytest
 
+from gateway.dialects import DIALECTS
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Kind, Limits, TransportError
-from gateway.sse import event
+from gateway.sse import event, named
 from gateway.stream import Events, broken, json_answer
 from gateway.types import Usage
 from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
 
 __all__ = ["run"]
 
+CHAT = "/v1/chat/completions"
 DONE = event(b"[DONE]")
 COUNTS = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 QUICK = Limits(1, 0.3, 0.1, 2)
@@ -51,16 +53,16 @@ class Seen:
     error: Any = None
 
 
-async def relayed(talk: Talk, *, hide_usage: bool = True) -> Seen:
+async def relayed(talk: Talk, *, path: str = CHAT, hide_usage: bool = True) -> Seen:
     async with serving(talk) as (client, origin, _):
-        return await read(await ask(client, origin, QUICK), hide_usage=hide_usage)
+        return await read(await ask(client, origin, QUICK), path=path, hide_usage=hide_usage)
 
 
-async def read(response: Any, *, hide_usage: bool) -> Seen:
+async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
     seen = Seen()
-    events = Events(response, seen.usage, hide_usage)
+    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage)
     try:
-        async for batch in events.rest():
+        while batch := await events.batch():
             seen.data += batch
     except UpstreamFailed as refusal:
         seen.refusal = refusal
@@ -109,6 +111,59 @@ def test_a_stream_that_is_cut_anywhere_is_never_finished(run: Run, end: str) -> 
                 assert stream.startswith(seen.data)
                 assert seen.data.endswith(b"\n\n") or not seen.data  # half an event would swallow the error's
                 client.close()
+
+    run(main())
+
+
+def spoken(*events: Any) -> list[bytes]:
+    return [named(said["type"], json.dumps(said).encode()) for said in events]
+
+
+START = {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 4, "cache_read_input_tokens": 3}}}
+DELTA = {"type": "content_block_delta", "delta": {"text": '"message_stop" [DONE]'}}
+MESSAGE = spoken(
+    START, DELTA, {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 5}}, {"type": "message_stop"}
+)
+USED = {"input_tokens": 7, "input_tokens_details": {"cached_tokens": 3}, "output_tokens": 5}
+ENDED = {"id": "r", "error": None, "usage": USED}
+RESPONSE = spoken(
+    {"type": "response.created", "response": {"id": "r", "error": None, "usage": None}},
+    {"type": "response.output_text.delta", "delta": '"response.completed"'},
+    {"type": "response.completed", "response": ENDED},
+)
+
+
+@pytest.mark.parametrize(("path", "events"), [("/v1/messages", MESSAGE), ("/v1/responses", RESPONSE)])
+def test_each_dialect_ends_with_its_own_last_event_and_nothing_else(run: Run, path: str, events: list[bytes]) -> None:
+    async def main() -> None:
+        whole = await relayed(streaming(*events, DONE, chunk("after")), path=path)
+        assert (whole.data, whole.refusal) == (b"".join(events), None)
+        assert (whole.usage, whole.usage.complete) == (Usage(7, 3, 5, complete=True), True)
+        for last in range(len(events)):
+            for rest in (b"", DONE, events[last].removesuffix(b"\n")):
+                cut = await relayed(streaming(*events[:last], *([rest] if rest else [])), path=path)
+                assert isinstance(cut.refusal, UpstreamFailed)
+                assert not cut.usage.complete
+
+    run(main())
+
+
+FAILED = {"type": "response.failed", "response": {"id": "r", "error": {"code": "server_error"}, "usage": None}}
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "last"),
+    [
+        ("/v1/messages", MESSAGE[:2], {"type": "error", "error": {"type": "internal_error", "message": "x"}}),
+        ("/v1/responses", RESPONSE[:2], {"type": "error", "message": "x", "sequence_number": 2}),
+        ("/v1/responses", RESPONSE[:2], FAILED),
+    ],
+)
+def test_each_dialects_word_for_a_failure_is_understood(run: Run, path: str, before: list[bytes], last: Any) -> None:
+    async def main() -> None:
+        seen = await relayed(streaming(*before, *spoken(last)), path=path)
+        assert (seen.data, seen.refusal) == (b"".join([*before, *spoken(last)]), None)
+        assert seen.error
 
     run(main())
 

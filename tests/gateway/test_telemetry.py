@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from gateway.policy import Policy
+from gateway.recorded import Record
 from gateway.telemetry import Telemetry, line
-from gateway.types import Caller, Decision, Facts, Record, Route, TierState, Usage, Verdict
+from gateway.types import Caller, Decision, Facts, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, body, gateway
 from tests.tiers import JSON, policy_for

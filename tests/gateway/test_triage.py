@@ -48,7 +48,7 @@ def answered(request: ChatRequest, policy: Policy) -> JSON:
     ],
 )  # fmt: skip
 def test_the_suffix_layout_is_the_answers_prompt_and_one_message_more(fields: JSON) -> None:
-    policy = policy_for(FLASH, PRO)
+    policy = policy_for(FLASH, PRO, triage={"unit": "request"})
     request = asked(fields)
     asking, answering = sent(request, policy), answered(request, policy)
     assert asking["messages"][:-1] == answering["messages"]

@@ -3,24 +3,21 @@
 import asyncio
 import atexit
 import logging
-import sys
-from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import accumulate
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from gateway.policy import Callers, Policy
+from gateway.recorded import Record
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
-from gateway.types import Decision, Record, TierState, Usage, Verdict
+from gateway.telemetry.counts import Cell, Counts, Spreads
+from gateway.telemetry.lines import Lines, line
+from gateway.types import Decision, TierState, Usage, Verdict
+
+__all__ = ["METRICS", "Telemetry", "line"]
 
 # Buckets of the GenAI conventions' server metrics; TTFT is continued to a minute, for long prompts.
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36)
@@ -29,7 +26,8 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 METRICS = CONTENT_TYPE_LATEST
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
+OPERATIONS |= {"/v1/messages": "chat", "/v1/responses": "chat"}
 # vLLM >= 0.28 thinks unless told not to.
 THINKS = (
     "triage: answers have no content, the model thinks first. Set chat_template_kwargs {thinking: false, "
@@ -38,7 +36,28 @@ THINKS = (
 )
 log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
+MOST_ALIKE = 1024  # combinations of labels whose counters are held ready
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
+
+
+class Answered(NamedTuple):
+    """What an answer of a tier counts in."""
+
+    caching: Cell
+    decisions: Cell
+    duration: Cell
+    ttft: Cell
+    prompt: Cell
+    completion: Cell
+
+
+class Seen(NamedTuple):
+    """What exchanges that are alike count in; `model` as they may be told."""
+
+    model: str | None
+    requests: Cell
+    overhead: Cell
+    answered: Answered | None
 
 
 class Telemetry:
@@ -47,9 +66,13 @@ class Telemetry:
     def __init__(self, log: bool) -> None:
         self._thinks = False
         self._names: frozenset[str] = frozenset()
+        self._ended: list[Record] = []  # in this turn of the event loop
+        self._alike: dict[tuple[object, ...], Seen] = {}
         self._models: Mapping[str, str] = {}
         self._registry = registry = CollectorRegistry()
         self._log = Lines() if log else None
+        if log:
+            atexit.register(self.close)
         count, spread, gauge = partial(Counts, registry), partial(Spreads, registry), partial(Gauge, registry=registry)
         self.requests = count("gateway_requests", "Exchanges ended.", ["status", "tier"])
         self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
@@ -78,6 +101,7 @@ class Telemetry:
         """Show `policy` as the one in force; its model names may become label values. Replicas are told by their place
         in the policy: who may read metrics need not know where servers are.
         """
+        self._alike.clear()
         self._names = frozenset(policy.names)
         self._models = {name: tier.model for name, tier in policy.tiers.items()}
         self.policy.clear()
@@ -95,22 +119,68 @@ class Telemetry:
                 self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
 
     def record(self, record: Record) -> None:
-        """Count one exchange and write its line."""
-        self.requests.add(str(record.status), record.tier or "none")
+        """Count one exchange and write its line, with those of the same turn of the event loop."""
+        self._ended.append(record)
+        if len(self._ended) > 1:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._count)
+        except RuntimeError:  # outside of a loop
+            self._count()
+
+    def _count(self) -> None:
+        ended, self._ended = self._ended, []
+        told = [self._add(record) for record in ended]
+        if self._log and ended:
+            self._log.write([line(record, model) for record, model in zip(ended, told, strict=True)])
+
+    def _add(self, record: Record) -> str | None:
+        """Counts an exchange; its model's name as it may be told."""
+        seen = self._seen(record)
+        seen.requests[0] += 1
         if record.overhead is not None:
-            self.overhead.add(record.overhead)
+            self.overhead.put(seen.overhead, record.overhead)
         if record.error:
             self.refusals.add(record.error)
         if record.limited:
             self.limited.add(record.limited)
         for cost in record.costs:
             self.cost.add(cost.tier, cost.kind, amount=cost.money / NANO)
-        if record.tier:
-            self._answered(record, record.tier)
+        if seen.answered:
+            self._answered(record, seen.answered)
         if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
             self._judged(record.decision, record.usage)
-        if self._log:
-            self._log.write(msgspec.json.encode(line(record, self._known(record))))
+        return seen.model
+
+    def _seen(self, record: Record) -> "Seen":
+        """Where exchanges like this one are counted: looked up label by label once for all of them."""
+        route = record.route
+        told = (route.rule, route.reason) if route else None
+        key = (record.status, record.tier, record.path, record.model, record.cache, told)
+        found = self._alike.get(key)
+        if found is None:
+            if len(self._alike) >= MOST_ALIKE:
+                self._alike.clear()
+            found = self._alike[key] = self._place(record)
+        return found
+
+    def _place(self, record: Record) -> "Seen":
+        requests = self.requests.cell(str(record.status), record.tier or "none")
+        model = self._known(record)
+        answered = self._answers(record, record.tier, model) if record.tier else None
+        return Seen(model, requests, self.overhead.cell(), answered)
+
+    def _answers(self, record: Record, tier: str, model: str | None) -> "Answered":
+        operation, route = OPERATIONS.get(record.path, "other"), record.route
+        labels = (operation, PROVIDER, model or "other", self._models.get(tier, "other"))
+        return Answered(
+            self.caching.cell(record.cache),
+            self.decisions.cell(route.rule, tier, route.reason) if route else [0.0],
+            self.duration.cell(*labels),
+            self.ttft.cell(*labels),
+            self.tokens.cell(*labels, "input"),
+            self.tokens.cell(*labels, "output"),
+        )
 
     def _known(self, record: Record) -> str | None:
         """The model name that the caller wrote if the policy has it: no other text of a caller's goes anywhere."""
@@ -118,23 +188,19 @@ class Telemetry:
             return None
         return record.model.lower() if record.model.lower() in self._names else "other"
 
-    def _answered(self, record: Record, tier: str) -> None:
-        operation = OPERATIONS.get(record.path, "other")
-        labels = (operation, PROVIDER, self._known(record) or "other", self._models.get(tier, "other"))
-        self.caching.add(record.cache)
-        self.duration.add(record.seconds, *labels)
+    def _answered(self, record: Record, seen: "Answered") -> None:
+        seen.caching[0] += 1
+        seen.decisions[0] += 1
+        self.duration.put(seen.duration, record.seconds)
         if record.ttft is not None:
-            self.ttft.add(record.ttft, *labels)
-        if record.route:
-            self.decisions.add(record.route.rule, tier, record.route.reason)
-        if record.usage and record.cache != "coalesced":
-            self._used(record.usage, labels)
-
-    def _used(self, usage: Usage, labels: tuple[str, ...]) -> None:
+            self.ttft.put(seen.ttft, record.ttft)
+        usage = record.usage
+        if usage is None or record.cache == "coalesced":
+            return
         if usage.prompt is not None:
-            self.tokens.add(usage.prompt, *labels, "input")
+            self.tokens.put(seen.prompt, usage.prompt)
         if usage.completion is not None:
-            self.tokens.add(usage.completion, *labels, "output")
+            self.tokens.put(seen.completion, usage.completion)
 
     def _judged(self, decision: Decision, usage: Usage | None) -> None:
         if decision.draft != "none":
@@ -158,51 +224,12 @@ class Telemetry:
         log.warning(THINKS if thinks else "triage: answers have content again")
 
     def close(self) -> None:
-        """Write the lines that wait to be written."""
-        if self._log:
-            self._log.flush()
+        """Count, and write the lines of, what ended in this turn."""
+        self._count()
 
     def render(self) -> bytes:
         """The metrics as Prometheus' text, of the type METRICS."""
         return generate_latest(self._registry)
-
-
-def line(record: Record, model: str | None) -> dict[str, Any]:
-    """The log line of an exchange: what was decided and what it took, never what was said."""
-    route, decision, usage = record.route, record.decision, record.usage
-    found: dict[str, Any] = {
-        "request_id": record.id,
-        "path": record.path,
-        "status": record.status,
-        "error": record.error,
-        "caller": record.caller.name if record.caller else None,
-        "plan": record.caller.plan if record.caller else None,
-        "model": model,
-        "stream": record.stream,
-        "tier": record.tier,
-        "rule": route.rule if route else None,
-        "reason": route.reason if route else None,
-        "cache": record.cache,
-        "policy": record.policy,
-        "seconds": _microseconds(record.seconds),
-        "ttft": _microseconds(record.ttft),
-        "overhead": _microseconds(record.overhead),
-        "draft": decision.draft if decision else None,
-        "tokens": [usage.prompt, usage.cached, usage.completion] if usage else None,
-    }
-    if decision and decision.facts.budget:
-        facts = decision.facts
-        found["budget"] = {"used": round(facts.budget_used, 6), "then": facts.budget, "of": facts.budget_of}
-    if decision and decision.verdict:
-        verdict = decision.verdict
-        found["verdict"] = {"label": verdict.label, "p_complex": verdict.p_complex, "reason": verdict.reason}
-        found["verdict"] |= {"source": verdict.source, "seconds": _microseconds(verdict.seconds), "cut": verdict.cut}
-        found["verdict"] |= {"strategy": verdict.strategy, "prompt": verdict.prompt}
-    return found
-
-
-def _microseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
 
 
 def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str) -> float:
@@ -219,82 +246,3 @@ def _queued(states: States, tier: str) -> float:
 
 def _up(states: States, tier: str, replica: int) -> float:
     return float(states()[tier].up[replica])
-
-
-class Counts(Collector):
-    """A counter by label values. prometheus_client shows it; counting costs a look-up, where its own costs ten."""
-
-    def __init__(self, registry: CollectorRegistry, name: str, told: str, labels: Sequence[str]) -> None:
-        self._named = (name, told)
-        self._labels = labels
-        self._counts: dict[tuple[str, ...], float] = defaultdict(float)
-        registry.register(self)
-
-    def add(self, *values: str, amount: float = 1.0) -> None:
-        self._counts[values] += amount
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(*self._named, labels=self._labels)
-        for values, count in self._counts.copy().items():
-            family.add_metric(values, count)
-        yield family
-
-
-class Spreads(Collector):
-    """A histogram by label values; `bounds` are the buckets' upper ends. As cheap as Counts."""
-
-    def __init__(
-        self, registry: CollectorRegistry, name: str, told: str, labels: Sequence[str], bounds: Sequence[float]
-    ) -> None:
-        self._named = (name, told)
-        self._labels = labels
-        self._bounds = bounds
-        self._ends = [*map(floatToGoString, bounds), "+Inf"]
-        self._found: dict[tuple[str, ...], list[float]] = {}  # a count for each bucket, then the sum
-        if not labels:
-            self._found[()] = self._empty()
-        registry.register(self)
-
-    def _empty(self) -> list[float]:
-        return [0.0] * (len(self._bounds) + 2)
-
-    def add(self, amount: float, *values: str) -> None:
-        found = self._found.get(values)
-        if found is None:
-            found = self._found[values] = self._empty()
-        found[bisect_left(self._bounds, amount)] += 1
-        found[-1] += amount
-
-    def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(*self._named, labels=self._labels)
-        for values, found in self._found.copy().items():
-            *counts, total = found.copy()
-            family.add_metric(values, list(zip(self._ends, accumulate(counts), strict=True)), total)
-        yield family
-
-
-class Lines:
-    """Writes to what is standard output at that moment, once a turn of the event loop, and at the program's end."""
-
-    def __init__(self) -> None:
-        self._waiting: list[bytes] = []
-        atexit.register(self.flush)
-
-    def write(self, data: bytes) -> None:
-        self._waiting.append(data)
-        if len(self._waiting) > 1:
-            return
-        try:
-            asyncio.get_running_loop().call_soon(self.flush)
-        except RuntimeError:  # outside of a loop
-            self.flush()
-
-    def flush(self) -> None:
-        lines, self._waiting = self._waiting, []
-        if not lines:
-            return
-        try:
-            sys.stdout.write(b"\n".join(lines).decode() + "\n")
-            sys.stdout.flush()
-        except (OSError, ValueError) as error:  # a closed pipe loses lines, not answers
-            print(f"{len(lines)} exchange lines were not written: {error}", file=sys.stderr)

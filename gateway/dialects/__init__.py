@@ -1,0 +1,91 @@
+"""Which paths are served to callers, and what is spoken there?   The package's one public module."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gateway.body import Body, Fields
+from gateway.body import read as chat
+from gateway.dialects.answers import CHUNKS, MESSAGES, RESPONSES, Answers, Counted, Seen
+from gateway.dialects.requests import count, embeddings, messages, responses
+from gateway.errors import BadRequest
+
+__all__ = ["DIALECTS", "PROMPTS", "Answers", "Api", "Counted", "Dialect", "Seen", "read"]
+
+Api = Literal["chat", "messages", "responses", "embeddings"]
+SHORT = 16  # bytes; an empty array takes no more
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What is spoken on one path.
+
+    `api`: the member of a tier's `can` that says whether its servers speak it. `prompt`: the members that hold the
+    conversation, the last of them never missing. `foreign`: members that another path's server takes for a prompt; two
+    readers could read two. `work`: what a model has to do for it (`count` uses none). `names`: what a tier's request
+    default is called here, where not as in chat. `always`: members that are the same in every request. `templated`:
+    the prompt goes through the chat template.
+    """
+
+    api: Api
+    read: Callable[[bytes], tuple[Body, Fields]]
+    answers: Answers
+    prompt: tuple[str, ...]
+    foreign: tuple[str, ...]
+    work: Literal["answer", "embed", "count"] = "answer"
+    names: Mapping[str, str] = field(default_factory=dict)
+    always: Mapping[str, bytes] = field(default_factory=dict)
+    templated: bool = True
+
+    def conversation(self, body: Body) -> bytes:
+        """The members that hold it, one under the other."""
+        return b"\n".join([raw for name in self.prompt if (raw := body.raw(name))])
+
+
+_MESSAGES_PROMPT, _NOT_MESSAGES = ("system", "messages"), ("prompt", "input")
+_OUTPUT = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
+DIALECTS = {
+    "/v1/chat/completions": Dialect("chat", chat, CHUNKS, ("messages",), ("prompt",)),
+    "/v1/completions": Dialect("chat", chat, CHUNKS, ("prompt",), ("messages",), templated=False),
+    "/v1/messages": Dialect(
+        "messages",
+        messages,
+        MESSAGES,
+        _MESSAGES_PROMPT,
+        _NOT_MESSAGES,
+        names={"max_completion_tokens": "max_tokens", "stop": "stop_sequences"},
+    ),
+    "/v1/messages/count_tokens": Dialect("messages", count, MESSAGES, _MESSAGES_PROMPT, _NOT_MESSAGES, "count"),
+    # Nobody may read a response again: which server would have it is not known, nor whose it is.
+    "/v1/responses": Dialect(
+        "responses",
+        responses,
+        RESPONSES,
+        ("instructions", "input"),
+        ("messages",),
+        names=_OUTPUT,
+        always={"store": b"false"},
+    ),
+    "/v1/embeddings": Dialect(
+        "embeddings", embeddings, CHUNKS, ("input",), ("messages", "prompt"), "embed", templated=False
+    ),
+}
+# Members that end up in a prompt, in any dialect.
+PROMPTS = (
+    *("messages", "prompt", "system", "instructions", "input"),
+    *("tools", "functions", "documents", "response_format", "text", "output_config"),
+)
+
+
+def read(path: str, data: bytes) -> tuple[Body, Fields]:
+    """A request's body on one of the paths. Raises BadRequest with the member's name as `param`."""
+    dialect = DIALECTS[path]
+    body, fields = dialect.read(data)
+    for name in dialect.foreign:
+        if body.size(name):
+            raise BadRequest(f"'{name}' does not belong to {path}.", param=name)
+    wanted = dialect.prompt[-1]
+    size = body.size(wanted)
+    if not size or (size <= SHORT and not (body.raw(wanted) or b"").strip(b"[] \t\r\n")):
+        raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
+    return body, fields

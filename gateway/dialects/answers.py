@@ -1,0 +1,143 @@
+"""How does each dialect answer: what ends a stream, what was used, how is an error told?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway import sse
+from gateway.errors import Refusal
+
+_encode = msgspec.json.encode
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Counted(msgspec.Struct):
+    """A usage object, OpenAI's or Anthropic's. Counts of tokens."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _Cached | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's own API says it so
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Cached | None = None
+    cache_read_input_tokens: int | None = None  # Anthropic's: input_tokens is what is left without these two
+    cache_creation_input_tokens: int | None = None
+
+    @property
+    def prompt(self) -> int | None:
+        if self.prompt_tokens is not None or self.input_tokens is None:
+            return self.prompt_tokens
+        return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+
+    @property
+    def completion(self) -> int | None:
+        """Embeddings tell a prompt and the same number as the total."""
+        made = self.output_tokens if self.completion_tokens is None else self.completion_tokens
+        if made is None and self.prompt_tokens is not None and self.total_tokens is not None:
+            return self.total_tokens - self.prompt_tokens
+        return made
+
+    @property
+    def cached(self) -> int | None:
+        if details := self.prompt_tokens_details or self.input_tokens_details:
+            return details.cached_tokens
+        return self.prompt_cache_hit_tokens if self.cache_read_input_tokens is None else self.cache_read_input_tokens
+
+
+class Seen(msgspec.Struct):
+    """What we look at in a JSON answer, or in one event's data. Only chat tells a usage without choices."""
+
+    type: Any = None
+    usage: Any = None
+    choices: msgspec.Raw = msgspec.Raw(b"null")
+    error: Any = None
+    message: Any = None
+    response: Any = None
+
+    def inner(self, name: str) -> Any:
+        """A member of the whole message or response that an event carries."""
+        whole = self.message if isinstance(self.message, dict) else self.response
+        return whole.get(name) if isinstance(whole, dict) else None
+
+    def used(self) -> Any:
+        """The usage object, if any."""
+        return self.usage or self.inner("usage")
+
+    def wrong(self) -> Any:
+        """What the server says went wrong, None for nothing."""
+        return self.error or self.inner("error") or (self.type if self.type == "error" else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How answers look.
+
+    `holds`: what every whole answer holds, as JSON spells it. `ends`: the types of the events that end a stream; none:
+    `[DONE]` does. `marks`: an event without any of these bytes says nothing that we note. `usage_on_request`: a stream
+    tells its usage only to who asks. `error`: a refusal as the body of an answer; `broken`: as the event that breaks a
+    stream off, after so many events.
+    """
+
+    holds: bytes
+    ends: frozenset[str]
+    marks: tuple[bytes, ...]
+    error: Callable[[Refusal], bytes]
+    broken: Callable[[Refusal, int], bytes]
+    usage_on_request: bool = False
+
+
+# By status; https://docs.anthropic.com/en/api/errors. Others are api_error.
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def _anthropic(refusal: Refusal) -> bytes:
+    error = {"type": _KINDS.get(refusal.status, "api_error"), "message": refusal.told()["message"]}
+    return _encode({"type": "error", "error": error})
+
+
+def _responses_broken(refusal: Refusal, events: int) -> bytes:
+    """The event as documented; `error` beside it is what OpenAI's own server sends, and what its SDK raises for."""
+    error = refusal.told()
+    told = {"type": "error", "sequence_number": events, "code": error["code"], "message": error["message"]}
+    return sse.named("error", _encode({**told, "param": error["param"], "error": error}))
+
+
+CHUNKS = Answers(
+    b'"choices"',
+    frozenset(),
+    (b'"usage"', b'"error"', sse.DONE),
+    Refusal.body,
+    lambda refusal, _: sse.event(refusal.body()),
+    usage_on_request=True,
+)
+MESSAGES = Answers(
+    b'"stop_reason"',
+    frozenset({"message_stop"}),
+    (b'"usage"', b'"error"', b'"message_stop"'),
+    _anthropic,
+    lambda refusal, _: sse.named("error", _anthropic(refusal)),
+)
+RESPONSES = Answers(
+    b'"output"',
+    frozenset({"response.completed", "response.incomplete", "response.failed"}),
+    (b'"usage"', b'"error"', b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
+    Refusal.body,
+    _responses_broken,
+)

@@ -1,0 +1,187 @@
+"""Where does each dialect say the few things that we decide on?   All are read into the same fields.
+
+Turns become messages as vLLM makes them of its own dialects: instructions are a system message, a tool's result is a
+message of the tool. Members that nothing is decided on are not looked at.
+"""
+
+from typing import Any
+
+import msgspec
+
+from gateway.body import Body, Fields, Message, Part, Tokens, read_as
+from gateway.errors import BadRequest
+
+# What a server would have to have kept from an earlier request; each request may go to another one.
+KEPT = ("previous_response_id", "previous_response", "previous_input_messages", "conversation", "prompt")
+CALLERS_OWN = frozenset({"function", "custom"})  # tools that nobody runs but the caller
+
+
+class _Source(msgspec.Struct):
+    url: str | None = None
+
+
+class _Block(msgspec.Struct):
+    """A piece of content in the Messages API; `content` is a tool's result."""
+
+    type: str
+    text: str | None = None
+    source: _Source | None = None
+    content: "str | list[_Block] | None" = None
+
+
+class _Turn(msgspec.Struct):
+    role: str
+    content: str | list[_Block]
+
+
+class _Format(msgspec.Struct):
+    type: str | None = None
+
+
+class _Output(msgspec.Struct):
+    """How the answer shall look, and how hard the model shall think."""
+
+    format: _Format | None = None
+    effort: str | None = None
+
+
+class _Common(msgspec.Struct):
+    model: str | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    tools: list[msgspec.Raw] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    def fields(self, messages: list[Message], asked: _Output | None, effort: str | None, most: int | None) -> Fields:
+        kind = asked.format.type if asked and asked.format else None
+        return Fields(
+            model=self.model,
+            messages=messages,
+            stream=self.stream,
+            temperature=self.temperature,
+            max_tokens=most,
+            tools=self.tools,
+            response_format={"type": kind} if kind else None,
+            reasoning_effort=effort,
+            chat_template_kwargs=self.chat_template_kwargs,
+            cache_salt=self.cache_salt,
+            metadata=self.metadata,
+        )
+
+
+class _Messages(_Common):
+    messages: list[_Turn] | None = None
+    system: str | list[_Block] | None = None
+    max_tokens: Tokens | None = None
+    output_config: _Output | None = None
+
+
+class _Item(msgspec.Struct):
+    """A piece of input in the Responses API: a message, a call, a call's output, what was thought."""
+
+    type: str | None = None
+    role: str | None = None
+    content: str | list[Part] | None = None
+    output: str | Part | list[Part] | None = None
+    arguments: str | None = None
+
+
+class _Responses(_Common):
+    input: str | list[_Item] | None = None
+    instructions: str | None = None
+    max_output_tokens: Tokens | None = None
+    text: _Output | None = None
+    reasoning: _Output | None = None
+
+
+class _Embeddings(msgspec.Struct):
+    model: str | None = None
+    input: str | list[str | int | list[int]] | None = None
+    cache_salt: str | None = None
+
+
+class _Tool(msgspec.Struct):
+    type: str = "function"
+
+
+_MESSAGES = msgspec.json.Decoder(_Messages)
+_RESPONSES = msgspec.json.Decoder(_Responses)
+_EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
+_TOOL = msgspec.json.Decoder(_Tool)
+
+
+def messages(data: bytes) -> tuple[Body, Fields]:
+    """Anthropic's Messages API as vLLM serves it. Raises BadRequest."""
+    body, asked = read_as(_MESSAGES, data)
+    said = [] if asked.system is None else [Message("system", _content(asked.system))]
+    said += [message for turn in asked.messages or () for message in _turn(turn)]
+    effort = asked.output_config.effort if asked.output_config else None
+    return body, asked.fields(said, asked.output_config, effort, asked.max_tokens)
+
+
+def count(data: bytes) -> tuple[Body, Fields]:
+    """The same where only its tokens are to be counted: nothing is streamed. Raises BadRequest."""
+    body, fields = messages(data)
+    fields.stream = None
+    return body, fields
+
+
+def responses(data: bytes) -> tuple[Body, Fields]:
+    """OpenAI's Responses API as vLLM serves it. Raises BadRequest, also for what would outlive the request or be run
+    by the server."""
+    body, asked = read_as(_RESPONSES, data)
+    _alone(body, asked)
+    for tool in asked.tools or ():
+        if read_as(_TOOL, bytes(tool))[1].type not in CALLERS_OWN:
+            raise BadRequest("Tools that the server runs are not offered; send functions.", param="tools")
+    said = [] if asked.instructions is None else [Message("system", asked.instructions)]
+    given = asked.input
+    said += [Message("user", given)] if isinstance(given, str) else map(_item, given or ())
+    effort = asked.reasoning.effort if asked.reasoning else None
+    return body, asked.fields(said, asked.text, effort, asked.max_output_tokens)
+
+
+def embeddings(data: bytes) -> tuple[Body, Fields]:
+    """Raises BadRequest."""
+    body, asked = read_as(_EMBEDDINGS, data)
+    return body, Fields(model=asked.model, prompt=asked.input, cache_salt=asked.cache_salt)
+
+
+def _turn(turn: _Turn) -> list[Message]:
+    """The tools' results first, then what else the turn holds."""
+    if isinstance(turn.content, str):
+        return [Message(turn.role, turn.content)]
+    results = [Message("tool", _content(block.content)) for block in turn.content if block.type == "tool_result"]
+    rest = [block for block in turn.content if block.type != "tool_result"]
+    return [*results, Message(turn.role, _content(rest))] if rest or not results else results
+
+
+def _content(said: str | list[_Block] | None) -> str | list[Part] | None:
+    if not isinstance(said, list):
+        return said
+    return [Part(block.type, block.text, block.source.url if block.source else None) for block in said]
+
+
+def _alone(body: Body, asked: _Responses) -> None:
+    """Raises BadRequest for a request that goes on from another one, or goes on after its answer."""
+    kept = [name for name in KEPT if body.raw(name) is not None]
+    if isinstance(asked.input, list) and any(item.type == "item_reference" for item in asked.input):
+        kept.append("input")
+    if kept:
+        raise BadRequest("No response is kept here: send the whole conversation as 'input'.", param=kept[0])
+    if body.raw("background") not in (None, b"false"):
+        raise BadRequest("No response is made in the background here.", param="background")
+
+
+def _item(item: _Item) -> Message:
+    """All that the item may hold, whatever its type: which member a server reads is the server's choice."""
+    role = "tool" if (item.type or "").endswith("_output") else "assistant"
+    return Message(item.role or role, [*_parts(item.content), *_parts(item.output), *_parts(item.arguments)])
+
+
+def _parts(said: str | Part | list[Part] | None) -> list[Part]:
+    if isinstance(said, list):
+        return said
+    return [] if said is None else [said if isinstance(said, Part) else Part("text", said)]

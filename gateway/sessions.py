@@ -1,0 +1,215 @@
+"""Which tier did this conversation use last?
+
+A session is kept in the store for the policy's `sessions.ttl` after each answer, under the caller's id and a keyed hash
+of what names the conversation. It holds tiers, a count and a time, no text. Nobody waits longer than BUDGET for it:
+without it a request is decided as if its conversation began.
+
+It decides only where a verdict would: a caller's wish and a rule that names one tier go before it, and what a caller
+may reach, its budget, its share and a tier's abilities go before all (`routing.place`).
+"""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from itertools import takewhile
+
+import msgspec
+
+from gateway.body import Fields
+from gateway.policy import Policy, Price
+from gateway.store import Store
+from gateway.types import ChatRequest, Decision, Reply, Session
+
+BUDGET = 0.05  # seconds that the store has to say what it knows, or to keep it
+OUTPUT_TOKENS = 500  # assumed length of an answer, unless the caller wants less
+FOLLOWED = "session"  # the reason of a route that the conversation's last tier decided
+CALLER = "caller"  # the rule of a route that the caller asked for
+INSTRUCTIONS = ("system", "developer")
+RESULTS = ("tool", "function", "assistant")
+
+
+class Kept(msgspec.Struct, array_like=True, frozen=True):
+    """A session in the store; `at` is Unix seconds."""
+
+    tier: str
+    level: str
+    at: float
+    turns: int
+
+
+_KEPT = msgspec.msgpack.Decoder(Kept)
+_MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def recalling(request: ChatRequest, policy: Policy, store: Store) -> "asyncio.Task[Session | None] | None":
+    """What is remembered of the request's conversation, asked for in this turn of the event loop.
+
+    The task is done after BUDGET seconds at the latest, awaited or not, and says None for what is not known in time.
+    None for a request outside of any conversation, and, where a prefix is the key, for one without an answer in it:
+    its conversation begins.
+    """
+    key = key_of(request, policy)
+    if key is None or (key.startswith(b"prefix:") and not _answered(request.fields)):
+        return None
+    return asyncio.create_task(_recall(request, key, store))
+
+
+def _answered(fields: Fields) -> bool:
+    return any(message.role == "assistant" for message in fields.messages or ())
+
+
+async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | None:
+    try:
+        async with asyncio.timeout(BUDGET):
+            data = await store.recall(request.caller.id, key)
+        kept = _KEPT.decode(data) if data else None
+    except (TimeoutError, msgspec.DecodeError):
+        return None
+    if kept is None:
+        return None
+    return Session(kept.tier, kept.level, max(0.0, time.time() - kept.at), kept.turns, continues(request.fields))
+
+
+def follow(reply: Reply, request: ChatRequest, policy: Policy, store: Store) -> Reply:
+    """`reply`, which its conversation remembers while it passes; its end waits for that, for BUDGET at most.
+
+    Not remembered: an error, an answer that nothing was decided for, and what the caller itself asked for.
+    """
+    key, decision = key_of(request, policy), reply.decision
+    if key is None or decision is None or reply.status != 200 or decision.route.rule == CALLER:
+        return reply
+    keeping = asyncio.create_task(_remember(request, key, after(decision, reply.tier, policy), policy, store))
+    reply.shut = _both(reply.shut, keeping)
+    return reply
+
+
+def _both(shut: Callable[[], Awaitable[None]], keeping: "asyncio.Task[None]") -> Callable[[], Awaitable[None]]:
+    async def both() -> None:
+        try:
+            await shut()
+        finally:
+            await keeping
+
+    return both
+
+
+async def _remember(request: ChatRequest, key: bytes, session: Session, policy: Policy, store: Store) -> None:
+    if not policy.sessions:
+        return
+    value = msgspec.msgpack.encode(Kept(session.tier, session.level, time.time(), session.turns))
+    try:
+        async with asyncio.timeout(BUDGET):
+            await store.remember(request.caller.id, key, value, policy.sessions.ttl)
+    except TimeoutError:
+        return
+
+
+def key_of(request: ChatRequest, policy: Policy) -> bytes | None:
+    """The name of the request's conversation in the store; None for a request outside of any.
+
+    A hash under the caller's secret, behind what it was made of ("header:", "metadata:", "prefix:").
+    """
+    metadata = request.fields.metadata or {}
+    if not policy.sessions or metadata.get("session") == "none" or request.dialect.work != "answer":
+        return None
+    for source in policy.sessions.key:
+        kind, _, name = source.partition(":")
+        said = _said(request, kind, name)
+        if said:
+            whole = f"session {source}\n{said}".encode("utf-8", "surrogatepass")
+            return kind.encode() + b":" + hmac.digest(request.caller.salt.encode(), whole, "sha256")
+    return None
+
+
+def _said(request: ChatRequest, kind: str, name: str) -> str | None:
+    if kind == "header":
+        return request.headers.get(name)
+    if kind == "metadata":
+        value = (request.fields.metadata or {}).get(name)
+        return str(value) if isinstance(value, str | int) else None
+    said = takewhile(lambda message: message.role != "assistant", request.fields.messages or ())
+    return "\n".join(f"{message.role} {message.text()}" for message in said)
+
+
+def continues(fields: Fields) -> bool:
+    """Whether the request goes on with a user's turn: after a tool's result, or with an answer to be completed."""
+    said = (message.role for message in reversed(fields.messages or ()))
+    return next((role for role in said if role not in INSTRUCTIONS), "user") in RESULTS
+
+
+def talk(request: ChatRequest, policy: Policy) -> bytes:
+    """The conversation that is judged, in the caller's own bytes: with `unit: user_turn` a chat ends with the user's
+    turn, so that the question after a tool's result is the one that its turn asked. Other dialects are judged whole.
+    """
+    whole = request.dialect.conversation(request.body)
+    roles = [message.role for message in request.fields.messages or ()]
+    chat = request.dialect.prompt == ("messages",) and "user" in roles
+    if not chat or policy.triage.unit != "user_turn" or not continues(request.fields):
+        return whole
+    end = 0
+    for message in _MESSAGES.decode(whole)[: len(roles) - roles[::-1].index("user")]:
+        end = whole.index(message, end) + len(message)
+    return whole[:end] + b"]"
+
+
+def held(session: Session | None, tier: str, tokens: tuple[int, int | None], policy: Policy) -> str:
+    """The tier for a request that a verdict would send to `tier`. `tokens`: of its context, and its longest answer.
+
+    A tool's result goes where its turn went (`triage.unit: user_turn`). For the rest `sessions.stay` says:
+    until_escalated: never below the level that was decided for the conversation; a verdict may raise it.
+    turn: each user turn goes where its verdict says, but not down when that costs more than it saves (`saved`).
+    always: the level that was decided first.
+    """
+    rules = policy.sessions
+    if not session or not rules or not {session.tier, session.level} <= policy.tiers.keys():
+        return tier
+    if session.continues and policy.triage.unit == "user_turn":
+        return session.tier
+    if rules.stay == "always":
+        return session.level
+    rank = tuple(policy.tiers).index
+    if rules.stay == "until_escalated":
+        return max(tier, session.level, key=rank)
+    here, there = policy.tiers[session.tier].price, policy.tiers[tier].price
+    stays = rank(tier) < rank(session.tier) and saved(here, there, tokens, session.turns) < 0
+    return session.tier if stays else tier
+
+
+def saved(here: Price, there: Price, tokens: tuple[int, int | None], turns: int) -> float:
+    """US dollars that a conversation saves by moving from the tier that costs `here` to the one that costs `there`.
+
+    Of C tokens of context, each further request pays C cached and, say, A for its answer:
+        by staying   n * (C * here.cached + A * here.output)
+        by moving    n * (C * there.cached + A * there.output) + C * (there.input - there.cached)
+    as the first request `there` finds nothing in the KV cache. n, the rest of the conversation, is taken to be as long
+    as it has been on its tier: `turns`, and this one at least. What each turn adds is new on either tier and left out.
+    An upper bound on the price of moving: `there` may hold the conversation, from before or from being asked about it.
+    """
+    context, longest = tokens
+    rest, answer = max(1, turns), OUTPUT_TOKENS if longest is None else min(longest, OUTPUT_TOKENS)
+    warm = context * (here.cached_input_per_m - there.cached_input_per_m)
+    made = answer * (here.output_per_m - there.output_per_m)
+    cold = context * (there.input_per_m - there.cached_input_per_m)
+    return (rest * (warm + made) - cold) / 1e6
+
+
+def after(decision: Decision, tier: str, policy: Policy) -> Session:
+    """The session once `tier` answers what was decided."""
+    session = decision.facts.session
+    turns = session.turns + (not session.continues) if session and session.tier == tier else 1
+    return Session(tier, _level(decision, policy), turns=turns)
+
+
+def _level(decision: Decision, policy: Policy) -> str:
+    """The tier that was decided for the conversation: by a rule or a verdict, not by failover, a failed verdict or
+    chance, and not by the session itself."""
+    route, session, ranks = decision.route, decision.facts.session, tuple(policy.tiers)
+    failed = decision.verdict is not None and decision.verdict.label is None
+    likely = max(route.chances, key=lambda tier: route.chances[tier], default=route.tiers[0])
+    decided = ranks[0] if failed else likely
+    if not session or session.level not in ranks or not policy.sessions:
+        return decided
+    if failed or route.reason == FOLLOWED or policy.sessions.stay == "always":
+        return session.level
+    return max(session.level, decided, key=ranks.index) if policy.sessions.stay == "until_escalated" else decided

@@ -1,0 +1,442 @@
+"""Messages, responses and embeddings: read, routed, relayed, remembered, booked and refused as chat is."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.cache import lookup
+from gateway.dialects import DIALECTS, read
+from gateway.errors import BadRequest, Overloaded, Refusal, Unauthorized, UpstreamTimeout
+from gateway.facts import observe
+from gateway.policy import Policy
+from gateway.pricing import bound
+from gateway.relay import explained_events
+from gateway.routing import route
+from gateway.splice import changes, refuse_links, stripped
+from gateway.store import MemoryStore
+from gateway.triage import question
+from gateway.types import Ask, ChatRequest, Facts
+from loadtest.servers import Sim
+from tests.gateway.serving import ANN, COMPLEX, SIMPLE, gateway
+from tests.gateway.test_answer_costs import PRICES, booked
+from tests.tiers import JSON, policy_for
+
+each_front = pytest.mark.usefixtures("each_front")
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+RESPONSES, EMBEDDINGS = "/v1/responses", "/v1/embeddings"
+FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
+POLICY = policy_for(FLASH, PRO, caching={"ttl": "1m"})
+URL = {"type": "url", "url": "http://10.0.0.1/x.png"}
+
+
+def message(said: Any = SIMPLE, **fields: Any) -> JSON:
+    return {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": said}], **fields}
+
+
+def response(said: Any = SIMPLE, **fields: Any) -> JSON:
+    return {"model": "auto", "max_output_tokens": 50, "input": said, **fields}
+
+
+ANSWERED = [(MESSAGES, message), (RESPONSES, response)]
+each_dialect = pytest.mark.parametrize(("path", "made"), ANSWERED, ids=["messages", "responses"])
+
+
+def asked(path: str, fields: JSON, headers: Mapping[str, str] | None = None) -> ChatRequest:
+    whole, known = read(path, json.dumps(fields).encode())
+    return ChatRequest("t", ANN, path, whole, known, headers or {}, time.perf_counter())
+
+
+def facts(path: str, fields: JSON, policy: Policy) -> Facts:
+    return observe(asked(path, fields), policy, {})
+
+
+def sent(request: ChatRequest, policy: Policy, tier: str = "flash") -> JSON:
+    """What the tier's server gets."""
+    edits = changes(request, policy.tiers[tier], policy.callers.plans["usual"])
+    found: JSON = json.loads(request.body.edit(edits))
+    return found
+
+
+# -- what is asked
+
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "21 degrees"}]}
+
+
+def test_a_messages_request_tells_the_rules_what_the_same_chat_would() -> None:
+    image = {"type": "image", "source": {"type": "base64", "data": "aGk="}}
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"type": "tool_use", "id": "t"}]},
+        {"role": "user", "content": [RESULT]},
+        {"role": "user", "content": [RESULT, {"type": "text", "text": "and now?"}, image]},
+    ]
+    form = {"format": {"type": "json_schema", "schema": {}}, "effort": "high"}
+    request = asked(
+        MESSAGES, message(system="Be brief.", tools=[{"name": "f"}], output_config=form) | {"messages": turns}
+    )
+    fields = request.fields
+    roles = [said.role for said in fields.messages or ()]
+    assert roles == ["system", "user", "assistant", "tool", "tool", "user"]
+    assert (fields.max_tokens, fields.reasoning_effort) == (50, "high")
+    found = observe(request, policy_for(FLASH, PRO), {})
+    assert (found.api, found.turns, found.characters, found.max_tokens) == ("messages", 2, len("and now?"), 50)
+    assert (found.tools, found.json_schema, found.vision) == (True, True, True)
+
+
+def test_a_responses_request_tells_the_rules_what_the_same_chat_would() -> None:
+    items = [
+        {"role": "user", "content": "one"},
+        {"type": "reasoning", "id": "r", "summary": []},
+        {"type": "function_call", "call_id": "t", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "t", "output": "21 degrees"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "and now?"}]},
+    ]
+    form: JSON = {"format": {"type": "json_schema", "name": "x", "schema": {}}}
+    fields = response(items, instructions="Be brief.", tools=[{"type": "function", "name": "f"}], text=form)
+    request = asked(RESPONSES, fields | {"reasoning": {"effort": "low"}})
+    roles = [said.role for said in request.fields.messages or ()]
+    assert roles == ["system", "user", "assistant", "assistant", "tool", "user"]
+    found = observe(request, policy_for(FLASH, PRO), {})
+    assert (found.api, found.turns, found.characters, found.max_tokens) == ("responses", 2, len("and now?"), 50)
+    assert (found.tools, found.json_schema, request.fields.reasoning_effort) == (True, True, "low")
+    shown = response(
+        [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,aGk="}]}]
+    )
+    assert facts(RESPONSES, shown, policy_for(FLASH, PRO)).vision
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (MESSAGES, message([{"type": "image", "source": URL}])),
+        (MESSAGES, message([{"type": "document", "source": URL}])),
+        (MESSAGES, message([{"type": "tool_result", "content": [{"type": "image", "source": URL}]}])),
+        (MESSAGES, message(system=[{"type": "image", "source": URL}])),
+        (RESPONSES, response([{"role": "user", "content": [{"type": "input_image", "image_url": URL["url"]}]}])),
+        (RESPONSES, response([{"role": "user", "content": [{"type": "input_file", "file_url": URL["url"]}]}])),
+        (RESPONSES, response([{"content": "x", "output": [{"type": "y", "image_url": URL["url"]}]}])),
+        (RESPONSES, response([{"type": "x_call_output", "output": [{"type": "y", "image_url": URL["url"]}]}])),
+        (RESPONSES, response([{"type": "computer_call_output", "output": {"type": "y", "image_url": URL["url"]}}])),
+    ],
+)
+def test_media_by_link_are_refused_wherever_a_server_would_look(path: str, fields: JSON) -> None:
+    with pytest.raises(BadRequest, match="inline") as found:
+        refuse_links(asked(path, fields))
+    assert found.value.param == ("messages" if path == MESSAGES else "input")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (RESPONSES, response(previous_response_id="resp_1"), "previous_response_id"),
+        (RESPONSES, response(previous_input_messages=[]), "previous_input_messages"),
+        (RESPONSES, response(conversation="c"), "conversation"),
+        (RESPONSES, response(prompt={"id": "p"}), "prompt"),
+        (RESPONSES, response([{"type": "item_reference", "id": "m"}]), "input"),
+        (RESPONSES, response(background=True), "background"),
+        (RESPONSES, response(tools=[{"type": "mcp", "server_url": "http://10.0.0.1"}]), "tools"),
+        (RESPONSES, response(tools=[{"type": "web_search"}]), "tools"),
+        (RESPONSES, response(messages=[]), "messages"),
+        (RESPONSES, response([]), "input"),
+        (RESPONSES, {"model": "auto"}, "input"),
+        (MESSAGES, message(prompt="x"), "prompt"),
+        (MESSAGES, message(input="x"), "input"),
+        (MESSAGES, message() | {"messages": []}, "messages"),
+        (MESSAGES, message() | {"messages": "x"}, "messages"),
+        (MESSAGES, message(max_tokens=-1), "max_tokens"),
+        (COUNT, {"model": "auto", "system": "x"}, "messages"),
+        (EMBEDDINGS, {"input": []}, "input"),
+        (EMBEDDINGS, {"input": {"x": 1}}, "input"),
+        (EMBEDDINGS, {"input": "x", "messages": [1]}, "messages"),
+    ],
+)
+def test_what_no_server_may_do_or_two_readers_could_read_is_refused(path: str, fields: JSON, param: str) -> None:
+    with pytest.raises(BadRequest) as found:
+        asked(path, fields)
+    assert found.value.param == param
+
+
+ODD = st.recursive(
+    st.sampled_from([None, True, -1, 1 << 60, 0.5, "", "x", "item_reference", "data:x", "http://x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "source"]), inner),
+    max_leaves=5,
+)
+PIECE = st.fixed_dictionaries({"type": st.sampled_from(["text", "image", "tool_result"])}, optional={"text": ODD})
+TURN = st.fixed_dictionaries({"role": st.just("user"), "content": st.just("x") | st.lists(PIECE, max_size=3) | ODD})
+OTHERS = st.dictionaries(
+    st.sampled_from(["system", "tools", "text", "metadata", "reasoning", "stream"]), ODD, max_size=2
+)
+
+
+@settings(max_examples=120)
+@given(st.sampled_from(list(DIALECTS)), st.just("x") | st.lists(TURN, max_size=3), OTHERS)
+def test_no_body_does_worse_than_a_bad_request(path: str, said: Any, others: JSON) -> None:
+    with suppress(BadRequest):
+        request = asked(path, {DIALECTS[path].prompt[-1]: said, **others})
+        refuse_links(request)
+        observe(request, POLICY, {})
+        sent(request, POLICY)
+        bound(request, ("flash", "pro"), POLICY)
+        question(request, POLICY)
+        lookup(request, POLICY)
+
+
+# -- what is sent
+
+
+@each_dialect
+def test_only_what_must_change_is_changed(path: str, made: Any) -> None:
+    policy = policy_for(
+        FLASH, PRO, tiers={"flash": {"set": {"max_tokens": 7, "max_completion_tokens": 7, "top_p": 0.5}}}
+    )
+    fields = made(metadata={"user_id": "u"}, top_k=3, stream=True, priority=-5)
+    found = sent(asked(path, fields), policy)
+    thinking = {"thinking": False, "enable_thinking": False}
+    ours = {"model": "flash-model", "cache_salt": ANN.salt, "chat_template_kwargs": thinking, "top_p": 0.5}
+    kept = {"store": False} if path == RESPONSES else {}
+    assert found == {name: value for name, value in fields.items() if name != "priority"} | ours | kept
+    unbounded = {name: value for name, value in fields.items() if not name.startswith("max_")}
+    name = "max_tokens" if path == MESSAGES else "max_output_tokens"
+    assert sent(asked(path, unbounded), policy)[name] == 7, "a tier's default by the dialect's name"
+
+
+def test_no_server_is_asked_to_keep_a_response_and_the_caller_is_told() -> None:
+    policy = policy_for(FLASH, PRO)
+    request = asked(RESPONSES, response(store=True))
+    assert sent(request, policy)["store"] is False
+    assert stripped(request, policy.callers.plans["usual"]) == ["store"]
+    assert stripped(asked(RESPONSES, response(store=False)), policy.callers.plans["usual"]) == []
+
+
+@each_dialect
+@pytest.mark.parametrize("layout", ["suffix", "system"])
+def test_the_verdict_is_asked_for_as_a_chat_that_quotes_the_turns(path: str, made: Any, layout: str) -> None:
+    policy = policy_for(FLASH, PRO, triage={"layout": layout})
+    system = {"system" if path == MESSAGES else "instructions": "Be exact."}
+    asking = json.loads(question(asked(path, made(COMPLEX, **system)), policy).body)
+    first, last = asking["messages"]
+    assert (first["role"], last["role"]) == ("system", "user")
+    assert COMPLEX in json.loads(last["content"])
+    assert "Be exact." in json.loads(last["content"])
+    assert asking["cache_salt"] == ANN.salt
+    assert not {"input", "system", "instructions"} & asking.keys()
+
+
+# -- who answers
+
+
+@each_dialect
+def test_a_tier_that_does_not_serve_the_path_gives_way_or_the_caller_is_told(path: str, made: Any) -> None:
+    api = DIALECTS[path].api
+    policy = policy_for(FLASH, PRO, tiers={"flash": {"engine": "openai"}})
+    found = route(facts(path, made(), policy), None, policy)
+    assert not isinstance(found, Ask), "there is nothing to ask: both ways lead to the same tier"
+    assert found.tiers == ("pro",)
+    wished = route(facts(path, made(model="flash"), policy), None, policy)
+    assert not isinstance(wished, Ask)
+    assert (wished.tiers, wished.reason) == (("pro",), f"needs the {api} API")
+    nobody = policy_for(FLASH, PRO, tiers={"flash": {"can": {api: False}}, "pro": {"can": {api: False}}})
+    with pytest.raises(BadRequest, match=f"the {api} API"):
+        route(facts(path, made(), nobody), None, nobody)
+    told = policy_for(FLASH, PRO, tiers={"flash": {"engine": "openai", "can": {api: True}}})
+    assert isinstance(route(facts(path, made(), told), None, told), Ask)
+
+
+def test_embeddings_go_to_the_tier_that_makes_them_and_chats_do_not() -> None:
+    can = {"chat": False, "messages": False, "responses": False, "embeddings": True}
+    policy = policy_for(FLASH, PRO, tiers={"pro": {"can": can}})
+    found = route(facts(EMBEDDINGS, {"input": ["x"]}, policy), None, policy)
+    assert not isinstance(found, Ask)
+    assert (found.tiers, found.reason) == (("pro",), "needs the embeddings API")
+    best = route(facts("/v1/chat/completions", message(model="auto:best"), policy), None, policy)
+    assert not isinstance(best, Ask)
+    assert best.tiers == ("flash",)
+
+
+@pytest.mark.parametrize(("path", "fields"), [(COUNT, message(COMPLEX)), (EMBEDDINGS, {"input": COMPLEX})])
+def test_nobody_judges_what_no_model_answers(path: str, fields: JSON) -> None:
+    policy = policy_for(FLASH, PRO, tiers={"flash": {"can": {"embeddings": True}}})
+    found = route(facts(path, fields, policy), None, policy)
+    assert not isinstance(found, Ask)
+    assert (found.tiers[0], found.reason) == ("flash", "nothing to judge")
+    assert bound(asked(path, fields), ("flash",), policy).completion == 0
+
+
+# -- what comes back
+
+
+@each_front
+@each_dialect
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_servers_bytes_pass_and_are_remembered_in_their_form_only(
+    flash: Sim, pro: Sim, path: str, made: Any, stream: bool
+) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+            fields = made(temperature=0)
+            answers = [await gate.ask(fields | {"stream": stream}, path) for _ in range(2)]
+            other = await gate.ask(fields | {"stream": not stream}, path)
+            again = await gate.ask(fields | {"stream": stream}, path)
+            found = [answer.headers["x-route-cache"] for answer in (*answers, other, again)]
+            assert found == ["miss", "hit", "miss", "hit"], "the two forms do not displace each other"
+            assert answers[0].data == answers[1].data
+            assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
+            assert answers[0].headers["x-route-reason"] == "simple"
+            assert len(flash.seen()) == 2
+
+    asyncio.run(main())
+
+
+@each_front
+@each_dialect
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_ledger_is_what_the_server_counted(flash: Sim, pro: Sim, path: str, made: Any, stream: bool) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with gateway(policy_for(flash, pro, tiers=PRICES, triage={"speculate": "never"}), store) as gate:
+            long = SIMPLE * 60  # more than one block of the KV cache
+            for _ in range(2):
+                assert (await gate.ask(made(long, model="flash", stream=stream), path)).status == 200
+            counted = await gate.ask(message(), COUNT)
+            assert counted.json()["input_tokens"] > 0
+            found, seen = await booked(store, "answer"), flash.seen()
+            assert found["requests"] == len(seen) == 2, "counting tokens is free"
+            for name, key in (("prompt", "prompt_tokens"), ("cached", "cached_tokens"), ("completion", "tokens")):
+                assert found[name] == sum(entry[key] for entry in seen) > 0
+
+    asyncio.run(main())
+
+
+@each_front
+@each_dialect
+@pytest.mark.parametrize("fault", [{"cut_after": 3}, {"no_done": True}])
+def test_a_stream_that_breaks_off_says_so_and_is_not_remembered(
+    flash: Sim, pro: Sim, path: str, made: Any, fault: JSON
+) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+            flash.config(only="answer", **fault)
+            for _ in range(2):
+                cut = await gate.ask(made(stream=True, temperature=0), path)
+                *before, last = [part for part in cut.data.split(b"\n\n") if part]
+                name, data = last.split(b"\ndata: ")
+                told = json.loads(data)
+                assert (name, told["type"], cut.headers["x-route-cache"]) == (b"event: error", "error", "miss")
+                assert told["error"]["type"] == ("api_error" if path == MESSAGES else "server_error")
+                assert path == MESSAGES or (told["sequence_number"], told["code"]) == (len(before), "upstream_failed")
+                assert b"event: message_stop" not in cut.data
+                assert b"event: response.completed" not in cut.data
+
+    asyncio.run(main())
+
+
+@each_front
+@each_dialect
+def test_the_decision_is_told_in_the_answer_and_before_the_last_event(
+    flash: Sim, pro: Sim, path: str, made: Any
+) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            whole = await gate.ask(made(COMPLEX), path, x_route_explain="1")
+            stream = await gate.ask(made(COMPLEX, stream=True), path, x_route_explain="1")
+            *_, told, last = stream.data.removesuffix(b"\n\n").split(b"\n\n")
+            assert told.startswith(b"event: route\ndata: ")
+            for found in (whole.json()["route"], json.loads(told.partition(b"data: ")[2])["route"]):
+                assert (found["tier"], found["facts"]["api"]) == ("pro", DIALECTS[path].api)
+            assert last.startswith((b"event: message_stop", b"event: response."))
+
+    asyncio.run(main())
+
+
+def test_an_event_is_never_torn_by_words_that_look_like_the_last_one() -> None:
+    said = b'event: x\ndata: {"a":"\\n\\nevent: message_stop"}\n\nevent: message_stopped\ndata: {}\n\n'
+    assert explained_events(said, asked(MESSAGES, message()), "m", {}) == said
+
+
+# -- who may ask, and how it is refused
+
+
+@each_front
+def test_a_key_may_come_as_anthropic_sends_it(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        key = "a-key-that-is-long-enough"
+        async with gateway(policy_for(flash, pro), everyone=False, api_key=key) as gate:
+            given: list[JSON] = [
+                {"x_api_key": key},
+                {"authorization": f"Bearer {key}"},
+                {"x_api_key": "wrong"},
+                {"authorization": "Bearer wrong", "x_api_key": key},
+                {},
+            ]
+            found = [(await gate.ask(message(model="flash"), MESSAGES, **headers)).status for headers in given]
+            assert found == [200, 200, 401, 401, 401], "one who shows two keys is known by the first"
+            assert (await gate.get("/v1/models", x_api_key=key)).status == 200
+
+    asyncio.run(main())
+
+
+@each_front
+@pytest.mark.parametrize(
+    ("path", "method", "fields", "status", "kind"),
+    [
+        (MESSAGES, "POST", b"no json", 400, "invalid_request_error"),
+        (MESSAGES, "GET", None, 405, "invalid_request_error"),
+        (MESSAGES, "POST", message(model="unheard-of"), 404, "not_found_error"),
+        (COUNT, "POST", b"[]", 400, "invalid_request_error"),
+        (MESSAGES, "POST", b" " * 2000, 413, "request_too_large"),
+    ],
+)
+def test_messages_are_refused_with_anthropics_error(
+    flash: Sim, pro: Sim, path: str, method: str, fields: Any, status: int, kind: str
+) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), max_body=1500) as gate:
+            answer = await gate.ask(fields, path, method)
+            told = answer.json()
+            assert (answer.status, told["type"], told["error"]["type"]) == (status, "error", kind)
+            assert told["error"].keys() == {"type", "message"}
+
+    asyncio.run(main())
+
+
+@each_front
+def test_a_connections_own_refusal_speaks_the_paths_dialect(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            twice = {"transfer_encoding": "chunked"}  # beside a content-length
+            found = [(await gate.ask(message(), path, **twice)).json() for path in (MESSAGES, RESPONSES)]
+            assert [told["error"]["type"] for told in found] == ["invalid_request_error"] * 2
+            assert [told.get("type") for told in found] == ["error", None]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (Unauthorized("x"), "authentication_error"),
+        (Overloaded("x"), "overloaded_error"),
+        (UpstreamTimeout("x"), "timeout_error"),
+        (Refusal("x"), "api_error"),
+    ],
+)
+def test_each_refusal_has_its_kind_in_anthropics_words(refusal: Refusal, kind: str) -> None:
+    told = json.loads(DIALECTS[MESSAGES].answers.error(refusal))
+    assert told == {"type": "error", "error": {"type": kind, "message": "x"}}
+
+
+@each_front
+def test_a_servers_4xx_passes_in_its_own_words(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            answer = await gate.ask(message(model="flash", temperature=-5), MESSAGES)
+            assert (answer.status, answer.json()["error"]["type"]) == (400, "BadRequestError")
+
+    asyncio.run(main())

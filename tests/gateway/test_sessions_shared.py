@@ -1,0 +1,113 @@
+"""Sessions in a store that processes share, and one that stands still."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import redis
+
+from gateway.embedded import embedded
+from gateway.sessions import recalling
+from gateway.store import Limits, RedisStore
+from loadtest.servers import Sim, free_port, python
+from tests.gateway.serving import COMPLEX, SIMPLE, Port, asked, body, gateway
+from tests.gateway.test_sessions import sessions
+from tests.stores import on
+
+HERE = {"x-session-id": "a"}
+WIDE = Limits(1_000_000, 100_000, 60.0)
+TEXT = """
+schema: 1
+tiers:
+  flash: {{model: flash-model, replicas: ["{0}"]}}
+  pro: {{model: pro-model, replicas: ["{1}"]}}
+triage: {{timeout: 5s}}
+sessions: {{}}
+rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
+"""
+
+
+def test_a_conversation_is_known_to_every_process(flash: Sim, pro: Sim, valkey: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(TEXT.format(flash.url, pro.url))
+
+    async def main(one: Port, other: Port) -> None:
+        for n, port in enumerate((one, other, one, other)):
+            found = await port.ask(body(SIMPLE if n else COMPLEX), x_session_id="a")
+            wanted = ("pro", "session" if n else "complex")
+            assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == wanted
+
+    with contextlib.ExitStack() as stack:
+        ports = [free_port(), free_port()]
+        serve = ["-m", "gateway", "serve", "--policy", str(file), "--redis", valkey, "--port"]
+        for port in ports:
+            stack.enter_context(python([*serve, str(port)], port, GATEWAY_LOG_EXCHANGES="false"))
+        asyncio.run(main(*map(Port, ports)))
+    with redis.Redis.from_url(valkey) as client:
+        kept = {name: client.get(name) for name in client.keys("tg1:*entry:header:*")}
+        assert len(kept) == 1
+        assert all(3500 < client.ttl(name) <= 3600 for name in kept)
+        assert SIMPLE.encode() not in b"".join(value or b"" for value in kept.values())
+
+
+def test_a_session_is_asked_for_in_the_same_write_as_admission(flash: Sim, pro: Sim, valkey: str) -> None:
+    policy = sessions(flash, pro)
+
+    async def scenario(store: RedisStore) -> None:
+        await store.admit("ann", WIDE, None)
+        with redis.Redis.from_url(valkey) as client:
+            before = client.info("stats")["total_reads_processed"]
+            remembered = recalling(asked(body(), headers=HERE), policy, store)
+            assert remembered
+            await store.admit("ann", WIDE, None)
+            assert await remembered is None
+            assert client.info("stats")["total_reads_processed"] - before == 2  # one of them asks for this figure
+
+    on(valkey, scenario)  # type: ignore[arg-type]  # the store of that URL is a RedisStore
+
+
+def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits(flash: Sim, pro: Sim) -> None:
+    policy, request = sessions(flash, pro), asked(body(), headers=HERE)
+
+    async def main() -> None:
+        async with embedded() as url:
+            with redis.Redis.from_url(url) as client:
+                pid = int(client.info("server")["process_id"])
+            store = RedisStore(url)
+            await store.admit("ann", WIDE, None)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                remembered = recalling(request, policy, store)
+                assert remembered
+                admitted = asyncio.create_task(store.admit("ann", WIDE, None))
+                await asyncio.wait({remembered, admitted}, return_when=asyncio.FIRST_COMPLETED)
+                assert (remembered.done(), admitted.done()) == (True, False)
+                assert await remembered is None
+                assert (await admitted).allowed
+            finally:
+                os.kill(pid, signal.SIGCONT)
+                await store.close()
+
+    asyncio.run(main())
+
+
+def test_while_the_store_stands_still_requests_are_decided_without_their_session(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with embedded() as url:
+            with redis.Redis.from_url(url) as client:
+                pid = int(client.info("server")["process_id"])
+            store = RedisStore(url)
+            async with gateway(sessions(flash, pro), store) as gate:
+                assert (await gate.ask(body(COMPLEX), x_session_id="a")).headers["x-route-tier"] == "pro"
+                assert (await gate.ask(body(), x_session_id="a")).headers["x-route-tier"] == "pro"
+                os.kill(pid, signal.SIGSTOP)
+                try:
+                    found = [await gate.ask(body(), x_session_id="a") for _ in range(3)]
+                finally:
+                    os.kill(pid, signal.SIGCONT)
+                assert [answer.status for answer in found] == [200] * 3
+                assert {answer.headers["x-route-tier"] for answer in found} == {"flash"}
+
+    asyncio.run(main())

@@ -1,0 +1,53 @@
+"""Does the interface keep what its OpenAPI document says, whatever is sent?   A real gateway and simulated servers."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
+from schemathesis import checks
+
+from gateway.dialects import DIALECTS
+from loadtest.servers import Sim, running
+from tests.test_sdks import POLICY
+
+ADMIN = secrets.token_hex(32)
+CASES = {True: 8, False: 2}  # of each operation, about 30 ms each; those on which models answer, and others
+BOUNDS = settings(deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+PROMISED = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+
+
+@pytest.fixture(scope="module")
+def url(flash_server: Sim, pro_server: Sim) -> Iterator[str]:
+    with running(POLICY, [flash_server, pro_server], ADMIN_KEY=ADMIN) as (found, _):
+        yield found
+
+
+def test_no_request_is_answered_otherwise_than_the_document_says(url: str, flash: Sim, pro: Sim) -> None:
+    document = schemathesis.openapi.from_url(url + "/openapi.json")
+    operations: list[Any] = [found.ok() for found in document.get_all_operations()]  # type: ignore[union-attr]
+    answered: set[str] = set()
+
+    def ask(case: Any) -> None:
+        answer = case.call(headers={"authorization": f"Bearer {ADMIN}"}, timeout=10)
+        case.validate_response(answer, PROMISED)
+        if answer.status_code < 400:
+            answered.add(case.path)
+            return
+        error = answer.json()["error"]
+        assert isinstance(error["type"], str)
+        assert isinstance(error["message"], str)
+
+    for operation in operations:
+        cases: SearchStrategy[Any] = operation.as_strategy()
+        settings(BOUNDS, max_examples=CASES[operation.path in DIALECTS])(given(cases)(ask))()
+    assert {operation.path for operation in operations} > DIALECTS.keys()
+    assert len(answered & DIALECTS.keys()) > 2
