@@ -9,6 +9,7 @@ from gateway.cache import Flights, Verdicts, lookup, replay
 from gateway.draft import drafting
 from gateway.errors import Refusal
 from gateway.facts import observe
+from gateway.holdback import hold
 from gateway.policy import Policy
 from gateway.routing import route
 from gateway.store import Store
@@ -22,7 +23,8 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
     key = lookup(request, policy)  # None: this answer may be neither recalled nor shared
     with await admit(request, key, policy, store) as admission:
         decided = partial(decide, request, admission.standing, policy, upstream, flights.verdicts)
-        make = partial(admission.through, decided)
+        kept = partial(hold, request, policy, upstream, decided)
+        make = partial(admission.through, kept)
         try:
             reply = replay(admission.entry, key, request) or await flights.share(admission.turn, request, policy, make)
         except Refusal as refusal:

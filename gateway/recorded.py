@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.store import Line
-from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
+from gateway.types import Caller, Decision, Facts, Held, Route, Usage, Verdict
 
 VERSION: Literal[1] = 1
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -111,6 +111,7 @@ class Recorded(msgspec.Struct, kw_only=True):
     policy: str = ""
     seen: Seen | None = None
     verdict: Verdict | None = None
+    held: Held | None = None
     tier: str | None = None
     status: int = 200
     seconds: float = 0.0

@@ -157,6 +157,7 @@ def recorded(record: Record, caller: Caller, decision: Decision, look: Seen) -> 
         seen=look,
         facts=msgspec.to_builtins(_cut(decision.facts)),
         verdict=decision.verdict,
+        held=decision.held,
         route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),
         tier=record.tier,
         status=record.status,

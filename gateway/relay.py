@@ -60,6 +60,7 @@ def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]
         "tier": reply.tier,
         "cache": reply.cache,
         "draft": decision.draft if decision else "none",
+        "holdback": msgspec.to_builtins(decision.held) if decision else None,
         "overhead_ms": round(overhead * 1000, 3),
     }
     if decision:

@@ -198,7 +198,8 @@ def after(decision: Decision, tier: str, policy: Policy) -> Session:
     """The session once `tier` answers what was decided."""
     session = decision.facts.session
     turns = session.turns + (not session.continues) if session and session.tier == tier else 1
-    return Session(tier, _level(decision, policy), turns=turns)
+    escalated = decision.held is not None and decision.held.outcome == "escalated"
+    return Session(tier, tier if escalated else _level(decision, policy), turns=turns)
 
 
 def _level(decision: Decision, policy: Policy) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.body import Body, Part
 from gateway.errors import BadRequest
-from gateway.policy import Plan, Tier
+from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
 
 # Fields of vLLM that reach past a caller's own request: its queue, other callers' KV blocks, server memory, templates.
@@ -38,6 +38,7 @@ _PRIVILEGED = frozenset(PRIVILEGED)
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 
 CHAT = "/v1/chat/completions"
+OFF = "off"
 
 _encode = msgspec.json.encode
 
@@ -63,6 +64,35 @@ def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
         found["stream_options"] = _members(request, "stream_options").edit({"include_usage": b"true"})
     found["model"] = _encode(tier.model)
     return {**found, **dialect.always}
+
+
+def watched(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
+    """How the start of a tier's answer is watched; None: it is not, as the policy, the caller or its plan want it.
+
+    Callers opt out by `x-route-holdback: off` or `metadata.holdback: "off"`. Not watched are several answers at
+    once, and other dialects than chat's.
+    """
+    rules, fields = policy.holdback, request.fields
+    if rules is None or name not in rules.tiers or request.dialect.api != "chat":
+        return None
+    if (fields.n or 1) > 1 or isinstance(fields.prompt, list):
+        return None
+    if OFF in (request.headers.get("x-route-holdback"), (fields.metadata or {}).get("holdback")):
+        return None
+    return rules if rules.to in policy.reach(request.caller.plan, request.caller.own.may) else None
+
+
+def unasked(request: ChatRequest, name: str, policy: Policy) -> Changes:
+    """The members that ask the tier for log-probabilities which we need and nobody else asked for; else none.
+
+    A caller's own are used as they are.
+    """
+    rules, body = watched(request, name, policy), request.body
+    if rules is None or not rules.escalate_when.figures or "logprobs" in policy.tiers[name].set:
+        return {}
+    if body.raw("logprobs") not in (None, b"false") or any(body.raw(key) for key in ("top_logprobs", "echo")):
+        return {}
+    return {"logprobs": b"true", "top_logprobs": b"2"} if request.path == CHAT else {"logprobs": b"2"}
 
 
 def stripped(request: ChatRequest, plan: Plan) -> list[str]:

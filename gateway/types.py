@@ -220,6 +220,17 @@ class Ask(msgspec.Struct, frozen=True):
     draft: str | None
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What became of a start that was kept back, why, and for how many seconds it was.
+
+    kept (tokens | wait | end; unanswered: weak, but nobody else answered), escalated (the sign), broken (the failure).
+    """
+
+    outcome: Literal["kept", "escalated", "broken"]
+    reason: str
+    seconds: float
+
+
 class Decision(msgspec.Struct, frozen=True):
     """Why this tier answered: kept for explain, log and replay. `draft`: kept | wasted | none; `wasted`: its tokens."""
 
@@ -228,6 +239,7 @@ class Decision(msgspec.Struct, frozen=True):
     route: Route
     draft: str = "none"
     wasted: int = 0
+    held: Held | None = None
 
 
 class Reply(msgspec.Struct):

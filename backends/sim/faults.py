@@ -11,6 +11,8 @@ Seconds = Annotated[float, Meta(ge=0.0, le=3600.0)]
 Count = Annotated[int, Meta(ge=0)]
 VerdictFault = Literal["garbage", "truncated", "wrong_label", "fenced", "reasoning", "null", "stall", "status"]
 
+Weakness = Literal["unsure", "loop", "refusal", "filter", "sorry", "empty"]
+
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All faults of one request; the defaults are none. Seconds are real, `speed` does not scale them."""
@@ -33,6 +35,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     malformed_sse: bool = False  # every third event is no JSON
     html: bool = False  # status 200, text/html
     verdict: VerdictFault | None = None  # triage requests only
+    weak: Weakness | None = None  # answers only
+    weak_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # of the answers
     ignore_response_format: bool = False
     no_logprobs: bool = False
 
@@ -90,6 +94,8 @@ class Faults:
         fault = own or self.current
         if fault.only == ("answer" if triage else "triage") or (own is None and fault.count == 0):
             return NONE
+        if fault.weak and (triage or self._random.random() >= fault.weak_share):
+            fault = msgspec.structs.replace(fault, weak=None)
         if fault.error_rate is not None and self._random.random() >= fault.error_rate:
             return msgspec.structs.replace(fault, status=None)
         if own is None and fault.count is not None:

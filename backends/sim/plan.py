@@ -99,6 +99,8 @@ def _plan(request: Request, known: Asked, settings: Settings, fault: Fault, rng:
     else:
         steps += spell("content", _content(request, known, bound, settings, rng), rng)
     plan = Plan(tuple(steps), "stop")
+    if fault.weak:
+        return _weakened(plan, fault.weak, rng)
     return _spoiled(plan, fault.verdict, rng) if known.triage and fault.verdict else plan
 
 
@@ -187,6 +189,20 @@ def _spoiled(plan: Plan, how: str, rng: random.Random) -> Plan:
     if how == "reasoning":
         return Plan(tuple(replace(step, kind="reasoning") for step in plan.steps), "stop")
     return Plan(tuple(spell("reasoning", "The question is how hard", rng)), "length") if how == "null" else plan
+
+
+def _weakened(plan: Plan, how: str, rng: random.Random) -> Plan:
+    """The answer with the weakness `how` (faults.py)."""
+    if how == "unsure":
+        others = tuple((mark, 0.14) for mark in "?!.,;:")
+        return replace(plan, steps=tuple(replace(step, p=0.15, others=others) for step in plan.steps))
+    if how == "loop":
+        return Plan(plan.steps[:2] + tuple(spell("content", " I think that" * 60, rng)), "length")
+    if how == "refusal":
+        return Plan(tuple(spell("refusal", "This is refused by the model itself.", rng)), "stop")
+    if how == "filter":
+        return Plan(plan.steps[:2], "content_filter")
+    return Plan(tuple(spell("content", "I'm sorry, but I cannot do that." if how == "sorry" else "", rng)), "stop")
 
 
 def _bounded(plan: Plan, request: Request) -> Plan:

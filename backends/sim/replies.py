@@ -66,8 +66,8 @@ def delta(step: Step, shaped: Shape) -> JSON | str:
         return step.text
     if step.kind == "reasoning":
         return dict.fromkeys(shaped.reasoning, step.text)
-    if step.kind == "content":
-        return {"content": step.text}
+    if step.kind in ("content", "refusal"):
+        return {step.kind: step.text}
     if step.call is None:
         return {"tool_calls": [{"index": step.index, "function": {"arguments": step.text}}]}
     function = {"name": step.call["name"], "arguments": ""}
@@ -124,9 +124,15 @@ def choice(shaped: Shape, index: int, steps: list[Step], finish: str, stop: str 
 
 def _message(shaped: Shape, steps: list[Step]) -> JSON:
     thought = _text(steps, "reasoning")
-    message: dict[str, Any] = {"role": "assistant", "content": _text(steps, "content"), "refusal": None,
-                               "annotations": None, "audio": None, "function_call": None,
-                               "tool_calls": _calls(steps)}  # fmt: skip
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": _text(steps, "content"),
+        "refusal": _text(steps, "refusal"),
+        "annotations": None,
+        "audio": None,
+        "function_call": None,
+        "tool_calls": _calls(steps),
+    }
     return {**message, **dict.fromkeys(shaped.reasoning, thought)}
 
 

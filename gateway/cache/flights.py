@@ -36,7 +36,10 @@ def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
         return False
     if decision.verdict and not decision.verdict.label:
         return False
-    return reply.tier == decision.route.tiers[0] and len(data) <= LONGEST
+    if decision.held and decision.held.reason == "unanswered":
+        return False
+    route = reply.route or decision.route  # an escalation changes where the reply comes from, not what was decided
+    return reply.tier == route.tiers[0] and len(data) <= LONGEST
 
 
 class Flights:

@@ -13,6 +13,7 @@ from gateway.types import ChatRequest, Reply, Route
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
 FORM = frozenset({"stream", "stream_options"})
 UNTOLD = IGNORED | FORM
+ROUTING = ("x-route-tier", "x-route-holdback")
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
 
@@ -38,7 +39,7 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
         return None  # a server refuses it: so must we
     members = [(name, value) for name in sorted(body.spans) if name not in UNTOLD and (value := body.raw(name))]
     named = policy.sessions.headers if policy.sessions else ()
-    headers = [(name, request.headers.get(name)) for name in ("x-route-tier", *policy.watched_headers, *named)]
+    headers = [(name, request.headers.get(name)) for name in (*ROUTING, *policy.watched_headers, *named)]
     whole = (
         policy.digest,
         policy.once(_models),

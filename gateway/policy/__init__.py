@@ -7,6 +7,7 @@ from pathlib import Path
 from gateway.policy.check import build
 from gateway.policy.differences import differences
 from gateway.policy.file import Policy
+from gateway.policy.holdback import Holdback, Most, Weak
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
 from gateway.policy.matching import Range
@@ -45,6 +46,8 @@ __all__ = [
     "Document",
     "Expect",
     "Failover",
+    "Holdback",
+    "Most",
     "OnStoreFailure",
     "Plan",
     "Policy",
@@ -68,6 +71,7 @@ __all__ = [
     "Timeouts",
     "Triage",
     "TriageInput",
+    "Weak",
     "When",
     "differences",
     "file_text",

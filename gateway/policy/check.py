@@ -192,6 +192,7 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None)
         calibration=found.layer if found else None,
         signals={name: re.compile(pattern) for name, pattern in written.signals.items()},
         rules=written.rules,
+        holdback=written.holdback,
         failover=written.failover,
         caching=written.caching,
         sessions=written.sessions,

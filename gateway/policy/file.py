@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from gateway.calibration import Layer
+from gateway.policy.holdback import Holdback
 from gateway.policy.matching import STRICT
 from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Tier, Triage
 from gateway.policy.plans import Budget, Callers
@@ -41,6 +42,9 @@ class PolicyFile:
     signals: Annotated[
         dict[Name, Pattern], Field(description="regular expressions over the last user turn, named for rules")
     ] = field(default_factory=dict)
+    holdback: Annotated[
+        Holdback | None, Field(description="answers whose start is kept back; null lets out every one at once")
+    ] = None
     failover: Annotated[Failover, Field(description="who answers when a tier fails")] = field(default_factory=Failover)
     caching: Annotated[Caching | None, Field(description="answers that are remembered; null remembers none")] = None
     sessions: Annotated[Sessions | None, Field(description="conversations keep their tier; null: they do not")] = None
@@ -76,6 +80,7 @@ class Policy:
     triage: Triage
     signals: dict[str, re.Pattern[str]]
     rules: tuple[Rule, ...]
+    holdback: Holdback | None
     failover: Failover
     caching: Caching | None
     sessions: Sessions | None

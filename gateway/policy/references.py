@@ -47,6 +47,7 @@ def check(document: Document) -> None:
     check_plans(document)
     check_signals(document)
     check_prompts(document)
+    check_holdback(document)
     check_aliases(document)
     check_sessions(document)
     check_rules(document)
@@ -65,6 +66,8 @@ def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
     yield from names(mapping(data, "triage").get("tier"), ("triage", "tier"))
     for reason, tier in mapping(data, "triage", "otherwise").items():
         yield from names(None if tier == LOCAL else tier, ("triage", "otherwise", reason))
+    yield from names(mapping(data, "holdback").get("tiers"), ("holdback", "tiers"))
+    yield from names(mapping(data, "holdback").get("to"), ("holdback", "to"))
     for tier, following in mapping(data, "failover", "tiers").items():
         yield from names(following, ("failover", "tiers", tier))
     for plan, given in mapping(data, "callers", "plans").items():
@@ -178,6 +181,18 @@ def check_prompts(document: Document) -> None:
     if asked in thoughtful and triage.get("strategy") in ("choice", "decisions"):
         told = f"{asked} writes before its label: ask it by auto, json_logprobs or json"
         document.blame(("triage", "strategy"), told)
+
+
+def check_holdback(document: Document) -> None:
+    given, ranks = mapping(document.data, "holdback"), list(mapping(document.data, "tiers"))
+    to = given.get("to")
+    for path, name in names(given.get("tiers"), ("holdback", "tiers")):
+        if to in ranks and name in ranks and ranks.index(name) >= ranks.index(to):
+            document.blame(path, f'"{name}" does not rank below "{to}", which is to answer in its place')
+    words = mapping(given, "escalate_when").get("refusal_words")
+    for path, pattern in names(words, ("holdback", "escalate_when", "refusal_words")):
+        if wrong := regex_problem(pattern):
+            document.blame(path, wrong)
 
 
 def check_aliases(document: Document) -> None:

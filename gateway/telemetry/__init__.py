@@ -79,6 +79,7 @@ class Telemetry:
         self.verdicts = count("gateway_verdicts", "Classifications.", ["outcome", "source"])
         self.drafts = count("gateway_drafts", "Drafts started.", ["outcome"])
         self.draft_tokens = count("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
+        self.held = count("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
         self.caching = count("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = count("gateway_refusals", "Errors of ours.", ["code"])
         self.limited = count("gateway_limited", "Requests that a limit refused.", ["limit"])
@@ -207,8 +208,9 @@ class Telemetry:
             made = usage.completion or usage.events if usage and decision.draft == "kept" else 0
             self.drafts.add(decision.draft)
             self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
-        if decision.verdict:
-            verdict = decision.verdict
+        if held := decision.held:
+            self.held.add(held.outcome, held.reason)
+        if verdict := decision.verdict:
             self.verdicts.add(verdict.label or verdict.reason, verdict.source)
             if verdict.source != "cache":
                 self.triage.add(verdict.seconds)

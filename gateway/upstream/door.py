@@ -15,7 +15,7 @@ from gateway.balance import affinity
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
-from gateway.splice import CHAT, changes
+from gateway.splice import CHAT, changes, unasked
 from gateway.stream import Noted, to_end
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.budget import Budget
@@ -114,7 +114,8 @@ class Upstream:
         bill = bill or Bill(name, "answer")
         bill.stream = bool(request.fields.stream)
         try:
-            call = Call(name, request.path, request.id, request.body.edit(changes(request, tier, plan)), bill)
+            body = request.body.edit(changes(request, tier, plan) | unasked(request, name, policy))
+            call = Call(name, request.path, request.id, body, bill)
             self._turns[name] += 1
             request.bills.append(bill)
             reply = await self._answer(request, call, policy)

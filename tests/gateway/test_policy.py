@@ -241,7 +241,7 @@ NEAR = 'did you mean "flash"?'
 TRAP = 'is a truth value to YAML 1.1 and text to YAML 1.2: write true, or quote it: "{0}"'
 BAD = {
     "unknown key": (changed("schema: 1", "schema: 1\nrulez: 1"), '2:1: rulez: unknown key; did you mean "rules"?'),
-    "key of a later version": (SMALLEST + "holdback: null\n", "7:1: holdback: unknown key"),
+    "key of a later version": (SMALLEST + "shadow: null\n", "7:1: shadow: unknown key"),
     "unknown key inside": (
         changed("model: org/Flash", "model: x, limits: {max_inflght: 2}"),
         '3:30: tiers.flash.limits.max_inflght: unknown key; did you mean "max_inflight"?',

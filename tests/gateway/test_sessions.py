@@ -16,7 +16,7 @@ from gateway.policy import Policy, Price, load_policy
 from gateway.routing import reachable, route
 from gateway.sessions import after, continues, key_of, saved, talk
 from gateway.store import MemoryStore
-from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Route, Session, Verdict
+from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Held, Route, Session, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import ANN, COMPLEX, SIMPLE, Gateway, asked, body, gateway
 from tests.tiers import JSON, policy_for
@@ -330,6 +330,13 @@ def test_a_failover_is_remembered_and_escalates_nothing(flash: Sim, pro: Sim) ->
             assert await told(gate) == ("flash", "simple")
 
     asyncio.run(main())
+
+
+def test_a_weak_start_that_was_given_up_escalates_the_conversation_a_broken_one_does_not() -> None:
+    for outcome, level in (("escalated", "pro"), ("broken", "flash")):
+        made = Decision(facts(None), EASY, Route(("flash",), "triaged", "simple"), held=Held(outcome, "why", 0.1))  # type: ignore[arg-type]
+        kept = after(made, "pro", STAY["until_escalated"])
+        assert (kept.tier, kept.level) == ("pro", level)
 
 
 def test_an_error_and_a_wish_leave_the_conversation_where_it_is(flash: Sim, pro: Sim) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 
 import httpx2
 import pytest
@@ -20,6 +21,30 @@ def test_a_status_comes_as_an_error_object(url: str, status: int) -> None:
     assert (reply.status_code, reply.headers["retry-after"]) == (status, "7")
     assert reply.json()["error"]["code"] == status
     assert chat(url, headers={"X-Return-Error": str(status)}).status_code == status
+
+
+WEAK: dict[str, Callable[[JSON], object]] = {
+    "unsure": lambda choice: max(token["logprob"] for token in choice["logprobs"]["content"]) < -1.8,
+    "loop": lambda choice: choice["message"]["content"].endswith(" I think that" * 9),
+    "refusal": lambda choice: choice["message"]["refusal"] and choice["message"]["content"] is None,
+    "filter": lambda choice: choice["finish_reason"] == "content_filter",
+    "sorry": lambda choice: choice["message"]["content"].startswith("I'm sorry"),
+    "empty": lambda choice: choice["message"]["content"] is None and choice["finish_reason"] == "stop",
+}
+
+
+@pytest.mark.parametrize("weak", WEAK)
+def test_an_answer_is_weak_in_the_way_that_is_asked_for(url: str, weak: str) -> None:
+    usual = chat(url, logprobs=True).json()["choices"][0]
+    choice = chat(url, headers=fault(weak=weak), logprobs=True).json()["choices"][0]
+    assert WEAK[weak](choice)
+    assert not WEAK[weak](usual)
+    assert triage(url, "hi", headers=fault(weak=weak)).json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_share_of_the_answers_is_weak(url: str) -> None:
+    found = [chat(url, headers=fault(weak="empty", weak_share=0.5)).json() for _ in range(30)]
+    assert 0 < sum(one["choices"][0]["message"]["content"] is None for one in found) < 30
 
 
 def test_a_bad_fault_header_is_a_400(url: str) -> None:

@@ -1,0 +1,135 @@
+"""Who answers, when the start of an answer is weak or breaks?"""
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+
+from gateway.body import Fields
+from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.holdback.opening import Opening
+from gateway.holdback.signs import doubtful, over, shown
+from gateway.holdback.wording import Start, unprobed
+from gateway.policy import Holdback, Policy
+from gateway.routing import lacks, reachable
+from gateway.splice import unasked, watched
+from gateway.types import Bill, ChatRequest, Decision, Held, Reply, Route
+from gateway.upstream import Upstream
+
+Send = Callable[[Route], Awaitable[Reply]]
+
+
+async def hold(request: ChatRequest, policy: Policy, upstream: Upstream, make: Callable[[], Awaitable[Reply]]) -> Reply:
+    """`make`'s reply once its start is found good or its time is over, else another one; its holder closes it.
+
+    All that a reply yields is of one answer: one that is given up is given up whole. Log-probabilities that only the
+    judgement needed are not in it. Raises what `make` raises.
+    """
+    reply = await make()
+    rules, decision = watched(request, reply.tier, policy), reply.decision
+    if not rules or not decision or reply.status != 200:
+        return reply
+    opening = opened(request, reply, policy)
+    if not may_escalate(reply.tier, decision, rules, policy):
+        return reply
+
+    async def send(route: Route) -> Reply:
+        other = await upstream.send(request, route, policy)
+        if unasked(request, other.tier, policy):
+            opened(request, other, policy)
+        return other
+
+    try:
+        weak, why = await judged(opening, reply.stream, rules, request.fields)
+        reply.waited += opening.waited
+        other = await escalated(request, reply, rules.to, send) if weak else None
+    except UpstreamFailed as refusal:
+        reply.waited += opening.waited
+        kind = "first_byte" if isinstance(refusal, UpstreamTimeout) else "5xx"
+        other = await failed_over(request, reply, refusal, send if kind in policy.failover.on else None)
+        return settled(other, decision, Held("broken", kind, opening.waited))
+    except BaseException:
+        await reply.close()
+        raise
+    if other:
+        return settled(other, decision, Held("escalated", weak or "", opening.waited))
+    return settled(reply, decision, Held("kept", "unanswered" if weak else why, opening.waited))
+
+
+def may_escalate(tier: str, decision: Decision, rules: Holdback, policy: Policy) -> bool:
+    """Whether another tier may answer in place of this one.
+
+    Not where the caller chose the tier, its budget or share is used up or the other tier lacks what the request needs;
+    nor after a failover, which may have come from that very tier.
+    """
+    facts = decision.facts
+    free = facts.wish is None and tier == decision.route.tiers[0]
+    return free and rules.to in reachable(facts, policy) and lacks(facts, policy.tiers[rules.to]) is None
+
+
+async def judged(opening: Opening, stream: bool, rules: Holdback, fields: Fields) -> tuple[str | None, str]:
+    """The sign of weakness, if there is one, and what ended the start: tokens | wait | end.
+
+    Raises UpstreamFailed when the answer breaks before that.
+    """
+    start, end = Start(), None
+    while True:
+        piece = await opening.more(None if end is None else max(0.0, end - time.perf_counter()))
+        if piece is None:
+            return doubtful(start, rules.escalate_when), "wait"
+        start.see(piece, stream)
+        if start.failed:
+            raise UpstreamFailed("The model server failed before it answered.")
+        sign, why = shown(start, rules.escalate_when, fields), over(start, rules)
+        if sign or why:
+            return sign or doubtful(start, rules.escalate_when), why or ""
+        if end is None and start.tokens:
+            end = time.perf_counter() + rules.wait
+
+
+async def escalated(request: ChatRequest, reply: Reply, to: str, send: Send) -> Reply | None:
+    """The other tier's answer; `reply` is closed then, and what it used is not the caller's. None: it gives none."""
+    other = await send(Route((to,), reply.route.rule if reply.route else "", "escalated"))
+    try:
+        if other.status != 200:
+            reply.waited += other.waited
+            await other.close()
+            return None
+        other.waited += reply.waited
+        bill(request, reply).kind = "draft"
+        await reply.close()
+    except BaseException:
+        await other.close()
+        raise
+    return other
+
+
+async def failed_over(request: ChatRequest, reply: Reply, refusal: UpstreamFailed, send: Send | None) -> Reply:
+    """The answer of the tiers behind the one that failed, None: nobody else is to be asked; else its refusal."""
+    bill(request, reply).lost = True
+    await reply.close()
+    route = reply.route
+    rest = Route(route.tiers[1:], route.rule, route.reason) if route else None
+    other = await send(rest) if send and rest and rest.tiers else Reply.refused(refusal)
+    other.waited += reply.waited
+    return other
+
+
+def opened(request: ChatRequest, reply: Reply, policy: Policy) -> Opening:
+    """The reply's pieces, as they would be had nobody asked for log-probabilities but the caller."""
+    probed = bool(unasked(request, reply.tier, policy))
+    return Opening(reply, partial(unprobed, stream=reply.stream) if probed else bytes)
+
+
+def settled(reply: Reply, decision: Decision, held: Held) -> Reply:
+    """The reply with what became of the start. A draft that was given up is wasted."""
+    draft = decision.draft if held.outcome == "kept" or decision.draft == "none" else "wasted"
+    route = Route((reply.tier,), decision.route.rule, "escalated") if held.outcome == "escalated" else decision.route
+    reply.decision, reply.route = msgspec.structs.replace(decision, draft=draft, held=held), route
+    return reply
+
+
+def bill(request: ChatRequest, reply: Reply) -> Bill:
+    """The call that the reply came of."""
+    return next(bill for bill in request.bills if bill.usage is reply.usage)

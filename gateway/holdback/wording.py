@@ -1,0 +1,134 @@
+"""What does a piece of an answer say, how likely was it, and how does it look without log-probabilities?"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from gateway.sse import Splitter, data_of
+
+
+class _Top(msgspec.Struct):
+    logprob: float
+
+
+class _Token(msgspec.Struct):
+    logprob: float
+    top_logprobs: list[_Top] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    """`content` in chat; the two others are lists by token in text completions."""
+
+    content: list[_Token] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class _Said(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Said | None = None
+    message: _Said | None = None
+    text: str | None = None
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] = []
+    error: Any = None
+
+
+class _Probed(msgspec.Struct):
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Told(msgspec.Struct):
+    choices: list[_Probed] = []
+
+
+_ANSWER, _TOLD = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Told)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+@dataclass(slots=True)
+class Start:
+    """What an answer of one choice has said so far. `finish` is why it ended, "" while it goes on, "end" when it ended
+    without a reason. `tokens` are counted by their log-probabilities, else one for each event that says something.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+    refused: bool = False
+    called: bool = False
+    failed: bool = False
+    finish: str = ""
+
+    def see(self, piece: bytes, stream: bool) -> None:
+        """Take note of whole events, or of a JSON answer. Nothing is the end; what cannot be read says nothing."""
+        if not piece:
+            self.finish = self.finish or "end"
+        for data in map(data_of, Splitter().feed(piece)) if stream else [piece]:
+            try:
+                self._note(_ANSWER.decode(data))
+            except _UNREADABLE:
+                continue
+
+    def _note(self, answer: _Answer) -> None:
+        self.failed = self.failed or bool(answer.error)
+        for choice in answer.choices:
+            said = choice.delta or choice.message or _Said(choice.text)
+            self.text += said.content or ""
+            self.refused = self.refused or bool(said.refusal) or choice.finish_reason == "content_filter"
+            self.called = self.called or bool(said.tool_calls)
+            self.finish = choice.finish_reason or self.finish
+            known = _figures(choice.logprobs) if choice.logprobs else []
+            spoken = said.content or said.refusal or said.reasoning or said.reasoning_content or said.tool_calls
+            self.tokens += len(known) or bool(spoken)
+            self.logprobs += [logprob for logprob, _ in known]
+            self.margins += [margin for _, margin in known if margin is not None]
+
+
+def _figures(told: _Logprobs) -> list[tuple[float, float | None]]:
+    """Each token's log-probability, and the likeliest one's lead over the second; None where that is not told."""
+    if told.content is not None:
+        return [(token.logprob, _lead([top.logprob for top in token.top_logprobs or ()])) for token in told.content]
+    own = told.token_logprobs or []
+    tops = told.top_logprobs or [None] * len(own)
+    pairs = zip(own, tops, strict=False)
+    return [(logprob, _lead(list((top or {}).values()))) for logprob, top in pairs if logprob is not None]
+
+
+def _lead(tops: list[float]) -> float | None:
+    first, second, *_ = (*sorted(tops, reverse=True), None, None)
+    return None if first is None or second is None else first - second
+
+
+def unprobed(piece: bytes, stream: bool) -> bytes:
+    """The piece as a server writes it that was not asked for log-probabilities: null in their place, and no other byte
+    differs."""
+    if b'"logprobs"' not in piece:
+        return piece
+    return b"".join(map(_without, Splitter().feed(piece))) if stream else _without(piece)
+
+
+def _without(event: bytes) -> bytes:
+    try:
+        told = _TOLD.decode(data_of(event) or event)
+    except _UNREADABLE:
+        return event
+    for choice in told.choices:
+        value = bytes(choice.logprobs)
+        if value != b"null":  # inside of a string its quotes would be escaped: it stands nowhere else behind this key
+            event = re.sub(rb'("logprobs"\s*:\s*)' + re.escape(value), rb"\1null", event, count=1)
+    return event

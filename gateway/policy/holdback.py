@@ -1,0 +1,56 @@
+"""Whose answers are kept back at first, and what makes their start too weak to be let out?"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from gateway.policy.matching import STRICT, listed
+from gateway.policy.model import Count, Duration, Several
+
+Patterns = Annotated[
+    tuple[Annotated[str, Field(max_length=500)], ...],
+    BeforeValidator(listed, json_schema_input_type=tuple[str, ...]),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    __pydantic_config__ = STRICT
+    max: Annotated[float, Field(description="weak at or below it")]
+
+
+@dataclass(frozen=True, slots=True)
+class Weak:
+    """Signs of a weak start; those left out are not looked for. The figures are means over the tokens kept back."""
+
+    __pydantic_config__ = STRICT
+    mean_logprob: Annotated[Most | None, Field(description="the tokens' own log-probability")] = None
+    margin: Annotated[Most | None, Field(description="the likeliest token's log-probability less the second's")] = None
+    refusal: Annotated[bool, Field(description="the server says so: a refusal field, or content_filter")] = False
+    refusal_words: Annotated[Patterns, Field(description="regular expressions that a refusal matches")] = ()
+    repetition: Annotated[bool, Field(description="the text has run into a loop")] = False
+    schema_violation: Annotated[bool, Field(description="it can no longer become the JSON that was asked for")] = False
+    empty: Annotated[bool, Field(description="it ended without content or a tool call")] = False
+
+    def __post_init__(self) -> None:
+        found = (self.refusal, self.refusal_words, self.repetition, self.schema_violation, self.empty)
+        if not self.figures and not any(found):
+            raise ValueError("give at least one sign")
+
+    @property
+    def figures(self) -> bool:
+        """Whether the servers must tell log-probabilities."""
+        return self.mean_logprob is not None or self.margin is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Holdback:
+    """A start ends after `tokens`, or `wait` after its first token; then it is let out unless it is weak."""
+
+    __pydantic_config__ = STRICT
+    tiers: Annotated[Several, Field(min_length=1, description="whose answers are kept back at first")]
+    to: Annotated[str, Field(description="who answers in place of a weak start")]
+    escalate_when: Annotated[Weak, Field(description="signs of a weak start")]
+    tokens: Annotated[Count, Field(le=1000, description="how many tokens are kept back at most")] = 24
+    wait: Annotated[Duration, Field(description="how long they are, from the first one")] = 0.4

@@ -1,0 +1,450 @@
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gateway.policy import Policy
+from gateway.splice import unasked, watched
+from gateway.usage import Asked, reported
+from loadtest.servers import Sim
+from tests.gateway.serving import COMPLEX, SIMPLE, Answer, Gateway, asked, body, eventually, gateway, upstream
+from tests.gateway.serving import collected as read
+from tests.tiers import JSON, policy_for
+
+SIGNS: JSON = {
+    "mean_logprob": {"max": -1.6},
+    "refusal": True,
+    "refusal_words": ["^I'm sorry"],
+    "repetition": True,
+    "schema_violation": True,
+    "empty": True,
+}
+HELD: JSON = {"tiers": ["flash"], "to": "pro", "escalate_when": SIGNS, "wait": "20s"}
+FORM = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "required": ["a"]}}}
+WEAK: dict[str, tuple[JSON, str]] = {
+    "unsure": ({"weak": "unsure"}, "mean_logprob"),
+    "a refusal field": ({"weak": "refusal"}, "refusal"),
+    "content_filter": ({"weak": "filter"}, "refusal"),
+    "an operator's words": ({"weak": "sorry"}, "refusal"),
+    "a loop": ({"weak": "loop"}, "repetition"),
+    "no schema": ({"ignore_response_format": True}, "schema_violation"),
+    "nothing": ({"weak": "empty"}, "empty"),
+}
+
+
+def held_back(flash: Sim, pro: Sim, changes: JSON | None = None, **policy: Any) -> Policy:
+    """Flash answers everything, and its starts are kept back."""
+    rules = policy.pop("rules", [{"id": "all", "route": "flash"}])
+    return policy_for(flash, pro, rules=rules, holdback={**HELD, **(changes or {})}, **policy)
+
+
+async def told(gate: Gateway, fields: JSON, **headers: str) -> tuple[Answer, JSON]:
+    """The answer and its explanation."""
+    answer = await gate.ask(fields, x_route_explain="1", **headers)
+    assert answer.status == 200, answer.data
+    if fields.get("stream"):
+        return answer, next(json.loads(data)["route"] for data in answer.events() if b'"route":' in data)
+    found: JSON = answer.json()["route"]
+    return answer, found
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("weakness", WEAK)
+def test_a_weak_start_is_answered_by_the_other_tier(flash: Sim, pro: Sim, weakness: str, stream: bool) -> None:
+    async def main() -> None:
+        fault, reason = WEAK[weakness]
+        flash.config(only="answer", **fault)
+        async with gateway(held_back(flash, pro)) as gate:
+            form: JSON = {"response_format": FORM} if reason == "schema_violation" else {}
+            answer, decision = await told(gate, body(stream=stream, **form))
+            assert answer.headers["x-route-tier"] == decision["tier"] == "pro"
+            assert answer.headers["x-route-reason"] == "escalated"
+            held = decision["holdback"]
+            assert (held["outcome"], held["reason"]) == ("escalated", reason)
+            assert decision["route"]["tier"] == "flash", "what was decided stays told"
+            assert b"pro-model" in answer.data
+            assert b"flash-model" not in answer.data.partition(b'"policy"')[0]
+            assert len(pro.seen()) == len(flash.seen()) == 1
+            metrics = (await gate.get("/metrics")).data.decode()
+            assert f'gateway_holdback_total{{outcome="escalated",reason="{reason}"}} 1.0' in metrics
+            recorded = json.loads(gate.front.doors.records.recent(1)[0])
+            assert recorded["held"] == held
+            assert (recorded["route"]["tier"], recorded["tier"]) == ("flash", "pro")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_narrow_lead_over_the_second_likeliest_token_is_weak(flash: Sim, pro: Sim, stream: bool) -> None:
+    async def main() -> None:
+        flash.config(weak="unsure")
+        signs = {"escalate_when": {"margin": {"max": 0.2}}}
+        for path, fields in (("chat/completions", body()), ("completions", {"model": "auto", "prompt": SIMPLE})):
+            async with gateway(held_back(flash, pro, signs)) as gate:
+                answer = await gate.ask({**fields, "stream": stream}, path=f"/v1/{path}")
+                assert answer.headers["x-route-tier"] == "pro"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_good_start_is_let_out_byte_for_byte(flash: Sim, pro: Sim, stream: bool) -> None:
+    async def main() -> None:
+        async with upstream() as door, gateway(held_back(flash, pro)) as gate:
+            answer = await gate.ask(body(stream=stream))
+            assert answer.headers["x-route-tier"] == "flash"
+            assert json.loads(flash.seen()[0]["body"])["logprobs"] is True
+            reply = await door.attempt(asked(body(stream=stream)), "flash", policy_for(flash, pro))
+            assert like(answer.data) == like(await read(reply.reply)), "as if nobody had asked for log-probabilities"
+
+    asyncio.run(main())
+
+
+def like(data: bytes) -> list[JSON]:
+    """The JSON of an answer, without what no two answers share; the order of members counts."""
+    events = [part.removeprefix(b"data: ") for part in data.split(b"\n\n") if part and b"[DONE]" not in part]
+    found = [json.loads(event) for event in events]
+    return [json.dumps({**one, "id": "", "created": 0}) for one in found]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_log_probabilities_that_the_caller_asked_for_stay(flash: Sim, pro: Sim, stream: bool) -> None:
+    async def main() -> None:
+        async with gateway(held_back(flash, pro)) as gate:
+            answer = await gate.ask(body(stream=stream, logprobs=True))
+            assert b'"logprob":' in answer.data
+            assert "top_logprobs" not in json.loads(flash.seen()[0]["body"])
+            answer = await gate.ask(body(stream=stream, logprobs=False))
+            assert b'"logprob":' not in answer.data
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers"),
+    [
+        ({}, {"x_route_holdback": "off"}),
+        ({"metadata": {"holdback": "off"}}, {}),
+        ({"model": "flash"}, {}),
+        ({"n": 2}, {}),
+    ],
+)
+def test_who_opts_out_or_chooses_the_tier_gets_it_as_it_is(flash: Sim, pro: Sim, fields: JSON, headers: JSON) -> None:
+    async def main() -> None:
+        flash.config(weak="unsure")
+        async with gateway(held_back(flash, pro)) as gate:
+            _, decision = await told(gate, body(**fields), **headers)
+            assert (decision["tier"], decision["holdback"]) == ("flash", None)
+            asks = "logprobs" in json.loads(flash.seen()[0]["body"])
+            assert asks is (fields.get("model") == "flash"), "not even the server is asked for more"
+
+    asyncio.run(main())
+
+
+def test_answers_in_other_dialects_than_chats_are_let_out_at_once(flash: Sim, pro: Sim) -> None:
+    policy, fields = held_back(flash, pro), body(max_tokens=9)
+    assert watched(asked(fields), "flash", policy) is policy.holdback
+    assert watched(asked(fields, "/v1/messages"), "flash", policy) is None
+    assert unasked(asked(fields, "/v1/messages"), "flash", policy) == {}
+
+
+def test_a_tier_that_is_not_named_is_not_held_back(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        pro.config(weak="empty")
+        async with gateway(held_back(flash, pro, rules=[{"id": "all", "route": "pro"}])) as gate:
+            _, decision = await told(gate, body())
+            assert (decision["tier"], decision["holdback"]) == ("pro", None)
+
+    asyncio.run(main())
+
+
+CAPS: dict[str, JSON] = {
+    "plan": {"may": None},
+    "share": {"pro_share": {"max": 0.0}},
+    "budget": {"budget": {"usd": 1e-9}},
+}
+
+
+@pytest.mark.parametrize("cap", CAPS)
+def test_nobody_is_escalated_above_plan_share_or_budget(flash: Sim, pro: Sim, cap: str) -> None:
+    async def main() -> None:
+        flash.config(weak="empty")
+        tiers = {"pro": {"price": {"output_per_m": 1.0}}}
+        policy = held_back(flash, pro, tiers=tiers, callers={"plans": {"usual": CAPS[cap]}})
+        async with gateway(policy) as gate:
+            _, decision = await told(gate, body())
+            assert (decision["tier"], decision["holdback"]) == ("flash", None)
+            assert pro.seen() == []
+
+    asyncio.run(main())
+
+
+def test_a_start_is_let_out_after_so_many_tokens_or_when_its_time_is_over(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_after=9)
+        for reason, rules in (("tokens", {"tokens": 4}), ("wait", {"tokens": 1000, "wait": "30ms"})):
+            async with gateway(held_back(flash, pro, rules)) as gate:
+                line = await gate.open(body(stream=True))
+                first = await line.some()
+                assert b"x-route-tier: flash" in first
+                await line.leave()
+                await eventually(lambda: not any(gate.upstream.load().values()))
+                assert f'outcome="kept",reason="{reason}"' in (await gate.get("/metrics")).data.decode()
+
+    asyncio.run(main())
+
+
+def test_nothing_of_a_start_goes_out_while_it_is_kept_back_and_leaving_stops_it(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_after=5)
+        for caching in (None, {"ttl": "1m"}):
+            flash._call("DELETE", "/admin/state")
+            async with gateway(held_back(flash, pro, caching=caching)) as gate:
+                line = await gate.open(body(stream=True, temperature=0))
+                await eventually(lambda: bool(flash.seen()) and flash.seen()[0]["tokens"] > 2)
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(line.reader.read(1), 0.1)
+                await line.leave()
+                await eventually(lambda: flash.seen()[0]["state"] == "aborted")
+
+    asyncio.run(main())
+
+
+def test_a_draft_is_held_back_too_and_wasted_when_it_is_weak(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(weak="sorry")
+        rules = [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}]
+        async with gateway(held_back(flash, pro, rules=rules)) as gate:
+            _, decision = await told(gate, body(SIMPLE, stream=True))
+            assert (decision["tier"], decision["draft"]) == ("pro", "wasted")
+            _, decision = await told(gate, body(COMPLEX, stream=True))
+            assert (decision["tier"], decision["holdback"]) == ("pro", None)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 400}, {"cut_after": 0}])
+def test_a_weak_start_is_let_out_when_the_other_tier_does_not_answer(
+    flash: Sim, pro: Sim, fault: JSON, stream: bool
+) -> None:
+    async def main() -> None:
+        flash.config(weak="sorry")
+        pro.config(**fault)
+        async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
+            for _ in range(2):
+                answer, decision = await told(gate, body(stream=stream, temperature=0))
+                assert answer.headers["x-route-cache"] == "miss", "it is not remembered"
+                assert answer.headers["x-route-tier"] == "flash"
+                assert (decision["holdback"]["outcome"], decision["holdback"]["reason"]) == ("kept", "unanswered")
+                assert b"sorry" in answer.data
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("failover", [["pro"], []])
+def test_a_start_that_breaks_is_failover_and_no_escalation(flash: Sim, pro: Sim, failover: list[str]) -> None:
+    async def main() -> None:
+        flash.config(cut_after=3)
+        async with gateway(held_back(flash, pro, failover={"tiers": {"flash": failover}})) as gate:
+            answer = await gate.ask(body(stream=True))
+            if failover:
+                assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
+                assert answer.headers["x-route-reason"] == "rule"
+                assert answer.data.endswith(b"data: [DONE]\n\n")
+            else:
+                assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_failed")
+            metrics = (await gate.get("/metrics")).data.decode()
+            assert 'gateway_holdback_total{outcome="broken",reason="5xx"} 1.0' in metrics
+
+    asyncio.run(main())
+
+
+def test_what_failover_brought_is_not_held_back(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        pro.config(status=503, only="answer")
+        flash.config(weak="unsure")
+        async with gateway(held_back(flash, pro, rules=[{"id": "all", "route": "pro"}])) as gate:
+            answer, decision = await told(gate, body())
+            assert (decision["tier"], decision["holdback"]) == ("flash", None)
+            assert answer.json()["choices"][0]["logprobs"] is None
+
+    asyncio.run(main())
+
+
+def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(weak="loop")
+        async with gateway(held_back(flash, pro)) as gate:
+            answer = await gate.ask(body(stream=True))
+            assert answer.headers["x-route-tier"] == "pro"
+            store = gate.front.doors.store
+            await eventually(lambda: not any(gate.upstream.load().values()))
+            report = reported(await store.ledger(), Asked(by=("tier", "kind")))
+            assert {(row.tier, row.kind, row.overhead) for row in report.rows} == {
+                ("flash", "draft", True),
+                ("pro", "answer", False),
+            }
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_remembered_is_what_the_caller_got(flash: Sim, pro: Sim, stream: bool) -> None:
+    async def main() -> None:
+        for weak in (None, "sorry"):
+            flash.config(weak=weak)
+            async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
+                first = await gate.ask(body(stream=stream, temperature=0))
+                again = await gate.ask(body(stream=stream, temperature=0))
+                assert (again.headers["x-route-cache"], again.data) == ("hit", first.data)
+                other = await gate.ask(body(stream=not stream, temperature=0))
+                assert other.headers["x-route-cache"] == "hit", "in the other form, too"
+                own = await gate.ask(body(stream=stream, temperature=0), x_route_holdback="off")
+                assert (own.headers["x-route-cache"], own.headers["x-route-tier"]) == ("miss", "flash")
+
+    asyncio.run(main())
+
+
+def test_those_who_ask_the_same_share_one_escalation(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(weak="sorry", stall_first=0.1)
+        async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
+            asking = [gate.ask(body(stream=True, temperature=0)) for _ in range(4)]
+            answers = await asyncio.gather(*asking)
+            assert len({answer.data for answer in answers}) == len(pro.seen()) == len(flash.seen()) == 1
+            metrics = (await gate.get("/metrics")).data.decode()
+            assert 'gateway_holdback_total{outcome="escalated",reason="refusal"} 1.0' in metrics
+
+    asyncio.run(main())
+
+
+def test_time_for_the_start_is_the_servers_and_not_the_gateways(
+    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        flash.config(stall_after=4, stall=0.3)
+        async with gateway(held_back(flash, pro), log_exchanges=True) as gate:
+            answer = await gate.ask(body(stream=True))
+            assert float(answer.headers["x-gateway-overhead-ms"]) < 150
+
+    asyncio.run(main())
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["holdback"]["outcome"] == "kept"
+    assert line["ttft"] >= line["holdback"]["seconds"] >= 0.25
+
+
+@dataclass
+class Script:
+    """What a server streams: events with their pauses, then its end."""
+
+    events: list[bytes]
+    pauses: list[float]
+    end: str
+
+    def wire(self, probed: bool) -> list[bytes]:
+        told = b'{"content":[{"token":"x","logprob":-0.5,"top_logprobs":[{"logprob":-0.5},{"logprob":-3}]}]}'
+        return [event.replace(b"@", told if probed else b"null") for event in self.events]
+
+
+def script(tier: str, chance: random.Random) -> Script:
+    """A random stream, some of whose starts are weak."""
+    loop, refusal = chance.random() < 0.3, chance.random() < 0.2
+    events = []
+    for at in range(chance.randint(0, 30)):
+        word = "again and " if loop else f"{tier}{chance.randint(0, 9 ** chance.randint(1, 9))} "
+        member = b'"refusal"' if refusal and at == 2 else b'"content"'
+        pad = b" " * chance.randint(0, 2)
+        chunk = b'{"id":"%s","choices":[{"index":0,"delta":{%s:%s"%s"},"logprobs":%s@}]}'
+        events.append(b"data: " + chunk % (tier.encode(), member, pad, word.encode(), pad) + b"\n\n")
+    events.append(b'data: {"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}\n\n')
+    pauses = [chance.choice([0, 0, 0, 0.001, 0.02]) for _ in events]
+    end = chance.choice(["done", "done", "done", "cut", "error"])
+    if end != "done":
+        del events[chance.randint(0, len(events)) :]
+    return Script(events, pauses, end)
+
+
+DONE, ERROR = b"data: [DONE]\n\n", b'data: {"error":{"message":"of the server"}}\n\n'
+
+
+@asynccontextmanager
+async def scripts(tier: str, written: dict[int, Script]) -> AsyncIterator[Sim]:
+    """A server that plays the script whose number stands in the prompt."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        fields = json.loads(await reader.readexactly(size))
+        play = written[int(fields["messages"][0]["content"])]
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        for event, pause in zip(play.wire(bool(fields.get("logprobs"))), play.pauses, strict=False):
+            writer.write(event)
+            await asyncio.sleep(pause)
+        writer.write({"done": DONE, "error": ERROR, "cut": b""}[play.end])
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", f"{tier}-model")
+
+
+@dataclass
+class Seen:
+    whole: int = 0
+    broken: int = 0
+    tiers: set[str] = field(default_factory=set)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_a_caller_gets_is_of_exactly_one_answer(seed: int) -> None:
+    chance, seen, cases = random.Random(seed), Seen(), range(40)
+    written = {tier: {case: script(tier, chance) for case in cases} for tier in ("flash", "pro")}
+    tokens, wait = chance.choice([1, 5, 24]), chance.choice(["1ms", "10ms", "1s"])
+
+    def check(case: int, answer: Answer) -> None:
+        """One answer's bytes from its first on: all of them, or up to where it broke, and the error."""
+        if answer.status != 200:
+            seen.broken += 1
+            return
+        play = written[answer.headers["x-route-tier"]][case]
+        whole = b"".join(play.wire(probed=False))
+        if play.end == "done":
+            assert answer.data == whole + DONE
+            seen.whole += 1
+        else:
+            got, error, _ = answer.data.partition(b'data: {"error"')
+            assert whole.startswith(got)
+            assert error
+            seen.broken += 1
+        seen.tiers.add(answer.headers["x-route-tier"])
+
+    async def main() -> None:
+        async with scripts("flash", written["flash"]) as flash, scripts("pro", written["pro"]) as pro:
+            policy = held_back(flash, pro, {"tokens": tokens, "wait": wait})
+            async with gateway(policy) as gate:
+                asking = [gate.ask(body(str(case), stream=True)) for case in cases]
+                for case, answer in enumerate(await asyncio.gather(*asking)):
+                    check(case, answer)
+
+    asyncio.run(main())
+    assert seen.whole > 10
+    assert seen.tiers == {"flash", "pro"}
+
+
+def test_cancelling_at_any_moment_leaks_nothing(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(weak="loop")
+        async with gateway(held_back(flash, pro)) as gate:
+            for turns in range(40):
+                line = await gate.open(body(stream=True))
+                await asyncio.sleep(turns * 0.0005)
+                await line.leave(reset=True)
+            await eventually(lambda: not any(gate.upstream.load().values()))
+
+    asyncio.run(main())

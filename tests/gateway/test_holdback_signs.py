@@ -1,0 +1,226 @@
+import json
+from typing import Any
+
+import pytest
+
+from gateway.body import Fields
+from gateway.holdback.signs import doubtful, loops, shown, violates
+from gateway.holdback.wording import Start, unprobed
+from gateway.policy import Most, PolicyError, Weak, load_policy
+from gateway.sse import event
+
+ANY: dict[str, Any] = {"type": "json_object"}
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": ["integer", "null"]},
+        "role": {"enum": ["cook", "driver", 12]},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "free": {"anyOf": [{"type": "string"}]},
+    },
+    "required": ["name", "role"],
+    "additionalProperties": False,
+}
+GOOD = [
+    {
+        "name": 'A"b\\ \n\u00e9\U0001f600',
+        "age": -3,
+        "role": "cook",
+        "tags": ["x", ""],
+        "free": {"of": [1.5e-7, None, True]},
+    },
+    {"name": "", "role": 12, "age": None},
+    {"role": "driver", "tags": [], "name": "n"},
+]
+
+
+def wanted(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_no_beginning_of_what_fits_is_a_violation(indent: int | None, ascii_only: bool) -> None:
+    for value in GOOD:
+        text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+        for at in range(len(text) + 1):
+            assert not violates(Start(text[:at]), wanted(PERSON)), text[:at]
+            assert not violates(Start(text[:at]), ANY)
+            assert not violates(Start(text[:at], finish="length"), ANY), "cut by the caller's own limit"
+        assert not violates(Start(text, finish="stop"), wanted(PERSON))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure",
+        "```json",
+        "[",
+        "[1",
+        "12",
+        '{"name": "a"}}',
+        '{"name" "',
+        "{'name'",
+        '{"name": NaN',
+        '{"name": "a",}',
+        '{"other": 1',
+        '{"name": 5,',
+        '{"age": 1.5,',
+        '{"age": true',
+        '{"role": "nurse",',
+        '{"tags": ["a", 1,',
+    ],
+)
+def test_what_can_no_longer_fit_is_a_violation_at_once(text: str) -> None:
+    assert violates(Start(text), wanted(PERSON))
+    assert not violates(Start(text), {"type": "text"})
+    assert not violates(Start(text), {})
+
+
+def test_what_ends_before_it_is_whole_is_a_violation() -> None:
+    for text in ('{"name": "a"', '{"name": "a"}', "", '{"name": "a", "role": 1}'):
+        assert violates(Start(text, finish="stop"), wanted(PERSON)), text
+    assert not violates(Start('{"role": 1'), wanted(PERSON)), "it may become 12"
+
+
+@pytest.mark.parametrize("schema", [None, True, 7, [], {"type": 3}, {"type": ["no such"]}, {"enum": "x"}, {"items": 1}])
+def test_a_schema_that_says_nothing_we_know_fits_everything(schema: Any) -> None:
+    for value in (1, "x", None, [1], {"a": 1}, True):
+        assert not violates(Start(json.dumps(value), finish="stop"), wanted(schema))
+    assert not violates(Start("1", finish="stop"), {"type": "json_schema", "json_schema": 5})
+
+
+@pytest.mark.parametrize("unit", ["the ", "I think that ", "我认为", "да ", "ни да ни нет, ", "ありがとう。", "x\n"])
+def test_a_loop_is_seen_in_any_script(unit: str) -> None:
+    assert loops("Well, first of all: " + unit * 40)
+    assert loops("Well, first of all: " + unit * 40 + unit[: len(unit) // 2])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ha ha ha ha",
+        "-" * 200,
+        "| --- " * 30,
+        "0, 0, " * 30,
+        "The cat sat on the mat. The dog sat on the mat. The cow sat on the mat.",
+        "    return a\n    return b\n    return c\n    return d\n",
+        "the the the the the the the the the and so on, as poets say",
+    ],
+)
+def test_what_repeats_without_being_stuck_is_no_loop(text: str) -> None:
+    assert not loops(text)
+
+
+@pytest.mark.parametrize(
+    ("start", "sign"),
+    [
+        (Start(finish="stop"), "empty"),
+        (Start(" \n", finish="end"), "empty"),
+        (Start(finish="length"), None),
+        (Start(), None),
+        (Start(called=True, finish="tool_calls"), None),
+        (Start("yes", finish="stop"), None),
+        (Start(refused=True, finish="stop"), "refusal"),
+        (Start("No can do, friend"), "refusal"),
+    ],
+)
+def test_what_shows_before_the_start_is_over(start: Start, sign: str | None) -> None:
+    weak = Weak(refusal=True, refusal_words=("^No can do",), empty=True)
+    assert shown(start, weak, Fields()) == sign
+    assert shown(start, Weak(repetition=True), Fields()) is None, "only what is looked for"
+
+
+def test_figures_are_means_over_all_that_was_kept() -> None:
+    weak = Weak(mean_logprob=Most(-1.5), margin=Most(0.5))
+    assert doubtful(Start(logprobs=[-3.0, 0.0], margins=[0.0, 1.0]), weak) == "mean_logprob"
+    assert doubtful(Start(logprobs=[-2.9, 0.0], margins=[0.0, 1.0]), weak) == "margin"
+    assert doubtful(Start(logprobs=[-2.9, 0.0], margins=[0.1, 1.0]), weak) is None
+    assert doubtful(Start("text", 5), weak) is None, "a server that tells none is no weak server"
+
+
+def seen(*chunks: Any, stream: bool = True) -> Start:
+    start = Start()
+    for chunk in chunks:
+        data = json.dumps(chunk).encode()
+        start.see(event(data) if stream else data, stream)
+    return start
+
+
+def test_tokens_are_counted_by_their_log_probabilities_or_one_an_event() -> None:
+    token = {"logprob": -1, "top_logprobs": [{"logprob": -1.25}, {"logprob": -1}, {"logprob": -3}]}
+    told = seen(
+        {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
+        {"choices": [{"delta": {"content": "ab"}, "logprobs": {"content": [token, token]}}]},
+        {"choices": [{"delta": {"reasoning": "c"}}]},
+        {"choices": [{"delta": {"tool_calls": [{}]}, "finish_reason": "tool_calls"}]},
+    )
+    assert (told.tokens, told.text, told.called, told.finish) == (4, "ab", True, "tool_calls")
+    assert (told.logprobs, told.margins) == ([-1, -1], [0.25, 0.25])
+
+
+def test_text_completions_are_read_as_chat_is() -> None:
+    logprobs = {"token_logprobs": [None, -2.0], "top_logprobs": [None, {"a": -2.0, "b": -2.5}]}
+    told = seen({"choices": [{"text": "x y", "logprobs": logprobs, "finish_reason": "stop"}]}, stream=False)
+    assert (told.text, told.logprobs, told.margins, told.finish) == ("x y", [-2.0], [0.5], "stop")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"data: nonsense\n\n", b": ping\n\n", b'data: {"choices": 5}\n\n', b"data: [DONE]\n\n"]
+)
+def test_what_cannot_be_read_says_nothing(data: bytes) -> None:
+    start = Start()
+    start.see(data, True)
+    assert (start.text, start.tokens, start.finish) == ("", 0, "" if data else "end")
+
+
+def test_log_probabilities_become_null_and_no_other_byte_changes() -> None:
+    told = b'{"content":[{"token":"a","logprob":-1e-3,"bytes":[97]}]}'
+    said = rb'"delta":{"content":"\"logprobs\":{\"content\": [] } and \"logprobs\": 1"}'
+    for pattern in (
+        b'data: {"id" : "x", "choices":[{%s,"logprobs":@}], "logprobs": {}}\n\n',
+        b'data: {"choices":[{"logprobs" : @ ,%s},{"index":1,%s,"logprobs":@}]}\r\n\r\n',
+        b'data: {"choices":[{%s}]}\n\ndata: {"choices":[{"logprobs":@}]}\n\n: ping\n\ndata: [DONE]\n\n',
+    ):
+        whole = pattern.replace(b"%s", said)
+        assert unprobed(whole.replace(b"@", told), True) == whole.replace(b"@", b"null")
+    answer = b'{\n "choices": [{"logprobs": @, "message": {"content": "\n\n"}}]\n}'.replace(b"\n\n", rb"\n\n")
+    assert unprobed(answer.replace(b"@", told), False) == answer.replace(b"@", b"null")
+    assert unprobed(b'"logprobs" is no answer', False) == b'"logprobs" is no answer'
+
+
+POLICY = """\
+schema: 1
+tiers:
+  flash: {model: f, replicas: ["http://a:1"]}
+  pro: {model: p, replicas: ["http://a:2"]}
+rules: [{id: all, route: flash}]
+holdback: """
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("{tiers: pro, to: flash, escalate_when: {empty: true}}", '6:19: holdback.tiers: "pro" does not rank below'),
+        ("{tiers: [pro], to: pro, escalate_when: {empty: true}}", 'holdback.tiers.0: "pro" does not rank below "pro"'),
+        ("{tiers: [flush], to: pro, escalate_when: {empty: true}}", 'no tier is named "flush"; did you mean "flash"?'),
+        ("{tiers: flash, to: prof, escalate_when: {empty: true}}", 'holdback.to: no tier is named "prof"'),
+        ("{tiers: flash, to: pro, escalate_when: {}}", "holdback.escalate_when: give at least one sign"),
+        ("{tiers: flash, to: pro, escalate_when: {refusal_words: ['(a+)+b']}}", "can take too long"),
+        ("{tiers: flash, to: pro, wait: 400, escalate_when: {empty: true}}", "a duration needs a number and a unit"),
+    ],
+)
+def test_a_wrong_holdback_is_refused_at_its_place(given: str, problem: str) -> None:
+    with pytest.raises(PolicyError) as found:
+        load_policy(POLICY + given)
+    assert problem in str(found.value)
+
+
+def test_a_holdback_has_its_defaults() -> None:
+    rules = load_policy(POLICY + "{tiers: flash, to: pro, escalate_when: {empty: true}}").holdback
+    assert rules
+    assert (rules.tiers, rules.tokens, rules.wait) == (("flash",), 24, 0.4)
+    assert not rules.escalate_when.figures
+    assert load_policy(POLICY + "null").holdback is None
