@@ -56,7 +56,9 @@ async def decide(
         verdict = await found.judge()
         chosen = route(found.facts, verdict, policy)
         reply = await draft.take(chosen) or await upstream.send(request, chosen, policy)
-        return reply.decided(Decision(found.facts, verdict, chosen, draft.outcome), waited=verdict.seconds)
+        return reply.decided(
+            Decision(found.facts, verdict, chosen, draft.outcome, draft.wasted), waited=verdict.seconds
+        )
 
 
 class Undecided(NamedTuple):

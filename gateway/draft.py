@@ -9,7 +9,9 @@ from typing import Literal
 
 from gateway.policy import Policy
 from gateway.types import Ask, Bill, ChatRequest, Reply, Route
-from gateway.upstream import Attempt, Upstream
+from gateway.upstream import Attempt, Upstream, Waste
+
+RATE = 100.0  # tokens a second that a server makes for one answer, about: what a dropped draft made, nobody tells
 
 Task = asyncio.Task[Attempt]
 GoOn = Callable[[Route, Awaitable[Attempt]], Awaitable[Reply]]
@@ -18,12 +20,18 @@ GoOn = Callable[[Route, Awaitable[Attempt]], Awaitable[Reply]]
 class Draft:
     """An answer that was started before the verdict; nothing of it reaches the caller until it is taken.
 
-    `outcome` is known once it was taken or dropped.
+    `outcome` is known once it was taken or dropped; `wasted`: tokens, about, that it made for nothing.
     """
 
-    def __init__(self, bill: Bill, task: Task | None, go_on: GoOn) -> None:
-        self._bill, self._task, self._go_on = bill, task, go_on
+    def __init__(self, bill: Bill, task: Task | None, go_on: GoOn, waste: Waste) -> None:
+        self._bill, self._task, self._go_on, self._waste = bill, task, go_on, waste
+        self._began: float | None = None
         self.outcome: Literal["none", "kept", "wasted"] = "wasted" if task else "none"
+        self.wasted = 0
+
+    def begins(self, _: Task | None = None) -> None:
+        """From here on the server makes tokens."""
+        self._began = time.perf_counter()
 
     async def take(self, chosen: Route) -> Reply | None:
         """The reply along `chosen` if it begins with the draft's tier: the draft is that tier's attempt, and failover
@@ -38,6 +46,7 @@ class Draft:
         self._task = None
         if reply.tier == self._bill.tier:
             self.outcome = "kept"
+            reply.shut = partial(self._end, reply.shut)
         # What went by before the verdict was not waited for.
         reply.waited = min(reply.waited, time.perf_counter() - started)
         return reply
@@ -47,18 +56,34 @@ class Draft:
         task, self._task = self._task, None
         if not task:
             return
+        if self._began is not None:
+            self.wasted = round(RATE * (time.perf_counter() - self._began))
+            self._waste.add(wasted=self.wasted)
         if task.cancel():
             await asyncio.wait([task])
         elif not task.cancelled() and not task.exception():
             await task.result().reply.close()
 
+    async def _end(self, shut: Callable[[], Awaitable[None]]) -> None:
+        """The end of a kept draft's answer; safe to come twice, as closing is."""
+        await shut()
+        if self._began is not None:
+            self._began, usage = None, self._bill.usage
+            self._waste.add(kept=usage.completion or usage.events)
+
 
 @asynccontextmanager
 async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> AsyncIterator[Draft]:
-    """A draft on `ask.draft`, if the rule lets one start. It is dropped at the end of the block unless taken."""
-    bill = Bill(ask.draft or "", "draft")
-    task = asyncio.create_task(_start(request, ask.draft, policy, upstream, bill)) if ask.draft else None
-    draft = Draft(bill, task, partial(_send, request, policy, upstream))
+    """A draft on `ask.draft`, if the rule lets one start and not too much was wasted of late. It is dropped at the end
+    of the block unless taken."""
+    most, bill = policy.triage.waste, Bill(ask.draft or "", "draft")
+    wanted = ask.draft and (most is None or upstream.waste.within(most.max, most.window))
+    task = asyncio.create_task(_start(request, bill.tier, policy, upstream, bill)) if wanted else None
+    draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)
+    if task and request.fields.stream:
+        task.add_done_callback(draft.begins)
+    elif task:
+        draft.begins()
     try:
         yield draft
     finally:

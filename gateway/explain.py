@@ -7,8 +7,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from gateway.errors import Refusal
-from gateway.policy import Bands, Policy, Rule, Step
-from gateway.routing import band, bands, first_match, route
+from gateway.policy import Policy, Rule, Step
+from gateway.routing import band, bands, first_match, placed, route, weighed, why
+from gateway.score import reasons
 from gateway.types import Ask, Facts, Route, Verdict
 
 OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_tokens
@@ -17,24 +18,25 @@ OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_
 def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, Any]:
     """The whole decision as JSON data; pure, holds no prompt text, says a refusal as part of the answer.
 
-    Keys: policy, facts, rules (each with `matched` and, when not, `why`), route (tiers, rule, reason, and `p`, how
-    likely chance made its first tier; or `refused`), triaged (whether the rule wants a verdict), verdict (null when
-    none was given or wanted), sides (what either side of the threshold or each band leads to; null when nobody is
-    asked), instead (the other side of the nearest edge; null without a probability), cost (US dollars by tier, and what
-    the estimate assumes).
+    Keys: policy, facts, score (value and reasons; null where nothing looks at it), rules (each with `matched` and, when
+    not, `why`), route (tiers, rule, reason, and `p`, how likely chance made its first tier; or `refused`), triaged
+    (whether the rule wants a verdict), verdict (null when none was given or wanted), sides (what either side of the
+    threshold or each band leads to; null when nobody is asked), instead (the other side of the nearest edge; null
+    without a probability), cost (US dollars by tier, and what the estimate assumes).
     """
     triaged = isinstance(outcome(facts, None, policy), Ask)
-    judged, steps = verdict if triaged else None, steps_of(facts, policy)
+    counts, steps = weighed(facts, verdict, policy) if triaged and verdict else None, steps_of(facts, policy)
     ways, prices = sides(facts, policy) if triaged else None, cost(facts, policy)
     return {
         "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
         "facts": told_facts(facts),
+        "score": None if facts.score is None else {"value": facts.score, "reasons": list(reasons(facts.measures))},
         "rules": told_rules(facts, policy),
         "route": told(outcome(facts, verdict, policy)),
         "triaged": triaged,
-        "verdict": told_verdict(judged, steps) if judged else None,
+        "verdict": told_verdict(counts, verdict, steps) if counts and verdict else None,
         "sides": ways,
-        "instead": instead(judged, steps, ways, prices["usd"]) if judged and ways else None,
+        "instead": instead(counts, steps, ways, prices["usd"]) if counts and ways else None,
         "cost": prices,
     }
 
@@ -58,7 +60,7 @@ def told(found: Route | Ask | Refusal) -> dict[str, Any]:
 
 
 def told_facts(facts: Facts) -> dict[str, Any]:
-    found = {name: getattr(facts, name) for name in Facts.__struct_fields__}
+    found = {name: getattr(facts, name) for name in Facts.__struct_fields__ if name not in {"score", "measures"}}
     return found | {
         "signals": sorted(facts.signals),
         "headers": dict(facts.headers),
@@ -84,13 +86,15 @@ def steps_of(facts: Facts, policy: Policy) -> tuple[Step, ...]:
     return () if isinstance(target, str) else bands(target, policy.triage.threshold)
 
 
-def told_verdict(verdict: Verdict, steps: tuple[Step, ...]) -> dict[str, Any]:
-    """`side` is where it falls, a key of `sides`; `threshold` the edge that p_complex is nearest to; `margin` p_complex
-    less that: at or above 0 is above it. Null where there is no label, or no probability."""
+def told_verdict(verdict: Verdict, said: Verdict, steps: tuple[Step, ...]) -> dict[str, Any]:
+    """`raw` is the p_complex that the classifier said, the others are of the verdict that counts. `side` is where that
+    falls, a key of `sides`; `threshold` the edge that p_complex is nearest to; `margin` p_complex less that: at or
+    above 0 is above it. Null where there is no label, or no probability."""
     p_complex, threshold = verdict.p_complex, nearest(steps, verdict.p_complex)[1].low
     return {
         "label": verdict.label,
         "p_complex": p_complex,
+        "raw": said.p_complex,
         "source": verdict.source,
         "reason": verdict.reason,
         "seconds": verdict.seconds,
@@ -126,16 +130,17 @@ def instead(
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     """Where the request would go on either side, or in each band, and without a verdict; nothing is explored."""
     rule, facts = first_match(facts, policy), replace(facts, chance=1.0)
-    found = {name: told(outcome(facts, verdict, policy)) for name, verdict in stubs(rule).items()}
+    found = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(facts, policy)}
     failed = {reason: told(outcome(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}
 
 
-def stubs(rule: Rule) -> dict[str, Verdict]:
-    """One verdict for each way that a rule can go."""
-    if not isinstance(rule.route, Bands):
-        return {"simple": Verdict("simple", None), "complex": Verdict("complex", None)}
-    return {step.key: Verdict("complex", max(0.0, step.low)) for step in rule.route.steps}
+def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route | Refusal:
+    """Where a verdict in that band sends the request."""
+    try:
+        return placed(facts, policy, step.tier, (rule.id, why(rule, step)))
+    except Refusal as refusal:
+        return refusal
 
 
 def cost(facts: Facts, policy: Policy) -> dict[str, Any]:

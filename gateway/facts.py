@@ -6,6 +6,7 @@ from typing import Any
 from gateway.body import Fields, Message
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
+from gateway.score import score
 from gateway.types import ChatRequest, Facts, Standing
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
@@ -16,15 +17,12 @@ TOKENS_PER_CHARACTER = 0.3
 TOKENS_PER_FURTHER_BYTE = 0.15
 EVEN = Standing()  # of a caller without a budget
 EMPTY: Mapping[str, Any] = {}
+Counts = Mapping[str, int]  # by tier
 NONE: frozenset[str] = frozenset()
 
 
 def observe(
-    request: ChatRequest,
-    policy: Policy,
-    load: Mapping[str, int],
-    standing: Standing = EVEN,
-    waiting: Mapping[str, int] = EMPTY,
+    request: ChatRequest, policy: Policy, load: Counts, standing: Standing = EVEN, waiting: Counts = EMPTY
 ) -> Facts:
     """The facts of a request; no prompt text. `load`: requests in flight, `waiting`: in the servers' queues, by tier.
 
@@ -33,6 +31,7 @@ def observe(
     fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
     last, turns, context, vision = conversation(fields)
+    looks = score(fields) if policy.scored and wish is None else None  # a wish goes before all that looks at it
     return Facts(
         model=fields.model or "auto",
         caller=caller.name,
@@ -56,6 +55,8 @@ def observe(
         budget_of=standing.budget_of,
         capped=standing.capped,
         may=caller.own.may,
+        score=looks.value if looks else None,
+        measures=looks.measures if looks else {},
         chance=request.chance,
         session=standing.session,
     )

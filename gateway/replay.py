@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from gateway.errors import Refusal
 from gateway.estimate import Estimate, Unknown, estimate, wilson
 from gateway.explain import OUTPUT_TOKENS, outcome
-from gateway.policy import Policy, Rule
+from gateway.policy import LOCAL, Policy, Rule
 from gateway.pricing import cost
 from gateway.recorded import Recorded, Seen
 from gateway.records import seen
@@ -147,7 +147,7 @@ def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
     """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question."""
     for rule in policy.rules:
         of_session = ["session"] if policy.sessions and not isinstance(rule.route, str) else []
-        missing = next((fact for fact in wanted(rule) + of_session if not holds(one, fact, looks)), None)
+        missing = next((fact for fact in wanted(rule, policy) + of_session if not holds(one, fact, looks)), None)
         if missing:
             raise Unrecorded(f"rule {rule.id} looks at {missing}, which record {one.id} ({one.policy}) does not hold")
     asking = next((rule for rule in policy.rules if not isinstance(rule.route, str)), None)
@@ -158,15 +158,19 @@ def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
         )
 
 
-def wanted(rule: Rule) -> list[str]:
-    """The facts that a rule looks at, as `plan`, `header.x-phase`, `load.pro.inflight`, `signals.sql`."""
+def wanted(rule: Rule, policy: Policy) -> list[str]:
+    """The facts that a rule or its verdict looks at: `plan`, `header.x-phase`, `load.pro.inflight`, `signals.sql`."""
     names = [OF_RULES.get(check.key, check.key) for check in rule.checks if check.key != "signals"]
-    return names + [f"signals.{name}" for name in (rule.when and rule.when.signals) or ()]
+    names += [f"signals.{name}" for name in (rule.when and rule.when.signals) or ()]
+    weighs = policy.calibration is not None or LOCAL in policy.triage.otherwise.values()
+    return [*names, "score"] if weighs and not isinstance(rule.route, str) else names
 
 
 def holds(one: Recorded, fact: str, looks: Seen) -> bool:
     """Whether the record says what this fact was. A signal is what its pattern is, whatever its name."""
     name, _, part = fact.partition(".")
+    if name == "score":  # of a wish there is none, and no rule looks at one
+        return one.facts.get("score") is not None or one.facts.get("wish") is not None
     if name not in {"header", "signals", "load", "session"}:
         return name in one.facts
     if one.seen is None:

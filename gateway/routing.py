@@ -4,11 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import overload
 
-from gateway.errors import BadRequest, Forbidden, QuotaUsed
-from gateway.policy import Bands, Policy, Rule, Split, Step, Tier
-from gateway.sessions import CALLER, FOLLOWED, held
-from gateway.types import Ask, Facts, Route, Verdict
+from msgspec.structs import replace
 
+from gateway.errors import BadRequest, Forbidden, QuotaUsed
+from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
+from gateway.sessions import CALLER, FOLLOWED, held
+from gateway.types import Ask, Facts, Label, Route, Verdict
+
+DOUBTFUL = 0.95  # local score from which no draft starts: so high, as a wasted draft costs little and a missed one much
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
 NEEDS = ("tools", "json_schema", "vision")
 WISHED = {"name": "asked for by name", "header": "asked for by header", "metadata": "asked for by metadata"}
@@ -28,8 +31,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
     "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
     (reason "needs ..."). Where a verdict decides, the request's session may hold it on another tier (reason "session").
-    Without a label, the verdict's reason picks the tier and is the route's reason. A rule that
-    explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
+    Without a label, the verdict's reason picks the tier and is the route's reason (with "local ..." where the score
+    decides). A rule that explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
@@ -45,10 +48,11 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
         return Route((tier, *followers(facts, policy, tier)), rule.id, either_way(facts, rule, ways, tier))
     if verdict is None:
         return Ask(rule.id, draft(facts, policy, ways[0]))
+    verdict = weighed(facts, verdict, policy)
     if verdict.label is None:
-        tier, _ = place(facts, policy, stays(facts, policy, fallback(verdict, policy)))
+        tier, _ = place(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    tier, said = judged(rule.route, verdict, policy.triage.threshold, rule.id)
+    tier, said = judged(rule, rule.route, verdict, policy.triage.threshold)
     there = stays(facts, policy, tier)
     found = placed(facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
@@ -78,10 +82,31 @@ def outcomes(rule: Rule) -> tuple[str, ...]:
     return tuple(rule.route.p_complex.values()) if isinstance(rule.route, Bands) else (rule.route,)
 
 
-def judged(target: Split | Bands, verdict: Verdict, threshold: float, rule: str) -> tuple[str, tuple[str, str]]:
+def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
+    """The verdict that counts: with the calibration's p_complex where the policy names one; in place of a failed one,
+    where `otherwise` says local, what the score says (source local; the reason stays)."""
+    layer, local = policy.calibration, verdict.label is None
+    if local and (facts.score is None or fallback(verdict, policy) != LOCAL):
+        return verdict
+    if not local and (layer is None or verdict.p_complex is None):
+        return verdict
+    said = {"score": facts.score, "p_complex": verdict.p_complex}
+    known = {name: value for name, value in said.items() if value is not None}
+    p = layer.p({**facts.measures, **known}) if layer else known["score"]
+    label: Label = "complex" if p >= policy.triage.threshold else "simple"
+    return replace(verdict, label=label, p_complex=p, source=LOCAL if local else verdict.source)
+
+
+def judged(rule: Rule, target: Split | Bands, verdict: Verdict, threshold: float) -> tuple[str, tuple[str, str]]:
     """The tier that a labelled verdict chooses, with rule and reason."""
     step = band(bands(target, threshold), verdict)
-    return step.tier, (rule, f"p_complex {step.key}" if isinstance(target, Bands) else step.key)
+    reason = why(rule, step)
+    return step.tier, (rule.id, f"{verdict.reason}, local {reason}" if verdict.source == LOCAL else reason)
+
+
+def why(rule: Rule, step: Step) -> str:
+    """The reason of a route that a band chose."""
+    return f"p_complex {step.key}" if isinstance(rule.route, Bands) else step.key
 
 
 def bands(target: Split | Bands, threshold: float) -> tuple[Step, ...]:
@@ -117,9 +142,15 @@ def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
 
 
 def fallback(verdict: Verdict, policy: Policy) -> str:
-    """The tier that answers without a verdict: what `otherwise` says for the reason, else the first tier."""
+    """What `otherwise` says for a verdict's reason: a tier or LOCAL; the first tier where it says nothing."""
     given = {str(reason): tier for reason, tier in policy.triage.otherwise.items()}
     return given.get(verdict.reason, next(iter(policy.tiers)))
+
+
+def unjudged(verdict: Verdict, policy: Policy) -> str:
+    """The tier that answers without a verdict; the first one where the score was to decide and there is none."""
+    given = fallback(verdict, policy)
+    return next(iter(policy.tiers)) if given == LOCAL else given
 
 
 def permitted(facts: Facts, policy: Policy) -> Sequence[str]:
@@ -202,11 +233,12 @@ def followers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
 def draft(facts: Facts, policy: Policy, simplest: str) -> str | None:
     """The tier that may start its answer before the verdict: the one for the simplest case, if `speculate` lets it.
 
-    when_idle: with the draft and the question both under way, the tier still has a quarter of its places free.
+    when_idle: with the draft and the question both under way, the tier still has a quarter of its places free, and the
+    local score does not say complex.
     """
     tier, _ = place(facts, policy, simplest)
     if policy.triage.speculate == "always":
         return tier
     room = IDLE_SHARE * policy.tiers[tier].limits.max_inflight
     idle = policy.triage.speculate == "when_idle" and facts.load.get(tier, 0) + 2 <= room
-    return tier if idle else None
+    return tier if idle and (facts.score is None or facts.score < DOUBTFUL) else None

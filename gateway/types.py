@@ -141,7 +141,8 @@ class Facts(msgspec.Struct, frozen=True):
     that a rule asks it of and that tell. `headers` holds only headers that a rule names. `budget_used`, `budget`,
     `budget_of`, `capped` and `session` are of Standing, `chance` of ChatRequest. `may`: the tiers above the first that
     the caller's key names in place of its plan. `caller` is the key owner's name. `max_tokens` is the longest answer
-    that the caller wants, None when not said.
+    that the caller wants, None when not said. `score` is the local one from 0 (looks simple) to 1, and `measures` what
+    it was made of: None and empty where nothing looks at it, and for a wish.
     """
 
     model: str
@@ -166,6 +167,8 @@ class Facts(msgspec.Struct, frozen=True):
     budget_of: str | None = None
     capped: str | None = None
     may: tuple[str, ...] | None = None
+    score: float | None = None
+    measures: Mapping[str, float] = {}
     chance: float = 1.0
     session: Session | None = None
 
@@ -183,7 +186,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     A verdict without a label is a failed classification; `reason` then says how it failed
     (timeout | parse | truncated | empty | overloaded | error), else it is "ok". `seconds` is what asking took.
-    `source` is triage, shared (another request's question) or cache. `cut`: the classifier saw head and tail only.
+    `source` is triage, shared (another request's question), cache, or local where the score stands in for a failure.
+    `cut`: the classifier saw head and tail only.
     `strategy` and `prompt` (name and version) say how it was asked.
     """
 
@@ -228,12 +232,13 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Why this tier answered: kept for explain, log and replay. `draft` is kept | wasted | none."""
+    """Why this tier answered: kept for explain, log and replay. `draft`: kept | wasted | none; `wasted`: its tokens."""
 
     facts: Facts
     verdict: Verdict | None
     route: Route
     draft: str = "none"
+    wasted: int = 0
     held: Held | None = None
 
 

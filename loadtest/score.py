@@ -16,7 +16,7 @@ from pathlib import Path
 
 from backends.evals.metrics import Pair, auroc, bootstrap, mean_skill, percentile, skill
 from backends.evals.prompts import Row, sets
-from gateway.calibrate import Example, Outcome, calibrate, fit, parse, told
+from gateway.calibrate import GOOD, Example, calibrate, fit, parse, told
 from gateway.score import MEASURES, WEIGHTS, Score, score_text
 
 LABELS = 300
@@ -97,8 +97,8 @@ def by_label(scored: Sequence[Scored]) -> Iterator[str]:
 
 def recorded(row: Row, score: Score, known: bool) -> Example:
     """A row as a gateway would have recorded it."""
-    outcome = Outcome((row.weak or 0) >= 0.5, (row.strong or 0) >= 0.5) if known else None
-    return Example(v=1, id=row.id, score=score.value, measures=dict(score.measures), outcome=outcome)
+    weak, strong = ((row.weak or 0) >= GOOD, (row.strong or 0) >= GOOD) if known else (None, None)
+    return Example(id=row.id, score=score.value, measures=dict(score.measures), flash_ok=weak, pro_ok=strong)
 
 
 def with_labels(data: dict[str, list[Scored]], repeats: int) -> Iterator[str]:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
 import pytest
 
+from backends.evals.routing import Asking, run
 from loadtest.servers import DEFAULT, Sim, free_port, gateway, sim
 
 SIMPLE = "What is the capital of Australia, if I may ask?"
@@ -240,6 +242,18 @@ def test_explain_gives_the_whole_decision(client: openai.OpenAI) -> None:
     assert told["verdict"]["p_complex"] > 0.5
     assert [rule["id"] for rule in told["rules"] if rule["decides"]] == ["triaged"]
     assert told["draft"] == "wasted"
+
+
+def test_labelled_prompts_are_scored_by_the_decision_alone(place: Place, tmp_path: Path) -> None:
+    place.flash.reset()
+    place.pro.reset()
+    rows = [{"id": str(at), "prompt": text, "label": at % 2} for at, text in enumerate([SIMPLE, COMPLEX] * 2)]
+    (tmp_path / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for by in ("p_complex", "score"):
+        _, line = run([tmp_path], Asking(place.url, None, by, "flash"), None, 2)
+        cells = [cell.strip() for cell in line.split("|")]
+        assert (cells[1:3], cells[4], cells[6][:5]) == (["tiny", "4 of 4"], "0.500", "1.000"), by
+    assert place.flash.seen() == place.pro.seen() == []
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:

@@ -9,13 +9,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate"},
-    {"body", "store", "transport", "openapi", "workers", "calibrate"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration"},
+    {"body", "store", "transport", "openapi", "workers"},
     {"dialects"},
     {"types", "protocol", "score"},
     {"policy", "stream", "usage", "recorded"},
     {"sessions"},
-    {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict"},
+    {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
     {"triage", "draft", "replay", "holdback"},
     {"answer", "relay", "admin", "wire", "probe"},

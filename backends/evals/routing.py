@@ -3,10 +3,11 @@
     python -m backends.evals.routing DATA... --gateway URL [--key KEY] [--by p_complex|score|tier] [--first flash]
 
 DATA: files or folders of JSON lines (backends/evals/prompts.py). Asked is `POST /v1/route` with a chat body; the answer
-is {"route": {"tier", ...}, "verdict": {"label", "p_complex", ...} or null, "score": 0..1, ...}. Nothing is generated,
-so the same command runs on simulated tiers and on real weights.
+is {"route": {"tier", ...}, "verdict": {"label", "p_complex", ...} or null, "score": {"value": 0..1, ...} or null, ...}.
+Nothing is generated, so the same command runs on simulated tiers and on real weights.
 --by says what ranks the prompts: the verdict's p_complex (the local score where there is none), the local score alone,
-or the tier alone. The decision that is scored is always whether the route leaves the first tier.
+or the tier alone, which also stands in for a score that the gateway's policy has no use for. The decision that is
+scored is always whether the route leaves the first tier.
 """
 
 import argparse
@@ -65,13 +66,10 @@ def decide(prompt: str, asking: Asking) -> Decided | None:
 def decided(told: dict[str, Any], asking: Asking, seconds: float) -> Decided:
     """The decision in an answer. Raises KeyError for an answer that is not of the contract."""
     upward = told["route"]["tier"] != asking.first
-    verdict = told["verdict"] or {}
+    verdict, tier = told["verdict"] or {}, float(upward)
+    score = told["score"]["value"] if told["score"] else tier
     p_complex = verdict.get("p_complex")
-    ranks = {
-        "tier": float(upward),
-        "score": told["score"],
-        "p_complex": told["score"] if p_complex is None else p_complex,
-    }
+    ranks = {"tier": tier, "score": score, "p_complex": score if p_complex is None else p_complex}
     return Decided(ranks[asking.by], upward, bool(verdict) and verdict.get("label") is None, seconds)
 
 

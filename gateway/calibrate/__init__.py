@@ -1,29 +1,24 @@
 """Where should the threshold be on this traffic?"""
 
-from gateway.calibrate.file import dump, load
+from gateway.calibrate.file import dump
 from gateway.calibrate.fitted import Calibration, Split, Unproven, calibrate
-from gateway.calibrate.logistic import Layer, fit
-from gateway.calibrate.outcomes import Example, Outcome, RecordError, SaidVerdict, line, read, told
+from gateway.calibrate.logistic import fit
+from gateway.calibrate.outcomes import GOOD, Example, examples, told
 from gateway.calibrate.target import FORMS, Target, TargetError, parse
 
 __all__ = [
     "FORMS",
+    "GOOD",
     "Calibration",
     "Example",
-    "Layer",
-    "Outcome",
-    "RecordError",
-    "SaidVerdict",
     "Split",
     "Target",
     "TargetError",
     "Unproven",
     "calibrate",
     "dump",
+    "examples",
     "fit",
-    "line",
-    "load",
     "parse",
-    "read",
     "told",
 ]

@@ -8,10 +8,11 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from gateway.calibrate.bound import Certified, certify, fewest
-from gateway.calibrate.logistic import BELIEVED, Layer, Row, fit, loss
+from gateway.calibrate.logistic import fit, loss
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import Estimate, apart, bootstrap, brier, ece, lift, share_interval
 from gateway.calibrate.target import Target
+from gateway.calibration import BELIEVED, Layer, Row
 
 LEAST = 100  # records, and records with an outcome
 LEAST_OF_EACH = 10  # outcomes of either kind
@@ -22,7 +23,7 @@ COMMON = 0.95  # an input counts when this part of the records has it
 CLOSE = 0.03  # a realised share further from its target is worth a caveat
 SEED = 20261122
 
-Split = Literal["time", "set", "id"]
+Split = Literal["time", "caller", "id"]
 Label = Callable[[Example], bool | None]
 
 
@@ -54,7 +55,7 @@ class Calibration:
 def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -> Calibration:
     """Fits on one half of the records and judges on the other.
 
-    split: "time" fits on the older half; "set" keeps sets whole; "id" parts by chance.
+    split: "time" fits on the older half; "caller" keeps each caller's requests together; "id" parts by chance.
     Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: their edges
     then follow the score alone, and the calibration is not `proven`.
     """
@@ -104,10 +105,10 @@ def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], lis
             raise Unproven("a split by time needs `at` in every record")
         ranked = sorted(records, key=lambda one: one.at or 0.0)
         return ranked[: len(ranked) // 2], ranked[len(ranked) // 2 :]
-    keys = {one.id: (one.set or "") if split == "set" else one.id for one in records}
+    keys = {one.id: (one.caller or "") if split == "caller" else one.id for one in records}
     groups = sorted(set(keys.values()))
     if len(groups) < 2:
-        raise Unproven("a split by set needs `set` in the records, and two sets")
+        raise Unproven("a split by caller needs two callers")
     random.Random(SEED).shuffle(groups)  # noqa: S311  (repeatable, not secret)
     first = set(groups[: len(groups) // 2])
     halves: tuple[list[Example], list[Example]] = ([], [])
@@ -221,7 +222,7 @@ def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Targ
             apart(p[True], p[False])
         ),
         "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain": (
-            any(one.failed and one.outcome and one.outcome.pro_ok is None for one in records)
+            any(one.failed and one.pro_ok is None for one in records)
         ),
         "p is no better than the mean rate (Brier)": (
             "brier" in report and report["brier"] >= report["brier_of_the_rate"]

@@ -5,42 +5,13 @@ the layer stays near what it began with.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-BELIEVED = ("score", "p_complex")  # inputs that are probabilities of their own; taken as log odds
+from gateway.calibration import BELIEVED, EDGE, Layer, Row, sigmoid, taken
+
 BELIEF = 0.4  # their weights before any outcome, per standard deviation
 FIRM = 20.0  # how firmly: the penalty on moving away from BELIEF
-EDGE = 0.001  # log odds are taken from probabilities that keep this far from 0 and 1
 STEPS = 25
-
-Row = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Weights by input name, for inputs less their mean in units of their scale. A missing input counts as its mean."""
-
-    intercept: float
-    weights: Mapping[str, float]
-    means: Mapping[str, float]
-    scales: Mapping[str, float]
-
-    def p(self, row: Row) -> float:
-        """The probability that Pro is needed, from 0 to 1."""
-        total = self.intercept
-        for name, weight in self.weights.items():
-            if name in row:
-                total += weight * (taken(name, row[name]) - self.means[name]) / self.scales[name]
-        return _sigmoid(total)
-
-
-def taken(name: str, value: float) -> float:
-    """An input as the layer takes it."""
-    if name not in BELIEVED:
-        return value
-    sure = min(max(value, EDGE), 1 - EDGE)
-    return math.log(sure / (1 - sure))
 
 
 def fit(rows: Sequence[Row], hits: Sequence[bool | None], names: Sequence[str], penalty: float) -> Layer:
@@ -76,7 +47,7 @@ def _newton(
         slope = [penalty * (mean - weight) for weight, (mean, penalty) in zip(weights, priors, strict=True)]
         bend = [[priors[i][1] if i == j else 0.0 for j in range(size)] for i in range(size)]
         for row, hit in zip(inputs, needed, strict=True):
-            p = _sigmoid(sum(map(float.__mul__, weights, row)))
+            p = sigmoid(sum(map(float.__mul__, weights, row)))
             _gather(slope, bend, row, (hit - p, max(p * (1 - p), 1e-9)))
         move = solve(bend, slope)
         weights = [weight + min(max(step, -2.0), 2.0) for weight, step in zip(weights, move, strict=True)]
@@ -116,7 +87,3 @@ def loss(layer: Layer, known: Sequence[tuple[Row, bool]]) -> float:
     """Mean log loss."""
     chances = ((layer.p(row), hit) for row, hit in known)
     return -sum(math.log(max(p if hit else 1 - p, 1e-12)) for p, hit in chances) / len(known)
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))

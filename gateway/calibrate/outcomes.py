@@ -1,96 +1,76 @@
-"""What became of decisions?   One JSON object a line, versioned; no prompt text."""
+"""What do recorded decisions say of which tier was needed?"""
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import msgspec
+from gateway.recorded import Recorded
 
-Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-class RecordError(Exception):
-    """A line that cannot be read; the message names it."""
+GOOD = 0.5  # the quality from which an answer counts as good
 
 
-class SaidVerdict(msgspec.Struct, frozen=True):
-    """The classifier's answer; `p_complex` None when it gave no probability."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One decision. `at` in seconds since 1970; `measures` as in a Score; `p_complex` as the classifier said it.
 
-    p_complex: Probability | None = None
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """Whether each tier's answer was good; None: not known."""
-
-    flash_ok: bool | None = None
-    pro_ok: bool | None = None
-
-
-class Example(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision. `at` in seconds since 1970; `set` groups requests of one kind; `measures` as in a Score.
-
-    Other members of a line are left unread.
+    `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known.
     """
 
-    v: Literal[1]
     id: str
-    score: Probability
+    score: float
     at: float | None = None
-    set: str | None = None
-    measures: dict[str, float] = msgspec.field(default_factory=dict)
-    verdict: SaidVerdict | None = None
-    outcome: Outcome | None = None
-
-    @property
-    def p_complex(self) -> float | None:
-        return self.verdict.p_complex if self.verdict else None
+    caller: str | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+    p_complex: float | None = None
+    flash_ok: bool | None = None
+    pro_ok: bool | None = None
 
     @property
     def needed(self) -> bool | None:
         """Whether Pro was needed: Flash failed, and Pro did not where that is known. None without an outcome."""
-        if self.outcome is None or self.outcome.flash_ok is None:
-            return None
-        return not self.outcome.flash_ok and self.outcome.pro_ok is not False
+        return None if self.flash_ok is None else not self.flash_ok and self.pro_ok is not False
 
     @property
     def failed(self) -> bool | None:
         """Whether Flash's answer was bad. None without an outcome."""
-        return None if self.outcome is None or self.outcome.flash_ok is None else not self.outcome.flash_ok
+        return None if self.flash_ok is None else not self.flash_ok
 
     @property
     def gain(self) -> int | None:
         """What Pro's answer is worth above Flash's: 1, 0 or -1; as `needed` where Pro's outcome is not known."""
-        if self.needed is None or self.outcome is None:
+        if self.needed is None:
             return None
-        worse = self.outcome.flash_ok is True and self.outcome.pro_ok is False
+        worse = self.flash_ok is True and self.pro_ok is False
         return -1 if worse else int(self.needed)
 
 
-_LINE = msgspec.json.Decoder(Example)
+def examples(records: Iterable[Recorded]) -> list[Example]:
+    """The decisions that have a local score; a caller's wish has none. Raises RecordError."""
+    return [found for one in records if (found := example(one))]
 
 
-def read(lines: Iterable[bytes]) -> tuple[list[Example], str]:
-    """The decisions of a file, and the SHA-256 of its bytes. Of two lines with one id, the later counts.
-
-    Raises RecordError at the first line that is no decision of this version.
-    """
-    digest = hashlib.sha256()
-    found: dict[str, Example] = {}
-    for number, line in enumerate(lines, 1):
-        digest.update(line)
-        if not line.strip():
-            continue
-        try:
-            one = _LINE.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RecordError(f"line {number}: {error}") from None
-        found[one.id] = one
-    return list(found.values()), digest.hexdigest()
+def example(one: Recorded) -> Example | None:
+    facts = one.read_facts()
+    if facts.score is None:
+        return None
+    tiers = one.seen.tiers if one.seen else ()
+    return Example(
+        id=f"{one.caller}/{one.id}",
+        score=facts.score,
+        at=one.at or None,
+        caller=one.caller or None,
+        measures=facts.measures,
+        p_complex=one.verdict.p_complex if one.verdict else None,
+        flash_ok=good(one, tiers[:1]),
+        pro_ok=good(one, tiers[1:][-1:]),
+    )
 
 
-def line(one: Example) -> bytes:
-    """The decision as its line."""
-    return msgspec.json.encode(one) + b"\n"
+def good(one: Recorded, tier: Sequence[str]) -> bool | None:
+    """Whether that tier's answer was good; None where nobody judged it, or there is no such tier."""
+    if one.outcome is None or not tier:
+        return None
+    known = {one.tier or one.route.tier: one.outcome.quality, **one.outcome.tiers}
+    return None if tier[0] not in known else known[tier[0]] >= GOOD
 
 
 def told(one: Example) -> Mapping[str, float]:

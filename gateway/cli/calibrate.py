@@ -1,5 +1,6 @@
 """Where should the threshold be on this traffic?   `tiergate policy calibrate`"""
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -7,17 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.calibrate import FORMS, Calibration, RecordError, Split, TargetError, Unproven, dump, parse, read
+from gateway.calibrate import FORMS, Calibration, Split, TargetError, Unproven, dump, examples, parse
 from gateway.calibrate import calibrate as fitted
+from gateway.recorded import RecordError, read
 
 RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier_of_the_rate"}
 
 
 def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
-    records: Annotated[Path, typer.Argument(help="Example decisions, one JSON object a line.")],
+    records: Annotated[list[Path], typer.Argument(help="Recorded decisions, JSON lines as GATEWAY_RECORDS gets.")],
     target: Annotated[str, typer.Option(help=f"What is wanted: {FORMS}.")],
     out: Annotated[Path, typer.Option(help="Where the calibration is written.")] = Path("calibration.json"),
-    split: Annotated[Split, typer.Option(help="What is judged apart: later records, other sets, or any half.")] = "id",
+    split: Annotated[
+        Split, typer.Option(help="What is judged apart: later records, other callers, or any half.")
+    ] = "id",
     price_ratio: Annotated[float | None, typer.Option(help="What Pro costs for one of Flash; for cost=...")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when no gain over chance is shown.")] = False,
 ) -> None:
@@ -30,16 +34,16 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     except TargetError as error:
         raise typer.BadParameter(str(error), param_hint="--target") from None
     try:
-        with records.open("rb") as lines:
-            decisions, digest = read(lines)
+        decisions = examples(read(records))
         found = fitted(decisions, wanted, split)
-    except (OSError, RecordError, Unproven) as error:
-        print(f"calibrate: {records}: {error}", file=sys.stderr)
+    except (RecordError, Unproven) as error:
+        print(f"calibrate: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     print("\n".join(in_words(found)))
     if not found.proven and not anyway:
         print("calibrate: no gain over chance is shown; nothing is written (--anyway writes it)", file=sys.stderr)
         raise typer.Exit(1)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in records)).hexdigest()
     out.write_text(dump(found, digest, len(decisions), time.time()))
     print(f"written to {out}")
 

@@ -15,6 +15,7 @@ import gateway
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
+    LOCAL,
     Expect,
     Policy,
     PolicyError,
@@ -191,6 +192,8 @@ def draw(found: dict[str, Any], out: Console) -> None:
     said = {name: value for name, value in facts.items() if value not in (None, False, [], {})}
     out.print(escape(f"policy  {policy['name']} {policy['revision']} ({policy['digest']})"))
     out.print(escape("facts   " + ", ".join(f"{name} {value}" for name, value in said.items())))
+    if found["score"]:
+        out.print(escape(f"score   {found['score']['value']:.3f}  ({', '.join(found['score']['reasons'])})"))
     out.print(rules_table(found["rules"]))
     out.print(escape(f"verdict {in_words(found)}"))
     out.print(f"route   [bold]{escape(one_way(found['route']))}[/bold]")
@@ -223,7 +226,10 @@ def in_words(found: dict[str, Any]) -> str:
     if verdict["p_complex"] is None:
         return f"{verdict['label']}, without a probability"
     near = f"threshold {verdict['threshold']:g}, margin {verdict['margin']:+g}"
-    return f"{verdict['side']}: p_complex {verdict['p_complex']:g}, {near}"
+    if verdict["source"] == LOCAL:
+        return f"{verdict['side']}: by the local score, for {verdict['reason']}: {verdict['p_complex']:g}, {near}"
+    raw = f" (said {verdict['raw']:g}, calibrated)" if verdict["raw"] != verdict["p_complex"] else ""
+    return f"{verdict['side']}: p_complex {verdict['p_complex']:g}{raw}, {near}"
 
 
 def other_side(instead: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
 from gateway.policy.matching import Range
 from gateway.policy.model import (
+    LOCAL,
     Caching,
     CachingWhen,
     Can,
@@ -35,6 +36,7 @@ from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
 
 __all__ = [
+    "LOCAL",
     "Bands",
     "Budget",
     "Caching",

@@ -9,9 +9,10 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from gateway.policy.calibrated import Calibrated, calibrated
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
-from gateway.policy.model import Reason, Tier, Triage
+from gateway.policy.model import LOCAL, Reason, Tier, Triage
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.policy.problems import Path, PolicyError, Problem, meant
 from gateway.policy.prompts import BUILT_IN, by_id
@@ -41,9 +42,10 @@ def build(document: Document) -> Policy:
     except ValidationError as error:
         note(document, error.errors(include_url=False, include_input=False))
         raise PolicyError(once(document)) from None
+    found = calibrated(document)
     if document.problems:
         raise PolicyError(once(document))
-    return assembled(written, document.text)
+    return assembled(written, document, found)
 
 
 def once(document: Document) -> list[Problem]:
@@ -175,7 +177,7 @@ def below(root: dict[str, Any], node: dict[str, Any], step: int | str) -> list[d
     return found
 
 
-def assembled(written: PolicyFile, text: str) -> Policy:
+def assembled(written: PolicyFile, document: Document, found: Calibrated | None) -> Policy:
     """The loaded policy: defaults filled in, signals compiled, names gathered."""
     first = next(iter(written.tiers))
     everyone = Callers(DefaultCaller("default"), {"default": Plan(may=tuple(written.tiers))})
@@ -184,9 +186,10 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         schema=written.schema,
         name=written.name,
         revision=written.revision,
-        digest=hashlib.sha256(text.encode()).hexdigest()[:12],
+        digest=hashlib.sha256((document.text + (found.text if found else "")).encode()).hexdigest()[:12],
         tiers=written.tiers,
-        triage=filled(written.triage, first),
+        triage=filled(written.triage, first, own_threshold(document, found)),
+        calibration=found.layer if found else None,
         signals={name: re.compile(pattern) for name, pattern in written.signals.items()},
         rules=written.rules,
         holdback=written.holdback,
@@ -203,12 +206,21 @@ def assembled(written: PolicyFile, text: str) -> Policy:
         watched_signals=watched(written.rules, "signals"),
         watched_headers=watched(written.rules, "header"),
         watched_queues=queues(written),
+        scored=scored(written),
     )
 
 
-def filled(triage: Triage, first: str) -> Triage:
+def own_threshold(document: Document, found: Calibrated | None) -> float | None:
+    """The threshold that a calibration found, where the file names none of its own."""
+    if found is None or len(found.edges) != 1 or "threshold" in mapping(document.data, "triage"):
+        return None
+    return found.edges[0]
+
+
+def filled(triage: Triage, first: str, threshold: float | None) -> Triage:
     return replace(
         triage,
+        threshold=triage.threshold if threshold is None else threshold,
         tier=triage.tier or first,
         prompts=BUILT_IN | by_id(triage.prompts),
         otherwise={reason: triage.otherwise.get(reason, first) for reason in get_args(Reason)},
@@ -232,6 +244,14 @@ def queues(written: PolicyFile) -> tuple[str, ...]:
     loads = [pair for rule in written.rules if rule.when for pair in (rule.when.load or {}).items()]
     named = {tier for tier, load in loads if load.waiting}
     return tuple(name for name, tier in written.tiers.items() if name in named or tier.balance == "least_waiting")
+
+
+def scored(written: PolicyFile) -> bool:
+    """Whether anything looks at the local score: a rule; drafts, fallbacks, calibrations and records where one asks."""
+    named, triage = any(rule.when and rule.when.score for rule in written.rules), written.triage
+    asks = any(not isinstance(rule.route, str) for rule in written.rules)
+    kept = written.record.decisions > 0 or triage.calibration is not None
+    return named or (asks and (kept or triage.speculate == "when_idle" or LOCAL in triage.otherwise.values()))
 
 
 def model_names(tiers: dict[str, Tier], aliases: dict[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from gateway.calibration import Layer
 from gateway.policy.holdback import Holdback
 from gateway.policy.matching import STRICT
 from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Tier, Triage
@@ -63,11 +64,12 @@ class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
 
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
-    file's bytes, with variables not filled in: the environment cannot be guessed from it. `names` maps every model
+    file's bytes (and of the calibration it names), with variables not filled in: the environment cannot be guessed from
+    it. `calibration` gives p_complex, None: the verdict's own counts. `names` maps every model
     name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
     holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
     `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
-    or to balancing.
+    or to balancing. `scored`: something looks at the local score.
     """
 
     schema: int
@@ -92,6 +94,8 @@ class Policy:
     watched_signals: tuple[str, ...]
     watched_headers: tuple[str, ...]
     watched_queues: tuple[str, ...]
+    scored: bool
+    calibration: Layer | None
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:

@@ -38,6 +38,7 @@ Count = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
+LOCAL = "local"  # in place of a tier: the local score decides
 Reason = Literal["timeout", "parse", "truncated", "empty", "overloaded", "error"]
 Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
 Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
@@ -135,8 +136,17 @@ class TriageInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Waste:
+    """Above `max` no draft starts; `window` is how far back that looks, about."""
+
+    __pydantic_config__ = STRICT
+    max: Annotated[Share, Field(description="the part of drafts' tokens that may be thrown away")] = 0.2
+    window: Annotated[Duration, Field(description="over which time, about")] = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Triage:
-    """How the small model is asked whether it is enough. `otherwise`: the tier that answers without a verdict.
+    """How the small model is asked whether it is enough. `otherwise`: the tier without a verdict, or LOCAL.
 
     In a loaded policy `tier` is never "" and `otherwise` holds every reason: both default to the first tier; `prompts`
     has the built-in ones, too, all by name and version.
@@ -155,17 +165,25 @@ class Triage:
         Literal["suffix", "system"], Field(description="the question after the conversation (shares KV) or before it")
     ] = "suffix"
     timeout: Annotated[Duration, Field(description="the longest wait for a verdict")] = 0.8
-    threshold: Annotated[Share, Field(description="complex when p_complex is at or above it")] = 0.5
+    calibration: Annotated[
+        str | None,
+        Field(min_length=1, description="a file of `policy calibrate`, relative to this one: p_complex is its"),
+    ] = None
+    threshold: Annotated[
+        Share, Field(description="complex when p_complex is at or above it; by default the calibration's, else 0.5")
+    ] = 0.5
     speculate: Annotated[
         Literal["always", "when_idle", "never"], Field(description="when a draft starts beside the question")
     ] = "when_idle"
+    waste: Annotated[Waste | None, Field(description="when speculation stops by itself; null: never")] = Waste()
     input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
     cache: Annotated[Duration | None, Field(description="how long a verdict is remembered; null: not at all")] = 3600.0
     unit: Annotated[
         Literal["user_turn", "request"], Field(description="user_turn: a tool's result goes where its turn went")
     ] = "user_turn"
     otherwise: Annotated[
-        dict[Reason, str], Field(description="the tier that answers without a verdict; the first one by default")
+        dict[Reason, str],
+        Field(description="the tier without a verdict, by default the first; local: the score decides"),
     ] = field(default_factory=dict)
 
 

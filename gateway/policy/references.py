@@ -7,13 +7,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.policy.load import Document
+from gateway.policy.model import LOCAL
 from gateway.policy.patterns import regex_problem
 from gateway.policy.problems import Path, meant
 from gateway.policy.prompts import BUILT_IN
 from gateway.policy.rules import ASKING
 
 WISHES = ("auto", "auto:fast", "auto:best")
-RESERVED = {"auto", "fast", "best"}
+RESERVED = {"auto", "fast", "best", LOCAL}
 
 
 def mapping(data: object, *keys: str | int) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
     data = document.data
     yield from names(mapping(data, "triage").get("tier"), ("triage", "tier"))
     for reason, tier in mapping(data, "triage", "otherwise").items():
-        yield from names(tier, ("triage", "otherwise", reason))
+        yield from names(None if tier == LOCAL else tier, ("triage", "otherwise", reason))
     yield from names(mapping(data, "holdback").get("tiers"), ("holdback", "tiers"))
     yield from names(mapping(data, "holdback").get("to"), ("holdback", "to"))
     for tier, following in mapping(data, "failover", "tiers").items():
@@ -105,7 +106,7 @@ def check_tiers(document: Document) -> None:
         if path[-1] not in tiers:
             document.blame(path, f'no tier is named "{path[-1]}"; {meant(str(path[-1]), tiers)}', key=True)
     for tier in RESERVED & tiers.keys():
-        document.blame(("tiers", tier), f'"{tier}" is a word of its own in model names: choose another', key=True)
+        document.blame(("tiers", tier), f'"{tier}" is a word of its own: choose another', key=True)
     for path, url in replicas(tiers):
         if wrong := url_problem(url):
             document.blame(path, wrong)

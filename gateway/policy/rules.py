@@ -95,6 +95,7 @@ class When:
     budget_used: Annotated[Range | None, Field(description="the part of the caller's budget that is used or held")] = (
         None
     )
+    score: Annotated[Range | None, Field(description="how hard the last user turn looks, from 0 to 1")] = None
     tools: Annotated[bool | None, Field(description="the request brings tools")] = None
     json_schema: Annotated[bool | None, Field(description="the request wants an answer after a JSON schema")] = None
     vision: Annotated[bool | None, Field(description="the request holds an image")] = None
@@ -204,6 +205,8 @@ def compiled(when: When) -> list[Check]:
         for key in ("characters", "turns", "context", "budget_used")
         if (span := getattr(when, key))
     ]
+    if when.score:
+        checks.append(check_score(when.score))
     if when.model:
         checks.append(check_choice("model", operator.attrgetter("model"), when.model))
     if when.caller and when.caller.plan:
@@ -221,6 +224,12 @@ def compiled(when: When) -> list[Check]:
 def check_flag(key: str, wanted: bool) -> Check:
     read = operator.attrgetter(key)
     return Check(key, read if wanted else lambda facts: not read(facts), read, told(wanted))
+
+
+def check_score(span: Range) -> Check:
+    """A request that was not scored matches no range."""
+    inside = check_range("score", lambda facts: math.nan if facts.score is None else facts.score, span)
+    return Check(inside.key, inside.test, operator.attrgetter("score"), inside.wanted)
 
 
 def check_load(tier: str, load: TierLoad) -> list[Check]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gateway.body import Fields, Message
 from gateway.score.surface import MEASURES, measures
 
-__all__ = ["MEASURES", "Score", "measures", "score", "score_text"]
+__all__ = ["MEASURES", "Score", "measures", "reasons", "score", "score_text"]
 
 # Up: parts to keep in mind, exact steps, a program to write. Down: a wish to be short, a question for one fact.
 # All count alike: weights fitted to three sets of labelled prompts were worse on the fourth (LOG.md). How much turns
@@ -25,13 +25,9 @@ REASONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`value` from 0 (looks simple) to 1; `reasons` name what moved it most, "-" before what made it lower.
-
-    `measures` holds no prompt text and may be recorded.
-    """
+    """`value` from 0 (looks simple) to 1; `measures` holds no prompt text and may be recorded."""
 
     value: float
-    reasons: tuple[str, ...]
     measures: Mapping[str, float]
 
 
@@ -44,10 +40,15 @@ def score(fields: Fields) -> Score:
 def score_text(text: str, turns: int = 1, tools: int = 0) -> Score:
     """The score of what a user says. `turns` and `tools` as in `measures`."""
     found = measures(text, turns, tools)
-    parts = {name: WEIGHTS[name] * value for name, value in found.items()}
-    loudest = sorted((name for name in parts if parts[name]), key=lambda name: -abs(parts[name]))[:REASONS]
-    value = 1 / (1 + math.exp(STEEP * (MIDDLE - sum(parts.values()))))
-    return Score(value, tuple(name if parts[name] > 0 else f"-{name}" for name in loudest), found)
+    total = sum(WEIGHTS[name] * value for name, value in found.items())
+    return Score(1 / (1 + math.exp(STEEP * (MIDDLE - total))), found)
+
+
+def reasons(found: Mapping[str, float]) -> tuple[str, ...]:
+    """The measures that moved the score most, the strongest first; "-" before one that made it lower."""
+    parts = {name: WEIGHTS[name] * value for name, value in found.items() if value and name in WEIGHTS}
+    loudest = sorted(parts, key=lambda name: -abs(parts[name]))[:REASONS]
+    return tuple(name if parts[name] > 0 else f"-{name}" for name in loudest)
 
 
 def _asked(said: list[Message]) -> str:

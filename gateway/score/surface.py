@@ -54,7 +54,7 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
         much(turns - 1, 15),
         much(tools, 15),
     )
-    return dict(zip(MEASURES, values, strict=True))
+    return {name: round(value, 4) for name, value in zip(MEASURES, values, strict=True)}
 
 
 def notation(text: str) -> float:

@@ -15,7 +15,7 @@ from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
 from gateway.telemetry.counts import Cell, Counts, Spreads
 from gateway.telemetry.lines import Lines, line
-from gateway.types import Decision, TierState, Verdict
+from gateway.types import Decision, TierState, Usage, Verdict
 
 __all__ = ["METRICS", "Telemetry", "line"]
 
@@ -78,6 +78,7 @@ class Telemetry:
         self.decisions = count("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
         self.verdicts = count("gateway_verdicts", "Classifications.", ["outcome", "source"])
         self.drafts = count("gateway_drafts", "Drafts started.", ["outcome"])
+        self.draft_tokens = count("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
         self.held = count("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
         self.caching = count("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = count("gateway_refusals", "Errors of ours.", ["code"])
@@ -149,7 +150,7 @@ class Telemetry:
         if seen.answered:
             self._answered(record, seen.answered)
         if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
-            self._judged(record.decision)
+            self._judged(record.decision, record.usage)
         return seen.model
 
     def _seen(self, record: Record) -> "Seen":
@@ -202,9 +203,11 @@ class Telemetry:
         if usage.completion is not None:
             self.tokens.put(seen.completion, usage.completion)
 
-    def _judged(self, decision: Decision) -> None:
+    def _judged(self, decision: Decision, usage: Usage | None) -> None:
         if decision.draft != "none":
+            made = usage.completion or usage.events if usage and decision.draft == "kept" else 0
             self.drafts.add(decision.draft)
+            self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
         if held := decision.held:
             self.held.add(held.outcome, held.reason)
         if verdict := decision.verdict:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 
 import pytest
 
@@ -46,6 +47,24 @@ def test_without_a_verdict_otherwise_says_who_answers(
             assert (told["verdict"]["label"], told["verdict"]["reason"]) == (None, reason)
             drafted = speculate == "always" and ("kept" if tier == "flash" else "wasted")
             assert told["draft"] == (drafted or "none")
+
+    asyncio.run(main())
+
+
+def test_without_a_verdict_the_local_score_says_who_answers_where_the_policy_lets_it(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="triage", verdict="garbage")
+        async with gateway(policy_for(flash, pro, triage={"otherwise": {"parse": "local"}})) as gate:
+            for text, tier, said in ((SIMPLE, "flash", "simple"), (COMPLEX, "pro", "complex")):
+                found = await gate.ask(body(text), x_route_explain="1")
+                assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == (
+                    tier,
+                    f"parse, local {said}",
+                )
+                told = found.json()["route"]["verdict"]
+                assert (told["label"], told["source"], told["reason"]) == (said, "local", "parse")
+            lines = gate.front.doors.records.recent(2)
+            assert [json.loads(line)["verdict"]["label"] for line in lines] == [None, None]
 
     asyncio.run(main())
 

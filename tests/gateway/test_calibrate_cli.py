@@ -1,13 +1,36 @@
 """`tiergate policy calibrate`: what it prints, writes and refuses."""
 
+import hashlib
 import json
 from pathlib import Path
 
+import msgspec
 from typer.testing import CliRunner, Result
 
-from gateway.calibrate import line
+from gateway.calibrate import Example
 from gateway.cli import app
+from gateway.policy import load_policy
+from gateway.recorded import Chosen, Outcome, Recorded, Seen
+from gateway.types import Facts
 from tests.gateway.test_calibrate import by_nothing, by_score, traffic
+
+
+def line(one: Example) -> bytes:
+    """The record of a decision that Flash answered, and of which somebody judged Pro's answer, too."""
+    facts = Facts("auto", "ann", "gold", score=one.score)
+    outcome = Outcome(float(one.flash_ok or False), tiers={"pro": float(one.pro_ok or False)})
+    look = Seen({}, (), ("flash", "pro"), "")
+    route = Chosen("flash")
+    made = Recorded(id=one.id, route=route, facts=msgspec.to_builtins(facts), seen=look, outcome=outcome)
+    return msgspec.json.encode(made) + b"\n"
+
+
+POLICY = """\
+schema: 1
+tiers: {flash: {model: m, replicas: ["http://h"]}, pro: {model: p, replicas: ["http://h"]}}
+triage: {calibration: calibration.json}
+rules: [{id: triaged, route: {simple: flash, complex: pro}}]
+"""
 
 
 def calibrate(records: Path, *words: str) -> Result:
@@ -20,7 +43,12 @@ def test_a_calibration_is_reported_and_written(tmp_path: Path) -> None:
     ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out))
     assert ran.exit_code == 0, ran.stderr
     assert "above chance at an equal share" in ran.stdout
-    assert json.loads(out.read_text())["proven"] is True
+    written = json.loads(out.read_text())
+    assert (written["proven"], written["records"]["n"]) == (True, 1000)
+    assert written["records"]["sha256"] == hashlib.sha256(records.read_bytes()).hexdigest()
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    assert load_policy(policy, {}).triage.threshold == written["edges"][0]
 
 
 def test_what_is_not_shown_is_written_only_when_told_to(tmp_path: Path) -> None:
@@ -37,5 +65,5 @@ def test_records_and_targets_that_cannot_be_read_are_refused(tmp_path: Path) -> 
     records = tmp_path / "records.jsonl"
     records.write_text("{}\n")
     ran = calibrate(records, "--target", "pro_share=0.25")
-    assert (ran.exit_code, "line 1" in ran.stderr) == (1, True)
+    assert (ran.exit_code, "records.jsonl:1: " in ran.stderr) == (1, True)
     assert calibrate(records, "--target", "nothing=1").exit_code == 2

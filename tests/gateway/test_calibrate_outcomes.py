@@ -1,52 +1,60 @@
-"""Decisions and what became of them: one line each, read back as written."""
+"""What recorded decisions say of which tier was needed."""
 
-import hashlib
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
-from gateway.calibrate import Example, Outcome, RecordError, SaidVerdict, line, read, told
-
-ONE = Example(
-    v=1,
-    id="a",
-    score=0.25,
-    at=1_795_000_000.0,
-    set="chat",
-    measures={"length": 0.5},
-    verdict=SaidVerdict(0.75),
-    outcome=Outcome(flash_ok=False),
-)
+from gateway.calibrate import Example, examples, told
+from gateway.recorded import Chosen, Judged, Outcome, Recorded, Seen, read
+from gateway.types import Facts, Verdict
 
 
-def test_a_decision_comes_back_as_it_was_written() -> None:
-    found, digest = read([line(ONE), b"\n"])
-    assert found == [ONE]
-    assert digest == hashlib.sha256(line(ONE) + b"\n").hexdigest()
+def decision(name: str = "a", tier: str = "flash", **more: Any) -> Recorded:
+    facts = Facts("auto", "ann", "gold", score=0.25, measures={"length": 0.5})
+    given: dict[str, Any] = {"facts": msgspec.to_builtins(facts), "verdict": Verdict("complex", 0.75)} | more
+    look = Seen({}, (), ("flash", "think", "pro"), "")
+    return Recorded(id=name, caller="ann", at=5.0, route=Chosen(tier), tier=tier, seen=look, **given)
 
 
-def test_only_version_id_and_score_are_needed_and_other_members_are_left_unread() -> None:
-    found, _ = read([b'{"v":1,"id":"a","score":0.5,"facts":{"turns":1},"route":{"tier":"flash","p":0.9}}'])
-    assert (found[0].needed, found[0].p_complex, told(found[0])) == (None, None, {"score": 0.5})
+def test_an_example_holds_what_the_decision_was_made_on() -> None:
+    (found,) = examples([decision()])
+    wanted = Example(id="ann/a", score=0.25, at=5.0, caller="ann", measures={"length": 0.5}, p_complex=0.75)
+    assert found == wanted
+    assert told(found) == {"score": 0.25, "p_complex": 0.75, "length": 0.5}
+    (alone,) = examples([decision(verdict=None)])
+    assert told(alone) == {"score": 0.25, "length": 0.5}
 
 
-def test_what_a_decision_was_made_on_has_the_verdict_where_there_is_one() -> None:
-    assert told(ONE) == {"score": 0.25, "p_complex": 0.75, "length": 0.5}
+def test_a_decision_without_a_score_is_no_example() -> None:
+    assert examples([decision(facts=msgspec.to_builtins(Facts("pro", "ann", "gold", wish="pro")))]) == []
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [b"not json", b'{"v":2,"id":"a","score":0.5}', b'{"v":1,"id":"a"}', b'{"v":1,"id":"a","score":1.5}',
-     b'{"v":1,"id":"a","score":0.5,"outcome":{"flash_ok":1}}', b"\xff"],
-)  # fmt: skip
-def test_a_line_that_is_no_decision_of_this_version_is_named(bad: bytes) -> None:
-    with pytest.raises(RecordError, match=r"^line 2: "):
-        read([line(ONE), bad])
+    ("tier", "outcome", "flash", "pro"),
+    [
+        ("flash", None, None, None),
+        ("flash", Outcome(1.0), True, None),
+        ("flash", Outcome(0.4), False, None),
+        ("pro", Outcome(0.5), None, True),
+        ("pro", Outcome(1.0, tiers={"flash": 0.0}), False, True),
+        ("flash", Outcome(1.0, tiers={"pro": 0.0}), True, False),
+        ("think", Outcome(1.0), None, None),
+    ],
+)
+def test_a_tiers_outcome_is_known_where_it_answered_or_somebody_judged_it(
+    tier: str, outcome: Outcome | None, flash: bool | None, pro: bool | None
+) -> None:
+    (found,) = examples([decision(tier=tier, outcome=outcome)])
+    assert (found.flash_ok, found.pro_ok) == (flash, pro)
 
 
-def test_a_later_line_with_the_same_id_replaces_the_earlier() -> None:
-    later = b'{"v":1,"id":"a","score":0.25,"outcome":{"flash_ok":true}}'
-    found, _ = read([line(ONE), later])
-    assert [one.needed for one in found] == [False]
+def test_an_outcome_that_came_late_counts(tmp_path: Path) -> None:
+    late = Judged(id="a", caller="ann", at=6.0, outcome=Outcome(0.0))
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(b"\n".join(map(msgspec.json.encode, (decision(outcome=Outcome(1.0)), late))))
+    assert [one.needed for one in examples(read([file]))] == [True]
 
 
 @pytest.mark.parametrize(
@@ -64,5 +72,5 @@ def test_a_later_line_with_the_same_id_replaces_the_earlier() -> None:
 def test_pro_is_needed_where_flash_fails_and_pro_does_not(
     flash: bool | None, pro: bool | None, needed: bool | None, failed: bool | None, gain: int | None
 ) -> None:
-    one = Example(v=1, id="a", score=0.5, outcome=Outcome(flash, pro))
+    one = Example(id="a", score=0.5, flash_ok=flash, pro_ok=pro)
     assert (one.needed, one.failed, one.gain) == (needed, failed, gain)

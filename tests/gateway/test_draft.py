@@ -1,4 +1,5 @@
 import asyncio
+import re
 import time
 
 import pytest
@@ -164,5 +165,58 @@ def test_without_a_tier_to_draft_on_there_is_none(flash: Sim, pro: Sim) -> None:
             assert await draft.take(SIMPLY) is None
             assert draft.outcome == "none"
             assert flash.state()["requests"] == []
+
+    asyncio.run(main())
+
+
+def test_drafts_stop_while_too_much_of_them_was_wasted(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro, triage={"cache": None, "waste": {"max": 0.5}})) as gate:
+
+            async def drafted(text: str) -> str:
+                told: str = (await gate.ask(body(text), x_route_explain="1")).json()["route"]["draft"]
+                return told
+
+            waste = gate.upstream.waste
+            assert await drafted(SIMPLE) == "kept"
+            waste.add(wasted=10_000)
+            assert await drafted(SIMPLE) == "none"
+            waste.add(kept=20_000)
+            assert await drafted(COMPLEX) == "wasted"
+            metrics = (await gate.get("/metrics")).data.decode()
+            (kept,) = re.findall(r'gateway_draft_tokens_total{outcome="kept"} ([0-9.]+)', metrics)
+            assert float(kept) > 0
+            assert 'gateway_draft_tokens_total{outcome="wasted"}' in metrics
+
+    asyncio.run(main())
+
+
+def test_a_kept_drafts_tokens_count_once_and_a_dropped_ones_by_the_time_it_ran(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door:
+            policy = policy_for(flash, pro)
+            async with drafting(asked(body(max_tokens=20)), ASK, policy, door) as draft:
+                reply = await draft.take(SIMPLY)
+            assert reply is not None
+            await collected(reply)
+            await reply.close()
+            kept = reply.usage.completion
+            assert kept
+            assert door.waste._kept == pytest.approx(kept, rel=0.01)
+            async with drafting(asked(body()), ASK, policy, door) as draft:
+                await asyncio.sleep(0.1)
+            assert draft.wasted >= 10
+            assert door.waste._wasted == pytest.approx(draft.wasted, rel=0.01)
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_has_not_begun_wastes_nothing(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=30.0)
+        async with upstream() as door:
+            async with drafting(asked(body(stream=True)), ASK, policy_for(flash, pro), door) as draft:
+                await eventually(lambda: bool(flash.seen()))
+            assert (draft.outcome, draft.wasted) == ("wasted", 0)
 
     asyncio.run(main())

@@ -166,3 +166,26 @@ def test_a_route_that_chance_chose_says_how_likely_it_was_and_the_sides_stay_as_
     found = explain(facts(chance=0.0), Verdict("simple", 0.2), exploring)
     assert (found["route"]["tier"], found["route"]["reason"], found["route"]["p"]) == ("pro", "explored", 0.1)
     assert (found["sides"]["simple"]["tier"], found["sides"]["complex"]["tier"]) == ("flash", "pro")
+
+
+def test_the_score_is_told_with_its_reasons_and_rules_that_look_at_it_say_so() -> None:
+    text = SOURCE.replace("  - {id: triaged", "  - {id: hard, when: {score: {min: 0.8}}, route: pro}\n  - {id: triaged")
+    policy = load_policy(text, {})
+    found = explain(facts(score=0.75, measures={"maths": 0.5, "short": 0.25, "code": 0.0}), None, policy)
+    assert found["score"] == {"value": 0.75, "reasons": ["maths", "-short"]}
+    assert [rule["why"] for rule in found["rules"] if rule["id"] == "hard"] == ["score is 0.75, wanted min 0.8"]
+    assert explain(facts(score=0.8), None, policy)["route"]["rule"] == "hard"
+    unknown = explain(facts(), None, policy)
+    assert (unknown["score"], unknown["route"]) == (None, {"ask": "triaged", "draft": "flash"})
+    assert [rule["why"] for rule in unknown["rules"] if rule["id"] == "hard"] == ["score is not given, wanted min 0.8"]
+
+
+def test_a_verdict_that_the_score_stands_in_for_says_so() -> None:
+    policy = load_policy(SOURCE + "triage: {otherwise: {timeout: local}}\n", {})
+    found = explain(facts(score=0.75), Verdict(None, None, "timeout"), policy)
+    said = {key: found["verdict"][key] for key in ("label", "p_complex", "raw", "source", "reason", "side", "margin")}
+    wanted = {"label": "complex", "p_complex": 0.75, "raw": None, "source": "local", "reason": "timeout"}
+    assert said == wanted | {"side": "complex", "margin": 0.25}
+    assert (found["route"]["tier"], found["instead"]["tier"]) == ("pro", "flash")
+    assert found["sides"]["otherwise"]["timeout"]["tier"] == "pro"
+    assert found["sides"]["otherwise"]["parse"]["tier"] == "flash"

@@ -197,3 +197,27 @@ def timed(request: ChatRequest) -> float:
     started = time.perf_counter()
     observe(request, POLICY, {})
     return time.perf_counter() - started
+
+
+TRIAGED = "[{id: t, route: {simple: flash, complex: flash}}]"
+
+
+@pytest.mark.parametrize(
+    ("rules", "more", "scored"),
+    [
+        ("[{id: a, route: flash}]", "", False),
+        ("[{id: a, when: {score: {min: 0.9}}, route: flash}, {id: b, route: flash}]", "", True),
+        (TRIAGED, "", True),
+        (TRIAGED, "record: {decisions: 0}", True),
+        (TRIAGED, "record: {decisions: 0}\ntriage: {speculate: never}", False),
+        (TRIAGED, "triage: {speculate: never}", True),
+        (TRIAGED, "record: {decisions: 0}\ntriage: {speculate: never, otherwise: {error: local}}", True),
+    ],
+)
+def test_a_request_is_scored_where_something_looks_at_its_score(rules: str, more: str, scored: bool) -> None:
+    tiers = 'schema: 1\ntiers: {flash: {model: m, replicas: ["http://h"]}}'
+    policy = load_policy(f"{tiers}\nrules: {rules}\n{more}", {})
+    found = observe(asked({"model": "auto"}), policy, {})
+    assert (found.score is not None, bool(found.measures)) == (scored, scored)
+    assert found.score is None or 0 < found.score < 1
+    assert observe(asked({"model": "flash"}), policy, {}).score is None

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.policy import PolicyError, Problem, Split, load_policy, open_policy, schema, seconds
+from gateway.policy import Policy, PolicyError, Problem, Split, load_policy, open_policy, schema, seconds
 
 POLICIES = Path(__file__).parents[2] / "policies"
 SHIPPED = ("default.yaml", "reference.yaml", "hosted.yaml")
@@ -555,3 +555,54 @@ def test_a_key_with_any_value_is_read_or_refused_and_nothing_else(key: str, valu
     }
     with contextlib.suppress(PolicyError):
         load_policy(json.dumps(document | {key: value}), {})
+
+
+LAYER = {"intercept": 0.0, "weights": {"score": 1.0}, "means": {"score": 0.0}, "scales": {"score": 1.0}}
+
+
+def calibrated(place: Path, written: object, more: str = "") -> Policy:
+    (place / "found.json").write_text(json.dumps(written))
+    (place / "policy.yaml").write_text(f"{SMALLEST}triage: {{calibration: found.json{more}}}\n")
+    return load_policy(place / "policy.yaml", {})
+
+
+def test_a_calibration_brings_its_threshold_unless_the_file_has_one(tmp_path: Path) -> None:
+    found = {"schema": 1, "layer": LAYER, "edges": [0.3]}
+    assert calibrated(tmp_path, found).triage.threshold == 0.3
+    assert calibrated(tmp_path, found, ", threshold: 0.5").triage.threshold == 0.5
+    assert calibrated(tmp_path, found | {"edges": [0.3, 0.6]}).triage.threshold == 0.5
+
+
+def test_a_calibration_is_part_of_the_digest(tmp_path: Path) -> None:
+    found = {"schema": 1, "layer": LAYER, "edges": [0.3]}
+    digests = [calibrated(tmp_path, found | {"edges": [edge]}).digest for edge in (0.3, 0.4, 0.3)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"schema": 2}, "no calibration: no calibration of schema 1"),
+        ([], "no calibration: no calibration of schema 1"),
+        (
+            {"schema": 1, "layer": LAYER | {"weights": {"mood": 1}, "means": {"mood": 0}}, "edges": []},
+            "no calibration: not a whole",
+        ),
+        (
+            {"schema": 1, "layer": {key: {"mood": 1} for key in LAYER} | {"intercept": 0}, "edges": []},
+            "looks at what is not measured: mood",
+        ),
+    ],
+)
+def test_what_is_no_calibration_is_told_at_its_place(tmp_path: Path, written: object, told: str) -> None:
+    with pytest.raises(PolicyError) as error:
+        calibrated(tmp_path, written)
+    (problem,) = error.value.problems
+    assert (problem.column, problem.path) == (23, "triage.calibration")
+    assert problem.message.startswith(told)
+
+
+def test_a_calibration_that_is_not_there_is_told_at_its_place(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(f"{SMALLEST}triage: {{calibration: none.json}}\n")
+    with pytest.raises(PolicyError, match=r"policy.yaml:7:23: triage.calibration: cannot be read: No such file"):
+        load_policy(tmp_path / "policy.yaml", {})

@@ -1,8 +1,10 @@
 """What another policy would have done: the same `route` on what was recorded, and what may be claimed of it."""
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -180,6 +182,35 @@ def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
         del one.facts["characters"]
     with pytest.raises(Unrecorded, match="rule tiny looks at characters, which record r0"):
         replay(records, A)
+
+
+def test_another_threshold_is_judged_by_what_the_classifier_said_and_the_calibration_makes_of_it(
+    tmp_path: Path,
+) -> None:
+    layer = {"intercept": 1.0, "weights": {"p_complex": 1.0}, "means": {"p_complex": 0.0}, "scales": {"p_complex": 1.0}}
+    (tmp_path / "found.json").write_text(json.dumps({"schema": 1, "layer": layer, "edges": [0.5]}))
+    (tmp_path / "policy.yaml").write_text(TEXT.replace("threshold: 0.5", "calibration: found.json"))
+    records = [
+        record(str(p_complex), Facts("auto", "ann", "gold", characters=50, score=0.5), Verdict("simple", p_complex))
+        for p_complex in (0.2, 0.4)
+    ]
+    found = choices(records, load_policy(tmp_path / "policy.yaml", {}))
+    assert [choice.to for choice in found] == ["flash", "pro"]  # odds of 0.25 and 0.67, times e
+    with pytest.raises(Unrecorded, match="rule triaged looks at score"):
+        choices(traffic(1), load_policy(tmp_path / "policy.yaml", {}))
+
+
+def test_a_rule_on_the_score_is_judged_where_the_score_was_recorded() -> None:
+    steep = policy(("  - {id: triaged", "  - {id: hard, when: {score: {min: 0.8}}, route: pro}\n  - {id: triaged"))
+    records = [
+        record(name, Facts("auto", "ann", "gold", characters=50, score=score), Verdict("simple", 0.1))
+        for name, score in (("easy", 0.7), ("hard", 0.8))
+    ]
+    assert [(choice.to, choice.rule) for choice in choices(records, steep)] == [("flash", "triaged"), ("pro", "hard")]
+    wished = record("wished", Facts("flash", "ann", "gold", wish="flash", wished_by="name"), None)
+    assert choices([wished], steep)[0].to == "flash"
+    with pytest.raises(Unrecorded, match="rule hard looks at score, which record"):
+        choices(traffic(1), steep)
 
 
 def test_a_policy_with_sessions_is_not_judged_by_records_that_know_none() -> None:

@@ -1,5 +1,7 @@
 """Which tiers answer: wishes, rules, caps, needs, failover and verdicts."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, Forbidden, Refusal
+from gateway.explain import explain
 from gateway.policy import Policy, load_policy
 from gateway.routing import route
 from gateway.types import Ask, Facts, Route, Verdict
@@ -177,8 +180,13 @@ def test_when_idle_leaves_a_quarter_of_the_places_free(inflight: int, draft: str
     assert asked(facts(load={"flash": inflight})).draft == draft
 
 
-def test_always_and_never_do_not_look_at_the_load() -> None:
-    assert asked(facts(load={"flash": 999}), speculating("always")).draft == "flash"
+@pytest.mark.parametrize(("score", "draft"), [(None, "flash"), (0.94, "flash"), (0.95, None), (1.0, None)])
+def test_when_idle_starts_no_draft_for_what_looks_complex(score: float | None, draft: str | None) -> None:
+    assert asked(facts(score=score)).draft == draft
+
+
+def test_always_and_never_look_at_neither_load_nor_score() -> None:
+    assert asked(facts(load={"flash": 999}, score=0.9), speculating("always")).draft == "flash"
     assert asked(facts(), speculating("never")).draft is None
 
 
@@ -356,3 +364,87 @@ def test_without_a_verdict_or_for_a_wish_nothing_is_explored() -> None:
     failed = explored(0.0, Verdict(None, None, "timeout"))
     assert (failed.tiers[0], failed.reason, failed.chances) == ("flash", "timeout", {})
     assert explored(0.0, wish="flash", wished_by="name").chances == {}
+
+
+def local(**triage: str) -> Policy:
+    said = ", ".join(f"{key}: {value}" for key, value in triage.items())
+    return load_policy(TEXT.replace("error: max}", f"error: max, timeout: local}}, {said}"), {})
+
+
+@pytest.mark.parametrize(
+    ("model", "score", "tier", "reason"),
+    [
+        ("auto", 0.59, "flash", "timeout, local simple"),
+        ("auto", 0.6, "pro", "timeout, local complex"),
+        ("bands", 0.5, "think", "timeout, local p_complex <0.7"),
+        ("auto", None, "flash", "timeout"),
+    ],
+)
+def test_the_local_score_stands_in_for_a_missing_verdict(
+    model: str, score: float | None, tier: str, reason: str
+) -> None:
+    found = routed(facts(model=model, score=score), Verdict(None, None, "timeout"), local(threshold="0.6"))
+    assert (found.tiers[0], found.reason) == (tier, reason)
+
+
+def test_the_local_score_has_no_say_where_there_is_a_verdict_or_another_fallback() -> None:
+    policy = local(threshold="0.6")
+    assert routed(facts(score=0.9), Verdict("simple", 0.1), policy).tiers[0] == "flash"
+    assert routed(facts(score=0.1), Verdict(None, None, "error"), policy).reason == "error"
+    assert routed(facts(score=0.9, plan="bronze"), Verdict(None, None, "timeout"), policy).tiers[0] == "think"
+
+
+CALIBRATION = {
+    "schema": 1,
+    "layer": {
+        "intercept": -1.0,
+        "weights": {"score": 1.0, "p_complex": 1.0},
+        "means": {"score": 0.0, "p_complex": 0.0},
+        "scales": {"score": 1.0, "p_complex": 1.0},
+    },
+    "edges": [0.4],
+}
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Policy:
+    """Odds are those of score and verdict multiplied, by e less."""
+    (tmp_path / "found.json").write_text(json.dumps(CALIBRATION))
+    (tmp_path / "policy.yaml").write_text(TEXT.replace("triage: {", "triage: {calibration: found.json, "))
+    return load_policy(tmp_path / "policy.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("model", "score", "p_complex", "tier"),
+    [
+        ("auto", 0.5, 0.6, "flash"),  # 1.5 / e: 0.356
+        ("auto", 0.5, 0.7, "pro"),  # 2.33 / e: 0.462
+        ("auto", 0.2, 0.8, "flash"),  # 1 / e: 0.269
+        ("bands", 0.5, 0.45, "flash"),  # 0.81 / e: 0.231
+        ("bands", 0.5, 0.8, "think"),  # 4 / e: 0.595
+        ("bands", 0.8, 0.8, "pro"),  # 16 / e: 0.855
+    ],
+)
+def test_threshold_and_bands_look_at_the_calibrated_p_complex(
+    calibrated: Policy, model: str, score: float, p_complex: float, tier: str
+) -> None:
+    verdict = Verdict("complex" if p_complex >= 0.5 else "simple", p_complex)
+    assert routed(facts(model=model, score=score), verdict, calibrated).tiers[0] == tier
+
+
+def test_a_label_without_a_probability_is_not_calibrated(calibrated: Policy) -> None:
+    assert routed(facts(score=0.01), Verdict("complex", None), calibrated).tiers[0] == "pro"
+    assert routed(facts(score=0.99), Verdict(None, None, "timeout"), calibrated).reason == "timeout"
+
+
+def test_explain_tells_the_calibrated_p_complex_beside_the_raw_one(calibrated: Policy) -> None:
+    found = explain(facts(score=0.5), Verdict("complex", 0.7), calibrated)
+    assert found["verdict"]["raw"] == 0.7
+    assert found["verdict"]["p_complex"] == pytest.approx(0.462, abs=0.001)
+    assert (found["verdict"]["threshold"], found["verdict"]["margin"]) == (0.4, pytest.approx(0.062, abs=0.001))
+    assert {key: way["tier"] for key, way in found["sides"].items() if key != "otherwise"} == {
+        "simple": "flash",
+        "complex": "pro",
+    }
+    bands = explain(facts(model="bands", score=0.5), None, calibrated)["sides"]
+    assert [way["tier"] for key, way in bands.items() if key != "otherwise"] == ["flash", "think", "pro"]

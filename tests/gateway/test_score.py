@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.body import Fields
-from gateway.score import MEASURES, measures, score, score_text, words
+from gateway.score import MEASURES, measures, reasons, score, score_text, words
 
 QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
 EXAMPLE = "Q: What is the colour of the sky on a clear day, as seen from the ground?\nA: blue\n\n"
@@ -93,8 +93,8 @@ def test_completions_and_prompts_of_token_ids_have_a_score() -> None:
 
 
 def test_the_reasons_name_what_moved_the_score_most() -> None:
-    assert "maths" in score_text("$a^2 + b^2 = c^2$, $\\frac{a}{b} < 1$").reasons
-    assert "-fact" in score_text("Who are you?").reasons
+    assert "maths" in reasons(score_text("$a^2 + b^2 = c^2$, $\\frac{a}{b} < 1$").measures)
+    assert "-fact" in reasons(score_text("Who are you?").measures)
 
 
 @settings(max_examples=100, deadline=None)

@@ -35,7 +35,8 @@ class Deciding(BaseHTTPRequestHandler):
         fine = self.path == "/v1/route" and self.headers["authorization"] == "Bearer k" and prompt != "refuse me"
         hard = prompt.startswith("hard")
         route = {"tier": "pro" if hard else "flash", "rule": "r", "reason": "complex" if hard else "simple"}
-        told = {"route": route, "verdict": VERDICTS.get(prompt, HARD), "score": 0.3 - 0.2 * hard, "facts": {}}
+        told = {"route": route, "verdict": VERDICTS.get(prompt, HARD), "facts": {}}
+        told["score"] = None if prompt == "hard, unscored" else {"value": 0.3 - 0.2 * hard, "reasons": []}
         self.send_response(200 if fine else 403)
         self.end_headers()
         self.wfile.write(json.dumps(told).encode())
@@ -72,6 +73,11 @@ def test_verdicts_are_scored_by_outcomes_and_labels(gateway: str, tmp_path: Path
 
 def test_the_local_score_is_scored_alone(gateway: str, tmp_path: Path) -> None:
     assert table(gateway, tmp_path, "score", ROWS)[0][2].startswith("-1.000")
+
+
+def test_the_tier_stands_in_for_a_score_that_the_gateway_has_not(gateway: str) -> None:
+    said = [decide(prompt, Asking(gateway, "k", "score", "flash")) for prompt in ("hard, unscored", "easy")]
+    assert [one and one.rank for one in said] == [1.0, 0.3]
 
 
 def test_prompts_that_are_refused_are_counted(gateway: str, tmp_path: Path) -> None:
