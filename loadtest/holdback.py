@@ -13,13 +13,13 @@ import json
 import platform
 import random
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from backends.sim.settings import TIERS
-from gateway.http1 import Client, Limits, Origin
+from gateway.http1 import Client, Limits
 from loadtest.servers import Sim, gateway, policy, sim
+from loadtest.ttft import first
 
 LIMITS = Limits(connect=2.0, first_byte=30.0, idle=30.0, total=60.0)
 SIGNS = "mean_logprob: {max: -1.6}, refusal: true, repetition: true, schema_violation: true, empty: true"
@@ -52,22 +52,6 @@ def body(model: str, turn: int) -> bytes:
     return json.dumps(told).encode()
 
 
-async def ttft(client: Client, url: str, data: bytes) -> tuple[float, str]:
-    """Seconds to the first event, and who answered. Raises RuntimeError unless a stream did."""
-    origin = Origin.parse(url)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
-    started = time.perf_counter()
-    response = await client.request(origin, f"{head}content-length: {len(data)}\r\n\r\n".encode(), data, LIMITS)
-    first = await response.chunk()
-    seconds = time.perf_counter() - started
-    while await response.chunk():
-        pass
-    response.close()
-    if response.status != 200 or b"data:" not in first:
-        raise RuntimeError(f"no stream: {response.status} {response.headers}")
-    return seconds, response.header(b"x-route-tier").decode()
-
-
 async def measure(urls: dict[str, str], flash: Sim, rounds: int, share: float) -> dict[str, Seen]:
     client, chance = Client(), random.Random(7)
     seen = {name: Seen() for name in urls}
@@ -75,7 +59,7 @@ async def measure(urls: dict[str, str], flash: Sim, rounds: int, share: float) -
         weak = chance.random() < share
         await asyncio.to_thread(flash.config, weak="unsure" if weak else None)
         for name, url in urls.items():
-            seconds, tier = await ttft(client, url, body(name, turn))
+            seconds, tier = await first(client, url, body(name, turn))
             if turn >= WARM:
                 count(seen[name], seconds, weak, tier == "pro")
     client.close()

@@ -78,11 +78,16 @@ def program(arguments: Sequence[str], port: int, **env: str) -> Iterator[tuple[s
         _wait(url, process)
         yield url, process
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        process.kill()
-        process.wait()
+        end(process)
+
+
+def end(process: Process) -> None:
+    """A process has five seconds to leave by itself."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    process.kill()
+    process.wait()
 
 
 @dataclass(frozen=True)

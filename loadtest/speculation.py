@@ -15,14 +15,13 @@ import contextlib
 import json
 import re
 import statistics
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gateway.http1 import Client, Origin
+from gateway.http1 import Client
 from loadtest.servers import Sim, gateway, policy, sim
-from loadtest.ttft import LIMITS, WARM, WORDS
+from loadtest.ttft import WARM, WORDS, first
 
 SERIAL = "never"  # serial triage
 WAYS = (SERIAL, "always", "when_idle")
@@ -64,22 +63,6 @@ def body(model: str, name: str, hard: bool, characters: int) -> bytes:
     if model != "auto" and not hard:
         told["chat_template_kwargs"] = {"thinking": False, "enable_thinking": False}
     return json.dumps(told).encode()
-
-
-async def first(client: Client, url: str, data: bytes, path: str = "/v1/chat/completions") -> tuple[float, bytes]:
-    """Seconds to the first piece of the answer, and the tier that a gateway names. Raises RuntimeError."""
-    origin = Origin.parse(url)
-    head = f"POST {path} HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
-    started = time.perf_counter()
-    response = await client.request(origin, f"{head}content-length: {len(data)}\r\n\r\n".encode(), data, LIMITS)
-    await response.chunk()
-    seconds = time.perf_counter() - started
-    while await response.chunk():
-        pass
-    response.close()
-    if response.status != 200:
-        raise RuntimeError(f"refused with status {response.status}")
-    return seconds, response.header(b"x-route-tier")
 
 
 def hard(turn: int, share: float) -> bool:

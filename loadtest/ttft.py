@@ -40,19 +40,27 @@ def body(model: str, turn: int, characters: int) -> bytes:
     return json.dumps(told).encode()
 
 
-async def ttft(client: Client, url: str, data: bytes) -> float:
-    """Seconds to the first event. Raises RuntimeError unless Flash answered with a stream."""
+async def first(client: Client, url: str, data: bytes, path: str = "/v1/chat/completions") -> tuple[float, str]:
+    """Seconds to the first piece of the answer, and the tier that a gateway names. Raises RuntimeError unless 200."""
     origin = Origin.parse(url)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
     started = time.perf_counter()
     response = await client.request(origin, f"{head}content-length: {len(data)}\r\n\r\n".encode(), data, LIMITS)
-    first = await response.chunk()
+    await response.chunk()
     seconds = time.perf_counter() - started
     while await response.chunk():
         pass
     response.close()
-    if response.status != 200 or response.header(b"x-route-tier") not in (b"", b"flash") or b"data:" not in first:
-        raise RuntimeError(f"not a stream of Flash: {response.status} {response.headers}")
+    if response.status != 200:
+        raise RuntimeError(f"refused with status {response.status}: {response.headers}")
+    return seconds, response.header(b"x-route-tier").decode()
+
+
+async def ttft(client: Client, url: str, data: bytes) -> float:
+    """Seconds to the first event. Raises RuntimeError unless Flash answered."""
+    seconds, tier = await first(client, url, data)
+    if tier not in ("", "flash"):
+        raise RuntimeError(f"not an answer of Flash but of {tier}")
     return seconds
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from gateway.estimate import wilson
+
 BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
@@ -60,9 +62,7 @@ def bootstrap(judged: Sequence[Pair], measure: Callable[[Sequence[Pair]], float]
 
 def share_interval(hits: int, of: int) -> Estimate:
     """A share with Wilson's 95 % interval."""
-    z, p = 1.959964, hits / of
-    middle, half = p + z * z / (2 * of), z * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    return Estimate(p, (middle - half) / (1 + z * z / of), (middle + half) / (1 + z * z / of))
+    return Estimate(hits / of, *wilson(hits / of, of))
 
 
 def apart(some: Sequence[float], others: Sequence[float]) -> bool:

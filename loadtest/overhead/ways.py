@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from loadtest.servers import HOST, free_port
+from loadtest.servers import HOST, end, free_port
 
 ROOT = Path(__file__).parent.parent.parent
 GATEWAY_CPU, OTHERS_CPU = 0, 1
@@ -103,11 +103,7 @@ class Way:
             _answering(f"http://{HOST}:{port}/health", process)
             yield Running(process.pid, port, time.perf_counter() - began)
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            process.kill()
-            process.wait()
+            end(process)
 
 
 class Nginx(Way):

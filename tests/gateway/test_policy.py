@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +87,6 @@ def test_every_key_in_the_schema_has_a_description() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_files_follow_the_schema(name: str) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     document = open_policy(POLICIES / name, {})[1]
     jsonschema.Draft202012Validator(schema()).validate(document.data)
 
