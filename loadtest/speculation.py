@@ -77,8 +77,8 @@ async def measure(ways: dict[str, Way], share: float, rounds: int, characters: i
         for way in ways.values():
             wanted = hard(turn, share)
             seconds, tier = await first(client, way.url, body("auto", f"{share} {turn}", wanted, characters))
-            if tier != (b"pro" if wanted else b"flash"):
-                raise RuntimeError(f"a {'complex' if wanted else 'simple'} prompt went to {tier.decode()}")
+            if tier != ("pro" if wanted else "flash"):
+                raise RuntimeError(f"a {'complex' if wanted else 'simple'} prompt went to {tier}")
             way.seen.append(seconds)
     client.close()
 
