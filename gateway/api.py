@@ -25,6 +25,7 @@ from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
+from gateway.stream import Relayed
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Headers, Reply
 from gateway.upstream import Upstream
@@ -193,11 +194,14 @@ class Exchange:
             await pulse.stop()
 
     async def _chunks(self, reply: Reply, pulse: Pulse) -> None:
+        push = None if self._explained else self._wire.push
         async for chunk in reply.chunks:
             if self._ttft is None:
                 self._ttft = time.perf_counter() - self._started
             await self._wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
             pulse.beat()
+            if push and isinstance(reply.body, Relayed):
+                await reply.body.pour(pulse.marking(push))
         await pulse.stop()
         await self._wire.write(b"", more=False)
 

@@ -40,6 +40,8 @@ class Front:
 class AsgiWire:
     """A caller behind an ASGI server. Only waiting for its next message shows that it left: a task does that."""
 
+    push = None
+
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method, self.path, self.headers = str(scope["method"]), str(scope["path"]), _headers(scope)
         self._receive, self._send = receive, send

@@ -170,17 +170,23 @@ class Cycle:
             await self._flow.drain()
         if self.disconnected:
             return
-        if self.method == "HEAD":
-            data = b""
-        elif self._chunked:
-            data = b"%x\r\n%s\r\n" % (len(data), data) if data else b""
-            data = data if more else data + b"0\r\n\r\n"
+        data = self._framed(data) if more else self._framed(data) + (b"0\r\n\r\n" if self._chunked else b"")
         if self._head:
             head, self._head = self._head, b""
             data = head + data
         self._transport.write(data)
         if not more:
             self._end()
+
+    def push(self, data: bytes) -> bool:
+        if not self.disconnected:
+            self._transport.write(self._framed(data))
+        return not self._flow.write_paused
+
+    def _framed(self, data: bytes) -> bytes:
+        if self.method == "HEAD":
+            return b""
+        return b"%x\r\n%s\r\n" % (len(data), data) if self._chunked and data else data
 
     def _end(self) -> None:
         self.response_complete = True

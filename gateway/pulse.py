@@ -25,6 +25,15 @@ class Pulse:
         """The stream moved."""
         self.last = self._loop.time()
 
+    def marking(self, push: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+        """`push`, after which the stream has moved."""
+
+        def pushed(data: bytes) -> bool:
+            self.beat()
+            return push(data)
+
+        return pushed
+
     def _check(self) -> None:
         due = self.last + self._seconds
         if due > self._loop.time():

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
@@ -53,6 +54,18 @@ class Events:
         if not self._response.complete:
             await to_end(self._response)
         return b""
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Give batches to `sink` as they come, until it returns False, or nothing but the end is left for `batch`.
+        Raises UpstreamFailed.
+        """
+
+        def sunk(data: bytes) -> bool:
+            batch = self._batch(data)
+            return (not batch or sink(batch)) and not self._ended
+
+        if not self._ended:
+            await self._response.pour(sunk)
 
     def _broken(self, error: TransportError) -> bytes:
         if self.error is None:
@@ -106,13 +119,50 @@ class Events:
         _fill(self._usage, seen.used())
         self._end(isinstance(seen.type, str) and seen.type in self._ends)
         if wrong := seen.wrong():
-            self.error = wrong
+            self.error, self._usage.failed = wrong, True
             return True
         return not (self._hide_usage and seen.usage and _EMPTY.fullmatch(seen.choices))
 
     def _end(self, now: bool) -> None:
         if now:
             self._ended = self._usage.complete = True
+
+
+class Relayed(AsyncGenerator[bytes, None]):
+    """A stream's batches: those that came `first`, then the others; `failed` hears when the server breaks off."""
+
+    def __init__(self, first: bytes, events: Events, failed: Callable[[], None]) -> None:
+        self._first, self._events, self._failed = first, events, failed
+        self._open = True
+
+    async def asend(self, _: None) -> bytes:
+        if batch := self._first:
+            self._first = b""
+            return batch
+        try:
+            batch = await self._events.batch() if self._open else b""
+        except UpstreamFailed:
+            self._failed()
+            raise
+        if not batch:
+            self._open = False
+            raise StopAsyncIteration
+        return batch
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Give what comes next to `sink` as it comes, until it returns False; the end, and what must wait, comes by
+        iteration. Raises UpstreamFailed.
+        """
+        try:
+            await self._events.pour(sink)
+        except UpstreamFailed:
+            self._failed()
+            raise
+
+    async def athrow(self, kind: Any, *_: Any) -> bytes:
+        """Nobody wants more."""
+        self._open = False
+        raise kind
 
 
 class Noted:

@@ -13,6 +13,12 @@ class Wire(Protocol):
     path: str
     headers: dict[str, str]
 
+    @property
+    def push(self) -> Callable[[bytes], bool] | None:
+        """Writes a piece of the answer at once, after its first one; False: the caller has yet to take what came
+        before, so the next one is for `write`. None where that cannot be known."""
+        ...
+
     def ready(self) -> bytes | None:
         """The request's body, if all of it is there already."""
         ...

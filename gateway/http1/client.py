@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from gateway.http1.connection import KEEP_ALIVE, Connection, Kind, Limits, TransportError
+from gateway.http1.connection import KEEP_ALIVE, Connection, Kind, Limits, Sink, TransportError
 
 
 class Origin(NamedTuple):
@@ -60,6 +60,10 @@ class Response:
     def chunk(self) -> Coroutine[Any, Any, bytes]:
         """Body bytes as they come, b"" at the end. Raises TransportError, also when the answer was closed."""
         return self._open().read(self._idle)
+
+    def pour(self, sink: Sink) -> Coroutine[Any, Any, None]:
+        """Body bytes for `sink` as they come, until it returns False; what ends or breaks the answer, `chunk` tells."""
+        return self._open().pour(sink, self._idle)
 
     async def read(self, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes. Raises TransportError, also when it is longer."""

@@ -12,6 +12,7 @@ Works on asyncio's own loop and on uvloop.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Literal, NamedTuple, cast
 
 import httptools
@@ -21,6 +22,7 @@ HIGH_WATER = 256 * 1024  # bytes that may wait for a slow reader before we stop 
 LIMIT_QUIET = 64 * 1024  # bytes (headers, trailers, chunk sizes) that may come without an answer's head or body in them
 
 Kind = Literal["connect", "first_byte", "idle", "total", "closed"]
+Sink = Callable[[bytes], bool]  # takes body bytes; False: no more now
 
 
 class TransportError(Exception):
@@ -50,6 +52,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._idle = 0.0  # seconds between two pieces for the sink
         self._lost = self._resting = False
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
@@ -81,7 +85,7 @@ class Connection(asyncio.Protocol):
         if self._size > HIGH_WATER and not self._paused and not self._error and self._transport:
             self._paused = True
             self._transport.pause_reading()
-        if self._waiter:
+        if self._waiter and not (self._sink and self._chunks and self._sunk(self._sink)):
             self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -161,6 +165,27 @@ class Connection(asyncio.Protocol):
         while not self._chunks and not self.complete:
             await self._news()
         return self.take(idle)
+
+    async def pour(self, sink: Sink, idle: float) -> None:
+        """Give body bytes to `sink` as they arrive, without a turn of the loop between; back when it wants no more, or
+        at the end or break of the answer, which `read` then tells. Raises what `sink` raises.
+        """
+        if self._chunks or self.complete:
+            return
+        self._sink, self._idle = sink, idle
+        try:
+            await self._news()
+        finally:
+            self._sink = None
+
+    def _sunk(self, sink: Sink) -> bool:
+        """Whether the sink took what arrived and there is more to come for it."""
+        try:
+            return sink(self.take(self._idle)) and not (self.complete or self._error)
+        except Exception as error:  # noqa: BLE001  # for who waits, not for the socket
+            if self._waiter and not self._waiter.done():
+                self._waiter.set_exception(error)
+            return False
 
     def take(self, idle: float) -> bytes:
         """All body bytes that have arrived."""

@@ -1,11 +1,10 @@
 """What becomes of a model server's answer?   A reply of ours, or a failure before its first byte."""
 
 import logging
-from collections.abc import AsyncGenerator
 
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
-from gateway.stream import Events, broken, json_answer
+from gateway.stream import Events, Relayed, broken, json_answer
 from gateway.types import ChatRequest, Headers, Reply, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
@@ -67,7 +66,8 @@ async def _stream(
     first = await events.batch()
     if events.error is not None:
         raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
-    return Reply(200, headers, _all(first, events, usage, exchange), True, exchange.tier, exchange.shut, usage)
+    pieces = Relayed(first, events, exchange.failed)
+    return Reply(200, headers, pieces, True, exchange.tier, exchange.shut, usage)
 
 
 def _refused(response: Response) -> Failed:
@@ -86,14 +86,3 @@ def _refused(response: Response) -> Failed:
     overloaded = Overloaded("The model server is overloaded.", retry_after=seconds)
     overloaded.should_retry = False if final else None
     return Failed(None if final else "overloaded", overloaded)
-
-
-async def _all(first: bytes, events: Events, usage: Usage, exchange: Exchange) -> AsyncGenerator[bytes, None]:
-    yield first
-    try:
-        while batch := await events.batch():
-            yield batch
-    except UpstreamFailed:
-        exchange.failed()
-        raise
-    usage.failed = events.error is not None
