@@ -3,8 +3,10 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
+
+from msgspec.structs import replace
 
 from gateway.errors import Overloaded
 from gateway.policy import Policy
@@ -100,20 +102,21 @@ async def admit(
     most = bound(request, policy.reach(caller.plan, caller.own.may), policy)
     if not answers:
         limits, most = replace(limits, share=None), replace(most, prompt=0, completion=0)
-    asking = {caller.id: store.admit(caller.id, limits, recall, most)}
+    asking, remembered = store.admit(caller.id, limits, recall, most), recalling(request, policy, store)
     if limits_together:
-        asking[ALL] = store.admit(ALL, limits_together, None, most)
-    remembered = recalling(request, policy, store)
-    own, *others = await held(asking, store)
+        own, all_ = await held({caller.id: asking, ALL: store.admit(ALL, limits_together, None, most)}, store)
+    else:
+        own, all_ = await asking, None
     headers, standing = limit_headers(own), stands(own, plan.budget, "caller")
     if own.refused_by:
         raise OverLimit(told(own, "caller"), own, headers)
-    for found in others:
-        if found.refused_by and own.entry is None:
+    leases = {caller.id: own.lease} if own.lease else {}
+    if all_:
+        if all_.refused_by and own.entry is None:
             leave_turn(recall, own, caller, store)
-            raise OverLimit(told(found, "all"), found, headers)
-        standing = gravest(standing, stands(found, policy.budget, "all"))
-    leases = {account: found.lease for account, found in zip(asking, (own, *others), strict=True) if found.lease}
+            raise OverLimit(told(all_, "all"), all_, headers)
+        standing = gravest(standing, stands(all_, policy.budget, "all"))
+        leases |= {ALL: all_.lease} if all_.lease else {}
     headers += budget_headers(standing)
     if remembered and own.entry is None:
         standing = replace(standing, session=await remembered)
@@ -149,8 +152,6 @@ async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -
 
     Each holds something, or none does: what one holds is given back when another refuses, or has the answer already.
     """
-    if len(asking) == 1:
-        return [await one for one in asking.values()]
     tasks = {account: asyncio.create_task(one) for account, one in asking.items()}
     try:
         await asyncio.wait(tasks.values())

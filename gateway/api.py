@@ -21,6 +21,7 @@ from gateway.pulse import Pulse
 from gateway.recorded import Record
 from gateway.records import Records
 from gateway.relay import ending, explained_events, explained_json, explanation, told, version, withheld
+from gateway.routing import explores
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
@@ -39,6 +40,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger("gateway")
 draw = SystemRandom().random  # a caller must not be able to foresee what is explored
+SURE = 1.0  # the chance at which nothing is explored
 
 
 @dataclass(slots=True)
@@ -166,8 +168,9 @@ class Exchange:
 
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
         body, fields = read(self._wire.path, data)
+        chance = draw() if self._policy.once(explores) else SURE
         told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
-        request = ChatRequest(*told, chance=draw())
+        request = ChatRequest(*told, chance=chance)
         refuse_links(request)
         if self._explained and not terms(caller, self._policy)[0].explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")

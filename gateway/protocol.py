@@ -124,12 +124,10 @@ class Connection(HttpToolsProtocol):
     def _check(self) -> None:
         """Raises Refusal for a head that two readers could read in two ways."""
         told: dict[bytes, list[bytes]] = {}
-        size = len(self.url)
         for name, value in self.headers:
-            size += len(name) + len(value) + 4
             if name in _TELLING:
                 told.setdefault(name, []).append(value)
-        if size > MAX_HEAD:
+        if self._read > MAX_HEAD and self._head() > MAX_HEAD:
             raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
         version = self.parser.get_http_version()
         if version not in {"1.1", "1.0"}:
@@ -142,6 +140,10 @@ class Connection(HttpToolsProtocol):
             self._host = hosts
         self._check_length(told, version)
         self.expect_100_continue = told.get(b"expect", [b""])[-1].lower() == b"100-continue"
+
+    def _head(self) -> int:
+        """Bytes of the head: a body may have come with it."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _check_length(self, told: Mapping[bytes, Sequence[bytes]], version: str) -> None:
         coding = told.get(b"transfer-encoding")

@@ -125,6 +125,11 @@ def band(steps: tuple[Step, ...], verdict: Verdict) -> Step:
     return next(step for step in steps if verdict.p_complex < step.high)
 
 
+def explores(policy: Policy) -> bool:
+    """Whether chance has a part in any route."""
+    return any(rule.explore for rule in policy.rules)
+
+
 def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
     """`found`, or as often as the rule's `explore` says one of its other sides; with how likely each of them was.
 
@@ -210,9 +215,10 @@ def lacks(facts: Facts, tier: Tier) -> str | None:
     """The first thing that the request needs and the tier has not."""
     if not tier.serves(facts.api):
         return f"the {facts.api} API"
-    for need in NEEDS:
-        if getattr(facts, need) and not getattr(tier.can, need):
-            return need
+    if facts.tools or facts.json_schema or facts.vision:
+        for need in NEEDS:
+            if getattr(facts, need) and not getattr(tier.can, need):
+                return need
     return "context" if facts.context > tier.can.context else None
 
 

@@ -1,7 +1,8 @@
 """What is a caller told of its limits?   Pure."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from gateway.errors import RateLimited
 from gateway.policy import Budget, Callers

@@ -83,8 +83,7 @@ class Session:
     continues: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
     (warn | flash_only), whose budget that is (caller | all), and why it is kept on the first tier (budget | share), if
     it is. `session`: how the request's conversation stands, where that is known.

@@ -56,10 +56,11 @@ class Connection(asyncio.Protocol):
         self._idle = 0.0  # seconds between two pieces for the sink
         self._lost = self._resting = False
         self._parser = httptools.HttpResponseParser(self)
+        self._chunks: deque[bytes] = deque()
         self._reset()
 
     def _reset(self) -> None:
-        self._chunks: deque[bytes] = deque()
+        self._chunks.clear()
         self._size = self._quiet = 0
         self._paused = self._framed = self._headless = False
         self._error: TransportError | None = None

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gateway.store.contract import KEPT
 from gateway.store.limits import MINUTE, Bound, Decided, Kind, Limits, Line
 
@@ -13,8 +15,7 @@ Sums = list[int]  # requests, prompt, cached, completion, money
 Heading = tuple[str, str, Kind, bool]  # day, tier, kind, estimated
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """What an admission holds; `share` is the window in which it counts as above the first tier."""
 
     bound: Bound

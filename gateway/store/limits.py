@@ -1,7 +1,8 @@
 """What may a caller do, and what was decided?   The values that limits are told in."""
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 SLOT_RETRY = 1.0  # seconds; nobody knows when a slot is given back, so a refused caller is asked to try again soon
 MINUTE = 60_000_000  # microseconds
@@ -16,8 +17,7 @@ REFUSALS: tuple[RefusedBy | None, ...] = (None, "requests", "concurrency", "toke
 CAPS: tuple[CappedBy | None, ...] = (None, "budget", "share")
 
 
-@dataclass(frozen=True, slots=True)
-class Money:
+class Money(msgspec.Struct, frozen=True):
     """At most `nano` dollars in a window of `seconds`; `degrade`: on the first tier rather than not at all."""
 
     nano: int
@@ -25,16 +25,14 @@ class Money:
     degrade: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Portion:
+class Portion(msgspec.Struct, frozen=True):
     """At most the share `max` of the requests in a window of `seconds`."""
 
     max: float
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outage:
+class Outage(msgspec.Struct, frozen=True):
     """What becomes of each limit while the store does not answer (gateway/store/outage.py)."""
 
     requests: Mode = "local"
@@ -44,8 +42,7 @@ class Outage:
     share: Mode = "local"
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What one caller may do; None is no limit. `lease` is the seconds for which what is held outlives its process."""
 
     requests_per_minute: int
@@ -62,8 +59,7 @@ class Limits:
         return -(-MINUTE // self.requests_per_minute)
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True):
     """What a call may use at most: tokens, and nano-dollars on `tier`, the dearest one that it may reach.
 
     `cheap` is what it may cost on `first`, the first tier.
@@ -81,8 +77,7 @@ class Bound:
         return self.prompt + self.completion
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True):
     """A line of the ledger: what calls to `tier` used, and what it cost in nano-dollars.
 
     `estimated`: no server said so. Only lines of kind "answer" count against limits; triage and draft (answers that

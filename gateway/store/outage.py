@@ -1,6 +1,6 @@
 """What may a caller do while the store does not answer?"""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from gateway.errors import Overloaded
 from gateway.store.circuit import PAUSE

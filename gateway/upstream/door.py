@@ -88,15 +88,17 @@ class Upstream:
         A server's 4xx is an answer, save a 429 while tiers are left. `first` is the first tier's attempt where that is
         under way already. When every tier failed, the reply breaks with the last one's refusal.
         """
-        reply, waited = Reply.refused(UpstreamFailed("The route names no tier.")), 0.0
-        for at, name in enumerate(route.tiers):
-            if at and self._replicas.down(policy.tiers[name]) and not self._spend(name):
+        if not route.tiers:
+            return Reply.refused(UpstreamFailed("The route names no tier."))
+        reply, failure = await (first or self.attempt(request, route.tiers[0], policy))
+        for name in route.tiers[1:] if failure in policy.failover.on else ():
+            if self._replicas.down(policy.tiers[name]) and not self._spend(name):
                 break  # where everything is down, failover too would only multiply the calls
-            reply, failure = await (first or self.attempt(request, name, policy))
-            waited, first = waited + reply.waited, None
+            waited = reply.waited
+            reply, failure = await self.attempt(request, name, policy)
+            reply.waited += waited
             if failure not in policy.failover.on:
                 break
-        reply.waited = waited
         return reply
 
     async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Attempt:

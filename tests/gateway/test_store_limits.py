@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from dataclasses import replace
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
 from tests.stores import on
