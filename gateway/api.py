@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
@@ -274,5 +275,14 @@ class Exchange:
 
 def request_id(headers: dict[str, str]) -> str:
     """The caller's id for the request if it is in our form, else one of ours."""
-    given = headers.get("x-request-id", "")
-    return given if _ID.fullmatch(given) else os.urandom(16).hex()
+    given = headers.get("x-request-id")
+    return given if given and _ID.fullmatch(given) else next(_ours)
+
+
+def _fresh() -> Iterator[str]:
+    """Ids of 128 random bits each; the system is asked for many at once."""
+    while True:
+        yield from re.findall(".{32}", os.urandom(2048).hex())
+
+
+_ours = _fresh()

@@ -121,6 +121,9 @@ class Body:
         data, spans = self.data, self.spans
         end = data.index(b"{") + 1
         added = [msgspec.json.encode(k) + b":" + v for k, v in changes.items() if v is not None and k not in spans]
+        kept = [(*spans[k][1:], v) for k, v in changes.items() if v is not None and k in spans]
+        if spans and len(added) + len(kept) == len(changes):
+            return _replaced(data, end, added, sorted(kept))
         pieces = [data[:end], b",".join(added)]
         first = not added
         for key, (start, value_start, value_end) in spans.items():
@@ -136,6 +139,16 @@ class Body:
             first = False
         pieces.append(data[end:])
         return b"".join(pieces)
+
+
+def _replaced(data: bytes, at: int, added: list[bytes], values: list[tuple[int, int, bytes]]) -> bytes:
+    """`data` with members added at its start, which `at` is the end of, and other values where they stood."""
+    pieces = [data[:at], b"".join([member + b"," for member in added])]
+    for start, end, value in values:
+        pieces += data[at:start], value
+        at = end
+    pieces.append(data[at:])
+    return b"".join(pieces)
 
 
 def read(data: bytes) -> tuple[Body, Fields]:

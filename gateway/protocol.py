@@ -43,6 +43,7 @@ class Connection(HttpToolsProtocol):
         self._idle_since = 0.0  # when the last answer ended; 0 while something is under way
         self._host: list[bytes] | None = None  # that this connection's last request named, found valid
         self._read = self._body = 0  # bytes of this request, of its body
+        self._came = 0  # bytes that came last: those of this request among them that came with one before
         self._in_head = self._in_body = False
         self._unanswered = 0  # requests whose head came
         self._refusal: Refusal | None = None
@@ -63,7 +64,8 @@ class Connection(HttpToolsProtocol):
         if self._over or self._refusal:
             return
         self._idle_since = 0.0
-        self._read += len(data)
+        self._came = len(data)
+        self._read += self._came
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -127,7 +129,7 @@ class Connection(HttpToolsProtocol):
         for name, value in self.headers:
             if name in _TELLING:
                 told.setdefault(name, []).append(value)
-        if self._read > MAX_HEAD and self._head() > MAX_HEAD:
+        if self._read + self._came > MAX_HEAD and self._head() > MAX_HEAD:
             raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
         version = self.parser.get_http_version()
         if version not in {"1.1", "1.0"}:
@@ -142,7 +144,7 @@ class Connection(HttpToolsProtocol):
         self.expect_100_continue = told.get(b"expect", [b""])[-1].lower() == b"100-continue"
 
     def _head(self) -> int:
-        """Bytes of the head: a body may have come with it."""
+        """Bytes of the head, which may not have come alone."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _check_length(self, told: Mapping[bytes, Sequence[bytes]], version: str) -> None:

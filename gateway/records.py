@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 from random import SystemRandom
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -54,7 +54,9 @@ class Records:
     def keep(self, record: Record, policy: Policy) -> None:
         """Record a decision, if `policy` says so; an answer that shared or recalled another's made none."""
         decision, rules = record.decision, policy.record
-        if not decision or record.cache == "coalesced" or not record.caller or _draw() >= rules.decisions:
+        if not decision or record.cache == "coalesced" or not record.caller:
+            return
+        if rules.decisions < 1 and _draw() >= rules.decisions:
             return
         line = msgspec.json.encode(recorded(record, record.caller, decision, self._look(policy)))
         self._ring.pop((record.caller.id, record.id), None)
@@ -155,7 +157,7 @@ def recorded(record: Record, caller: Caller, decision: Decision, look: Seen) -> 
         at=round(time.time(), 3),
         policy=record.policy,
         seen=look,
-        facts=msgspec.to_builtins(_cut(decision.facts)),
+        facts=cast("dict[str, Any]", _cut(decision.facts)),  # encoded it is one
         verdict=decision.verdict,
         held=decision.held,
         route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),

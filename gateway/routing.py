@@ -215,10 +215,9 @@ def lacks(facts: Facts, tier: Tier) -> str | None:
     """The first thing that the request needs and the tier has not."""
     if not tier.serves(facts.api):
         return f"the {facts.api} API"
-    if facts.tools or facts.json_schema or facts.vision:
-        for need in NEEDS:
-            if getattr(facts, need) and not getattr(tier.can, need):
-                return need
+    for need in NEEDS if facts.tools or facts.json_schema or facts.vision else ():
+        if getattr(facts, need) and not getattr(tier.can, need):
+            return need
     return "context" if facts.context > tier.can.context else None
 
 

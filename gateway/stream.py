@@ -59,13 +59,20 @@ class Events:
         """Give batches to `sink` as they come, until it returns False, or nothing but the end is left for `batch`.
         Raises UpstreamFailed.
         """
+        broken: list[UpstreamFailed] = []
 
         def sunk(data: bytes) -> bool:
-            batch = self._batch(data)
+            try:
+                batch = self._batch(data)
+            except UpstreamFailed as error:
+                broken.append(error)
+                return False
             return (not batch or sink(batch)) and not self._ended
 
         if not self._ended:
             await self._response.pour(sunk)
+        if broken:
+            raise broken[0]
 
     def _broken(self, error: TransportError) -> bytes:
         if self.error is None:

@@ -13,9 +13,9 @@ import os
 import platform
 import statistics
 import time
-from dataclasses import replace
 
 import uvloop
+from msgspec.structs import replace
 
 from gateway.embedded import embedded
 from gateway.store import Bound, Limits, Line, Money, Outage, Portion, Store, open_store

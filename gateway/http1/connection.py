@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
 
     async def pour(self, sink: Sink, idle: float) -> None:
         """Give body bytes to `sink` as they arrive, without a turn of the loop between; back when it wants no more, or
-        at the end or break of the answer, which `read` then tells. Raises what `sink` raises.
+        at the end or break of the answer, which `read` then tells. `sink` raises nothing.
         """
         if self._chunks or self.complete:
             return
@@ -181,12 +181,7 @@ class Connection(asyncio.Protocol):
 
     def _sunk(self, sink: Sink) -> bool:
         """Whether the sink took what arrived and there is more to come for it."""
-        try:
-            return sink(self.take(self._idle)) and not (self.complete or self._error)
-        except Exception as error:  # noqa: BLE001  # for who waits, not for the socket
-            if self._waiter and not self._waiter.done():
-                self._waiter.set_exception(error)
-            return False
+        return sink(self.take(self._idle)) and not (self.complete or self._error)
 
     def take(self, idle: float) -> bytes:
         """All body bytes that have arrived."""

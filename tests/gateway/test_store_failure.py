@@ -5,10 +5,10 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
