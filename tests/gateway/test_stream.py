@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -11,7 +12,7 @@ from gateway.dialects import DIALECTS
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Kind, Limits, TransportError
 from gateway.sse import event, named
-from gateway.stream import Events, broken, json_answer
+from gateway.stream import Events, Relayed, broken, json_answer
 from gateway.types import Usage
 from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
 
@@ -51,11 +52,18 @@ class Seen:
     usage: Usage = field(default_factory=Usage)
     refusal: UpstreamFailed | None = None
     error: Any = None
+    told: bool = False
 
 
 async def relayed(talk: Talk, *, path: str = CHAT, hide_usage: bool = True) -> Seen:
+    """What comes of a stream, asked for piece by piece; poured out it must come to the same."""
     async with serving(talk) as (client, origin, _):
-        return await read(await ask(client, origin, QUICK), path=path, hide_usage=hide_usage)
+        pulled = await read(await ask(client, origin, QUICK), path=path, hide_usage=hide_usage)
+    async with serving(talk) as (client, origin, _):
+        poured = await pour(await ask(client, origin, QUICK), path=path, hide_usage=hide_usage)
+    assert (poured.data, poured.usage, poured.error) == (pulled.data, pulled.usage, pulled.error)
+    assert repr(poured.refusal) == repr(pulled.refusal)
+    return pulled
 
 
 async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
@@ -68,6 +76,29 @@ async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
         seen.refusal = refusal
     finally:
         response.close()
+    seen.error = events.error
+    return seen
+
+
+async def pour(response: Any, *, path: str, hide_usage: bool) -> Seen:
+    """Every third piece is too much for who takes them, so that the next one has to be asked for."""
+    seen, took = Seen(), 0
+    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage)
+
+    def sink(data: bytes) -> bool:
+        nonlocal took
+        seen.data, took = seen.data + data, took + 1
+        return took % 3 != 0
+
+    try:
+        async for batch in (pieces := Relayed(b"", events, partial(setattr, seen, "told", True))):
+            seen.data += batch
+            await pieces.pour(sink)
+    except UpstreamFailed as refusal:
+        seen.refusal = refusal
+    finally:
+        response.close()
+    assert seen.told == (seen.refusal is not None), "who asked the server hears of its failures, and of nothing else"
     seen.error = events.error
     return seen
 
