@@ -61,15 +61,16 @@ class Exchange:
     """One request and its answer on one connection."""
 
     __slots__ = (
-        "_caller", "_doors", "_error", "_headers", "_id", "_left", "_limited", "_overhead", "_policy", "_reply",
-        "_request", "_settings", "_started", "_status", "_task", "_ttft", "_uploading", "_wire",
+        "_caller", "_doors", "_error", "_headers", "_id", "_left", "_limited", "_overhead", "_policy", "_read_at",
+        "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading", "_wire",
     )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
         self._doors, self._settings, self._wire = doors, settings, wire
         self._policy = doors.policy
-        self._started = time.perf_counter()
+        self._started = self._read_at = time.perf_counter()
         self._headers = wire.headers
+        self._trace = doors.telemetry.trace(wire.headers)
         self._id = request_id(wire.headers)
         self._task: asyncio.Task[None] | None = None
         self._caller: Caller | None = None
@@ -117,6 +118,7 @@ class Exchange:
             self._left = True
             return
         self._request = request = self._read(data, self._caller)
+        self._read_at = time.perf_counter()
         self._task = asyncio.current_task()
         self._wire.watch(self._leave)
         left = request.left()
@@ -166,7 +168,7 @@ class Exchange:
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
         body, fields = read(self._wire.path, data)
         told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
-        request = ChatRequest(*told, chance=draw())
+        request = ChatRequest(*told, chance=draw(), trace=self._trace)
         refuse_links(request)
         if self._explained and not terms(caller, self._policy)[0].explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
@@ -260,9 +262,21 @@ class Exchange:
             costs=lines(request, self._policy) if request else (),
             limited=self._limited,
             error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
+            phases=self._phases(),
+            trace=self._trace,
         )
         self._doors.telemetry.record(record)
         self._doors.records.keep(record, self._policy)
+
+    def _phases(self) -> tuple[float, ...]:
+        """Seconds of each of PHASES."""
+        if self._overhead is None or not self._request:
+            return ()
+        read = self._read_at - self._started - self._uploading
+        rest = max(0.0, self._overhead - read)
+        bills = self._request.bills
+        decide = min(rest, bills[0].at - self._read_at) if bills else rest
+        return read, decide, rest - decide
 
 
 def request_id(headers: dict[str, str]) -> str:

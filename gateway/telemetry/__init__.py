@@ -15,6 +15,7 @@ from gateway.standing import LIMITS, MODES, kept
 from gateway.store import NANO, State
 from gateway.telemetry.counts import Cell, Counts, Spreads
 from gateway.telemetry.lines import Lines, line
+from gateway.trace import Trace, sampled
 from gateway.types import Decision, TierState, Usage, Verdict
 
 __all__ = ["METRICS", "Telemetry", "line"]
@@ -63,7 +64,8 @@ class Seen(NamedTuple):
 class Telemetry:
     """The process's metrics and its exchange log."""
 
-    def __init__(self, log: bool) -> None:
+    def __init__(self, log: bool, trace_ratio: float = 0.0) -> None:
+        self._ratio = trace_ratio
         self._thinks = False
         self._names: frozenset[str] = frozenset()
         self._ended: list[Record] = []  # in this turn of the event loop
@@ -118,6 +120,10 @@ class Telemetry:
             self.queued.labels(name).set_function(partial(_queued, states, name))
             for at in range(len(tier.replicas)):
                 self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
+
+    def trace(self, headers: Mapping[str, str]) -> Trace | None:
+        """The trace of a request that begins; None where it is not sampled."""
+        return sampled(headers, self._ratio) if self._ratio else None
 
     def record(self, record: Record) -> None:
         """Count one exchange and write its line, with those of the same turn of the event loop."""
