@@ -35,7 +35,6 @@ IMPORTERS = {
     "pydantic": {"policy", "settings", "cli", "admin"},
     "pydantic_settings": {"settings"},
     "prometheus_client": {"telemetry"},
-    "opentelemetry": {"telemetry"},
     "httptools": {"http1", "protocol"},
     "httpx2": {"transport"},
     "fastapi": {"app", "openapi", "admin", "decisions"},
