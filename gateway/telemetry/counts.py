@@ -68,9 +68,9 @@ class Spreads:
             *counts, total = found.copy()
             told = labelled(self._labels, values)
             bucket, below = f"{self._name}_bucket{{{told}{',' if told else ''}", list(accumulate(counts))
-            for end, count in zip(self._ends, below, strict=True):
-                yield f"{bucket}{end}{count!r}\n"
-            yield f"{self._name}_count{braced(told)} {below[-1]!r}\n{self._name}_sum{braced(told)} {total!r}\n"
+            lines = [f"{bucket}{end}{count!r}\n" for end, count in zip(self._ends, below, strict=True)]
+            lines.append(f"{self._name}_count{braced(told)} {below[-1]!r}\n")
+            yield "".join([*lines, f"{self._name}_sum{braced(told)} {total!r}\n"])
 
 
 def labelled(names: Sequence[str], values: Sequence[str]) -> str:
