@@ -20,6 +20,8 @@ class Counts:
         self._name, self._labels = f"{name}_total", labels
         self._head = f"# HELP {name}_total {told}\n# TYPE {name}_total counter\n"
         self._counts: dict[tuple[str, ...], Cell] = {}
+        if not labels:
+            self.cell()
 
     def cell(self, *values: str) -> Cell:
         """The count itself, a list of one."""

@@ -23,6 +23,7 @@ TPOT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
+RELOADS = ("accepted", "rejected")
 MOST_ALIKE = 1024  # combinations of labels whose counters are held ready
 NOBODY = "none"  # the tier and model of an answer that no model gave
 
@@ -71,6 +72,9 @@ class Meters:
         saved = "What answers cost less than they would have on the last tier; cached: nothing was asked."
         self.saved = Counts("gateway_saved_usd", saved, ["tier", "how"])
         self.unsent = Counts("gateway_traces_dropped", "Sampled exchanges whose spans nobody got.", [])
+        self.reloads = Counts("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
+        for result in RELOADS:
+            self.reloads.cell(result)  # the first one is to be seen as a rise
         self.triage = Spreads("gateway_triage_seconds", "Time to a verdict.", [], DURATION)
         self.overhead = Spreads("gateway_overhead_seconds", "Time before the first byte that is ours.", [], OVERHEAD)
         phases = "Parts of gateway_overhead_seconds: read, decide, relay."
