@@ -68,7 +68,7 @@ def call(leg: Leg, attempt: int | None) -> Attributes:
     """What is told of a call to a model server; `attempt` counts those for an answer."""
     usage, status = leg.usage, leg.status
     error = leg.error if status is None or status < 400 else str(status)
-    cut = error is None and leg.ended is not None and not usage.complete
+    cut = attempt is not None and error is None and leg.ended is not None and not usage.complete
     first = leg.first - leg.started if leg.first else None
     return _told(
         {

@@ -45,13 +45,15 @@ def told(span: JSON, *names: str) -> list[Any]:
 def test_an_exchange_is_a_span_in_the_callers_trace_with_one_below_it_for_each_call(
     flash: Sim, pro: Sim, collector: Collector
 ) -> None:
+    flash.config(only="answer", stall_first=5.0)  # the draft does not come to its end
     traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
     (whole, *calls), purpose = collector.spans, "gateway.call.purpose"
     assert (whole["name"], whole["kind"], whole["parentSpanId"]) == ("POST /v1/chat/completions", 2, PARENT)
     assert {span["traceId"] for span in (whole, *calls)} == {TRACE}
     assert {(span["parentSpanId"], span["kind"]) for span in calls} == {(whole["spanId"], 3)}
-    found = {tuple(told(span, purpose, "gateway.tier", "gateway.call.attempt")) for span in calls}
-    assert found == {("classify", "flash", None), ("draft", "flash", 1), ("answer", "pro", 2)}
+    names = (purpose, "gateway.tier", "gateway.call.attempt", "gateway.call.aborted")
+    found = {tuple(told(span, *names)) for span in calls}
+    assert found == {("classify", "flash", None, None), ("draft", "flash", 1, True), ("answer", "pro", 2, None)}
     assert {span["name"] for span in calls} == {"chat flash-model", "chat pro-model"}
     names = ("gen_ai.request.model", "gen_ai.response.model", "gateway.verdict", "gateway.draft", "gateway.rule")
     assert told(whole, *names) == ["auto", "pro-model", "complex", "wasted", "triaged"]
