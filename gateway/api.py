@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import logging
-import os
-import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
@@ -15,6 +12,7 @@ from gateway.answer import answer
 from gateway.cache import Flights
 from gateway.dialects import DIALECTS, read
 from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
+from gateway.ids import request_id
 from gateway.keys import Keys, credentials, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
@@ -37,7 +35,6 @@ LAST_WORD = 1.0  # seconds for the error event that ends a stream
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
 JSON: Headers = [(b"content-type", b"application/json")]
 STREAMED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 log = logging.getLogger("gateway")
 draw = SystemRandom().random  # a caller must not be able to foresee what is explored
@@ -65,15 +62,16 @@ class Exchange:
     """One request and its answer on one connection."""
 
     __slots__ = (
-        "_caller", "_doors", "_error", "_headers", "_id", "_left", "_limited", "_overhead", "_policy", "_reply",
-        "_request", "_settings", "_started", "_status", "_task", "_ttft", "_uploading", "_wire",
+        "_caller", "_doors", "_error", "_headers", "_id", "_left", "_limited", "_overhead", "_policy", "_read_at",
+        "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading", "_wire",
     )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
         self._doors, self._settings, self._wire = doors, settings, wire
         self._policy = doors.policy
-        self._started = time.perf_counter()
+        self._started = self._read_at = time.perf_counter()
         self._headers = wire.headers
+        self._trace = doors.telemetry.trace(wire.headers)
         self._id = request_id(wire.headers)
         self._task: asyncio.Task[None] | None = None
         self._caller: Caller | None = None
@@ -121,6 +119,7 @@ class Exchange:
             self._left = True
             return
         self._request = request = self._read(data, self._caller)
+        self._read_at = time.perf_counter()
         self._task = asyncio.current_task()
         self._wire.watch(self._leave)
         left = request.left()
@@ -171,7 +170,7 @@ class Exchange:
         body, fields = read(self._wire.path, data)
         chance = draw() if self._policy.once(explores) else SURE
         told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
-        request = ChatRequest(*told, chance=chance)
+        request = ChatRequest(*told, chance=chance, trace=self._trace)
         refuse_links(request)
         if self._explained and not terms(caller, self._policy)[0].explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
@@ -268,21 +267,18 @@ class Exchange:
             costs=lines(request, self._policy) if request else (),
             limited=self._limited,
             error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
+            phases=self._phases(),
+            trace=self._trace,
         )
         self._doors.telemetry.record(record)
         self._doors.records.keep(record, self._policy)
 
-
-def request_id(headers: dict[str, str]) -> str:
-    """The caller's id for the request if it is in our form, else one of ours."""
-    given = headers.get("x-request-id")
-    return given if given and _ID.fullmatch(given) else next(_ours)
-
-
-def _fresh() -> Iterator[str]:
-    """Ids of 128 random bits each; the system is asked for many at once."""
-    while True:
-        yield from re.findall(".{32}", os.urandom(2048).hex())
-
-
-_ours = _fresh()
+    def _phases(self) -> tuple[float, ...]:
+        """Seconds of each of PHASES."""
+        if self._overhead is None or not self._request:
+            return ()
+        read = self._read_at - self._started - self._uploading
+        rest = max(0.0, self._overhead - read)
+        bills = self._request.bills
+        decide = min(rest, bills[0].at - self._read_at) if bills else rest
+        return read, decide, rest - decide

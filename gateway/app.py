@@ -45,7 +45,7 @@ class NoKeys(Exception):
 
 def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, member: Member | None = None) -> Front:
     """The ASGI app; it owns `store` from its start-up to its end. `member`: this process is one worker of several."""
-    telemetry = Telemetry(settings.log_exchanges)
+    telemetry = Telemetry(settings.log_exchanges, settings.trace_ratio)
     client = Client()
     upstream = Upstream(client)
     records = Records(store, settings.records)

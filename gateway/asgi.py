@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from gateway.api import Doors, Exchange, request_id
+from gateway.api import Doors, Exchange
 from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
+from gateway.ids import request_id
 from gateway.settings import Settings
 from gateway.types import Headers
 

@@ -7,9 +7,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.store import Line
+from gateway.trace import Trace
 from gateway.types import Caller, Decision, Facts, Held, Route, Usage, Verdict
 
 VERSION: Literal[1] = 1
+# read: from the head to a request that is understood; decide: from there until a model server is asked for the first
+# time, or to the first byte where none is; relay: the rest.
+PHASES = ("read", "decide", "relay")
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
@@ -20,7 +24,7 @@ class Record(msgspec.Struct, frozen=True):
     `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
     model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
     the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
-    it.
+    it. `phases` are what `overhead` was spent on (PHASES). `trace`: where it is sampled.
     """
 
     id: str
@@ -41,6 +45,8 @@ class Record(msgspec.Struct, frozen=True):
     error: str | None = None
     costs: Sequence[Line] = ()
     limited: str | None = None
+    phases: Sequence[float] = ()
+    trace: Trace | None = None
 
 
 class RecordError(Exception):

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     a comment says that it lives (0: never). `stall_timeout`: how long a caller may leave what is written to it.
     `drain_wait`: from SIGTERM, when /ready begins to say no, until nobody new is let in (None: 5, none on loopback);
     `drain`: from then until open answers are ended.
+
+    `trace_ratio`: the part of the exchanges that is traced (0: none), save where a caller's traceparent says; where the
+    spans go is told by OTEL_EXPORTER_OTLP_ENDPOINT and the other variables of OpenTelemetry's exporter.
     """
 
     model_config = SettingsConfigDict(
@@ -69,6 +72,7 @@ class Settings(BaseSettings):
     log_exchanges: bool = True
     http: Literal["fast", "asgi"] = "fast"
     records: Path | None = None
+    trace_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
 
     @property
     def pause(self) -> float:

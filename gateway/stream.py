@@ -123,7 +123,7 @@ class Events:
             seen = _SEEN.decode(data)
         except _UNREADABLE:
             return True
-        _fill(self._usage, seen.used())
+        fill(self._usage, seen.used())
         self._end(isinstance(seen.type, str) and seen.type in self._ends)
         if wrong := seen.wrong():
             self.error, self._usage.failed = wrong, True
@@ -195,7 +195,7 @@ class Noted:
         if b'"usage"' not in data:
             return
         with contextlib.suppress(*_UNREADABLE):
-            _fill(self._usage, _SEEN.decode(data).usage)
+            fill(self._usage, _SEEN.decode(data).usage)
         self._usage.complete = self._usage.said is not None
 
 
@@ -218,7 +218,7 @@ async def json_answer(response: Response, usage: Usage) -> bytes:
         raise broken(error) from None
     try:
         seen = _SEEN.decode(data)
-        _fill(usage, seen.usage)
+        fill(usage, seen.usage)
         usage.complete, usage.failed = True, response.status == 200 and bool(seen.error)
     except _UNREADABLE:
         if response.status < 400:
@@ -226,7 +226,7 @@ async def json_answer(response: Response, usage: Usage) -> bytes:
     return data
 
 
-def _fill(usage: Usage, seen: Any) -> None:
+def fill(usage: Usage, seen: Any) -> None:
     """Takes over the counts that a server gives; what is no count of tokens is left alone."""
     if not seen:
         return

@@ -11,6 +11,7 @@ import msgspec
 from gateway.body import Body, Fields
 from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest, Refusal
+from gateway.trace import Trace
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
@@ -44,8 +45,7 @@ class Usage:
     """What the model server says of its answer, filled in while that passes.
 
     Tokens as it counted them, None where it did not say. `said` is its own usage object. `failed`: it told an error
-    inside the answer. `events` counts those of a stream that came; `complete`: the counts are of the whole answer.
-    """
+    inside the answer. `events` counts those of a stream that came; `complete`: the counts are of the whole answer."""
 
     prompt: int | None = None
     cached: int | None = None
@@ -59,9 +59,7 @@ class Usage:
 @dataclass(slots=True)
 class Bill:
     """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
-
-    `stream`: what it made came in events.
-    """
+    `stream`: what it made came in events. `at`: time.perf_counter() when it was opened."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]
@@ -69,6 +67,7 @@ class Bill:
     void: bool = False
     lost: bool = False
     stream: bool = False
+    at: float = field(default_factory=time.perf_counter, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +100,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     `path` is the upstream path, and says the dialect; `headers` has lower-case names;
     `started` is time.perf_counter() when the head arrived. `bills` gathers the calls to tiers that were made for it.
-    `chance`, from 0 up to 1, is drawn for it: exploration goes by that; at 1 nothing is explored.
-    """
+    `chance`, from 0 up to 1, is drawn for it: exploration goes by that; at 1 nothing is explored. `trace`: where
+    it is sampled."""
 
     id: str
     caller: Caller
@@ -113,6 +112,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     started: float
     bills: list[Bill] = msgspec.field(default_factory=list)
     chance: float = 1.0
+    trace: Trace | None = None
 
     @property
     def dialect(self) -> Dialect:

@@ -7,7 +7,8 @@ import msgspec
 from gateway.cache.entry import opened
 from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
 from gateway.policy import Policy
-from gateway.types import ChatRequest, Reply, Route
+from gateway.stream import fill
+from gateway.types import ChatRequest, Reply, Route, Usage
 
 # Members that change nothing in the answer, or only its form.
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
@@ -80,7 +81,9 @@ def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply
         return None
     kind = entry.kind if entry.form == form else b"application/json" if form == JSON else b"text/event-stream"
     route, stream = Route((entry.tier,), entry.rule, "cache"), form != JSON
-    return Reply(200, [(b"content-type", kind)], told, stream, entry.tier, _nothing, route=route, cache="hit")
+    usage = Usage()
+    fill(usage, msgspec.json.decode(entry.usage))
+    return Reply(200, [(b"content-type", kind)], told, stream, entry.tier, _nothing, usage, route=route, cache="hit")
 
 
 async def _nothing() -> None:

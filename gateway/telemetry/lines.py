@@ -14,6 +14,7 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
     route, decision, usage = record.route, record.decision, record.usage
     found: dict[str, Any] = {
         "request_id": record.id,
+        "trace_id": f"{record.trace.id:032x}" if record.trace else None,
         "path": record.path,
         "status": record.status,
         "error": record.error,

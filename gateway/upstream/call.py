@@ -7,6 +7,7 @@ from typing import NamedTuple
 from gateway import __version__
 from gateway.http1 import Limits, Origin
 from gateway.policy import Tier
+from gateway.trace import Leg, Trace
 from gateway.types import Bill
 
 
@@ -18,6 +19,7 @@ class Call(NamedTuple):
     id: str
     body: bytes
     bill: Bill
+    trace: Trace | None = None
 
 
 def limits(tier: Tier, stream: bool, rest: float) -> Limits:
@@ -33,11 +35,17 @@ def brief(tier: Tier, seconds: float) -> Limits:
     return Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)
 
 
-def head(origin: Origin, tier: Tier, call: Call, name: str) -> bytes:
-    """Request line and headers. Nothing of the caller's headers goes upstream but a request id in our form."""
+def leg(origin: Origin, tier: Tier, call: Call) -> Leg:
+    """Where a trace keeps what becomes of the call."""
+    return Leg(call.bill.kind, call.tier, call.path, tier.model, origin.host, origin.port, call.bill.usage)
+
+
+def head(origin: Origin, tier: Tier, call: Call, name: str, traced: bytes = b"") -> bytes:
+    """Request line and headers, `traced` among them. Nothing of the caller's headers goes upstream but a request id in
+    our form, and its trace where that is sampled."""
     key = os.environ.get(tier.api_key_env, "").strip() if tier.api_key_env else ""
-    return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-        _opening(origin, call.path, call.bill.stream, key), name.encode(), len(call.body)
+    return b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        _opening(origin, call.path, call.bill.stream, key), traced, name.encode(), len(call.body)
     )  # fmt: skip
 
 

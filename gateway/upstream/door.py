@@ -19,7 +19,7 @@ from gateway.splice import CHAT, changes, unasked
 from gateway.stream import Noted, to_end
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.budget import Budget
-from gateway.upstream.call import Call, brief, head, limits
+from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import Places
 from gateway.upstream.queues import Queues
@@ -117,7 +117,7 @@ class Upstream:
         bill.stream = bool(request.fields.stream)
         try:
             body = request.body.edit(changes(request, tier, plan) | unasked(request, name, policy))
-            call = Call(name, request.path, request.id, body, bill)
+            call = Call(name, request.path, request.id, body, bill, request.trace)
             self._turns[name] += 1
             request.bills.append(bill)
             reply = await self._answer(request, call, policy)
@@ -150,10 +150,10 @@ class Upstream:
             raise places.overloaded()
         exchange = Exchange(name, self._choose(request, name, tier), request.caller.id)
         exchange.place = places
-        call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT))
+        call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT), request.trace)
         request.bills.append(call.bill)
         try:
-            exchange.response = response = await self._ask(exchange.replica, call, tier, brief(tier, seconds))
+            exchange.response = response = await self._ask(exchange, call, tier, brief(tier, seconds))
             exchange.failed() if response.status >= 500 else exchange.passed()
             noted = Noted(response, call.bill.usage)
             yield noted
@@ -193,7 +193,7 @@ class Upstream:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
         exchange, reply = Exchange(call.tier, replica, request.caller.id), None
         try:
-            exchange.response = await self._ask(replica, call, tier, limits(tier, call.bill.stream, rest))
+            exchange.response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
             reply = await replied(request, exchange, exchange.response, call.bill.usage)
         except TransportError as error:
             exchange.failed(error)
@@ -209,11 +209,15 @@ class Upstream:
         exchange.place = self._places[call.tier]
         return reply
 
-    def _ask(self, replica: Replica, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:
+    def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:
         """Raises TransportError."""
+        origin, traced = exchange.replica.origin, b""
+        if call.trace:
+            exchange.leg = leg(origin, tier, call)
+            traced = call.trace.began(exchange.leg)
         # Callers choose their ids, and two of one id would meet in the server's engine: each exchange has its own.
-        told = head(replica.origin, tier, call, f"{call.id}-{next(self._names)}")
-        return self._client.request(replica.origin, told, call.body, times)
+        told = head(origin, tier, call, f"{call.id}-{next(self._names)}", traced)
+        return self._client.request(origin, told, call.body, times)
 
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
         if len(tier.replicas) == 1:

@@ -1,8 +1,10 @@
 """What does an open call hold, and whom does its outcome concern?"""
 
 import asyncio
+import time
 
 from gateway.http1 import Response, TransportError
+from gateway.trace import Leg
 from gateway.upstream.places import Places
 from gateway.upstream.replicas import Replica
 
@@ -10,12 +12,13 @@ from gateway.upstream.replicas import Replica
 class Exchange:
     """A call to one replica; its holder closes it. `place`, once it is set, is given back with it."""
 
-    __slots__ = ("_caller", "_open", "_outcome", "_trial", "place", "replica", "response", "tier")
+    __slots__ = ("_caller", "_open", "_outcome", "_trial", "leg", "place", "replica", "response", "tier")
 
     def __init__(self, tier: str, replica: Replica, caller: str) -> None:
         self.tier, self.replica, self._caller = tier, replica, caller
         self.place: Places | None = None
         self.response: Response | None = None
+        self.leg: Leg | None = None
         self._open, self._outcome = True, False
         self._trial = replica.breaker.asked()
         replica.inflight += 1
@@ -24,6 +27,8 @@ class Exchange:
         """The replica works, whatever it thinks of the request."""
         self._outcome = True
         self.replica.passed(self._caller, self._trial)
+        if self.leg:
+            self.leg.first = time.perf_counter()
 
     def failed(self, error: TransportError | None = None) -> None:
         """`error` where no answer began."""
@@ -31,6 +36,8 @@ class Exchange:
         connecting = error is not None and error.kind == "connect"
         now = asyncio.get_running_loop().time()
         self.replica.failed(None if connecting else self._caller, now, self._trial)
+        if self.leg:
+            self.leg.error = error.kind if error else "broken"
 
     def close(self) -> None:
         """Stop the server if it still answers. Safe to call twice."""
@@ -40,6 +47,9 @@ class Exchange:
         self.replica.inflight -= 1
         if self._trial and not self._outcome:
             self.replica.breaker.dropped()
+        if self.leg:
+            self.leg.ended = time.perf_counter()
+            self.leg.status = self.response.status if self.response else None
         if self.response:
             self.response.close()
         if self.place:

@@ -9,7 +9,7 @@ the model server, nginx, vllm-router, and Tiergate as
     passthrough     model: flash, limits in memory, no log lines (the others write none)
     passthrough (asgi)   the same by the plain ASGI front
     full path       an API key, policy, limits and the cache on a Redis, where every request is looked up, missed and
-                    remembered; metrics and log lines
+                    remembered; metrics, log lines, and spans of 5 % of them
     with triage     the same, and the question to a model server that answers it at once
 
 `rate` is answers a second, `CPU us` the gateway's user and system time an answer, `foreign` the share of CPU 0 that

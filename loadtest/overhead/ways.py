@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 GATEWAY_CPU, OTHERS_CPU = 0, 1
 ROUTER = Path(os.environ.get("VLLM_ROUTER", ROOT / ".venv-router" / "bin" / "vllm-router"))
 STARTED = 30.0  # seconds
+TRACED = 0.05
 NGINX = """\
 daemon off; master_process off; worker_processes 1; pid {place}/nginx.pid; error_log stderr error;
 events {{ worker_connections 8192; }}
@@ -133,7 +134,8 @@ class Router(Way):
 
 @dataclass(frozen=True)
 class Tiergate(Way):
-    """This gateway. `shared`: on the store, else in memory; `route` and `caching` go into its policy."""
+    """This gateway. `shared`: on the store, with TRACED of its exchanges traced, else in memory; `route` and `caching`
+    go into its policy. The model server stands in for a collector: it answers whatever it is sent."""
 
     model: str = "flash"
     shared: bool = False
@@ -144,7 +146,9 @@ class Tiergate(Way):
         file = spot.place / f"{self.name.replace(' ', '-')}.yaml"
         file.write_text(POLICY.format(stub=spot.stub, route=self.route, caching=self.caching))
         redis = ["--redis", spot.store] if self.shared else []
-        return [sys.executable, "-m", "gateway", "serve", "--policy", str(file), "--port", str(port), *redis]
+        traced = [f"GATEWAY_TRACE_RATIO={TRACED}", f"OTEL_EXPORTER_OTLP_ENDPOINT=http://{spot.stub}"]
+        serve = [sys.executable, "-m", "gateway", "serve", "--policy", str(file), "--port", str(port)]
+        return ["env", *(traced if self.shared else ()), *serve, *redis]
 
 
 def ways(key: str) -> list[Way]:

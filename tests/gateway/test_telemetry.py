@@ -4,9 +4,10 @@ import re
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.policy import Policy
-from gateway.recorded import Record
+from gateway.recorded import PHASES, Record
 from gateway.telemetry import Telemetry, line
 from gateway.types import Caller, Decision, Facts, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
@@ -75,7 +76,7 @@ def test_an_exchange_is_counted_by_status_tier_rule_verdict_draft_and_tokens() -
         'gen_ai_response_model="pro-model"'
     )
     assert value(made, f"gen_ai_server_time_to_first_token_seconds_sum{{{labels}}}") == 0.3
-    assert value(made, f'gen_ai_client_token_usage_token_sum{{{labels},gen_ai_token_type="output"}}') == 9
+    assert value(made, f'gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type="output"}}') == 9
 
 
 def test_who_shares_an_answer_does_not_count_its_tokens_verdict_and_draft_again() -> None:
@@ -194,3 +195,77 @@ def test_the_lines_of_one_turn_of_the_loop_are_written_together_and_none_is_lost
 
     asyncio.run(main())
     assert capsys.readouterr().out == ""
+
+
+def priced(**changes: Any) -> Policy:
+    price = {"input_per_m": 1.0, "cached_input_per_m": 0.5, "output_per_m": 2.0}
+    dear = {name: 10 * dollars for name, dollars in price.items()}
+    sims = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
+    return policy_for(*sims, tiers={"flash": {"price": price}, "pro": {"price": dear}}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("tier", "cache", "series", "saved"),
+    [
+        ("flash", "miss", 'how="routed",tier="flash"', (600 + 200 + 800) * 9e-6),
+        ("flash", "hit", 'how="cached",tier="flash"', (600 + 200 + 800) * 10e-6),
+        ("pro", "miss", 'how="routed",tier="pro"', 0.0),
+        ("pro", "coalesced", 'how="cached",tier="pro"', (600 + 200 + 800) * 10e-6),
+    ],
+)
+def test_what_an_answer_saves_is_counted_against_the_last_tier(
+    tier: str, cache: str, series: str, saved: float
+) -> None:
+    made = telemetry(priced())
+    made.record(record(tier=tier, cache=cache, model="auto", usage=Usage(1000, 400, 400)))
+    assert value(made, f"gateway_saved_usd_total{{{series}}}") == pytest.approx(saved)
+
+
+def test_what_the_cache_gave_is_no_use_of_tokens() -> None:
+    made = telemetry()
+    for cache in ("miss", "hit", "coalesced"):
+        made.record(record(tier="pro", cache=cache, model="auto", usage=Usage(7, 3, 9), stream=True, ttft=0.2))
+    assert re.findall(r'gen_ai_client_token_usage_sum{.*type="(.+)"} (.+)', shown(made)) == [
+        ("input", "7.0"),
+        ("cached_input", "3.0"),
+        ("output", "9.0"),
+    ]
+    assert re.findall(r"gen_ai_server_time_per_output_token_seconds_sum{.*} (.+)", shown(made)) == ["0.1"]
+
+
+def test_who_got_no_answer_is_counted_by_error_with_nobodys_model() -> None:
+    made = telemetry()
+    made.record(record(status=503, error="overloaded", model="auto"))
+    made.record(record(status=400, tier="pro", model="auto"))
+    name = "gen_ai_server_request_duration_seconds_count"
+    found = re.findall(rf'{name}{{error_type="(.*?)",.*gen_ai_response_model="(.*?)"}}', shown(made))
+    assert found == [("overloaded", "none"), ("400", "pro-model")]
+
+
+def test_phases_add_up_to_what_the_gateway_adds(flash: Sim, pro: Sim) -> None:
+    async def main() -> Telemetry:
+        async with gateway(policy_for(flash, pro)) as gate:
+            await gate.ask(body(COMPLEX))
+            await gate.ask(body(COMPLEX, stream=True))
+            await gate.ask(b"{")
+            return gate.front.doors.telemetry
+
+    made = asyncio.run(main())
+    parts = {name: value(made, f'gateway_overhead_phase_seconds_sum{{phase="{name}"}}') for name in PHASES}
+    assert all(seconds > 0 for seconds in parts.values())
+    assert sum(parts.values()) <= value(made, "gateway_overhead_seconds_sum")
+    assert value(made, 'gateway_overhead_phase_seconds_count{phase="read"}') == 2, "one was not understood"
+    assert value(made, "gateway_overhead_seconds_count") == 3
+
+
+def test_prometheus_reads_what_is_shown() -> None:
+    made = telemetry(priced(revision='quoted "r" \\ and more'))
+    made.record(
+        record(tier="pro", route=Route(("pro",), 'a "rule"\\\n', "x"), decision=DECISION, model="auto", ttft=1.0)
+    )
+    families = {family.name: family for family in text_string_to_metric_families(shown(made))}
+    assert {family.type for family in families.values()} == {"counter", "gauge", "histogram"}
+    (decided,) = families["gateway_decisions"].samples
+    assert decided.labels["rule"] == 'a "rule"\\\n'
+    ttft = families["gen_ai_server_time_to_first_token_seconds"].samples
+    assert [sample.labels["le"] for sample in ttft if sample.name.endswith("bucket")][-3:] == ["300.0", "600.0", "+Inf"]
