@@ -8,6 +8,7 @@ from backends.recipes.hardware import Impossible
 from backends.recipes.servers import PORT, ROCM, SHUTDOWN, Server, servers
 
 Json = dict[str, Any]
+TIER = {"app.kubernetes.io/component": "tier"}  # by which the network and Prometheus know them
 SEEN = 5  # seconds in which every proxy learns that a pod leaves
 
 
@@ -33,7 +34,7 @@ def _service(tier: str, leader: bool = False) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": tier, "labels": _labels(tier)},
+        "metadata": {"name": tier, "labels": _labels(tier) | TIER},
         "spec": {"selector": selector, "ports": ports},
     }
 
@@ -42,7 +43,7 @@ def _deployment(tier: str, server: Server) -> Json:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": tier, "labels": _labels(tier)},
+        "metadata": {"name": tier, "labels": _labels(tier) | TIER},
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": _labels(tier)},
@@ -53,13 +54,13 @@ def _deployment(tier: str, server: Server) -> Json:
 
 
 def _set(tier: str, made: list[Server], nodes: int) -> Json:
-    """One group of pods, a host each; all begin anew when one fails. Arguments name variables that the set makes."""
+    """One group of pods, a host each; all begin anew when one fails. The set makes the variables in their arguments."""
     pods = [_pod(tier, server, ["sh", "-c"], ["exec " + " ".join(words(server.argv))]) for server in made]
     template = {"size": nodes, "restartPolicy": "RecreateGroupOnPodRestart", "leaderTemplate": pods[0]}
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
-        "metadata": {"name": tier, "labels": _labels(tier)},
+        "metadata": {"name": f"{tier}-hosts", "labels": _labels(tier) | TIER},  # a Service of this name is made, too
         "spec": {
             "replicas": 1,
             "startupPolicy": "LeaderCreated",  # a leader is ready when its workers are
@@ -70,7 +71,7 @@ def _set(tier: str, made: list[Server], nodes: int) -> Json:
 
 def _pod(tier: str, server: Server, command: list[str], args: list[str]) -> Json:
     return {
-        "metadata": {"labels": _labels(tier) | {"app.kubernetes.io/component": "tier"}},
+        "metadata": {"labels": _labels(tier) | TIER},
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,

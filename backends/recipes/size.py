@@ -44,8 +44,9 @@ PRICES = {
 VERDICT = 10  # tokens of a verdict
 # Of one process, one core, LOG.md 2026-11-22: a request with triage, a chunk of a stream.
 GATEWAY_US, CHUNK_US = 512.0, 27.7
-# Of one Valkey, its whole process, for an admission and its settlement, LOG.md 2026-11-22 (`python -m loadtest.fleet`).
-STORE_US = 60.0
+# Of one Valkey, its whole process, for an admission and its settlement: LOG.md 2026-11-22 (`python -m loadtest.fleet`),
+# at the lower rates, where it wakes up for each request. Busier ones cost it less.
+STORE_US = 230.0
 BUSY = {"model": 0.7, "gateway": 0.6, "store": 0.5}  # how much of each is used; the rest is for bursts
 
 
