@@ -23,19 +23,8 @@ STRATEGIES = {
     "tp": "tensor parallel: latency",
     "pd": "prefill and decode apart, on one host",
 }
-USUAL = (
-    "h200x4",
-    "h200x8",
-    "b200x4",
-    "b200x8",
-    "b300x4",
-    "b300x8",
-    "gb200x4",
-    "gb200x8",
-    "gb300x4",
-    "mi355x4",
-    "mi355x8",
-)
+USUAL = ("h200x4", "h200x8", "b200x4", "b200x8", "b300x4", "b300x8", "gb200x4", "gb200x8", "gb300x4")
+AMD = ("mi355x4", "mi355x8")
 SMALL = ("rtx6000x8", "sparkx2", "stationx1")
 
 
@@ -105,7 +94,7 @@ def dumped(value: object) -> str:
 def listed(impossible: bool) -> Iterator[str]:
     titles = f"{'weights':>9}{'KV GiB':>8}{'context':>9}  of that context, room for"
     yield f"{'tier':<6}{'hardware':<11}{'strategy':<9}{titles}"
-    for tier, name, strategy in itertools.product(MODELS, USUAL + SMALL, STRATEGIES):
+    for tier, name, strategy in itertools.product(MODELS, USUAL + AMD + SMALL, STRATEGIES):
         wish = Wish(tier, hardware(name), strategy)
         told = _room(wish)
         if impossible or not told.startswith("  no"):

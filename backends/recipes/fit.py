@@ -38,7 +38,9 @@ class Wish:
     def tokens(self) -> int:
         """The context that a server is started with."""
         usual = 32_768 if self.engine == "llama.cpp" else 200_000 if self.tight else self.model.context
-        return self.context or (max(usual, THINK_MAX) if self.think_max else usual)
+        if self.context is not None:
+            return self.context
+        return max(usual, THINK_MAX) if self.think_max else usual
 
     @property
     def utilisation(self) -> float:
@@ -106,7 +108,9 @@ def _shape(wish: Wish) -> list[str]:
     model, metal, ranks = wish.model, wish.hardware, wish.ranks
     said = {
         f"Think Max is cut short by a context below {THINK_MAX} tokens": wish.think_max and wish.tokens < THINK_MAX,
-        f"the model has a context of {model.context} tokens, not {wish.tokens}": wish.tokens > model.context,
+        f"the model has a context of {model.context} tokens, not {wish.tokens}": not 0 < wish.tokens <= model.context,
+        "how to draft and to launch kernels is said to vLLM alone": wish.engine != "vllm"
+        and (wish.speculate != "none" or wish.graphs is not None),
     }
     if wish.engine == "llama.cpp":
         said["llama.cpp is for machines without a GPU here: ramN or macN"] = metal.count > 0

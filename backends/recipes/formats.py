@@ -10,7 +10,7 @@ from backends.recipes.hardware import Impossible
 from backends.recipes.servers import GRAPHS, VLLM, Server, servers
 
 Json = dict[str, Any]
-PUBLISHED = {"flash": 8001, "pro": 8002}  # ports on loopback
+LOOPBACK = {"flash": 8001, "pro": 8002}  # published ports
 CHECK = (
     "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); "
     "c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"
@@ -23,10 +23,9 @@ def shell(wish: Wish) -> str:
     lines = [f"# {note}" for note in notes(wish, made)]
     for server in made:
         alone = len(made) == 1 or wish.strategy == "pd"
-        gpus = (
-            {"CUDA_VISIBLE_DEVICES": ",".join(map(str, server.gpus))} if wish.strategy == "pd" and server.gpus else {}
-        )
-        env = "".join(f"{name}={value} " for name, value in {**gpus, **server.env}.items())
+        own = ",".join(map(str, server.gpus)) if wish.strategy == "pd" else ""
+        env = "".join(f"{name}={value} " for name, value in server.env.items())
+        env = f"CUDA_VISIBLE_DEVICES={own} {env}" if own else env
         lines += [f"# {server.role}"] * (len(made) > 1)
         lines.append(env + _broken(words((*server.argv, *(("--host=127.0.0.1",) if alone else ())))))
     return "\n".join(lines) + "\n"
@@ -43,9 +42,9 @@ def notes(wish: Wish, made: list[Server]) -> list[str]:
         said.append("In the policy: `engine: openai`, so that vLLM's own fields are not sent.")
     if wish.strategy == "pd":
         said.append(
-            "Prefill and decode hand KV caches over by Mooncake on ports that are not bound to loopback, 8998 and 8999"
+            "The gateway asks the router, port 8000. Prefill and decode hand KV caches over by Mooncake, on ports that"
         )
-        said.append("and on those of RDMA: close them to other hosts. The gateway asks the router, port 8000.")
+        said.append("are not bound to loopback: close 8998, 8999 and RDMA's to other hosts.")
     if len(made) > 1 and wish.strategy != "pd":
         said.append(
             "Export LWS_LEADER_ADDRESS (the first host) and LWS_WORKER_INDEX (0, 1, ...) on each; a private network."
@@ -87,7 +86,7 @@ def compose(wish: Wish, first_gpu: int = 0) -> Json:
         "environment": {"HF_TOKEN": None, **server.env},
         "volumes": ["models:/home/vllm"],
         "shm_size": "16gb",
-        "ports": [f"127.0.0.1:{PUBLISHED[wish.tier]}:{server.port}"],
+        "ports": [f"127.0.0.1:{LOOPBACK[wish.tier]}:{server.port}"],
         "networks": {"tiers": {"aliases": [wish.tier]}},
         "healthcheck": {
             "test": ["CMD", "python3", "-c", CHECK],

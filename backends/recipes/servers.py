@@ -151,9 +151,7 @@ def _tuned(wish: Wish) -> tuple[str, ...]:
     if family == "blackwell":
         found.append("--attention_config.use_fp4_indexer_cache=True")
     if family == "blackwell" and wish.strategy != "tp":
-        found.append(
-            "--moe-backend=deep_gemm_mega_moe"
-        )  # takes expert parallelism; plug-ins that skip experts are not asked
+        found.append("--moe-backend=deep_gemm_mega_moe")  # needs whole experts; asks no plug-in that skips some
     if family == "station":
         found += ["--gpu-memory-utilization=0.92", "--attention_config.use_fp4_indexer_cache=True"]
     if family == "amd":
@@ -186,12 +184,10 @@ def _apart(wish: Wish) -> list[Server]:
         env = {**one.env, "VLLM_MOONCAKE_BOOTSTRAP_PORT": str(8998 + n)}
         made.append(Server(role, one.argv, one.port, one.gpus, env, one.image))
     url = "http://127.0.0.1:{}".format
-    argv = ("vllm-router", "--vllm-pd-disaggregation", "--policy=round_robin", f"--port={PORT}")
+    argv: tuple[str, ...] = ("vllm-router", "--vllm-pd-disaggregation", "--policy=round_robin", f"--port={PORT}")
     ends = (f"--prefill={url(made[0].port)}", f"--decode={url(made[1].port)}")
-    return [
-        *made,
-        Server("router", (*argv, *ends, f"--intra-node-data-parallel-size={half}", "--kv-connector=mooncake")),
-    ]
+    argv += (*ends, f"--intra-node-data-parallel-size={half}", "--kv-connector=mooncake")
+    return [*made, Server("router", argv)]
 
 
 def _sglang(wish: Wish) -> Server:

@@ -75,7 +75,9 @@ class Part:
 
 
 def parts(load: Load) -> list[Part]:
-    """Raises ValueError where no published measurement keeps to `load.tpot`."""
+    """Raises ValueError for a load that is none, and where no published measurement keeps to `load.tpot`."""
+    if min(load.rps, load.prompt, load.output) <= 0 or not (0 <= load.pro <= 1 and 0 <= load.cached <= 1):
+        raise ValueError("rates and lengths are above 0, shares from 0 to 1")
     return [*(_tier(tier, load) for tier in SPEEDS), *_fronts(load)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backends.recipes.__main__ import USUAL, parser, wish_of, written
+from backends.recipes.__main__ import AMD, USUAL, listed, parser, wish_of, written
 from backends.recipes.fit import Wish, budget, check
 from backends.recipes.hardware import Impossible, hardware
 from backends.recipes.models import GIB, MODELS
@@ -70,6 +70,9 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
         ("flash", ["--hardware", "gb200x8", "--strategy", "pd"], "one host"),
         ("flash", ["--hardware", "a100x8"], "no hardware is named a100x8"),
         ("flash", ["--hardware", "h200x4", "--context", "2000000"], "context of 1048576"),
+        ("flash", ["--hardware", "h200x4", "--context", "0"], "context of 1048576"),
+        ("flash", ["--hardware", "h200x4", "--engine", "sglang", "--speculate", "mtp"], "vLLM alone"),
+        ("flash", ["--hardware", "mac192", "--engine", "llama.cpp", "--graphs", "eager"], "vLLM alone"),
         ("flash", ["--hardware", "h200x4", "--think-max", "--context", "200000"], "Think Max is cut short"),
         ("flash", ["--hardware", "ram128"], "--engine llama.cpp"),
         ("flash", ["--hardware", "ram64", "--engine", "llama.cpp"], "weights need 75 GiB"),
@@ -101,7 +104,7 @@ def test_every_vllm_parses_tools_and_thinking_and_counts_cached_tokens(tier: str
     assert wanted | {"--kv-cache-dtype=fp8", "--block-size=256", "--enable-prompt-tokens-details"} <= set(given)
 
 
-@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("name", USUAL + AMD)
 @pytest.mark.parametrize("strategy", ["dep", "tep", "tp"])
 def test_ranks_use_every_gpu(name: str, strategy: str) -> None:
     given = "\n".join(servers(Wish("flash", hardware(name), strategy))[0].argv)
@@ -145,7 +148,7 @@ def test_prefill_and_decode_share_a_host_on_loopback_behind_a_router() -> None:
     assert prefill.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"] != decode.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"]
     text = made("--tier", "flash", "--hardware", "h200x8", "--strategy", "pd")
     assert text.count("--host=127.0.0.1") == 3
-    assert "not bound to loopback" in text
+    assert "are not bound to loopback: close 8998, 8999" in text
 
 
 @pytest.mark.parametrize("strategy", ["dep", "tep"])
@@ -181,6 +184,15 @@ def test_formats_say_the_same(tier: str, name: str, first: int) -> None:
     devices = composed["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
     assert devices == [str(first + n) for n in range(4)]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+
+
+def test_the_list_says_room_or_reason_for_everything() -> None:
+    lines = list(listed(impossible=True))
+    refused = [line for line in lines if "  no: " in line]
+    assert len(list(listed(impossible=False))) == len(lines) - len(refused)
+    assert any(line.split()[:3] == ["pro", "h200x4", "dep"] for line in refused)
+    assert not [line for line in refused if "published" in line]
+    assert [line for line in lines if line.startswith("flash mac192") and line.endswith(" requests")]
 
 
 def test_other_engines_have_their_commands() -> None:

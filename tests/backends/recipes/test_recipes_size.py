@@ -55,6 +55,12 @@ def test_a_stricter_pace_takes_more_servers_and_one_that_nobody_published_is_ref
         parts(dataclasses.replace(LOAD, tpot=0.001))
 
 
+@pytest.mark.parametrize("wrong", [{"rps": 0}, {"output": 0}, {"pro": 1.5}, {"cached": -0.1}])
+def test_a_load_that_is_none_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        parts(dataclasses.replace(LOAD, **wrong))  # type: ignore[arg-type]
+
+
 def test_cost_is_what_runs() -> None:
     found = [Part("flash", 2, 1.5, 8, ""), Part("gateway", 3, 1.0, 0, "")]
     assert usd(LOAD, found, 3.0, 0.1)["hour"] == pytest.approx(8 * 3.0 + 3 * 0.1)
