@@ -3,6 +3,7 @@
 #   docker run --rm --read-only --network host -e GATEWAY_HOST=127.0.0.1 tiergate:0.1.0
 # The address inside is 0.0.0.0: without an API key and an admin key, there or in the store, `serve` refuses to start
 # (docker-compose.yml makes them first).
+# The two images it begins with are pinned by tag; with digests (docker-compose.yml says how) a build is the same twice.
 
 FROM ghcr.io/astral-sh/uv:0.13.9 AS uv
 

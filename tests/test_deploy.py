@@ -2,7 +2,11 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,8 +18,12 @@ import pytest
 import typer
 import yaml
 
+from backends.recipes.fit import Wish
+from backends.recipes.formats import compose
+from backends.recipes.hardware import hardware
 from backends.sim.settings import parser, settings
 from gateway.cli import app as cli
+from gateway.cli.demo import TIERS
 from gateway.policy import load_policy
 from gateway.settings import Settings
 
@@ -27,6 +35,18 @@ VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 COMPOSE: JSON = yaml.safe_load(VARIABLE.sub(lambda found: found[2] or "", COMPOSE_TEXT))
 SERVICES: dict[str, JSON] = COMPOSE["services"]
 IMAGE_ENV = dict(re.findall(r"(GATEWAY_\w+)=(\S+)", DOCKERFILE))
+PROFILES = {
+    "gpu": {"vllm-flash", "vllm-pro"},
+    "obs": {"prometheus", "grafana", "otel-collector", "jaeger"},
+    "load": {"locust"},
+}
+LISTENING = {  # inside; of images that are not ours by their documentation
+    "gateway": {8080},
+    "flash": {8000},
+    "pro": {8000},
+    "prometheus": {9090},
+    "jaeger": {4317, 16686},
+}
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
@@ -60,6 +80,21 @@ def test_the_build_sees_what_it_copies_and_nothing_else() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
+def test_the_dockerfile_passes_hadolint() -> None:
+    program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("hadolint is not installed: make install puts it beside the tests")
+    found = subprocess.run([program, "-"], input=DOCKERFILE, capture_output=True, text=True, check=False)
+    assert found.stdout + found.stderr == ""
+
+
+def test_byte_code_is_compiled_in_the_build_and_none_is_written_later() -> None:
+    build, run = DOCKERFILE.split("FROM python:")[1:]
+    assert "UV_COMPILE_BYTECODE=1" in build
+    assert "PYTHONDONTWRITEBYTECODE=1" in run
+    assert "--require-hashes" in build
+
+
 # Dockerfile and compose file
 
 
@@ -90,7 +125,7 @@ def test_variables_of_the_gateway_are_settings_with_right_values(name: str) -> N
 
 def test_the_policy_asks_for_the_variables_that_name_the_tiers() -> None:
     wanted = set(re.findall(r"\$\{(\w+)", (ROOT / "policies" / "default.yaml").read_text()))
-    assert wanted == {key for key in environment("gateway") if not key.startswith("GATEWAY_")}
+    assert wanted == {key for key in environment("gateway") if not key.startswith(("GATEWAY_", "OTEL_"))}
 
 
 # docker-compose.yml
@@ -152,6 +187,93 @@ def test_tiers_serve_the_models_that_the_policy_asks_for(tier: str) -> None:
     wanted = load_policy(ROOT / "policies" / "default.yaml").tiers[tier].model
     assert settings(parser().parse_args(SERVICES[tier]["command"][1:])).model == wanted
     assert SERVICES[f"vllm-{tier}"]["command"][0] == wanted
+
+
+@pytest.mark.parametrize(("tier", "first"), [("flash", 0), ("pro", 4)])
+def test_vllm_is_started_as_the_recipe_for_this_host_says(tier: str, first: int) -> None:
+    assert SERVICES[f"vllm-{tier}"] == compose(Wish(tier, hardware("b300x4")), first)
+    said = (
+        f"tiergate backends command --tier {tier} --hardware b300x4 --format compose"
+        + f" --first-gpu {first}" * bool(first)
+    )
+    assert f"#   {said}\n" in COMPOSE_TEXT
+
+
+@pytest.mark.parametrize(("profile", "names"), PROFILES.items())
+def test_a_profile_brings_its_services_and_no_others(profile: str, names: set[str]) -> None:
+    assert {name for name, service in SERVICES.items() if service.get("profiles") == [profile]} == names
+
+
+def test_without_a_profile_there_is_a_gateway_with_store_and_simulated_tiers() -> None:
+    always = {name for name, service in SERVICES.items() if "profiles" not in service}
+    assert always == {"gateway", "first-key", "valkey", "flash", "pro"}
+
+
+def test_the_demo_starts_the_same_as_processes() -> None:
+    always = {name for name, service in SERVICES.items() if "profiles" not in service}
+    assert {"gateway", "valkey", *TIERS} == always - {"first-key"}  # the demo makes its key itself
+    assert environment("gateway").keys() >= {f"{tier.upper()}_URL" for tier in TIERS}
+
+
+@each_service
+def test_ports_are_published_once_but_for_what_stands_in_for_another(name: str) -> None:
+    others = [
+        port
+        for other, service in SERVICES.items()
+        if other.removeprefix("vllm-") != name.removeprefix("vllm-")
+        for port in service.get("ports", [])
+    ]
+    assert not set(SERVICES[name].get("ports", [])) & set(others)
+
+
+@each_service
+def test_what_a_service_mounts_is_here_and_read_only_or_a_named_volume(name: str) -> None:
+    for source, _, mode in (volume.partition(":") for volume in SERVICES[name].get("volumes", [])):
+        if source.startswith("."):
+            assert (ROOT / source).is_dir()
+            assert mode.endswith(":ro")
+        else:
+            assert source in COMPOSE["volumes"]
+
+
+def test_the_load_test_runs_with_the_locust_of_the_lock_file() -> None:
+    (locked,) = re.findall(r"^locust==(\S+)", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE)
+    assert SERVICES["locust"]["image"] == f"locustio/locust:{locked}"
+    assert (ROOT / "loadtest" / SERVICES["locust"]["command"][1].removeprefix("/load/")).is_file()
+
+
+# observability/
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "otel-collector.yaml", "grafana/datasources/tiergate.yaml"])
+def test_what_observes_asks_services_on_ports_that_they_have(name: str) -> None:
+    text = (ROOT / "observability" / name).read_text()
+    asked = set(re.findall(r"\b([a-z-]+):(\d{4,5})\b", text))
+    assert asked
+    for service, port in asked:
+        assert service in SERVICES
+        assert int(port) in LISTENING[service], f"nothing says that {service} listens on {port}"
+
+
+def test_prometheus_scrapes_the_gateway_and_both_tiers() -> None:
+    config = yaml.safe_load((ROOT / "observability" / "prometheus.yml").read_text())
+    found = {target for job in config["scrape_configs"] for one in job["static_configs"] for target in one["targets"]}
+    assert found == {"gateway:8080", "flash:8000", "pro:8000"}
+
+
+def test_traces_go_where_the_collector_takes_them_and_on_to_jaeger() -> None:
+    config = yaml.safe_load((ROOT / "observability" / "otel-collector.yaml").read_text())
+    port = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"].rpartition(":")[2]
+    assert environment("gateway")["OTEL_EXPORTER_OTLP_ENDPOINT"] == f"http://otel-collector:{port}"
+    for kind, made in (("receivers", "receivers"), ("processors", "processors"), ("exporters", "exporters")):
+        assert set(config["service"]["pipelines"]["traces"][kind]) == set(config[made])
+
+
+def test_grafana_is_provisioned_from_what_is_mounted() -> None:
+    inside = SERVICES["grafana"]["volumes"][0].split(":")[1]
+    assert environment("grafana")["GF_PATHS_PROVISIONING"] == f"{inside}/grafana"
+    boards = yaml.safe_load((ROOT / "observability" / "grafana" / "dashboards" / "tiergate.yaml").read_text())
+    assert boards["providers"][0]["options"]["path"] == f"{inside}/dashboards"
 
 
 class Health(BaseHTTPRequestHandler):

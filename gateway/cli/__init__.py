@@ -2,6 +2,7 @@
 
 import typer
 
+from gateway.cli.backends import backends
 from gateway.cli.cache import cache
 from gateway.cli.calibrate import calibrate
 from gateway.cli.demo import demo
@@ -11,6 +12,7 @@ from gateway.cli.replay import diff, replay
 from gateway.cli.serve import serve, sim
 from gateway.cli.usage import usage
 
+ALL_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}  # they go to another program
 app = typer.Typer(
     help="One OpenAI-compatible endpoint in front of a fast and a strong model.",
     no_args_is_help=True,
@@ -18,7 +20,8 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(sim)
+app.command(context_settings=ALL_FLAGS)(sim)
+app.command(context_settings=ALL_FLAGS, add_help_option=False)(backends)
 policy.command()(calibrate)
 policy.command()(replay)
 policy.command()(diff)

@@ -1,0 +1,144 @@
+"""What does `tiergate backends` say?   list, command, size."""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+
+import yaml
+
+from backends.recipes.fit import Budget, Wish, check
+from backends.recipes.formats import compose, shell
+from backends.recipes.hardware import GPUS, Impossible, hardware
+from backends.recipes.kubernetes import objects
+from backends.recipes.models import GGUF, MODELS
+from backends.recipes.servers import GRAPHS, published
+from backends.recipes.size import Load, parts, usd
+
+STRATEGIES = {
+    "dep": "data and expert parallel: throughput",
+    "tep": "tensor and expert parallel: vLLM's default recipe",
+    "tp": "tensor parallel: latency",
+    "pd": "prefill and decode apart, on one host",
+}
+USUAL = ("h200x4", "h200x8", "b200x4", "b200x8", "b300x4", "b300x8", "gb200x4", "gb200x8", "gb300x4")
+AMD = ("mi355x4", "mi355x8")
+SMALL = ("rtx6000x8", "sparkx2", "stationx1")
+
+
+class Plain(yaml.SafeDumper):
+    """YAML without anchors: what is the same twice is written twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="tiergate backends", description="Server commands for the tiers, and what they take."
+    )
+    verbs = p.add_subparsers(dest="verb", required=True)
+    every = verbs.add_parser("list", help="the recipes, with what they have room for")
+    every.add_argument("--all", action="store_true", help="also those that cannot be, and why")
+    command = verbs.add_parser("command", help="the command that serves a tier")
+    command.add_argument("--tier", choices=sorted(MODELS), required=True)
+    command.add_argument(
+        "--hardware", required=True, help=f"of one replica: {', '.join(GPUS)} and how many (h200x8); ram128"
+    )
+    command.add_argument("--strategy", choices=STRATEGIES, default=None, help="default: dep; tp for SGLang")
+    command.add_argument("--engine", choices=("vllm", "sglang", "llama.cpp"), default="vllm")
+    command.add_argument("--context", type=int, help="tokens; else what the recipe says")
+    command.add_argument("--think-max", action="store_true", help="refuse a context that cuts Think Max short")
+    command.add_argument("--speculate", choices=("none", "mtp", "dspark"), default="none", help="dspark: later weights")
+    command.add_argument("--graphs", choices=GRAPHS, help="how kernels are launched; else as the recipe does")
+    command.add_argument("--quant", choices=GGUF, default="IQ2_XXS", help="llama.cpp: the file")
+    command.add_argument("--format", choices=("shell", "compose", "k8s"), default="shell")
+    command.add_argument("--first-gpu", type=int, default=0, help="compose: the host's GPU that is its first")
+    size = verbs.add_parser("size", help="replicas and cost of a load, from measured figures")
+    size.add_argument("--rps", type=float, required=True, help="requests a second")
+    size.add_argument("--prompt", type=int, required=True, help="tokens")
+    size.add_argument("--output", type=int, required=True, help="tokens")
+    size.add_argument("--pro-share", type=float, default=0.25)
+    size.add_argument("--cached", type=float, default=0.0, help="share of prompt tokens in the prefix cache")
+    size.add_argument("--tpot", type=float, default=50.0, help="milliseconds a token may take")
+    size.add_argument("--gpu-hour", type=float, default=3.0, help="US dollars; yours, not a figure of ours")
+    size.add_argument("--core-hour", type=float, default=0.05, help="US dollars")
+    size.add_argument("--json", action="store_true")
+    return p
+
+
+def wish_of(options: argparse.Namespace) -> Wish:
+    """Raises Impossible for hardware that is none."""
+    usual = "tp" if options.engine == "sglang" else "dep"
+    names = ("tier", "engine", "context", "think_max", "speculate", "graphs", "quant")
+    own = {name: getattr(options, name) for name in names}
+    return Wish(hardware=hardware(options.hardware), strategy=options.strategy or usual, **own)
+
+
+def written(options: argparse.Namespace) -> str:
+    """The command, in its format. Raises Impossible."""
+    wish = wish_of(options)
+    if options.format == "shell":
+        return shell(wish)
+    if options.format == "compose":
+        return dumped({"services": {f"vllm-{wish.tier}": compose(wish, options.first_gpu)}})
+    return "---\n".join(dumped(one) for one in objects(wish))
+
+
+def dumped(value: object) -> str:
+    return yaml.dump(value, Dumper=Plain, sort_keys=False, width=1000)
+
+
+def listed(impossible: bool) -> Iterator[str]:
+    titles = f"{'weights':>9}{'KV GiB':>8}{'context':>9}  of that context, room for"
+    yield f"{'tier':<6}{'hardware':<11}{'strategy':<9}{titles}"
+    for tier, name, strategy in itertools.product(MODELS, USUAL + AMD + SMALL, STRATEGIES):
+        wish = Wish(tier, hardware(name), strategy)
+        told = _room(wish)
+        if impossible or not told.startswith("  no"):
+            yield f"{tier:<6}{name:<11}{strategy:<9}{told}" + ("  published" if published(wish) else "")
+    for name in ("ram128", "mac192"):
+        yield f"{'flash':<6}{name:<11}{'gguf':<9}" + _room(Wish("flash", hardware(name), engine="llama.cpp"))
+    yield "GiB are of one GPU; where nothing says `published`, only this arithmetic says that it fits"
+    yield "hosted: no command; tiergate serve --policy policies/hosted.yaml, the key in the variable of api_key_env"
+    yield from (f"{name}: {told}" for name, told in STRATEGIES.items())
+
+
+def _room(wish: Wish) -> str:
+    try:
+        found: Budget = check(wish)
+    except Impossible as error:
+        return f"  no: {error}"
+    rooms = wish.ranks if wish.engine == "vllm" and wish.strategy in {"dep", "pd"} else 1
+    return f"{found.weights:>9.0f}{found.kv:>8.0f}{wish.tokens:>9}  {found.held * rooms / wish.tokens:.1f} requests"
+
+
+def sized(options: argparse.Namespace) -> str:
+    """Raises ValueError where nothing published answers."""
+    load = Load(options.rps, options.prompt, options.output, options.pro_share, options.cached, options.tpot / 1000)
+    found = parts(load)
+    cost = usd(load, found, options.gpu_hour, options.core_hour)
+    if options.json:
+        return json.dumps({"parts": [dataclasses.asdict(part) for part in found], "usd": cost}, indent=2) + "\n"
+    lines = [f"{part.name:<9}{part.count:>5}  (busy: {part.busy:.2f})  {part.note}" for part in found]
+    lines.append(f"GPUs     {sum(part.gpus for part in found):>5}")
+    lines.append(f"US dollars: {cost['hour']:.2f} an hour, {cost['million']:.0f} a million requests at this load")
+    lines.append(f"from DeepSeek's API at list prices: {cost['hosted_million']:.0f} a million requests")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = parser().parse_args()
+    try:
+        if options.verb == "list":
+            print("\n".join(listed(options.all)))
+        else:
+            print(written(options) if options.verb == "command" else sized(options), end="")
+    except (Impossible, ValueError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
