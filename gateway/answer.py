@@ -57,7 +57,7 @@ async def decide(
         chosen = route(found.facts, verdict, policy)
         reply = await draft.take(chosen) or await upstream.send(request, chosen, policy)
         return reply.decided(
-            Decision(found.facts, verdict, chosen, draft.outcome, draft.wasted), waited=verdict.seconds
+            Decision(found.facts, verdict, chosen, draft.outcome, draft.wasted, draft.won), waited=verdict.seconds
         )
 
 

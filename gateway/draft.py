@@ -20,7 +20,8 @@ GoOn = Callable[[Route, Awaitable[Attempt]], Awaitable[Reply]]
 class Draft:
     """An answer that was started before the verdict; nothing of it reaches the caller until it is taken.
 
-    `outcome` is known once it was taken or dropped; `wasted`: tokens, about, that it made for nothing.
+    `outcome` is known once it was taken or dropped; `wasted`: tokens, about, that it made for nothing; `won`: of its
+    seconds to the first byte, those that went by before it was taken: begun then, it had been waited for as long.
     """
 
     def __init__(self, bill: Bill, task: Task | None, go_on: GoOn, waste: Waste) -> None:
@@ -28,6 +29,7 @@ class Draft:
         self._began: float | None = None
         self.outcome: Literal["none", "kept", "wasted"] = "wasted" if task else "none"
         self.wasted = 0
+        self.won = 0.0
 
     def begins(self, _: Task | None = None) -> None:
         """From here on the server makes tokens."""
@@ -48,7 +50,8 @@ class Draft:
             self.outcome = "kept"
             reply.shut = partial(self._end, reply.shut)
         # What went by before the verdict was not waited for.
-        reply.waited = min(reply.waited, time.perf_counter() - started)
+        whole, reply.waited = reply.waited, min(reply.waited, time.perf_counter() - started)
+        self.won = whole - reply.waited if self.outcome == "kept" else 0.0
         return reply
 
     async def drop(self) -> None:

@@ -31,6 +31,7 @@ def line(record: Record, model: str | None) -> dict[str, Any]:
         "ttft": _microseconds(record.ttft),
         "overhead": _microseconds(record.overhead),
         "draft": decision.draft if decision else None,
+        "won": _microseconds(decision.won) if decision and decision.draft == "kept" else None,
         "holdback": msgspec.to_builtins(decision.held) if decision else None,
         "tokens": [usage.prompt, usage.cached, usage.completion] if usage else None,
     }

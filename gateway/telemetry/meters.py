@@ -64,6 +64,8 @@ class Meters:
         self.verdicts = Counts("gateway_verdicts", "Classifications.", ["outcome", "source"])
         self.drafts = Counts("gateway_drafts", "Drafts started.", ["outcome"])
         self.draft_tokens = Counts("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
+        won = "How much sooner the first byte came because a draft had begun."
+        self.won = Spreads("gateway_draft_won_seconds", won, [], TTFT)
         self.held = Counts("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
         self.caching = Counts("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = Counts("gateway_refusals", "Errors of ours.", ["code"])
@@ -203,6 +205,8 @@ class Meters:
             made = usage.completion or usage.events if usage and decision.draft == "kept" else 0
             self.drafts.add(decision.draft)
             self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
+        if decision.draft == "kept":
+            self.won.add(decision.won)
         if held := decision.held:
             self.held.add(held.outcome, held.reason)
         if verdict := decision.verdict:

@@ -19,6 +19,7 @@ def test_a_draft_is_kept_when_the_verdict_is_simple(flash: Sim, pro: Sim) -> Non
         async with gateway(policy_for(flash, pro)) as gate:
             answer = await gate.ask(body(SIMPLE, stream=True), x_route_explain="1")
             assert b'"draft":"kept"' in answer.data
+            assert b"gateway_draft_won_seconds_count 1.0" in (await gate.get("/metrics")).data
             triage, draft = flash.seen("triage")[0], flash.seen()[0]
             assert draft["received_ms"] < triage["ended_ms"], "both were under way together"
             assert [entry["state"] for entry in flash.seen()] == ["finished"], "one answer, no second one"
@@ -113,6 +114,26 @@ def test_a_taken_draft_is_its_takers_and_was_not_waited_for(flash: Sim, pro: Sim
                 assert reply.waited <= time.perf_counter() - started
             assert (reply.tier, draft.outcome) == ("flash", "kept")
             assert b"flash-model" in await collected(reply)
+
+    asyncio.run(main())
+
+
+def test_a_kept_draft_won_what_went_by_before_it_was_taken(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door:
+
+            async def taken(first: float, verdict: float, chosen: Route = SIMPLY) -> float:
+                flash.config(stall_first=first)
+                async with drafting(asked(body()), ASK, policy_for(flash, pro), door) as draft:
+                    await asyncio.sleep(verdict)
+                    reply = await draft.take(chosen)
+                if reply:
+                    await reply.close()
+                return draft.won
+
+            assert 0.1 <= await taken(first=0.4, verdict=0.1) < 0.4, "the verdict's time, when the draft comes later"
+            assert 0.1 <= await taken(first=0.1, verdict=0.4) < 0.4, "the draft's, when that is there already"
+            assert await taken(first=0.0, verdict=0.1, chosen=HARD) == 0, "a dropped one wins nothing"
 
     asyncio.run(main())
 

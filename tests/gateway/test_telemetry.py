@@ -3,6 +3,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -77,6 +78,15 @@ def test_an_exchange_is_counted_by_status_tier_rule_verdict_draft_and_tokens() -
     )
     assert value(made, f"gen_ai_server_time_to_first_token_seconds_sum{{{labels}}}") == 0.3
     assert value(made, f'gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type="output"}}') == 9
+
+
+def test_the_time_that_speculation_won_is_that_of_kept_drafts() -> None:
+    made = telemetry()
+    for draft in ("kept", "wasted", "none"):
+        decision = msgspec.structs.replace(DECISION, draft=draft, won=0.25)
+        made.record(record(tier="pro", route=ROUTE, decision=decision))
+    assert value(made, "gateway_draft_won_seconds_count") == 1
+    assert value(made, "gateway_draft_won_seconds_sum") == 0.25
 
 
 def test_who_shares_an_answer_does_not_count_its_tokens_verdict_and_draft_again() -> None:
