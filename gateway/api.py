@@ -22,6 +22,7 @@ from gateway.records import Records
 from gateway.relay import ending, explained_events, explained_json, explanation, told, version, withheld
 from gateway.routing import explores
 from gateway.settings import Settings
+from gateway.shadow import Shadows
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
@@ -55,6 +56,7 @@ class Doors:
     keys: Keys
     telemetry: Telemetry
     records: Records
+    shadows: Shadows
     leaving: bool = False
 
 
@@ -141,6 +143,7 @@ class Exchange:
     async def _answer(self, request: ChatRequest) -> None:
         doors = self._doors
         self._reply = reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
+        doors.shadows.watch(request, reply, self._policy)
         if reply.stream:
             await self._stream(reply)
         else:

@@ -30,6 +30,7 @@ from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records
 from gateway.settings import Settings
+from gateway.shadow import Shadows
 from gateway.standing import kept
 from gateway.store import KeyRecord, Store
 from gateway.telemetry import METRICS, Telemetry
@@ -49,7 +50,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     client = Client()
     upstream = Upstream(client)
     records = Records(store, settings.records)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records)
+    shadows = Shadows(store, upstream, records, telemetry)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows)
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
         member.render = telemetry.render
@@ -63,6 +65,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         if watch:
             watch.cancel()
             await asyncio.wait([watch])
+        await shadows.close()
         await upstream.close()
         client.close()
         await records.close()

@@ -17,7 +17,7 @@ from gateway.explain import explain
 from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.pricing import lines, terms
-from gateway.recorded import Outcome, Record
+from gateway.recorded import SHADOW, Outcome, Record
 from gateway.relay import version
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -112,6 +112,8 @@ def judged(data: bytes, policy: Policy) -> Feedback:
         told = _FEEDBACK.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"Not an outcome: {error}") from None
+    if told.outcome.source == SHADOW:
+        raise BadRequest(f"'{SHADOW}' is the gateway's own source: give another.", param="outcome.source")
     unknown = [tier for tier in told.outcome.tiers if tier not in policy.tiers]
     if unknown:
         raise BadRequest(f"Unknown tier: {unknown[0]}. Known tiers: {', '.join(policy.tiers)}.", param="outcome.tiers")

@@ -14,6 +14,7 @@ VERSION: Literal[1] = 1
 # read: from the head to a request that is understood; decide: from there until a model server is asked for the first
 # time, or to the first byte where none is; relay: the rest.
 PHASES = ("read", "decide", "relay")
+SHADOW = "shadow"  # the source of outcomes that say how much another tier's answer agrees; nobody judged either
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
@@ -100,6 +101,10 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     source: Word = "caller"
     tiers: Annotated[dict[Word, Quality], msgspec.Meta(max_length=8)] = {}
 
+    def over(self, known: "Outcome | None") -> "Outcome":
+        """Which counts, this one or an earlier one of the request: the later, but a judgement before an agreement."""
+        return known if known and self.source == SHADOW != known.source else self
+
 
 class Recorded(msgspec.Struct, kw_only=True):
     """One decision and what came of it. `at` in seconds since 1970, when the answer ended; `caller` is an id.
@@ -153,12 +158,12 @@ def read(files: Sequence[Path]) -> list[Recorded]:
     late: dict[tuple[str, str], Outcome] = {}
     for one in (_parsed(line, place) for path in files for place, line in _lines(path)):
         if isinstance(one, Judged):
-            late[one.caller, one.id] = one.outcome
+            late[one.caller, one.id] = one.outcome.over(late.get((one.caller, one.id)))
         else:
             found[one.caller, one.id] = one
     for name, outcome in late.items():
         if name in found:
-            found[name].outcome = outcome
+            found[name].outcome = outcome.over(found[name].outcome)
     return list(found.values())
 
 

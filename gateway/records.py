@@ -65,12 +65,17 @@ class Records:
             del self._ring[next(iter(self._ring))]
         self._put(Due(line, record.caller.id, record.id, rules))
 
+    def holds(self, caller: Caller, request_id: str) -> bool:
+        """Whether a decision of this process can still be judged here."""
+        return (caller.id, request_id) in self._ring
+
     def recent(self, most: int) -> list[bytes]:
         """The newest lines, so many at most, the newest last."""
         return list(self._ring.values())[-most:]
 
     async def judge(self, caller: Caller, request_id: str, outcome: Outcome, policy: Policy) -> None:
-        """Attach an outcome to a decision of this caller; a later one takes the place of an earlier one.
+        """Attach an outcome to a decision of this caller; a later one takes the place of an earlier one, as
+        `Outcome.over` says.
 
         A caller may be faster than the record of its answer, which is waited for. Raises NotFound for a request that is
         not this caller's, not recorded, or too old.
@@ -92,7 +97,7 @@ class Records:
         one = _LINE.decode(line)
         if one.at + rules.feedback < time.time():
             return False
-        one.outcome = outcome
+        one.outcome = outcome.over(one.outcome)
         self._ring[name] = msgspec.json.encode(one)
         return True
 

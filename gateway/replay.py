@@ -13,7 +13,7 @@ from gateway.estimate import Estimate, Unknown, estimate, wilson
 from gateway.explain import OUTPUT_TOKENS, outcome
 from gateway.policy import LOCAL, Policy, Rule
 from gateway.pricing import cost
-from gateway.recorded import Recorded, Seen
+from gateway.recorded import SHADOW, Outcome, Recorded, Seen
 from gateway.records import seen
 from gateway.routing import place, reachable
 from gateway.store import NANO
@@ -118,7 +118,7 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
         len(rows),
         counts[UNDECIDED],
         counts[REFUSED],
-        sum(one.outcome is not None for one in rows),
+        sum(judgement(one) is not None for one in rows),
         sum(move.count for move in moves),
         moves,
         {name: arm(rows, chances, prices) for name, chances in arms.items()},
@@ -221,12 +221,18 @@ def arm(rows: Sequence[Recorded], chosen: Sequence[Chances], prices: "Prices") -
     return Arm(shares, above, *wilson(above, len(rows)), usd, counted, quality, unknown)
 
 
+def judgement(one: Recorded) -> Outcome | None:
+    """What somebody said of the answer's quality; how much another tier's agrees with it says nothing of that."""
+    return None if one.outcome is None or one.outcome.source == SHADOW else one.outcome
+
+
 def judged(rows: Sequence[Recorded], chosen: Sequence[Chances]) -> Estimate:
     """The quality that these chances would have brought. Raises Unknown.
 
     Where every outcome tells of every tier that may be chosen, as of labelled requests, nothing needs a weight.
     """
-    known = [(one, one.outcome, chances) for one, chances in zip(rows, chosen, strict=True) if one.outcome]
+    found = [(one, judgement(one), chances) for one, chances in zip(rows, chosen, strict=True)]
+    known = [(one, said, chances) for one, said, chances in found if said]
     told = [({one.tier or one.route.tier: said.quality, **said.tiers}, chances) for one, said, chances in known]
     if all(chances.keys() <= values.keys() for values, chances in told):
         return estimate([(1.0, sum(p * values[tier] for tier, p in chances.items())) for values, chances in told])

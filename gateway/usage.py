@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from gateway.store import NANO, Line
+from gateway.store import NANO, SHADOW, Line
 
 Heading = Literal["day", "caller", "tier", "kind"]
 HEADINGS: tuple[Heading, ...] = ("day", "caller", "tier", "kind")
@@ -26,8 +26,8 @@ class Asked:
 class Row:
     """A sum of ledger lines. A heading is None where it was not asked to be told apart.
 
-    `overhead`: the operator's cost (triage, drafts thrown away), which no caller pays. `estimated`: no server counted
-    it. `prompt_tokens` includes `cached_tokens`.
+    `overhead`: the operator's cost (triage, drafts thrown away, answers made to compare), which no caller pays.
+    `estimated`: no server counted it. `prompt_tokens` includes `cached_tokens`.
     """
 
     overhead: bool
@@ -67,20 +67,26 @@ def reported(lines: Iterable[Line], asked: Asked) -> Report:
     chosen = [line for line in lines if (asked.first or "") <= line.day <= (asked.last or "9999")]
     groups: dict[tuple[str | bool, ...], list[Line]] = {}
     for line in chosen:
-        told = [getattr(line, heading) if heading in asked.by else "" for heading in HEADINGS]
+        told = [_told(line, heading) if heading in asked.by else "" for heading in HEADINGS]
         groups.setdefault((*told, _overhead(line), line.estimated), []).append(line)
     rows = [_row(groups[key], asked) for key in sorted(groups)]
     answers, overhead = ([line for line in chosen if _overhead(line) is side] for side in (False, True))
     return Report(rows, _total(answers), _total(overhead))
 
 
+def _told(line: Line, heading: Heading) -> str:
+    """What stands under a heading; answers that were made to compare others with are a kind of their own."""
+    found: str = getattr(line, heading)
+    return "shadow" if heading == "kind" and line.caller == SHADOW else found
+
+
 def _overhead(line: Line) -> bool:
-    return line.kind != "answer"
+    return _told(line, "kind") != "answer"
 
 
 def _row(lines: Sequence[Line], asked: Asked) -> Row:
     first = lines[0]
-    headings = {heading: getattr(first, heading) for heading in asked.by}
+    headings: dict[str, Any] = {heading: _told(first, heading) for heading in asked.by}
     return Row(_overhead(first), first.estimated, *_tokens(lines), _usd(lines), **headings)
 
 

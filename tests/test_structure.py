@@ -10,14 +10,14 @@ ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration", "trace", "ids"},
-    {"body", "store", "transport", "openapi", "workers"},
+    {"body", "store", "transport", "openapi", "workers", "agreement"},
     {"dialects"},
     {"types", "protocol", "score"},
     {"policy", "stream", "usage", "recorded"},
     {"sessions"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
-    {"triage", "draft", "replay", "holdback"},
+    {"triage", "draft", "replay", "holdback", "shadow"},
     {"answer", "relay", "admin", "wire", "probe"},
     {"api"},
     {"asgi", "decisions"},

@@ -95,7 +95,8 @@ def needed(one: Example) -> bool | None:
 
 
 def failed(one: Example) -> bool | None:
-    return one.failed
+    """A bound on failures is proven by judgements alone."""
+    return None if one.agreed else one.failed
 
 
 def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], list[Example]]:
@@ -223,6 +224,9 @@ def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Targ
         ),
         "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain": (
             any(one.failed and one.pro_ok is None for one in records)
+        ),
+        "outcomes that are agreements with another tier's answer say where words differ, not who is right": (
+            target.kind == "shares" and any(one.agreed for one in records)
         ),
         "p is no better than the mean rate (Brier)": (
             "brier" in report and report["brier"] >= report["brier_of_the_rate"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.recorded import Recorded
+from gateway.recorded import SHADOW, Recorded
 
 GOOD = 0.5  # the quality from which an answer counts as good
 
@@ -12,7 +12,8 @@ GOOD = 0.5  # the quality from which an answer counts as good
 class Example:
     """One decision. `at` in seconds since 1970; `measures` as in a Score; `p_complex` as the classifier said it.
 
-    `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known.
+    `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agreed`: nobody
+    judged, the first tier's answer was compared with another's.
     """
 
     id: str
@@ -23,6 +24,7 @@ class Example:
     p_complex: float | None = None
     flash_ok: bool | None = None
     pro_ok: bool | None = None
+    agreed: bool = False
 
     @property
     def needed(self) -> bool | None:
@@ -43,16 +45,19 @@ class Example:
         return -1 if worse else int(self.needed)
 
 
-def examples(records: Iterable[Recorded]) -> list[Example]:
-    """The decisions that have a local score; a caller's wish has none. Raises RecordError."""
-    return [found for one in records if (found := example(one))]
+def examples(records: Iterable[Recorded], agree: float = GOOD) -> list[Example]:
+    """The decisions that have a local score; a caller's wish has none. `agree`: from which agreement with another
+    tier's answer the first tier's counts as good. Raises RecordError."""
+    return [found for one in records if (found := example(one, agree))]
 
 
-def example(one: Recorded) -> Example | None:
+def example(one: Recorded, agree: float = GOOD) -> Example | None:
     facts = one.read_facts()
     if facts.score is None:
         return None
     tiers = one.seen.tiers if one.seen else ()
+    agreed = one.outcome is not None and one.outcome.source == SHADOW
+    least = agree if agreed else GOOD
     return Example(
         id=f"{one.caller}/{one.id}",
         score=facts.score,
@@ -60,17 +65,18 @@ def example(one: Recorded) -> Example | None:
         caller=one.caller or None,
         measures=facts.measures,
         p_complex=one.verdict.p_complex if one.verdict else None,
-        flash_ok=good(one, tiers[:1]),
-        pro_ok=good(one, tiers[1:][-1:]),
+        flash_ok=good(one, tiers[:1], least),
+        pro_ok=good(one, tiers[1:][-1:], least),
+        agreed=agreed,
     )
 
 
-def good(one: Recorded, tier: Sequence[str]) -> bool | None:
+def good(one: Recorded, tier: Sequence[str], least: float) -> bool | None:
     """Whether that tier's answer was good; None where nobody judged it, or there is no such tier."""
     if one.outcome is None or not tier:
         return None
     known = {one.tier or one.route.tier: one.outcome.quality, **one.outcome.tiers}
-    return None if tier[0] not in known else known[tier[0]] >= GOOD
+    return None if tier[0] not in known else known[tier[0]] >= least
 
 
 def told(one: Example) -> Mapping[str, float]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.calibrate import FORMS, Calibration, Split, TargetError, Unproven, dump, examples, parse
+from gateway.calibrate import FORMS, GOOD, Calibration, Split, TargetError, Unproven, dump, examples, parse
 from gateway.calibrate import calibrate as fitted
 from gateway.recorded import RecordError, read
 
@@ -23,6 +23,10 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
         Split, typer.Option(help="What is judged apart: later records, other callers, or any half.")
     ] = "id",
     price_ratio: Annotated[float | None, typer.Option(help="What Pro costs for one of Flash; for cost=...")] = None,
+    agree: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="The agreement with a shadow's answer from which Flash's counts as good."),
+    ] = GOOD,
     anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when no gain over chance is shown.")] = False,
 ) -> None:
     """Fit p_complex and its thresholds to recorded outcomes, judge them on records held out, and write them down.
@@ -34,7 +38,7 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     except TargetError as error:
         raise typer.BadParameter(str(error), param_hint="--target") from None
     try:
-        decisions = examples(read(records))
+        decisions = examples(read(records), agree)
         found = fitted(decisions, wanted, split)
     except (RecordError, Unproven) as error:
         print(f"calibrate: {error}", file=sys.stderr)

@@ -20,7 +20,7 @@ def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     json: Json = False,
     redis: Redis = None,
 ) -> None:
-    """Tokens and money by day, caller, tier and kind: answers, and apart the overhead (triage, drafts thrown away)."""
+    """Tokens and money by day, caller, tier and kind: answers, and apart the overhead (triage, drafts, shadows)."""
     asked = Asked(_day(first), _day(last), [_heading(word) for word in by] if by else HEADINGS)
     found = reported(on("usage", redis, lambda store: store.ledger(caller)), asked)
     if json:

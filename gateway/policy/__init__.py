@@ -30,7 +30,7 @@ from gateway.policy.model import (
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.prompts import Prompt
-from gateway.policy.recording import Recording
+from gateway.policy.recording import Recording, Shadow
 from gateway.policy.rules import Bands, Rule, Split, Step, When
 from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
@@ -62,6 +62,7 @@ __all__ = [
     "Recording",
     "Rule",
     "Sessions",
+    "Shadow",
     "Split",
     "Step",
     "TestCaller",

@@ -6,7 +6,19 @@ from typing import Annotated
 from pydantic import Field
 
 from gateway.policy.matching import STRICT
-from gateway.policy.model import Count, Duration, Share
+from gateway.policy.model import Count, Dollars, Duration, Share
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """Which answers another tier gives once more, behind them, so that both may be compared; nobody sees the second."""
+
+    __pydantic_config__ = STRICT
+    tier: Annotated[str, Field(description="who is asked again, of answers of the tiers below it")]
+    share: Annotated[Share, Field(description="the part of those answers that is compared")] = 0.01
+    max_usd_per_day: Annotated[Dollars, Field(description="what that may cost in a day, UTC, at the tier's price")] = (
+        1.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +33,6 @@ class Recording:
         Field(le=100_000_000, description="entries kept in the shared store's stream tg1:records; null: no stream"),
     ] = None
     feedback: Annotated[Duration, Field(description="how long after an answer its outcome is taken")] = 86400.0
+    shadow: Annotated[
+        Shadow | None, Field(description="answers that a higher tier gives once more, to compare; null: none")
+    ] = None

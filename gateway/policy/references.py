@@ -48,6 +48,7 @@ def check(document: Document) -> None:
     check_signals(document)
     check_prompts(document)
     check_holdback(document)
+    check_shadow(document)
     check_aliases(document)
     check_sessions(document)
     check_rules(document)
@@ -68,6 +69,7 @@ def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
         yield from names(None if tier == LOCAL else tier, ("triage", "otherwise", reason))
     yield from names(mapping(data, "holdback").get("tiers"), ("holdback", "tiers"))
     yield from names(mapping(data, "holdback").get("to"), ("holdback", "to"))
+    yield from names(mapping(data, "record", "shadow").get("tier"), ("record", "shadow", "tier"))
     for tier, following in mapping(data, "failover", "tiers").items():
         yield from names(following, ("failover", "tiers", tier))
     for plan, given in mapping(data, "callers", "plans").items():
@@ -193,6 +195,12 @@ def check_holdback(document: Document) -> None:
     for path, pattern in names(words, ("holdback", "escalate_when", "refusal_words")):
         if wrong := regex_problem(pattern):
             document.blame(path, wrong)
+
+
+def check_shadow(document: Document) -> None:
+    to, path = mapping(document.data, "record", "shadow").get("tier"), ("record", "shadow", "tier")
+    if to is not None and to == next(iter(mapping(document.data, "tiers")), None):
+        document.blame(path, f'no tier ranks below "{to}": there is no answer to compare its own with')
 
 
 def check_aliases(document: Document) -> None:

@@ -1,7 +1,7 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
-from gateway.store.contract import ALL, HELD, OVER, VALUE_LIMIT, KeyRecord, State, Store, Taken, Turn
+from gateway.store.contract import ALL, HELD, OVER, SHADOW, VALUE_LIMIT, KeyRecord, State, Store, Taken, Turn
 from gateway.store.limits import (
     NANO,
     UNLIMITED,
@@ -25,6 +25,7 @@ __all__ = [
     "HELD",
     "NANO",
     "OVER",
+    "SHADOW",
     "UNLIMITED",
     "VALUE_LIMIT",
     "Admitted",

@@ -33,6 +33,7 @@ from typing import Literal, NamedTuple, Protocol
 from gateway.store.limits import Admitted, Bound, Limits, Line
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
+SHADOW = "@shadow"  # the account of answers that are made to be compared; nor this one
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 HELD = 1.5  # seconds that a turn lasts unless it is taken again: its holder may have been killed

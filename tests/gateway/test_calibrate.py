@@ -65,6 +65,18 @@ def test_a_share_is_met_within_3_points_on_records_that_it_has_not_seen() -> Non
     assert found.report["lift"]["low"] > 0
 
 
+def test_agreements_order_requests_but_prove_no_bound() -> None:
+    agreed = [replace(one, pro_ok=None, agreed=True) for one in traffic(2000, by_score)]
+    found = calibrate(agreed, parse("pro_share=0.25"))
+    assert found.report["lift"]["low"] > 0
+    assert any("not who is right" in text for text in found.caveats)
+    assert not any(
+        "not who is right" in text for text in calibrate(traffic(500, by_score), parse("cost=0.5", 5)).caveats
+    )
+    with pytest.raises(Unproven, match="0 outcomes"):
+        calibrate(agreed, parse("flash_failure=0.2"))
+
+
 def test_bands_have_the_shares_that_were_asked_for() -> None:
     found = calibrate(traffic(4000, by_score), parse("shares=0.5/0.3/0.2"))
     assert list(found.edges) == sorted(found.edges)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from gateway.calibrate import Example, examples, told
-from gateway.recorded import Chosen, Judged, Outcome, Recorded, Seen, read
+from gateway.recorded import SHADOW, Chosen, Judged, Outcome, Recorded, Seen, read
 from gateway.types import Facts, Verdict
 
 
@@ -48,6 +48,12 @@ def test_a_tiers_outcome_is_known_where_it_answered_or_somebody_judged_it(
 ) -> None:
     (found,) = examples([decision(tier=tier, outcome=outcome)])
     assert (found.flash_ok, found.pro_ok) == (flash, pro)
+
+
+def test_from_which_agreement_flash_counts_as_good_is_the_operators_to_say() -> None:
+    records = [decision("a", outcome=Outcome(0.4, SHADOW)), decision("b", outcome=Outcome(0.4))]
+    assert [(one.flash_ok, one.agreed) for one in examples(records)] == [(False, True), (False, False)]
+    assert [one.flash_ok for one in examples(records, agree=0.3)] == [True, False], "a judgement stays what it is"
 
 
 def test_an_outcome_that_came_late_counts(tmp_path: Path) -> None:

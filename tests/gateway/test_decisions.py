@@ -183,6 +183,7 @@ def test_an_outcome_counts_as_a_request(flash: Sim, pro: Sim) -> None:
         {"quality": True},
         {"quality": 1, "note": "the prompt was ..."},
         {"quality": 1, "source": "x" * 65},
+        {"quality": 1, "source": "shadow"},
         {"quality": 1, "tiers": {"nobody": 1}},
         {"quality": 1, "tiers": {f"t{at}": 1 for at in range(9)}},
     ],

@@ -106,7 +106,9 @@ def test_the_reference_names_every_key() -> None:
 
 def test_the_reference_gives_the_defaults() -> None:
     given, least = load_policy(POLICIES / "reference.yaml", {}), load_policy(SMALLEST, {})
-    assert (given.name, given.revision, given.record) == (least.name, least.revision, least.record)
+    assert (given.name, given.revision) == (least.name, least.revision)
+    assert dataclasses.replace(given.record, shadow=None) == least.record
+    assert given.record.shadow == load_policy(SMALLEST + "record: {shadow: {tier: pro}}\n", {}).record.shadow
     assert dataclasses.replace(given.triage, prompts={}) == dataclasses.replace(least.triage, prompts={})
     assert given.triage.prompts.keys() - least.triage.prompts.keys() == {"house.v1"}
     assert given.failover.on == least.failover.on

@@ -15,7 +15,7 @@ from gateway.app import create_app
 from gateway.errors import NotFound
 from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
-from gateway.recorded import Outcome, Record, read
+from gateway.recorded import SHADOW, Outcome, Record, read
 from gateway.records import Records
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
@@ -134,6 +134,23 @@ def test_an_outcome_is_written_behind_its_decision(tmp_path: Path) -> None:
         await kept.close()
         (one,) = read([tmp_path / "a"])
         assert one.outcome == GOOD
+
+    asyncio.run(main())
+
+
+def test_an_agreement_never_takes_the_place_of_a_judgement(tmp_path: Path) -> None:
+    async def main() -> None:
+        kept = Records(MemoryStore(), tmp_path / "a")
+        agreed, judged = Outcome(0.2, SHADOW), Outcome(0.9)
+        for name, told in (("r", (judged, agreed)), ("s", (agreed, judged)), ("t", (agreed, agreed))):
+            kept.keep(ended(name), policy())
+            for outcome in told:
+                await kept.judge(ANN, name, outcome, policy())
+        await kept.close()
+        expected = {"r": judged, "s": judged, "t": agreed}
+        assert {one.id: one.outcome for one in read([tmp_path / "a"])} == expected
+        lines = [json.loads(line) for line in kept.recent(3)]
+        assert {line["id"]: line["outcome"]["quality"] for line in lines} == {"r": 0.9, "s": 0.9, "t": 0.2}
 
     asyncio.run(main())
 

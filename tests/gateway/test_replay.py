@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from gateway.policy import Policy, load_policy
-from gateway.recorded import Outcome, Record, Recorded, RecordError
+from gateway.recorded import SHADOW, Outcome, Record, Recorded, RecordError
 from gateway.records import recorded, seen
 from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
 from gateway.routing import route
@@ -261,6 +261,16 @@ def test_outcomes_that_tell_of_every_tier_need_no_weights() -> None:
     assert quality["all pro"] == 1.0
     assert quality["all flash"] == pytest.approx(0.5, abs=0.1)
     assert quality["all flash"] < quality["shuffle"] < quality["candidate"] < quality["all pro"]
+
+
+def test_how_much_two_answers_agree_is_no_quality() -> None:
+    records = triaged(400, better)
+    judged = replay(records, A).arms["candidate"].quality
+    for one in triaged(200, better, seed=1):
+        one.outcome = Outcome(0.1, SHADOW)
+        records.append(one)
+    found = replay(records, A)
+    assert (found.outcomes, found.arms["candidate"].quality) == (400, judged)
 
 
 def test_cost_is_what_was_counted_and_else_as_long_as_that_tiers_answers_are() -> None:

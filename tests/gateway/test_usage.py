@@ -28,6 +28,11 @@ def test_rows_are_summed_by_what_is_told_apart_and_estimates_and_overhead_stay_a
     assert (rows[0].prompt_tokens, rows[0].cached_tokens, rows[0].completion_tokens) == (20, 8, 10)
 
 
+def test_answers_that_were_made_to_be_compared_are_overhead_of_their_own_kind() -> None:
+    rows = reported([*LEDGER, line("@shadow")], Asked(by=("kind",))).rows
+    assert [(row.kind, row.overhead) for row in rows if row.usd == 0.001] == [("answer", False), ("shadow", True)]
+
+
 def test_everything_is_told_apart_by_default_and_each_heading_alone() -> None:
     told = reported(LEDGER, Asked()).rows
     assert [len({getattr(row, heading) for row in told}) for heading in HEADINGS] == [3, 2, 1, 3]

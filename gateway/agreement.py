@@ -1,0 +1,147 @@
+"""How much do two answers to one request agree?   In words, not in worth; pure.
+
+The figure is the overlap of the two as bags of words (twice what they share over what both have): of texts their words,
+of JSON its leaves, of tool calls their arguments. Answers that are the same but for case, width and punctuation have 1.
+Two right answers in other words have less, and one wrong number in a long text costs little: it says where to look, and
+over many requests whether answers drift apart, not which of two is right.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from gateway.sse import Splitter, data_of
+
+READ = 10_000  # characters of a text that are compared
+# A number, one character of a script without spaces (Chinese, Japanese, Thai), or a word.
+_SPACELESS = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"\d+(?:[.,]\d+)*|[{_SPACELESS}]|[^\W\d_{_SPACELESS}]+")
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: int = 0
+    function: _Function | None = None
+
+
+class _Piece(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Piece | None = None
+    message: _Piece | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+@dataclass(slots=True)
+class Said:
+    """What an answer of one choice said, without its thoughts. `calls`: name and arguments of each, by its place.
+    `whole`: it ended, and not at its longest."""
+
+    text: str = ""
+    refused: bool = False
+    whole: bool = False
+    calls: dict[int, list[str]] = field(default_factory=dict)
+
+
+def said(data: bytes, stream: bool) -> Said:
+    """What chat's or a completion's JSON answer, or all of its events, say. What cannot be read says nothing."""
+    found = Said()
+    for each in map(data_of, Splitter().feed(data)) if stream else [data]:
+        try:
+            answer = _ANSWER.decode(each)
+        except _UNREADABLE:
+            continue
+        for choice in answer.choices:
+            _note(found, choice)
+    return found
+
+
+def _note(found: Said, choice: _Choice) -> None:
+    piece = choice.delta or choice.message or _Piece(choice.text)
+    found.text += piece.content or ""
+    found.refused = found.refused or bool(piece.refusal) or choice.finish_reason == "content_filter"
+    found.whole = found.whole or choice.finish_reason not in (None, "length")
+    for at, call in enumerate(piece.tool_calls or ()):
+        made = found.calls.setdefault(call.index if choice.delta else at, ["", ""])
+        if call.function:
+            made[0] += call.function.name or ""
+            made[1] += call.function.arguments or ""
+
+
+def agreement(one: Said, other: Said) -> float | None:
+    """From 0 to 1; None where an answer was cut, so that nobody knows. One that refuses, or calls a tool, agrees with
+    none that does not."""
+    if not (one.whole and other.whole):
+        return None
+    if one.refused != other.refused or bool(one.calls) != bool(other.calls):
+        return 0.0
+    if one.calls:
+        return overlap(_called(one), _called(other))
+    mine, yours = words(one.text), words(other.text)
+    if mine == yours:
+        return 1.0
+    both = [_parsed(text) for text in (one.text, other.text)]
+    if all(isinstance(value, dict | list) for value in both):
+        return overlap(*map(leaves, both))
+    return overlap(mine, yours)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as they are compared."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text[:READ]).casefold())
+
+
+def leaves(value: Any, path: tuple[Hashable, ...] = ()) -> Iterator[Hashable]:
+    """The ends of a JSON value, each with the keys that lead there; a list's places do not count."""
+    if isinstance(value, dict):
+        yield (path, "{}")
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list):
+        yield (path, "[]")
+        for inner in value:
+            yield from leaves(inner, (*path, ""))
+    else:
+        yield (path, " ".join(words(value)) if isinstance(value, str) else value)
+
+
+def overlap(one: Iterable[Hashable], other: Iterable[Hashable]) -> float:
+    """The part that two bags share; two empty ones are the same."""
+    mine, yours = Counter(one), Counter(other)
+    both = mine.total() + yours.total()
+    return 2 * (mine & yours).total() / both if both else 1.0
+
+
+def _called(answer: Said) -> list[Hashable]:
+    pairs = [(name, _parsed(arguments)) for name, arguments in answer.calls.values()]
+    return [(name, leaf) for name, value in pairs for leaf in leaves(value)]
+
+
+def _parsed(text: str) -> Any:
+    """The value that a text spells as JSON, else the text; of a long one nobody asks."""
+    try:
+        return msgspec.json.decode(text) if len(text) <= READ else text
+    except _UNREADABLE:
+        return text

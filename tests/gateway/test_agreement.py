@@ -1,0 +1,78 @@
+"""What counts as the same answer, and that nothing else is claimed."""
+
+import json
+
+import pytest
+
+from gateway.agreement import Said, agreement, said
+from tests.tiers import JSON
+
+
+def whole(text: str = "", finish: str = "stop", **message: object) -> Said:
+    choice = {"message": {"content": text, **message}, "finish_reason": finish}
+    return said(json.dumps({"choices": [choice]}).encode(), stream=False)
+
+
+def called(name: str, **arguments: object) -> JSON:
+    return {"id": "c", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "figure"),
+    [
+        ("It is Canberra.", "it is  canberra", 1.0),
+        ("**42**", "42", 1.0),
+        ("Ａｂｃ", "abc", 1.0),
+        ("the answer is 41", "the answer is 42", 0.75),
+        ("red green", "blue", 0.0),
+        ("red red red", "red", 0.5),
+        ("北京是首都", "北京市是首都", 10 / 11),
+        ("", "", 1.0),
+        ("", "words", 0.0),
+        ('{"a": 1, "b": [1, 2]}', '{ "b": [2, 1], "a": 1 }', 1.0),
+        ('{"a": 1}', '{"b": 1}', 0.5),
+    ],
+)
+def test_the_figure_is_the_part_of_the_words_that_both_have(one: str, other: str, figure: float) -> None:
+    assert agreement(whole(one), whole(other)) == pytest.approx(figure)
+    assert agreement(whole(other), whole(one)) == pytest.approx(figure)
+
+
+def test_tool_calls_agree_by_their_arguments_and_not_with_words() -> None:
+    one = whole(tool_calls=[called("search", q="a", n=3)], finish="tool_calls")
+    same = whole(tool_calls=[called("search", n=3, q="A")], finish="tool_calls")
+    near = whole(tool_calls=[called("search", q="b", n=3)], finish="tool_calls")
+    other = whole(tool_calls=[called("delete", q="a", n=3)], finish="tool_calls")
+    assert agreement(one, same) == 1.0
+    assert 0 < (agreement(one, near) or 0) < 1
+    assert agreement(one, other) == 0.0
+    assert agreement(one, whole("search a 3")) == 0.0
+
+
+def test_a_refusal_agrees_with_refusals_only() -> None:
+    assert agreement(whole("no", refusal="I will not"), whole("no")) == 0.0
+    assert agreement(whole("no", finish="content_filter"), whole("no", refusal="I will not")) == 1.0
+
+
+def test_of_a_cut_answer_nothing_is_said() -> None:
+    assert agreement(whole("a b", finish="length"), whole("a b")) is None
+    assert agreement(Said("a b"), whole("a b")) is None
+    assert agreement(said(b"{", stream=False), whole()) is None
+
+
+def test_a_stream_says_what_its_json_answer_does() -> None:
+    call = called("search", q="a")
+    half = {"index": 0, "function": {"name": "search", "arguments": '{"q":'}}
+    rest = {"index": 0, "function": {"arguments": ' "a"}'}}
+    deltas: list[tuple[JSON, str | None]] = [({"content": "look"}, None), ({"content": "ing"}, None)]
+    deltas += [({"tool_calls": [half]}, None), ({"tool_calls": [rest]}, "tool_calls")]
+    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
+    data = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+    found = said(data, stream=True)
+    assert (found.text, found.calls, found.whole) == ("looking", {0: ["search", '{"q": "a"}']}, True)
+    assert agreement(found, whole(tool_calls=[call], finish="tool_calls")) == 1.0
+
+
+def test_a_completion_says_its_text() -> None:
+    found = said(json.dumps({"choices": [{"text": "abc", "finish_reason": "stop"}]}).encode(), stream=False)
+    assert agreement(found, whole("ABC")) == 1.0
