@@ -1,7 +1,7 @@
 """How is all of it put together?   The composition root: the only file that knows every room."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from gateway.api import LEFT, Doors
 from gateway.asgi import ASGI, Front
 from gateway.cache import Flights
 from gateway.decisions import decision_routes
+from gateway.drift import Drift
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import named
 from gateway.http1 import Client
@@ -49,7 +50,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     telemetry = Telemetry(settings.log_exchanges, settings.trace_ratio)
     client = Client()
     upstream = Upstream(client)
-    records = Records(store, settings.records)
+    drift = Drift(telemetry)
+    records = Records(store, settings.records, drift)
     shadows = Shadows(store, upstream, records, telemetry)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows)
     probe = Probe(client, upstream, lambda: doors.policy)
@@ -73,7 +75,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         telemetry.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    _routes(rest, doors, probe, member)
+    _routes(rest, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, member)
     _models(rest, doors)
     rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy, records.recent))
     rest.include_router(decision_routes(doors, settings))
@@ -121,7 +123,9 @@ def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
     return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
-def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) -> None:
+def _routes(rest: FastAPI, doors: Doors, told: Mapping[str, Callable[[], Any]], member: Member | None) -> None:
+    """`told`: what /ready says beside what the doors do."""
+
     @rest.get("/health", summary="Is the process alive?")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -141,7 +145,7 @@ def _routes(rest: FastAPI, doors: Doors, probe: Probe, member: Member | None) ->
             "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
             "load": dict(upstream.load()),
             "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
-            "triage": probe.told(),
+            **{name: tell() for name, tell in told.items()},
         }
 
     @rest.get("/metrics", summary="Metrics in Prometheus' format", response_class=PlainTextResponse)

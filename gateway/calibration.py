@@ -4,6 +4,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import msgspec
 
 SCHEMA = 1
 BELIEVED = ("score", "p_complex")  # inputs that are probabilities of their own; taken as log odds
@@ -30,6 +33,35 @@ class Layer:
         return sigmoid(total)
 
 
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a calibration was fitted on: how p was spread over its records (`counts` below, between and above `edges`),
+    and with how many outcomes. `label` is what those count: needed | failed. `judged`: somebody's judgements were among
+    them. `agree`: agreements were, and from which one Flash's answer counted as good.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    outcomes: int
+    label: Literal["needed", "failed"]
+    judged: bool
+    agree: float | None
+
+
+class Fitted(NamedTuple):
+    """What a file holds. `edges` are the thresholds; `basis` None: the file does not say."""
+
+    layer: Layer
+    edges: tuple[float, ...]
+    basis: Basis | None
+
+
+def row(score: float | None, p_complex: float | None, measures: Row) -> Row:
+    """The numbers that a decision is made on, by name; what is None is not among them."""
+    said = {"score": score, "p_complex": p_complex}
+    return {**{name: value for name, value in said.items() if value is not None}, **measures}
+
+
 def taken(name: str, value: float) -> float:
     """An input as the layer takes it."""
     if name not in BELIEVED:
@@ -42,19 +74,22 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
 
 
-def load(text: str) -> tuple[Layer, tuple[float, ...]]:
-    """The layer and the edges of a file's text. Raises ValueError for anything but a calibration of this schema."""
+def load(text: str) -> Fitted:
+    """What a file's text holds. Raises ValueError for anything but a calibration of this schema."""
     told = json.loads(text)
     if not isinstance(told, dict) or told.get("schema") != SCHEMA:
         raise ValueError(f"no calibration of schema {SCHEMA}")
     try:
         layer = Layer(**{name: told["layer"][name] for name in Layer.__slots__})
         edges = tuple(map(float, told["edges"]))
+        basis = msgspec.convert(told["basis"], Basis) if told.get("basis") else None
         whole = layer.p(dict.fromkeys(layer.weights, 0.5))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError, msgspec.ValidationError) as error:
         raise ValueError(f"not a whole calibration: {error!r}") from None
     if not all(map(math.isfinite, (whole, *edges))):
         raise ValueError("its numbers are not finite")
     if list(edges) != sorted(edges):
         raise ValueError("edges are not in order")
-    return layer, edges
+    if basis and (len(basis.counts) != len(basis.edges) + 1 or min(basis.counts) < 1):
+        raise ValueError("its basis does not fit together")
+    return Fitted(layer, edges, basis)

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -37,14 +37,22 @@ class Due(NamedTuple):
     rules: Recording
 
 
+class Watch(Protocol):
+    """Who looks at what is recorded: each decision, and those of this process that got their first outcome."""
+
+    def decided(self, decision: Decision, policy: Policy) -> None: ...
+
+    def judged(self, one: Recorded, policy: Policy) -> None: ...
+
+
 class Records:
     """The process's records. `path` is a file of this process alone; None: no file.
 
     Nothing here is waited for by a request: lines are written behind it. `lost` counts those that were not.
     """
 
-    def __init__(self, store: Store, path: Path | None = None) -> None:
-        self._store, self._path = store, path
+    def __init__(self, store: Store, path: Path | None = None, watch: Watch | None = None) -> None:
+        self._store, self._path, self._watch = store, path, watch
         self._ring: dict[tuple[str, str], bytes] = {}
         self._seen: tuple[Policy, Seen] | None = None
         self._due: list[Due] = []
@@ -58,6 +66,8 @@ class Records:
             return
         if rules.decisions < 1 and _draw() >= rules.decisions:
             return
+        if self._watch:
+            self._watch.decided(decision, policy)
         line = msgspec.json.encode(recorded(record, record.caller, decision, self._look(policy)))
         self._ring.pop((record.caller.id, record.id), None)
         self._ring[record.caller.id, record.id] = line
@@ -82,22 +92,24 @@ class Records:
         """
         for seconds in LOOKS:
             await asyncio.sleep(seconds)
-            if await self._attached((caller.id, request_id), outcome, policy.record):
+            if await self._attached((caller.id, request_id), outcome, policy):
                 break
         else:
             raise _unknown(request_id)
         late = Judged(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
         self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
 
-    async def _attached(self, name: tuple[str, str], outcome: Outcome, rules: Recording) -> bool:
+    async def _attached(self, name: tuple[str, str], outcome: Outcome, policy: Policy) -> bool:
         """Whether the decision is here, and has the outcome now, or is known to be another process's."""
-        line = self._ring.get(name)
+        line, rules = self._ring.get(name), policy.record
         if line is None:
             return self._shares(rules) and await self._store.recall(name[0], _mark(name[1])) is not None
         one = _LINE.decode(line)
         if one.at + rules.feedback < time.time():
             return False
-        one.outcome = outcome.over(one.outcome)
+        known, one.outcome = one.outcome, outcome.over(one.outcome)
+        if self._watch and not known:
+            self._watch.judged(one, policy)
         self._ring[name] = msgspec.json.encode(one)
         return True
 

@@ -6,6 +6,7 @@ from typing import overload
 
 from msgspec.structs import replace
 
+from gateway.calibration import row
 from gateway.errors import BadRequest, Forbidden, QuotaUsed
 from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
 from gateway.sessions import CALLER, FOLLOWED, held
@@ -90,9 +91,7 @@ def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
         return verdict
     if not local and (layer is None or verdict.p_complex is None):
         return verdict
-    said = {"score": facts.score, "p_complex": verdict.p_complex}
-    known = {name: value for name, value in said.items() if value is not None}
-    p = layer.p({**facts.measures, **known}) if layer else known["score"]
+    p = layer.p(row(facts.score, verdict.p_complex, facts.measures)) if layer else facts.score or 0.0
     label: Label = "complex" if p >= policy.triage.threshold else "simple"
     return replace(verdict, label=label, p_complex=p, source=LOCAL if local else verdict.source)
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"sessions"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
-    {"triage", "draft", "replay", "holdback", "shadow"},
+    {"triage", "draft", "replay", "holdback", "shadow", "drift"},
     {"answer", "relay", "admin", "wire", "probe"},
     {"api"},
     {"asgi", "decisions"},

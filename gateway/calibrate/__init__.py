@@ -3,7 +3,7 @@
 from gateway.calibrate.file import dump
 from gateway.calibrate.fitted import Calibration, Split, Unproven, calibrate
 from gateway.calibrate.logistic import fit
-from gateway.calibrate.outcomes import GOOD, Example, examples, told
+from gateway.calibrate.outcomes import GOOD, Example, example, examples, told
 from gateway.calibrate.target import FORMS, Target, TargetError, parse
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Unproven",
     "calibrate",
     "dump",
+    "example",
     "examples",
     "fit",
     "parse",

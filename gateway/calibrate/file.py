@@ -1,6 +1,7 @@
 """How does a calibration stand in its file?   JSON, versioned; the policy names the file."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ def dump(found: Calibration, digest: str, records: int, now: float) -> str:
         "inputs": list(found.layer.weights),
         "layer": {name: getattr(found.layer, name) for name in Layer.__slots__},
         "edges": list(found.edges),
+        "basis": asdict(found.basis),
         "proven": found.proven,
         "caveats": list(found.caveats),
         "report": found.report,

@@ -2,6 +2,7 @@
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -12,8 +13,9 @@ from gateway.calibrate.logistic import fit, loss
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import Estimate, apart, bootstrap, brier, ece, lift, share_interval
 from gateway.calibrate.target import Target
-from gateway.calibration import BELIEVED, Layer, Row
+from gateway.calibration import BELIEVED, Basis, Layer, Row
 
+PARTS = 10  # of equally many records, by p: what later traffic is compared with
 LEAST = 100  # records, and records with an outcome
 LEAST_OF_EACH = 10  # outcomes of either kind
 PENALTIES = (None, 100.0, 30.0)  # on the measures; None leaves them out
@@ -42,6 +44,7 @@ class Calibration:
     target: Target
     layer: Layer
     edges: tuple[float, ...]
+    basis: Basis
     report: Mapping[str, Any]
     caveats: tuple[str, ...]
     proven: bool
@@ -81,7 +84,20 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     report |= {} if few else _worth(outcomes, label, edges)
     caveats = [*_caveats(records, report, target, layer), *(lack for lack in (few, alike) if lack)]
     shown = target.kind == "flash_failure" or gains(report)
-    return Calibration(target, layer, edges, report, tuple(caveats), shown)
+    basis = basis_of([layer.p(told(one)) for one in records], fitted, target, label)
+    return Calibration(target, layer, edges, basis, report, tuple(caveats), shown)
+
+
+def basis_of(p: Sequence[float], fitted: Sequence[Example], target: Target, label: Label) -> Basis:
+    """`p` is that of all records, of which `fitted` were fitted on."""
+    ranked = sorted(p)
+    cuts = {ranked[len(ranked) * at // PARTS] for at in range(1, PARTS)} - {ranked[0]}
+    ends = [0, *(bisect_left(ranked, cut) for cut in sorted(cuts)), len(ranked)]
+    known = [one.agree for one in fitted if label(one) is not None]
+    agree = max((value for value in known if value is not None), default=None)
+    counts = tuple(high - low for low, high in pairwise(ends))
+    name: Literal["needed", "failed"] = "needed" if target.kind == "shares" else "failed"
+    return Basis(tuple(sorted(cuts)), counts, len(known), name, None in known, agree)
 
 
 def gains(report: Mapping[str, Any]) -> bool:
@@ -96,7 +112,7 @@ def needed(one: Example) -> bool | None:
 
 def failed(one: Example) -> bool | None:
     """A bound on failures is proven by judgements alone."""
-    return None if one.agreed else one.failed
+    return one.failed if one.agree is None else None
 
 
 def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], list[Example]]:
@@ -226,7 +242,7 @@ def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Targ
             any(one.failed and one.pro_ok is None for one in records)
         ),
         "outcomes that are agreements with another tier's answer say where words differ, not who is right": (
-            target.kind == "shares" and any(one.agreed for one in records)
+            target.kind == "shares" and any(one.agree is not None for one in records)
         ),
         "p is no better than the mean rate (Brier)": (
             "brier" in report and report["brier"] >= report["brier_of_the_rate"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gateway.calibration import row
 from gateway.recorded import SHADOW, Recorded
 
 GOOD = 0.5  # the quality from which an answer counts as good
@@ -12,8 +13,8 @@ GOOD = 0.5  # the quality from which an answer counts as good
 class Example:
     """One decision. `at` in seconds since 1970; `measures` as in a Score; `p_complex` as the classifier said it.
 
-    `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agreed`: nobody
-    judged, the first tier's answer was compared with another's.
+    `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agree`: nobody
+    judged, the first tier's answer counts as good from this agreement with another's.
     """
 
     id: str
@@ -24,7 +25,7 @@ class Example:
     p_complex: float | None = None
     flash_ok: bool | None = None
     pro_ok: bool | None = None
-    agreed: bool = False
+    agree: float | None = None
 
     @property
     def needed(self) -> bool | None:
@@ -56,8 +57,8 @@ def example(one: Recorded, agree: float = GOOD) -> Example | None:
     if facts.score is None:
         return None
     tiers = one.seen.tiers if one.seen else ()
-    agreed = one.outcome is not None and one.outcome.source == SHADOW
-    least = agree if agreed else GOOD
+    compared = one.outcome is not None and one.outcome.source == SHADOW
+    least = agree if compared else GOOD
     return Example(
         id=f"{one.caller}/{one.id}",
         score=facts.score,
@@ -67,7 +68,7 @@ def example(one: Recorded, agree: float = GOOD) -> Example | None:
         p_complex=one.verdict.p_complex if one.verdict else None,
         flash_ok=good(one, tiers[:1], least),
         pro_ok=good(one, tiers[1:][-1:], least),
-        agreed=agreed,
+        agree=agree if compared else None,
     )
 
 
@@ -80,6 +81,5 @@ def good(one: Recorded, tier: Sequence[str], least: float) -> bool | None:
 
 
 def told(one: Example) -> Mapping[str, float]:
-    """The numbers that a decision was made on, by name: score, p_complex where known, and the measures."""
-    verdict = {} if one.p_complex is None else {"p_complex": one.p_complex}
-    return {"score": one.score, **verdict, **one.measures}
+    """The numbers that the decision was made on, by name: score, p_complex where known, and the measures."""
+    return row(one.score, one.p_complex, one.measures)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.calibration import BELIEVED, Layer, load
+from gateway.calibration import BELIEVED, Fitted, load
 from gateway.policy.load import Document
 from gateway.policy.references import mapping
 from gateway.score import MEASURES
@@ -12,10 +12,9 @@ PLACE = ("triage", "calibration")
 
 
 class Calibrated(NamedTuple):
-    """`layer` gives p_complex, `edges` are the thresholds that were found with it, `text` is the file's."""
+    """What the file holds, and its text."""
 
-    layer: Layer
-    edges: tuple[float, ...]
+    fitted: Fitted
     text: str
 
 
@@ -26,13 +25,13 @@ def calibrated(document: Document) -> Calibrated | None:
         return None
     try:
         text = (Path(document.file).parent / name).read_text("utf-8")
-        layer, edges = load(text)
+        found = load(text)
     except OSError as error:
         document.blame(PLACE, f"cannot be read: {error.strerror}")
         return None
     except (ValueError, RecursionError) as error:
         document.blame(PLACE, f"no calibration: {error}")
         return None
-    if unknown := sorted(layer.weights.keys() - {*BELIEVED, *MEASURES}):
+    if unknown := sorted(found.layer.weights.keys() - {*BELIEVED, *MEASURES}):
         document.blame(PLACE, f"looks at what is not measured: {', '.join(unknown)}")
-    return Calibrated(layer, edges, text)
+    return Calibrated(found, text)

@@ -189,7 +189,8 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None)
         digest=hashlib.sha256((document.text + (found.text if found else "")).encode()).hexdigest()[:12],
         tiers=written.tiers,
         triage=filled(written.triage, first, own_threshold(document, found)),
-        calibration=found.layer if found else None,
+        calibration=found.fitted.layer if found else None,
+        basis=found.fitted.basis if found else None,
         signals={name: re.compile(pattern) for name, pattern in written.signals.items()},
         rules=written.rules,
         holdback=written.holdback,
@@ -212,9 +213,9 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None)
 
 def own_threshold(document: Document, found: Calibrated | None) -> float | None:
     """The threshold that a calibration found, where the file names none of its own."""
-    if found is None or len(found.edges) != 1 or "threshold" in mapping(document.data, "triage"):
+    if found is None or len(found.fitted.edges) != 1 or "threshold" in mapping(document.data, "triage"):
         return None
-    return found.edges[0]
+    return found.fitted.edges[0]
 
 
 def filled(triage: Triage, first: str, threshold: float | None) -> Triage:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from gateway.calibration import Layer
+from gateway.calibration import Basis, Layer
 from gateway.policy.holdback import Holdback
 from gateway.policy.matching import STRICT
 from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Tier, Triage
@@ -65,9 +65,9 @@ class Policy:
 
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
     file's bytes (and of the calibration it names), with variables not filled in: the environment cannot be guessed from
-    it. `calibration` gives p_complex, None: the verdict's own counts. `names` maps every model
-    name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted`
-    holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
+    it. `calibration` gives p_complex, None: the verdict's own counts; `basis` is what it was fitted on, where its file
+    says so. `names` maps every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier.
+    `permitted` holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
     `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
     or to balancing. `scored`: something looks at the local score.
     """
@@ -96,6 +96,7 @@ class Policy:
     watched_queues: tuple[str, ...]
     scored: bool
     calibration: Layer | None
+    basis: Basis | None
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:

@@ -22,6 +22,7 @@ TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5
 TPOT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+PSI = (0.02, 0.05, 0.1, 0.2, 0.5, 1)
 AGREEMENT = tuple(at / 10 for at in range(11))
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 RELOADS = ("accepted", "rejected")
@@ -71,6 +72,8 @@ class Meters:
         self.shadows = Counts("gateway_shadows", "Answers drawn to be compared with another tier's.", ["outcome"])
         agreement = "How much both answers agree, from 0 to 1."
         self.agreement = Spreads("gateway_shadow_agreement", agreement, [], AGREEMENT)
+        psi = "Population stability index of p, each look."
+        self.drift_psi = Spreads("gateway_drift_psi", psi, [], PSI)
         self.caching = Counts("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = Counts("gateway_refusals", "Errors of ours.", ["code"])
         self.limited = Counts("gateway_limited", "Requests that a limit refused.", ["limit"])

@@ -66,7 +66,7 @@ def test_a_share_is_met_within_3_points_on_records_that_it_has_not_seen() -> Non
 
 
 def test_agreements_order_requests_but_prove_no_bound() -> None:
-    agreed = [replace(one, pro_ok=None, agreed=True) for one in traffic(2000, by_score)]
+    agreed = [replace(one, pro_ok=None, agree=0.5) for one in traffic(2000, by_score)]
     found = calibrate(agreed, parse("pro_share=0.25"))
     assert found.report["lift"]["low"] > 0
     assert any("not who is right" in text for text in found.caveats)
@@ -252,7 +252,7 @@ def test_a_calibration_decides_from_its_file_as_it_did_before() -> None:
     records = traffic(600, by_measure)
     found = calibrate(records, parse("pro_share=0.25"))
     text = dump(found, "00ff", len(records), 0.0)
-    layer, edges = load(text)
+    layer, edges, _ = load(text)
     assert ([layer.p(told(one)) for one in records], edges) == (
         [found.layer.p(told(one)) for one in records], found.edges,
     )  # fmt: skip

@@ -52,7 +52,7 @@ def test_a_tiers_outcome_is_known_where_it_answered_or_somebody_judged_it(
 
 def test_from_which_agreement_flash_counts_as_good_is_the_operators_to_say() -> None:
     records = [decision("a", outcome=Outcome(0.4, SHADOW)), decision("b", outcome=Outcome(0.4))]
-    assert [(one.flash_ok, one.agreed) for one in examples(records)] == [(False, True), (False, False)]
+    assert [(one.flash_ok, one.agree) for one in examples(records)] == [(False, 0.5), (False, None)]
     assert [one.flash_ok for one in examples(records, agree=0.3)] == [True, False], "a judgement stays what it is"
 
 

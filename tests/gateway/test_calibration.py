@@ -5,24 +5,30 @@ import math
 
 import pytest
 
-from gateway.calibration import load
+from gateway.calibration import Basis, load
 
 WHOLE = {
     "schema": 1,
     "layer": {"intercept": 0.0, "weights": {"score": 2.0}, "means": {"score": 0.0}, "scales": {"score": 1.0}},
     "edges": [0.2, 0.5],
 }
+BASIS = {"edges": [0.5], "counts": [3, 4], "outcomes": 5, "label": "needed", "judged": True, "agree": None}
+
+
+def test_a_file_says_what_was_fitted_on() -> None:
+    assert load(json.dumps(WHOLE | {"basis": BASIS})).basis == Basis((0.5,), (3, 4), 5, "needed", True, None)
 
 
 def test_a_file_gives_its_layer_and_its_edges() -> None:
-    layer, edges = load(json.dumps(WHOLE))
+    layer, edges, basis = load(json.dumps(WHOLE))
+    assert basis is None
     assert edges == (0.2, 0.5)
     assert layer.p({"score": 0.5}) == 0.5
     assert layer.p({"score": 0.75}) == pytest.approx(0.9)  # odds of three to one, squared
 
 
 def test_an_input_that_is_missing_counts_as_its_mean() -> None:
-    layer, _ = load(json.dumps(WHOLE))
+    layer = load(json.dumps(WHOLE)).layer
     assert layer.p({}) == layer.p({"p_complex": 0.9}) == layer.p({"score": 0.5})
 
 
@@ -37,8 +43,11 @@ def test_an_input_that_is_missing_counts_as_its_mean() -> None:
         {"edges": [0.5, 0.2]},
         {"edges": [math.nan]},
         {"edges": None},
+        {"basis": {"edges": [0.5]}},
+        {"basis": {**BASIS, "counts": [1, 2, 3]}},
+        {"basis": {**BASIS, "counts": [3, 0]}},
     ],
 )
 def test_a_file_that_is_no_whole_calibration_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"calibration|order|finite"):
+    with pytest.raises(ValueError, match=r"calibration|order|finite|basis"):
         load(json.dumps(WHOLE | change))

@@ -1,0 +1,173 @@
+"""Does traffic still look like what the calibration was fitted on?   Tells; the policy is never changed.
+
+Scores: every WINDOW recorded decisions, how their p is spread is compared with the calibration's basis (chi-square of
+two samples). Outcomes: every JUDGED of them, how many count against Flash is compared with the p that was stated (a
+z-test that allows for how few the calibration was fitted on). On traffic that has not changed one or two looks in a
+thousand alarm all the same, if its requests are independent (0.8 and 1.6 measured, 2026-11-22); a caller who repeats
+himself is seen as a change.
+"""
+
+import logging
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.calibrate import GOOD, example, told
+from gateway.calibration import Basis, Layer, row
+from gateway.policy import Policy
+from gateway.recorded import Recorded
+from gateway.telemetry import Telemetry
+from gateway.types import Decision
+
+WINDOW = 500  # decisions
+JUDGED = 100  # outcomes
+FALSE = 0.001  # looks at unchanged traffic that alarm
+CHI = (
+    10.83,
+    13.82,
+    16.27,
+    18.47,
+    20.52,
+    22.46,
+    24.32,
+    26.12,
+    27.88,
+)  # exceeded with chance FALSE, by degrees of freedom
+Z = 3.29  # exceeded, either way, with chance FALSE
+log = logging.getLogger("gateway")
+
+
+@dataclass(slots=True)
+class Looked:
+    """What the looks at one thing came to: how many there were, what the last one measured, and whether it alarms."""
+
+    looks: int = 0
+    last: float | None = None
+    alarm: bool = False
+
+
+@dataclass(slots=True)
+class Seen:
+    """Of one calibration: counts of decisions between its edges, outcomes with their p, and what they came to."""
+
+    basis: Basis
+    layer: Layer
+    counts: list[int]
+    judged: list[tuple[float, bool]] = field(default_factory=list)
+    scores: Looked = field(default_factory=Looked)
+    outcomes: Looked = field(default_factory=Looked)
+
+
+class Drift:
+    """Watches what is recorded, under the policy in force; a new calibration is watched afresh."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._seen: Seen | None = None
+
+    def decided(self, decision: Decision, policy: Policy) -> None:
+        """A decision was recorded."""
+        facts, seen = decision.facts, self._of(policy)
+        if seen is None or facts.score is None:
+            return
+        p_complex = decision.verdict.p_complex if decision.verdict else None
+        p = seen.layer.p(row(facts.score, p_complex, facts.measures))
+        seen.counts[bisect_right(seen.basis.edges, p)] += 1
+        if sum(seen.counts) < WINDOW:
+            return
+        distance, chi = psi(seen.basis.counts, seen.counts), spread(seen.basis.counts, seen.counts)
+        seen.counts = [0] * len(seen.counts)
+        self._telemetry.meters.drift_psi.add(distance)
+        limit = CHI[min(len(seen.counts) - 1, len(CHI)) - 1] if len(seen.counts) > 1 else math.inf
+        self._look("scores", seen.scores, distance, alarm=chi > limit)
+
+    def judged(self, one: Recorded, policy: Policy) -> None:
+        """A decision got its first outcome."""
+        seen = self._of(policy)
+        found = example(one, seen.basis.agree or GOOD) if seen else None
+        if seen is None or found is None or not comparable(found.agree, seen.basis):
+            return
+        hit = found.needed if seen.basis.label == "needed" else found.failed
+        if hit is None:
+            return
+        seen.judged.append((seen.layer.p(told(found)), hit))
+        if len(seen.judged) < JUDGED:
+            return
+        off, z = miscalibrated(seen.judged, seen.basis.outcomes)
+        seen.judged = []
+        self._look("outcomes", seen.outcomes, off, alarm=abs(z) > Z)
+
+    def told(self, policy: Policy) -> dict[str, Any] | None:
+        """For /ready: of each thing how many looks there were, what the last one measured (the PSI of p; how many more
+        outcomes counted against Flash than was stated, as a part of them), and whether it alarms. None: the policy has
+        no calibration that says what it was fitted on."""
+        seen = self._of(policy)
+        if seen is None:
+            return None
+        things = {"scores": seen.scores, "outcomes": seen.outcomes}
+        return {name: {"looks": one.looks, "last": one.last, "alarm": one.alarm} for name, one in things.items()}
+
+    def _of(self, policy: Policy) -> Seen | None:
+        basis, layer = policy.basis, policy.calibration
+        if basis is None or layer is None:
+            self._seen = None
+        elif self._seen is None or (self._seen.basis, self._seen.layer) != (basis, layer):
+            self._seen = Seen(basis, layer, [0] * len(basis.counts))
+            for what in ("scores", "outcomes"):
+                self._telemetry.drift.labels(what).set(0)
+        return self._seen
+
+    def _look(self, what: str, looked: Looked, measured: float, *, alarm: bool) -> None:
+        """One line when an alarm begins, and one when it ends."""
+        looked.looks, looked.last, before, looked.alarm = looked.looks + 1, round(measured, 4), looked.alarm, alarm
+        self._telemetry.drift.labels(what).set(alarm)
+        if alarm and not before:
+            log.warning(ALARMS[what], measured)
+        elif before and not alarm:
+            log.warning("drift: %s look again like what the calibration was fitted on", what)
+
+
+ALARMS = {
+    "scores": (
+        f"drift: p of the last {WINDOW} decisions is spread otherwise than when the calibration was fitted (PSI %.3f). "
+        "Traffic or the classifier has changed: calibrate anew. The policy stays as it is"
+    ),
+    "outcomes": (
+        f"drift: of the last {JUDGED} outcomes more or fewer count against Flash than the calibration states (by %+.3f "
+        "of them): calibrate anew. The policy stays as it is"
+    ),
+}
+
+
+def comparable(agree: float | None, basis: Basis) -> bool:
+    """Whether the calibration was fitted on outcomes of this kind: judgements, or agreements."""
+    return basis.judged if agree is None else basis.agree is not None
+
+
+def spread(before: Sequence[int], now: Sequence[int]) -> float:
+    """How far two samples' counts are from those of one distribution: chi-square with one degree of freedom less than
+    there are counts. `before` holds no 0."""
+    ratio = math.sqrt(sum(now) / sum(before))
+    return sum((ratio * b - n / ratio) ** 2 / (b + n) for b, n in zip(before, now, strict=True))
+
+
+def psi(before: Sequence[int], now: Sequence[int]) -> float:
+    """The population stability index; half a count is added to each."""
+    both = zip(parts(before), parts(now), strict=True)
+    return sum((n - b) * math.log(n / b) for b, n in both)
+
+
+def parts(counts: Sequence[int]) -> list[float]:
+    whole = sum(counts) + len(counts) / 2
+    return [(count + 0.5) / whole for count in counts]
+
+
+def miscalibrated(judged: Sequence[tuple[float, bool]], outcomes: int) -> tuple[float, float]:
+    """The part of outcomes that hit, less the part that was stated, and that in standard deviations; the stated part is
+    itself as uncertain as so many `outcomes` left it."""
+    count = len(judged)
+    off = sum(hit - p for p, hit in judged)
+    deviation = math.sqrt(sum(p * (1 - p) for p, _ in judged) * (1 + count / max(outcomes, 1)))
+    return off / count, off / max(deviation, 1e-9)

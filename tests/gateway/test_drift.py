@@ -1,0 +1,152 @@
+"""What drift is seen, how often it is seen where there is none, and that it only tells."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.calibrate import calibrate, dump, parse
+from gateway.drift import CHI, FALSE, JUDGED, WINDOW, Drift, Z, miscalibrated, psi, spread
+from gateway.policy import Policy, load_policy
+from gateway.recorded import SHADOW, Outcome
+from gateway.records import Records, recorded, seen
+from gateway.store import MemoryStore
+from gateway.telemetry import Telemetry
+from gateway.types import Caller, Decision, Facts, Route
+from loadtest.servers import Sim
+from tests.gateway.serving import gateway
+from tests.gateway.test_calibrate import by_score, traffic
+from tests.gateway.test_records import ended
+from tests.tiers import policy_for
+
+LOOKS = 3000
+ANN = Caller("k1", "ann", "default", "")
+
+
+def calibrated(folder: Path, text: str, target: str = "pro_share=0.25", agree: float | None = None) -> Policy:
+    """A policy with a calibration on traffic whose score is even from 0 to 1."""
+    records = [replace(one, measures={}, pro_ok=None, agree=agree) for one in traffic(2000, by_score)]
+    (folder / "calibration.json").write_text(dump(calibrate(records, parse(target)), "", 2000, 0.0))
+    (folder / "policy.json").write_text(text)
+    return load_policy(folder / "policy.json", {})
+
+
+POLICY = json.dumps(
+    {
+        "schema": 1,
+        "tiers": {"flash": {"model": "m", "replicas": ["http://h"]}, "pro": {"model": "p", "replicas": ["http://h"]}},
+        "triage": {"calibration": "calibration.json"},
+        "rules": [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}],
+    }
+)
+
+
+def decision(score: float) -> Decision:
+    return Decision(Facts("auto", "ann", "default", score=score), None, Route(("flash",), "triaged", "simple"))
+
+
+def told(drift: Drift, policy: Policy, what: str) -> tuple[int, bool]:
+    found = drift.told(policy)
+    assert found
+    return found[what]["looks"], found[what]["alarm"]
+
+
+def test_traffic_that_stays_the_same_alarms_once_in_a_thousand_looks() -> None:
+    chance = random.Random(1)
+    alarms = 0
+    for _ in range(LOOKS):
+        before, now = (Counter(chance.choices(range(10), k=size)) for size in (1000, WINDOW))
+        alarms += spread([before[part] for part in range(10)], [now[part] for part in range(10)]) > CHI[8]
+    assert alarms <= 3 * LOOKS * FALSE
+
+
+def test_outcomes_that_are_as_stated_alarm_about_as_seldom() -> None:
+    chance = random.Random(2)
+    alarms = 0
+    for _ in range(LOOKS):
+        fitted = sum(chance.random() < 0.3 for _ in range(150)) / 150
+        judged = [(fitted, chance.random() < 0.3) for _ in range(JUDGED)]
+        alarms += abs(miscalibrated(judged, 150)[1]) > Z
+    assert alarms <= 4 * LOOKS * FALSE
+
+
+def test_scores_that_moved_are_told_and_so_is_their_return(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    policy, drift, chance = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False)), random.Random(3)
+    for turn, shift in enumerate((0.0, 0.3, 0.3, 0.0)):
+        for _ in range(WINDOW):
+            drift.decided(decision(min(1.0, chance.random() + shift)), policy)
+        assert told(drift, policy, "scores") == (turn + 1, shift > 0)
+    assert [line.split(" ")[1] for line in caplog.messages] == ["p", "scores"], "one line each, not one a look"
+
+
+def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
+        kept = Records(MemoryStore(), watch=drift)
+        chance = random.Random(4)
+        for turn, worse in enumerate((0.0, 0.4)):
+            for at in range(JUDGED):
+                score, name = chance.random(), f"{turn}-{at}"
+                kept.keep(ended(name, score=score), policy)
+                bad = chance.random() < by_score(score, 0) + worse
+                for _ in range(2):
+                    await kept.judge(ANN, name, Outcome(float(not bad)), policy)
+                kept.keep(ended("other", score=score), policy)
+                await kept.judge(ANN, "other", Outcome(0.0, SHADOW), policy)
+            assert told(drift, policy, "outcomes") == (turn + 1, worse > 0), "each request counts once"
+        assert len(caplog.messages) == 1
+
+    asyncio.run(main())
+
+
+def test_a_calibration_on_agreements_is_held_against_agreements(tmp_path: Path) -> None:
+    policy, drift = calibrated(tmp_path, POLICY, agree=0.5), Drift(Telemetry(log=False))
+    for at in range(JUDGED):
+        ended_now = ended(f"{at}", score=0.5)
+        assert ended_now.decision
+        one = recorded(ended_now, ANN, ended_now.decision, seen(policy))
+        for source in (SHADOW, "caller"):
+            one.outcome = Outcome(0.2, source)
+            drift.judged(one, policy)
+    assert told(drift, policy, "outcomes") == (1, True)
+
+
+def test_a_policy_whose_calibration_does_not_say_is_not_watched(tmp_path: Path) -> None:
+    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
+    without = replace(policy, basis=None)
+    for _ in range(WINDOW):
+        drift.decided(decision(0.9), without)
+    assert drift.told(without) is None
+    assert told(drift, policy, "scores") == (0, False)
+
+
+def test_the_distance_is_none_for_the_same_and_grows() -> None:
+    same, other, far = psi([50] * 10, [50] * 10), psi([50] * 10, [60, 40] * 5), psi([50] * 10, [100, 0] * 5)
+    assert same == pytest.approx(0.0)
+    assert same < other < far
+
+
+def test_a_gateway_tells_it_and_changes_nothing(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    async def main() -> None:
+        rules = json.loads(POLICY)
+        rules["tiers"]["flash"]["replicas"], rules["tiers"]["pro"]["replicas"] = [flash.url], [pro.url]
+        policy = calibrated(tmp_path, json.dumps(rules))
+        async with gateway(policy) as gate:
+            for at in range(WINDOW):
+                gate.front.doors.records.keep(ended(f"{at}", score=0.99), policy)
+            ready = (await gate.get("/ready")).json()
+            assert ready["drift"]["scores"]["alarm"] is True
+            assert ready["drift"]["scores"]["last"] > 1
+            assert ready["drift"]["outcomes"] == {"looks": 0, "last": None, "alarm": False}
+            metrics = (await gate.get("/metrics")).data.decode()
+            assert 'gateway_drift{what="scores"} 1.0' in metrics
+            assert "gateway_drift_psi_count 1.0" in metrics
+            assert ready["policy"]["digest"] == policy.digest
+        async with gateway(policy_for(flash, pro)) as gate:
+            assert (await gate.get("/ready")).json()["drift"] is None
+
+    asyncio.run(main())
