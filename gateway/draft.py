@@ -77,11 +77,13 @@ class Draft:
 
 @asynccontextmanager
 async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> AsyncIterator[Draft]:
-    """A draft on `ask.draft`, if the rule lets one start and not too much was wasted of late. It is dropped at the end
-    of the block unless taken."""
-    most, bill = policy.triage.waste, Bill(ask.draft or "", "draft")
-    wanted = ask.draft and (most is None or upstream.waste.within(most.max, most.window))
-    task = asyncio.create_task(_start(request, bill.tier, policy, upstream, bill)) if wanted else None
+    """A draft on `ask.early` where that may start, else on `ask.draft`, if the rule lets one start and not too much was
+    wasted of late. It is dropped at the end of the block unless taken."""
+    most, rules = policy.triage.waste, policy.triage.early
+    free = most is None or upstream.waste.within(most.max, most.window)
+    early = rules and upstream.early.may(rules.max_share, wanted=free and ask.early is not None)
+    bill = Bill((ask.early if early else ask.draft) or "", "draft")
+    task = asyncio.create_task(_start(request, bill.tier, policy, upstream, bill)) if bill.tier and free else None
     draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)
     if task and request.fields.stream:
         task.add_done_callback(draft.begins)

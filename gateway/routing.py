@@ -48,7 +48,7 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
         tier = tiers.pop()
         return Route((tier, *followers(facts, policy, tier)), rule.id, either_way(facts, rule, ways, tier))
     if verdict is None:
-        return Ask(rule.id, draft(facts, policy, ways[0]))
+        return Ask(rule.id, draft(facts, policy, ways[0]), early(facts, policy, ways[-1]))
     verdict = weighed(facts, verdict, policy)
     if verdict.label is None:
         tier, _ = place(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
@@ -243,6 +243,19 @@ def draft(facts: Facts, policy: Policy, simplest: str) -> str | None:
     tier, _ = place(facts, policy, simplest)
     if policy.triage.speculate == "always":
         return tier
-    room = IDLE_SHARE * policy.tiers[tier].limits.max_inflight
-    idle = policy.triage.speculate == "when_idle" and facts.load.get(tier, 0) + 2 <= room
+    idle = policy.triage.speculate == "when_idle" and has_room(facts, policy.tiers[tier], tier, 2)
     return tier if idle and (facts.score is None or facts.score < DOUBTFUL) else None
+
+
+def early(facts: Facts, policy: Policy, hardest: str) -> str | None:
+    """The tier that may start before the verdict though it is the dear one: for what looks hard beyond doubt."""
+    rules = policy.triage.early
+    if rules is None or facts.score is None or facts.score < rules.score:
+        return None
+    tier, _ = place(facts, policy, hardest)
+    return tier if has_room(facts, policy.tiers[tier], tier, 1) else None
+
+
+def has_room(facts: Facts, tier: Tier, name: str, calls: int) -> bool:
+    """Whether a quarter of the tier's places stays free with so many calls more."""
+    return facts.load.get(name, 0) + calls <= IDLE_SHARE * tier.limits.max_inflight

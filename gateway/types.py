@@ -201,9 +201,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 class Route(msgspec.Struct, frozen=True):
     """Tiers to try in order, the rule that said so, and why.
-
-    `chances`: how likely each tier was to be the first, where chance had a part in it; else empty.
-    """
+    `chances`: how likely each tier was to be the first, where chance had a part in it; else empty."""
 
     tiers: tuple[str, ...]
     rule: str
@@ -212,10 +210,12 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """The rule wants a verdict first. `draft` is the tier that may start its answer meanwhile, if any."""
+    """The rule wants a verdict first. `draft` is the tier that may start its answer meanwhile, if any; `early` the
+    highest one, which may in its place."""
 
     rule: str
     draft: str | None
+    early: str | None = None
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -251,7 +251,7 @@ def scored(written: PolicyFile) -> bool:
     """Whether anything looks at the local score: a rule; drafts, fallbacks, calibrations and records where one asks."""
     named, triage = any(rule.when and rule.when.score for rule in written.rules), written.triage
     asks = any(not isinstance(rule.route, str) for rule in written.rules)
-    kept = written.record.decisions > 0 or triage.calibration is not None
+    kept = written.record.decisions > 0 or triage.calibration is not None or triage.early is not None
     return named or (asks and (kept or triage.speculate == "when_idle" or LOCAL in triage.otherwise.values()))
 
 

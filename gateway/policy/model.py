@@ -145,6 +145,15 @@ class Waste:
 
 
 @dataclass(frozen=True, slots=True)
+class Early:
+    """Where the score is this high, the highest tier starts beside the question in place of a draft on the lowest."""
+
+    __pydantic_config__ = STRICT
+    score: Annotated[Share, Field(description="the local score from which it starts")] = 0.95
+    max_share: Annotated[Share, Field(description="the part of the judged requests that may, at most")] = 0.05
+
+
+@dataclass(frozen=True, slots=True)
 class Triage:
     """How the small model is asked whether it is enough. `otherwise`: the tier without a verdict, or LOCAL.
 
@@ -176,6 +185,9 @@ class Triage:
         Literal["always", "when_idle", "never"], Field(description="when a draft starts beside the question")
     ] = "when_idle"
     waste: Annotated[Waste | None, Field(description="when speculation stops by itself; null: never")] = Waste()
+    early: Annotated[
+        Early | None, Field(description="when the highest tier starts before the verdict; null: never")
+    ] = None
     input: Annotated[TriageInput, Field(description="how much of a conversation is asked")] = TriageInput()
     cache: Annotated[Duration | None, Field(description="how long a verdict is remembered; null: not at all")] = 3600.0
     unit: Annotated[

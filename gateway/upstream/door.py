@@ -25,7 +25,7 @@ from gateway.upstream.places import Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
 from gateway.upstream.replies import Failed, busy, failed, replied
-from gateway.upstream.waste import Waste
+from gateway.upstream.waste import Early, Waste
 
 
 class Attempt(NamedTuple):
@@ -39,13 +39,14 @@ class Attempt(NamedTuple):
 class Upstream:
     """Model servers by tier. Counts what is in flight, for the rules and for balancing.
 
-    `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: what drafts made of late.
+    `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: what drafts made of late;
+    `early`: which may start on the dear tier.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self.able: dict[str, tuple[str, ...]] = {}
-        self.waste = Waste()
+        self.waste, self.early = Waste(), Early()
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, Budget] = defaultdict(Budget)
         self._replicas, self._queues = Replicas(), Queues(client)

@@ -1,10 +1,11 @@
-"""How much of what drafts made lately was thrown away?"""
+"""How much of what drafts made lately was thrown away, and which may start on the dear tier?"""
 
 import math
 import time
 from collections.abc import Callable
 
 LEAST = 500.0  # tokens lately, below which the share says nothing; so a stop ends by itself
+SAVED = 3.0  # early starts that are saved up
 
 
 class Waste:
@@ -31,3 +32,18 @@ class Waste:
         at = self._clock()
         left = math.exp((self._at - at) / self._window)
         self._kept, self._wasted, self._at = self._kept * left, self._wasted * left, at
+
+
+class Early:
+    """Which requests may start the dear tier before their verdict: of n that are judged at most share * n + SAVED."""
+
+    def __init__(self) -> None:
+        self._left = 0.0
+
+    def may(self, share: float, *, wanted: bool) -> bool:
+        """One more is judged; whether it may, if that is wanted."""
+        self._left = min(self._left + share, SAVED)
+        if not wanted or self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True

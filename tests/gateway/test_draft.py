@@ -138,6 +138,56 @@ def test_a_kept_draft_won_what_went_by_before_it_was_taken(flash: Sim, pro: Sim)
     asyncio.run(main())
 
 
+EARLY = Ask("r", "flash", early="pro")
+
+
+def test_an_early_start_of_the_dear_tier_is_kept_when_the_verdict_says_complex(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="triage", stall_first=0.2)
+        rules = {"early": {"score": 0.5, "max_share": 1.0}}
+        async with gateway(policy_for(flash, pro, triage=rules)) as gate:
+            answer = await gate.ask(body(COMPLEX, stream=True), x_route_explain="1")
+            assert (answer.headers["x-route-tier"], answer.headers["x-route-reason"]) == ("pro", "complex")
+            assert b'"draft":"kept"' in answer.data
+            assert pro.seen()[0]["received_ms"] < flash.seen("triage")[0]["ended_ms"], "both were under way together"
+            assert (len(pro.seen()), flash.seen()) == (1, []), "in place of Flash's draft"
+
+    asyncio.run(main())
+
+
+def test_an_early_start_is_cancelled_and_counts_as_waste_when_the_verdict_says_simple(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="triage", verdict="wrong_label")
+        pro.config(stall_after=2)
+        price = {"pro": {"price": {"output_per_m": 1.0}}}
+        rules = {"early": {"score": 0.5, "max_share": 1.0}}
+        async with gateway(policy_for(flash, pro, triage=rules, tiers=price)) as gate:
+            answer = await gate.ask(body(COMPLEX, stream=True), x_route_explain="1")
+            assert answer.headers["x-route-tier"] == "flash"
+            assert b'"draft":"wasted"' in answer.data
+            assert b"pro-model" not in answer.data.partition(b'"policy"')[0]
+            await eventually(lambda: [entry["state"] for entry in pro.seen()] == ["aborted"])
+            assert len(flash.seen()) == 1
+            metrics = (await gate.get("/metrics")).data
+            assert b'gateway_drafts_total{outcome="wasted"} 1.0' in metrics
+            assert b'gateway_cost_usd_total{kind="draft",tier="pro"}' in metrics
+
+    asyncio.run(main())
+
+
+def test_above_its_share_the_draft_is_the_ordinary_one(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with upstream() as door:
+            policy = policy_for(flash, pro, triage={"early": {"max_share": 0.0}})
+            async with drafting(asked(body()), EARLY, policy, door) as draft:
+                reply = await draft.take(SIMPLY)
+            assert reply is not None
+            assert b"flash-model" in await collected(reply)
+        assert pro.seen() == []
+
+    asyncio.run(main())
+
+
 def test_leaving_while_the_draft_is_awaited_stops_it(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         flash.config(stall_first=30.0)

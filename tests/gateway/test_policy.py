@@ -109,7 +109,8 @@ def test_the_reference_gives_the_defaults() -> None:
     assert (given.name, given.revision) == (least.name, least.revision)
     assert dataclasses.replace(given.record, shadow=None) == least.record
     assert given.record.shadow == load_policy(SMALLEST + "record: {shadow: {tier: pro}}\n", {}).record.shadow
-    assert dataclasses.replace(given.triage, prompts={}) == dataclasses.replace(least.triage, prompts={})
+    assert dataclasses.replace(given.triage, prompts={}, early=None) == dataclasses.replace(least.triage, prompts={})
+    assert given.triage.early == load_policy(SMALLEST + "triage: {early: {}}\n", {}).triage.early
     assert given.triage.prompts.keys() - least.triage.prompts.keys() == {"house.v1"}
     assert given.failover.on == least.failover.on
     for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):

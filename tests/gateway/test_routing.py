@@ -190,6 +190,18 @@ def test_always_and_never_look_at_neither_load_nor_score() -> None:
     assert asked(facts(), speculating("never")).draft is None
 
 
+@pytest.mark.parametrize(
+    ("score", "inflight", "early"),
+    [(None, 0, None), (0.89, 0, None), (0.9, 0, "pro"), (1.0, 191, "pro"), (1.0, 192, None)],
+)
+def test_what_looks_hard_beyond_doubt_may_start_early_where_the_dear_tier_has_room(
+    score: float | None, inflight: int, early: str | None
+) -> None:
+    made = load_policy(TEXT.replace("triage: {", "triage: {early: {score: 0.9}, "), {})
+    assert asked(facts(score=score, load={"pro": inflight}), made).early == early
+    assert asked(facts(score=1.0)).early is None, "off unless the policy says so"
+
+
 some_facts = st.builds(
     Facts,
     model=st.sampled_from(["auto", "top", "bands", "same", "steep"]),

@@ -1,6 +1,11 @@
 """How much of what drafts made was thrown away lately."""
 
+import random
+
+import pytest
+
 from gateway.upstream import Waste
+from gateway.upstream.waste import Early
 
 
 def test_waste_is_a_share_of_what_drafts_made_and_fades() -> None:
@@ -29,3 +34,14 @@ def test_a_few_tokens_stop_nothing() -> None:
     waste = Waste(lambda: 0.0)
     waste.add(wasted=499)
     assert waste.within(0.0, 60.0)
+
+
+def test_of_what_is_judged_at_most_the_share_starts_early_and_a_few_that_were_saved_up() -> None:
+    early, chance = Early(), random.Random(1)
+    wanted = [chance.random() < 0.5 for _ in range(1000)]
+    started = [early.may(0.1, wanted=want) for want in wanted]
+    assert sum(started) == pytest.approx(100, abs=3)
+    assert all(want for want, start in zip(wanted, started, strict=True) if start)
+    for _ in range(1000):
+        early.may(0.1, wanted=False)
+    assert sum(early.may(0.1, wanted=True) for _ in range(10)) <= 4, "what nobody wanted is not saved up for ever"
