@@ -36,8 +36,8 @@ class Layer:
 @dataclass(frozen=True, slots=True)
 class Basis:
     """What a calibration was fitted on: how p was spread over its records (`counts` below, between and above `edges`),
-    and with how many outcomes. `label` is what those count: needed | failed. `judged`: somebody's judgements were among
-    them. `agree`: agreements were, and from which one Flash's answer counted as good.
+    and with how many effective outcomes. `label` is what those count: needed | failed. `judged`: somebody's judgements
+    were among them. `agree`: agreements were, and from which one Flash's answer counted as good.
     """
 
     edges: tuple[float, ...]

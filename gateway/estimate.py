@@ -44,13 +44,18 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
     if unsupported > 0:
         raise Unknown(f"{unsupported:.1%} of its choices had no chance when these were made: no outcome tells of them")
     total = sum(weight for weight, _ in outcomes)
-    squares = sum(weight * weight for weight, _ in outcomes)
-    effective = total * total / squares if squares else 0.0
-    if effective < LEAST:
-        raise Unknown(f"{effective:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
+    worth = effective([weight for weight, _ in outcomes])
+    if worth < LEAST:
+        raise Unknown(f"{worth:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
     valued = sum(weight * value for weight, value in outcomes)
     low, high = interval(outcomes)
-    return Estimate(valued / total, low, high, valued / len(outcomes), effective, len(outcomes))
+    return Estimate(valued / total, low, high, valued / len(outcomes), worth, len(outcomes))
+
+
+def effective(weights: Sequence[float]) -> float:
+    """How many outcomes without weights would say as much as these (Kish)."""
+    total, squares = sum(weights), sum(weight * weight for weight in weights)
+    return total * total / squares if squares else 0.0
 
 
 def interval(outcomes: Sequence[Weighed]) -> tuple[float, float]:

@@ -6,7 +6,9 @@ One run, one machine; the ways are interleaved request by request, each with sim
 published figures (backends/sim/settings.py). Beside what was measured stands the arithmetic over three times of the
 same run: v to a verdict (POST /v1/route), f and p to the first event of Flash and of Pro, asked directly. At a share s
 of complex prompts, serial triage takes v + (1-s) f + s p on the mean, speculation (1-s) max(v, f) + s (v + p).
-Wasted are the tokens that Flash made for drafts that were dropped, by its own count and by the gateway's metric.
+`early` is when_idle with Pro started early for each prompt of a high score: (1-s) max(v, f) + s max(v, p) at best.
+Wasted are the tokens that servers made for drafts that were dropped, by their own count and by the gateway's metric.
+`won` is what the gateway counts itself: the mean time, over all requests, that kept drafts saved.
 """
 
 import argparse
@@ -24,10 +26,12 @@ from loadtest.servers import Sim, gateway, policy, sim
 from loadtest.ttft import WARM, WORDS, first
 
 SERIAL = "never"  # serial triage
-WAYS = (SERIAL, "always", "when_idle")
+EARLY = "early"
+WAYS = {SERIAL: "null", "always": "null", "when_idle": "null", EARLY: "{score: 0.95, max_share: 1.0}"}
 SIMPLE = "Which cake is it now?"
 COMPLEX = "Prove the theorem step by step, derive the equation that x^2 = y + 1 must satisfy, and analyse why it holds."
 COUNTED = re.compile(r'gateway_draft_tokens_total\{outcome="wasted"\} ([0-9.e+]+)')
+WON = re.compile(r"gateway_draft_won_seconds_sum ([0-9.e+-]+)")
 
 
 @dataclass
@@ -39,20 +43,24 @@ class Way:
     url: str
     seen: list[float] = field(default_factory=list)
 
-    def begin(self) -> float:
-        """Forget what was seen; the gateway's count of wasted tokens so far."""
+    def begin(self) -> tuple[float, float]:
+        """Forget what was seen; the gateway's counts so far."""
         self.seen.clear()
-        self.flash.reset()
+        for tier in (self.flash, self.pro):
+            tier.reset()
         return self.counted()
 
     def wasted(self) -> int:
-        """Tokens of dropped drafts, by Flash's own count."""
-        return sum(entry["tokens"] for entry in self.flash.seen() if entry["state"] == "aborted")
+        """Tokens of dropped drafts, by the servers' own count."""
+        seen = self.flash.seen() + self.pro.seen()
+        return sum(entry["tokens"] for entry in seen if entry["state"] == "aborted")
 
-    def counted(self) -> float:
+    def counted(self) -> tuple[float, float]:
+        """Tokens wasted and seconds won, as the gateway counts them."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
-            found = COUNTED.search(answer.read().decode())
-        return float(found[1]) if found else 0.0
+            text = answer.read().decode()
+        tokens, seconds = (float(found[1]) if (found := told.search(text)) else 0.0 for told in (COUNTED, WON))
+        return tokens, seconds
 
 
 def body(model: str, name: str, hard: bool, characters: int) -> bytes:
@@ -105,22 +113,26 @@ async def alone(way: Way, rounds: int, characters: int) -> tuple[float, float, f
 def servers() -> Iterator[dict[str, Way]]:
     with contextlib.ExitStack() as stack:
         ways = {}
-        for speculate in WAYS:
+        for name, early in WAYS.items():
             flash, pro = stack.enter_context(sim("flash")), stack.enter_context(sim("pro"))
-            text = policy(threshold="0.9", strategy="json_logprobs", waste="null", speculate=speculate)
-            ways[speculate] = Way(flash, pro, stack.enter_context(gateway(text, flash, pro)))
+            speculate = "when_idle" if name == EARLY else name
+            text = policy(threshold="0.9", strategy="json_logprobs", waste="null", speculate=speculate, early=early)
+            ways[name] = Way(flash, pro, stack.enter_context(gateway(text, flash, pro)))
         yield ways
 
 
-def report(ways: dict[str, Way], share: float, before: dict[str, float], expected: dict[str, float]) -> Iterator[str]:
+def report(
+    ways: dict[str, Way], share: float, before: dict[str, tuple[float, float]], expected: dict[str, float]
+) -> Iterator[str]:
     base = statistics.fmean(ways[SERIAL].seen)
     for name, way in ways.items():
         mean = statistics.fmean(way.seen)
-        sums = expected[SERIAL if name == SERIAL else "speculation"]
-        wasted, counted = way.wasted() / len(way.seen), (way.counted() - before[name]) / len(way.seen)
+        sums = expected.get(name, expected["speculation"])
+        tokens, won = ((now - then) / len(way.seen) for now, then in zip(way.counted(), before[name], strict=True))
+        wasted = way.wasted() / len(way.seen)
         yield (
             f"| {share:.0%} | {name} | {mean * 1000:.1f} | {mean / base:.2f} | {sums * 1000:.1f} "
-            f"| {wasted:.1f} | {counted:.1f} |"
+            f"| {wasted:.1f} | {tokens:.1f} | {won * 1000:.1f} |"
         )
 
 
@@ -128,13 +140,14 @@ def run(shares: Sequence[float], rounds: int, characters: int) -> Iterator[str]:
     with servers() as ways:
         v, f, p = asyncio.run(alone(ways[SERIAL], rounds, characters))
         yield f"v {v * 1000:.1f} ms, f {f * 1000:.1f} ms, p {p * 1000:.1f} ms; {rounds} requests a cell\n"
-        yield "| complex | speculate | mean TTFT, ms | of serial | arithmetic, ms | wasted tokens a request | metric |"
-        yield "|---|---|---|---|---|---|---|"
+        yield "| complex | speculate | TTFT, ms | of serial | arithmetic, ms | tokens wasted | metric | won, ms |"
+        yield "|---|---|---|---|---|---|---|---|"
         asyncio.run(measure(ways, 0.5, 2 * WARM, characters))
         for share in shares:
             before = {name: way.begin() for name, way in ways.items()}
             asyncio.run(measure(ways, share, rounds, characters))
             expected = {SERIAL: v + (1 - share) * f + share * p}
+            expected[EARLY] = (1 - share) * max(v, f) + share * max(v, p)
             expected["speculation"] = (1 - share) * max(v, f) + share * (v + p)
             yield from report(ways, share, before, expected)
 

@@ -11,9 +11,22 @@ from typing import Any, Literal
 from gateway.calibrate.bound import Certified, certify, fewest
 from gateway.calibrate.logistic import fit, loss
 from gateway.calibrate.outcomes import Example, told
-from gateway.calibrate.report import Estimate, apart, bootstrap, brier, ece, lift, share_interval
+from gateway.calibrate.report import (
+    Estimate,
+    Judged,
+    apart,
+    bootstrap,
+    brier,
+    ece,
+    lift,
+    mean,
+    rate_interval,
+    share_interval,
+    thinned,
+)
 from gateway.calibrate.target import Target
 from gateway.calibration import BELIEVED, Basis, Layer, Row
+from gateway.estimate import effective
 
 PARTS = 10  # of equally many records, by p: what later traffic is compared with
 LEAST = 100  # records, and records with an outcome
@@ -72,16 +85,17 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
         raise Unproven(few)
     layer = layer_for(fitted, label, measures=not (few or alike))
     outcomes = [(layer.p(told(one)), one) for one in judged if label(one) is not None]
+    hits = [Judged(p, float(bool(label(one))), one.weight) for p, one in outcomes]
     edges: tuple[float, ...]
     report: dict[str, Any] = {}
     if target.kind == "flash_failure":
-        bound = _certified([(p, bool(one.failed)) for p, one in outcomes], target)
+        bound = _certified([(one.p, bool(one.value)) for one in thinned(hits)], target)
         edges = (bound.threshold,)
         report["bound"] = {"kept": bound.kept, "failures": bound.failures}
     else:
         edges = thresholds([layer.p(told(one)) for one in fitted], target.shares)
     report |= {"judged": len(judged), "shares": _shares([layer.p(told(one)) for one in judged], edges)}
-    report |= {} if few else _worth(outcomes, label, edges)
+    report |= {} if few else _worth(hits, outcomes, edges)
     caveats = [*_caveats(records, report, target, layer), *(lack for lack in (few, alike) if lack)]
     shown = target.kind == "flash_failure" or gains(report)
     basis = basis_of([layer.p(told(one)) for one in records], fitted, target, label)
@@ -93,11 +107,12 @@ def basis_of(p: Sequence[float], fitted: Sequence[Example], target: Target, labe
     ranked = sorted(p)
     cuts = {ranked[len(ranked) * at // PARTS] for at in range(1, PARTS)} - {ranked[0]}
     ends = [0, *(bisect_left(ranked, cut) for cut in sorted(cuts)), len(ranked)]
-    known = [one.agree for one in fitted if label(one) is not None]
-    agree = max((value for value in known if value is not None), default=None)
+    known = [one for one in fitted if label(one) is not None]
+    agree = max((one.agree for one in known if one.agree is not None), default=None)
+    judged, worth = any(one.agree is None for one in known), round(effective([one.weight for one in known]))
     counts = tuple(high - low for low, high in pairwise(ends))
     name: Literal["needed", "failed"] = "needed" if target.kind == "shares" else "failed"
-    return Basis(tuple(sorted(cuts)), counts, len(known), name, None in known, agree)
+    return Basis(tuple(sorted(cuts)), counts, worth, name, judged, agree)
 
 
 def gains(report: Mapping[str, Any]) -> bool:
@@ -136,8 +151,12 @@ def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], lis
 
 def few_outcomes(half: Sequence[Example], label: Label) -> str | None:
     """What to say of a half with too few outcomes; None when they do."""
-    known = sum(label(one) is not None for one in half)
-    return None if known >= LEAST // 2 else f"{2 * known} outcomes or so; at least {LEAST} are needed"
+    known = [one.weight for one in half if label(one) is not None]
+    worth = effective(known)
+    if worth >= LEAST // 2:
+        return None
+    told_worth = "" if worth > len(known) - 1 else f", worth {2 * worth:.0f} by their propensities"
+    return f"{2 * len(known)} outcomes or so{told_worth}; at least {LEAST} are needed"
 
 
 def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
@@ -154,14 +173,15 @@ def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -
     names = [name for name in _common(rows) if len({row.get(name) for row in rows}) > 1]
     trusted = [name for name in names if name in BELIEVED]
     best: tuple[float, float | None] = (math.inf, None)
-    known = [(row, hit) for row, hit in zip(rows, hits, strict=True) if hit is not None][:ENOUGH]
+    weights = [one.weight for one in records]
+    known = [(row, hit, weight) for row, hit, weight in zip(rows, hits, weights, strict=True) if hit is not None]
     for penalty in PENALTIES if measures else ():
-        losses = _losses(known, trusted if penalty is None else names, penalty or 0.0)
+        losses = _losses(known[:ENOUGH], trusted if penalty is None else names, penalty or 0.0)
         mean = sum(losses) / FOLDS
         spread = math.sqrt(sum((value - mean) ** 2 for value in losses) / FOLDS / (FOLDS - 1))
         if mean + (0.0 if penalty is None else spread) < best[0]:
             best = (mean, penalty)
-    return fit(rows, hits, trusted if best[1] is None else names, best[1] or 0.0)
+    return fit(rows, hits, trusted if best[1] is None else names, best[1] or 0.0, weights)
 
 
 def _common(rows: Sequence[Row]) -> list[str]:
@@ -173,12 +193,12 @@ def _common(rows: Sequence[Row]) -> list[str]:
     return [name for name, count in counts.items() if count >= COMMON * len(rows)]
 
 
-def _losses(known: Sequence[tuple[Row, bool]], names: Sequence[str], penalty: float) -> list[float]:
+def _losses(known: Sequence[tuple[Row, bool, float]], names: Sequence[str], penalty: float) -> list[float]:
     """Log loss on each fold of a layer that was fitted on the others."""
     found = []
     for fold in range(FOLDS):
-        rows, hits = zip(*(pair for i, pair in enumerate(known) if i % FOLDS != fold), strict=True)
-        found.append(loss(fit(rows, hits, names, penalty), known[fold::FOLDS]))
+        rows, hits, weights = zip(*(one for i, one in enumerate(known) if i % FOLDS != fold), strict=True)
+        found.append(loss(fit(rows, hits, names, penalty, weights), known[fold::FOLDS]))
     return found
 
 
@@ -207,17 +227,17 @@ def _shares(p: Sequence[float], edges: Sequence[float]) -> list[dict[str, float]
     return [_shown(share_interval(sum(low <= one < high for one in p), len(p))) for low, high in bounds]
 
 
-def _worth(outcomes: Sequence[tuple[float, Example]], label: Label, edges: Sequence[float]) -> dict[str, Any]:
+def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], edges: Sequence[float]) -> dict[str, Any]:
     """How far p is right and what the last edge buys, on judged records."""
-    hits = [(p, bool(label(one))) for p, one in outcomes]
-    won = [(p, float(one.gain or 0)) for p, one in outcomes]
-    rate = sum(hit for _, hit in hits) / len(hits)
-    kept = [bool(one.failed) for p, one in outcomes if p < edges[0]]
+    won = [Judged(p, float(one.gain or 0), one.weight) for p, one in outcomes]
+    kept = [Judged(p, float(bool(one.failed)), one.weight) for p, one in outcomes if p < edges[0]]
+    rate = mean(hits)
     return {
         "outcomes": len(hits),
+        "effective": effective([one.weight for one in hits]),
         "rate": rate,
-        "flash_failure": _shown(share_interval(sum(kept), len(kept))) if kept else None,
-        "lift": _shown(bootstrap(won, lambda sample: lift(sample, edges[-1]))) if sum(g for _, g in won) > 0 else None,
+        "flash_failure": _shown(rate_interval(kept)) if kept else None,
+        "lift": _shown(bootstrap(won, lambda sample: lift(sample, edges[-1]))) if mean(won) > 0 else None,
         "brier": brier(hits),
         "brier_of_the_rate": rate * (1 - rate),
         "ece": ece(hits),
@@ -230,13 +250,14 @@ def _shown(found: Estimate) -> dict[str, float]:
 
 def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
     """What the report's reader must know."""
-    p: dict[bool, list[float]] = {True: [], False: []}
-    for one in records:
-        p[one.failed is not None].append(layer.p(told(one)))
+    p = [(layer.p(told(one)), one) for one in records]
+    known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None]
+    weighted = any(one.weight != 1 for one in known)  # then they stand for the others, too
+    others = [value for value, one in p if weighted or one.failed is None]
     off = [abs(got["value"] - want) for got, want in zip(report["shares"], target.shares, strict=False)]
     checks = {
         "requests with an outcome differ from those without: what holds for the ones need not hold for the others": (
-            apart(p[True], p[False])
+            apart(known, others)
         ),
         "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain": (
             any(one.failed and one.pro_ok is None for one in records)

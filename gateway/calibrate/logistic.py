@@ -8,27 +8,39 @@ import math
 from collections.abc import Sequence
 
 from gateway.calibration import BELIEVED, EDGE, Layer, Row, sigmoid, taken
+from gateway.estimate import effective
 
 BELIEF = 0.4  # their weights before any outcome, per standard deviation
 FIRM = 20.0  # how firmly: the penalty on moving away from BELIEF
 STEPS = 25
 
 
-def fit(rows: Sequence[Row], hits: Sequence[bool | None], names: Sequence[str], penalty: float) -> Layer:
+def fit(
+    rows: Sequence[Row],
+    hits: Sequence[bool | None],
+    names: Sequence[str],
+    penalty: float,
+    stand_for: Sequence[float] | None = None,
+) -> Layer:
     """The layer for these outcomes (None: not known); `penalty` holds the weights of the measures near 0.
 
-    Means and scales are those of all rows, so the layer of rows without any outcome is what is believed beforehand.
+    `stand_for`: for how many requests each outcome stands, by default for one; together they count for as many as that
+    leaves effective. Means and scales are those of all rows, so the layer of rows without any outcome is what is
+    believed beforehand.
     """
     columns = {name: [taken(name, row[name]) for row in rows if name in row] for name in names}
     means = {name: sum(column) / len(column) for name, column in columns.items()}
     scales = {name: _spread(column, means[name]) for name, column in columns.items()}
-    known = [(row, hit) for row, hit in zip(rows, hits, strict=True) if hit is not None]
+    counts = stand_for or [1.0] * len(rows)
+    known = [one for one in zip(rows, hits, counts, strict=True) if one[1] is not None]
     inputs = [
         [1.0, *((taken(name, row[name]) - means[name]) / scales[name] if name in row else 0.0 for name in names)]
-        for row, _ in known
+        for row, _, _ in known
     ]
+    scale = effective([count for _, _, count in known]) / (sum(count for _, _, count in known) or 1.0)
+    outcomes = [(bool(hit), scale * count) for _, hit, count in known]
     priors = [(0.0, EDGE), *((BELIEF, FIRM) if name in BELIEVED else (0.0, penalty) for name in names)]
-    intercept, *weights = _newton(inputs, [hit for _, hit in known], priors)
+    intercept, *weights = _newton(inputs, outcomes, priors)
     return Layer(intercept, dict(zip(names, weights, strict=True)), means, scales)
 
 
@@ -38,17 +50,18 @@ def _spread(column: Sequence[float], mean: float) -> float:
 
 
 def _newton(
-    inputs: Sequence[Sequence[float]], needed: Sequence[bool], priors: Sequence[tuple[float, float]]
+    inputs: Sequence[Sequence[float]], outcomes: Sequence[tuple[bool, float]], priors: Sequence[tuple[float, float]]
 ) -> list[float]:
-    """Weights of the greatest penalized likelihood, each drawn to its prior's mean with its prior's penalty."""
+    """Weights of the greatest penalized likelihood, each drawn to its prior's mean with its prior's penalty; an outcome
+    counts so many times."""
     size = len(priors)
     weights = [mean for mean, _ in priors]
     for _ in range(STEPS):
         slope = [penalty * (mean - weight) for weight, (mean, penalty) in zip(weights, priors, strict=True)]
         bend = [[priors[i][1] if i == j else 0.0 for j in range(size)] for i in range(size)]
-        for row, hit in zip(inputs, needed, strict=True):
+        for row, (hit, count) in zip(inputs, outcomes, strict=True):
             p = sigmoid(sum(map(float.__mul__, weights, row)))
-            _gather(slope, bend, row, (hit - p, max(p * (1 - p), 1e-9)))
+            _gather(slope, bend, row, (count * (hit - p), count * max(p * (1 - p), 1e-9)))
         move = solve(bend, slope)
         weights = [weight + min(max(step, -2.0), 2.0) for weight, step in zip(weights, move, strict=True)]
         if max(map(abs, move)) < 1e-6:
@@ -83,7 +96,8 @@ def solve(lower: list[list[float]], right: Sequence[float]) -> list[float]:
     return up
 
 
-def loss(layer: Layer, known: Sequence[tuple[Row, bool]]) -> float:
-    """Mean log loss."""
-    chances = ((layer.p(row), hit) for row, hit in known)
-    return -sum(math.log(max(p if hit else 1 - p, 1e-12)) for p, hit in chances) / len(known)
+def loss(layer: Layer, known: Sequence[tuple[Row, bool, float]]) -> float:
+    """Mean log loss; the last of each says for how many requests it stands."""
+    chances = ((layer.p(row), hit, count) for row, hit, count in known)
+    total = sum(count for _, _, count in known)
+    return -sum(count * math.log(max(p if hit else 1 - p, 1e-12)) for p, hit, count in chances) / total

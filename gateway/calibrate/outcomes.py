@@ -14,7 +14,8 @@ class Example:
     """One decision. `at` in seconds since 1970; `measures` as in a Score; `p_complex` as the classifier said it.
 
     `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agree`: nobody
-    judged, the first tier's answer counts as good from this agreement with another's.
+    judged, the first tier's answer counts as good from this agreement with another's. `weight`: for how many
+    requests the outcome stands, one over how likely chance made the first tier the one that answered.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Example:
     flash_ok: bool | None = None
     pro_ok: bool | None = None
     agree: float | None = None
+    weight: float = 1.0
 
     @property
     def needed(self) -> bool | None:
@@ -69,7 +71,16 @@ def example(one: Recorded, agree: float = GOOD) -> Example | None:
         flash_ok=good(one, tiers[:1], least),
         pro_ok=good(one, tiers[1:][-1:], least),
         agree=agree if compared else None,
+        weight=stands_for(one, tiers[:1]),
     )
+
+
+def stands_for(one: Recorded, first: Sequence[str]) -> float:
+    """For how many requests the first tier's outcome stands: where it is known only since chance let that tier answer,
+    for those as well that chance sent elsewhere."""
+    chances, answered = one.route.chances, one.tier or one.route.tier
+    by_chance = one.outcome is not None and first and answered == first[0] == one.route.tier
+    return 1 / chances[first[0]] if by_chance and chances.get(first[0]) else 1.0
 
 
 def good(one: Recorded, tier: Sequence[str], least: float) -> bool | None:

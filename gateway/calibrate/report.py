@@ -5,15 +5,23 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
+from typing import NamedTuple
 
-from gateway.estimate import wilson
+from gateway.estimate import effective, wilson
 
 BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
+ROUNDING = 1e-9  # of sums of weights
 
-Pair = tuple[float, float]
+
+class Judged(NamedTuple):
+    """A request with its outcome: p, what happened (1 or 0) or was gained, and for how many requests it stands."""
+
+    p: float
+    value: float
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +33,39 @@ class Estimate:
     high: float
 
 
-def brier(judged: Sequence[tuple[float, bool]]) -> float:
+def mean(judged: Sequence[Judged]) -> float:
+    """The mean value."""
+    return sum(one.weight * one.value for one in judged) / sum(one.weight for one in judged)
+
+
+def brier(judged: Sequence[Judged]) -> float:
     """Mean squared distance of p from what happened; 0 is best."""
-    return sum((p - hit) ** 2 for p, hit in judged) / len(judged)
+    return mean([Judged(one.p, (one.p - one.value) ** 2, one.weight) for one in judged])
 
 
-def ece(judged: Sequence[tuple[float, bool]]) -> float:
+def ece(judged: Sequence[Judged]) -> float:
     """Mean distance of stated from observed probability, over ten bins of equally many requests."""
-    ranked = sorted(judged, key=lambda pair: pair[0])  # equal p keep their order, whatever happened
-    edges = [round(len(ranked) * i / BINS) for i in range(BINS + 1)]
-    parts = [ranked[a:b] for a, b in pairwise(edges) if b > a]
-    return sum(abs(sum(p for p, _ in part) - sum(hit for _, hit in part)) for part in parts) / len(ranked)
+    ranked = sorted(judged, key=lambda one: one.p)  # equal p keep their order, whatever happened
+    total, before, off = sum(one.weight for one in judged), 0.0, [0.0] * BINS
+    for one in ranked:
+        off[min(int(BINS * before / total + ROUNDING), BINS - 1)] += one.weight * (one.p - one.value)
+        before += one.weight
+    return sum(map(abs, off)) / total
 
 
-def lift(judged: Sequence[Pair], threshold: float) -> float:
-    """The part of Pro's gain that is caught at or above the threshold, less what chance would catch at that share.
-
-    `judged` holds p and gain. NaN when Pro gains nothing over all.
+def lift(judged: Sequence[Judged], threshold: float) -> float:
+    """The part of Pro's gain, here the values, that is caught at or above the threshold, less what chance would catch
+    at that share. NaN when Pro gains nothing over all.
     """
-    whole = sum(gain for _, gain in judged)
+    whole = sum(one.weight * one.value for one in judged)
     if whole <= 0:
         return math.nan
-    above = [gain for p, gain in judged if p >= threshold]
-    return sum(above) / whole - len(above) / len(judged)
+    above = [one for one in judged if one.p >= threshold]
+    caught, share = sum(one.weight * one.value for one in above), sum(one.weight for one in above)
+    return caught / whole - share / sum(one.weight for one in judged)
 
 
-def bootstrap(judged: Sequence[Pair], measure: Callable[[Sequence[Pair]], float]) -> Estimate:
+def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], float]) -> Estimate:
     """The measure, and its 95 % interval over resampled requests."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
     drawn = (measure(chance.choices(judged, k=len(judged))) for _ in range(DRAWS))
@@ -65,11 +80,26 @@ def share_interval(hits: int, of: int) -> Estimate:
     return Estimate(hits / of, *wilson(hits / of, of))
 
 
-def apart(some: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether two samples differ in distribution (Kolmogorov and Smirnov, at 5 %)."""
+def rate_interval(judged: Sequence[Judged]) -> Estimate:
+    """The mean of what happened or not, with Wilson's interval for as many requests as the weights leave."""
+    rate = mean(judged)
+    return Estimate(rate, *wilson(rate, round(effective([one.weight for one in judged]))))
+
+
+def thinned(judged: Sequence[Judged]) -> list[Judged]:
+    """A sample in which each stands for itself: by chance each stays as often as its weight says. All of equal ones."""
+    chance, most = random.Random(SEED), max((one.weight for one in judged), default=1.0)  # noqa: S311  (as above)
+    return [Judged(one.p, one.value) for one in judged if chance.random() * most < one.weight]
+
+
+def apart(some: Sequence[Judged], others: Sequence[float]) -> bool:
+    """Whether p differs in distribution between some requests and others (Kolmogorov and Smirnov, at 5 %)."""
     if not some or not others:
         return False
-    here, there = sorted(some), sorted(others)
-    below = ((bisect_right(here, at) / len(here), bisect_right(there, at) / len(there)) for at in (*here, *there))
+    here, there = sorted(one.p for one in some), sorted(others)
+    weights = list(accumulate((one.weight for one in sorted(some)), initial=0.0))
+    below = (
+        (weights[bisect_right(here, at)] / weights[-1], bisect_right(there, at) / len(there)) for at in (*here, *there)
+    )
     widest = max(abs(one - other) for one, other in below)
-    return widest > 1.358 * math.sqrt(1 / len(here) + 1 / len(there))
+    return widest > 1.358 * math.sqrt(1 / effective([one.weight for one in some]) + 1 / len(there))

@@ -69,7 +69,9 @@ def in_words(found: Calibration) -> list[str]:
         lines.append(f"lift         {interval(report['lift'])} of Pro's gain above chance at an equal share")
     if "outcomes" in report:
         shown = (f"{name} {report[key]:.3f}" for name, key in RELIABILITY.items())
-        lines.append(f"reliability  {', '.join(shown)}; {report['outcomes']} outcomes")
+        lines.append(
+            f"reliability  {', '.join(shown)}; {report['outcomes']} outcomes, {report['effective']:.0f} effective"
+        )
     if report.get("flash_failure"):
         lines.append(f"Flash fails  {interval(report['flash_failure'])} of what stays")
     return lines + [f"caveat       {text}" for text in found.caveats]

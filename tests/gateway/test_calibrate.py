@@ -19,7 +19,7 @@ from gateway.calibrate import (
     told,
 )
 from gateway.calibrate.bound import certify, fewest, tail
-from gateway.calibrate.report import apart, bootstrap, brier, ece, lift
+from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, thinned
 from gateway.calibration import load
 
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
@@ -95,9 +95,9 @@ def test_a_cost_is_the_share_that_it_pays_for() -> None:
 
 def test_p_is_what_happens() -> None:
     found = calibrate(traffic(4000, by_score), parse("pro_share=0.25"))
-    fresh = [(found.layer.p(told(one)), bool(one.failed)) for one in traffic(4000, by_score, seed=2)]
+    fresh = [Judged(found.layer.p(told(one)), float(bool(one.failed))) for one in traffic(4000, by_score, seed=2)]
     assert ece(fresh) < 0.04
-    assert brier(fresh) < brier([(0.3167, hit) for _, hit in fresh])  # the mean of by_score
+    assert brier(fresh) < brier([Judged(0.3167, one.value) for one in fresh])  # the mean of by_score
 
 
 def test_p_rises_with_the_score_and_with_the_verdict() -> None:
@@ -221,6 +221,69 @@ def test_where_pro_is_no_better_there_is_nothing_to_gain() -> None:
     assert load(dump(found, "", 400, 0.0))[1] == found.edges
 
 
+def explored(n: int, fails: Chance, explore: float, seed: int = 1) -> list[Example]:
+    """Requests of which only what Flash answered is known: it answers where the score is low, else as `explore` has
+    it; each outcome stands for as many as that leaves out."""
+    chance, found = random.Random(seed), []
+    for one in traffic(n, fails, seed=seed):
+        p = 1 - explore if one.score < 0.5 else explore
+        known = chance.random() < p
+        found.append(
+            replace(
+                one, flash_ok=one.flash_ok if known else None, pro_ok=None, weight=1 / p if known else 1.0, measures={}
+            )
+        )
+    return found
+
+
+def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
+    records = explored(2000, by_score, 0.1)
+    found = calibrate(records, parse("pro_share=0.25"))
+    blind = calibrate([replace(one, weight=1.0) for one in records], parse("pro_share=0.25"))
+    assert found.report["rate"] == pytest.approx(0.3167, abs=0.05)
+    assert blind.report["rate"] < 0.2
+    assert found.report["effective"] < 0.5 * found.report["outcomes"]
+    assert blind.report["effective"] == blind.report["outcomes"] == found.report["outcomes"]
+    unlike = "differ from those without"
+    assert not any(unlike in caveat for caveat in found.caveats)
+    assert any(unlike in caveat for caveat in blind.caveats)
+
+
+def jumps(score: float, x: float) -> float:
+    return 0.05 if score < 0.5 else 0.9
+
+
+def test_a_bound_from_explored_outcomes_holds_for_all_requests() -> None:
+    records, fresh = explored(4000, jumps, 0.2), traffic(2000, jumps, seed=2)
+
+    def failing(known: list[Example]) -> float:
+        found = calibrate(known, parse("flash_failure=0.25@0.9"))
+        kept = [bool(one.failed) for one in fresh if found.band(told(one)) == 0]
+        return sum(kept) / len(kept)
+
+    assert failing(records) <= 0.25
+    assert failing([replace(one, weight=1.0) for one in records]) > 0.4, "what chance left out fails more often"
+
+
+def test_outcomes_that_weigh_too_little_are_few() -> None:
+    records = [replace(one, weight=1.0 if at % 20 else 500.0) for at, one in enumerate(traffic(600, by_score))]
+    with pytest.raises(Unproven, match="worth"):
+        calibrate(records, parse("flash_failure=0.3@0.95"))
+    assert not calibrate(records, parse("pro_share=0.25")).proven
+
+
+def test_a_thinned_sample_stands_for_the_whole() -> None:
+    chance = random.Random(8)
+    drawn = [
+        Judged(p, 0.0, 1 / p) for p in (chance.random() for _ in range(20_000)) if p > 0.05 and chance.random() < p
+    ]
+    left = thinned(drawn)
+    assert {one.weight for one in left} == {1.0}
+    assert sum(one.p for one in left) / len(left) == pytest.approx(0.525, abs=0.03)
+    alike = [Judged(0.1, 1.0, 3.0)] * 50
+    assert len(thinned(alike)) == 50, "equal weights leave all"
+
+
 def test_the_tail_is_the_binomial_one() -> None:
     assert tail(0, 10, 0.1) == pytest.approx(0.9**10)
     assert tail(10, 10, 0.1) == pytest.approx(1.0)
@@ -228,24 +291,27 @@ def test_the_tail_is_the_binomial_one() -> None:
 
 
 def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> None:
-    pairs = [(0.9, 1.0)] * 20 + [(0.1, 0.0)] * 80
+    pairs = [Judged(0.9, 1.0)] * 20 + [Judged(0.1, 0.0)] * 80
     assert lift(pairs, 0.5) == pytest.approx(0.8)
     assert lift(pairs, 0.0) == 0
-    assert math.isnan(lift([(0.5, 0.0)], 0.1))
+    assert math.isnan(lift([Judged(0.5, 0.0)], 0.1))
     assert bootstrap(pairs, lambda sample: lift(sample, 0.5)).low > 0.7
 
 
 def test_ece_is_0_for_true_chances_and_the_distance_for_shifted_ones() -> None:
-    pairs = [(0.2, i % 5 == 0) for i in range(1000)]
+    pairs = [Judged(0.2, float(i % 5 == 0)) for i in range(1000)]
     assert ece(pairs) == pytest.approx(0, abs=1e-9)
-    assert ece([(p + 0.3, hit) for p, hit in pairs]) == pytest.approx(0.3)
+    assert ece([Judged(one.p + 0.3, one.value) for one in pairs]) == pytest.approx(0.3)
 
 
 def test_samples_of_one_kind_are_not_apart_and_shifted_ones_are() -> None:
     chance = random.Random(3)
-    some = [chance.random() for _ in range(500)]
+    some = [Judged(chance.random(), 0.0) for _ in range(500)]
     assert not apart(some, [chance.random() for _ in range(500)])
-    assert apart(some, [value + 0.3 for value in some])
+    assert apart(some, [one.p + 0.3 for one in some])
+    half = [Judged(p, 0.0, 1 / p) for p in (chance.random() for _ in range(4000)) if chance.random() < p]
+    assert not apart(half, [chance.random() for _ in range(500)]), "weights make up for what chance left out"
+    assert apart([Judged(one.p, 0.0) for one in half], [chance.random() for _ in range(500)])
 
 
 def test_a_calibration_decides_from_its_file_as_it_did_before() -> None:

@@ -50,6 +50,22 @@ def test_a_tiers_outcome_is_known_where_it_answered_or_somebody_judged_it(
     assert (found.flash_ok, found.pro_ok) == (flash, pro)
 
 
+def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
+    by_chance = Chosen("flash", 0.1, chances={"pro": 0.9, "flash": 0.1})
+    upward = Chosen("pro", 0.9, chances={"pro": 0.9, "flash": 0.1})
+    judged, both = Outcome(1.0), Outcome(1.0, tiers={"flash": 0.0})
+    records = [
+        decision("known", outcome=judged),
+        decision("unknown"),
+        decision("went elsewhere", "pro", outcome=both),
+        decision("fell back", outcome=judged),
+    ]
+    for one, route in zip(records, (by_chance, by_chance, upward, upward), strict=True):
+        one.route = route
+    assert [one.weight for one in examples(records)] == [10.0, 1.0, 1.0, 1.0]
+    assert [one.weight for one in examples([decision(outcome=judged)])] == [1.0]
+
+
 def test_from_which_agreement_flash_counts_as_good_is_the_operators_to_say() -> None:
     records = [decision("a", outcome=Outcome(0.4, SHADOW)), decision("b", outcome=Outcome(0.4))]
     assert [(one.flash_ok, one.agree) for one in examples(records)] == [(False, 0.5), (False, None)]
