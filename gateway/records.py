@@ -199,7 +199,8 @@ def seen(policy: Policy) -> Seen:
     asked = f"{rules.prompt} {how} {model} {digest}"
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
     prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
-    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked, policy.sessions is not None)
+    starts = dict.fromkeys(policy.holdback.tiers, policy.holdback.looks) if policy.holdback else {}
+    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked, policy.sessions is not None, starts)
 
 
 def append(path: Path, lines: list[bytes]) -> None:

@@ -219,14 +219,14 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What became of a start that was kept back, why, and for how many seconds it was.
-
-    kept (tokens | wait | end; unanswered: weak, but nobody else answered), escalated (the sign), broken (the failure).
-    """
+    """What became of a start that was kept back, why, and for how many seconds it was: kept (tokens | wait | end;
+    unanswered: weak, but nobody else answered), escalated (the sign), broken (the failure). `figures`: what was seen of
+    mean_logprob and margin."""
 
     outcome: Literal["kept", "escalated", "broken"]
     reason: str
     seconds: float
+    figures: Mapping[str, float] = {}
 
 
 class Decision(msgspec.Struct, frozen=True):

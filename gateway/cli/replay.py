@@ -149,6 +149,8 @@ def draw(found: Replay, out: Console) -> None:
         f"{found.records} records: {found.decided} decided, {found.undecided} undecided (nobody asked the classifier "
         f"then), {found.refused} refused, {found.outcomes} with an outcome; {found.moved} go elsewhere"
     )
+    if found.unseen:
+        out.print(f"of {found.unseen:.0f} hold-back would judge a start that nobody saw; they count as let out")
     out.print(moves_table(found.moves))
     table = Table("", "Pro share", "cost USD", "counted", "quality", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, arm in found.arms.items():

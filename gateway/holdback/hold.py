@@ -9,12 +9,12 @@ import msgspec
 from gateway.body import Fields
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.holdback.opening import Opening
-from gateway.holdback.signs import doubtful, over, shown
+from gateway.holdback.signs import doubtful, figures, over, shown
 from gateway.holdback.wording import Start, unprobed
 from gateway.policy import Holdback, Policy
 from gateway.routing import lacks, reachable
 from gateway.splice import unasked, watched
-from gateway.types import Bill, ChatRequest, Decision, Held, Reply, Route
+from gateway.types import Bill, ChatRequest, Decision, Facts, Held, Reply, Route
 from gateway.upstream import Upstream
 
 Send = Callable[[Route], Awaitable[Reply]]
@@ -31,7 +31,7 @@ async def hold(request: ChatRequest, policy: Policy, upstream: Upstream, make: C
     if not rules or not decision or reply.status != 200:
         return reply
     opening = opened(request, reply, policy)
-    if not may_escalate(reply.tier, decision, rules, policy):
+    if not may_escalate(reply.tier, decision.facts, decision.route.tiers[0], rules, policy):
         return reply
 
     async def send(route: Route) -> Reply:
@@ -41,7 +41,7 @@ async def hold(request: ChatRequest, policy: Policy, upstream: Upstream, make: C
         return other
 
     try:
-        weak, why = await judged(opening, reply.stream, rules, request.fields)
+        weak, why, seen = await judged(opening, reply.stream, rules, request.fields)
         reply.waited += opening.waited
         other = await escalated(request, reply, rules.to, send) if weak else None
     except UpstreamFailed as refusal:
@@ -53,23 +53,24 @@ async def hold(request: ChatRequest, policy: Policy, upstream: Upstream, make: C
         await reply.close()
         raise
     if other:
-        return settled(other, decision, Held("escalated", weak or "", opening.waited))
-    return settled(reply, decision, Held("kept", "unanswered" if weak else why, opening.waited))
+        return settled(other, decision, Held("escalated", weak or "", opening.waited, seen))
+    return settled(reply, decision, Held("kept", "unanswered" if weak else why, opening.waited, seen))
 
 
-def may_escalate(tier: str, decision: Decision, rules: Holdback, policy: Policy) -> bool:
+def may_escalate(tier: str, facts: Facts, first: str, rules: Holdback, policy: Policy) -> bool:
     """Whether another tier may answer in place of this one.
 
     Not where the caller chose the tier, its budget or share is used up or the other tier lacks what the request needs;
-    nor after a failover, which may have come from that very tier.
+    nor after a failover (it is not the `first` of the route), which may have come from that very tier.
     """
-    facts = decision.facts
-    free = facts.wish is None and tier == decision.route.tiers[0]
+    free = facts.wish is None and tier == first
     return free and rules.to in reachable(facts, policy) and lacks(facts, policy.tiers[rules.to]) is None
 
 
-async def judged(opening: Opening, stream: bool, rules: Holdback, fields: Fields) -> tuple[str | None, str]:
-    """The sign of weakness, if there is one, and what ended the start: tokens | wait | end.
+async def judged(
+    opening: Opening, stream: bool, rules: Holdback, fields: Fields
+) -> tuple[str | None, str, dict[str, float]]:
+    """The sign of weakness, if there is one, what ended the start (tokens | wait | end), and its figures.
 
     Raises UpstreamFailed when the answer breaks before that.
     """
@@ -77,13 +78,14 @@ async def judged(opening: Opening, stream: bool, rules: Holdback, fields: Fields
     while True:
         piece = await opening.more(None if end is None else max(0.0, end - time.perf_counter()))
         if piece is None:
-            return doubtful(start, rules.escalate_when), "wait"
+            return doubtful(figures(start), rules.escalate_when), "wait", figures(start)
         start.see(piece, stream)
         if start.failed:
             raise UpstreamFailed("The model server failed before it answered.")
         sign, why = shown(start, rules.escalate_when, fields), over(start, rules)
         if sign or why:
-            return sign or doubtful(start, rules.escalate_when), why or ""
+            told = figures(start)
+            return sign or doubtful(told, rules.escalate_when), why or "", told
         if end is None and start.tokens:
             end = time.perf_counter() + rules.wait
 

@@ -1,7 +1,7 @@
 """What about a start is weak?   Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -41,15 +41,21 @@ def shown(start: Start, rules: Weak, fields: Fields) -> str | None:
     return "repetition" if rules.repetition and loops(start.text) else None
 
 
-def doubtful(start: Start, rules: Weak) -> str | None:
-    """The figure that is too low, over all that was kept back. A server that tells none gives no sign."""
-    if is_low(start.logprobs, rules.mean_logprob):
+def figures(start: Start) -> dict[str, float]:
+    """Means over all that was kept back, by name; what the server did not tell is not among them."""
+    told = {"mean_logprob": start.logprobs, "margin": start.margins}
+    return {name: round(fmean(values), 6) for name, values in told.items() if values}
+
+
+def doubtful(told: Mapping[str, float], rules: Weak) -> str | None:
+    """The figure that is too low. A server that tells none gives no sign."""
+    if is_low(told.get("mean_logprob"), rules.mean_logprob):
         return "mean_logprob"
-    return "margin" if is_low(start.margins, rules.margin) else None
+    return "margin" if is_low(told.get("margin"), rules.margin) else None
 
 
-def is_low(figures: Sequence[float], most: Most | None) -> bool:
-    return most is not None and bool(figures) and fmean(figures) <= most.max
+def is_low(figure: float | None, most: Most | None) -> bool:
+    return most is not None and figure is not None and figure <= most.max
 
 
 def refuses(text: str, words: Sequence[str]) -> bool:

@@ -1,5 +1,6 @@
 """Whose answers are kept back at first, and what makes their start too weak to be let out?"""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -54,3 +55,12 @@ class Holdback:
     escalate_when: Annotated[Weak, Field(description="signs of a weak start")]
     tokens: Annotated[Count, Field(le=1000, description="how many tokens are kept back at most")] = 24
     wait: Annotated[Duration, Field(description="how long they are, from the first one")] = 0.4
+
+    @property
+    def looks(self) -> str:
+        """What is seen of a start. Rules that bound its figures otherwise see the same."""
+        when = self.escalate_when
+        signs = [name for name in ("refusal", "repetition", "schema_violation", "empty") if getattr(when, name)]
+        words = hashlib.sha256("\n".join(when.refusal_words).encode()).hexdigest()[:12] if when.refusal_words else ""
+        told = [*signs, *(["words " + words] if words else []), *(["figures"] if when.figures else [])]
+        return f"{self.tokens} tokens or {self.wait:g} s: {', '.join(told)}"

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from gateway.body import Fields
-from gateway.holdback.signs import doubtful, loops, shown, violates
+from gateway.holdback.signs import doubtful, figures, loops, shown, violates
 from gateway.holdback.wording import Start, unprobed
 from gateway.policy import Most, PolicyError, Weak, load_policy
 from gateway.sse import event
@@ -135,10 +135,10 @@ def test_what_shows_before_the_start_is_over(start: Start, sign: str | None) -> 
 
 def test_figures_are_means_over_all_that_was_kept() -> None:
     weak = Weak(mean_logprob=Most(-1.5), margin=Most(0.5))
-    assert doubtful(Start(logprobs=[-3.0, 0.0], margins=[0.0, 1.0]), weak) == "mean_logprob"
-    assert doubtful(Start(logprobs=[-2.9, 0.0], margins=[0.0, 1.0]), weak) == "margin"
-    assert doubtful(Start(logprobs=[-2.9, 0.0], margins=[0.1, 1.0]), weak) is None
-    assert doubtful(Start("text", 5), weak) is None, "a server that tells none is no weak server"
+    assert doubtful(figures(Start(logprobs=[-3.0, 0.0], margins=[0.0, 1.0])), weak) == "mean_logprob"
+    assert doubtful(figures(Start(logprobs=[-2.9, 0.0], margins=[0.0, 1.0])), weak) == "margin"
+    assert doubtful(figures(Start(logprobs=[-2.9, 0.0], margins=[0.1, 1.0])), weak) is None
+    assert doubtful(figures(Start("text", 5)), weak) is None, "a server that tells none is no weak server"
 
 
 def seen(*chunks: Any, stream: bool = True) -> Start:

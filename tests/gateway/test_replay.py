@@ -93,7 +93,7 @@ def triaged(count: int, quality: Callable[[str, float], float], seed: int = 0) -
 
 
 def chances_of(records: list[Recorded]) -> list[Mapping[str, float]]:
-    return [choice.chances for choice in choices(records, A)]
+    return [choice.way.chances for choice in choices(records, A)]
 
 
 def better(tier: str, p: float) -> float:
@@ -135,12 +135,10 @@ def test_the_shuffle_has_the_candidates_shares_and_the_ends_have_theirs() -> Non
 
 def test_the_shuffle_sends_nobody_where_the_candidate_could_not() -> None:
     records = traffic(200)
-    for one, chances in zip(
-        records, shuffled([one.read_facts() for one in records], chances_of(records), A), strict=True
-    ):
+    for one, way in zip(records, shuffled([one.read_facts() for one in records], chances_of(records), A), strict=True):
         bound = one.facts["plan"] == "batch" or one.facts["capped"]
-        assert set(chances) <= ({"flash"} if bound else {"flash", "pro"})
-        assert sum(chances.values()) == pytest.approx(1.0)
+        assert set(way.chances) <= ({"flash"} if bound else {"flash", "pro"})
+        assert sum(way.chances.values()) == pytest.approx(1.0)
 
 
 def test_a_classifier_that_was_not_asked_leaves_the_request_undecided() -> None:
@@ -307,5 +305,5 @@ def test_moves_are_counted_by_tiers_and_rule_with_some_of_their_ids() -> None:
 def test_a_choice_has_all_its_chances() -> None:
     one = traffic(300)
     made = choices(one, replace(A, name="other"))
-    assert all(sum(choice.chances.values()) == pytest.approx(1.0) for choice in made)
-    assert {len(choice.chances) for choice in made} == {1, 2}
+    assert all(sum(choice.way.chances.values()) == pytest.approx(1.0) for choice in made)
+    assert {len(choice.way.chances) for choice in made} == {1, 2}

@@ -1,41 +1,21 @@
-"""What would another policy have done with these requests?   Pure: `route` itself decides, on what was recorded.
-
-Load, budgets and shares stand as they were; a classifier that was not asked then is not asked now: such a request is
-`undecided` and left out of the figures.
-"""
+"""What do the requests come to, under another policy and beside it?   Pure. Undecided ones are left out."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from gateway.errors import Refusal
 from gateway.estimate import Estimate, Unknown, estimate, wilson
-from gateway.explain import OUTPUT_TOKENS, outcome
-from gateway.policy import LOCAL, Policy, Rule
+from gateway.explain import OUTPUT_TOKENS
+from gateway.holdback import answered
+from gateway.policy import Policy
 from gateway.pricing import cost
-from gateway.recorded import SHADOW, Outcome, Recorded, Seen
-from gateway.records import seen
+from gateway.recorded import SHADOW, Outcome, Recorded
+from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Way, as_recorded, choices
 from gateway.routing import place, reachable
 from gateway.store import NANO
-from gateway.types import Ask, Facts, Route
+from gateway.types import Facts
 
 EXAMPLES = 5  # request ids named for each move
-OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers that are not called as their fact
-REFUSED, UNDECIDED = "refused", "undecided"
-Chances = Mapping[str, float]
-
-
-class Unrecorded(Exception):
-    """The policy looks at something that the records do not hold; the message names rule and fact."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a policy does with one recorded request. `to`: a tier, REFUSED or UNDECIDED; `chances` of each tier."""
-
-    to: str
-    rule: str = ""
-    chances: Chances = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +48,14 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """`decided` requests are compared; `arms` holds the candidate, what was recorded, and the controls."""
+    """`decided` requests are compared; `arms` holds the candidate, what was recorded, and the controls. `unseen`: of
+    how many, on the mean, the candidate would judge a start that nobody saw."""
 
     records: int
     decided: int
     undecided: int
     refused: int
+    unseen: float
     outcomes: int
     moved: int
     moves: tuple[Move, ...]
@@ -102,84 +84,27 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
     Raises Unrecorded, RecordError.
     """
     found = choices(records, policy)
-    kept = [(one, choice) for one, choice in zip(records, found, strict=True) if choice.chances]
-    rows = [one for one, _ in kept]
-    chosen = [choice.chances for _, choice in kept]
+    kept = [(one, choice.way) for one, choice in zip(records, found, strict=True) if choice.way.chances]
+    rows, chosen = [one for one, _ in kept], [way for _, way in kept]
     facts = [one.read_facts() for one in rows]
     ends = tuple(policy.tiers)[:: max(1, len(policy.tiers) - 1)]
-    arms: dict[str, Sequence[Chances]] = {"candidate": chosen, "recorded": [one.route.logged for one in rows]}
-    arms |= {f"all {tier}": [{place(each, policy, tier)[0]: 1.0} for each in facts] for tier in ends}
-    arms["shuffle"] = shuffled(facts, chosen, policy)
+    arms: dict[str, Sequence[Way]] = {"candidate": chosen, "recorded": [as_recorded(one) for one in rows]}
+    arms |= {f"all {tier}": [Way({place(each, policy, tier)[0]: 1.0}) for each in facts] for tier in ends}
+    arms["shuffle"] = shuffled(facts, [way.answers for way in chosen], policy)
     counts = Counter(choice.to for choice in found)
-    moves = moved([one.route.tier for one in records], found, records)
+    moves = moved([answered(one) for one in records], found, records)
     prices = Prices(rows, policy)
     return Replay(
         len(records),
         len(rows),
         counts[UNDECIDED],
         counts[REFUSED],
+        sum(way.unseen for way in chosen),
         sum(judgement(one) is not None for one in rows),
         sum(move.count for move in moves),
         moves,
-        {name: arm(rows, chances, prices) for name, chances in arms.items()},
+        {name: arm(rows, ways, prices) for name, ways in arms.items()},
     )
-
-
-def choices(records: Sequence[Recorded], policy: Policy) -> list[Choice]:
-    """What `policy` does with each. Raises Unrecorded, RecordError."""
-    looks = seen(policy)
-    for one in records:
-        refuse_unrecorded(one, policy, looks)
-    return [choice(one, policy) for one in records]
-
-
-def choice(one: Recorded, policy: Policy) -> Choice:
-    facts = one.read_facts()
-    found = outcome(facts, None, policy)
-    if isinstance(found, Ask) and one.verdict:
-        found = outcome(facts, one.verdict, policy)
-    if isinstance(found, Route):
-        return Choice(found.tiers[0], found.rule, found.chances or {found.tiers[0]: 1.0})
-    return Choice(REFUSED if isinstance(found, Refusal) else UNDECIDED)
-
-
-def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
-    """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question."""
-    for rule in policy.rules:
-        of_session = ["session"] if policy.sessions and not isinstance(rule.route, str) else []
-        missing = next((fact for fact in wanted(rule, policy) + of_session if not holds(one, fact, looks)), None)
-        if missing:
-            raise Unrecorded(f"rule {rule.id} looks at {missing}, which record {one.id} ({one.policy}) does not hold")
-    asking = next((rule for rule in policy.rules if not isinstance(rule.route, str)), None)
-    if asking and one.verdict and one.seen and one.seen.question != looks.question:
-        raise Unrecorded(
-            f"rule {asking.id} asks {looks.question!r}, but the verdict of record {one.id} answers "
-            f"{one.seen.question!r}: a verdict on one question says nothing about another"
-        )
-
-
-def wanted(rule: Rule, policy: Policy) -> list[str]:
-    """The facts that a rule or its verdict looks at: `plan`, `header.x-phase`, `load.pro.inflight`, `signals.sql`."""
-    names = [OF_RULES.get(check.key, check.key) for check in rule.checks if check.key != "signals"]
-    names += [f"signals.{name}" for name in (rule.when and rule.when.signals) or ()]
-    weighs = policy.calibration is not None or LOCAL in policy.triage.otherwise.values()
-    return [*names, "score"] if weighs and not isinstance(rule.route, str) else names
-
-
-def holds(one: Recorded, fact: str, looks: Seen) -> bool:
-    """Whether the record says what this fact was. A signal is what its pattern is, whatever its name."""
-    name, _, part = fact.partition(".")
-    if name == "score":  # of a wish there is none, and no rule looks at one
-        return one.facts.get("score") is not None or one.facts.get("wish") is not None
-    if name not in {"header", "signals", "load", "session"}:
-        return name in one.facts
-    if one.seen is None:
-        return False
-    if name == "session":
-        return one.seen.sessions
-    if name == "signals":
-        return one.seen.signals.get(part) == looks.signals[part]
-    return part in one.seen.headers if name == "header" else part.removesuffix(".inflight") in one.seen.tiers
 
 
 def moved(origins: Sequence[str], choices: Sequence[Choice], rows: Sequence[Recorded]) -> tuple[Move, ...]:
@@ -192,7 +117,7 @@ def moved(origins: Sequence[str], choices: Sequence[Choice], rows: Sequence[Reco
     return tuple(sorted(moves, key=lambda move: -move.count))
 
 
-def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) -> list[Chances]:
+def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) -> list[Way]:
     """The same shares as `chosen` among requests that may reach the same tiers, whatever they are."""
     kinds = [tuple(dict.fromkeys(place(each, policy, t)[0] for t in reachable(each, policy))) for each in facts]
     sums: dict[tuple[str, ...], dict[str, float]] = {}
@@ -202,12 +127,12 @@ def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) 
             total[tier] = total.get(tier, 0.0) + p
     sizes = Counter(kinds)
     shares = {kind: {tier: p / sizes[kind] for tier, p in total.items()} for kind, total in sums.items()}
-    return [shares[kind] for kind in kinds]
+    return [Way(shares[kind]) for kind in kinds]
 
 
-def arm(rows: Sequence[Recorded], chosen: Sequence[Chances], prices: "Prices") -> Arm:
+def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices") -> Arm:
     """The figures of one way to choose."""
-    count = len(rows) or 1
+    count, chosen = len(rows) or 1, [way.answers for way in ways]
     tiers = dict.fromkeys(tier for chances in chosen for tier in chances)
     shares = {tier: sum(chances.get(tier, 0.0) for chances in chosen) / count for tier in tiers}
     above = min(1.0, sum(share for tier, share in shares.items() if tier != prices.first))
@@ -215,7 +140,7 @@ def arm(rows: Sequence[Recorded], chosen: Sequence[Chances], prices: "Prices") -
     usd = sum(part for part, _ in costs)
     counted = sum(part for part, known in costs if known) / usd if usd else 1.0
     try:
-        quality, unknown = judged(rows, chosen), None
+        quality, unknown = judged(rows, ways), None
     except Unknown as why:
         quality, unknown = None, str(why)
     return Arm(shares, above, *wilson(above, len(rows)), usd, counted, quality, unknown)
@@ -226,19 +151,31 @@ def judgement(one: Recorded) -> Outcome | None:
     return None if one.outcome is None or one.outcome.source == SHADOW else one.outcome
 
 
-def judged(rows: Sequence[Recorded], chosen: Sequence[Chances]) -> Estimate:
-    """The quality that these chances would have brought. Raises Unknown.
+def judged(rows: Sequence[Recorded], ways: Sequence[Way]) -> Estimate:
+    """The quality that these ways would have brought. Raises Unknown.
 
-    Where every outcome tells of every tier that may be chosen, as of labelled requests, nothing needs a weight.
+    Where every outcome tells of every tier that may answer, as of labelled requests, nothing needs a weight. Else an
+    outcome tells of the tier that was chosen first, where its start would have led to the same answer.
     """
-    found = [(one, judgement(one), chances) for one, chances in zip(rows, chosen, strict=True)]
-    known = [(one, said, chances) for one, said, chances in found if said]
-    told = [({one.tier or one.route.tier: said.quality, **said.tiers}, chances) for one, said, chances in known]
+    found = [(one, judgement(one), way) for one, way in zip(rows, ways, strict=True)]
+    known = [(one, said, way) for one, said, way in found if said]
+    told = [({one.tier or one.route.tier: said.quality, **said.tiers}, way.answers) for one, said, way in known]
     if all(chances.keys() <= values.keys() for values, chances in told):
         return estimate([(1.0, sum(p * values[tier] for tier, p in chances.items())) for values, chances in told])
-    lost = sum(p for one, _, chances in known for tier, p in chances.items() if tier not in one.route.logged)
-    weighed = [(chances.get(one.route.tier, 0.0) / one.route.p, said.quality) for one, said, chances in known]
-    return estimate(weighed, lost / len(known))
+    weighed = [(supported(one, way) / one.route.p, said.quality) for one, said, way in known]
+    return estimate(weighed, sum(lost(one, way) for one, _, way in known) / len(known))
+
+
+def supported(one: Recorded, way: Way) -> float:
+    """How likely `way` is to do what was done."""
+    tier = one.route.tier
+    return way.chances.get(tier, 0.0) if way.ends.get(tier, tier) == answered(one) else 0.0
+
+
+def lost(one: Recorded, way: Way) -> float:
+    """How likely `way` is to do what had no chance to be done."""
+    elsewhere = sum(p for tier, p in way.chances.items() if tier not in one.route.logged)
+    return elsewhere + way.chances.get(one.route.tier, 0.0) - supported(one, way)
 
 
 class Prices:

@@ -1,0 +1,129 @@
+"""Where would a policy have sent a recorded request?   Pure: `route` itself decides, on what was recorded.
+
+Load, budgets and shares stand as they were; a classifier that was not asked then is not asked now: such a request is
+`undecided`. A start that hold-back saw is judged again; one that nobody saw, of a tier that did not answer then, counts
+as let out, and is told (`unseen`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gateway.errors import Refusal
+from gateway.explain import outcome
+from gateway.holdback import again, answered, unrecorded, watches
+from gateway.policy import LOCAL, Policy, Rule
+from gateway.recorded import Recorded, Seen
+from gateway.records import seen
+from gateway.types import Ask, Facts, Route
+
+OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers that are not called as their fact
+REFUSED, UNDECIDED = "refused", "undecided"
+Chances = Mapping[str, float]
+
+
+class Unrecorded(Exception):
+    """The policy looks at something that the records do not hold; the message names rule and fact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a request goes: the `chances` of each tier to be first, and who answers in place of one (`ends`), if it is
+    not that tier itself. `unseen`: the chance that hold-back judges a start that nobody saw."""
+
+    chances: Chances = field(default_factory=dict)
+    ends: Mapping[str, str] = field(default_factory=dict)
+    unseen: float = 0.0
+
+    @property
+    def answers(self) -> Chances:
+        """How likely each tier is to answer."""
+        if not self.ends:
+            return self.chances
+        found: dict[str, float] = {}
+        for tier, p in self.chances.items():
+            end = self.ends.get(tier, tier)
+            found[end] = found.get(end, 0.0) + p
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a policy does with one recorded request. `to`: a tier, REFUSED or UNDECIDED."""
+
+    to: str
+    rule: str = ""
+    way: Way = Way()
+
+
+def choices(records: Sequence[Recorded], policy: Policy) -> list[Choice]:
+    """What `policy` does with each. Raises Unrecorded, RecordError."""
+    looks = seen(policy)
+    for one in records:
+        refuse_unrecorded(one, policy, looks)
+    return [choice(one, policy) for one in records]
+
+
+def choice(one: Recorded, policy: Policy) -> Choice:
+    facts = one.read_facts()
+    found = outcome(facts, None, policy)
+    if isinstance(found, Ask) and one.verdict:
+        found = outcome(facts, one.verdict, policy)
+    if isinstance(found, Route):
+        way = along(one, facts, found.chances or {found.tiers[0]: 1.0}, policy)
+        return Choice(way.ends.get(found.tiers[0], found.tiers[0]), found.rule, way)
+    return Choice(REFUSED if isinstance(found, Refusal) else UNDECIDED)
+
+
+def along(one: Recorded, facts: Facts, chances: Chances, policy: Policy) -> Way:
+    """These chances of the first tier, and what `policy` makes of the starts: of the recorded tier's as it was seen."""
+    tier = one.route.tier
+    end = again(one, policy) if tier in chances else tier
+    unseen = sum(p for other, p in chances.items() if other != tier and watches(other, facts, policy))
+    return Way(chances, {tier: end} if end != tier else {}, unseen)
+
+
+def as_recorded(one: Recorded) -> Way:
+    """What the policy in force did, by its chances."""
+    tier, end = one.route.tier, answered(one)
+    return Way(one.route.logged, {tier: end} if end != tier else {})
+
+
+def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
+    """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question."""
+    for rule in policy.rules:
+        of_session = ["session"] if policy.sessions and not isinstance(rule.route, str) else []
+        missing = next((fact for fact in wanted(rule, policy) + of_session if not holds(one, fact, looks)), None)
+        if missing:
+            raise Unrecorded(f"rule {rule.id} looks at {missing}, which record {one.id} ({one.policy}) does not hold")
+    asking = next((rule for rule in policy.rules if not isinstance(rule.route, str)), None)
+    if asking and one.verdict and one.seen and one.seen.question != looks.question:
+        raise Unrecorded(
+            f"rule {asking.id} asks {looks.question!r}, but the verdict of record {one.id} answers "
+            f"{one.seen.question!r}: a verdict on one question says nothing about another"
+        )
+    if lacking := unrecorded(one, policy):
+        raise Unrecorded(f"holdback looks at {lacking}, which record {one.id} ({one.policy}) does not hold")
+
+
+def wanted(rule: Rule, policy: Policy) -> list[str]:
+    """The facts that a rule or its verdict looks at: `plan`, `header.x-phase`, `load.pro.inflight`, `signals.sql`."""
+    names = [OF_RULES.get(check.key, check.key) for check in rule.checks if check.key != "signals"]
+    names += [f"signals.{name}" for name in (rule.when and rule.when.signals) or ()]
+    weighs = policy.calibration is not None or LOCAL in policy.triage.otherwise.values()
+    return [*names, "score"] if weighs and not isinstance(rule.route, str) else names
+
+
+def holds(one: Recorded, fact: str, looks: Seen) -> bool:
+    """Whether the record says what this fact was. A signal is what its pattern is, whatever its name."""
+    name, _, part = fact.partition(".")
+    if name == "score":  # of a wish there is none, and no rule looks at one
+        return one.facts.get("score") is not None or one.facts.get("wish") is not None
+    if name not in {"header", "signals", "load", "session"}:
+        return name in one.facts
+    if one.seen is None:
+        return False
+    if name == "session":
+        return one.seen.sessions
+    if name == "signals":
+        return one.seen.signals.get(part) == looks.signals[part]
+    return part in one.seen.headers if name == "header" else part.removesuffix(".inflight") in one.seen.tiers
