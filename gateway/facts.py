@@ -31,7 +31,7 @@ def observe(
     fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
     last, turns, context, vision = conversation(fields)
-    looks = score(fields) if policy.scored and wish is None else None  # a wish goes before all that looks at it
+    looks = score(fields, policy.table) if policy.scored and wish is None else None  # a wish goes before all rules
     return Facts(
         model=fields.model or "auto",
         caller=caller.name,

@@ -59,7 +59,8 @@ class Seen(msgspec.Struct, frozen=True):
 
     `signals` maps names to fingerprints of their patterns; `tiers` are those whose load was seen, as they rank;
     `question` names what the classifier was asked, and of which model. `sessions`: conversations were told apart.
-    `starts`: by tier whose answers were kept back at first, what was looked at; None: the record does not say.
+    `table`: the digest of the embeddings that gave the score, "" for the surface's. `starts`: by tier whose answers
+    were kept back at first, what was looked at; None: the record does not say.
     """
 
     signals: dict[str, str]
@@ -67,6 +68,7 @@ class Seen(msgspec.Struct, frozen=True):
     tiers: tuple[str, ...]
     question: str
     sessions: bool = False
+    table: str = ""
     starts: dict[str, str] | None = None
 
 

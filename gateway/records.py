@@ -200,7 +200,9 @@ def seen(policy: Policy) -> Seen:
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
     prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
     starts = dict.fromkeys(policy.holdback.tiers, policy.holdback.looks) if policy.holdback else {}
-    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked, policy.sessions is not None, starts)
+    table = policy.table.digest if policy.table else ""
+    kept = policy.sessions is not None
+    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked, kept, table, starts)
 
 
 def append(path: Path, lines: list[bytes]) -> None:

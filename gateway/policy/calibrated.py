@@ -1,4 +1,4 @@
-"""Which calibration does a policy file name?"""
+"""Which calibration and which embeddings does a policy file name?"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,9 +6,9 @@ from typing import NamedTuple
 from gateway.calibration import BELIEVED, Fitted, load
 from gateway.policy.load import Document
 from gateway.policy.references import mapping
-from gateway.score import MEASURES
+from gateway.score import EMBEDDED, MEASURES, Table, read_table
 
-PLACE = ("triage", "calibration")
+PLACE, TABLE = ("triage", "calibration"), ("triage", "embeddings")
 
 
 class Calibrated(NamedTuple):
@@ -32,6 +32,20 @@ def calibrated(document: Document) -> Calibrated | None:
     except (ValueError, RecursionError) as error:
         document.blame(PLACE, f"no calibration: {error}")
         return None
-    if unknown := sorted(found.layer.weights.keys() - {*BELIEVED, *MEASURES}):
+    if unknown := sorted(found.layer.weights.keys() - {*BELIEVED, *MEASURES, EMBEDDED}):
         document.blame(PLACE, f"looks at what is not measured: {', '.join(unknown)}")
     return Calibrated(found, text)
+
+
+def embedded(document: Document) -> Table | None:
+    """The table in the folder that is named, relative to the policy's own file; what is wrong with it is noted."""
+    name = mapping(document.data, "triage").get("embeddings")
+    if not isinstance(name, str):
+        return None
+    try:
+        return read_table(Path(document.file).parent / name)
+    except OSError as error:
+        document.blame(TABLE, f"cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        document.blame(TABLE, f"no embeddings: {error}")
+    return None

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.policy.calibrated import Calibrated, calibrated
+from gateway.policy.calibrated import Calibrated, calibrated, embedded
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
 from gateway.policy.model import LOCAL, Reason, Tier, Triage
@@ -18,6 +18,7 @@ from gateway.policy.problems import Path, PolicyError, Problem, meant
 from gateway.policy.prompts import BUILT_IN, by_id
 from gateway.policy.references import check, mapping
 from gateway.policy.rules import Rule
+from gateway.score import Table
 
 FILE = TypeAdapter(PolicyFile)
 ABSENT = ("missing", "unexpected_keyword_argument")
@@ -42,10 +43,10 @@ def build(document: Document) -> Policy:
     except ValidationError as error:
         note(document, error.errors(include_url=False, include_input=False))
         raise PolicyError(once(document)) from None
-    found = calibrated(document)
+    found, table = calibrated(document), embedded(document)
     if document.problems:
         raise PolicyError(once(document))
-    return assembled(written, document, found)
+    return assembled(written, document, found, table)
 
 
 def once(document: Document) -> list[Problem]:
@@ -177,20 +178,22 @@ def below(root: dict[str, Any], node: dict[str, Any], step: int | str) -> list[d
     return found
 
 
-def assembled(written: PolicyFile, document: Document, found: Calibrated | None) -> Policy:
+def assembled(written: PolicyFile, document: Document, found: Calibrated | None, table: Table | None) -> Policy:
     """The loaded policy: defaults filled in, signals compiled, names gathered."""
     first = next(iter(written.tiers))
     everyone = Callers(DefaultCaller("default"), {"default": Plan(may=tuple(written.tiers))})
     callers = written.callers or everyone
+    whole = (document.text, found.text if found else "", table.digest if table else "")
     return Policy(
         schema=written.schema,
         name=written.name,
         revision=written.revision,
-        digest=hashlib.sha256((document.text + (found.text if found else "")).encode()).hexdigest()[:12],
+        digest=hashlib.sha256("".join(whole).encode()).hexdigest()[:12],
         tiers=written.tiers,
         triage=filled(written.triage, first, own_threshold(document, found)),
         calibration=found.fitted.layer if found else None,
         basis=found.fitted.basis if found else None,
+        table=table,
         signals={name: re.compile(pattern) for name, pattern in written.signals.items()},
         rules=written.rules,
         holdback=written.holdback,

@@ -15,6 +15,7 @@ from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
 from gateway.policy.rules import Rule
 from gateway.policy.trials import PolicyTest
+from gateway.score import Table
 
 MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
 T = TypeVar("T")
@@ -64,12 +65,13 @@ class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
 
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
-    file's bytes (and of the calibration it names), with variables not filled in: the environment cannot be guessed from
-    it. `calibration` gives p_complex, None: the verdict's own counts; `basis` is what it was fitted on, where its file
-    says so. `names` maps every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier.
-    `permitted` holds each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and
-    `watched_headers` are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule
-    or to balancing. `scored`: something looks at the local score.
+    file's bytes (and of the calibration and the embeddings it names), with variables not filled in: the environment
+    cannot be guessed from it. `calibration` gives p_complex, None: the verdict's own counts; `basis` is what it was
+    fitted on, where its file says so; `table` gives the local score, None: the prompt's surface does. `names` maps
+    every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted` holds each
+    plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and `watched_headers` are
+    those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule or to balancing.
+    `scored`: something looks at the local score.
     """
 
     schema: int
@@ -97,6 +99,7 @@ class Policy:
     scored: bool
     calibration: Layer | None
     basis: Basis | None
+    table: Table | None
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:

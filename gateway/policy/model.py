@@ -178,6 +178,10 @@ class Triage:
         str | None,
         Field(min_length=1, description="a file of `policy calibrate`, relative to this one: p_complex is its"),
     ] = None
+    embeddings: Annotated[
+        str | None,
+        Field(min_length=1, description="a folder with a static embedding and a head, which give the local score"),
+    ] = None
     threshold: Annotated[
         Share, Field(description="complex when p_complex is at or above it; by default the calibration's, else 0.5")
     ] = 0.5

@@ -117,7 +117,8 @@ def holds(one: Recorded, fact: str, looks: Seen) -> bool:
     """Whether the record says what this fact was. A signal is what its pattern is, whatever its name."""
     name, _, part = fact.partition(".")
     if name == "score":  # of a wish there is none, and no rule looks at one
-        return one.facts.get("score") is not None or one.facts.get("wish") is not None
+        same = one.seen is None or one.seen.table == looks.table
+        return (one.facts.get("score") is not None and same) or one.facts.get("wish") is not None
     if name not in {"header", "signals", "load", "session"}:
         return name in one.facts
     if one.seen is None:

@@ -9,9 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.body import Fields, Message
+from gateway.score.question import sampled
 from gateway.score.surface import MEASURES, measures
+from gateway.score.table import Table
+from gateway.score.table import read as read_table
 
-__all__ = ["MEASURES", "Score", "measures", "reasons", "score", "score_text"]
+__all__ = ["EMBEDDED", "MEASURES", "Score", "Table", "measures", "read_table", "reasons", "score", "score_text"]
+
+EMBEDDED = "embedded"  # the measure that a table gives; the score is its value then
 
 # Up: parts to keep in mind, exact steps, a program to write. Down: a wish to be short, a question for one fact.
 # All count alike: weights fitted to three sets of labelled prompts were worse on the fourth (LOG.md). How much turns
@@ -31,10 +36,14 @@ class Score:
     measures: Mapping[str, float]
 
 
-def score(fields: Fields) -> Score:
-    """The score of a chat's last user turn, or of a completion's prompt. Bounded time for any body."""
+def score(fields: Fields, table: Table | None = None) -> Score:
+    """The score of a chat's last user turn, or of a completion's prompt: by `table` where that knows a word of it, else
+    by what shows on its surface. Bounded time for any body."""
     said = [message for message in fields.messages or () if message.role == "user"]
-    return score_text(_asked(said) or _prompt(fields), turns=max(len(said), 1), tools=len(fields.tools or ()))
+    text = _asked(said) or _prompt(fields)
+    seen = score_text(text, turns=max(len(said), 1), tools=len(fields.tools or ()))
+    known = table.value(sampled(text)) if table else None
+    return seen if known is None else Score(known, {**seen.measures, EMBEDDED: round(known, 4)})
 
 
 def score_text(text: str, turns: int = 1, tools: int = 0) -> Score:
@@ -45,7 +54,10 @@ def score_text(text: str, turns: int = 1, tools: int = 0) -> Score:
 
 
 def reasons(found: Mapping[str, float]) -> tuple[str, ...]:
-    """The measures that moved the score most, the strongest first; "-" before one that made it lower."""
+    """The measures that moved the score most, the strongest first; "-" before one that made it lower. A table's score
+    has no other reason than itself."""
+    if EMBEDDED in found:
+        return (EMBEDDED,)
     parts = {name: WEIGHTS[name] * value for name, value in found.items() if value and name in WEIGHTS}
     loudest = sorted(parts, key=lambda name: -abs(parts[name]))[:REASONS]
     return tuple(name if parts[name] > 0 else f"-{name}" for name in loudest)
