@@ -18,7 +18,7 @@ from gateway.calibrate import GOOD, example, told
 from gateway.calibration import Basis, Layer, row
 from gateway.policy import Policy
 from gateway.recorded import Recorded
-from gateway.telemetry import Telemetry
+from gateway.telemetry import DRIFTING, Telemetry
 from gateway.types import Decision
 
 WINDOW = 500  # decisions
@@ -115,7 +115,7 @@ class Drift:
             self._seen = None
         elif self._seen is None or (self._seen.basis, self._seen.layer) != (basis, layer):
             self._seen = Seen(basis, layer, [0] * len(basis.counts))
-            for what in ("scores", "outcomes"):
+            for what in DRIFTING:
                 self._telemetry.drift.labels(what).set(0)
         return self._seen
 

@@ -20,7 +20,7 @@ from gateway.telemetry.spans import spans
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
 
-__all__ = ["METRICS", "Telemetry", "line"]
+__all__ = ["DRIFTING", "METRICS", "Telemetry", "line"]
 
 METRICS = CONTENT_TYPE_LATEST
 # vLLM >= 0.28 thinks unless told not to.
@@ -29,6 +29,7 @@ THINKS = (
     "enable_thinking: false} on the tier (engine: vllm sends it by itself), or in the server's own "
     "--default-chat-template-kwargs"
 )
+DRIFTING = ("scores", "outcomes")
 log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
 
@@ -53,6 +54,8 @@ class Telemetry:
         self.replicas = gauge("gateway_replica_up", up, ["tier", "replica"])
         self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
         self.drift = gauge("gateway_drift", "Processes that see other traffic than was calibrated on.", ["what"])
+        for what in DRIFTING:
+            self.drift.labels(what).set(0)
         self.store = gauge("gateway_store_up", "1 while the shared store answers.")
         self.limits = gauge("gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"])
         self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])

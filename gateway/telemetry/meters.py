@@ -25,6 +25,7 @@ OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
 PSI = (0.02, 0.05, 0.1, 0.2, 0.5, 1)
 AGREEMENT = tuple(at / 10 for at in range(11))
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
+SHADOWED = ("compared", "busy", "budget", "failed", "cut", "unrecorded")
 RELOADS = ("accepted", "rejected")
 MOST_ALIKE = 1024  # combinations of labels whose counters are held ready
 NOBODY = "none"  # the tier and model of an answer that no model gave
@@ -66,14 +67,7 @@ class Meters:
         self.verdicts = Counts("gateway_verdicts", "Classifications.", ["outcome", "source"])
         self.drafts = Counts("gateway_drafts", "Drafts started.", ["outcome"])
         self.draft_tokens = Counts("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
-        won = "How much sooner the first byte came because a draft had begun."
-        self.won = Spreads("gateway_draft_won_seconds", won, [], TTFT)
         self.held = Counts("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
-        self.shadows = Counts("gateway_shadows", "Answers drawn to be compared with another tier's.", ["outcome"])
-        agreement = "How much both answers agree, from 0 to 1."
-        self.agreement = Spreads("gateway_shadow_agreement", agreement, [], AGREEMENT)
-        psi = "Population stability index of p, each look."
-        self.drift_psi = Spreads("gateway_drift_psi", psi, [], PSI)
         self.caching = Counts("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = Counts("gateway_refusals", "Errors of ours.", ["code"])
         self.limited = Counts("gateway_limited", "Requests that a limit refused.", ["limit"])
@@ -96,6 +90,19 @@ class Meters:
         self.tokens = Spreads("gen_ai_client_token_usage", "Tokens.", [*GENAI, "gen_ai_token_type"], TOKENS)
         self._of_phase = [self.phases.cell(phase) for phase in PHASES]
         self._of_all = self.overhead.cell()
+        self._learning()
+
+    def _learning(self) -> None:
+        """What tells whether deciding pays, and goes on to."""
+        won = "How much sooner the first byte came because a draft had begun."
+        self.won = Spreads("gateway_draft_won_seconds", won, [], TTFT)
+        self.shadows = Counts("gateway_shadows", "Answers drawn to be compared with another tier's.", ["outcome"])
+        for outcome in SHADOWED:
+            self.shadows.cell(outcome)
+        agreement = "How much both answers agree, from 0 to 1."
+        self.agreement = Spreads("gateway_shadow_agreement", agreement, [], AGREEMENT)
+        psi = "Population stability index of p, each look."
+        self.drift_psi = Spreads("gateway_drift_psi", psi, [], PSI)
 
     def use(self, policy: Policy) -> None:
         """Count by the names and prices of this policy."""

@@ -29,7 +29,8 @@ def outcomes(gate: Gateway) -> list[JSON]:
 async def counted(gate: Gateway) -> dict[str, int]:
     """Answers that were drawn, by what became of them."""
     text = (await gate.get("/metrics")).data.decode()
-    return {name: int(float(n)) for name, n in re.findall(r'gateway_shadows_total\{outcome="(\w+)"\} (\S+)', text)}
+    found = re.findall(r'gateway_shadows_total\{outcome="(\w+)"\} (\S+)', text)
+    return {name: int(float(count)) for name, count in found if float(count)}
 
 
 async def became(gate: Gateway, outcome: str) -> None:
