@@ -177,10 +177,10 @@ def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -
     known = [(row, hit, weight) for row, hit, weight in zip(rows, hits, weights, strict=True) if hit is not None]
     for penalty in PENALTIES if measures else ():
         losses = _losses(known[:ENOUGH], trusted if penalty is None else names, penalty or 0.0)
-        mean = sum(losses) / FOLDS
-        spread = math.sqrt(sum((value - mean) ** 2 for value in losses) / FOLDS / (FOLDS - 1))
-        if mean + (0.0 if penalty is None else spread) < best[0]:
-            best = (mean, penalty)
+        middle = sum(losses) / FOLDS
+        spread = math.sqrt(sum((value - middle) ** 2 for value in losses) / FOLDS / (FOLDS - 1))
+        if middle + (0.0 if penalty is None else spread) < best[0]:
+            best = (middle, penalty)
     return fit(rows, hits, trusted if best[1] is None else names, best[1] or 0.0, weights)
 
 
