@@ -121,13 +121,18 @@ class Shadows:
         """The end of the caller's answer; safe to come twice, as closing is."""
         first = not drawn.copy.closed
         try:
-            await drawn.copy.close()
+            try:
+                await drawn.copy.close()
+            finally:
+                await shut()
         finally:
-            await shut()
             if first:
-                task = asyncio.create_task(self._compare(drawn))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._begin(drawn)
+
+    def _begin(self, drawn: Drawn) -> None:
+        task = asyncio.create_task(self._compare(drawn))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _compare(self, drawn: Drawn) -> None:
         try:

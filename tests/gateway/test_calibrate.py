@@ -15,6 +15,7 @@ from gateway.calibrate import (
     Unproven,
     calibrate,
     dump,
+    fit,
     parse,
     told,
 )
@@ -263,6 +264,12 @@ def test_a_bound_from_explored_outcomes_holds_for_all_requests() -> None:
 
     assert failing(records) <= 0.25
     assert failing([replace(one, weight=1.0) for one in records]) > 0.4, "what chance left out fails more often"
+
+
+def test_an_outcome_counts_in_the_layer_for_as_many_as_it_stands_for() -> None:
+    rows, hits = [{"score": 0.5}] * 100, [at < 10 for at in range(100)]
+    assert fit(rows, hits, [], 0.0).p({}) == pytest.approx(0.1, abs=0.01)
+    assert fit(rows, hits, [], 0.0, [9.0 if hit else 1.0 for hit in hits]).p({}) == pytest.approx(0.5, abs=0.01)
 
 
 def test_outcomes_that_weigh_too_little_are_few() -> None:
