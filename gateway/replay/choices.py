@@ -75,8 +75,11 @@ def choice(one: Recorded, policy: Policy) -> Choice:
 
 
 def along(one: Recorded, facts: Facts, chances: Chances, policy: Policy) -> Way:
-    """These chances of the first tier, and what `policy` makes of the starts: of the recorded tier's as it was seen."""
+    """These chances of the first tier, and what `policy` makes of the starts: of the recorded tier's as it was seen.
+    Raises Unrecorded."""
     tier = one.route.tier
+    if tier in chances and (lacking := unrecorded(one, policy)):
+        raise Unrecorded(f"holdback looks at {lacking}, which record {one.id} ({one.policy}) does not hold")
     end = again(one, policy) if tier in chances else tier
     unseen = sum(p for other, p in chances.items() if other != tier and watches(other, facts, policy))
     return Way(chances, {tier: end} if end != tier else {}, unseen)
@@ -101,8 +104,6 @@ def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
             f"rule {asking.id} asks {looks.question!r}, but the verdict of record {one.id} answers "
             f"{one.seen.question!r}: a verdict on one question says nothing about another"
         )
-    if lacking := unrecorded(one, policy):
-        raise Unrecorded(f"holdback looks at {lacking}, which record {one.id} ({one.policy}) does not hold")
 
 
 def wanted(rule: Rule, policy: Policy) -> list[str]:

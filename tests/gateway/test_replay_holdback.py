@@ -75,6 +75,14 @@ def test_what_was_not_looked_at_is_refused_by_name(old: str, new: str) -> None:
         replay(starts(held(-0.9)), held(-0.9, old=old, new=new))
 
 
+def test_a_start_that_the_candidate_has_no_use_for_need_not_be_recorded() -> None:
+    changed = held(-0.9, old="to: pro", new="to: pro, tokens: 8")
+    elsewhere = held(-0.9, PLAIN.replace("simple: flash", "simple: pro"), "to: pro", "to: pro, tokens: 8")
+    with pytest.raises(Unrecorded):
+        replay(starts(held(-0.9)), changed)
+    assert replay(starts(held(-0.9)), elsewhere).arms["candidate"].pro_share == 1.0
+
+
 def test_starts_of_records_without_hold_back_were_not_seen() -> None:
     facts = Facts("auto", "ann", "gold", characters=50, context=100)
     one = record("r", facts, Verdict("simple", 0.1), load_policy(PLAIN, {}))
