@@ -4,7 +4,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,14 +21,12 @@ from gateway.policy import (
     PolicyError,
     PolicyTest,
     Problem,
-    Reason,
+    StubVerdict,
     TestCaller,
-    TestVerdict,
     load_policy,
 )
 from gateway.policy import schema as json_schema
-from gateway.reload import checked, facts_of, stub
-from gateway.types import Label
+from gateway.reload import checked, facts_of, spoken, stub
 
 app = typer.Typer(no_args_is_help=True, help="Check, explain and describe policy files.")
 
@@ -129,7 +127,7 @@ def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
         expect=Expect(),
         caller=TestCaller(plan=plan),
         headers=dict(map(pair, header or [])),
-        verdict=None if verdict is None else spoken(verdict),
+        verdict=given(verdict),
     )
     try:
         found = explained(facts_of(test, policy), stub(test, policy), policy)
@@ -163,27 +161,18 @@ def body(message: str | None, request: Path | None) -> dict[str, Any]:
     return found
 
 
+def given(verdict: str | None) -> StubVerdict | None:
+    try:
+        return None if verdict is None else spoken(verdict)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise typer.BadParameter(f"{text}: expected name=value")
     return name, value
-
-
-def spoken(text: str) -> TestVerdict | Reason:
-    """A verdict from the command line."""
-    if text in get_args(Reason):
-        return cast("Reason", text)
-    if text in get_args(Label):
-        return TestVerdict(label=cast("Label", text))
-    try:
-        p_complex = float(text)
-    except ValueError:
-        p_complex = -1.0
-    if not 0.0 <= p_complex <= 1.0:
-        known = ", ".join(get_args(Reason))
-        raise typer.BadParameter(f"{text}: expected a probability from 0 to 1, simple, complex, {known}")
-    return TestVerdict(p_complex=p_complex)
 
 
 def draw(found: dict[str, Any], out: Console) -> None:

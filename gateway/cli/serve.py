@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -74,10 +75,12 @@ async def run(settings: Settings, member: Member | None = None) -> None:
     async with shared(settings) as known:
         store = open_store(known.redis_url)
         policy, keys = await permitted(known, store)
-        app = create_app(known, policy, store, keys, member)
+        followed = known.model_copy(update={"policy": known.policy or packaged()})
+        app = create_app(followed, policy, store, keys, member)
         server = Server(app, across_origins(app, known), led=member is not None)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
         if member:
-            member.serve(server.leave)
+            member.serve(server.leave, app.reload)
         _settle()
         await server.serve(bind(known, shared=True) if member else None)
         if not server.started:

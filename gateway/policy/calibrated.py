@@ -1,6 +1,5 @@
 """Which calibration does a policy file name?"""
 
-from pathlib import Path
 from typing import NamedTuple
 
 from gateway.calibration import BELIEVED, Layer, load
@@ -25,7 +24,7 @@ def calibrated(document: Document) -> Calibrated | None:
     if not isinstance(name, str):
         return None
     try:
-        text = (Path(document.file).parent / name).read_text("utf-8")
+        _, text = document.beside(name)
         layer, edges = load(text)
     except OSError as error:
         document.blame(PLACE, f"cannot be read: {error.strerror}")
