@@ -23,6 +23,7 @@ LAYERS = [
     {"asgi", "decisions"},
     {"fast"},
     {"app", "server"},
+    {"doctor"},
     {"cli"},
     {"__main__"},
 ]

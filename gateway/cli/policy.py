@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import gateway
+from gateway.cli.store import Json, encoded
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
@@ -24,9 +25,10 @@ from gateway.policy import (
     StubVerdict,
     TestCaller,
     load_policy,
+    open_policy,
 )
 from gateway.policy import schema as json_schema
-from gateway.reload import checked, facts_of, spoken, stub
+from gateway.reload import Trial, checked, facts_of, spoken, stub, trials
 
 app = typer.Typer(no_args_is_help=True, help="Check, explain and describe policy files.")
 
@@ -37,6 +39,7 @@ class Format(StrEnum):
     github = "github"
 
 
+How = Annotated[Format, typer.Option("--format", help="How problems are printed.")]
 File = Annotated[
     Path | None, typer.Argument(help="Policy file; the packaged default when left out.", show_default=False)
 ]
@@ -52,10 +55,11 @@ def packaged(name: str = "default.yaml") -> Path:
 @app.command()
 def check(
     file: File = None,
-    how: Annotated[Format, typer.Option("--format", help="How problems are printed.")] = Format.text,
+    how: How = Format.text,
+    as_json: Json = False,
 ) -> None:
     """Check a policy file: keys, names, rules, and its own tests. Exit status 1 when something is wrong."""
-    path = file or packaged()
+    path, how = file or packaged(), Format.json if as_json else how
     try:
         policy = checked(path)
     except PolicyError as error:
@@ -65,6 +69,34 @@ def check(
         print(json.dumps({"file": str(path), "ok": True, "digest": policy.digest, "problems": []}))
     else:
         print(f"{path}: right. {summary(policy)}")
+
+
+@app.command("test")
+def run_tests(file: File = None, how: How = Format.text, as_json: Json = False) -> None:
+    """Run a policy file's own tests, and those of its candidate, one by one. Exit status 1 when one fails."""
+    path, how = file or packaged(), Format.json if as_json else how
+    try:
+        policy, document = open_policy(path)
+    except PolicyError as error:
+        tell(path, list(error.problems), how)
+        raise typer.Exit(1) from None
+    found = trials(policy, document)
+    problems = [problem for trial in found for problem in trial.problems]
+    if how is Format.json:
+        print(encoded({"file": str(path), "ok": not problems, "tests": found}))
+    elif how is Format.text:
+        for trial in found:
+            print(f"{'fails' if trial.problems else 'passes':<6}  {trial.name}{came(trial)}")
+    if problems and how is not Format.json:
+        tell(path, problems, how)
+    raise typer.Exit(bool(problems))
+
+
+def came(trial: Trial) -> str:
+    if trial.got is None:
+        return ""
+    reason = f": {trial.got['reason']}" if trial.got["reason"] else ""
+    return f"  ->  {trial.got['tier'] or 'triage'} ({trial.got['rule']}{reason})"
 
 
 def summary(policy: Policy) -> str:
@@ -111,7 +143,7 @@ def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
     verdict: Annotated[
         str | None, typer.Option(help="What the classifier says: p_complex, simple, complex, or how it fails.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show every rule, why it matched or not, the route, and what each tier would cost. No server is asked."""
     try:
