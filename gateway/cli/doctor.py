@@ -36,7 +36,7 @@ def doctor(
         typer.echo(msgspec.json.encode([one._asdict() for one in found]))
     else:
         draw(found, Console(highlight=False, soft_wrap=True))
-    raise typer.Exit(any(one.level == "error" for one in found))
+    raise typer.Exit(int(any(one.level == "error" for one in found)))
 
 
 def findings(flags: dict[str, object]) -> list[Finding]:
@@ -45,7 +45,7 @@ def findings(flags: dict[str, object]) -> list[Finding]:
     try:
         settings = read_settings(flags)
     except Unset as wrong:
-        found = [error("settings", f"{variable(name)}: {told}", "correct it") for name, told in wrong.problems.items()]
+        found = [mistake(variable(name), told) for name, told in wrong.problems.items()]
         settings = read_settings(flags, wrong.problems)
     before = log.level
     log.setLevel(logging.ERROR)  # what is to be said is among the findings
@@ -53,6 +53,12 @@ def findings(flags: dict[str, object]) -> list[Finding]:
         return found + asyncio.run(examine(settings, settings.policy or packaged(), os.environ))
     finally:
         log.setLevel(before)
+
+
+def mistake(name: str, told: str) -> Finding:
+    """Some of the settings' mistakes end with their repair."""
+    what, mark, fix = told.rpartition("; ")
+    return error("settings", f"{name}: {what if mark else told}", fix if mark else "correct it")
 
 
 def draw(found: Sequence[Finding], out: Console) -> None:

@@ -89,7 +89,7 @@ def run_tests(file: File = None, how: How = Format.text, as_json: Json = False) 
             print(f"{'fails' if trial.problems else 'passes':<6}  {trial.name}{came(trial)}")
     if problems and how is not Format.json:
         tell(path, problems, how)
-    raise typer.Exit(bool(problems))
+    raise typer.Exit(int(bool(problems)))
 
 
 def came(trial: Trial) -> str:
@@ -218,8 +218,8 @@ def draw(found: dict[str, Any], out: Console) -> None:
     out.print(rules_table(found["rules"]))
     out.print(escape(f"verdict {in_words(found)}"))
     out.print(f"route   [bold]{escape(one_way(found['route']))}[/bold]")
-    for name, way in flat(found["sides"] or {}):
-        out.print(escape(f"  if {name:<22} {one_way(way)}"))
+    for way, names in alike(found["sides"] or {}).items():
+        out.print(escape(f"  {way:<22} if {', '.join(names)}"))
     if found["instead"]:
         out.print(escape(other_side(found["instead"])))
     cost = found["cost"]
@@ -254,19 +254,28 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def other_side(instead: dict[str, Any]) -> str:
-    return f"instead {instead['tier']} ({instead['side']}) would cost ${instead['usd_more']:+.6f} more"
+    usd = instead["usd_more"]
+    return f"instead {instead['tier']} ({instead['side']}) would cost ${abs(usd):.6f} {'less' if usd < 0 else 'more'}"
 
 
 def one_way(way: dict[str, Any]) -> str:
+    said = where(way)
+    return f"{said}  (rule {way['rule']}: {way['reason']})" if "tier" in way else said
+
+
+def where(way: dict[str, Any]) -> str:
     if "refused" in way:
         return f"refused with status {way['status']}: {way['refused']}"
     if "ask" in way:
         return f"rule {way['ask']} asks first; draft on {way['draft'] or 'no tier'}"
     after = f", then {', '.join(way['tiers'][1:])}" if way["tiers"][1:] else ""
-    return f"{way['tier']}{after}  (rule {way['rule']}: {way['reason']})"
+    return f"{way['tier']}{after}"
 
 
-def flat(sides: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The sides in one list, failures of the classifier last."""
+def alike(sides: dict[str, Any]) -> dict[str, list[str]]:
+    """The verdicts by where they lead, failures of the classifier last."""
     failed = sides.get("otherwise", {})
-    return [(name, way) for name, way in sides.items() if name != "otherwise"] + list(failed.items())
+    found: dict[str, list[str]] = {}
+    for name, way in [(name, way) for name, way in sides.items() if name != "otherwise"] + list(failed.items()):
+        found.setdefault(where(way), []).append(name)
+    return found

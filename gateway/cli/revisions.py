@@ -23,7 +23,7 @@ def status(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
             typer.echo(found["rollback"]["note"], err=True)
     for one in wrong:
         typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
-    raise typer.Exit(bool(wrong))
+    raise typer.Exit(int(bool(wrong)))
 
 
 def revisions(
@@ -56,7 +56,7 @@ def reload(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
         typer.echo(f"in force: {found['digest']}")
     for one in found["problems"]:
         typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
-    raise typer.Exit(not found["ok"])
+    raise typer.Exit(int(not found["ok"]))
 
 
 def rollback(

@@ -49,7 +49,8 @@ async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> 
         status, headers, body = await _get(client, url, "/v1/models", key)
         metrics = await _get(client, url, "/metrics", key) if tier.engine == "vllm" else None
     except TransportError as wrong:
-        return str(wrong)
+        origin = Origin.parse(url)
+        return str(wrong).removeprefix(f"no connection to {origin.host}:{origin.port}: ")
     names = frozenset(SERIES.findall(metrics[2].decode("utf-8", "replace"))) if metrics and metrics[0] == 200 else None
     return Replied(status, _models(body), names, _ahead(headers))
 
@@ -98,7 +99,7 @@ def tier_findings(
 
 def _server(url: str, tier: Tier, reply: Replied | str) -> list[Finding]:
     if isinstance(reply, str):
-        return [error("", f"{url}: {reply}", "start it, or correct `replicas` (or its variable)")]
+        return [error("", f"{url} does not answer: {reply}", "start it, or correct `replicas` (or its variable)")]
     if reply.status in {401, 403}:
         return [error("", f"{url} refuses us ({reply.status})", "name its key's variable in `api_key_env`")]
     if reply.status != 200:

@@ -75,7 +75,7 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
     errors = said(found, "error")
     for told in (
         "serves flash-model, not another-model -> vllm serve ... --served-model-name another-model",
-        f"{dead}: no connection",
+        f"{dead} does not answer: [Errno 111]",
         "NO_SUCH_KEY is not set -> export",
         "does not answer within 0.1 s",
         "GATEWAY_API_KEY has 6 characters",
