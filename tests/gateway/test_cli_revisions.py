@@ -1,7 +1,10 @@
 """`tiergate policy status | revisions | reload | rollback` on a gateway that runs."""
 
 import json
+import re
 import secrets
+import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
-from loadtest.servers import Sim, free_port, running
-from tests.tiers import policy_text
+from loadtest.servers import Process, Sim, free_port, running
+from tests.tiers import policy_text, until
 
 ADMIN = secrets.token_hex(32)
 
@@ -19,6 +22,7 @@ ADMIN = secrets.token_hex(32)
 class House(NamedTuple):
     url: str
     file: Path
+    process: Process
 
     def run(self, *arguments: str, key: str = ADMIN) -> Result:
         env = {"GATEWAY_URL": self.url, "GATEWAY_ADMIN_KEY": key, "NO_COLOR": "1"}
@@ -29,8 +33,8 @@ class House(NamedTuple):
 def house(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     file = tmp_path_factory.mktemp("house") / "p.yaml"
     file.write_text(policy_text(flash_server, pro_server))
-    with running(file, (flash_server, pro_server), ADMIN_KEY=ADMIN) as (url, _):
-        yield House(url, file)
+    with running(file, (flash_server, pro_server), ADMIN_KEY=ADMIN) as (url, process):
+        yield House(url, file, process)
 
 
 def test_a_policy_is_written_told_rolled_back_and_counts_again(house: House, flash: Sim, pro: Sim) -> None:
@@ -69,3 +73,16 @@ def test_a_gateway_that_refuses_or_does_not_answer_is_told_on_stderr(house: Hous
     ):
         assert (found.exit_code, found.stdout) == (1, "")
         assert told in found.stderr
+
+
+def test_sighup_has_the_file_read_again(house: House) -> None:
+    before = tried(house.url)
+    house.process.send_signal(signal.SIGHUP)
+    until(lambda: tried(house.url) == before + 1)
+
+
+def tried(url: str) -> int:
+    """How often a policy was."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+        found = re.findall(rb"^gateway_policy_reloads_total{.*} ([0-9.]+)", answer.read(), re.MULTILINE)
+    return int(sum(map(float, found)))
