@@ -19,6 +19,16 @@ def reading(files: Sequence[Path]) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def counting(what: str) -> Iterator[Callable[[int], None]]:
+    """A count of what nobody knows the end of; what it gives hears of the sum so far."""
+    out = Console(stderr=True)
+    with Progress(TextColumn("{task.completed} {task.description}"), console=out, transient=True,
+                  disable=not out.is_terminal) as shown:  # fmt: skip
+        task = shown.add_task(what, total=None)
+        yield lambda total: shown.update(task, completed=total)
+
+
+@contextmanager
 def working(on: str) -> Iterator[None]:
     """A sign of life while nobody can tell how long it takes."""
     out = Console(stderr=True)
