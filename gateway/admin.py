@@ -110,11 +110,8 @@ class Guard:
         return refusal
 
 
-def admin_routes(
-    guard: Guard, keys: Keys, policy: Callable[[], Policy], records: Callable[[int], list[bytes]]
-) -> APIRouter:
-    """The routes; `guard` is asked before a byte of a body is read. `policy` gives the one in force, `records` the
-    newest decisions as JSON, so many at most, the newest last."""
+def guarded(guard: Guard) -> APIRouter:
+    """A router of /admin without routes; `guard` is asked before a byte of a body is read."""
 
     class Guarded(APIRoute):
         def get_route_handler(self) -> Any:
@@ -127,7 +124,15 @@ def admin_routes(
 
             return guarded
 
-    routes = APIRouter(prefix="/admin", tags=["admin"], route_class=Guarded, dependencies=[Security(SCHEME)])
+    return APIRouter(prefix="/admin", tags=["admin"], route_class=Guarded, dependencies=[Security(SCHEME)])
+
+
+def admin_routes(
+    guard: Guard, keys: Keys, policy: Callable[[], Policy], records: Callable[[int], list[bytes]]
+) -> APIRouter:
+    """The routes. `policy` gives the one in force, `records` the newest decisions as JSON, so many at most, the newest
+    last."""
+    routes = guarded(guard)
     _usage(routes, keys.store)
     _keys(routes, keys, policy)
     _records(routes, records)

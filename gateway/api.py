@@ -10,11 +10,12 @@ from random import SystemRandom
 
 from gateway.answer import answer
 from gateway.cache import Flights
+from gateway.comparison import Comparison
 from gateway.dialects import DIALECTS, read
 from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
 from gateway.ids import request_id
 from gateway.keys import Keys, credentials, identify
-from gateway.policy import Policy
+from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.recorded import Record
@@ -57,6 +58,7 @@ class Doors:
     telemetry: Telemetry
     records: Records
     shadows: Shadows
+    comparison: Comparison
     leaving: bool = False
 
 
@@ -116,6 +118,8 @@ class Exchange:
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
         self._caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
+        if self._policy.candidate:
+            self._policy = self._policy.once(serving, self._caller.id)
         data = await self._body()
         if data is None:
             self._left = True
@@ -275,6 +279,8 @@ class Exchange:
         )
         self._doors.telemetry.record(record)
         self._doors.records.keep(record, self._policy)
+        if candidate := self._doors.policy.candidate:
+            self._doors.comparison.saw(record, request, self._policy, candidate)
 
     def _phases(self) -> tuple[float, ...]:
         """Seconds of each of PHASES."""

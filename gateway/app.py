@@ -19,6 +19,7 @@ from gateway.admin import Guard, admin_routes
 from gateway.api import LEFT, Doors
 from gateway.asgi import ASGI, Front
 from gateway.cache import Flights
+from gateway.comparison import Comparison
 from gateway.decisions import decision_routes
 from gateway.drift import Drift
 from gateway.errors import BadRequest, NotFound, Refusal
@@ -30,9 +31,11 @@ from gateway.openapi import document
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records
+from gateway.revisions import Revisions
 from gateway.settings import Settings
 from gateway.shadow import Shadows
 from gateway.standing import kept
+from gateway.steering import Desk, steering_routes
 from gateway.store import KeyRecord, Store
 from gateway.telemetry import METRICS, Telemetry
 from gateway.upstream import Upstream
@@ -50,24 +53,26 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     telemetry = Telemetry(settings.log_exchanges, settings.trace_ratio)
     client = Client()
     upstream = Upstream(client)
-    drift = Drift(telemetry)
-    records = Records(store, settings.records, drift)
+    records = Records(store, settings.records, drift := Drift(telemetry))
     shadows = Shadows(store, upstream, records, telemetry)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows)
+    comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows, comparison)
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
         member.render = telemetry.render
-    telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
+    revisions = _following(settings, doors)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watch = asyncio.create_task(keys.file.watch()) if keys.file else None
+        await revisions.look()
+        watches = [asyncio.create_task(revisions.run())]
+        watches += [asyncio.create_task(keys.file.watch())] if keys.file else []
         async with probe.running():
             yield
-        if watch:
+        for watch in watches:
             watch.cancel()
-            await asyncio.wait([watch])
-        await shadows.close()
+        await asyncio.wait(watches)
+        await asyncio.gather(comparison.close(), shadows.close())
         await upstream.close()
         client.close()
         await records.close()
@@ -75,12 +80,26 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         telemetry.close()
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
-    _routes(rest, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, member)
+    _routes(rest, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, revisions, member)
     _models(rest, doors)
-    rest.include_router(admin_routes(Guard(keys, settings.admin_key), keys, lambda: doors.policy, records.recent))
+    guard = Guard(keys, settings.admin_key)
+    rest.include_router(admin_routes(guard, keys, lambda: doors.policy, records.recent))
+    rest.include_router(steering_routes(guard, Desk(revisions, comparison, upstream.load, records.recent)))
     rest.include_router(decision_routes(doors, settings))
     _errors(rest)
-    return Front(doors, rest, settings)
+    return Front(doors, rest, settings, revisions.nudge)
+
+
+def _following(settings: Settings, doors: Doors) -> Revisions:
+    """What puts another policy in place of the one in `doors`; a request keeps the one that it began with."""
+    telemetry, upstream, store = doors.telemetry, doors.upstream, doors.store
+
+    def use(policy: Policy) -> None:
+        doors.policy = policy
+        telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
+
+    use(doors.policy)
+    return Revisions(settings.policy, doors.policy, store, use, telemetry.meters.reloads.add)
 
 
 def across_origins(app: ASGI, settings: Settings) -> ASGI:
@@ -123,7 +142,9 @@ def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
     return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
 
 
-def _routes(rest: FastAPI, doors: Doors, told: Mapping[str, Callable[[], Any]], member: Member | None) -> None:
+def _routes(
+    rest: FastAPI, doors: Doors, told: Mapping[str, Callable[[], Any]], revisions: Revisions, member: Member | None
+) -> None:
     """`told`: what /ready says beside what the doors do."""
 
     @rest.get("/health", summary="Is the process alive?")
@@ -142,7 +163,7 @@ def _routes(rest: FastAPI, doors: Doors, told: Mapping[str, Callable[[], Any]], 
             "processes": store.processes,
             **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
             "limits": kept(policy.callers, store.state),
-            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
+            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest, **revisions.told()},
             "load": dict(upstream.load()),
             "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
             **{name: tell() for name, tell in told.items()},

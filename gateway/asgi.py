@@ -19,10 +19,11 @@ ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Front:
-    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD."""
+    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD. `reload`
+    looks at the policy's file at once."""
 
-    def __init__(self, doors: Doors, rest: ASGI, settings: Settings) -> None:
-        self.doors, self._rest, self.settings = doors, rest, settings
+    def __init__(self, doors: Doors, rest: ASGI, settings: Settings, reload: Callable[[], None]) -> None:
+        self.doors, self._rest, self.settings, self.reload = doors, rest, settings, reload
 
     def leave(self) -> None:
         """From here on /ready says no."""

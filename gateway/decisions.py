@@ -15,7 +15,7 @@ from gateway.dialects import read
 from gateway.errors import BadRequest, Forbidden, TooLarge
 from gateway.explain import explain
 from gateway.keys import credentials, identify
-from gateway.policy import Policy
+from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
 from gateway.recorded import SHADOW, Outcome, Record
 from gateway.relay import version
@@ -73,8 +73,9 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
 
     @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_KEY | _ASKED)
     async def route(request: Request) -> Response:
-        policy, started = doors.policy, time.perf_counter()
+        started = time.perf_counter()
         caller = await caller_of(request)
+        policy = serving(caller.id, doors.policy)
         if not terms(caller, policy)[0].explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         asked = chat(await received(request, settings.max_body), caller, request)

@@ -23,6 +23,7 @@ from gateway.types import Decision
 
 WINDOW = 500  # decisions
 JUDGED = 100  # outcomes
+MOST = 4  # calibrations that are watched, the newest
 FALSE = 0.001  # looks at unchanged traffic that alarm
 CHI = (
     10.83,
@@ -61,11 +62,11 @@ class Seen:
 
 
 class Drift:
-    """Watches what is recorded, under the policy in force; a new calibration is watched afresh."""
+    """Watches what is recorded, under each calibration by itself: a candidate on trial may have another one."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._seen: Seen | None = None
+        self._seen: dict[Basis, Seen] = {}
 
     def decided(self, decision: Decision, policy: Policy) -> None:
         """A decision was recorded."""
@@ -112,12 +113,15 @@ class Drift:
     def _of(self, policy: Policy) -> Seen | None:
         basis, layer = policy.basis, policy.calibration
         if basis is None or layer is None:
-            self._seen = None
-        elif self._seen is None or (self._seen.basis, self._seen.layer) != (basis, layer):
-            self._seen = Seen(basis, layer, [0] * len(basis.counts))
+            return None
+        seen = self._seen.get(basis)
+        if seen is None:
+            while len(self._seen) >= MOST:
+                del self._seen[next(iter(self._seen))]
+            seen = self._seen[basis] = Seen(basis, layer, [0] * len(basis.counts))
             for what in DRIFTING:
                 self._telemetry.drift.labels(what).set(0)
-        return self._seen
+        return seen
 
     def _look(self, what: str, looked: Looked, measured: float, *, alarm: bool) -> None:
         """One line when an alarm begins, and one when it ends."""

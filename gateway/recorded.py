@@ -1,6 +1,6 @@
 """What became of a request, and how does its decision look as a line?   One JSON object each; no prompt text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -155,12 +155,15 @@ class Judged(msgspec.Struct, kw_only=True):
 _ANY = msgspec.json.Decoder(dict[str, Any])
 
 
-def read(files: Sequence[Path]) -> list[Recorded]:
+def read(files: Sequence[Path], advance: Callable[[int], None] | None = None) -> list[Recorded]:
     """The decisions of some files, each with its last outcome, in the order of the lines; of two decisions of one
-    caller with one id the later counts. Raises RecordError."""
+    caller with one id the later counts. `advance` hears of each line's length in bytes. Raises RecordError."""
     found: dict[tuple[str, str], Recorded] = {}
     late: dict[tuple[str, str], Outcome] = {}
-    for one in (_parsed(line, place) for path in files for place, line in _lines(path)):
+    for place, line in (pair for path in files for pair in _lines(path)):
+        one = _parsed(line, place)
+        if advance:
+            advance(len(line))
         if isinstance(one, Judged):
             late[one.caller, one.id] = one.outcome.over(late.get((one.caller, one.id)))
         else:

@@ -54,7 +54,6 @@ class Records:
     def __init__(self, store: Store, path: Path | None = None, watch: Watch | None = None) -> None:
         self._store, self._path, self._watch = store, path, watch
         self._ring: dict[tuple[str, str], bytes] = {}
-        self._seen: tuple[Policy, Seen] | None = None
         self._due: list[Due] = []
         self._writing: asyncio.Task[None] | None = None
         self.lost = 0
@@ -68,7 +67,7 @@ class Records:
             return
         if self._watch:
             self._watch.decided(decision, policy)
-        line = msgspec.json.encode(recorded(record, record.caller, decision, self._look(policy)))
+        line = msgspec.json.encode(recorded(record, record.caller, decision, policy.once(seen)))
         self._ring.pop((record.caller.id, record.id), None)
         self._ring[record.caller.id, record.id] = line
         while len(self._ring) > rules.keep:
@@ -117,11 +116,6 @@ class Records:
         """Writes what is due."""
         while self._writing and not self._writing.done():
             await asyncio.wait([self._writing])
-
-    def _look(self, policy: Policy) -> Seen:
-        if self._seen is None or self._seen[0] is not policy:
-            self._seen = (policy, seen(policy))
-        return self._seen[1]
 
     def _put(self, due: Due) -> None:
         if self._path is None and not self._shares(due.rules):

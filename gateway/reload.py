@@ -2,18 +2,39 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import msgspec
 
 from gateway.body import read
 from gateway.errors import Refusal
 from gateway.facts import observe
-from gateway.policy import Bands, Document, Policy, PolicyError, PolicyTest, Problem, TestVerdict, open_policy
+from gateway.policy import (
+    Bands,
+    Document,
+    Policy,
+    PolicyError,
+    PolicyTest,
+    Problem,
+    Reason,
+    StubVerdict,
+    TestVerdict,
+    open_policy,
+)
 from gateway.routing import band, first_match, route
 from gateway.sessions import continues
-from gateway.types import Ask, Caller, ChatRequest, Facts, Session, Standing, Verdict
+from gateway.types import Ask, Caller, ChatRequest, Facts, Label, Session, Standing, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one of a file's own tests came to. `got`: tier, rule, triaged, reason and band; None: it was refused."""
+
+    name: str
+    got: dict[str, Any] | None
+    problems: list[Problem]
 
 
 def checked(path: Path, env: Mapping[str, str] | None = None) -> Policy:
@@ -22,28 +43,36 @@ def checked(path: Path, env: Mapping[str, str] | None = None) -> Policy:
     Raises PolicyError; a failing test is a problem at the expectation that does not hold.
     """
     policy, document = open_policy(path, os.environ if env is None else env)
-    problems = [problem for at in range(len(policy.tests)) for problem in tried(policy, document, at)]
-    if problems:
+    if problems := [problem for trial in trials(policy, document) for problem in trial.problems]:
         raise PolicyError(problems)
     return policy
 
 
-def tried(policy: Policy, document: Document, at: int) -> list[Problem]:
-    """What test number `at` finds wrong."""
+def trials(policy: Policy, document: Document) -> list[Trial]:
+    """The file's own tests, tried in their order, then those of its candidate."""
+    found = [tried(policy, document, at) for at in range(len(policy.tests))]
+    if policy.candidate and document.candidate:
+        found += trials(policy.candidate.policy, document.candidate)
+    return found
+
+
+def tried(policy: Policy, document: Document, at: int) -> Trial:
+    """Test number `at`."""
     test = policy.tests[at]
     try:
         got = outcome(test, policy)
     except Refusal as refusal:
         told = f'"{test.name}" fails: the request was refused: {refusal.message}'
-        return [document.problem(("tests", at, "request"), told)]
+        return Trial(test.name, None, [document.problem(("tests", at, "request"), told)])
     wanted = {key: value for key in got if (value := getattr(test.expect, key)) is not None}
-    return [
+    problems = [
         document.problem(
             ("tests", at, "expect", key), f'"{test.name}" fails: expected {spelled(value)}, got {spelled(got[key])}'
         )
         for key, value in wanted.items()
         if got[key] != value
     ]
+    return Trial(test.name, got, problems)
 
 
 def outcome(test: PolicyTest, policy: Policy) -> dict[str, Any]:
@@ -84,6 +113,22 @@ def stub(test: PolicyTest, policy: Policy) -> Verdict | None:
         hard = (given.p_complex or 0.0) >= policy.triage.threshold
         return Verdict(given.label or ("complex" if hard else "simple"), given.p_complex, "ok", "test")
     return None if given is None else Verdict(None, None, given, "test")
+
+
+def spoken(text: str) -> StubVerdict:
+    """The verdict that a word stands for: a probability, a label, or how the classifier fails. Raises ValueError."""
+    if text in get_args(Reason):
+        return cast("Reason", text)
+    if text in get_args(Label):
+        return TestVerdict(label=cast("Label", text))
+    try:
+        p_complex = float(text)
+    except ValueError:
+        p_complex = -1.0
+    if not 0.0 <= p_complex <= 1.0:
+        known = ", ".join(get_args(Reason))
+        raise ValueError(f"{text}: expected a probability from 0 to 1, simple, complex, {known}")
+    return TestVerdict(p_complex=p_complex)
 
 
 def spelled(value: object) -> str:

@@ -269,11 +269,26 @@ def test_traces_go_where_the_collector_takes_them_and_on_to_jaeger() -> None:
         assert set(config["service"]["pipelines"]["traces"][kind]) == set(config[made])
 
 
-def test_grafana_is_provisioned_from_what_is_mounted() -> None:
-    inside = SERVICES["grafana"]["volumes"][0].split(":")[1]
-    assert environment("grafana")["GF_PATHS_PROVISIONING"] == f"{inside}/grafana"
-    boards = yaml.safe_load((ROOT / "observability" / "grafana" / "dashboards" / "tiergate.yaml").read_text())
-    assert boards["providers"][0]["options"]["path"] == f"{inside}/dashboards"
+def mounted(name: str, inside: str) -> Path:
+    """What a path inside of a service is here."""
+    for source, target, *_ in (volume.split(":") for volume in SERVICES[name]["volumes"]):
+        if source.startswith(".") and inside.startswith(target):
+            return ROOT.joinpath(source, inside.removeprefix(target).lstrip("/"))
+    raise AssertionError(f"{name} mounts nothing at {inside}")
+
+
+def test_grafana_finds_its_sources_and_boards_where_they_are_mounted() -> None:
+    provisioned = mounted("grafana", environment("grafana")["GF_PATHS_PROVISIONING"])
+    assert {path.name for path in provisioned.iterdir()} == {"datasources", "dashboards"}
+    boards = yaml.safe_load((provisioned / "dashboards" / "tiergate.yaml").read_text())["providers"][0]["options"]
+    assert list(mounted("grafana", boards["path"]).glob("*.json"))
+
+
+def test_prometheus_and_the_collector_find_their_files_where_they_are_mounted() -> None:
+    (flag,) = [flag for flag in SERVICES["prometheus"]["command"] if flag.startswith("--config.file=")]
+    config = yaml.safe_load(mounted("prometheus", flag.partition("=")[2]).read_text())
+    assert [name for name in config["rule_files"] if not mounted("prometheus", name).is_file()] == []
+    assert mounted("otel-collector", SERVICES["otel-collector"]["command"][0].partition("=")[2]).is_file()
 
 
 class Health(BaseHTTPRequestHandler):

@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 
-from loadtest.faults import deadlines, drain, fidelity, freeze, isolation, limits, money, overload, slow, truth
+from loadtest.faults import deadlines, drain, fidelity, freeze, isolation, limits, money, overload, reload, slow, truth
 from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
@@ -78,6 +78,15 @@ def test_slow_callers_are_closed_and_the_others_are_served() -> None:
     found = slow.measure(count=20, asked=20, REQUEST_TIMEOUT="0.5")
     assert max(seconds for times in found.closed.values() for seconds in times) < 5
     assert len(found.meanwhile) == 20
+
+
+def test_a_policy_that_is_written_again_and_again_often_wrongly_fails_no_request() -> None:
+    found = reload.measure(writes=40, seconds=2.5)
+    assert [one.status for one in found.answers if one.status != 200] == []
+    assert len(found.answers) > 50
+    assert {one.revision for one in found.answers} <= found.written.keys(), "no wrong one decided"
+    assert len({one.revision for one in found.answers}) > 3
+    assert (found.ready["revision"], found.ready["problems"]) == ("r40", [])
 
 
 def test_every_stream_that_is_under_way_at_sigterm_ends_well() -> None:

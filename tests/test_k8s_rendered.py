@@ -14,7 +14,6 @@ import yaml
 
 from backends.recipes.__main__ import parser, written
 from backends.sim import metrics as simulated
-from gateway import telemetry
 from gateway.cli import app as cli
 from gateway.policy import load_policy
 from tests.manifests import K8S, KUBECTL, OVERLAYS, ROOT, errors, matches, of_kind, pods, rendered
@@ -317,21 +316,21 @@ def test_each_pool_has_its_tier_behind_its_own_port_of_the_inference_gateway() -
 
 
 @pytest.mark.parametrize("overlay", GPU)
-def test_queries_name_metrics_that_exist(overlay: str) -> None:
-    ours = Path(telemetry.__file__).parent.glob("*.py")
-    said = "".join(path.read_text() for path in [*ours, Path(simulated.__file__)])
-    rules = [
-        rule["expr"]
-        for one in of_kind(overlay, "PrometheusRule").values()
-        for group in one["spec"]["groups"]
-        for rule in group["rules"]
-    ]
-    asked = [one["spec"]["triggers"][0]["metadata"]["query"] for one in of_kind(overlay, "ScaledObject").values()]
-    for query in rules + asked:
-        for metric in re.findall(r"\b(?:gateway_|vllm:)\w+", query):
-            assert metric.removeprefix("vllm:") in said, metric
-    services = of_kind(overlay, "Service")
-    assert {name for query in asked for name in re.findall(r'service="(\w+)"', query)} <= services.keys()
+def test_model_servers_are_scaled_by_a_metric_that_they_have(overlay: str) -> None:
+    shown = Path(simulated.__file__).read_text()
+    for name, one in of_kind(overlay, "ScaledObject").items():
+        query = one["spec"]["triggers"][0]["metadata"]["query"]
+        (metric,) = re.findall(r"vllm:(\w+)", query)
+        assert metric in shown
+        assert f'namespace="tiergate", service="{name}"' in query
+        assert name in of_kind(overlay, "Service")
+
+
+def test_the_operator_s_rules_are_those_for_any_prometheus_and_one_more() -> None:
+    folder = K8S / "components"
+    ours, *others = yaml.safe_load((folder / "monitoring" / "rules.yaml").read_text())["spec"]["groups"]
+    assert ours["name"] == "tiergate.deployment"
+    assert others == yaml.safe_load((folder / "dashboards" / "rules.yaml").read_text())["groups"]
 
 
 # k8s/README.md

@@ -13,9 +13,13 @@ OFF: JSON = {"chat_template_kwargs": {"thinking": False, "enable_thinking": Fals
 
 
 def policy_for(flash: Sim, pro: Sim, env: Mapping[str, str] | None = None, **changes: Any) -> Policy:
+    """The policy of `policy_text`; `env` fills its variables."""
+    return load_policy(policy_text(flash, pro, **changes), env or {})
+
+
+def policy_text(flash: Sim, pro: Sim, **changes: Any) -> str:
     """A policy over the two: everything is triaged, drafts always start. `changes` are top-level keys of the file;
-    mappings are merged into it, all else replaces what it says, None removes it. `env` fills its
-    variables.
+    mappings are merged into it, all else replaces what it says, None removes it.
     """
     limits = {"requests_per_minute": 100_000, "concurrency": 10_000, "may": ["pro"]}
     written: JSON = {
@@ -31,7 +35,7 @@ def policy_for(flash: Sim, pro: Sim, env: Mapping[str, str] | None = None, **cha
         "failover": {"tiers": {"flash": ["pro"], "pro": ["flash"]}},
         "callers": {"default": {"plan": "usual"}, "plans": {"usual": limits}},
     }
-    return load_policy(json.dumps(merged(written, changes)), env or {})
+    return json.dumps(merged(written, changes))
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> JSON:

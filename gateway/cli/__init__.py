@@ -6,10 +6,13 @@ from gateway.cli.backends import backends
 from gateway.cli.cache import cache
 from gateway.cli.calibrate import calibrate
 from gateway.cli.demo import demo
+from gateway.cli.doctor import doctor
 from gateway.cli.keys import keys
 from gateway.cli.policy import app as policy
 from gateway.cli.replay import diff, replay
+from gateway.cli.revisions import reload, revisions, rollback, status
 from gateway.cli.serve import serve, sim
+from gateway.cli.settings import config
 from gateway.cli.usage import usage
 
 ALL_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}  # they go to another program
@@ -25,9 +28,15 @@ app.command(context_settings=ALL_FLAGS, add_help_option=False)(backends)
 policy.command()(calibrate)
 policy.command()(replay)
 policy.command()(diff)
+policy.command()(status)
+policy.command()(reload)
+policy.command()(revisions)
+policy.command()(rollback)
 app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
 app.command()(usage)
+app.command()(doctor)
+app.add_typer(config, name="config")
 app.add_typer(cache, name="cache")
 
 

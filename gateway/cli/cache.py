@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.progress import counting
 from gateway.cli.store import Json, Redis, encoded, on
 from gateway.store import Store
 
@@ -25,15 +26,11 @@ def purge(
 
     async def forget(store: Store) -> int:
         total = 0
-        async for count in store.purge(caller):
-            total += count
-            if not json:
-                typer.echo(f"\r{total} forgotten", nl=False, err=True)
+        with counting("forgotten") as tell:
+            async for count in store.purge(caller):
+                total += count
+                tell(total)
         return total
 
     total = on("cache", redis, forget)
-    if json:
-        typer.echo(encoded({"caller": caller, "purged": total}))
-        return
-    typer.echo("\r", nl=False, err=True)
-    typer.echo(f"purged {total}")
+    typer.echo(encoded({"caller": caller, "purged": total}) if json else f"purged {total}")

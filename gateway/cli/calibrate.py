@@ -10,6 +10,8 @@ import typer
 
 from gateway.calibrate import FORMS, GOOD, Calibration, Split, TargetError, Unproven, dump, examples, parse
 from gateway.calibrate import calibrate as fitted
+from gateway.cli.progress import reading, working
+from gateway.cli.store import Json, encoded
 from gateway.recorded import RecordError, read
 
 RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier_of_the_rate"}
@@ -23,11 +25,9 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
         Split, typer.Option(help="What is judged apart: later records, other callers, or any half.")
     ] = "id",
     price_ratio: Annotated[float | None, typer.Option(help="What Pro costs for one of Flash; for cost=...")] = None,
-    agree: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="The agreement with a shadow's answer from which Flash's counts as good."),
-    ] = GOOD,
+    agree: Annotated[float, typer.Option(min=0, max=1, help="Flash is good from this agreement with a shadow.")] = GOOD,
     anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when no gain over chance is shown.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Fit p_complex and its thresholds to recorded outcomes, judge them on records held out, and write them down.
 
@@ -38,18 +38,24 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     except TargetError as error:
         raise typer.BadParameter(str(error), param_hint="--target") from None
     try:
-        decisions = examples(read(records), agree)
-        found = fitted(decisions, wanted, split)
+        with reading(records) as advance:
+            decisions = examples(read(records, advance), agree)
+        with working(f"fitting to {len(decisions)} outcomes"):
+            found = fitted(decisions, wanted, split)
     except (RecordError, Unproven) as error:
         print(f"calibrate: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print("\n".join(in_words(found)))
+    if as_json:
+        print(encoded({"inputs": list(found.layer.weights), "thresholds": found.edges, "proven": found.proven,
+                       "report": found.report, "caveats": found.caveats}))  # fmt: skip
+    else:
+        print("\n".join(in_words(found)))
     if not found.proven and not anyway:
         print("calibrate: no gain over chance is shown; nothing is written (--anyway writes it)", file=sys.stderr)
         raise typer.Exit(1)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in records)).hexdigest()
     out.write_text(dump(found, digest, len(decisions), time.time()))
-    print(f"written to {out}")
+    print(f"written to {out}", file=sys.stderr if as_json else sys.stdout)
 
 
 def in_words(found: Calibration) -> list[str]:

@@ -69,7 +69,7 @@ def _policy(path: Path | None) -> Policy | None:
 
 
 @keys.command()
-def admin(redis: Redis = None, file: File = None) -> None:
+def admin(json: Json = False, redis: Redis = None, file: File = None) -> None:
     """Make the key that opens /admin and print it, this once. It takes the place of the one that was made before.
 
     A gateway that has GATEWAY_ADMIN_KEY takes that one only.
@@ -80,26 +80,31 @@ def admin(redis: Redis = None, file: File = None) -> None:
         await store.put_key(record)
         return key
 
-    typer.echo(_on(file, redis, make))
+    key = _on(file, redis, make)
+    typer.echo(encoded({"key": key}) if json else key)
 
 
 @keys.command()
-def first(redis: Redis = None, file: File = None) -> None:
+def first(json: Json = False, redis: Redis = None, file: File = None) -> None:
     """Make a caller's key where there is no key at all, an admin key where there is none, and print them, this once."""
 
-    async def make(store: Store | Written) -> list[str]:
+    async def make(store: Store | Written) -> dict[str, str]:
         key, record = new_key(await store.secret(), "first")
-        made = [f"API key: {key}"] if await store.put_key(record, only_first=True) else []
+        made = {"API key": key} if await store.put_key(record, only_first=True) else {}
         if not made and not await _administered(store):
             await asyncio.sleep(PAUSE)
         if not await _administered(store):
             key, record = new_admin_key(await store.secret())
             await store.put_key(record)
-            made.append(f"admin key: {key}")
+            made["admin key"] = key
         return made
 
-    for line in _on(file, redis, make):
-        typer.echo(line)
+    made = _on(file, redis, make)
+    if json:
+        typer.echo(encoded({"key": made.get("API key"), "admin_key": made.get("admin key")}))
+        return
+    for name, key in made.items():
+        typer.echo(f"{name}: {key}")
 
 
 async def _administered(store: Store | Written) -> bool:
@@ -123,13 +128,14 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
 @keys.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows.")],
+    json: Json = False,
     redis: Redis = None,
     file: File = None,
 ) -> None:
     """End a key; every gateway on the store or the file refuses it within a second."""
     if not _on(file, redis, lambda store: store.revoke_key(key_id)):
         raise stop("keys", f"no key has the id {key_id}")
-    typer.echo(f"revoked {key_id}")
+    typer.echo(encoded({"revoked": key_id}) if json else f"revoked {key_id}")
 
 
 def _on(file: Path | None, url: str | None, work: Callable[[Store | Written], Awaitable[T]]) -> T:

@@ -4,7 +4,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import gateway
+from gateway.cli.store import Json, encoded
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
@@ -21,14 +22,13 @@ from gateway.policy import (
     PolicyError,
     PolicyTest,
     Problem,
-    Reason,
+    StubVerdict,
     TestCaller,
-    TestVerdict,
     load_policy,
+    open_policy,
 )
 from gateway.policy import schema as json_schema
-from gateway.reload import checked, facts_of, stub
-from gateway.types import Label
+from gateway.reload import Trial, checked, facts_of, spoken, stub, trials
 
 app = typer.Typer(no_args_is_help=True, help="Check, explain and describe policy files.")
 
@@ -39,6 +39,7 @@ class Format(StrEnum):
     github = "github"
 
 
+How = Annotated[Format, typer.Option("--format", help="How problems are printed.")]
 File = Annotated[
     Path | None, typer.Argument(help="Policy file; the packaged default when left out.", show_default=False)
 ]
@@ -54,10 +55,11 @@ def packaged(name: str = "default.yaml") -> Path:
 @app.command()
 def check(
     file: File = None,
-    how: Annotated[Format, typer.Option("--format", help="How problems are printed.")] = Format.text,
+    how: How = Format.text,
+    as_json: Json = False,
 ) -> None:
     """Check a policy file: keys, names, rules, and its own tests. Exit status 1 when something is wrong."""
-    path = file or packaged()
+    path, how = file or packaged(), Format.json if as_json else how
     try:
         policy = checked(path)
     except PolicyError as error:
@@ -67,6 +69,34 @@ def check(
         print(json.dumps({"file": str(path), "ok": True, "digest": policy.digest, "problems": []}))
     else:
         print(f"{path}: right. {summary(policy)}")
+
+
+@app.command("test")
+def run_tests(file: File = None, how: How = Format.text, as_json: Json = False) -> None:
+    """Run a policy file's own tests, and those of its candidate, one by one. Exit status 1 when one fails."""
+    path, how = file or packaged(), Format.json if as_json else how
+    try:
+        policy, document = open_policy(path)
+    except PolicyError as error:
+        tell(path, list(error.problems), how)
+        raise typer.Exit(1) from None
+    found = trials(policy, document)
+    problems = [problem for trial in found for problem in trial.problems]
+    if how is Format.json:
+        print(encoded({"file": str(path), "ok": not problems, "tests": found}))
+    elif how is Format.text:
+        for trial in found:
+            print(f"{'fails' if trial.problems else 'passes':<6}  {trial.name}{came(trial)}")
+    if problems and how is not Format.json:
+        tell(path, problems, how)
+    raise typer.Exit(int(bool(problems)))
+
+
+def came(trial: Trial) -> str:
+    if trial.got is None:
+        return ""
+    reason = f": {trial.got['reason']}" if trial.got["reason"] else ""
+    return f"  ->  {trial.got['tier'] or 'triage'} ({trial.got['rule']}{reason})"
 
 
 def summary(policy: Policy) -> str:
@@ -113,7 +143,7 @@ def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
     verdict: Annotated[
         str | None, typer.Option(help="What the classifier says: p_complex, simple, complex, or how it fails.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show every rule, why it matched or not, the route, and what each tier would cost. No server is asked."""
     try:
@@ -129,7 +159,7 @@ def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
         expect=Expect(),
         caller=TestCaller(plan=plan),
         headers=dict(map(pair, header or [])),
-        verdict=None if verdict is None else spoken(verdict),
+        verdict=given(verdict),
     )
     try:
         found = explained(facts_of(test, policy), stub(test, policy), policy)
@@ -163,27 +193,18 @@ def body(message: str | None, request: Path | None) -> dict[str, Any]:
     return found
 
 
+def given(verdict: str | None) -> StubVerdict | None:
+    try:
+        return None if verdict is None else spoken(verdict)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise typer.BadParameter(f"{text}: expected name=value")
     return name, value
-
-
-def spoken(text: str) -> TestVerdict | Reason:
-    """A verdict from the command line."""
-    if text in get_args(Reason):
-        return cast("Reason", text)
-    if text in get_args(Label):
-        return TestVerdict(label=cast("Label", text))
-    try:
-        p_complex = float(text)
-    except ValueError:
-        p_complex = -1.0
-    if not 0.0 <= p_complex <= 1.0:
-        known = ", ".join(get_args(Reason))
-        raise typer.BadParameter(f"{text}: expected a probability from 0 to 1, simple, complex, {known}")
-    return TestVerdict(p_complex=p_complex)
 
 
 def draw(found: dict[str, Any], out: Console) -> None:
@@ -197,8 +218,8 @@ def draw(found: dict[str, Any], out: Console) -> None:
     out.print(rules_table(found["rules"]))
     out.print(escape(f"verdict {in_words(found)}"))
     out.print(f"route   [bold]{escape(one_way(found['route']))}[/bold]")
-    for name, way in flat(found["sides"] or {}):
-        out.print(escape(f"  if {name:<22} {one_way(way)}"))
+    for way, names in alike(found["sides"] or {}).items():
+        out.print(escape(f"  {way:<22} if {', '.join(names)}"))
     if found["instead"]:
         out.print(escape(other_side(found["instead"])))
     cost = found["cost"]
@@ -233,19 +254,28 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def other_side(instead: dict[str, Any]) -> str:
-    return f"instead {instead['tier']} ({instead['side']}) would cost ${instead['usd_more']:+.6f} more"
+    usd = instead["usd_more"]
+    return f"instead {instead['tier']} ({instead['side']}) would cost ${abs(usd):.6f} {'less' if usd < 0 else 'more'}"
 
 
 def one_way(way: dict[str, Any]) -> str:
+    said = where(way)
+    return f"{said}  (rule {way['rule']}: {way['reason']})" if "tier" in way else said
+
+
+def where(way: dict[str, Any]) -> str:
     if "refused" in way:
         return f"refused with status {way['status']}: {way['refused']}"
     if "ask" in way:
         return f"rule {way['ask']} asks first; draft on {way['draft'] or 'no tier'}"
     after = f", then {', '.join(way['tiers'][1:])}" if way["tiers"][1:] else ""
-    return f"{way['tier']}{after}  (rule {way['rule']}: {way['reason']})"
+    return f"{way['tier']}{after}"
 
 
-def flat(sides: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The sides in one list, failures of the classifier last."""
+def alike(sides: dict[str, Any]) -> dict[str, list[str]]:
+    """The verdicts by where they lead, failures of the classifier last."""
     failed = sides.get("otherwise", {})
-    return [(name, way) for name, way in sides.items() if name != "otherwise"] + list(failed.items())
+    found: dict[str, list[str]] = {}
+    for name, way in [(name, way) for name, way in sides.items() if name != "otherwise"] + list(failed.items()):
+        found.setdefault(where(way), []).append(name)
+    return found

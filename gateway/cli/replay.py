@@ -15,6 +15,8 @@ from rich.table import Table
 
 from gateway.cli.policy import Format as ProblemFormat
 from gateway.cli.policy import tell
+from gateway.cli.progress import reading, working
+from gateway.cli.store import Json
 from gateway.policy import Document, Policy, PolicyError, differences, open_policy
 from gateway.recorded import Recorded, RecordError, read
 from gateway.replay import UNDECIDED, Arm, Move, Replay, Unrecorded, choices, moved
@@ -49,6 +51,7 @@ def replay(
         typer.Option(help='A condition that fails, such as "pro_share > 0.3"; may come again.'),
     ] = None,
     how: How = Format.text,
+    as_json: Json = False,
 ) -> None:
     """Decide recorded requests anew under a candidate: moves, Pro share, cost, quality, and controls beside them.
 
@@ -56,11 +59,13 @@ def replay(
     """
     conditions = [condition(text) for text in fail_if or []]
     candidate, _ = opened(policy)
+    lines = lines_of(records)
     try:
-        found = replayed(lines_of(records), candidate)
+        with working(f"deciding {len(lines)} requests anew"):
+            found = replayed(lines, candidate)
     except (Unrecorded, RecordError) as error:
         raise stop(str(error)) from None
-    if how is Format.json:
+    if as_json or how is Format.json:
         print(json.dumps(asdict(found) | {"figures": found.figures()}, indent=2))
     else:
         draw(found, Console(highlight=False, soft_wrap=True))
@@ -72,18 +77,20 @@ def diff(
     b: Annotated[Path, typer.Argument(help="Another one.")],
     records: Annotated[list[Path] | None, typer.Option(help="Recorded requests; may come again.")] = None,
     how: How = Format.text,
+    as_json: Json = False,
 ) -> None:
     """What two policy files say differently, and which recorded requests go elsewhere under the second."""
     (old, before), (new, after) = opened(a), opened(b)
     changes = differences(before, after)
     lines = lines_of(records or [])
     try:
-        there, here = choices(lines, new), choices(lines, old)
+        with working(f"deciding {len(lines)} requests twice"):
+            there, here = choices(lines, new), choices(lines, old)
     except (Unrecorded, RecordError) as error:
         raise stop(str(error)) from None
     moves = moved([choice.to for choice in here], there, lines)
     undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
-    if how is Format.json:
+    if as_json or how is Format.json:
         told = [{"path": path, "a": one, "b": other} for path, one, other in changes]
         counts = {"records": len(lines), "undecided": undecided}
         print(json.dumps({"changes": told, **counts, "moves": [asdict(move) for move in moves]}, indent=2))
@@ -129,7 +136,8 @@ def opened(path: Path) -> tuple[Policy, Document]:
 
 def lines_of(files: list[Path]) -> list[Recorded]:
     try:
-        return read(files)
+        with reading(files) as advance:
+            return read(files, advance)
     except RecordError as error:
         raise stop(str(error)) from None
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -13,10 +14,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 import uvicorn
-from pydantic import ValidationError
 
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.cli.policy import packaged
+from gateway.cli.settings import Unset, read_settings
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
@@ -59,14 +60,10 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
     flags = {"policy": policy, "host": host, "port": port, "redis_url": redis}
     flags |= {"keys_file": keys, "workers": workers, "http": http}
     try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
-    except ValidationError as error:
-        stop("\n".join(f"{_variable(found['loc'])}: {found['msg']}" for found in error.errors(include_input=False)))
+        settings = read_settings(flags)
+    except Unset as error:
+        stop(str(error))
     _loop(run(settings) if settings.workers == 1 else supervise(settings))
-
-
-def _variable(place: tuple[int | str, ...]) -> str:
-    return f"GATEWAY_{'_'.join(map(str, place)).upper()}"
 
 
 async def run(settings: Settings, member: Member | None = None) -> None:
@@ -74,10 +71,12 @@ async def run(settings: Settings, member: Member | None = None) -> None:
     async with shared(settings) as known:
         store = open_store(known.redis_url)
         policy, keys = await permitted(known, store)
-        app = create_app(known, policy, store, keys, member)
+        followed = known.model_copy(update={"policy": known.policy or packaged()})
+        app = create_app(followed, policy, store, keys, member)
         server = Server(app, across_origins(app, known), led=member is not None)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
         if member:
-            member.serve(server.leave)
+            member.serve(server.leave, app.reload)
         _settle()
         await server.serve(bind(known, shared=True) if member else None)
         if not server.started:

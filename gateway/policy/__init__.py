@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway.policy.check import build
+from gateway.policy.candidate import whole
 from gateway.policy.differences import differences
-from gateway.policy.file import Policy
+from gateway.policy.file import Candidate, Policy, serving
 from gateway.policy.holdback import Holdback, Most, Weak
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
@@ -34,7 +34,7 @@ from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording, Shadow
 from gateway.policy.rules import Bands, Rule, Split, Step, When
 from gateway.policy.schema import schema
-from gateway.policy.trials import Expect, PolicyTest, TestCaller, TestVerdict
+from gateway.policy.trials import Expect, PolicyTest, StubVerdict, TestCaller, TestVerdict
 
 __all__ = [
     "LOCAL",
@@ -44,6 +44,7 @@ __all__ = [
     "CachingWhen",
     "Callers",
     "Can",
+    "Candidate",
     "Document",
     "Early",
     "Expect",
@@ -67,6 +68,7 @@ __all__ = [
     "Shadow",
     "Split",
     "Step",
+    "StubVerdict",
     "TestCaller",
     "TestVerdict",
     "Tier",
@@ -84,6 +86,8 @@ __all__ = [
     "read_document",
     "schema",
     "seconds",
+    "serving",
+    "whole",
 ]
 
 
@@ -99,7 +103,7 @@ def open_policy(source: str | Path, env: Mapping[str, str] | None = None) -> tup
     """As load_policy, with the document that says where each key stands."""
     text, name = (source, "policy.yaml") if isinstance(source, str) else (file_text(source), str(source))
     document = read_document(text, name, os.environ if env is None else env)
-    return build(document), document
+    return whole(document), document
 
 
 def file_text(path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from gateway.calibration import BELIEVED, Fitted, load
 from gateway.policy.load import Document
 from gateway.policy.references import mapping
-from gateway.score import EMBEDDED, MEASURES, Table, read_table
+from gateway.score import EMBEDDED, HEAD, MEASURES, Table, read_table
 
 PLACE, TABLE = ("triage", "calibration"), ("triage", "embeddings")
 
@@ -24,7 +24,7 @@ def calibrated(document: Document) -> Calibrated | None:
     if not isinstance(name, str):
         return None
     try:
-        text = (Path(document.file).parent / name).read_text("utf-8")
+        _, text = document.beside(name)
         found = load(text)
     except OSError as error:
         document.blame(PLACE, f"cannot be read: {error.strerror}")
@@ -43,7 +43,8 @@ def embedded(document: Document) -> Table | None:
     if not isinstance(name, str):
         return None
     try:
-        return read_table(Path(document.file).parent / name)
+        head, _ = document.beside(f"{name}/{HEAD}")  # a changed one is followed; the model beside it is read then, too
+        return read_table(Path(head).parent)
     except OSError as error:
         document.blame(TABLE, f"cannot be read: {error.strerror}")
     except (ValueError, RecursionError) as error:

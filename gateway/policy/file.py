@@ -1,5 +1,6 @@
 """Which keys does a policy file have, and what does a loaded policy hold?"""
 
+import hashlib
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pydantic import Field
 from gateway.calibration import Basis, Layer
 from gateway.policy.holdback import Holdback
 from gateway.policy.matching import STRICT
-from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Tier, Triage
+from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Share, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
 from gateway.policy.rules import Rule
@@ -21,6 +22,18 @@ MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their 
 T = TypeVar("T")
 Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCandidate:
+    """Another policy file, relative to this one. A caller that it serves stays with it for as long as `canary` does not
+    fall; `shadow` looks at answers of this policy, when they have ended.
+    """
+
+    __pydantic_config__ = STRICT
+    policy: Annotated[str, Field(min_length=1, description="the candidate's file, relative to this one")]
+    canary: Annotated[Share, Field(description="the part of the callers whom the candidate serves")] = 0.0
+    shadow: Annotated[Share, Field(description="the part of the other decisions that it is compared with")] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,9 @@ class PolicyFile:
     caching: Annotated[Caching | None, Field(description="answers that are remembered; null remembers none")] = None
     sessions: Annotated[Sessions | None, Field(description="conversations keep their tier; null: they do not")] = None
     record: Annotated[Recording, Field(description="which decisions are recorded")] = field(default_factory=Recording)
+    candidate: Annotated[
+        NamedCandidate | None, Field(description="another policy, for some callers or evaluated beside; null: none")
+    ] = None
     callers: Annotated[
         Callers | None, Field(description="plans; left out, one plan named default may reach every tier")
     ] = None
@@ -100,6 +116,7 @@ class Policy:
     calibration: Layer | None
     basis: Basis | None
     table: Table | None
+    candidate: "Candidate | None" = None
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
@@ -124,3 +141,25 @@ class Policy:
         tiers = tuple(self.tiers)
         high = max((tiers.index(tier) for tier in may if tier in tiers), default=0)
         return tiers[min(tiers.index(permitted[0]), high) : 1 + high]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A policy on trial: it serves a part `canary` of the callers, and is compared with a part `shadow` of the other
+    decisions.
+    """
+
+    policy: Policy
+    canary: float
+    shadow: float
+
+
+def serving(caller: str, policy: Policy) -> Policy:
+    """The policy that serves the caller of this id: the same one in every process, now and for as long as the part of
+    the callers does not fall.
+    """
+    found = policy.candidate
+    if found is None:
+        return policy
+    place = int.from_bytes(hashlib.sha256(b"canary" + caller.encode()).digest()[:8]) / 2**64
+    return found.policy if place < found.canary else policy

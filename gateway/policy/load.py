@@ -1,6 +1,7 @@
 """What does a policy file's text say, and at which line and column?"""
 
 import math
+import pathlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,16 +35,21 @@ class Loader(yaml.CSafeLoader):
 class Document:
     """A policy file as plain data. `values` and `keys` say where a value or a key stands, by path (from 1).
 
-    `foreign` holds the paths whose value came from the environment: no message may repeat it.
+    `foreign` holds the paths whose value came from the environment, `env`: no message may repeat it. `files` is the
+    text of each file that was read for it, its own and those that it names; None: it could not be read. `candidate` is
+    the document of the policy that it names as its candidate.
     """
 
     file: str
     text: str
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     data: dict[str, Any] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
     keys: dict[Path, Place] = field(default_factory=dict)
     foreign: set[Path] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
+    files: dict[str, str | None] = field(default_factory=dict)
+    candidate: "Document | None" = None
 
     def blame(self, path: Path, message: str, *, key: bool = False) -> None:
         """Note a problem at the value of `path`, or at its key. The first at a path counts, others follow from it."""
@@ -60,10 +66,17 @@ class Document:
         line, column = found or (1, 1)
         return Problem(self.file, line, column, dotted(path), message)
 
+    def beside(self, name: str) -> tuple[str, str]:
+        """Path and text of the file that `name` means in this one. Raises OSError, ValueError."""
+        path = str(pathlib.Path(self.file).parent / name)
+        self.files[path] = None
+        text = self.files[path] = pathlib.Path(path).read_text("utf-8")
+        return path, text
+
 
 def read(text: str, file: str, env: Mapping[str, str]) -> Document:
     """The file's data with `${VAR:-default}` filled in from `env`. Raises PolicyError when it is not a YAML mapping."""
-    document = Document(file, text)
+    document = Document(file, text, env, files={file: text})
     node = compose(document)
     if not isinstance(node, yaml.MappingNode):
         raise PolicyError([Problem(file, 1, 1, "", "expected a mapping of keys and values")])

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from gateway.body import Fields, Message
 from gateway.score.question import sampled
 from gateway.score.surface import MEASURES, measures
-from gateway.score.table import Table
+from gateway.score.table import HEAD, Table
 from gateway.score.table import read as read_table
 
-__all__ = ["EMBEDDED", "MEASURES", "Score", "Table", "measures", "read_table", "reasons", "score", "score_text"]
+__all__ = ["EMBEDDED", "HEAD", "MEASURES", "Score", "Table", "measures", "read_table", "reasons", "score", "score_text"]
 
 EMBEDDED = "embedded"  # the measure that a table gives; the score is its value then
 

@@ -1,6 +1,7 @@
 """What do gateway processes count or remember together?"""
 
 from gateway.store.address import checked
+from gateway.store.checkup import ServerSetup, setups
 from gateway.store.contract import ALL, HELD, OVER, SHADOW, VALUE_LIMIT, KeyRecord, State, Store, Taken, Turn
 from gateway.store.limits import (
     NANO,
@@ -42,11 +43,13 @@ __all__ = [
     "Outage",
     "Portion",
     "RedisStore",
+    "ServerSetup",
     "State",
     "Store",
     "Taken",
     "Turn",
     "open_store",
+    "setups",
 ]
 
 

@@ -37,6 +37,7 @@ class MemoryStore:
         self._cache_bytes = 0
         self._turns: dict[tuple[str, bytes], tuple[float, bytes]] = {}
         self._keys: dict[str, KeyRecord] = {}
+        self._kept: dict[str, bytes] = {}
         self._secret = secrets.token_bytes(32)
         self._leases = 0
 
@@ -179,6 +180,15 @@ class MemoryStore:
 
     async def secret(self) -> bytes:
         return self._secret
+
+    async def kept(self, name: str) -> bytes | None:
+        return self._kept.get(name)
+
+    async def keep(self, name: str, value: bytes | None) -> None:
+        if value is None:
+            self._kept.pop(name, None)
+        else:
+            self._kept[name] = value
 
     async def ping(self) -> bool:
         return True

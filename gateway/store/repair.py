@@ -19,6 +19,7 @@ TYPES = {
     b"turn": b"string",
     b"keys": b"hash",
     b"secret": b"string",
+    b"kept": b"string",
     b"processes": b"zset",
 }
 # KEYS  names in one slot; ARGV  the type of each. -> the names whose keys held another type and were deleted

@@ -227,6 +227,13 @@ class RedisStore:
         self._secret = found
         self._secret_shared = True
 
+    async def kept(self, name: str) -> bytes | None:
+        found: bytes | None = await self._ask(b"GET", _kept(name))
+        return found
+
+    async def keep(self, name: str, value: bytes | None) -> None:
+        await (self._ask(b"DEL", _kept(name)) if value is None else self._ask(b"SET", _kept(name), value))
+
     async def ping(self) -> bool:
         try:
             await self._ask(b"PING")
@@ -264,6 +271,10 @@ def _tried(reply: asyncio.Future[Any], again: Callable[[], asyncio.Future[Any]] 
 
 def _turn(caller: str, key: bytes) -> bytes:
     return f"tg1:{{{caller}}}:turn:".encode() + key
+
+
+def _kept(name: str) -> str:
+    return f"tg1:kept:{name}"
 
 
 def _entry(caller: str, key: bytes) -> bytes:

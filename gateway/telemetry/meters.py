@@ -78,6 +78,11 @@ class Meters:
         self.reloads = Counts("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
         for result in RELOADS:
             self.reloads.cell(result)  # the first one is to be seen as a rise
+        self.compared = Counts("gateway_shadow_decisions", "Decisions compared with a candidate's.", ["outcome"])
+        sides = ["rule", "tier", "candidate_rule", "candidate_tier"]
+        self.disagreements = Counts(
+            "gateway_shadow_disagreements", "Decisions that a candidate makes otherwise.", sides
+        )
         self.triage = Spreads("gateway_triage_seconds", "Time to a verdict.", [], DURATION)
         self.overhead = Spreads("gateway_overhead_seconds", "Time before the first byte that is ours.", [], OVERHEAD)
         phases = "Parts of gateway_overhead_seconds: read, decide, relay."
@@ -96,7 +101,9 @@ class Meters:
         """What tells whether deciding pays, and goes on to."""
         won = "How much sooner the first byte came because a draft had begun."
         self.won = Spreads("gateway_draft_won_seconds", won, [], TTFT)
-        self.shadows = Counts("gateway_shadows", "Answers drawn to be compared with another tier's.", ["outcome"])
+        self.shadows = Counts(
+            "gateway_shadow_answers", "Answers drawn to be compared with another tier's.", ["outcome"]
+        )
         for outcome in SHADOWED:
             self.shadows.cell(outcome)
         agreement = "How much both answers agree, from 0 to 1."

@@ -8,6 +8,7 @@ Messages on a unix stream: one line `word number length`, then `length` bytes. A
     supervisor -> worker    tell ID          say your metrics
                             all ID           the metrics of us all
                             alive COUNT      so many of us serve
+                            reload 0         look at the policy's file
                             leave 0          begin to leave; again: end at once
 """
 

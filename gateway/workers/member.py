@@ -32,10 +32,11 @@ class Member:
         """By our end of the line to the supervisor."""
         return cls(*await asyncio.open_connection(sock=line))
 
-    def serve(self, leave: Callable[[], None]) -> None:
-        """Say that callers are served here. `leave` is called when we are told to, and when the supervisor is gone."""
+    def serve(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
+        """Say that callers are served here. Both are called when we are told to; `leave` also when the supervisor is
+        gone."""
         send(self._writer, Message("serving", 0))
-        self._hearing = asyncio.create_task(self._hear(leave))
+        self._hearing = asyncio.create_task(self._hear(leave, reload))
 
     async def metrics(self) -> bytes:
         """The metrics of all workers. Raises Overloaded when they do not come: a part would look like a fall."""
@@ -57,7 +58,7 @@ class Member:
             with suppress(asyncio.CancelledError):
                 await self._hearing
 
-    async def _hear(self, leave: Callable[[], None]) -> None:
+    async def _hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
         while message := await receive(self._reader):
             if message.word == "tell":
                 send(self._writer, Message("told", message.number, await asyncio.to_thread(self.render)))
@@ -65,6 +66,8 @@ class Member:
                 self.alive = message.number
             elif message.word == "leave":
                 leave()
+            elif message.word == "reload":
+                reload()
             elif answer := self._asked.get(message.number):
                 answer.set_result(message.data)
         leave()

@@ -56,6 +56,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._leave)
+        loop.add_signal_handler(signal.SIGHUP, self._tell, "reload")
         try:
             async with asyncio.TaskGroup() as slots:
                 for _ in range(self._settings.workers):
@@ -65,13 +66,16 @@ class Supervisor:
 
     def _leave(self) -> None:
         loop, settings = asyncio.get_running_loop(), self._settings
-        for worker in self._workers:
-            send(worker.writer, Message("leave", 0))
+        self._tell("leave")
         if self._leaving.is_set():
             loop.call_later(ENDING, self._kill)
             return
         self._leaving.set()
         loop.call_later(settings.pause + settings.drain + ENDING, self._kill)
+
+    def _tell(self, word: str) -> None:
+        for worker in self._workers:
+            send(worker.writer, Message(word, 0))
 
     def _kill(self) -> None:
         for worker in self._workers:

@@ -12,6 +12,7 @@ from loadtest.faults import (
     limits,
     money,
     overload,
+    reload,
     replicas,
     slow,
     truth,
@@ -29,6 +30,7 @@ SCENARIOS = {
     "fidelity": lambda: fidelity.report(bodies=2000, streams=60),
     "truth": lambda: truth.report(count=500),
     "slow": lambda: slow.report(count=500, asked=500),
+    "reload": lambda: reload.report(writes=1000, seconds=60),
     "drain": lambda: drain.report(count=200),
 }
 

@@ -192,7 +192,7 @@ class Gateway(Port):
 
 @asynccontextmanager
 async def gateway(
-    policy: Policy, store: Store | None = None, everyone: bool = True, file: KeyFile | None = None, **settings: Any
+    policy: Policy, /, store: Store | None = None, everyone: bool = True, file: KeyFile | None = None, **settings: Any
 ) -> AsyncIterator[Gateway]:
     """Serve `policy` by our protocol; at the end nothing may be in flight, no task left over, nothing gone wrong
     unseen. (A uvicorn.Server would take 0.3 s to start and stop.)

@@ -26,7 +26,7 @@ def test_purging_one_caller_and_then_all(valkey: str) -> None:
     assert on(valkey, lambda store: store.recall("bob", b"1")) == b"x"
     told = run("purge", url=valkey)
     assert told.stdout == "purged 3\n"
-    assert "3 forgotten" in told.stderr
+    assert told.stderr == "", "progress is for terminals"
     assert run("purge", url=valkey).stdout == "purged 0\n"
 
 

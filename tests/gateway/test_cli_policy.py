@@ -56,6 +56,30 @@ def test_check_for_github_is_an_annotation(broken: str) -> None:
     assert found == f'::error file={broken},line=3,col=24::rules.0.route: no tier is named "b"; known: a\n'
 
 
+def test_test_tells_each_test_and_where_it_went() -> None:
+    found = run("test", DEFAULT)
+    assert found.exit_code == 0
+    assert "passes  hard maths goes to pro  ->  pro (triaged: complex)" in found.stdout
+    assert len(found.stdout.splitlines()) == 3
+
+
+def test_test_tells_what_fails_and_exits_with_1(tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text((POLICIES / "default.yaml").read_text().replace("expect: {tier: pro,", "expect: {tier: flash,"))
+    found = run("test", str(path))
+    assert found.exit_code == 1
+    assert [line.split()[0] for line in found.stdout.splitlines()] == ["passes", "fails", "passes"]
+    assert '"hard maths goes to pro" fails: expected flash, got pro' in found.stderr
+    told = json.loads(run("test", str(path), "--json").stdout)
+    assert (told["ok"], [bool(test["problems"]) for test in told["tests"]]) == (False, [False, True, False])
+    assert run("test", str(path), "--format", "github").stdout.startswith(f"::error file={path},line=")
+    assert run("test", broken).exit_code == 1
+
+
+def test_check_and_test_take_json_by_its_short_name(broken: str) -> None:
+    assert run("check", broken, "--json").stdout == run("check", broken, "--format", "json").stdout
+
+
 def test_explain_shows_both_sides_without_a_verdict() -> None:
     found = run("explain", DEFAULT, "-m", HARD)
     assert found.exit_code == 0

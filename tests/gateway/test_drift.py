@@ -83,6 +83,16 @@ def test_scores_that_moved_are_told_and_so_is_their_return(tmp_path: Path, caplo
     assert [line.split(" ")[1] for line in caplog.messages] == ["p", "scores"], "one line each, not one a look"
 
 
+def test_a_candidate_on_trial_does_not_disturb_what_is_watched(tmp_path: Path) -> None:
+    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
+    other = calibrated(tmp_path, POLICY, target="pro_share=0.5", agree=0.5)
+    assert policy.basis != other.basis
+    for at in range(WINDOW):
+        for made in (policy, other, replace(policy, basis=None)):
+            drift.decided(decision(at / WINDOW), made)
+    assert (told(drift, policy, "scores"), told(drift, other, "scores")) == ((1, False), (1, False))
+
+
 def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.facts import observe
-from gateway.policy import Policy, PolicyError, load_policy
+from gateway.policy import Policy, PolicyError, load_policy, open_policy
 from gateway.records import seen
 from gateway.replay import Unrecorded, replay
 from gateway.score import EMBEDDED, read_table
@@ -107,6 +107,7 @@ def test_a_calibration_may_weigh_it_and_the_digest_holds_it(tmp_path: Path) -> N
     made = policy(tmp_path, TEXT.replace("triage: {", "triage: {calibration: c.json, "))
     assert made.calibration
     before = policy(tmp_path).digest
+    assert str(tmp_path / "head.json") in open_policy(tmp_path / "policy.yaml")[1].files, "a changed head is followed"
     model(tmp_path, head={"weights": [2.0, 0.0, 0.0, 0.0], "bias": 0.0})
     assert policy(tmp_path).digest != before
 

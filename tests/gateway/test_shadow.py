@@ -29,7 +29,7 @@ def outcomes(gate: Gateway) -> list[JSON]:
 async def counted(gate: Gateway) -> dict[str, int]:
     """Answers that were drawn, by what became of them."""
     text = (await gate.get("/metrics")).data.decode()
-    found = re.findall(r'gateway_shadows_total\{outcome="(\w+)"\} (\S+)', text)
+    found = re.findall(r'gateway_shadow_answers_total\{outcome="(\w+)"\} (\S+)', text)
     return {name: int(float(count)) for name, count in found if float(count)}
 
 

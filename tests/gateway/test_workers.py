@@ -18,6 +18,9 @@ from loadtest.servers import POLICY, Process, Sim, running
 from tests.gateway.serving import Port, body
 from tests.tiers import until
 
+ANSWERED = b'gateway_requests_total{status="200",tier="flash"}'
+RELOADS = b'gateway_policy_reloads_total{result="accepted"}'
+
 
 @contextmanager
 def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
@@ -33,10 +36,10 @@ def alive(gate: Port) -> int:
     return int(asyncio.run(gate.get("/ready")).json()["workers"])
 
 
-def counted(gate: Port) -> int:
-    """Requests answered with 200 by Flash, as /metrics of whichever worker counts them."""
+def counted(gate: Port, name: bytes = ANSWERED) -> int:
+    """Requests answered with 200 by Flash, or another count, as /metrics of whichever worker has it."""
     text = asyncio.run(gate.get("/metrics")).data
-    found = re.search(rb'gateway_requests_total{status="200",tier="flash"} ([0-9.]+)', text)
+    found = re.search(re.escape(name) + rb" ([0-9.]+)", text)
     return int(float(found[1])) if found else 0
 
 
@@ -77,6 +80,9 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         until(lambda: alive(gate) == 2, 10)
         assert other in workers(process)
         until(lambda: counted(gate) == 50)
+        reloads = counted(gate, RELOADS)
+        os.kill(process.pid, signal.SIGHUP)
+        until(lambda: counted(gate, RELOADS) == reloads + 2)
         flash.reset()
         flash.config(drip=0.004, drip_bytes=64)
         asyncio.run(drained(gate, process, flash))

@@ -1,0 +1,70 @@
+"""What is wrong with the set-up?   `tiergate doctor`"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from gateway.cli.policy import packaged
+from gateway.cli.settings import Unset, read_settings, variable
+from gateway.cli.store import Json
+from gateway.doctor import Finding, Level, error, examine
+
+log = logging.getLogger("gateway")
+MARKS: dict[Level, str] = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]  "}
+
+
+def doctor(
+    policy: Annotated[Path | None, typer.Option(help="As of `serve`.")] = None,
+    redis: Annotated[str | None, typer.Option("--redis", metavar="URL", help="As of `serve`.")] = None,
+    port: Annotated[int | None, typer.Option(help="As of `serve`.")] = None,
+    json: Json = False,
+) -> None:
+    """Look at policy, store, tiers, clocks, keys and ports as `serve` would find them; each finding with its repair.
+
+    Exit status 1 when the gateway would not start, or not serve. Nothing is changed, and no model is asked.
+    """
+    found = findings({"policy": policy, "redis_url": redis, "port": port})
+    if json:
+        typer.echo(msgspec.json.encode([one._asdict() for one in found]))
+    else:
+        draw(found, Console(highlight=False, soft_wrap=True))
+    raise typer.Exit(int(any(one.level == "error" for one in found)))
+
+
+def findings(flags: dict[str, object]) -> list[Finding]:
+    """A setting that does not hold is told, and looked at no further."""
+    found = []
+    try:
+        settings = read_settings(flags)
+    except Unset as wrong:
+        found = [mistake(variable(name), told) for name, told in wrong.problems.items()]
+        settings = read_settings(flags, wrong.problems)
+    before = log.level
+    log.setLevel(logging.ERROR)  # what is to be said is among the findings
+    try:
+        return found + asyncio.run(examine(settings, settings.policy or packaged(), os.environ))
+    finally:
+        log.setLevel(before)
+
+
+def mistake(name: str, told: str) -> Finding:
+    """Some of the settings' mistakes end with their repair."""
+    what, mark, fix = told.rpartition("; ")
+    return error("settings", f"{name}: {what if mark else told}", fix if mark else "correct it")
+
+
+def draw(found: Sequence[Finding], out: Console) -> None:
+    for one in found:
+        out.print(f"{MARKS[one.level]} {escape(f'{one.about}: {one.told}')}")
+        if one.fix:
+            out.print(f"        [dim]->[/] {escape(one.fix)}")
+    errors, warnings = (sum(one.level == level for one in found) for level in ("error", "warning"))
+    out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")

@@ -1,0 +1,53 @@
+"""How does a command speak with a gateway that runs?   By /admin, with the admin key."""
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.store import stop
+from gateway.http1 import Client, Limits, Origin, TransportError
+
+LIMITS = Limits(connect=5.0, first_byte=30.0, idle=30.0, total=60.0)
+LARGEST = 64 << 20  # bytes
+Url = Annotated[
+    str, typer.Option("--url", envvar="GATEWAY_URL", metavar="URL", help="The gateway's address.", show_default=True)
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--admin-key", envvar="GATEWAY_ADMIN_KEY", metavar="KEY", help="Better in the variable.", show_envvar=True
+    ),
+]
+HERE = "http://127.0.0.1:8080"
+
+
+def call(url: str, key: str | None, method: str, path: str, said: object = None) -> Any:
+    """What the gateway answers, as JSON. Exits with 1 when it does not, or refuses."""
+    if not key:
+        raise stop("policy", "the admin key is needed: set GATEWAY_ADMIN_KEY")
+    try:
+        status, body = asyncio.run(_call(Origin.parse(url), key, f"{method} {path}", said))
+        found = json.loads(body)
+    except (TransportError, ValueError) as error:
+        raise stop("policy", f"{url}: {error}") from None
+    if status >= 400:
+        raise stop("policy", f"{url} refuses ({status}): {found['error']['message']}")
+    return found
+
+
+async def _call(origin: Origin, key: str, target: str, said: object) -> tuple[int, bytes]:
+    body = b"" if said is None else json.dumps(said).encode()
+    method, path = target.split()
+    lines = [f"{method} {origin.prefix}{path} HTTP/1.1", f"host: {origin.host}:{origin.port}"]
+    lines += [f"authorization: Bearer {key}", "content-type: application/json", f"content-length: {len(body)}"]
+    client = Client()
+    try:
+        response = await client.request(origin, ("\r\n".join(lines) + "\r\n\r\n").encode(), body, LIMITS)
+        try:
+            return response.status, await response.read(LARGEST)
+        finally:
+            response.close()
+    finally:
+        client.close()

@@ -1,0 +1,69 @@
+"""Can the gateway listen, and write what it is to write?"""
+
+import os
+import resource
+import ssl
+from pathlib import Path
+
+from gateway.doctor.finding import Finding, error, ok, warning
+from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.server import bind
+from gateway.settings import Settings
+
+LIMITS = Limits(connect=1.0, first_byte=1.0, idle=1.0, total=2.0)
+FILES = 4096  # open files; a caller takes one, and each of its calls to a server another
+
+
+async def port(client: Client, settings: Settings) -> list[Finding]:
+    where = f"{settings.host}:{settings.port}"
+    try:
+        for listening in bind(settings, shared=False):
+            listening.close()
+    except OSError as wrong:
+        if await _ours(client, settings):
+            return [ok("port", f"{where}: a Tiergate serves here")]
+        told = f"cannot listen on {where}: {wrong.strerror or wrong}"
+        return [error("port", told, f"--port N (GATEWAY_PORT), or end what has it: ss -ltnp sport = :{settings.port}")]
+    return [ok("port", f"{where} is free")]
+
+
+async def _ours(client: Client, settings: Settings) -> bool:
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::", ""} else settings.host  # noqa: S104  as it is written
+    origin = Origin(host, settings.port, settings.tls_cert is not None, "")
+    try:
+        response = await client.request(origin, f"GET /ready HTTP/1.1\r\nhost: {host}\r\n\r\n".encode(), b"", LIMITS)
+        try:
+            return b'"policy"' in await response.read(1 << 20)
+        finally:
+            response.close()
+    except TransportError:
+        return False
+
+
+def certificate(settings: Settings) -> list[Finding]:
+    cert, key = settings.tls_cert, settings.tls_key
+    if (cert is None) != (key is None):
+        told = "a certificate without its key, or a key without"
+        return [error("tls", told, "set both GATEWAY_TLS_CERT and GATEWAY_TLS_KEY")]
+    if cert is None:
+        return []
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except OSError as wrong:
+        return [error("tls", f"{cert}: {wrong}", "are they PEM files, and do they belong together?")]
+    return [ok("tls", str(cert))]
+
+
+def files(settings: Settings) -> list[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = []
+    if 0 <= soft < FILES:
+        told = f"this process may open {soft} files, about {soft // 2} callers at once"
+        found.append(warning("files", told, f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}"))
+    if settings.records and not _writable(settings.records):
+        found.append(error("files", f"GATEWAY_RECORDS={settings.records} cannot be written", "correct path or rights"))
+    return found
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path if path.exists() else path.parent, os.W_OK)

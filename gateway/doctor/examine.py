@@ -1,0 +1,44 @@
+"""In which order is what looked at?"""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway.doctor.clock import clock
+from gateway.doctor.doors import certificate, files, port
+from gateway.doctor.finding import Finding, error, ok
+from gateway.doctor.secrets import keys
+from gateway.doctor.shared import store
+from gateway.doctor.tiers import Replied, asked, tier_findings
+from gateway.http1 import Client
+from gateway.policy import Policy, PolicyError
+from gateway.reload import checked
+from gateway.settings import Settings
+
+
+async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> list[Finding]:
+    """Everything, with the policy in `file`; `env` fills its variables and holds the servers' keys."""
+    found, policy = policy_findings(file, env)
+    client = Client()
+    try:
+        replies = await asked(client, policy, env) if policy else {}
+        found += tier_findings(policy, replies, env) if policy else []
+        shared, times = await store(settings)
+        found += shared
+        found += clock([*times, *(reply.ahead for reply in replies.values() if isinstance(reply, Replied))])
+        found += await keys(settings, policy)
+        found += await port(client, settings)
+    finally:
+        client.close()
+    return [*found, *certificate(settings), *await asyncio.to_thread(files, settings)]
+
+
+def policy_findings(file: Path, env: Mapping[str, str]) -> tuple[list[Finding], Policy | None]:
+    try:
+        policy = checked(file, env)
+    except PolicyError as wrong:
+        first, *more = wrong.problems
+        others = f" (and {len(more)} more)" if more else ""
+        return [error("policy", f"{first}{others}", f"tiergate policy check {file}")], None
+    told = f"{policy.name} {policy.revision} ({policy.digest}), {len(policy.tests)} tests passed"
+    return [ok("policy", told)], policy

@@ -1,0 +1,91 @@
+"""Who may ask and who may administer, and can their keys be guessed?"""
+
+import asyncio
+import stat
+from pathlib import Path
+
+from gateway.doctor.finding import Finding, error, ok, warning
+from gateway.errors import Overloaded
+from gateway.keyfile import KeyFile
+from gateway.keys import ADMIN, SHORTEST_KEY, expired
+from gateway.policy import Policy, PolicyError
+from gateway.settings import Settings, weakness
+from gateway.store import KeyRecord, open_store
+
+RANDOM = "openssl rand -hex 32"
+
+
+async def keys(settings: Settings, policy: Policy | None) -> list[Finding]:
+    found, records = await asyncio.to_thread(_file, settings.keys_file)
+    records += await _stored(settings)
+    active = [record for record in records if record.revoked is None and not expired(record)]
+    callers = [record for record in active if record.id != ADMIN]
+    found += _own(settings) + _plans(callers, policy)
+    found += _asking(settings, len(callers) + (settings.api_key is not None))
+    administered = settings.admin_key is not None or len(callers) < len(active)
+    if administered:
+        return [*found, ok("keys", "there is an admin key")]
+    told = "there is no admin key: /admin and the page are off"
+    return [*found, warning("keys", told, f"tiergate keys admin, or GATEWAY_ADMIN_KEY=$({RANDOM})")]
+
+
+def _asking(settings: Settings, count: int) -> list[Finding]:
+    if count:
+        return [ok("keys", f"{count} of callers")]
+    fix = "tiergate keys create NAME, or GATEWAY_API_KEY"
+    if settings.loopback:
+        return [warning("keys", "callers need none, since only this machine can ask", fix)]
+    return [error("keys", f"callers need none, and {settings.host} can be reached: it will not start", fix)]
+
+
+def _own(settings: Settings) -> list[Finding]:
+    """GATEWAY_API_KEY; a weak admin key is no setting at all."""
+    key = settings.api_key
+    if key is None:
+        return []
+    if len(key) < SHORTEST_KEY:
+        told = f"GATEWAY_API_KEY has {len(key)} characters, at least {SHORTEST_KEY} are needed: it will not start"
+        return [error("keys", told, RANDOM)]
+    why = weakness(key + "#" * max(0, 32 - len(key)))
+    return [warning("keys", f"GATEWAY_API_KEY can be guessed: {why}", RANDOM)] if why else []
+
+
+def _plans(callers: list[KeyRecord], policy: Policy | None) -> list[Finding]:
+    if policy is None:
+        return []
+    strays = [one for one in callers if one.plan is not None and one.plan not in policy.callers.plans]
+    return [
+        error("keys", f"{one.id} ({one.name}) has the plan {one.plan}, which the policy lacks: it is refused",
+              f"add the plan, or make the key anew; known: {', '.join(policy.callers.plans)}")
+        for one in strays
+    ]  # fmt: skip
+
+
+def _file(path: Path | None) -> tuple[list[Finding], list[KeyRecord]]:
+    if path is None:
+        return [], []
+    try:
+        records = KeyFile(path).records()
+    except PolicyError as wrong:
+        return [
+            error("keys", str(wrong.problems[0]), "correct the file, or make it by tiergate keys create --file")
+        ], []
+    if stat.S_IMODE(path.stat().st_mode) & (stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
+        return [warning("keys", f"{path} may be read or written by others", f"chmod 600 {path}")], records
+    return [], records
+
+
+async def _stored(settings: Settings) -> list[KeyRecord]:
+    """None where the store does not answer, which is told elsewhere."""
+    if settings.redis_url in {None, "embedded"}:
+        return []
+    try:
+        store = open_store(settings.redis_url)
+    except ValueError:
+        return []
+    try:
+        return await store.list_keys()
+    except Overloaded:
+        return []
+    finally:
+        await store.close()

@@ -1,0 +1,44 @@
+"""Does the shared store answer, and is it set up for us?"""
+
+from gateway.doctor.finding import Finding, error, ok, warning
+from gateway.errors import Overloaded
+from gateway.settings import Settings
+from gateway.store import ServerSetup, setups
+
+SLOW = 0.01  # seconds for an answer; each request waits for one
+
+
+async def store(settings: Settings) -> tuple[list[Finding], list[float]]:
+    """What was found, and by how many seconds each server's clock is before ours."""
+    url = settings.redis_url
+    if url is None:
+        if settings.workers > 1:
+            return [error("store", f"none, and {settings.workers} workers share one", "--redis URL, or embedded")], []
+        told = "this process's memory: limits, cache and keys end with it"
+        return [warning("store", told, "GATEWAY_REDIS_URL=redis://host:6379/0, if that is not wanted")], []
+    if url == "embedded":
+        return [ok("store", "a Valkey of its own, from start to end")], []
+    where = url.rpartition("@")[2]
+    try:
+        found = await setups(url)
+    except ValueError as wrong:
+        return [error("store", str(wrong), "correct GATEWAY_REDIS_URL")], []
+    except Overloaded:
+        told = f"{where} does not answer within 0.1 s: limits are kept per process, budgets are refused"
+        return [error("store", told, "start it, or correct GATEWAY_REDIS_URL (host, port, password, TLS)")], []
+    findings = [one for server in found for one in _server(server, where)]
+    return list(dict.fromkeys(findings)), [server.ahead for server in found]
+
+
+def _server(server: ServerSetup, where: str) -> list[Finding]:
+    found = [ok("store", f"{where} answers, version {server.version}")]
+    if server.evicts.startswith("allkeys"):
+        told = f"{where} may evict API keys and ledgers when its memory is full ({server.evicts})"
+        found.append(error("store", told, "maxmemory-policy volatile-lru"))
+    if not server.saves:
+        told = f"{where} writes no append-only file: keys and the ledger end with it, or go back to the last snapshot"
+        found.append(warning("store", told, "appendonly yes"))
+    if server.took > SLOW:
+        told = f"{where} takes {server.took * 1000:.0f} ms for an answer, which each request waits for"
+        found.append(warning("store", told, "run it nearer"))
+    return found

@@ -1,0 +1,132 @@
+"""Do the model servers answer, are they who the policy says, and do they tell what we read?"""
+
+import asyncio
+import email.utils
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gateway.doctor.finding import Finding, error, ok, warning
+from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.policy import Policy, Tier
+
+LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
+LARGEST = 4 << 20  # bytes
+# What balancing, rules and the page read, by the names of vLLM >= 0.12; names of counters end in _total.
+METRICS = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:prefix_cache_hits_total",
+    "vllm:prefix_cache_queries_total",
+)
+SERIES = re.compile(r"^(vllm:\w+)", re.MULTILINE)
+
+
+class Replied(NamedTuple):
+    """What a server said: the models that it serves with the longest context of each (None: not told), the names of its
+    metrics (None: it has none), and by how many seconds its clock is before ours (None: not told).
+    """
+
+    status: int
+    models: Mapping[str, int | None]
+    metrics: frozenset[str] | None
+    ahead: float | None
+
+
+async def asked(client: Client, policy: Policy, env: Mapping[str, str]) -> Mapping[tuple[str, str], Replied | str]:
+    """Each server of each tier, by tier and URL; in place of a reply what went wrong."""
+    pairs = [(name, url) for name, tier in policy.tiers.items() for url in tier.replicas]
+    replies = await asyncio.gather(*(_ask(client, url, policy.tiers[name], env) for name, url in pairs))
+    return dict(zip(pairs, replies, strict=True))
+
+
+async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> Replied | str:
+    key = env.get(tier.api_key_env or "")
+    try:
+        status, headers, body = await _get(client, url, "/v1/models", key)
+        metrics = await _get(client, url, "/metrics", key) if tier.engine == "vllm" else None
+    except TransportError as wrong:
+        origin = Origin.parse(url)
+        return str(wrong).removeprefix(f"no connection to {origin.host}:{origin.port}: ")
+    names = frozenset(SERIES.findall(metrics[2].decode("utf-8", "replace"))) if metrics and metrics[0] == 200 else None
+    return Replied(status, _models(body), names, _ahead(headers))
+
+
+async def _get(client: Client, url: str, path: str, key: str | None) -> tuple[int, Mapping[bytes, bytes], bytes]:
+    """Status, headers, body. Raises TransportError."""
+    origin = Origin.parse(url)
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    lines = [f"GET {origin.prefix}{path} HTTP/1.1", f"host: {host}:{origin.port}", "accept: */*"]
+    lines += [f"authorization: Bearer {key}"] if key else []
+    response = await client.request(origin, ("\r\n".join(lines) + "\r\n\r\n").encode(), b"", LIMITS)
+    try:
+        return response.status, dict(response.headers), await response.read(LARGEST)
+    finally:
+        response.close()
+
+
+def _models(body: bytes) -> Mapping[str, int | None]:
+    try:
+        listed: list[dict[str, Any]] = json.loads(body)["data"]
+        return {str(one["id"]): one.get("max_model_len") for one in listed}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _ahead(headers: Mapping[bytes, bytes]) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(headers[b"date"].decode()).timestamp() + 0.5 - time.time()
+    except (KeyError, ValueError):
+        return None
+
+
+def tier_findings(
+    policy: Policy, replies: Mapping[tuple[str, str], Replied | str], env: Mapping[str, str]
+) -> list[Finding]:
+    """Each once, about all tiers that it concerns: one server may run several."""
+    tiers: dict[Finding, list[str]] = {}
+    for name, tier in policy.tiers.items():
+        found = [one for url in tier.replicas for one in _server(url, tier, replies[name, url])]
+        if tier.api_key_env and not env.get(tier.api_key_env):
+            found.append(error("", f"{tier.api_key_env} is not set", f"export {tier.api_key_env}=..."))
+        for one in found:
+            tiers.setdefault(one, []).append(name)
+    return [one._replace(about=f"tier {', '.join(names)}") for one, names in tiers.items()]
+
+
+def _server(url: str, tier: Tier, reply: Replied | str) -> list[Finding]:
+    if isinstance(reply, str):
+        return [error("", f"{url} does not answer: {reply}", "start it, or correct `replicas` (or its variable)")]
+    if reply.status in {401, 403}:
+        return [error("", f"{url} refuses us ({reply.status})", "name its key's variable in `api_key_env`")]
+    if reply.status != 200:
+        return [error("", f"{url}/v1/models answers {reply.status}", "is this the address of a model server?")]
+    if tier.model not in reply.models:
+        told = f"{url} serves {', '.join(reply.models) or 'nothing'}, not {tier.model}"
+        fix = f"vllm serve ... --served-model-name {tier.model}, or correct `model`"
+        return [error("", told, fix)]
+    return [ok("", f"{url} serves {tier.model}"), *_context(url, tier, reply), *_metrics(url, tier, reply)]
+
+
+def _context(url: str, tier: Tier, reply: Replied) -> list[Finding]:
+    longest = reply.models[tier.model]
+    if longest is None or longest >= tier.can.context:
+        return []
+    told = f"{url} takes {longest} tokens, the policy sends up to {tier.can.context}"
+    return [warning("", told, f"can: {{context: {longest}}}, or a larger --max-model-len")]
+
+
+def _metrics(url: str, tier: Tier, reply: Replied) -> list[Finding]:
+    if tier.engine != "vllm":
+        return []
+    if reply.metrics is None:
+        told = f"{url}/metrics does not answer: its queue is not known to rules and balancing"
+        return [warning("", told, "let /metrics through")]
+    missing: Sequence[str] = [metric for metric in METRICS if metric not in reply.metrics]
+    if not missing:
+        return []
+    told = f"{url}/metrics lacks {', '.join(missing)}"
+    return [warning("", told, "vLLM 0.12 or newer has them, without --disable-log-stats")]

@@ -1,0 +1,282 @@
+"""Which policy is in force, which ones were, and what is wrong with the file?"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from gateway.errors import BadRequest, NotFound, Overloaded
+from gateway.policy import Document, Policy, PolicyError, Problem, file_text, read_document, whole
+from gateway.reload import Trial, trials
+from gateway.store import Store
+from gateway.watch import Watch
+
+KEPT = 20  # revisions that can be rolled back to
+POLL = 1.0  # seconds between two looks where nothing tells of a change; another process's rollback is seen so late
+SETTLE = 0.05  # seconds for which a file must stay the same before it counts: it may be half written
+UNSETTLED = 20  # looks at a file that keeps changing, before the next one is waited for
+TOLD = 10  # problems in /ready
+PREVIOUS = "previous"
+ROLLBACK, REVISIONS = "policy.rollback", "policy.revisions"  # names in the store
+log = logging.getLogger("gateway")
+Texts = Mapping[str, str | None]  # of files, by name; None: cannot be read
+
+
+class Revision(msgspec.Struct, frozen=True):
+    """A policy that a file brought into force, at `at` (Unix seconds) for the last time; `digest` is the policy's."""
+
+    digest: str
+    name: str
+    revision: str
+    at: float
+    text: str
+
+
+class Rollback(msgspec.Struct, frozen=True):
+    """An earlier revision's text, in force in the file's place for as long as the file's text has the print
+    `instead_of`: whoever writes the file says the last word.
+    """
+
+    instead_of: str
+    digest: str
+    text: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of a policy's text: a policy that does what its tests say, or problems. `files` were read for it;
+    `document` None: it was not even YAML.
+    """
+
+    policy: Policy | None
+    problems: Sequence[Problem]
+    files: Texts
+    trials: Sequence[Trial] = ()
+    document: Document | None = None
+
+
+class Revisions:
+    """Follows the file at `path` (None: there is none to follow), from `begin` on.
+
+    `policy` is in force, by `text`, which is that of `rollback` where there is one; `use` is told when another one is,
+    `count` what became of each attempt (accepted, rejected).
+    `problems` are those of the last attempt, since `at`; `trials` the outcomes of the tests of the policy in force.
+    A rollback and the revisions stand in the store, for all processes on it; in memory they end with the process.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        policy: Policy,
+        store: Store,
+        use: Callable[[Policy], None],
+        count: Callable[[str], None],
+    ) -> None:
+        self.path, self.policy, self._store, self._use, self._count = path, policy, store, use, count
+        self.text: str | None = None
+        self.since = self.at = time.time()
+        self.problems: Sequence[Problem] = ()
+        self.trials: Sequence[Trial] = ()
+        self.rollback: Rollback | None = None
+        self._found: Rollback | None = None  # in the store, whether it counts or not
+        self._files: Texts = {}
+        self._tried: Rollback | None = None
+        self._known: list[Revision] = []
+        self._looking = asyncio.Lock()
+        self._watch: Watch | None = None
+        self._nudged = False
+
+    async def run(self) -> None:
+        """Follow the file until cancelled."""
+        self._watch = watch = Watch()
+        try:
+            while True:
+                watch.look(await asyncio.to_thread(folders, list(self._files)))
+                await watch.wait(POLL)
+                nudged, self._nudged = self._nudged, False
+                await self.look(again=nudged)
+        finally:
+            watch.close()
+
+    def nudge(self) -> None:
+        """Look at once, and try the file again even if it is the same."""
+        self._nudged = True
+        if self._watch:
+            self._watch.wake()
+
+    async def look(self, *, again: bool = False) -> bool:
+        """Take over what the file says, or the rollback in its place, if either changed; True when it was tried."""
+        if self.path is None:
+            return False
+        async with self._looking:
+            await self._learn()
+            files = await self._settled({str(self.path): None, **self._files})
+            text, rollback = files[str(self.path)], self._found
+            if rollback and text is not None and rollback.instead_of != fingerprint(text):
+                rollback = None
+            if not again and files == self._files and rollback == self._tried:
+                return False
+            found = await asyncio.to_thread(attempted, self.path, rollback.text if rollback else None)
+            self._files, self._tried = {**found.files, str(self.path): text}, rollback
+            await self._take(found, rollback)
+            return True
+
+    async def roll_back(self, to: str) -> Revision:
+        """Put the revision with this digest, or the PREVIOUS one, in force in the file's place, in every process on the
+        store. Raises NotFound, BadRequest where its text is wrong by now, Overloaded.
+        """
+        path = self._followed()
+        known = await self.known()
+        digests = [one.digest for one in known]
+        here = digests.index(self.policy.digest) if self.policy.digest in digests else -1
+        wanted = here + 1 if to == PREVIOUS else digests.index(to) if to in digests else len(known)
+        if wanted >= len(known):
+            raise NotFound(f"No revision {to!r} is kept; kept are: {', '.join(digests) or 'none'}.", param="to")
+        revision = known[wanted]
+        if wrong := (await asyncio.to_thread(attempted, path, revision.text)).problems:
+            raise BadRequest(f"Revision {revision.digest} is wrong by now: {wrong[0]}", param="to")
+        text = (await asyncio.to_thread(texts, [str(path)]))[str(path)]
+        made = Rollback(fingerprint(text or ""), revision.digest, revision.text, time.time())
+        await self._store.keep(ROLLBACK, None if text == revision.text else msgspec.json.encode(made))
+        await self.look()
+        return revision
+
+    async def roll_forward(self) -> None:
+        """Let the file count again. Raises Overloaded."""
+        self._followed()
+        await self._store.keep(ROLLBACK, None)
+        await self.look()
+
+    def told(self) -> dict[str, object]:
+        """For /ready: whether the file counts or a rollback, and what is wrong with it."""
+        return {
+            "source": "rollback" if self.rollback else "file",
+            "problems": [str(one) for one in self.problems[:TOLD]],
+        }
+
+    async def known(self) -> list[Revision]:
+        """The revisions that can be rolled back to, the newest first."""
+        with contextlib.suppress(Overloaded, msgspec.DecodeError):
+            stored = await self._store.kept(REVISIONS)
+            self._known = merged(self._known, msgspec.json.decode(stored or b"[]", type=list[Revision]))
+        return self._known
+
+    def note(self) -> str:
+        """What follows from a rollback, for whoever asked for it."""
+        if not self.rollback:
+            return f"{self.path} counts."
+        return (
+            f"{self.path} still says otherwise. It counts again as soon as it is changed, or when the rollback is taken"
+            " back (`tiergate policy rollback --undo`). To make this one last, write it to the file."
+        )
+
+    def _followed(self) -> Path:
+        if self.path is None:
+            raise BadRequest("This gateway follows no policy file.", code="no_policy_file")
+        return self.path
+
+    async def _learn(self) -> None:
+        """Which rollback the store holds; the last known one while it does not answer."""
+        with contextlib.suppress(Overloaded, msgspec.DecodeError):
+            stored = await self._store.kept(ROLLBACK)
+            self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
+
+    async def _settled(self, names: Mapping[str, object]) -> Texts:
+        """The files as they are once they do not change any more."""
+        files = await asyncio.to_thread(texts, list(names))
+        for _ in range(UNSETTLED):
+            if files == self._files:
+                break
+            before = files
+            await asyncio.sleep(SETTLE)
+            files = await asyncio.to_thread(texts, list(names))
+            if files == before:
+                break
+        return files
+
+    async def _take(self, found: Attempt, rollback: Rollback | None) -> None:
+        said, self.problems, self.at = self.problems, found.problems, time.time()
+        self._count("accepted" if found.policy else "rejected")
+        if not found.policy:
+            if found.problems != said:
+                told = "; ".join(map(str, found.problems))
+                log.warning("policy: %s stays in force: %s", named(self.policy), told)
+            return
+        text = rollback.text if rollback else found.files[str(self.path)]
+        first, same = self.text is None, identity(found.policy) == identity(self.policy)
+        self.text, self.trials, self.rollback = text, found.trials, rollback
+        if not same:
+            self.policy, self.since = found.policy, self.at
+            self._use(found.policy)
+        if said or not (first or same):
+            log.warning("policy: %s is in force%s", named(self.policy), ", by a rollback" if rollback else "")
+        if not rollback and text is not None:
+            await self._keep(text)
+
+    async def _keep(self, text: str) -> None:
+        """Among the revisions."""
+        policy = self.policy
+        known = await self.known()
+        if known and known[0].digest == policy.digest:
+            return
+        self._known = merged([Revision(policy.digest, policy.name, policy.revision, time.time(), text)], known)
+        with contextlib.suppress(Overloaded):
+            await self._store.keep(REVISIONS, msgspec.json.encode(self._known))
+
+
+def attempted(path: Path, text: str | None = None, env: Mapping[str, str] | None = None) -> Attempt:
+    """What comes of the file, or of `text` in its place; `env` fills its variables, os.environ by default."""
+    document: Document | None = None
+    try:
+        text = file_text(path) if text is None else text
+        document = read_document(text, str(path), os.environ if env is None else env)
+        policy = whole(document)
+    except PolicyError as error:
+        return Attempt(None, error.problems, document.files if document else {str(path): text}, (), document)
+    found = trials(policy, document)
+    problems = tuple(problem for trial in found for problem in trial.problems)
+    return Attempt(None if problems else policy, problems, document.files, found, document)
+
+
+def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:
+    """Each once, as it came into force last, the newest first, KEPT at most."""
+    found: dict[str, Revision] = {}
+    for one in sorted([*ones, *others], key=lambda revision: -revision.at):
+        found.setdefault(one.digest, one)
+    return list(found.values())[:KEPT]
+
+
+def texts(names: Sequence[str]) -> Texts:
+    return {name: _text(Path(name)) for name in names}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return file_text(path)
+    except PolicyError:
+        return None
+
+
+def folders(names: Sequence[str]) -> set[Path]:
+    """Those of the files, and of what they are links to."""
+    return {path.parent for name in names for path in (Path(name).absolute(), Path(name).resolve())}
+
+
+def fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def identity(policy: Policy) -> tuple[str, str | None]:
+    return policy.digest, policy.candidate.policy.digest if policy.candidate else None
+
+
+def named(policy: Policy) -> str:
+    return f"{policy.name} {policy.revision} ({policy.digest})"

@@ -1,0 +1,60 @@
+"""When did something in a folder change?"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+# linux/inotify.h. Not IN_MODIFY: a file that is still being written is of no use to a reader.
+CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x8, 0x40, 0x80, 0x100, 0x200
+CHANGES = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE
+EVENTS = 1 << 16  # bytes
+
+
+class Watch:
+    """Wakes who waits for a change in some folders; where the kernel tells of none (not Linux, a network's file
+    system), waiting ends by its time alone.
+
+    Folders, not files: a mounted ConfigMap changes by a link beside the file, and an editor puts another file in its
+    place; a watch on the file would stay with the old one.
+    """
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._libc = ctypes.CDLL(None)
+        self._queue = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if _can(self._libc) else -1
+        if self._queue >= 0:
+            asyncio.get_running_loop().add_reader(self._queue, self._hear)
+
+    def look(self, folders: Iterable[Path]) -> None:
+        """Watch these, too. To name one again costs little, and finds it when it was made anew."""
+        for folder in folders if self._queue >= 0 else ():
+            self._libc.inotify_add_watch(self._queue, os.fsencode(folder), CHANGES)
+
+    async def wait(self, seconds: float) -> None:
+        """Until something changed since the last wait, or for `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        self._changed.clear()
+
+    def wake(self) -> None:
+        """As if something had changed."""
+        self._changed.set()
+
+    def _hear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._queue, EVENTS)
+        self._changed.set()
+
+    def close(self) -> None:
+        if self._queue >= 0:
+            asyncio.get_running_loop().remove_reader(self._queue)
+            os.close(self._queue)
+            self._queue = -1
+
+
+def _can(libc: ctypes.CDLL) -> bool:
+    return hasattr(libc, "inotify_init1")

@@ -1,0 +1,183 @@
+"""A broken set-up is told with its repairs, and a good one is called good."""
+
+import asyncio
+import json
+import secrets
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from typer.testing import CliRunner
+
+from gateway.cli import app
+from gateway.cli.written import Written
+from gateway.doctor.clock import MOST, clock
+from gateway.doctor.tiers import METRICS, Replied, tier_findings
+from gateway.keys import new_admin_key, new_key
+from gateway.policy import load_policy
+from gateway.store import open_store
+from loadtest.servers import Sim, free_port
+from tests.tiers import policy_text
+
+Told = list[dict[str, str]]
+GOOD = {"GATEWAY_API_KEY": secrets.token_hex(16), "GATEWAY_ADMIN_KEY": secrets.token_hex(32)}
+
+
+def look(policy: Path, *more: str, **env: str) -> tuple[int, Told]:
+    """Exit status and findings; `env` without GATEWAY_."""
+    named = {"GATEWAY_PORT": str(free_port()), **{f"GATEWAY_{name}": value for name, value in env.items()}}
+    found = CliRunner().invoke(app, ["doctor", "--policy", str(policy), "--json", *more], env=named)
+    return found.exit_code, json.loads(found.stdout)
+
+
+def said(found: Told, level: str) -> str:
+    return "\n".join(f"{one['about']}: {one['told']} -> {one['fix']}" for one in found if one["level"] == level)
+
+
+@pytest.fixture
+def good(tmp_path: Path, flash: Sim, pro: Sim) -> Path:
+    """A policy whose servers are there."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy_text(flash, pro))
+    return path
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that another program listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield int(listening.getsockname()[1])
+
+
+def test_a_good_set_up_has_no_error_and_exits_with_0(good: Path, valkey: str) -> None:
+    status, found = look(good, REDIS_URL=valkey, **{name[8:]: value for name, value in GOOD.items()})
+    assert (status, said(found, "error")) == (0, "")
+    assert {one["about"] for one in found} >= {"policy", "tier flash", "tier pro", "store", "clock", "keys", "port"}
+    assert "appendonly" in said(found, "warning"), "the tests' Valkey keeps nothing"
+
+
+def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
+    tmp_path: Path, flash: Sim, pro: Sim, taken: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    dead = f"http://127.0.0.1:{free_port()}"
+    tiers: dict[str, Any] = {
+        "flash": {"model": "another-model"},
+        "pro": {"replicas": [dead], "api_key_env": "NO_SUCH_KEY"},
+    }
+    policy.write_text(policy_text(flash, pro, tiers=tiers))
+    gone = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
+    weak = {"API_KEY": "secret", "ADMIN_KEY": "changeme" * 5, "TLS_CERT": str(policy)}
+    status, found = look(policy, PORT=str(taken), REDIS_URL=gone, RECORDS="/no/such/folder/records", **weak)
+    errors = said(found, "error")
+    for told in (
+        "serves flash-model, not another-model -> vllm serve ... --served-model-name another-model",
+        f"{dead} does not answer: [Errno 111]",
+        "NO_SUCH_KEY is not set -> export",
+        "does not answer within 0.1 s",
+        "GATEWAY_API_KEY has 6 characters",
+        "GATEWAY_ADMIN_KEY: it has 7 different characters",
+        f"cannot listen on 127.0.0.1:{taken}",
+        "a certificate without its key",
+        "/no/such/folder/records cannot be written",
+    ):
+        assert told in errors, told
+    assert status == 1
+    assert caplog.records == [], "all that is to be said stands among the findings"
+    assert "hunter2" not in json.dumps(found)
+    assert "secret" not in json.dumps(found)
+
+
+def test_a_wrong_policy_is_told_at_its_place_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("schema: 1\ntiers: {a: {model: m, replicas: [http://h]}}\nrules: [{id: x, route: b}]\n")
+    status, found = look(policy)
+    assert status == 1
+    assert f"{policy}:3:24" in said(found, "error")
+    assert {one["about"] for one in found} >= {"policy", "store", "keys", "port"}
+
+
+def test_a_store_that_may_drop_keys_is_told(good: Path, valkey: str) -> None:
+    with redis.Redis.from_url(valkey) as server:
+        before = server.config_get("maxmemory*")
+        server.config_set("maxmemory", "200mb")
+        server.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            status, found = look(good, REDIS_URL=valkey)
+        finally:
+            for name in ("maxmemory", "maxmemory-policy"):
+                server.config_set(name, before[name])
+    assert (status, "may evict API keys" in said(found, "error")) == (1, True)
+
+
+def test_keys_are_counted_and_those_whose_plan_is_gone_are_told(good: Path, valkey: str, tmp_path: Path) -> None:
+    async def make() -> None:
+        store, file = open_store(valkey), Written(tmp_path / "keys.json")
+        await store.put_key(new_key(await store.secret(), "ann", "platinum")[1])
+        await store.put_key(new_admin_key(await store.secret())[1])
+        await file.put_key(new_key(await file.secret(), "bob")[1])
+        await store.close()
+
+    asyncio.run(make())
+    (tmp_path / "keys.json").chmod(0o644)
+    status, found = look(good, REDIS_URL=valkey, KEYS_FILE=str(tmp_path / "keys.json"))
+    assert status == 1
+    assert "(ann) has the plan platinum, which the policy lacks" in said(found, "error")
+    assert "chmod 600" in said(found, "warning")
+    assert "2 of callers" in said(found, "ok")
+    assert "there is an admin key" in said(found, "ok")
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 0), ("0.0.0.0", 1)])
+def test_a_gateway_that_others_can_reach_needs_keys(good: Path, host: str, status: int) -> None:
+    found = look(good, HOST=host)
+    assert found[0] == status
+    assert ("it will not start" in said(found[1], "error")) is bool(status)
+
+
+def test_people_get_lines_and_the_sum_of_it(good: Path) -> None:
+    env = {"NO_COLOR": "1", "GATEWAY_PORT": str(free_port())}
+    found = CliRunner().invoke(app, ["doctor", "--policy", str(good)], env=env)
+    assert found.exit_code == 0
+    assert "\x1b[" not in found.stdout
+    assert "ok      policy: test r1" in found.stdout
+    assert "        -> tiergate keys admin" in found.stdout
+    assert found.stdout.splitlines()[-1].startswith("0 errors, ")
+
+
+@pytest.mark.parametrize(
+    ("reply", "level", "told"),
+    [
+        (Replied(200, {"flash-model": None}, frozenset(METRICS), None), "ok", "serves flash-model"),
+        (Replied(401, {}, frozenset(METRICS), None), "error", "refuses us (401) -> name its key's variable"),
+        (Replied(404, {}, None, None), "error", "/v1/models answers 404"),
+        (Replied(200, {}, None, None), "error", "serves nothing, not flash-model"),
+        (Replied(200, {"flash-model": 4096}, frozenset(METRICS), None), "warning", "takes 4096 tokens"),
+        (Replied(200, {"flash-model": None}, None, None), "warning", "/metrics does not answer"),
+        (Replied(200, {"flash-model": None}, frozenset({*METRICS[1:], "vllm:gpu_cache_usage_perc"}), None), "warning",
+         "lacks vllm:num_requests_running"),
+    ],
+)  # fmt: skip
+def test_what_a_server_says_is_compared_with_the_policy(
+    flash: Sim, pro: Sim, reply: Replied, level: str, told: str
+) -> None:
+    policy = load_policy(policy_text(flash, pro, tiers={"pro": {"engine": "openai"}}))
+    fine = Replied(200, {pro.model: None}, None, None)
+    found = tier_findings(policy, {("flash", flash.url): reply, ("pro", pro.url): fine}, {})
+    assert told in said([one._asdict() for one in found], level)
+
+
+def test_one_server_of_two_tiers_is_told_of_once(flash: Sim, pro: Sim) -> None:
+    policy = load_policy(policy_text(flash, pro, tiers={"more": {"extends": "flash"}}))
+    found = tier_findings(policy, {(tier, url): "gone" for tier in policy.tiers for url in (flash.url, pro.url)}, {})
+    assert [one.about for one in found] == ["tier flash, more", "tier pro"]
+
+
+def test_clocks_that_differ_are_told_by_the_worst() -> None:
+    assert clock([]) == clock([None]) == []
+    assert clock([0.1, -MOST])[0].level == "ok"
+    assert "this machine is 60 s behind" in clock([0.1, 60.0])[0].told
+    assert "this machine is 61 s ahead of" in clock([60.0, -61.0])[0].told

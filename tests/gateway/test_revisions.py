@@ -1,0 +1,228 @@
+"""The file is followed: what is right comes into force, what is wrong changes nothing, what was can come back."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import BadRequest, NotFound
+from gateway.policy import Policy
+from gateway.reload import checked
+from gateway.revisions import KEPT, Revision, Revisions, attempted, merged
+from gateway.store import MemoryStore, Store
+from tests.gateway.serving import eventually
+
+TEXT = """\
+schema: 1
+name: house
+revision: "{revision}"
+tiers: {{flash: {{model: small, replicas: ["http://h"]}}, pro: {{model: large, replicas: ["http://h"]}}}}
+rules: [{{id: all, route: {tier}}}]
+tests: [{{name: t, request: {{prompt: hi}}, expect: {{tier: flash}}}}]
+{more}
+"""
+
+
+def text(revision: str, tier: str = "flash", more: str = "") -> str:
+    """A policy; one that routes to pro fails its own test."""
+    return TEXT.format(revision=revision, tier=tier, more=more)
+
+
+@dataclass
+class House:
+    """A gateway's policy without the gateway."""
+
+    path: Path
+    store: Store = field(default_factory=MemoryStore)
+    used: list[str] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
+
+    def revisions(self) -> Revisions:
+        def use(policy: Policy) -> None:
+            self.used.append(policy.revision)
+
+        return Revisions(self.path, checked(self.path, {}), self.store, use, self.counted.append)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    path = tmp_path / "p.yaml"
+    path.write_text(text("a"))
+    return House(path)
+
+
+def follows(house: House, work: Callable[[Revisions], Awaitable[None]]) -> None:
+    async def main() -> None:
+        revisions = house.revisions()
+        await revisions.look()
+        await work(revisions)
+
+    asyncio.run(main())
+
+
+def test_what_the_file_comes_to_say_is_in_force_within_a_moment(house: House) -> None:
+    async def main() -> None:
+        revisions = house.revisions()
+        await revisions.look()
+        running = asyncio.create_task(revisions.run())
+        for revision in ("b", "c"):
+            await asyncio.sleep(0.02)
+            house.path.write_text(text(revision))
+            await eventually(lambda revision=revision: revisions.policy.revision == revision)  # type: ignore[misc]
+        running.cancel()
+        await asyncio.wait([running])
+        assert house.used == ["b", "c"]
+
+    asyncio.run(main())
+
+
+def test_every_swap_of_a_mounted_configmap_is_seen(tmp_path: Path) -> None:
+    def mount(revision: str) -> None:
+        (tmp_path / f"..{revision}").mkdir()
+        (tmp_path / f"..{revision}" / "p.yaml").write_text(text(revision))
+        (tmp_path / "..data_tmp").symlink_to(f"..{revision}")
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    mount("a")
+    (tmp_path / "p.yaml").symlink_to("..data/p.yaml")
+    house = House(tmp_path / "p.yaml")
+
+    async def main() -> None:
+        revisions = house.revisions()
+        await revisions.look()
+        running = asyncio.create_task(revisions.run())
+        for revision in ("b", "c", "d"):
+            await asyncio.sleep(0.02)
+            mount(revision)
+            await eventually(lambda revision=revision: revisions.policy.revision == revision)  # type: ignore[misc]
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (text("b", more="budgett: {usd: 1}"), 'p.yaml:7:1: budgett: unknown key; did you mean "budget"?'),
+        (text("b", tier="pro"), 'p.yaml:6:57: tests.0.expect.tier: "t" fails: expected flash, got pro'),
+        ("schema: [", "p.yaml:2:1: not YAML"),
+        (None, "p.yaml:1:1: cannot be read: No such file"),
+    ],
+)
+def test_a_file_that_turns_wrong_changes_nothing_and_says_where(
+    house: House, wrong: str | None, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(revisions: Revisions) -> None:
+        house.path.unlink() if wrong is None else house.path.write_text(wrong)
+        assert await revisions.look()
+        assert not await revisions.look(), "the same text is not tried twice"
+        assert (revisions.policy.revision, house.used) == ("a", [])
+        assert told in str(revisions.problems[0])
+        assert told in str(revisions.told()["problems"])
+        assert caplog.text.count("stays in force") == 1
+        house.path.write_text(text("a"))
+        await revisions.look()
+        assert (revisions.problems, house.used) == ((), [])
+        assert house.counted == ["accepted", "rejected", "accepted"]
+
+    with caplog.at_level(logging.WARNING, "gateway"):
+        follows(house, work)
+
+
+def test_a_file_that_is_named_in_it_is_followed_too(house: House) -> None:
+    beside = house.path.parent / "next.yaml"
+    beside.write_text(text("n"))
+    house.path.write_text(text("a", more="candidate: {policy: next.yaml, canary: 0.5}"))
+
+    async def work(revisions: Revisions) -> None:
+        beside.write_text(text("m", tier="pro"))
+        await revisions.look()
+        assert "next.yaml:6:57" in str(revisions.problems[0])
+        assert revisions.policy.candidate
+        assert revisions.policy.candidate.policy.revision == "n"
+        beside.write_text(text("o"))
+        await revisions.look()
+        assert revisions.policy.candidate.policy.revision == "o"
+
+    follows(house, work)
+
+
+def test_an_earlier_revision_comes_back_until_the_file_is_written(house: House) -> None:
+    async def work(revisions: Revisions) -> None:
+        for revision in "bc":
+            house.path.write_text(text(revision))
+            await revisions.look()
+        assert [one.revision for one in await revisions.known()] == ["c", "b", "a"]
+        back = await revisions.roll_back("previous")
+        assert (back.revision, revisions.policy.revision) == ("b", "b")
+        assert revisions.told()["source"] == "rollback"
+        assert "still says otherwise" in revisions.note()
+        assert (await revisions.roll_back("previous")).revision == "a"
+        house.path.write_text(text("c", more="# touched"))
+        await revisions.look()
+        assert (revisions.policy.revision, revisions.rollback) == ("c", None)
+
+    follows(house, work)
+
+
+def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_before_it(house: House) -> None:
+    async def work(revisions: Revisions) -> None:
+        house.path.write_text(text("b"))
+        await revisions.look()
+        house.path.write_text("schema: [")
+        await revisions.look()
+        await revisions.roll_back("previous")
+        assert (revisions.policy.revision, revisions.problems) == ("a", ())
+        await revisions.roll_forward()
+        assert revisions.problems, "the file counts, and it is wrong"
+        assert revisions.policy.revision == "a", "the last good one stays"
+
+    follows(house, work)
+
+
+def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(house: House) -> None:
+    async def main() -> None:
+        one, other = house.revisions(), house.revisions()
+        for revision in ("a", "b"):
+            house.path.write_text(text(revision))
+            for each in (one, other):
+                await each.look()
+        await one.roll_back("previous")
+        await other.look()
+        anew = house.revisions()
+        await anew.look()
+        assert [each.policy.revision for each in (one, other, anew)] == ["a", "a", "a"]
+        await other.roll_forward()
+        await one.look()
+        assert one.policy.revision == "b"
+
+    asyncio.run(main())
+
+
+def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
+    async def work(revisions: Revisions) -> None:
+        for to in ("previous", "0123456789ab"):
+            with pytest.raises(NotFound):
+                await revisions.roll_back(to)
+
+    follows(house, work)
+    with pytest.raises(BadRequest):
+        asyncio.run(Revisions(None, checked(house.path, {}), house.store, print, print).roll_back("previous"))
+
+
+def test_revisions_are_bounded_and_each_is_kept_once_where_it_came_into_force_last() -> None:
+    ones = [Revision(f"d{turn}", "house", "", float(turn), "") for turn in range(KEPT + 5)]
+    found = merged(ones[::2], ones[1::2])
+    assert found == ones[:4:-1]
+    assert merged(found, [Revision("d9", "house", "", 99.0, "")])[0].digest == "d9"
+    assert merged(found, found) == found
+
+
+def test_a_text_is_tried_with_the_variables_that_it_is_given(house: House) -> None:
+    found = attempted(house.path, text("a", more="aliases: {x: '${TIER}'}"), {"TIER": "pro"})
+    assert found.policy
+    assert found.policy.aliases == {"x": "pro"}
