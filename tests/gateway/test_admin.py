@@ -244,5 +244,9 @@ def test_the_newest_decisions_are_json_lines_that_a_replay_can_read(flash: Sim, 
             file.write_bytes(answer.data)
             assert [one.id for one in read([file])] == ["two", "three"]
             assert (await gate.get("/admin/records?limit=0", **RIGHT)).status == 400
+            ends = [json.loads(line)["at"] for line in (await gate.get("/admin/records", **RIGHT)).data.splitlines()]
+            for after in (0, *ends):
+                later = await gate.get(f"/admin/records?after={after}", **RIGHT)
+                assert len(later.data.splitlines()) == sum(end > after for end in ends)
 
     asyncio.run(main())
