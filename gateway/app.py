@@ -27,6 +27,7 @@ from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, credentials, expired, identify
 from gateway.openapi import document
+from gateway.page import page_routes
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records, newest
@@ -82,6 +83,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     guard, recent = Guard(keys, settings.admin_key), partial(_recent, records, member)
     rest.include_router(admin_routes(guard, keys, lambda: doors.policy, recent))
     rest.include_router(steering_routes(guard, Desk(revisions, comparison, upstream.load, recent)))
+    rest.include_router(page_routes(guard, client, lambda: doors.policy))
     rest.include_router(decision_routes(doors, settings))
     _errors(rest)
     return Front(doors, rest, settings, revisions.nudge)
