@@ -159,7 +159,7 @@ def test_a_decision_shows_while_we_look_and_opens_to_its_whole_explanation(place
     expect(page.get_by_text("Reading")).to_have_count(0)
     place.ask(COMPLEX, x_request_id="looked-for")
     page.get_by_label("Filter").fill("looked-for")
-    expect(page.locator(".row:visible")).to_have_count(0)
+    expect(page.locator("button.row:visible")).to_have_count(0)
     page.clock.fast_forward(2000)
     page.get_by_role("button", name=re.compile("pro triaged complex")).click()
     detail = page.get_by_role("complementary", name="The decision")
@@ -207,19 +207,19 @@ def test_all_can_be_done_by_keyboard(place: Place) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Decisions")).to_be_focused()
-    page.locator(".row").nth(2).wait_for()
+    page.locator("button.row").nth(2).wait_for()
     for _ in range(3):
         page.keyboard.press("Tab")
-    expect(page.locator(".row").first).to_be_focused()
+    expect(page.locator("button.row").first).to_be_focused()
     page.keyboard.press("ArrowDown")
-    expect(page.locator(".row").nth(1)).to_be_focused()
+    expect(page.locator("button.row").nth(1)).to_be_focused()
     page.keyboard.press("Enter")
     detail = page.get_by_role("complementary")
     expect(detail).to_be_focused()
     expect(detail).to_contain_text("flash by rule")
     page.keyboard.press("Escape")
     expect(detail).to_be_hidden()
-    expect(page.locator(".row").nth(1)).to_be_focused()
+    expect(page.locator("button.row").nth(1)).to_be_focused()
 
 
 def test_no_view_is_wider_than_a_telephone(place: Place) -> None:

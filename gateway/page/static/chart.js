@@ -15,7 +15,7 @@ function axes(format, element) {
   const grid = { stroke: colour("--grid", element), width: 1 };
   const common = { stroke: colour("--quiet", element), font: "11px system-ui, sans-serif", grid, ticks: { show: false } };
   return [
-    { ...common, size: 24, space: 70, grid: { show: false }, values: (_, ticks) => ticks.map(minutes) },
+    { ...common, size: 24, space: 60, incrs: [60, 120, 300], grid: { show: false }, values: (_, ticks) => ticks.map(minutes) },
     { ...common, size: 58, space: 30, values: (_, ticks) => ticks.map((tick) => (tick ? format(tick) : "0")) },
   ];
 }
@@ -62,7 +62,7 @@ export class Chart {
       label, stroke: colour(paint, this.space), width: 1.5, points: { show: false }, spanGaps: false,
     }));
     this.plot = new window.uPlot({
-      width, height: HEIGHT, padding: [8, 8, 0, 0], legend: { show: false },
+      width, height: HEIGHT, padding: [8, 18, 0, 0], legend: { show: false },
       cursor: { y: false, drag: { setScale: false, x: false, y: false }, points: { size: 6 } },
       scales: { x: { range: () => this.span() }, y: { range: (_, __, most) => [0, most > 0 ? 1.15 * most : 1] } },
       axes: axes(this.format, this.space),

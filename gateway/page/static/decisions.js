@@ -1,5 +1,5 @@
 // What was decided of late?   Records of all workers, newest first; each opens to its whole explanation.
-import { bar, empty, h, pairs, say } from "./dom.js";
+import { bar, empty, h, pairs, panel, say } from "./dom.js";
 import { admin, json, poll, text } from "./api.js";
 import { explanation, raw } from "./explain.js";
 import { clock, count, known, time } from "./format.js";
@@ -30,7 +30,7 @@ class Decisions {
     } });
     this.filter = h("input", { type: "search", placeholder: "tier, rule, reason, status, caller", oninput: () => this.sift() });
     this.pause = h("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => this.toggle() }, "Pause");
-    this.split = h("div", { class: "split" }, h("div", { class: "side" }, this.none, this.list), this.detail);
+    this.split = h("div", { class: "split" }, h("div", { class: "side" }, this.none, names(), this.list), this.detail);
     this.element = h("div", {},
       h("div", { class: "heading" }, h("h1", { tabindex: "-1" }, title),
         h("div", { class: "tools" }, h("label", { class: "field" }, h("span", { class: "hidden" }, "Filter"), this.filter), this.pause)),
@@ -112,7 +112,7 @@ class Decisions {
     }
     if (this.chosen !== id) return;
     const other = told.same ? null : h("p", { class: "warn" }, `${told.policy} decided this. The policy in force is another one; this is what it would say.`);
-    this.detail.replaceChildren(this.head(id), explanation(told.explanation, other, ended(record)), raw(record, "The record as JSON"));
+    this.detail.replaceChildren(this.head(id), explanation(told.explanation, other), ended(record), raw(record, "The record as JSON"));
   }
 
   head(id) {
@@ -135,6 +135,12 @@ function words({ tier, route, status, caller, id, verdict }) {
   return [tier, route.tier, route.rule, route.reason, status, caller, id, verdict?.label].join(" ").toLowerCase();
 }
 
+/** What the columns of the lines are; hidden from who hears the page, where each line says it. */
+function names() {
+  const told = [["at", "ended"], ["tier", "tier"], ["why", "rule, reason"], ["p", "complex"], ["status", "status"], ["ttft", "first token"], ["all", "all"], ["used", "tokens in / out"], ["caller", "caller"]];
+  return h("div", { class: "row names", "aria-hidden": "true" }, told.map(([kind, name]) => h("span", { class: kind }, name)));
+}
+
 /** One decision in a line. */
 function line(record, onclick) {
   const { at, tier, route, verdict, status, ttft, seconds, used, caller } = record;
@@ -145,16 +151,18 @@ function line(record, onclick) {
     h("span", { class: "why" }, route.rule, " ", h("span", { class: "quiet" }, route.reason)),
     h("span", { class: "p" }, known(p) ? [bar(p), h("span", { class: "num" }, p.toFixed(2))] : verdict && !verdict.label ? h("span", { class: "bad" }, verdict.reason) : null),
     h("span", { class: `status num ${status >= 400 ? "bad" : ""}` }, String(status)),
-    h("span", { class: "ttft num", title: "until the first token" }, time(ttft)),
-    h("span", { class: "all num", title: "all of the answer" }, time(seconds)),
-    h("span", { class: "used num", title: "tokens in, out" }, used ? `${count(used.prompt)} / ${count(used.completion)}` : "–"),
+    h("span", { class: "ttft num" }, unseen("first token "), time(ttft)),
+    h("span", { class: "all num" }, unseen("all of it "), time(seconds)),
+    h("span", { class: "used num" }, unseen("tokens "), used ? `${count(used.prompt)} / ${count(used.completion)}` : "–"),
     h("span", { class: "caller" }, caller));
 }
+
+const unseen = (words) => h("span", { class: "hidden" }, words);
 
 /** What came of it. */
 function ended(record) {
   const { at, tier, route, status, ttft, seconds, used, caller, policy, held, outcome } = record;
-  return pairs([
+  return panel("What came of it", pairs([
     ["Ended", new Date(1000 * at).toLocaleString("en-GB")],
     ["Answered by", tier === null ? h("span", { class: "bad" }, "nobody") : tier === route.tier ? tier : `${tier} (${route.tier} was chosen)`],
     ["Status", String(status)],
@@ -165,5 +173,5 @@ function ended(record) {
     ["Policy", policy],
     ...(held ? [["Hold-back", `${held.outcome}: ${held.reason}`]] : []),
     ...(outcome ? [["Judged", `${outcome.quality} by ${outcome.source}`]] : []),
-  ]);
+  ]));
 }

@@ -93,8 +93,8 @@ class Overview {
     tiles["Own time, median"](time(quantile(span.overhead, 0.5)), `95 % within ${time(quantile(span.overhead, 0.95))}`);
     const spent = sum(span.cost);
     const aside = sum(span.cost, ({ kind }) => kind !== "answer");
-    if (span.saved) tiles.Money(usd(sum(span.saved) - aside), `after ${usd(aside)} spent aside`, "Saved");
-    else tiles.Money(usd(spent), `${percent(spent ? aside / spent : null)} of it aside`, "Spent");
+    if (span.saved) tiles.Money(usd(sum(span.saved) - aside), `after ${usd(aside)} overhead`, "Saved, net");
+    else tiles.Money(usd(spent), `${percent(spent ? aside / spent : null)} of it overhead`, "Spent");
     const asked = sum(span.verdicts);
     const good = sum(span.verdicts, ({ outcome }) => JUDGED.has(outcome));
     tiles.Verdicts(percent(asked ? good / asked : null), asked ? `${count(asked - good)} of ${count(asked)} failed` : "none wanted yet");
@@ -118,17 +118,16 @@ class Overview {
     const decided = by(span.decisions, ({ rule, reason, tier }) => `${rule}\n${reason}\n${tier}`);
     const all = sum(span.decisions);
     const nothing = () => empty("No request yet. ", h("a", { href: "#try" }, "Send one"), ".");
-    const why = panel("Why", decided.length ? table("Why", ["rule", "reason", "tier", "#requests", ""], decided.slice(0, 8).map(([name, value]) =>
+    const why = panel("Why: the most frequent decisions", decided.length ? table("Why", ["rule", "reason", "tier", "#requests", ""], decided.slice(0, 8).map(([name, value]) =>
       [...name.split("\n"), count(value), bar(value / all)])) : nothing());
-    why.classList.add("two");
-    const panels = [
-      panel("By tier", this.names && sum(span.requests) ? this.shares(span) : nothing()),
-      panel("Verdicts", verdicts(span)),
+    why.classList.add("whole");
+    this.rows.replaceChildren(
+      h("div", { class: "stack" },
+        panel("By tier", this.names && sum(span.requests) ? this.shares(span) : nothing()),
+        panel("Verdicts", verdicts(span))),
       panel("Beside the answers", pairs(aside(span))),
-      why,
       panel("Standing", pairs(standing(ready))),
-    ];
-    this.rows.replaceChildren(...panels);
+      why);
   }
 
   shares(span) {
