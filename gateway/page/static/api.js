@@ -21,6 +21,7 @@ export const news = new EventTarget(); // "up", "down": whether the gateway answ
 
 /** A response whose status is good; what is given as `body` goes as JSON, `yaml` as it is. Raises Failed. */
 export async function send(path, { bearer, body, yaml, headers = {}, signal } = {}) {
+  if (bearer && !/^[!-~]+$/.test(bearer)) throw new Failed(400, "This cannot be a key.");
   const given = { ...headers };
   if (bearer) given.authorization = `Bearer ${bearer}`;
   if (body !== undefined) given["content-type"] = "application/json";
@@ -37,7 +38,6 @@ export async function send(path, { bearer, body, yaml, headers = {}, signal } = 
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    if (error instanceof TypeError && String(error.message).includes("header")) throw new Failed(400, "This cannot be a key.");
     news.dispatchEvent(new Event("down"));
     throw new Failed(0, "The gateway does not answer.");
   }
@@ -60,8 +60,17 @@ export async function admin(path, options = {}) {
   }
 }
 
-export const json = async (answer) => (await answer).json();
-export const text = async (answer) => (await answer).text();
+export const json = async (answer) => whole(await answer, "json");
+export const text = async (answer) => whole(await answer, "text");
+
+async function whole(answer, kind) {
+  try {
+    return await answer[kind]();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failed(0, "The gateway’s answer broke off, or is not the gateway’s.");
+  }
+}
 
 /** Calls `work` at once and then every so many seconds while the page is seen, until `signal`. It may fail. */
 export async function poll(work, seconds, signal) {

@@ -56,7 +56,7 @@ function routed() {
 function open() {
   if (!key.get()) return locked();
   const [name, argument] = routed();
-  if (shown?.name === name && (argument === null) === (shown.argument === null) && shown.argument === argument) return;
+  if (shown?.name === name && shown.argument === argument) return;
   const first = shown === null;
   shown?.close.abort();
   const close = new AbortController();
@@ -70,8 +70,9 @@ function open() {
   document.title = `${VIEWS[name].title} · Tiergate`;
   root.replaceChildren();
   const place = (said) => {
+    const kind = said && shown.argument === null ? "pushState" : "replaceState"; // back leads to the list
     shown.argument = said;
-    window.history.replaceState(null, "", said ? `#${name}/${encodeURIComponent(said)}` : `#${name}`);
+    window.history[kind](null, "", said ? `#${name}/${encodeURIComponent(said)}` : `#${name}`);
   };
   VIEWS[name].open(root, { history: watched, signal: close.signal, argument, place });
   if (!first) root.querySelector("h1")?.focus();

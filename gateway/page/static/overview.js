@@ -56,7 +56,7 @@ class Overview {
     const { now } = history;
     if (!now) return;
     const old = this.whole ? null : history.samples[0];
-    const span = since(now, old === now ? { ...now } : old);
+    const span = since(now, old);
     this.draw(history.ready);
     this.tell(span, history);
     this.list(span, history.ready);
