@@ -22,7 +22,7 @@ from tests.tiers import JSON, policy_for
 ADMIN_KEY = secrets.token_hex(32)
 RIGHT = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
 ROUTES = [("GET", "/admin/usage"), ("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x"),
-          ("POST", "/admin/cache/purge"), ("GET", "/admin/records")]  # fmt: skip
+          ("POST", "/admin/cache/purge"), ("GET", "/admin/records"), ("GET", "/admin/tiers")]  # fmt: skip
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ export class Chart {
     this.format = format;
     this.values = lines.map(([name, paint]) => [name, h("span", { class: "num" }, "–"), paint]);
     this.space = h("div", { class: "plot", role: "img", "aria-label": title });
-    this.hint = h("p", { class: "hint" }, "Nothing in the last ten minutes.");
+    this.hint = h("p", { class: "hint" }, "Nothing yet: charts begin when you look.");
     this.element = h("figure", { class: "panel chart" },
       h("figcaption", {}, h("h2", {}, title), h("span", { class: "legend" }, this.values.map(([name, value, paint]) =>
         h("span", {}, h("i", { class: `swatch ${paint.slice(2)}` }), `${name} `, value)))),
