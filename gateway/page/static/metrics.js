@@ -38,36 +38,33 @@ export function* parse(text) {
 }
 
 /**
- * What we look at of a text: for each of NAMES a list of [labels, value], null where the gateway has no such metric; for
- * each of SPREADS a map from a bucket's end to how many were at most that.
+ * What we look at of a text: for each of NAMES a list of [labels, value], for each of SPREADS a map from a bucket's end to
+ * how many were at most that.
  */
 export function sample(text, at) {
   const found = { at };
-  const told = new Set(text.match(/^# TYPE \S+/gm)?.map((line) => line.slice(7)));
   const by = new Map();
   for (const [place, name] of Object.entries({ ...NAMES, ...SPREADS })) by.set(name, place);
-  for (const [place, name] of Object.entries(NAMES)) {
-    found[place] = told.has(name) || told.has(name.replace(/_total$/, "")) ? [] : null;
-  }
+  for (const place of Object.keys(NAMES)) found[place] = [];
   for (const place of Object.keys(SPREADS)) found[place] = {};
   for (const [name, labels, value] of parse(text)) {
     const place = by.get(name);
     if (!place) continue;
     if (place in SPREADS) found[place][labels.le] = (found[place][labels.le] ?? 0) + value;
-    else found[place]?.push([labels, value]);
+    else found[place].push([labels, value]);
   }
   return found;
 }
 
 /** The sum over all series of whose labels `chosen` is true. */
 export function sum(list, chosen = () => true) {
-  return (list ?? []).reduce((total, [labels, value]) => total + (chosen(labels) ? value : 0), 0);
+  return list.reduce((total, [labels, value]) => total + (chosen(labels) ? value : 0), 0);
 }
 
 /** The sums by what `name` makes of the labels, the largest first. */
 export function by(list, name) {
   const found = new Map();
-  for (const [labels, value] of list ?? []) found.set(name(labels), (found.get(name(labels)) ?? 0) + value);
+  for (const [labels, value] of list) found.set(name(labels), (found.get(name(labels)) ?? 0) + value);
   return [...found].filter(([, value]) => value > 0).sort((one, other) => other[1] - one[1]);
 }
 
@@ -76,9 +73,9 @@ export function since(now, old) {
   if (!old) return now;
   const less = { at: now.at };
   for (const place of Object.keys(NAMES)) {
-    const before = new Map((old[place] ?? []).map(([labels, value]) => [JSON.stringify(labels), value]));
+    const before = new Map(old[place].map(([labels, value]) => [JSON.stringify(labels), value]));
     less[place] = GAUGES.has(place) ? now[place]
-      : now[place]?.map(([labels, value]) => [labels, value - (before.get(JSON.stringify(labels)) ?? 0)]) ?? null;
+      : now[place].map(([labels, value]) => [labels, value - (before.get(JSON.stringify(labels)) ?? 0)]);
   }
   for (const place of Object.keys(SPREADS)) {
     less[place] = Object.fromEntries(
@@ -108,8 +105,10 @@ export class History {
     this.samples = [];
     this.restarted = null; // when counting was seen to begin anew
     try {
-      const kept = JSON.parse(sessionStorage.getItem(KEPT)) ?? [];
-      if (kept.length && Date.now() / 1000 - kept.at(-1).at < LONGEST / 2) this.samples = kept;
+      const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
+      const last = kept.at(-1);
+      const ours = last && Object.keys({ ...NAMES, ...SPREADS }).every((place) => place in last); // not of another version
+      if (ours && Date.now() / 1000 - last.at < LONGEST / 2) this.samples = kept;
     } catch {
       sessionStorage.removeItem(KEPT);
     }

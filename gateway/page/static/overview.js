@@ -24,7 +24,7 @@ class Overview {
   constructor(page) {
     this.page = page;
     this.whole = true;
-    this.tiles = Object.fromEntries(["Requests", "Above the first tier", "First token, median", "Own time, median", "Money", "Verdicts"]
+    this.tiles = Object.fromEntries(["Requests", "Above the first tier", "First token, median", "Own time, median", "Saved, net", "Verdicts"]
       .map((name) => [name, tile(name)]));
     this.charts = [];
     this.names = null;
@@ -91,10 +91,8 @@ class Overview {
     tiles["Above the first tier"](percent(answers ? upper / answers : null), `${count(upper)} of ${count(answers)} answers`);
     tiles["First token, median"](time(quantile(span.ttft, 0.5)), `95 % within ${time(quantile(span.ttft, 0.95))}`);
     tiles["Own time, median"](time(quantile(span.overhead, 0.5)), `95 % within ${time(quantile(span.overhead, 0.95))}`);
-    const spent = sum(span.cost);
     const aside = sum(span.cost, ({ kind }) => kind !== "answer");
-    if (span.saved) tiles.Money(usd(sum(span.saved) - aside), `after ${usd(aside)} overhead`, "Saved, net");
-    else tiles.Money(usd(spent), `${percent(spent ? aside / spent : null)} of it overhead`, "Spent");
+    tiles["Saved, net"](usd(sum(span.saved) - aside), `after ${usd(aside)} overhead`);
     const asked = sum(span.verdicts);
     const good = sum(span.verdicts, ({ outcome }) => JUDGED.has(outcome));
     tiles.Verdicts(percent(asked ? good / asked : null), asked ? `${count(asked - good)} of ${count(asked)} failed` : "none wanted yet");
@@ -144,9 +142,8 @@ class Overview {
 function tile(name) {
   const value = h("strong", { class: "figure" }, "–");
   const below = h("span", { class: "quiet" }, " ");
-  const named = h("span", { class: "name" }, name);
-  const set = (figure, words, other = name) => (say(value, figure), say(below, words), say(named, other));
-  set.element = h("div", { class: "tile" }, named, value, below);
+  const set = (figure, words) => (say(value, figure), say(below, words));
+  set.element = h("div", { class: "tile" }, h("span", { class: "name" }, name), value, below);
   return set;
 }
 
@@ -172,14 +169,14 @@ function verdicts(span) {
 function aside(span) {
   const part = (list, chosen) => (sum(list) ? percent(sum(list, chosen) / sum(list)) : "–");
   const refused = by(span.refusals, ({ code }) => code).map(([code, value]) => `${code} ${count(value)}`).join(", ");
-  const looked = (span.cache ?? []).filter(([{ result }]) => result !== "bypass");
+  const looked = span.cache.filter(([{ result }]) => result !== "bypass");
   return [
     ["Drafts kept", part(span.drafts, ({ outcome }) => outcome === "kept")],
     ["Answers from the cache", `${part(looked, ({ result }) => result !== "miss")} of ${count(sum(looked))} that may be`],
     ["Spent in all", usd(sum(span.cost))],
     ["Spent on triage", usd(sum(span.cost, ({ kind }) => kind === "triage"))],
     ["Spent on drafts thrown away", usd(sum(span.cost, ({ kind }) => kind === "draft"))],
-    ...(span.saved ? [["Saved by routing, by the cache", ["routed", "cached"].map((way) => usd(sum(span.saved, ({ how }) => how === way))).join(", ")]] : []),
+    ["Saved by routing, by the cache", ["routed", "cached"].map((way) => usd(sum(span.saved, ({ how }) => how === way))).join(", ")],
     ["Errors of ours", refused || "none"],
   ];
 }

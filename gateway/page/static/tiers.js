@@ -42,7 +42,7 @@ function meter(name, value, most) {
 }
 
 function breaker(now, tier, replica) {
-  const found = now?.up?.find(([labels]) => labels.tier === tier && labels.replica === String(replica));
+  const found = now?.up.find(([labels]) => labels.tier === tier && labels.replica === String(replica));
   if (!found) return "–";
   return found[1] ? "closed" : h("span", { class: "bad" }, "open: left alone for a while");
 }
