@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from loadtest.servers import Sim, free_port, program, running
-from tests.tiers import JSON
+from tests.tiers import JSON, until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: `make test` installs it")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: `make test` installs it")
@@ -36,7 +36,7 @@ tiers:
     replicas: ["${{FLASH_URL}}"]
     set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
   pro: {{model: {pro}, replicas: ["${{PRO_URL}}", "http://127.0.0.1:9"]}}
-triage: {{tier: flash, strategy: json_logprobs, timeout: 5s}}
+triage: {{tier: flash, strategy: json_logprobs, timeout: 5s, threshold: 0.5, speculate: never}}
 rules:
   - {{id: phase, when: {{header: {{x-phase: {html}}}}}, route: flash}}
   - {{id: triaged, route: {{simple: flash, complex: pro}}}}
@@ -54,6 +54,7 @@ class Place:
     """A gateway, its tiers, and its page in a browser."""
 
     url: str
+    policy: Path
     flash: Sim
     pro: Sim
     browser: Browser
@@ -69,6 +70,11 @@ class Place:
         with urllib.request.urlopen(request, timeout=10) as answer:
             found: JSON = json.loads(answer.read())
             return found
+
+    def told(self, path: str) -> bytes:
+        """What the gateway says there."""
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return bytes(answer.read())
 
     def page(self, view: str = "", *, key: str | None = ADMIN, width: int = 1280) -> Page:
         """The page in a fresh context, opened with `key`."""
@@ -96,16 +102,23 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def gateway(flash_server: Sim, pro_server: Sim) -> Iterator[str]:
-    policy = POLICY.format(flash=flash_server.model, pro=pro_server.model, html=json.dumps(HTML))
+def policy(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The policy's file."""
+    file = tmp_path_factory.mktemp("policy") / "policy.yaml"
+    file.write_text(POLICY.format(flash=flash_server.model, pro=pro_server.model, html=json.dumps(HTML)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def gateway(policy: Path, flash_server: Sim, pro_server: Sim) -> Iterator[str]:
     with running(policy, [flash_server, pro_server], ADMIN_KEY=ADMIN, API_KEY=CALLER) as (url, _):
         yield url
 
 
 @pytest.fixture
-def place(browser: Browser, gateway: str, flash: Sim, pro: Sim) -> Iterator[Place]:
+def place(browser: Browser, gateway: str, policy: Path, flash: Sim, pro: Sim) -> Iterator[Place]:
     """Nothing may be said in a console, but that a request was refused or not answered."""
-    made = Place(gateway, flash, pro, browser)
+    made = Place(gateway, policy, flash, pro, browser)
     yield made
     for context in browser.contexts:
         context.close()
@@ -196,6 +209,46 @@ def test_tiers_show_their_places_their_servers_and_who_does_not_answer(place: Pl
     expect(page.get_by_role("row", name="http://127.0.0.1:9 closed no answer")).to_be_visible()
 
 
+def test_the_policy_is_shown_with_its_tests_and_what_another_text_would_change(place: Place) -> None:
+    place.ask(SIMPLE)
+    page, text = place.page("policy"), place.policy.read_text()
+    expect(page.locator(".numbered")).to_contain_text("speculate: never")
+    expect(page.get_by_role("heading", name="Tests: all 1 pass")).to_be_visible()
+    expect(page.get_by_text(HTML).first).to_be_visible()
+    candidate = page.get_by_label("Another text")
+    expect(candidate).to_have_value(text)
+    compare = page.get_by_role("button", name="Check and compare")
+    candidate.fill(text.replace("complex: pro", "complex: por"))
+    compare.click()
+    expect(page.get_by_role("alert")).to_contain_text("did you mean")
+    candidate.fill(text.replace("threshold: 0.5", "threshold: 0.001"))
+    compare.click()
+    expect(page.get_by_role("alert")).to_contain_text("expected flash, got pro")
+    candidate.fill(text.replace("threshold: 0.5", "threshold: 0.001").partition("tests:")[0])
+    compare.click()
+    expect(page.get_by_role("row", name="triage.threshold 0.5 0.001")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("flash pro triaged"))).to_be_visible()
+
+
+def test_a_policy_file_that_turns_wrong_is_told_until_it_is_right(place: Place) -> None:
+    page, text = place.page("policy"), place.policy.read_text()
+    expect(page.locator(".numbered")).to_contain_text("triaged")
+    try:
+        place.policy.write_text(text.replace("complex: pro", "complex: por"))
+        until(lambda: b"did you mean" in place.told("/ready"), 5)
+        page.clock.fast_forward(5000)
+        expect(page.get_by_role("alert")).to_contain_text("The file is wrong")
+        expect(page.get_by_role("alert")).to_contain_text("por")
+        expect(page.locator(".numbered")).to_contain_text("complex: pro")
+        page.goto(f"{place.url}/ui/#overview")
+        expect(page.get_by_role("link", name="wrong; the last good one stays")).to_be_visible()
+    finally:
+        place.policy.write_text(text)
+    until(lambda: b"did you mean" not in place.told("/ready"), 5)
+    page.goto(f"{place.url}/ui/#policy")
+    expect(page.get_by_text("no error")).to_be_visible()
+
+
 def test_all_can_be_done_by_keyboard(place: Place) -> None:
     for number in range(3):
         place.ask(SIMPLE, x_request_id=f"by-keyboard-{number}")
@@ -283,14 +336,13 @@ def test_a_script_that_came_in_would_not_run(place: Place) -> None:
 
 
 def test_a_restart_of_the_gateway_is_told_and_lived_through(
-    browser: Browser, flash: Sim, pro: Sim, tmp_path: Path
+    browser: Browser, policy: Path, flash: Sim, pro: Sim
 ) -> None:
-    policy, port = tmp_path / "policy.yaml", free_port()
-    policy.write_text(POLICY.format(flash=flash.model, pro=pro.model, html=json.dumps(HTML)))
+    port = free_port()
     env = {"GATEWAY_ADMIN_KEY": ADMIN, "GATEWAY_API_KEY": CALLER, "FLASH_URL": flash.url, "PRO_URL": pro.url}
     serve = partial(program, ["-m", "gateway", "serve", "--policy", str(policy), "--port", str(port)], port, **env)
     with serve() as (url, _):
-        place = Place(url, flash, pro, browser)
+        place = Place(url, policy, flash, pro, browser)
         place.ask()
         page = place.page()
         expect(page.get_by_role("status")).to_have_text("Connected")

@@ -77,25 +77,38 @@ def page_routes(guard: Guard, client: Client, policy: Callable[[], Policy]) -> A
 
     @admin.post("/records/explain", summary="The whole explanation of a decision that was recorded")
     async def explained(record: Annotated[dict[str, Any], Body(description="a line of /admin/records")]) -> Explained:
-        now = policy()
-        one, facts = _read(record, now)
-        return Explained(one.policy, one.policy == version(now), explain(facts, one.verdict, now))
+        one = _read(record)
+        there = _that_decided(one.policy, policy())
+        return Explained(one.policy, one.policy == version(there), explain(_facts(one, there), one.verdict, there))
 
     routes.include_router(admin)
     return routes
 
 
-def _read(record: dict[str, Any], policy: Policy) -> tuple[Recorded, Facts]:
-    """Raises BadRequest for what is no record, and for one that `policy` cannot judge."""
+def _read(record: dict[str, Any]) -> Recorded:
+    """Raises BadRequest for what is no record."""
     try:
-        one = msgspec.convert(record, Recorded)
+        return msgspec.convert(record, Recorded)
+    except msgspec.ValidationError as error:
+        raise BadRequest(str(error)) from None
+
+
+def _that_decided(name: str, policy: Policy) -> Policy:
+    """The policy in force, or its candidate where that has the name."""
+    candidate = policy.candidate and policy.candidate.policy
+    return candidate if candidate and version(candidate) == name else policy
+
+
+def _facts(one: Recorded, policy: Policy) -> Facts:
+    """Raises BadRequest for a record that `policy` cannot judge."""
+    try:
         facts = one.read_facts()
-        refuse_unrecorded(one, policy, seen(policy))
-    except (msgspec.ValidationError, RecordError, Unrecorded) as error:
+        refuse_unrecorded(one, policy, policy.once(seen))
+    except (RecordError, Unrecorded) as error:
         raise BadRequest(str(error)) from None
     if facts.wish not in {None, "fast", "best", *policy.tiers}:
         raise BadRequest(f"the caller asked for {facts.wish}, which is no tier of the policy in force")
-    return one, facts
+    return facts
 
 
 def _files(routes: APIRouter) -> None:

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gateway.page.files import PLACE, POLICY, files
-from gateway.policy import Policy
+from gateway.policy import Candidate, Policy
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, Gateway, body, eventually, gateway
 from tests.gateway.test_admin import ADMIN_KEY, RIGHT
@@ -142,6 +143,19 @@ def test_a_record_of_another_policy_is_explained_by_the_one_in_force_or_not_at_a
             gate.front.doors.policy = policy_for(flash, pro, **gone, callers={"plans": {"usual": {"may": []}}})
             answer = await explained(gate, record)
             assert (answer.status, "pro" in answer.json()["error"]["message"]) == (400, True)
+
+    asyncio.run(main())
+
+
+def test_what_a_candidate_decided_is_explained_by_the_candidate(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        trial = policy_for(flash, pro, name="trial", rules=[{"id": "all", "route": "pro"}])
+        async with looked_at(replace(policy_for(flash, pro), candidate=Candidate(trial, 1.0, 0.0))) as gate:
+            await gate.ask(body())
+            (record,) = await records(gate, 1)
+            found = (await explained(gate, record)).json()
+            assert (found["same"], found["explanation"]["policy"]["name"]) == (True, "trial")
+            assert found["explanation"]["route"]["rule"] == "all"
 
     asyncio.run(main())
 

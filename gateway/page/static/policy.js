@@ -45,7 +45,7 @@ class PolicyView {
     const told = JSON.stringify([policy, candidate]);
     if (told === this.told) return;
     this.told = told;
-    this.state.replaceChildren(...standing(policy, candidate));
+    this.state.replaceChildren(...standing(policy, candidate, this.page.history.ready?.workers ?? 1));
   }
 
   async compare() {
@@ -66,7 +66,7 @@ class PolicyView {
 
 const when = (seconds) => new Date(1000 * seconds).toLocaleString("en-GB");
 
-function standing(policy, candidate) {
+function standing(policy, candidate, workers) {
   const { name, revision, digest, file, source, since, problem, rollback } = policy;
   return [
     problem ? problems(`The file is wrong since ${when(problem.at)}; the policy below stays in force`, problem.problems) : null,
@@ -78,7 +78,7 @@ function standing(policy, candidate) {
         ["Last reload", problem ? h("span", { class: "bad" }, "rejected") : "no error"],
       ])),
       tests(policy.tests), revisions(policy.revisions)),
-    candidate ? trial(candidate) : null,
+    candidate ? trial(candidate, workers) : null,
     text(policy.text),
   ].filter(Boolean);
 }
@@ -103,11 +103,11 @@ function revisions(list) {
     [h("code", {}, digest), current ? h("b", {}, `${name} ${revision} (now)`) : `${name} ${revision}`, when(at)])) : empty("None is kept."));
 }
 
-/** The candidate that the file names, and how it fares. */
-function trial(found) {
+/** The candidate that the file names, and how it fares, as the worker that was asked saw it. */
+function trial(found, workers) {
   const { name, revision, canary, shadow, served, compared, disagreements } = found;
   const sum = (values) => values.reduce((total, value) => total + value, 0);
-  return panel(`On trial: ${name} ${revision}`, pairs([
+  return panel(`On trial: ${name} ${revision}${workers > 1 ? `, as one of ${workers} workers saw it` : ""}`, pairs([
     ["Serves", `${(100 * canary).toFixed(1)} % of the callers; ${count(sum(served.map((one) => one.count)))} answers so far`],
     ["Compared with", `${(100 * shadow).toFixed(1)} % of the other decisions: ${Object.entries(compared).map(([what, n]) => `${what} ${count(n)}`).join(", ") || "none yet"}`],
   ]), disagreements.length ? table("Disagreements", ["in force", "on trial", "#decisions", "for example"], disagreements.map((one) =>
