@@ -52,7 +52,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     client = Client()
     upstream = Upstream(client)
     records = Records(store, settings.records)
-    comparison = Comparison(telemetry.compared.add, telemetry.disagreements.add)
+    comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, comparison)
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
@@ -96,7 +96,7 @@ def _following(settings: Settings, doors: Doors) -> Revisions:
         telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
 
     use(doors.policy)
-    return Revisions(settings.policy, doors.policy, store, use, telemetry.reloads.add)
+    return Revisions(settings.policy, doors.policy, store, use, telemetry.meters.reloads.add)
 
 
 def across_origins(app: ASGI, settings: Settings) -> ASGI:

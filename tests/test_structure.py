@@ -9,7 +9,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration", "trace", "ids", "watch"},
+    {
+        "errors",
+        "settings",
+        "sse",
+        "balance",
+        "http1",
+        "embedded",
+        "pulse",
+        "estimate",
+        "calibration",
+        "trace",
+        "ids",
+        "watch",
+    },
     {"body", "store", "transport", "openapi", "workers"},
     {"dialects"},
     {"types", "protocol", "score"},

@@ -54,10 +54,6 @@ class Telemetry:
         self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
         self.store = gauge("gateway_store_up", "1 while the shared store answers.")
         self.limits = gauge("gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"])
-        self.reloads = count("gateway_policy_reloads", "Policies that were tried.", ["result"])
-        self.compared = count("gateway_shadow_decisions", "Decisions compared with a candidate's.", ["outcome"])
-        sides = ["rule", "tier", "candidate_rule", "candidate_tier"]
-        self.disagreements = count("gateway_shadow_disagreements", "Decisions that a candidate makes otherwise.", sides)
         self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:

@@ -75,6 +75,11 @@ class Meters:
         self.reloads = Counts("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
         for result in RELOADS:
             self.reloads.cell(result)  # the first one is to be seen as a rise
+        self.compared = Counts("gateway_shadow_decisions", "Decisions compared with a candidate's.", ["outcome"])
+        sides = ["rule", "tier", "candidate_rule", "candidate_tier"]
+        self.disagreements = Counts(
+            "gateway_shadow_disagreements", "Decisions that a candidate makes otherwise.", sides
+        )
         self.triage = Spreads("gateway_triage_seconds", "Time to a verdict.", [], DURATION)
         self.overhead = Spreads("gateway_overhead_seconds", "Time before the first byte that is ours.", [], OVERHEAD)
         phases = "Parts of gateway_overhead_seconds: read, decide, relay."
