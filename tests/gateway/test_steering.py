@@ -205,7 +205,7 @@ def test_a_candidate_is_shown_with_what_it_would_have_decided(flash: Sim, pro: S
             told = {"rule": "triaged", "tier": "flash", "candidate_rule": "up", "candidate_tier": "pro"}
             assert moved == {**told, "count": 1, "examples": ["r-1"]}
             metrics = (await gate.get("/metrics")).data.decode()
-            labels = 'rule="triaged",tier="flash",candidate_rule="up",candidate_tier="pro"'
+            labels = 'candidate_rule="up",candidate_tier="pro",rule="triaged",tier="flash"'
             assert f"gateway_shadow_disagreements_total{{{labels}}} 1.0" in metrics
 
     asyncio.run(main())
