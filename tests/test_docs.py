@@ -17,6 +17,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
+from gateway.settings import Settings
 from loadtest.servers import Sim, free_port, running, sim
 from tests.tiers import until
 
@@ -174,6 +175,13 @@ def test_every_target_of_make_that_a_page_names_is_there() -> None:
     named = {line.split()[1] for page in PAGES for line in commands(page) if line.startswith("make ")}
     assert named
     assert {name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
+
+
+def test_every_setting_has_its_row_and_no_other() -> None:
+    settings = (ROOT / "gateway" / "README.md").read_text().partition("## Settings")[2]
+    rows = [line.split("|")[1] for line in settings.splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"GATEWAY_\w+", " ".join(rows)))
+    assert named == {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
 
 
 def sessions() -> list[tuple[str, str]]:
