@@ -21,7 +21,7 @@ from gateway.watch import Watch
 KEPT = 20  # revisions that can be rolled back to
 POLL = 1.0  # seconds between two looks where nothing tells of a change; another process's rollback is seen so late
 SETTLE = 0.05  # seconds for which a file must stay the same before it counts: it may be half written
-UNSETTLED = 20  # looks at a file that keeps changing, before the next one is waited for
+UNSETTLED = 20  # looks at files that keep changing; then they count as they are
 TOLD = 10  # problems in /ready
 PREVIOUS = "previous"
 log = logging.getLogger("gateway")
@@ -63,7 +63,7 @@ class Attempt:
 
 
 class Revisions:
-    """Follows the file at `path` (None: there is none to follow), from `begin` on.
+    """Follows the file at `path` (None: there is none to follow) while it runs, and looks at it when told to.
 
     `policy` is in force, by `text`, which is that of `rollback` where there is one; `use` is told when another one is,
     `count` what became of each attempt (accepted, rejected).
