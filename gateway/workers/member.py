@@ -34,11 +34,13 @@ class Member:
         """By our end of the line to the supervisor."""
         return cls(*await asyncio.open_connection(sock=line))
 
-    def serve(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
-        """Say that callers are served here. Both are called when we are told to; `leave` also when the supervisor is
-        gone."""
-        send(self._writer, Message("serving", 0))
+    def hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
+        """Both are called when we are told to; `leave` also when the supervisor is gone."""
         self._hearing = asyncio.create_task(self._hear(leave, reload))
+
+    def serving(self) -> None:
+        """Say that callers are served here."""
+        send(self._writer, Message("serving", 0))
 
     async def metrics(self) -> bytes:
         """The metrics of all workers. Raises Overloaded when they do not come: a part would look like a fall."""
