@@ -9,14 +9,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
-.PHONY: install run test test-gateway test-faults test-backends lint faults bench load lock clean
+.PHONY: install run test test-gateway test-page test-faults test-backends lint faults bench load lock clean
 
 install: $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
-test: test-gateway test-faults test-backends
+test: test-gateway test-page test-faults test-backends
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests --ignore=tests/backends --ignore=tests/test_faults.py -n 4
+	$(BIN)/python -m pytest tests --ignore=tests/backends --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4
+test-page: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_browser.py -rs
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_faults.py
 test-backends: $(VENV)/.dev

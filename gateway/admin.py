@@ -27,6 +27,7 @@ OFF = (
 SCHEME = HTTPBearer(scheme_name="admin", description="The admin key", auto_error=False)
 log = logging.getLogger("gateway")
 Serve = Callable[[Request], Awaitable[Response]]
+Recent = Callable[[int, float], Awaitable[list[bytes]]]
 
 
 class JsonLines(Response):
@@ -127,11 +128,9 @@ def guarded(guard: Guard) -> APIRouter:
     return APIRouter(prefix="/admin", tags=["admin"], route_class=Guarded, dependencies=[Security(SCHEME)])
 
 
-def admin_routes(
-    guard: Guard, keys: Keys, policy: Callable[[], Policy], records: Callable[[int], list[bytes]]
-) -> APIRouter:
-    """The routes. `policy` gives the one in force, `records` the newest decisions as JSON, so many at most, the newest
-    last."""
+def admin_routes(guard: Guard, keys: Keys, policy: Callable[[], Policy], records: Recent) -> APIRouter:
+    """The routes. `policy` gives the one in force, `records` the newest decisions of all workers as JSON, so many at
+    most, of answers that ended after that time, the newest last."""
     routes = guarded(guard)
     _usage(routes, keys.store)
     _keys(routes, keys, policy)
@@ -139,12 +138,15 @@ def admin_routes(
     return routes
 
 
-def _records(routes: APIRouter, records: Callable[[int], list[bytes]]) -> None:
-    summary = "This process's newest decisions as JSON lines, for `tiergate policy replay`"
+def _records(routes: APIRouter, records: Recent) -> None:
+    summary = "The newest decisions as JSON lines, the newest last, for `tiergate policy replay`"
 
     @routes.get("/records", summary=summary, response_class=JsonLines)
-    async def recent(limit: Annotated[int, Query(ge=1, le=1_000_000)] = 1000) -> Response:
-        return JsonLines(b"".join(line + b"\n" for line in records(limit)))
+    async def recent(
+        limit: Annotated[int, Query(ge=1, le=1_000_000)] = 1000,
+        after: Annotated[float, Query(ge=0, description="Unix seconds: of answers that ended later")] = 0.0,
+    ) -> Response:
+        return JsonLines(b"".join(line + b"\n" for line in await records(limit, after)))
 
 
 def _usage(routes: APIRouter, store: Store) -> None:

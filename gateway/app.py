@@ -28,9 +28,10 @@ from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, credentials, expired, identify
 from gateway.openapi import document
+from gateway.page import page_routes
 from gateway.policy import Policy
 from gateway.probe import Probe
-from gateway.records import Records
+from gateway.records import Records, newest
 from gateway.revisions import Revisions
 from gateway.settings import Settings
 from gateway.shadow import Shadows
@@ -59,7 +60,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows, comparison)
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
-        member.render = telemetry.render
+        member.render, member.recent = telemetry.render, records.recent
     revisions = _following(settings, doors)
 
     @asynccontextmanager
@@ -72,22 +73,28 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         for watch in watches:
             watch.cancel()
         await asyncio.wait(watches)
-        await asyncio.gather(comparison.close(), shadows.close())
-        await upstream.close()
-        client.close()
-        await records.close()
-        await store.close()
-        telemetry.close()
+        await _close(doors, client)
 
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     _routes(rest, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, revisions, member)
     _models(rest, doors)
-    guard = Guard(keys, settings.admin_key)
-    rest.include_router(admin_routes(guard, keys, lambda: doors.policy, records.recent))
-    rest.include_router(steering_routes(guard, Desk(revisions, comparison, upstream.load, records.recent)))
+    guard, recent = Guard(keys, settings.admin_key), partial(_recent, records, member)
+    rest.include_router(admin_routes(guard, keys, lambda: doors.policy, recent))
+    rest.include_router(steering_routes(guard, Desk(revisions, comparison, upstream.load, recent)))
+    rest.include_router(page_routes(guard, client, lambda: doors.policy))
     rest.include_router(decision_routes(doors, settings))
     _errors(rest)
     return Front(doors, rest, settings, revisions.nudge)
+
+
+async def _close(doors: Doors, client: Client) -> None:
+    """What works behind requests ends first, then what it worked on."""
+    await asyncio.gather(doors.comparison.close(), doors.shadows.close())
+    await doors.upstream.close()
+    client.close()
+    await doors.records.close()
+    await doors.store.close()
+    doors.telemetry.close()
 
 
 def _following(settings: Settings, doors: Doors) -> Revisions:
@@ -100,6 +107,11 @@ def _following(settings: Settings, doors: Doors) -> Revisions:
 
     use(doors.policy)
     return Revisions(settings.policy, doors.policy, store, use, telemetry.meters.reloads.add)
+
+
+async def _recent(records: Records, member: Member | None, most: int, after: float) -> list[bytes]:
+    """The newest records of all workers."""
+    return newest(await member.records(most, after), most) if member else records.recent(most, after)
 
 
 def across_origins(app: ASGI, settings: Settings) -> ASGI:

@@ -5,6 +5,8 @@ import hashlib
 import logging
 import os
 import time
+from bisect import bisect_right
+from collections.abc import Iterable
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, NamedTuple, Protocol, cast
@@ -26,6 +28,15 @@ LOOKS = (0.0, 0.05, 0.1, 0.2)  # seconds before each look for a decision
 log = logging.getLogger("gateway")
 _draw = SystemRandom().random
 _LINE = msgspec.json.Decoder(Recorded)
+
+
+class Ended(msgspec.Struct):
+    """Of a line only when its answer ended."""
+
+    at: float = 0.0
+
+
+_ENDED = msgspec.json.Decoder(Ended)
 
 
 class Due(NamedTuple):
@@ -78,9 +89,10 @@ class Records:
         """Whether a decision of this process can still be judged here."""
         return (caller.id, request_id) in self._ring
 
-    def recent(self, most: int) -> list[bytes]:
-        """The newest lines, so many at most, the newest last."""
-        return list(self._ring.values())[-most:]
+    def recent(self, most: int, after: float = 0.0) -> list[bytes]:
+        """The newest lines of answers that ended after that time, so many at most, the newest last."""
+        lines = list(self._ring.values())[-most:]
+        return lines[bisect_right(lines, after, key=ended) :] if after else lines
 
     async def judge(self, caller: Caller, request_id: str, outcome: Outcome, policy: Policy) -> None:
         """Attach an outcome to a decision of this caller; a later one takes the place of an earlier one, as
@@ -155,6 +167,16 @@ class Records:
             if due.id is not None
         ]
         await asyncio.gather(*marks)
+
+
+def newest(lines: Iterable[bytes], most: int) -> list[bytes]:
+    """The newest of the lines of several processes, the newest last."""
+    return sorted(lines, key=ended)[-most:]
+
+
+def ended(line: bytes) -> float:
+    """When the answer of a line ended."""
+    return _ENDED.decode(line).at
 
 
 def recorded(record: Record, caller: Caller, decision: Decision, look: Seen) -> Recorded:

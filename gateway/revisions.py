@@ -21,10 +21,9 @@ from gateway.watch import Watch
 KEPT = 20  # revisions that can be rolled back to
 POLL = 1.0  # seconds between two looks where nothing tells of a change; another process's rollback is seen so late
 SETTLE = 0.05  # seconds for which a file must stay the same before it counts: it may be half written
-UNSETTLED = 20  # looks at a file that keeps changing, before the next one is waited for
+UNSETTLED = 20  # looks at files that keep changing; then they count as they are
 TOLD = 10  # problems in /ready
 PREVIOUS = "previous"
-ROLLBACK, REVISIONS = "policy.rollback", "policy.revisions"  # names in the store
 log = logging.getLogger("gateway")
 Texts = Mapping[str, str | None]  # of files, by name; None: cannot be read
 
@@ -64,12 +63,13 @@ class Attempt:
 
 
 class Revisions:
-    """Follows the file at `path` (None: there is none to follow), from `begin` on.
+    """Follows the file at `path` (None: there is none to follow) while it runs, and looks at it when told to.
 
     `policy` is in force, by `text`, which is that of `rollback` where there is one; `use` is told when another one is,
     `count` what became of each attempt (accepted, rejected).
     `problems` are those of the last attempt, since `at`; `trials` the outcomes of the tests of the policy in force.
-    A rollback and the revisions stand in the store, for all processes on it; in memory they end with the process.
+    A rollback and the revisions stand in the store, for all processes on it that began with a policy of this name; in
+    memory they end with the process.
     """
 
     def __init__(
@@ -87,6 +87,9 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
+        self._rollback_name, self._revisions_name = (
+            f"policy.{what}.{policy.name}" for what in ("rollback", "revisions")
+        )
         self._files: Texts = {}
         self._tried: Rollback | None = None
         self._known: list[Revision] = []
@@ -145,14 +148,14 @@ class Revisions:
             raise BadRequest(f"Revision {revision.digest} is wrong by now: {wrong[0]}", param="to")
         text = (await asyncio.to_thread(texts, [str(path)]))[str(path)]
         made = Rollback(fingerprint(text or ""), revision.digest, revision.text, time.time())
-        await self._store.keep(ROLLBACK, None if text == revision.text else msgspec.json.encode(made))
+        await self._store.keep(self._rollback_name, None if text == revision.text else msgspec.json.encode(made))
         await self.look()
         return revision
 
     async def roll_forward(self) -> None:
         """Let the file count again. Raises Overloaded."""
         self._followed()
-        await self._store.keep(ROLLBACK, None)
+        await self._store.keep(self._rollback_name, None)
         await self.look()
 
     def told(self) -> dict[str, object]:
@@ -165,7 +168,7 @@ class Revisions:
     async def known(self) -> list[Revision]:
         """The revisions that can be rolled back to, the newest first."""
         with contextlib.suppress(Overloaded, msgspec.DecodeError):
-            stored = await self._store.kept(REVISIONS)
+            stored = await self._store.kept(self._revisions_name)
             self._known = merged(self._known, msgspec.json.decode(stored or b"[]", type=list[Revision]))
         return self._known
 
@@ -186,7 +189,7 @@ class Revisions:
     async def _learn(self) -> None:
         """Which rollback the store holds; the last known one while it does not answer."""
         with contextlib.suppress(Overloaded, msgspec.DecodeError):
-            stored = await self._store.kept(ROLLBACK)
+            stored = await self._store.kept(self._rollback_name)
             self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
 
     async def _settled(self, names: Mapping[str, object]) -> Texts:
@@ -229,7 +232,7 @@ class Revisions:
             return
         self._known = merged([Revision(policy.digest, policy.name, policy.revision, time.time(), text)], known)
         with contextlib.suppress(Overloaded):
-            await self._store.keep(REVISIONS, msgspec.json.encode(self._known))
+            await self._store.keep(self._revisions_name, msgspec.json.encode(self._known))
 
 
 def attempted(path: Path, text: str | None = None, env: Mapping[str, str] | None = None) -> Attempt:

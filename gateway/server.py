@@ -24,11 +24,11 @@ class Server(uvicorn.Server):
 
     The first SIGTERM or SIGINT: /ready says 503 at once, for `drain_wait` seconds all is served as before, save that
     connections end with their answer; then nobody new is let in, and open answers have `drain` seconds before they end
-    in an error. The second signal ends them at once. Who is `led` by a supervisor leaves the signals to it. `app` is
-    `front`, or what stands before it.
+    in an error. The second signal ends them at once. Who is led by a supervisor, which is `told` once callers are
+    served, leaves the signals to it. `app` is `front`, or what stands before it.
     """
 
-    def __init__(self, front: Front, app: ASGI, led: bool = False) -> None:
+    def __init__(self, front: Front, app: ASGI, told: Callable[[], None] | None = None) -> None:
         settings = front.settings
         super().__init__(
             uvicorn.Config(
@@ -45,13 +45,18 @@ class Server(uvicorn.Server):
                 log_level="warning",
             )
         )
-        self._front, self._settings, self._led = front, settings, led
+        self._front, self._settings, self._told = front, settings, told
         self._close_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""
-        if not self._led:
+        if not self._told:
             self.leave()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._told and self.started:
+            self._told()
 
     def leave(self) -> None:
         """Begin to leave; when that has begun, end at once."""

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.admin import Guard, guarded
+from gateway.admin import Guard, Recent, guarded
 from gateway.comparison import Comparison
 from gateway.errors import BadRequest, NotFound, TooLarge
 from gateway.explain import explain
@@ -89,12 +89,12 @@ Text = Annotated[str, Depends(text_of)]
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What the routes look at. `load`: requests in flight by tier; `records`: the newest decisions as JSON lines."""
+    """What the routes look at. `load`: requests in flight by tier; `records`: the newest decisions of all workers."""
 
     revisions: Revisions
     comparison: Comparison
     load: Callable[[], Mapping[str, int]]
-    records: Callable[[int], list[bytes]]
+    records: Recent
 
 
 def steering_routes(guard: Guard, desk: Desk) -> APIRouter:
@@ -146,7 +146,7 @@ def _texts(routes: APIRouter, desk: Desk) -> None:
 
     @routes.post("/policy/diff", summary="What changes, and which recorded requests go elsewhere", openapi_extra=_YAML)
     async def diff(text: Text) -> Json:
-        return await asyncio.to_thread(compare, text, revisions, desk.records(RECORDS))
+        return await asyncio.to_thread(compare, text, revisions, await desk.records(RECORDS, 0.0))
 
     @routes.post("/policy/explain", summary="Where would this request go, and why? No model is asked")
     async def explained(asked: Asked) -> Json:

@@ -15,8 +15,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, body, gateway
-from tests.tiers import JSON, policy_for
+from tests.gateway.serving import COMPLEX, SIMPLE, body, eventually, gateway
+from tests.tiers import JSON, policy_for, policy_text
 
 FOLDER = Path(__file__).parent.parent / "k8s" / "components" / "dashboards"
 BOARDS: dict[str, JSON] = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
@@ -68,20 +68,26 @@ QUERIES = list(queries())
 
 
 def series(text: str) -> Series:
-    """What is exposed, those without a sample under the name of their family."""
+    """What is exposed; a counter that has not counted yet has no labels."""
     found: Series = {}
     for family in text_string_to_metric_families(text):
+        if not family.samples:
+            found[f"{family.name}_total"] = set()
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
 
 
 @pytest.fixture(scope="module")
-def exposed(flash_server: Sim, pro_server: Sim) -> Series:
+def exposed(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPathFactory) -> Series:
     """What a gateway and a model server show after a varied load."""
+    following = tmp_path_factory.mktemp("policies") / "next.yaml"
+    following.write_text(policy_text(flash_server, pro_server, rules=[{"id": "up", "route": "pro"}]))
+    tried = {"policy": str(following), "shadow": 1.0}
     held = {"tiers": ["flash"], "to": "pro", "tokens": 4, "wait": "1s", "escalate_when": {"empty": True}}
     plans = {"usual": {"requests_per_minute": 6}}
-    policy = policy_for(flash_server, pro_server, caching={"ttl": "1m"}, holdback=held, callers={"plans": plans})
+    changes = {"caching": {"ttl": "1m"}, "holdback": held, "callers": {"plans": plans}, "candidate": tried}
+    policy = policy_for(flash_server, pro_server, None, **changes)
 
     async def main() -> str:
         async with gateway(policy) as gate:
@@ -95,6 +101,7 @@ def exposed(flash_server: Sim, pro_server: Sim) -> Series:
                 await gate.ask(fields)
             statuses = [(await gate.ask(body(model="flash"))).status for _ in range(3)]
             assert statuses[-1] == 429
+            await eventually(lambda: bool(gate.front.doors.comparison.disagreements))
             return (await gate.get("/metrics")).data.decode()
 
     ours = asyncio.run(main())

@@ -17,7 +17,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
-from loadtest.servers import Sim, free_port, running, sim
+from gateway.settings import Settings
+from loadtest.servers import Sim, free_port, running, sim, valkey
 from tests.tiers import until
 
 ROOT = Path(__file__).parent.parent
@@ -69,9 +70,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(
-    flash_server: Sim, pro_server: Sim, valkey_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[House]:
+def house(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     place = tmp_path_factory.mktemp("house")
     text = (ROOT / "policies" / "default.yaml").read_text()
     for tier, server in (("Flash", flash_server), ("Pro", pro_server)):
@@ -80,14 +79,13 @@ def house(
         (place / name).write_text(text)
     (place / "b.yaml").write_text(text.replace("threshold: 0.5", "threshold: 0.4"))
     env = {"ADMIN": ADMIN, "KEY": KEY, "FLASH_URL": flash_server.url, "PRO_URL": pro_server.url, "NO_COLOR": "1"}
-    settings = {"ADMIN_KEY": ADMIN, "API_KEY": KEY, "REDIS_URL": valkey_server, "RECORDS": str(place / "records")}
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        running(place / "my.yaml", (flash_server, pro_server), **settings) as (url, _),
-    ):
+    settings = {"ADMIN_KEY": ADMIN, "API_KEY": KEY, "RECORDS": str(place / "records"), "POLICY": str(place / "my.yaml")}
+    with contextlib.ExitStack() as stack:
+        settings["REDIS_URL"] = stack.enter_context(valkey())  # one that no other test empties
+        url, _ = stack.enter_context(running(place / "my.yaml", (flash_server, pro_server), **settings))
         env |= {"GATEWAY": url, "GATEWAY_URL": url, "GATEWAY_PORT": url.rpartition(":")[2]}
-        env |= {f"GATEWAY_{name}": value for name, value in {**settings, "POLICY": str(place / "my.yaml")}.items()}
-        patch.chdir(place)
+        env |= {f"GATEWAY_{name}": value for name, value in settings.items()}
+        stack.enter_context(contextlib.chdir(place))
         found = House(url, place, env)
         answered(found)
         yield found
@@ -174,6 +172,13 @@ def test_every_target_of_make_that_a_page_names_is_there() -> None:
     named = {line.split()[1] for page in PAGES for line in commands(page) if line.startswith("make ")}
     assert named
     assert {name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
+
+
+def test_every_setting_has_its_row_and_no_other() -> None:
+    settings = (ROOT / "gateway" / "README.md").read_text().partition("## Settings")[2]
+    rows = [line.split("|")[1] for line in settings.splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"GATEWAY_\w+", " ".join(rows)))
+    assert named == {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
 
 
 def sessions() -> list[tuple[str, str]]:

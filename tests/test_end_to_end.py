@@ -1,6 +1,7 @@
 """Does the official OpenAI client get what it expects, from real processes over sockets?"""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -272,3 +273,4 @@ def test_the_demo_shows_where_a_dozen_prompts_went() -> None:
     assert any("complex" in row and " pro " in row for row in rows)
     assert any("simple" in row and " flash " in row for row in rows)
     assert any("cached" in row for row in rows)
+    assert re.search(r"http://127\.0\.0\.1:\d+/ui .*sk-tg-admin-", shown), "where the page is, and its key"

@@ -154,12 +154,13 @@ async def _row(client: Client, port: int, prompt: str, extra: dict[str, Any]) ->
 
 def _hints(port: int, ports: dict[str, int], admin: str) -> None:
     url = f"http://{HOST}:{port}"
+    print(f"\nLook at it: {url}/ui with this run's admin key, {admin}")
     print("\nTry it:")
     print(f"  curl -s {url}/v1/chat/completions -H 'x-route-explain: 1' \\")
     print('    -d \'{"model": "auto", "messages": [{"role": "user", "content": "hello"}]}\'')
     print(f"  curl -s {url}/v1/models")
     print(f"  curl -s {url}/metrics | grep gateway_decisions")
-    print(f"  curl -s {url}/admin/usage -H 'Authorization: Bearer {admin}'    # the admin key of this run")
+    print(f"  curl -s {url}/admin/usage -H 'Authorization: Bearer {admin}'")
     print(f"  curl -s http://{HOST}:{ports['flash']}/admin/state    # what the simulated Flash saw")
     print("\nOr from Python (pip install openai):\n")
     print(EXAMPLE.format(host=HOST, port=port))

@@ -73,10 +73,10 @@ async def run(settings: Settings, member: Member | None = None) -> None:
         policy, keys = await permitted(known, store)
         followed = known.model_copy(update={"policy": known.policy or packaged()})
         app = create_app(followed, policy, store, keys, member)
-        server = Server(app, across_origins(app, known), led=member is not None)
+        server = Server(app, across_origins(app, known), member.serving if member else None)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
         if member:
-            member.serve(server.leave, app.reload)
+            member.hear(server.leave, app.reload)
         _settle()
         await server.serve(bind(known, shared=True) if member else None)
         if not server.started:

@@ -21,16 +21,25 @@ async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> lis
     found, policy = policy_findings(file, env)
     client = Client()
     try:
-        replies = await asked(client, policy, env) if policy else {}
-        found += tier_findings(policy, replies, env) if policy else []
-        shared, times = await store(settings)
-        found += shared
-        found += clock([*times, *(reply.ahead for reply in replies.values() if isinstance(reply, Replied))])
+        times: list[float | None] = []
+        for one in of(policy):
+            replies = await asked(client, one, env)
+            found += [told for told in tier_findings(one, replies, env) if told not in found]
+            times += [reply.ahead for reply in replies.values() if isinstance(reply, Replied)]
+        shared, others = await store(settings)
+        found += [*shared, *clock([*times, *others])]
         found += await keys(settings, policy)
         found += await port(client, settings)
     finally:
         client.close()
     return [*found, *certificate(settings), *await asyncio.to_thread(files, settings)]
+
+
+def of(policy: Policy | None) -> list[Policy]:
+    """The policy and its candidate."""
+    if policy is None:
+        return []
+    return [policy, policy.candidate.policy] if policy.candidate else [policy]
 
 
 def policy_findings(file: Path, env: Mapping[str, str]) -> tuple[list[Finding], Policy | None]:

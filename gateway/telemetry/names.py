@@ -37,12 +37,11 @@ VERDICT = "gateway.verdict"
 P_COMPLEX = "gateway.verdict.p_complex"
 VERDICT_REASON = "gateway.verdict.reason"
 VERDICT_SOURCE = "gateway.verdict.source"
-PURPOSE = "gateway.call.purpose"  # classify, draft, answer
+PURPOSE = "gateway.call.purpose"  # classify, draft, answer, failover (an answer after a failed one)
 ATTEMPT = "gateway.call.attempt"  # from 1, of the calls for an answer
 ABORTED = "gateway.call.aborted"  # by us, before the answer was complete
 
 # Values.
-PURPOSES = {"triage": "classify", "draft": "draft", "answer": "answer"}
 PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
 OTHER = "_OTHER"  # an error without a name
 OPERATIONS = {

@@ -4,7 +4,7 @@ They are made of the exchange's record when it has ended: while it runs, only ti
 is in them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.recorded import Record
@@ -25,10 +25,8 @@ def spans(record: Record, trace: Trace, model: str | None, served: Mapping[str, 
     if trace.parent is not None:
         found["parentSpanId"] = f"{trace.parent:016x}"
     yield _timed(found, trace, trace.started, end, bool(record.error) and not 400 <= record.status < 500)
-    answers = 0
-    for leg in trace.legs:
-        answers += leg.kind != "triage"
-        told = call(leg, answers if leg.kind != "triage" else None)
+    for leg, purpose, attempt in _attempts(trace.legs):
+        told = call(leg, purpose, attempt)
         found = _span(trace, leg.id, f"{told[names.OPERATION]} {leg.model}", CLIENT, told)
         found["parentSpanId"] = f"{trace.span:016x}"
         yield _timed(found, trace, leg.started, leg.ended or end, names.ERROR in told)
@@ -64,10 +62,25 @@ def exchange(record: Record, model: str | None, served: Mapping[str, str]) -> At
     )
 
 
-def call(leg: Leg, attempt: int | None) -> Attributes:
-    """What is told of a call to a model server; `attempt` counts those for an answer."""
-    usage, status = leg.usage, leg.status
-    error = leg.error if status is None or status < 400 else str(status)
+def _attempts(legs: Sequence[Leg]) -> Iterator[tuple[Leg, str, int | None]]:
+    """Each call, what it was for, and which attempt at an answer it was, from 1."""
+    answers, failing = 0, False
+    for leg in legs:
+        if leg.kind == "triage":
+            yield leg, "classify", None
+            continue
+        answers += 1
+        yield leg, "failover" if failing and leg.kind == "answer" else leg.kind, answers
+        failing = failing or _error(leg) is not None
+
+
+def _error(leg: Leg) -> str | None:
+    return leg.error if leg.status is None or leg.status < 400 else str(leg.status)
+
+
+def call(leg: Leg, purpose: str, attempt: int | None) -> Attributes:
+    """What is told of a call to a model server."""
+    usage, error = leg.usage, _error(leg)
     cut = attempt is not None and error is None and leg.ended is not None and not usage.complete
     first = leg.first - leg.started if leg.first else None
     return _told(
@@ -77,11 +90,11 @@ def call(leg: Leg, attempt: int | None) -> Attributes:
             names.REQUEST_MODEL: leg.model,
             names.SERVER: leg.host,
             names.PORT: leg.port,
-            names.STATUS: status,
+            names.STATUS: leg.status,
             names.ERROR: error,
             names.FIRST_CHUNK: first,
             names.TIER: leg.tier,
-            names.PURPOSE: names.PURPOSES[leg.kind],
+            names.PURPOSE: purpose,
             names.ATTEMPT: attempt,
             names.ABORTED: cut or None,
         }

@@ -4,9 +4,11 @@ Messages on a unix stream: one line `word number length`, then `length` bytes. A
 
     worker -> supervisor    serving 0        callers are served here
                             ask ID           what do the metrics of us all come to?
+                            ask ID + "N T"   what are the N newest records since T of each of us?
                             told ID          my own metrics, for the question ID
-    supervisor -> worker    tell ID          say your metrics
-                            all ID           the metrics of us all
+                            listed ID        my own records
+    supervisor -> worker    tell ID          say your metrics, or with "N T" your records
+                            all ID           what all of us said
                             alive COUNT      so many of us serve
                             reload 0         look at the policy's file
                             leave 0          begin to leave; again: end at once

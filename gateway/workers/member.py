@@ -16,7 +16,8 @@ PATIENCE = 5.0  # seconds for the supervisor to answer
 class Member:
     """A worker's place among the others; its holder closes it.
 
-    `alive`: how many of us serve. `render`, which the app sets: our own metrics; called in a thread.
+    `alive`: how many of us serve. The app sets `render`, our own metrics, and `recent`, our newest records (so many at
+    most, since that time), a line each; both are called in a thread.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -26,28 +27,38 @@ class Member:
         self._hearing: asyncio.Task[None] | None = None
         self.alive = 0
         self.render: Callable[[], bytes] = bytes
+        self.recent: Callable[[int, float], list[bytes]] = lambda most, after: []
 
     @classmethod
     async def join(cls, line: socket.socket) -> Self:
         """By our end of the line to the supervisor."""
         return cls(*await asyncio.open_connection(sock=line))
 
-    def serve(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
-        """Say that callers are served here. Both are called when we are told to; `leave` also when the supervisor is
-        gone."""
-        send(self._writer, Message("serving", 0))
+    def hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
+        """Both are called when we are told to; `leave` also when the supervisor is gone."""
         self._hearing = asyncio.create_task(self._hear(leave, reload))
+
+    def serving(self) -> None:
+        """Say that callers are served here."""
+        send(self._writer, Message("serving", 0))
 
     async def metrics(self) -> bytes:
         """The metrics of all workers. Raises Overloaded when they do not come: a part would look like a fall."""
+        return await self._ask(b"")
+
+    async def records(self, most: int, after: float) -> list[bytes]:
+        """The newest records of each worker, so many of each at most, in no order. Raises Overloaded."""
+        return (await self._ask(f"{most} {after!r}".encode())).splitlines()
+
+    async def _ask(self, question: bytes) -> bytes:
         name, answer = next(self._names), asyncio.get_running_loop().create_future()
         self._asked[name] = answer
-        send(self._writer, Message("ask", name))
+        send(self._writer, Message("ask", name, question))
         try:
             async with asyncio.timeout(PATIENCE):
                 return bytes(await answer)
         except TimeoutError:
-            raise Overloaded("The metrics of all workers do not come together.", retry_after=1.0) from None
+            raise Overloaded("What all workers say does not come together.", retry_after=1.0) from None
         finally:
             del self._asked[name]
 
@@ -61,7 +72,7 @@ class Member:
     async def _hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
         while message := await receive(self._reader):
             if message.word == "tell":
-                send(self._writer, Message("told", message.number, await asyncio.to_thread(self.render)))
+                send(self._writer, await asyncio.to_thread(self._said, message))
             elif message.word == "alive":
                 self.alive = message.number
             elif message.word == "leave":
@@ -71,3 +82,9 @@ class Member:
             elif answer := self._asked.get(message.number):
                 answer.set_result(message.data)
         leave()
+
+    def _said(self, asked: Message) -> Message:
+        if not asked.data:
+            return Message("told", asked.number, self.render())
+        most, after = asked.data.split()
+        return Message("listed", asked.number, b"".join(line + b"\n" for line in self.recent(int(most), float(after))))

@@ -34,7 +34,7 @@ class Worker:
     writer: asyncio.StreamWriter
     serves: bool = False
     text: bytes = b""
-    answers: dict[int, asyncio.Event] = field(default_factory=dict)
+    answers: dict[int, asyncio.Future[bytes]] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -118,7 +118,7 @@ class Supervisor:
         worker.process.join()
         self._ended = total([self._ended, counts(worker.text)])
         for answer in worker.answers.values():
-            answer.set()
+            answer.cancel()
         self._tell_alive()
 
     def _heard(self, worker: Worker, message: Message) -> None:
@@ -128,29 +128,32 @@ class Supervisor:
             if self._leaving.is_set():
                 send(worker.writer, Message("leave", 0))
         elif message.word == "ask":
-            task = asyncio.create_task(self._told(worker, message.number))
+            task = asyncio.create_task(self._told(worker, message))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
         elif answer := worker.answers.get(message.number):
-            worker.text = message.data
-            answer.set()
+            worker.text = message.data if message.word == "told" else worker.text
+            answer.set_result(message.data)
 
     def _tell_alive(self) -> None:
         alive = sum(worker.serves for worker in self._workers)
         for worker in self._workers:
             send(worker.writer, Message("alive", alive))
 
-    async def _told(self, asker: Worker, name: int) -> None:
+    async def _told(self, asker: Worker, asked: Message) -> None:
         """Ask everyone and answer `asker`."""
-        question, asked = next(self._questions), [worker for worker in self._workers if worker.serves]
-        for worker in asked:
-            worker.answers[question] = asyncio.Event()
-            send(worker.writer, Message("tell", question))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(TELLING):
-                for worker in asked:
-                    await worker.answers[question].wait()
-        for worker in asked:
+        question, loop = next(self._questions), asyncio.get_running_loop()
+        answers = {worker: loop.create_future() for worker in self._workers if worker.serves}
+        for worker, answer in answers.items():
+            worker.answers[question] = answer
+            send(worker.writer, Message("tell", question, asked.data))
+        if answers:
+            await asyncio.wait(answers.values(), timeout=TELLING)
+        for worker in answers:
             del worker.answers[question]
-        texts = [worker.text for worker in self._workers]
-        send(asker.writer, Message("all", name, total([self._ended, *texts])))
+        if asked.data:
+            said = [answer.result() for answer in answers.values() if answer.done() and not answer.cancelled()]
+            send(asker.writer, Message("all", asked.number, b"".join(said)))
+        else:
+            texts = [worker.text for worker in self._workers]
+            send(asker.writer, Message("all", asked.number, total([self._ended, *texts])))

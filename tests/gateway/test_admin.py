@@ -22,7 +22,7 @@ from tests.tiers import JSON, policy_for
 ADMIN_KEY = secrets.token_hex(32)
 RIGHT = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
 ROUTES = [("GET", "/admin/usage"), ("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x"),
-          ("POST", "/admin/cache/purge"), ("GET", "/admin/records")]  # fmt: skip
+          ("POST", "/admin/cache/purge"), ("GET", "/admin/records"), ("GET", "/admin/tiers")]  # fmt: skip
 
 
 @asynccontextmanager
@@ -244,5 +244,9 @@ def test_the_newest_decisions_are_json_lines_that_a_replay_can_read(flash: Sim, 
             file.write_bytes(answer.data)
             assert [one.id for one in read([file])] == ["two", "three"]
             assert (await gate.get("/admin/records?limit=0", **RIGHT)).status == 400
+            ends = [json.loads(line)["at"] for line in (await gate.get("/admin/records", **RIGHT)).data.splitlines()]
+            for after in (0, *ends):
+                later = await gate.get(f"/admin/records?after={after}", **RIGHT)
+                assert len(later.data.splitlines()) == sum(end > after for end in ends)
 
     asyncio.run(main())

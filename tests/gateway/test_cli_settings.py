@@ -1,9 +1,6 @@
 """`tiergate config show` tells what holds and why, and never a secret; the shell completes commands."""
 
 import json
-import os
-import subprocess
-import sys
 
 from typer.testing import CliRunner, Result
 
@@ -54,8 +51,7 @@ def test_a_setting_that_does_not_hold_is_told_by_its_name_on_stderr() -> None:
 def test_the_shell_completes_commands_and_options() -> None:
     def completed(line: str) -> str:
         words = {"_TIERGATE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
-        program = [sys.executable, "-m", "gateway"]
-        return subprocess.run(program, env={**os.environ, **words}, capture_output=True, text=True, check=False).stdout
+        return CliRunner().invoke(app, [], env=words, prog_name="tiergate").stdout
 
     assert completed("tiergate policy ro").split() == ["rollback"]
     assert "--json" in completed("tiergate doctor --").split()

@@ -100,6 +100,15 @@ def test_a_wrong_policy_is_told_at_its_place_and_the_rest_is_looked_at(tmp_path:
     assert {one["about"] for one in found} >= {"policy", "store", "keys", "port"}
 
 
+def test_the_servers_of_a_candidate_are_looked_at_too(tmp_path: Path, flash: Sim, pro: Sim) -> None:
+    policy, dead = tmp_path / "policy.yaml", f"http://127.0.0.1:{free_port()}"
+    policy.write_text(policy_text(flash, pro, candidate={"policy": "next.yaml"}))
+    (tmp_path / "next.yaml").write_text(policy_text(flash, pro, tiers={"pro": {"replicas": [dead]}}))
+    status, found = look(policy)
+    assert (status, said(found, "error").count(dead)) == (1, 1)
+    assert said(found, "ok").count(f"{flash.url} serves") == 1, "what both have is told once"
+
+
 def test_a_store_that_may_drop_keys_is_told(good: Path, valkey: str) -> None:
     with redis.Redis.from_url(valkey) as server:
         before = server.config_get("maxmemory*")

@@ -27,6 +27,13 @@ def test_the_least_line_is_a_decision(tmp_path: Path) -> None:
     assert facts == Facts("auto", "ann", "gold", signals=frozenset({"sql"}), headers={"x-a": "b"})
 
 
+def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
+    files = [written(tmp_path / name, DECISION, OUTCOME) for name in "ab"]
+    told: list[int] = []
+    read(files, told.append)
+    assert (len(told), sum(told)) == (4, sum(file.stat().st_size for file in files))
+
+
 def test_an_outcome_joins_its_decision_from_any_file_and_the_last_one_counts(tmp_path: Path) -> None:
     late = written(tmp_path / "late", OUTCOME, OUTCOME | {"outcome": {"quality": 1.0, "tiers": {"pro": 0.5}}})
     (one,) = read([late, written(tmp_path / "a", DECISION)])

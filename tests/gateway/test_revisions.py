@@ -203,6 +203,20 @@ def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_to
     asyncio.run(main())
 
 
+def test_gateways_with_policies_of_other_names_share_nothing_on_one_store(house: House, tmp_path: Path) -> None:
+    async def main() -> None:
+        other = House(tmp_path / "other.yaml", house.store)
+        other.path.write_text(text("z").replace("house", "other"))
+        one, two = house.revisions(), other.revisions()
+        for each in (one, two):
+            await each.look()
+        assert [revision.name for revision in await one.known()] == ["house"]
+        with pytest.raises(NotFound):
+            await two.roll_back("previous")
+
+    asyncio.run(main())
+
+
 def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
     async def work(revisions: Revisions) -> None:
         for to in ("previous", "0123456789ab"):

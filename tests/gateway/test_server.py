@@ -135,7 +135,7 @@ def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, t
     async def main() -> None:
         store = MemoryStore()
         front = create_app(settings, policy_for(flash, pro), store, Keys(store, everyone=True))
-        server = Server(front, across_origins(front, settings), led=True)
+        server = Server(front, across_origins(front, settings), lambda: None)
         running = asyncio.create_task(server.serve())
         await eventually(lambda: server.started)
         reader, writer = await asyncio.open_connection("localhost", settings.port, ssl=trusting)

@@ -57,11 +57,25 @@ def test_behind_an_answer_of_flash_pro_is_asked_the_same_and_how_much_both_agree
             assert outcome["source"] == "shadow"
             assert 0 < outcome["quality"] < 1, "the simulated tiers say their own names"
             assert "tiers" not in outcome, "nobody judged what Pro said"
-            (seen,) = pro.seen()
-            assert seen["received_ms"] >= flash.seen()[0]["ended_ms"], "after the caller's answer"
+            assert len(pro.seen()) == 1
             kept = gate.front.doors.records.recent(1)[0]
             assert b"Australia" not in kept
             assert b"gateway_shadow_agreement_count 1.0" in (await gate.get("/metrics")).data
+
+    asyncio.run(main())
+
+
+def test_pro_is_asked_when_the_caller_has_the_whole_answer(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="answer", stall_after=3, stall=0.3)
+        async with gateway(shadowed(flash, pro)) as gate:
+            line = await gate.open(body(stream=True))
+            await line.some()
+            await asyncio.sleep(0.1)
+            assert pro.seen() == []
+            assert b"[DONE]" in await line.reader.read()
+            await line.leave()
+            await became(gate, "compared")
 
     asyncio.run(main())
 

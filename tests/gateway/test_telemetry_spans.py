@@ -103,9 +103,13 @@ def test_failover_is_one_span_for_each_attempt_and_says_what_failed(flash: Sim, 
     flash.config(status=500)
     traced(flash, pro, {"body": body(model="flash")})
     connect, second, refused, fourth = [span for span in collector.spans if span["kind"] == 3]
-    names = ("gateway.tier", "gateway.call.attempt", "error.type", "http.response.status_code")
-    assert [told(span, *names) for span in (connect, second)] == [["flash", 1, "connect", None], ["pro", 2, None, 200]]
-    assert [told(span, *names) for span in (refused, fourth)] == [["flash", 1, "500", 500], ["pro", 2, None, 200]]
+    names = ("gateway.call.purpose", "gateway.call.attempt", "error.type", "http.response.status_code")
+    assert [told(span, "gateway.tier") for span in (connect, second, refused, fourth)] == [["flash"], ["pro"]] * 2
+    assert [told(span, *names) for span in (connect, refused)] == [
+        ["answer", 1, "connect", None],
+        ["answer", 1, "500", 500],
+    ]
+    assert [told(span, *names) for span in (second, fourth)] == [["failover", 2, None, 200]] * 2
     assert [span.get("status") for span in (connect, second)] == [{"code": 2}, None]
 
 

@@ -11,7 +11,7 @@ from gateway.policy import Policy
 from gateway.types import Caller
 from gateway.upstream import Upstream
 from gateway.upstream.breaker import FAILURES, FIRST_REST
-from gateway.upstream.queues import waiting
+from gateway.upstream.loads import load
 from gateway.upstream.replicas import FRESH, Replicas
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, plain, scripted, upstream
@@ -170,7 +170,7 @@ vllm:num_requests_running{engine="0",model_name="m"} 50.0
      (b"<html>", None), (b"vllm:num_requests_waiting{} e", None), (b"vllm:num_requests_waiting{} 1e999", None)],
 )  # fmt: skip
 def test_a_queue_is_summed_over_engines_and_unknown_without_its_name(text: bytes, count: int | None) -> None:
-    assert waiting(text) == count
+    assert load(text).waiting == count
 
 
 def test_the_shortest_queue_is_asked_while_all_are_known_else_who_has_least_in_flight(flash: Sim, pro: Sim) -> None:

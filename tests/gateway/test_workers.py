@@ -1,6 +1,8 @@
 import asyncio
+import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,7 +18,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from gateway.workers.sums import counts, read, total
 from loadtest.servers import POLICY, Process, Sim, running
 from tests.gateway.serving import Port, body
-from tests.tiers import until
+from tests.tiers import JSON, until
+
+ADMIN = secrets.token_hex(32)
 
 ANSWERED = b'gateway_requests_total{status="200",tier="flash"}'
 RELOADS = b'gateway_policy_reloads_total{result="accepted"}'
@@ -26,7 +30,8 @@ RELOADS = b'gateway_policy_reloads_total{result="accepted"}'
 def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
     """Two workers on one port, and their supervisor."""
     policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
-    with running(policy, (flash, pro), REDIS_URL="embedded", WORKERS="2", **settings) as (url, process):
+    settings |= {"REDIS_URL": "embedded", "WORKERS": "2", "ADMIN_KEY": ADMIN}
+    with running(policy, (flash, pro), **settings) as (url, process):
         gate = Port(int(url.rpartition(":")[2]))
         until(lambda: alive(gate) == 2, 10)
         yield gate, process
@@ -41,6 +46,12 @@ def counted(gate: Port, name: bytes = ANSWERED) -> int:
     text = asyncio.run(gate.get("/metrics")).data
     found = re.search(re.escape(name) + rb" ([0-9.]+)", text)
     return int(float(found[1])) if found else 0
+
+
+def listed(gate: Port, query: str = "") -> list[JSON]:
+    """The records as whichever worker is asked lists them."""
+    lines = asyncio.run(gate.get("/admin/records" + query, authorization=f"Bearer {ADMIN}")).data.splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def workers(process: Process) -> list[int]:
@@ -72,6 +83,10 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         until(lambda: counted(gate) == 40)  # an exchange is counted when it is settled, after its answer
         seen = [counted(gate) for _ in range(4)]
         assert seen == [40] * 4, "whichever worker is asked"
+        assert [len(listed(gate)) for _ in range(4)] == [40] * 4
+        ends = [one["at"] for one in listed(gate, "?limit=9")]
+        assert (len(ends), ends) == (9, sorted(ends))
+        assert len(listed(gate, f"?after={ends[4]}")) == sum(end > ends[4] for end in ends)
         victim, other = workers(process)
         os.kill(victim, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{victim}").exists())

@@ -1,0 +1,79 @@
+"""How busy does a model server say it is?   vLLM's own figures, as of this moment."""
+
+import asyncio
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from gateway.http1 import Client, Limits, Origin, TransportError
+
+LIMITS = Limits(connect=0.5, first_byte=1.0, idle=1.0, total=1.0)
+LARGEST = 4 << 20  # bytes; vLLM's metrics are some 100 KB
+# One series for each engine of a data-parallel server. Names that only begin so (..._by_reason) are others.
+_SERIES = re.compile(
+    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|prefix_cache_hits_total"
+    rb"|prefix_cache_queries_total)(?:\{[^\n]*\})?[ \t]+([0-9.eE+-]+)",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a server's metrics tell, over all engines; None: they do not tell.
+
+    `running` and `waiting` count requests. `kv_cache`: the part of the fullest engine's that is in use, 0 to 1.
+    `prefix_hits`: the part of all prompt tokens so far that its prefix cache had.
+    """
+
+    running: int | None = None
+    waiting: int | None = None
+    kv_cache: float | None = None
+    prefix_hits: float | None = None
+
+
+async def loads(client: Client, urls: Collection[str]) -> Mapping[str, Load | None]:
+    """The load of each server; None for one that does not answer."""
+    found = await asyncio.gather(*(metrics(client, Origin.parse(url)) for url in urls))
+    return {url: None if text is None else load(text) for url, text in zip(urls, found, strict=True)}
+
+
+async def metrics(client: Client, origin: Origin) -> bytes | None:
+    """A server's metrics in Prometheus' format; None when it does not give them."""
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    head = f"GET {origin.prefix}/metrics HTTP/1.1\r\nhost: {host}:{origin.port}\r\naccept: text/plain\r\n\r\n".encode()
+    try:
+        response = await client.request(origin, head, b"", LIMITS)
+        try:
+            return await response.read(LARGEST) if response.status == 200 else None
+        finally:
+            response.close()
+    except TransportError:
+        return None
+
+
+def load(text: bytes) -> Load:
+    """What the metrics tell; a value that is no number tells nothing."""
+    found: dict[bytes, list[float]] = {}
+    for name, value in _SERIES.findall(text):
+        found.setdefault(name, []).append(_number(value))
+
+    def over(name: bytes, join: Callable[[list[float]], float]) -> float | None:
+        joined = join(found[name]) if name in found else None
+        return joined if joined is not None and 0 <= joined < 1e15 else None
+
+    running, waiting = over(b"num_requests_running", sum), over(b"num_requests_waiting", sum)
+    hits, queries = over(b"prefix_cache_hits_total", sum), over(b"prefix_cache_queries_total", sum)
+    return Load(
+        None if running is None else int(running),
+        None if waiting is None else int(waiting),
+        over(b"kv_cache_usage_perc", max),
+        hits / queries if hits is not None and queries else None,
+    )
+
+
+def _number(value: bytes) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
