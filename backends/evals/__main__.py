@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def evaluated(
     with progress() as bar:
         for task, some in wanted.items():
             shown = bar.add_task(f"{settings['model']}: {task}", total=len(some))
-            how = Running(1 if local else asked.callers, tokens[task], lambda shown=shown: bar.advance(shown))  # type: ignore[misc]
+            how = Running(1 if local else asked.callers, tokens[task], partial(bar.advance, shown))
             runs.append(run(task, some, model, out / f"{task}.jsonl", how))
     return settings, runs
 
