@@ -154,13 +154,17 @@ def _choice_item(row: JSON, number: int) -> Item:
     return Item(str(row["question_id"]), str(row.get("category", "")), prompt, row["answer"])
 
 
+# "I" before a small letter is the speaker.
+CALLED = re.compile(r"(?i:answer)\**\s*(?:(?i:is|would be)\b\s*:?|:)\s*(?i:option\s+)?[\s*\\($]*(?!I [a-z])([A-J])\b")
+BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-J])\b")
+BARE = re.compile(r"\s*\(?([A-J])\)?[.:]?\s*")
+
+
 def choice(answer: str) -> str | None:
     """The letter in the last place that names an answer."""
-    told = re.findall(r"(?i:answer)\s*(?:is|:)?\s*:?\s*\**\s*\(?\**([A-J])\b", answer)
-    boxed = re.findall(r"\\boxed\{\s*(?:\\text\{)?\(?([A-J])\b", answer)
-    bare = re.fullmatch(r"\s*\(?([A-J])\)?[.:]?\s*", answer)
-    found: str | None = (told or boxed or ([bare[1]] if bare else []) or [None])[-1]
-    return found
+    bare = BARE.fullmatch(answer)
+    found = CALLED.findall(answer) or BOXED.findall(answer) or ([bare[1]] if bare else [])
+    return found[-1] if found else None
 
 
 def _choice_grade(item: Item, answer: str) -> Grade:
@@ -188,11 +192,10 @@ def plain(text: str) -> str:
 
 
 def figure(answer: str) -> str | None:
-    """The number behind the last "####", boxed, or else the last of all."""
-    for told in (
-        answer.rpartition("####")[2] if "####" in answer else "",
-        *re.findall(r"\\boxed\{([^}]*)\}", answer)[-1:],
-    ):
+    """The number behind the last "####", or else boxed, or else the last of all."""
+    answer = answer.replace("{,}", ",")  # TeX's way to group digits
+    marked = answer.rpartition("####")[2] if "####" in answer else ""
+    for told in (marked, *re.findall(r"\\boxed\{([^}]*)\}", answer)[-1:]):
         if NUMBER.search(told):
             return plain(told)
     found = NUMBER.findall(answer)
