@@ -9,7 +9,6 @@ one, without it (where the file system shares blocks, most of their bytes are sh
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -18,31 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from backends.shards import Header, ShardError, Tensor, header, settled, without, write
+from backends.shards import ShardError, settled, without, write
 from backends.tid2eid import Choice, cut, ids_of, ranked, scores_of
+from backends.v4 import INDEX, JSON, SINGLE, Checkpoint, CheckpointError, digests, files_of, homes_of, json_of, read
 
-INDEX, SINGLE, MANIFEST = "model.safetensors.index.json", "model.safetensors", "tid2eid_manifest.json"
+MANIFEST = "tid2eid_manifest.json"
 COUNTS = {"config.json": "num_experts_per_tok", "inference/config.json": "n_activated_experts"}
-TABLE = ".gate.tid2eid"
-JSON = dict[str, Any]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint, a wish or a target that does not fit; says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A V4 checkpoint as it lies on disk; `tables`: where each hash-routed layer's is (shard, tensor)."""
-
-    place: Path
-    top_k: int
-    experts: int
-    index: JSON
-    headers: dict[str, Header]
-    tables: dict[str, tuple[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,50 +53,6 @@ class Variant:
         return sum(map(len, self.texts.values())) + sum(len(values) for _, _, values in self.tables.values())
 
 
-def read(place: Path) -> Checkpoint:
-    """The checkpoint in a folder. Raises CheckpointError or ShardError unless it is V4's and whole, OSError."""
-    config = _json(place / "config.json")
-    if config.get("model_type") != "deepseek_v4":
-        raise CheckpointError(f"{place}: model_type is {config.get('model_type')!r}, not 'deepseek_v4'")
-    if (place / INDEX).exists():
-        index = _json(place / INDEX)
-    else:
-        index = {"metadata": {}, "weight_map": dict.fromkeys(header(place / SINGLE).tensors, SINGLE)}
-    homes: dict[str, str] = index["weight_map"]
-    headers = {shard: header(place / shard) for shard in sorted(set(homes.values()))}
-    for name, shard in homes.items():
-        if name not in headers[shard].tensors:
-            raise CheckpointError(f"{place}: the index names {name}, which {shard} has not")
-    tables = {name: (homes[name], headers[homes[name]].tensors[name]) for name in sorted(homes) if name.endswith(TABLE)}
-    _check(config, {name: tensor for name, (_, tensor) in tables.items()})
-    return Checkpoint(place, config["num_experts_per_tok"], config["n_routed_experts"], index, headers, tables)
-
-
-def _check(config: JSON, tables: dict[str, Tensor]) -> None:
-    """Raises CheckpointError unless the tables are those that the configuration speaks of."""
-    types = config.get("mlp_layer_types")
-    hashed = types.count("hash_moe") if types else config.get("num_hash_layers", 3)
-    found = sum("layers." in name for name in tables)  # a draft head may have tables of its own
-    if found != hashed:
-        raise CheckpointError(f"{found} tables *{TABLE} for {hashed} hash-routed layers")
-    wanted = (config.get("vocab_size"), config.get("num_experts_per_tok"))
-    for name, table in tables.items():
-        if table.shape != wanted or table.dtype not in ("I32", "I64"):
-            raise CheckpointError(f"{name} is {table.dtype} {list(table.shape)}, not I32 or I64 {list(wanted)}")
-
-
-def _json(path: Path) -> JSON:
-    try:
-        told = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if not isinstance(told, dict):
-        raise CheckpointError(f"{path} is not an object")
-    return told
-
-
 def variant(found: Checkpoint, wish: Wish) -> Variant:
     """What the wish makes of the checkpoint. Raises CheckpointError or ShardError when it does not fit, OSError."""
     if not 1 <= wish.top_k < found.top_k:
@@ -125,11 +63,11 @@ def variant(found: Checkpoint, wish: Wish) -> Variant:
     if shard < last:
         raise CheckpointError(f"{last} would be read after {shard} and bring the old tables back")
     tables = {name: _narrowed(found, name, wish) for name in found.tables}
-    files = _files(found.place)
-    configs = {name: _json(found.place / name) for name in COUNTS if name in files}
+    files = files_of(found.place)
+    configs = {name: json_of(found.place / name) for name in COUNTS if name in files}
     texts = {name: _text(told | {COUNTS[name]: wish.top_k}) for name, told in configs.items() if COUNTS[name] in told}
     texts[INDEX] = _text({**found.index, "weight_map": found.index["weight_map"] | dict.fromkeys(tables, shard)})
-    texts[MANIFEST] = _text(_manifest(found, wish, shard, tables))
+    texts[MANIFEST] = _text(_manifest(found, wish, shard))
     own = tuple(sorted(holders - spent)) if wish.shards == "own" else ()
     linked = (name for name in files if name not in {*texts, *own, *spent})
     return Variant(shard, tables, texts, own, tuple(linked))
@@ -145,14 +83,12 @@ def _narrowed(found: Checkpoint, name: str, wish: Wish) -> tuple[str, tuple[int,
     return "I32", (table.shape[0], wish.top_k), cut(ids, found.top_k, wish.top_k).tobytes()
 
 
-def _manifest(found: Checkpoint, wish: Wish, shard: str, tables: dict[str, tuple[str, tuple[int, ...], bytes]]) -> JSON:
-    """What undoing and checking the conversion needs."""
-    texts = {name: (found.place / name).read_text() for name in COUNTS if (found.place / name).exists()}
-    homes = {name: home for name, (home, _) in found.tables.items()}
-    digests = {name: hashlib.sha256(values).hexdigest() for name, (_, _, values) in tables.items()}
+def _manifest(found: Checkpoint, wish: Wish, shard: str) -> JSON:
+    """What undoing the conversion needs: where the tables were, and what the texts said."""
+    texts = {name: (found.place / name).read_text("utf-8") for name in COUNTS if (found.place / name).exists()}
     return {"source": str(found.place.resolve()), "top_k": {"was": found.top_k, "is": wish.top_k},
-            "tid2eid": wish.tid2eid, "shards": wish.shards, "shard": shard, "homes": homes, "sha256": digests,
-            "texts": texts}  # fmt: skip
+            "tid2eid": wish.tid2eid, "shards": wish.shards, "shard": shard, "texts": texts,
+            "homes": {name: home for name, (home, _) in found.tables.items()}, "sha256": digests(found)}  # fmt: skip
 
 
 def _text(told: JSON) -> bytes:
@@ -162,7 +98,7 @@ def _text(told: JSON) -> bytes:
 def convert(source: Path, target: Path, wish: Wish) -> Variant:
     """Makes the variant. Raises CheckpointError, ShardError, OSError; then there is no target, and no half of one."""
     made = variant(read(source), wish)
-    with _whole(source, target) as place:
+    with _whole(target, source) as place:
         for name in made.linked:
             _link(source / name, place / name)
         for name in made.copied:
@@ -176,31 +112,31 @@ def convert(source: Path, target: Path, wish: Wish) -> Variant:
 
 def revert(source: Path, target: Path) -> None:
     """Makes a folder like the one that `source` was converted from, of links. Raises as `convert` does."""
-    told, index = _json(source / MANIFEST), _json(source / INDEX)
-    homes: dict[str, str] = told["homes"]
-    origins = {shard: Path(told["source"]) / shard for shard in homes.values()}
-    origins |= {name: source / name for name in _files(source) if (source / name).is_symlink() and name not in origins}
-    with _whole(source, target) as place:
+    told, index = json_of(source / MANIFEST), json_of(source / INDEX)
+    try:
+        origin, homes, was = Path(told["source"]), homes_of(told["homes"], source / MANIFEST), told["sha256"]
+        texts = {name: text.encode() for name, text in told["texts"].items() if name in COUNTS}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source / MANIFEST} is not such a manifest ({error!r})") from None
+    origins = {shard: origin / shard for shard in homes.values()}
+    origins |= {
+        name: source / name for name in files_of(source) if (source / name).is_symlink() and name not in origins
+    }
+    with _whole(target, source, origin) as place:
         for name, real in origins.items():
             _link(real, place / name)
         if set(origins) != {SINGLE}:
             _put(place / INDEX, _text({**index, "weight_map": index["weight_map"] | homes}))
-        for name, text in told["texts"].items():
-            _put(place / name, text.encode())
-        if read(place).top_k != told["top_k"]["was"]:
-            raise CheckpointError(f"{told['source']} has changed since")
-
-
-def _files(place: Path) -> list[str]:
-    """Paths of the files in a folder, hidden ones left out."""
-    found = (path.relative_to(place) for path in place.rglob("*") if path.is_file())
-    return sorted(str(path) for path in found if not path.parts[0].startswith("."))
+        for name, text in texts.items():
+            _put(place / name, text)
+        if digests(read(place)) != was:
+            raise CheckpointError(f"the tables in {origin} have changed since")
 
 
 @contextmanager
-def _whole(source: Path, target: Path) -> Iterator[Path]:
+def _whole(target: Path, *others: Path) -> Iterator[Path]:
     """A folder to fill beside the target, which then becomes the target. Raises CheckpointError, OSError."""
-    place = _beside(source, target)
+    place = _beside(target, *others)
     place.mkdir(parents=True)
     try:
         yield place
@@ -210,11 +146,12 @@ def _whole(source: Path, target: Path) -> Iterator[Path]:
         raise
 
 
-def _beside(source: Path, target: Path) -> Path:
+def _beside(target: Path, *others: Path) -> Path:
     """Where the target is filled. Raises CheckpointError when it cannot be."""
-    place = target.parent / f".{target.name}.partial"
-    if target.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(target.resolve()):
-        raise CheckpointError(f"{target} and {source} lie in each other")
+    place, real = target.parent / f".{target.name}.partial", target.resolve()
+    for other in (one.resolve() for one in others):
+        if real.is_relative_to(other) or other.is_relative_to(real):
+            raise CheckpointError(f"{target} and {other} lie in each other")
     for one in (target, place):
         if one.exists():
             raise CheckpointError(f"{one} exists; remove it first")
@@ -274,7 +211,7 @@ def _run(asked: argparse.Namespace) -> None:
         return
     wish = Wish(asked.top_k, asked.tid2eid, asked.calibration, asked.shards)
     if asked.dry_run:
-        _beside(asked.source, asked.target)
+        _beside(asked.target, asked.source)
     made = variant(read(asked.source), wish) if asked.dry_run else convert(asked.source, asked.target, wish)
     print("\n".join(told(made, asked.source, wish, not asked.dry_run)))
 

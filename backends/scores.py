@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from backends.checkpoint import CheckpointError, read
 from backends.evals.tasks import DataError, rows
 from backends.shards import ShardError, write
 from backends.tid2eid import SCORE
+from backends.v4 import CheckpointError, read
 
 
 class Tally:

@@ -12,17 +12,9 @@ from typing import Any
 
 import pytest
 
-from backends.checkpoint import (
-    INDEX,
-    MANIFEST,
-    Checkpoint,
-    CheckpointError,
-    Wish,
-    convert,
-    read,
-    revert,
-)
+from backends.checkpoint import MANIFEST, Wish, convert, revert
 from backends.shards import ShardError, header, numbers, write
+from backends.v4 import INDEX, Checkpoint, CheckpointError, read
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY, EXPERTS, TOP_K = 1024, 16, 6  # 1024 ids of 4 bytes fill blocks, as V4's 129,280 do
@@ -175,6 +167,34 @@ def test_a_conversion_can_be_undone(source: Path, tmp_path: Path, shards: Any) -
     }
 
 
+def test_a_source_that_changed_cannot_be_gone_back_to(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "target", Wish(4))
+    shard = source / "model-00001-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8] + bytes(8))  # the last id of the first table
+    with pytest.raises(CheckpointError, match=r"the tables in .*source have changed since"):
+        revert(tmp_path / "target", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(CheckpointError, match="lie in each other"):
+        revert(tmp_path / "target", source / "inside")
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "target", Wish(4))
+    manifest = tmp_path / "target" / MANIFEST
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(told | {"homes": dict.fromkeys(told["homes"], "../out.safetensors")}))
+    with pytest.raises(CheckpointError, match=r"'../out.safetensors' is no shard"):
+        revert(tmp_path / "target", tmp_path / "again")
+    manifest.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is not such a manifest \(KeyError\('source'\)\)"):
+        revert(tmp_path / "target", tmp_path / "again")
+    index = json.loads((source / INDEX).read_text())
+    (source / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(index["weight_map"], "/etc/passwd")}))
+    refused(source, tmp_path / "elsewhere", Wish(4), "'/etc/passwd' is no shard")
+    (source / INDEX).write_text("{}")
+    refused(source, tmp_path / "elsewhere", Wish(4), "names no shards")
+
+
 def test_a_variant_can_be_cut_again_and_a_checkpoint_may_be_one_file(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "four", Wish(4))
     convert(tmp_path / "four", tmp_path / "three", Wish(3))
@@ -193,6 +213,7 @@ def test_a_variant_can_be_cut_again_and_a_checkpoint_may_be_one_file(source: Pat
 
 
 def refused(source: Path, tmp_path: Path, wish: Wish, said: str) -> None:
+    tmp_path.mkdir(exist_ok=True)
     before = tree(source) if source.is_dir() else {}
     with pytest.raises((CheckpointError, ShardError), match=said):
         convert(source, tmp_path / "target", wish)
@@ -209,6 +230,7 @@ def refused(source: Path, tmp_path: Path, wish: Wish, said: str) -> None:
         ({"model_type": "deepseek_v41"}, Wish(4), "model_type is 'deepseek_v41'"),
         ({"num_hash_layers": 2}, Wish(4), r"3 tables \*.gate.tid2eid for 2 hash-routed layers"),
         ({"mlp_layer_types": ["hash_moe", "moe"]}, Wish(4), "for 1 hash-routed layers"),
+        ({"num_experts_per_tok": None}, Wish(4), "the configuration's num_experts_per_tok is None"),
         ({"vocab_size": 50}, Wish(4), r"is I64 \[1024, 6\], not I32 or I64 \[50, 6\]"),
         ({"n_routed_experts": 15}, Wish(4), "has ids from 0 to 15; there are 15 experts"),
     ],

@@ -14,10 +14,11 @@ torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 tokenizers: Any = pytest.importorskip("tokenizers")
 
-from backends.checkpoint import Wish, convert, read, revert  # noqa: E402
+from backends.checkpoint import Wish, convert, revert  # noqa: E402
 from backends.evals.local import Local  # noqa: E402
 from backends.scores import measured  # noqa: E402
 from backends.shards import numbers, write  # noqa: E402
+from backends.v4 import read  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEXTS = ["the cat sat on the mat", "a dog and a cat", "the dog sat"]
