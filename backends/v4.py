@@ -51,7 +51,7 @@ def read(place: Path) -> Checkpoint:
 def homes_of(told: Any, path: Path) -> dict[str, str]:
     """Shards by what they hold. Raises CheckpointError for one that is not a file beside the others."""
     homes: dict[str, str] = told if isinstance(told, dict) else {}
-    odd = [home for home in set(homes.values()) if not isinstance(home, str) or Path(home).name != home]
+    odd = [home for home in homes.values() if not isinstance(home, str) or Path(home).name != home]
     if not homes or odd:
         raise CheckpointError(f"{path}: {odd[0]!r} is no shard" if odd else f"{path} names no shards")
     return homes
