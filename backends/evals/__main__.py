@@ -129,7 +129,10 @@ def known(tasks: str) -> list[str]:
 def opened(asked: argparse.Namespace, url: str | None, local: Path | None, name: str | None, extra: JSON) -> Model:
     """Raises DataError without a model to ask."""
     if local:
-        return Local(local)
+        try:
+            return Local(local)
+        except ModuleNotFoundError as error:
+            raise DataError(f"--local needs torch and transformers ({error})") from None
     if not url or not name:
         raise DataError("a model is --url with --model, or --local")
     base = url.rstrip("/").removesuffix("/v1") + "/v1"

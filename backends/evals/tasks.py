@@ -96,16 +96,18 @@ def items(name: str, place: Path | None, limit: int | None = None) -> list[Item]
     return found[:limit]
 
 
+OTHERS = re.compile(r"train|valid|(^|[-_/])dev|socratic", re.IGNORECASE)  # splits that are not the test's
+
+
 def _paths(name: str, place: Path) -> Sequence[Path]:
-    """A file itself; of a folder the task's files: its test split, where files are named for splits."""
+    """A file itself; of a folder the files named for the task, or for a test split in a folder named for it."""
     if place.is_file():
         return [place]
-    wanted = re.compile(rf"^{name.replace('_', '[-_]?')}.*\.(jsonl|jsonl\.gz|parquet)$", re.IGNORECASE)
-    found = sorted(path for path in place.rglob("*") if path.is_file() and wanted.match(path.name))
-    if not found:
-        own = re.compile(rf"{name.replace('_', '[-_]?')}", re.IGNORECASE)
-        found = sorted(path for path in place.rglob("test*") if any(own.search(part) for part in path.parts[:-1]))
-    return found
+    own = re.compile(name.replace("_", "[-_]?"), re.IGNORECASE)
+    files = [path for path in sorted(place.rglob("*")) if path.name.endswith((".jsonl", ".jsonl.gz", ".parquet"))]
+    files = [path for path in files if not OTHERS.search(str(path.relative_to(place)))]
+    named = [path for path in files if own.search(path.name)]
+    return named or [path for path in files if path.name.startswith("test") and own.search(str(path.parent))]
 
 
 def _code_item(row: JSON, number: int) -> Item:

@@ -100,17 +100,24 @@ def test_prose_is_no_code() -> None:
 
 
 def test_sets_are_found_as_they_are_published(tmp_path: Path) -> None:
-    (tmp_path / "MMLU-Pro" / "data").mkdir(parents=True)
-    (tmp_path / "gsm8k").mkdir()
-    raw = (BUNDLED / "humaneval.jsonl").read_bytes()
-    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(raw))
-    (tmp_path / "gsm8k" / "test.jsonl").write_bytes((BUNDLED / "gsm8k.jsonl").read_bytes())
-    (tmp_path / "gsm8k" / "train.jsonl").write_text("not read\n")
-    for task in ("humaneval", "gsm8k"):
+    own = {task: (BUNDLED / f"{task}.jsonl").read_bytes() for task in GRADED}
+    published = {
+        "HumanEval.jsonl.gz": gzip.compress(own["humaneval"]),
+        "gsm8k/main/test-00000-of-00001.jsonl": own["gsm8k"],
+        "gsm8k/main/train-00000-of-00001.jsonl": b"not read",
+        "gsm8k/socratic/test-00000-of-00001.jsonl": b"not read",
+        "MMLU-Pro/data/test-00000-of-00001.jsonl": own["mmlu_pro"],
+        "MMLU-Pro/data/validation-00000-of-00001.jsonl": b"not read",
+        "README.md": b"not read",
+    }
+    for name, raw in published.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(raw)
+    for task in GRADED:
         assert items(task, tmp_path) == items(task, None)
-    assert len(items("gsm8k", tmp_path / "gsm8k" / "test.jsonl", limit=3)) == 3
-    with pytest.raises(DataError, match="no rows of mmlu_pro"):
-        items("mmlu_pro", tmp_path)
+    assert len(items("gsm8k", tmp_path / "gsm8k" / "main" / "test-00000-of-00001.jsonl", limit=3)) == 3
+    with pytest.raises(DataError, match="no rows of perplexity"):
+        items("perplexity", tmp_path)
 
 
 @pytest.mark.parametrize(
