@@ -62,7 +62,7 @@ def arguments() -> argparse.ArgumentParser:
         made.add_argument("--max-tokens", type=int, help="of an answer, in place of each task's own limit")
         made.add_argument("--thinking", choices=tuple(EXTRA), default="off", help="unset: leave it to the server")
         made.add_argument("--extra", type=json.loads, default={}, help="JSON laid over each request's body")
-        made.add_argument("--key-from", default="OPENAI_API_KEY", help="the variable that holds the API key")
+        made.add_argument("--key-from", metavar="VARIABLE", help="what holds the API key; without it none is sent")
         made.add_argument("--timeout", type=float, default=600.0, help="seconds for an answer")
     made = verbs.choices["compare"]
     made.add_argument("--against", help="the second server; --url when not given")
@@ -107,9 +107,9 @@ def evaluated(
     settings: JSON = {"model": name or str(local), "url": url or "", "extra": extra, "tokens": tokens,
                       "data": {task: digest(some) for task, some in wanted.items()}}  # fmt: skip
     if "humaneval" in wanted:
-        settings["sandbox"] = list(executed("pass").held)
-    kept(out, settings)
+        settings["sandbox"] = sandbox()
     model = opened(asked, url, local, name, extra)
+    kept(out, settings)
     runs = []
     with progress() as bar:
         for task, some in wanted.items():
@@ -117,6 +117,14 @@ def evaluated(
             how = Running(1 if local else asked.callers, tokens[task], partial(bar.advance, shown))
             runs.append(run(task, some, model, out / f"{task}.jsonl", how))
     return settings, runs
+
+
+def sandbox() -> list[str]:
+    """What holds programs here. Raises DataError where none can be run: all of them would count as wrong."""
+    found = executed("pass")
+    if not found.passed:
+        raise DataError(f"programs cannot be run here: {found.why}")
+    return list(found.held)
 
 
 def known(tasks: str) -> list[str]:
@@ -136,7 +144,8 @@ def opened(asked: argparse.Namespace, url: str | None, local: Path | None, name:
     if not url or not name:
         raise DataError("a model is --url with --model, or --local")
     base = url.rstrip("/").removesuffix("/v1") + "/v1"
-    return Endpoint(base, name, os.environ.get(asked.key_from), asked.timeout, extra=extra)
+    key = os.environ.get(asked.key_from) if asked.key_from else None
+    return Endpoint(base, name, key, asked.timeout, extra=extra)
 
 
 def digest(some: Sequence[Item]) -> str:

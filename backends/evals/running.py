@@ -81,7 +81,7 @@ def run(task: str, items: Sequence[Item], model: Model, journal: Path, how: Runn
     left = [item for item in items if item.id not in found]
     for _ in range(len(items) - len(left)):
         how.tick()
-    with ThreadPoolExecutor(how.callers) as pool, journal.open("a", encoding="utf-8") as out:
+    with ThreadPoolExecutor(how.callers) as pool, journal.open("a") as out:
         asked = {pool.submit(outcome, task, item, model, how.tokens): item for item in left}
         try:
             for future in as_completed(asked):
@@ -89,7 +89,7 @@ def run(task: str, items: Sequence[Item], model: Model, journal: Path, how: Runn
                 if not found and len(failed) >= min(GIVE_UP, len(items)):
                     future.result()
                 if future.exception() is None:
-                    out.write(json.dumps(asdict(future.result()), ensure_ascii=False) + "\n")
+                    out.write(json.dumps(asdict(future.result())) + "\n")
                     out.flush()
                 how.tick()
         finally:

@@ -17,7 +17,7 @@ NATS = 0.25  # of each token of a scored text, but the first
 def right(task: str, item: Item) -> str:
     if task == "humaneval":
         return f"Here it is:\n```python\n{SOLVED[item.id]}```"
-    return f"Let me think.\nThe answer is ({item.key})" if task == "mmlu_pro" else f"So it is.\n#### {item.key}"
+    return f"Let me think. \ud83d\nThe answer is ({item.key})" if task == "mmlu_pro" else f"So it is.\n#### {item.key}"
 
 
 def wrong(task: str, item: Item) -> str:

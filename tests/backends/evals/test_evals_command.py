@@ -87,3 +87,15 @@ def test_wrong_commands_are_refused_in_one_line(tmp_path: Path) -> None:
     ):
         found = evals(*words)
         assert (found.returncode, found.stderr.count("\n"), said in found.stderr) == (1, 1, True), found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_is_sent_only_from_the_variable_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "elsewhere")
+    monkeypatch.setenv("OWN_KEY", "mine")
+    with serving() as oracle:
+        command = ("run", "--url", oracle.url, "--model", "m", "--tasks", "gsm8k", "--out")
+        assert evals(*command, str(tmp_path / "without")).returncode == 0
+        assert oracle.keys == {None}
+        assert evals(*command, str(tmp_path / "with"), "--key-from", "OWN_KEY").returncode == 0
+        assert oracle.keys == {None, "Bearer mine"}
