@@ -185,7 +185,9 @@ def told(made: Variant, source: Path, wish: Wish, done: bool) -> Iterator[str]:
 
 
 def main() -> None:
-    said = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    said = argparse.ArgumentParser(
+        "tiergate backends", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = said.add_subparsers(dest="verb", required=True)
     made = verbs.add_parser("convert", help="make a variant with fewer experts a token")
     made.add_argument("source", type=Path)

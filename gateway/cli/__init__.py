@@ -5,7 +5,6 @@ import typer
 from gateway.cli.backends import backends
 from gateway.cli.cache import cache
 from gateway.cli.calibrate import calibrate
-from gateway.cli.convert import backends
 from gateway.cli.demo import demo
 from gateway.cli.keys import keys
 from gateway.cli.policy import app as policy
@@ -30,7 +29,6 @@ app.add_typer(policy, name="policy")
 app.add_typer(keys, name="keys")
 app.command()(usage)
 app.add_typer(cache, name="cache")
-app.add_typer(backends, name="backends")
 
 
 def main() -> None:
