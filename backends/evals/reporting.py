@@ -53,20 +53,24 @@ def compared(first: Run, second: Run, margin: float) -> JSON:
         raise ValueError(f"{first.task}: no item was done by both")
     if first.task == "perplexity":
         return _compared_likelihood(pairs, margin)
-    gained = sum(b.correct and not a.correct for a, b in pairs)
-    lost = sum(a.correct and not b.correct for a, b in pairs)
-    difference = paired_difference(gained, lost, len(pairs))
-    needed = math.ceil((gained + lost) / len(pairs) * (1.96 / margin) ** 2)
-    return {
-        "items": len(pairs),
-        "gained": gained,
-        "lost": lost,
-        "difference": asdict(difference),
-        "p": mcnemar(gained, lost),
+    changed = _changed(pairs)
+    difference = Estimate(**changed["difference"])
+    needed = math.ceil((changed["gained"] + changed["lost"]) / len(pairs) * (1.96 / margin) ** 2)
+    groups = {name: [pair for pair in pairs if pair[0].group == name] for name in sorted({a.group for a, _ in pairs})}
+    return changed | {
         "cut": [sum(a.cut for a, _ in pairs), sum(b.cut for _, b in pairs)],
         "verdict": verdict(difference, margin),
         "items_needed": needed,
+        "groups": {name: _changed(some) for name, some in groups.items() if name},
     }
+
+
+def _changed(pairs: Sequence[tuple[Outcome, Outcome]]) -> JSON:
+    """Items that only the second, only the first has right, and what that shows."""
+    gained = sum(b.correct and not a.correct for a, b in pairs)
+    lost = sum(a.correct and not b.correct for a, b in pairs)
+    difference = asdict(paired_difference(gained, lost, len(pairs)))
+    return {"items": len(pairs), "gained": gained, "lost": lost, "difference": difference, "p": mcnemar(gained, lost)}
 
 
 def _compared_likelihood(pairs: Sequence[tuple[Outcome, Outcome]], margin: float) -> JSON:
@@ -122,23 +126,16 @@ def _settings(settings: JSON) -> list[str]:
 
 def comparison_in_words(first: JSON, second: JSON, tasks: JSON) -> str:
     """The report on two models."""
-    lines = [f"# {second['model']} against {first['model']}", ""]
-    lines += ["| task | items | gained | lost | difference | p | shown: the second is | items for the margin |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    titles = "| task | items | gained | lost | difference | p | shown: the second is | items for the margin |"
+    lines = [f"# {second['model']} against {first['model']}", "", titles, "|" + "---|" * 8]
     for name, told in tasks.items():
-        p = f"{told['p']:.4f}" if "p" in told else ""
-        counts = [str(told.get(key, "")) for key in ("items", "gained", "lost")]
-        cells = [
-            name,
-            *counts,
-            str(Estimate(**told["difference"])),
-            p,
-            told["verdict"],
-            str(told.get("items_needed", "")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    for name, told in tasks.items():
-        cuts = zip((first, second), told.get("cut", ()), strict=False)
-        notes = (_cut_note(name, cut, told["items"], side) for side, cut in cuts)
-        lines += [f"- {side['model']}: {note}" for side, note in zip((first, second), notes, strict=False) if note]
+        lines.append(_row(name, told))
+        lines += [_row(f"{name}: {group}", some) for group, some in told.get("groups", {}).items()]
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, told: JSON) -> str:
+    p = f"{told['p']:.4f}" if "p" in told else ""
+    counts = [str(told.get(key, "")) for key in ("items", "gained", "lost")]
+    shown = [str(told.get(key, "")) for key in ("verdict", "items_needed")]
+    return "| " + " | ".join([name, *counts, str(Estimate(**told["difference"])), p, *shown]) + " |"

@@ -72,6 +72,9 @@ def test_one_command_shows_that_a_second_model_is_worse(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "report.json").read_text())
     assert (told["compared"]["mmlu_pro"]["lost"], told["compared"]["mmlu_pro"]["verdict"]) == (9, "worse")
     assert told["compared"]["mmlu_pro"]["p"] == pytest.approx(2 / 2**9)
+    physics = told["compared"]["mmlu_pro"]["groups"]["physics"]
+    assert (physics["items"], physics["lost"], physics["p"]) == (2, 2, 0.5)
+    assert "| mmlu_pro: physics | 2 | 0 | 2 | -1.000 " in found.stdout
     assert told["compared"]["gsm8k"]["verdict"] == "nothing shown"
     assert told["second"]["tasks"]["mmlu_pro"]["accuracy"]["value"] == pytest.approx(3 / 12)
     assert "12 of 12 answers were cut at 4096 tokens; the score measures that limit, too" in found.stdout
