@@ -50,9 +50,9 @@ def header(path: Path) -> Header:
             raise ShardError(f"{path}: not a safetensors file")
         try:
             told = json.loads(file.read(start - 8))
-            metadata = told.pop("__metadata__", {})
+            metadata = dict(told.pop("__metadata__", {}))
             tensors = {name: _tensor(one, start) for name, one in told.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ShardError(f"{path}: a header that cannot be read ({error})") from None
     tensors = dict(sorted(tensors.items(), key=lambda pair: (pair[1].start, pair[1].end)))
     end = start
@@ -65,10 +65,11 @@ def header(path: Path) -> Header:
     return Header(tensors, metadata, start)
 
 
-def _tensor(told: Mapping[str, object], start: int) -> Tensor:
+def _tensor(told: object, start: int) -> Tensor:
     match told:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if dtype in BITS:
-            return Tensor(dtype, tuple(shape), start + begin, start + end)
+            if all(isinstance(length, int) and length >= 0 for length in shape):
+                return Tensor(dtype, tuple(shape), start + begin, start + end)
     raise ValueError(f"not a tensor: {told}")
 
 

@@ -1,16 +1,20 @@
 """Variants of a checkpoint: what is cut, what is left alone, what is refused, and what a kill leaves behind."""
 
+import contextlib
 import hashlib
 import json
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.checkpoint import MANIFEST, Wish, convert, revert
 from backends.shards import ShardError, header, numbers, write
@@ -252,6 +256,26 @@ def test_a_damaged_source_is_refused(source: Path, tmp_path: Path) -> None:
     refused(source, tmp_path, Wish(4), "the index names layers.1.ffn.experts.0.w1.weight")
     (source / "config.json").unlink()
     refused(source, tmp_path, Wish(4), "config.json is missing")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.sampled_from(["I32", "F32", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "__metadata__", "t"]), inner, max_size=4)
+    ),
+    max_leaves=9,
+)
+
+
+@given(anything, st.integers(0, 40))
+def test_a_header_of_any_kind_is_read_or_refused(told: Any, size: int) -> None:
+    raw = json.dumps(told).encode()
+    with tempfile.TemporaryDirectory() as place:
+        shard = Path(place) / "shard"
+        shard.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(size))
+        with contextlib.suppress(ShardError):
+            header(shard)
 
 
 def test_scores_that_do_not_fit_are_refused(source: Path, tmp_path: Path) -> None:
