@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.checkpoint import MANIFEST, Wish, convert, revert
@@ -269,6 +269,9 @@ anything = st.recursive(
 
 
 @given(anything, st.integers(0, 40))
+@example({"t": {"dtype": "I32", "shape": ["x"], "data_offsets": [0, 4]}}, 4)
+@example({"t": {"dtype": "I32", "shape": [-1, -1], "data_offsets": [0, 4]}}, 4)
+@example({"__metadata__": 3}, 0)
 def test_a_header_of_any_kind_is_read_or_refused(told: Any, size: int) -> None:
     raw = json.dumps(told).encode()
     with tempfile.TemporaryDirectory() as place:

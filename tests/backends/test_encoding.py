@@ -284,3 +284,22 @@ def test_a_conversation_is_a_prefix_of_its_continuation(before: list[Message], a
 def test_reasoning_that_is_dropped_changes_nothing(turns: list[Message]) -> None:
     bare = [{key: said for key, said in one.items() if key != "reasoning"} for one in turns]
     assert encode_messages([*turns, ASKED], "thinking") == encode_messages([*bare, ASKED], "thinking")
+
+
+fragments = st.sampled_from(
+    [BOS, EOS, THINK, END_THINK, DSML, "\n\n", "<", "</", ">\n", "invoke", "tool_calls", 'name="a"', "x"]
+)
+
+
+@given(
+    st.lists(fragments | st.just(CLOSED % (ONE % ("true", "x"))), max_size=12), st.sampled_from(["chat", "thinking"])
+)
+def test_any_text_is_a_message_or_refused(parts: list[str], mode: Any) -> None:
+    text = "".join(parts)
+    try:
+        read = parse_message_from_completion_text(text, mode)
+    except EncodingError:
+        return
+    thought = f"{read['reasoning_content']}{END_THINK}" if mode == "thinking" else ""
+    assert text.startswith(thought + read["content"])
+    assert text.endswith(EOS)
