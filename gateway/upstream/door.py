@@ -62,7 +62,7 @@ class Upstream:
         if not policy.watched_queues:
             return {}
         watched = {name: self._replicas.of(policy.tiers[name]) for name in policy.watched_queues}
-        self._queues.look({replica for replicas in watched.values() for replica in replicas})
+        self._queues.look({self._placed(name): replicas for name, replicas in watched.items()})
         now = asyncio.get_running_loop().time()
         found = {name: waiting(replicas, now) for name, replicas in watched.items()}
         return {name: count for name, count in found.items() if count is not None}
@@ -74,7 +74,7 @@ class Upstream:
     def _state(self, name: str, tier: Tier) -> TierState:
         places = self._placed(name)
         up = tuple(not replica.breaker.open for replica in self._replicas.of(tier))
-        return TierState(places.taken, places.queued, up)
+        return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
         """Ask nobody any more how busy they are."""
@@ -206,7 +206,9 @@ class Upstream:
             if not reply:
                 exchange.close()
         exchange.passed()
-        exchange.place = self._places[call.tier]
+        exchange.place = place = self._places[call.tier]
+        if tier.limits.adaptive and call.bill.stream:
+            place.heard(rest - _rest(request, tier))
         return reply
 
     def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:

@@ -1,17 +1,20 @@
-"""How many requests wait inside the model servers?   vLLM's own figure, read once a second."""
+"""How many requests wait inside the model servers?   vLLM's own figures, read once a second."""
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
+from itertools import chain
 
 from gateway.http1 import Client, Limits, TransportError
-from gateway.upstream.replicas import Replica
+from gateway.upstream.places import Places
+from gateway.upstream.replicas import Replica, queues
 
 EVERY = 1.0  # seconds between two readings
 LIMITS = Limits(connect=0.5, first_byte=1.0, idle=1.0, total=1.0)
 LARGEST = 4 << 20  # bytes; vLLM's metrics are some 100 KB
 # One series for each engine of a data-parallel server. Names that only begin so (..._by_reason) are others.
-_WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{[^\n]*\})?[ \t]+([0-9.eE+]+)", re.MULTILINE)
+_SERIES = rb"^vllm:num_requests_%b(?:\{[^\n]*\})?[ \t]+([0-9.eE+]+)"
+_WAITING, _RUNNING = (re.compile(_SERIES % name, re.MULTILINE) for name in (b"waiting", b"running"))
 
 
 class Queues:
@@ -19,18 +22,23 @@ class Queues:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._replicas: Collection[Replica] = ()
+        self._watched: Mapping[Places, list[Replica]] = {}
         self._reading: asyncio.Task[None] | None = None
 
-    def look(self, replicas: Collection[Replica]) -> None:
-        """These are of interest from here on."""
-        self._replicas = replicas
+    def look(self, watched: Mapping[Places, list[Replica]]) -> None:
+        """These are of interest from here on; the places of each tier are told of its replicas."""
+        self._watched = watched
         if not self._reading:
             self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         while True:
-            await asyncio.gather(*(ask(self._client, replica) for replica in self._replicas))
+            watched = self._watched
+            await asyncio.gather(*(ask(self._client, one) for one in set(chain.from_iterable(watched.values()))))
+            now = asyncio.get_running_loop().time()
+            told = ((places, queues(replicas, now)) for places, replicas in watched.items())
+            for places, (running, waits) in ((places, found) for places, found in told if found):
+                places.told(running, waits)
             await asyncio.sleep(EVERY)
 
     async def close(self) -> None:
@@ -47,18 +55,23 @@ async def ask(client: Client, replica: Replica) -> None:
     try:
         response = await client.request(origin, head, b"", LIMITS)
         try:
-            found = waiting(await response.read(LARGEST)) if response.status == 200 else None
+            text = await response.read(LARGEST) if response.status == 200 else b""
         finally:
             response.close()
     except TransportError:
         return
+    found = waiting(text)
     if found is not None:
-        replica.told(found, asyncio.get_running_loop().time())
+        replica.told(found, asyncio.get_running_loop().time(), _sum(_RUNNING, text))
 
 
 def waiting(metrics: bytes) -> int | None:
     """The queue's length, summed over engines; None when the metrics do not tell."""
-    values = _WAITING.findall(metrics)
+    return _sum(_WAITING, metrics)
+
+
+def _sum(series: re.Pattern[bytes], metrics: bytes) -> int | None:
+    values = series.findall(metrics)
     try:
         return int(sum(map(float, values))) if values else None
     except (ValueError, OverflowError):

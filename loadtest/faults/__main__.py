@@ -22,7 +22,7 @@ SCENARIOS = {
     "limits": lambda: limits.report(requests=5000, limit=60),
     "money": lambda: money.report(streams=500, covered=300),
     "isolation": lambda: isolation.report(callers=50, prompts=200, operations=100_000),
-    "overload": lambda: overload.report(seconds=60),
+    "overload": lambda: overload.report(seconds=30),
     "replicas": lambda: replicas.report(seconds=20, rate=100),
     "deadlines": lambda: deadlines.report(rounds=1000),
     "freeze": lambda: freeze.report(seconds=30, rate=100),
