@@ -26,7 +26,7 @@ class FastConnection(Connection):
     """Serves the completion paths by itself."""
 
     def __init__(self, front: Front, **uvicorn: Any) -> None:
-        super().__init__(front.settings, **uvicorn)
+        super().__init__(front.settings, front.doors.telemetry.meters.unread.add, **uvicorn)
         self.front = front
         self.serving: Cycle | None = None
 

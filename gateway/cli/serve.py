@@ -79,9 +79,11 @@ async def run(settings: Settings, member: Member | None = None) -> None:
         if member:
             member.serve(server.leave)
         _settle()
-        await server.serve(bind(known, shared=True) if member else None)
-        if not server.started:
-            raise typer.Exit(1)
+        try:
+            held = bind(known, shared=member is not None)
+        except OSError as error:
+            stop(f"cannot listen on {known.host}:{known.port}: {error}")
+        await server.serve(held)
 
 
 async def supervise(settings: Settings) -> None:

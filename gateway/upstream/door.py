@@ -5,10 +5,11 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from gateway.balance import affinity
@@ -36,14 +37,18 @@ class Attempt(NamedTuple):
     failure: str | None
 
 
+def _unheard(*_: str) -> None: ...
+
+
 class Upstream:
     """Model servers by tier. Counts what is in flight, for the rules and for balancing.
 
     `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: what drafts made of late.
+    `retried` hears of each further call for a request: the tier that failed, how, and where it goes (replica | tier).
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, retried: Callable[[str, str, str], None] = _unheard) -> None:
+        self._client, self._retried = client, retried
         self.able: dict[str, tuple[str, ...]] = {}
         self.waste = Waste()
         self._places: dict[str, Places] = {}
@@ -91,9 +96,10 @@ class Upstream:
         if not route.tiers:
             return Reply.refused(UpstreamFailed("The route names no tier."))
         reply, failure = await (first or self.attempt(request, route.tiers[0], policy))
-        for name in route.tiers[1:] if failure in policy.failover.on else ():
+        for before, name in pairwise(route.tiers) if failure in policy.failover.on else ():
             if self._replicas.down(policy.tiers[name]) and not self._spend(name):
                 break  # where everything is down, failover too would only multiply the calls
+            self._retried(before, str(failure), "tier")
             waited = reply.waited
             reply, failure = await self.attempt(request, name, policy)
             reply.waited += waited
@@ -182,6 +188,7 @@ class Upstream:
             other = self._other(request, call.tier, policy, first)
             if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
                 raise
+            self._retried(call.tier, error.kind, "replica")
             request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
         return await self._try(request, call, tier, other)

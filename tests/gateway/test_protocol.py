@@ -261,6 +261,24 @@ def test_random_framing_gets_as_many_answers_as_it_has_requests(flash: Sim, pro:
     asyncio.run(main())
 
 
+def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash: Sim, pro: Sim) -> None:
+    refused = {
+        400: POST + b"content-length: 1, 2\r\n\r\n",
+        408: GET,
+        421: GET.replace(b"gateway", b"elsewhere") + b"\r\n",
+        431: GET + b"x: " + b"a" * MAX_HEAD + b"\r\n\r\n",
+    }
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), hosts="gateway", request_timeout=0.2) as gate:
+            for status, vector in refused.items():
+                await said(gate.port, vector)
+                shown = (await gate.get("/metrics")).data.decode()
+                assert f'gateway_protocol_refusals_total{{status="{status}"}} 1.0' in shown
+
+    asyncio.run(main())
+
+
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 
