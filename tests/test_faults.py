@@ -3,7 +3,19 @@
 import asyncio
 import statistics
 
-from loadtest.faults import deadlines, drain, fidelity, freeze, isolation, limits, money, overload, slow, truth
+from loadtest.faults import (
+    deadlines,
+    drain,
+    fidelity,
+    freeze,
+    isolation,
+    limits,
+    money,
+    overload,
+    revocation,
+    slow,
+    truth,
+)
 from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
@@ -46,6 +58,12 @@ def test_no_answer_reaches_another_caller_or_another_prompt_while_half_of_all_ca
     assert found.answers >= 50
     assert min(found.ends[end] for end in ("hit", "miss", "given up")) > 0
     assert not [end for end in found.ends if end.startswith("status")]
+
+
+def test_a_revoked_key_is_refused_everywhere_within_a_second() -> None:
+    for name, times in revocation.measure(rounds=1).items():
+        assert len(times) == 2
+        assert max(times) < 1.5, name  # half a second for a busy machine
 
 
 def test_under_ten_times_its_load_a_tier_answers_on_and_gold_goes_first() -> None:

@@ -13,6 +13,7 @@ from loadtest.faults import (
     money,
     overload,
     replicas,
+    revocation,
     slow,
     truth,
 )
@@ -25,6 +26,7 @@ SCENARIOS = {
     "overload": lambda: overload.report(seconds=30),
     "replicas": lambda: replicas.report(seconds=20, rate=100),
     "deadlines": lambda: deadlines.report(rounds=1000),
+    "revocation": lambda: revocation.report(rounds=20),
     "freeze": lambda: freeze.report(seconds=30, rate=100),
     "fidelity": lambda: fidelity.report(bodies=2000, streams=60),
     "truth": lambda: truth.report(count=500),
