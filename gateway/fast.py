@@ -95,7 +95,7 @@ class Cycle:
         finally:
             if connection.serving is self:  # the next one may have begun
                 connection.serving = None
-            if not self.response_complete:
+            if not (self.response_complete or self.disconnected):  # a refusal has its own way to end the line
                 self._transport.close()
 
     @property
