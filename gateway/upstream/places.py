@@ -94,10 +94,11 @@ class Places:
         """How many calls may be open."""
         return min(limits.max_inflight, self._window.size) if limits.adaptive else limits.max_inflight
 
-    def told(self, running: int, waiting: int) -> None:
-        """What the tier's servers work on and what waits in them, by their own word."""
-        self._window.told(running, waiting, self.taken, _now())
-        self._grant()
+    def told(self, found: tuple[int, int] | None) -> None:
+        """What the tier's servers work on and what waits in them, by their own word, if they say it."""
+        if found:
+            self._window.told(*found, self.taken, _now())
+            self._grant()
 
     def heard(self, seconds: float) -> None:
         """A stream's first bytes came, so long after it was sent."""

@@ -36,9 +36,8 @@ class Queues:
             watched = self._watched
             await asyncio.gather(*(ask(self._client, one) for one in set(chain.from_iterable(watched.values()))))
             now = asyncio.get_running_loop().time()
-            told = ((places, queues(replicas, now)) for places, replicas in watched.items())
-            for places, (running, waits) in ((places, found) for places, found in told if found):
-                places.told(running, waits)
+            for places, replicas in watched.items():
+                places.told(queues(replicas, now))
             await asyncio.sleep(EVERY)
 
     async def close(self) -> None:

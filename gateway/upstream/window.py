@@ -25,7 +25,7 @@ class Gauge:
 
     def __init__(self, tolerance: float, power: float, least: float = math.inf) -> None:
         self._tolerance, self._power, self._least = tolerance, power, least
-        self._top: tuple[int, float] | None = None  # places and figure when it was last well, or first taken so
+        self._top: tuple[int, float] | None = None  # places and figure when it first was too high
 
     def saw(self, found: float) -> None:
         """This is what it is, however many places are taken."""
@@ -57,24 +57,14 @@ class Window:
     """
 
     __slots__ = (
-        "_begun",
-        "_heard",
-        "_missed",
-        "_most",
-        "_queue",
-        "_since",
-        "_step",
-        "_times",
-        "_told",
-        "_wait",
-        "size",
-    )
+        "_begun", "_heard", "_missed", "_most", "_queue", "_since", "_step", "_times", "_told", "_wait", "size",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.size = self._step = self._most = FIRST
         self._queue = Gauge(tolerance=1.1, power=1.0, least=1.0)  # all in the servers, for each that they work on
-        # Seconds to the first byte of streams, which a few places too many make several times as long.
-        self._wait = Gauge(tolerance=2.0, power=3.0)
+        # Seconds to the first byte of streams: many running ones make them longer, too, but a queue multiplies them.
+        self._wait = Gauge(tolerance=3.0, power=3.0)
         self._times: list[float] = []
         self._missed = False
         self._told = self._heard = -math.inf  # when servers last told a queue, when a stream last began

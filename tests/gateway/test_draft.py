@@ -70,7 +70,7 @@ def test_no_draft_starts_while_a_tier_has_found_that_it_has_few_places(
                 assert places.free(known)
             queued = asyncio.create_task(places.take(known, 0, 1.0))
             await asyncio.sleep(0)
-            places.told(4, waiting)
+            places.told((4, waiting))
             for _ in range(4):
                 places.give_back()
             await queued
