@@ -63,9 +63,12 @@ WRONG = Read(None)
 def reading(raw: bytes) -> list[Read]:
     """The requests in `raw`, up to the first one that is wrong. Raises Incomplete."""
     found: list[Read] = []
-    while raw := raw.removeprefix(b"\r\n"):
-        one, raw = request(raw)
-        found.append(one)
+    while raw:
+        start = raw.lstrip(b"\r\n")
+        blank = raw[: len(raw) - len(start)]
+        one, raw = request(start)
+        # One empty line before a request is to be ignored, more of them or half of one may be.
+        found.append(one._replace(loose=one.loose or blank not in {b"", b"\r\n"}))
         if one.body is None:
             break
     return found
