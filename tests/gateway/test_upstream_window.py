@@ -179,3 +179,9 @@ def test_a_tier_whose_server_tells_of_a_queue_opens_fewer_calls_and_shows_how_ma
             await asyncio.wait(calls)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("engine", "watched"), [("vllm", ("flash",)), ("openai", ())])
+def test_only_vllms_servers_are_asked_for_their_queue(flash: Sim, pro: Sim, engine: str, watched: tuple[str]) -> None:
+    tier = {"engine": engine, "limits": {"adaptive": True}}
+    assert policy_for(flash, pro, tiers={"flash": tier}, triage={"strategy": "json"}).watched_queues == watched
