@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal
 
 from gateway.policy import Policy
+from gateway.routing import IDLE_SHARE
 from gateway.types import Ask, Bill, ChatRequest, Reply, Route
 from gateway.upstream import Attempt, Upstream, Waste
 
@@ -77,7 +78,8 @@ async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Ups
     """A draft on `ask.draft`, if the rule lets one start and not too much was wasted of late. It is dropped at the end
     of the block unless taken."""
     most, bill = policy.triage.waste, Bill(ask.draft or "", "draft")
-    wanted = ask.draft and (most is None or upstream.waste.within(most.max, most.window))
+    thrifty = most is None or upstream.waste.within(most.max, most.window)
+    wanted = ask.draft and thrifty and _has_room(ask.draft, policy, upstream)
     task = asyncio.create_task(_start(request, bill.tier, policy, upstream, bill)) if wanted else None
     draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)
     if task and request.fields.stream:
@@ -88,6 +90,14 @@ async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Ups
         yield draft
     finally:
         await draft.drop()
+
+
+def _has_room(tier: str, policy: Policy, upstream: Upstream) -> bool:
+    """when_idle, where places are found out: routing went by the most that there may be, here they are known."""
+    if policy.triage.speculate != "when_idle" or not policy.tiers[tier].limits.adaptive:
+        return True
+    state = upstream.states(policy)[tier]
+    return state.inflight + 2 <= IDLE_SHARE * state.places
 
 
 async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upstream, bill: Bill) -> Attempt:
