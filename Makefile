@@ -29,6 +29,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 faults: $(VENV)/.dev
 	FAULTS=full $(BIN)/python -m pytest tests/gateway/test_http1_limits.py -k storm
+	FAULTS=full $(BIN)/python -m pytest tests/gateway/test_framing.py
 	FAULTS=full $(BIN)/python -m pytest tests/gateway/test_store_cluster.py tests/gateway/test_store_sentinel.py -rP
 	$(BIN)/python -m loadtest.faults
 bench: $(VENV)/.dev

@@ -53,7 +53,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     """The ASGI app; it owns `store` from its start-up to its end. `member`: this process is one worker of several."""
     telemetry = Telemetry(settings.log_exchanges, settings.trace_ratio)
     client = Client()
-    upstream = Upstream(client)
+    upstream = Upstream(client, telemetry.meters.retries.add)
     records = Records(store, settings.records, drift := Drift(telemetry))
     shadows = Shadows(store, upstream, records, telemetry)
     comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)

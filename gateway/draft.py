@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal
 
 from gateway.policy import Policy
+from gateway.routing import IDLE_SHARE
 from gateway.types import Ask, Bill, ChatRequest, Reply, Route
 from gateway.upstream import Attempt, Upstream, Waste
 
@@ -79,11 +80,8 @@ class Draft:
 async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> AsyncIterator[Draft]:
     """A draft on `ask.early` where that may start, else on `ask.draft`, if the rule lets one start and not too much was
     wasted of late. It is dropped at the end of the block unless taken."""
-    most, rules = policy.triage.waste, policy.triage.early
-    free = most is None or upstream.waste.within(most.max, most.window)
-    early = rules and upstream.early.may(rules.max_share, wanted=free and ask.early is not None)
-    bill = Bill((ask.early if early else ask.draft) or "", "draft")
-    task = asyncio.create_task(_start(request, bill.tier, policy, upstream, bill)) if bill.tier and free else None
+    bill = Bill(_tier(ask, policy, upstream), "draft")
+    task = asyncio.create_task(_start(request, bill.tier, policy, upstream, bill)) if bill.tier else None
     draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)
     if task and request.fields.stream:
         task.add_done_callback(draft.begins)
@@ -93,6 +91,26 @@ async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Ups
         yield draft
     finally:
         await draft.drop()
+
+
+def _tier(ask: Ask, policy: Policy, upstream: Upstream) -> str:
+    """The tier that starts, "" for none."""
+    most, rules = policy.triage.waste, policy.triage.early
+    thrifty = most is None or upstream.waste.within(most.max, most.window)
+    wanted = thrifty and ask.early is not None and _has_room(ask.early, 1, policy, upstream)
+    if rules and upstream.early.may(rules.max_share, wanted=wanted):
+        return ask.early or ""
+    idle = policy.triage.speculate != "when_idle" or not ask.draft or _has_room(ask.draft, 2, policy, upstream)
+    return ask.draft or "" if thrifty and idle else ""
+
+
+def _has_room(tier: str, calls: int, policy: Policy, upstream: Upstream) -> bool:
+    """For so many calls more, where places are found out: routing went by the most that there may be, here they are
+    known."""
+    if not policy.tiers[tier].limits.adaptive:
+        return True
+    state = upstream.states(policy)[tier]
+    return state.inflight + calls <= IDLE_SHARE * state.places
 
 
 async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upstream, bill: Bill) -> Attempt:

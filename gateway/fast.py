@@ -26,7 +26,7 @@ class FastConnection(Connection):
     """Serves the completion paths by itself."""
 
     def __init__(self, front: Front, **uvicorn: Any) -> None:
-        super().__init__(front.settings, **uvicorn)
+        super().__init__(front.settings, front.doors.telemetry.meters.unread.add, **uvicorn)
         self.front = front
         self.serving: Cycle | None = None
 
@@ -95,7 +95,7 @@ class Cycle:
         finally:
             if connection.serving is self:  # the next one may have begun
                 connection.serving = None
-            if not self.response_complete:
+            if not (self.response_complete or self.disconnected):  # a refusal has its own way to end the line
                 self._transport.close()
 
     @property

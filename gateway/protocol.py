@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -28,12 +28,13 @@ class Connection(HttpToolsProtocol):
     """uvicorn's protocol, made strict and impatient.
 
     Timers run only while something is owed: a whole request by the caller within `request_timeout`, the taking of what
-    is written within `stall_timeout`. A refusal waits for the answers to the requests before it, then ends the line.
+    is written within `stall_timeout`. A refusal waits for the answers to the requests before it, then ends the line;
+    `refused` hears its status.
     """
 
-    def __init__(self, settings: Settings, **uvicorn: Any) -> None:
+    def __init__(self, settings: Settings, refused: Callable[[str], None], **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
-        self._settings = settings
+        self._settings, self._refused = settings, refused
         self.url = b""
         self.timeout_keep_alive = settings.idle_timeout  # type: ignore[assignment]  # a float will do
         self._hosts = frozenset(host.lower().encode() for host in settings.hosts)
@@ -262,6 +263,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(refusal)
 
     def _refuse(self, refusal: Refusal) -> None:
+        self._refused(str(refusal.status))
         spoken = DIALECTS.get(self.url.partition(b"?")[0].decode("latin-1"))
         body = spoken.answers.error(refusal) if spoken else refusal.body()
         head = [b"HTTP/1.1 %d %s" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]

@@ -53,11 +53,6 @@ class Server(uvicorn.Server):
         if not self._told:
             self.leave()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._told and self.started:
-            self._told()
-
     def leave(self) -> None:
         """Begin to leave; when that has begun, end at once."""
         if self._close_at is not None:
@@ -66,6 +61,23 @@ class Server(uvicorn.Server):
         self._front.leave()
         self._close_at = time.monotonic() + self._settings.pause
         self.config.encoded_headers.append((b"connection", b"close"))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which leaves a caller a minute for its TLS handshake. Raises OSError."""
+        await super().startup(sockets=[])
+        config, state = self.config, self.lifespan.state
+        limit = self._settings.request_timeout if config.ssl else None
+        for listening in sockets or bind(self._settings, shared=False):
+            made = await asyncio.get_running_loop().create_server(
+                lambda: config.http_protocol_class(config=config, server_state=self.server_state, app_state=state),  # type: ignore[call-arg]
+                sock=listening,
+                ssl=config.ssl,
+                ssl_handshake_timeout=limit,
+                backlog=config.backlog,
+            )
+            self.servers.append(made)
+        if self._told and self.started:
+            self._told()
 
     async def on_tick(self, counter: int) -> bool:
         if self._close_at is not None and time.monotonic() >= self._close_at:
@@ -101,7 +113,7 @@ def connection(front: Front, app: ASGI) -> Callable[..., Connection]:
     """What serves a connection: the fast front where nothing stands before it."""
     if front.settings.http == "fast" and app is front:
         return partial(FastConnection, front)
-    return partial(Connection, front.settings)
+    return partial(Connection, front.settings, front.doors.telemetry.meters.unread.add)
 
 
 def bind(settings: Settings, shared: bool) -> list[socket.socket]:

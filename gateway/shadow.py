@@ -168,8 +168,8 @@ class Shadows:
 
     def _refuse_busy(self, drawn: Drawn) -> None:
         """Raises LeftOut where the call could take a place that a caller's request needs soon."""
-        name = drawn.rules.tier
-        if self._upstream.load().get(name, 0) + 1 > IDLE * drawn.policy.tiers[name].limits.max_inflight:
+        state = self._upstream.states(drawn.policy)[drawn.rules.tier]
+        if state.inflight + 1 > IDLE * state.places:
             raise LeftOut("busy")
 
     @asynccontextmanager

@@ -172,11 +172,12 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class TierState(NamedTuple):
-    """Calls that are open, requests that wait for a place, and which of its replicas are asked (in policy order)."""
+    """Calls that are open, requests that wait, which replicas are asked (in policy order), how many may be open."""
 
     inflight: int
     queued: int
     up: tuple[bool, ...]
+    places: int
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -185,8 +186,7 @@ class Verdict(msgspec.Struct, frozen=True):
     A verdict without a label is a failed classification; `reason` then says how it failed
     (timeout | parse | truncated | empty | overloaded | error), else it is "ok". `seconds` is what asking took.
     `source` is triage, shared (another request's question), cache, or local where the score stands in for a failure.
-    `cut`: the classifier saw head and tail only.
-    `strategy` and `prompt` (name and version) say how it was asked.
+    `cut`: the classifier saw head and tail only. `strategy` and `prompt` (name and version) say how it was asked.
     """
 
     label: Label | None

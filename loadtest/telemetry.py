@@ -122,7 +122,7 @@ def spent(telemetry: Telemetry, kind: Kind) -> float:
 
 
 def using(telemetry: Telemetry, policy: Policy) -> Telemetry:
-    telemetry.use(policy, lambda: dict.fromkeys(policy.tiers, TierState(1, 0, (True,))), lambda: "ok")
+    telemetry.use(policy, lambda: dict.fromkeys(policy.tiers, TierState(1, 0, (True,), 8)), lambda: "ok")
     return telemetry
 
 

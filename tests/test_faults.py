@@ -3,7 +3,20 @@
 import asyncio
 import statistics
 
-from loadtest.faults import deadlines, drain, fidelity, freeze, isolation, limits, money, overload, reload, slow, truth
+from loadtest.faults import (
+    deadlines,
+    drain,
+    fidelity,
+    freeze,
+    isolation,
+    limits,
+    money,
+    overload,
+    reload,
+    revocation,
+    slow,
+    truth,
+)
 from loadtest.faults.leavers import PHASES, cancellations, servers
 
 
@@ -48,6 +61,12 @@ def test_no_answer_reaches_another_caller_or_another_prompt_while_half_of_all_ca
     assert not [end for end in found.ends if end.startswith("status")]
 
 
+def test_a_revoked_key_is_refused_everywhere_within_a_second() -> None:
+    for name, times in revocation.measure(rounds=1).items():
+        assert len(times) == 2
+        assert max(times) < 1.5, name  # half a second for a busy machine
+
+
 def test_under_ten_times_its_load_a_tier_answers_on_and_gold_goes_first() -> None:
     found = overload.measure(overload.Load(times=10, gold=20), seconds=1.2)
     assert {one.status for one in found.gold + found.bulk} == {200, 503}
@@ -75,7 +94,7 @@ def test_an_answer_that_breaks_off_anywhere_is_never_said_to_be_finished() -> No
 
 
 def test_slow_callers_are_closed_and_the_others_are_served() -> None:
-    found = slow.measure(count=20, asked=20, REQUEST_TIMEOUT="0.5")
+    found = slow.measure(slow.Many(20, spread=0.1), asked=20, REQUEST_TIMEOUT="0.5")
     assert max(seconds for times in found.closed.values() for seconds in times) < 5
     assert len(found.meanwhile) == 20
 

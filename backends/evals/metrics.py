@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 DRAWS = 200
+Z = 1.959964  # the normal distribution's middle 95 %
 SEED = 20261122
 
 Pair = tuple[float, float]
@@ -91,6 +92,43 @@ def spread(value: float, drawn: Sequence[float]) -> Estimate:
 def _resampled(pairs: Sequence[Pair]) -> list[list[Pair]]:
     chance = random.Random(SEED)  # noqa: S311  (repeatable, not secret)
     return [chance.choices(pairs, k=len(pairs)) for _ in range(DRAWS)]
+
+
+def wilson(successes: int, of: int) -> Estimate:
+    """A rate with Wilson's 95 % interval; all NaN of none."""
+    if not of:
+        return Estimate(math.nan, math.nan, math.nan)
+    rate, weight = successes / of, Z * Z / of
+    middle = (rate + weight / 2) / (1 + weight)
+    reach = Z / (1 + weight) * math.sqrt(rate * (1 - rate) / of + weight / of / 4)
+    return Estimate(rate, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+def paired_difference(gained: int, lost: int, of: int) -> Estimate:
+    """The second's rate less the first's over the same items, with Agresti's and Min's 95 % interval.
+
+    gained, lost: items that only the second, only the first has right. (Statistics in Medicine 24, 2005, 729-740.)
+    """
+    if not of:
+        return Estimate(math.nan, math.nan, math.nan)
+    b, c, n = gained + 0.5, lost + 0.5, of + 2
+    middle, reach = (b - c) / n, Z * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    return Estimate((gained - lost) / of, max(-1.0, middle - reach), min(1.0, middle + reach))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """How likely so uneven a change is when neither is better: the exact two-sided p."""
+    changed, ways, tail = gained + lost, 1, 0
+    for k in range(min(gained, lost) + 1):
+        tail += ways
+        ways = ways * (changed - k) // (k + 1)
+    return min(1.0, 2 * tail / (1 << changed))
+
+
+def per_unit(pairs: Sequence[Pair]) -> float:
+    """The sum of the first over the sum of the second; NaN over nothing."""
+    units = sum(unit for _, unit in pairs)
+    return sum(value for value, _ in pairs) / units if units else math.nan
 
 
 def percentile(values: Sequence[float], part: float) -> float:

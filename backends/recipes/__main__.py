@@ -37,7 +37,9 @@ class Plain(yaml.SafeDumper):
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="tiergate backends", description="Server commands for the tiers, and what they take."
+        prog="tiergate backends",
+        description="Server commands for the tiers, and what they take.",
+        epilog="Checkpoints with fewer experts a token: convert and revert (--help after each).",
     )
     verbs = p.add_subparsers(dest="verb", required=True)
     every = verbs.add_parser("list", help="the recipes, with what they have room for")

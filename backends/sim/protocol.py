@@ -88,6 +88,7 @@ class CompletionRequest(Common, kw_only=True):
     prompt: str | list[str | int | list[int]]
     echo: bool | None = False
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     def limit(self) -> int | None:
         """The most tokens to produce; OpenAI's and vLLM's default is 16."""

@@ -2,11 +2,13 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
+from backends.sim.likelihood import echoed, scored
 from backends.sim.plan import Step
+from backends.sim.prompt import completion_texts
 from backends.sim.protocol import JSON, ChatRequest, Request
 from backends.sim.settings import Settings
 
@@ -24,6 +26,9 @@ class Shape:
     created: int
     reasoning: tuple[str, ...]
     top: int | None
+    echoes: bool = False
+    scores: bool = False
+    prompts: tuple[str, ...] = ()  # of each choice, where one of the two is asked for
 
     def envelope(self, streamed: bool) -> JSON:
         """id, object, created, model."""
@@ -38,10 +43,15 @@ def shape(request: Request, settings: Settings, request_id: str, logprobs: bool)
     prefix = "chatcmpl" if chat else "cmpl"
     top = (request.top_logprobs or 0) if isinstance(request, ChatRequest) else request.logprobs
     asked = bool(request.logprobs) if isinstance(request, ChatRequest) else request.logprobs is not None
-    return Shape(
+    made = Shape(
         f"{prefix}-{request_id}", request.model or settings.model, chat, int(time.time()),
         _FIELDS[settings.reasoning_field], top if asked and logprobs else None,
     )  # fmt: skip
+    if isinstance(request, ChatRequest):
+        return made
+    prompts = (text for text in completion_texts(request) for _ in range(request.n or 1))
+    scores = request.prompt_logprobs is not None and logprobs
+    return replace(made, echoes=bool(request.echo), scores=scores, prompts=tuple(prompts))
 
 
 def new_id() -> str:
@@ -118,7 +128,9 @@ def choice(shaped: Shape, index: int, steps: list[Step], finish: str, stop: str 
     logprobs = logprob_content([s for s in steps if s.kind != "tool"], shaped) if shaped.top is not None else None
     common = {"index": index, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop}
     if not shaped.chat:
-        return {**common, "text": _text(steps, "content") or ""}
+        told: JSON = {**common, "text": _text(steps, "content") or ""}
+        told |= {"prompt_logprobs": scored(shaped.prompts[index], shaped.model)} if shaped.scores else {}
+        return echoed(told, shaped.prompts[index], shaped.model) if shaped.echoes else told
     return {**common, "message": _message(shaped, steps)}
 
 

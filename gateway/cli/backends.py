@@ -1,11 +1,15 @@
-"""How are the tiers' own servers started, and how many does a load take?   `tiergate backends ...`"""
+"""How are the tiers' own servers started, and how are checkpoints made?   `tiergate backends ...`"""
 
 import os
 import sys
 
 import typer
 
+ELSEWHERE = {"convert": "backends.checkpoint", "revert": "backends.checkpoint"}
+
 
 def backends(context: typer.Context) -> None:
-    """Commands for the tiers' own servers, and what they take: list, command, size (--help after each)."""
-    os.execv(sys.executable, [sys.executable, "-m", "backends.recipes", *context.args])  # noqa: S606
+    """The tiers' own servers and checkpoints: list, command, size, convert, revert (--help after each)."""
+    verb = context.args[0] if context.args else ""
+    module = ELSEWHERE.get(verb, "backends.recipes")
+    os.execv(sys.executable, [sys.executable, "-m", module, *context.args])  # noqa: S606

@@ -78,9 +78,11 @@ async def run(settings: Settings, member: Member | None = None) -> None:
         if member:
             member.hear(server.leave, app.reload)
         _settle()
-        await server.serve(bind(known, shared=True) if member else None)
-        if not server.started:
-            raise typer.Exit(1)
+        try:
+            held = bind(known, shared=member is not None)
+        except OSError as error:
+            stop(f"cannot listen on {known.host}:{known.port}: {error}")
+        await server.serve(held)
 
 
 async def supervise(settings: Settings) -> None:

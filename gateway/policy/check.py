@@ -247,7 +247,7 @@ def queues(written: PolicyFile) -> tuple[str, ...]:
     """The tiers whose servers are asked how many requests wait."""
     loads = [pair for rule in written.rules if rule.when for pair in (rule.when.load or {}).items()]
     named = {tier for tier, load in loads if load.waiting}
-    return tuple(name for name, tier in written.tiers.items() if name in named or tier.balance == "least_waiting")
+    return tuple(name for name, tier in written.tiers.items() if name in named or tier.asks_queue)
 
 
 def scored(written: PolicyFile) -> bool:

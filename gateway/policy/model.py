@@ -58,11 +58,14 @@ class Timeouts:
 @dataclass(frozen=True, slots=True)
 class TierLimits:
     """`max_inflight`: requests that this gateway keeps open to the tier; the next `queue` wait, by their plan's
-    priority, for at most `queue_timeout`; who comes after them is refused as overloaded at once.
+    priority, for at most `queue_timeout`; who comes after them is refused as overloaded at once. `adaptive`: fewer are
+    open while requests wait in the servers, by vLLM's own queue or, where that is not told, by streams' time to the
+    first byte.
     """
 
     __pydantic_config__ = STRICT
     max_inflight: Annotated[Count, Field(description="requests open to the tier at once")] = 256
+    adaptive: Annotated[bool, Field(description="fewer are open while requests wait inside the servers")] = False
     queue: Annotated[int, Field(ge=0, le=100_000, description="requests that may wait; the next is overloaded")] = 128
     queue_timeout: Annotated[Duration, Field(description="the longest wait for a place")] = 2.0
 
@@ -120,6 +123,11 @@ class Tier:
         str | None,
         Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the servers' API key"),
     ] = None
+
+    @property
+    def asks_queue(self) -> bool:
+        """Whether its servers are asked for their queues, whatever the rules say."""
+        return self.balance == "least_waiting" or (self.limits.adaptive and self.engine == "vllm")
 
     def serves(self, api: Literal["chat", "messages", "responses", "embeddings"]) -> bool:
         """Whether its servers have the paths of `api`."""

@@ -50,6 +50,7 @@ class Telemetry:
         gauge = partial(Gauge, registry=registry)
         self.inflight = gauge("gateway_inflight_requests", "Open exchanges with servers.", ["tier"])
         self.queued = gauge("gateway_queued_requests", "Requests that wait for a tier.", ["tier"])
+        self.places = gauge("gateway_places", "Exchanges that may be open with a tier's servers.", ["tier"])
         up = "1 while a replica is asked, 0 while it is left alone."
         self.replicas = gauge("gateway_replica_up", up, ["tier", "replica"])
         self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
@@ -67,7 +68,7 @@ class Telemetry:
         self.meters.use(policy)
         self.policy.clear()
         self.policy.labels(policy.name, policy.revision, policy.digest).set(1)
-        for gauge in (self.inflight, self.queued, self.replicas):
+        for gauge in (self.inflight, self.queued, self.places, self.replicas):
             gauge.clear()
         self.store.set_function(lambda: float(store() != "down"))
         for limit in LIMITS:
@@ -76,6 +77,7 @@ class Telemetry:
         for name, tier in policy.tiers.items():
             self.inflight.labels(name).set_function(partial(_inflight, states, name))
             self.queued.labels(name).set_function(partial(_queued, states, name))
+            self.places.labels(name).set_function(partial(_places, states, name))
             for at in range(len(tier.replicas)):
                 self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
 
@@ -134,6 +136,10 @@ def _inflight(states: States, tier: str) -> float:
 
 def _queued(states: States, tier: str) -> float:
     return float(states()[tier].queued)
+
+
+def _places(states: States, tier: str) -> float:
+    return float(states()[tier].places)
 
 
 def _up(states: States, tier: str, replica: int) -> float:

@@ -70,6 +70,10 @@ class Meters:
         self.held = Counts("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
         self.caching = Counts("gateway_cache_requests", "Requests by cache result.", ["result"])
         self.refusals = Counts("gateway_refusals", "Errors of ours.", ["code"])
+        unread = "Requests refused before the app saw them: late, too large, ambiguous, or for another host."
+        self.unread = Counts("gateway_protocol_refusals", unread, ["status"])
+        retries = "Calls made for requests after one that failed before its first byte."
+        self.retries = Counts("gateway_retries", retries, ["tier", "reason", "to"])
         self.limited = Counts("gateway_limited", "Requests that a limit refused.", ["limit"])
         self.cost = Counts("gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"])
         saved = "What answers cost less than they would have on the last tier; cached: nothing was asked."
@@ -83,6 +87,9 @@ class Meters:
         self.disagreements = Counts(
             "gateway_shadow_disagreements", "Decisions that a candidate makes otherwise.", sides
         )
+        self._make_spreads()
+
+    def _make_spreads(self) -> None:
         self.triage = Spreads("gateway_triage_seconds", "Time to a verdict.", [], DURATION)
         self.overhead = Spreads("gateway_overhead_seconds", "Time before the first byte that is ours.", [], OVERHEAD)
         phases = "Parts of gateway_overhead_seconds: read, decide, relay."

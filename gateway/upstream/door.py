@@ -5,10 +5,11 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from gateway.balance import affinity
@@ -36,15 +37,19 @@ class Attempt(NamedTuple):
     failure: str | None
 
 
+def _unheard(*_: str) -> None: ...
+
+
 class Upstream:
     """Model servers by tier. Counts what is in flight, for the rules and for balancing.
 
     `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: what drafts made of late;
     `early`: which may start on the dear tier.
+    `retried` hears of each further call for a request: the tier that failed, how, and where it goes (replica | tier).
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, retried: Callable[[str, str, str], None] = _unheard) -> None:
+        self._client, self._retried = client, retried
         self.able: dict[str, tuple[str, ...]] = {}
         self.waste, self.early = Waste(), Early()
         self._places: dict[str, Places] = {}
@@ -63,7 +68,7 @@ class Upstream:
         if not policy.watched_queues:
             return {}
         watched = {name: self._replicas.of(policy.tiers[name]) for name in policy.watched_queues}
-        self._queues.look({replica for replicas in watched.values() for replica in replicas})
+        self._queues.look({self._placed(name): replicas for name, replicas in watched.items()})
         now = asyncio.get_running_loop().time()
         found = {name: waiting(replicas, now) for name, replicas in watched.items()}
         return {name: count for name, count in found.items() if count is not None}
@@ -75,7 +80,7 @@ class Upstream:
     def _state(self, name: str, tier: Tier) -> TierState:
         places = self._placed(name)
         up = tuple(not replica.breaker.open for replica in self._replicas.of(tier))
-        return TierState(places.taken, places.queued, up)
+        return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
         """Ask nobody any more how busy they are."""
@@ -92,9 +97,10 @@ class Upstream:
         if not route.tiers:
             return Reply.refused(UpstreamFailed("The route names no tier."))
         reply, failure = await (first or self.attempt(request, route.tiers[0], policy))
-        for name in route.tiers[1:] if failure in policy.failover.on else ():
+        for before, name in pairwise(route.tiers) if failure in policy.failover.on else ():
             if self._replicas.down(policy.tiers[name]) and not self._spend(name):
                 break  # where everything is down, failover too would only multiply the calls
+            self._retried(before, str(failure), "tier")
             waited = reply.waited
             reply, failure = await self.attempt(request, name, policy)
             reply.waited += waited
@@ -183,6 +189,7 @@ class Upstream:
             other = self._other(request, call.tier, policy, first)
             if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
                 raise
+            self._retried(call.tier, error.kind, "replica")
             request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
         return await self._try(request, call, tier, other)
@@ -207,7 +214,9 @@ class Upstream:
             if not reply:
                 exchange.close()
         exchange.passed()
-        exchange.place = self._places[call.tier]
+        exchange.place = place = self._places[call.tier]
+        if tier.limits.adaptive and call.bill.stream:
+            place.heard(rest - _rest(request, tier))
         return reply
 
     def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:

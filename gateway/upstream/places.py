@@ -6,6 +6,7 @@ from collections import deque
 
 from gateway.errors import Overloaded
 from gateway.policy import TierLimits
+from gateway.upstream.window import Window
 
 RETRY_AFTER = 1.0  # seconds, when a full tier or server cannot say better
 LONGEST_ADVICE = 10.0  # nobody knows the load much later
@@ -49,16 +50,18 @@ class Line:
 class Places:
     """The calls that a tier has open (`taken`) and who waits to be one of them, by priority, higher first."""
 
-    __slots__ = ("_lines", "_most", "_name", "queued", "taken")
+    __slots__ = ("_limits", "_lines", "_name", "_window", "queued", "taken")
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._lines: dict[int, Line] = {}
-        self._most = self.taken = self.queued = 0
+        self._limits = TierLimits()  # as last seen
+        self._window = Window()
+        self.taken = self.queued = 0
 
     def free(self, limits: TierLimits) -> bool:
         """Take a place if that needs no waiting."""
-        if self.taken >= limits.max_inflight or self.queued:
+        if self.queued or self.taken >= (self.most(limits) if limits.adaptive else limits.max_inflight):
             return False
         self.taken += 1
         return True
@@ -67,7 +70,9 @@ class Places:
         """Return with a place; its holder gives it back. Raises Overloaded at once when the queue is full or its
         length means too long a wait, later when `patience` (seconds) or `queue_timeout` is over.
         """
-        self._most = limits.max_inflight
+        self._limits = limits
+        if limits.adaptive:
+            self._window.missed(self.taken, limits.max_inflight, _now())
         if self.queued:
             self._grant()
         if self.free(limits):
@@ -83,6 +88,21 @@ class Places:
     def give_back(self) -> None:
         """A call has ended."""
         self.taken -= 1
+        self._grant()
+
+    def most(self, limits: TierLimits) -> int:
+        """How many calls may be open."""
+        return min(limits.max_inflight, self._window.size) if limits.adaptive else limits.max_inflight
+
+    def told(self, found: tuple[int, int] | None) -> None:
+        """What the tier's servers work on and what waits in them, by their own word, if they say it."""
+        if found:
+            self._window.told(*found, self.taken, _now())
+            self._grant()
+
+    def heard(self, seconds: float) -> None:
+        """A stream's first bytes came, so long after it was sent."""
+        self._window.heard(seconds, self.taken, _now())
         self._grant()
 
     def overloaded(self, expected: float = 0.0) -> Overloaded:
@@ -110,7 +130,7 @@ class Places:
             timer.cancel()
 
     def _grant(self) -> None:
-        while self.queued and self.taken < self._most:
+        while self.queued and self.taken < self.most(self._limits):
             line = self._lines[max(level for level, line in self._lines.items() if line.waiting)]
             turn = line.waiting.popleft()
             self.queued -= 1

@@ -16,12 +16,13 @@ FRESH = 3.0  # seconds for which a reading of a server's queue is believed
 class Replica:
     """One server. `inflight` counts our open calls to it, of all tiers that it runs."""
 
-    __slots__ = ("_read", "_then", "_waiting", "breaker", "inflight", "origin", "url")
+    __slots__ = ("_read", "_running", "_then", "_waiting", "breaker", "inflight", "origin", "url")
 
     def __init__(self, url: str) -> None:
         self.url, self.origin = url, Origin.parse(url)
         self.breaker = Breaker()
         self.inflight = self._waiting = self._then = 0
+        self._running: int | None = None
         self._read = -math.inf
 
     def passed(self, caller: str, trial: bool) -> None:
@@ -37,13 +38,17 @@ class Replica:
         if self.breaker.open and not open_before:
             log.warning("%s:%d fails and is left alone for a while", self.origin.host, self.origin.port)
 
-    def told(self, waiting: int, now: float) -> None:
-        """It says how many requests wait in its queue."""
-        self._waiting, self._then, self._read = waiting, self.inflight, now
+    def told(self, waiting: int, now: float, running: int | None = None) -> None:
+        """It says how many requests wait in its queue, and how many it works on if it tells that, too."""
+        self._waiting, self._running, self._then, self._read = waiting, running, self.inflight, now
 
     def waiting(self, now: float) -> int | None:
         """Requests in its queue as it last said; None when that is too long ago."""
         return self._waiting if now - self._read < FRESH else None
+
+    def running(self, now: float) -> int | None:
+        """Requests that it works on, likewise."""
+        return self._running if now - self._read < FRESH else None
 
     def expected(self, now: float) -> int | None:
         """`waiting` with what we have sent and got back since: else all would go where the queue was shortest."""
@@ -86,6 +91,13 @@ def waiting(replicas: Collection[Replica], now: float) -> int | None:
     """Requests in the queues of those that say so; None when none does."""
     told = [count for replica in replicas if (count := replica.waiting(now)) is not None]
     return sum(told) if told else None
+
+
+def queues(replicas: Collection[Replica], now: float) -> tuple[int, int] | None:
+    """Requests that are worked on and that wait, of those that say both; None when none does."""
+    pairs = [(one.running(now), one.waiting(now)) for one in replicas]
+    told = [(running, waits) for running, waits in pairs if running is not None and waits is not None]
+    return (sum(running for running, _ in told), sum(waits for _, waits in told)) if told else None
 
 
 def _measure(replicas: list[Replica], balance: str, now: float) -> tuple[str, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import statistics
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from gateway.http1 import Client
 from gateway.keys import new_key
 from gateway.store import open_store
 from loadtest.faults.client import Outcome, ask
-from loadtest.servers import MODELS, Sim, gateway, sim, valkey
+from loadtest.servers import MODELS, gateway, sim, valkey
 
 PLACES = 16  # sequences that the server runs at once, and max_inflight
 TOKENS = 40  # an answer's
@@ -20,7 +21,7 @@ tiers:
   flash:
     model: {model}
     replicas: ["{url}"]
-    limits: {{max_inflight: {places}, queue: {queue}, queue_timeout: 1s}}
+    {ways}
 rules: [{{id: all, route: flash}}]
 callers:
   default: {{plan: bulk}}
@@ -30,22 +31,47 @@ callers:
 """
 
 
+WAYS = {  # what the policy says of the tier's places
+    "told": f"limits: {{max_inflight: {PLACES}, queue: {2 * PLACES}, queue_timeout: 1s}}",
+    "wrong": "limits: {max_inflight: 256}",
+    "by the queue": "limits: {adaptive: true}",
+    "by first bytes": "limits: {adaptive: true}\n    engine: openai",
+}
+
+
 class Load(NamedTuple):
-    """So many `times` what the tier can answer; of `gold` requests one is gold's."""
+    """So many `times` what the tier can answer; of `gold` requests one is gold's; one of WAYS. Answers are up to
+    `spread` tokens shorter or longer than TOKENS: where all are alike, a full server ends them all at once.
+    """
 
     times: float
     gold: int
+    way: str = "told"
+    spread: int = TOKENS // 2
 
 
-LOADS = (Load(3, 10), Load(10, 20), Load(10, 10))  # the last one's gold alone asks for all that there is
+# The third one's gold alone asks for all that there is.
+LOADS = (
+    Load(3, 10),
+    Load(10, 20),
+    Load(10, 20, spread=0),
+    Load(10, 10),
+    Load(10, 20, "wrong"),
+    Load(3, 10, "by the queue"),
+    Load(10, 20, "by the queue"),
+    Load(3, 10, "by first bytes"),
+    Load(10, 20, "by first bytes"),
+)
+CALM = PLACES // 4  # callers at once who find a calm tier
+LEARNED = 10.0  # seconds of an overload after which a gateway should know the tier's places
 
 
 class Overload(NamedTuple):
-    """Answers a second at most (`peak`) and under the load (`goodput`); outcomes of gold alone and of both."""
+    """Answers a second at most (`peak`) and under the load (`goodput`); outcomes before it (`calm`) and under it."""
 
     peak: float
     goodput: float
-    idle: list[Outcome]
+    calm: list[Outcome]
     gold: list[Outcome]
     bulk: list[Outcome]
 
@@ -56,24 +82,27 @@ class Overload(NamedTuple):
 
 
 class Callers(NamedTuple):
-    """Who asks, by plan: the line of the head that says so."""
+    """Who asks; `lines` of the head say so, by plan."""
 
     client: Client
     url: str
-    gold: str
-    bulk: str
+    lines: dict[str, str]
+    load: Load
+    draw: random.Random
 
-    async def ask(self, name: str) -> Outcome:
-        return await ask(self.client, self.url, text=name, headers=getattr(self, name), max_tokens=TOKENS)
+    async def ask(self, plan: str) -> Outcome:
+        length = TOKENS + self.draw.randint(-self.load.spread, self.load.spread)
+        told = {"stream": True} if self.load.way == "by first bytes" else {}
+        return await ask(self.client, self.url, plan, self.lines[plan], max_tokens=length, **told)
 
 
-async def keys(store: str) -> list[str]:
+async def keys(store: str) -> dict[str, str]:
     """An authorization header for each plan."""
-    door, lines = open_store(store), []
+    door, lines = open_store(store), {}
     for plan in ("gold", "bulk"):
         key, record = new_key(await door.secret(), plan, plan)
         await door.put_key(record)
-        lines.append(f"authorization: Bearer {key}\r\n")
+        lines[plan] = f"authorization: Bearer {key}\r\n"
     await door.close()
     return lines
 
@@ -102,23 +131,19 @@ async def opened(callers: Callers, rate: float, gold: int, seconds: float) -> tu
     return outcomes[::gold], [one for turn, one in enumerate(outcomes) if turn % gold]
 
 
-async def drive(url: str, lines: list[str], load: Load, seconds: float) -> Overload:
+async def drive(url: str, lines: dict[str, str], load: Load, seconds: float) -> Overload:
     client = Client()
     try:
-        callers = Callers(client, url, *lines)
-        idle = await closed(callers, 1, min(seconds / 3, 5))
+        callers = Callers(client, url, lines, load, random.Random(4))
+        calm = await closed(callers, CALM, min(seconds / 3, 5))
         peak = len(await closed(callers, PLACES, seconds / 3)) / (seconds / 3)
         gold, bulk = await opened(callers, load.times * peak, load.gold, seconds)
         answered = [one.started + one.seconds for one in gold + bulk if one.status == 200]
         begun = min(one.started for one in gold + bulk)
         goodput = sum(at - begun <= seconds for at in answered) / seconds
-        return Overload(peak, goodput, idle, gold, bulk)
+        return Overload(peak, goodput, calm, gold, bulk)
     finally:
         client.close()
-
-
-def text(flash: Sim) -> str:
-    return POLICY.format(model=MODELS["flash"], url=flash.url, places=PLACES, queue=2 * PLACES)
 
 
 def measure(load: Load, seconds: float) -> Overload:
@@ -126,21 +151,30 @@ def measure(load: Load, seconds: float) -> Overload:
         flash = stack.enter_context(sim("flash", *SERVER))
         store = stack.enter_context(valkey())
         lines = asyncio.run(keys(store))  # before the gateway starts: without a key it would serve everyone alike
-        url = stack.enter_context(gateway(text(flash), flash, flash, store))
+        text = POLICY.format(model=MODELS["flash"], url=flash.url, ways=WAYS[load.way])
+        url = stack.enter_context(gateway(text, flash, flash, store))
         return asyncio.run(drive(url, lines, load, seconds))
 
 
 def report(seconds: float) -> None:
     for load in LOADS:
         found = measure(load, seconds)
-        print(f"{load.times:g} times the {found.peak:.0f} requests a second that a tier can answer")
+        alike = "" if load.spread else ", all answers alike"
+        print(f"{load.times:g} times the {found.peak:.0f} a second that a tier can answer, places {load.way}{alike}")
         print(f"  goodput {found.goodput / found.peak:.1%} of the peak")
-        gold = [one.seconds for one in found.gold if one.status == 200]
-        alone = statistics.quantiles([one.seconds for one in found.idle], n=100)[-1]
-        late = statistics.quantiles(gold, n=100)[-1]
-        share = f"{len(gold) / len(found.gold):.1%} answered"
-        print(f"  gold, one of {load.gold}: {share}, p99 {late / alone:.2f} times that of an idle tier")
+        alone, begun = late(found.calm), min(one.started for one in found.gold)
+        then = late([one for one in found.gold if one.started > begun + LEARNED])
+        share = f"{sum(one.status == 200 for one in found.gold) / len(found.gold):.1%} answered"
+        print(
+            f"  gold, one of {load.gold}: {share}, p99 {late(found.gold) / alone:.2f} times a calm tier's, "
+            f"{then / alone:.2f} after {LEARNED:.0f} s"
+        )
         refusals = statistics.quantiles(found.refusals, n=1000)
         shown = ", ".join(f"p{at} {refusals[round(at * 10) - 1] * 1000:.0f}" for at in (50, 90, 99))
         others = sum(one.status not in (200, 503) for one in found.gold + found.bulk)
         print(f"  {len(found.refusals)} refused, after ms: {shown}; neither answered nor refused: {others}")
+
+
+def late(outcomes: list[Outcome]) -> float:
+    """The 99th percentile of the answers' seconds."""
+    return statistics.quantiles([one.seconds for one in outcomes if one.status == 200], n=100, method="inclusive")[-1]

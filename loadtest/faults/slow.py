@@ -3,6 +3,8 @@
 import asyncio
 import statistics
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -17,6 +19,16 @@ KINDS = {  # what is sent at once, and what is sent once a second
 }
 
 
+PATIENCE = 30.0  # seconds that a slow caller goes on for at most
+
+
+class Many(NamedTuple):
+    """So many slow connections of each kind, which begin within `spread` seconds: callers do not drip in step."""
+
+    number: int
+    spread: float = 1.0
+
+
 class Slow(NamedTuple):
     """Seconds until each slow connection was closed, by kind; seconds of the others' requests before and meanwhile."""
 
@@ -25,21 +37,34 @@ class Slow(NamedTuple):
     meanwhile: list[float]
 
 
-async def linger(url: str, kind: str, patience: float) -> float:
-    """Seconds until the gateway closed. Raises TimeoutError after `patience` seconds."""
+async def linger(url: str, kind: str, after: float) -> float:
+    """Seconds until the gateway closed a connection that begins `after` seconds. Raises TimeoutError."""
     loop, host, (first, drop) = asyncio.get_running_loop(), urlsplit(url), KINDS[kind]
+    await asyncio.sleep(after)
     reader, writer = await asyncio.open_connection(host.hostname, host.port)
     started = loop.time()
     writer.write(first)
     closed = asyncio.create_task(reader.read())
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(PATIENCE):
             while not (await asyncio.wait({closed}, timeout=1.0))[0]:
                 writer.write(drop)
         return loop.time() - started
     finally:
         closed.cancel()
         writer.transport.abort()
+
+
+def lingering(url: str, many: Many) -> dict[str, list[float]]:
+    """Seconds by kind."""
+
+    async def main() -> list[float]:
+        step = many.spread / max(1, len(names))
+        return await asyncio.gather(*(linger(url, kind, at * step) for at, kind in enumerate(names)))
+
+    names = [kind for _ in range(many.number) for kind in KINDS]
+    times = asyncio.run(main())
+    return {kind: [seconds for name, seconds in zip(names, times, strict=True) if name == kind] for kind in KINDS}
 
 
 async def usual(client: Client, url: str, count: int) -> list[float]:
@@ -55,33 +80,36 @@ async def usual(client: Client, url: str, count: int) -> list[float]:
     return times
 
 
-async def main(url: str, port: int, count: int, asked: int) -> Slow:
-    client = Client()
-    try:
-        async with backend(port):
-            before = await usual(client, url, asked)
-            names = [kind for kind in KINDS for _ in range(count)]
-            lingering = [asyncio.create_task(linger(url, kind, 30.0)) for kind in names]
-            await asyncio.sleep(0.1)
-            meanwhile = await usual(client, url, asked)
-            times = await asyncio.gather(*lingering)
-    finally:
-        client.close()
-    closed = {kind: [seconds for name, seconds in zip(names, times, strict=True) if name == kind] for kind in KINDS}
-    return Slow(closed, before, meanwhile)
+async def main(url: str, port: int, many: Many, asked: int) -> Slow:
+    """The slow callers are in a process of their own: they shall be in the gateway's way, not in the measurement's."""
+    client, loop = Client(), asyncio.get_running_loop()
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+        try:
+            async with backend(port):
+                await loop.run_in_executor(apart, lingering, url, Many(0))  # it takes a second to start
+                before = await usual(client, url, asked)
+                slow = loop.run_in_executor(apart, lingering, url, many)
+                await asyncio.sleep(1.2 * many.spread)
+                meanwhile = await usual(client, url, asked)
+                return Slow(await slow, before, meanwhile)
+        finally:
+            client.close()
 
 
-def measure(count: int, asked: int, **settings: str) -> Slow:
+def measure(many: Many, asked: int, **settings: str) -> Slow:
     with gateway(**settings) as (url, port, _):
-        return asyncio.run(main(url, port, count, asked))
+        return asyncio.run(main(url, port, many, asked))
 
 
 def report(count: int, asked: int) -> None:
-    found = measure(count, asked)
+    found = measure(Many(count), asked)
     print(f"{count} connections of each slow kind: seconds until they were closed")
     for kind, times in found.closed.items():
         print(f"  {kind:<16} first {min(times):5.2f}  last {max(times):5.2f}")
-    print(f"others' requests, p99: {late(found.before):.1f} ms before, {late(found.meanwhile):.1f} ms meanwhile")
+    before, meanwhile = late(found.before), late(found.meanwhile)
+    print(
+        f"others' requests, p99: {before:.1f} ms before, {meanwhile:.1f} ms meanwhile, {meanwhile / before:.2f} times"
+    )
 
 
 def late(times: Iterable[float]) -> float:

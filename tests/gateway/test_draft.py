@@ -57,6 +57,31 @@ def test_nothing_of_a_draft_reaches_the_caller_before_the_verdict(flash: Sim, pr
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("waiting", "drafted"), [(0, True), (60, False)])
+def test_no_draft_starts_while_a_tier_has_found_that_it_has_few_places(
+    flash: Sim, pro: Sim, waiting: int, drafted: bool
+) -> None:
+    limits = {"limits": {"max_inflight": 4, "adaptive": True}}
+    policy = policy_for(flash, pro, tiers={"flash": limits}, triage={"speculate": "when_idle"})
+
+    async def main() -> None:
+        async with upstream() as door:
+            places, known = door._placed("flash"), policy.tiers["flash"].limits
+            for _ in range(4):
+                assert places.free(known)
+            queued = asyncio.create_task(places.take(known, 0, 1.0))
+            await asyncio.sleep(0)
+            places.told((4, waiting))
+            for _ in range(4):
+                places.give_back()
+            await queued
+            places.give_back()
+            async with drafting(asked(body()), ASK, policy, door) as draft:
+                assert (draft.outcome == "wasted") is drafted, "started, and not taken yet"
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 503}, {"status": 429}, {"cut_after": 0}])
 def test_a_draft_that_fails_while_triage_thinks_is_the_tiers_attempt(flash: Sim, pro: Sim, fault: JSON) -> None:
     async def main() -> None:

@@ -130,7 +130,7 @@ def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, t
     files["TLS_CERT"].write_text(pem("CERTIFICATE", CERTIFICATE))
     files["TLS_KEY"].write_text(pem("PRIVATE KEY", KEY))
     trusting = ssl.create_default_context(cafile=str(files["TLS_CERT"]))
-    settings = Settings(port=free_port(), **{name.lower(): file for name, file in files.items()})  # type: ignore[arg-type]
+    settings = Settings(port=free_port(), request_timeout=0.3, **{name.lower(): file for name, file in files.items()})  # type: ignore[arg-type]
 
     async def main() -> None:
         store = MemoryStore()
@@ -144,7 +144,9 @@ def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, t
         heard, plain = await asyncio.open_connection("localhost", settings.port)
         plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b"HTTP" not in await heard.read(), "not reached"
-        for line in (writer, plain):
+        unheard, silent = await asyncio.open_connection("localhost", settings.port)
+        assert await asyncio.wait_for(unheard.read(), 5) == b"", "a handshake has as long as a request"
+        for line in (writer, plain, silent):
             line.close()
             with suppress(ConnectionError):
                 await line.wait_closed()

@@ -39,7 +39,7 @@ def record(**fields: Any) -> Record:
     return Record(**{**base, **fields})
 
 
-STATES = {"flash": TierState(2, 1, (True,)), "pro": TierState(0, 0, (False,))}
+STATES = {"flash": TierState(2, 1, (True,), 8), "pro": TierState(0, 0, (False,), 9)}
 
 
 def telemetry(policy: Policy = POLICY, log: bool = False) -> Telemetry:

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
+from gateway.http1 import Client
 from gateway.types import Reply, Route
+from gateway.upstream import Upstream
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body, collected, eventually, plain, scripted, upstream
 from tests.tiers import JSON, policy_for
@@ -57,6 +59,24 @@ def test_before_the_first_byte_the_next_tier_is_tried_if_the_policy_names_the_fa
             assert len(pro.seen()) == 1
 
     asyncio.run(main())
+
+
+def test_each_further_call_is_told_by_what_failed_and_where_it_goes(flash: Sim, pro: Sim) -> None:
+    flash.config(status=500)
+    told: list[tuple[str, str, str]] = []
+
+    async def main() -> None:
+        client = Client()
+        door = Upstream(client, lambda *found: told.append(found))
+        both = {"replicas": [flash.url, flash.url.replace("127.0.0.1", "localhost")]}
+        reply = await door.send(asked(body()), BOTH, policy_for(flash, pro, tiers={"flash": both}))
+        assert reply.tier == "pro"
+        await reply.close()
+        await door.close()
+        client.close()
+
+    asyncio.run(main())
+    assert told == [("flash", "5xx", "replica"), ("flash", "5xx", "tier")]
 
 
 def test_the_last_tiers_refusal_is_what_the_caller_hears(flash: Sim, pro: Sim) -> None:

@@ -121,7 +121,6 @@ def test_places_that_a_new_policy_adds_go_to_those_who_wait() -> None:
         more = TierLimits(max_inflight=9, queue=3, queue_timeout=9.0)
         tasks += await queueing(places, more, 0)
         assert all(task.done() for task in tasks)
-        places._most = 1
         for _ in range(4):
             places.give_back()
         assert (places.taken, places.queued) == (0, 0)

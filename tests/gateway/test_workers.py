@@ -126,9 +126,11 @@ def test_several_workers_need_a_store_that_answers(redis: str, words: str) -> No
     assert told.count(words) == 1, "said once, not by each worker"
 
 
-def test_a_port_that_is_taken_is_told() -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken_is_told(workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "cannot listen" in refused(GATEWAY_PORT=str(taken.getsockname()[1]), GATEWAY_REDIS_URL="embedded")
+        port = str(taken.getsockname()[1])
+        assert "cannot listen" in refused(GATEWAY_PORT=port, GATEWAY_REDIS_URL="embedded", GATEWAY_WORKERS=workers)
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,19 @@ import random
 
 import pytest
 
-from backends.evals.metrics import Pair, area, auroc, bootstrap, lift, mean_skill, skill
+from backends.evals.metrics import (
+    Pair,
+    area,
+    auroc,
+    bootstrap,
+    lift,
+    mcnemar,
+    mean_skill,
+    paired_difference,
+    per_unit,
+    skill,
+    wilson,
+)
 
 WON = [1.0, 1.0, 0.0, 0.0]
 
@@ -48,3 +60,34 @@ def test_intervals_hold_the_value_and_shrink_with_more_prompts() -> None:
     assert few.low < few.value < few.high
     assert many.high - many.low < (few.high - few.low) / 2
     assert mean_skill([drawn(100), drawn(100)]).value == pytest.approx(few.value)
+
+
+def test_a_rates_interval_is_wilsons() -> None:
+    found = wilson(81, 263)  # Newcombe, Statistics in Medicine 17 (1998), table I: 0.2553 to 0.3662
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+    assert wilson(0, 20).low == 0
+    assert wilson(0, 20).high == pytest.approx(0.1611, abs=1e-4)
+    assert math.isnan(wilson(0, 0).value)
+
+
+def test_an_uneven_change_is_unlikely_and_an_even_one_is_not() -> None:
+    assert mcnemar(0, 0) == mcnemar(5, 5) == 1
+    assert mcnemar(10, 0) == pytest.approx(2 / 2**10)
+    assert mcnemar(1, 9) == pytest.approx(2 * 11 / 2**10)
+    assert mcnemar(5000, 5500) < 1e-5
+
+
+def test_the_interval_of_a_difference_holds_it_nineteen_times_in_twenty() -> None:
+    chance = random.Random(3)
+    held = 0
+    for _ in range(1000):
+        drawn = chance.choices((1, -1, 0), (0.10, 0.14, 0.76), k=200)
+        found = paired_difference(drawn.count(1), drawn.count(-1), 200)
+        held += found.low <= -0.04 <= found.high
+    assert 930 <= held <= 970
+    assert paired_difference(0, 0, 10).low < 0 < paired_difference(0, 0, 10).high
+
+
+def test_a_mean_per_unit_weighs_the_units() -> None:
+    assert per_unit([(1.0, 1.0), (9.0, 3.0)]) == 2.5
+    assert math.isnan(per_unit([]))

@@ -174,6 +174,22 @@ def test_tool_choice_rules_whether_a_tool_is_called(url: str) -> None:
     assert [ends[k]["finish_reason"] for k in ends] == ["stop", "stop", "tool_calls", "stop"]
 
 
+def test_a_prompt_is_echoed_and_its_likelihood_told(url: str) -> None:
+    prompts = ["one two", "three"]
+    asked = {"prompt": prompts, "max_tokens": 1, "logprobs": 0, "echo": True, "prompt_logprobs": 0}
+    choices = HTTP.post(f"{url}/v1/completions", json=asked).json()["choices"]
+    for choice, prompt in zip(choices, prompts, strict=True):
+        told = choice["logprobs"]
+        assert choice["text"].startswith(prompt)
+        assert "".join(told["tokens"]) == choice["text"]
+        assert told["token_logprobs"][0] is None
+        assert all(value < 0 for value in told["token_logprobs"][1:])
+        scored = [next(iter(one.values()))["logprob"] for one in choice["prompt_logprobs"][1:]]
+        assert scored == told["token_logprobs"][1:-1]
+    plain = HTTP.post(f"{url}/v1/completions", json={"prompt": "one two"}).json()["choices"][0]
+    assert "prompt_logprobs" not in plain
+
+
 def test_text_completions_answer_each_prompt(url: str) -> None:
     body = {"prompt": ["one", "two"], "max_tokens": 5, "logprobs": 2}
     reply = HTTP.post(f"{url}/v1/completions", json=body).json()
