@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, body, eventually, gateway
+from tests.gateway.test_protocol import said
 from tests.tiers import JSON, policy_for, policy_text
 
 FOLDER = Path(__file__).parent.parent / "k8s" / "components" / "dashboards"
@@ -85,7 +86,7 @@ def exposed(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPat
     following.write_text(policy_text(flash_server, pro_server, rules=[{"id": "up", "route": "pro"}]))
     tried = {"policy": str(following), "shadow": 1.0}
     held = {"tiers": ["flash"], "to": "pro", "tokens": 4, "wait": "1s", "escalate_when": {"empty": True}}
-    plans = {"usual": {"requests_per_minute": 6}}
+    plans = {"usual": {"requests_per_minute": 7}}
     changes = {"caching": {"ttl": "1m"}, "holdback": held, "callers": {"plans": plans}, "candidate": tried}
     policy = policy_for(flash_server, pro_server, None, **changes)
 
@@ -99,6 +100,10 @@ def exposed(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPat
                 body(model="nobody's"),
             ):
                 await gate.ask(fields)
+            assert b" 400 " in await said(gate.port, b"GET / HTTP/1.1\r\n\r\n")
+            flash_server.config(status=500, only="answer")
+            await gate.ask(body(SIMPLE, temperature=1))
+            flash_server.config(only="all")
             statuses = [(await gate.ask(body(model="flash"))).status for _ in range(3)]
             assert statuses[-1] == 429
             await eventually(lambda: bool(gate.front.doors.comparison.disagreements))
