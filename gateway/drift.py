@@ -87,8 +87,10 @@ class Drift:
     def judged(self, one: Recorded, policy: Policy) -> None:
         """A decision got its first outcome."""
         seen = self._of(policy)
-        found = example(one, seen.basis.agree or GOOD) if seen else None
-        if seen is None or found is None or not comparable(found.agree, seen.basis):
+        if seen is None:
+            return
+        found = example(one, GOOD if seen.basis.agree is None else seen.basis.agree)
+        if found is None or not comparable(found.agree, seen.basis):
             return
         hit = found.needed if seen.basis.label == "needed" else found.failed
         if hit is None:
