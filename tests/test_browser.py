@@ -182,6 +182,9 @@ def test_a_decision_shows_while_we_look_and_opens_to_its_whole_explanation(place
     expect(detail.get_by_role("img", name=re.compile("probability 0"))).to_be_visible()
     page.reload()
     expect(page.get_by_role("complementary")).to_contain_text("pro by rule triaged: complex.")
+    page.go_back()
+    expect(page.get_by_role("complementary")).to_be_hidden()
+    expect(page.locator("button.row").first).to_be_visible()
 
 
 def test_a_prompt_is_explained_without_being_answered_or_sent_and_streamed(place: Place) -> None:
@@ -273,6 +276,25 @@ def test_all_can_be_done_by_keyboard(place: Place) -> None:
     page.keyboard.press("Escape")
     expect(detail).to_be_hidden()
     expect(page.locator("button.row").nth(1)).to_be_focused()
+
+
+def test_the_theme_is_the_systems_until_another_is_chosen(place: Place) -> None:
+    page = place.page("%")  # an address that names nothing
+    page.emulate_media(color_scheme="dark")
+
+    def ground() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    grounds = [ground()]
+    for chosen in ("light", "dark", "auto"):
+        page.get_by_role("button", name="Theme").click()
+        expect(page.get_by_role("button", name=f"Theme: {chosen}")).to_be_visible()
+        page.reload()
+        grounds.append(ground())
+    page.emulate_media(color_scheme="light")
+    dark, light = grounds[:2]
+    assert [*grounds, ground()] == [dark, light, dark, dark, light]
+    assert light != dark
 
 
 def test_no_view_is_wider_than_a_telephone(place: Place) -> None:

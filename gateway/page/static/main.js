@@ -13,44 +13,18 @@ const NEXT = { auto: "light", light: "dark", dark: null };
 const VIEWS = { overview, decisions, try: trial, policy, tiers };
 const [root, views, state, forget, theme] = ["main", "views", "state", "forget", "theme"].map((id) => document.getElementById(id));
 
-/** The metrics as they come; says "sample" when there is another one. */
-class Watched extends EventTarget {
-  constructor() {
-    super();
-    this.history = new History();
-    this.ready = null;
-  }
-
-  get samples() {
-    return this.history.samples;
-  }
-
-  get now() {
-    return this.history.now;
-  }
-
-  get restarted() {
-    return this.history.restarted;
-  }
-
-  before(at, seconds) {
-    return this.history.before(at, seconds);
-  }
-
-  async look(signal) {
-    const [metrics, ready] = await Promise.all([text(send("metrics", { signal })), json(send("ready", { signal }))]);
-    this.ready = ready;
-    this.history.put(sample(metrics, Date.now() / 1000));
-    this.dispatchEvent(new Event("sample"));
-  }
-}
-
-const watched = new Watched();
+const watched = new History();
 let [shown, watching] = [null, null]; // of the view that is open, of the metrics
 
+/** The view that the address names, and what of it. */
 function routed() {
-  const [name, argument = null] = location.hash.slice(1).split("/").map(decodeURIComponent);
-  return [Object.hasOwn(VIEWS, name) ? name : "overview", argument];
+  try {
+    const [name, argument = null] = location.hash.slice(1).split("/").map(decodeURIComponent);
+    if (Object.hasOwn(VIEWS, name)) return [name, argument];
+  } catch {
+    // an address that nobody wrote here
+  }
+  return ["overview", null];
 }
 
 function open() {
@@ -80,7 +54,11 @@ function open() {
 
 function watch() {
   const close = new AbortController();
-  poll(() => watched.look(close.signal), EVERY, close.signal);
+  const { signal } = close;
+  poll(async () => {
+    const [metrics, ready] = await Promise.all([text(send("metrics", { signal })), json(send("ready", { signal }))]);
+    watched.put(sample(metrics, Date.now() / 1000), ready);
+  }, EVERY, signal);
   return close;
 }
 
@@ -140,6 +118,6 @@ theme.addEventListener("click", () => paint(NEXT[document.documentElement.datase
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("theme")));
 document.getElementById("skip").addEventListener("click", () => root.focus());
 addEventListener("hashchange", open);
-addEventListener("pagehide", () => watched.history.save());
+addEventListener("pagehide", () => watched.save());
 paint(document.documentElement.dataset.theme ?? null);
 open();

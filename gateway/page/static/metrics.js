@@ -99,10 +99,15 @@ export function quantile(spread, q) {
   return null;
 }
 
-/** The samples of the last ten minutes. They survive a reload of the page, but not a restart of the gateway. */
-export class History {
+/**
+ * The samples of the last ten minutes, and `ready`, what /ready said with the last one; says "sample" when there is another.
+ * They survive a reload of the page, but not a restart of the gateway.
+ */
+export class History extends EventTarget {
   constructor() {
+    super();
     this.samples = [];
+    this.ready = null;
     this.restarted = null; // when counting was seen to begin anew
     try {
       const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
@@ -114,7 +119,7 @@ export class History {
     }
   }
 
-  put(now) {
+  put(now, ready) {
     const last = this.samples.at(-1);
     if (last && sum(now.requests) < sum(last.requests)) {
       this.samples = [];
@@ -122,6 +127,8 @@ export class History {
     }
     this.samples.push(now);
     while (this.samples[0].at < now.at - LONGEST) this.samples.shift();
+    this.ready = ready;
+    this.dispatchEvent(new Event("sample"));
   }
 
   save() {
