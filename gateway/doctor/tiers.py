@@ -11,18 +11,12 @@ from typing import Any, NamedTuple
 from gateway.doctor.finding import Finding, error, ok, warning
 from gateway.http1 import Client, Limits, Origin, TransportError
 from gateway.policy import Policy, Tier
+from gateway.upstream import SERIES
 
 LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
 LARGEST = 4 << 20  # bytes
-# What balancing, rules and the page read, by the names of vLLM >= 0.12; names of counters end in _total.
-METRICS = (
-    "vllm:num_requests_running",
-    "vllm:num_requests_waiting",
-    "vllm:kv_cache_usage_perc",
-    "vllm:prefix_cache_hits_total",
-    "vllm:prefix_cache_queries_total",
-)
-SERIES = re.compile(r"^(vllm:\w+)", re.MULTILINE)
+METRICS = tuple(f"vllm:{name}" for name in SERIES)  # what balancing, rules and the page read
+NAMES = re.compile(r"^(vllm:\w+)", re.MULTILINE)
 
 
 class Replied(NamedTuple):
@@ -51,7 +45,7 @@ async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> 
     except TransportError as wrong:
         origin = Origin.parse(url)
         return str(wrong).removeprefix(f"no connection to {origin.host}:{origin.port}: ")
-    names = frozenset(SERIES.findall(metrics[2].decode("utf-8", "replace"))) if metrics and metrics[0] == 200 else None
+    names = frozenset(NAMES.findall(metrics[2].decode("utf-8", "replace"))) if metrics and metrics[0] == 200 else None
     return Replied(status, _models(body), names, _ahead(headers))
 
 

@@ -10,10 +10,17 @@ from gateway.http1 import Client, Limits, Origin, TransportError
 
 LIMITS = Limits(connect=0.5, first_byte=1.0, idle=1.0, total=1.0)
 LARGEST = 4 << 20  # bytes; vLLM's metrics are some 100 KB
+# What is read, by the names of vLLM >= 0.12.
+SERIES = (
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "prefix_cache_hits_total",
+    "prefix_cache_queries_total",
+)
 # One series for each engine of a data-parallel server. Names that only begin so (..._by_reason) are others.
 _SERIES = re.compile(
-    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc|prefix_cache_hits_total"
-    rb"|prefix_cache_queries_total)(?:\{[^\n]*\})?[ \t]+([0-9.eE+-]+)",
+    rb"^vllm:(" + "|".join(SERIES).encode() + rb")(?:\{[^\n]*\})?[ \t]+([0-9.eE+-]+)",
     re.MULTILINE,
 )
 
