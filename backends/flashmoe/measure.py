@@ -41,11 +41,11 @@ def held_out(sequences: int, path: Path = TINY / "held_out.bin.gz") -> Tensor:
 
 
 @torch.inference_mode()
-def quality(model: Any, ids: Tensor) -> Quality:
-    """Teacher-forced losses of ids [N, T], BATCH sequences at a time."""
+def quality(model: Any, ids: Tensor, batch: int = BATCH) -> Quality:
+    """Teacher-forced losses of ids [N, T], so many sequences at a time."""
     losses = []
-    for batch in ids.split(BATCH):
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-        each = functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-        losses.append(each.view(len(batch), -1).mean(1))
+    for some in ids.split(batch):
+        logits = model(input_ids=some, use_cache=False).logits[:, :-1]
+        each = functional.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="none")
+        losses.append(each.view(len(some), -1).mean(1))
     return Quality(torch.cat(losses))

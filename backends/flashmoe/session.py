@@ -4,15 +4,17 @@ A session stands between the router and the experts of every layer. It decides b
 and lets a guard look. Prompts (more than one token a sequence) are run whole: their time is arithmetic, not reading.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
 
 from backends.flashmoe.experts import install, layers, mix
-from backends.flashmoe.guard import Guard
+from backends.flashmoe.guard import Guard, Terms, bound
 from backends.flashmoe.policy import Policy, Routing, decide, per_expert, skip
 from backends.flashmoe.predictor import Predictor
 
@@ -115,6 +117,22 @@ class Session:
         steps = torch.arange(len(ids), device=ids.device) if self.plan.batch_invariant else self.steps
         return Routing(layer, experts, ids, weights, worth.detach(), steps)
 
+    @torch.no_grad()
+    def audit(self, ids: Tensor) -> float:
+        """How far the final answer is from the whole model's, on ids [B, T] taken as T decode steps: nats a token.
+
+        Runs the model twice without its cache, so it is for a small part of the traffic. The guard is told.
+        """
+        guard, lockstep, logits = self.guard, self.lockstep, []
+        self.guard = None
+        for self.lockstep in (False, True):
+            logits.append(self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).log_softmax(-1))
+        self.guard, self.lockstep = guard, lockstep
+        apart = functional.kl_div(logits[1], logits[0], log_target=True, reduction="batchmean").item()
+        if guard:
+            guard.watch("kl", apart)
+        return apart
+
     @property
     def distinct(self) -> float:
         """Distinct experts read in a layer and step, on average."""
@@ -124,3 +142,28 @@ class Session:
     def kept(self) -> float:
         """Experts kept of each token, on average."""
         return sum(tally.slots for tally in self.tallies) / max(1, sum(tally.tokens for tally in self.tallies))
+
+
+@torch.no_grad()
+def decode(model: Any, ids: Tensor) -> Iterator[Tensor]:
+    """Feeds ids [B, T] one step at a time, with the cache: the logits [B, V] of each step."""
+    cache = DynamicCache(config=model.config)
+    for step in ids.split(1, dim=1):
+        yield model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1]
+
+
+def calibrated(model: Any, plan: Plan, ids: Tensor, terms: Terms | None = None) -> Guard:
+    """A guard for a plan, its bounds found by decoding ids [B, T]: text like that which it will see.
+
+    A layer's bound is on its error a step, the final answer's (`kl`) on `Session.audit` of 32 tokens.
+    """
+    terms = terms or Terms()
+    probe = Guard({}, Terms(every=1, smooth=1.0))
+    seen: dict[str, list[float]] = {}
+    with Session(model, plan, probe) as session:
+        for _ in decode(model, ids):
+            for gauge, value in probe.means.items():
+                seen.setdefault(gauge, []).append(value)
+        session.guard = None
+        seen["kl"] = [session.audit(part) for part in ids.split(32, dim=1)]
+    return Guard({gauge: bound(torch.tensor(values), terms.smooth) for gauge, values in seen.items()}, terms)

@@ -38,6 +38,7 @@ class Fit:
     """How well a head ranks the experts of tokens it never saw."""
 
     explained: float  # the part of the log norms' variance
+    usual: float  # the same by each expert's mean alone, with no look at the token
     agreement: float  # the part of slot pairs put in the order of their true worth
     router: float  # the same for the router's weights alone
 
@@ -47,9 +48,7 @@ def fit(sample: Sample, experts: int, steps: int, seed: int = 0) -> Head:
     torch.manual_seed(seed)
     head = Head(sample.hidden.shape[1], experts)
     norms = sample.norms.clamp_min(1e-6).log()
-    asked = torch.bincount(sample.ids.flatten(), minlength=experts).clamp_min(1)
-    means = norms.new_zeros(experts).index_add(0, sample.ids.flatten(), norms.flatten()) / asked
-    head.out.bias.data.copy_(means)
+    head.out.bias.data.copy_(means(sample.ids, norms, experts))
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     for _ in track(range(steps), "learning"):
@@ -62,13 +61,25 @@ def fit(sample: Sample, experts: int, steps: int, seed: int = 0) -> Head:
     return head.eval().requires_grad_(False)
 
 
+def means(ids: Tensor, norms: Tensor, experts: int) -> Tensor:
+    """Each expert's mean over the slots that ask it, 0 if none does: [N, k] twice -> [E]."""
+    asked = torch.bincount(ids.flatten(), minlength=experts).clamp_min(1)
+    return norms.new_zeros(experts).index_add(0, ids.flatten(), norms.flatten()) / asked
+
+
 def judge(head: Head, sample: Sample) -> Fit:
     """Holds a head against a sample."""
     norms = sample.norms.clamp_min(1e-6).log()
     estimate = head(sample.hidden.float()).gather(1, sample.ids)
     explained = 1 - (estimate - norms).square().mean() / norms.var()
+    usual = 1 - (means(sample.ids, norms, head.out.out_features)[sample.ids] - norms).square().mean() / norms.var()
     true = sample.weights * sample.norms
-    return Fit(explained.item(), agreement(sample.weights * estimate.exp(), true), agreement(sample.weights, true))
+    return Fit(
+        explained.item(),
+        usual.item(),
+        agreement(sample.weights * estimate.exp(), true),
+        agreement(sample.weights, true),
+    )
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
