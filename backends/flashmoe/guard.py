@@ -7,6 +7,7 @@ the skipped ones that are computed aside. It lets go when they have been good fo
 """
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -40,6 +41,7 @@ class Guard:
     means: dict[str, float] = field(default_factory=dict)
     _looks: int = 0  # since pressure last changed
     _good: int = 0  # in a row, while tripped
+    _fresh: set[str] = field(default_factory=set)  # gauges watched since pressure last changed
 
     def begin(self, steps: int) -> None:
         """So many steps start: closes the last look, and says whether to look at these."""
@@ -55,11 +57,12 @@ class Guard:
     def watch(self, gauge: str, value: float) -> None:
         mean = self.means.get(gauge, value)
         self.means[gauge] = mean + self.terms.smooth * (value - mean)
+        self._fresh.add(gauge)
 
     @property
     def strain(self) -> float:
         """The worst gauge that has a bound, as a multiple of it."""
-        return max((self.means.get(gauge, 0.0) / most for gauge, most in self.bounds.items()), default=0.0)
+        return self._worst(self.bounds.keys())
 
     def metrics(self) -> dict[str, float]:
         """What a dashboard shows: names follow Prometheus."""
@@ -76,13 +79,18 @@ class Guard:
         self._looks += 1
         if self._looks < self.terms.settle:
             return
-        self._looks = 0
-        if self.strain > self.terms.trip or (self.strain > 1 and self.pressure <= self.terms.floor):
+        strain = self._worst(self._fresh)  # a gauge that is seldom watched must not be held against it twice
+        self._looks, self._fresh = 0, set()
+        if strain > self.terms.trip or (strain > 1 and self.pressure <= self.terms.floor):
             self.exact, self.trips, self.pressure = True, self.trips + 1, 1.0
-        elif self.strain > 1:
+        elif strain > 1:
             self.pressure = max(self.terms.floor, self.pressure / 2)
         else:
             self.pressure = min(1.0, self.pressure + self.terms.rise)
+
+    def _worst(self, gauges: AbstractSet[str]) -> float:
+        bounds = ((gauge, self.bounds[gauge]) for gauge in gauges if gauge in self.bounds)
+        return max((self.means.get(gauge, 0.0) / most for gauge, most in bounds), default=0.0)
 
 
 def distance(skipped: Tensor, whole: Tensor) -> float:

@@ -76,7 +76,7 @@ def curves(bench: Bench) -> dict[str, list[Point]]:
     def price(each: float) -> Sequence[Policy]:
         return [Price(each)]
 
-    ks, dear = (6, 5, 4, 3, 2), (0.0008, 0.0012, 0.0016, 0.002, 0.0024, 0.0032, 0.0044)
+    ks, dear = (6, 5, 4, 3, 2), (0.0005, 0.0008, 0.0012, 0.0016, 0.002, 0.0024, 0.0032, 0.0044)
     tried: dict[str, tuple[Callable[[float], Plan], Sequence[float]]] = {
         "top-k, renormalised": (plan(top, None, scaled=True), ks),
         "top-k": (plan(top), ks),
@@ -88,9 +88,9 @@ def curves(bench: Bench) -> dict[str, list[Point]]:
         "OEA as published": (plan(riding, None, scaled=True), ks),
         "OEA": (plan(riding), ks),
         "OEA by predictor": (plan(riding, known), ks),
-        "budget": (plan(budget), (26, 24, 22)),
+        "budget": (plan(budget), (30, 28, 26, 24)),
         "budget by predictor": (plan(budget, known), (26, 24, 22, 20)),
-        "price": (plan(price), (0.0014, 0.0018, 0.0022)),
+        "price": (plan(price), (0.0014, 0.0018, 0.0022, 0.0026)),
         "price by predictor": (plan(price, known), dear),
         "price by oracle": (plan(price, oracle), dear),
     }
