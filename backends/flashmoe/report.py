@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from backends.flashmoe import measure, sidelines
-from backends.flashmoe.policy import Piggyback, TopK
+from backends.flashmoe.policy import Piggyback, Price, Share, TopK
 from backends.flashmoe.predictor import load
 from backends.flashmoe.session import Plan
 from backends.flashmoe.train_predictor import judge, samples
@@ -78,11 +78,16 @@ def heads(bench: Bench) -> Iterator[str]:
 
 
 def distilled(bench: Bench, elastic: Path, control: Path) -> Iterator[str]:
-    """Students with few experts, beside the original."""
+    """Students with few experts, beside the original; by a predictor of their own where there is one."""
     rows = []
-    plans = {f"top-{k}": Plan([TopK(k)]) for k in (8, 4, 3, 2)} | {"OEA 3": Plan([TopK(3), Piggyback()])}
     for name, path in (("elastic", elastic), ("control", control)):
         student = Bench(AutoModelForCausalLM.from_pretrained(path).eval(), bench.predictor, bench.ids, bench.exact)
+        plans = {f"top-{k}": Plan([TopK(k)]) for k in (8, 4, 3, 2)} | {"OEA 3": Plan([TopK(3), Piggyback()])}
+        if (path / "predictor.safetensors").exists():
+            own, _ = load(path / "predictor.safetensors")
+            plans |= {f"top-{k} by its predictor": Plan([TopK(k)], own) for k in (3, 2)}
+            plans |= {f"share {share} by its predictor": Plan([Share(share)], own) for share in (0.7, 0.6, 0.5)}
+            plans |= {f"price {price} by its predictor": Plan([Price(price)], own) for price in (0.0021, 0.004)}
         for how, plan in plans.items():
             point = student.point(how, plan)
             rows.append((name, how, f"{point.kept:.2f}", f"{point.distinct:.1f}", f"{point.damage:+.3f}"))
