@@ -37,9 +37,11 @@ class Pages:
         self.near.move_to_end(expert)
 
     def run(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """The layer's answer. Experts are run one by one, so `room` may be less than what a step asks."""
+        """The layer's answer. Experts are run one by one, so `room` may be less than what a step asks; those that are
+        near come first, before a fetch drives them out."""
         out = torch.zeros_like(hidden)
-        for expert in ids.unique().tolist():
+        asked = [expert for expert in ids.unique().tolist() if expert != SKIPPED]
+        for expert in sorted(asked, key=lambda expert: expert not in self.near):
             self.hits += expert in self.near
             self.misses += expert not in self.near
             self.fetch(expert)

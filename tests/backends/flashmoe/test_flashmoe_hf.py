@@ -154,7 +154,7 @@ def test_an_expert_that_no_token_asks_is_not_read(model: Any) -> None:
     experts = layers(model)[0]
     poisoned = experts.down_proj.data.clone()
     whole = experts.down_proj.data
-    poisoned[3] = torch.nan
+    poisoned[[3, 31]] = torch.nan  # the last is what an id of -1 would index
     experts.down_proj.data = poisoned
     ids = torch.tensor([[1, 2, -1], [5, -1, -1]])
     out = mix(experts, torch.randn(2, 96), ids, torch.ones(2, 3))
