@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 ROUTER := .venv-router
+TORCH := .venv-torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -9,12 +10,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
-.PHONY: install run test test-gateway test-page test-faults test-backends lint faults bench load lock clean
+.PHONY: install run test test-gateway test-page test-faults test-backends test-torch lint faults bench load lock clean
 
 install: $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
-test: test-gateway test-page test-faults test-backends
+test: test-gateway test-page test-faults test-backends test-torch
 test-gateway: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/backends --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4
 test-page: $(VENV)/.dev
@@ -22,7 +23,9 @@ test-page: $(VENV)/.dev
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_faults.py
 test-backends: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/backends
+	$(BIN)/python -m pytest tests/backends --ignore=tests/backends/flashmoe
+test-torch: $(TORCH)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe --confcutdir=tests/backends/flashmoe
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +46,7 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo $(LOCK) -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo --extra load --group dev -c requirements.lock $(LOCK) -o requirements-dev.lock
 clean:
-	rm -rf $(VENV) $(ROUTER)
+	rm -rf $(VENV) $(ROUTER) $(TORCH)
 
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 
@@ -56,4 +59,9 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
 	touch $@
 $(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
 	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	touch $@
+# The model side alone: torch is large, and neither the gateway nor its tests need it.
+$(TORCH)/.installed: requirements-torch.lock
+	$(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements-torch.lock
 	touch $@

@@ -1,0 +1,1 @@
+"""Reads fewer experts of a mixture-of-experts model, and says what that costs."""

@@ -1,0 +1,33 @@
+"""Which text does the tiny model learn from, and which is held out?
+
+The sources of Python's own standard library (PSF licence), as bytes. A file is held out by a hash of its name, so the
+split is the same wherever the library is. Which library it was is told by `digest`.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+HELD_OUT_OF = 20  # one file in so many
+LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "encodings", "__pycache__", "turtledemo"}
+
+
+def files(held_out: bool) -> Iterator[Path]:
+    """The library's sources, one side of the split, in order of their names."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        first = hashlib.sha256(name.as_posix().encode()).digest()[0]
+        if not LEFT_OUT & set(name.parts) and (first % HELD_OUT_OF == 0) == held_out:
+            yield path
+
+
+def text(held_out: bool) -> bytes:
+    """One side of the split, joined."""
+    return b"\n".join(path.read_bytes() for path in files(held_out))
+
+
+def digest(data: bytes) -> str:
+    """Names a text: twelve hex digits of its SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:12]

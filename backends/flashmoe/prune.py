@@ -1,0 +1,59 @@
+"""Which experts can a model lose for good, so that it needs less memory?
+
+An expert's saliency is the mean norm of what it adds to the tokens that ask it. The least salient are cut out of the
+weights and of the router; what remains is an ordinary, smaller checkpoint. Skipping saves reads and no memory: over a
+few steps every expert is asked by someone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backends.flashmoe.calib import Sample
+from backends.flashmoe.experts import layers
+
+COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")  # what configurations call E
+
+
+def saliency(sample: Sample, experts: int) -> Tensor:
+    """[E], from what a layer's experts answered; 0 where none was asked."""
+    added = (sample.weights * sample.norms).flatten().float()
+    total = torch.zeros(experts).index_add(0, sample.ids.flatten(), added)
+    return total / torch.bincount(sample.ids.flatten(), minlength=experts).clamp_min(1)
+
+
+def prune(model: Any, saliencies: Sequence[Tensor], keep: int) -> None:
+    """Leaves each layer its `keep` most salient experts, in place. ValueError: fewer than a token asks, or a layer
+    whose experts are named by a table of tokens and not chosen by a router."""
+    if keep < model.config.num_experts_per_tok:
+        raise ValueError(f"{keep} experts are fewer than the {model.config.num_experts_per_tok} that a token asks")
+    routers = [router_of(model, experts) for experts in layers(model)]
+    if any(hasattr(router, "tid2eid") for router in routers):
+        raise ValueError("a layer's experts are named by token: it has to stay whole")
+    for experts, router, salient in zip(layers(model), routers, saliencies, strict=True):
+        kept = salient.topk(keep).indices.sort().values
+        for module in (experts, router):
+            _cut(module, kept, experts.num_experts)
+        experts.num_experts = keep
+        router.num_experts = keep
+    for name in COUNTS:
+        if hasattr(model.config, name):
+            setattr(model.config, name, keep)
+
+
+def router_of(model: Any, experts: Any) -> Any:
+    """The module beside the experts that scores them."""
+    block = next(module for module in model.modules() if experts in list(module.children()))
+    return next(child for child in block.children() if getattr(child, "weight", torch.empty(0)).ndim == 2)
+
+
+def _cut(module: Any, kept: Tensor, experts: int) -> None:
+    """Drops the rows of experts that are not kept from every parameter and buffer that has one for each."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if len(parameter) == experts:
+            setattr(module, name, nn.Parameter(parameter.data[kept], requires_grad=parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        if len(buffer) == experts:
+            setattr(module, name, buffer[kept])

@@ -1,0 +1,67 @@
+"""Can an expert's last answer stand for its next one? Seldom: measured, it is off unless someone turns it on.
+
+An answer is used again for the same sequence only if the router's input is nearly what it was: their cosine is at least
+`bound`. Consecutive tokens ask many of the same experts, but with inputs that differ, so a low bound does worse than
+leaving the expert out.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from backends.flashmoe.experts import SKIPPED, Runner, layers, outputs
+
+
+@dataclass(slots=True)
+class Memory:
+    """One layer's last answers: by sequence and expert."""
+
+    inputs: Tensor  # [B, E, H]; zero: none
+    answers: Tensor  # [B, E, H]
+
+
+class Reuse:
+    """Runs layers with a memory of answers for B sequences that are decoded together. Off: bound above 1."""
+
+    def __init__(self, model: Any, sequences: int, bound: float) -> None:
+        self.sequences, self.bound = sequences, bound
+        self.asked = self.reused = 0  # slots
+        self.memories: list[Memory | None] = [None] * len(layers(model))
+
+    def runners(self) -> list[Runner]:
+        return [self._runner(layer) for layer in range(len(self.memories))]
+
+    def forget(self) -> None:
+        """Before other sequences are decoded."""
+        self.memories = [None] * len(self.memories)
+
+    def _runner(self, layer: int) -> Runner:
+        def run(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+            """Tokens come sequence by sequence, so a step takes every length-th."""
+            memory = self.memories[layer]
+            if memory is None:
+                zero = hidden.new_zeros(self.sequences, experts.num_experts, hidden.shape[1])
+                memory = self.memories[layer] = Memory(zero, zero.clone())
+            out, length = torch.empty_like(hidden), len(hidden) // self.sequences
+            for step in range(length):
+                each = self._step(memory, experts, hidden[step::length], ids[step::length])
+                out[step::length] = (each * weights[step::length, :, None]).sum(1).to(out.dtype)
+            return out
+
+        return run
+
+    def _step(self, memory: Memory, experts: Any, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Answers of one step, each read or remembered: hidden [B, H], ids [B, k] -> [B, k, H]."""
+        rows = torch.arange(len(ids))[:, None]
+        near = functional.cosine_similarity(memory.inputs[rows, ids], hidden[:, None], dim=2) >= self.bound
+        each = outputs(experts, hidden, ids.masked_fill(near, SKIPPED))
+        each[near] = memory.answers[rows, ids][near]
+        fresh = ~near
+        memory.inputs[rows.expand_as(ids)[fresh], ids[fresh]] = hidden[:, None].expand_as(each)[fresh]
+        memory.answers[rows.expand_as(ids)[fresh], ids[fresh]] = each[fresh]
+        self.asked += near.numel()
+        self.reused += int(near.sum())
+        return each

@@ -1,0 +1,148 @@
+"""What does each way of skipping cost on the tiny model? One function for each claim; `report` prints them."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.flashmoe import measure
+from backends.flashmoe.experts import layers, outputs, run_with
+from backends.flashmoe.measure import Quality
+from backends.flashmoe.policy import Budget, Piggyback, Policy, Price, Ratio, Share, TopK
+from backends.flashmoe.predictor import Predictor
+from backends.flashmoe.session import Plan, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A plan, measured."""
+
+    name: str
+    kept: float  # experts a token
+    distinct: float  # experts a layer and step
+    damage: float  # perplexity above that of the whole model
+    error: float  # its standard error
+
+
+class Oracle:
+    """Stands where a predictor stands, and knows: it reads every expert to tell which were worth it."""
+
+    def __init__(self, model: Any) -> None:
+        self.experts = layers(model)
+
+    def worth(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        return weights * outputs(self.experts[layer], hidden, ids).norm(dim=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A model, its predictor, and text to measure them with."""
+
+    model: Any
+    predictor: Predictor
+    ids: Tensor  # [N, T]
+    exact: Quality  # of the whole model
+
+    def point(self, name: str, plan: Plan, batch: int = measure.BATCH) -> Point:
+        with Session(self.model, plan, lockstep=True) as session:
+            quality = measure.quality(self.model, self.ids, batch)
+        damage, error = quality.over(self.exact), quality.error(self.exact)
+        return Point(name, session.kept, session.distinct, damage, error)
+
+    def curve(self, name: str, plan: Callable[[float], Plan], knobs: Iterable[float]) -> list[Point]:
+        return [self.point(f"{name} {knob:g}", plan(knob)) for knob in knobs]
+
+
+def curves(bench: Bench) -> dict[str, list[Point]]:
+    """Every policy over its knob, at batch 16."""
+    known, oracle = bench.predictor, Oracle(bench.model)
+
+    def plan(policies: Callable[[float], Sequence[Policy]], by: Any = None, scaled: bool = False) -> Any:
+        return lambda knob: Plan(policies(knob), by, renormalise=scaled)
+
+    def top(k: float) -> Sequence[Policy]:
+        return [TopK(int(k))]
+
+    def riding(k: float) -> Sequence[Policy]:
+        return [TopK(int(k)), Piggyback()]
+
+    def budget(count: float) -> Sequence[Policy]:
+        return [Budget(int(count))]
+
+    def price(each: float) -> Sequence[Policy]:
+        return [Price(each)]
+
+    ks, dear = (6, 5, 4, 3, 2), (0.0005, 0.0008, 0.0012, 0.0016, 0.002, 0.0024, 0.0032, 0.0044)
+    tried: dict[str, tuple[Callable[[float], Plan], Sequence[float]]] = {
+        "top-k, renormalised": (plan(top, None, scaled=True), ks),
+        "top-k": (plan(top), ks),
+        "top-k by predictor": (plan(top, known), ks),
+        "top-k by oracle": (plan(top, oracle), ks),
+        "share": (plan(lambda share: [Share(share)]), (0.9, 0.8, 0.7)),
+        "share by predictor": (plan(lambda share: [Share(share)], known), (0.9, 0.8, 0.7)),
+        "NAEE ratio": (plan(lambda ratio: [Ratio(ratio)]), (0.4, 0.55, 0.7)),
+        "OEA as published": (plan(riding, None, scaled=True), ks),
+        "OEA": (plan(riding), ks),
+        "OEA by predictor": (plan(riding, known), ks),
+        "budget": (plan(budget), (30, 28, 26, 24)),
+        "budget by predictor": (plan(budget, known), (26, 24, 22, 20)),
+        "price": (plan(price), (0.0014, 0.0018, 0.0022, 0.0026)),
+        "price by predictor": (plan(price, known), dear),
+        "price by oracle": (plan(price, oracle), dear),
+    }
+    return {name: bench.curve(name, make, knobs) for name, (make, knobs) in tried.items()}
+
+
+def experts_at(points: Sequence[Point], damage: float) -> float:
+    """Distinct experts at which a curve does so much damage: straight lines between its points. NaN: not reached."""
+    return _between([(point.damage, point.distinct) for point in points], damage)
+
+
+def damage_at(points: Sequence[Point], distinct: float) -> float:
+    """The damage a curve does when it reads so many experts."""
+    return _between([(point.distinct, point.damage) for point in points], distinct)
+
+
+def _between(line: Sequence[tuple[float, float]], at: float) -> float:
+    ordered = sorted(line)
+    for (left, low), (right, high) in itertools.pairwise(ordered):
+        if left <= at <= right:
+            return low + (high - low) * (at - left) / (right - left)
+    return math.nan
+
+
+def by_batch(bench: Bench, price: float) -> list[tuple[int, float, Point]]:
+    """One price at several batch sizes, beside what the whole model reads there."""
+    found = []
+    for batch in (1, 4, 16, 64):
+        whole = bench.point("whole", Plan([TopK(99)]), batch).distinct
+        found.append((batch, whole, bench.point("price", Plan([Price(price)], bench.predictor), batch)))
+    return found
+
+
+def by_layer(bench: Bench, price: float) -> list[float]:
+    """Distinct experts that a price leaves each layer."""
+    with Session(bench.model, Plan([Price(price)], bench.predictor), lockstep=True) as session:
+        measure.quality(bench.model, bench.ids)
+    return [tally.experts / tally.steps for tally in session.tallies]
+
+
+def asked(model: Any, ids: Tensor) -> Tensor:
+    """The experts that each token asks in each layer: ids [N, T] -> [layers, N, T, k]."""
+    kept: list[list[Tensor]] = [[] for _ in layers(model)]
+
+    def runner(layer: int) -> Any:
+        def run(experts: Any, hidden: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+            kept[layer].append(slots)
+            return (outputs(experts, hidden, slots) * weights[..., None]).sum(1)
+
+        return run
+
+    with run_with(model, [runner(layer) for layer in range(len(kept))]), torch.inference_mode():
+        for batch in ids.split(measure.BATCH):
+            model(input_ids=batch, use_cache=False)
+    return torch.stack([torch.cat(each).view(*ids.shape, -1) for each in kept])
