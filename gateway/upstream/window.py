@@ -12,6 +12,7 @@ PERIOD = 1.0  # seconds between two looks at times to the first byte
 ENOUGH = 10  # such times in a period, without which it says nothing
 LONGEST = 5.0  # seconds without any after which nothing speaks against more places
 FRESH = 3.0  # seconds for which servers that told their queue are taken to tell it again
+AGAIN = 20  # looks after which what was taken for well is tried against the least ever found
 SEEN = 60.0  # seconds for which, after a stream, others are waited for: a late first byte is no good sign
 
 
@@ -21,29 +22,33 @@ class Gauge:
     `power`: how it follows the places, 1 where it grows as they do.
     """
 
-    __slots__ = ("_least", "_power", "_tolerance", "_top")
+    __slots__ = ("_ever", "_least", "_looks", "_power", "_tolerance", "_top")
 
     def __init__(self, tolerance: float, power: float, least: float = math.inf) -> None:
         self._tolerance, self._power, self._least = tolerance, power, least
+        self._ever, self._looks = least, 0  # the least of all, looks since another was taken for well
         self._top: tuple[int, float] | None = None  # places and figure when it first was too high
 
     def saw(self, found: float) -> None:
         """This is what it is, however many places are taken."""
-        self._least = min(self._least, found)
+        self._least, self._ever = min(self._least, found), min(self._ever, found)
 
     def fits(self, found: float, size: int) -> int | None:
         """How many places would be well; None when `size` of them are.
 
         Where fewer places were no better, other callers fill the servers, or prompts got longer: what is found is what
-        is well from there on, and all places are given back.
+        is well for a while, and all places are given back.
         """
         self.saw(found)
+        self._looks += 1
+        if self._looks >= AGAIN:
+            self._least, self._looks = self._ever, 0
         most = self._tolerance * self._least
         if found <= most:
             self._top = None
             return None
         if self._top and found > self._top[1] * (1 - (1 - size / self._top[0]) / 2):
-            fits, self._least, self._top = self._top[0], found, None
+            fits, self._least, self._looks, self._top = self._top[0], found, 0, None
             return fits
         self._top = self._top or (size, found)
         return max(1, int(size * (most / found) ** (1 / self._power)))

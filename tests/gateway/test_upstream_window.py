@@ -113,6 +113,17 @@ def test_longer_prompts_take_no_places_for_long() -> None:
     assert min(sizes(servers, by_first_bytes, 10)) == MOST
 
 
+def test_a_stand_still_is_forgotten_though_the_load_goes_on() -> None:
+    servers = Servers(16, Window())
+    servers.window.size = 10
+    *_, before = sizes(servers, by_first_bytes, 30)
+    servers.longer = 1000.0
+    assert max(sizes(servers, by_first_bytes, 10)) > 2 * before
+    servers.longer = 1.0
+    *_, after = sizes(servers, by_first_bytes, 40)
+    assert after <= 2 * 16
+
+
 def test_where_nothing_is_heard_places_are_added() -> None:
     window = Window()
     for now in range(100, 120):
