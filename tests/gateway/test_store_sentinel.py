@@ -169,7 +169,7 @@ def test_sentinels_and_the_primary_are_asked_over_tls() -> None:
         async with tls(server.port) as secure, tls(watching(secure).port) as eye:
             answers = []
             for options, tries in (
-                ("?ssl_cert_reqs=none", 4),
+                ("?ssl_cert_reqs=none", 20),
                 ("", 1),
             ):
                 store = open_store(f"rediss+sentinel://127.0.0.1:{eye}/main{options}")
