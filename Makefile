@@ -25,7 +25,7 @@ test-faults: $(VENV)/.dev
 test-backends: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/backends --ignore=tests/backends/flashmoe
 test-torch: $(TORCH)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe --confcutdir=tests/backends/flashmoe
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe tests/backends/test_models.py --confcutdir=tests/backends
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
