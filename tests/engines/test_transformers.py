@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -9,7 +10,7 @@ import pytest
 
 from loadtest.servers import Sim, free_port, running
 from tests.engines.conftest import PYTHON, engine, wait
-from tests.engines.test_vllm import ask, decision, ready, streamed, until
+from tests.engines.test_vllm import ask, decision, doctor, ready, streamed, until
 from tests.engines.tiny import make
 
 POLICY = """\
@@ -63,6 +64,13 @@ def test_streams_end_as_answers_do(client: openai.OpenAI) -> None:
     raw = ask(client, "hi", stream=True).http_response.read()
     assert raw.endswith(b"data: [DONE]\n\n")
     assert b"error" not in raw
+
+
+def test_the_doctor_warns_that_it_lists_other_models_than_it_serves(server: Sim, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY % (server.model, "openai"))
+    (found,) = doctor(policy, FLASH_URL=server.url)
+    assert (found["level"], "does not list" in found["told"]) == ("warning", True)
 
 
 def test_a_server_that_is_called_vllm_and_is_not_says_which_fields_it_does_not_know(server: Sim) -> None:

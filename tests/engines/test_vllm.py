@@ -2,17 +2,22 @@
 
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from loadtest.servers import Sim, running
+from loadtest.servers import Sim, free_port, running
 from tests.engines.conftest import Engines
+from tests.engines.tiny import CONTEXT
 
 BLOCK = 128  # tokens of a KV block on a CPU; of a byte each, for these models
 LONG = "Here is a report about a harbour, its cranes and its ships. " * 20
@@ -100,6 +105,13 @@ def metric(engine: Sim, name: str) -> float:
     with urllib.request.urlopen(f"{engine.url}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     return sum(map(float, re.findall(rf"^{name}(?:{{[^\n]*}})? ([0-9.e+]+)$", text, re.MULTILINE)))
+
+
+def doctor(policy: Path, **env: str) -> list[dict[str, str]]:
+    """What it finds of the tiers."""
+    command = [sys.executable, "-m", "gateway", "doctor", "--json", "--policy", str(policy), "--port", str(free_port())]
+    ran = subprocess.run(command, capture_output=True, timeout=60, check=True, env={**os.environ, **env})
+    return [one for one in json.loads(ran.stdout) if one["about"].startswith("tier")]
 
 
 def until(check: Callable[[], object], seconds: float = 30.0) -> None:
@@ -274,6 +286,14 @@ def test_what_the_server_refuses_is_told_in_its_own_words(
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=words):
         ask(client, "hi", **more)
+
+
+def test_the_doctor_finds_nothing_but_the_short_context(engines: Engines, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY % "")
+    found = doctor(policy, FLASH_URL=engines.flash.url, PRO_URL=engines.pro.url)
+    assert [one["level"] for one in found] == ["ok", "warning", "ok", "warning"]
+    assert all(f"takes {CONTEXT} tokens" in one["told"] for one in found if one["level"] == "warning")
 
 
 def test_the_servers_queue_is_read(client: openai.OpenAI) -> None:
