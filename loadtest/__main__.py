@@ -7,7 +7,6 @@ still), only that one run.
 """
 
 import argparse
-import os
 import shlex
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from loadtest.servers import DEFAULT, Sim, children, gateway, pid_of, policy, sim
 
 FILE = Path(__file__).parent / "locustfile.py"
+ROOT = FILE.parent.parent
 SLO = ["--slo", "ttft=1000,tpot=50,itl_p99=200,pro.ttft=2000"]
 SHORT = ["-u", "8", "-r", "8", "-t", "15s", *SLO]
 BOTH = ["-u", "4", "-r", "4", "-t", "15s", "--pace", "0.5", "--model", "flash", *SLO]
@@ -43,9 +43,10 @@ def main() -> int:
             return max(ended, locust(unbound, [*BOTH, "--direct", flash.url, "--direct-model", flash.model]))
 
 
-def locust(url: str, flags: Sequence[str]) -> int:
+def locust(url: str, flags: Sequence[str], quiet: bool = False) -> int:
+    """Its exit code; Locust imports loadtest.figures from where it is started."""
     command = ["-m", "locust", "-f", str(FILE), "--headless", "--only-summary", "--host", url, *flags]
-    return subprocess.run([sys.executable, *command], check=False).returncode
+    return subprocess.run([sys.executable, *command], check=False, cwd=ROOT, capture_output=quiet).returncode
 
 
 def outage(name: str, tiers: dict[str, Sim], url: str) -> list[str]:
@@ -61,5 +62,4 @@ def outage(name: str, tiers: dict[str, Sim], url: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    os.chdir(FILE.parent.parent)  # Locust imports loadtest.figures from where it is started
     raise SystemExit(main())

@@ -56,9 +56,9 @@ WEATHER: Any = {
 
 
 @contextlib.contextmanager
-def place(engines: Engines, **triage: str) -> Iterator[openai.OpenAI]:
-    """A client of a gateway whose policy has these keys of triage."""
-    policy = POLICY % "".join(f", {key}: {value}" for key, value in ({"speculate": "never"} | triage).items())
+def place(engines: Engines, more: str = "", **triage: str) -> Iterator[openai.OpenAI]:
+    """A client of a gateway whose policy has these keys of triage, and `more` sections."""
+    policy = POLICY % "".join(f", {key}: {value}" for key, value in ({"speculate": "never"} | triage).items()) + more
     with (
         running(policy, engines) as (url, _),
         openai.OpenAI(base_url=f"{url}/v1", api_key="anything", max_retries=0, timeout=60) as client,
@@ -268,6 +268,21 @@ def test_other_dialects_pass(client: openai.OpenAI) -> None:
     asked = {"model": "flash", "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}
     message: Any = client.post("/messages", body=asked, cast_to=object)
     assert (message["role"], message["usage"]["output_tokens"] > 0) == ("assistant", True)
+
+
+@pytest.mark.parametrize(("bound", "tier", "outcome"), [(-0.01, "pro", "escalated"), (-90, "flash", "kept")])
+def test_an_unsure_start_is_told_by_the_servers_own_log_probabilities(
+    engines: Engines, bound: float, tier: str, outcome: str
+) -> None:
+    weak = f"{{mean_logprob: {{max: {bound}}}}}"
+    held = f"holdback: {{tiers: [flash], tokens: 8, wait: 30s, escalate_when: {weak}, to: pro}}\n"
+    with place(engines, held, threshold="1.0", strategy="choice") as client:
+        told = decision(client, "Tell me of cranes.", extra_body=GO_ON)
+        assert (told["tier"], told["holdback"]["outcome"], told["model"]) == (tier, outcome, f"{tier}-model")
+        assert told["choices"][0]["logprobs"] is None, "nobody asked for them"
+        chunks = streamed(client, model="auto", extra_body=GO_ON)
+    assert chunks[0].model == f"{tier}-model"
+    assert not any(chunk.choices[0].logprobs for chunk in chunks)
 
 
 @pytest.mark.parametrize(

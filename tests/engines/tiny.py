@@ -13,7 +13,7 @@ from typing import Any
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD = 256, 2, 4, 2, 64
 EXPERTS, TOP_K, EXPERT = 8, 2, 128
-CONTEXT = 4096
+CONTEXT = 16_384
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PLAIN = [
     "<think>",
