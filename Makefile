@@ -69,6 +69,7 @@ $(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
 $(TORCH)/.installed: requirements-torch.lock
 	$(PYTHON) -m venv $(TORCH)
 	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements-torch.lock
+	touch $@
 # Two repairs: the CUDA builds of the libraries beside torch break transformers' imports, and need not be there; the other is
 # in tests/engines/conftest.py. Where pip finds no CPU build of torch, PIP_EXTRA_INDEX_URL may name PyTorch's own index.
 $(VLLM)/.installed:
