@@ -1,6 +1,7 @@
 """Does the gateway live with `transformers serve`?   It binds nothing, tells no log-probabilities, sends no [DONE]."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from loadtest.servers import Sim, free_port, running
 from tests.engines.conftest import PYTHON, engine, wait
 from tests.engines.test_vllm import ask, decision, doctor, ready, streamed, until
-from tests.engines.tiny import make
+from tests.engines.tiny import TEMPLATE, make
 
 POLICY = """\
 schema: 1
@@ -24,10 +25,21 @@ callers: {default: {plan: free}, plans: {free: {requests_per_minute: 100000, con
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
+V4 = Path(__file__).parent.parent.parent / "backends" / "flashmoe" / "tiny"
+
+
+def deepseek_v4(place: Path) -> Path:
+    """DeepSeek-V4's own architecture with trained weights: a model of Python's sources, given a chat template."""
+    shutil.copytree(V4, place)
+    file = place / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": TEMPLATE}))
+    return place
+
+
+@pytest.fixture(scope="module", params=["qwen3_moe", "deepseek_v4"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
     place = tmp_path_factory.mktemp("transformers")
-    model = str(make(place / "model", 0))
+    model = str(deepseek_v4(place / "model") if request.param == "deepseek_v4" else make(place / "model", 0))
     serve = (str(PYTHON.with_name("transformers")), "serve", model, "--device", "cpu")
     with engine(serve, free_port(), place / "log") as started:
         wait([started], 200.0)
