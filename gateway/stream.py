@@ -11,7 +11,7 @@ import msgspec
 from gateway.dialects import Answers, Counted, Seen
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
-from gateway.sse import DONE, Splitter, data_of
+from gateway.sse import DONE, Splitter, data_of, event
 from gateway.types import Usage
 
 MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
@@ -19,6 +19,7 @@ TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _SEEN = msgspec.json.Decoder(Seen)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -28,8 +29,9 @@ class Events:
 
     With `hide_usage` a chunk of chat that carries only usage is left out. A stream that ends without the event that
     `answers` ends with and without an error event of the server raises UpstreamFailed: a cut answer is never passed off
-    as a finished one. An event that the end cuts is left out, so that what follows it is read as what it is. `error` is
-    the server's, once it came.
+    as a finished one. But `transformers serve` (5.19) sends no `[DONE]`: where the last event told why the answer ended
+    and what it used, it is added. An event that the end cuts is left out, so that what follows it is read as what it
+    is. `error` is the server's, once it came.
     """
 
     def __init__(self, response: Response, usage: Usage, answers: Answers, hide_usage: bool) -> None:
@@ -37,7 +39,7 @@ class Events:
         self._hide_usage = hide_usage and answers.usage_on_request
         self._ends, self._marks = answers.ends, answers.marks
         self._splitter = Splitter()
-        self._ended = False
+        self._ended = self._finished = False
         self.error: Any = None
 
     async def batch(self) -> bytes:
@@ -89,11 +91,17 @@ class Events:
         batch = b"".join([event for event in events if self._passes(event)])
         if len(self._splitter) > MAX_JSON:
             raise UpstreamFailed("The model server sent an event without an end.")
-        if not data and not self._ended:
-            self._ended = True
-            if self.error is None:
-                raise UpstreamFailed("The model server ended the stream before the answer was complete.")
-        return batch
+        return batch if data or self._ended else batch + self._unended()
+
+    def _unended(self) -> bytes:
+        """What takes the place of a last event that never came. Raises UpstreamFailed."""
+        self._ended = True
+        if self._finished:
+            self._usage.complete = True
+            return event(DONE)
+        if self.error is None:
+            raise UpstreamFailed("The model server ended the stream before the answer was complete.")
+        return b""
 
     def _events(self, data: bytes) -> list[bytes]:
         """What `data` completes; at the end (no data) a `[DONE]` whose blank line the server left out."""
@@ -124,6 +132,7 @@ class Events:
         except _UNREADABLE:
             return True
         fill(self._usage, seen.used())
+        self._finished = bool(seen.usage) and not self._ends and _FINISH.search(seen.choices) is not None
         self._end(isinstance(seen.type, str) and seen.type in self._ends)
         if wrong := seen.wrong():
             self.error, self._usage.failed = wrong, True
@@ -187,8 +196,8 @@ class Noted:
 
     async def chunk(self) -> bytes:
         data = await self._response.chunk()
-        for event in self._splitter.feed(data):
-            self._note(data_of(event))
+        for one in self._splitter.feed(data):
+            self._note(data_of(one))
         return data
 
     def _note(self, data: bytes) -> None:

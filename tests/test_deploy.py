@@ -239,7 +239,9 @@ def test_what_a_service_mounts_is_here_and_read_only_or_a_named_volume(name: str
 def test_the_load_test_runs_with_the_locust_of_the_lock_file() -> None:
     (locked,) = re.findall(r"^locust==(\S+)", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE)
     assert SERVICES["locust"]["image"] == f"locustio/locust:{locked}"
-    assert (ROOT / "loadtest" / SERVICES["locust"]["command"][1].removeprefix("/load/")).is_file()
+    (mounted,) = SERVICES["locust"]["volumes"]
+    assert mounted == f"./loadtest:{SERVICES['locust']['working_dir']}/loadtest:ro"
+    assert (ROOT / SERVICES["locust"]["command"][1]).is_file()
 
 
 # observability/
@@ -338,10 +340,11 @@ def test_health_checks_tell_a_healthy_server_from_another(
 
 
 def test_the_load_test_knows_the_gateway_by_http_only() -> None:
-    tree = ast.parse((ROOT / "loadtest" / "locustfile.py").read_text())
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert {name.split(".")[0] for name in names} & {"gateway", "backends"} == set()
+    for file, ours in (("locustfile.py", {"loadtest.figures"}), ("figures.py", set())):
+        tree = ast.parse((ROOT / "loadtest" / file).read_text())
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert {name for name in names if name.split(".")[0] in ("gateway", "backends", "loadtest")} == ours
 
 
 def test_the_prompt_mix_has_every_kind_with_easy_and_hard_ones() -> None:

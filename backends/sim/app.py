@@ -14,7 +14,7 @@ from backends.sim.faults import NONE, Fault, Faults, error_type, from_header
 from backends.sim.metrics import Metrics
 from backends.sim.models import model_list, tokenized
 from backends.sim.prompt import chat_prompt, completion_prompt, thinks
-from backends.sim.protocol import ChatRequest, CompletionRequest, Request, RequestError, check, decode
+from backends.sim.protocol import DETAIL, ChatRequest, CompletionRequest, Request, RequestError, check, decode
 from backends.sim.settings import Settings
 from backends.sim.state import Entry, State
 from backends.sim.wire import Cut, Receive, Scope, Send, Wire
@@ -96,7 +96,7 @@ class Simulator:
         path, key = scope["path"], self.settings.api_key
         methods = self._routes.get(path)
         if methods is None:
-            raise RequestError("Not Found", status=404, kind="Not Found")
+            raise RequestError("Not Found", status=404, kind=DETAIL)
         if scope["method"] not in methods:
             raise RequestError("Method Not Allowed", status=405, kind="Method Not Allowed")
         if key and path.startswith("/v1") and _header(scope, b"authorization") != f"Bearer {key}":
@@ -175,8 +175,8 @@ class Simulator:
         if request.model and request.model not in self.settings.served_model_name:
             message = f"The model `{request.model}` does not exist."
             raise RequestError(message, "model", status=404, kind="NotFoundError")
-        check(request, self.settings.scheduling_policy == "priority")
-        return adapted(request, self.settings.engine)
+        check(request)
+        return adapted(request, self.settings.engine, body)
 
     def _prompt(self, request: Request, thinking: bool) -> list[str]:
         if isinstance(request, ChatRequest):
@@ -198,7 +198,7 @@ class Simulator:
 
     async def _count(self, scope: Scope, body: bytes, wire: Wire) -> None:
         chat = decode(body, dialects.MessagesRequest).as_chat()
-        check(chat, priority_scheduling=False)
+        check(chat)
         await wire.json(200, {"input_tokens": len(chat_prompt(chat, thinks(chat, self.settings.default_thinking)))})
 
     async def _embed(self, scope: Scope, body: bytes, wire: Wire) -> None:

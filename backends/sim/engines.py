@@ -5,9 +5,19 @@ from typing import Any
 import msgspec
 
 from backends.sim.plan import Plan
-from backends.sim.protocol import JSON, ChatRequest, Request, RequestError, decode
+from backends.sim.protocol import DETAIL, JSON, ChatRequest, Request, RequestError, decode
 from backends.sim.replies import Shape
 from backends.sim.settings import Settings
+
+VLLMS_OWN = {
+    "cache_salt",
+    "ignore_eos",
+    "priority",
+    "request_id",
+    "structured_outputs",
+    "thinking_token_budget",
+    "top_k",
+}
 
 
 class Option(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,11 +44,14 @@ class Decisions(msgspec.Struct, forbid_unknown_fields=True):
     questions: list[Question]
 
 
-def adapted(request: Request, engine: str) -> Request:
+def adapted(request: Request, engine: str, body: bytes) -> Request:
     """The request as `engine` understands it: llama-cpp-python refuses `json_schema` and knows no `choice`,
-    `transformers serve` reads neither. Raises RequestError."""
+    `transformers serve` ignores `response_format` and refuses fields of vLLM's. Raises RequestError."""
     if engine == "vllm":
         return request
+    foreign = [name for name in decode(body, JSON) if name in VLLMS_OWN]
+    if engine == "transformers" and foreign:
+        raise RequestError(f"Unexpected fields in the request: {set(foreign)}", status=422, kind=DETAIL)
     kind = (request.response_format or {}).get("type")
     if engine == "llama.cpp" and kind == "json_schema":
         raise RequestError("Internal Server Error", "response_format", status=500, kind="InternalServerError")
@@ -51,10 +64,10 @@ def adapted(request: Request, engine: str) -> Request:
 def deciding(body: bytes, settings: Settings) -> ChatRequest:
     """A decision as the read of one token that it is: the state, the question, and one label of the choices.
 
-    Raises RequestError: 404 without the endpoint, 501 for a model that it does not support.
+    Raises RequestError: 404 without the endpoint (vLLM before 0.33 too), 501 for a model that it does not support.
     """
     if settings.engine != "vllm":
-        raise RequestError("Not Found", status=404, kind="Not Found")
+        raise RequestError("Not Found", status=404, kind=DETAIL)
     if not settings.decisions:
         raise RequestError("The model does not support decisions", status=501, kind="NotImplementedError")
     asked = decode(body, Decisions)

@@ -85,7 +85,10 @@ async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:
 
 
 async def stream(generation: Generation, shaped: Shape, request: Request, wire: Wire) -> None:
-    """Answer in server-sent events: roles, tokens, one finish for each choice, usage if asked, [DONE]."""
+    """Answer in server-sent events: roles, tokens, one finish for each choice, usage if asked, [DONE].
+
+    A server whose streams have no end of their own tells the usage with the finish.
+    """
     left = [len(plan.steps) for plan in generation.plans]
     begun = False
     async for index, step in generation.steps():
@@ -98,7 +101,11 @@ async def stream(generation: Generation, shaped: Shape, request: Request, wire: 
         if last:
             plan = generation.plans[index]
             event["choices"][0].update(finish_reason=plan.finish, stop_reason=plan.stop)
+            event |= {} if shaped.ends else {"usage": generation.usage()}
         await wire.event(event)
+    if not shaped.ends:
+        await wire.done(b"")
+        return
     if request.wants_usage():
         await wire.event({**shaped.envelope(True), "choices": [], "usage": generation.usage()})
     await wire.done()

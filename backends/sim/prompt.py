@@ -38,7 +38,7 @@ def chat_prompt(request: ChatRequest, thinking: bool) -> list[str]:
     """Tokens of the conversation in the shape of DeepSeek V4's chat encoding."""
     system = [content_text(m) for m in request.messages if m["role"] in ("system", "developer")]
     head = BOS + (_EFFORT[effort(request)] if thinking else "") + "\n".join(system)
-    if request.tools and request.tool_choice != "none":
+    if request.tools:  # with tool_choice "none" too, unless the server has --exclude-tools-when-tool-choice-none
         head += _tools_text(request.tools)
     parts = [head]
     parts += [_turn(message) for message in request.messages]

@@ -8,6 +8,7 @@ from msgspec import Meta
 JSON = dict[str, Any]
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 MAX_LOGPROBS = 20
+DETAIL = "detail"  # a RequestError of this kind is a bare {"detail": message}
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -22,7 +23,9 @@ class RequestError(Exception):
         self.message, self.param, self.status, self.kind = message, param, status, kind
 
     def body(self) -> JSON:
-        """vLLM's error object."""
+        """vLLM's error object, or what its web framework says itself."""
+        if self.kind == DETAIL:
+            return {"detail": self.message}
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
 
 
@@ -129,14 +132,12 @@ def _blame(message: str) -> str | None:
     return None
 
 
-def check(request: Request, priority_scheduling: bool) -> None:
+def check(request: Request) -> None:
     """vLLM's rules across fields. Raises RequestError."""
     if request.stream_options is not None and not request.stream:
         raise RequestError("Stream options can only be defined when `stream=True`.", "stream_options")
     if request.cache_salt == "":
         raise RequestError("Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt")
-    if request.priority and not priority_scheduling:
-        raise RequestError(f"Got priority {request.priority} but Priority scheduling is not enabled.", "priority")
     if isinstance(request, ChatRequest):
         _check_chat(request)
     elif not request.prompt:

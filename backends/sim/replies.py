@@ -26,6 +26,7 @@ class Shape:
     created: int
     reasoning: tuple[str, ...]
     top: int | None
+    ends: bool  # streams end with [DONE]
     echoes: bool = False
     scores: bool = False
     prompts: tuple[str, ...] = ()  # of each choice, where one of the two is asked for
@@ -46,6 +47,7 @@ def shape(request: Request, settings: Settings, request_id: str, logprobs: bool)
     made = Shape(
         f"{prefix}-{request_id}", request.model or settings.model, chat, int(time.time()),
         _FIELDS[settings.reasoning_field], top if asked and logprobs else None,
+        settings.engine != "transformers",
     )  # fmt: skip
     if isinstance(request, ChatRequest):
         return made
@@ -143,9 +145,9 @@ def _message(shaped: Shape, steps: list[Step]) -> JSON:
         "annotations": None,
         "audio": None,
         "function_call": None,
-        "tool_calls": _calls(steps),
     }
-    return {**message, **dict.fromkeys(shaped.reasoning, thought)}
+    calls = _calls(steps)
+    return message | ({"tool_calls": calls} if calls else {}) | dict.fromkeys(shaped.reasoning, thought)
 
 
 def _text(steps: list[Step], kind: str) -> str | None:

@@ -45,6 +45,14 @@ def good(tmp_path: Path, flash: Sim, pro: Sim) -> Path:
     return path
 
 
+def test_a_server_that_is_no_vllm_need_not_list_what_it_serves(tmp_path: Path, flash: Sim, pro: Sim) -> None:
+    policy = tmp_path / "policy.yaml"
+    for engine, level in (("vllm", "error"), ("openai", "warning")):
+        policy.write_text(policy_text(flash, pro, tiers={"flash": {"model": "unlisted", "engine": engine}}))
+        _, found = look(policy)
+        assert "unlisted" in said(found, level), engine
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A port that another program listens on."""

@@ -19,6 +19,7 @@ from tests.tiers import JSON, policy_for
 
 PRO = Sim("http://127.0.0.1:2", "pro-model")
 FAST = ("--speed", "0")
+DECLARED = {"transformers": "openai"}  # as a policy has to
 FLAGS = ("--tier", "flash", *FAST, "--served-model-name", "flash-model")
 
 
@@ -32,9 +33,9 @@ def engines() -> Iterator[dict[str, Sim]]:
         }
 
 
-def auto(*servers: Sim, **triage: object) -> Policy:
-    replicas = [server.url for server in servers]
-    return policy_for(servers[0], PRO, tiers={"flash": {"replicas": replicas}}, triage={"strategy": "auto", **triage})
+def auto(*servers: Sim, engine: str = "vllm", **triage: object) -> Policy:
+    flash = {"replicas": [server.url for server in servers], "engine": engine}
+    return policy_for(servers[0], PRO, tiers={"flash": flash}, triage={"strategy": "auto", **triage})
 
 
 @asynccontextmanager
@@ -63,13 +64,15 @@ def test_vllm_is_asked_by_choice(flash: Sim) -> None:
 
 
 def test_engines_are_told_apart(engines: dict[str, Sim]) -> None:
-    told = {name: found(auto(server)) for name, server in engines.items()}
+    told = {name: found(auto(server, engine=DECLARED.get(name, "vllm"))) for name, server in engines.items()}
     assert {name: one["strategy"] for name, one in told.items()} == {
         "decisions": "choice", "llama.cpp": "json", "transformers": "json",
     }  # fmt: skip
     refused, ignored = told["llama.cpp"]["replicas"][0], told["transformers"]["replicas"][0]
     assert told["decisions"]["replicas"][0]["decisions"] == "ok"
     assert (refused["json_logprobs"], ignored["json_logprobs"]) == ("error", "no_logprobs")
+    foreign = found(auto(engines["transformers"]))["replicas"]
+    assert set(foreign[0].values()) == {"error"}, "it refuses vLLM's own fields"
     assert "choice" not in {name for one in (refused, ignored) for name, what in one.items() if what == "ok"}
 
 
@@ -105,7 +108,7 @@ def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answe
 
 
 def test_a_tier_can_do_what_each_of_its_servers_can(flash: Sim, engines: dict[str, Sim]) -> None:
-    assert found(auto(flash, engines["transformers"]))["strategy"] == "json"
+    assert found(auto(flash, engines["llama.cpp"]))["strategy"] == "json"
     assert found(auto(flash, engines["decisions"]))["strategy"] == "choice"
 
 

@@ -219,6 +219,30 @@ def test_a_done_without_its_blank_line_is_given_one(run: Run, last: bytes) -> No
     run(main())
 
 
+FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+
+
+@pytest.mark.parametrize(
+    ("last", "end", "whole"),
+    [
+        (chunk("b", usage=COUNTS, **FINISH), "whole", True),
+        (chunk("b", usage=COUNTS, **FINISH), "cut", False),
+        (chunk("b", **FINISH), "whole", False),
+        (chunk("b", usage=COUNTS), "whole", False),
+        (chunk("b", usage=COUNTS, **FINISH) + chunk("c", usage=COUNTS), "whole", False),
+    ],
+)
+def test_a_finish_told_with_its_usage_is_an_end_that_is_given_its_done(
+    run: Run, last: bytes, end: str, whole: bool
+) -> None:
+    async def main() -> None:
+        seen = await relayed(streaming(chunk("a"), last, end=end))
+        assert seen.data == chunk("a") + last + (DONE if whole else b"")
+        assert (seen.usage.complete, seen.refusal is None) == (whole, whole)
+
+    run(main())
+
+
 def test_a_stream_that_stands_still_is_a_timeout(run: Run) -> None:
     async def main() -> None:
         seen = await relayed(streaming(chunk("a"), end="still"))

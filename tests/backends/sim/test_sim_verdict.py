@@ -148,4 +148,9 @@ def test_other_engines_refuse_or_ignore_forms() -> None:
         assert triage(base, HARD[0], **choice).json()["choices"][0]["message"]["content"] not in ("simple", "complex")
     with served("--speed", "0", "--engine", "transformers") as base:
         assert triage(base, HARD[0]).json()["choices"][0]["logprobs"] is None
+        assert triage(base, HARD[0], **choice).json()["detail"].startswith("Unexpected fields")
+        streamed = triage(base, HARD[0], stream=True).text
+        assert "[DONE]" not in streamed
+        last = json.loads(streamed.rstrip().rpartition("data: ")[2])
+        assert (last["choices"][0]["finish_reason"], last["usage"]["completion_tokens"] > 0) == ("length", True)
         assert HTTP.post(base + "/v1/decisions", json=DECISION).status_code == 404
