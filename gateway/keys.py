@@ -18,7 +18,7 @@ from gateway.policy import Callers, Policy, seconds
 from gateway.store import KeyRecord, Store
 from gateway.types import Caller, Own
 
-BELIEVED = 0.6  # seconds that a key record is believed: with a slow look-up a revoked key is still refused within a second
+BELIEVED = 0.6  # seconds that a key record is believed: after a slow look-up, too, a revoked one is refused within one
 REMEMBERED = 4096  # records kept in process, and as many unknown ids
 SHORTEST_KEY = 24  # characters of the key from the environment
 PREFIX = "sk-tg-"
