@@ -160,10 +160,10 @@ def test_a_board_has_its_own_name_and_panels_that_do_not_overlap(board: JSON) ->
         taken |= cells
 
 
-def test_all_files_are_in_the_config_maps_but_the_tests_of_the_rules() -> None:
+def test_all_files_are_in_the_config_maps_but_the_tests_of_the_rules_and_what_compose_takes() -> None:
     made = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["configMapGenerator"]
     listed = {name for one in made for name in one["files"]}
-    assert listed == {path.name for path in FOLDER.iterdir()} - {"kustomization.yaml", "rules_test.yaml"}
+    assert listed == {path.name for path in FOLDER.iterdir()} - {"kustomization.yaml", "rules_test.yaml", "compose"}
 
 
 def test_each_alert_has_a_test_in_which_it_speaks_and_one_in_which_it_does_not() -> None:

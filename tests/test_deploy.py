@@ -31,6 +31,7 @@ JSON = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
+PROMTOOL = shutil.which("promtool")
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 COMPOSE: JSON = yaml.safe_load(VARIABLE.sub(lambda found: found[2] or "", COMPOSE_TEXT))
 SERVICES: dict[str, JSON] = COMPOSE["services"]
@@ -244,31 +245,7 @@ def test_the_load_test_runs_with_the_locust_of_the_lock_file() -> None:
     assert (ROOT / SERVICES["locust"]["command"][1]).is_file()
 
 
-# observability/
-
-
-@pytest.mark.parametrize("name", ["prometheus.yml", "otel-collector.yaml", "grafana/datasources/tiergate.yaml"])
-def test_what_observes_asks_services_on_ports_that_they_have(name: str) -> None:
-    text = (ROOT / "observability" / name).read_text()
-    asked = set(re.findall(r"\b([a-z-]+):(\d{4,5})\b", text))
-    assert asked
-    for service, port in asked:
-        assert service in SERVICES
-        assert int(port) in LISTENING[service], f"nothing says that {service} listens on {port}"
-
-
-def test_prometheus_scrapes_the_gateway_and_both_tiers() -> None:
-    config = yaml.safe_load((ROOT / "observability" / "prometheus.yml").read_text())
-    found = {target for job in config["scrape_configs"] for one in job["static_configs"] for target in one["targets"]}
-    assert found == {"gateway:8080", "flash:8000", "pro:8000"}
-
-
-def test_traces_go_where_the_collector_takes_them_and_on_to_jaeger() -> None:
-    config = yaml.safe_load((ROOT / "observability" / "otel-collector.yaml").read_text())
-    port = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"].rpartition(":")[2]
-    assert environment("gateway")["OTEL_EXPORTER_OTLP_ENDPOINT"] == f"http://otel-collector:{port}"
-    for kind, made in (("receivers", "receivers"), ("processors", "processors"), ("exporters", "exporters")):
-        assert set(config["service"]["pipelines"]["traces"][kind]) == set(config[made])
+# what observes
 
 
 def mounted(name: str, inside: str) -> Path:
@@ -279,18 +256,59 @@ def mounted(name: str, inside: str) -> Path:
     raise AssertionError(f"{name} mounts nothing at {inside}")
 
 
-def test_grafana_finds_its_sources_and_boards_where_they_are_mounted() -> None:
-    provisioned = mounted("grafana", environment("grafana")["GF_PATHS_PROVISIONING"])
-    assert {path.name for path in provisioned.iterdir()} == {"datasources", "dashboards"}
-    boards = yaml.safe_load((provisioned / "dashboards" / "tiergate.yaml").read_text())["providers"][0]["options"]
-    assert list(mounted("grafana", boards["path"]).glob("*.json"))
-
-
-def test_prometheus_and_the_collector_find_their_files_where_they_are_mounted() -> None:
+def config_of_prometheus() -> Path:
     (flag,) = [flag for flag in SERVICES["prometheus"]["command"] if flag.startswith("--config.file=")]
-    config = yaml.safe_load(mounted("prometheus", flag.partition("=")[2]).read_text())
-    assert [name for name in config["rule_files"] if not mounted("prometheus", name).is_file()] == []
-    assert mounted("otel-collector", SERVICES["otel-collector"]["command"][0].partition("=")[2]).is_file()
+    return mounted("prometheus", flag.partition("=")[2])
+
+
+def config_of_collector() -> str:
+    (flag,) = SERVICES["otel-collector"]["command"]
+    return str(environment("otel-collector")[flag.removeprefix("--config=env:")])
+
+
+def provisioned() -> Path:
+    return mounted("grafana", environment("grafana")["GF_PATHS_PROVISIONING"])
+
+
+def test_what_observes_asks_services_on_ports_that_they_have() -> None:
+    sources = (provisioned() / "datasources" / "tiergate.yaml").read_text()
+    for text in (config_of_prometheus().read_text(), config_of_collector(), sources):
+        asked = set(re.findall(r"\b([a-z-]+):(\d{4,5})\b", text))
+        assert asked
+        for service, port in asked:
+            assert service in SERVICES
+            assert int(port) in LISTENING[service], f"nothing says that {service} listens on {port}"
+
+
+def test_prometheus_scrapes_the_gateway_and_both_tiers() -> None:
+    config = yaml.safe_load(config_of_prometheus().read_text())
+    found = {target for job in config["scrape_configs"] for one in job["static_configs"] for target in one["targets"]}
+    assert found == {"gateway:8080", "flash:8000", "pro:8000"}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian's package prometheus has it)")
+def test_prometheus_understands_its_configuration_and_finds_its_rules() -> None:
+    config = config_of_prometheus()
+    asked = [str(PROMTOOL), "check", "config", "--syntax-only", str(config)]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    rules = yaml.safe_load(config.read_text())["rule_files"]
+    assert [name for name in rules if not mounted("prometheus", name).is_file()] == []
+
+
+def test_traces_go_where_the_collector_takes_them_and_on_to_jaeger() -> None:
+    config = yaml.safe_load(config_of_collector())
+    port = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"].rpartition(":")[2]
+    assert environment("gateway")["OTEL_EXPORTER_OTLP_ENDPOINT"] == f"http://otel-collector:{port}"
+    assert config["exporters"]["otlp"]["endpoint"].startswith("jaeger:")
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(config["service"]["pipelines"]["traces"][kind]) == set(config[kind])
+
+
+def test_grafana_finds_its_sources_and_boards_where_they_are_mounted() -> None:
+    assert {path.name for path in provisioned().iterdir()} == {"datasources", "dashboards"}
+    boards = yaml.safe_load((provisioned() / "dashboards" / "tiergate.yaml").read_text())["providers"][0]["options"]
+    assert list(mounted("grafana", boards["path"]).glob("*.json"))
 
 
 class Health(BaseHTTPRequestHandler):

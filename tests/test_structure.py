@@ -37,6 +37,7 @@ IMPORTERS = {
     "pydantic": {"policy", "settings", "cli", "admin", "steering"},
     "pydantic_settings": {"settings"},
     "prometheus_client": {"telemetry"},
+    "opentelemetry": {"telemetry"},
     "httptools": {"http1", "protocol"},
     "httpx2": {"transport"},
     "fastapi": {"app", "openapi", "admin", "decisions", "steering", "page"},

@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import logging
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -15,8 +14,6 @@ from gateway.standing import LIMITS, MODES, kept
 from gateway.store import State
 from gateway.telemetry.lines import Lines, line
 from gateway.telemetry.meters import Meters
-from gateway.telemetry.sender import Sender
-from gateway.telemetry.spans import spans
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
 
@@ -44,7 +41,11 @@ class Telemetry:
         self._registry = registry = CollectorRegistry()
         self._log = Lines() if log else None
         self._ratio = trace_ratio
-        self._sender = Sender(os.environ, self.meters.unsent.cell()) if trace_ratio else None
+        self._export = None
+        if trace_ratio:
+            from gateway.telemetry.export import Export  # noqa: PLC0415  the SDK's memory, only where it is used
+
+            self._export = Export(self.meters.unsent.cell())
         if log or trace_ratio:
             atexit.register(self.close)
         gauge = partial(Gauge, registry=registry)
@@ -101,8 +102,8 @@ class Telemetry:
         for record, model in zip(ended, told, strict=True):
             if record.decision and record.decision.verdict and record.cache != "coalesced":
                 self._alarm(record.decision.verdict)
-            if record.trace and self._sender:
-                self._sender.put(spans(record, record.trace, model, self.meters.models))
+            if record.trace and self._export:
+                self._export.put(record, record.trace, model, self.meters.models)
         if self._log and ended:
             self._log.write([line(record, model) for record, model in zip(ended, told, strict=True)])
 
@@ -118,8 +119,8 @@ class Telemetry:
     def close(self) -> None:
         """Count what ended in this turn, write its lines, send what is left of its spans."""
         self._count()
-        if self._sender:
-            self._sender.close()
+        if self._export:
+            self._export.close()
 
     def render(self) -> bytes:
         """The metrics as Prometheus' text, of the type METRICS."""

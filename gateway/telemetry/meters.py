@@ -78,7 +78,7 @@ class Meters:
         self.cost = Counts("gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"])
         saved = "What answers cost less than they would have on the last tier; cached: nothing was asked."
         self.saved = Counts("gateway_saved_usd", saved, ["tier", "how"])
-        self.unsent = Counts("gateway_traces_dropped", "Sampled exchanges whose spans nobody got.", [])
+        self.unsent = Counts("gateway_traces_dropped", "Spans that could not be sent.", [])
         self.reloads = Counts("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
         for result in RELOADS:
             self.reloads.cell(result)  # the first one is to be seen as a rise

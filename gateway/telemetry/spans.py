@@ -5,8 +5,15 @@ is in them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from gateway import __version__
 from gateway.recorded import Record
 from gateway.store import NANO
 from gateway.telemetry import names
@@ -14,22 +21,46 @@ from gateway.trace import Counted, Leg, Trace
 from gateway.types import Decision
 
 Attributes = dict[str, Any]  # of text, numbers and truth; what is None is not told
-SERVER, CLIENT = 2, 3  # kinds of spans
-FAILED = 2  # a span's status
+SCOPE = InstrumentationScope("tiergate", __version__)
+SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+STATUS = {False: Status(StatusCode.UNSET), True: Status(StatusCode.ERROR)}  # by whether it failed
 
 
-def spans(record: Record, trace: Trace, model: str | None, served: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The spans of an exchange as OTLP's JSON has them. `model`: its name as it may be told; `served`: by tier."""
-    end = trace.started + record.seconds
-    found = _span(trace, trace.span, f"POST {record.path}", SERVER, exchange(record, model, served))
-    if trace.parent is not None:
-        found["parentSpanId"] = f"{trace.parent:016x}"
-    yield _timed(found, trace, trace.started, end, bool(record.error) and not 400 <= record.status < 500)
+def spans(
+    record: Record, trace: Trace, model: str | None, served: Mapping[str, str], resource: Resource
+) -> Iterator[ReadableSpan]:
+    """The spans of an exchange. `model`: its name as it may be told; `served`: by tier; `resource`: whose they are."""
+    made = partial(ReadableSpan, resource=resource, instrumentation_scope=SCOPE)
+    state = TraceState.from_header([trace.state])
+    context = partial(SpanContext, trace.id, trace_flags=SAMPLED, trace_state=state)
+    whole, end = context(trace.span, is_remote=False), trace.started + record.seconds
+    yield made(
+        f"POST {record.path}",
+        whole,
+        context(trace.parent, is_remote=True) if trace.parent else None,
+        kind=SpanKind.SERVER,
+        attributes=exchange(record, model, served),
+        status=STATUS[bool(record.error) and not 400 <= record.status < 500],
+        start_time=_at(trace, trace.started),
+        end_time=_at(trace, end),
+    )
     for leg, purpose, attempt in _attempts(trace.legs):
         told = call(leg, purpose, attempt)
-        found = _span(trace, leg.id, f"{told[names.OPERATION]} {leg.model}", CLIENT, told)
-        found["parentSpanId"] = f"{trace.span:016x}"
-        yield _timed(found, trace, leg.started, leg.ended or end, names.ERROR in told)
+        yield made(
+            f"{told[names.OPERATION]} {leg.model}",
+            context(leg.id, is_remote=False),
+            whole,
+            kind=SpanKind.CLIENT,
+            attributes=told,
+            status=STATUS[names.ERROR in told],
+            start_time=_at(trace, leg.started),
+            end_time=_at(trace, leg.ended or end),
+        )
+
+
+def _at(trace: Trace, time: float) -> int:
+    """Nanoseconds since 1970."""
+    return trace.epoch + int(time * 1e9)
 
 
 def exchange(record: Record, model: str | None, served: Mapping[str, str]) -> Attributes:
@@ -120,29 +151,3 @@ def _used(usage: Counted | None) -> Attributes:
 
 def _told(attributes: Attributes) -> Attributes:
     return {name: value for name, value in attributes.items() if value is not None}
-
-
-def _span(trace: Trace, span: int, name: str, kind: int, told: Attributes) -> dict[str, Any]:
-    found: dict[str, Any] = {"traceId": f"{trace.id:032x}", "spanId": f"{span:016x}", "name": name, "kind": kind}
-    if trace.state:
-        found["traceState"] = trace.state
-    return found | {"attributes": pairs(told)}
-
-
-def _timed(found: dict[str, Any], trace: Trace, start: float, end: float, failed: bool) -> dict[str, Any]:
-    times = {"startTimeUnixNano": trace.epoch + int(start * 1e9), "endTimeUnixNano": trace.epoch + int(end * 1e9)}
-    found |= {name: str(time) for name, time in times.items()}  # 64 bits are text in JSON
-    return found | ({"status": {"code": FAILED}} if failed else {})
-
-
-def pairs(attributes: Attributes) -> list[dict[str, Any]]:
-    """Attributes as OTLP's JSON has them."""
-    return [{"key": name, "value": _value(value)} for name, value in attributes.items()]
-
-
-def _value(value: str | bool | float) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"stringValue": value}
-    if isinstance(value, bool):
-        return {"boolValue": value}
-    return {"intValue": str(value)} if isinstance(value, int) else {"doubleValue": value}

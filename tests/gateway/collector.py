@@ -1,13 +1,16 @@
-"""A collector of traces: takes OTLP over HTTP and keeps what comes."""
+"""A collector of traces: takes OTLP over HTTP, as protobuf, and keeps what comes."""
 
+import gzip
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import msgspec
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 JSON = dict[str, Any]
 
@@ -23,18 +26,22 @@ class Collector:
     paths: list[str] = field(default_factory=list)
 
     @property
-    def spans(self) -> list[JSON]:
-        """All that was taken, in the order of their beginning; `attributes` as a dict."""
-        batches = [msgspec.json.decode(body)["resourceSpans"][0]["scopeSpans"][0]["spans"] for body in self.bodies]
-        found = [span | {"attributes": plain(span["attributes"])} for batch in batches for span in batch]
-        return sorted(found, key=lambda span: int(span["startTimeUnixNano"]))
+    def sent(self) -> list[ResourceSpans]:
+        """What was taken, by who sent it, in the order of its coming."""
+        return [one for body in self.bodies for one in ExportTraceServiceRequest.FromString(body).resource_spans]
+
+    @property
+    def spans(self) -> list[Span]:
+        """All that was taken, in the order of their beginning."""
+        found = [span for one in self.sent for scope in one.scope_spans for span in scope.spans]
+        return sorted(found, key=lambda span: span.start_time_unix_nano)
 
 
-def plain(attributes: list[JSON]) -> JSON:
+def plain(attributes: Iterable[KeyValue]) -> JSON:
     """OTLP's pairs as a dict."""
-    found = {pair["key"]: next(iter(pair["value"].items())) for pair in attributes}
-    assert len(found) == len(attributes)
-    return {name: int(value) if kind == "intValue" else value for name, (kind, value) in found.items()}
+    pairs = [(pair.key, getattr(pair.value, str(pair.value.WhichOneof("value")))) for pair in attributes]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
 
 
 @contextmanager
@@ -44,6 +51,8 @@ def collecting(*statuses: int) -> Iterator[Collector]:
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers["content-encoding"] == "gzip":
+                body = gzip.decompress(body)
             status = found.statuses.pop(0) if found.statuses else 200
             if status == 200:
                 found.bodies.append(body)

@@ -1,17 +1,21 @@
 import asyncio
-import base64
-import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from gateway.telemetry.sender import MOST, Sender
+from gateway.recorded import Record
+from gateway.telemetry import Telemetry
+from gateway.trace import Trace
 from loadtest.servers import Sim
-from tests.gateway.collector import Collector, collecting
+from tests.gateway.collector import Collector, collecting, plain
 from tests.gateway.serving import COMPLEX, SIMPLE, Answer, body, gateway
 from tests.tiers import JSON, policy_for, until
 
@@ -38,8 +42,29 @@ def traced(flash: Sim, pro: Sim, *fields: JSON, ratio: float = 1.0, **changes: A
     return asyncio.run(main())
 
 
-def told(span: JSON, *names: str) -> list[Any]:
-    return [span["attributes"].get(name) for name in names]
+@contextmanager
+def tracing() -> Iterator[Telemetry]:
+    """Telemetry that traces all; at its end what it had to send is sent."""
+    telemetry = Telemetry(log=False, trace_ratio=1.0)
+    yield telemetry
+    telemetry.close()
+
+
+def end(telemetry: Telemetry, exchanges: int = 1) -> None:
+    """Exchanges end: one span each."""
+    for _ in range(exchanges):
+        telemetry.record(Record("r1", "/v1/chat/completions", 200, 0.5, 0.001, "default@1", trace=Trace()))
+
+
+def unsent(telemetry: Telemetry) -> float:
+    found = re.search(rb"^gateway_traces_dropped_total (.+)$", telemetry.render(), re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def told(span: Span, *names: str) -> list[Any]:
+    attributes = plain(span.attributes)
+    return [attributes.get(name) for name in names]
 
 
 def test_an_exchange_is_a_span_in_the_callers_trace_with_one_below_it_for_each_call(
@@ -48,27 +73,29 @@ def test_an_exchange_is_a_span_in_the_callers_trace_with_one_below_it_for_each_c
     flash.config(only="answer", stall_first=5.0)  # the draft does not come to its end
     traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
     (whole, *calls), purpose = collector.spans, "gateway.call.purpose"
-    assert (whole["name"], whole["kind"], whole["parentSpanId"]) == ("POST /v1/chat/completions", 2, PARENT)
-    assert {span["traceId"] for span in (whole, *calls)} == {TRACE}
-    assert {(span["parentSpanId"], span["kind"]) for span in calls} == {(whole["spanId"], 3)}
+    assert (whole.name, whole.kind) == ("POST /v1/chat/completions", Span.SPAN_KIND_SERVER)
+    assert whole.parent_span_id.hex() == PARENT
+    assert {span.trace_id.hex() for span in (whole, *calls)} == {TRACE}
+    assert {span.trace_state for span in (whole, *calls)} == {"vendor=1"}
+    assert {(span.parent_span_id, span.kind) for span in calls} == {(whole.span_id, Span.SPAN_KIND_CLIENT)}
     names = (purpose, "gateway.tier", "gateway.call.attempt", "gateway.call.aborted")
     found = {tuple(told(span, *names)) for span in calls}
     assert found == {("classify", "flash", None, None), ("draft", "flash", 1, True), ("answer", "pro", 2, None)}
-    assert {span["name"] for span in calls} == {"chat flash-model", "chat pro-model"}
+    assert {span.name for span in calls} == {"chat flash-model", "chat pro-model"}
     chosen = ("gen_ai.request.model", "gen_ai.response.model", "gateway.verdict", "gateway.draft", "gateway.rule")
     assert told(whole, *chosen) == ["auto", "pro-model", "complex", "wasted", "triaged"]
-    answer = next(span for span in calls if span["name"] == "chat pro-model")
+    answer = next(span for span in calls if span.name == "chat pro-model")
     assert told(answer, "gen_ai.usage.output_tokens") == told(whole, "gen_ai.usage.output_tokens") != [None]
     for span in calls:
-        assert int(whole["startTimeUnixNano"]) <= int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"])
-    assert int(answer["endTimeUnixNano"]) <= int(whole["endTimeUnixNano"])
+        assert whole.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+    assert answer.end_time_unix_nano <= whole.end_time_unix_nano
 
 
 def test_a_model_server_is_told_the_span_of_its_call_and_the_callers_state(
     flash: Sim, pro: Sim, collector: Collector
 ) -> None:
     traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
-    ids = {span["spanId"] for span in collector.spans if span["kind"] == 3}
+    ids = {span.span_id.hex() for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT}
     seen = [entry["headers"] for tier in (flash, pro) for entry in tier.state()["requests"]]
     assert {entry["traceparent"] for entry in seen} == {f"00-{TRACE}-{span}-01" for span in ids}
     assert {entry["tracestate"] for entry in seen} == {"vendor=1"}
@@ -93,16 +120,16 @@ def test_a_long_stream_makes_no_more_spans_than_a_short_one(flash: Sim, pro: Sim
     answer = traced(flash, pro, {"body": fields}, callers={"plans": {"usual": {"fields": ["ignore_eos"]}}})[0]
     assert len(answer.events()) > 200
     assert len(collector.spans) == 4
-    whole = collector.spans[0]["attributes"]
-    assert whole["gen_ai.response.time_to_first_chunk"] > 0
-    assert whole["gen_ai.request.stream"] is True
+    first, stream = told(collector.spans[0], "gen_ai.response.time_to_first_chunk", "gen_ai.request.stream")
+    assert first > 0
+    assert stream is True
 
 
 def test_failover_is_one_span_for_each_attempt_and_says_what_failed(flash: Sim, pro: Sim, collector: Collector) -> None:
     traced(NOWHERE, pro, {"body": body(model="flash")})
     flash.config(status=500)
     traced(flash, pro, {"body": body(model="flash")})
-    connect, second, refused, fourth = [span for span in collector.spans if span["kind"] == 3]
+    connect, second, refused, fourth = [span for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT]
     names = ("gateway.call.purpose", "gateway.call.attempt", "error.type", "http.response.status_code")
     assert [told(span, "gateway.tier") for span in (connect, second, refused, fourth)] == [["flash"], ["pro"]] * 2
     assert [told(span, *names) for span in (connect, refused)] == [
@@ -110,7 +137,7 @@ def test_failover_is_one_span_for_each_attempt_and_says_what_failed(flash: Sim, 
         ["answer", 1, "500", 500],
     ]
     assert [told(span, *names) for span in (second, fourth)] == [["failover", 2, None, 200]] * 2
-    assert [span.get("status") for span in (connect, second)] == [{"code": 2}, None]
+    assert [span.status.code for span in (connect, second)] == [Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET]
 
 
 def test_who_is_refused_has_a_span_without_calls(flash: Sim, pro: Sim, collector: Collector) -> None:
@@ -119,74 +146,81 @@ def test_who_is_refused_has_a_span_without_calls(flash: Sim, pro: Sim, collector
     unknown, broken = collector.spans
     assert told(unknown, *names) == ["model_not_found", 404, "other"]
     assert told(broken, *names) == ["invalid_json", 400, None]
-    assert "status" not in unknown, "a caller's mistake is no failure of the gateway"
+    assert unknown.status.code == Status.STATUS_CODE_UNSET, "a caller's mistake is no failure of the gateway"
 
 
 def test_no_word_of_prompt_or_answer_is_sent(flash: Sim, pro: Sim, collector: Collector) -> None:
     fields = body(f"{SIMPLE} {CANARY}", user=CANARY, metadata={"x": CANARY})
     answer = traced(flash, pro, {"body": fields, "headers": {**GIVEN, "cookie": CANARY}}, {"body": fields})[0]
-    sent = b"".join(collector.bodies).decode()
-    assert CANARY not in sent
-    assert answer.json()["choices"][0]["message"]["content"] not in sent
+    sent = b"".join(collector.bodies)
+    assert CANARY.encode() not in sent
+    assert answer.json()["choices"][0]["message"]["content"].encode() not in sent
 
 
-def test_what_is_sent_is_what_the_protocol_says(flash: Sim, pro: Sim, collector: Collector) -> None:
-    traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
-    (sent,) = collector.bodies
-    fields = json.loads(sent)
-    for span in fields["resourceSpans"][0]["scopeSpans"][0]["spans"]:
-        for name in ("traceId", "spanId", "parentSpanId"):  # in OTLP's JSON hex, in Protobuf's base64
-            span[name] = base64.b64encode(bytes.fromhex(span[name])).decode()
-    request = Parse(json.dumps(fields), ExportTraceServiceRequest())
-    (scope,) = request.resource_spans[0].scope_spans
-    kinds = {span.kind for span in scope.spans}
-    assert kinds == {Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CLIENT}
-    assert {span.trace_state for span in scope.spans} == {"vendor=1"}
-    assert collector.paths == ["/v1/traces"]
-    assert collector.headers[0]["content-type"] == "application/json"
+def test_what_a_caller_writes_into_a_tracestate_is_no_line_in_the_log(
+    flash: Sim, pro: Sim, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    traced(flash, pro, {"headers": GIVEN | {"tracestate": CANARY}}, {"headers": GIVEN | {"tracestate": "a=1,a=2"}})
+    assert {span.trace_state for span in collector.spans} == {""}
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")] == []
 
 
-def test_the_environment_says_where_spans_go_and_who_sends_them() -> None:
+def test_the_environment_says_where_spans_go_how_and_who_sends_them(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as found:
-        environ = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": found.url + "/else", "OTEL_SERVICE_NAME": "mine"}
-        environ |= {"OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b", "OTEL_RESOURCE_ATTRIBUTES": "zone=eu,x"}
-        sender = Sender(environ, [0.0])
-        sender.put([{"name": "one"}])
-        sender.close()
-    assert (found.paths, found.headers[0]["api-key"]) == (["/else"], "a b")
-    told = json.loads(found.bodies[0])["resourceSpans"][0]["resource"]["attributes"]
-    assert {pair["key"]: pair["value"]["stringValue"] for pair in told}.items() >= {
-        ("service.name", "mine"),
-        ("zone", "eu"),
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", found.url + "/else")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=a%20b")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+        monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "zone=eu,service.name=theirs")
+        with tracing() as telemetry:
+            end(telemetry)
+    assert found.paths == ["/else"]
+    assert found.headers[0].items() >= {
+        ("api-key", "a b"),
+        ("content-type", "application/x-protobuf"),
+        ("content-encoding", "gzip"),
     }
+    (sent,) = found.sent
+    assert plain(sent.resource.attributes).items() >= {("service.name", "mine"), ("zone", "eu")}
+    assert sent.scope_spans[0].scope.name == "tiergate"
 
 
-def test_what_a_collector_cannot_take_is_sent_again_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    dropped = [0.0]
-    with collecting(503, 429) as found:
-        sender = Sender({"OTEL_EXPORTER_OTLP_ENDPOINT": found.url}, dropped, period=0.01)
-        sender.put([{"name": "one", "attributes": []}])
-        sender.put([{"name": "two", "attributes": []}])
-        until(lambda: len(found.bodies) > 0)
-        sender.close()
-    names = [span["name"] for span in json.loads(found.bodies[0])["resourceSpans"][0]["scopeSpans"][0]["spans"]]
-    assert names == ["one", "two"]
-    assert dropped == [0.0]
-    troubled, well = [record.message for record in caplog.records]
-    assert troubled.endswith("(status 503)")
-    assert well.endswith("takes spans again")
+def test_who_sends_spans_has_a_name_if_nobody_gives_one(collector: Collector) -> None:
+    with tracing() as telemetry:
+        end(telemetry)
+    assert plain(collector.sent[0].resource.attributes)["service.name"] == "tiergate"
 
 
-def test_what_a_collector_refuses_or_nobody_takes_is_dropped_and_counted() -> None:
-    refused, piled = [0.0], [0.0]
+def test_what_a_collector_cannot_take_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collecting(503) as found:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+        with tracing() as telemetry:
+            end(telemetry)
+            until(lambda: len(found.bodies) > 0)
+        assert len(found.spans) == 1
+    assert unsent(telemetry) == 0
+
+
+def test_what_a_collector_refuses_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting(400) as found:
-        sender = Sender({"OTEL_EXPORTER_OTLP_ENDPOINT": found.url}, refused, period=0.01)
-        sender.put([{"name": "one"}])
-        until(lambda: refused == [1.0])
-        sender.close()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+        with tracing() as telemetry:
+            end(telemetry, 2)
     assert found.bodies == []
-    sender = Sender({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE.url}, piled, period=0.01)
-    for _ in range(MOST + 7):
-        sender.put([{"name": "one"}])
-    sender.close()
-    assert piled[0] >= 7
+    assert unsent(telemetry) == 2
+
+
+def test_a_collector_that_never_answers_holds_up_neither_exchanges_nor_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{deaf.getsockname()[1]}"}
+        told |= {"OTEL_EXPORTER_OTLP_TIMEOUT": "60", "OTEL_BSP_SCHEDULE_DELAY": "10"}
+        code = "from tests.gateway import test_telemetry_spans as t; t.end(t.Telemetry(False, 1.0), 3000)"
+        subprocess.run([sys.executable, "-c", code], env=os.environ | told, check=True, timeout=20)
+
+
+def test_without_traces_the_exporter_is_not_in_memory() -> None:
+    code = "import sys, gateway.telemetry as t; t.Telemetry(False, 0.0); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "gateway.telemetry" in found
+    assert [name for name in found if name.startswith(("opentelemetry.sdk.trace", "opentelemetry.exporter"))] == []
