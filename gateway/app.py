@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -44,6 +45,8 @@ from gateway.workers import Member
 
 CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
+WATCHED = frozenset({"/health", "/ready", "/metrics"})
+
 
 class NoKeys(Exception):
     """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
@@ -75,7 +78,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         await asyncio.wait(watches)
         await _close(doors, client)
 
-    rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    plain: Any = {"redoc_url": None, "redirect_slashes": False, "telemetry": traced(telemetry)}
+    rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, **plain)
     _routes(rest, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, revisions, member)
     _models(rest, doors)
     guard, recent = Guard(keys, settings.admin_key), partial(_recent, records, member)
@@ -95,6 +99,13 @@ async def _close(doors: Doors, client: Client) -> None:
     await doors.records.close()
     await doors.store.close()
     doors.telemetry.close()
+
+
+def traced(telemetry: Telemetry) -> TelemetryConfig:
+    """FastAPI's own spans for what it serves, save what is asked all the time: one each, without what was said."""
+    tracers = telemetry.tracers
+    told = TelemetryConfig(tracing=tracers is not None, metrics=False, logs=False, operation_spans=False)
+    return told | TelemetryConfig(tracer_provider=tracers, exclude=lambda scope: scope["path"] in WATCHED)
 
 
 def _following(settings: Settings, doors: Doors) -> Revisions:

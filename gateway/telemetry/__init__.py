@@ -5,6 +5,7 @@ import atexit
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
@@ -45,7 +46,7 @@ class Telemetry:
         if trace_ratio:
             from gateway.telemetry.export import Export  # noqa: PLC0415  the SDK's memory, only where it is used
 
-            self._export = Export(self.meters.unsent.cell())
+            self._export = Export(self.meters.unsent.cell(), trace_ratio)
         if log or trace_ratio:
             atexit.register(self.close)
         gauge = partial(Gauge, registry=registry)
@@ -81,6 +82,11 @@ class Telemetry:
             self.places.labels(name).set_function(partial(_places, states, name))
             for at in range(len(tier.replicas)):
                 self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
+
+    @property
+    def tracers(self) -> Any:
+        """OpenTelemetry's TracerProvider for what is served elsewhere; None where nothing is traced."""
+        return self._export.tracers if self._export else None
 
     def trace(self, headers: Mapping[str, str]) -> Trace | None:
         """The trace of a request that begins; None where it is not sampled."""

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from gateway import __version__
 from gateway.recorded import Record
@@ -40,13 +41,16 @@ class Counting(OTLPSpanExporter):
 
 
 class Export:
-    """Sends the spans of what it is given, until it is closed. Where too many wait the SDK drops the oldest, and says
-    so in the log."""
+    """Sends the spans of what it is given, and those that others make by `tracers`, of which `ratio` is sampled, until
+    it is closed. Where too many wait the SDK drops the oldest, and says so in the log."""
 
-    def __init__(self, lost: Cell) -> None:
+    def __init__(self, lost: Cell, ratio: float) -> None:
         told = OTELResourceDetector().detect().attributes
         self._resource = Resource.create({"service.name": "tiergate", "service.version": __version__, **told})
         self._waiting = BatchSpanProcessor(Counting(lost))
+        sampler = ParentBased(TraceIdRatioBased(ratio))
+        self.tracers = TracerProvider(sampler, self._resource, shutdown_on_exit=False)
+        self.tracers.add_span_processor(self._waiting)
         self._over = threading.Event()
         self._ending = threading.Thread(target=self._end, name="last spans", daemon=True)
         self._ending.start()  # here, since Python 3.12 starts none at exit

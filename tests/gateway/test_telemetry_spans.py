@@ -42,6 +42,19 @@ def traced(flash: Sim, pro: Sim, *fields: JSON, ratio: float = 1.0, **changes: A
     return asyncio.run(main())
 
 
+def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_none(
+    flash: Sim, pro: Sim, collector: Collector
+) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
+            for path in ("/v1/models", "/health", "/ready", "/metrics"):
+                assert (await gate.get(path, **GIVEN)).status == 200
+
+    asyncio.run(main())
+    (span,) = collector.spans
+    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("GET /v1/models", TRACE, PARENT)
+
+
 @contextmanager
 def tracing() -> Iterator[Telemetry]:
     """Telemetry that traces all; at its end what it had to send is sent."""
