@@ -198,6 +198,7 @@ class Line(asyncio.Protocol):
         for _, reply, _ in failed:
             if not reply.done():
                 reply.set_exception(error)
+                reply.exception()  # told once, by on_fault: asyncio need not complain where nobody waits
 
     def _drop(self) -> None:
         if self._clock is not None:
