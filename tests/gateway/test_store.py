@@ -216,13 +216,13 @@ def test_an_admission_that_finds_nothing_remembered_takes_the_turn_to_make_it(ur
 
 def test_a_turn_that_is_not_renewed_runs_out(url: str | None) -> None:
     async def die(store: Store) -> list[bytes | None]:
-        seen = [(await store.take_turn("ann", KEY, b"a", 0.05)).holder]
-        await asyncio.sleep(0.03)
-        seen.append((await store.take_turn("ann", KEY, b"a", 0.05)).holder)
-        await asyncio.sleep(0.03)
-        seen.append((await store.take_turn("ann", KEY, b"b", 0.05)).holder)
-        await asyncio.sleep(0.04)
-        return [*seen, (await store.take_turn("ann", KEY, b"c", 0.05)).holder]
+        seen = [(await store.take_turn("ann", KEY, b"a", 0.2)).holder]
+        await asyncio.sleep(0.12)
+        seen.append((await store.take_turn("ann", KEY, b"a", 0.2)).holder)
+        await asyncio.sleep(0.12)
+        seen.append((await store.take_turn("ann", KEY, b"b", 0.2)).holder)
+        await asyncio.sleep(0.16)
+        return [*seen, (await store.take_turn("ann", KEY, b"c", 0.2)).holder]
 
     assert on(url, die) == [b"a", b"a", b"a", b"c"]
 
