@@ -11,14 +11,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
-.PHONY: install run test test-gateway test-page test-faults test-backends test-torch test-vllm lint faults bench load lock clean
+.PHONY: install run test test-gateway test-whole test-page test-faults test-backends test-torch test-vllm lint faults bench load lock clean
 
 install: $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
-test: test-gateway test-page test-faults test-backends test-torch
+test: test-gateway test-whole test-page test-faults test-backends test-torch
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests --ignore=tests/backends --ignore=tests/engines --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4
+	$(BIN)/python -m pytest tests/gateway tests/test_structure.py -n 4
+# From outside: SDKs, the demo, every command of the pages, boards, manifests.
+test-whole: $(VENV)/.dev
+	$(BIN)/python -m pytest tests --ignore=tests/gateway --ignore=tests/backends --ignore=tests/engines \
+		--ignore=tests/test_structure.py --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4
 test-page: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_browser.py -rs
 test-faults: $(VENV)/.dev
