@@ -43,10 +43,10 @@ def main() -> int:
             return max(ended, locust(unbound, [*BOTH, "--direct", flash.url, "--direct-model", flash.model]))
 
 
-def locust(url: str, flags: Sequence[str], quiet: bool = False) -> int:
+def locust(url: str, flags: Sequence[str]) -> int:
     """Its exit code; Locust imports loadtest.figures from where it is started."""
     command = ["-m", "locust", "-f", str(FILE), "--headless", "--only-summary", "--host", url, *flags]
-    return subprocess.run([sys.executable, *command], check=False, cwd=ROOT, capture_output=quiet).returncode
+    return subprocess.run([sys.executable, *command], check=False, cwd=ROOT).returncode
 
 
 def outage(name: str, tiers: dict[str, Sim], url: str) -> list[str]:
