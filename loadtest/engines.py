@@ -15,7 +15,7 @@ import statistics
 import time
 import urllib.request
 
-from loadtest.figures import quantile
+from loadtest.answers import quantile
 from loadtest.servers import Sim, running
 
 POLICY = """\

@@ -11,33 +11,15 @@ Quantiles are exact, of the answers that came whole.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from loadtest.answers import quantile
 
 STRONG = "pro"  # a tier is strong when its name begins so, as in pro and pro_max
 DIRECT = "direct"  # the tier's name of what was asked without the gateway
 KINDS = ("ttft", "tpot", "itl_p99", "e2e")
 SHAPES = ("flat", "steps", "spike", "soak")
-
-
-@dataclass(slots=True)
-class Answer:
-    """One stream as its caller saw it. Times in milliseconds since the request was due."""
-
-    pieces: list[float] = field(default_factory=list)
-    end: float = 0.0
-    tokens: int = 0
-
-    def times(self) -> dict[str, float]:
-        """By kind; without what too short an answer does not have."""
-        found = {"e2e": self.end}
-        if self.pieces:
-            found["ttft"] = self.pieces[0]
-        if self.pieces and self.tokens > 1:
-            found["tpot"] = (self.end - self.pieces[0]) / (self.tokens - 1)
-        if len(self.pieces) > 1:
-            found["itl_p99"] = quantile([b - a for a, b in zip(self.pieces, self.pieces[1:], strict=False)], 0.99)
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +61,6 @@ class Objectives:
 
     def _most(self, tier: str, kind: str) -> float:
         return self.bounds.get((tier, kind), self.bounds.get((None, kind), math.inf))
-
-
-def quantile(values: Sequence[float], part: float) -> float:
-    """The smallest of `values` that at least this part of them does not exceed."""
-    return sorted(values)[max(math.ceil(part * len(values)), 1) - 1]
 
 
 def level(shape: str, part: float) -> float:

@@ -20,6 +20,7 @@ Exit code 1: too many failures (--max-error-ratio), too few answers within the o
 
 import itertools
 import json
+import math
 import random
 import shlex
 import subprocess
@@ -36,16 +37,13 @@ from locust.argument_parser import LocustArgumentParser
 from locust.contrib.fasthttp import ResponseContextManager
 from locust.env import Environment
 
-from loadtest.figures import DIRECT, SHAPES, Answer, Exchange, Objectives, level, ratios, summary, told
+from loadtest.answers import Answer, Failed, read, refusal, since
+from loadtest.figures import DIRECT, SHAPES, Exchange, Objectives, level, ratios, summary, told
 
 PROMPTS = [json.loads(line) for line in (Path(__file__).parent / "prompts.jsonl").read_text().splitlines()]
 BROKEN = (OSError, EOFError, HTTPException, ValueError, LookupError)  # a cut connection, a time-out, a strange chunk
 SMALL_TALK = 40  # characters; a shorter prompt is sent as it stands, or its reference would be most of it
 GRACE = 30  # seconds for what is under way at the end
-
-
-class Failed(Exception):
-    """The gateway refused, or the answer did not come whole."""
 
 
 class Run:
@@ -62,13 +60,18 @@ class Run:
 
     def next_due(self, given: Any) -> float:
         """Seconds since the start when the open loop's next request is due."""
-        rate = given.rate * level(given.shape, min(self.due / given.run_time, 1.0))
+        rate = given.rate * level(given.shape, min(self.due / length(given), 1.0))
         self.due += self.chance.expovariate(rate)
-        self.offered += self.due < given.run_time
+        self.offered += self.due < length(given)
         return self.due
 
 
 RUN = Run(0)
+
+
+def length(given: Any) -> float:
+    """Seconds of the run; without an end where a person at Locust's page ends it."""
+    return float(given.run_time or math.inf)
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -97,7 +100,10 @@ def bound(environment: Environment, **_: object) -> None:
     if given is None:
         return
     Objectives.read(given.slo)
-    given.run_time = given.run_time or 60
+    if given.headless and not given.run_time:
+        given.run_time = 60
+    if not given.run_time and (given.shape != "flat" or given.broken_by):
+        raise SystemExit("--shape and --break need a length of the run (-t)")
     environment.stop_timeout = environment.stop_timeout or GRACE
     if given.shape != "flat" and not given.rate:
         environment.shape_class = Users(given)
@@ -140,7 +146,7 @@ class Caller(FastHttpUser):
     @task
     def chat(self) -> None:
         due = RUN.next_due(self.options) if self.options.rate else time.perf_counter() - RUN.started
-        if due >= self.options.run_time:
+        if due >= length(self.options):
             gevent.sleep(1)
             return
         gevent.sleep(max(due - (time.perf_counter() - RUN.started), 0))
@@ -216,46 +222,6 @@ def lines_of(reply: ResponseContextManager) -> Iterator[bytes]:
         yield bytes(line)
 
 
-def read(lines: Iterator[bytes], start: float, answer: Answer) -> None:
-    """Fills `answer` from server-sent events. Raises Failed on an error event, or an end without [DONE]."""
-    done = False
-    for line in lines:
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            done = True
-            continue
-        chunk = json.loads(data)
-        if "error" in chunk:
-            raise Failed(f"error in the stream: {chunk['error'].get('code') or chunk['error'].get('type')}")
-        if has_text(chunk):
-            answer.pieces.append(since(start))
-        if chunk.get("usage"):
-            answer.tokens = chunk["usage"]["completion_tokens"]
-    if not done:
-        raise Failed("the stream ended without [DONE]")
-
-
-def has_text(chunk: dict[str, Any]) -> bool:
-    deltas = [choice["delta"] for choice in chunk["choices"]]
-    names = ("content", "reasoning", "reasoning_content", "tool_calls")
-    return any(delta.get(name) for delta in deltas for name in names)
-
-
-def refusal(status: int, body: bytes) -> str:
-    """Status and OpenAI error code: few different texts, so that Locust groups them."""
-    try:
-        error = json.loads(body)["error"]
-        return f"{status} {error['code'] or error['type']}"
-    except (ValueError, KeyError, TypeError):
-        return f"{status}, no error object"
-
-
-def since(start: float) -> float:
-    return (time.perf_counter() - start) * 1000.0
-
-
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def judge(environment: Environment, **_: object) -> None:
     """Prints and writes the figures, and sets the exit code."""
@@ -275,7 +241,7 @@ def judge(environment: Environment, **_: object) -> None:
 
 def reported(given: Any) -> dict[str, Any]:
     """The figures of the run, of its thirds where something was broken, and of two ways where there were two."""
-    objectives, seconds = Objectives.read(given.slo), float(given.run_time)
+    objectives, seconds = Objectives.read(given.slo), min(length(given), since(RUN.started) / 1000)
     found = summary(RUN.exchanges, objectives, seconds)
     if given.rate:
         found["offered"] = RUN.offered / seconds

@@ -5,13 +5,15 @@ import math
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loadtest.__main__ import CONFIG
-from loadtest.figures import DIRECT, Answer, Exchange, Objectives, figures, level, quantile, ratios, summary, told
+from loadtest.answers import Answer, Failed, quantile, read
+from loadtest.figures import DIRECT, Exchange, Objectives, figures, level, ratios, summary, told
 from loadtest.servers import DEFAULT, MODELS, Sim, gateway
 
 ALL = Objectives({})
@@ -29,6 +31,18 @@ def test_the_times_of_an_answer_are_taken_from_its_pieces() -> None:
 def test_an_answer_too_short_for_a_time_does_not_have_it() -> None:
     assert Answer(pieces=[50.0], end=60.0, tokens=1).times() == {"e2e": 60.0, "ttft": 50.0}
     assert Answer(end=60.0).times() == {"e2e": 60.0}
+
+
+def test_an_answer_is_read_from_its_events_and_must_come_whole() -> None:
+    said = [{"content": "Hi"}, {"role": "assistant"}, {"reasoning": "..."}, {"tool_calls": [{}]}]
+    lines = [f"data: {json.dumps({'choices': [{'delta': delta}]})}".encode() for delta in said]
+    lines += [b"", b": ping", b'data: {"choices": [], "usage": {"completion_tokens": 9}}']
+    answer = Answer()
+    read(iter([*lines, b"data: [DONE]"]), time.perf_counter(), answer)
+    assert (len(answer.pieces), answer.tokens, answer.pieces == sorted(answer.pieces)) == (3, 9, True)
+    for cut in (lines, [*lines, b'data: {"error": {"code": "upstream_failed"}}']):
+        with pytest.raises(Failed):
+            read(iter(cut), 0.0, Answer())
 
 
 def test_quantiles_are_values_that_came() -> None:
