@@ -36,6 +36,7 @@ from locust import FastHttpUser, LoadTestShape, constant_pacing, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.contrib.fasthttp import ResponseContextManager
 from locust.env import Environment
+from locust.runners import WorkerRunner
 
 from loadtest.answers import Answer, Failed, read, refusal, since
 from loadtest.figures import DIRECT, SHAPES, Exchange, Objectives, level, ratios, summary, told
@@ -226,7 +227,7 @@ def lines_of(reply: ResponseContextManager) -> Iterator[bytes]:
 def judge(environment: Environment, **_: object) -> None:
     """Prints and writes the figures, and sets the exit code."""
     given = environment.parsed_options
-    if given is None:
+    if given is None or isinstance(environment.runner, WorkerRunner):
         return
     found = reported(given)
     for line in told(found):

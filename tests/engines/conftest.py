@@ -21,7 +21,13 @@ from tests.engines.tiny import CONTEXT, make
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 START = 400.0  # seconds for both; a quiet machine took 60, one with eight other users 110 (2026-11-22)
-QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 # The module, and not the command: that looks for a distribution named vllm, and this one is called vllm-cpu.
 SERVE = ("-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--dtype", "bfloat16", "--enforce-eager",
          "--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--enable-prompt-tokens-details",
