@@ -83,7 +83,11 @@ def options(parser: LocustArgumentParser) -> None:
     add("--pace", type=float, default=4.0, help="seconds from one request of a user to its next")
     add("--rate", type=float, default=0.0, help="open loop: requests a second, of each process of Locust")
     add("--shape", choices=SHAPES, default="flat", help="how the load goes up and down over the run")
-    add("--direct", default="", help="ask each prompt once more of this server, without the gateway; closed loop only")
+    add(
+        "--direct",
+        default="",
+        help="ask each prompt once more of this server, without the gateway; one process, no --rate",
+    )
     add("--direct-model", default="", help="the model's name there")
     add("--slo", default="", help="objectives in ms, of all tiers or one: ttft=2000,tpot=100,itl_p99=200,pro.e2e=60000")
     add("--min-good", type=float, default=0.0, help="exit code 1 below this share of requests that meet the objectives")
@@ -115,7 +119,7 @@ def start(environment: Environment, **_: object) -> None:
     given: Any = environment.parsed_options
     vars(RUN).update(vars(Run(given.seed)))
     for third, command in ((1, given.broken_by), (2, given.mended_by)):
-        if command:
+        if command and not isinstance(environment.runner, WorkerRunner):
             gevent.spawn_later(given.run_time * third / 3, subprocess.run, shlex.split(command), check=False)
 
 
