@@ -121,7 +121,7 @@ def _metrics(url: str, tier: Tier, reply: Replied) -> list[Finding]:
         return []
     if reply.metrics is None:
         told = f"{url}/metrics does not answer: its queue is not known to rules and balancing"
-        return [warning("", told, "let /metrics through")]
+        return [warning("", told, "let /metrics through, or say `engine: openai` of what is no vLLM")]
     missing: Sequence[str] = [metric for metric in METRICS if metric not in reply.metrics]
     if not missing:
         return []
