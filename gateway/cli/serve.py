@@ -69,7 +69,7 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
 async def run(settings: Settings, member: Member | None = None) -> None:
     """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start."""
     async with shared(settings) as known:
-        store = open_store(known.redis_url)
+        store = opened(known.redis_url)
         policy, keys = await permitted(known, store)
         followed = known.model_copy(update={"policy": known.policy or packaged()})
         app = create_app(followed, policy, store, keys, member)
@@ -94,7 +94,7 @@ async def supervise(settings: Settings) -> None:
             "GATEWAY_RECORDS is a file of one process; with several workers keep decisions in the store: record.stream"
         )
     async with shared(settings) as known:
-        store = open_store(known.redis_url)
+        store = opened(known.redis_url)
         await permitted(known, store)
         await store.close()
         try:
@@ -171,6 +171,14 @@ def _settle() -> None:
 def sim(context: typer.Context) -> None:
     """Serve a simulated vLLM; all flags go to it (`tiergate sim --help` lists them)."""
     os.execv(sys.executable, [sys.executable, "-m", "backends.sim", *context.args])  # noqa: S606
+
+
+def opened(url: str | None) -> Store:
+    """The store at `url`, or one in memory."""
+    try:
+        return open_store(url)
+    except ValueError as error:
+        stop(f"--redis {url.rpartition('@')[2] if url else ''}: {error}")
 
 
 def stop(message: str) -> NoReturn:

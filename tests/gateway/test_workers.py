@@ -120,7 +120,10 @@ def refused(**env: str) -> str:
     return started.stderr
 
 
-@pytest.mark.parametrize(("redis", "words"), [("", "share"), ("redis://127.0.0.1:1", "does not answer")])
+@pytest.mark.parametrize(
+    ("redis", "words"),
+    [("", "share"), ("redis://127.0.0.1:1", "does not answer"), ("redis://:secret@host:abc", "--redis host:abc: ")],
+)
 def test_several_workers_need_a_store_that_answers(redis: str, words: str) -> None:
     told = refused(GATEWAY_PORT="0", GATEWAY_REDIS_URL=redis)
     assert told.count(words) == 1, "said once, not by each worker"
