@@ -12,7 +12,7 @@ from gateway.errors import Overloaded
 from gateway.store import Store, open_store
 
 T = TypeVar("T")
-PATIENCE = 1.0  # seconds for the store's first answer: a person can wait where a request cannot
+TRIES, PAUSE = 10, 0.05  # for the store's first answer, and seconds between: a person can wait where a request cannot
 
 Redis = Annotated[
     str | None,
@@ -36,9 +36,10 @@ def on(command: str, url: str | None, work: Callable[[Store], Awaitable[T]]) -> 
 async def _opened(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
     store = open_store(url)
     try:
-        end = time.monotonic() + PATIENCE
-        while not await store.ping() and time.monotonic() < end:
-            await asyncio.sleep(0.05)
+        for _ in range(TRIES):
+            if await store.ping():
+                break
+            await asyncio.sleep(PAUSE)
         return await work(store)
     finally:
         await store.close()
