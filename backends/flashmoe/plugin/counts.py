@@ -24,7 +24,7 @@ class Counts:
 
     def row(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """A layer's counts on its device, and what of them is seen here; the same tensor without an accelerator."""
-        if not self._seen and self._log_s:
+        if self._log_s and not self._seen:
             threading.Thread(target=self._tell, name="flashmoe counts", daemon=True).start()
         here = torch.zeros(2, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
         self._seen.append(here)

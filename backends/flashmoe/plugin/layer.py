@@ -44,7 +44,7 @@ class Experts(RoutedExperts):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._layer = number(self.layer_name)
-        hashed = 0 <= self._layer < hash_layers(get_current_vllm_config().model_config.hf_config)
+        hashed = 0 <= self._layer < hash_layers(get_current_vllm_config().model_config.hf_text_config)
         self._plan: Plan = self.settings.at(self._layer, hashed)
         counts, self._seen = self.counts.row(next(self.parameters()).device)
         self.register_buffer("flashmoe_counts", counts, persistent=False)
@@ -62,7 +62,8 @@ class Experts(RoutedExperts):
             routing = routed(self._layer, self.global_num_experts, ids, weights)
             fewer, lighter = reduced(routing, self._plan, self.settings.renormalise, self._takes_skipped())
             ids, weights = fewer.to(ids.dtype), lighter.to(weights.dtype)
-        self._count(topk_ids, ids)
+        if self.settings.log_s:
+            self._count(topk_ids, ids)
         return super().forward_modular(x, weights, ids, shared_experts, shared_experts_input)
 
     def forward_monolithic(

@@ -7,7 +7,7 @@ FLASHMOE_VLLM is JSON or, where no layer differs, names and values: `mode=top-k,
 - `layers`: {"0-2": {"mode": "off"}, "7": {"mode": "top-k", "k": 3}}; what is not named has the mode above.
 - `hash_layers`: `exact` leaves layers alone that route by a table of token ids; `skip`, the default, does not.
 - `renormalise`: whether what is left weighs as much as all did; false.
-- `log_s`: seconds between two lines with the counts, 0 for none; 60.
+- `log_s`: seconds between two lines with the counts; 60. With 0 nothing is counted.
 """
 
 import json

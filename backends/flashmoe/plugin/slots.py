@@ -17,7 +17,7 @@ def reduced(
     """Ids and weights [N, k] with what is not kept at weight 0.
 
     Its id is SKIPPED for a kernel that `takes_skipped`; else that of the token's best slot, which is read anyway, so no
-    expert is read for it. What came SKIPPED stays so.
+    expert is read for it. Of padding, whose slots all came SKIPPED, they stay so.
     """
     keep = decide(routing, policies)
     ids, weights = skip(routing, keep, renormalise)

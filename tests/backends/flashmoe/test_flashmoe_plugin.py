@@ -24,7 +24,7 @@ def asked(seed: int, tokens: int = 9) -> tuple[Tensor, Tensor]:
     chance = torch.Generator().manual_seed(seed)
     ids = torch.rand(tokens, EXPERTS, generator=chance).argsort(1)[:, :K].int()
     weights = torch.rand(tokens, K, generator=chance) + 0.01
-    ids[-2:], weights[-2:] = SKIPPED, 0
+    ids[-2:], weights[-2:] = SKIPPED, 9  # a weight that nobody may count
     return ids, weights
 
 
@@ -135,12 +135,37 @@ def test_no_policy_changes_nothing(takes_skipped: bool) -> None:
     ids, weights = asked(1)
     kept, weighed = cut(1, (), takes_skipped)
     assert torch.equal(kept, ids.long())
-    assert torch.equal(weighed, weights)
+    assert torch.equal(weighed[:-2], weights[:-2])
 
 
 def test_renormalised_weights_keep_their_sum() -> None:
     _, weights = cut(2, (TopK(1),), False, renormalise=True)
-    torch.testing.assert_close(weights.sum(1), asked(2)[1].sum(1))
+    torch.testing.assert_close(weights[:-2].sum(1), asked(2)[1][:-2].sum(1))
+
+
+@each_plan
+@either_mark
+def test_no_step_needs_to_know_a_value_or_waits_for_the_device(plan: tuple[Policy, ...], takes_skipped: bool) -> None:
+    ids, weights = (each.to("meta") for each in asked(4))  # tensors without values: looking at one fails
+    fewer, lighter = reduced(routed(0, EXPERTS, ids, weights), plan, True, takes_skipped)
+    assert fewer.shape == lighter.shape == ids.shape
+    assert distinct(fewer, EXPERTS).shape == ()
+
+
+@either_mark
+def test_a_slot_is_worth_its_weight(takes_skipped: bool) -> None:
+    _, weights = cut(5, (TopK(2),), takes_skipped)
+    best = asked(5)[1][:-2].sort(dim=1, descending=True).values
+    torch.testing.assert_close(weights[:-2].sort(dim=1, descending=True).values[:, :2], best[:, :2])
+    _, few = cut(5, (Ratio(0.5),), takes_skipped)
+    assert torch.equal((few[:-2] > 0).sum(1), (best >= 0.5 * best[:, :1]).sum(1))
+
+
+@either_mark
+def test_a_slot_that_is_not_asked_is_worth_nothing(takes_skipped: bool) -> None:
+    ids, weights = torch.tensor([[3, SKIPPED, 5]]), torch.tensor([[0.6, 9.0, 0.4]])
+    _, kept = reduced(routed(0, EXPERTS, ids, weights), (Ratio(0.5),), False, takes_skipped)
+    torch.testing.assert_close(kept, torch.tensor([[0.6, 0.0, 0.4]]))
 
 
 def test_different_experts_are_counted_once_and_skipped_ones_not() -> None:
