@@ -7,6 +7,7 @@ vLLM's own registry, by one that asks fewer experts after the router has spoken 
 import logging
 import os
 
+from backends.flashmoe.plugin import shape
 from backends.flashmoe.plugin.settings import VARIABLE, parse
 
 log = logging.getLogger("vllm.flashmoe")  # below vLLM's own, so that its format and level hold
@@ -21,8 +22,6 @@ def register() -> None:
     settings = parse(os.environ.get(VARIABLE, ""))
     if settings is None:
         return
-    from backends.flashmoe.plugin import shape  # noqa: PLC0415 - torch is loaded by those only who skip
-
     if unfit := shape.unfit():
         log.error("flashmoe skips no expert and leaves vLLM as it is: %s", unfit)
         return

@@ -25,13 +25,14 @@ TAKES_SKIPPED = {"HummingIndexedExperts"}
 def install(settings: Settings) -> None:
     """Puts both classes into vLLM's registry, once. Another plug-in's class stays in place, and the log says so."""
     taken = [op_registry_oot[name] for name in ("RoutedExperts", "GateLinear") if name in op_registry_oot]
-    if strangers := [each for each in taken if each not in {_Gate, Experts}]:
-        log.error("flashmoe skips no expert: another plug-in has put %s in place", strangers[0])
+    if taken == [Experts, _Gate]:
+        return
+    if taken:
+        log.error("flashmoe skips no expert: another plug-in has put %s in place", taken[0])
         return
     Experts.settings, Experts.counts = settings, Counts(settings.log_s)
-    if not taken:
-        RoutedExperts.register_oot(Experts)
-        GateLinear.register_oot(_Gate)
+    RoutedExperts.register_oot(Experts)
+    GateLinear.register_oot(_Gate)
     log.info("flashmoe is on: %s", settings)
 
 

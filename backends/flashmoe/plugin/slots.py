@@ -30,9 +30,9 @@ def reduced(
 def routed(layer: int, experts: int, ids: Tensor, weights: Tensor) -> Routing:
     """What vLLM's router says of N tokens of one step; the weight is what a slot is worth."""
     long = ids.long()
-    worth = weights.float().masked_fill(long == SKIPPED, 0)
+    weights = weights.masked_fill(long == SKIPPED, 0)
     step = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    return Routing(layer, experts, long, weights, worth, step, 1)
+    return Routing(layer, experts, long, weights, weights.float(), step, 1)
 
 
 def distinct(ids: Tensor, experts: int) -> Tensor:
