@@ -145,6 +145,7 @@ _TOLD = [
     ("x-route-reason", "Why"),
     ("x-route-policy", "Name, revision and digest of the policy"),
     ("x-route-cache", "hit, miss, bypass or coalesced"),
+    ("x-route-skips", "How the tier's servers skip experts, where they do"),
     (
         "x-gateway-overhead-ms",
         "Milliseconds before the first byte that were the gateway's own; waiting for servers is not",

@@ -114,7 +114,7 @@ class Recorded(msgspec.Struct, kw_only=True):
     """One decision and what came of it. `at` in seconds since 1970, when the answer ended; `caller` is an id.
 
     `facts` holds the names of Facts, of the version that wrote it. `tier` answered (failover may have changed it), None
-    when nobody did. `seconds` and `ttft` as in Record.
+    when nobody did, and `skips` is how its servers skipped experts. `seconds` and `ttft` as in Record.
     """
 
     v: Literal[1] = VERSION
@@ -128,6 +128,7 @@ class Recorded(msgspec.Struct, kw_only=True):
     verdict: Verdict | None = None
     held: Held | None = None
     tier: str | None = None
+    skips: str | None = None
     status: int = 200
     seconds: float = 0.0
     ttft: float | None = None

@@ -78,7 +78,7 @@ class Records:
             return
         if self._watch:
             self._watch.decided(decision, policy)
-        line = msgspec.json.encode(recorded(record, record.caller, decision, policy.once(seen)))
+        line = msgspec.json.encode(recorded(record, record.caller, decision, policy))
         self._ring.pop((record.caller.id, record.id), None)
         self._ring[record.caller.id, record.id] = line
         while len(self._ring) > rules.keep:
@@ -179,7 +179,7 @@ def ended(line: bytes) -> float:
     return _ENDED.decode(line).at
 
 
-def recorded(record: Record, caller: Caller, decision: Decision, look: Seen) -> Recorded:
+def recorded(record: Record, caller: Caller, decision: Decision, policy: Policy) -> Recorded:
     """The line of a decision that ended now."""
     route = decision.route
     tier = route.tiers[0]
@@ -189,12 +189,13 @@ def recorded(record: Record, caller: Caller, decision: Decision, look: Seen) -> 
         caller=caller.id,
         at=round(time.time(), 3),
         policy=record.policy,
-        seen=look,
+        seen=policy.once(seen),
         facts=cast("dict[str, Any]", _cut(decision.facts)),  # encoded it is one
         verdict=decision.verdict,
         held=decision.held,
         route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),
         tier=record.tier,
+        skips=policy.skips(record.tier),
         status=record.status,
         seconds=round(record.seconds, 6),
         ttft=record.ttft,
@@ -212,7 +213,8 @@ def seen(policy: Policy) -> Seen:
     rules = policy.triage
     model, digest = policy.tiers[rules.tier].model, rules.prompts[rules.prompt].digest
     how = f"{rules.strategy} {rules.layout} {rules.input.characters} {rules.unit}"
-    asked = f"{rules.prompt} {how} {model} {digest}"
+    skips = policy.skips(rules.tier)
+    asked = f"{rules.prompt} {how} {model} {digest}" + (f" {skips}" if skips else "")
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
     prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
     starts = dict.fromkeys(policy.holdback.tiers, policy.holdback.looks) if policy.holdback else {}

@@ -44,6 +44,7 @@ def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> He
         (b"x-route-reason", _ascii(reason)),
         (b"x-route-policy", _ascii(policy.once(version))),
         (b"x-route-cache", cache.encode()),
+        *([(b"x-route-skips", skips.encode())] if (skips := policy.skips(tier)) else []),
     ]
 
 
@@ -58,6 +59,7 @@ def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]
     decision, route = reply.decision, reply.route
     found: dict[str, Any] = {
         "tier": reply.tier,
+        "skips": policy.skips(reply.tier),
         "cache": reply.cache,
         "draft": decision.draft if decision else "none",
         "holdback": msgspec.to_builtins(decision.held) if decision else None,

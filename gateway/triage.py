@@ -30,18 +30,20 @@ _encode = msgspec.json.encode
 
 
 class Question(NamedTuple):
-    """What is sent to ask, and how it is asked. `cut`: of a longer conversation only head and tail are in it."""
+    """What is sent to ask, and how it is asked. `cut`: of a longer conversation only head and tail are in it. `skips`:
+    how the servers that are asked skip experts."""
 
     path: str
     body: bytes
     cut: bool
     strategy: Strategy
     prompt: Prompt
+    skips: str | None
 
     @property
     def key(self) -> bytes:
         """The same for questions whose answers mean the same verdict."""
-        return f"{self.path} {self.prompt.digest} ".encode() + self.body
+        return f"{self.path} {self.prompt.digest} {self.skips} ".encode() + self.body
 
 
 async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked: Question) -> Verdict:
@@ -108,7 +110,7 @@ def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str) -> 
     cut = _longer(said, rules.input.characters)
     if strategy == "decisions":
         quoted = _quoted(said, rules.input.characters)
-        return Question(DECISIONS, _decision(tier, prompt, told, quoted), cut, strategy, prompt)
+        return Question(DECISIONS, _decision(tier, prompt, told, quoted), cut, strategy, prompt, tier.skips)
     members = _shared(request, policy, tier)
     if rules.layout == "suffix" and request.path == CHAT and not cut:
         members["messages"] = said[:-1] + b',{"role":"user","content":' + _encode(told) + b"}]"
@@ -120,7 +122,7 @@ def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str) -> 
         members["messages"] = _encode([{"role": "system", "content": system}, {"role": "user", "content": quoted}])
     members |= _form(tier, strategy, prompt, members)
     body = _encode({key: msgspec.Raw(value) for key, value in members.items()})
-    return Question(CHAT, body, cut, strategy, prompt)
+    return Question(CHAT, body, cut, strategy, prompt, tier.skips)
 
 
 def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-NAME = "flashmoe"  # as an experts implementation of transformers
+from backends.flashmoe.policy import SKIPPED
 
-SKIPPED = -1  # the id of a slot that is not read; vLLM's router uses the same
+NAME = "flashmoe"  # as an experts implementation of transformers
 
 
 # How one layer is run: (experts, hidden [N, H], ids [N, k], weights [N, k]) -> [N, H].

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.flashmoe.experts import SKIPPED, Runner, layers, mix
+from backends.flashmoe.experts import Runner, layers, mix
+from backends.flashmoe.policy import SKIPPED
 from backends.flashmoe.prune import router_of
 
 NAMES = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_proj", "down_proj_bias")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from backends.flashmoe.experts import SKIPPED
+SKIPPED = -1  # the id of a slot that is not read; vLLM's router marks its padding by the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,11 @@ class Routing:
 
     layer: int
     experts: int  # E, in this layer
-    ids: Tensor  # [N, k] int64
+    ids: Tensor  # [N, k] int64; SKIPPED where none is asked, with weight and worth 0
     weights: Tensor  # [N, k]
     worth: Tensor  # [N, k] the estimated norm of weight * expert output; the weight itself without a predictor
     step: Tensor  # [N] int64 from 0; tokens of one step are computed together, so they share what is read
+    steps: int | None = None  # how many, if known: to look it up waits for the device
 
 
 class Policy(Protocol):
@@ -122,7 +123,7 @@ class Price:
 
     def __call__(self, routing: Routing, keep: Tensor) -> Tensor:
         worth = routing.worth * keep
-        share = worth / worth.sum(1, keepdim=True)
+        share = (worth / worth.sum(1, keepdim=True)).nan_to_num(0)
         tokens = torch.bincount(routing.step)[:, None]
         return keep & _at_slots(routing, per_expert(routing, share.square()) / tokens >= self.price)
 
@@ -143,19 +144,19 @@ class LayerPlan:
 
 
 def decide(routing: Routing, policies: Sequence[Policy]) -> Tensor:
-    """The mask that a list of policies leaves: [N, k] bool, at least one slot of each token kept."""
-    keep = torch.ones_like(routing.ids, dtype=torch.bool)
+    """The mask that a list of policies leaves: [N, k] bool, at least one slot kept of each token that asks for any."""
+    asked = keep = routing.ids != SKIPPED
     for policy in policies:
         keep = policy(routing, keep)
     best = rank(routing.worth) == 0
-    return keep | (best & ~keep.any(1, keepdim=True))
+    return (keep | (best & ~keep.any(1, keepdim=True))) & asked
 
 
 def skip(routing: Routing, keep: Tensor, renormalise: bool = False) -> tuple[Tensor, Tensor]:
     """Ids and weights [N, k] with what is not kept marked: id SKIPPED, weight 0."""
     weights = routing.weights * keep
     if renormalise:
-        weights = weights * (routing.weights.sum(1, keepdim=True) / weights.sum(1, keepdim=True))
+        weights = weights * (routing.weights.sum(1, keepdim=True) / weights.sum(1, keepdim=True)).nan_to_num(0)
     return routing.ids.masked_fill(~keep, SKIPPED), weights
 
 
@@ -168,15 +169,15 @@ def rank(values: Tensor) -> Tensor:
 
 def per_expert(routing: Routing, values: Tensor) -> Tensor:
     """Sums values [N, k] for each step and expert: [steps, E]."""
-    steps = int(routing.step.max()) + 1
-    cell = routing.step[:, None] * routing.experts + routing.ids
+    steps = int(routing.step.max()) + 1 if routing.steps is None else routing.steps
+    cell = routing.step[:, None] * routing.experts + routing.ids.clamp(min=0)  # what is not asked adds its 0
     total = values.new_zeros(steps * routing.experts).index_add(0, cell.reshape(-1), values.reshape(-1))
     return total.view(steps, routing.experts)
 
 
 def _at_slots(routing: Routing, table: Tensor) -> Tensor:
     """What a table [steps, E] says of each slot: [N, k]."""
-    return table[routing.step].gather(1, routing.ids)
+    return table[routing.step].gather(1, routing.ids.clamp(min=0))
 
 
 def written(policy: Policy) -> dict[str, Any]:

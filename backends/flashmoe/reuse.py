@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backends.flashmoe.experts import SKIPPED, Runner, layers, outputs
+from backends.flashmoe.experts import Runner, layers, outputs
+from backends.flashmoe.policy import SKIPPED
 
 
 @dataclass(slots=True)

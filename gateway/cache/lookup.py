@@ -22,8 +22,8 @@ APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", 
 def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     """The key under which this request's answer is remembered; None for one that may not be.
 
-    The key covers the caller and its plan, the policy, the models, the path, the headers that can change the route, and
-    every member of the body save IGNORED and FORM, byte by byte; null counts as absent.
+    The key covers the caller and its plan, the policy, the models and what they skip, the path, the headers that can
+    change the route, and every member of the body save IGNORED and FORM, byte by byte; null counts as absent.
 
     What names a session is covered, as header, metadata or messages: an answer is given again in its own conversation
     only, so that one which was escalated gets no weaker tier's answer from another. Within a conversation the same
@@ -54,8 +54,8 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     return hmac.digest(request.caller.salt.encode(), msgspec.msgpack.encode(whole), "sha256")
 
 
-def _models(policy: Policy) -> list[tuple[str, str]]:
-    return [(name, tier.model) for name, tier in policy.tiers.items()]
+def _models(policy: Policy) -> list[tuple[str, str, str | None]]:
+    return [(name, tier.model, tier.skips) for name, tier in policy.tiers.items()]
 
 
 def _apart(request: ChatRequest) -> bytes:

@@ -129,6 +129,11 @@ class Policy:
             known = self._known[key] = (function(*values, self),)
         return known[0]
 
+    def skips(self, tier: str | None) -> str | None:
+        """How a tier's servers skip experts; None where they do not, and for no tier of this policy."""
+        found = self.tiers.get(tier) if tier else None
+        return found.skips if found else None
+
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: from the plan's lowest one up to the highest named.
 

@@ -99,7 +99,8 @@ class Can:
 class Tier:
     """A model and the servers that run it. `set` holds request defaults; a caller's own value wins.
 
-    `api_key_env` names the environment variable that holds the servers' API key.
+    `api_key_env` names the environment variable that holds the servers' API key. `skips` is the operator's name for
+    what the servers leave out: another name means other answers from the same model.
     """
 
     __pydantic_config__ = STRICT
@@ -122,6 +123,10 @@ class Tier:
     api_key_env: Annotated[
         str | None,
         Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable with the servers' API key"),
+    ] = None
+    skips: Annotated[
+        str | None,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="how its servers skip experts; null: not"),
     ] = None
 
     @property

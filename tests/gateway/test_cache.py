@@ -96,6 +96,15 @@ def test_callers_plans_policies_paths_models_and_routing_headers_miss() -> None:
     assert None not in keys
 
 
+def test_tiers_that_skip_other_experts_miss_also_where_the_environment_says_so() -> None:
+    skipping = [
+        policy_for(FLASH, PRO, caching={"ttl": "1m"}, tiers={"flash": {"skips": "${SKIPS}"}}, env={"SKIPS": name})
+        for name in ("top3", "top4")
+    ]
+    assert skipping[0].digest == skipping[1].digest
+    assert len({key(BASE), *(key(BASE, policy) for policy in skipping)}) == 3
+
+
 @pytest.mark.parametrize("fields", [body(), body(temperature=0.7), body(temperature=0, tools=[{"type": "function"}])])
 def test_what_is_not_meant_to_repeat_is_not_remembered(fields: JSON) -> None:
     assert key(fields) is None

@@ -16,7 +16,7 @@ from gateway.errors import NotFound
 from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome, Record, read
-from gateway.records import Records
+from gateway.records import Records, seen
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
 from gateway.types import Caller, Decision, Facts, Route
@@ -26,6 +26,7 @@ from tests.tiers import policy_for
 
 ANN, BOB = Caller("k1", "ann", "default", ""), Caller("k2", "bob", "default", "")
 GOOD = Outcome(1.0)
+LOCAL = Sim("http://127.0.0.1:1", "m")
 
 
 def policy(**record: Any) -> Policy:
@@ -76,6 +77,26 @@ def test_an_exchange_becomes_a_line_with_what_was_decided_and_used(flash: Sim, p
         assert path.stat().st_mode & 0o777 == 0o600
 
     asyncio.run(main())
+
+
+def test_a_tier_that_skips_experts_is_named_in_the_answer_its_explanation_and_its_record(
+    flash: Sim, pro: Sim, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        path = tmp_path / "records.jsonl"
+        made = policy_for(flash, pro, tiers={"flash": {"skips": "top3"}})
+        async with gateway(made, records=path) as gate:
+            few, all_of_them = [await gate.ask(body(text), x_route_explain="1") for text in (SIMPLE, COMPLEX)]
+        told = [(answer.headers.get("x-route-skips"), answer.json()["route"]["skips"]) for answer in (few, all_of_them)]
+        assert told == [("top3", "top3"), (None, None)]
+        assert {one.tier: one.skips for one in read([path])} == {"flash": "top3", "pro": None}
+
+    asyncio.run(main())
+
+
+def test_a_classifier_that_skips_experts_is_asked_another_question() -> None:
+    asked = [seen(policy_for(LOCAL, LOCAL, tiers={"flash": tier})).question for tier in ({}, {"skips": "top3"})]
+    assert asked[1] == f"{asked[0]} top3"
 
 
 def test_recalled_and_coalesced_answers_are_no_decisions_of_their_own(flash: Sim, pro: Sim, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def record(name: str, facts: Facts, verdict: Verdict | None, made: Policy = A, *
     caller = Caller(facts.caller, facts.caller, facts.plan, "")
     whole = {"caller": caller, "tier": chosen.tiers[0], "usage": USAGE, **more}
     done = Record(name, "/v1/chat/completions", 200, 1.0, None, "made", **whole)
-    line = msgspec.json.encode(recorded(done, caller, Decision(facts, verdict, chosen), seen(made)))
+    line = msgspec.json.encode(recorded(done, caller, Decision(facts, verdict, chosen), made))
     return msgspec.json.decode(line, type=Recorded)
 
 

@@ -296,6 +296,15 @@ def test_plain_json_asks_for_nothing_that_a_server_may_lack() -> None:
     assert not {"logprobs", "top_logprobs", "structured_outputs"} & set(asking)
 
 
+@pytest.mark.parametrize("able", ["choice", "decisions"])
+def test_a_verdict_of_servers_that_skip_experts_is_remembered_apart(able: str) -> None:
+    plain, skipping = (
+        policy_for(FLASH, PRO, triage={"strategy": "auto"}, tiers={"flash": {"skips": s}}) for s in (None, "top3")
+    )
+    keys = [question(asked(body()), policy, (able,)).key for policy in (plain, skipping, skipping)]
+    assert keys[0] != keys[1] == keys[2]
+
+
 def test_a_decision_holds_the_conversation_as_one_quoted_text_and_one_question() -> None:
     policy = policy_for(FLASH, PRO, triage={"strategy": "decisions"})
     found = question(asked(body('"}],"questions":[]', tools=TOOLS)), policy)

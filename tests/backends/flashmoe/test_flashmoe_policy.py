@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backends.flashmoe.experts import SKIPPED
 from backends.flashmoe.policy import (
+    SKIPPED,
     Budget,
     LayerPlan,
     Piggyback,

@@ -1,0 +1,129 @@
+"""What should be skipped in which layer? Read from one environment variable.
+
+FLASHMOE_VLLM is JSON or, where no layer differs, names and values: `mode=top-k,k=4,hash_layers=exact`.
+
+- `mode`: `off` counts and skips nothing; `top-k` takes `k`, `share` takes `share`, `threshold` takes `threshold`;
+  `batch-aware` takes `k` (each token's best k, and what the batch reads anyway) or `experts` (at most so many a step).
+- `layers`: {"0-2": {"mode": "off"}, "7": {"mode": "top-k", "k": 3}}; what is not named has the mode above.
+- `hash_layers`: `exact` leaves layers alone that route by a table of token ids; `skip`, the default, does not.
+- `renormalise`: whether what is left weighs as much as all did; false.
+- `log_s`: seconds between two lines with the counts; 60. With 0 nothing is counted.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backends.flashmoe.policy import Budget, Piggyback, Policy, Ratio, Share, TopK
+
+VARIABLE = "FLASHMOE_VLLM"
+NEEDS = {"off": (), "top-k": ("k",), "share": ("share",), "threshold": ("threshold",), "batch-aware": ("k", "experts")}
+BOUNDS = {"k": (1, 1024), "experts": (1, 65_536), "share": (0, 1), "threshold": (0, 1), "log_s": (0, 86_400)}
+WHOLE = {"k", "experts"}
+DEFAULTS = {"layers": {}, "hash_layers": "skip", "renormalise": False, "log_s": 60}
+Plan = tuple[Policy, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    plan: Plan
+    layers: Mapping[int, Plan]
+    hash_layers: bool  # whether they skip as the others do
+    renormalise: bool
+    log_s: float
+
+    def at(self, layer: int, hashed: bool) -> Plan:
+        """The policies of a layer, in order; none of them keeps all."""
+        if hashed and not self.hash_layers:
+            return ()
+        return self.layers.get(layer, self.plan)
+
+
+def parse(text: str) -> Settings | None:
+    """None for an empty text. Raises ValueError in one line that names the variable."""
+    if not text.strip():
+        return None
+    try:
+        return _settings(_entries(text))
+    except ValueError as error:
+        raise ValueError(f"{VARIABLE}: {error}") from None
+
+
+def _entries(text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        entries: dict[str, Any] = json.loads(text)
+        return entries
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"{wrong[0]!r} is no name=value, nor is the whole a JSON object")
+    return {name.strip(): _value(value.strip()) for name, _, value in pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _settings(entries: dict[str, Any]) -> Settings:
+    known = {**DEFAULTS, **{name: value for name, value in entries.items() if name in DEFAULTS}}
+    if known["hash_layers"] not in {"skip", "exact"}:
+        raise ValueError(f"hash_layers must be skip or exact, not {known['hash_layers']!r}")
+    if not isinstance(known["renormalise"], bool):
+        raise ValueError(f"renormalise must be true or false, not {known['renormalise']!r}")  # noqa: TRY004
+    return Settings(
+        plan=_plan({name: value for name, value in entries.items() if name not in DEFAULTS}, ""),
+        layers=_layers(known["layers"]),
+        hash_layers=known["hash_layers"] == "skip",
+        renormalise=known["renormalise"],
+        log_s=_number("", "log_s", known["log_s"]),
+    )
+
+
+def _layers(entries: Any) -> dict[int, Plan]:
+    if not isinstance(entries, dict) or not all(isinstance(each, dict) for each in entries.values()):
+        raise ValueError('layers must be like {"0-2": {"mode": "off"}}')
+    return {at: _plan(each, f"layers {span}: ") for span, each in entries.items() for at in _span(span)}
+
+
+def _span(text: str) -> range:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal()) or int(last or first) < int(first):
+        raise ValueError(f'layers: "{text}" is no layer and no range of layers like "3-7"')
+    return range(int(first), int(last or first) + 1)
+
+
+def _plan(entries: Mapping[str, Any], where: str) -> Plan:
+    mode = entries.get("mode")
+    if mode not in NEEDS:
+        raise ValueError(f"{where}mode must be one of {', '.join(NEEDS)}, not {mode!r}")
+    given = [name for name in entries if name != "mode"]
+    if strange := [name for name in given if name not in NEEDS[mode]]:
+        raise ValueError(f"{where}mode {mode} takes no {strange[0]!r}")
+    if NEEDS[mode] and len(given) != 1:
+        raise ValueError(f"{where}mode {mode} needs {' or '.join(NEEDS[mode])}")
+    return _policies(mode, {name: _number(where, name, entries[name]) for name in given})
+
+
+def _policies(mode: str, values: Mapping[str, float]) -> Plan:
+    match mode:
+        case "top-k":
+            return (TopK(int(values["k"])),)
+        case "share":
+            return (Share(values["share"]),)
+        case "threshold":
+            return (Ratio(values["threshold"]),)
+        case "batch-aware":
+            return (TopK(int(values["k"])), Piggyback()) if "k" in values else (Budget(int(values["experts"])),)
+    return ()
+
+
+def _number(where: str, name: str, value: Any) -> float:
+    low, high = BOUNDS[name]
+    kinds = int if name in WHOLE else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        whole = "whole " if name in WHOLE else ""
+        raise ValueError(f"{where}{name} must be a {whole}number from {low} to {high}, not {value!r}")
+    return value

@@ -1,0 +1,43 @@
+"""Is this the vLLM that the plug-in was written for?
+
+The layer of experts changed its class twice (`FusedMoE` alone; then a runner; then `RoutedExperts`), so its shape is
+compared and not its version number. Read and tested: vLLM 0.32.0.
+"""
+
+import importlib
+import inspect
+from typing import Any
+
+LAYER = ("vllm.model_executor.layers.fused_moe.routed_experts", "RoutedExperts")
+GATE = ("vllm.model_executor.layers.fused_moe.router.gate_linear", "GateLinear")
+# Method -> its parameters, to the letter: one more may be one that must be passed on.
+METHODS = {
+    "forward_modular": ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
+    "forward_monolithic": ("self", "x", "router_logits", "input_ids"),
+}
+
+
+def unfit() -> str | None:
+    """Why the vLLM beside us cannot be extended; None if it can."""
+    try:
+        layer, gate = (getattr(importlib.import_module(module), name) for module, name in (LAYER, GATE))
+    except (ImportError, AttributeError) as error:
+        return f"this vLLM has no {LAYER[1]} or {GATE[1]} where 0.32.0 has them ({error})"
+    return other_shape(layer) or not_pluggable(layer) or not_pluggable(gate)
+
+
+def other_shape(layer: Any) -> str | None:
+    """What of a class of experts is not as METHODS has it."""
+    for name, parameters in METHODS.items():
+        found = getattr(layer, name, None)
+        if found is None:
+            return f"{layer.__name__} has no {name}"
+        if (has := tuple(inspect.signature(found).parameters)) != parameters:
+            return f"{layer.__name__}.{name} takes {', '.join(has)}, not {', '.join(parameters)}"
+    return None
+
+
+def not_pluggable(layer: Any) -> str | None:
+    if not callable(getattr(layer, "register_oot", None)):
+        return f"{layer.__name__} cannot be replaced: vLLM's registry of layers does not know it"
+    return None
