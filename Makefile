@@ -30,7 +30,9 @@ test-faults: $(VENV)/.dev
 test-backends: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/backends --ignore=tests/backends/flashmoe
 test-torch: $(TORCH)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe tests/backends/test_models.py --confcutdir=tests/backends
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe tests/backends/test_models.py --confcutdir=tests/backends \
+		--ignore=tests/backends/flashmoe/kernels
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe/kernels --confcutdir=tests/backends/flashmoe
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,0 +1,110 @@
+"""Which slots does each expert work on? Slots by expert, in blocks that a matrix kernel takes one at a time."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+
+from backends.flashmoe.experts import SKIPPED
+from backends.flashmoe.kernels.launch import ROUTED, most_blocks
+
+TOKENS = 16  # that the program holds at once
+WARPS = 8
+_SKIPPED, _TOKENS = tl.constexpr(SKIPPED), tl.constexpr(TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Slots by expert, in blocks of `rows`. Only what `work` counts is written."""
+
+    top: int
+    rows: int
+    slots: Tensor  # [most blocks, rows] int32: token * top + place, -1 to fill a block
+    expert: Tensor  # [most blocks] int32
+    work: Tensor  # [2] int32: blocks, distinct experts
+
+
+def reference_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
+    """The blocks of ids [N, k]: experts in their order, the slots of each in the order of tokens."""
+    of = [(ids.reshape(-1) == expert).nonzero()[:, 0].split(rows) for expert in range(experts)]
+    parts = [(expert, part) for expert, split in enumerate(of) for part in split if part.numel()]
+    owners = [expert for expert, _ in parts]
+    blocks = [functional.pad(part, (0, rows - part.numel()), value=SKIPPED) for _, part in parts]
+    slots = torch.stack(blocks) if blocks else ids.new_empty(0, rows)
+    work = torch.tensor([len(owners), len(set(owners))], dtype=torch.int32)
+    return Blocks(ids.shape[1], rows, slots.int(), torch.tensor(owners, dtype=torch.int32), work)
+
+
+def align(ids: Tensor, experts: int, rows: int) -> Blocks:
+    """The blocks of ids [N, k] int32 that were chosen elsewhere; ids of a token differ, SKIPPED may repeat."""
+    tokens, top = ids.shape
+    assert ids.dtype == torch.int32 and ids.is_contiguous() and 0 < tokens <= ROUTED
+    blocks = empty(ids, experts, rows)
+    align_kernel[(1,)](
+        ids, blocks.slots, blocks.expert, blocks.work, tokens,
+        E=experts, WIDTH=triton.next_power_of_2(experts), TOP=top, MOST=most(tokens), ROWS=rows, num_warps=WARPS,
+    )  # fmt: skip
+    return blocks
+
+
+def empty(ids: Tensor, experts: int, rows: int) -> Blocks:
+    """Room for the blocks of ids [N, k]."""
+    blocks = most_blocks(ids.numel(), experts, rows)
+    return Blocks(ids.shape[1], rows, ids.new_empty(blocks, rows), ids.new_empty(blocks), ids.new_empty(2))
+
+
+def most(tokens: int) -> int:
+    """Tokens that the program is compiled for: few values, so that few programs are."""
+    return max(TOKENS, triton.next_power_of_2(tokens))
+
+
+@triton.jit
+def align_kernel(
+    ids, slots, expert_of, work, tokens,
+    E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    expert = tl.arange(0, WIDTH)
+    count = tl.zeros((WIDTH,), tl.int32)
+    for at in range(0, MOST, _TOKENS):
+        count += tl.sum((_slots(ids, at, tokens, expert, TOP, WIDTH) >= 0).to(tl.int32), 0)
+    start = begin(count, slots, expert_of, work, WIDTH, MOST, ROWS)
+    for at in range(0, MOST, _TOKENS):
+        start = place(_slots(ids, at, tokens, expert, TOP, WIDTH), start, slots)
+
+
+@triton.jit
+def _slots(ids, at, tokens, expert, TOP: tl.constexpr, WIDTH: tl.constexpr):
+    """The slot with which each token asks each expert: [TOKENS, WIDTH], -1 for none."""
+    row = at + tl.arange(0, _TOKENS)
+    slot = tl.full((_TOKENS, WIDTH), -1, tl.int32)
+    for place in tl.static_range(TOP):
+        hit = tl.load(ids + row * TOP + place, mask=row < tokens, other=_SKIPPED)[:, None] == expert[None, :]
+        slot = tl.where(hit, (row * TOP + place)[:, None], slot)
+    return slot
+
+
+@triton.jit
+def begin(count, slots, expert_of, work, WIDTH: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr):
+    """Writes all of the blocks of `count` [WIDTH] slots of each expert but the slots; where each expert's begin."""
+    expert = tl.arange(0, WIDTH)
+    blocks = (count + ROWS - 1) // ROWS
+    first = tl.cumsum(blocks, 0) - blocks
+    tl.store(work, tl.sum(blocks, 0))
+    tl.store(work + 1, tl.sum((count > 0).to(tl.int32), 0))
+    for part in range(0, (MOST + ROWS - 1) // ROWS):
+        tl.store(expert_of + first + part, expert, mask=part < blocks)
+    offset = count[:, None] + tl.arange(0, ROWS)[None, :]
+    at = first[:, None] * ROWS + offset
+    tl.store(slots + at, tl.full((WIDTH, ROWS), -1, tl.int32), mask=offset < (blocks * ROWS)[:, None])
+    return first * ROWS
+
+
+@triton.jit
+def place(slot, start, slots):
+    """Writes the slots [TOKENS, WIDTH] of the next tokens, -1 for none, from `start` on; where the next begin."""
+    mine = (slot >= 0).to(tl.int32)
+    tl.store(slots + start[None, :] + tl.cumsum(mine, 0) - mine, slot, mask=slot >= 0)
+    return start + tl.sum(mine, 0)
