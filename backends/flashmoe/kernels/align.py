@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from backends.flashmoe.experts import SKIPPED
 from backends.flashmoe.kernels.launch import ROUTED, most_blocks
+from backends.flashmoe.policy import SKIPPED
 
 TOKENS = 16  # that the program holds at once
 WARPS = 8

@@ -12,10 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from backends.flashmoe.experts import SKIPPED
 from backends.flashmoe.kernels.align import TOKENS, WARPS, Blocks, begin, empty, most, place
 from backends.flashmoe.kernels.launch import ROUTED
-from backends.flashmoe.policy import Piggyback, Routing, Share, rank
+from backends.flashmoe.policy import SKIPPED, Piggyback, Routing, Share, rank
 from backends.flashmoe.predictor import TRUNK, Head
 
 _SKIPPED, _TOKENS, _TRUNK = tl.constexpr(SKIPPED), tl.constexpr(TOKENS), tl.constexpr(TRUNK)

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed: the kernels are not tested")
-from backends.flashmoe.experts import SKIPPED
 from backends.flashmoe.kernels import down, gate_up, weights
 from backends.flashmoe.kernels.align import align
 from backends.flashmoe.kernels.gate_up import GPT_OSS, SWIGLU, V4, Activation
 from backends.flashmoe.kernels.launch import Format, Tile
+from backends.flashmoe.policy import SKIPPED
 
 EXPERTS, HIDDEN, INNER = 5, 256, 128
 MASKS = ("none", "all but one", "a token", "an expert", "everything")
