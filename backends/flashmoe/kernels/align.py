@@ -43,11 +43,15 @@ def align(ids: Tensor, experts: int, rows: int) -> Blocks:
     tokens, top = ids.shape
     assert ids.dtype == torch.int32 and ids.is_contiguous() and 0 < tokens <= ROUTED
     blocks = empty(ids, experts, rows)
-    align_kernel[(1,)](
-        ids, blocks.slots, blocks.expert, blocks.work, tokens,
-        E=experts, WIDTH=triton.next_power_of_2(experts), TOP=top, MOST=most(tokens), ROWS=rows, num_warps=WARPS,
-    )  # fmt: skip
+    constexprs = constants(experts, top, tokens, rows)
+    align_kernel[(1,)](ids, blocks.slots, blocks.expert, blocks.work, tokens, **constexprs, num_warps=WARPS)
     return blocks
+
+
+def constants(experts: int, top: int, tokens: int, rows: int) -> dict[str, object]:
+    """What the kernel is compiled for."""
+    width = triton.next_power_of_2(experts)
+    return {"E": experts, "WIDTH": width, "TOP": top, "MOST": most(tokens), "ROWS": rows}
 
 
 def empty(ids: Tensor, experts: int, rows: int) -> Blocks:

@@ -56,7 +56,9 @@ ROUTED = 256  # tokens up to which one program routes all
 
 def choose(shape: Shape, form: Format, tokens: int, processors: int = H200) -> Launch:
     """The launch for `tokens` tokens. ValueError: the shape fits no tile of this format."""
-    rows = _rows(shape, tokens)
+    rows = _rows(
+        shape, tokens, 32 if form is Format.MXFP4 else 64
+    )  # Triton 3.6 cannot decode for a warp group's product
     programs = RESIDENT * processors
     down = _tile(form, rows, shape.hidden, shape.inner)
     blocks = min(tokens * shape.top, shape.experts)
@@ -71,11 +73,11 @@ def most_blocks(pairs: int, experts: int, rows: int) -> int:
     return asked + (pairs - asked) // rows
 
 
-def _rows(shape: Shape, tokens: int) -> int:
-    """Enough for what an expert is expected to get, and no fewer than a tensor core takes."""
+def _rows(shape: Shape, tokens: int, most: int) -> int:
+    """Enough for what an expert is expected to get, up to `most`, and no fewer than a tensor core takes."""
     read = shape.experts * (1 - (1 - shape.top / shape.experts) ** tokens)
     each = tokens * shape.top / read
-    return 16 if each <= 16 else 32 if each <= 32 else 64
+    return next((rows for rows in (16, 32) if each <= rows), most)
 
 
 def _tile(form: Format, rows: int, outputs: int, inputs: int) -> Tile:

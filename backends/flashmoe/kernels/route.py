@@ -125,13 +125,14 @@ def kernel(
     expert = tl.arange(0, WIDTH)
     for at in range(0, MOST, _TOKENS):
         row = at + tl.arange(0, _TOKENS)
+        if HEAD:  # first, while few registers are taken
+            norm = _norms(trunk, w1, b1, w2, b2, w3, b3, row, tokens, E, WIDTH)
+            tl.debug_barrier()
         allowed = tl.load(budget + row, mask=row < tokens, other=0)
         real = (row < tokens)[:, None] & (expert < E)[None, :]
         x = tl.load(logits + row[:, None] * E + expert[None, :], mask=real, other=0.0)
         weight = _weights(x, bias, real, E, WIDTH, TOP, SOFTMAX, SCALE)
-        worth = weight
-        if HEAD:
-            worth *= tl.exp(_norms(trunk, w1, b1, w2, b2, w3, b3, row, tokens, E, WIDTH))
+        worth = weight * tl.exp(norm) if HEAD else weight
         live = allowed[:, None] > 0
         chosen = (weight > 0) & live
         first = _sort(worth, weight, chosen, allowed, ids, weights, kept, row, tokens, WIDTH, TOP, SHARE)
