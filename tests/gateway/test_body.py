@@ -223,11 +223,12 @@ def test_no_bytes_do_worse_than_a_bad_request(noise: bytes, at: int, patch: byte
 def test_reading_takes_time_in_proportion_to_size() -> None:
     def seconds(count: int) -> float:
         data = b"{" + b",".join(b'"k%d":"%s"' % (i, b"v" * 20) for i in range(count)) + b"}"
-        started = time.perf_counter()
+        started = time.thread_time()
         read(data)[0].edit({"k1": None, "model": b'"m"'})
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
-    assert min(seconds(40_000) for _ in range(3)) < 30 * min(seconds(4000) for _ in range(3))
+    # Ten times the members: a hundred times the work if each looked at all others.
+    assert min(seconds(40_000) for _ in range(5)) < 60 * min(seconds(4000) for _ in range(5))
 
 
 @given(st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5), max_size=6))
