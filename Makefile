@@ -72,9 +72,11 @@ $(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
 	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	touch $@
 # The model side alone: torch is large, and neither the gateway nor its tests need it.
+# Triton 3.6 is what the kernels are cut for; torch of PyPI would bring another, which the tests do without.
 $(TORCH)/.installed: requirements-torch.lock
 	$(PYTHON) -m venv $(TORCH)
 	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements-torch.lock
+	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps triton==3.6.0
 	touch $@
 # Two repairs: the CUDA builds of the libraries beside torch break transformers' imports, and need not be there; the other is
 # in tests/engines/conftest.py. Where pip finds no CPU build of torch, PIP_EXTRA_INDEX_URL may name PyTorch's own index.
