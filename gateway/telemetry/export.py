@@ -8,6 +8,7 @@ memory.
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -40,13 +41,25 @@ class Counting(OTLPSpanExporter):
         return found
 
 
+class Own(Resource):
+    """A resource that knows its hash; the exporter asks with each span, and the SDK's writes itself as JSON for it."""
+
+    def __init__(self, *told: Any) -> None:
+        super().__init__(*told)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 class Export:
     """Sends the spans of what it is given, and those that others make by `tracers`, of which `ratio` is sampled, until
     it is closed. Where too many wait the SDK drops the oldest, and says so in the log."""
 
     def __init__(self, lost: Cell, ratio: float) -> None:
         told = OTELResourceDetector().detect().attributes
-        self._resource = Resource.create({"service.name": "tiergate", "service.version": __version__, **told})
+        found = Resource.create({"service.name": "tiergate", "service.version": __version__, **told})
+        self._resource = Own(found.attributes, found.schema_url)
         self._waiting = BatchSpanProcessor(Counting(lost))
         sampler = ParentBased(TraceIdRatioBased(ratio))
         self.tracers = TracerProvider(sampler, self._resource, shutdown_on_exit=False)
