@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import msgspec
 
@@ -60,7 +61,7 @@ class Account:
             self.spent, self.window = 0, now // self.span if self.span else 0
         if now // DAY != self.day:
             self.day = now // DAY
-            oldest = _date(now // 1_000_000 - KEPT * 86_400)
+            oldest = _date(self.day - KEPT)
             self.ledger = {heading: sums for heading, sums in self.ledger.items() if heading[0] >= oldest}
 
     @property
@@ -125,7 +126,8 @@ class Account:
             self.book(line)
 
     def book(self, line: Line) -> None:
-        sums = self.ledger.setdefault((_date(time.time()), line.tier, line.kind, line.estimated), [0] * 5)
+        today = _date(int(time.time()) // 86_400)
+        sums = self.ledger.setdefault((today, line.tier, line.kind, line.estimated), [0] * 5)
         for at, count in enumerate((line.requests, line.prompt, line.cached, line.completion, line.money)):
             sums[at] += count
         if line.kind == "answer":
@@ -142,5 +144,6 @@ class Account:
         ]
 
 
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+@lru_cache(maxsize=4)  # the C library looks for a time zone's file each time
+def _date(day: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(day * 86_400))
