@@ -1,28 +1,16 @@
 """How are the servers of a store set up?"""
 
 import time
-from typing import NamedTuple
 
 from gateway.store.address import checked, open_door
 from gateway.store.circuit import Circuit
+from gateway.store.contract import ServerSetup
 from gateway.store.line import FAULTS
 from gateway.store.outage import unavailable
 
 
-class ServerSetup(NamedTuple):
-    """What a server tells of itself. `ahead`: seconds that its clock is before ours. `evicts`: the policy by which it
-    drops keys when its memory is full. `saves`: what it holds outlasts its end. `took`: seconds for an answer.
-    """
-
-    version: str
-    ahead: float
-    evicts: str
-    saves: bool
-    took: float
-
-
-async def setups(url: str) -> list[ServerSetup]:
-    """All servers that hold keys. Raises ValueError for no address of a store, Overloaded where one does not answer."""
+async def asked(url: str) -> list[ServerSetup]:
+    """As gateway.store.setups."""
     door = open_door(checked(url), lambda: None)
     try:
         return [await _asked(server) for server in await door.servers()]

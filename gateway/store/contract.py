@@ -81,6 +81,18 @@ class KeyRecord:
     explain: bool | None = None
 
 
+class ServerSetup(NamedTuple):
+    """What a server tells of itself. `ahead`: seconds that its clock is before ours. `evicts`: the policy by which it
+    drops keys when its memory is full. `saves`: what it holds outlasts its end. `took`: seconds for an answer.
+    """
+
+    version: str
+    ahead: float
+    evicts: str
+    saves: bool
+    took: float
+
+
 class Store(Protocol):
     """Memory that processes may share. Methods about keys raise Overloaded when the store does not answer."""
 

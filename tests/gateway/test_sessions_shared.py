@@ -10,7 +10,8 @@ import redis
 
 from gateway.embedded import embedded
 from gateway.sessions import recalling
-from gateway.store import Limits, RedisStore
+from gateway.store import Limits
+from gateway.store.valkey import RedisStore
 from loadtest.servers import Sim, free_port, python
 from tests.gateway.serving import COMPLEX, SIMPLE, Port, asked, body, gateway
 from tests.gateway.test_sessions import sessions

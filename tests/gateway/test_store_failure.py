@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
-from gateway.store import Admitted, Bound, Limits, Line, Money, Outage, Portion, RedisStore, open_store
+from gateway.store import Admitted, Bound, Limits, Line, Money, Outage, Portion, open_store
+from gateway.store.valkey import RedisStore
 from loadtest.servers import Sim
 from tests.gateway.serving import body, eventually, gateway
 from tests.tiers import policy_for
