@@ -189,6 +189,11 @@ class Noted:
         self._splitter = Splitter()
         self.status, self.header = response.status, response.header
 
+    @property
+    def complete(self) -> bool:
+        """As of Response."""
+        return self._response.complete
+
     async def read(self, limit: int) -> bytes:
         data = await self._response.read(limit)
         self._note(data)
@@ -211,7 +216,7 @@ class Noted:
 async def to_end(response: Response | Noted) -> None:
     """Read and drop the rest of a message that is about to end, so that the connection can be used again."""
     with contextlib.suppress(TransportError, TimeoutError):
-        async with asyncio.timeout(TAIL_WAIT):
+        async with asyncio.timeout(None if response.complete else TAIL_WAIT):
             while await response.chunk():
                 pass
 

@@ -35,7 +35,8 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
     question, options = split(text)
     question = question.strip() or text
     said = asked(question)
-    size = len(question) + (DENSITY - 1) * sum(map(len, DENSE.findall(question)))
+    dense = 0 if question.isascii() else sum(map(len, DENSE.findall(question)))
+    size = len(question) + (DENSITY - 1) * dense
     symbols = notation(question)
     lookup = len(question) < LOOKUP[1] and len(_WORD.findall(question)) <= LOOKUP[0]
     values = (
@@ -45,7 +46,7 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
         much(symbols, 15),
         min(20 * symbols / (size + 20), 1.0),
         much(count(_IDENTIFIER, question), 15),
-        min(8 * (notation(options) + count(_NUMBER, options)) / (len(options) + 1), 1.0),
+        min(8 * (notation(options) + count(_NUMBER, options)) / (len(options) + 1), 1.0) if options else 0.0,
         float(_QUESTION.search(question) is None),
         min(said["depth"] / 3, 1.0),
         min(said["program"] / 3, 1.0),
