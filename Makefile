@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 ROUTER := .venv-router
+LITELLM := .venv-litellm
 TORCH := .venv-torch
 VLLM := .venv-vllm
 BIN := $(VENV)/bin
@@ -47,6 +48,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m loadtest.overhead --log
 	$(BIN)/python -m loadtest.ttft
 	$(BIN)/python -m loadtest.store
+# The best-known gateway in Python, for the same table of `bench`; 750 MB, so it is there when asked for.
+$(LITELLM):
+	$(PYTHON) -m venv $@ && $@/bin/pip -q install "litellm[proxy]==1.106.2"
 load: $(VENV)/.dev
 	$(BIN)/python -m loadtest
 # Real vLLM servers on tiny models: minutes and gigabytes to install, so no part of `test`. Says so and passes where it cannot.
@@ -57,7 +61,7 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo $(LOCK) -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo --extra load --group dev -c requirements.lock $(LOCK) -o requirements-dev.lock
 clean:
-	rm -rf $(VENV) $(ROUTER) $(TORCH) $(VLLM)
+	rm -rf $(VENV) $(ROUTER) $(LITELLM) $(TORCH) $(VLLM)
 
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 

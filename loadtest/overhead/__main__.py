@@ -4,7 +4,7 @@
 
 One process of each gateway on CPU 0; model server, load and store on CPU 1; all ways interleaved round by round and
 started afresh in each, so that ratios hold where a shared machine's absolutes do not. Compared are the way directly to
-the model server, nginx, vllm-router, and Tiergate as
+the model server, nginx, vllm-router, LiteLLM's proxy, and Tiergate as
 
     passthrough     model: flash, limits in memory, no log lines (the others write none)
     passthrough (asgi)   the same by the plain ASGI front
@@ -13,7 +13,7 @@ the model server, nginx, vllm-router, and Tiergate as
     with triage     the same, and the question to a model server that answers it at once
 
 `rate` is answers a second, `CPU us` the gateway's user and system time an answer, `foreign` the share of CPU 0 that
-others took. nginx or vllm-router that is not there is named as missing.
+others took. A peer that is not there is named as missing.
 """
 
 import argparse

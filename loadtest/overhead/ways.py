@@ -17,7 +17,9 @@ from loadtest.servers import HOST, end, free_port
 ROOT = Path(__file__).parent.parent.parent
 GATEWAY_CPU, OTHERS_CPU = 0, 1
 ROUTER = Path(os.environ.get("VLLM_ROUTER", ROOT / ".venv-router" / "bin" / "vllm-router"))
-STARTED = 30.0  # seconds
+LITELLM = Path(os.environ.get("LITELLM", ROOT / ".venv-litellm" / "bin" / "litellm"))
+MASTER = "sk-bench-0123456789abcdef0123456789abcdef"  # LiteLLM does not start without a strong one
+STARTED = 60.0  # seconds
 TRACED = 0.05
 NGINX = """\
 daemon off; master_process off; worker_processes 1; pid {place}/nginx.pid; error_log stderr error;
@@ -51,6 +53,10 @@ callers:
   default: {{plan: free}}
   plans: {{free: {{requests_per_minute: 100000000, concurrency: 10000, may: [pro]}}}}
 """
+MODELS = """\
+model_list: [{{model_name: stub, litellm_params: {{model: openai/stub, api_base: "http://{stub}/v1", api_key: none}}}}]
+general_settings: {{master_key: {master}}}
+"""
 KEPT = "{ttl: 10s, when: {temperature: {max: 2}}}"
 
 
@@ -78,6 +84,7 @@ class Way:
     model: str = "stub"
     headers: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    alive: str = "/health"  # what answers once it serves
 
     def missing(self) -> str | None:
         """What this machine lacks for it."""
@@ -101,7 +108,7 @@ class Way:
                 env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=output,
             )  # fmt: skip
         try:
-            _answering(f"http://{HOST}:{port}/health", process)
+            _answering(f"http://{HOST}:{port}{self.alive}", process)
             yield Running(process.pid, port, time.perf_counter() - began)
         finally:
             end(process)
@@ -132,6 +139,18 @@ class Router(Way):
         return [str(ROUTER), *told, "--host", HOST, "--port", str(port), "--prometheus-port", str(free_port())]
 
 
+class LiteLLM(Way):
+    """LiteLLM's proxy as it is meant for production: one worker, a key, no database, errors alone in its log."""
+
+    def missing(self) -> str | None:
+        return None if LITELLM.exists() else "no LITELLM=.../bin/litellm (`make .venv-litellm` installs it)"
+
+    def command(self, spot: Spot, port: int) -> Sequence[str]:
+        file = spot.place / "litellm.yaml"
+        file.write_text(MODELS.format(stub=spot.stub, master=MASTER))
+        return [str(LITELLM), "--config", str(file), "--host", HOST, "--port", str(port), "--num_workers", "1"]
+
+
 @dataclass(frozen=True)
 class Tiergate(Way):
     """This gateway. `shared`: on the store, with TRACED of its exchanges traced, else in memory; `route` and `caching`
@@ -153,10 +172,13 @@ class Tiergate(Way):
 
 def ways(key: str) -> list[Way]:
     """All that are compared; `key` is an API key on the store."""
+    settled = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    master = (f"authorization: Bearer {MASTER}",)
     keyed, quiet = (f"authorization: Bearer {key}",), {"GATEWAY_LOG_EXCHANGES": "false"}
     return [
         Nginx("nginx"),
         Router("vllm-router"),
+        LiteLLM("litellm", headers=master, environment=settled, alive="/health/liveliness"),
         Tiergate("passthrough", environment=quiet),
         Tiergate("passthrough (asgi)", environment={**quiet, "GATEWAY_HTTP": "asgi"}),
         Tiergate("full path", "auto", keyed, shared=True, caching=KEPT),
