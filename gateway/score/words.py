@@ -108,9 +108,8 @@ def asked(text: str) -> dict[str, int]:
     for word in set(WORD.findall(text.lower())):
         if kind := _WHOLE.get(word):
             found.add((word, kind))
-        for pair in _BEGUN.get(word[:KEY], ()):
-            if word.startswith(pair[0]):
-                found.add(pair)
+        if stems := _BEGUN.get(word[:KEY]):
+            found.update([pair for pair in stems if word.startswith(pair[0])])
     if not text.isascii() and DENSE.search(text):
         found.update(pair for pair in _DENSE if pair[0] in text)
     counts = dict.fromkeys(KINDS, 0)
