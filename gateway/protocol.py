@@ -21,7 +21,8 @@ SLACK = 128 * 1024  # bytes over the limit that may be under way when the app re
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PORT = re.compile(rb":[0-9]{1,5}\Z")
-_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})  # what `_check` looks at
+_ONCE = (b"authorization", b"x-api-key")  # who reads the first one and who reads the last see two callers
+_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", *_ONCE})  # what `_check` looks at
 
 
 class Connection(HttpToolsProtocol):
@@ -142,6 +143,7 @@ class Connection(HttpToolsProtocol):
             self._check_host(hosts or [], version)
             self._host = hosts
         self._check_length(told, version)
+        self._check_keys(told)
         self.expect_100_continue = told.get(b"expect", [b""])[-1].lower() == b"100-continue"
 
     def _head(self) -> int:
@@ -155,6 +157,11 @@ class Connection(HttpToolsProtocol):
             raise BadRequest("A request's length is told once, and chunked is the only transfer encoding.")
         if self.parser.should_upgrade() and (coding or b"content-length" in told):
             raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
+
+    def _check_keys(self, told: Mapping[bytes, Sequence[bytes]]) -> None:
+        for name in _ONCE:
+            if name in told and len(told[name]) > 1:
+                raise BadRequest("A request shows one key.")
 
     def _check_host(self, hosts: list[bytes], version: str) -> None:
         if not hosts and version == "1.0":

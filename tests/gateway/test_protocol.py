@@ -70,6 +70,8 @@ AMBIGUOUS = {
     "a folded header": POST + b"x: a\r\n b\r\n\r\n",
     "a folded length": POST + b"content-length:\r\n 3\r\n\r\nabc",
     "chunked by HTTP/1.0": b"POST / HTTP/1.0\r\nhost: g\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "two keys": POST + LENGTH + b"authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n" + QUESTION,
+    "two keys as Anthropic sends them": POST + LENGTH + b"x-api-key: a\r\nx-api-key: a\r\n\r\n" + QUESTION,
     "NUL in a value": GET + b"x: a\x00b\r\n\r\n",
     "NUL in a name": GET + b"x\x00: a\r\n\r\n",
     "NUL in the target": b"GET /health\x00 HTTP/1.1\r\nhost: gateway\r\n\r\n",
