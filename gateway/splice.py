@@ -139,7 +139,7 @@ def refuse_links(request: ChatRequest) -> None:
 
 def _linked(parts: Sequence[Part]) -> int | None:
     """Which of a message's pieces holds a link, if one does."""
-    return next((j for j, part in enumerate(parts) if not all(url.startswith("data:") for url in part.urls())), None)
+    return next((j for j, part in enumerate(parts) for url in part.urls() if not url.startswith("data:")), None)
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
