@@ -237,7 +237,7 @@ def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash: Sim,
     }
 
     async def main() -> None:
-        async with gateway(policy_for(flash, pro), hosts="gateway", request_timeout=0.2) as gate:
+        async with gateway(policy_for(flash, pro), hosts="localhost, gateway", request_timeout=0.2) as gate:
             for status, vector in refused.items():
                 await said(gate.port, vector)
                 shown = (await gate.get("/metrics")).data.decode()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.app import across_origins, create_app
+from gateway.cli.serve import addressed
 from gateway.keys import Keys
 from gateway.server import Server, bind
 from gateway.settings import Settings
@@ -107,6 +108,25 @@ def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
             assert time.monotonic() - started < 5, "the drain would have been 600 s"
 
     asyncio.run(main())
+
+
+def test_where_no_key_is_asked_for_only_names_of_this_machine_are_served(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        with serving(flash, pro) as (gate, process):
+            for host in ("localhost", f"127.0.0.1:{gate.port}", "[::1]"):
+                assert (await gate.get("/health", host=host)).status == 200
+            for host in ("evil.example", "localhost.evil.example", "10.0.0.1"):
+                assert (await gate.ask(body(), host=host)).status == 421, "a page of that site asks"
+            process.terminate()
+
+    asyncio.run(main())
+
+
+def test_a_key_or_a_list_of_hosts_decides_otherwise() -> None:
+    open_, closed = Keys(MemoryStore(), everyone=True), Keys(MemoryStore(), "k" * 24)
+    assert addressed(Settings(), closed).hosts == ()
+    assert addressed(Settings(hosts=("a.example",)), open_).hosts == ("a.example",)
+    assert "[::1]" in addressed(Settings(host="::1"), open_).hosts
 
 
 @pytest.mark.parametrize(("host", "pause"), [("127.0.0.1", 0.0), ("0.0.0.0", 5.0)])
