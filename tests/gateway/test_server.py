@@ -1,5 +1,6 @@
 import asyncio
 import json
+import resource
 import signal
 import socket
 import ssl
@@ -15,12 +16,12 @@ import pytest
 from gateway.app import across_origins, create_app
 from gateway.cli.serve import addressed
 from gateway.keys import Keys
-from gateway.server import Server, bind
+from gateway.server import Server, bind, files
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running
 from tests.gateway.identity import CERTIFICATE, KEY, pem
-from tests.gateway.serving import Answer, Port, body, eventually, parsed
+from tests.gateway.serving import Answer, Line, Port, body, eventually, parsed
 from tests.tiers import JSON, policy_for, until
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
@@ -127,6 +128,29 @@ def test_a_key_or_a_list_of_hosts_decides_otherwise() -> None:
     assert addressed(Settings(), closed).hosts == ()
     assert addressed(Settings(hosts=("a.example",)), open_).hosts == ("a.example",)
     assert "[::1]" in addressed(Settings(host="::1"), open_).hosts
+
+
+def test_callers_who_only_hold_connections_leave_files_for_the_servers(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        with serving(flash, pro, CONNECTIONS="4") as (gate, process):
+            first, *held, last = [Line(*await asyncio.open_connection("127.0.0.1", gate.port)) for _ in range(5)]
+            crowded = await last.answer()
+            assert (crowded.status, crowded.headers["retry-after"]) == (503, "1")
+            assert crowded.json()["error"]["code"] == "overloaded"
+            first.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert (await first.answer()).status == 200, "who is in stays in"
+            shown = (await gate.get("/metrics")).data
+            assert b'gateway_protocol_refusals_total{status="503"} 1.0' in shown
+            for line in held:
+                await line.leave()
+            process.terminate()
+
+    asyncio.run(main())
+
+
+def test_a_process_may_open_as_many_files_as_the_system_lets_it() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(most, 4096)
 
 
 @pytest.mark.parametrize(("host", "pause"), [("127.0.0.1", 0.0), ("0.0.0.0", 5.0)])
