@@ -16,7 +16,7 @@ from gateway.settings import Settings
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
 MIN_RATE = 16 * 1024  # bytes a second; a body that is slower has `request_timeout` seconds in all
 HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
-FRAMING = 8  # bytes of framing that a byte of a chunked body may come with
+CONTENT = 8  # bytes of a chunked body for each of its framing: a piece takes 80 bytes here, however little is in it
 SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -85,8 +85,8 @@ class Connection(HttpToolsProtocol):
             self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
         elif self._in_body and self._body > self._settings.max_body + SLACK:
             self._fail(TooLarge(f"The request body is over {self._settings.max_body} bytes."))
-        elif self._in_body and self._read - self._body > 2 * MAX_HEAD + FRAMING * self._body:
-            self._fail(BadRequest("The request has more framing than content."))
+        elif self._in_body and self._read - self._body > 2 * MAX_HEAD + self._body // CONTENT:
+            self._fail(BadRequest("The chunks of the request are too small for what is in them."))
         elif self._in_body or not self._unanswered:
             self._expect()
         else:
