@@ -24,7 +24,8 @@ rules: [{id: all, route: pro}]
 BOTH = ("flash", "pro")
 
 
-def request(*bills: Bill, path: str = "/v1/chat/completions", **fields: Any) -> ChatRequest:
+def request(*bills: Bill, **fields: Any) -> ChatRequest:
+    path = "/v1/completions" if "prompt" in fields else "/v1/chat/completions"
     body, known = read(json.dumps({"messages": [{"role": "user", "content": "word " * 50}], **fields}).encode())
     return ChatRequest("r", Caller("a", "a", "default", "s"), path, body, known, {}, 0.0, list(bills))
 
@@ -59,8 +60,8 @@ def test_of_two_longest_answers_the_larger_counts_as_servers_differ_in_which_the
 
 def test_a_text_completion_is_bound_by_max_tokens_only_as_it_has_no_other_name_there() -> None:
     fields = {"messages": None, "prompt": "x", "max_completion_tokens": 1}
-    assert bound(request(path="/v1/completions", **fields), BOTH, POLICY).completion == DEFAULT_ANSWER
-    assert bound(request(path="/v1/completions", **fields, max_tokens=9), BOTH, POLICY).completion == 9
+    assert bound(request(**fields), BOTH, POLICY).completion == DEFAULT_ANSWER
+    assert bound(request(**fields, max_tokens=9), BOTH, POLICY).completion == 9
 
 
 def test_each_prompt_of_a_completion_has_its_answers() -> None:
