@@ -76,9 +76,12 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         started = time.perf_counter()
         caller = await caller_of(request)
         policy = serving(caller.id, doors.policy)
-        if not terms(caller, policy)[0].explain:
+        plan, _ = terms(caller, policy)
+        if not plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
-        asked = chat(await received(request, settings.max_body), caller, request)
+        with doors.uploads.one(caller.id, plan.concurrency):
+            data = await received(request, settings.max_body)
+        asked = chat(data, caller, request)
         made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
         return answered(explain(made.facts, made.verdict, policy))
