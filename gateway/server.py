@@ -20,7 +20,7 @@ from gateway.settings import Settings
 
 LAST_WORDS = 2.0  # seconds for answers that are ended to say so
 TICK = 0.05  # seconds
-MOST_FILES = 1 << 20  # that a process allows itself
+USUAL_FILES = 1 << 16  # that a process allows itself; a caller who sends half a head takes 27 KB
 
 
 class Server(uvicorn.Server):
@@ -71,7 +71,9 @@ class Server(uvicorn.Server):
         await super().startup(sockets=[])
         config, state = self.config, self.lifespan.state
         limit = self._settings.request_timeout if config.ssl else None
-        most = self._settings.connections or files() // 2
+        asked = self._settings.connections
+        opens = files(2 * asked if asked else USUAL_FILES)
+        most = asked or opens // 2
 
         def meet() -> asyncio.Protocol:
             if len(self.server_state.connections) >= most:
@@ -133,12 +135,14 @@ class Crowded(asyncio.Protocol):
         sender.close()
 
 
-def files() -> int:
-    """How many files this process may open; from here on as many as the system lets it."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+def files(wanted: int) -> int:
+    """How many files this process may open: from here on so many, as far as the system lets it."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     with suppress(ValueError, OSError):  # some systems allow less than they say
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), most))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
