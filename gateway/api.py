@@ -14,7 +14,7 @@ from gateway.comparison import Comparison
 from gateway.dialects import DIALECTS, read
 from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
 from gateway.ids import request_id
-from gateway.keys import Keys, credentials, identify
+from gateway.keys import Keys, credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
@@ -119,6 +119,7 @@ class Exchange:
         doors = self._doors
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
+        refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
         self._caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
         if self._policy.candidate:
             self._policy = self._policy.once(serving, self._caller.id)

@@ -14,7 +14,7 @@ from gateway.body import Body
 from gateway.dialects import read
 from gateway.errors import BadRequest, Forbidden, TooLarge
 from gateway.explain import explain
-from gateway.keys import credentials, identify
+from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
 from gateway.recorded import SHADOW, Outcome, Record
@@ -69,6 +69,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     routes = APIRouter()
 
     async def caller_of(request: Request) -> Caller:
+        refuse_foreign(request.headers, doors.keys, settings.cors_origins)
         return await identify(credentials(request.headers), doors.keys, doors.policy.callers)
 
     @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_KEY | _ASKED)
