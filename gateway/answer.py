@@ -21,6 +21,8 @@ from gateway.upstream import Upstream
 async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, flights: Flights) -> Reply:
     """The reply to a request; its holder closes it. Raises Refusal for a caller who is not admitted."""
     key = lookup(request, policy)  # None: this answer may be neither recalled nor shared
+    if key is None:
+        upstream.shed(request, policy)
     with await admit(request, key, policy, store) as admission:
         decided = partial(decide, request, admission.standing, policy, upstream, flights.verdicts)
         kept = partial(hold, request, policy, upstream, decided)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import SystemRandom
 
@@ -14,7 +14,7 @@ from gateway.comparison import Comparison
 from gateway.dialects import DIALECTS, read
 from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
 from gateway.ids import request_id
-from gateway.keys import Keys, credentials, identify
+from gateway.keys import Keys, credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
@@ -30,6 +30,7 @@ from gateway.store import Store
 from gateway.stream import Relayed
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Headers, Reply
+from gateway.uploads import Uploads
 from gateway.upstream import Upstream
 from gateway.wire import Wire
 
@@ -59,6 +60,7 @@ class Doors:
     records: Records
     shadows: Shadows
     comparison: Comparison
+    uploads: Uploads = field(default_factory=Uploads)
     leaving: bool = False
 
 
@@ -117,10 +119,11 @@ class Exchange:
         doors = self._doors
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
+        refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
         self._caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
         if self._policy.candidate:
             self._policy = self._policy.once(serving, self._caller.id)
-        data = await self._body()
+        data = await self._body(self._caller)
         if data is None:
             self._left = True
             return
@@ -159,8 +162,9 @@ class Exchange:
         if self._task:
             self._task.cancel()
 
-    async def _body(self) -> bytes | None:
-        """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge."""
+    async def _body(self, caller: Caller) -> bytes | None:
+        """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge; RateLimited
+        where so many of the caller's come in as it may have at once."""
         limit = self._settings.max_body
         data = self._wire.ready()
         if data is not None and len(data) <= limit:
@@ -169,7 +173,8 @@ class Exchange:
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
         started = time.perf_counter()
-        data = await self._wire.read(limit)
+        with self._doors.uploads.one(caller.id, terms(caller, self._policy)[0].concurrency):
+            data = await self._wire.read(limit)
         self._uploading = time.perf_counter() - started
         return data
 

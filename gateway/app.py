@@ -78,7 +78,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         await asyncio.wait(watches)
         await _close(doors, client)
 
-    plain: Any = {"redoc_url": None, "redirect_slashes": False, "telemetry": traced(telemetry)}
+    plain: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False, "telemetry": traced(telemetry)}
     rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, **plain)
     _routes(rest, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, revisions, member)
     _models(rest, doors)

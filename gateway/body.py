@@ -15,6 +15,13 @@ from gateway.errors import BadRequest
 
 MAX_CHOICES = 16  # `n` multiplies the work of one request; vLLM ran out of memory on huge values (CVE-2026-34756)
 MAX_TOKENS = 1 << 53  # the largest count that every store and server keeps exactly
+# What a body may hold at most, where we look at each: a megabyte of text costs 1 ms, a megabyte of empty objects 500.
+MAX_VALUES = 1 << 20  # objects, arrays and members in all; as text they would fill a context of a million tokens
+MAX_MESSAGES = 100_000  # Anthropic's own bound; of messages, and of one's pieces
+MAX_MEMBERS = 1024  # of an object that may be edited
+MAX_TOOLS = 4096
+MAX_OPTION = 1 << 18  # bytes of a member of OPTIONS, which are decoded whole
+OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadata")
 OPENING = 2048  # characters of a conversation that tell it from others
 SPARE = 100  # frames of stack that a later reader of an accepted body may stand deeper
 SHALLOW = 1024  # bytes that cannot nest deep enough to matter
@@ -27,6 +34,9 @@ _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")
 _MISSING = re.compile(r"^Object missing required field `(\w+)`")
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+Turns = Annotated[list[T], msgspec.Meta(max_length=MAX_MESSAGES)]
+Prompts = Annotated[list[T], msgspec.Meta(max_length=MAX_VALUES)]
+Tools = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_TOOLS)]
 
 
 class Link(msgspec.Struct):
@@ -51,7 +61,7 @@ class Part(msgspec.Struct):
 
 class Message(msgspec.Struct):
     role: str
-    content: str | list[Part] | None = None
+    content: str | Turns[Part] | None = None
 
     def text(self) -> str:
         """The words of this message, media left out."""
@@ -64,15 +74,15 @@ class Fields(msgspec.Struct):
     """The fields that we decide on, type-checked; `null` means absent, as in OpenAI's API."""
 
     model: str | None = None
-    messages: list[Message] | None = None
-    prompt: str | list[Any] | None = None
+    messages: Turns[Message] | None = None
+    prompt: str | Prompts[Any] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     temperature: float | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    tools: list[msgspec.Raw] | None = None
+    tools: Tools | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -98,7 +108,9 @@ class Body:
     __slots__ = ("data", "spans")
 
     def __init__(self, data: bytes) -> None:
-        """Raises BadRequest when `data` is not one JSON object with unique keys."""
+        """Raises BadRequest when `data` is not one JSON object with unique keys, or holds too much."""
+        if len(data) > MAX_VALUES and sum(map(data.count, (b"{", b"[", b":"))) > MAX_VALUES:
+            raise BadRequest("The request body has too many objects, arrays and members.")
         self.data = data
         self.spans = _spans(data, _decode(_MEMBERS, data))
 
@@ -165,7 +177,11 @@ def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
         data.isascii() or str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise BadRequest(f"The request body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
-    return Body(data), _decode(shape, data)
+    body = Body(data)
+    for name in OPTIONS if len(data) > MAX_OPTION else ():
+        if body.size(name) > MAX_OPTION:
+            raise BadRequest(f"'{name}' is over {MAX_OPTION} bytes.", param=name)
+    return body, _decode(shape, data)
 
 
 def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
@@ -199,6 +215,8 @@ def _spans(data: bytes, members: dict[str, msgspec.Raw]) -> dict[str, tuple[int,
     `members` holds the last value of each key. A value that does not stand where its key first comes, a key met again
     and members beyond the last are what a second coming looks like.
     """
+    if len(members) > MAX_MEMBERS:
+        raise BadRequest(f"An object of the request has more than {MAX_MEMBERS} members.")
     spans: dict[str, tuple[int, int, int]] = {}
     at, key = data.index(b"{") + 1, ""
     for _ in members:

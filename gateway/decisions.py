@@ -14,7 +14,7 @@ from gateway.body import Body
 from gateway.dialects import read
 from gateway.errors import BadRequest, Forbidden, TooLarge
 from gateway.explain import explain
-from gateway.keys import credentials, identify
+from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
 from gateway.recorded import SHADOW, Outcome, Record
@@ -69,6 +69,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     routes = APIRouter()
 
     async def caller_of(request: Request) -> Caller:
+        refuse_foreign(request.headers, doors.keys, settings.cors_origins)
         return await identify(credentials(request.headers), doors.keys, doors.policy.callers)
 
     @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_KEY | _ASKED)
@@ -76,9 +77,12 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         started = time.perf_counter()
         caller = await caller_of(request)
         policy = serving(caller.id, doors.policy)
-        if not terms(caller, policy)[0].explain:
+        plan, _ = terms(caller, policy)
+        if not plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
-        asked = chat(await received(request, settings.max_body), caller, request)
+        with doors.uploads.one(caller.id, plan.concurrency):
+            data = await received(request, settings.max_body)
+        asked = chat(data, caller, request)
         made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
         return answered(explain(made.facts, made.verdict, policy))

@@ -5,7 +5,7 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -108,6 +108,17 @@ def credentials(headers: Mapping[str, str]) -> str | None:
     """What the caller shows for itself: Authorization, else x-api-key, which Anthropic's SDKs send."""
     key = headers.get("x-api-key")
     return headers.get("authorization") or (None if key is None else f"Bearer {key}")
+
+
+def refuse_foreign(headers: Mapping[str, str], keys: Keys, origins: Collection[str]) -> None:
+    """Raises Forbidden for what a page from elsewhere makes a browser send where no key is asked for, save from
+    `origins` (`*`: any). A browser sends such a request before it asks whether the page may read the answer."""
+    origin = headers.get("origin") if keys.everyone else None
+    if origin is None or origin in origins or "*" in origins:
+        return
+    if origin.partition("://")[2] != headers.get("host"):
+        told = "A page from elsewhere may not ask here: no key is asked for, and GATEWAY_CORS_ORIGINS does not name it."
+        raise Forbidden(told, code="origin_not_allowed")
 
 
 async def identify(authorization: str | None, keys: Keys, callers: Callers) -> Caller:

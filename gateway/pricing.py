@@ -9,6 +9,7 @@ from gateway.policy import Budget, Plan, Policy, Price
 from gateway.store import NANO, UNLIMITED, Bound, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
 
+TEXT = "/v1/completions"
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
@@ -99,8 +100,16 @@ def answer_bound(request: ChatRequest) -> int:
     fields = request.fields
     if request.dialect.work != "answer":
         return 0
-    wanted = fields.max_completion_tokens or fields.max_tokens or DEFAULT_ANSWER
-    return wanted * (fields.n or 1) * prompts(fields.prompt)
+    return (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * prompts(fields.prompt)
+
+
+def longest(request: ChatRequest) -> int:
+    """The most tokens of an answer that the caller asks for, 0 when it does not say. Where it says it by both names the
+    larger counts: servers differ in which they obey. Text completions have one name, and servers pass over the other.
+    """
+    fields = request.fields
+    other = None if request.path == TEXT else fields.max_completion_tokens
+    return max(fields.max_tokens or 0, other or 0)
 
 
 def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
@@ -110,7 +119,7 @@ def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
 
 
 def lines(request: ChatRequest, policy: Policy) -> list[Line]:
-    """What the calls for a request come to: as the servers counted, else estimated, never above its bound."""
+    """What the calls for a request come to: as the servers counted, else estimated, never above what the caller set."""
     return [line(bill, request, policy) for bill in request.bills if not bill.void]
 
 
@@ -125,5 +134,6 @@ def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
     if bill.kind == "triage":
         prompt, completion = prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
     elif bill.stream:
-        completion = min(completion, PER_EVENT * usage.events + AHEAD)
+        came = min(completion, PER_EVENT * usage.events + AHEAD)
+        completion = came if longest(request) else max(came, usage.events)
     return Line(bill.tier, kind, True, prompt, 0, completion, cost(price, prompt, 0, completion))

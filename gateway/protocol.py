@@ -16,12 +16,13 @@ from gateway.settings import Settings
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
 MIN_RATE = 16 * 1024  # bytes a second; a body that is slower has `request_timeout` seconds in all
 HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
-FRAMING = 8  # bytes of framing that a byte of a chunked body may come with
+CONTENT = 8  # bytes of a chunked body for each of its framing: a piece takes 80 bytes here, however little is in it
 SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
 _HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PORT = re.compile(rb":[0-9]{1,5}\Z")
-_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})  # what `_check` looks at
+_ONCE = (b"authorization", b"x-api-key")  # who reads the first one and who reads the last see two callers
+_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", *_ONCE})  # what `_check` looks at
 
 
 class Connection(HttpToolsProtocol):
@@ -84,8 +85,8 @@ class Connection(HttpToolsProtocol):
             self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
         elif self._in_body and self._body > self._settings.max_body + SLACK:
             self._fail(TooLarge(f"The request body is over {self._settings.max_body} bytes."))
-        elif self._in_body and self._read - self._body > 2 * MAX_HEAD + FRAMING * self._body:
-            self._fail(BadRequest("The request has more framing than content."))
+        elif self._in_body and self._read - self._body > 2 * MAX_HEAD + self._body // CONTENT:
+            self._fail(BadRequest("The chunks of the request are too small for what is in them."))
         elif self._in_body or not self._unanswered:
             self._expect()
         else:
@@ -142,6 +143,7 @@ class Connection(HttpToolsProtocol):
             self._check_host(hosts or [], version)
             self._host = hosts
         self._check_length(told, version)
+        self._check_keys(told)
         self.expect_100_continue = told.get(b"expect", [b""])[-1].lower() == b"100-continue"
 
     def _head(self) -> int:
@@ -155,6 +157,11 @@ class Connection(HttpToolsProtocol):
             raise BadRequest("A request's length is told once, and chunked is the only transfer encoding.")
         if self.parser.should_upgrade() and (coding or b"content-length" in told):
             raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
+
+    def _check_keys(self, told: Mapping[bytes, Sequence[bytes]]) -> None:
+        for name in _ONCE:
+            if name in told and len(told[name]) > 1:
+                raise BadRequest("A request shows one key.")
 
     def _check_host(self, hosts: list[bytes], version: str) -> None:
         if not hosts and version == "1.0":

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,11 @@ class Revisions:
         self._looking = asyncio.Lock()
         self._watch: Watch | None = None
         self._nudged = False
+
+    @property
+    def files(self) -> Collection[str]:
+        """What the policy was last read from: its file, and those that it names."""
+        return self._files.keys()
 
     async def run(self) -> None:
         """Follow the file until cancelled."""
@@ -235,12 +240,19 @@ class Revisions:
             await self._store.keep(self._revisions_name, msgspec.json.encode(self._known))
 
 
-def attempted(path: Path, text: str | None = None, env: Mapping[str, str] | None = None) -> Attempt:
-    """What comes of the file, or of `text` in its place; `env` fills its variables, os.environ by default."""
+def attempted(
+    path: Path,
+    text: str | None = None,
+    env: Mapping[str, str] | None = None,
+    others: Collection[str] | None = None,
+) -> Attempt:
+    """What comes of the file, or of `text` in its place; `env` fills its variables, os.environ by default. `others`:
+    files of other folders that it may name, by default any."""
     document: Document | None = None
     try:
         text = file_text(path) if text is None else text
         document = read_document(text, str(path), os.environ if env is None else env)
+        document.others = others
         policy = whole(document)
     except PolicyError as error:
         return Attempt(None, error.problems, document.files if document else {str(path): text}, (), document)

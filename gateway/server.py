@@ -1,22 +1,26 @@
 """How does the gateway listen, and how does it leave?"""
 
 import asyncio
+import resource
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
 from gateway.asgi import ASGI, Front
+from gateway.errors import Overloaded
 from gateway.fast import FastConnection
 from gateway.protocol import Connection
 from gateway.settings import Settings
 
 LAST_WORDS = 2.0  # seconds for answers that are ended to say so
 TICK = 0.05  # seconds
+USUAL_FILES = 1 << 16  # that a process allows itself; a caller who sends half a head takes 27 KB
 
 
 class Server(uvicorn.Server):
@@ -67,9 +71,19 @@ class Server(uvicorn.Server):
         await super().startup(sockets=[])
         config, state = self.config, self.lifespan.state
         limit = self._settings.request_timeout if config.ssl else None
+        asked = self._settings.connections
+        opens = files(2 * asked if asked else USUAL_FILES)
+        most = asked or opens // 2
+
+        def meet() -> asyncio.Protocol:
+            if len(self.server_state.connections) >= most:
+                self._front.doors.telemetry.meters.unread.add("503")
+                return Crowded()
+            return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
+
         for listening in sockets or bind(self._settings, shared=False):
             made = await asyncio.get_running_loop().create_server(
-                lambda: config.http_protocol_class(config=config, server_state=self.server_state, app_state=state),  # type: ignore[call-arg]
+                meet,
                 sock=listening,
                 ssl=config.ssl,
                 ssl_handshake_timeout=limit,
@@ -107,6 +121,29 @@ class Server(uvicorn.Server):
             if self.force_exit and seconds != LAST_WORDS:
                 return
             await asyncio.sleep(TICK)
+
+
+class Crowded(asyncio.Protocol):
+    """A caller whom there is no room for. Its connection is not kept, not even until it has asked."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        refusal = Overloaded("Too many connections.", retry_after=1.0)
+        body, head = refusal.body(), b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n"
+        told = [*refusal.headers(), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        sender = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        sender.write(head + b"".join([b"%s: %s\r\n" % pair for pair in told]) + b"\r\n" + body)
+        sender.close()
+
+
+def files(wanted: int) -> int:
+    """How many files this process may open: from here on so many, as far as the system lets it."""
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    with suppress(ValueError, OSError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), most))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def connection(front: Front, app: ASGI) -> Callable[..., Connection]:

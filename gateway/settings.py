@@ -30,11 +30,12 @@ class Settings(BaseSettings):
 
     `redis_url` None: memory, one process. `workers`: processes on the port. `api_key`: one caller key beside those in
     the store. `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did. `keys_file`: keys
-    that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `hosts`: the names
-    that a request's Host may have; none: any. `cors_origins`: whose pages browsers let ask us, `*`: all; none:
-    nobody's. `tls_cert`, `tls_key`: PEM files; with them the listener speaks TLS only. `http`: "fast" serves
-    completions without ASGI in between, save for other origins. `records`: a file that decisions are written to, of
-    this process alone.
+    that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `connections` of
+    callers to one process at most (None: half of the files that it may open, as each may need one to a server).
+    `hosts`: the names that a request's Host may have; none: any, without keys those of this machine. `cors_origins`:
+    whose pages browsers let ask us, `*`: all; none: nobody's. `tls_cert`, `tls_key`: PEM files; with them the
+    listener speaks TLS only. `http`: "fast" serves completions without ASGI in between, save for other origins.
+    `records`: a file that decisions are written to, of this process alone.
 
     Times in seconds. `request_timeout`: what a request may take, and more for a body that keeps to 16 KiB/s;
     `idle_timeout`: how long a connection may be without a request. `keepalive`: how long a stream may be silent before
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     admin_key: str | None = Field(default=None, repr=False)
     keys_file: Path | None = None
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
+    connections: int | None = Field(default=None, ge=1)
     hosts: Names = ()
     cors_origins: Names = ()
     tls_cert: Path | None = None

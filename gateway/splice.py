@@ -17,7 +17,8 @@ from gateway.errors import BadRequest
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
 
-# Fields of vLLM that reach past a caller's own request: its queue, other callers' KV blocks, server memory, templates.
+# Fields of vLLM and SGLang that reach past a caller's own request: its queue, other callers' KV blocks, server memory,
+# templates, addresses, code, adapters, metrics; and what makes the work or the events of a stream other than we count.
 PRIVILEGED = (
     "priority",
     "request_id",
@@ -33,6 +34,21 @@ PRIVILEGED = (
     "min_tokens",
     "use_beam_search",
     "prompt_logprobs",
+    "best_of",
+    "stream_interval",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "custom_labels",
+    "custom_logit_processor",
+    "custom_params",
+    "data_parallel_rank",
+    "disagg_prefill_dp_rank",
+    "lora_path",
+    "return_hidden_states",
+    "rid",
+    "routed_dp_rank",
+    "session_params",
 )
 _PRIVILEGED = frozenset(PRIVILEGED)
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
@@ -123,7 +139,7 @@ def refuse_links(request: ChatRequest) -> None:
 
 def _linked(parts: Sequence[Part]) -> int | None:
     """Which of a message's pieces holds a link, if one does."""
-    return next((j for j, part in enumerate(parts) if not all(url.startswith("data:") for url in part.urls())), None)
+    return next((j for j, part in enumerate(parts) for url in part.urls() if not url.startswith("data:")), None)
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:

@@ -227,12 +227,12 @@ def compared(policy: Policy, comparison: Comparison) -> Json | None:
 
 
 def tried(text: str, revisions: Revisions) -> Attempt:
-    """What comes of a text in the file's place. It sees the variables that the file itself names, and no others: this
-    is no way to read the process's environment.
+    """What comes of a text in the file's place. It sees the variables that the file itself names, and no others, and of
+    other folders only the files that it names: this is no way to read the process's environment, or its disk.
     """
     named = VARIABLE.findall(revisions.text or "")
     env = {name: os.environ[name] for name in named if name in os.environ}
-    return attempted(revisions.path or Path("policy.yaml"), text, env)
+    return attempted(revisions.path or Path("policy.yaml"), text, env, revisions.files)
 
 
 def right(found: Attempt) -> tuple[Policy, Document]:

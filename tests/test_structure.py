@@ -17,7 +17,7 @@ LAYERS = [
     {"policy", "stream", "usage", "recorded"},
     {"sessions"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
-    {"upstream", "explain", "reload", "admission", "keys", "telemetry"},
+    {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "drift"},
     {"answer", "relay", "admin", "wire", "probe", "replay"},
     {"api", "steering"},

@@ -37,6 +37,7 @@ Workers = Annotated[int | None, typer.Option(help="Processes on the port; severa
 Http = Annotated[
     str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
 ]
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 YOUNG = 20_000  # objects between two collections; a request leaves some hundred and no cycle
 Redis = Annotated[
     str | None,
@@ -68,9 +69,10 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
 
 async def run(settings: Settings, member: Member | None = None) -> None:
     """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start."""
-    async with shared(settings) as known:
-        store = opened(known.redis_url)
-        policy, keys = await permitted(known, store)
+    async with shared(settings) as given:
+        store = opened(given.redis_url)
+        policy, keys = await permitted(given, store)
+        known = addressed(given, keys)
         followed = known.model_copy(update={"policy": known.policy or packaged()})
         app = create_app(followed, policy, store, keys, member)
         server = Server(app, across_origins(app, known), member.serving if member else None)
@@ -152,6 +154,15 @@ async def permitted(settings: Settings, store: Store) -> tuple[Policy, Keys]:
         stop(str(error))
     except Overloaded:
         stop("the store does not answer: without it nobody knows the API keys")
+
+
+def addressed(settings: Settings, keys: Keys) -> Settings:
+    """Where nobody needs a key, only names of this machine are served: a page from elsewhere whose own name leads here
+    (DNS rebinding) is as near as this machine's programs, but says its name."""
+    if not keys.everyone or settings.hosts:
+        return settings
+    own = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return settings.model_copy(update={"hosts": (*LOOPBACK, own)})
 
 
 def _loop(main: Coroutine[Any, Any, None]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import Body, Fields, Message, Part, Tokens, read_as
+from gateway.body import Body, Fields, Message, Part, Prompts, Tokens, Tools, Turns, read_as
 from gateway.errors import BadRequest
 
 # What a server would have to have kept from an earlier request; each request may go to another one.
@@ -26,12 +26,12 @@ class _Block(msgspec.Struct):
     type: str
     text: str | None = None
     source: _Source | None = None
-    content: "str | list[_Block] | None" = None
+    content: "str | Turns[_Block] | None" = None
 
 
 class _Turn(msgspec.Struct):
     role: str
-    content: str | list[_Block]
+    content: str | Turns[_Block]
 
 
 class _Format(msgspec.Struct):
@@ -49,7 +49,7 @@ class _Common(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     temperature: float | None = None
-    tools: list[msgspec.Raw] | None = None
+    tools: Tools | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     metadata: dict[str, Any] | None = None
@@ -72,8 +72,8 @@ class _Common(msgspec.Struct):
 
 
 class _Messages(_Common):
-    messages: list[_Turn] | None = None
-    system: str | list[_Block] | None = None
+    messages: Turns[_Turn] | None = None
+    system: str | Turns[_Block] | None = None
     max_tokens: Tokens | None = None
     output_config: _Output | None = None
 
@@ -83,13 +83,13 @@ class _Item(msgspec.Struct):
 
     type: str | None = None
     role: str | None = None
-    content: str | list[Part] | None = None
-    output: str | Part | list[Part] | None = None
+    content: str | Turns[Part] | None = None
+    output: str | Part | Turns[Part] | None = None
     arguments: str | None = None
 
 
 class _Responses(_Common):
-    input: str | list[_Item] | None = None
+    input: str | Turns[_Item] | None = None
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
     text: _Output | None = None
@@ -98,7 +98,7 @@ class _Responses(_Common):
 
 class _Embeddings(msgspec.Struct):
     model: str | None = None
-    input: str | list[str | int | list[int]] | None = None
+    input: str | Prompts[str | int | list[int]] | None = None
     cache_salt: str | None = None
 
 

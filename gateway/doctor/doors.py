@@ -55,11 +55,11 @@ def certificate(settings: Settings) -> list[Finding]:
 
 
 def files(settings: Settings) -> list[Finding]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # `serve` allows itself all of it
     found = []
-    if 0 <= soft < FILES:
-        told = f"this process may open {soft} files, about {soft // 2} callers at once"
-        found.append(warning("files", told, f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}"))
+    if 0 <= most < FILES:
+        told = f"this process may open {most} files, half of them connections of callers"
+        found.append(warning("files", told, "ulimit -Hn 65536"))
     if settings.records and not _writable(settings.records):
         found.append(error("files", f"GATEWAY_RECORDS={settings.records} cannot be written", "correct path or rights"))
     return found

@@ -1,4 +1,4 @@
-"""Which paths is the page made of?   Files below /ui, and two of /admin that nothing else needs."""
+"""Which paths is the page made of?   Files below /ui, /docs, and two of /admin that nothing else needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from gateway.admin import Guard, guarded
 from gateway.errors import BadRequest, NotFound
 from gateway.explain import explain
 from gateway.http1 import Client
+from gateway.page.docs import docs_route
 from gateway.page.files import files
 from gateway.policy import Policy
 from gateway.recorded import Recorded, RecordError
@@ -56,6 +57,7 @@ def page_routes(guard: Guard, client: Client, policy: Callable[[], Policy]) -> A
     """The routes; those of /admin ask `guard`. `policy` gives the one in force; `client` reaches its servers."""
     routes, admin = APIRouter(), guarded(guard)
     _files(routes)
+    docs_route(routes)
 
     @admin.get("/tiers", summary="The tiers, and how busy their servers say they are")
     async def tiers() -> list[TierShown]:

@@ -38,5 +38,5 @@ def opened(document: Document, name: str) -> Document:
         document.blame(PLACE, f"cannot be read: {why}")
         raise PolicyError(document.problems) from None
     other = read(text, file, document.env)
-    other.files = document.files
+    other.files, other.others = document.files, document.others
     return other

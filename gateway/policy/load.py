@@ -1,9 +1,10 @@
 """What does a policy file's text say, and at which line and column?"""
 
+import errno
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -36,8 +37,9 @@ class Document:
     """A policy file as plain data. `values` and `keys` say where a value or a key stands, by path (from 1).
 
     `foreign` holds the paths whose value came from the environment, `env`: no message may repeat it. `files` is the
-    text of each file that was read for it, its own and those that it names; None: it could not be read. `candidate` is
-    the document of the policy that it names as its candidate.
+    text of each file that was read for it, its own and those that it names; None: it could not be read. `others`: those
+    of other folders that it may name; None: any. `candidate` is the document of the policy that it names as its
+    candidate.
     """
 
     file: str
@@ -50,6 +52,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     files: dict[str, str | None] = field(default_factory=dict)
     candidate: "Document | None" = None
+    others: Collection[str] | None = None
 
     def blame(self, path: Path, message: str, *, key: bool = False) -> None:
         """Note a problem at the value of `path`, or at its key. The first at a path counts, others follow from it."""
@@ -69,9 +72,17 @@ class Document:
     def beside(self, name: str) -> tuple[str, str]:
         """Path and text of the file that `name` means in this one. Raises OSError, ValueError."""
         path = str(pathlib.Path(self.file).parent / name)
+        if self.others is not None and path not in self.others and elsewhere(name):
+            raise PermissionError(errno.EACCES, "it is in another folder, which only the file in force may name")
         self.files[path] = None
         text = self.files[path] = pathlib.Path(path).read_text("utf-8")
         return path, text
+
+
+def elsewhere(name: str) -> bool:
+    """Whether a name leads out of the folder."""
+    path = pathlib.PurePath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def read(text: str, file: str, env: Mapping[str, str]) -> Document:

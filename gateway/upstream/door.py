@@ -86,6 +86,19 @@ class Upstream:
         """Ask nobody any more how busy they are."""
         await self._queues.close()
 
+    def shed(self, request: ChatRequest, policy: Policy) -> None:
+        """Raises Overloaded where every tier that the caller may reach turns it away at once: then no decision can
+        help, and nothing else needs to be asked."""
+        caller, refusal = request.caller, None
+        priority = policy.callers.plans[caller.plan].priority
+        for name in policy.reach(caller.plan, caller.own.may):
+            tier = policy.tiers[name]
+            refusal = self._placed(name).turned_away(tier.limits, priority, _rest(request, tier))
+            if not refusal:
+                return
+        if refusal:
+            raise refusal
+
     async def send(
         self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Attempt] | None = None
     ) -> Reply:

@@ -61,29 +61,41 @@ class Places:
 
     def free(self, limits: TierLimits) -> bool:
         """Take a place if that needs no waiting."""
-        if self.queued or self.taken >= (self.most(limits) if limits.adaptive else limits.max_inflight):
+        if not self._room(limits):
             return False
         self.taken += 1
         return True
+
+    def _room(self, limits: TierLimits) -> bool:
+        return not self.queued and self.taken < (self.most(limits) if limits.adaptive else limits.max_inflight)
 
     async def take(self, limits: TierLimits, priority: int, patience: float) -> None:
         """Return with a place; its holder gives it back. Raises Overloaded at once when the queue is full or its
         length means too long a wait, later when `patience` (seconds) or `queue_timeout` is over.
         """
         self._limits = limits
+        if refusal := self.turned_away(limits, priority, patience):
+            raise refusal
+        if self.free(limits):
+            return
+        if self.queued >= limits.queue:
+            self._displace(priority)
+        await self._wait(self._lines.setdefault(priority, Line()), min(patience, limits.queue_timeout))
+
+    def turned_away(self, limits: TierLimits, priority: int, patience: float) -> Overloaded | None:
+        """What `take` raises at once; None where there is a place, or one to wait for."""
+        if self._room(limits):
+            return None
         if limits.adaptive:
             self._window.missed(self.taken, limits.max_inflight, _now())
         if self.queued:
             self._grant()
-        if self.free(limits):
-            return
-        patience = min(patience, limits.queue_timeout)
-        line = self._lines.setdefault(priority, Line())
-        behind = any(other.waiting for level, other in self._lines.items() if level > priority)
-        expected = line.wait(_now(), behind=behind)
-        if expected > SURE * patience or (self.queued >= limits.queue and not self._displace(priority)):
-            raise self.overloaded(expected)
-        await self._wait(line, patience)
+        if self._room(limits):
+            return None
+        expected = self._expected(priority)
+        late = expected > SURE * min(patience, limits.queue_timeout)
+        full = self.queued >= limits.queue and self._below(priority) is None
+        return self.overloaded(expected) if late or full else None
 
     def give_back(self) -> None:
         """A call has ended."""
@@ -145,18 +157,27 @@ class Places:
             line.stood(_now())
             turn.set_exception(self.overloaded(line.pace))
 
-    def _displace(self, priority: int) -> bool:
+    def _expected(self, priority: int) -> float:
+        """Seconds that one of this priority would wait."""
+        behind = any(other.waiting for level, other in self._lines.items() if level > priority)
+        line = self._lines.get(priority)
+        return line.wait(_now(), behind=behind) if line else 0.0
+
+    def _below(self, priority: int) -> Line | None:
+        """The lowest line in which somebody waits, if it is below `priority`."""
+        lowest = min((level for level, line in self._lines.items() if line.waiting), default=priority)
+        return self._lines[lowest] if lowest < priority else None
+
+    def _displace(self, priority: int) -> None:
         """Send away the last comer of the lowest line below `priority`, if there is one."""
-        lower = min((level for level, line in self._lines.items() if line.waiting), default=priority)
-        if lower >= priority:
-            return False
-        line = self._lines[lower]
+        line = self._below(priority)
+        if line is None:
+            return
         turn = line.waiting[-1]
         self._drop(line, turn)
         line.shut = _now() + SHUT
         if not turn.done():
             turn.set_exception(self.overloaded())
-        return True
 
     def _drop(self, line: Line, turn: "asyncio.Future[None]") -> None:
         if turn in line.waiting:

@@ -78,6 +78,9 @@ class Window:
 
     def missed(self, taken: int, most: int, now: float) -> None:
         """Somebody found all places taken; there may be `most`."""
+        if not self._missed:  # calls from before it were sent to servers that were not yet full: they say too little
+            self._begun = now
+            self._times.clear()
         self._missed, self._most = True, most
         self.size = min(self.size, most)
         self._look(taken, now)

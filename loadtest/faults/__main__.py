@@ -3,6 +3,8 @@
 import sys
 
 from loadtest.faults import (
+    arithmetic,
+    bodies,
     deadlines,
     drain,
     fidelity,
@@ -25,6 +27,8 @@ SCENARIOS = {
     "money": lambda: money.report(streams=500, covered=300),
     "isolation": lambda: isolation.report(callers=50, prompts=200, operations=100_000),
     "overload": lambda: overload.report(seconds=30),
+    "bodies": lambda: bodies.report(1 << 20, 4 << 20, 32 << 20),
+    "arithmetic": lambda: arithmetic.report(seconds=30),
     "replicas": lambda: replicas.report(seconds=20, rate=100),
     "deadlines": lambda: deadlines.report(rounds=1000),
     "revocation": lambda: revocation.report(rounds=20),

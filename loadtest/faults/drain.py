@@ -45,7 +45,7 @@ async def unready(client: Client, url: str) -> float:
     started = loop.time()
     async with asyncio.timeout(5):
         while True:
-            response = await client.request(origin, b"GET /ready HTTP/1.1\r\nhost: gateway\r\n\r\n", b"", LIMITS)
+            response = await client.request(origin, b"GET /ready HTTP/1.1\r\nhost: localhost\r\n\r\n", b"", LIMITS)
             response.close()
             if response.status == 503:
                 return (loop.time() - started) * 1000

@@ -136,7 +136,7 @@ async def drive(url: str, lines: dict[str, str], load: Load, seconds: float) -> 
     try:
         callers = Callers(client, url, lines, load, random.Random(4))
         calm = await closed(callers, CALM, min(seconds / 3, 5))
-        peak = len(await closed(callers, PLACES, seconds / 3)) / (seconds / 3)
+        peak = most(await closed(callers, PLACES, seconds / 3))
         gold, bulk = await opened(callers, load.times * peak, load.gold, seconds)
         answered = [one.started + one.seconds for one in gold + bulk if one.status == 200]
         begun = min(one.started for one in gold + bulk)
@@ -144,6 +144,12 @@ async def drive(url: str, lines: dict[str, str], load: Load, seconds: float) -> 
         return Overload(peak, goodput, calm, gold, bulk)
     finally:
         client.close()
+
+
+def most(full: list[Outcome]) -> float:
+    """Answers a second of a tier whose places are all taken: to count them would take half an answer of each place for
+    more or less than there is."""
+    return PLACES / statistics.fmean(one.seconds for one in full)
 
 
 def measure(load: Load, seconds: float) -> Overload:
@@ -158,21 +164,24 @@ def measure(load: Load, seconds: float) -> Overload:
 
 def report(seconds: float) -> None:
     for load in LOADS:
-        found = measure(load, seconds)
-        alike = "" if load.spread else ", all answers alike"
-        print(f"{load.times:g} times the {found.peak:.0f} a second that a tier can answer, places {load.way}{alike}")
-        print(f"  goodput {found.goodput / found.peak:.1%} of the peak")
-        alone, begun = late(found.calm), min(one.started for one in found.gold)
-        then = late([one for one in found.gold if one.started > begun + LEARNED])
-        share = f"{sum(one.status == 200 for one in found.gold) / len(found.gold):.1%} answered"
-        print(
-            f"  gold, one of {load.gold}: {share}, p99 {late(found.gold) / alone:.2f} times a calm tier's, "
-            f"{then / alone:.2f} after {LEARNED:.0f} s"
-        )
-        refusals = statistics.quantiles(found.refusals, n=1000)
-        shown = ", ".join(f"p{at} {refusals[round(at * 10) - 1] * 1000:.0f}" for at in (50, 90, 99))
-        others = sum(one.status not in (200, 503) for one in found.gold + found.bulk)
-        print(f"  {len(found.refusals)} refused, after ms: {shown}; neither answered nor refused: {others}")
+        told(load, measure(load, seconds))
+
+
+def told(load: Load, found: Overload) -> None:
+    alike = "" if load.spread else ", all answers alike"
+    print(f"{load.times:g} times the {found.peak:.0f} a second that a tier can answer, places {load.way}{alike}")
+    print(f"  goodput {found.goodput / found.peak:.1%} of the peak")
+    alone, begun = late(found.calm), min(one.started for one in found.gold)
+    then = late([one for one in found.gold if one.started > begun + LEARNED])
+    share = f"{sum(one.status == 200 for one in found.gold) / len(found.gold):.1%} answered"
+    print(
+        f"  gold, one of {load.gold}: {share}, p99 {late(found.gold) / alone:.2f} times a calm tier's, "
+        f"{then / alone:.2f} after {LEARNED:.0f} s"
+    )
+    refusals = statistics.quantiles(found.refusals, n=1000)
+    shown = ", ".join(f"p{at} {refusals[round(at * 10) - 1] * 1000:.0f}" for at in (50, 90, 99))
+    others = sum(one.status not in (200, 503) for one in found.gold + found.bulk)
+    print(f"  {len(found.refusals)} refused, after ms: {shown}; neither answered nor refused: {others}")
 
 
 def late(outcomes: list[Outcome]) -> float:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from gateway.http1 import Client
 from loadtest.faults.backend import ask, backend, gateway, question
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
 KINDS = {  # what is sent at once, and what is sent once a second
     "silent": (b"", b""),
     "dripping head": (HEAD + b"x: ", b"x"),

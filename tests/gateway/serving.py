@@ -168,7 +168,7 @@ class Port:
         """Send a request on a connection of its own."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         data = fields if isinstance(fields, bytes) else json.dumps(fields).encode() if fields is not None else b""
-        sent = {"host": "gateway", "connection": "close", "content-length": str(len(data))}
+        sent = {"host": "localhost", "connection": "close", "content-length": str(len(data))}
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)

@@ -12,7 +12,7 @@ from gateway.store import MemoryStore
 from gateway.types import Reply
 from gateway.upstream import Upstream
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, gateway, upstream
+from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, eventually, gateway, upstream
 from tests.tiers import JSON, policy_for
 
 REASONS: dict[str, JSON] = {
@@ -128,5 +128,29 @@ def test_other_shapes_of_a_conversation_are_answered(flash: Sim, pro: Sim, field
                 found = await gate.ask({"prompt": prompt, "stream": fields.get("stream", False)}, "/v1/completions")
                 assert (found.status, found.headers["x-route-rule"]) == (200, "triaged")
             assert {entry["state"] for entry in flash.seen("triage")} == {"finished"}
+
+    asyncio.run(main())
+
+
+def test_where_every_tier_is_full_nothing_is_counted_and_a_remembered_answer_is_given(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        full = {"limits": {"max_inflight": 1, "queue": 0}}
+        plans = {"usual": {"requests_per_minute": 4, "may": []}}
+        policy = policy_for(
+            flash, pro, tiers={"flash": full}, callers={"plans": plans}, caching={"when": {"temperature": {"max": 0}}}
+        )
+        async with gateway(policy) as gate:
+            assert (await gate.ask(body(temperature=0))).status == 200
+            flash.config(stall_after=1)
+            held = await gate.open(body(stream=True))
+            await held.some()
+            for _ in range(10):
+                assert (await gate.ask(body())).status == 503, "not a 429: who is sent away has used nothing"
+            assert (await gate.ask(body(temperature=0))).headers["x-route-cache"] == "hit"
+            await held.leave()
+            flash.config(stall_after=None)
+            await eventually(lambda: gate.upstream.load()["flash"] == 0)
+            answer = await gate.ask(body())
+            assert (answer.status, answer.headers["x-ratelimit-remaining-requests"]) == (200, "0")
 
     asyncio.run(main())

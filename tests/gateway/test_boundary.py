@@ -5,6 +5,8 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, body, gateway, plain, scripted
 from tests.tiers import policy_for
@@ -114,5 +116,20 @@ def test_no_address_that_a_caller_names_is_ever_connected_to(flash: Sim, pro: Si
                 await gate.ask(body(model="flash"), host=place, x_forwarded_host=host, x_route_upstream=link)
             assert came == []
             assert all(one["status"] == 200 for one in flash.seen())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/route"])
+def test_where_no_key_is_asked_for_no_page_from_elsewhere_is_answered(flash: Sim, pro: Sim, path: str) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for origin in ("https://evil.example", "null", "http://localhost.evil.example", "http://localhost:1"):
+                answer = await gate.ask(body(model="flash"), path, origin=origin, content_type="text/plain")
+                assert (answer.status, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
+            assert flash.seen() == []
+            assert (await gate.ask(body(model="flash"), path, origin="http://localhost")).status == 200, "our own page"
+        async with gateway(policy_for(flash, pro), cors_origins="https://chat.example") as gate:
+            assert (await gate.ask(body(model="flash"), path, origin="https://chat.example")).status == 200
 
     asyncio.run(main())

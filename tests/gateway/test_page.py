@@ -1,6 +1,7 @@
 """What the page is made of, and what only it asks for. What it shows in a browser is in tests/test_browser.py."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import re
@@ -52,6 +53,25 @@ def test_the_pages_files_come_without_a_key_and_run_nothing_but_themselves(flash
                 assert (again.status, again.data) == (304, b"")
             for path in ("nothing", "../files.py", "uplot", "%2e%2e/files.py", "uplot/LICENSE"):
                 assert (await gate.get(f"/ui/{path}")).status == 404
+
+    asyncio.run(main())
+
+
+def test_the_description_runs_two_files_of_one_version_by_their_hashes_and_nothing_else(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with looked_at(policy_for(flash, pro)) as gate:
+            answer = await gate.get("/docs")
+            page, allowed = answer.data.decode(), answer.headers["content-security-policy"]
+            named = re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"]+)"[^>]*integrity="(sha384-[^"]{64})"', page)
+            assert len(named) == len(re.findall("(?:src|href)=", page)) == 2
+            for address, _ in named:
+                assert re.search(r"@\d+\.\d+\.\d+/", address), "a version that stays what it is"
+                assert address in allowed
+            (own,) = re.findall("<script>(.*)</script>", page)
+            digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in allowed
+            assert "script-src 'unsafe-inline'" not in allowed
+            assert "connect-src 'self'" in allowed
 
     asyncio.run(main())
 

@@ -25,8 +25,9 @@ BOTH = ("flash", "pro")
 
 
 def request(*bills: Bill, **fields: Any) -> ChatRequest:
+    path = "/v1/completions" if "prompt" in fields else "/v1/chat/completions"
     body, known = read(json.dumps({"messages": [{"role": "user", "content": "word " * 50}], **fields}).encode())
-    return ChatRequest("r", Caller("a", "a", "default", "s"), "/v1/chat/completions", body, known, {}, 0.0, list(bills))
+    return ChatRequest("r", Caller("a", "a", "default", "s"), path, body, known, {}, 0.0, list(bills))
 
 
 def test_a_price_is_rounded_up_to_a_nano_dollar_and_cached_tokens_have_their_own() -> None:
@@ -52,6 +53,17 @@ def test_both_names_of_the_longest_answer_count(given: dict[str, int]) -> None:
     assert bound(request(**given), BOTH, POLICY).completion == 7
 
 
+def test_of_two_longest_answers_the_larger_counts_as_servers_differ_in_which_they_obey() -> None:
+    assert bound(request(max_completion_tokens=1, max_tokens=5000), BOTH, POLICY).completion == 5000
+    assert bound(request(max_completion_tokens=5000, max_tokens=1), BOTH, POLICY).completion == 5000
+
+
+def test_a_text_completion_is_bound_by_max_tokens_only_as_it_has_no_other_name_there() -> None:
+    fields = {"messages": None, "prompt": "x", "max_completion_tokens": 1}
+    assert bound(request(**fields), BOTH, POLICY).completion == DEFAULT_ANSWER
+    assert bound(request(**fields, max_tokens=9), BOTH, POLICY).completion == 9
+
+
 def test_each_prompt_of_a_completion_has_its_answers() -> None:
     body = {"messages": None, "max_tokens": 5}
     assert bound(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
@@ -73,6 +85,14 @@ def test_an_answer_that_was_cut_is_estimated_and_never_above_its_bound() -> None
     most = bound(whole, BOTH, POLICY)
     (line,) = lines(whole, POLICY)
     assert (line.prompt, line.completion, line.money) == (most.prompt, most.completion, most.money)
+
+
+def test_a_stream_without_a_bound_that_is_cut_costs_a_token_for_each_event_that_came() -> None:
+    running = Usage(events=50_000)
+    (line,) = lines(request(Bill("pro", "answer", running, stream=True)), POLICY)
+    assert (line.estimated, line.completion) == (True, 50_000)
+    (line,) = lines(request(Bill("pro", "answer", running, stream=True), max_tokens=100), POLICY)
+    assert line.completion == 100
 
 
 def test_what_used_nothing_is_no_line_and_what_a_failed_tier_used_is_overhead() -> None:

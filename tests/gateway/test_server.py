@@ -1,5 +1,6 @@
 import asyncio
 import json
+import resource
 import signal
 import socket
 import ssl
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from gateway.app import across_origins, create_app
+from gateway.cli.serve import addressed
 from gateway.keys import Keys
-from gateway.server import Server, bind
+from gateway.server import Server, bind, files
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running
 from tests.gateway.identity import CERTIFICATE, KEY, pem
-from tests.gateway.serving import Answer, Port, body, eventually, parsed
+from tests.gateway.serving import Answer, Line, Port, body, eventually, parsed
 from tests.tiers import JSON, policy_for, until
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
@@ -107,6 +109,49 @@ def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
             assert time.monotonic() - started < 5, "the drain would have been 600 s"
 
     asyncio.run(main())
+
+
+def test_where_no_key_is_asked_for_only_names_of_this_machine_are_served(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        with serving(flash, pro) as (gate, process):
+            for host in ("localhost", f"127.0.0.1:{gate.port}", "[::1]"):
+                assert (await gate.get("/health", host=host)).status == 200
+            for host in ("evil.example", "localhost.evil.example", "10.0.0.1"):
+                assert (await gate.ask(body(), host=host)).status == 421, "a page of that site asks"
+            process.terminate()
+
+    asyncio.run(main())
+
+
+def test_a_key_or_a_list_of_hosts_decides_otherwise() -> None:
+    open_, closed = Keys(MemoryStore(), everyone=True), Keys(MemoryStore(), "k" * 24)
+    assert addressed(Settings(), closed).hosts == ()
+    assert addressed(Settings(hosts=("a.example",)), open_).hosts == ("a.example",)
+    assert "[::1]" in addressed(Settings(host="::1"), open_).hosts
+
+
+def test_callers_who_only_hold_connections_leave_files_for_the_servers(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        with serving(flash, pro, CONNECTIONS="4") as (gate, process):
+            first, *held, last = [Line(*await asyncio.open_connection("127.0.0.1", gate.port)) for _ in range(5)]
+            crowded = await last.answer()
+            assert (crowded.status, crowded.headers["retry-after"]) == (503, "1")
+            assert crowded.json()["error"]["code"] == "overloaded"
+            first.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert (await first.answer()).status == 200, "who is in stays in"
+            shown = (await gate.get("/metrics")).data
+            assert b'gateway_protocol_refusals_total{status="503"} 1.0' in shown
+            for line in held:
+                await line.leave()
+            process.terminate()
+
+    asyncio.run(main())
+
+
+def test_a_process_may_open_the_files_that_it_wants_and_never_fewer() -> None:
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    more = min(soft + 1, most)
+    assert (files(more), files(8)) == (more, more)
 
 
 @pytest.mark.parametrize(("host", "pause"), [("127.0.0.1", 0.0), ("0.0.0.0", 5.0)])

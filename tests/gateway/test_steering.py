@@ -117,6 +117,27 @@ def test_a_text_sees_no_variable_that_the_file_does_not_name(
     asyncio.run(main())
 
 
+def test_a_text_reads_no_file_of_another_folder_that_the_policy_in_force_does_not(
+    flash: Sim, pro: Sim, file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    known, secret = (tmp_path_factory.mktemp("elsewhere") / name for name in ("known.yaml", "secret.yaml"))
+    for path in (known, secret, file.with_name("beside.yaml")):
+        write(path, policy_text(flash, pro, name="next"))
+
+    async def main() -> None:
+        async with steered(file, policy_text(flash, pro, candidate={"policy": str(known)})) as gate:
+            for name in ("beside.yaml", str(known)):
+                found = await put(gate, "/check", policy_text(flash, pro, candidate={"policy": name}))
+                assert (name, found["ok"]) == (name, True)
+            for name in (str(secret), f"../{secret.parent.name}/secret.yaml", "/dev/zero"):
+                (problem,) = (await put(gate, "/check", policy_text(flash, pro, candidate={"policy": name})))[
+                    "problems"
+                ]
+                assert "another folder" in problem["message"]
+
+    asyncio.run(main())
+
+
 def test_what_a_text_changes_and_whom_it_moves_is_told(flash: Sim, pro: Sim, file: Path) -> None:
     async def main() -> None:
         async with steered(file, policy_text(flash, pro)) as gate:

@@ -113,6 +113,20 @@ def test_longer_prompts_take_no_places_for_long() -> None:
     assert min(sizes(servers, by_first_bytes, 10)) == MOST
 
 
+def test_first_bytes_of_what_was_sent_before_the_servers_were_full_say_nothing_of_that_many_places() -> None:
+    servers = Servers(16, Window())
+    window = servers.window
+    for at in range(31):  # calm
+        window.heard(PREFILL, 4, 100.0 + at / 10)
+    window.missed(FIRST, MOST, 103.3)
+    for before in range(FIRST):  # all were sent just before; each waits for those before it
+        seconds = PREFILL + max(0, before - 15) / 16 * ANSWER
+        window.heard(seconds, FIRST, 103.2 + seconds)
+    assert window.size == FIRST
+    servers.now = 106.5
+    assert max(list(sizes(servers, by_first_bytes, 30))[10:]) <= 1.6 * servers.places
+
+
 def test_a_stand_still_is_forgotten_though_the_load_goes_on() -> None:
     servers = Servers(16, Window())
     servers.window.size = 10

@@ -1,0 +1,45 @@
+"""Who sends many bodies at once holds no more of them than it may have requests."""
+
+import asyncio
+import json
+
+import pytest
+
+from gateway.errors import RateLimited
+from gateway.uploads import Uploads
+from loadtest.servers import Sim
+from tests.gateway.serving import CHAT, body, gateway
+from tests.tiers import policy_for
+
+pytestmark = pytest.mark.usefixtures("each_front")
+LIMIT = {"plans": {"usual": {"concurrency": 2, "may": ["pro"]}}}
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/route"])
+def test_a_caller_has_as_many_bodies_under_way_as_it_may_have_requests(flash: Sim, pro: Sim, path: str) -> None:
+    whole = json.dumps(body()).encode()
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro, callers=LIMIT)) as gate:
+            half = [await gate.open(whole[:9], path, content_length=str(len(whole))) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            other = await gate.ask(whole[:9], path, content_length=str(len(whole)))
+            assert (other.status, other.json()["error"]["code"]) == (429, "concurrency_limit_exceeded")
+            assert other.headers["retry-after"] == "1"
+            for line in half:
+                line.writer.write(whole[9:])
+                assert (await line.answer()).status == 200
+            assert (await gate.ask(whole, path)).status == 200
+
+    asyncio.run(main())
+
+
+def test_a_body_that_ended_counts_no_more_and_callers_do_not_count_for_each_other() -> None:
+    uploads = Uploads()
+    with uploads.one("ann", 1), uploads.one("bob", 1), pytest.raises(RateLimited), uploads.one("ann", 1):
+        pass
+    with pytest.raises(TimeoutError), uploads.one("ann", 1):
+        raise TimeoutError
+    with uploads.one("ann", 1):
+        pass
+    assert uploads._open == {}
