@@ -1,0 +1,140 @@
+"""What can one model server do?   It is asked for a verdict in each way, and for a plain answer."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
+
+import msgspec
+
+from gateway.body import read
+from gateway.errors import Overloaded
+from gateway.http1 import TransportError
+from gateway.policy import Policy
+from gateway.splice import CHAT, changes
+from gateway.triage import Question, put, question, strategy_of, triage
+from gateway.types import Caller, ChatRequest, Strategy
+from gateway.upstream import Upstream
+
+PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
+PLAIN = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
+LIKELY = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16,"logprobs":true,"top_logprobs":1}'
+UNBOUND = "Say hello."  # a server that binds its answers says a label even so
+LARGEST = 1 << 20  # bytes of an answer
+SHOWN = 120  # characters of one that somebody is told
+Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
+
+
+class Manner(NamedTuple):
+    """A plain answer: did a thought come before it, was there any content, did log-probabilities come? `refused`: what
+    was said in place of an answer."""
+
+    thinks: bool = False
+    content: bool = False
+    logprobs: bool = False
+    refused: str = ""
+
+
+def wants(policy: Policy) -> bool:
+    """Whether some rule wants a verdict."""
+    return not all(isinstance(rule.route, str) for rule in policy.rules)
+
+
+def alone(policy: Policy, name: str, url: str) -> Policy:
+    """`policy` as if the tier had this one server, and triage asked it, by the best strategy and with patience."""
+    tier, rules = policy.tiers[name], policy.triage
+    return replace(
+        policy,
+        tiers={**policy.tiers, name: replace(tier, replicas=(url,))},
+        triage=replace(rules, tier=name, strategy="auto", timeout=PATIENCE),
+    )
+
+
+async def strategies(policy: Policy, upstream: Upstream) -> Found:
+    """What the one server of `policy` (see `alone`) makes of each strategy that the prompt allows. `choice` is vLLM's
+    own field; a server that is silent is asked no more."""
+    rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+    found: dict[Strategy, str] = {}
+    for strategy in get_args(Strategy):
+        served = strategy_of(rules, (strategy,)) == strategy and (strategy != "choice" or tier.engine == "vllm")
+        if served and "timeout" not in found.values():
+            found[strategy] = await _outcome(policy, upstream, strategy)
+    return found
+
+
+def able(servers: Iterable[Found]) -> tuple[Strategy, ...]:
+    """What every server that can do anything can do is what the tier can do; the better strategies first."""
+    useful = [found for found in servers if "ok" in found.values()]
+    return tuple(s for s in get_args(Strategy) if useful and all(found.get(s) == "ok" for found in useful))
+
+
+async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> str:
+    """Asks as triage would; then, where the server ought to bind the answer, without a word of its form."""
+    request, schema = _request(policy, PLAIN), policy.tiers[policy.triage.tier].can.json_schema
+    verdict = await triage(request, policy, upstream, question(request, policy, (strategy,)))
+    if verdict.label is None:
+        return verdict.reason
+    if verdict.p_complex is None and strategy != "json":
+        return "no_logprobs"
+    if strategy == "choice" or (strategy == "json_logprobs" and schema):
+        bound = await triage(request, policy, upstream, put(request, policy, strategy, UNBOUND))
+        return "ok" if bound.label else "unbound"
+    return "ok"
+
+
+async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome: str) -> str:
+    """What the server says when it is asked so again, whole: "200 Hello", "500 {...}"; "" where it says nothing."""
+    request = _request(policy, PLAIN)
+    asked = question(request, policy, (strategy,))
+    if outcome == "unbound":
+        asked = put(request, policy, strategy, UNBOUND)
+    body = msgspec.json.decode(asked.body, type=dict[str, Any])
+    if asked.path == CHAT:
+        body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
+    status, answer = await _raw(policy, upstream, asked._replace(body=msgspec.json.encode(body)))
+    message = _choice(answer).get("message") if status == 200 else None
+    return f"{status} {_short(message or answer)}" if status else ""
+
+
+async def manner(policy: Policy, upstream: Upstream) -> Manner:
+    """How the one server of `policy` (see `alone`) answers a caller who asks for nothing more."""
+    for body in (LIKELY, PLAIN):  # some refuse to tell log-probabilities
+        request = _request(policy, body)
+        tier, plan = policy.tiers[policy.triage.tier], policy.callers.plans[request.caller.plan]
+        sent = request.body.edit(changes(request, tier, plan))
+        status, answer = await _raw(policy, upstream, question(request, policy)._replace(path=CHAT, body=sent))
+        if status == 200:
+            choice = _choice(answer)
+            said = choice.get("message") or {}
+            thinks = bool(said.get("reasoning") or said.get("reasoning_content"))
+            return Manner(thinks, bool(said.get("content")), bool((choice.get("logprobs") or {}).get("content")))
+    return Manner(refused=f"{status} {_short(answer)}" if status else _short(answer))
+
+
+async def _raw(policy: Policy, upstream: Upstream, asked: Question) -> tuple[int, bytes]:
+    """Status and body; 0 and what went wrong where none came."""
+    request = _request(policy, PLAIN)
+    try:
+        async with upstream.asking(request, asked.path, asked.body, policy, PATIENCE) as response:
+            return response.status, await response.read(LARGEST)
+    except (TransportError, Overloaded) as error:
+        return 0, str(error).encode()
+
+
+def _choice(answer: bytes) -> dict[str, Any]:
+    try:
+        return dict(msgspec.json.decode(answer)["choices"][0])
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError, KeyError, IndexError):
+        return {}
+
+
+def _short(said: object) -> str:
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else msgspec.json.encode(said).decode()
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
+
+
+def _request(policy: Policy, told: bytes) -> ChatRequest:
+    body, fields = read(told)
+    caller = Caller("probe", "probe", policy.callers.default.plan, "probe")
+    return ChatRequest("probe", caller, CHAT, body, fields, {}, time.perf_counter())
