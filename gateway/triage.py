@@ -170,8 +170,9 @@ def _shared(request: ChatRequest, policy: Policy, tier: Tier) -> dict[str, bytes
 def _form(tier: Tier, strategy: Strategy, prompt: Prompt, members: dict[str, bytes]) -> dict[str, bytes]:
     """How the answer must look: no thinking, no chance, one label, and how likely each label was."""
     form: dict[str, Any] = {} if tier.engine == "vllm" else dict(tier.set)
-    form |= {"model": tier.model, "temperature": 0, "max_tokens": prompt.tokens, "stream": True}
-    form["stream_options"] = {"include_usage": True}
+    form |= {"model": tier.model, "temperature": 0, "max_tokens": prompt.tokens}
+    if tier.engine == "vllm" or "tools" not in members:  # llama.cpp streams no log-probabilities where there are tools
+        form |= {"stream": True, "stream_options": {"include_usage": True}}
     if strategy != "json":
         form |= {"logprobs": True, "top_logprobs": TOP}
     if "tools" in members:

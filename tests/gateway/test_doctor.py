@@ -190,7 +190,11 @@ def test_what_a_server_says_is_compared_with_the_policy(
 
 @pytest.fixture(scope="module")
 def engines() -> Iterator[dict[str, Sim]]:
-    kinds = {"vllm": ("--decisions",), "llama.cpp": ("--engine", "llama.cpp"), "other": ("--engine", "transformers")}
+    kinds = {
+        "vllm": ("--decisions",),
+        "python": ("--engine", "llama-cpp-python"),
+        "other": ("--engine", "transformers"),
+    }
     with contextlib.ExitStack() as stack:
         yield {
             name: stack.enter_context(sim("flash", "--speed", "0", *more, model="flash-model"))
@@ -217,7 +221,7 @@ def test_a_server_is_told_by_what_it_can_and_by_its_own_words_where_it_cannot(
         "ok URL tells log-probabilities, and would think, but `set` tells it not to -> ",
         "ok triage asks by choice, which auto takes -> ",
     ]
-    able, manner, used = of_flash(tmp_path, engines["llama.cpp"], pro, **auto).splitlines()
+    able, manner, used = of_flash(tmp_path, engines["python"], pro, **auto).splitlines()
     assert "by json; not by choice: truncated (200 " in able
     assert 'not by json_logprobs: error (500 {"error":{"message":"Internal Server Error"' in able
     assert used.startswith("warning triage asks by json, which tells no probability")
@@ -244,7 +248,7 @@ def test_a_server_that_thinks_before_it_answers_is_told_with_what_that_does_to_v
 def test_the_repair_that_it_names_gives_a_probability(tmp_path: Path, engines: dict[str, Sim], pro: Sim) -> None:
     schemaless = {"tiers": {"flash": {"can": {"json_schema": False}}}, "triage": {"strategy": "auto"}}
     assert "ok triage asks by json_logprobs, which auto takes" in of_flash(
-        tmp_path, engines["llama.cpp"], pro, **schemaless
+        tmp_path, engines["python"], pro, **schemaless
     )
 
 
