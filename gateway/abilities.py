@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -12,7 +12,7 @@ from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import CHAT, changes
-from gateway.triage import Question, put, question, strategy_of, triage
+from gateway.triage import put, question, strategy_of, triage
 from gateway.types import Caller, ChatRequest, Strategy
 from gateway.upstream import Upstream
 
@@ -22,7 +22,28 @@ LIKELY = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16,"logprob
 UNBOUND = "Say hello."  # a server that binds its answers says a label even so
 LARGEST = 1 << 20  # bytes of an answer
 SHOWN = 120  # characters of one that somebody is told
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+T = TypeVar("T")
 Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
+
+
+class _Choice(msgspec.Struct):
+    message: msgspec.Raw
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[msgspec.Raw] | None = None
 
 
 class Manner(NamedTuple):
@@ -91,9 +112,9 @@ async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome:
     body = msgspec.json.decode(asked.body, type=dict[str, Any])
     if asked.path == CHAT:
         body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
-    status, answer = await _raw(policy, upstream, asked._replace(body=msgspec.json.encode(body)))
-    message = _choice(answer).get("message") if status == 200 else None
-    return f"{status} {_short(message or answer)}" if status else ""
+    status, answer = await _raw(policy, upstream, asked.path, msgspec.json.encode(body))
+    choice = _choice(answer) if status == 200 else None
+    return f"{status} {_short(choice.message if choice else answer)}" if status else ""
 
 
 async def manner(policy: Policy, upstream: Upstream) -> Manner:
@@ -101,36 +122,41 @@ async def manner(policy: Policy, upstream: Upstream) -> Manner:
     for body in (LIKELY, PLAIN):  # some refuse to tell log-probabilities
         request = _request(policy, body)
         tier, plan = policy.tiers[policy.triage.tier], policy.callers.plans[request.caller.plan]
-        sent = request.body.edit(changes(request, tier, plan))
-        status, answer = await _raw(policy, upstream, question(request, policy)._replace(path=CHAT, body=sent))
-        if status == 200:
-            choice = _choice(answer)
-            said = choice.get("message") or {}
-            thinks = bool(said.get("reasoning") or said.get("reasoning_content"))
-            return Manner(thinks, bool(said.get("content")), bool((choice.get("logprobs") or {}).get("content")))
-    return Manner(refused=f"{status} {_short(answer)}" if status else _short(answer))
+        status, answer = await _raw(policy, upstream, CHAT, request.body.edit(changes(request, tier, plan)))
+        if status == 200 and (choice := _choice(answer)):
+            said, likely = _read(choice.message, _Message), _read(choice.logprobs, _Logprobs)
+            return Manner(bool(said.reasoning or said.reasoning_content), bool(said.content), bool(likely.content))
+    return Manner(refused=f"{status or ''} {_short(answer)}".strip())
 
 
-async def _raw(policy: Policy, upstream: Upstream, asked: Question) -> tuple[int, bytes]:
+async def _raw(policy: Policy, upstream: Upstream, path: str, body: bytes) -> tuple[int, bytes]:
     """Status and body; 0 and what went wrong where none came."""
     request = _request(policy, PLAIN)
     try:
-        async with upstream.asking(request, asked.path, asked.body, policy, PATIENCE) as response:
+        async with upstream.asking(request, path, body, policy, PATIENCE) as response:
             return response.status, await response.read(LARGEST)
     except (TransportError, Overloaded) as error:
         return 0, str(error).encode()
 
 
-def _choice(answer: bytes) -> dict[str, Any]:
+def _choice(answer: bytes) -> _Choice | None:
+    """The first one; None where this is no chat completion."""
     try:
-        return dict(msgspec.json.decode(answer)["choices"][0])
-    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, ValueError, KeyError, IndexError):
-        return {}
+        return next(iter(msgspec.json.decode(answer, type=_Answer).choices), None)
+    except UNREADABLE:
+        return None
 
 
-def _short(said: object) -> str:
-    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else msgspec.json.encode(said).decode()
-    line = " ".join(text.split())
+def _read(raw: msgspec.Raw, kind: type[T]) -> T:
+    """What it says in the form that we know; nothing where it has another."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except UNREADABLE:
+        return kind()
+
+
+def _short(said: bytes | msgspec.Raw) -> str:
+    line = " ".join(bytes(said).decode("utf-8", "replace").split())
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
 

@@ -94,6 +94,23 @@ def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question(
     assert asyncio.run(main()) == Manner(thinks=True, content=True, logprobs=False)
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("[]", Manner(refused="200 []")),
+        ('{"choices":[]}', Manner(refused='200 {"choices":[]}')),
+        ('{"choices":[{"message":[],"logprobs":[1]}]}', Manner()),
+    ],
+)
+def test_an_answer_of_another_form_is_no_error(answer: str, told: Manner) -> None:
+    async def main() -> Manner:
+        one_each = plain(answer.encode())
+        async with scripted(one_each, one_each) as (url, _), door() as upstream:
+            return await manner(one(Sim(url, "flash-model")), upstream)
+
+    assert asyncio.run(main()) == told
+
+
 def test_what_a_server_says_in_place_of_an_answer_is_told(flash: Sim) -> None:
     flash.config(status=500)
     assert asked(one(flash)).refused.startswith('500 {"error":')
