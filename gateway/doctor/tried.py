@@ -86,9 +86,9 @@ def _triage(policy: Policy, asked: list[Tried]) -> Finding:
     rules, can = policy.triage, able(one.found for one in asked)
     used = strategy_of(rules, can)
     if not can:
-        empty = any("empty" in one.found.values() for one in asked)
+        thinks = any("empty" in one.found.values() and one.manner.thinks for one in asked)
         told = "triage gets a verdict by no strategy, so each one falls back"
-        return warning("", told, THINKS if empty else "correct `engine`, or rules that need no verdict")
+        return warning("", told, THINKS if thinks else "correct `engine`, or rules that need no verdict")
     if used not in can:
         told = f"triage asks by {used}, which gets no verdict, so each one falls back"
         return warning("", told, f"triage.strategy: auto, which takes {can[0]}")

@@ -261,6 +261,8 @@ def test_a_strategy_that_gets_no_verdict_is_a_warning_that_names_one_that_does(
     refused = of_flash(tmp_path, engines["other"], pro, triage={"strategy": "auto"})
     assert "warning URL does not answer a plain question: 422 " in refused
     assert "warning triage gets a verdict by no strategy" in refused
+    flash.config(only="triage", verdict="null")
+    assert "-> correct `engine`" in of_flash(tmp_path, flash, pro), "it says nothing, but does not think"
 
 
 def test_who_wants_no_verdict_is_not_told_how_to_ask_for_one(tmp_path: Path, flash: Sim, pro: Sim) -> None:
