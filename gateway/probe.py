@@ -1,32 +1,25 @@
-"""What can the classifier's servers do?   Each strategy is asked once, at the start and when a server came back."""
+"""How may triage ask its servers?   They are tried at the start, and again when one came back."""
 
 import asyncio
 import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
-from gateway.body import read
+from gateway.abilities import Found, able, alone, strategies, wants
 from gateway.http1 import Client, Limits, Origin, TransportError
 from gateway.policy import Policy, Tier
-from gateway.splice import CHAT
 from gateway.telemetry import THINKS
-from gateway.triage import put, question, strategy_of, triage
-from gateway.types import Caller, ChatRequest, Strategy
+from gateway.triage import strategy_of
 from gateway.upstream import Upstream
 
 START = 5.0  # seconds that the start waits for the first findings at most
-PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
 PAUSE = 5.0  # seconds between two looks at the servers
 LONGEST = 300.0  # seconds until a server is asked again that could not do the best: it may have been busy
 HEALTH = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=2.0)
-BODY = b'{"messages":[{"role":"user","content":"hi"}]}'
-UNBOUND = "Say hello."  # a server that binds its answers says a label even so
-Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
 log = logging.getLogger("gateway")
 
 
@@ -65,7 +58,7 @@ class Probe:
     async def _run(self, first: asyncio.Event) -> None:
         while True:
             policy = self._policy()
-            if policy.triage.strategy == "auto" and not all(isinstance(rule.route, str) for rule in policy.rules):
+            if policy.triage.strategy == "auto" and wants(policy):
                 await self._look(policy)
             first.set()
             await asyncio.sleep(self._pause)
@@ -90,18 +83,7 @@ class Probe:
         return [url for url, answers in zip(tier.replicas, alive, strict=True) if answers]
 
     async def _ask(self, url: str, policy: Policy) -> None:
-        """What one server makes of each strategy. `choice` is vLLM's own field; one that is silent is asked no more."""
-        rules, tier = policy.triage, policy.tiers[policy.triage.tier]
-        alone = replace(
-            policy,
-            tiers={**policy.tiers, rules.tier: replace(tier, replicas=(url,))},
-            triage=replace(rules, timeout=PATIENCE),
-        )
-        found: dict[Strategy, str] = {}
-        for strategy in get_args(Strategy):
-            served = strategy_of(rules, (strategy,)) == strategy and (strategy != "choice" or tier.engine == "vllm")
-            if served and "timeout" not in found.values():
-                found[strategy] = await self._outcome(alone, strategy)
+        found = await strategies(alone(policy, policy.triage.tier, url), self._upstream)
         pause = min(2 * self._next.get(url, (0.0, self._pause / 2))[1], LONGEST)
         best = next(iter(found.values()))
         self._next[url] = (math.inf if best == "ok" else time.monotonic() + pause, pause)
@@ -109,31 +91,17 @@ class Probe:
         self._publish(policy)
 
     def _publish(self, policy: Policy) -> None:
-        """What every server that can do anything can do is what the tier can do; one line tells a change."""
+        """One line tells a change."""
         name, found = policy.triage.tier, [dict(found) for found in self._found.values()]
-        useful = [one for one in found if "ok" in one.values()]
-        able = tuple(s for s in get_args(Strategy) if useful and all(one.get(s) == "ok" for one in useful))
+        can = able(found)
         thinks = any("empty" in one.values() for one in found)
         if thinks and not self._thinks:
             log.warning(THINKS)
         self._thinks = thinks
-        if self._upstream.able.get(name) != able:
-            self._upstream.able[name] = able
-            used = strategy_of(policy.triage, able)
+        if self._upstream.able.get(name) != can:
+            self._upstream.able[name] = can
+            used = strategy_of(policy.triage, can)
             log.warning("triage asks tier %s by %s; found %s", name, used, found or "no server")
-
-    async def _outcome(self, policy: Policy, strategy: Strategy) -> str:
-        """Asks as triage would; then, where the server ought to bind the answer, without a word of its form."""
-        request, schema = _request(policy), policy.tiers[policy.triage.tier].can.json_schema
-        verdict = await triage(request, policy, self._upstream, question(request, policy, (strategy,)))
-        if verdict.label is None:
-            return verdict.reason
-        if verdict.p_complex is None and strategy != "json":
-            return "no_logprobs"
-        if strategy == "choice" or (strategy == "json_logprobs" and schema):
-            bound = await triage(request, policy, self._upstream, put(request, policy, strategy, UNBOUND))
-            return "ok" if bound.label else "unbound"
-        return "ok"
 
     async def _alive(self, url: str) -> bool:
         """Whether anything answers there."""
@@ -144,9 +112,3 @@ class Probe:
         except TransportError:
             return False
         return True
-
-
-def _request(policy: Policy) -> ChatRequest:
-    body, fields = read(BODY)
-    caller = Caller("probe", "probe", policy.callers.default.plan, "probe")
-    return ChatRequest("probe", caller, CHAT, body, fields, {}, time.perf_counter())

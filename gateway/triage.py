@@ -168,8 +168,9 @@ def _form(strategy: Strategy, tools: bool, policy: Policy) -> dict[str, bytes]:
     """How the answer must look: no chance, one label, and how likely each label was."""
     tier, prompt = policy.tiers[policy.triage.tier], policy.triage.prompts[policy.triage.prompt]
     form: dict[str, Any] = {} if tier.engine == "vllm" else dict(tier.set)
-    form |= {"model": tier.model, "temperature": 0, "max_tokens": prompt.tokens, "stream": True}
-    form["stream_options"] = {"include_usage": True}
+    form |= {"model": tier.model, "temperature": 0, "max_tokens": prompt.tokens}
+    if tier.engine == "vllm" or not tools:  # llama.cpp streams no log-probabilities where there are tools
+        form |= {"stream": True, "stream_options": {"include_usage": True}}
     if strategy != "json":
         form |= {"logprobs": True, "top_logprobs": TOP}
     if tools:

@@ -54,34 +54,18 @@ def matches(selector: Json, labels: Json) -> bool:
 
 
 @functools.cache
-def schemas() -> tuple[Json, Json]:
-    """Kubernetes' own kinds, and the custom ones, each with what its references need."""
-    core = json.loads((SCHEMAS / "core.json").read_text())
-    custom = yaml.safe_load((SCHEMAS / "crds.yaml").read_text())
-    return core, {"kinds": custom["kinds"], "$defs": core["$defs"] | custom["$defs"]}
+def schemas() -> Json:
+    """Of each kind, Kubernetes' own and the custom ones, with what their references need."""
+    core, custom = (json.loads((SCHEMAS / name).read_text()) for name in ("core.json", "crds.json"))
+    return {key: core[key] | custom[key] for key in ("kinds", "$defs")}
 
 
 def errors(one: Json) -> list[str]:
     """What is wrong with an object. A kind without a schema is wrong."""
-    core, custom = schemas()
-    kind = f"{one['apiVersion']}/{one['kind']}"
-    if kind in core["kinds"]:
-        return _told(core["kinds"][kind] | {"$defs": core["$defs"]}, one)
-    if kind not in custom["kinds"]:
+    known, kind = schemas(), f"{one['apiVersion']}/{one['kind']}"
+    if kind not in known["kinds"]:
         return [f"no schema for {kind}"]
-    meta = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
-    whole = {
-        "type": "object",
-        "required": ["metadata", "spec"],
-        "additionalProperties": False,
-        "properties": {
-            "apiVersion": {},
-            "kind": {},
-            "metadata": {"$ref": f"#/$defs/{meta}"},
-            "spec": custom["kinds"][kind],
-        },
-    }
-    return _told(whole | {"$defs": custom["$defs"]}, one)
+    return _told(known["kinds"][kind] | {"$defs": known["$defs"]}, one)
 
 
 def _told(schema: Json, one: Json) -> list[str]:

@@ -83,12 +83,22 @@ def broken(overlay: str, kind: str, change: Callable[[Json], object]) -> list[st
         ),
         ("inference-pool", "InferencePool", lambda one: one["spec"].pop("endpointPickerRef")),
         ("inference-pool", "HTTPRoute", lambda one: one["spec"]["rules"][0].update(timeouts={"request": "10 min"})),
-        ("inference-pool", "Gateway", lambda one: one["spec"]["listeners"][0].update(protocol="http")),
+        ("inference-pool", "InferencePool", lambda one: one["spec"]["targetPorts"][0].update(number="http")),
+        ("inference-pool", "Gateway", lambda one: one["spec"]["listeners"][0].update(protocol="HTTP 2")),
+        ("inference-pool", "Gateway", lambda one: one["spec"]["listeners"][0]["allowedRoutes"].update(namespace={})),
     ],
 )
 def test_a_mistake_is_found(overlay: str, kind: str, change: Callable[[Json], object]) -> None:
     assert broken(overlay, kind, lambda one: None) == []
     assert broken(overlay, kind, change)
+
+
+@each_overlay
+def test_no_kind_takes_a_field_that_it_does_not_name(overlay: str) -> None:
+    for one in rendered(overlay):
+        if "spec" in one:
+            assert errors(one | {"spec": one["spec"] | {"replica": 1}}), one["kind"]
+        assert errors(one | {"specs": {}}), one["kind"]
 
 
 @each_overlay
@@ -299,10 +309,9 @@ def test_what_is_scaled_has_no_number_of_its_own(overlay: str) -> None:
 
 
 def test_each_pool_has_its_tier_behind_its_own_port_of_the_inference_gateway() -> None:
-    ports = {
-        listener["name"]: listener["port"]
-        for listener in of_kind("inference-pool", "Gateway")["inference"]["spec"]["listeners"]
-    }
+    listeners = of_kind("inference-pool", "Gateway")["inference"]["spec"]["listeners"]
+    assert {listener["protocol"] for listener in listeners} == {"HTTP"}, "the API takes any name here"
+    ports = {listener["name"]: listener["port"] for listener in listeners}
     env = {
         entry["name"]: entry.get("value") for entry in pods("inference-pool")["gateway"]["spec"]["containers"][0]["env"]
     }

@@ -19,6 +19,7 @@ LAYERS = [
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "drift"},
+    {"abilities"},
     {"answer", "relay", "admin", "wire", "probe", "replay"},
     {"api", "steering"},
     {"asgi", "decisions"},

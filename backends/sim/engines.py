@@ -45,16 +45,20 @@ class Decisions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def adapted(request: Request, engine: str, body: bytes) -> Request:
-    """The request as `engine` understands it: llama-cpp-python refuses `json_schema` and knows no `choice`,
-    `transformers serve` ignores `response_format` and refuses fields of vLLM's. Raises RequestError."""
+    """The request as `engine` understands it: none but vLLM knows `choice`, llama.cpp's server streams no
+    log-probabilities where there are tools, llama-cpp-python's refuses `json_schema`, `transformers serve` ignores
+    `response_format` and refuses fields of vLLM's. Raises RequestError."""
     if engine == "vllm":
         return request
     foreign = [name for name in decode(body, JSON) if name in VLLMS_OWN]
     if engine == "transformers" and foreign:
         raise RequestError(f"Unexpected fields in the request: {set(foreign)}", status=422, kind=DETAIL)
     kind = (request.response_format or {}).get("type")
-    if engine == "llama.cpp" and kind == "json_schema":
+    if engine == "llama-cpp-python" and kind == "json_schema":
         raise RequestError("Internal Server Error", "response_format", status=500, kind="InternalServerError")
+    tools = request.tools if isinstance(request, ChatRequest) else None
+    if engine == "llama.cpp" and tools and request.stream and request.logprobs:
+        raise RequestError("logprobs is not supported with tools + stream", kind="invalid_request_error")
     ignored: dict[str, Any] = {"structured_outputs": None, "guided_choice": None, "guided_json": None}
     if engine == "transformers":
         ignored["response_format"] = None

@@ -115,7 +115,8 @@ def parser() -> argparse.ArgumentParser:
         "--default-thinking", action=argparse.BooleanOptionalAction, default=None, help="on, as vLLM >= 0.28"
     )
     p.add_argument("--obedient", action="store_true", default=None, help="the classifier does what the prompt tells it")
-    p.add_argument("--engine", choices=("vllm", "llama.cpp", "transformers"), help="whose answers' forms are served")
+    engines = ("vllm", "llama.cpp", "llama-cpp-python", "transformers")
+    p.add_argument("--engine", choices=engines, help="whose answers' forms are served")
     p.add_argument("--decisions", action="store_true", default=None, help="serve /v1/decisions, as with a plug-in")
     p.add_argument("--api-key")
     p.add_argument("--failure-injection-rate", type=float, help="percent of requests that fail, 0 to 100")

@@ -29,7 +29,8 @@ def doctor(
 ) -> None:
     """Look at policy, store, tiers, clocks, keys and ports as `serve` would find them; each finding with its repair.
 
-    Exit status 1 when the gateway would not start, or not serve. Nothing is changed, and no model is asked.
+    Exit status 1 when the gateway would not start, or not serve. Nothing is changed; model servers are asked some ten
+    short questions, as at the start of `serve`.
     """
     found = findings({"policy": policy, "redis_url": redis, "port": port})
     if json:

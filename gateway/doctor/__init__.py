@@ -1,4 +1,4 @@
-"""What is wrong with the set-up, and how is it put right?   Looks only: nothing is changed, no model is asked."""
+"""What is wrong with the set-up, and how is it put right?   Nothing is changed; models are asked short questions."""
 
 from gateway.doctor.examine import examine
 from gateway.doctor.finding import Finding, Level, error

@@ -9,7 +9,8 @@ from gateway.doctor.doors import certificate, files, port
 from gateway.doctor.finding import Finding, error, ok
 from gateway.doctor.secrets import keys
 from gateway.doctor.shared import store
-from gateway.doctor.tiers import Replied, asked, tier_findings
+from gateway.doctor.tiers import Replied, asked, serving, tier_findings
+from gateway.doctor.tried import tried
 from gateway.http1 import Client
 from gateway.policy import Policy, PolicyError
 from gateway.reload import checked
@@ -24,7 +25,8 @@ async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> lis
         times: list[float | None] = []
         for one in of(policy):
             replies = await asked(client, one, env)
-            found += [told for told in tier_findings(one, replies, env) if told not in found]
+            said = tier_findings(one, replies, env) + await tried(client, one, serving(one, replies))
+            found += [told for told in said if told not in found]
             times += [reply.ahead for reply in replies.values() if isinstance(reply, Replied)]
         shared, others = await store(settings)
         found += [*shared, *clock([*times, *others])]

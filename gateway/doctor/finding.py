@@ -1,5 +1,6 @@
 """What did a look at the set-up come to?"""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 Level = Literal["ok", "warning", "error"]
@@ -24,3 +25,11 @@ def warning(about: str, told: str, fix: str) -> Finding:
 
 def error(about: str, told: str, fix: str) -> Finding:
     return Finding("error", about, told, fix)
+
+
+def about_tiers(found: Iterable[tuple[str, Finding]]) -> list[Finding]:
+    """Findings by tier, each once, about all tiers that it concerns: one server may run several."""
+    tiers: dict[Finding, list[str]] = {}
+    for name, one in found:
+        tiers.setdefault(one, []).append(name)
+    return [one._replace(about=f"tier {', '.join(names)}") for one, names in tiers.items()]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gateway.doctor.finding import Finding, error, ok, warning
+from gateway.doctor.finding import Finding, about_tiers, error, ok, warning
 from gateway.http1 import Client, Limits, Origin, TransportError
 from gateway.policy import Policy, Tier
 from gateway.upstream import SERIES
@@ -80,15 +80,22 @@ def _ahead(headers: Mapping[bytes, bytes]) -> float | None:
 def tier_findings(
     policy: Policy, replies: Mapping[tuple[str, str], Replied | str], env: Mapping[str, str]
 ) -> list[Finding]:
-    """Each once, about all tiers that it concerns: one server may run several."""
-    tiers: dict[Finding, list[str]] = {}
+    found: list[tuple[str, Finding]] = []
     for name, tier in policy.tiers.items():
-        found = [one for url in tier.replicas for one in _server(url, tier, replies[name, url])]
+        found += [(name, one) for url in tier.replicas for one in _server(url, tier, replies[name, url])]
         if tier.api_key_env and not env.get(tier.api_key_env):
-            found.append(error("", f"{tier.api_key_env} is not set", f"export {tier.api_key_env}=..."))
-        for one in found:
-            tiers.setdefault(one, []).append(name)
-    return [one._replace(about=f"tier {', '.join(names)}") for one, names in tiers.items()]
+            found.append((name, error("", f"{tier.api_key_env} is not set", f"export {tier.api_key_env}=...")))
+    return about_tiers(found)
+
+
+def serving(policy: Policy, replies: Mapping[tuple[str, str], Replied | str]) -> list[tuple[str, str]]:
+    """The servers that may be asked something: they let us in, and serve the model as far as they tell."""
+    found = []
+    for (name, url), reply in replies.items():
+        tier = policy.tiers[name]
+        if not isinstance(reply, str) and reply.status not in {401, 403}:
+            found += [(name, url)] if tier.engine != "vllm" or tier.model in reply.models else []
+    return found
 
 
 def _server(url: str, tier: Tier, reply: Replied | str) -> list[Finding]:

@@ -63,13 +63,18 @@ def wait(servers: Sequence[tuple[str, Process, Path]], seconds: float) -> None:
         time.sleep(0.5)
 
 
-@contextlib.contextmanager
-def engine(arguments: Sequence[str], port: int, log: Path) -> Iterator[tuple[str, Process, Path]]:
+def engine(
+    arguments: Sequence[str], port: int, log: Path
+) -> contextlib.AbstractContextManager[tuple[str, Process, Path]]:
     """A server of the engines' interpreter, started and ended, not waited for."""
+    return started([installed(), *arguments], port, log)
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str | Path], port: int, log: Path) -> Iterator[tuple[str, Process, Path]]:
+    """A server, started and ended, not waited for."""
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [installed(), *arguments, "--port", str(port)], env={**os.environ, **QUIET}, stdout=out, stderr=out
-        )
+        process = subprocess.Popen([*command, "--port", str(port)], env={**os.environ, **QUIET}, stdout=out, stderr=out)
     try:
         yield f"http://127.0.0.1:{port}", process, log
     finally:

@@ -78,11 +78,16 @@ def test_streams_end_as_answers_do(client: openai.OpenAI) -> None:
     assert b"error" not in raw
 
 
-def test_the_doctor_warns_that_it_lists_other_models_than_it_serves(server: Sim, tmp_path: Path) -> None:
+def test_the_doctor_warns_that_it_lists_other_models_than_it_serves_and_gets_no_verdict(
+    server: Sim, tmp_path: Path
+) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY % (server.model, "openai"))
-    (found,) = doctor(policy, FLASH_URL=server.url)
-    assert (found["level"], "does not list" in found["told"]) == ("warning", True)
+    unlisted, able, manner, used = doctor(policy, FLASH_URL=server.url)
+    assert (unlisted["level"], "does not list" in unlisted["told"]) == ("warning", True)
+    assert "by nothing; not by decisions: error (404 " in able["told"]
+    assert "tells no log-probabilities, and thinks only when told to" in manner["told"]
+    assert (used["level"], "by no strategy" in used["told"]) == ("warning", True)
 
 
 def test_a_server_that_is_called_vllm_and_is_not_says_which_fields_it_does_not_know(server: Sim) -> None:

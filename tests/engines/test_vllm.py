@@ -303,12 +303,22 @@ def test_what_the_server_refuses_is_told_in_its_own_words(
         ask(client, "hi", **more)
 
 
-def test_the_doctor_finds_nothing_but_the_short_context(engines: Engines, tmp_path: Path) -> None:
+def test_the_doctor_finds_nothing_but_the_short_context_and_says_what_the_servers_can(
+    engines: Engines, tmp_path: Path
+) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY % "")
     found = doctor(policy, FLASH_URL=engines.flash.url, PRO_URL=engines.pro.url)
-    assert [one["level"] for one in found] == ["ok", "warning", "ok", "warning"]
-    assert all(f"takes {CONTEXT} tokens" in one["told"] for one in found if one["level"] == "warning")
+    wrong = [one["told"] for one in found if one["level"] != "ok"]
+    assert len(wrong) == 2
+    assert all(f"takes {CONTEXT} tokens" in told for told in wrong)
+    told = {f"{one['about']}: {one['told']}".replace(engines.flash.url, "URL") for one in found}
+    assert "tier flash: triage asks by choice, which auto takes" in told
+    assert any(
+        "by choice, json_logprobs" in one and 'decisions: error (404 {"detail":"Not Found"})' in one for one in told
+    )
+    assert "tier flash: URL tells log-probabilities, and would think, but `set` tells it not to" in told
+    assert any(one.startswith("tier flash_think: URL tells log-probabilities, and thinks before") for one in told)
 
 
 def test_the_servers_queue_is_read(client: openai.OpenAI) -> None:

@@ -1,6 +1,7 @@
 """A broken set-up is told with its repairs, and a good one is called good."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import socket
@@ -19,7 +20,7 @@ from gateway.doctor.tiers import METRICS, Replied, tier_findings
 from gateway.keys import new_admin_key, new_key
 from gateway.policy import load_policy
 from gateway.store import open_store
-from loadtest.servers import Sim, free_port
+from loadtest.servers import Sim, free_port, sim
 from tests.tiers import policy_text
 
 Told = list[dict[str, str]]
@@ -185,6 +186,89 @@ def test_what_a_server_says_is_compared_with_the_policy(
     fine = Replied(200, {pro.model: None}, None, None)
     found = tier_findings(policy, {("flash", flash.url): reply, ("pro", pro.url): fine}, {})
     assert told in said([one._asdict() for one in found], level)
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[dict[str, Sim]]:
+    kinds = {
+        "vllm": ("--decisions",),
+        "python": ("--engine", "llama-cpp-python"),
+        "other": ("--engine", "transformers"),
+    }
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(sim("flash", "--speed", "0", *more, model="flash-model"))
+            for name, more in kinds.items()
+        }
+
+
+def of_flash(tmp_path: Path, server: Sim, pro: Sim, **changes: Any) -> str:
+    """What is told of its tier beside that it is there; the server's address as URL."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(policy_text(server, pro, **changes))
+    status, found = look(policy)
+    assert status == 0
+    mine = [one for one in found if one["about"] == "tier flash"][1:]
+    return "\n".join(f"{one['level']} {one['told']} -> {one['fix']}" for one in mine).replace(server.url, "URL")
+
+
+def test_a_server_is_told_by_what_it_can_and_by_its_own_words_where_it_cannot(
+    tmp_path: Path, engines: dict[str, Sim], pro: Sim
+) -> None:
+    auto = {"triage": {"strategy": "auto"}}
+    assert of_flash(tmp_path, engines["vllm"], pro, **auto).splitlines() == [
+        "ok URL (vllm) can be asked for a verdict by choice, decisions, json_logprobs, json -> ",
+        "ok URL tells log-probabilities, and would think, but `set` tells it not to -> ",
+        "ok triage asks by choice, which auto takes -> ",
+    ]
+    able, manner, used = of_flash(tmp_path, engines["python"], pro, **auto).splitlines()
+    assert "by json; not by choice: truncated (200 " in able
+    assert 'not by json_logprobs: error (500 {"error":{"message":"Internal Server Error"' in able
+    assert used.startswith("warning triage asks by json, which tells no probability")
+    assert "-> can: {json_schema: false}" in used
+    other: Any = {"tiers": {"flash": {"engine": "openai"}}}
+    able, manner, used = of_flash(tmp_path, engines["other"], pro, **auto, **other).splitlines()
+    assert 'by json; not by decisions: error (404 {"detail":"Not Found"}); not by json_logprobs: no_logprobs' in able
+    assert "URL tells no log-probabilities, and would think" in manner
+    assert "-> another server, or verdicts without one" in used
+
+
+def test_a_server_that_thinks_before_it_answers_is_told_with_what_that_does_to_verdicts(
+    tmp_path: Path, engines: dict[str, Sim], pro: Sim
+) -> None:
+    free: Any = {"tiers": {"flash": {"engine": "openai", "set": None}}, "triage": {"strategy": "auto"}}
+    able, manner, used = of_flash(tmp_path, engines["other"], pro, **free).splitlines()
+    assert "by nothing; " in able
+    assert '"content":null' in able
+    assert "and thinks before it answers: content is null where max_tokens ends the thought" in manner
+    assert "warning triage gets a verdict by no strategy" in used
+    assert "-> triage: answers have no content, the model thinks first" in used
+
+
+def test_the_repair_that_it_names_gives_a_probability(tmp_path: Path, engines: dict[str, Sim], pro: Sim) -> None:
+    schemaless = {"tiers": {"flash": {"can": {"json_schema": False}}}, "triage": {"strategy": "auto"}}
+    assert "ok triage asks by json_logprobs, which auto takes" in of_flash(
+        tmp_path, engines["python"], pro, **schemaless
+    )
+
+
+def test_a_strategy_that_gets_no_verdict_is_a_warning_that_names_one_that_does(
+    tmp_path: Path, engines: dict[str, Sim], flash: Sim, pro: Sim
+) -> None:
+    wrong = of_flash(tmp_path, flash, pro, triage={"strategy": "decisions"})
+    assert "warning triage asks by decisions, which gets no verdict" in wrong
+    assert "-> triage.strategy: auto, which takes choice" in wrong
+    refused = of_flash(tmp_path, engines["other"], pro, triage={"strategy": "auto"})
+    assert "warning URL does not answer a plain question: 422 " in refused
+    assert "warning triage gets a verdict by no strategy" in refused
+    flash.config(only="triage", verdict="null")
+    assert "-> correct `engine`" in of_flash(tmp_path, flash, pro), "it says nothing, but does not think"
+
+
+def test_who_wants_no_verdict_is_not_told_how_to_ask_for_one(tmp_path: Path, flash: Sim, pro: Sim) -> None:
+    told = of_flash(tmp_path, flash, pro, rules=[{"id": "all", "route": "flash"}])
+    assert "can be asked for a verdict" in told
+    assert "triage asks" not in told
 
 
 def test_one_server_of_two_tiers_is_told_of_once(flash: Sim, pro: Sim) -> None:

@@ -19,14 +19,14 @@ from tests.tiers import JSON, policy_for
 
 PRO = Sim("http://127.0.0.1:2", "pro-model")
 FAST = ("--speed", "0")
-DECLARED = {"transformers": "openai"}  # as a policy has to
+DECLARED = {"transformers": "openai", "llama.cpp": "openai"}  # as a policy has to
 FLAGS = ("--tier", "flash", *FAST, "--served-model-name", "flash-model")
 
 
 @pytest.fixture(scope="module")
 def engines() -> Iterator[dict[str, Sim]]:
-    flags = {"decisions": ("--decisions",), "llama.cpp": ("--engine", "llama.cpp"),
-             "transformers": ("--engine", "transformers")}  # fmt: skip
+    others = ("llama.cpp", "llama-cpp-python", "transformers")
+    flags = {"decisions": ("--decisions",), **{name: ("--engine", name) for name in others}}
     with contextlib.ExitStack() as stack:
         yield {
             name: stack.enter_context(sim("flash", *FAST, *more, model="flash-model")) for name, more in flags.items()
@@ -66,9 +66,9 @@ def test_vllm_is_asked_by_choice(flash: Sim) -> None:
 def test_engines_are_told_apart(engines: dict[str, Sim]) -> None:
     told = {name: found(auto(server, engine=DECLARED.get(name, "vllm"))) for name, server in engines.items()}
     assert {name: one["strategy"] for name, one in told.items()} == {
-        "decisions": "choice", "llama.cpp": "json", "transformers": "json",
+        "decisions": "choice", "llama.cpp": "json_logprobs", "llama-cpp-python": "json", "transformers": "json",
     }  # fmt: skip
-    refused, ignored = told["llama.cpp"]["replicas"][0], told["transformers"]["replicas"][0]
+    refused, ignored = told["llama-cpp-python"]["replicas"][0], told["transformers"]["replicas"][0]
     assert told["decisions"]["replicas"][0]["decisions"] == "ok"
     assert (refused["json_logprobs"], ignored["json_logprobs"]) == ("error", "no_logprobs")
     foreign = found(auto(engines["transformers"]))["replicas"]
@@ -80,9 +80,24 @@ def test_a_server_that_refuses_schemas_still_gives_a_probability_when_the_policy
     engines: dict[str, Sim],
 ) -> None:
     policy = policy_for(
-        engines["llama.cpp"], PRO, tiers={"flash": {"can": {"json_schema": False}}}, triage={"strategy": "auto"}
+        engines["llama-cpp-python"], PRO, tiers={"flash": {"can": {"json_schema": False}}}, triage={"strategy": "auto"}
     )
     assert found(policy)["strategy"] == "json_logprobs"
+
+
+def test_a_server_that_streams_no_log_probabilities_beside_tools_gives_a_verdict_with_one(
+    engines: dict[str, Sim], pro: Sim
+) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    policy = policy_for(engines["llama.cpp"], pro, tiers={"flash": {"engine": "openai"}})
+
+    async def main() -> JSON:
+        async with gateway(policy) as gate:
+            told: JSON = (await gate.ask(body(COMPLEX, tools=tools), "/v1/route")).json()["verdict"]
+            return told
+
+    verdict = asyncio.run(main())
+    assert (verdict["label"], verdict["reason"], verdict["p_complex"] > 0.5) == ("complex", "ok", True)
 
 
 def said(content: str) -> bytes:
@@ -108,7 +123,7 @@ def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answe
 
 
 def test_a_tier_can_do_what_each_of_its_servers_can(flash: Sim, engines: dict[str, Sim]) -> None:
-    assert found(auto(flash, engines["llama.cpp"]))["strategy"] == "json"
+    assert found(auto(flash, engines["llama-cpp-python"]))["strategy"] == "json"
     assert found(auto(flash, engines["decisions"]))["strategy"] == "choice"
 
 

@@ -76,6 +76,14 @@ def test_the_messages_bytes_are_the_callers_own() -> None:
     assert not found.cut
 
 
+def test_none_but_vllm_is_asked_for_a_stream_where_there_are_tools() -> None:
+    other = policy_for(FLASH, PRO, tiers={"flash": {"engine": "openai"}})
+    forms = [sent(asked(fields), policy) for policy in (policy_for(FLASH, PRO), other)
+             for fields in (body(), body(tools=TOOLS))]  # fmt: skip
+    assert ["stream" in form for form in forms] == [True, True, True, False]
+    assert ["stream_options" in form for form in forms] == [True, True, True, False]
+
+
 def test_nothing_of_the_request_changes_the_questions_form() -> None:
     policy = policy_for(FLASH, PRO, callers={"plans": {"usual": {"fields": ["chat_template", "chat_template_kwargs"]}}})
     bad: JSON = {

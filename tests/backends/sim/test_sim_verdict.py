@@ -142,9 +142,15 @@ def test_decisions_need_a_model_that_supports_them_and_allow_no_other_field(url:
 
 
 def test_other_engines_refuse_or_ignore_forms() -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     choice = {"response_format": None, "structured_outputs": {"choice": ["simple", "complex"]}}
-    with served("--speed", "0", "--engine", "llama.cpp") as base:
+    with served("--speed", "0", "--engine", "llama-cpp-python") as base:
         assert triage(base, HARD[0]).status_code == 500
+    with served("--speed", "0", "--engine", "llama.cpp") as base:
+        assert [triage(base, HARD[0], tools=tools, stream=stream).status_code for stream in (False, True)] == [
+            200,
+            400,
+        ]
         assert triage(base, HARD[0], **choice).json()["choices"][0]["message"]["content"] not in ("simple", "complex")
     with served("--speed", "0", "--engine", "transformers") as base:
         assert triage(base, HARD[0]).json()["choices"][0]["logprobs"] is None

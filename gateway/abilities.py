@@ -1,0 +1,166 @@
+"""What can one model server do?   It is asked for a verdict in each way, and for a plain answer."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar, get_args
+
+import msgspec
+
+from gateway.body import read
+from gateway.errors import Overloaded
+from gateway.http1 import TransportError
+from gateway.policy import Policy
+from gateway.splice import CHAT, changes
+from gateway.triage import put, question, strategy_of, triage
+from gateway.types import Caller, ChatRequest, Strategy
+from gateway.upstream import Upstream
+
+PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
+PLAIN = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
+LIKELY = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16,"logprobs":true,"top_logprobs":1}'
+UNBOUND = "Say hello."  # a server that binds its answers says a label even so
+LARGEST = 1 << 20  # bytes of an answer
+SHOWN = 120  # characters of one that somebody is told
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+T = TypeVar("T")
+Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
+
+
+class _Choice(msgspec.Struct):
+    message: msgspec.Raw
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[msgspec.Raw] | None = None
+
+
+class Manner(NamedTuple):
+    """A plain answer: did a thought come before it, was there any content, did log-probabilities come? `refused`: what
+    was said in place of an answer."""
+
+    thinks: bool = False
+    content: bool = False
+    logprobs: bool = False
+    refused: str = ""
+
+
+def wants(policy: Policy) -> bool:
+    """Whether some rule wants a verdict."""
+    return not all(isinstance(rule.route, str) for rule in policy.rules)
+
+
+def alone(policy: Policy, name: str, url: str) -> Policy:
+    """`policy` as if the tier had this one server, and triage asked it, by the best strategy and with patience."""
+    tier, rules = policy.tiers[name], policy.triage
+    return replace(
+        policy,
+        tiers={**policy.tiers, name: replace(tier, replicas=(url,))},
+        triage=replace(rules, tier=name, strategy="auto", timeout=PATIENCE),
+    )
+
+
+async def strategies(policy: Policy, upstream: Upstream) -> Found:
+    """What the one server of `policy` (see `alone`) makes of each strategy that the prompt allows. `choice` is vLLM's
+    own field; a server that is silent is asked no more."""
+    rules, tier = policy.triage, policy.tiers[policy.triage.tier]
+    found: dict[Strategy, str] = {}
+    for strategy in get_args(Strategy):
+        served = strategy_of(rules, (strategy,)) == strategy and (strategy != "choice" or tier.engine == "vllm")
+        if served and "timeout" not in found.values():
+            found[strategy] = await _outcome(policy, upstream, strategy)
+    return found
+
+
+def able(servers: Iterable[Found]) -> tuple[Strategy, ...]:
+    """What every server that can do anything can do is what the tier can do; the better strategies first."""
+    useful = [found for found in servers if "ok" in found.values()]
+    return tuple(s for s in get_args(Strategy) if useful and all(found.get(s) == "ok" for found in useful))
+
+
+async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> str:
+    """Asks as triage would; then, where the server ought to bind the answer, without a word of its form."""
+    request, schema = _request(policy, PLAIN), policy.tiers[policy.triage.tier].can.json_schema
+    verdict = await triage(request, policy, upstream, question(request, policy, (strategy,)))
+    if verdict.label is None:
+        return verdict.reason
+    if verdict.p_complex is None and strategy != "json":
+        return "no_logprobs"
+    if strategy == "choice" or (strategy == "json_logprobs" and schema):
+        bound = await triage(request, policy, upstream, put(request, policy, strategy, UNBOUND))
+        return "ok" if bound.label else "unbound"
+    return "ok"
+
+
+async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome: str) -> str:
+    """What the server says when it is asked so again, whole: "200 Hello", "500 {...}"; "" where it says nothing."""
+    request = _request(policy, PLAIN)
+    asked = question(request, policy, (strategy,))
+    if outcome == "unbound":
+        asked = put(request, policy, strategy, UNBOUND)
+    body = msgspec.json.decode(asked.body, type=dict[str, Any])
+    if asked.path == CHAT:
+        body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
+    status, answer = await _raw(policy, upstream, asked.path, msgspec.json.encode(body))
+    choice = _choice(answer) if status == 200 else None
+    return f"{status} {_short(choice.message if choice else answer)}" if status else ""
+
+
+async def manner(policy: Policy, upstream: Upstream) -> Manner:
+    """How the one server of `policy` (see `alone`) answers a caller who asks for nothing more."""
+    for body in (LIKELY, PLAIN):  # some refuse to tell log-probabilities
+        request = _request(policy, body)
+        tier, plan = policy.tiers[policy.triage.tier], policy.callers.plans[request.caller.plan]
+        status, answer = await _raw(policy, upstream, CHAT, request.body.edit(changes(request, tier, plan)))
+        if status == 200 and (choice := _choice(answer)):
+            said, likely = _read(choice.message, _Message), _read(choice.logprobs, _Logprobs)
+            return Manner(bool(said.reasoning or said.reasoning_content), bool(said.content), bool(likely.content))
+    return Manner(refused=f"{status or ''} {_short(answer)}".strip())
+
+
+async def _raw(policy: Policy, upstream: Upstream, path: str, body: bytes) -> tuple[int, bytes]:
+    """Status and body; 0 and what went wrong where none came."""
+    request = _request(policy, PLAIN)
+    try:
+        async with upstream.asking(request, path, body, policy, PATIENCE) as response:
+            return response.status, await response.read(LARGEST)
+    except (TransportError, Overloaded) as error:
+        return 0, str(error).encode()
+
+
+def _choice(answer: bytes) -> _Choice | None:
+    """The first one; None where this is no chat completion."""
+    try:
+        return next(iter(msgspec.json.decode(answer, type=_Answer).choices), None)
+    except UNREADABLE:
+        return None
+
+
+def _read(raw: msgspec.Raw, kind: type[T]) -> T:
+    """What it says in the form that we know; nothing where it has another."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except UNREADABLE:
+        return kind()
+
+
+def _short(said: bytes | msgspec.Raw) -> str:
+    line = " ".join(bytes(said).decode("utf-8", "replace").split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
+
+
+def _request(policy: Policy, told: bytes) -> ChatRequest:
+    body, fields = read(told)
+    caller = Caller("probe", "probe", policy.callers.default.plan, "probe")
+    return ChatRequest("probe", caller, CHAT, body, fields, {}, time.perf_counter())
