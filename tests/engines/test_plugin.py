@@ -20,12 +20,11 @@ from loadtest.servers import Sim, free_port, running
 from tests.engines.conftest import QUIET, ROOT, SERVE, START, Engines, engine, installed, wait
 from tests.engines.tiny import make
 
+ONE = {"mode": "batch-aware", "experts": 1}
 # In order: all is read unless a request brings a k; at most one expert a step in layer 1, until the guard has seen it.
 MODES = {
     "exact": {"FLASHMOE_VLLM": "mode=off,requests=true,log_s=1", "VLLM_PLUGINS": "flashmoe"},
-    "skips": {
-        "FLASHMOE_VLLM": '{"mode":"off","layers":{"1":{"mode":"batch-aware","experts":1}},"guard":0.01,"every":1}'
-    },
+    "skips": {"FLASHMOE_VLLM": json.dumps({"mode": "off", "layers": {"1": ONE}, "guard": 0.01, "every": 1})},
 }
 PROMPTS = ["What is the capital of France?", "Count to ten.", "A long one: " + "word " * 200]
 TOKENS = 24
@@ -37,9 +36,9 @@ tiers:
   tight:
     model: flash-model
     replicas: ["${FLASH_URL}"]
-    set: {chat_template_kwargs: {enable_thinking: false}, vllm_xargs: {flashmoe_k: 1}}
+    set: {vllm_xargs: {flashmoe_k: 1}}
     skips: k1
-  whole: {extends: tight, set: {chat_template_kwargs: {enable_thinking: false}, vllm_xargs: {flashmoe_k: 0}}, skips: null}
+  whole: {model: flash-model, replicas: ["${FLASH_URL}"]}
 triage: {tier: whole, timeout: 30s, cache: null, strategy: choice, speculate: never, threshold: %s}
 rules: [{id: triaged, route: {simple: tight, complex: whole}}]
 callers: {default: {plan: free}, plans: {free: {requests_per_minute: 100000, may: [whole]}}}
