@@ -49,8 +49,9 @@ class Experts(RoutedExperts):
         hashed = 0 <= self._layer < hash_layers(config.model_config.hf_text_config)
         self._plan: Plan = self.settings.at(self._layer, hashed)
         worker = Experts.worker = Experts.worker or Worker(self.settings, config, device)
-        self._own = worker.own if self.settings.takes_own(self._layer, hashed) else None
-        self._watch = worker.watch if self._plan or self._own else None
+        own = worker.own if self.settings.takes_own(self._layer, hashed) else None
+        self.register_buffer("flashmoe_k", own.k if own else None, persistent=False)
+        self._watch = worker.watch if self._plan or own else None
         counts, self._seen = worker.counts.row(device)
         self.register_buffer("flashmoe_counts", counts, persistent=False)
 
@@ -83,8 +84,8 @@ class Experts(RoutedExperts):
     def _fewer(self, weights: Tensor, ids: Tensor, exact: Tensor | None) -> tuple[Tensor, Tensor]:
         """Weights and ids of the slots that are read; all of them where `exact` is set."""
         policies: Sequence[Any] = self._plan
-        if self._own:
-            policies = with_brought(policies, self._own.k[: len(ids)])
+        if self.flashmoe_k is not None:
+            policies = with_brought(policies, self.flashmoe_k[: len(ids)])
         if not policies:
             return weights, ids
         routing = routed(self._layer, self.global_num_experts, ids, weights)
