@@ -16,6 +16,7 @@ import torch
 from backends.flashmoe.plugin.shape import parameters
 
 KEY = "flashmoe_k"
+Batch = tuple[Sequence[str], Iterable[int], Iterable[int]]  # by request, in the batch's order: tokens now, and before
 
 
 class Own:
@@ -62,24 +63,21 @@ def brought(params: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Where one of vLLM's runners prepares a step, and what of it is read: the arguments of `Own.spread`."""
+    """Where one of vLLM's runners prepares a step, and how the step's requests are read there: what `Own.spread` takes.
+    `batch` is given the runner, the SchedulerOutput and what `prepare` made."""
 
     place: str
     prepare: str
     takes: tuple[str, ...]
-    batch: Callable[[Any, Any, Any], tuple[Sequence[str], Iterable[int], Iterable[int]]]
+    batch: Callable[[Any, Any, Any], Batch]
 
 
-def _first(runner: Any, scheduled: Any, _: Any) -> tuple[Sequence[str], Iterable[int], Iterable[int]]:
-    names = runner.input_batch.req_ids
-    return (
-        names,
-        [scheduled.num_scheduled_tokens[name] for name in names],
-        runner.input_batch.num_computed_tokens_cpu[: len(names)],
-    )
+def _first(runner: Any, scheduled: Any, _: Any) -> Batch:
+    batch, counts = runner.input_batch, scheduled.num_scheduled_tokens
+    return batch.req_ids, [counts[name] for name in batch.req_ids], batch.num_computed_tokens_cpu[: batch.num_reqs]
 
 
-def _second(_: Any, __: Any, batch: Any) -> tuple[Sequence[str], Iterable[int], Iterable[int]]:
+def _second(_: Any, __: Any, batch: Any) -> Batch:
     return batch.req_ids, batch.num_scheduled_tokens, batch.num_computed_tokens_np
 
 

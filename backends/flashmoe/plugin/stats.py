@@ -55,7 +55,6 @@ class Figures(Collector):
 def _families(shown: dict[str, Shown], workers: dict[str, dict[str, Any]]) -> Iterable[Metric]:
     for key, (kind, name, what) in shown.items():
         family = kind(name, what, labels=["worker"])
-        for worker, figures in workers.items():
-            if key in figures:
-                family.add_metric([worker], figures[key])
+        for worker in [worker for worker, figures in workers.items() if key in figures]:
+            family.add_metric([worker], workers[worker][key])
         yield family
