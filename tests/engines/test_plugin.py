@@ -307,6 +307,7 @@ def test_the_decisions_endpoint_is_opened_for_v4_on_request(place: Path) -> None
 RUNNER = """
 from types import SimpleNamespace
 from vllm.config import VllmConfig
+from vllm.v1.core.sched import output
 from vllm.v1.worker import gpu_model_runner
 from backends.flashmoe.plugin import own
 config = VllmConfig()
@@ -314,6 +315,9 @@ print("as it is:", own.unfit(config))
 config.parallel_config.data_parallel_size = 2
 print("parallel:", own.unfit(config))
 config.parallel_config.data_parallel_size = 1
+known, output.NewRequestData = output.NewRequestData, SimpleNamespace
+print("scheduled:", own.unfit(config))
+output.NewRequestData = known
 gpu_model_runner.GPUModelRunner._prepare_inputs = lambda self, scheduler_output: None
 print("older:", own.unfit(config))
 """
@@ -323,4 +327,5 @@ def test_a_runner_of_another_shape_brings_no_k(place: Path) -> None:
     found = inside(REGISTERED + RUNNER, place, FLASHMOE_VLLM="mode=off")
     assert "as it is: None" in found.stdout, found.stderr
     assert "parallel: with data or sequence parallelism" in found.stdout
+    assert "scheduled: vllm.v1.core.sched.output has no NewRequestData.req_id" in found.stdout
     assert "_prepare_inputs takes self, scheduler_output, not self, scheduler_output, num" in found.stdout

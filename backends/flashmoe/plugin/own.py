@@ -7,6 +7,7 @@ not whose they are, so the runner's own list of a step's requests is read where 
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ import torch
 from backends.flashmoe.plugin.shape import parameters
 
 KEY = "flashmoe_k"
+SCHEDULED = "vllm.v1.core.sched.output"
+READ = {  # there, of a step
+    "SchedulerOutput": ("scheduled_new_reqs", "finished_req_ids", "num_scheduled_tokens"),
+    "NewRequestData": ("req_id", "prompt_len", "sampling_params"),
+}
 Batch = tuple[Sequence[str], Iterable[int], Iterable[int]]  # by request, in the batch's order: tokens now, and before
 
 
@@ -112,7 +118,16 @@ def unfit(config: Any) -> str | None:
         return f"{known.place}.{known.prepare} takes {', '.join(has)}, not {', '.join(known.takes)}"
     if parameters(found, "execute_model")[:2] != ("self", "scheduler_output"):
         return f"{known.place}.execute_model does not take a scheduler_output first"
-    return None
+    step = importlib.import_module(SCHEDULED)
+    lacking = [
+        f"{kind}.{name}" for kind, names in READ.items() for name in names if not _has(getattr(step, kind), name)
+    ]
+    return f"{SCHEDULED} has no {lacking[0]}" if lacking else None
+
+
+def _has(kind: Any, name: str) -> bool:
+    """Whether a data class has a field or property."""
+    return name in inspect.get_annotations(kind) or hasattr(kind, name)
 
 
 def attach(config: Any, own: Own) -> None:

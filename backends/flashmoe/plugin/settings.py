@@ -8,7 +8,7 @@ FLASHMOE_VLLM is JSON or, where no layer differs, names and values: `mode=top-k,
 - `hash_layers`: `exact` leaves layers alone that route by a table of token ids; `skip`, the default, does not.
 - `renormalise`: whether what is left weighs as much as all did; false.
 - `requests`: whether a request may bring a k of its own for what it generates (`own` says how); false.
-- `guard`: the distance to whole answers, of their size, above which a layer's answers are whole again; null: no guard.
+- `guard`: the distance to whole answers, of their size, above which answers are whole again; null: no guard.
   `every`: steps from one comparison to the next; 64.
 - `decisions`: whether vLLM's decisions endpoint, which knows no DeepSeek V4, is opened for it; false.
 - `log_s`: seconds between two lines with the counts; 60. With 0 nothing is counted.
