@@ -31,7 +31,7 @@ class Own:
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         self.k = torch.zeros(tokens, dtype=torch.int32, device=device)
-        self.tokens = 0  # that were computed with a k of their own
+        self.tokens = 0  # whose request brought a k
         self._brought: dict[str, tuple[int, int]] = {}  # by request: the tokens of its prompt, its k
         self._filled = 0  # rows of `k` that may be other than 0
 

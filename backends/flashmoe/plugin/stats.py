@@ -16,7 +16,7 @@ Shown = tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, str]
 COUNTED: dict[str, Shown] = {
     "asked": (CounterMetricFamily, "flashmoe_experts_asked", "Experts that routers named, once a layer and step"),
     "read": (CounterMetricFamily, "flashmoe_experts_read", "Those of them that were read"),
-    "own_tokens": (CounterMetricFamily, "flashmoe_own_tokens", "Tokens computed with a k that their request brought"),
+    "own_tokens": (CounterMetricFamily, "flashmoe_own_tokens", "Generated tokens whose request brought a k"),
 }
 GUARD: dict[str, Shown] = {
     "exact": (GaugeMetricFamily, "flashmoe_guard_exact", "1 while the guard has whole answers served"),
