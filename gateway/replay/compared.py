@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from gateway.estimate import Estimate, Unknown, estimate, wilson
 from gateway.explain import OUTPUT_TOKENS
 from gateway.holdback import answered
@@ -81,7 +83,8 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
     """What `policy` would have done, beside what those in force did by their chances, and the controls: all on the
     first tier, all on the last, and a shuffle, which sends as many of each kind of request to each tier, but any.
 
-    Raises Unrecorded, RecordError.
+    Answers of servers that skipped other experts than the policy's tier of that name does are not that tier's: to come
+    to it is a move, and their outcomes tell nothing of it. Raises Unrecorded, RecordError.
     """
     found = choices(records, policy)
     kept = [(one, choice.way) for one, choice in zip(records, found, strict=True) if choice.way.chances]
@@ -92,8 +95,8 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
     arms |= {f"all {tier}": [Way({place(each, policy, tier)[0]: 1.0}) for each in facts] for tier in ends}
     arms["shuffle"] = shuffled(facts, [way.answers for way in chosen], policy)
     counts = Counter(choice.to for choice in found)
-    moves = moved([answered(one) for one in records], found, records)
-    prices = Prices(rows, policy)
+    moves = moved([answered(apart(one, policy)) for one in records], found, records)
+    prices, theirs = Prices(rows, policy), [apart(one, policy) for one in rows]
     return Replay(
         len(records),
         len(rows),
@@ -103,8 +106,18 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
         sum(judgement(one) is not None for one in rows),
         sum(move.count for move in moves),
         moves,
-        {name: arm(rows, ways, prices) for name, ways in arms.items()},
+        {name: arm(rows, ways, prices, rows if name == "recorded" else theirs) for name, ways in arms.items()},
     )
+
+
+def apart(one: Recorded, policy: Policy) -> Recorded:
+    """The record, its tier renamed where that skipped other experts than the policy's tier of the name does."""
+    if one.skips == policy.skips(one.tier):
+        return one
+    names = {one.tier: f"{one.tier} skipping {one.skips or 'nothing'}"}
+    chances = {names.get(tier, tier): p for tier, p in one.route.chances.items()}
+    chosen = replace(one.route, tier=names.get(one.route.tier, one.route.tier), chances=chances)
+    return replace(one, tier=names[one.tier], route=chosen)
 
 
 def moved(origins: Sequence[str], choices: Sequence[Choice], rows: Sequence[Recorded]) -> tuple[Move, ...]:
@@ -130,8 +143,8 @@ def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) 
     return [Way(shares[kind]) for kind in kinds]
 
 
-def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices") -> Arm:
-    """The figures of one way to choose."""
+def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: Sequence[Recorded]) -> Arm:
+    """The figures of one way to choose; `told`: the rows as they tell of its quality."""
     count, chosen = len(rows) or 1, [way.answers for way in ways]
     tiers = dict.fromkeys(tier for chances in chosen for tier in chances)
     shares = {tier: sum(chances.get(tier, 0.0) for chances in chosen) / count for tier in tiers}
@@ -140,7 +153,7 @@ def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices") -> Arm:
     usd = sum(part for part, _ in costs)
     counted = sum(part for part, known in costs if known) / usd if usd else 1.0
     try:
-        quality, unknown = judged(rows, ways), None
+        quality, unknown = judged(told, ways), None
     except Unknown as why:
         quality, unknown = None, str(why)
     return Arm(shares, above, *wilson(above, len(rows)), usd, counted, quality, unknown)

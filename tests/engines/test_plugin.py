@@ -7,41 +7,65 @@ import re
 import subprocess
 import time
 import tomllib
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from loadtest.servers import free_port
+from loadtest.servers import Sim, free_port, running
 from tests.engines.conftest import QUIET, ROOT, SERVE, START, Engines, engine, installed, wait
 from tests.engines.tiny import make
 
-# In order: off, counted only; at most one expert a step in layer 1.
+ONE = {"mode": "batch-aware", "experts": 1}
+# In order: all is read unless a request brings a k; at most one expert a step in layer 1, until the guard has seen it.
 MODES = {
-    "exact": "mode=off,log_s=1",
-    "skips": '{"mode":"off","layers":{"1":{"mode":"batch-aware","experts":1}},"log_s":1}',
+    "exact": {"FLASHMOE_VLLM": "mode=off,requests=true,log_s=1", "VLLM_PLUGINS": "flashmoe"},
+    "skips": {"FLASHMOE_VLLM": json.dumps({"mode": "off", "layers": {"1": ONE}, "guard": 0.01, "every": 1})},
 }
 PROMPTS = ["What is the capital of France?", "Count to ten.", "A long one: " + "word " * 200]
+TOKENS = 24
 COUNTED = re.compile(r"flashmoe: (\d+) experts read of (\d+) asked")
+GROUPS = "vllm.general_plugins", "vllm.stat_logger_plugins", "vllm.endpoint_plugins"
+BUDGETS = """\
+schema: 1
+tiers:
+  tight:
+    model: flash-model
+    replicas: ["${FLASH_URL}"]
+    set: {vllm_xargs: {flashmoe_k: 1}}
+    skips: k1
+  whole: {model: flash-model, replicas: ["${FLASH_URL}"]}
+triage: {tier: whole, timeout: 30s, cache: null, strategy: choice, speculate: never, threshold: %s}
+rules: [{id: triaged, route: {simple: tight, complex: whole}}]
+callers: {default: {plan: free}, plans: {free: {requests_per_minute: 100000, may: [whole]}}}
+"""
 
 
 class Plugged(NamedTuple):
     url: str
     log: Path
 
+    def metric(self, name: str) -> float:
+        """The sum of a metric's series in vLLM's own /metrics; they are a second old at most."""
+        text = fetched(f"{self.url}/metrics").decode()
+        found = re.findall(rf"^{name}{{[^\n]*}} ([0-9.e+]+)$", text, re.MULTILINE)
+        return sum(map(float, found))
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that says to Python what an installed Tiergate says: the entry points of pyproject.toml."""
     folder = tmp_path_factory.mktemp("plugged")
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     known = folder / "tiergate-0.dist-info"
     known.mkdir()
     (known / "METADATA").write_text("Metadata-Version: 2.1\nName: tiergate\nVersion: 0\n")
-    lines = [f"{name} = {where}" for name, where in points.items()]
-    (known / "entry_points.txt").write_text("\n".join(["[vllm.general_plugins]", *lines, ""]))
+    lines = [line for group in GROUPS for line in (f"[{group}]", *map(" = ".join, points[group].items()))]
+    (known / "entry_points.txt").write_text("\n".join([*lines, ""]))
     return folder
 
 
@@ -49,36 +73,48 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plugged(place: Path) -> Iterator[dict[str, Plugged]]:
     """Servers of the model that `engines` has as Flash, one for each of MODES."""
     model = make(place / "model", seed=0)
-    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", f"{place}:{ROOT}")
+    with contextlib.ExitStack() as stack:
         servers = {}
         for name, mode in MODES.items():
-            environment.setenv("FLASHMOE_VLLM", mode)
             arguments = [*SERVE, "--model", str(model), "--served-model-name", "flash-model"]
-            servers[name] = stack.enter_context(engine(arguments, free_port(), place / f"{name}.log"))
+            with pytest.MonkeyPatch.context() as environment:
+                for variable, value in {"PYTHONPATH": f"{place}:{ROOT}", **mode}.items():
+                    environment.setenv(variable, value)
+                servers[name] = stack.enter_context(engine(arguments, free_port(), place / f"{name}.log"))
         wait(list(servers.values()), START)
         yield {name: Plugged(url, log) for name, (url, _, log) in servers.items()}
 
 
-def said(url: str, prompt: str) -> str:
-    body = {"model": "flash-model", "prompt": prompt, "max_tokens": 24, "temperature": 0}
-    asked = urllib.request.Request(
-        f"{url}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
+def fetched(url: str, body: Any = None) -> bytes:
+    headers = {"content-type": "application/json"}
+    asked = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
     with urllib.request.urlopen(asked, timeout=120) as answer:
-        text: str = json.load(answer)["choices"][0]["text"]
+        found: bytes = answer.read()
+    return found
+
+
+def said(url: str, prompt: str, **more: Any) -> str:
+    """TOKENS tokens, whatever they are: the model may not end."""
+    body = {"model": "flash-model", "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0}
+    text: str = json.loads(fetched(f"{url}/v1/completions", body | more))["choices"][0]["text"]
     return text
 
 
-def counted(log: Path, more_than: int = 0) -> tuple[int, int]:
-    """Read and asked in the first line of the log in which more were asked."""
+def until(check: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for line in COUNTED.finditer(log.read_text()):
-            if int(line[2]) > more_than:
-                return int(line[1]), int(line[2])
+    while not check():
+        assert time.monotonic() < deadline, f"it never came to be:\n{log.read_text()[-3000:]}"
         time.sleep(0.2)
-    pytest.fail(f"no such line:\n{log.read_text()[-3000:]}")
+
+
+def settled(server: Plugged) -> dict[str, float]:
+    """A server's figures once they have stopped to move."""
+    names = ("flashmoe_experts_asked_total", "flashmoe_experts_read_total", "flashmoe_own_tokens_total")
+    while True:
+        before = {name: server.metric(name) for name in names}
+        time.sleep(2.5)  # workers tell their figures each second
+        if before == {name: server.metric(name) for name in names}:
+            return before
 
 
 def test_with_mode_off_the_text_is_that_of_a_server_without_the_plug_in(
@@ -88,17 +124,80 @@ def test_with_mode_off_the_text_is_that_of_a_server_without_the_plug_in(
         assert said(plugged["exact"].url, prompt) == said(engines.flash.url, prompt)
 
 
-def test_a_server_counts_the_experts_that_it_asks_and_reads(plugged: dict[str, Plugged]) -> None:
-    _, before = counted(plugged["exact"].log)
-    said(plugged["exact"].url, PROMPTS[0])
-    read, asked = counted(plugged["exact"].log, before)
-    assert read == asked > before
+def test_a_server_shows_the_experts_that_it_asks_and_reads_in_its_own_metrics(plugged: dict[str, Plugged]) -> None:
+    server = plugged["exact"]
+    before = settled(server)
+    said(server.url, PROMPTS[0])
+    after = settled(server)
+    asked, read, own = (after[name] - before[name] for name in before)
+    assert asked == read >= 2 * 2 * TOKENS, "two layers of two experts a token"
+    assert own == 0
+    until(lambda: COUNTED.search(server.log.read_text()) is not None, server.log)
 
 
-def test_a_server_that_skips_answers_and_reads_fewer_experts(plugged: dict[str, Plugged]) -> None:
-    assert said(plugged["skips"].url, PROMPTS[0])
-    read, asked = counted(plugged["skips"].log)
-    assert asked / 2 < read < asked  # layer 0 reads all that it asks, and layer 1 one expert a step
+def test_a_requests_k_holds_for_what_it_generates(plugged: dict[str, Plugged]) -> None:
+    server = plugged["exact"]
+    before, whole = settled(server), said(server.url, PROMPTS[1])
+    between, tight = settled(server), said(server.url, PROMPTS[1], vllm_xargs={"flashmoe_k": 1})
+    after = settled(server)
+    names = list(before)
+    _, read, own = (after[name] - between[name] for name in names)
+    _, read_whole, _ = (between[name] - before[name] for name in names)
+    assert own == TOKENS - 1, "the last one is said and not computed"
+    assert read_whole - read == 2 * (TOKENS - 1), "one expert less in each of two layers"
+    assert tight != whole
+    assert tight[0] == whole[0], "the first token is the prompt's"
+
+
+def test_requests_with_and_without_a_k_share_a_batch_and_not_the_k(plugged: dict[str, Plugged]) -> None:
+    url = plugged["exact"].url
+    wanted = [{}, {"vllm_xargs": {"flashmoe_k": 1}}] * 2
+    alone = [said(url, prompt, **more) for prompt, more in zip(PROMPTS * 2, wanted, strict=False)]
+    with ThreadPoolExecutor(len(alone)) as pool:
+        together = [pool.submit(said, url, prompt, **more) for prompt, more in zip(PROMPTS * 2, wanted, strict=False)]
+        assert [one.result() for one in together] == alone
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, "one", ["a"]])
+def test_what_is_no_k_is_passed_over(plugged: dict[str, Plugged], k: Any) -> None:
+    url = plugged["exact"].url
+    assert said(url, PROMPTS[0], vllm_xargs={"flashmoe_k": k}) == said(url, PROMPTS[0])
+
+
+@pytest.mark.parametrize(("threshold", "tier", "skips", "own"), [(1.0, "tight", "k1", 7), (0.0, "whole", None, 0)])
+def test_the_gateway_gives_simple_prompts_a_tighter_budget_on_the_same_servers(
+    plugged: dict[str, Plugged], threshold: float, tier: str, skips: str | None, own: int
+) -> None:
+    server = plugged["exact"]
+    before = settled(server)["flashmoe_own_tokens_total"]
+    body = {"model": "auto", "messages": [{"role": "user", "content": "Cranes?"}], "max_tokens": 8}
+    body |= {"allowed_token_ids": list(range(94)), "vllm_xargs": {"flashmoe_k": 2}}  # which is not the caller's to say
+    with running(BUDGETS % threshold, [Sim(server.url, "flash-model")]) as (url, _):
+        asked = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode())
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            assert (answer.headers["x-route-tier"], answer.headers["x-route-skips"]) == (tier, skips)
+    assert settled(server)["flashmoe_own_tokens_total"] - before == own
+
+
+def test_the_guard_sees_a_bad_plan_and_has_whole_answers_served(engines: Engines, plugged: dict[str, Plugged]) -> None:
+    server = plugged["skips"]
+    said(server.url, PROMPTS[0])
+    until(lambda: server.metric("flashmoe_guard_exact") == 1, server.log)
+    asked, read, _ = settled(server).values()
+    assert asked / 2 < read < asked, "layer 0 reads all that it asks, and layer 1 one expert a step, at first"
+    assert server.metric("flashmoe_guard_trips_total") == 1
+    assert server.metric("flashmoe_guard_strain") > 1
+    for prompt in PROMPTS:
+        assert said(server.url, prompt) == said(engines.flash.url, prompt)
+
+
+def test_policy_and_counts_are_shown_where_the_server_is_told_to(plugged: dict[str, Plugged]) -> None:
+    told = json.loads(fetched(f"{plugged['exact'].url}/v1/flashmoe"))
+    assert told["policy"] == {"mode": "off", "requests": True, "log_s": 1}
+    assert told["workers"]["0.0"]["layers"] == 2
+    assert told["workers"]["0.0"]["asked"] >= told["workers"]["0.0"]["read"]
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        fetched(f"{plugged['skips'].url}/v1/flashmoe")
 
 
 def inside(program: str, place: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -188,3 +287,45 @@ def test_a_kernel_that_routes_inside_is_refused_with_what_to_change(place: Path)
     found = inside(REGISTERED + MONOLITHIC, place, FLASHMOE_VLLM="mode=off")
     assert found.returncode != 0
     assert "routes inside of its kernel" in found.stderr.splitlines()[-1]
+
+
+DECISIONS = """
+from types import SimpleNamespace
+from vllm.entrypoints.generate.structured_decisions.strategies import select_read_strategy
+model = SimpleNamespace(architecture="DeepseekV4ForCausalLM", logprobs_mode="raw_logprobs")
+print("asks by", select_read_strategy(model, ("generate",)).__name__)
+"""
+
+
+def test_the_decisions_endpoint_is_opened_for_v4_on_request(place: Path) -> None:
+    closed = inside(REGISTERED + DECISIONS, place, FLASHMOE_VLLM="mode=off")
+    assert "does not support DeepseekV4ForCausalLM" in closed.stderr
+    opened = inside(REGISTERED + DECISIONS, place, FLASHMOE_VLLM="mode=off,decisions=true")
+    assert "asks by NextTokenStrategy" in opened.stdout, opened.stderr
+
+
+RUNNER = """
+from types import SimpleNamespace
+from vllm.config import VllmConfig
+from vllm.v1.core.sched import output
+from vllm.v1.worker import gpu_model_runner
+from backends.flashmoe.plugin import own
+config = VllmConfig()
+print("as it is:", own.unfit(config))
+config.parallel_config.data_parallel_size = 2
+print("parallel:", own.unfit(config))
+config.parallel_config.data_parallel_size = 1
+known, output.NewRequestData = output.NewRequestData, SimpleNamespace
+print("scheduled:", own.unfit(config))
+output.NewRequestData = known
+gpu_model_runner.GPUModelRunner._prepare_inputs = lambda self, scheduler_output: None
+print("older:", own.unfit(config))
+"""
+
+
+def test_a_runner_of_another_shape_brings_no_k(place: Path) -> None:
+    found = inside(REGISTERED + RUNNER, place, FLASHMOE_VLLM="mode=off")
+    assert "as it is: None" in found.stdout, found.stderr
+    assert "parallel: with data or sequence parallelism" in found.stdout
+    assert "scheduled: vllm.v1.core.sched.output has no NewRequestData.req_id" in found.stdout
+    assert "_prepare_inputs takes self, scheduler_output, not self, scheduler_output, num" in found.stdout

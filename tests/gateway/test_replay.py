@@ -249,6 +249,21 @@ def test_without_exploration_only_what_was_done_can_be_judged() -> None:
     assert found.figures()["quality"] is None
 
 
+def test_what_a_tier_answered_skipping_other_experts_moves_and_tells_nothing_of_it() -> None:
+    records = triaged(400, better)
+    few = policy(("{model: m/pro,", "{model: m/pro, skips: top4,"))
+    found = replay(records, few)
+    assert {(move.origin, move.to) for move in found.moves} == {("pro skipping nothing", "pro")}
+    assert found.moved == sum(one.tier == "pro" for one in records)
+    assert found.arms["recorded"].quality
+    assert found.arms["candidate"].quality is None
+    assert "had no chance" in (found.arms["candidate"].unknown or "")
+    for one in records:
+        one.skips = "top4" if one.tier == "pro" else None
+    same = replay(records, few)
+    assert (same.moved, same.arms["candidate"].quality) == (0, found.arms["recorded"].quality)
+
+
 def test_outcomes_that_tell_of_every_tier_need_no_weights() -> None:
     records = triaged(200, better)
     for one in records:

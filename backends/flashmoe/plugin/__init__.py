@@ -4,10 +4,12 @@ Without FLASHMOE_VLLM nothing happens (`settings` says what it holds). With it, 
 vLLM's own registry, by one that asks fewer experts after the router has spoken and before any weight is read.
 """
 
+import importlib
 import logging
 import os
+from typing import Any
 
-from backends.flashmoe.plugin import shape
+from backends.flashmoe.plugin import shape, shared
 from backends.flashmoe.plugin.settings import VARIABLE, parse
 
 log = logging.getLogger("vllm.flashmoe")  # below vLLM's own, so that its format and level hold
@@ -22,9 +24,28 @@ def register() -> None:
     settings = parse(os.environ.get(VARIABLE, ""))
     if settings is None:
         return
+    shared.folder()
+    if settings.decisions:
+        _open_decisions()
     if unfit := shape.unfit():
         log.error("flashmoe skips no expert and leaves vLLM as it is: %s", unfit)
         return
     from backends.flashmoe.plugin import layer  # noqa: PLC0415 - its classes exist beside a vLLM that fits only
 
     layer.install(settings)
+
+
+def _open_decisions() -> None:
+    """Lets vLLM ask DeepSeek V4 for decisions as it asks Qwen3: by the log-probabilities of the first token."""
+    known: Any = next(filter(None, map(_module, shape.STRATEGIES)), None)
+    if not hasattr(known, "READ_STRATEGIES") or not hasattr(known, "NextTokenStrategy"):
+        log.error("flashmoe opens no decisions for DeepSeek V4: this vLLM has them elsewhere than 0.32.0 and 0.33.0")
+        return
+    known.READ_STRATEGIES.setdefault("DeepseekV4ForCausalLM", known.NextTokenStrategy)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None

@@ -11,9 +11,9 @@ from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
 
-from backends.flashmoe.plugin.counts import Counts
 from backends.flashmoe.plugin.settings import VARIABLE, Plan, Settings
-from backends.flashmoe.plugin.slots import distinct, reduced, routed
+from backends.flashmoe.plugin.slots import distinct, masked, reduced, routed, with_brought
+from backends.flashmoe.plugin.worker import Worker
 
 log = logging.getLogger("vllm.flashmoe")
 # Kernels that leave out a single slot with id -1 when they sum a token's experts. Most do so for padding only, where
@@ -30,7 +30,7 @@ def install(settings: Settings) -> None:
     if taken:
         log.error("flashmoe skips no expert: another plug-in has put %s in place", taken[0])
         return
-    Experts.settings, Experts.counts = settings, Counts(settings.log_s)
+    Experts.settings = settings
     RoutedExperts.register_oot(Experts)
     GateLinear.register_oot(_Gate)
     log.info("flashmoe is on: %s", settings)
@@ -40,14 +40,19 @@ class Experts(RoutedExperts):
     """Asks the experts that the policies of its layer leave; all where they are none."""
 
     settings: Settings
-    counts: Counts
+    worker: Worker | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        config, device = get_current_vllm_config(), next(self.parameters()).device
         self._layer = number(self.layer_name)
-        hashed = 0 <= self._layer < hash_layers(get_current_vllm_config().model_config.hf_text_config)
+        hashed = 0 <= self._layer < hash_layers(config.model_config.hf_text_config)
         self._plan: Plan = self.settings.at(self._layer, hashed)
-        counts, self._seen = self.counts.row(next(self.parameters()).device)
+        worker = Experts.worker = Experts.worker or Worker(self.settings, config, device)
+        own = worker.own if self.settings.takes_own(self._layer, hashed) else None
+        self.register_buffer("flashmoe_k", own.k if own else None, persistent=False)
+        self._watch = worker.watch if self._plan or own else None
+        counts, self._seen = worker.counts.row(device)
         self.register_buffer("flashmoe_counts", counts, persistent=False)
 
     def forward_modular(
@@ -58,11 +63,11 @@ class Experts(RoutedExperts):
         shared_experts: Any = None,
         shared_experts_input: Any = None,
     ) -> Any:
-        ids, weights = topk_ids, topk_weights
-        if self._plan:
-            routing = routed(self._layer, self.global_num_experts, ids, weights)
-            fewer, lighter = reduced(routing, self._plan, self.settings.renormalise, self._takes_skipped())
-            ids, weights = fewer.to(ids.dtype), lighter.to(weights.dtype)
+        looking = self._watch is not None and self._watch.looking()
+        if looking:
+            self._look(x, topk_weights, topk_ids)
+        exact = self._watch.exact if self._watch else None
+        weights, ids = self._fewer(topk_weights, topk_ids, exact)
         if self.settings.log_s:
             self._count(topk_ids, ids)
         return super().forward_modular(x, weights, ids, shared_experts, shared_experts_input)
@@ -75,6 +80,25 @@ class Experts(RoutedExperts):
             f"{VARIABLE}: {type(self.quant_method).__name__} routes inside of its kernel, where none can be skipped;"
             " choose another --moe-backend, or start without the variable"
         )
+
+    def _fewer(self, weights: Tensor, ids: Tensor, exact: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weights and ids of the slots that are read; all of them where `exact` is set."""
+        policies: Sequence[Any] = self._plan
+        if self.flashmoe_k is not None:
+            policies = with_brought(policies, self.flashmoe_k[: len(ids)])
+        if not policies:
+            return weights, ids
+        routing = routed(self._layer, self.global_num_experts, ids, weights)
+        keep = masked(routing, policies, exact)
+        fewer, lighter = reduced(routing, keep, self.settings.renormalise, self._takes_skipped())
+        return lighter.to(weights.dtype), fewer.to(ids.dtype)
+
+    def _look(self, x: Tensor, weights: Tensor, ids: Tensor) -> None:
+        """Lets the guard compare. Copies, as a kernel may write its answer where it read."""
+        skipped = super().forward_modular(x.clone(), *self._fewer(weights, ids, None))
+        whole = super().forward_modular(x.clone(), weights, ids)
+        if self._watch and isinstance(skipped, Tensor) and isinstance(whole, Tensor):
+            self._watch.look(self._layer, skipped, whole)
 
     def _takes_skipped(self) -> bool:
         kernel = getattr(self.quant_method, "moe_kernel", None)

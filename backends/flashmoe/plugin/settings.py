@@ -7,6 +7,10 @@ FLASHMOE_VLLM is JSON or, where no layer differs, names and values: `mode=top-k,
 - `layers`: {"0-2": {"mode": "off"}, "7": {"mode": "top-k", "k": 3}}; what is not named has the mode above.
 - `hash_layers`: `exact` leaves layers alone that route by a table of token ids; `skip`, the default, does not.
 - `renormalise`: whether what is left weighs as much as all did; false.
+- `requests`: whether a request may bring a k of its own for what it generates (`own` says how); false.
+- `guard`: the distance to whole answers, of their size, above which answers are whole again; null: no guard.
+  `every`: steps from one comparison to the next; 64.
+- `decisions`: whether vLLM's decisions endpoint, which knows no DeepSeek V4, is opened for it; false.
 - `log_s`: seconds between two lines with the counts; 60. With 0 nothing is counted.
 """
 
@@ -19,10 +23,27 @@ from backends.flashmoe.policy import Budget, Piggyback, Policy, Ratio, Share, To
 
 VARIABLE = "FLASHMOE_VLLM"
 NEEDS = {"off": (), "top-k": ("k",), "share": ("share",), "threshold": ("threshold",), "batch-aware": ("k", "experts")}
-BOUNDS = {"k": (1, 1024), "experts": (1, 65_536), "share": (0, 1), "threshold": (0, 1), "log_s": (0, 86_400)}
-WHOLE = {"k", "experts"}
-DEFAULTS = {"layers": {}, "hash_layers": "skip", "renormalise": False, "log_s": 60}
+BOUNDS = {"k": (1, 1024), "experts": (1, 65_536), "share": (0, 1), "threshold": (0, 1), "log_s": (0, 86_400),
+          "guard": (0.0001, 1), "every": (1, 1_000_000)}  # fmt: skip
+WHOLE = {"k", "experts", "every"}
+SWITCHES = ("renormalise", "requests", "decisions")
+DEFAULTS: dict[str, Any] = {
+    "layers": {},
+    "hash_layers": "skip",
+    "guard": None,
+    "every": 64,
+    "log_s": 60,
+    **dict.fromkeys(SWITCHES, False),
+}
 Plan = tuple[Policy, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """How the guard looks."""
+
+    bound: float
+    every: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +52,9 @@ class Settings:
     layers: Mapping[int, Plan]
     hash_layers: bool  # whether they skip as the others do
     renormalise: bool
+    requests: bool
+    decisions: bool
+    looks: Looks | None
     log_s: float
 
     def at(self, layer: int, hashed: bool) -> Plan:
@@ -39,21 +63,27 @@ class Settings:
             return ()
         return self.layers.get(layer, self.plan)
 
+    def takes_own(self, layer: int, hashed: bool) -> bool:
+        """Whether a request's k holds in a layer: not in one that is left alone by name or kind."""
+        alone = (hashed and not self.hash_layers) or self.layers.get(layer) == ()
+        return self.requests and not alone
+
 
 def parse(text: str) -> Settings | None:
     """None for an empty text. Raises ValueError in one line that names the variable."""
     if not text.strip():
         return None
     try:
-        return _settings(_entries(text))
+        return _settings(entries(text))
     except ValueError as error:
         raise ValueError(f"{VARIABLE}: {error}") from None
 
 
-def _entries(text: str) -> dict[str, Any]:
+def entries(text: str) -> dict[str, Any]:
+    """The names and values of either form. Raises ValueError."""
     if text.lstrip().startswith("{"):
-        entries: dict[str, Any] = json.loads(text)
-        return entries
+        found: dict[str, Any] = json.loads(text)
+        return found
     pairs = [pair.partition("=") for pair in text.split(",")]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise ValueError(f"{wrong[0]!r} is no name=value, nor is the whole a JSON object")
@@ -67,17 +97,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _settings(entries: dict[str, Any]) -> Settings:
-    known = {**DEFAULTS, **{name: value for name, value in entries.items() if name in DEFAULTS}}
+def _settings(given: dict[str, Any]) -> Settings:
+    known = {**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}}
     if known["hash_layers"] not in {"skip", "exact"}:
         raise ValueError(f"hash_layers must be skip or exact, not {known['hash_layers']!r}")
-    if not isinstance(known["renormalise"], bool):
-        raise ValueError(f"renormalise must be true or false, not {known['renormalise']!r}")  # noqa: TRY004
+    if wrong := [name for name in SWITCHES if not isinstance(known[name], bool)]:
+        raise ValueError(f"{wrong[0]} must be true or false, not {known[wrong[0]]!r}")
+    every = int(_number("", "every", known["every"]))
     return Settings(
-        plan=_plan({name: value for name, value in entries.items() if name not in DEFAULTS}, ""),
+        plan=_plan({name: value for name, value in given.items() if name not in DEFAULTS}, ""),
         layers=_layers(known["layers"]),
         hash_layers=known["hash_layers"] == "skip",
         renormalise=known["renormalise"],
+        requests=known["requests"],
+        decisions=known["decisions"],
+        looks=None if known["guard"] is None else Looks(_number("", "guard", known["guard"]), every),
         log_s=_number("", "log_s", known["log_s"]),
     )
 

@@ -10,6 +10,10 @@ from typing import Any
 
 LAYER = ("vllm.model_executor.layers.fused_moe.routed_experts", "RoutedExperts")
 GATE = ("vllm.model_executor.layers.fused_moe.router.gate_linear", "GateLinear")
+STRATEGIES = (  # of decisions: where 0.32.0 and 0.33.0 have them
+    "vllm.entrypoints.generate.structured_decisions.strategies",
+    "vllm.entrypoints.openai.decisions.strategies",
+)
 # Method -> its parameters, to the letter: one more may be one that must be passed on.
 METHODS = {
     "forward_modular": ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
@@ -28,13 +32,18 @@ def unfit() -> str | None:
 
 def other_shape(layer: Any) -> str | None:
     """What of a class of experts is not as METHODS has it."""
-    for name, parameters in METHODS.items():
-        found = getattr(layer, name, None)
-        if found is None:
+    for name, expected in METHODS.items():
+        if not (has := parameters(layer, name)):
             return f"{layer.__name__} has no {name}"
-        if (has := tuple(inspect.signature(found).parameters)) != parameters:
-            return f"{layer.__name__}.{name} takes {', '.join(has)}, not {', '.join(parameters)}"
+        if has != expected:
+            return f"{layer.__name__}.{name} takes {', '.join(has)}, not {', '.join(expected)}"
     return None
+
+
+def parameters(owner: Any, name: str) -> tuple[str, ...]:
+    """The names of what a method takes, itself included; () for a method that is not there."""
+    found = getattr(owner, name, None)
+    return tuple(inspect.signature(found).parameters) if found else ()
 
 
 def not_pluggable(layer: Any) -> str | None:

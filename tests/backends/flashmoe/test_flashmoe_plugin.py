@@ -1,5 +1,8 @@
 """Does the plug-in for vLLM read its variable, know a stranger, and hand kernels what they can take? Without vLLM."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from backends.flashmoe.plugin import shape
-from backends.flashmoe.plugin.settings import parse
-from backends.flashmoe.plugin.slots import distinct, reduced, routed
+from backends.flashmoe.plugin import shape, shared
+from backends.flashmoe.plugin.own import KEY, Own, brought
+from backends.flashmoe.plugin.settings import Looks, parse
+from backends.flashmoe.plugin.slots import distinct, masked, reduced, routed, with_brought
 from backends.flashmoe.policy import SKIPPED, Budget, Piggyback, Policy, Ratio, Share, TopK
 
 EXPERTS, K = 12, 4
@@ -29,7 +33,15 @@ def asked(seed: int, tokens: int = 9) -> tuple[Tensor, Tensor]:
 
 
 def cut(seed: int, plan: tuple[Policy, ...], takes_skipped: bool, renormalise: bool = False) -> tuple[Tensor, Tensor]:
-    return reduced(routed(0, EXPERTS, *asked(seed)), plan, renormalise, takes_skipped)
+    return reading(asked(seed), plan, renormalise, takes_skipped)
+
+
+def reading(
+    slots: tuple[Tensor, Tensor], plan: Sequence[Policy], renormalise: bool, takes_skipped: bool
+) -> tuple[Tensor, Tensor]:
+    """Ids and weights that a kernel gets for what a router says."""
+    routing = routed(0, EXPERTS, *slots)
+    return reduced(routing, masked(routing, plan, None), renormalise, takes_skipped)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +79,22 @@ def test_layers_that_route_by_a_table_are_left_alone_on_request() -> None:
         assert found.at(0, hashed=True) == plan
 
 
+def test_a_requests_k_holds_where_it_is_let_and_not_in_layers_that_are_left_alone() -> None:
+    rest = '"mode": "share", "share": 0.9, "layers": {"4": {"mode": "off"}}, "hash_layers": "exact"'
+    for text, found in ((f"{{{rest}}}", [False] * 3), (f'{{{rest}, "requests": true}}', [False, False, True])):
+        settings = parse(text)
+        assert settings is not None
+        layers = ((0, True), (4, False), (5, False))
+        assert [settings.takes_own(layer, hashed) for layer, hashed in layers] == found
+
+
+def test_a_guard_is_there_when_it_has_a_bound() -> None:
+    for text, looks in (("mode=off", None), ("mode=off,guard=0.2", Looks(0.2, 64))):
+        found = parse(text)
+        assert found is not None
+        assert found.looks == looks
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -84,6 +112,9 @@ def test_layers_that_route_by_a_table_are_left_alone_on_request() -> None:
         ("mode=off,hash_layers=no", "hash_layers must be skip or exact"),
         ("mode=off,renormalise=1", "renormalise must be true or false"),
         ("mode=off,log_s=-1", "log_s must be a number from 0"),
+        ("mode=off,requests=yes", "requests must be true or false"),
+        ("mode=off,guard=0", "guard must be a number from 0.0001 to 1"),
+        ("mode=off,guard=0.1,every=0.5", "every must be a whole number from 1"),
         ('{"mode": "off", "layers": {"3-1": {"mode": "off"}}}', 'layers: "3-1" is no layer'),
         ('{"mode": "off", "layers": {"1": {"mode": "top-k"}}}', "layers 1: mode top-k needs k"),
         ('{"mode": "off", "layers": [1]}', "layers must be like"),
@@ -123,7 +154,8 @@ def test_a_kernel_that_knows_no_skipped_slot_gets_none_and_reads_no_more(plan: t
 @either_mark
 def test_padding_stays_padding_and_costs_no_one(plan: tuple[Policy, ...], takes_skipped: bool) -> None:
     ids, weights = cut(3, plan, takes_skipped, renormalise=True)
-    alone = reduced(routed(0, EXPERTS, *(each[:-2] for each in asked(3))), plan, True, takes_skipped)
+    ids_alone, weights_alone = asked(3)
+    alone = reading((ids_alone[:-2], weights_alone[:-2]), plan, True, takes_skipped)
     assert bool((ids[-2:] == SKIPPED).all())
     assert bool((weights[-2:] == 0).all())
     assert torch.equal(ids[:-2], alone[0])
@@ -147,7 +179,9 @@ def test_renormalised_weights_keep_their_sum() -> None:
 @either_mark
 def test_no_step_needs_to_know_a_value_or_waits_for_the_device(plan: tuple[Policy, ...], takes_skipped: bool) -> None:
     ids, weights = (each.to("meta") for each in asked(4))  # tensors without values: looking at one fails
-    fewer, lighter = reduced(routed(0, EXPERTS, ids, weights), plan, True, takes_skipped)
+    routing, k = routed(0, EXPERTS, ids, weights), torch.zeros(len(ids), dtype=torch.int32, device="meta")
+    keep = masked(routing, with_brought(plan, k), torch.zeros(1, dtype=torch.bool, device="meta"))
+    fewer, lighter = reduced(routing, keep, True, takes_skipped)
     assert fewer.shape == lighter.shape == ids.shape
     assert distinct(fewer, EXPERTS).shape == ()
 
@@ -164,8 +198,76 @@ def test_a_slot_is_worth_its_weight(takes_skipped: bool) -> None:
 @either_mark
 def test_a_slot_that_is_not_asked_is_worth_nothing(takes_skipped: bool) -> None:
     ids, weights = torch.tensor([[3, SKIPPED, 5]]), torch.tensor([[0.6, 9.0, 0.4]])
-    _, kept = reduced(routed(0, EXPERTS, ids, weights), (Ratio(0.5),), False, takes_skipped)
+    _, kept = reading((ids, weights), (Ratio(0.5),), False, takes_skipped)
     torch.testing.assert_close(kept, torch.tensor([[0.6, 0.0, 0.4]]))
+
+
+@each_plan
+def test_a_requests_k_holds_for_its_tokens_only(plan: tuple[Policy, ...]) -> None:
+    routing = routed(0, EXPERTS, *asked(6))
+    k = torch.tensor([1, 0, 3, 0, 0, 1024, 0, 1, 1], dtype=torch.int32)
+    keep, alone = masked(routing, with_brought(plan[:1], k), None), masked(routing, plan[:1], None)
+    assert keep[[0, 2, 5]].sum(1).tolist() == [1, 3, K]
+    assert bool((~keep[-2:]).all()), "padding asks for nothing, whatever it brings"
+    if not isinstance(plan[0], Budget):  # which shares among all tokens
+        assert torch.equal(keep[k == 0], alone[k == 0])
+
+
+def test_what_the_batch_reads_anyway_is_kept_for_requests_with_a_k_too() -> None:
+    ids = torch.tensor([[0, 1], [1, 2]])
+    routing = routed(0, EXPERTS, ids, torch.tensor([[0.9, 0.1], [0.8, 0.2]]))
+    k = torch.tensor([1, 0], dtype=torch.int32)
+    assert masked(routing, with_brought((TopK(1), Piggyback()), k), None).tolist() == [[True, True], [True, False]]
+    assert masked(routing, with_brought((TopK(1),), k), None).tolist() == [[True, False], [True, False]]
+
+
+@each_plan
+def test_with_exact_set_all_that_is_asked_is_kept(plan: tuple[Policy, ...]) -> None:
+    routing = routed(0, EXPERTS, *asked(7))
+    assert torch.equal(masked(routing, plan, torch.tensor([True])), routing.ids != SKIPPED)
+    assert torch.equal(masked(routing, plan, torch.tensor([False])), masked(routing, plan, None))
+
+
+def came(name: str, prompt: int, k: Any) -> Any:
+    """vLLM's NewRequestData, as far as it is read."""
+    return SimpleNamespace(req_id=name, prompt_len=prompt, sampling_params=SimpleNamespace(extra_args={KEY: k}))
+
+
+def scheduled(*new: Any, finished: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(scheduled_new_reqs=new, finished_req_ids=set(finished))
+
+
+def test_tokens_get_the_k_of_their_request_once_its_prompt_is_over() -> None:
+    own = Own(8, torch.device("cpu"))
+    own.learn(scheduled(came("a", 3, 1), came("b", 2, None), came("c", 1, 2)))
+    own.spread(["c", "a", "b"], [1, 3, 2], [0, 0, 0])
+    assert own.k.tolist() == [0] * 8, "prompts"
+    own.spread(["a", "b", "c"], [2, 1, 3], [2, 2, 1])  # of a: the prompt's last token and the first after it
+    assert own.k.tolist() == [0, 1, 0, 2, 2, 2, 0, 0]
+    assert own.tokens == 4
+    own.learn(scheduled(finished=("c",)))
+    own.spread(["b", "a"], [1, 1], [3, 4])
+    assert own.k.tolist() == [0, 1, 0, 0, 0, 0, 0, 0], "what the last step left is gone"
+    own.learn(scheduled(came("a", 9, None), finished=("a",)))
+    own.spread(["b", "a"], [1, 1], [4, 10])
+    assert own.k.tolist() == [0] * 8, "the name came again without a k"
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True, "2", [1], None])
+def test_what_is_no_k_is_none(k: Any) -> None:
+    assert brought(SimpleNamespace(extra_args={KEY: k})) == 0
+    assert brought(SimpleNamespace(extra_args=None)) == brought(None) == 0
+
+
+def test_workers_figures_are_read_by_the_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(shared.FOLDER, str(tmp_path))
+    shared.tell("0.0", {"asked": 3})
+    shared.tell("0.1", {"asked": 4})
+    shared.tell("0.0", {"asked": 5})
+    assert shared.told() == {"0.0": {"asked": 5}, "0.1": {"asked": 4}}
+    monkeypatch.setenv(shared.FOLDER, str(tmp_path / "gone"))
+    shared.tell("0.0", {"asked": 6})
+    assert shared.told() == {}
 
 
 def test_different_experts_are_counted_once_and_skipped_ones_not() -> None:

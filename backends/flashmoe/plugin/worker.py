@@ -1,0 +1,58 @@
+"""What do the layers of one worker share?   Its counts, the k that requests bring, its guard."""
+
+import logging
+from typing import Any
+
+import torch
+from vllm.config import CompilationMode
+
+from backends.flashmoe.plugin import own
+from backends.flashmoe.plugin.counts import Counts, publish
+from backends.flashmoe.plugin.own import Own
+from backends.flashmoe.plugin.settings import VARIABLE, Settings
+from backends.flashmoe.plugin.watch import Watch
+
+log = logging.getLogger("vllm.flashmoe")
+
+
+class Worker:
+    """Made with the first layer, of vLLM's VllmConfig and the model's device. Tells its figures while it lives.
+
+    Raises RuntimeError, which ends the server's start, for a guard that could not look.
+    """
+
+    def __init__(self, settings: Settings, config: Any, device: torch.device) -> None:
+        self.counts, self.own, self.watch = Counts(), None, None
+        if settings.looks:
+            _refuse_blind(config, device)
+            self.watch = Watch(settings.looks, device)
+        if settings.requests:
+            self.own = _own(config, device)
+        parallel = config.parallel_config
+        publish(f"{parallel.data_parallel_rank}.{parallel.rank}", self.figures, settings.log_s)
+
+    def figures(self) -> dict[str, Any]:
+        """What is told of it: numbers by name, those of the guard under `guard`."""
+        found = self.counts.figures()
+        if self.own:
+            found["own_tokens"] = self.own.tokens
+        if self.watch:
+            found["guard"] = self.watch.figures()
+        return found
+
+
+def _own(config: Any, device: torch.device) -> Own | None:
+    """None, and a line in the log, where requests cannot bring a k: they are answered as if they brought none."""
+    if unfit := own.unfit(config):
+        log.error("flashmoe passes over %s of requests: %s", own.KEY, unfit)
+        return None
+    made = Own(config.scheduler_config.max_num_batched_tokens, device)
+    own.attach(config, made)
+    return made
+
+
+def _refuse_blind(config: Any, device: torch.device) -> None:
+    if config.parallel_config.data_parallel_size > 1:
+        raise RuntimeError(f"{VARIABLE}: no guard with data parallelism, whose ranks must run each layer equally often")
+    if device.type == "cpu" and config.compilation_config.mode != CompilationMode.NONE:
+        raise RuntimeError(f"{VARIABLE}: a guard on a CPU needs --enforce-eager: compiled, no step can be looked at")
