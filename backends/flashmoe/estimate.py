@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.flashmoe.costmodel import H200_RATE, V4_FLASH, compute_bound_from, distinct
+from backends.flashmoe.costmodel import H200_RATE, V4_FLASH, between, compute_bound_from, distinct
 from backends.recipes.fit import Wish, check
 from backends.recipes.hardware import GPUS, Hardware, hardware
 from backends.recipes.models import ENTRY, INDEX, MODELS, Model
@@ -79,9 +79,9 @@ class Speed:
         """Of one layer's experts, and whether the measured bytes reach from below to above these."""
         if not self.layer:
             return read / self.rate, False
-        for (low, fast), (high, slow) in itertools.pairwise(self.layer):
-            if low <= read <= high:
-                return fast + (slow - fast) * (read - low) / (high - low), True
+        inside = between(self.layer, read)
+        if not math.isnan(inside):
+            return inside, True
         (least, fast), (most, slow) = self.layer[0], self.layer[-1]
         return (fast, False) if read < least else (slow * read / most, False)
 
