@@ -17,6 +17,8 @@ from loadtest.kernels.plan import shape_of
 BLOCK = 4096  # numbers that a program reads at once
 TILES = ((2, 8), (4, 8), (8, 8), (16, 4))  # programs a multiprocessor, warps of each: the fastest counts
 
+ROUTED = (("v4-flash", 16), ("qwen3-30b", 16), ("v4-flash", 1), ("v4-flash", 64))  # shapes and tokens
+
 
 @triton.jit
 def read_kernel(data, out, blocks, BLOCK: tl.constexpr):
@@ -82,7 +84,7 @@ def launches(book: Book, tiny: bool) -> None:
 
 def routing(book: Book, tiny: bool) -> None:
     """Seconds from logits to blocks, without and with a predictor's head, and from given ids."""
-    for name, tokens in [("tiny", 2)] if tiny else [("v4-flash", 1), ("v4-flash", 16), ("v4-flash", 64)]:
+    for name, tokens in [("tiny", 2)] if tiny else ROUTED:
         for way, timing in routes(name, tokens).items():
             book.write("ceiling", name=f"{way} {name} B={tokens}", value=timing.seconds)
 

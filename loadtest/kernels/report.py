@@ -87,6 +87,7 @@ def times(found: Found) -> Iterator[str]:
         part = f"{one['bytes'] / one['seconds'] / read:.0%}" if read else "-"
         said.append((*_order(one), _us(one), f"{one['noise']:.1%}", f"{one['distinct']:.1f}", part, *cut))
     head = ("shape", "format", "routing", "batch", "us", "noise", "experts", "of read")
+    yield "Times are of a layer's experts from given ids on: blocks, products, sum. Routing is among the ceilings.\n"
     yield from table((*head, f"us at {RIDING.name}", "bytes", "time over bytes"), said)
     yield from table(("shape", "batch", "ours us", *RIVALS), list(_beside(rows)))
 

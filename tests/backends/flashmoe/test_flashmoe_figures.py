@@ -122,10 +122,13 @@ def test_a_layers_saving_is_its_time_at_the_share_that_the_trained_model_can_rea
         point(judge.PRICE, 0.002, 20.0, 0.15),
     ]
     rows = [one | {"shape": "qwen3-30b"} for one in (row(seconds=10e-6), row(mask=HALF, read=5e8, seconds=6e-6))]
-    goal = found("qwen3-30b", grid=result("grid", rows=rows), quality=result("quality", points=points))
+    ceilings = {"route qwen3-30b B=16": 1e-6, "route, head qwen3-30b B=16": 2e-6}
+    quality = result("quality", points=points)
+    goal = found("qwen3-30b", grid=result("grid", rows=rows, ceilings=ceilings), quality=quality)
     share = 30.0 / 50.0
-    assert goal.found == pytest.approx(1 - (6 + 4 * (share - 0.5) / 0.5) / 10)
-    assert verdict(found("qwen3-30b", grid=result("grid", rows=rows)), True) == "not measured"
+    assert goal.found == pytest.approx(1 - (6 + 4 * (share - 0.5) / 0.5 + 2) / (10 + 1))
+    assert verdict(found("qwen3-30b", grid=result("grid", rows=rows), quality=quality), True) == "not measured"
+    assert verdict(found("qwen3-30b", grid=result("grid", rows=rows, ceilings=ceilings)), True) == "not measured"
 
 
 def test_policies_are_compared_at_equal_damage_and_at_equal_experts() -> None:
