@@ -40,10 +40,11 @@ def idle_kernel(out):
 def measure(book: Book, tiny: bool) -> None:
     """Writes a ceiling for each: bytes, operations or launches; seconds of routing."""
     for name, probe in {"memory": memory, "product": product, "launches": launches, "routing": routing}.items():
-        if book.left() > 0:
-            probe(book, tiny)
-        else:
+        if book.left() <= 0:
             book.write("left", name=f"ceiling {name}", why="no time")
+            continue
+        with book.figure(f"ceiling {name}"):
+            probe(book, tiny)
 
 
 def memory(book: Book, tiny: bool) -> None:

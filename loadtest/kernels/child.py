@@ -1,4 +1,4 @@
-"""Which measurement is a part, and where does it run?"""
+"""Which measurement is a part, and where does it run?   Each imports only what it needs: some of it takes seconds."""
 
 import importlib.metadata
 from pathlib import Path
@@ -6,10 +6,7 @@ from typing import Any
 
 import torch
 
-from backends.flashmoe.kernels.launch import Format
-from loadtest.kernels import ceilings, correct, grid, quality, serve
 from loadtest.kernels.parts import Book
-from loadtest.kernels.rivals import Rivals
 
 
 def environment() -> dict[str, Any]:
@@ -19,15 +16,27 @@ def environment() -> dict[str, Any]:
 
 
 def work(book: Book, name: str, tiny: bool, rivals: Path | None) -> None:
-    """Measures one part. Where there is no GPU the kernels are interpreted: TRITON_INTERPRET=1, or nothing runs."""
-    if name == "ceilings":
+    """Measures the part of that name."""
+    kind, _, rest = name.partition("-")
+    if kind == "ceilings":
+        from loadtest.kernels import ceilings
+
         ceilings.measure(book, tiny)
-    elif name.startswith("correct-"):
-        shape, _, form = name.removeprefix("correct-").rpartition("-")
-        correct.measure(book, shape, list(Format) if form == "all" else [Format(form)], tiny)
-    elif name == "policies":
+    elif kind == "correct":
+        from loadtest.kernels import correct
+
+        shape, _, form = rest.rpartition("-")
+        correct.measure(book, shape, form, tiny)
+    elif kind == "policies":
+        from loadtest.kernels import quality
+
         quality.measure(book, tiny)
-    elif name.startswith("serve-"):
-        serve.measure(book, name.removeprefix("serve-"), tiny)
+    elif kind == "serve":
+        from loadtest.kernels import serve
+
+        serve.measure(book, rest, tiny)
     else:
-        grid.measure(book, name, tiny, Rivals(rivals))
+        from loadtest.kernels import grid
+        from loadtest.kernels import rivals as others
+
+        grid.measure(book, name, tiny, others.Rivals(rivals))

@@ -1,6 +1,5 @@
 """Do the kernels say on this device what torch says, also when one graph is replayed with other skips?"""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -16,10 +15,10 @@ from loadtest.kernels.plan import BY_NAME, FULL, MASKS, RIDING, shape_of
 MOST = 0.01  # of the norm: bf16 inner values and outputs
 
 
-def measure(book: Book, name: str, forms: Sequence[Format], tiny: bool) -> None:
-    """Writes a line for each format, batch and mask of a shape, then for replays of one graph."""
-    batches, masks = ((3,), (FULL, RIDING)) if tiny else ((1, 16, 64), MASKS)
-    for form in book.within(forms):
+def measure(book: Book, name: str, which: str, tiny: bool) -> None:
+    """Writes a line for each batch and mask of a shape in a format, or in `all`; then for replays of one graph."""
+    batches, masks = ((3,), (RIDING,)) if tiny else ((1, 16, 64), MASKS)
+    for form in book.within(list(Format) if which == "all" else [Format(which)]):
         one = _few(name, form)
         for batch, mask in product(batches, masks):
             (draw,) = draws(one.shape, batch, mask, "uniform", 1)(device())

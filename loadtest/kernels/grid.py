@@ -49,13 +49,14 @@ def measure(book: Book, name: str, tiny: bool, rivals: Rivals) -> None:
     """Writes a row for each case there is time for, and why for each that has none."""
     bench = Bench(name, 2 if tiny else DRAWS, rivals)
     for case in book.within(list(cases(name)), lambda case: case.name):
-        try:
-            _row(book, bench, case)
-        except Unfit as reason:
-            book.write("left", name=case.name, why=str(reason))
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            book.write("left", name=case.name, why="not enough memory")
+        with book.figure(case.name):
+            try:
+                _row(book, bench, case)
+            except Unfit as reason:
+                book.write("left", name=case.name, why=str(reason))
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                book.write("left", name=case.name, why="not enough memory")
 
 
 def _row(book: Book, bench: Bench, case: Case) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -49,6 +50,14 @@ class Book:
     def left(self) -> float:
         """Seconds; negative when the part should have ended."""
         return self.end - time.monotonic()
+
+    @contextmanager
+    def figure(self, name: str) -> Iterator[None]:
+        """What breaks in it costs this figure alone, and is written down."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  a compiler's, a driver's, a rival's: whatever it is, the others go on
+            self.write("left", name=name, why=f"broke: {type(error).__name__}: {error}"[:300].replace("\n", " "))
 
     def within(self, todo: Sequence[Any], name: Any = str) -> Iterator[Any]:
         """The items for which there is time; the others are written down as left."""

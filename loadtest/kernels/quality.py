@@ -97,7 +97,8 @@ class Trial:
 def sweep(book: Book, bench: Bench, scale: Scale, tiny: bool) -> None:
     """Every policy over its knobs at batch 16, the most telling first; then some at other batches."""
     for trial in book.within(list(trials(bench, scale, tiny)), lambda one: f"{one.curve} {one.knob:g} B={one.batch}"):
-        measure_one(book, bench, trial)
+        with book.figure(f"{trial.curve} {trial.knob:g} B={trial.batch}"):
+            measure_one(book, bench, trial)
 
 
 def trials(bench: Bench, scale: Scale, tiny: bool) -> Iterator[Trial]:

@@ -11,7 +11,7 @@ import pytest
 from backends.flashmoe.kernels.launch import SHAPES, Format
 from loadtest.kernels import goals as judge
 from loadtest.kernels.goals import Goal, goals, verdict
-from loadtest.kernels.parts import GRACE, Ended, collected, run
+from loadtest.kernels.parts import GRACE, Book, Ended, collected, read, run
 from loadtest.kernels.plan import FULL, GRID, MASKS, OURS, PARTS, RIDING, Mask, Part, cases, expert_bytes, middle
 from loadtest.kernels.report import page
 
@@ -190,6 +190,20 @@ def test_a_part_that_dies_says_its_last_word(tmp_path: Path) -> None:
     ended, lines = run(Part("dies", 9), GRACE + 20, [], tmp_path, program(code))
     assert (ended.state, ended.note) == ("failed", "exit 1: CUDA error: an illegal memory access")
     assert lines == [{"kind": "row"}]
+
+
+def test_what_breaks_costs_its_own_figure_and_what_has_no_time_is_named(tmp_path: Path) -> None:
+    with (tmp_path / "lines").open("w") as file:
+        book = Book(file, 60)
+        for case in book.within(["one", "two"]):
+            with book.figure(case):
+                book.write("row", seconds=1 / (case != "one"))
+        assert list(Book(file, 0).within(["three"])) == []
+    assert read(tmp_path / "lines") == [
+        {"kind": "left", "name": "one", "why": "broke: ZeroDivisionError: division by zero"},
+        {"kind": "row", "seconds": 1.0},
+        {"kind": "left", "name": "three", "why": "no time"},
+    ]
 
 
 def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> None:
