@@ -31,6 +31,7 @@ SHAPE, FORMAT = "v4-flash", "mxfp4"  # of the rows of FILE that speak of this ti
 ASSUMED = (
     "experts are asked uniformly and spread evenly over GPUs: skewed routing reads fewer, the fullest GPU more",
     "no time for communication between GPUs, launches outside of the experts, sampling and scheduling; no prompts",
+    "an engine's own kernels turn bytes that are not read into time as these figures do",
     "the batch is always full; no speculative decoding, which would read for more tokens at once",
     "nothing is said of quality: measure what a policy costs before it is sold as a tier",
 )
@@ -82,7 +83,7 @@ class Speed:
         inside = between(self.layer, read)
         if not math.isnan(inside):
             return inside, True
-        (least, fast), (most, slow) = self.layer[0], self.layer[-1]
+        (least, fast), (most, slow) = self.layer[0], self.layer[-1]  # beyond: no faster than the least, in proportion
         return (fast, False) if read < least else (slow * read / most, False)
 
 
@@ -127,9 +128,8 @@ def measured(path: Path, metal: Hardware) -> Speed:
     if not read or len(points) < 2:
         raise ValueError(f"{path} lacks what is needed: the read rate, and times of {SHAPE} in {FORMAT}")
     slowest = itertools.accumulate((seconds for _, seconds in points), max)  # noise must not make reading more faster
-    return Speed(
-        float(read), f"{read / 1e12:.2f} TB/s, measured", tuple(zip((b for b, _ in points), slowest, strict=True))
-    )
+    layer = tuple(zip((sizes for sizes, _ in points), slowest, strict=True))
+    return Speed(float(read), f"{read / 1e12:.2f} TB/s, read on {gpu}", layer)
 
 
 def rows(tier: Tier, speed: Speed, policies: Sequence[Skipping], batches: Sequence[int]) -> list[Row]:
@@ -140,7 +140,7 @@ def rows(tier: Tier, speed: Speed, policies: Sequence[Skipping], batches: Sequen
             raise ValueError(f"{batch} sequences of {tier.context} tokens: the KV cache has room for {held} tokens")
         if batch * V4_FLASH.top_k / V4_FLASH.experts > compute_bound_from(V4_FLASH):
             raise ValueError(
-                f"at {batch} sequences arithmetic takes longer than reading, and this counts reading alone"
+                f"at {batch} sequences arithmetic takes longer than reading, which is all that counts here"
             )
     whole = {batch: step(tier, speed, V4_FLASH.top_k, batch)[0] for batch in batches}
     return [row(tier, speed, policy, batch, whole[batch]) for policy in policies for batch in batches]
@@ -189,22 +189,27 @@ def sources(tier: Tier, speed: Speed, found: Sequence[Row]) -> dict[str, tuple[s
         "measured": (*timed, *(rate if speed.layer else ())) or ("nothing: give --kernels FILE",),
         "arithmetic": (
             "distinct experts, bytes of weights and of context, from the published shape",
-            *(() if inside == len(found) else ("experts' bytes over the rate, or beyond what was measured",)),
+            *(
+                ()
+                if inside == len(found)
+                else ("experts' bytes over the rate; beyond measured bytes, the nearest time",)
+            ),
         ),
         "assumed": ASSUMED if speed.layer else (*rate, *ASSUMED),
         "published, a whole server without skipping": tuple(real) or ("nothing for this hardware",),
     }
 
 
-def table(tier: Tier, found: Sequence[Row]) -> Iterator[str]:
+def table(tier: Tier, speed: Speed, found: Sequence[Row]) -> Iterator[str]:
     """For people: at most so many tokens, at least so much money."""
+    unmeasured = "  beyond" if speed.layer else "  bound"
     where = f"{tier.hardware.name} ({tier.strategy}), {tier.context} tokens of context"
     yield f"V4-Flash on {where}, {tier.usd:.2f} US dollars a GPU and hour"
     heads = f"{'step ms':>9}{'tokens/s':>10}{'a stream':>10}{'$/million':>11}{'of off':>8}"
     yield f"{'policy':<16}{'batch':>6}{'experts':>9}{heads}"
     for one in found:
         times = f"{one.step_ms:9.2f}{one.tokens_s:10.0f}{one.stream_s:10.1f}{one.usd_million:11.3f}{one.gain:7.2f}x"
-        yield f"{one.policy:<16}{one.batch:>6}{one.experts:>9.1f}{times}{'' if one.measured else '  bound'}"
+        yield f"{one.policy:<16}{one.batch:>6}{one.experts:>9.1f}{times}{'' if one.measured else unmeasured}"
 
 
 def options(words: Sequence[str]) -> argparse.Namespace:
@@ -214,9 +219,8 @@ def options(words: Sequence[str]) -> argparse.Namespace:
     )
     p.add_argument("--hardware", required=True, help=f"of one replica: {', '.join(GPUS)} and how many (h200x4)")
     p.add_argument("--strategy", choices=STRATEGIES, default="dep")
-    p.add_argument(
-        "--policy", nargs="+", default=["off", "top-k=4", "batch-aware=3"], help="off, top-k=K, batch-aware=K"
-    )
+    usual = ["off", "top-k=4", "batch-aware=3"]
+    p.add_argument("--policy", nargs="+", default=usual, help="off, top-k=K, batch-aware=K")
     p.add_argument("--batch", nargs="+", type=int, default=[1, 4, 16, 64], help="sequences decoded together")
     p.add_argument("--context", type=int, default=8192, help="tokens of each sequence")
     p.add_argument("--gpu-hour", type=float, default=3.0, help="US dollars; yours, not a figure of ours")
@@ -237,7 +241,7 @@ def written(asked: argparse.Namespace) -> str:
         told |= {"context": tier.context, "usd_gpu_hour": tier.usd, "basis": basis}
         return json.dumps(told | {"rows": [dataclasses.asdict(one) for one in found]}, indent=2) + "\n"
     lines = [f"{kind}: {part}" for kind, parts in basis.items() for part in parts]
-    return "\n".join([*table(tier, found), *lines]) + "\n"
+    return "\n".join([*table(tier, speed, found), *lines]) + "\n"
 
 
 def main() -> None:

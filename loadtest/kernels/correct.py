@@ -21,8 +21,8 @@ def measure(book: Book, name: str, which: str, tiny: bool) -> None:
     for form in book.within(list(Format) if which == "all" else [Format(which)]):
         one = _few(name, form)
         for batch, mask in product(batches, masks):
-            (draw,) = draws(one.shape, batch, mask, "uniform", 1)(device())
-            launch = launched(shape_of(name), form, batch, device())
+            (draw,) = draws(one.shape, batch, mask, "uniform", 1)
+            launch = launched(shape_of(name), form, batch)
             _poison(one, draw, launch.down.splits)
             off = error(ours(one, draw, launch), truth(one, draw))
             book.write("correct", format=form, shape=name, batch=batch, mask=mask.name, error=off, held=off <= MOST)
@@ -32,7 +32,7 @@ def measure(book: Book, name: str, which: str, tiny: bool) -> None:
 def _few(name: str, form: Format) -> Layer:
     """A layer of few experts, so that torch can unpack them; its launch is that of the whole one."""
     whole = shape_of(name)
-    return layer(name, replace(whole, experts=2 * whole.top), form, device(), seed=1)
+    return layer(name, replace(whole, experts=2 * whole.top), form, seed=1)
 
 
 def _poison(one: Layer, draw: Draw, splits: int) -> None:
@@ -43,8 +43,8 @@ def _poison(one: Layer, draw: Draw, splits: int) -> None:
 
 def _replays(book: Book, name: str, one: Layer, batch: int) -> None:
     """One recorded graph, replayed with what other masks leave: the launch must not depend on what is skipped."""
-    held: list[Draw] = draws(one.shape, batch, FULL, "uniform", 1)(device())
-    draw, launch = held[0], launched(shape_of(name), one.form, batch, device())
+    (draw,) = draws(one.shape, batch, FULL, "uniform", 1)
+    launch = launched(shape_of(name), one.form, batch)
     said: list[Any] = []
 
     def go() -> None:
@@ -52,7 +52,7 @@ def _replays(book: Book, name: str, one: Layer, batch: int) -> None:
 
     replay = recorded([go]).replay if device().type == "cuda" else go
     for mask in (BY_NAME["1/2"], RIDING, FULL):
-        (other,) = draws(one.shape, batch, mask, "zipf", 1)(device())
+        (other,) = draws(one.shape, batch, mask, "zipf", 1)
         for into, new in ((draw.hidden, other.hidden), (draw.ids, other.ids), (draw.share, other.share)):
             into.copy_(new)
         replay()

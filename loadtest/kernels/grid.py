@@ -1,12 +1,13 @@
 """How long does a layer's experts take, case by case?   One shape, all of its formats, batches, masks and ways."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from backends.flashmoe.kernels.launch import Format
 from backends.flashmoe.policy import SKIPPED
-from loadtest.kernels.clock import Call, device, timed
+from loadtest.kernels.clock import Call, timed
 from loadtest.kernels.layers import Draw, Layer, draws, error, launched, layer, ours
 from loadtest.kernels.parts import Book
 from loadtest.kernels.plan import DRAWS, OURS, Case, cases, expert_bytes, shape_of
@@ -28,15 +29,15 @@ class Bench:
 
     def layer(self, form: Format) -> Layer:
         if form not in self.layers:
-            self.layers[form] = layer(self.name, shape_of(self.name), form, device())
+            self.layers[form] = layer(self.name, shape_of(self.name), form)
         return self.layers[form]
 
     def calls(self, case: Case, some: list[Draw]) -> list[Call]:
         """Raises Unfit for a rival that is not there or not to be compared."""
         one = self.layer(case.form)
-        launch = launched(one.shape, one.form, case.batch, device())
+        launch = launched(one.shape, one.form, case.batch)
         if case.way == OURS:
-            return [lambda draw=draw: ours(one, draw, launch) for draw in some]  # type: ignore[misc]
+            return [partial(ours, one, draw, launch) for draw in some]
         prepare = self.rivals.of(case.way, one, case.batch)
         made = [prepare(draw) for draw in some]
         off = error(made[0](), ours(one, some[0], launch).float())
@@ -62,7 +63,7 @@ def measure(book: Book, name: str, tiny: bool, rivals: Rivals) -> None:
 def _row(book: Book, bench: Bench, case: Case) -> None:
     shape, graphed = shape_of(case.shape), case.way == OURS or bench.rivals.graphed(case.way)
     count = bench.count if graphed else min(bench.count, LAUNCHED)
-    some = draws(shape, case.batch, case.mask, case.routing, count)(device())
+    some = draws(shape, case.batch, case.mask, case.routing, count)
     timing = timed(bench.calls(case, some), graphed)
     distinct = sum(draw.distinct for draw in some) / len(some)
     kept = sum(int((draw.ids != SKIPPED).sum()) for draw in some) / len(some) / case.batch

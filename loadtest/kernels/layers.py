@@ -1,7 +1,6 @@
 """Which layers and routings are measured?   Random ones, made on the device; the kernels' public launchers on them."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +12,7 @@ from backends.flashmoe.kernels.gate_up import SWIGLU, V4, Activation
 from backends.flashmoe.kernels.launch import Format, Launch, Shape, choose
 from backends.flashmoe.kernels.weights import BLOCK, GROUP, Weights
 from backends.flashmoe.policy import SKIPPED, Piggyback, Routing
+from loadtest.kernels.clock import device
 from loadtest.kernels.plan import Mask
 
 CHUNK = 4  # tokens that the reference takes at once: it copies each slot's matrices
@@ -44,32 +44,27 @@ class Draw:
         return int(self.ids[self.ids != SKIPPED].unique().numel())
 
 
-def layer(name: str, shape: Shape, form: Format, device: torch.device, seed: int = 0) -> Layer:
+def layer(name: str, shape: Shape, form: Format, seed: int = 0) -> Layer:
     """A layer whose outputs are of the size of its inputs."""
-    chance = torch.Generator(device).manual_seed(seed)
+    chance = torch.Generator(device()).manual_seed(seed)
     act = V4 if name in {"v4-flash", "tiny"} else SWIGLU
     first = _weights(form, (shape.experts, 2 * shape.inner, shape.hidden), chance)
     return Layer(shape, form, first, _weights(form, (shape.experts, shape.hidden, shape.inner), chance), act)
 
 
-def draws(shape: Shape, batch: int, mask: Mask, routing: str, count: int) -> Callable[[torch.device], list[Draw]]:
-    """`count` routings of `batch` tokens, the same for every format and mask."""
-
-    def made(device: torch.device) -> list[Draw]:
-        chance = torch.Generator(device).manual_seed(batch)
-        popular = torch.arange(1, shape.experts + 1, device=device).float()
-        popular = popular[torch.randperm(shape.experts, generator=chance, device=device)]
-        bias = -popular.log() if routing == "zipf" else torch.zeros_like(popular)
-        return [_draw(shape, batch, mask, bias, chance) for _ in range(count)]
-
-    return made
+def draws(shape: Shape, batch: int, mask: Mask, routing: str, count: int) -> list[Draw]:
+    """`count` routings of `batch` tokens; what the router asks is the same for every format and mask."""
+    chance = torch.Generator(device()).manual_seed(batch)
+    popular = torch.randperm(shape.experts, generator=chance, device=chance.device).float() + 1
+    bias = -popular.log() if routing == "zipf" else torch.zeros_like(popular)
+    return [_draw(shape, batch, mask, bias, chance) for _ in range(count)]
 
 
-def launched(shape: Shape, form: Format, tokens: int, device: torch.device) -> Launch:
+def launched(shape: Shape, form: Format, tokens: int) -> Launch:
     """The launch that ships for such a layer on this device."""
-    if device.type != "cuda":
+    if device().type != "cuda":
         return choose(shape, form, tokens, FEW)
-    return choose(shape, form, tokens, torch.cuda.get_device_properties(device).multi_processor_count)
+    return choose(shape, form, tokens, torch.cuda.get_device_properties(0).multi_processor_count)
 
 
 def ours(one: Layer, draw: Draw, launch: Launch) -> Tensor:
@@ -103,16 +98,16 @@ def _chosen(weights: Weights, experts: Tensor) -> Weights:
 
 
 def _draw(shape: Shape, batch: int, mask: Mask, bias: Tensor, chance: torch.Generator) -> Draw:
-    device = bias.device
-    noise = torch.rand(batch, shape.experts, generator=chance, device=device).clamp(1e-6, 1 - 1e-6)
+    where = bias.device
+    noise = torch.rand(batch, shape.experts, generator=chance, device=where).clamp(1e-6, 1 - 1e-6)
     ids = (bias - (-noise.log()).log()).topk(shape.top).indices  # without putting back, by their popularity
-    weights = torch.randn(batch, shape.top, generator=chance, device=device).softmax(1).sort(1, descending=True).values
-    hidden = torch.randn(batch, shape.hidden, generator=chance, device=device).bfloat16()
+    weights = torch.randn(batch, shape.top, generator=chance, device=where).softmax(1).sort(1, descending=True).values
+    hidden = torch.randn(batch, shape.hidden, generator=chance, device=where).bfloat16()
     kept = mask.base(shape.top)
-    budget = int(kept) + (torch.rand(batch, generator=chance, device=device) < kept % 1)
-    keep = torch.arange(shape.top, device=device) < budget[:, None]
+    budget = int(kept) + (torch.rand(batch, generator=chance, device=where) < kept % 1)
+    keep = torch.arange(shape.top, device=where) < budget[:, None]
     if mask.piggyback:
-        one = torch.zeros(batch, dtype=torch.int64, device=device)
+        one = torch.zeros(batch, dtype=torch.int64, device=where)
         keep = Piggyback()(Routing(0, shape.experts, ids, weights, weights, one, 1), keep)
     return Draw(hidden, ids.int().masked_fill(~keep, SKIPPED).contiguous(), (weights * keep).contiguous())
 
@@ -120,14 +115,14 @@ def _draw(shape: Shape, batch: int, mask: Mask, bias: Tensor, chance: torch.Gene
 def _weights(form: Format, size: tuple[int, int, int], chance: torch.Generator) -> Weights:
     """Matrices [E, rows, columns] of random bits whose rows have about length 1."""
     experts, rows, columns = size
-    device, near = chance.device, columns**-0.5
+    where, near = chance.device, columns**-0.5
     if form is Format.BF16:
-        data = torch.empty(size, dtype=torch.bfloat16, device=device).normal_(0, near, generator=chance)
-        return Weights(form, data, torch.empty(0, device=device))
+        data = torch.empty(size, dtype=torch.bfloat16, device=where).normal_(0, near, generator=chance)
+        return Weights(form, data, torch.empty(0, device=where))
     if form is Format.FP8:
-        bits = torch.randint(0, 256, size, dtype=torch.uint8, device=device, generator=chance)
-        scales = torch.full((experts, rows // BLOCK, columns // BLOCK), 2 * near, device=device)
+        bits = torch.randint(0, 256, size, dtype=torch.uint8, device=where, generator=chance)
+        scales = torch.full((experts, rows // BLOCK, columns // BLOCK), 2 * near, device=where)
         return Weights(form, bits.bitwise_and_(0b10111111).view(torch.float8_e4m3fn), scales)  # below 2, and no NaN
-    data = torch.randint(0, 256, (experts, rows, columns // 2), dtype=torch.uint8, device=device, generator=chance)
+    data = torch.randint(0, 256, (experts, rows, columns // 2), dtype=torch.uint8, device=where, generator=chance)
     scales = torch.full((experts, rows, columns // GROUP), 127 + round(math.log2(near / 3)), dtype=torch.uint8)
-    return Weights(form, data, scales.to(device))
+    return Weights(form, data, scales.to(where))

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from loadtest.kernels.plan import Part
 
-GRACE = 5.0  # seconds to write down what there is, before a part is ended
+GRACE = 8.0  # seconds to write down what there is, before a part is ended
 PROGRAM = (sys.executable, "-m", "loadtest.kernels", "part")
 Line = dict[str, Any]
 

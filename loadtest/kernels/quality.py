@@ -46,44 +46,6 @@ class Scale:
     most: float  # learning rate
 
 
-LARGE = Scale(Size(layers=8, hidden=384, inner=112, experts=64, top=8, heads=8), 64, 0.5, 160, 1500, 1.2e-3)
-TINY = Scale(Size(layers=2, hidden=64, inner=32, experts=8, top=4, heads=2), 4, 0.04, 8, 10, 4e-3)
-
-
-def measure(book: Book, tiny: bool) -> None:
-    """Writes the whole model as a point, then each policy."""
-    scale = TINY if tiny else LARGE
-    model, steps, loss = trained(scale, time.monotonic() + scale.training * book.left())
-    model.requires_grad_(False).set_experts_implementation("eager")
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    predictor = predicted(model, scale)
-    ids = held_out(scale.sequences)
-    exact = quality(model, ids)
-    bench = Bench(model, predictor, ids, exact)
-    whole = bench.point("whole", Plan([TopK(scale.size.top)]))
-    seen = steps * scale.batch * LENGTH
-    book.write(
-        "point",
-        curve="whole",
-        name="whole",
-        batch=BATCH,
-        **_said(whole),
-        perplexity=exact.perplexity,
-        parameters=parameters,
-        tokens=seen,
-        loss=loss,
-    )
-    sweep(book, bench, scale, tiny)
-
-
-def measure_one(book: Book, bench: Bench, trial: "Trial") -> None:
-    """Writes one policy at one knob and batch."""
-    ids = bench.ids[: max(trial.batch, len(bench.ids) * min(trial.batch, BATCH) // BATCH)]
-    some = bench if len(ids) == len(bench.ids) else Bench(bench.model, bench.predictor, ids, _exact(bench, ids))
-    point = some.point(f"{trial.curve} {trial.knob:g}", trial.plan(trial.knob), trial.batch)
-    book.write("point", curve=trial.curve, knob=trial.knob, batch=trial.batch, **_said(point))
-
-
 @dataclass(frozen=True, slots=True)
 class Trial:
     """A policy with its knob, at a batch size."""
@@ -93,15 +55,41 @@ class Trial:
     batch: int
     plan: Callable[[float], Plan]
 
+    @property
+    def name(self) -> str:
+        return f"{self.curve} {self.knob:g} B={self.batch}"
 
-def sweep(book: Book, bench: Bench, scale: Scale, tiny: bool) -> None:
-    """Every policy over its knobs at batch 16, the most telling first; then some at other batches."""
-    for trial in book.within(list(trials(bench, scale, tiny)), lambda one: f"{one.curve} {one.knob:g} B={one.batch}"):
-        with book.figure(f"{trial.curve} {trial.knob:g} B={trial.batch}"):
-            measure_one(book, bench, trial)
+
+LARGE = Scale(Size(layers=8, hidden=384, inner=112, experts=64, top=8, heads=8), 64, 0.5, 160, 1500, 1.2e-3)
+TINY = Scale(Size(layers=2, hidden=64, inner=32, experts=8, top=4, heads=2), 4, 0.04, 8, 10, 4e-3)
+
+
+def measure(book: Book, tiny: bool) -> None:
+    """Writes the whole model as a point, then each policy there is time for."""
+    scale = TINY if tiny else LARGE
+    model, steps, loss = trained(scale, time.monotonic() + scale.training * book.left())
+    model.requires_grad_(False).set_experts_implementation("eager")
+    ids = held_out(scale.sequences)
+    exact = quality(model, ids)
+    bench = Bench(model, predicted(model, scale), ids, exact)
+    whole = _said(bench.point("whole", Plan([TopK(scale.size.top)])))
+    whole |= {"perplexity": exact.perplexity, "parameters": sum(one.numel() for one in model.parameters())}
+    book.write("point", curve="whole", batch=BATCH, tokens=steps * scale.batch * LENGTH, loss=loss, **whole)
+    for trial in book.within(list(trials(bench, scale, tiny)), lambda one: one.name):
+        with book.figure(trial.name):
+            said = _said(tried(bench, trial))
+            book.write("point", curve=trial.curve, knob=trial.knob, batch=trial.batch, **said)
+
+
+def tried(bench: Bench, trial: Trial) -> Point:
+    """Of one policy at one knob and batch; small batches take many runs, so they get less text."""
+    ids = bench.ids[: max(trial.batch, len(bench.ids) * min(trial.batch, BATCH) // BATCH)]
+    some = Bench(bench.model, bench.predictor, ids, Quality(bench.exact.losses[: len(ids)]))
+    return some.point(trial.name, trial.plan(trial.knob), trial.batch)
 
 
 def trials(bench: Bench, scale: Scale, tiny: bool) -> Iterator[Trial]:
+    """Every policy over its knobs at batch 16, the most telling first; then some at other batches."""
     known, oracle = bench.predictor, Oracle(bench.model)
     top, experts = scale.size.top, scale.size.experts
 
@@ -207,10 +195,6 @@ def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def _cooled(part: float) -> float:
     """The share of the full learning rate when so much of the time is over: a cosine to 2 %."""
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
-
-
-def _exact(bench: Bench, ids: Tensor) -> Quality:
-    return Quality(bench.exact.losses[: len(ids)])
 
 
 def _said(point: Point) -> dict[str, float]:

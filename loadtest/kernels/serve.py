@@ -169,4 +169,4 @@ def _ours(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor, *, skippin
     act = Activation(limit=experts.limit) if hasattr(experts, "limit") else SWIGLU
     draw = Draw(hidden.contiguous(), ids.int().contiguous(), weights.float().contiguous())
     layer = Layer(shape, Format.BF16, first, last, act)
-    return ours(layer, draw, launched(shape, Format.BF16, len(hidden), hidden.device))
+    return ours(layer, draw, launched(shape, Format.BF16, len(hidden)))

@@ -18,11 +18,11 @@ OFF, HALF = Skipping.read("off"), Skipping.read("batch-aware=3")
 BATCHES = (1, 4, 16, 64)
 
 
-def file(path: Path, gpu: str | None = "NVIDIA H200", slow: float = 1.25) -> Path:
-    """A result of the benchmark in which a layer takes `slow` times its bytes over 4e12, and 5 us."""
-    sizes = (5e6, 50e6, 200e6, 1e9)
+def file(path: Path, gpu: str | None = "NVIDIA H200", least: float = 5e6) -> Path:
+    """A result of the benchmark in which a layer takes 1.25 times its bytes over 4e12, and 5 us."""
+    sizes = (least, 150e6, 200e6, 1e9)
     made = [
-        {"shape": "v4-flash", "format": "mxfp4", "way": "ours", "bytes": size, "seconds": 5e-6 + slow * size / 4e12}
+        {"shape": "v4-flash", "format": "mxfp4", "way": "ours", "bytes": size, "seconds": 5e-6 + 1.25 * size / 4e12}
         for size in sizes
     ]
     other = {"shape": "v4-flash", "format": "bf16", "way": "ours", "bytes": 30e6, "seconds": 1.0}
@@ -64,7 +64,7 @@ def test_measured_times_take_the_place_of_the_bound_and_say_so(tmp_path: Path) -
     assert step(TIER, speed, 6, 16)[0] > step(TIER, published(TIER.hardware), 6, 16)[0]
 
 
-def test_beyond_what_was_measured_a_row_is_a_bound_again(tmp_path: Path) -> None:
+def test_beyond_what_was_measured_fewer_bytes_gain_nothing_and_more_take_more(tmp_path: Path) -> None:
     speed = measured(file(tmp_path / "grid.json"), TIER.hardware)
     (below, _), (above, _) = (speed.seconds(size) for size in (1e6, 2e9))
     assert [below, above] == pytest.approx([speed.layer[0][1], 2 * speed.layer[-1][1]])
@@ -155,6 +155,8 @@ def test_the_table_and_the_json_say_the_same_and_what_they_rest_on(tmp_path: Pat
     timed = written(options([*words, "--kernels", str(file(tmp_path / "grid.json"))]))
     assert "bound\n" not in timed
     assert "6 of 6 rows" in timed
+    many = [*words, "--hardware", "h200x8", "--kernels", str(file(tmp_path / "grid.json", least=100e6))]
+    assert "  beyond\n" in written(options(many))
 
 
 def test_the_gateways_command_starts_it_and_passes_its_refusal_on() -> None:

@@ -19,7 +19,6 @@ from loadtest.kernels import clock, layers, vllm
 from loadtest.kernels.plan import FULL, MASKS, RIDING, TINY_PARTS, TINY_SHAPE, expert_bytes
 
 ROOT = Path(__file__).parents[4]
-CPU = torch.device("cpu")
 COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -111,22 +110,22 @@ def test_a_command_without_time_says_so_and_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", Format)
 def test_a_layer_has_the_bytes_that_are_reckoned_with(form: Format) -> None:
-    one = layers.layer("tiny", TINY_SHAPE, form, CPU)
+    one = layers.layer("tiny", TINY_SHAPE, form)
     held = sum(part.nbytes for weights in (one.up, one.down) for part in (weights.data, weights.scales))
     assert held == TINY_SHAPE.experts * expert_bytes(TINY_SHAPE, form)
 
 
 @pytest.mark.parametrize("form", Format)
 def test_a_layer_answers_with_numbers_of_the_size_of_what_it_is_asked(form: Format) -> None:
-    one = layers.layer("tiny", TINY_SHAPE, form, CPU)
-    (draw,) = layers.draws(TINY_SHAPE, 8, FULL, "uniform", 1)(CPU)
+    one = layers.layer("tiny", TINY_SHAPE, form)
+    (draw,) = layers.draws(TINY_SHAPE, 8, FULL, "uniform", 1)
     assert 0.05 < float(layers.truth(one, draw).square().mean().sqrt()) < 5
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.name)
 def test_a_routing_keeps_what_its_mask_says(mask: Any) -> None:
     shape = Shape(experts=64, top=8, hidden=64, inner=64)
-    (draw,) = layers.draws(shape, 400, mask, "uniform", 1)(CPU)
+    (draw,) = layers.draws(shape, 400, mask, "uniform", 1)
     kept = (draw.ids != SKIPPED).sum(1).float()
     assert torch.equal(draw.ids != SKIPPED, draw.share > 0)
     if mask.piggyback:
@@ -139,7 +138,7 @@ def test_a_routing_keeps_what_its_mask_says(mask: Any) -> None:
 def test_riding_along_reads_no_expert_more_and_popular_experts_are_fewer() -> None:
     shape = Shape(experts=64, top=8, hidden=64, inner=64)
     count = {
-        (mask.name, routing): sum(draw.distinct for draw in layers.draws(shape, 4, mask, routing, 32)(CPU))
+        (mask.name, routing): sum(draw.distinct for draw in layers.draws(shape, 4, mask, routing, 32))
         for mask in (FULL, RIDING, MASKS[2])
         for routing in ("uniform", "zipf")
     }
@@ -165,7 +164,7 @@ def test_what_stands_between_vllms_products_is_the_activation(limit: float) -> N
 
 
 def test_a_rival_that_is_not_there_or_not_known_is_not_compared(tmp_path: Path) -> None:
-    one = layers.layer("tiny", TINY_SHAPE, Format.BF16, CPU)
+    one = layers.layer("tiny", TINY_SHAPE, Format.BF16)
     with pytest.raises(vllm.Unfit, match="not there"):
         vllm.Vllm(tmp_path).prepared(one, 1)
     (tmp_path / "fused_moe.py").write_text("def something_else(): ...\n")
