@@ -15,7 +15,7 @@ from backends.flashmoe.estimate import measured
 from backends.flashmoe.kernels.launch import Format, Shape
 from backends.flashmoe.policy import SKIPPED
 from backends.recipes.hardware import hardware
-from loadtest.kernels import clock, layers, vllm
+from loadtest.kernels import clock, layers, rivals, vllm
 from loadtest.kernels.plan import FULL, MASKS, RIDING, TINY_PARTS, TINY_SHAPE, expert_bytes
 
 ROOT = Path(__file__).parents[4]
@@ -170,6 +170,16 @@ def test_a_rival_that_is_not_there_or_not_known_is_not_compared(tmp_path: Path) 
     (tmp_path / "fused_moe.py").write_text("def something_else(): ...\n")
     with pytest.raises(vllm.Unfit, match="another kernel"):
         vllm.Vllm(tmp_path).prepared(one, 1)
+
+
+def test_other_arithmetic_and_copies_beyond_reason_are_not_compared() -> None:
+    found = rivals.Rivals()
+    with pytest.raises(vllm.Unfit, match="only bf16"):
+        found.of("eager", layers.layer("tiny", TINY_SHAPE, Format.FP8), 1)
+    one = layers.layer("tiny", TINY_SHAPE, Format.BF16)
+    with pytest.raises(vllm.Unfit, match="would copy 131 GB"):
+        found.of("batched_mm in a graph", one, 1_000_000)
+    assert callable(found.of("grouped_mm", one, 1_000_000))
 
 
 def test_the_benchmarks_own_kernels_compile_for_hopper() -> None:
