@@ -5,6 +5,9 @@ of it follows from a model's published shape; nothing here was timed. Bytes are 
 seconds. Experts are taken as asked uniformly and independently, which skewed routing only lowers.
 """
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 H200_RATE = 4.3e12  # bytes a second that a copy reaches on an H200
@@ -97,6 +100,14 @@ def piggyback_saving(shape: Shape, k0: int, batch: int) -> float:
 def miss(shape: Shape, link: float = 55e9) -> float:
     """Seconds to fetch one expert over a link (PCIe 5 x16 by default) that is not in the device's memory."""
     return shape.expert_bytes / link
+
+
+def between(points: Sequence[tuple[float, float]], at: float) -> float:
+    """What lies at `at` on the straight lines between measured (x, y); NaN outside of them."""
+    for (left, low), (right, high) in itertools.pairwise(sorted(points)):
+        if left <= at <= right:
+            return low + (high - low) * ((at - left) / (right - left) if right > left else 0.0)
+    return math.nan
 
 
 def pays(shape: Shape, k: float, batch: int, least: float = 1.05) -> bool:

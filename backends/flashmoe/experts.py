@@ -64,7 +64,7 @@ def answers(experts: Any, hidden: Tensor, expert: int) -> Tensor:
     else:
         inner = experts.act_fn(_linear(experts, hidden, "up_proj", expert))
     out = _linear(experts, inner, "down_proj", expert)
-    return experts.post_expert_norm(out) if experts.has_post_expert_norm else out
+    return experts.post_expert_norm(out) if getattr(experts, "has_post_expert_norm", False) else out  # not in 5.17
 
 
 def asked(ids: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -44,9 +44,9 @@ class Fit:
 
 
 def fit(sample: Sample, experts: int, steps: int, seed: int = 0) -> Head:
-    """A head that knows a layer's log norms: least squares over the slots that were asked."""
+    """A head that knows a layer's log norms: least squares over the slots that were asked. Made where the sample is."""
     torch.manual_seed(seed)
-    head = Head(sample.hidden.shape[1], experts)
+    head = Head(sample.hidden.shape[1], experts).to(sample.hidden.device)
     norms = sample.norms.clamp_min(1e-6).log()
     head.out.bias.data.copy_(means(sample.ids, norms, experts))
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3, weight_decay=0.01)

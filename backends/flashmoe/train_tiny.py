@@ -11,6 +11,7 @@ import gzip
 import json
 import math
 import random
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,26 +29,40 @@ HELD_OUT = 512  # sequences that ship, of files that were not learned from
 CALIBRATION, STRETCH = 192, 2048  # stretches of learned text that ship, and their bytes
 
 
-def config() -> DeepseekV4Config:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a model of this kind may have more of."""
+
+    layers: int
+    hidden: int
+    inner: int  # of an expert
+    experts: int
+    top: int
+    heads: int
+
+
+SHIPPED = Size(layers=3, hidden=96, inner=32, experts=32, top=8, heads=4)
+
+
+def config(size: Size = SHIPPED) -> DeepseekV4Config:
     """A V4 with everything small and no compressed attention: 256 bytes need none."""
-    layers = 3
     return DeepseekV4Config(
         vocab_size=256,
-        hidden_size=96,
-        moe_intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
+        hidden_size=size.hidden,
+        moe_intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
         head_dim=32,
-        q_lora_rank=48,
+        q_lora_rank=size.hidden // 2,
         o_groups=2,
-        o_lora_rank=24,
+        o_lora_rank=size.hidden // 4,
         partial_rotary_factor=0.5,
         sliding_window=128,
         max_position_embeddings=4096,
-        num_experts_per_tok=8,
-        n_routed_experts=32,
-        layer_types=["sliding_attention"] * layers,
-        mlp_layer_types=["moe"] * layers,
+        num_experts_per_tok=size.top,
+        n_routed_experts=size.experts,
+        layer_types=["sliding_attention"] * size.layers,
+        mlp_layer_types=["moe"] * size.layers,
         hc_mult=2,
         hc_sinkhorn_iters=3,
         initializer_range=0.05,
@@ -86,6 +101,21 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / 100, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
+def balanced(model: DeepseekV4ForCausalLM) -> None:
+    """From here on, what the model learns from moves its routers' selection bias."""
+    for router in (module for module in model.modules() if isinstance(module, DeepseekV4TopKRouter)):
+        router.register_forward_hook(balance)
+
+
+def learner(model: DeepseekV4ForCausalLM, most: float) -> torch.optim.Optimizer:
+    """What trains the model, with a learning rate of `most` at its highest."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.05},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=most, betas=(0.9, 0.95), fused=True)
+
+
 def train(steps: int, seed: int) -> DeepseekV4ForCausalLM:
     """A model trained for so many steps; the same for the same library, seed and machine."""
     torch.manual_seed(seed)
@@ -93,13 +123,8 @@ def train(steps: int, seed: int) -> DeepseekV4ForCausalLM:
     data = corpus.text(held_out=False)
     model = DeepseekV4ForCausalLM(config())
     model.set_experts_implementation("grouped_mm")
-    for router in (module for module in model.modules() if isinstance(module, DeepseekV4TopKRouter)):
-        router.register_forward_hook(balance)
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.05},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=4e-3, betas=(0.9, 0.95), fused=True)
+    balanced(model)
+    optimizer = learner(model, 4e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, steps=steps))
     for step in track(range(steps), "training"):
         ids = windows(data, BATCH, rng)

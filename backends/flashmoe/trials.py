@@ -1,7 +1,5 @@
 """What does each way of skipping cost on the tiny model? One function for each claim; `report` prints them."""
 
-import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backends.flashmoe import measure
+from backends.flashmoe.costmodel import between
 from backends.flashmoe.experts import layers, outputs, run_with
 from backends.flashmoe.measure import Quality
 from backends.flashmoe.policy import Budget, Piggyback, Policy, Price, Ratio, Share, TopK
@@ -99,20 +98,12 @@ def curves(bench: Bench) -> dict[str, list[Point]]:
 
 def experts_at(points: Sequence[Point], damage: float) -> float:
     """Distinct experts at which a curve does so much damage: straight lines between its points. NaN: not reached."""
-    return _between([(point.damage, point.distinct) for point in points], damage)
+    return between([(point.damage, point.distinct) for point in points], damage)
 
 
 def damage_at(points: Sequence[Point], distinct: float) -> float:
     """The damage a curve does when it reads so many experts."""
-    return _between([(point.distinct, point.damage) for point in points], distinct)
-
-
-def _between(line: Sequence[tuple[float, float]], at: float) -> float:
-    ordered = sorted(line)
-    for (left, low), (right, high) in itertools.pairwise(ordered):
-        if left <= at <= right:
-            return low + (high - low) * (at - left) / (right - left)
-    return math.nan
+    return between([(point.distinct, point.damage) for point in points], distinct)
 
 
 def by_batch(bench: Bench, price: float) -> list[tuple[int, float, Point]]:

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="tiergate backends",
         description="Server commands for the tiers, and what they take.",
-        epilog="Checkpoints with fewer experts a token: convert and revert (--help after each).",
+        epilog="What skipping experts buys: estimate. Checkpoints with fewer: convert, revert (--help after each).",
     )
     verbs = p.add_subparsers(dest="verb", required=True)
     every = verbs.add_parser("list", help="the recipes, with what they have room for")

@@ -12,11 +12,13 @@ class Impossible(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """`gib`: as the driver reports it, GiB. `node`: how many share a host."""
+    """`gib`: as the driver reports it, GiB. `node`: how many share a host. `rate`: bytes a second of its memory, as its
+    vendor publishes it; 0 where nothing is known of it."""
 
     gib: float
     node: int
     family: str
+    rate: float = 0.0
     note: str = ""
 
 
@@ -38,15 +40,15 @@ class Hardware:
 
 
 GPUS = {
-    "h200": Gpu(140.4, 8, "hopper"),
-    "b200": Gpu(179.1, 8, "blackwell"),
-    "b300": Gpu(268.0, 8, "blackwell"),
-    "gb200": Gpu(185.0, 4, "blackwell", "NVL4: a tray of four"),
-    "gb300": Gpu(268.0, 4, "blackwell", "NVL4: a tray of four"),
-    "mi355": Gpu(288.0, 8, "amd"),
-    "rtx6000": Gpu(95.6, 8, "small", "RTX PRO 6000; published for Flash"),
-    "spark": Gpu(119.0, 1, "small", "DGX Spark, unified memory; published with a community image"),
-    "station": Gpu(252e9 / GIB, 1, "station", "DGX Station GB300"),
+    "h200": Gpu(140.4, 8, "hopper", 4.8e12),
+    "b200": Gpu(179.1, 8, "blackwell", 8.0e12),
+    "b300": Gpu(268.0, 8, "blackwell", 8.0e12),
+    "gb200": Gpu(185.0, 4, "blackwell", 8.0e12, "NVL4: a tray of four"),
+    "gb300": Gpu(268.0, 4, "blackwell", 8.0e12, "NVL4: a tray of four"),
+    "mi355": Gpu(288.0, 8, "amd", 8.0e12),
+    "rtx6000": Gpu(95.6, 8, "small", 1.79e12, "RTX PRO 6000; published for Flash"),
+    "spark": Gpu(119.0, 1, "small", 273e9, "DGX Spark, unified memory; published with a community image"),
+    "station": Gpu(252e9 / GIB, 1, "station", 7.1e12, "DGX Station GB300"),
 }
 
 

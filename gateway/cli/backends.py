@@ -5,11 +5,15 @@ import sys
 
 import typer
 
-ELSEWHERE = {"convert": "backends.checkpoint", "revert": "backends.checkpoint"}
+ELSEWHERE = {
+    "convert": "backends.checkpoint",
+    "revert": "backends.checkpoint",
+    "estimate": "backends.flashmoe.estimate",
+}
 
 
 def backends(context: typer.Context) -> None:
-    """The tiers' own servers and checkpoints: list, command, size, convert, revert (--help after each)."""
+    """The tiers' own servers and checkpoints: list, command, size, estimate, convert, revert (--help after each)."""
     verb = context.args[0] if context.args else ""
     module = ELSEWHERE.get(verb, "backends.recipes")
     os.execv(sys.executable, [sys.executable, "-m", module, *context.args])  # noqa: S606
