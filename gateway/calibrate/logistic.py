@@ -94,10 +94,3 @@ def solve(lower: list[list[float]], right: Sequence[float]) -> list[float]:
     for i in reversed(range(size)):
         up[i] = (down[i] - sum(root[k][i] * up[k] for k in range(i + 1, size))) / root[i][i]
     return up
-
-
-def loss(layer: Layer, known: Sequence[tuple[Row, bool, float]]) -> float:
-    """Mean log loss; the last of each says for how many requests it stands."""
-    chances = ((layer.p(row), hit, count) for row, hit, count in known)
-    total = sum(count for _, _, count in known)
-    return -sum(count * math.log(max(p if hit else 1 - p, 1e-12)) for p, hit, count in chances) / total
