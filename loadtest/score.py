@@ -66,7 +66,7 @@ def by_fit(scored: Sequence[Scored], others: Sequence[Sequence[Scored]]) -> list
     """A logistic layer over the measures, fitted to equally many outcomes of each of the other sets."""
     rows = [one for other in others for one in random.Random(1).sample(list(other), min(len(other), EACH))]
     records = [recorded(row, score, known=True) for row, score in rows]
-    layer = fit([one.measures for one in records], [one.needed for one in records], TEXT, penalty=30.0)
+    layer = fit([one.measures for one in records], [one.needed for one in records], dict.fromkeys(TEXT, (0.0, 30.0)))
     return [(layer.p(score.measures), row.gain) for row, score in scored if row.gain is not None]
 
 

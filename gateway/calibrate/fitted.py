@@ -3,13 +3,13 @@
 import math
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from gateway.calibrate.bound import Certified, certify, fewest
-from gateway.calibrate.logistic import fit
+from gateway.calibrate.layer import LEAST_OF_EACH, Label, failed, layer_for, needed
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import (
     Estimate,
@@ -25,19 +25,15 @@ from gateway.calibrate.report import (
     thinned,
 )
 from gateway.calibrate.target import Target
-from gateway.calibration import BELIEVED, Basis, Layer, Row
+from gateway.calibration import Basis, Layer, Row
 from gateway.estimate import Z, effective
 
 PARTS = 10  # of equally many records, by p: what later traffic is compared with
 LEAST = 100  # records, and records with an outcome
-LEAST_OF_EACH = 10  # outcomes of either kind
-PENALTY = 300.0  # on the measures: the best mean of four labelled sets at 150, 300 and 1,500 outcomes (LOG.md, 2026-11-22)
-COMMON = 0.95  # an input counts when this part of the records has it
 CLOSE = 0.03  # a share that may be further from its target than this, by chance alone, is worth a caveat
 SEED = 20261122
 
 Split = Literal["time", "caller", "id"]
-Label = Callable[[Example], bool | None]
 
 
 class Unproven(Exception):
@@ -67,10 +63,10 @@ class Calibration:
 
 
 def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -> Calibration:
-    """Fits on one half of the records and judges on the other; what is written is fitted on both, as the half was.
+    """Fits on one half of the records and judges on the other; what is written is then fitted on both.
 
-    A bound is certified for the layer of one half, so that one is written. split: "time" fits on the older half;
-    "caller" keeps each caller's requests together; "id" parts by chance.
+    A bound holds for the layer that it was certified with, so that one is written. split: "time" fits on the older
+    half; "caller" keeps each caller's requests together; "id" parts by chance.
     Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: their edges
     follow all records, and without outcomes they follow the score alone, and the calibration is not `proven`.
     """
@@ -128,15 +124,6 @@ def gains(report: Mapping[str, Any]) -> bool:
     return found is not None and found["low"] > 0
 
 
-def needed(one: Example) -> bool | None:
-    return one.needed
-
-
-def failed(one: Example) -> bool | None:
-    """A bound on failures is proven by judgements alone."""
-    return one.failed if one.agree is None else None
-
-
 def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], list[Example]]:
     """The records to fit on and those to judge on. Raises Unproven when they lack what the split goes by."""
     if split == "time":
@@ -172,23 +159,6 @@ def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
     if min(sum(known), len(known) - sum(known)) >= LEAST_OF_EACH // 2:
         return None
     return f"outcomes are nearly all alike: {sum(known)} of {len(known)} in one half count against Flash"
-
-
-def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -> Layer:
-    """The layer for these outcomes: of what is believed beforehand, and of the measures where they are wanted."""
-    rows = [told(one) for one in records]
-    names = [name for name in _common(rows) if len({row.get(name) for row in rows}) > 1]
-    used = [name for name in names if measures or name in BELIEVED]
-    return fit(rows, [label(one) for one in records], used, PENALTY, [one.weight for one in records])
-
-
-def _common(rows: Sequence[Row]) -> list[str]:
-    """Inputs that nearly every record has."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        for name in row:
-            counts[name] = counts.get(name, 0) + 1
-    return [name for name, count in counts.items() if count >= COMMON * len(rows)]
 
 
 def thresholds(p: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:

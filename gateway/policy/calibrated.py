@@ -32,7 +32,7 @@ def calibrated(document: Document) -> Calibrated | None:
     except (ValueError, RecursionError) as error:
         document.blame(PLACE, f"no calibration: {error}")
         return None
-    if unknown := sorted(found.layer.weights.keys() - {*BELIEVED, *MEASURES, EMBEDDED}):
+    if unknown := sorted(found.layer.inputs - {*BELIEVED, *MEASURES, EMBEDDED}):
         document.blame(PLACE, f"looks at what is not measured: {', '.join(unknown)}")
     return Calibrated(found, text)
 

@@ -119,6 +119,26 @@ def test_a_measure_that_tells_something_moves_p_and_one_that_does_not_hardly_doe
     assert max(abs(useless["x"]), abs(useless["noise"])) < 0.1
 
 
+def test_which_failures_pro_saves_is_learned_beside_where_flash_fails() -> None:
+    def tried(seed: int) -> list[Example]:
+        chance = random.Random(seed)
+        return [
+            replace(one, pro_ok=chance.random() < 1 - 0.8 * one.measures["x"])
+            for one in traffic(3000, by_score, seed=seed)
+        ]
+
+    found = calibrate(tried(1), parse("pro_share=0.25"))
+    saved, lost = ([found.layer.p({"score": score, "x": x}) for score in (0.2, 0.5, 0.9)] for x in (0.1, 0.9))
+    assert saved == sorted(saved)
+    assert lost == sorted(lost)
+    assert all(one > 1.4 * other for one, other in zip(saved, lost, strict=True))
+    fresh = [Judged(found.layer.p(told(one)), float(bool(one.needed))) for one in tried(2)]
+    assert ece(fresh) < 0.04
+    blind = calibrate([replace(one, pro_ok=None) for one in tried(1)], parse("pro_share=0.25")).layer
+    assert blind.saved is None
+    assert blind.p({"score": 0.9, "x": 0.9}) > 1.6 * lost[-1]
+
+
 def test_every_record_counts_in_the_edges_with_an_outcome_or_without() -> None:
     records = traffic(1200, by_score, labels=300)
     found = calibrate(records, parse("shares=0.5/0.3/0.2"))
@@ -292,8 +312,8 @@ def test_a_bound_from_explored_outcomes_holds_for_all_requests() -> None:
 
 def test_an_outcome_counts_in_the_layer_for_as_many_as_it_stands_for() -> None:
     rows, hits = [{"score": 0.5}] * 100, [at < 10 for at in range(100)]
-    assert fit(rows, hits, [], 0.0).p({}) == pytest.approx(0.1, abs=0.01)
-    assert fit(rows, hits, [], 0.0, [9.0 if hit else 1.0 for hit in hits]).p({}) == pytest.approx(0.5, abs=0.01)
+    assert fit(rows, hits, {}).p({}) == pytest.approx(0.1, abs=0.01)
+    assert fit(rows, hits, {}, [9.0 if hit else 1.0 for hit in hits]).p({}) == pytest.approx(0.5, abs=0.01)
 
 
 def test_outcomes_that_weigh_too_little_are_few() -> None:
