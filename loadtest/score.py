@@ -1,9 +1,9 @@
 """What is the local score worth, what do 300 outcomes add, and what does it cost?
 
-    python -m loadtest.score DATA [--repeats 20] [--predictions FILE]
+    python -m loadtest.score DATA [--repeats 20] [--predictions FILE] [--embeddings FOLDER]
 
 DATA: a folder of labelled prompts (backends/evals/prompts.py). No server is asked. --predictions writes {"id", "score",
-"latency_ms"} per prompt, for scorers of others.
+"latency_ms"} per prompt, for scorers of others. --embeddings: as `triage.embeddings` in a policy.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from backends.evals.metrics import Pair, auroc, bootstrap, mean_skill, percentile, skill
 from backends.evals.prompts import Row, sets
 from gateway.calibrate import GOOD, Example, calibrate, fit, parse, told
-from gateway.score import MEASURES, WEIGHTS, Score, score_text
+from gateway.score import MEASURES, WEIGHTS, Axes, Score, Table, read_table, score_text
 
 LABELS = 300
 TRAFFIC = 2000  # records a calibration sees, LABELS of them with an outcome
@@ -30,12 +30,12 @@ WORST = ("a_", "$a", "分析", "x ", "A. x\n", "( ", " \n", "1,")
 Scored = tuple[Row, Score]
 
 
-def timed(rows: Sequence[Row]) -> tuple[list[Scored], list[float]]:
+def timed(rows: Sequence[Row], table: Table | Axes | None) -> tuple[list[Scored], list[float]]:
     """Every row's score, and the milliseconds that each took."""
     found, times = [], []
     for row in rows:
         started = time.perf_counter()
-        found.append((row, score_text(row.prompt)))
+        found.append((row, score_text(row.prompt, table=table)))
         times.append((time.perf_counter() - started) * 1000)
     return found, times
 
@@ -186,13 +186,15 @@ def main() -> None:
     said.add_argument("data", type=Path)
     said.add_argument("--repeats", type=int, default=20)
     said.add_argument("--predictions", type=Path)
+    said.add_argument("--embeddings", type=Path)
     asked = said.parse_args()
+    table = read_table(asked.embeddings) if asked.embeddings else None
     print(f"python {platform.python_version()} {platform.machine()}")
     data: dict[str, list[Scored]] = {}
     times: list[float] = []
     predictions: list[str] = []
     for name, rows in sets([asked.data]):
-        data[name], took = timed(rows)
+        data[name], took = timed(rows, table)
         times += took
         lines = zip(data[name], took, strict=True)
         predictions += [json.dumps({"id": r.id, "score": s.value, "latency_ms": ms}) for (r, s), ms in lines]

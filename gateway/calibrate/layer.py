@@ -16,7 +16,8 @@ FIRM = 20.0  # penalty on moving away from it
 PENALTY = (
     300.0  # on the measures: the best mean of four labelled sets at 150, 300 and 1,500 outcomes (LOG.md, 2026-11-22)
 )
-COMMON = 0.95  # an input counts when this part of the records has it
+COMMON = 0.95  # score and verdict count when this part of the records has them
+MANY = 0.5  # and a measure, of which short texts may have none, when this part has it
 LEAST_OF_EACH = 10  # outcomes of either kind, without which nothing is told from them
 
 Label = Callable[[Example], bool | None]
@@ -49,9 +50,9 @@ def _priors(names: Sequence[str], belief: float) -> dict[str, Prior]:
 
 
 def _common(rows: Sequence[Row]) -> list[str]:
-    """Inputs that nearly every record has."""
+    """Inputs that enough of the records have."""
     counts: dict[str, int] = {}
     for row in rows:
         for name in row:
             counts[name] = counts.get(name, 0) + 1
-    return [name for name, count in counts.items() if count >= COMMON * len(rows)]
+    return [name for name, n in counts.items() if n >= len(rows) * (COMMON if name in BELIEVED else MANY)]

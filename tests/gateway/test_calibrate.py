@@ -119,6 +119,17 @@ def test_a_measure_that_tells_something_moves_p_and_one_that_does_not_hardly_doe
     assert max(abs(useless["x"]), abs(useless["noise"])) < 0.1
 
 
+def test_a_measure_that_short_texts_lack_counts_where_it_is_known() -> None:
+    records = [
+        replace(one, measures={"noise": one.measures["noise"]}) if at % 4 == 0 else one
+        for at, one in enumerate(traffic(1200, by_measure))
+    ]
+    layer = calibrate(records, parse("pro_share=0.25")).layer
+    assert layer.p({"score": 0.5, "x": 0.9}) > layer.p({"score": 0.5}) > layer.p({"score": 0.5, "x": 0.1})
+    rare = [replace(one, measures={}) if at % 4 else one for at, one in enumerate(records)]
+    assert set(calibrate(rare, parse("pro_share=0.25")).layer.weights) == {"score"}
+
+
 def test_which_failures_pro_saves_is_learned_beside_where_flash_fails() -> None:
     def tried(seed: int) -> list[Example]:
         chance = random.Random(seed)
