@@ -88,7 +88,7 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     caveats = [*_caveats(records, report, target, layer), *_of_shares(report, target, len(fitted))]
     if target.kind == "shares":
         fitted, layer = list(records), layer_for(records, label, measures)
-        edges, _ = _edges(layer, records, target, hits)
+        edges = thresholds([layer.p(told(one)) for one in records], target.shares)
     basis = basis_of([layer.p(told(one)) for one in records], fitted, target, label)
     shown = target.kind == "flash_failure" or gains(report)
     lacks = [lack for lack in (few, alike) if lack]

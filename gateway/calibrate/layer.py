@@ -13,9 +13,7 @@ from gateway.calibration import BELIEVED, Layer, Row
 
 BELIEF = 0.4  # weight of the score, and of the verdict, before any outcome, per standard deviation
 FIRM = 20.0  # penalty on moving away from it
-PENALTY = (
-    300.0  # on the measures: the best mean of four labelled sets at 150, 300 and 1,500 outcomes (LOG.md, 2026-11-22)
-)
+PENALTY = 300.0  # on the measures: of 30 to 1,000 the best at 150, 300 and 1,500 outcomes (LOG.md, 2026-11-22)
 COMMON = 0.95  # score and verdict count when this part of the records has them
 MANY = 0.5  # and a measure, of which short texts may have none, when this part has it
 LEAST_OF_EACH = 10  # outcomes of either kind, without which nothing is told from them

@@ -7,9 +7,7 @@ from gateway.calibration import EDGE, Layer, Row, sigmoid, taken
 from gateway.estimate import effective
 
 STEPS = 25
-Prior = tuple[
-    float, float
-]  # a weight per standard deviation before any outcome, and the penalty on moving away from it
+Prior = tuple[float, float]  # a weight per standard deviation before any outcome, and the penalty on leaving it
 
 
 def fit(
