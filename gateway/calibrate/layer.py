@@ -11,9 +11,10 @@ from gateway.calibrate.logistic import Prior, fit
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibration import BELIEVED, Layer, Row
 
+# Chosen on 23 pairs of models over four labelled sets, and checked on 23 others (LOG.md, 2026-11-22).
 BELIEF = 0.4  # weight of the score, and of the verdict, before any outcome, per standard deviation
-FIRM = 20.0  # penalty on moving away from it
-PENALTY = 300.0  # on the measures: of 30 to 1,000 the best at 150, 300 and 1,500 outcomes (LOG.md, 2026-11-22)
+FIRM = 5.0  # penalty on moving away from it
+FAILS, SAVES = 200.0, 100.0  # penalties on the measures: where Flash fails, and where Pro does not
 COMMON = 0.95  # score and verdict count when this part of the records has them
 MANY = 0.5  # and a measure, of which short texts may have none, when this part has it
 LEAST_OF_EACH = 10  # outcomes of either kind, without which nothing is told from them
@@ -38,13 +39,13 @@ def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -
     weights = [one.weight for one in records]
     saved = [one.pro_ok if one.failed else None for one in records]
     if label is not needed or min(saved.count(True), saved.count(False)) < LEAST_OF_EACH:
-        return fit(rows, [label(one) for one in records], _priors(used, BELIEF), weights)
-    fails = fit(rows, [one.failed for one in records], _priors(used, BELIEF), weights)
-    return replace(fails, saved=fit(rows, saved, _priors(used, 0.0), weights))
+        return fit(rows, [label(one) for one in records], _priors(used, BELIEF, FAILS), weights)
+    fails = fit(rows, [one.failed for one in records], _priors(used, BELIEF, FAILS), weights)
+    return replace(fails, saved=fit(rows, saved, _priors(used, 0.0, SAVES), weights))
 
 
-def _priors(names: Sequence[str], belief: float) -> dict[str, Prior]:
-    return {name: (belief, FIRM) if name in BELIEVED else (0.0, PENALTY) for name in names}
+def _priors(names: Sequence[str], belief: float, penalty: float) -> dict[str, Prior]:
+    return {name: (belief, FIRM) if name in BELIEVED else (0.0, penalty) for name in names}
 
 
 def _common(rows: Sequence[Row]) -> list[str]:
