@@ -17,12 +17,21 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Weights by input name, for inputs less their mean in units of their scale. A missing input counts as its mean."""
+    """Weights by input name, for inputs less their mean in units of their scale. A missing input counts as its mean.
+
+    `saved`: this one says that Flash fails, and that one that Pro does not where Flash does; None: this one says both.
+    """
 
     intercept: float
     weights: Mapping[str, float]
     means: Mapping[str, float]
     scales: Mapping[str, float]
+    saved: "Layer | None" = None
+
+    @property
+    def inputs(self) -> set[str]:
+        """The names of all that p depends on."""
+        return {*self.weights, *(self.saved.inputs if self.saved else ())}
 
     def p(self, row: Row) -> float:
         """The probability that Pro is needed, from 0 to 1."""
@@ -30,7 +39,7 @@ class Layer:
         for name, weight in self.weights.items():
             if name in row:
                 total += weight * (taken(name, row[name]) - self.means[name]) / self.scales[name]
-        return sigmoid(total)
+        return sigmoid(total) * (self.saved.p(row) if self.saved else 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +89,10 @@ def load(text: str) -> Fitted:
     if not isinstance(told, dict) or told.get("schema") != SCHEMA:
         raise ValueError(f"no calibration of schema {SCHEMA}")
     try:
-        layer = Layer(**{name: told["layer"][name] for name in Layer.__slots__})
+        layer = msgspec.convert(told["layer"], Layer)
         edges = tuple(map(float, told["edges"]))
         basis = msgspec.convert(told["basis"], Basis) if told.get("basis") else None
-        whole = layer.p(dict.fromkeys(layer.weights, 0.5))
+        whole = layer.p(dict.fromkeys(layer.inputs, 0.5))
     except (KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError, msgspec.ValidationError) as error:
         raise ValueError(f"not a whole calibration: {error!r}") from None
     if not all(map(math.isfinite, (whole, *edges))):

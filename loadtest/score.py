@@ -1,9 +1,10 @@
 """What is the local score worth, what do 300 outcomes add, and what does it cost?
 
-    python -m loadtest.score DATA [--repeats 20] [--predictions FILE]
+    python -m loadtest.score DATA [--repeats 20] [--predictions FILE] [--embeddings FOLDER] [--pairs N]
 
 DATA: a folder of labelled prompts (backends/evals/prompts.py). No server is asked. --predictions writes {"id", "score",
-"latency_ms"} per prompt, for scorers of others.
+"latency_ms"} per prompt, for scorers of others. --embeddings: as `triage.embeddings` in a policy. --pairs N: only what
+outcomes add for so many pairs of models of each set, whose rows have `scores` by model.
 """
 
 import argparse
@@ -12,16 +13,18 @@ import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backends.evals.metrics import Pair, auroc, bootstrap, mean_skill, percentile, skill
 from backends.evals.prompts import Row, sets
 from gateway.calibrate import GOOD, Example, calibrate, fit, parse, told
-from gateway.score import MEASURES, WEIGHTS, Score, score_text
+from gateway.score import MEASURES, WEIGHTS, Axes, Score, Table, read_table, score_text
 
 LABELS = 300
 TRAFFIC = 2000  # records a calibration sees, LABELS of them with an outcome
 SHARE = 0.25
+GAP = 0.04  # by which the strong model of another pair is better
 EACH = 800  # rows of each other set that weights are fitted to
 TEXT = [name for name in MEASURES if name not in ("turns", "tools")]  # what single prompts have
 LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000)
@@ -30,12 +33,12 @@ WORST = ("a_", "$a", "分析", "x ", "A. x\n", "( ", " \n", "1,")
 Scored = tuple[Row, Score]
 
 
-def timed(rows: Sequence[Row]) -> tuple[list[Scored], list[float]]:
+def timed(rows: Sequence[Row], table: Table | Axes | None) -> tuple[list[Scored], list[float]]:
     """Every row's score, and the milliseconds that each took."""
     found, times = [], []
     for row in rows:
         started = time.perf_counter()
-        found.append((row, score_text(row.prompt)))
+        found.append((row, score_text(row.prompt, table=table)))
         times.append((time.perf_counter() - started) * 1000)
     return found, times
 
@@ -66,7 +69,7 @@ def by_fit(scored: Sequence[Scored], others: Sequence[Sequence[Scored]]) -> list
     """A logistic layer over the measures, fitted to equally many outcomes of each of the other sets."""
     rows = [one for other in others for one in random.Random(1).sample(list(other), min(len(other), EACH))]
     records = [recorded(row, score, known=True) for row, score in rows]
-    layer = fit([one.measures for one in records], [one.needed for one in records], TEXT, penalty=30.0)
+    layer = fit([one.measures for one in records], [one.needed for one in records], dict.fromkeys(TEXT, (0.0, 30.0)))
     return [(layer.p(score.measures), row.gain) for row, score in scored if row.gain is not None]
 
 
@@ -134,6 +137,45 @@ def one_draw(scored: Sequence[Scored], seed: int) -> tuple[float, float, float, 
     return skill(gains(rest)), skill(pairs), share, found.proven
 
 
+def other_pairs(scored: Sequence[Scored], most: int) -> list[list[Scored]]:
+    """The same prompts with other models' outcomes: pairs drawn by chance of which one is better by more than GAP."""
+    models = sorted(set.intersection(*(set(row.others) for row, _ in scored)))
+    means = {model: sum(row.others[model] for row, _ in scored) / len(scored) for model in models}
+    pairs = [(weak, strong) for weak in models for strong in models if means[strong] - means[weak] > GAP]
+    drawn = random.Random(1).sample(pairs, min(most, len(pairs)))
+    return [[(between(row, *pair), score) for row, score in scored] for pair in drawn]
+
+
+def between(row: Row, weak: str, strong: str) -> Row:
+    low, high = row.others[weak], row.others[strong]
+    return replace(row, weak=low, strong=high, gain=high - low)
+
+
+def over_pairs(data: dict[str, list[Scored]], most: int, repeats: int) -> Iterator[str]:
+    """What `policy calibrate` makes of LABELS outcomes of other pairs of models: skill, mean over pairs and draws."""
+    yield "| set | pairs | skill, label-free | skill, calibrated | added |\n|---|---|---|---|---|"
+    added: list[float] = []
+    means = []
+    for name, scored in data.items():
+        draws = [[one_draw(made, seed)[:2] for seed in range(repeats)] for made in other_pairs(scored, most)]
+        both = [tuple(sum(column) / repeats for column in zip(*drawn, strict=True)) for drawn in draws]
+        gained = [fitted - free for free, fitted in both]
+        added += gained
+        means.append(tuple(sum(column) / len(both) for column in zip(*both, strict=True)))
+        yield f"| {name} | {len(both)} | {means[-1][0]:+.3f} | {means[-1][1]:+.3f} | {of_pairs(gained)} |"
+    free, fitted = (sum(column) / len(means) for column in zip(*means, strict=True))
+    yield f"| mean of {len(means)} | {len(added)} | {free:+.3f} | {fitted:+.3f} | {of_pairs(added)} |"
+
+
+def of_pairs(gained: Sequence[float]) -> str:
+    better = sum(one > 0 for one in gained)
+    return f"{bootstrap([(one, 0.0) for one in gained], mean_of)}, more than nothing in {better} of {len(gained)}"
+
+
+def mean_of(pairs: Sequence[Pair]) -> float:
+    return sum(value for value, _ in pairs) / len(pairs)
+
+
 def typo(text: str) -> str:
     """Every tenth word with two of its letters swapped."""
     words = text.split(" ")
@@ -186,19 +228,25 @@ def main() -> None:
     said.add_argument("data", type=Path)
     said.add_argument("--repeats", type=int, default=20)
     said.add_argument("--predictions", type=Path)
+    said.add_argument("--embeddings", type=Path)
+    said.add_argument("--pairs", type=int)
     asked = said.parse_args()
+    table = read_table(asked.embeddings) if asked.embeddings else None
     print(f"python {platform.python_version()} {platform.machine()}")
     data: dict[str, list[Scored]] = {}
     times: list[float] = []
     predictions: list[str] = []
     for name, rows in sets([asked.data]):
-        data[name], took = timed(rows)
+        data[name], took = timed(rows, table)
         times += took
         lines = zip(data[name], took, strict=True)
         predictions += [json.dumps({"id": r.id, "score": s.value, "latency_ms": ms}) for (r, s), ms in lines]
     outcomes = {name: scored for name, scored in data.items() if scored[0][0].gain is not None}
     labelled = [one for scored in data.values() for one in scored if one[0].label is not None]
     some = [one for scored in outcomes.values() for one in scored[:: max(len(scored) // 500, 1)]]
+    if asked.pairs:
+        print(*over_pairs(outcomes, asked.pairs, asked.repeats), sep="\n", flush=True)
+        return
     parts = (by_set(outcomes), by_label(labelled), with_labels(outcomes, asked.repeats), kept(some), cost(times))
     for part in parts:
         for line in part:

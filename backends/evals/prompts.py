@@ -2,15 +2,16 @@
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt with what is known of it: each model's score from 0 to 1, or a label (0 simple, 1 complex)."""
+    """A prompt with what is known of it: scores from 0 to 1 of a weak and a strong model, and of `others` by name, or a
+    label (0 simple, 1 complex)."""
 
     id: str
     prompt: str
@@ -19,6 +20,7 @@ class Row:
     strong: float | None
     label: int | None
     language: str
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 def sets(places: Sequence[Path]) -> Iterator[tuple[str, list[Row]]]:
@@ -31,7 +33,8 @@ def sets(places: Sequence[Path]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def row(told: dict[str, Any]) -> Row:
-    """Reads id, prompt, weak_score, strong_score, label, lang. Raises KeyError without the first two."""
+    """Reads id, prompt, weak_score, strong_score, label, lang, scores. Raises KeyError without the first two."""
     weak, strong = told.get("weak_score"), told.get("strong_score")
     gain = None if weak is None or strong is None else strong - weak
-    return Row(told["id"], told["prompt"], gain, weak, strong, told.get("label"), told.get("lang") or "en")
+    others = told.get("scores") or {}
+    return Row(told["id"], told["prompt"], gain, weak, strong, told.get("label"), told.get("lang") or "en", others)

@@ -1,13 +1,15 @@
 """How well does a gateway decide?   Sends labelled prompts to its decision-only endpoint and scores the answers.
 
     python -m backends.evals.routing DATA... --gateway URL [--key KEY] [--by p_complex|score|tier] [--first flash]
+                                     [--repeats 3]
 
 DATA: files or folders of JSON lines (backends/evals/prompts.py). Asked is `POST /v1/route` with a chat body; the answer
 is {"route": {"tier", ...}, "verdict": {"label", "p_complex", ...} or null, "score": {"value": 0..1, ...} or null, ...}.
 Nothing is generated, so the same command runs on simulated tiers and on real weights.
 --by says what ranks the prompts: the verdict's p_complex (the local score where there is none), the local score alone,
 or the tier alone, which also stands in for a score that the gateway's policy has no use for. The decision that is
-scored is always whether the route leaves the first tier.
+scored is always whether the route leaves the first tier. --repeats asks each prompt so often and tells the part that
+was decided alike each time; the policy must not remember verdicts then (`triage: {cache: null}`).
 """
 
 import argparse
@@ -73,15 +75,17 @@ def decided(told: dict[str, Any], asking: Asking, seconds: float) -> Decided:
     return Decided(ranks[asking.by], upward, bool(verdict) and verdict.get("label") is None, seconds)
 
 
-def report(name: str, found: Sequence[tuple[Row, Decided | None]]) -> str:
-    """One line of the table."""
-    known = [(row, said) for row, said in found if said]
+def report(name: str, found: Sequence[tuple[Row, Sequence[Decided | None]]]) -> str:
+    """One line of the table. The first decision on a prompt is scored."""
+    known = [(row, said[0]) for row, said in found if said[0]]
     if not known:
         return f"| {name} | {len(found)} | nothing was decided |"
     gains = [(said.rank, row.gain) for row, said in known if row.gain is not None]
+    pays = [(rank, float(gain > 0)) for rank, gain in gains]
     moved = [(float(said.upward), row.gain) for row, said in known if row.gain is not None]
     labels = [(said.rank, float(row.label)) for row, said in known if row.label is not None]
     times = [said.seconds * 1000 for _, said in known]
+    alike = [len({one and one.upward for one in said}) == 1 for _, said in found if said[0]]
     cells = [
         name,
         f"{len(known)} of {len(found)}",
@@ -91,26 +95,32 @@ def report(name: str, found: Sequence[tuple[Row, Decided | None]]) -> str:
         str(bootstrap(labels, auroc)) if labels else "",
         f"{sum(said.failed for _, said in known) / len(known):.4f}",
         f"{percentile(times, 0.5):.1f} / {percentile(times, 0.95):.1f}",
+        f"{sum(alike) / len(alike):.3f}" if len(found[0][1]) > 1 else "",
+        str(bootstrap(pays, auroc)) if pays else "",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-TITLES = "| set | decided | skill | share upward | lift | label AUROC | no label | ms p50 / p95 |\n|" + "---|" * 8
+COLUMNS = (
+    "set", "decided", "skill", "share upward", "lift", "label AUROC", "no label", "ms p50 / p95", "alike",
+    "AUROC of a gain",
+)  # fmt: skip
 
 
-def run(places: Sequence[Path], asking: Asking, limit: int | None, callers: int) -> Iterator[str]:
+def run(places: Sequence[Path], asking: Asking, limit: int | None, callers: int, repeats: int = 1) -> Iterator[str]:
     """The table, line by line, as sets are done; last the mean skill over sets with outcomes."""
-    yield TITLES
+    yield f"| {' | '.join(COLUMNS)} |\n|" + "---|" * len(COLUMNS)
     outcomes: list[list[Pair]] = []
     with ThreadPoolExecutor(callers) as pool:
         for name, rows in sets(places):
             some = rows[:limit]
-            found = list(zip(some, pool.map(lambda row: decide(row.prompt, asking), some), strict=True))
+            rounds = [list(pool.map(lambda row: decide(row.prompt, asking), some)) for _ in range(repeats)]
+            found = list(zip(some, zip(*rounds, strict=True), strict=True))
             yield report(name, found)
-            gains = [(said.rank, row.gain) for row, said in found if said and row.gain is not None]
+            gains = [(said.rank, row.gain) for row, (said, *_) in found if said and row.gain is not None]
             outcomes += [gains] if gains and not math.isnan(skill(gains)) else []
     if outcomes:
-        yield f"| mean of {len(outcomes)} | | {mean_skill(outcomes)} | | | | | |"
+        yield f"| mean of {len(outcomes)} | | {mean_skill(outcomes)} |" + " |" * (len(COLUMNS) - 3)
 
 
 def main() -> None:
@@ -122,9 +132,10 @@ def main() -> None:
     said.add_argument("--first", default="flash", help="the tier that simple prompts go to")
     said.add_argument("--limit", type=int, help="prompts of each set, from its start")
     said.add_argument("--callers", type=int, default=8)
+    said.add_argument("--repeats", type=int, default=1, help="times that each prompt is asked about")
     told = said.parse_args()
     asking = Asking(told.gateway.rstrip("/"), told.key, told.by, told.first)
-    for line in run(told.data, asking, told.limit, told.callers):
+    for line in run(told.data, asking, told.limit, told.callers, told.repeats):
         print(line, flush=True)
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.calibrate.fitted import Calibration
-from gateway.calibration import SCHEMA, Layer
+from gateway.calibration import SCHEMA
 
 
 def dump(found: Calibration, digest: str, records: int, now: float) -> str:
@@ -17,7 +17,7 @@ def dump(found: Calibration, digest: str, records: int, now: float) -> str:
         "records": {"sha256": digest, "n": records},
         "target": found.target.text,
         "inputs": list(found.layer.weights),
-        "layer": {name: getattr(found.layer, name) for name in Layer.__slots__},
+        "layer": asdict(found.layer),
         "edges": list(found.edges),
         "basis": asdict(found.basis),
         "proven": found.proven,

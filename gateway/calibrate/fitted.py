@@ -3,13 +3,13 @@
 import math
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from gateway.calibrate.bound import Certified, certify, fewest
-from gateway.calibrate.logistic import fit, loss
+from gateway.calibrate.layer import LEAST_OF_EACH, Label, failed, layer_for, needed
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import (
     Estimate,
@@ -25,21 +25,15 @@ from gateway.calibrate.report import (
     thinned,
 )
 from gateway.calibrate.target import Target
-from gateway.calibration import BELIEVED, Basis, Layer, Row
-from gateway.estimate import effective
+from gateway.calibration import Basis, Layer, Row
+from gateway.estimate import Z, effective
 
 PARTS = 10  # of equally many records, by p: what later traffic is compared with
 LEAST = 100  # records, and records with an outcome
-LEAST_OF_EACH = 10  # outcomes of either kind
-PENALTIES = (None, 100.0, 30.0)  # on the measures; None leaves them out
-FOLDS = 5
-ENOUGH = 1000  # outcomes that the choice of a penalty looks at
-COMMON = 0.95  # an input counts when this part of the records has it
-CLOSE = 0.03  # a realised share further from its target is worth a caveat
+CLOSE = 0.03  # a share that may be further from its target than this, by chance alone, is worth a caveat
 SEED = 20261122
 
 Split = Literal["time", "caller", "id"]
-Label = Callable[[Example], bool | None]
 
 
 class Unproven(Exception):
@@ -69,11 +63,12 @@ class Calibration:
 
 
 def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -> Calibration:
-    """Fits on one half of the records and judges on the other.
+    """Fits on one half of the records and judges on the other; what is written is then fitted on both.
 
-    split: "time" fits on the older half; "caller" keeps each caller's requests together; "id" parts by chance.
+    A bound holds for the layer that it was certified with, so that one is written. split: "time" fits on the older
+    half; "caller" keeps each caller's requests together; "id" parts by chance.
     Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: their edges
-    then follow the score alone, and the calibration is not `proven`.
+    follow all records, and without outcomes they follow the score alone, and the calibration is not `proven`.
     """
     if len(records) < LEAST:
         raise Unproven(f"{len(records)} records; at least {LEAST} are needed")
@@ -83,23 +78,31 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     alike = alike_outcomes(fitted, label) or alike_outcomes(judged, label)
     if few and target.kind == "flash_failure":
         raise Unproven(few)
-    layer = layer_for(fitted, label, measures=not (few or alike))
+    measures = not (few or alike)
+    layer = layer_for(fitted, label, measures)
     outcomes = [(layer.p(told(one)), one) for one in judged if label(one) is not None]
     hits = [Judged(p, float(bool(label(one))), one.weight) for p, one in outcomes]
-    edges: tuple[float, ...]
-    report: dict[str, Any] = {}
-    if target.kind == "flash_failure":
-        bound = _certified([(one.p, bool(one.value)) for one in thinned(hits)], target)
-        edges = (bound.threshold,)
-        report["bound"] = {"kept": bound.kept, "failures": bound.failures}
-    else:
-        edges = thresholds([layer.p(told(one)) for one in fitted], target.shares)
+    edges, report = _edges(layer, fitted, target, hits)
     report |= {"judged": len(judged), "shares": _shares([layer.p(told(one)) for one in judged], edges)}
     report |= {} if few else _worth(hits, outcomes, edges)
-    caveats = [*_caveats(records, report, target, layer), *(lack for lack in (few, alike) if lack)]
-    shown = target.kind == "flash_failure" or gains(report)
+    caveats = [*_caveats(records, report, target, layer), *_of_shares(report, target, len(fitted))]
+    if target.kind == "shares":
+        fitted, layer = list(records), layer_for(records, label, measures)
+        edges = thresholds([layer.p(told(one)) for one in records], target.shares)
     basis = basis_of([layer.p(told(one)) for one in records], fitted, target, label)
-    return Calibration(target, layer, edges, basis, report, tuple(caveats), shown)
+    shown = target.kind == "flash_failure" or gains(report)
+    lacks = [lack for lack in (few, alike) if lack]
+    return Calibration(target, layer, edges, basis, report, (*caveats, *lacks), shown)
+
+
+def _edges(
+    layer: Layer, records: Sequence[Example], target: Target, hits: Sequence[Judged]
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """The edges of p, and what their bound was certified on: shares follow `records`, a bound follows `hits`."""
+    if target.kind == "shares":
+        return thresholds([layer.p(told(one)) for one in records], target.shares), {}
+    bound = _certified([(one.p, bool(one.value)) for one in thinned(hits)], target)
+    return (bound.threshold,), {"bound": {"kept": bound.kept, "failures": bound.failures}}
 
 
 def basis_of(p: Sequence[float], fitted: Sequence[Example], target: Target, label: Label) -> Basis:
@@ -119,15 +122,6 @@ def gains(report: Mapping[str, Any]) -> bool:
     """Whether the interval of the gain over chance lies above 0."""
     found = report.get("lift")
     return found is not None and found["low"] > 0
-
-
-def needed(one: Example) -> bool | None:
-    return one.needed
-
-
-def failed(one: Example) -> bool | None:
-    """A bound on failures is proven by judgements alone."""
-    return one.failed if one.agree is None else None
 
 
 def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], list[Example]]:
@@ -165,41 +159,6 @@ def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
     if min(sum(known), len(known) - sum(known)) >= LEAST_OF_EACH // 2:
         return None
     return f"outcomes are nearly all alike: {sum(known)} of {len(known)} in one half count against Flash"
-
-
-def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -> Layer:
-    """The layer for these outcomes; measures come in only where cross-validation favours them clearly."""
-    rows, hits = [told(one) for one in records], [label(one) for one in records]
-    names = [name for name in _common(rows) if len({row.get(name) for row in rows}) > 1]
-    trusted = [name for name in names if name in BELIEVED]
-    best: tuple[float, float | None] = (math.inf, None)
-    weights = [one.weight for one in records]
-    known = [(row, hit, weight) for row, hit, weight in zip(rows, hits, weights, strict=True) if hit is not None]
-    for penalty in PENALTIES if measures else ():
-        losses = _losses(known[:ENOUGH], trusted if penalty is None else names, penalty or 0.0)
-        middle = sum(losses) / FOLDS
-        spread = math.sqrt(sum((value - middle) ** 2 for value in losses) / FOLDS / (FOLDS - 1))
-        if middle + (0.0 if penalty is None else spread) < best[0]:
-            best = (middle, penalty)
-    return fit(rows, hits, trusted if best[1] is None else names, best[1] or 0.0, weights)
-
-
-def _common(rows: Sequence[Row]) -> list[str]:
-    """Inputs that nearly every record has."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        for name in row:
-            counts[name] = counts.get(name, 0) + 1
-    return [name for name, count in counts.items() if count >= COMMON * len(rows)]
-
-
-def _losses(known: Sequence[tuple[Row, bool, float]], names: Sequence[str], penalty: float) -> list[float]:
-    """Log loss on each fold of a layer that was fitted on the others."""
-    found = []
-    for fold in range(FOLDS):
-        rows, hits, weights = zip(*(one for i, one in enumerate(known) if i % FOLDS != fold), strict=True)
-        found.append(loss(fit(rows, hits, names, penalty, weights), known[fold::FOLDS]))
-    return found
 
 
 def thresholds(p: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
@@ -254,7 +213,6 @@ def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Targ
     known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None]
     weighted = any(one.weight != 1 for one in known)  # then they stand for the others, too
     others = [value for value, one in p if weighted or one.failed is None]
-    off = [abs(got["value"] - want) for got, want in zip(report["shares"], target.shares, strict=False)]
     checks = {
         "requests with an outcome differ from those without: what holds for the ones need not hold for the others": (
             apart(known, others)
@@ -268,7 +226,6 @@ def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Targ
         "p is no better than the mean rate (Brier)": (
             "brier" in report and report["brier"] >= report["brier_of_the_rate"]
         ),
-        f"a realised share is more than {CLOSE:g} from its target": any(value > CLOSE for value in off),
         "the bound holds for requests like the judged ones; after drift, or another model behind a tier, it does not": (
             target.kind == "flash_failure"
         ),
@@ -277,6 +234,23 @@ def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Targ
         ),
         "the gain over random at an equal share is not shown: its interval reaches 0": (
             report.get("lift") is not None and not gains(report)
+        ),
+    }
+    return [text for text, holds in checks.items() if holds]
+
+
+def _of_shares(report: Mapping[str, Any], target: Target, fitted: int) -> list[str]:
+    """What the report's reader must know of the shares: `fitted` records had set the edges that were judged."""
+    records = fitted + report["judged"]
+    once = max((math.sqrt(share * (1 - share)) for share in target.shares), default=0.0)
+    by_chance = Z * once * math.sqrt(1 / fitted + 1 / report["judged"])
+    off = [abs(got["value"] - want) for got, want in zip(report["shares"], target.shares, strict=False)]
+    near, enough = Z * once / math.sqrt(records), math.ceil((Z * once / CLOSE) ** 2)
+    checks = {
+        f"{records} records set a share to within {near:.3f} (95 %), {enough} to within {CLOSE:g}; "
+        "those without an outcome count, too": near > CLOSE,
+        "a realised share is further from its target than chance would have it: traffic changes, or scores are equal": (
+            any(value > by_chance for value in off)
         ),
     }
     return [text for text, holds in checks.items() if holds]

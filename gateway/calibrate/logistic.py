@@ -1,47 +1,40 @@
-"""How likely is it that Pro is needed?   A small logistic layer over what a decision was made on.
-
-The score and the verdict are believed a little before any outcome is seen, the measures not at all: with few outcomes
-the layer stays near what it began with.
-"""
+"""How likely is it?   A logistic layer over what a decision was made on, held near what is believed beforehand."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from gateway.calibration import BELIEVED, EDGE, Layer, Row, sigmoid, taken
+from gateway.calibration import EDGE, Layer, Row, sigmoid, taken
 from gateway.estimate import effective
 
-BELIEF = 0.4  # their weights before any outcome, per standard deviation
-FIRM = 20.0  # how firmly: the penalty on moving away from BELIEF
 STEPS = 25
+Prior = tuple[float, float]  # a weight per standard deviation before any outcome, and the penalty on leaving it
 
 
 def fit(
     rows: Sequence[Row],
     hits: Sequence[bool | None],
-    names: Sequence[str],
-    penalty: float,
+    priors: Mapping[str, Prior],
     stand_for: Sequence[float] | None = None,
 ) -> Layer:
-    """The layer for these outcomes (None: not known); `penalty` holds the weights of the measures near 0.
+    """The layer for these outcomes (None: not known), on the inputs that `priors` name.
 
     `stand_for`: for how many requests each outcome stands, by default for one; together they count for as many as that
     leaves effective. Means and scales are those of all rows, so the layer of rows without any outcome is what is
     believed beforehand.
     """
-    columns = {name: [taken(name, row[name]) for row in rows if name in row] for name in names}
+    columns = {name: [taken(name, row[name]) for row in rows if name in row] for name in priors}
     means = {name: sum(column) / len(column) for name, column in columns.items()}
     scales = {name: _spread(column, means[name]) for name, column in columns.items()}
     counts = stand_for or [1.0] * len(rows)
     known = [one for one in zip(rows, hits, counts, strict=True) if one[1] is not None]
     inputs = [
-        [1.0, *((taken(name, row[name]) - means[name]) / scales[name] if name in row else 0.0 for name in names)]
+        [1.0, *((taken(name, row[name]) - means[name]) / scales[name] if name in row else 0.0 for name in priors)]
         for row, _, _ in known
     ]
     scale = effective([count for _, _, count in known]) / (sum(count for _, _, count in known) or 1.0)
     outcomes = [(bool(hit), scale * count) for _, hit, count in known]
-    priors = [(0.0, EDGE), *((BELIEF, FIRM) if name in BELIEVED else (0.0, penalty) for name in names)]
-    intercept, *weights = _newton(inputs, outcomes, priors)
-    return Layer(intercept, dict(zip(names, weights, strict=True)), means, scales)
+    intercept, *weights = _newton(inputs, outcomes, [(0.0, EDGE), *priors.values()])
+    return Layer(intercept, dict(zip(priors, weights, strict=True)), means, scales)
 
 
 def _spread(column: Sequence[float], mean: float) -> float:
@@ -50,7 +43,7 @@ def _spread(column: Sequence[float], mean: float) -> float:
 
 
 def _newton(
-    inputs: Sequence[Sequence[float]], outcomes: Sequence[tuple[bool, float]], priors: Sequence[tuple[float, float]]
+    inputs: Sequence[Sequence[float]], outcomes: Sequence[tuple[bool, float]], priors: Sequence[Prior]
 ) -> list[float]:
     """Weights of the greatest penalized likelihood, each drawn to its prior's mean with its prior's penalty; an outcome
     counts so many times."""
@@ -94,10 +87,3 @@ def solve(lower: list[list[float]], right: Sequence[float]) -> list[float]:
     for i in reversed(range(size)):
         up[i] = (down[i] - sum(root[k][i] * up[k] for k in range(i + 1, size))) / root[i][i]
     return up
-
-
-def loss(layer: Layer, known: Sequence[tuple[Row, bool, float]]) -> float:
-    """Mean log loss; the last of each says for how many requests it stands."""
-    chances = ((layer.p(row), hit, count) for row, hit, count in known)
-    total = sum(count for _, _, count in known)
-    return -sum(count * math.log(max(p if hit else 1 - p, 1e-12)) for p, hit, count in chances) / total

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from gateway.calibration import BELIEVED, Fitted, load
 from gateway.policy.load import Document
 from gateway.policy.references import mapping
-from gateway.score import EMBEDDED, HEAD, MEASURES, Table, read_table
+from gateway.score import AXES, EMBEDDED, HEAD, MEASURES, Axes, Table, read_table
 
 PLACE, TABLE = ("triage", "calibration"), ("triage", "embeddings")
 
@@ -32,12 +32,12 @@ def calibrated(document: Document) -> Calibrated | None:
     except (ValueError, RecursionError) as error:
         document.blame(PLACE, f"no calibration: {error}")
         return None
-    if unknown := sorted(found.layer.weights.keys() - {*BELIEVED, *MEASURES, EMBEDDED}):
+    if unknown := sorted(found.layer.inputs - {*BELIEVED, *MEASURES, EMBEDDED, *AXES}):
         document.blame(PLACE, f"looks at what is not measured: {', '.join(unknown)}")
     return Calibrated(found, text)
 
 
-def embedded(document: Document) -> Table | None:
+def embedded(document: Document) -> Table | Axes | None:
     """The table in the folder that is named, relative to the policy's own file; what is wrong with it is noted."""
     name = mapping(document.data, "triage").get("embeddings")
     if not isinstance(name, str):

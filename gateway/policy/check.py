@@ -18,7 +18,7 @@ from gateway.policy.problems import Path, PolicyError, Problem, meant
 from gateway.policy.prompts import BUILT_IN, by_id
 from gateway.policy.references import check, mapping
 from gateway.policy.rules import Rule
-from gateway.score import Table
+from gateway.score import Axes, Table
 
 FILE = TypeAdapter(PolicyFile)
 ABSENT = ("missing", "unexpected_keyword_argument")
@@ -178,7 +178,7 @@ def below(root: dict[str, Any], node: dict[str, Any], step: int | str) -> list[d
     return found
 
 
-def assembled(written: PolicyFile, document: Document, found: Calibrated | None, table: Table | None) -> Policy:
+def assembled(written: PolicyFile, document: Document, found: Calibrated | None, table: Table | Axes | None) -> Policy:
     """The loaded policy: defaults filled in, signals compiled, names gathered."""
     first = next(iter(written.tiers))
     everyone = Callers(DefaultCaller("default"), {"default": Plan(may=tuple(written.tiers))})

@@ -16,7 +16,7 @@ from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
 from gateway.policy.rules import Rule
 from gateway.policy.trials import PolicyTest
-from gateway.score import Table
+from gateway.score import Axes, Table
 
 MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class Policy:
     scored: bool
     calibration: Layer | None
     basis: Basis | None
-    table: Table | None
+    table: Table | Axes | None
     candidate: "Candidate | None" = None
     _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -193,7 +193,10 @@ class Triage:
     ] = None
     embeddings: Annotated[
         str | None,
-        Field(min_length=1, description="a folder with a static embedding and a head, which give the local score"),
+        Field(
+            min_length=1,
+            description="a folder with a static embedding: its head gives the score, or its axes are measures",
+        ),
     ] = None
     threshold: Annotated[
         Share, Field(description="complex when p_complex is at or above it; by default the calibration's, else 0.5")

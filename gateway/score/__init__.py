@@ -9,14 +9,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.body import Fields, Message
+from gateway.score.axes import NAMES as AXES
+from gateway.score.axes import Axes
 from gateway.score.question import sampled
 from gateway.score.surface import MEASURES, measures
-from gateway.score.table import HEAD, Table
+from gateway.score.table import EMBEDDED, HEAD, Table
 from gateway.score.table import read as read_table
 
-__all__ = ["EMBEDDED", "HEAD", "MEASURES", "Score", "Table", "measures", "read_table", "reasons", "score", "score_text"]
-
-EMBEDDED = "embedded"  # the measure that a table gives; the score is its value then
+__all__ = [
+    "AXES",
+    "EMBEDDED",
+    "HEAD",
+    "MEASURES",
+    "Axes",
+    "Score",
+    "Table",
+    "measures",
+    "read_table",
+    "reasons",
+    "score",
+    "score_text",
+]
 
 # Up: parts to keep in mind, exact steps, a program to write. Down: a wish to be short, a question for one fact.
 # All count alike: weights fitted to three sets of labelled prompts were worse on the fourth (LOG.md). How much turns
@@ -36,21 +49,21 @@ class Score:
     measures: Mapping[str, float]
 
 
-def score(fields: Fields, table: Table | None = None) -> Score:
-    """The score of a chat's last user turn, or of a completion's prompt: by `table` where that knows a word of it, else
-    by what shows on its surface. Bounded time for any body."""
+def score(fields: Fields, table: Table | Axes | None = None) -> Score:
+    """The score of a chat's last user turn, or of a completion's prompt. Bounded time for any body."""
     said = [message for message in fields.messages or () if message.role == "user"]
     text = _asked(said) or _prompt(fields)
-    seen = score_text(text, turns=max(len(said), 1), tools=len(fields.tools or ()))
-    known = table.value(sampled(text)) if table else None
-    return seen if known is None else Score(known, {**seen.measures, EMBEDDED: round(known, 4)})
+    return score_text(text, turns=max(len(said), 1), tools=len(fields.tools or ()), table=table)
 
 
-def score_text(text: str, turns: int = 1, tools: int = 0) -> Score:
-    """The score of what a user says. `turns` and `tools` as in `measures`."""
+def score_text(text: str, turns: int = 1, tools: int = 0, table: Table | Axes | None = None) -> Score:
+    """The score of what a user says: by a `Table` that knows a word of it, else by what shows on its surface. `turns`
+    and `tools` as in `measures`."""
     found = measures(text, turns, tools)
     total = sum(WEIGHTS[name] * value for name, value in found.items())
-    return Score(1 / (1 + math.exp(STEEP * (MIDDLE - total))), found)
+    seen = 1 / (1 + math.exp(STEEP * (MIDDLE - total)))
+    known = table.measures(sampled(text)) if table else {}
+    return Score(known.get(EMBEDDED, seen), {**found, **known})
 
 
 def reasons(found: Mapping[str, float]) -> tuple[str, ...]:

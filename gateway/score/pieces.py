@@ -1,8 +1,9 @@
 """Which tokens are in a text?   As BERT cuts it: lower case, no accents, at blanks and marks, longest piece first."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol
 
 LONGEST = 100  # characters of a word; a longer one is no token
 MOST = 20_000  # characters
@@ -12,6 +13,14 @@ IDEOGRAPHS = (
     (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
 MARKS = "$+<=>^`|~"  # of ASCII, which Unicode calls symbols; BERT calls all of ASCII that is no letter or digit a mark
+
+
+class Cutter(Protocol):
+    """What cuts a text into words, and a word into tokens."""
+
+    def words(self, text: str) -> Sequence[str]: ...
+
+    def cut(self, word: str) -> Sequence[str]: ...
 
 
 class _Map(dict[int, str]):
@@ -44,15 +53,13 @@ class Pieces:
         self._prefix = prefix
         self._map = _Map()
 
-    def of(self, text: str) -> Iterator[str]:
-        """The tokens of a text; of a word that no pieces make up there is none."""
-        for word in unicodedata.normalize("NFD", text).translate(self._map).split():
-            if word in self._known:
-                yield word
-            elif len(word) <= LONGEST:
-                yield from self._cut(word)
+    def words(self, text: str) -> Sequence[str]:
+        return unicodedata.normalize("NFD", text).translate(self._map).split()
 
-    def _cut(self, word: str) -> list[str]:
+    def cut(self, word: str) -> Sequence[str]:
+        """The tokens of a word; none where no pieces make it up."""
+        if word in self._known or len(word) > LONGEST:
+            return [word] if word in self._known else []
         found: list[str] = []
         at, prefix = 0, ""
         while at < len(word):
@@ -64,6 +71,11 @@ class Pieces:
             found.append(piece)
             at, prefix = at + len(piece) - len(prefix), self._prefix
         return found
+
+
+def tokens(cutter: Cutter, text: str) -> Iterator[str]:
+    """The tokens of a text."""
+    return chain.from_iterable(map(cutter.cut, cutter.words(text)))
 
 
 def pieces(told: Mapping[str, Any]) -> tuple[Pieces, Mapping[str, int]]:

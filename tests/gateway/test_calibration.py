@@ -32,6 +32,14 @@ def test_an_input_that_is_missing_counts_as_its_mean() -> None:
     assert layer.p({}) == layer.p({"p_complex": 0.9}) == layer.p({"score": 0.5})
 
 
+def test_a_layer_in_two_parts_gives_their_product() -> None:
+    saved = {**WHOLE["layer"], "weights": {"length": 2.0}, "means": {"length": 0.0}, "scales": {"length": 1.0}}  # type: ignore[dict-item]
+    layer = load(json.dumps(WHOLE | {"layer": {**WHOLE["layer"], "saved": saved}})).layer  # type: ignore[dict-item]
+    assert layer.inputs == {"score", "length"}
+    assert layer.p({"score": 0.75, "length": 0.0}) == pytest.approx(0.45)
+    assert layer.p({"score": 0.75, "length": 2.0}) == pytest.approx(0.9 / (1 + math.exp(-4)))
+
+
 @pytest.mark.parametrize(
     "change",
     [

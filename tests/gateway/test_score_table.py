@@ -15,6 +15,7 @@ from gateway.policy import Policy, PolicyError, load_policy, open_policy
 from gateway.records import seen
 from gateway.replay import Unrecorded, replay
 from gateway.score import EMBEDDED, read_table
+from gateway.score.pieces import tokens as tokens_of
 from gateway.types import Facts, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, gateway
@@ -71,7 +72,7 @@ def policy(folder: Path, text: str = TEXT) -> Policy:
 )  # fmt: skip
 def test_a_text_is_cut_as_berts_tokenizer_cuts_it(tmp_path: Path, text: str, tokens: list[str]) -> None:
     model(tmp_path)
-    assert list(read_table(tmp_path).pieces.of(text)) == tokens
+    assert list(tokens_of(read_table(tmp_path).cutter, text)) == tokens
 
 
 @pytest.mark.parametrize("form", ["F32", "F16"])
@@ -80,8 +81,8 @@ def test_the_value_is_the_heads_of_the_mean_vector(tmp_path: Path, form: str) ->
     vectors = model(tmp_path, form, {"weights": weights, "bias": 0.3})
     mean = [sum(vectors[token][at] for token in ("the", "primes", "+")) / 3 for at in range(SIZE)]
     expected = 1 / (1 + math.exp(-0.3 - sum(map(float.__mul__, weights, mean))))
-    assert read_table(tmp_path).value("The primes + unheardof") == pytest.approx(expected, abs=1e-3)
-    assert read_table(tmp_path).value("unheardof") is None
+    assert read_table(tmp_path).measures("The primes + unheardof")[EMBEDDED] == pytest.approx(expected, abs=1e-3)
+    assert not read_table(tmp_path).measures("unheardof")
 
 
 def test_the_score_is_the_tables_and_the_surfaces_where_no_word_is_known(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,13 +27,17 @@ HARD = {"label": "complex", "p_complex": 0.9, "reason": "ok"}
 
 
 class Deciding(BaseHTTPRequestHandler):
-    """Hard prompts go to pro; the local score is the wrong way round; "refuse me" and a wrong key are refused."""
+    """Hard prompts go to pro, "hard too" the first time only; the local score is the wrong way round; "refuse me" and a
+    wrong key are refused."""
+
+    asked: ClassVar[set[str]] = set()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         prompt = body["messages"][-1]["content"]
         fine = self.path == "/v1/route" and self.headers["authorization"] == "Bearer k" and prompt != "refuse me"
-        hard = prompt.startswith("hard")
+        hard = prompt.startswith("hard") and (prompt != "hard too" or prompt not in self.asked)
+        self.asked.add(prompt)
         route = {"tier": "pro" if hard else "flash", "rule": "r", "reason": "complex" if hard else "simple"}
         told = {"route": route, "verdict": VERDICTS.get(prompt, HARD), "facts": {}}
         told["score"] = None if prompt == "hard, unscored" else {"value": 0.3 - 0.2 * hard, "reasons": []}
@@ -47,6 +51,7 @@ class Deciding(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
+    Deciding.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Deciding)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -56,19 +61,25 @@ def gateway() -> Iterator[str]:
     server.server_close()
 
 
-def table(gateway: str, tmp_path: Path, by: By, rows: list[dict[str, Any]]) -> list[list[str]]:
+def table(gateway: str, tmp_path: Path, by: By, rows: list[dict[str, Any]], repeats: int = 1) -> list[list[str]]:
     with gzip.open(tmp_path / "tiny.jsonl.gz", "wt") as out:
         out.writelines(json.dumps(row) + "\n" for row in rows)
-    lines = run([tmp_path], Asking(gateway, "k", by, "flash"), None, 2)
+    lines = run([tmp_path], Asking(gateway, "k", by, "flash"), None, 2, repeats)
     return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines][1:]
 
 
 def test_verdicts_are_scored_by_outcomes_and_labels(gateway: str, tmp_path: Path) -> None:
-    (name, decided, skill, share, lift, auroc, failed, _), mean = table(gateway, tmp_path, "p_complex", ROWS)
-    assert (name, decided, share, failed) == ("tiny", "4 of 4", "0.500", "0.2500")
-    assert (skill[:5], lift[:5], auroc[:5]) == ("1.000", "0.500", "1.000")
+    line, mean = table(gateway, tmp_path, "p_complex", ROWS)
+    name, decided, skill, share, lift, auroc, failed, _, alike, pays = line
+    assert (name, decided, share, failed, alike) == ("tiny", "4 of 4", "0.500", "0.2500", "")
+    assert (skill[:5], pays[:5], lift[:5], auroc[:5]) == ("1.000", "1.000", "0.500", "1.000")
     assert mean[0] == "mean of 1"
     assert mean[2].startswith("1.000")
+
+
+def test_prompts_that_are_decided_otherwise_when_asked_again_are_told(gateway: str, tmp_path: Path) -> None:
+    line = table(gateway, tmp_path, "p_complex", ROWS, repeats=3)[0]
+    assert (line[2][:5], line[8]) == ("1.000", "0.750"), "the first decisions are scored; one of four moved later"
 
 
 def test_the_local_score_is_scored_alone(gateway: str, tmp_path: Path) -> None:
