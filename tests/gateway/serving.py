@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from gateway.app import across_origins, create_app
@@ -204,9 +203,8 @@ async def gateway(
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
     config.load()
     made = connection(front, app)
-    state, door, rest = ServerState(), front.doors.upstream, front._rest
-    assert isinstance(rest, FastAPI)
-    async with rest.router.lifespan_context(rest):
+    state, door = ServerState(), front.doors.upstream
+    async with front.running():
         server = await asyncio.get_running_loop().create_server(
             lambda: made(config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
         )
