@@ -1,6 +1,7 @@
 """Two simulated tiers, a Valkey and a cluster, started once, without faults and empty at the start of each test."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -10,6 +11,13 @@ import redis
 from gateway.embedded import embedded
 from loadtest.clusters import Nodes, cluster
 from loadtest.servers import Sim, sim
+
+gc.disable()  # modules and tests stay: looking through them for garbage would be half of the time to collect the tests
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
