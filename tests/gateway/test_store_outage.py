@@ -136,6 +136,21 @@ def test_a_process_that_was_busy_itself_takes_the_server_for_no_slower() -> None
     asyncio.run(main())
 
 
+def test_a_server_has_as_long_to_answer_as_its_address_says() -> None:
+    async def main() -> None:
+        async with shared() as (store, url, pid):
+            patient = open_store(f"{url}?socket_timeout=60")
+            await patient.secret()
+            with frozen(pid):
+                waiting = asyncio.create_task(patient.admit("ann", PLENTY, None))
+                await store.admit("ann", PLENTY, None)
+                assert (store.state, patient.state, waiting.done()) == ("down", "ok", False)
+            assert not ((await waiting).lease or "m").startswith("m")
+            await patient.close()
+
+    asyncio.run(main())
+
+
 def test_while_the_server_is_frozen_the_same_limits_hold_in_this_process() -> None:
     async def main() -> None:
         async with shared() as (store, _, pid):
