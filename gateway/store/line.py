@@ -178,7 +178,7 @@ class Line(asyncio.Protocol):
             self._clock = asyncio.get_running_loop().call_later(self._timeout, self._look)
 
     def _look(self, heard: float | None = None) -> None:
-        """Fails the line when no reply came in time and for GRACE more; `heard`: the last that came before GRACE began."""
+        """Fails the line when no reply came in time, nor in GRACE; `heard`: the last that came before GRACE began."""
         self._clock = None
         if not self._sent and not self._unsent:
             return

@@ -31,7 +31,10 @@ class SecurePrimary(Primary, SSLConnection):
 
 
 async def named(sentinels: tuple[str, ...], service: str, seconds: float) -> Address:
-    """What most of the sentinels (URLs) that answer within `seconds` say. Raises ConnectionError when none knows the service."""
+    """What most of the sentinels (URLs) say that answer within `seconds`.
+
+    Raises ConnectionError when none knows the service.
+    """
     asking = [asyncio.create_task(ask_once(url, b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service)) for url in sentinels]
     votes: Counter[Address] = Counter()
     try:

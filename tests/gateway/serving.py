@@ -30,6 +30,7 @@ from tests.tiers import JSON
 SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = "Prove step by step that there are infinitely many primes of the form 4k+3, and analyse the case 4k+1."
 CHAT = "/v1/chat/completions"
+PATIENCE = 20.0  # seconds until what must happen has not; less than any server stalls in the tests
 ANN = Caller("ann", "ann", "usual", "salt-of-ann")
 
 
@@ -53,7 +54,7 @@ async def collected(reply: Reply) -> bytes:
         await reply.close()
 
 
-async def eventually(true: Callable[[], bool], seconds: float = 2.0) -> float:
+async def eventually(true: Callable[[], bool], seconds: float = PATIENCE) -> float:
     """Seconds until `true()`; fails when that takes longer."""
     started = time.monotonic()
     while not true():
@@ -131,7 +132,7 @@ class Line:
         return parsed(raw)
 
     async def some(self) -> bytes:
-        return await asyncio.wait_for(self.reader.read(65536), 5)
+        return await asyncio.wait_for(self.reader.read(65536), PATIENCE)
 
 
 def parsed(raw: bytes) -> Answer:
@@ -175,7 +176,7 @@ class Port:
 
     async def ask(self, fields: JSON | bytes | None, path: str = CHAT, method: str = "POST", **headers: str) -> Answer:
         line = await self.open(fields, path, method, **headers)
-        return await asyncio.wait_for(line.answer(), 10)
+        return await asyncio.wait_for(line.answer(), PATIENCE)
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         return await self.ask(None, path, method, **headers)

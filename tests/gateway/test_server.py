@@ -52,7 +52,7 @@ def told(port: int) -> tuple[int, JSON]:
 async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer]]":
     """That many streams under way."""
     tasks = [asyncio.create_task(gate.ask(STREAM)) for _ in range(count)]
-    await eventually(lambda: len(sim.seen()) == count, 5)
+    await eventually(lambda: len(sim.seen()) == count)
     return tasks
 
 

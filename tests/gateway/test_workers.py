@@ -35,7 +35,7 @@ def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]
     settings |= {"REDIS_URL": "embedded", "WORKERS": "2", "ADMIN_KEY": ADMIN}
     with running(policy, (flash, pro), **settings) as (url, process):
         gate = Port(int(url.rpartition(":")[2]))
-        until(lambda: alive(gate) == 2, 10)
+        until(lambda: alive(gate) == 2)
         yield gate, process
 
 
@@ -94,7 +94,7 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         until(lambda: not Path(f"/proc/{victim}").exists())
         assert counted(gate) == 40, "what a dead worker counted stays"
         asyncio.run(asked(gate, 10))
-        until(lambda: alive(gate) == 2, 10)
+        until(lambda: alive(gate) == 2)
         assert other in workers(process)
         until(lambda: counted(gate) == 50)
         reloads = counted(gate, RELOADS)
@@ -110,7 +110,7 @@ def test_workers_do_not_outlive_their_supervisor(flash: Sim, pro: Sim) -> None:
     with two(flash, pro) as (_, process):
         left = workers(process)
         process.kill()
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 10)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
 @pytest.mark.parametrize(
