@@ -182,11 +182,11 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
         first, second = [Place(store, "ann", Turn(b"key", token)) for token in (b"1", b"2")]
         started = time.monotonic()
         with first, second:
-            assert await first.come(1.0) is None
+            assert await first.come(60.0) is None
             assert await second.come(0.1) is None
         return time.monotonic() - started
 
-    assert 0.1 <= on(valkey, wait) < 0.3
+    assert 0.1 <= on(valkey, wait) < 30
 
 
 def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:

