@@ -18,7 +18,7 @@ run: $(VENV)/.installed
 	$(BIN)/tiergate demo
 test: test-gateway test-whole test-page test-faults test-backends test-torch
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 4 --dist worksteal
+	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 6 --dist worksteal
 # From outside: SDKs, the demo, every command of the pages, boards, manifests.
 test-whole: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/gateway --ignore=tests/backends --ignore=tests/engines \
