@@ -20,13 +20,13 @@ run: $(VENV)/.installed
 	$(BIN)/tiergate demo
 test: test-gateway test-whole test-page test-faults test-backends test-torch
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/gateway tests/test_structure.py -n 4
+	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 6 --dist worksteal
 # From outside: SDKs, the demo, every command of the pages, boards, manifests.
 test-whole: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/gateway --ignore=tests/backends --ignore=tests/engines \
-		--ignore=tests/test_structure.py --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4
+		--ignore=tests/test_structure.py --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4 --dist worksteal
 test-page: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_browser.py -rs
+	$(BIN)/python -m pytest tests/test_browser.py -rs -n 2 --dist worksteal
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_faults.py
 test-backends: $(VENV)/.dev

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -66,29 +66,37 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         member.render, member.recent = telemetry.render, records.recent
     revisions = _following(settings, doors)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await revisions.look()
-        watches = [asyncio.create_task(revisions.run())]
-        watches += [asyncio.create_task(keys.file.watch())] if keys.file else []
-        async with probe.running():
-            yield
-        for watch in watches:
-            watch.cancel()
-        await asyncio.wait(watches)
-        await _close(doors, client)
+    running = partial(_running, doors, client, revisions, probe)
 
-    plain: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False, "telemetry": traced(telemetry)}
-    rest = FastAPI(title="Tiergate", version=__version__, lifespan=lifespan, **plain)
-    _routes(rest, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, revisions, member)
-    _models(rest, doors)
-    guard, recent = Guard(keys, settings.admin_key), partial(_recent, records, member)
-    rest.include_router(admin_routes(guard, keys, lambda: doors.policy, recent))
-    rest.include_router(steering_routes(guard, Desk(revisions, comparison, upstream.load, recent)))
-    rest.include_router(page_routes(guard, client, lambda: doors.policy))
-    rest.include_router(decision_routes(doors, settings))
-    _errors(rest)
-    return Front(doors, rest, settings, revisions.nudge)
+    @cache
+    def rest() -> FastAPI:
+        plain: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False, "telemetry": traced(telemetry)}
+        app = FastAPI(title="Tiergate", version=__version__, lifespan=lambda _: running(), **plain)
+        _routes(app, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, revisions, member)
+        _models(app, doors)
+        guard, recent = Guard(keys, settings.admin_key), partial(_recent, records, member)
+        app.include_router(admin_routes(guard, keys, lambda: doors.policy, recent))
+        app.include_router(steering_routes(guard, Desk(revisions, comparison, upstream.load, recent)))
+        app.include_router(page_routes(guard, client, lambda: doors.policy))
+        app.include_router(decision_routes(doors, settings))
+        _errors(app)
+        return app
+
+    return Front(doors, settings, rest, running, revisions.nudge)
+
+
+@asynccontextmanager
+async def _running(doors: Doors, client: Client, revisions: Revisions, probe: Probe) -> AsyncIterator[None]:
+    """What works behind requests works within the block; with it the doors close."""
+    await revisions.look()
+    watches = [asyncio.create_task(revisions.run())]
+    watches += [asyncio.create_task(doors.keys.file.watch())] if doors.keys.file else []
+    async with probe.running():
+        yield
+    for watch in watches:
+        watch.cancel()
+    await asyncio.wait(watches)
+    await _close(doors, client)
 
 
 async def _close(doors: Doors, client: Client) -> None:

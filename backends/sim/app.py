@@ -49,6 +49,7 @@ class Simulator:
             "/health": {"GET": self._health},
             "/version": {"GET": self._version},
             "/metrics": {"GET": self._metrics},
+            "/admin": {"DELETE": self._reset},
             "/admin/config": {"GET": self._config, "POST": self._configure, "DELETE": self._unconfigure},
             "/admin/state": {"GET": self._state, "DELETE": self._forget},
         }
@@ -228,6 +229,10 @@ class Simulator:
         except msgspec.ValidationError as error:
             raise RequestError(str(error)) from error
         await self._config(scope, body, wire)
+
+    async def _reset(self, scope: Scope, body: bytes, wire: Wire) -> None:
+        self.faults.reset()
+        await self._forget(scope, body, wire)
 
     async def _unconfigure(self, scope: Scope, body: bytes, wire: Wire) -> None:
         self.faults.reset()

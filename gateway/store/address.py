@@ -49,15 +49,15 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
 def _primary(scheme: str, rest: str) -> Any:
     """User, password, database and query are those of the primary.
 
-    Sentinels are asked with the query's sentinel_username and sentinel_password, and with its ssl_ options.
+    Sentinels are asked with the query's sentinel_username and sentinel_password, and with its ssl_ and socket_ options.
     """
     service, database = _service(rest)
     user, at, _ = rest.rpartition("@")
     query = dict(parse_qsl(rest.partition("?")[2]))
     name, password = (quote(query.pop(f"sentinel_{part}", ""), safe="") for part in ("username", "password"))
     known = f"{name}:{password}@" if password else ""
-    tls = urlencode({key: value for key, value in query.items() if key.startswith("ssl_")})
-    sentinels = tuple(f"{scheme}://{known}{_joined(address)}?{tls}" for address in hosts(rest, SENTINEL_PORT))
+    shared = urlencode({key: value for key, value in query.items() if key.startswith(("ssl_", "socket_"))})
+    sentinels = tuple(f"{scheme}://{known}{_joined(address)}?{shared}" for address in hosts(rest, SENTINEL_PORT))
     url = f"redis://{user}{at}primary/{database}?{urlencode(query)}"
     kind = SecurePrimary if scheme == "rediss" else Primary
     return connection(url, connection_class=kind, sentinels=sentinels, service=service)

@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError, ResponseError
 
-TIMEOUT = 0.1  # seconds without a reply, connecting and writing included
+TIMEOUT = 0.1  # seconds without a reply, connecting and writing included, where the address has no socket_timeout
 GRACE = 0.02  # seconds more: a reply may lie unread because this process was busy, not the server
 WRITE = 128 * 1024  # bytes after which no further command joins a write, so that a slow reader can halt the next
 FAULTS = (RedisError, OSError)  # TimeoutError is an OSError
@@ -37,10 +37,10 @@ def connection(url: str, **more: Any) -> Any:
 
 
 async def ask_once(url: str, *command: Word) -> Any:
-    """The reply to one command on a connection of its own; None when there is none within TIMEOUT."""
+    """The reply to one command on a connection of its own; None when there is none in time."""
     asked = connection(url)
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(asked.socket_timeout or TIMEOUT):
             await asked.connect()
             await asked.send_command(*command)
             return await asked.read_response()
@@ -67,6 +67,7 @@ class Line(asyncio.Protocol):
         on_refusal: Callable[[ResponseError, Waiting], bool],
     ) -> None:
         self._connection = connection
+        self._timeout: float = connection.socket_timeout or TIMEOUT
         self._on_fault = on_fault
         self._on_refusal = on_refusal
         self._unsent: deque[Waiting] = deque()
@@ -174,20 +175,20 @@ class Line(asyncio.Protocol):
     def _watch(self) -> None:
         self._heard = time.monotonic()
         if self._clock is None:
-            self._clock = asyncio.get_running_loop().call_later(TIMEOUT, self._look)
+            self._clock = asyncio.get_running_loop().call_later(self._timeout, self._look)
 
     def _look(self, heard: float | None = None) -> None:
-        """Fails the line when no reply came for TIMEOUT and GRACE; `heard`: the last that came before GRACE began."""
+        """Fails the line when no reply came in time, nor in GRACE; `heard`: the last that came before GRACE began."""
         self._clock = None
         if not self._sent and not self._unsent:
             return
-        left = self._heard + TIMEOUT - time.monotonic()
+        left = self._heard + self._timeout - time.monotonic()
         if left > 0:
             self._clock = asyncio.get_running_loop().call_later(left, self._look)
         elif self._heard != heard:
             self._clock = asyncio.get_running_loop().call_later(GRACE, self._look, self._heard)
         else:
-            self._fail(TimeoutError(f"no reply for {TIMEOUT} s"))
+            self._fail(TimeoutError(f"no reply for {self._timeout} s"))
 
     def _fail(self, error: Exception) -> None:
         self._drop()

@@ -22,7 +22,7 @@ class Primary(Connection):
 
     async def connect(self) -> None:
         if not self.is_connected:
-            self.host, self.port = await named(self._sentinels, self._service)
+            self.host, self.port = await named(self._sentinels, self._service, (self.socket_timeout or TIMEOUT) / 2)
         await super().connect()  # type: ignore[no-untyped-call]
 
 
@@ -30,13 +30,16 @@ class SecurePrimary(Primary, SSLConnection):
     """A Primary that is spoken to over TLS."""
 
 
-async def named(sentinels: tuple[str, ...], service: str) -> Address:
-    """What most of the sentinels (URLs) that answer in time say. Raises ConnectionError when none knows the service."""
+async def named(sentinels: tuple[str, ...], service: str, seconds: float) -> Address:
+    """What most of the sentinels (URLs) say that answer within `seconds`.
+
+    Raises ConnectionError when none knows the service.
+    """
     asking = [asyncio.create_task(ask_once(url, b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service)) for url in sentinels]
     votes: Counter[Address] = Counter()
     try:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(TIMEOUT / 2):
+            async with asyncio.timeout(seconds):
                 await _count(asking, votes)
     finally:
         for task in asking:

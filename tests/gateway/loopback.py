@@ -76,7 +76,7 @@ class Server:
             self.open -= 1
             peer.writer.transport.abort() if peer.reader.at_eof() else peer.writer.close()
 
-    async def emptied(self, seconds: float = 1.0) -> None:
+    async def emptied(self, seconds: float = 20.0) -> None:
         """Returns when no connection is open; fails when that takes longer."""
         async with asyncio.timeout(seconds):
             while self.open:  # noqa: ASYNC110

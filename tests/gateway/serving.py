@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from gateway.app import across_origins, create_app
@@ -31,6 +30,7 @@ from tests.tiers import JSON
 SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = "Prove step by step that there are infinitely many primes of the form 4k+3, and analyse the case 4k+1."
 CHAT = "/v1/chat/completions"
+PATIENCE = 20.0  # seconds until what must happen has not; less than any server stalls in the tests
 ANN = Caller("ann", "ann", "usual", "salt-of-ann")
 
 
@@ -54,7 +54,7 @@ async def collected(reply: Reply) -> bytes:
         await reply.close()
 
 
-async def eventually(true: Callable[[], bool], seconds: float = 2.0) -> float:
+async def eventually(true: Callable[[], bool], seconds: float = PATIENCE) -> float:
     """Seconds until `true()`; fails when that takes longer."""
     started = time.monotonic()
     while not true():
@@ -132,7 +132,7 @@ class Line:
         return parsed(raw)
 
     async def some(self) -> bytes:
-        return await asyncio.wait_for(self.reader.read(65536), 5)
+        return await asyncio.wait_for(self.reader.read(65536), PATIENCE)
 
 
 def parsed(raw: bytes) -> Answer:
@@ -176,7 +176,7 @@ class Port:
 
     async def ask(self, fields: JSON | bytes | None, path: str = CHAT, method: str = "POST", **headers: str) -> Answer:
         line = await self.open(fields, path, method, **headers)
-        return await asyncio.wait_for(line.answer(), 10)
+        return await asyncio.wait_for(line.answer(), PATIENCE)
 
     async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         return await self.ask(None, path, method, **headers)
@@ -204,9 +204,8 @@ async def gateway(
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
     config.load()
     made = connection(front, app)
-    state, door, rest = ServerState(), front.doors.upstream, front._rest
-    assert isinstance(rest, FastAPI)
-    async with rest.router.lifespan_context(rest):
+    state, door = ServerState(), front.doors.upstream
+    async with front.running():
         server = await asyncio.get_running_loop().create_server(
             lambda: made(config=config, server_state=state, app_state={}), "127.0.0.1", 0, backlog=1024
         )

@@ -46,7 +46,9 @@ def run(flash: Sim, pro: Sim, scenario: Callable[[Front], Awaitable[None]], **se
     async def main() -> None:
         known = Settings(log_exchanges=False, **settings)
         store = MemoryStore()
-        await scenario(create_app(known, policy_for(flash, pro), store, Keys(store, everyone=True)))
+        front = create_app(known, policy_for(flash, pro), store, Keys(store, everyone=True))
+        async with front.running():
+            await scenario(front)
 
     asyncio.run(main())
 

@@ -4,12 +4,10 @@ import asyncio
 import json
 from typing import Any
 
-import openai
 import pytest
 
 from gateway.cache.entry import Entry
 from gateway.cache.form import BARE, WITH_USAGE, assembled, converted, unrolled
-from gateway.store import MemoryStore, Store
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, body, gateway
 from tests.tiers import JSON, policy_for
@@ -193,38 +191,3 @@ def test_what_was_remembered_in_one_form_is_what_a_server_says_in_the_other(
             assert len(flash.seen()) == seen
 
     asyncio.run(main())
-
-
-@pytest.mark.parametrize("first", ["stream", "json"])
-def test_the_official_client_reads_both_forms_of_one_entry(flash: Sim, pro: Sim, first: str) -> None:
-    async def main() -> None:
-        store: Store = MemoryStore()
-        policy = policy_for(flash, pro, caching={"ttl": "1m"})
-        async with gateway(policy, store) as gate:
-            url = f"http://127.0.0.1:{gate.port}/v1"
-            async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
-                for streamed in (True, False) if first == "stream" else (False, True):
-                    texts = await read(client, streamed)
-                    assert texts[0] == texts[1]
-            assert len(flash.seen()) == 1
-
-    asyncio.run(main())
-
-
-async def read(client: openai.AsyncOpenAI, streamed: bool) -> list[Any]:
-    """The answer's words and counts, twice."""
-    found = []
-    for _ in range(2):
-        asked: Any = {"model": "flash", "temperature": 0, "messages": body("Hi")["messages"]}
-        if not streamed:
-            whole = await client.chat.completions.create(**asked)
-            assert whole.usage
-            found.append((whole.id, whole.choices[0].message.content, whole.usage.completion_tokens))
-            continue
-        events = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
-        chunks = [one async for one in events]
-        words = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
-        assert chunks[-1].usage
-        assert chunks[-2].choices[0].finish_reason
-        found.append((chunks[0].id, words, chunks[-1].usage.completion_tokens))
-    return found

@@ -17,7 +17,7 @@ import pytest
 from gateway.cache import Flights, lookup, replay
 from gateway.cache.turn import Place
 from gateway.errors import UpstreamFailed
-from gateway.store import Store, Turn, open_store
+from gateway.store import HELD, Store, Turn, open_store
 from gateway.types import Caller, Reply
 from loadtest.servers import Sim, free_port, pid_of, python
 from tests.gateway.serving import Port, asked, body, collected, eventually
@@ -154,7 +154,7 @@ def test_a_leader_whose_callers_left_lets_the_next_in_at_once(valkey: str) -> No
         leader.cancel()
         started = time.monotonic()
         assert await collected(await follower) == b'{"choices": []}'
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < HELD, "as long as the turn would have lasted"
 
     both(valkey, scenario)
 
@@ -182,11 +182,11 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
         first, second = [Place(store, "ann", Turn(b"key", token)) for token in (b"1", b"2")]
         started = time.monotonic()
         with first, second:
-            assert await first.come(1.0) is None
+            assert await first.come(60.0) is None
             assert await second.come(0.1) is None
         return time.monotonic() - started
 
-    assert 0.1 <= on(valkey, wait) < 0.3
+    assert 0.1 <= on(valkey, wait) < 30
 
 
 def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
@@ -215,8 +215,10 @@ def test_an_answer_of_4_mb_is_not_stored_nor_one_that_stays_too_large(valkey: st
 
     async def keep(store: Store) -> None:
         assert await collected(await share(Flights(store), running(data))) == data
-        await asyncio.sleep(0.15)
-        assert (await store.recall("ann", b"key") is not None) == kept
+        end = time.monotonic() + (20 if kept else 0.15)
+        while (found := await store.recall("ann", b"key")) is None and time.monotonic() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert (found is not None) == kept
 
     on(valkey, keep)
 

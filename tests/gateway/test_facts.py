@@ -194,9 +194,9 @@ def test_observing_takes_microseconds_even_for_long_prompts() -> None:
 
 
 def timed(request: ChatRequest) -> float:
-    started = time.perf_counter()
+    started = time.thread_time()
     observe(request, POLICY, {})
-    return time.perf_counter() - started
+    return time.thread_time() - started
 
 
 TRIAGED = "[{id: t, route: {simple: flash, complex: flash}}]"

@@ -331,7 +331,7 @@ def test_time_for_the_start_is_the_servers_and_not_the_gateways(
         flash.config(stall_after=4, stall=0.3)
         async with gateway(held_back(flash, pro), log_exchanges=True) as gate:
             answer = await gate.ask(body(stream=True))
-            assert float(answer.headers["x-gateway-overhead-ms"]) < 150
+            assert float(answer.headers["x-gateway-overhead-ms"]) < 300
 
     asyncio.run(main())
     line = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -50,10 +50,10 @@ async def hinting(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("talk", "limits", "kind"),
     [
-        (silence, Limits(1, 0.1, 1, 1), "first_byte"),
-        (hinting, Limits(1, 0.1, 1, 1), "first_byte"),
-        (silence, Limits(1, 1, 1, 0.1), "total"),
-        (dripping, Limits(1, 1, 1, 0.1), "total"),
+        (silence, Limits(60, 0.1, 60, 60), "first_byte"),
+        (hinting, Limits(60, 0.1, 60, 60), "first_byte"),
+        (silence, Limits(60, 60, 60, 0.1), "total"),
+        (dripping, Limits(60, 60, 60, 0.1), "total"),
     ],
 )
 def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> None:
@@ -61,7 +61,7 @@ def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> No
         async with serving(talk) as (client, origin, server):
             started = time.monotonic()
             assert (await broken(client, origin, limits)).kind == kind
-            assert 0.09 < time.monotonic() - started < 0.4
+            assert 0.09 < time.monotonic() - started < 30
             await server.emptied()
 
     run(main())
@@ -257,11 +257,9 @@ def test_a_handshake_that_does_not_come_is_given_up(run: Run) -> None:
     async def main() -> None:
         async with serving(silence) as (client, origin, server):
             secure = origin._replace(tls=True)
-            for limits, kind in ((Limits(0.1, 1, 1, 1), "connect"), (Limits(1, 1, 1, 0.1), "total")):
-                started = time.monotonic()
-                assert (await broken(client, secure, limits)).kind == kind
-                assert time.monotonic() - started < 0.4
-                await server.emptied(0.1)
+            for limits, kind in ((Limits(0.1, 60, 60, 60), "connect"), (Limits(60, 60, 60, 0.1), "total")):
+                assert (await asyncio.wait_for(broken(client, secure, limits), 30)).kind == kind
+                await server.emptied()
             task = asyncio.create_task(told(client, secure))
             await asyncio.sleep(0.05)
             task.cancel()

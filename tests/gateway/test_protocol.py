@@ -139,11 +139,11 @@ def test_what_two_readers_could_read_in_two_ways_is_refused_and_the_line_closed(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("host", ["gateway", "GATEWAY:80", "10.0.0.1:8080", "[::1]:8080", "a_b.example.", "xn--e1a"])
-def test_hosts_in_form_are_served(flash: Sim, pro: Sim, host: str) -> None:
+def test_hosts_in_form_are_served(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
-            assert (await gate.get("/health", host=host)).status == 200
+            for host in ("gateway", "GATEWAY:80", "10.0.0.1:8080", "[::1]:8080", "a_b.example.", "xn--e1a"):
+                assert (await gate.get("/health", host=host)).status == 200, host
 
     asyncio.run(main())
 
@@ -311,7 +311,7 @@ async def drip(port: int, first: bytes, drops: bytes) -> bytes:
 
     task = asyncio.create_task(dripping())
     try:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             return await reader.read()
     finally:
         task.cancel()
@@ -330,12 +330,13 @@ SLOW = {
 }
 
 
-@pytest.mark.parametrize("slow", SLOW)
-def test_a_request_that_does_not_come_in_time_is_408(flash: Sim, pro: Sim, slow: str) -> None:
+def test_a_request_that_does_not_come_in_time_is_408(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
-            answer = only(await drip(gate.port, *SLOW[slow]))
-            assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout")
+            answers = await asyncio.gather(*(drip(gate.port, *slow) for slow in SLOW.values()))
+            for slow, raw in zip(SLOW, answers, strict=True):
+                answer = only(raw)
+                assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout"), slow
             assert flash.seen() == []
 
     asyncio.run(main())

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from fastapi import FastAPI
 
 from gateway import records as room
 from gateway.app import create_app
@@ -265,9 +264,7 @@ def test_a_gateway_that_ends_writes_what_is_due(flash: Sim, pro: Sim, tmp_path: 
         store = MemoryStore()
         keys = Keys(store, everyone=True)
         front = create_app(Settings(records=tmp_path / "a"), policy_for(flash, pro), store, keys)
-        rest = front._rest
-        assert isinstance(rest, FastAPI)
-        async with rest.router.lifespan_context(rest):
+        async with front.running():
             front.doors.records.keep(ended("r"), policy())
         assert len(read([tmp_path / "a"])) == 1
 

@@ -4,7 +4,6 @@ import resource
 import signal
 import socket
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -54,7 +53,7 @@ def told(port: int) -> tuple[int, JSON]:
 async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer]]":
     """That many streams under way."""
     tasks = [asyncio.create_task(gate.ask(STREAM)) for _ in range(count)]
-    await eventually(lambda: len(sim.seen()) == count, 5)
+    await eventually(lambda: len(sim.seen()) == count)
     return tasks
 
 
@@ -102,11 +101,9 @@ def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
             process.send_signal(signal.SIGTERM)
             until(lambda: ready(gate.port) == 503)
             process.send_signal(signal.SIGTERM)
-            started = time.monotonic()
             cut = await stream
             assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
-            await asyncio.to_thread(process.wait, 5)
-            assert time.monotonic() - started < 5, "the drain would have been 600 s"
+            await asyncio.to_thread(process.wait, 20)  # the drain would have been 600 s
 
     asyncio.run(main())
 

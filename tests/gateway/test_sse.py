@@ -91,17 +91,17 @@ def test_the_data_is_read_as_the_standard_says(written: bytes, data: bytes) -> N
 def test_a_large_event_in_small_pieces_is_scanned_once() -> None:
     def seconds(size: int) -> float:
         stream, splitter = event(b"x" * size), Splitter()
-        started = time.perf_counter()
+        started = time.thread_time()
         found = [one for at in range(0, len(stream), 16) for one in splitter.feed(stream[at : at + 16])]
         assert found == [stream]
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     assert min(seconds(1 << 20) for _ in range(2)) < 24 * min(seconds(1 << 17) for _ in range(3))
 
 
 def test_many_events_in_one_piece_are_cut_in_time_proportional_to_them() -> None:
     stream = event(b"x") * 100_000
-    started = time.perf_counter()
+    started = time.thread_time()
     events, rest = split([stream])
     assert (len(events), rest) == (100_000, b"")
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2

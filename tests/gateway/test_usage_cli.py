@@ -1,10 +1,11 @@
 """`tiergate usage`: the ledger of a real Valkey, as people and programs read it."""
 
 import json
-import subprocess
-import sys
 import time
 
+from typer.testing import CliRunner, Result
+
+from gateway.cli import app
 from gateway.store import Bound, Limits, Line, Store
 from tests.stores import on
 
@@ -15,10 +16,8 @@ async def fill(store: Store) -> None:
         await store.settle(caller, held.lease or "", [Line("pro", kind, kind == "triage", 10, 2, 5, money)])  # type: ignore[arg-type]
 
 
-def usage(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", "usage", *words], capture_output=True, text=True, check=False
-    )
+def usage(*words: str) -> Result:
+    return CliRunner().invoke(app, ["usage", *words])
 
 
 def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apart(valkey: str) -> None:
@@ -42,5 +41,5 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
 def test_a_wrong_day_or_column_says_what_is_right() -> None:
     for words, told in ((("--from", "yesterday"), "YYYY-MM-DD"), (("--by", "week"), "day, caller, tier, kind")):
         done = usage("--redis", "redis://127.0.0.1:1", *words)
-        assert done.returncode == 1
+        assert done.exit_code == 1
         assert told in done.stderr

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from typer.testing import CliRunner
 
+from gateway.cli import app
 from gateway.workers.sums import counts, read, total
 from loadtest.servers import POLICY, Process, Sim, running
 from tests.gateway.serving import Port, body
@@ -33,7 +35,7 @@ def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]
     settings |= {"REDIS_URL": "embedded", "WORKERS": "2", "ADMIN_KEY": ADMIN}
     with running(policy, (flash, pro), **settings) as (url, process):
         gate = Port(int(url.rpartition(":")[2]))
-        until(lambda: alive(gate) == 2, 10)
+        until(lambda: alive(gate) == 2)
         yield gate, process
 
 
@@ -92,7 +94,7 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         until(lambda: not Path(f"/proc/{victim}").exists())
         assert counted(gate) == 40, "what a dead worker counted stays"
         asyncio.run(asked(gate, 10))
-        until(lambda: alive(gate) == 2, 10)
+        until(lambda: alive(gate) == 2)
         assert other in workers(process)
         until(lambda: counted(gate) == 50)
         reloads = counted(gate, RELOADS)
@@ -108,32 +110,27 @@ def test_workers_do_not_outlive_their_supervisor(flash: Sim, pro: Sim) -> None:
     with two(flash, pro) as (_, process):
         left = workers(process)
         process.kill()
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), 10)
-
-
-def refused(**env: str) -> str:
-    """What two workers say that may not start."""
-    command = [sys.executable, "-m", "gateway", "serve"]
-    env = {**os.environ, "GATEWAY_WORKERS": "2", **env}
-    started = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=False)
-    assert started.returncode == 1
-    return started.stderr
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
 @pytest.mark.parametrize(
     ("redis", "words"),
     [("", "share"), ("redis://127.0.0.1:1", "does not answer"), ("redis://:secret@host:abc", "--redis host:abc: ")],
 )
-def test_several_workers_need_a_store_that_answers(redis: str, words: str) -> None:
-    told = refused(GATEWAY_PORT="0", GATEWAY_REDIS_URL=redis)
-    assert told.count(words) == 1, "said once, not by each worker"
+def test_several_workers_need_a_store_that_answers(redis: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    done = CliRunner().invoke(app, ["serve", "--port", "0", "--workers", "2"], env={"GATEWAY_REDIS_URL": redis})
+    assert done.exit_code == 1
+    assert (done.stderr + capfd.readouterr().err).count(words) == 1, "said once, not by each worker"
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_that_is_taken_is_told(workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert "cannot listen" in refused(GATEWAY_PORT=port, GATEWAY_REDIS_URL="embedded", GATEWAY_WORKERS=workers)
+        command = [sys.executable, "-m", "gateway", "serve", "--port", port, "--redis", "embedded"]
+        done = subprocess.run([*command, "--workers", workers], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "cannot listen" in done.stderr
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
