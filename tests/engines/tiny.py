@@ -8,6 +8,7 @@ import json
 import random
 import struct
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,17 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def pair(place: Path) -> tuple[Path, Path]:
+    """Flash's model and Pro's, in folders below `place`."""
+    return make(place / "flash", seed=0), make(place / "pro", seed=1)
+
+
 def make(place: Path, seed: int) -> Path:
     """The folder `place` with a model in it, about 5 MB."""
     place.mkdir(parents=True, exist_ok=True)
-    names = [*_bytes().values(), *SPECIAL, *PLAIN]
+    names = [*letters().values(), *SPECIAL, *PLAIN]
     _write(place / "config.json", CONFIG | {"vocab_size": len(names)})
-    _write(place / "tokenizer.json", _tokenizer())
+    _write(place / "tokenizer.json", tokenizer(SPECIAL, PLAIN))
     _write(place / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
@@ -88,25 +94,25 @@ def _write(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, ensure_ascii=False))
 
 
-def _bytes() -> dict[int, str]:
+def letters() -> dict[int, str]:
     """GPT-2's letter for each byte: itself where it can be seen, else one from 256 on."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in seen]
     return {byte: chr(byte) for byte in seen} | {byte: chr(256 + n) for n, byte in enumerate(rest)}
 
 
-def _tokenizer() -> dict[str, Any]:
-    """A byte-level BPE without a merge."""
-    letters = list(_bytes().values())
-    added = [*SPECIAL, *PLAIN]
-    vocabulary = {letter: n for n, letter in enumerate(letters)}
+def tokenizer(special: Sequence[str], plain: Sequence[str]) -> dict[str, Any]:
+    """A byte-level BPE without a merge: ids 0 to 255 are bytes, then come the `special` tokens and the `plain` ones."""
+    known = list(letters().values())
+    added = [*special, *plain]
+    vocabulary = {letter: n for n, letter in enumerate(known)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": len(letters) + n, "content": text, "special": text in SPECIAL, "single_word": False,
+            {"id": len(known) + n, "content": text, "special": text in special, "single_word": False,
              "lstrip": False, "rstrip": False, "normalized": False}
             for n, text in enumerate(added)
         ],
@@ -126,7 +132,7 @@ def _weights(file: Path, chance: random.Random, vocabulary: int) -> None:
     parts: list[bytes] = []
     at = 0
     for name, shape in _shapes(vocabulary).items():
-        part = _ones(shape[0]) if len(shape) == 1 else _by_chance(chance, *shape)
+        part = _ones(shape[0]) if len(shape) == 1 else by_chance(chance, *shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + len(part)]}
         at += len(part)
         parts.append(part)
@@ -154,7 +160,7 @@ def _ones(count: int) -> bytes:
     return struct.pack("<H", 0x3F80) * count
 
 
-def _by_chance(chance: random.Random, rows: int, columns: int) -> bytes:
+def by_chance(chance: random.Random, rows: int, columns: int) -> bytes:
     """Even numbers around 0, in bfloat16: the upper half of each float."""
     most = (3.0 / columns) ** 0.5
     whole = array("f", (chance.uniform(-most, most) for _ in range(rows * columns))).tobytes()
