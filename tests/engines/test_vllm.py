@@ -16,11 +16,14 @@ import openai
 import pytest
 
 from loadtest.servers import Sim, free_port, running
-from tests.engines.conftest import Engines
+from tests.engines.conftest import DEEPSEEK_V4, QWEN3_MOE, Architecture, Engines
 from tests.engines.tiny import CONTEXT
 
+ARCHITECTURES = [QWEN3_MOE, DEEPSEEK_V4]
 BLOCK = 128  # tokens of a KV block on a CPU; of a byte each, for these models
 LONG = "Here is a report about a harbour, its cranes and its ships. " * 20
+# White space only where a grammar must have it: V4's for a call allows any amount, and random weights go on with it.
+DENSE = {"logit_bias": dict.fromkeys(("197", "198", "220"), -100)}
 GO_ON = {"allowed_token_ids": list(range(94))}  # letters and signs only: no end, no call, no end of a thought
 POLICY = """\
 schema: 1
@@ -160,6 +163,13 @@ def test_what_the_server_cannot_bind_falls_back_and_is_answered(
     assert (told["tier"], told["choices"][0]["message"]["role"]) == ("flash", "assistant")
 
 
+@pytest.fixture
+def caching(architecture: Architecture) -> None:
+    if architecture == DEEPSEEK_V4:
+        pytest.skip("prefix caching: vLLM 0.32 forces it off for DeepSeek-V4 on CPUs without AMX")
+
+
+@pytest.mark.usefixtures("caching")
 @pytest.mark.parametrize(("layout", "shares"), [("suffix", True), ("system", False)])
 def test_only_the_question_at_the_end_shares_its_prefill_with_the_answer(
     engines: Engines, layout: str, shares: bool
@@ -172,6 +182,7 @@ def test_only_the_question_at_the_end_shares_its_prefill_with_the_answer(
     assert cached == (whole // BLOCK * BLOCK if shares else 0), "all whole blocks, or none"
 
 
+@pytest.mark.usefixtures("caching")
 def test_tools_are_in_the_shared_prefix_too(engines: Engines) -> None:
     text = f"with tools: {LONG}"
     with place(engines, threshold="1.0", strategy="choice") as client:
@@ -180,6 +191,7 @@ def test_tools_are_in_the_shared_prefix_too(engines: Engines) -> None:
     assert cached == whole // BLOCK * BLOCK
 
 
+@pytest.mark.usefixtures("caching")
 def test_what_one_caller_had_read_is_not_read_from_another_ones_cache(client: openai.OpenAI, engines: Engines) -> None:
     text = f"mine: {LONG}"
     salted = [ask(client, text, extra_body={"cache_salt": salt}).parse().usage for salt in ("a", "a", "b")]
@@ -211,7 +223,7 @@ def test_a_stream_comes_in_pieces_and_keeps_usage_to_those_who_asked(client: ope
 def test_a_forced_tool_is_called_in_json_and_in_streams(client: openai.OpenAI) -> None:
     """`strict` binds the arguments too; without it this model called it with a number."""
     forced: Any = {"type": "function", "function": {"name": "get_weather"}}
-    more: Any = {"tools": [WEATHER], "tool_choice": forced, "max_tokens": 300}
+    more: Any = {"tools": [WEATHER], "tool_choice": forced, "max_tokens": 300, "extra_body": DENSE}
     call = ask(client, "Lisbon?", **more).parse().choices[0].message.tool_calls[0].function
     assert call.name == "get_weather"
     assert json.loads(call.arguments)["city"] in ("Lisbon", "Oslo")
@@ -248,10 +260,10 @@ def test_a_caller_who_leaves_is_gone_from_the_server_too(client: openai.OpenAI, 
 def test_the_draft_of_what_goes_to_pro_is_given_up_on_flash(engines: Engines) -> None:
     with place(engines, threshold="0.0", speculate="always", strategy="choice") as client:
         before = generated(engines.flash)
-        told = decision(client, "Tell me of cranes.", max_tokens=1500, extra_body=GO_ON)
-        assert (told["tier"], told["draft"], told["usage"]["completion_tokens"]) == ("pro", "wasted", 1500)
+        told = decision(client, "Tell me of cranes.", max_tokens=400, extra_body=GO_ON)
+        assert (told["tier"], told["draft"], told["usage"]["completion_tokens"]) == ("pro", "wasted", 400)
         assert running_on(engines.flash) == 0
-        assert generated(engines.flash) - before < 1500
+        assert generated(engines.flash) - before < 400
 
 
 def test_a_draft_that_is_kept_is_the_answer(engines: Engines) -> None:

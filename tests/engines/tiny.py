@@ -8,6 +8,7 @@ import json
 import random
 import struct
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,17 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def pair(place: Path) -> tuple[Path, Path]:
+    """Flash's model and Pro's, in folders below `place`."""
+    return make(place / "flash", seed=0), make(place / "pro", seed=1)
+
+
 def make(place: Path, seed: int) -> Path:
     """The folder `place` with a model in it, about 5 MB."""
     place.mkdir(parents=True, exist_ok=True)
     names = [*letters().values(), *SPECIAL, *PLAIN]
     _write(place / "config.json", CONFIG | {"vocab_size": len(names)})
-    _write(place / "tokenizer.json", _tokenizer())
+    _write(place / "tokenizer.json", tokenizer(SPECIAL, PLAIN))
     _write(place / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
@@ -95,10 +101,10 @@ def letters() -> dict[int, str]:
     return {byte: chr(byte) for byte in seen} | {byte: chr(256 + n) for n, byte in enumerate(rest)}
 
 
-def _tokenizer() -> dict[str, Any]:
-    """A byte-level BPE without a merge."""
+def tokenizer(special: Sequence[str], plain: Sequence[str]) -> dict[str, Any]:
+    """A byte-level BPE without a merge: ids 0 to 255 are bytes, then come the `special` tokens and the `plain` ones."""
     known = list(letters().values())
-    added = [*SPECIAL, *PLAIN]
+    added = [*special, *plain]
     vocabulary = {letter: n for n, letter in enumerate(known)}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
@@ -106,7 +112,7 @@ def _tokenizer() -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": len(known) + n, "content": text, "special": text in SPECIAL, "single_word": False,
+            {"id": len(known) + n, "content": text, "special": text in special, "single_word": False,
              "lstrip": False, "rstrip": False, "normalized": False}
             for n, text in enumerate(added)
         ],
