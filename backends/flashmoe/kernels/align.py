@@ -41,11 +41,34 @@ def reference_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
 def align(ids: Tensor, experts: int, rows: int) -> Blocks:
     """The blocks of ids [N, k] int32 that were chosen elsewhere; ids of a token differ, SKIPPED may repeat."""
     tokens, top = ids.shape
-    assert ids.dtype == torch.int32 and ids.is_contiguous() and 0 < tokens <= ROUTED
+    assert ids.dtype == torch.int32 and ids.is_contiguous() and tokens > 0
+    if tokens > ROUTED:
+        return sorted_blocks(ids, experts, rows)
     blocks = empty(ids, experts, rows)
     constexprs = constants(experts, top, tokens, rows)
-    align_kernel[(1,)](ids, blocks.slots, blocks.expert, blocks.work, tokens, **constexprs, num_warps=WARPS)
+    align_kernel[(1,)](
+        ids, blocks.slots, blocks.expert, blocks.work, tokens, **constexprs, num_warps=WARPS, num_stages=1
+    )
     return blocks
+
+
+def sorted_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
+    """As `align`, by a dozen of torch's own kernels: for prompts, whose tokens one program would take one by one."""
+    flat = ids.reshape(-1)
+    owner = flat.masked_fill(flat < 0, experts).long()  # what is skipped comes last
+    order = owner.argsort(stable=True)
+    count = owner.new_zeros(experts + 1).scatter_add_(0, owner, torch.ones_like(owner))
+    blocks = (count + rows - 1) // rows
+    first, before = blocks.cumsum(0) - blocks, count.cumsum(0) - count
+    owner = owner[order]
+    most = most_blocks(flat.numel(), experts, rows)
+    place = first[owner] * rows + torch.arange(flat.numel(), device=ids.device) - before[owner]
+    place = place.masked_fill(owner == experts, most * rows)  # one cell behind the last takes all of what is skipped
+    slots = ids.new_full((most * rows + 1,), SKIPPED).scatter_(0, place, order.int())
+    number = torch.arange(most, device=ids.device)
+    expert = torch.searchsorted((first + blocks)[:experts], number, right=True).clamp(max=experts - 1)
+    work = torch.stack((blocks[:experts].sum(), (count[:experts] > 0).sum()))
+    return Blocks(ids.shape[1], rows, slots[:-1].view(most, rows), expert.int(), work.int())
 
 
 def constants(experts: int, top: int, tokens: int, rows: int) -> dict[str, object]:
@@ -65,7 +88,7 @@ def most(tokens: int) -> int:
     return max(TOKENS, triton.next_power_of_2(tokens))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # one program for any number, which is the one that was checked
 def align_kernel(
     ids, slots, expert_of, work, tokens,
     E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,

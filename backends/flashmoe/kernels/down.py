@@ -9,7 +9,7 @@ from backends.flashmoe.kernels.align import Blocks
 from backends.flashmoe.kernels.launch import Tile
 from backends.flashmoe.kernels.weights import INTERPRETED, Weights, add_product, dense
 
-SUMMED = 1024  # outputs that one program of the sum writes
+SUMMED, SUM_WARPS = 1024, 4  # outputs and warps of one program of the sum
 
 
 def reference(inner: Tensor, weights: Weights, ids: Tensor, share: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def down(
     out = inner.new_empty(ids.shape[0], outputs)
     sum_kernel[(ids.shape[0], triton.cdiv(outputs, SUMMED))](
         parts, ids, share, weights.bias if weights.bias is not None else share, out, pairs,
-        **sum_constants(weights, blocks.top, tile),
+        **sum_constants(weights, blocks.top, tile), num_warps=SUM_WARPS, num_stages=1,
     )  # fmt: skip
     return out
 
@@ -73,7 +73,7 @@ def sum_constants(weights: Weights, top: int, tile: Tile) -> dict[str, object]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])  # one program for any number, which is the one that was checked
 def kernel(
     inner, data, scales, parts, slots, expert_of, work, pairs,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -103,7 +103,7 @@ def kernel(
         item += PROGRAMS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def sum_kernel(
     parts, ids, share, bias, out, pairs,
     TOP: tl.constexpr, HIDDEN: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, BIAS: tl.constexpr,

@@ -79,9 +79,14 @@ def route(
     estimate = [logits] * 7 if head is None else [head.trunk, *head.matrices]
     kernel[(1,)](
         logits, bias, budget, *estimate, ids, weights, kept, blocks.slots, blocks.expert, blocks.work, tokens,
-        **constants(rule, experts, tokens, rows, head is not None), num_warps=WARPS,
+        **constants(rule, experts, tokens, rows, head is not None), num_warps=warps(experts), num_stages=1,
     )  # fmt: skip
     return Routed(ids, weights, blocks)
+
+
+def warps(experts: int) -> int:
+    """Of the program: a few experts have nothing for more to do."""
+    return WARPS if experts > 32 else WARPS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ def constants(rule: Rule, experts: int, tokens: int, rows: int, head: bool) -> d
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def kernel(
     logits, bias, budget, trunk, w1, b1, w2, b2, w3, b3, ids, weights, kept, slots, expert_of, work, tokens,
     E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,
@@ -145,7 +150,7 @@ def kernel(
         row = at + tl.arange(0, _TOKENS)
         base = tl.load(kept + row, mask=row < tokens, other=0)
         slot = tl.full((_TOKENS, WIDTH), -1, tl.int32)
-        for which in tl.static_range(TOP):
+        for which in range(TOP):
             at_slot = row * TOP + which
             hit = tl.load(ids + at_slot, mask=row < tokens, other=_SKIPPED)[:, None] == expert[None, :]
             keep = hit & ((which < base)[:, None] | (PIGGYBACK & (based > 0)[None, :]))
@@ -169,7 +174,7 @@ def _weights(
         score = tl.sqrt(tl.maximum(x, 0.0) + tl.log(1 + tl.exp(-tl.abs(x))))
     left = tl.where(real, score + tl.load(bias + expert, mask=expert < E, other=0.0)[None, :], float("-inf"))
     weight = tl.zeros_like(score)
-    for _ in tl.static_range(TOP):
+    for _ in range(TOP):
         hit = tl.argmax(left, 1)[:, None] == expert[None, :]
         weight = tl.where(hit & real, tl.maximum(score, 1e-30), weight)  # > 0 says: chosen
         left = tl.where(hit, float("-inf"), left)
@@ -200,7 +205,7 @@ def _sort(
     before = tl.zeros((_TOKENS,), tl.float32)
     base = tl.zeros((_TOKENS,), tl.int32)
     first = tl.zeros((_TOKENS, WIDTH), tl.int32)
-    for which in tl.static_range(TOP):
+    for which in range(TOP):
         best = tl.argmax(left, 1)
         hit = (best[:, None] == expert[None, :]) & chosen
         keep = (which < allowed) & ((SHARE >= 1) | (before < limit))
