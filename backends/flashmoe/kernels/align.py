@@ -39,7 +39,7 @@ def reference_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
 
 
 def align(ids: Tensor, experts: int, rows: int) -> Blocks:
-    """The blocks of ids [N, k] int32 that were chosen elsewhere; ids of a token differ, SKIPPED may repeat."""
+    """The blocks of ids [N, k] int32 that were chosen elsewhere, SKIPPED where none is."""
     tokens, top = ids.shape
     assert ids.dtype == torch.int32 and ids.is_contiguous() and tokens > 0
     if tokens > ROUTED:
@@ -96,33 +96,43 @@ def align_kernel(
     expert = tl.arange(0, WIDTH)
     count = tl.zeros((WIDTH,), tl.int32)
     for at in range(0, MOST, _TOKENS):
-        count += tl.sum((_slots(ids, at, tokens, expert, TOP, WIDTH) >= 0).to(tl.int32), 0)
-    start = begin(count, slots, expert_of, work, WIDTH, MOST, ROWS)
+        count += tl.sum(_asked(ids, at, tokens, expert, TOP, WIDTH), 0)
+    start = begin(count, slots, expert_of, work, WIDTH, ROWS)
     for at in range(0, MOST, _TOKENS):
-        start = place(_slots(ids, at, tokens, expert, TOP, WIDTH), start, slots)
+        asked = _asked(ids, at, tokens, expert, TOP, WIDTH)
+        free = start[None, :] + tl.cumsum(asked, 0) - asked
+        slot = (at + tl.arange(0, _TOKENS)) * TOP
+        for which in tl.static_range(TOP):
+            chosen = tl.load(ids + slot + which, mask=slot < tokens * TOP, other=_SKIPPED)
+            hit = chosen[:, None] == expert[None, :]
+            tl.store(slots + tl.sum(tl.where(hit, free, 0), 1), slot + which, mask=chosen >= 0)
+            free += hit.to(tl.int32)
+        start += tl.sum(asked, 0)
 
 
 @triton.jit
-def _slots(ids, at, tokens, expert, TOP: tl.constexpr, WIDTH: tl.constexpr):
-    """The slot with which each token asks each expert: [TOKENS, WIDTH], -1 for none."""
-    row = at + tl.arange(0, _TOKENS)
-    slot = tl.full((_TOKENS, WIDTH), -1, tl.int32)
-    for place in tl.static_range(TOP):
-        hit = tl.load(ids + row * TOP + place, mask=row < tokens, other=_SKIPPED)[:, None] == expert[None, :]
-        slot = tl.where(hit, (row * TOP + place)[:, None], slot)
-    return slot
+def _asked(ids, at, tokens, expert, TOP: tl.constexpr, WIDTH: tl.constexpr):
+    """How many slots of each token ask each expert: [TOKENS, WIDTH]."""
+    slot = (at + tl.arange(0, _TOKENS)) * TOP
+    asked = tl.zeros((_TOKENS, WIDTH), tl.int32)
+    for which in tl.static_range(TOP):
+        chosen = tl.load(ids + slot + which, mask=slot < tokens * TOP, other=_SKIPPED)
+        asked += (chosen[:, None] == expert[None, :]).to(tl.int32)
+    return asked
 
 
 @triton.jit
-def begin(count, slots, expert_of, work, WIDTH: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr):
+def begin(count, slots, expert_of, work, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     """Writes all of the blocks of `count` [WIDTH] slots of each expert but the slots; where each expert's begin."""
     expert = tl.arange(0, WIDTH)
     blocks = (count + ROWS - 1) // ROWS
     first = tl.cumsum(blocks, 0) - blocks
     tl.store(work, tl.sum(blocks, 0))
     tl.store(work + 1, tl.sum((count > 0).to(tl.int32), 0))
-    for part in range(0, (MOST + ROWS - 1) // ROWS):
+    part = 0
+    while part < tl.max(blocks, 0):
         tl.store(expert_of + first + part, expert, mask=part < blocks)
+        part += 1
     offset = count[:, None] + tl.arange(0, ROWS)[None, :]
     at = first[:, None] * ROWS + offset
     tl.store(slots + at, tl.full((WIDTH, ROWS), -1, tl.int32), mask=offset < (blocks * ROWS)[:, None])

@@ -52,7 +52,7 @@ RULES = {
     "gpt-oss-20b": Rule(4, piggyback=True),
 }
 TYPES = {  # of arguments, where they are not 32-bit integers
-    "hidden": "*bf16", "inner": "*bf16", "out": "*bf16", "logits": "*fp32", "bias": "*fp32", "trunk": "*fp32",
+    "hidden": "*bf16", "inner": "*bf16", "out": "*bf16", "logits": "*fp32", "trunk": "*fp32",
     "weights": "*fp32", "parts": "*fp32", "share": "*fp32", "tokens": "i32", "pairs": "i32",
     **{f"{kind}{layer}": "*fp32" for kind in "wb" for layer in (1, 2, 3)},
 }  # fmt: skip
@@ -95,7 +95,7 @@ def shipped(device: Device, tokens: Sequence[int]) -> list[Program]:
 def compiled(program: Program, capability: int) -> Code:
     """The program for a GPU of that compute capability, times ten."""
     names = program.kernel.arg_names
-    types = dict(TYPES)
+    types = TYPES | {"bias": "*fp32" if program.kernel is route.kernel else "*bf16"}
     if program.form:
         types["data"], types["scales"] = DATA[program.form]
     signature = {name: "constexpr" if name in program.constants else types.get(name, "*i32") for name in names}

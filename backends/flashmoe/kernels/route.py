@@ -145,7 +145,7 @@ def kernel(
         based += tl.sum(first, 0)
     tl.debug_barrier()  # ids, weights and kept are read by other threads than wrote them
     count = tl.where(based > 0, asked, 0) if PIGGYBACK else based
-    start = begin(count, slots, expert_of, work, WIDTH, MOST, ROWS)
+    start = begin(count, slots, expert_of, work, WIDTH, ROWS)
     for at in range(0, MOST, _TOKENS):
         row = at + tl.arange(0, _TOKENS)
         base = tl.load(kept + row, mask=row < tokens, other=0)
