@@ -20,21 +20,24 @@ from backends.flashmoe.kernels.weights import INTERPRETED, Weights
 
 OLDEST = 80  # compute capability, times ten, with bf16 products and copies that nobody waits for
 INTERPRETER = Device(OLDEST, processors=1, shared=0, measured={})
+AT_ONCE = 8192  # tokens; between the launches lie four bytes for each slot and hidden unit
 PROBED = 64  # values of gate and up that an activation is told by
 
 
-def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """As `experts.mix`, by the kernels. ValueError: says what keeps them from running this layer."""
+def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor, at_once: int = AT_ONCE) -> Tensor:
+    """As `experts.mix`, by the kernels, so many tokens at once. ValueError: what keeps them from running this layer."""
     wrong = unfit(experts, hidden, ids.shape[1])
     if wrong:
         raise ValueError(f"the kernels cannot run this layer: {wrong}")
-    return _run(experts, hidden, ids, weights)
+    parts = zip(*(tensor.split(at_once) for tensor in (hidden, ids, weights)), strict=True)
+    answers = [_run(experts, *part) for part in parts]
+    return answers[0] if len(answers) == 1 else torch.cat(answers)
 
 
 def mix_where_fit(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """By the kernels on CUDA where they can, else as `experts.mix`."""
     fit = hidden.is_cuda and not unfit(experts, hidden, ids.shape[1])
-    return (_run if fit else loop.mix)(experts, hidden, ids, weights)
+    return (mix if fit else loop.mix)(experts, hidden, ids, weights)
 
 
 def unfit(experts: Any, hidden: Tensor, top: int) -> str:

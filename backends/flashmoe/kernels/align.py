@@ -12,7 +12,7 @@ from backends.flashmoe.kernels.launch import ROUTED, most_blocks
 from backends.flashmoe.policy import SKIPPED
 
 TOKENS = 16  # that the program holds at once
-WARPS = 8
+ALONE = {"num_warps": 8, "num_stages": 1, "maxnreg": 255}  # for one program, which shares no registers with others
 _SKIPPED, _TOKENS = tl.constexpr(SKIPPED), tl.constexpr(TOKENS)
 
 
@@ -45,10 +45,8 @@ def align(ids: Tensor, experts: int, rows: int) -> Blocks:
     if tokens > ROUTED:
         return sorted_blocks(ids, experts, rows)
     blocks = empty(ids, experts, rows)
-    constexprs = constants(experts, top, tokens, rows)
-    align_kernel[(1,)](
-        ids, blocks.slots, blocks.expert, blocks.work, tokens, **constexprs, num_warps=WARPS, num_stages=1
-    )
+    constexprs = constants(experts, top, rows)
+    align_kernel[(1,)](ids, blocks.slots, blocks.expert, blocks.work, tokens, **constexprs, **ALONE)
     return blocks
 
 
@@ -71,10 +69,10 @@ def sorted_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
     return Blocks(ids.shape[1], rows, slots[:-1].view(most, rows), expert.int(), work.int())
 
 
-def constants(experts: int, top: int, tokens: int, rows: int) -> dict[str, object]:
+def constants(experts: int, top: int, rows: int) -> dict[str, object]:
     """What the kernel is compiled for."""
     width = triton.next_power_of_2(experts)
-    return {"E": experts, "WIDTH": width, "TOP": top, "MOST": most(tokens), "ROWS": rows}
+    return {"E": experts, "WIDTH": width, "TOP": top, "ROWS": rows}
 
 
 def empty(ids: Tensor, experts: int, rows: int) -> Blocks:
@@ -83,22 +81,20 @@ def empty(ids: Tensor, experts: int, rows: int) -> Blocks:
     return Blocks(ids.shape[1], rows, ids.new_empty(blocks, rows), ids.new_empty(blocks), ids.new_empty(2))
 
 
-def most(tokens: int) -> int:
-    """Tokens that the program is compiled for: few values, so that few programs are."""
-    return max(TOKENS, triton.next_power_of_2(tokens))
-
-
 @triton.jit(do_not_specialize=["tokens"])  # one program for any number, which is the one that was checked
 def align_kernel(
     ids, slots, expert_of, work, tokens,
-    E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,
+    E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     expert = tl.arange(0, WIDTH)
     count = tl.zeros((WIDTH,), tl.int32)
-    for at in range(0, MOST, _TOKENS):
+    at = 0
+    while at < tokens:
         count += tl.sum(_asked(ids, at, tokens, expert, TOP, WIDTH), 0)
+        at += _TOKENS
     start = begin(count, slots, expert_of, work, WIDTH, ROWS)
-    for at in range(0, MOST, _TOKENS):
+    at = 0
+    while at < tokens:
         asked = _asked(ids, at, tokens, expert, TOP, WIDTH)
         free = start[None, :] + tl.cumsum(asked, 0) - asked
         slot = (at + tl.arange(0, _TOKENS)) * TOP
@@ -108,6 +104,7 @@ def align_kernel(
             tl.store(slots + tl.sum(tl.where(hit, free, 0), 1), slot + which, mask=chosen >= 0)
             free += hit.to(tl.int32)
         start += tl.sum(asked, 0)
+        at += _TOKENS
 
 
 @triton.jit

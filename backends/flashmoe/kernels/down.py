@@ -9,7 +9,8 @@ from backends.flashmoe.kernels.align import Blocks
 from backends.flashmoe.kernels.launch import Tile
 from backends.flashmoe.kernels.weights import INTERPRETED, Weights, add_product, dense
 
-SUMMED, SUM_WARPS = 1024, 4  # outputs and warps of one program of the sum
+SUMMED = 1024  # outputs that one program of the sum writes
+SUMMING = {"num_warps": 4, "num_stages": 1}
 
 
 def reference(inner: Tensor, weights: Weights, ids: Tensor, share: Tensor) -> Tensor:
@@ -29,6 +30,7 @@ def down(
     pairs, width = inner.shape
     assert inner.dtype == torch.bfloat16 and inner.is_contiguous() and weights.data.is_contiguous()
     assert ids.dtype == torch.int32 and share.dtype == torch.float32 and ids.numel() == share.numel() == pairs
+    assert inner.numel() < 2**31  # offsets have 32 bits
     assert width == inputs and outputs % tile.columns == 0 and inputs % (tile.depth * tile.splits) == 0
     assert blocks.rows == tile.rows
     assert weights.bias is None or weights.bias.shape == (experts, outputs)
@@ -40,7 +42,7 @@ def down(
     out = inner.new_empty(ids.shape[0], outputs)
     sum_kernel[(ids.shape[0], triton.cdiv(outputs, SUMMED))](
         parts, ids, share, weights.bias if weights.bias is not None else share, out, pairs,
-        **sum_constants(weights, blocks.top, tile), num_warps=SUM_WARPS, num_stages=1,
+        **sum_constants(weights, blocks.top, tile), **SUMMING,
     )  # fmt: skip
     return out
 

@@ -56,6 +56,7 @@ def gate_up(hidden: Tensor, weights: Weights, blocks: Blocks, act: Activation, t
     assert blocks.rows == tile.rows
     assert weights.bias is None or weights.bias.shape == (experts, outputs)
     inner = hidden.new_empty(tokens * blocks.top, outputs // 2)
+    assert max(inner.numel(), hidden.numel()) < 2**31  # offsets have 32 bits
     kernel[(programs,)](
         hidden,
         weights.data,

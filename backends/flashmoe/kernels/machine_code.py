@@ -66,8 +66,7 @@ class Program:
     name: str
     kernel: Any
     constants: dict[str, object]
-    warps: int
-    stages: int = 1
+    options: dict[str, int]  # of the compiler
     form: Format | None = None  # of a matrix kernel
 
 
@@ -88,7 +87,7 @@ def shipped(device: Device, tokens: Sequence[int]) -> list[Program]:
     matrices = (_layer(shape, form, count, device) for shape, form, count in cases if _has(shape, form, device))
     first: dict[tuple[object, ...], Program] = {}
     for program in chain(*matrices, *routes):
-        first.setdefault((program.kernel, str(program.constants), program.warps, program.stages), program)
+        first.setdefault((program.kernel, str(program.constants), str(program.options)), program)
     return list(first.values())
 
 
@@ -100,9 +99,8 @@ def compiled(program: Program, capability: int) -> Code:
         types["data"], types["scales"] = DATA[program.form]
     signature = {name: "constexpr" if name in program.constants else types.get(name, "*i32") for name in names}
     aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if signature[name].startswith("*")}
-    options = {"num_warps": program.warps, "num_stages": program.stages}
     source = ASTSource(program.kernel, signature, program.constants, aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=options)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=program.options)
     told = _ptxas(made.asm["ptx"], capability)
     spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill", told))
     registers = int(re.findall(r"Used (\d+) registers", told)[0])
@@ -111,7 +109,7 @@ def compiled(program: Program, capability: int) -> Code:
 
 def faults(program: Program, code: Code, device: Device) -> list[str]:
     """What is wrong with the code, in words."""
-    threads = program.warps * WARP
+    threads = program.options["num_warps"] * WARP
     resident = RESIDENT if program.form else 1
     grouped = device.capability == 90 and program.constants["ROWS"] == 64 if program.form else False
     wrong = {
@@ -176,21 +174,22 @@ def _layer(shape: Shape, form: Format, tokens: int, device: Device) -> Iterator[
     back = down.constants(last, launch.down, launch.programs)
     yield _matrix(f"{name} gate_up", gate_up.kernel, into, launch.gate_up, form)
     yield _matrix(f"{name} down", down.kernel, back, launch.down, form)
-    yield Program(f"{name} sum", down.sum_kernel, down.sum_constants(last, shape.top, launch.down), down.SUM_WARPS)
+    yield Program(f"{name} sum", down.sum_kernel, down.sum_constants(last, shape.top, launch.down), down.SUMMING)
 
 
 def _matrix(name: str, kernel: Any, constants: dict[str, object], tile: Tile, form: Format) -> Program:
-    return Program(name, kernel, {**constants, "WIDE": False}, tile.warps, tile.stages, form)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return Program(name, kernel, {**constants, "WIDE": False}, options, form)
 
 
 def _routes(name: str, shape: Shape, device: Device, tokens: int) -> Iterator[Program]:
     for form in (Format.BF16, Format.MXFP4):
         rows = device.launch(shape, form, tokens).down.rows
         for head in (False, True):
-            constants = route.constants(RULES[name], shape.experts, tokens, rows, head)
-            yield Program(f"{name} {tokens} route{' head' * head}", route.kernel, constants, route.warps(shape.experts))
-        aligned = align.constants(shape.experts, shape.top, tokens, rows)
-        yield Program(f"{name} {tokens} align", align.align_kernel, aligned, align.WARPS)
+            constants = route.constants(RULES[name], shape.experts, rows, head)
+            yield Program(f"{name} {tokens} route{' head' * head}", route.kernel, constants, align.ALONE)
+        aligned = align.constants(shape.experts, shape.top, rows)
+        yield Program(f"{name} {tokens} align", align.align_kernel, aligned, align.ALONE)
 
 
 def _shaped(experts: int, rows: int, columns: int, form: Format, bias: bool) -> Weights:

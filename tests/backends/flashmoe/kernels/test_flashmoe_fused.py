@@ -16,6 +16,7 @@ from transformers import (
 )
 
 pytest.importorskip("triton", reason="triton is not installed: the kernels are not tested")
+from backends.flashmoe import fused
 from backends.flashmoe.experts import layers
 from backends.flashmoe.hf import FlashMoEForCausalLM
 from backends.flashmoe.policy import TopK
@@ -70,6 +71,14 @@ def test_a_layer_of_each_class_answers_by_the_kernels_what_it_answers_without(co
     assert (plain - expected).norm() < 0.01 * expected.norm()
     assert (found - expected).norm() < 0.01 * expected.norm()
     assert not torch.equal(found, plain)
+
+
+def test_a_long_prompt_is_run_in_parts() -> None:
+    experts = layers(made(QWEN3))[0]
+    hidden, ids, weights = torch.randn(7, 64).bfloat16(), torch.randint(8, (7, 2)), torch.rand(7, 2)
+    whole = fused.mix(experts, hidden, ids, weights)
+    assert torch.equal(fused.mix(experts, hidden, ids, weights, at_once=3), whole)
+    assert whole[-1].any()
 
 
 @each_class
