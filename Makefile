@@ -34,7 +34,8 @@ test-backends: $(VENV)/.dev
 test-torch: $(TORCH)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe tests/backends/test_models.py --confcutdir=tests/backends \
 		--ignore=tests/backends/flashmoe/kernels
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe/kernels --confcutdir=tests/backends/flashmoe
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe/kernels --confcutdir=tests/backends/flashmoe \
+		-n 2 -o faulthandler_timeout=300
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -37,10 +37,11 @@ class FlashMoEForCausalLM:
 
         `budget` needs a predictor whose card has a price for it. With neither, what was saved beside the model holds;
         else half the experts and whatever the batch reads anyway. `batch_invariant=True` among the options makes a
-        token's answer independent of the tokens decoded with it. The other options are transformers' own. ValueError:
-        a predictor of another model, a budget without a price.
+        token's answer independent of the tokens decoded with it; `kernels` says what runs the experts, "torch",
+        "triton" or "auto": Triton on CUDA for what it can run. The other options are transformers' own. ValueError: a
+        predictor of another model, a budget without a price.
         """
-        invariant = options.pop("batch_invariant", None)
+        invariant, kernels = options.pop("batch_invariant", None), options.pop("kernels", "auto")
         model = AutoModelForCausalLM.from_pretrained(name, **options)
         if not use_flash:
             return model
@@ -53,7 +54,7 @@ class FlashMoEForCausalLM:
         if policy is None:
             policy = [named(entry) for entry in kept["policy"]] if kept else default(model)
         invariant = kept.get("batch_invariant", False) if invariant is None else invariant
-        model.flash = Session(model, Plan(policy, predictor, batch_invariant=invariant))
+        model.flash = Session(model, Plan(policy, predictor, batch_invariant=invariant, kernels=kernels))
         model.flash.open()
         return model
 

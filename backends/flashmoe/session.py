@@ -6,6 +6,7 @@ and lets a guard look. Prompts (more than one token a sequence) are run whole: t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from backends.flashmoe.experts import install, layers, mix
+from backends.flashmoe.experts import Runner, install, layers, mix
 from backends.flashmoe.guard import Guard, Terms, bound
 from backends.flashmoe.policy import Policy, Routing, decide, per_expert, skip
 from backends.flashmoe.predictor import Predictor
@@ -39,12 +40,13 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is skipped: policies in their order, and what they go by."""
+    """What is skipped, by policies in their order, and what runs the rest."""
 
     policies: Sequence[Policy]
     predictor: Predictor | None = None  # without one a slot is worth its weight
     renormalise: bool = False  # the kept weights up to the sum of all, as a checkpoint of smaller k does it
     batch_invariant: bool = False  # each token is a step of its own: what is skipped never depends on its batch
+    kernels: str = "auto"  # as `running`
 
 
 class Session:
@@ -56,6 +58,7 @@ class Session:
         self.model, self.plan, self.guard, self.lockstep = model, plan, guard, lockstep
         self.steps: Tensor | None = None  # of the tokens of this forward; None: nothing is skipped
         self.tallies = [Tally() for _ in layers(model)]
+        self._mix = running(plan.kernels)
         self._hook: Any = None
         self._before = ""  # the experts implementation that `close` puts back
 
@@ -90,12 +93,12 @@ class Session:
         def run(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
             guard = self.guard
             if self.steps is None or not self.plan.policies or (guard and guard.exact and not guard.looking):
-                return mix(experts, hidden, ids, weights)
+                return self._mix(experts, hidden, ids, weights)
             routing = self.routing(layer, experts.num_experts, hidden, (ids, weights))
             keep = decide(routing, self.policies)
-            skipped = mix(experts, hidden, *skip(routing, keep, self.plan.renormalise))
+            skipped = self._mix(experts, hidden, *skip(routing, keep, self.plan.renormalise))
             if guard and guard.looking:
-                whole = mix(experts, hidden, ids, weights)
+                whole = self._mix(experts, hidden, ids, weights)
                 guard.look(layer, skipped, whole)
                 if guard.exact:
                     return whole
@@ -142,6 +145,23 @@ class Session:
     def kept(self) -> float:
         """Experts kept of each token, on average."""
         return sum(tally.slots for tally in self.tallies) / max(1, sum(tally.tokens for tally in self.tallies))
+
+
+def running(kernels: str) -> Runner:
+    """What runs layers: `torch`, a product for each expert; `triton`, our kernels; `auto`, these where they can.
+
+    ValueError: another word, or `triton` without Triton.
+    """
+    if kernels not in {"auto", "torch", "triton"}:
+        raise ValueError(f"kernels are auto, torch or triton, not {kernels}")
+    there = find_spec("triton") is not None
+    if kernels == "triton" and not there:
+        raise ValueError("kernels=triton needs Triton: pip install 'tiergate[kernels]'")
+    if kernels == "torch" or not there:
+        return mix
+    from backends.flashmoe import fused  # noqa: PLC0415 - Triton is an extra
+
+    return fused.mix if kernels == "triton" else fused.mix_where_fit
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from backends.flashmoe.kernels.launch import ROUTED, most_blocks
 from backends.flashmoe.policy import SKIPPED
 
 TOKENS = 16  # that the program holds at once
-WARPS = 8
+ALONE = {"num_warps": 8, "num_stages": 1, "maxnreg": 255}  # for one program, which shares no registers with others
 _SKIPPED, _TOKENS = tl.constexpr(SKIPPED), tl.constexpr(TOKENS)
 
 
@@ -39,19 +39,40 @@ def reference_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
 
 
 def align(ids: Tensor, experts: int, rows: int) -> Blocks:
-    """The blocks of ids [N, k] int32 that were chosen elsewhere; ids of a token differ, SKIPPED may repeat."""
+    """The blocks of ids [N, k] int32 that were chosen elsewhere, SKIPPED where none is."""
     tokens, top = ids.shape
-    assert ids.dtype == torch.int32 and ids.is_contiguous() and 0 < tokens <= ROUTED
+    assert ids.dtype == torch.int32 and ids.is_contiguous() and tokens > 0
+    if tokens > ROUTED:
+        return sorted_blocks(ids, experts, rows)
     blocks = empty(ids, experts, rows)
-    constexprs = constants(experts, top, tokens, rows)
-    align_kernel[(1,)](ids, blocks.slots, blocks.expert, blocks.work, tokens, **constexprs, num_warps=WARPS)
+    constexprs = constants(experts, top, rows)
+    align_kernel[(1,)](ids, blocks.slots, blocks.expert, blocks.work, tokens, **constexprs, **ALONE)
     return blocks
 
 
-def constants(experts: int, top: int, tokens: int, rows: int) -> dict[str, object]:
+def sorted_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
+    """As `align`, by a dozen of torch's own kernels: for prompts, whose tokens one program would take one by one."""
+    flat = ids.reshape(-1)
+    owner = flat.masked_fill(flat < 0, experts).long()  # what is skipped comes last
+    order = owner.argsort(stable=True)
+    count = owner.new_zeros(experts + 1).scatter_add_(0, owner, torch.ones_like(owner))
+    blocks = (count + rows - 1) // rows
+    first, before = blocks.cumsum(0) - blocks, count.cumsum(0) - count
+    owner = owner[order]
+    most = most_blocks(flat.numel(), experts, rows)
+    place = first[owner] * rows + torch.arange(flat.numel(), device=ids.device) - before[owner]
+    place = place.masked_fill(owner == experts, most * rows)  # one cell behind the last takes all of what is skipped
+    slots = ids.new_full((most * rows + 1,), SKIPPED).scatter_(0, place, order.int())
+    number = torch.arange(most, device=ids.device)
+    expert = torch.searchsorted((first + blocks)[:experts], number, right=True).clamp(max=experts - 1)
+    work = torch.stack((blocks[:experts].sum(), (count[:experts] > 0).sum()))
+    return Blocks(ids.shape[1], rows, slots[:-1].view(most, rows), expert.int(), work.int())
+
+
+def constants(experts: int, top: int, rows: int) -> dict[str, object]:
     """What the kernel is compiled for."""
     width = triton.next_power_of_2(experts)
-    return {"E": experts, "WIDTH": width, "TOP": top, "MOST": most(tokens), "ROWS": rows}
+    return {"E": experts, "WIDTH": width, "TOP": top, "ROWS": rows}
 
 
 def empty(ids: Tensor, experts: int, rows: int) -> Blocks:
@@ -60,46 +81,55 @@ def empty(ids: Tensor, experts: int, rows: int) -> Blocks:
     return Blocks(ids.shape[1], rows, ids.new_empty(blocks, rows), ids.new_empty(blocks), ids.new_empty(2))
 
 
-def most(tokens: int) -> int:
-    """Tokens that the program is compiled for: few values, so that few programs are."""
-    return max(TOKENS, triton.next_power_of_2(tokens))
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # one program for any number, which is the one that was checked
 def align_kernel(
     ids, slots, expert_of, work, tokens,
-    E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,
+    E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     expert = tl.arange(0, WIDTH)
     count = tl.zeros((WIDTH,), tl.int32)
-    for at in range(0, MOST, _TOKENS):
-        count += tl.sum((_slots(ids, at, tokens, expert, TOP, WIDTH) >= 0).to(tl.int32), 0)
-    start = begin(count, slots, expert_of, work, WIDTH, MOST, ROWS)
-    for at in range(0, MOST, _TOKENS):
-        start = place(_slots(ids, at, tokens, expert, TOP, WIDTH), start, slots)
+    at = 0
+    while at < tokens:
+        count += tl.sum(_asked(ids, at, tokens, expert, TOP, WIDTH), 0)
+        at += _TOKENS
+    start = begin(count, slots, expert_of, work, WIDTH, ROWS)
+    at = 0
+    while at < tokens:
+        asked = _asked(ids, at, tokens, expert, TOP, WIDTH)
+        free = start[None, :] + tl.cumsum(asked, 0) - asked
+        slot = (at + tl.arange(0, _TOKENS)) * TOP
+        for which in tl.static_range(TOP):
+            chosen = tl.load(ids + slot + which, mask=slot < tokens * TOP, other=_SKIPPED)
+            hit = chosen[:, None] == expert[None, :]
+            tl.store(slots + tl.sum(tl.where(hit, free, 0), 1), slot + which, mask=chosen >= 0)
+            free += hit.to(tl.int32)
+        start += tl.sum(asked, 0)
+        at += _TOKENS
 
 
 @triton.jit
-def _slots(ids, at, tokens, expert, TOP: tl.constexpr, WIDTH: tl.constexpr):
-    """The slot with which each token asks each expert: [TOKENS, WIDTH], -1 for none."""
-    row = at + tl.arange(0, _TOKENS)
-    slot = tl.full((_TOKENS, WIDTH), -1, tl.int32)
-    for place in tl.static_range(TOP):
-        hit = tl.load(ids + row * TOP + place, mask=row < tokens, other=_SKIPPED)[:, None] == expert[None, :]
-        slot = tl.where(hit, (row * TOP + place)[:, None], slot)
-    return slot
+def _asked(ids, at, tokens, expert, TOP: tl.constexpr, WIDTH: tl.constexpr):
+    """How many slots of each token ask each expert: [TOKENS, WIDTH]."""
+    slot = (at + tl.arange(0, _TOKENS)) * TOP
+    asked = tl.zeros((_TOKENS, WIDTH), tl.int32)
+    for which in tl.static_range(TOP):
+        chosen = tl.load(ids + slot + which, mask=slot < tokens * TOP, other=_SKIPPED)
+        asked += (chosen[:, None] == expert[None, :]).to(tl.int32)
+    return asked
 
 
 @triton.jit
-def begin(count, slots, expert_of, work, WIDTH: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr):
+def begin(count, slots, expert_of, work, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     """Writes all of the blocks of `count` [WIDTH] slots of each expert but the slots; where each expert's begin."""
     expert = tl.arange(0, WIDTH)
     blocks = (count + ROWS - 1) // ROWS
     first = tl.cumsum(blocks, 0) - blocks
     tl.store(work, tl.sum(blocks, 0))
     tl.store(work + 1, tl.sum((count > 0).to(tl.int32), 0))
-    for part in range(0, (MOST + ROWS - 1) // ROWS):
+    part = 0
+    while part < tl.max(blocks, 0):
         tl.store(expert_of + first + part, expert, mask=part < blocks)
+        part += 1
     offset = count[:, None] + tl.arange(0, ROWS)[None, :]
     at = first[:, None] * ROWS + offset
     tl.store(slots + at, tl.full((WIDTH, ROWS), -1, tl.int32), mask=offset < (blocks * ROWS)[:, None])

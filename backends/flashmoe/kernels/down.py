@@ -10,6 +10,7 @@ from backends.flashmoe.kernels.launch import Tile
 from backends.flashmoe.kernels.weights import INTERPRETED, Weights, add_product, dense
 
 SUMMED = 1024  # outputs that one program of the sum writes
+SUMMING = {"num_warps": 4, "num_stages": 1}
 
 
 def reference(inner: Tensor, weights: Weights, ids: Tensor, share: Tensor) -> Tensor:
@@ -29,6 +30,7 @@ def down(
     pairs, width = inner.shape
     assert inner.dtype == torch.bfloat16 and inner.is_contiguous() and weights.data.is_contiguous()
     assert ids.dtype == torch.int32 and share.dtype == torch.float32 and ids.numel() == share.numel() == pairs
+    assert inner.numel() < 2**31  # offsets have 32 bits
     assert width == inputs and outputs % tile.columns == 0 and inputs % (tile.depth * tile.splits) == 0
     assert blocks.rows == tile.rows
     assert weights.bias is None or weights.bias.shape == (experts, outputs)
@@ -40,7 +42,7 @@ def down(
     out = inner.new_empty(ids.shape[0], outputs)
     sum_kernel[(ids.shape[0], triton.cdiv(outputs, SUMMED))](
         parts, ids, share, weights.bias if weights.bias is not None else share, out, pairs,
-        **sum_constants(weights, blocks.top, tile),
+        **sum_constants(weights, blocks.top, tile), **SUMMING,
     )  # fmt: skip
     return out
 
@@ -73,7 +75,7 @@ def sum_constants(weights: Weights, top: int, tile: Tile) -> dict[str, object]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])  # one program for any number, which is the one that was checked
 def kernel(
     inner, data, scales, parts, slots, expert_of, work, pairs,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -103,7 +105,7 @@ def kernel(
         item += PROGRAMS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def sum_kernel(
     parts, ids, share, bias, out, pairs,
     TOP: tl.constexpr, HIDDEN: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, BIAS: tl.constexpr,

@@ -36,11 +36,15 @@ def reference(hidden: Tensor, weights: Weights, ids: Tensor, act: Activation) ->
     both = torch.einsum("nh,nkih->nki", hidden.float(), matrix)
     if weights.bias is not None:
         both = both + weights.bias[ids.clamp_min(0)]
+    return activated(both, act).masked_fill(ids[..., None] < 0, 0).flatten(0, 1)
+
+
+def activated(both: Tensor, act: Activation) -> Tensor:
+    """What is made of gate and up: [..., 2 I] -> [..., I]."""
     gate, up = (both[..., ::2], both[..., 1::2]) if act.interleaved else both.chunk(2, -1)
     if act.limit:
         gate, up = gate.clamp(max=act.limit), up.clamp(-act.limit, act.limit)
-    inner = gate * torch.sigmoid(act.alpha * gate) * (up + act.shift)
-    return inner.masked_fill(ids[..., None] < 0, 0).flatten(0, 1)
+    return gate * torch.sigmoid(act.alpha * gate) * (up + act.shift)
 
 
 def gate_up(hidden: Tensor, weights: Weights, blocks: Blocks, act: Activation, tile: Tile, programs: int) -> Tensor:
@@ -52,6 +56,7 @@ def gate_up(hidden: Tensor, weights: Weights, blocks: Blocks, act: Activation, t
     assert blocks.rows == tile.rows
     assert weights.bias is None or weights.bias.shape == (experts, outputs)
     inner = hidden.new_empty(tokens * blocks.top, outputs // 2)
+    assert max(inner.numel(), hidden.numel()) < 2**31  # offsets have 32 bits
     kernel[(programs,)](
         hidden,
         weights.data,

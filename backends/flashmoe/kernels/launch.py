@@ -51,20 +51,42 @@ SHAPES = {
 }
 H200 = 132  # multiprocessors
 RESIDENT = 2  # programs a multiprocessor is given at once
+MXFP4_ROWS = 32  # at most: Triton 3.6 cannot decode for a warp group's product
 ROUTED = 256  # tokens up to which one program routes all
 
 
 def choose(shape: Shape, form: Format, tokens: int, processors: int = H200) -> Launch:
     """The launch for `tokens` tokens. ValueError: the shape fits no tile of this format."""
-    rows = _rows(
-        shape, tokens, 32 if form is Format.MXFP4 else 64
-    )  # Triton 3.6 cannot decode for a warp group's product
+    rows = _rows(shape, tokens, MXFP4_ROWS if form is Format.MXFP4 else 64)
     programs = RESIDENT * processors
     down = _tile(form, rows, shape.hidden, shape.inner)
     blocks = min(tokens * shape.top, shape.experts)
     splits = _splits(blocks * (shape.hidden // down.columns), shape.inner // down.depth, programs)
     gate_up = _tile(form, rows, shape.inner, shape.hidden)
     return Launch(gate_up, Tile(rows, down.columns, down.depth, down.warps, down.stages, splits), programs)
+
+
+def fault(shape: Shape, form: Format, launch: Launch) -> str:
+    """What keeps the launch from running this shape, in words; empty if nothing does."""
+    into, back = launch.gate_up, launch.down
+    depths = {into.depth, back.depth}
+    wrong = {
+        "sizes that are no powers of two": any(size & (size - 1) for tile in (into, back) for size in _sizes(tile)),
+        "rows of less than 16": into.rows < 16,
+        "rows that differ": into.rows != back.rows,
+        "a gate_up in parts": into.splits != 1,
+        "a gate_up that does not divide": shape.inner % into.columns or shape.hidden % into.depth,
+        "a down that does not divide": shape.hidden % back.columns or shape.inner % (back.depth * back.splits),
+        "FP8 without whole blocks": form is Format.FP8 and (shape.hidden % 128 or shape.inner % 128),
+        "FP8 deeper than a block": form is Format.FP8 and max(depths) > 128,
+        "MXFP4 of less than a group": form is Format.MXFP4 and min(depths) < 32,
+        "MXFP4 of more than 32 rows": form is Format.MXFP4 and into.rows > MXFP4_ROWS,
+    }
+    return ", ".join(what for what, found in wrong.items() if found)
+
+
+def _sizes(tile: Tile) -> tuple[int, ...]:
+    return tile.rows, tile.columns, tile.depth, tile.warps, tile.splits
 
 
 def most_blocks(pairs: int, experts: int, rows: int) -> int:

@@ -1,41 +1,49 @@
 """Do the kernels become the machine code they should? Says so without a GPU.
 
-    python -m backends.flashmoe.kernels.machine_code [90 80 100]
+    python -m backends.flashmoe.kernels.machine_code [nvidia-h200 ...] [--tokens 1,64]
 
-Every shipped launch is compiled by the ptxas that comes with Triton and read back as instructions. Prints a line for
-each program; the exit status is 1 if one spills, outgrows its machine or misses the instructions it was written for.
+Every shipped launch, that is of each device with a file in `configs/`, is compiled by Triton and by the ptxas that
+comes with it, which says what registers each program has and what it spills. Prints a line for each program; the exit
+status is 1 if one spills, outgrows its machine or misses the instructions it was written for.
 """
 
+import argparse
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from backends.flashmoe.kernels import align, down, gate_up, route
-from backends.flashmoe.kernels.gate_up import GPT_OSS, SWIGLU, V4, Activation
-from backends.flashmoe.kernels.launch import RESIDENT, SHAPES, Format, Launch, Shape, Tile, choose
+from backends.flashmoe.kernels.devices import CONFIGS, Device, known
+from backends.flashmoe.kernels.gate_up import GPT_OSS, SWIGLU, V4
+from backends.flashmoe.kernels.launch import RESIDENT, SHAPES, Format, Shape, Tile
 from backends.flashmoe.kernels.route import Rule
 from backends.flashmoe.kernels.weights import Weights
 
 TOKENS = (1, 16, 64, 256)  # what launches are compiled for; those that are the same are compiled once
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a multiprocessor that its programs may share
+RESERVED = 1024  # bytes of shared memory that CUDA takes for each program
 REGISTERS = 65536  # of a multiprocessor
 WARP = 32
 FP8_FROM = 89  # the first capability with instructions that read e4m3
-ASYNC = {"LDGSTS", "UTMALDG", "UBLKCP"}  # copies to shared memory that nobody waits for
-TENSOR = {"HMMA", "HGMMA", "UTCHMMA", "QGMMA"}
+ASYNC = "cp.async"  # copies to shared memory that nobody waits for
+WARP_GROUP = "wgmma"
+TENSOR = {"mma", WARP_GROUP, "tcgen05.mma"}
+INSTRUCTION = re.compile(
+    r"^\s+(?:@!?%p\d+ )?(cp\.async(?=\.cg|\.ca)|wgmma(?=\.mma)|mma(?=\.sync)|tcgen05\.mma)", re.MULTILINE
+)
 ACTIVATIONS = {"v4-flash": V4, "gpt-oss-20b": GPT_OSS}
 RULES = {
     "v4-flash": Rule(6, "sqrtsoftplus", 1.5, piggyback=True),
@@ -44,7 +52,7 @@ RULES = {
     "gpt-oss-20b": Rule(4, piggyback=True),
 }
 TYPES = {  # of arguments, where they are not 32-bit integers
-    "hidden": "*bf16", "inner": "*bf16", "out": "*bf16", "logits": "*fp32", "bias": "*fp32", "trunk": "*fp32",
+    "hidden": "*bf16", "inner": "*bf16", "out": "*bf16", "logits": "*fp32", "trunk": "*fp32",
     "weights": "*fp32", "parts": "*fp32", "share": "*fp32", "tokens": "i32", "pairs": "i32",
     **{f"{kind}{layer}": "*fp32" for kind in "wb" for layer in (1, 2, 3)},
 }  # fmt: skip
@@ -58,8 +66,7 @@ class Program:
     name: str
     kernel: Any
     constants: dict[str, object]
-    warps: int
-    stages: int = 1
+    options: dict[str, int]  # of the compiler
     form: Format | None = None  # of a matrix kernel
 
 
@@ -68,108 +75,121 @@ class Code:
     """What a program became."""
 
     registers: int  # of a thread
-    stack: int  # bytes of a thread
+    spilled: int  # bytes that a thread stores and loads for want of registers
     shared: int  # bytes of a program
-    instructions: Counter[str]  # by their first word
+    instructions: Counter[str]  # those of TENSOR and ASYNC
 
 
-def shipped() -> list[Program]:
-    """Every program that a shape of SHAPES needs for up to 256 tokens, each once."""
-    found = (program for name, shape in SHAPES.items() for program in (*_matrices(name, shape), *_routes(name, shape)))
+def shipped(device: Device, tokens: Sequence[int]) -> list[Program]:
+    """Every program that the device needs for its measured launches and for SHAPES at these tokens, each once."""
+    routes = (_routes(name, shape, device, count) for (name, shape), count in product(SHAPES.items(), tokens))
+    cases = [*device.measured, *product(SHAPES.values(), Format, tokens)]
+    matrices = (_layer(shape, form, count, device) for shape, form, count in cases if _has(shape, form, device))
     first: dict[tuple[object, ...], Program] = {}
-    for program in found:
-        first.setdefault((program.kernel, str(program.constants), program.warps, program.stages), program)
+    for program in chain(*matrices, *routes):
+        first.setdefault((program.kernel, str(program.constants), str(program.options)), program)
     return list(first.values())
 
 
 def compiled(program: Program, capability: int) -> Code:
     """The program for a GPU of that compute capability, times ten."""
     names = program.kernel.arg_names
-    types = dict(TYPES)
+    types = TYPES | {"bias": "*fp32" if program.kernel is route.kernel else "*bf16"}
     if program.form:
         types["data"], types["scales"] = DATA[program.form]
     signature = {name: "constexpr" if name in program.constants else types.get(name, "*i32") for name in names}
     aligned = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if signature[name].startswith("*")}
-    options = {"num_warps": program.warps, "num_stages": program.stages}
     source = ASTSource(program.kernel, signature, program.constants, aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=options)
-    usage, listing = _read(made.asm["cubin"])
-    registers, stack = (int(found) for found in re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
-    words = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9]*)", listing)
-    return Code(registers, stack, made.metadata.shared, Counter(words))
+    made = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=program.options)
+    told = _ptxas(made.asm["ptx"], capability)
+    spilled = sum(int(count) for count in re.findall(r"(\d+) bytes spill", told))
+    registers = int(re.findall(r"Used (\d+) registers", told)[0])
+    return Code(registers, spilled, made.metadata.shared, Counter(INSTRUCTION.findall(made.asm["ptx"])))
 
 
-def faults(program: Program, code: Code, capability: int) -> list[str]:
+def faults(program: Program, code: Code, device: Device) -> list[str]:
     """What is wrong with the code, in words."""
-    threads = program.warps * WARP
+    threads = program.options["num_warps"] * WARP
     resident = RESIDENT if program.form else 1
-    wanted = []
-    if program.form:
-        wanted = [("tensor core", TENSOR), ("asynchronous copy", ASYNC)]
-        if capability == 90 and program.constants["ROWS"] == 64:
-            wanted.append(("warp group's product", {"HGMMA"}))
-    found = [f"no {what}" for what, words in wanted if not words & code.instructions.keys()]
-    if code.stack or {"STL", "LDL"} & code.instructions.keys():
-        found.append("spills")
-    if resident * code.registers * threads > REGISTERS:
-        found.append(f"{code.registers} registers")
-    if resident * code.shared > SHARED[capability]:
-        found.append(f"{code.shared} bytes shared")
-    return found
+    grouped = device.capability == 90 and program.constants["ROWS"] == 64 if program.form else False
+    wrong = {
+        "no tensor core": program.form and not TENSOR & code.instructions.keys(),
+        "no warp group's product": grouped and WARP_GROUP not in code.instructions,
+        "no asynchronous copy": program.form and ASYNC not in code.instructions,
+        f"{code.spilled} bytes spilled": code.spilled,
+        f"{code.registers} registers": resident * code.registers * threads > REGISTERS,
+        f"{code.shared} bytes shared": resident * (code.shared + RESERVED) > device.shared,
+    }
+    return [what for what, found in wrong.items() if found]
 
 
-def verdict(at: int, capability: int) -> tuple[str, bool]:
-    """The line on one of the shipped programs, and whether it is as it should be."""
-    program = shipped()[at]
-    if program.form is Format.FP8 and capability < FP8_FROM:
-        return "", True
-    code = compiled(program, capability)
-    found = Counter({word: count for word, count in code.instructions.items() if word in TENSOR | ASYNC})
-    words = " ".join(f"{word}:{count}" for word, count in sorted(found.items()))
-    wrong = ", ".join(faults(program, code, capability))
-    return f"sm_{capability} {program.name:32} {code.registers:3} regs {code.shared:6} B {words} {wrong}", not wrong
+def verdict(device: Device, program: Program) -> tuple[str, bool]:
+    """The line on a program, and whether it is as it should be."""
+    code = compiled(program, device.capability)
+    words = " ".join(f"{word}:{count}" for word, count in sorted(code.instructions.items()))
+    wrong = ", ".join(faults(program, code, device))
+    size = f"{code.registers:3} regs {code.shared:6} B"
+    return f"sm_{device.capability} {program.name:32} {size} {words} {wrong}", not wrong
 
 
-def main(capabilities: list[int]) -> int:
-    """Compiles all for each GPU and prints what came of it."""
-    jobs = list(product(range(len(shipped())), capabilities))
+def main(names: list[str], tokens: list[int]) -> int:
+    """Compiles all for each device and prints what came of it."""
+    jobs = [(name, at, tokens) for name in names for at in range(len(shipped(_device(name), tokens)))]
     with ProcessPoolExecutor() as pool:
-        verdicts = list(pool.map(verdict, *zip(*jobs, strict=True)))
-    print("\n".join(line for line, _ in verdicts if line))
+        verdicts = list(pool.map(_job, jobs))
+    print("\n".join(line for line, _ in verdicts))
     wrong = sum(not right for _, right in verdicts)
-    print(f"{sum(bool(line) for line, _ in verdicts)} programs, {wrong} not as they should be")
+    print(f"{len(verdicts)} programs, {wrong} not as they should be")
     return 1 if wrong else 0
 
 
-def _matrices(name: str, shape: Shape) -> Iterator[Program]:
-    act = ACTIVATIONS.get(name, SWIGLU)
+def _job(job: tuple[str, int, list[int]]) -> tuple[str, bool]:
+    name, at, tokens = job  # and not the program, which does not travel between processes
+    device = _device(name)
+    return verdict(device, shipped(device, tokens)[at])
+
+
+def _device(name: str) -> Device:
+    device = known(name)
+    if device is None:
+        raise SystemExit(f"{name} has no file in {CONFIGS}")
+    return device
+
+
+def _has(shape: Shape, form: Format, device: Device) -> bool:
     whole = shape.hidden % 128 == shape.inner % 128 == 0
-    for form, tokens in product([form for form in Format if whole or form is not Format.FP8], TOKENS):
-        yield from _layer(f"{name} {form} {tokens}", shape, form, act, choose(shape, form, tokens))
+    return form is not Format.FP8 or (whole and device.capability >= FP8_FROM)
 
 
-def _layer(name: str, shape: Shape, form: Format, act: Activation, launch: Launch) -> Iterator[Program]:
+def _layer(shape: Shape, form: Format, tokens: int, device: Device) -> Iterator[Program]:
+    known_as = next((name for name, each in SHAPES.items() if each == shape), str(shape))
+    act, launch, name = (
+        ACTIVATIONS.get(known_as, SWIGLU),
+        device.launch(shape, form, tokens),
+        f"{known_as} {form} {tokens}",
+    )
     first = _shaped(shape.experts, 2 * shape.inner, shape.hidden, form, act is GPT_OSS)
     last = _shaped(shape.experts, shape.hidden, shape.inner, form, act is GPT_OSS)
     into = gate_up.constants(first, shape.top, act, launch.gate_up, launch.programs)
     back = down.constants(last, launch.down, launch.programs)
     yield _matrix(f"{name} gate_up", gate_up.kernel, into, launch.gate_up, form)
     yield _matrix(f"{name} down", down.kernel, back, launch.down, form)
-    yield Program(f"{name} sum", down.sum_kernel, down.sum_constants(last, shape.top, launch.down), warps=4)
+    yield Program(f"{name} sum", down.sum_kernel, down.sum_constants(last, shape.top, launch.down), down.SUMMING)
 
 
 def _matrix(name: str, kernel: Any, constants: dict[str, object], tile: Tile, form: Format) -> Program:
-    return Program(name, kernel, {**constants, "WIDE": False}, tile.warps, tile.stages, form)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return Program(name, kernel, {**constants, "WIDE": False}, options, form)
 
 
-def _routes(name: str, shape: Shape) -> Iterator[Program]:
-    for form, tokens in product((Format.BF16, Format.MXFP4), TOKENS):
-        rows = choose(shape, form, tokens).down.rows
+def _routes(name: str, shape: Shape, device: Device, tokens: int) -> Iterator[Program]:
+    for form in (Format.BF16, Format.MXFP4):
+        rows = device.launch(shape, form, tokens).down.rows
         for head in (False, True):
-            constants = route.constants(RULES[name], shape.experts, tokens, rows, head)
-            yield Program(f"{name} {tokens} route{' head' * head}", route.kernel, constants, align.WARPS)
-        aligned = align.constants(shape.experts, shape.top, tokens, rows)
-        yield Program(f"{name} {tokens} align", align.align_kernel, aligned, align.WARPS)
+            constants = route.constants(RULES[name], shape.experts, rows, head)
+            yield Program(f"{name} {tokens} route{' head' * head}", route.kernel, constants, align.ALONE)
+        aligned = align.constants(shape.experts, shape.top, rows)
+        yield Program(f"{name} {tokens} align", align.align_kernel, aligned, align.ALONE)
 
 
 def _shaped(experts: int, rows: int, columns: int, form: Format, bias: bool) -> Weights:
@@ -185,18 +205,23 @@ def _shaped(experts: int, rows: int, columns: int, form: Format, bias: bool) -> 
         )
 
 
-def _read(cubin: bytes) -> tuple[str, str]:
-    """What cuobjdump, which comes with Triton, says of resources and instructions."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, listing = (
-            subprocess.run([tool, option, file.name], check=True, capture_output=True, text=True).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    return usage, listing
+def _ptxas(ptx: str, capability: int) -> str:
+    """What the compiler of machine code says of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        to = ["--gpu-name", sm_arch_from_capability(capability), "--output-file", str(source.with_suffix(".cubin"))]
+        command = [get_ptxas(capability).path, "--verbose", *to, str(source)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
+def _arguments() -> tuple[list[str], list[int]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("devices", nargs="*", default=sorted(path.stem for path in CONFIGS.glob("*.json")))
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="of which launches are taken")
+    given = parser.parse_args()
+    return given.devices, [int(count) for count in given.tokens.split(",")]
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(word) for word in sys.argv[1:]] or [90]))
+    sys.exit(main(*_arguments()))

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from backends.flashmoe.kernels.align import TOKENS, WARPS, Blocks, begin, empty, most, place
+from backends.flashmoe.kernels.align import ALONE, TOKENS, Blocks, begin, empty, place
 from backends.flashmoe.kernels.launch import ROUTED
 from backends.flashmoe.policy import SKIPPED, Piggyback, Routing, Share, rank
 from backends.flashmoe.predictor import TRUNK, Head
@@ -79,7 +79,7 @@ def route(
     estimate = [logits] * 7 if head is None else [head.trunk, *head.matrices]
     kernel[(1,)](
         logits, bias, budget, *estimate, ids, weights, kept, blocks.slots, blocks.expert, blocks.work, tokens,
-        **constants(rule, experts, tokens, rows, head is not None), num_warps=WARPS,
+        **constants(rule, experts, rows, head is not None), **ALONE,
     )  # fmt: skip
     return Routed(ids, weights, blocks)
 
@@ -98,13 +98,12 @@ class Estimate:
         return cls(trunk, tuple(t.detach().contiguous() for layer in layers for t in (layer.weight, layer.bias)))
 
 
-def constants(rule: Rule, experts: int, tokens: int, rows: int, head: bool) -> dict[str, object]:
+def constants(rule: Rule, experts: int, rows: int, head: bool) -> dict[str, object]:
     """What the kernel is compiled for."""
     return {
         "E": experts,
         "WIDTH": triton.next_power_of_2(experts),
         "TOP": rule.top,
-        "MOST": most(tokens),
         "ROWS": rows,
         "SOFTMAX": rule.score == "softmax",
         "SCALE": rule.scale,
@@ -114,16 +113,17 @@ def constants(rule: Rule, experts: int, tokens: int, rows: int, head: bool) -> d
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def kernel(
     logits, bias, budget, trunk, w1, b1, w2, b2, w3, b3, ids, weights, kept, slots, expert_of, work, tokens,
-    E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, MOST: tl.constexpr, ROWS: tl.constexpr,
+    E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr,
     SOFTMAX: tl.constexpr, SCALE: tl.constexpr, SHARE: tl.constexpr, PIGGYBACK: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
     asked = tl.zeros((WIDTH,), tl.int32)  # slots of each expert, kept or not
     based = tl.zeros((WIDTH,), tl.int32)  # of them, kept without a thought for other tokens
     expert = tl.arange(0, WIDTH)
-    for at in range(0, MOST, _TOKENS):
+    at = 0
+    while at < tokens:
         row = at + tl.arange(0, _TOKENS)
         if HEAD:  # first, while few registers are taken
             norm = _norms(trunk, w1, b1, w2, b2, w3, b3, row, tokens, E, WIDTH)
@@ -138,14 +138,16 @@ def kernel(
         first = _sort(worth, weight, chosen, allowed, ids, weights, kept, row, tokens, WIDTH, TOP, SHARE)
         asked += tl.sum(chosen.to(tl.int32), 0)
         based += tl.sum(first, 0)
+        at += _TOKENS
     tl.debug_barrier()  # ids, weights and kept are read by other threads than wrote them
     count = tl.where(based > 0, asked, 0) if PIGGYBACK else based
-    start = begin(count, slots, expert_of, work, WIDTH, MOST, ROWS)
-    for at in range(0, MOST, _TOKENS):
+    start = begin(count, slots, expert_of, work, WIDTH, ROWS)
+    at = 0
+    while at < tokens:
         row = at + tl.arange(0, _TOKENS)
         base = tl.load(kept + row, mask=row < tokens, other=0)
         slot = tl.full((_TOKENS, WIDTH), -1, tl.int32)
-        for which in tl.static_range(TOP):
+        for which in range(TOP):
             at_slot = row * TOP + which
             hit = tl.load(ids + at_slot, mask=row < tokens, other=_SKIPPED)[:, None] == expert[None, :]
             keep = hit & ((which < base)[:, None] | (PIGGYBACK & (based > 0)[None, :]))
@@ -154,6 +156,7 @@ def kernel(
             tl.store(ids + at_slot, tl.full((_TOKENS,), _SKIPPED, tl.int32), mask=gone)
             tl.store(weights + at_slot, tl.zeros((_TOKENS,), tl.float32), mask=gone)
         start = place(slot, start, slots)
+        at += _TOKENS
 
 
 @triton.jit
@@ -169,7 +172,7 @@ def _weights(
         score = tl.sqrt(tl.maximum(x, 0.0) + tl.log(1 + tl.exp(-tl.abs(x))))
     left = tl.where(real, score + tl.load(bias + expert, mask=expert < E, other=0.0)[None, :], float("-inf"))
     weight = tl.zeros_like(score)
-    for _ in tl.static_range(TOP):
+    for _ in range(TOP):
         hit = tl.argmax(left, 1)[:, None] == expert[None, :]
         weight = tl.where(hit & real, tl.maximum(score, 1e-30), weight)  # > 0 says: chosen
         left = tl.where(hit, float("-inf"), left)
@@ -200,7 +203,7 @@ def _sort(
     before = tl.zeros((_TOKENS,), tl.float32)
     base = tl.zeros((_TOKENS,), tl.int32)
     first = tl.zeros((_TOKENS, WIDTH), tl.int32)
-    for which in tl.static_range(TOP):
+    for which in range(TOP):
         best = tl.argmax(left, 1)
         hit = (best[:, None] == expert[None, :]) & chosen
         keep = (which < allowed) & ((SHARE >= 1) | (before < limit))

@@ -26,7 +26,7 @@ class Weights:
     form: Format
     data: Tensor  # [E, rows, columns] bf16 or float8_e4m3fn; MXFP4: [E, rows, columns / 2] uint8
     scales: Tensor  # FP8: [E, rows / 128, columns / 128] fp32; MXFP4: [E, rows, columns / 32] uint8; BF16: empty
-    bias: Tensor | None = None  # [E, rows] fp32
+    bias: Tensor | None = None  # [E, rows] bf16
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -38,7 +38,7 @@ class Weights:
 def pack(dense: Tensor, form: Format, bias: Tensor | None = None) -> Weights:
     """Weights nearest to `dense` [E, rows, columns]. ValueError: MXFP4 of values beyond 12."""
     none = dense.new_empty(0, dtype=torch.float32)
-    kept = None if bias is None else bias.float().contiguous()
+    kept = None if bias is None else bias.bfloat16().contiguous()
     if form is Format.BF16:
         return Weights(form, dense.bfloat16().contiguous(), none, kept)
     data, scales = _fp8(dense.float()) if form is Format.FP8 else _mxfp4(dense.float())

@@ -61,10 +61,13 @@ def test_a_predictor_ranks_by_what_experts_would_say() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("rows", [16, 32])
-def test_each_kept_slot_is_in_one_block_of_its_expert(seed: int, rows: int) -> None:
+@pytest.mark.parametrize("repeated", [False, True])
+def test_each_kept_slot_is_in_one_block_of_its_expert(seed: int, rows: int, repeated: bool) -> None:
     chance = torch.Generator().manual_seed(seed)
-    tokens, experts, top = [1, 5, 16, 33, 64, 40][seed], [4, 8, 4, 16, 4, 64][seed], 3
+    tokens, experts, top = [1, 5, 16, 33, 64, 300][seed], [4, 8, 4, 16, 4, 64][seed], 3
     ids = torch.rand(tokens, experts, generator=chance).argsort(1)[:, :top].int()
+    if repeated:
+        ids = torch.randint(min(3, experts), (tokens, top), generator=chance, dtype=torch.int32)
     ids[torch.rand(ids.shape, generator=chance) < [0, 0.3, 0.6, 0.9, 0, 1][seed]] = -1
     blocks = align.align(ids.contiguous(), experts, rows)
     count, distinct = blocks.work.tolist()
