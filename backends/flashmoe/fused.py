@@ -46,7 +46,8 @@ def unfit(experts: Any, hidden: Tensor, top: int) -> str:
         return f"they need CUDA with compute capability {OLDEST / 10}"
     if torch.is_grad_enabled() and (hidden.requires_grad or experts.down_proj.requires_grad):
         return "they give no gradients, so run it under torch.no_grad()"
-    if not experts.has_gate or experts.has_post_expert_norm or _activation(experts) is None:
+    normed = getattr(experts, "has_post_expert_norm", False)  # not in 5.17
+    if not experts.has_gate or normed or _activation(experts) is None:
         return "its activation is none of theirs"
     if {hidden.dtype, experts.gate_up_proj.dtype, experts.down_proj.dtype} != {torch.bfloat16}:
         return "they take torch.bfloat16 only"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from backends.flashmoe.kernels import down, gate_up
 from backends.flashmoe.kernels.align import align
+from backends.flashmoe.kernels.devices import known
 from backends.flashmoe.kernels.gate_up import SWIGLU, V4, Activation
 from backends.flashmoe.kernels.launch import Format, Launch, Shape, choose
 from backends.flashmoe.kernels.weights import BLOCK, GROUP, Weights
@@ -64,7 +65,9 @@ def launched(shape: Shape, form: Format, tokens: int) -> Launch:
     """The launch that ships for such a layer on this device."""
     if device().type != "cuda":
         return choose(shape, form, tokens, FEW)
-    return choose(shape, form, tokens, torch.cuda.get_device_properties(0).multi_processor_count)
+    facts = torch.cuda.get_device_properties(0)
+    found = known(facts.name)
+    return found.launch(shape, form, tokens) if found else choose(shape, form, tokens, facts.multi_processor_count)
 
 
 def ours(one: Layer, draw: Draw, launch: Launch) -> Tensor:
