@@ -124,7 +124,7 @@ def kernel(
     expert = tl.arange(0, WIDTH)
     at = 0
     while at < tokens:
-        row = at + tl.arange(0, _TOKENS)
+        row, at = at + tl.arange(0, _TOKENS), at + _TOKENS
         if HEAD:  # first, while few registers are taken
             norm = _norms(trunk, w1, b1, w2, b2, w3, b3, row, tokens, E, WIDTH)
             tl.debug_barrier()
@@ -133,18 +133,16 @@ def kernel(
         x = tl.load(logits + row[:, None] * E + expert[None, :], mask=real, other=0.0)
         weight = _weights(x, bias, real, E, WIDTH, TOP, SOFTMAX, SCALE)
         worth = weight * tl.exp(norm) if HEAD else weight
-        live = allowed[:, None] > 0
-        chosen = (weight > 0) & live
+        chosen = (weight > 0) & (allowed[:, None] > 0)
         first = _sort(worth, weight, chosen, allowed, ids, weights, kept, row, tokens, WIDTH, TOP, SHARE)
         asked += tl.sum(chosen.to(tl.int32), 0)
         based += tl.sum(first, 0)
-        at += _TOKENS
     tl.debug_barrier()  # ids, weights and kept are read by other threads than wrote them
     count = tl.where(based > 0, asked, 0) if PIGGYBACK else based
     start = begin(count, slots, expert_of, work, WIDTH, ROWS)
     at = 0
     while at < tokens:
-        row = at + tl.arange(0, _TOKENS)
+        row, at = at + tl.arange(0, _TOKENS), at + _TOKENS
         base = tl.load(kept + row, mask=row < tokens, other=0)
         slot = tl.full((_TOKENS, WIDTH), -1, tl.int32)
         for which in range(TOP):
@@ -156,7 +154,6 @@ def kernel(
             tl.store(ids + at_slot, tl.full((_TOKENS,), _SKIPPED, tl.int32), mask=gone)
             tl.store(weights + at_slot, tl.zeros((_TOKENS,), tl.float32), mask=gone)
         start = place(slot, start, slots)
-        at += _TOKENS
 
 
 @triton.jit
