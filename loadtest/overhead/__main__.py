@@ -26,7 +26,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from loadtest.clusters import single
-from loadtest.overhead.probe import Point, Seen, aside, built, measured, model_server, resident
+from loadtest.overhead.probe import Point, Seen, aside, built, loaded, measured, model_server, resident
 from loadtest.overhead.report import Start, logged, row, tables
 from loadtest.overhead.ways import Running, Spot, Way, new_key, ways
 from loadtest.servers import HOST
@@ -55,11 +55,13 @@ class Run:
     def through(self, way: Way, spot: Spot) -> None:
         with way.started(spot) as running:
             idle = resident(running.pid)
+            if way.warm:
+                loaded(self.place, way, running, self.points[0], (0.1, way.warm))
             self._points(way, running)
             self.starts[way.name].append(Start(running.seconds, idle, resident(running.pid)))
 
     def _points(self, way: Way, running: Running) -> None:
-        for point in self.points:
+        for point in [one for one in self.points if one.connections <= way.most]:
             seen = measured(self.place, way, running, point, self.seconds)
             self.rounds[way.name, point.name].append(seen)
 

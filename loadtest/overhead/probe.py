@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loadtest.overhead.ways import GATEWAY_CPU, OTHERS_CPU, Running, Way
 from loadtest.servers import free_port
@@ -74,14 +75,10 @@ def model_server(place: Path) -> Iterator[Running]:
 
 def measured(place: Path, way: Way, running: Running, point: Point, seconds: tuple[float, float]) -> Seen:
     """One load on one way; `seconds` of measuring and warming up. Raises RuntimeError on a broken answer."""
-    file = place / "body.json"
-    file.write_bytes(point.body(way.model))
     last, warm = seconds
-    command = [str(place / "load"), str(running.port), str(file), str(point.connections), str(last), str(warm)]
     before, idle, busy = ticks(running.pid), *core()
-    process = subprocess.run([*command, *way.headers], capture_output=True, text=True, check=True, timeout=60)
+    told = loaded(place, way, running, point, seconds)
     spent, idle_after, busy_after = ticks(running.pid) - before, *core()
-    told = json.loads(process.stdout)
     wanted = CHUNKS + 1 if point.stream else 0
     if told["failed"] or told["refused"] or abs(told["events"] - wanted) > 0.01 or not told["answers"]:
         raise RuntimeError(f"{way.name}, {point.name}: {told}")
@@ -90,6 +87,16 @@ def measured(place: Path, way: Way, running: Running, point: Point, seconds: tup
     cpu = spent / TICKS * 1e6 / answers
     foreign = max(0.0, busy_after - busy - spent) / whole
     return Seen(told["rate"], cpu, told["p50"], told["p99"], told["ttfb50"], told["ttfb99"], foreign)
+
+
+def loaded(place: Path, way: Way, running: Running, point: Point, seconds: tuple[float, float]) -> dict[str, Any]:
+    """One load; what the program of loadtest/bench says of it."""
+    file = place / "body.json"
+    file.write_bytes(point.body(way.model))
+    command = [str(place / "load"), str(running.port), str(file), str(point.connections), *map(str, seconds)]
+    process = subprocess.run([*command, *way.headers], capture_output=True, text=True, check=True, timeout=60)
+    told: dict[str, Any] = json.loads(process.stdout)
+    return told
 
 
 def ticks(pid: int) -> int:

@@ -85,6 +85,8 @@ class Way:
     headers: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     alive: str = "/health"  # what answers once it serves
+    warm: float = 0.0  # seconds of load before anything is measured
+    most: int = 256  # connections at once; with more it answers none in the time of a load
 
     def missing(self) -> str | None:
         """What this machine lacks for it."""
@@ -178,7 +180,7 @@ def ways(key: str) -> list[Way]:
     return [
         Nginx("nginx"),
         Router("vllm-router"),
-        LiteLLM("litellm", headers=master, environment=settled, alive="/health/liveliness"),
+        LiteLLM("litellm", headers=master, environment=settled, alive="/health/liveliness", warm=5.0, most=64),
         Tiergate("passthrough", environment=quiet),
         Tiergate("passthrough (asgi)", environment={**quiet, "GATEWAY_HTTP": "asgi"}),
         Tiergate("full path", "auto", keyed, shared=True, caching=KEPT),
