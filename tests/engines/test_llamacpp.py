@@ -140,7 +140,7 @@ def test_a_stream_comes_in_pieces_and_keeps_usage_to_those_who_asked(client: ope
 def test_log_probabilities_pass_unless_they_are_streamed_beside_tools(client: openai.OpenAI) -> None:
     likely: Any = {"logprobs": True, "top_logprobs": 3, "extra_body": GO_ON}
     content = ask(client, "hi", **likely).parse().choices[0].logprobs.content
-    assert [len(token.top_logprobs) for token in content] == [3] * 16
+    assert {len(token.top_logprobs) for token in content} == {3}  # tokens that are half a letter are told as one
     assert any(chunk.choices[0].logprobs for chunk in streamed(client, **likely) if chunk.choices)
     with pytest.raises(openai.BadRequestError, match="logprobs is not supported with tools"):
         streamed(client, tools=[WEATHER], **likely)
