@@ -1,6 +1,6 @@
-"""python -m loadtest.faults [SCENARIO ...]   Figures of faults, in full; minutes.   Without a name: all."""
+"""Figures of faults, in full; minutes. Without a name: all."""
 
-import sys
+import argparse
 
 from loadtest.faults import (
     arithmetic,
@@ -42,7 +42,12 @@ SCENARIOS = {
 
 
 def main() -> None:
-    for name in sys.argv[1:] or SCENARIOS:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.faults", description=__doc__)
+    parser.add_argument("scenario", nargs="*", help=", ".join(SCENARIOS))
+    wanted = parser.parse_args().scenario
+    if unknown := [name for name in wanted if name not in SCENARIOS]:
+        parser.error(f"no scenario is named {unknown[0]}; there are {', '.join(SCENARIOS)}")
+    for name in wanted or SCENARIOS:
         SCENARIOS[name]()
 
 
