@@ -4,7 +4,7 @@ import gc
 
 
 def main() -> None:
-    """The command line. Its imports make no garbage, and looking for some took 0.15 s of starting."""
+    """The command line. Its imports make no garbage, and looking for some was a quarter of the start."""
     gc.disable()
     from gateway.cli import main as run  # noqa: PLC0415  the collector first
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import openai
 import pytest
 
-from loadtest.servers import Process, Sim, end, free_port
+from loadtest.servers import Process, Sim, end, free_port, running
 from tests.engines import tiny, tiny_v4
 from tests.engines.tiny import CONTEXT
 
@@ -54,6 +55,16 @@ DEEPSEEK_V4 = Architecture("deepseek_v4", tiny_v4.pair, SERVE_V4, V4_POINTS)
 class Engines(NamedTuple):
     flash: Sim
     pro: Sim
+
+
+@contextlib.contextmanager
+def client_of(policy: str, engines: Engines) -> Iterator[openai.OpenAI]:
+    """A client of a gateway with this policy in front of these servers."""
+    with (
+        running(policy, engines) as (url, _),
+        openai.OpenAI(base_url=f"{url}/v1", api_key="anything", max_retries=0, timeout=60) as made,
+    ):
+        yield made
 
 
 def installed() -> Path:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from backends.recipes.__main__ import parser, written
 from loadtest.servers import Sim, free_port, running
-from tests.engines.conftest import ROOT, Engines, started, wait
+from tests.engines.conftest import ROOT, Engines, client_of, started, wait
 from tests.engines.gguf import make
 from tests.engines.test_vllm import WEATHER, ask, decision, doctor, metric, ready, streamed, until
 from tests.engines.tiny import CONTEXT
@@ -65,13 +66,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         yield Engines(*(Sim(url, f"{tier}-model") for (url, _, _), tier in zip(made, ("flash", "pro"), strict=True)))
 
 
-@contextlib.contextmanager
-def place(servers: Engines, **more: str) -> Iterator[openai.OpenAI]:
-    with (
-        running(POLICY % ({"set": OFF, "threshold": "0.5"} | more), servers) as (url, _),
-        openai.OpenAI(base_url=f"{url}/v1", api_key="anything", max_retries=0, timeout=60) as made,
-    ):
-        yield made
+def place(servers: Engines, **more: str) -> AbstractContextManager[openai.OpenAI]:
+    return client_of(POLICY % ({"set": OFF, "threshold": "0.5"} | more), servers)
 
 
 @pytest.fixture(scope="module")

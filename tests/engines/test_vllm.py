@@ -1,6 +1,5 @@
 """Does the gateway do on real vLLM servers what it does on simulated ones?   What the tiny models say means nothing."""
 
-import contextlib
 import json
 import os
 import re
@@ -9,14 +8,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from loadtest.servers import Sim, free_port, running
-from tests.engines.conftest import DEEPSEEK_V4, QWEN3_MOE, Architecture, Engines
+from loadtest.servers import Sim, free_port
+from tests.engines.conftest import DEEPSEEK_V4, QWEN3_MOE, Architecture, Engines, client_of
 from tests.engines.tiny import CONTEXT
 
 ARCHITECTURES = [QWEN3_MOE, DEEPSEEK_V4]
@@ -58,15 +58,10 @@ WEATHER: Any = {
 }
 
 
-@contextlib.contextmanager
-def place(engines: Engines, more: str = "", **triage: str) -> Iterator[openai.OpenAI]:
+def place(engines: Engines, more: str = "", **triage: str) -> AbstractContextManager[openai.OpenAI]:
     """A client of a gateway whose policy has these keys of triage, and `more` sections."""
     policy = POLICY % "".join(f", {key}: {value}" for key, value in ({"speculate": "never"} | triage).items()) + more
-    with (
-        running(policy, engines) as (url, _),
-        openai.OpenAI(base_url=f"{url}/v1", api_key="anything", max_retries=0, timeout=60) as client,
-    ):
-        yield client
+    return client_of(policy, engines)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from gateway.facts import observe
-from gateway.policy import Policy, PolicyError, load_policy
+from gateway.policy import PolicyError
 from gateway.score import read_table, score_text
 from gateway.score.axes import LEAST, STEPS
 from gateway.score.pieces import tokens as tokens_of
 from tests.gateway.serving import asked, body
 from tests.gateway.test_replay import TEXT
+from tests.gateway.test_score_table import policy
 from tests.tiers import JSON
 
 BYTES = [f"<0x{at:02X}>" for at in range(256)]
@@ -53,12 +54,6 @@ def model(folder: Path, axes: object = SIZE, vocab: list[str] | None = None, **a
     (folder / "tokenizer.json").write_text(json.dumps(cuts))
     (folder / "head.json").write_text(json.dumps({"axes": axes}))
     return vectors
-
-
-def policy(folder: Path, text: str = TEXT) -> Policy:
-    file = folder / "policy.yaml"
-    file.write_text(text.replace("triage: {", "triage: {embeddings: ., "))
-    return load_policy(file, {})
 
 
 @pytest.mark.parametrize(
