@@ -97,8 +97,9 @@ class Way:
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def started(self, spot: Spot) -> Iterator[Running]:
-        """The process, on a CPU of its own, until the end of the block. Raises TimeoutError."""
+    def started(self, spot: Spot, before: Sequence[str] = ()) -> Iterator[Running]:
+        """The process, on a CPU of its own, until the end of the block; `before` is a command that runs it. Raises
+        TimeoutError."""
         port = free_port()
         command = self.command(spot, port)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
@@ -106,7 +107,7 @@ class Way:
         began = time.perf_counter()
         with (spot.place / "output").open("ab") as output:
             process = subprocess.Popen(
-                ["taskset", "-c", str(GATEWAY_CPU), *command],
+                ["taskset", "-c", str(GATEWAY_CPU), *before, *command],
                 env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=output,
             )  # fmt: skip
         try:
