@@ -1,43 +1,57 @@
 """tiergate: the command line."""
 
+from importlib import import_module
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command, get_group
 
-from gateway.cli.backends import backends
-from gateway.cli.cache import cache
-from gateway.cli.calibrate import calibrate
-from gateway.cli.demo import demo
-from gateway.cli.doctor import doctor
-from gateway.cli.keys import keys
-from gateway.cli.policy import app as policy
-from gateway.cli.replay import diff, replay
-from gateway.cli.revisions import reload, revisions, rollback, status
-from gateway.cli.serve import serve, sim
-from gateway.cli.settings import config
-from gateway.cli.usage import usage
-
+ROOMS = {
+    "serve": "serve",
+    "demo": "demo",
+    "sim": "serve",
+    "backends": "backends",
+    "usage": "usage",
+    "doctor": "doctor",
+    "policy": "policies",
+    "keys": "keys",
+    "config": "settings",
+    "cache": "cache",
+}
 ALL_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}  # they go to another program
-app = typer.Typer(
-    help="One OpenAI-compatible endpoint in front of a fast and a strong model.",
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-)
-app.command()(serve)
-app.command()(demo)
-app.command(context_settings=ALL_FLAGS)(sim)
-app.command(context_settings=ALL_FLAGS, add_help_option=False)(backends)
-policy.command()(calibrate)
-policy.command()(replay)
-policy.command()(diff)
-policy.command()(status)
-policy.command()(reload)
-policy.command()(revisions)
-policy.command()(rollback)
-app.add_typer(policy, name="policy")
-app.add_typer(keys, name="keys")
-app.command()(usage)
-app.command()(doctor)
-app.add_typer(config, name="config")
-app.add_typer(cache, name="cache")
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "sim": {"context_settings": ALL_FLAGS},
+    "backends": {"context_settings": ALL_FLAGS, "add_help_option": False},
+}
+
+
+class Commands(TyperGroup):
+    """Each is imported when it is asked for: a process that serves holds nothing of the others."""
+
+    def list_commands(self, _: Any) -> list[str]:
+        return list(ROOMS)
+
+    def get_command(self, _: Any, name: str) -> Any:
+        if name not in ROOMS:
+            return None
+        found = getattr(import_module(f"gateway.cli.{ROOMS[name]}"), name)
+        if isinstance(found, typer.Typer):
+            made: Any = get_group(found)
+        else:
+            alone = typer.Typer(add_completion=False)
+            alone.command(**ELSEWHERE.get(name, {}))(found)
+            made = get_command(alone)
+        made.name = name
+        return made
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+
+@app.callback()
+def tiergate() -> None:
+    """One OpenAI-compatible endpoint in front of a fast and a strong model."""
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway.cli.policy import packaged
 from gateway.cli.settings import Unset, read_settings, variable
 from gateway.cli.store import Json
 from gateway.doctor import Finding, Level, error, examine
+from gateway.policy import packaged
 
 log = logging.getLogger("gateway")
 MARKS: dict[Level, str] = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]  "}

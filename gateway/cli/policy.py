@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import gateway
 from gateway.cli.store import Json, encoded
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
@@ -26,6 +25,7 @@ from gateway.policy import (
     TestCaller,
     load_policy,
     open_policy,
+    packaged,
 )
 from gateway.policy import schema as json_schema
 from gateway.reload import Trial, checked, facts_of, spoken, stub, trials
@@ -43,13 +43,6 @@ How = Annotated[Format, typer.Option("--format", help="How problems are printed.
 File = Annotated[
     Path | None, typer.Argument(help="Policy file; the packaged default when left out.", show_default=False)
 ]
-
-
-def packaged(name: str = "default.yaml") -> Path:
-    """A policy file that comes with the program: beside the package in a checkout, inside it when installed."""
-    package = Path(gateway.__file__).parent
-    beside = package.parent / "policies" / name
-    return beside if beside.is_file() else package / "policies" / name
 
 
 @app.command()

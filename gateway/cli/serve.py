@@ -16,13 +16,12 @@ import typer
 import uvicorn
 
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
-from gateway.cli.policy import packaged
 from gateway.cli.settings import Unset, read_settings
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import SHORTEST_KEY, Keys
-from gateway.policy import Policy, PolicyError
+from gateway.policy import Policy, PolicyError, packaged
 from gateway.reload import checked
 from gateway.server import Server, bind
 from gateway.settings import Settings

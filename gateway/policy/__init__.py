@@ -28,6 +28,7 @@ from gateway.policy.model import (
     TriageInput,
     seconds,
 )
+from gateway.policy.packaged import packaged
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
 from gateway.policy.problems import PolicyError, Problem, meant
 from gateway.policy.prompts import Prompt
@@ -83,6 +84,7 @@ __all__ = [
     "load_policy",
     "meant",
     "open_policy",
+    "packaged",
     "read_document",
     "schema",
     "seconds",

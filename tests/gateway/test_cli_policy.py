@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from gateway.cli.policy import app, packaged
-from gateway.policy import schema
+from gateway.cli.policy import app
+from gateway.policy import packaged, schema
 
 POLICIES = Path(__file__).parents[2] / "policies"
 DEFAULT = str(POLICIES / "default.yaml")
