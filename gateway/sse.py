@@ -7,6 +7,7 @@ _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 DONE = b"[DONE]"
+CR = 13  # a number is found in bytes at once: what is none is first tried as one
 
 
 class Splitter:
@@ -39,7 +40,7 @@ class Splitter:
 
     def plain(self, data: bytes) -> bool:
         """Whether `data` is whole events with line feeds only, and nothing is held back before it."""
-        return not self._rest and data.endswith(b"\n\n") and b"\n\n\n" not in data and b"\r" not in data
+        return not self._rest and data.endswith(b"\n\n") and CR not in data and not data.partition(b"\n\n\n")[1]
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: an event whose end was never sure."""
