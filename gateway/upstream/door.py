@@ -7,10 +7,10 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec.structs import replace
 
 from gateway.balance import affinity
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
@@ -27,14 +27,6 @@ from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
 from gateway.upstream.replies import Failed, busy, failed, replied
 from gateway.upstream.waste import Early, Waste
-
-
-class Attempt(NamedTuple):
-    """What came of asking one tier. `failure`, a member of `failover.on`, says that another tier may be tried; the
-    reply is then what the caller hears if none is, and it holds nothing open."""
-
-    reply: Reply
-    failure: str | None
 
 
 def _unheard(*_: str) -> None: ...
@@ -57,7 +49,7 @@ class Upstream:
         self._replicas, self._queues = Replicas(), Queues(client)
         self._endings: set[asyncio.Task[None]] = set()
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
-        self._names = map(partial("{}-{:x}".format, secrets.token_hex(4)), itertools.count())
+        self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of exchanges
 
     def load(self) -> Mapping[str, int]:
         """Requests in flight by tier, as of this moment."""
@@ -100,7 +92,7 @@ class Upstream:
             raise refusal
 
     async def send(
-        self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Attempt] | None = None
+        self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Reply] | None = None
     ) -> Reply:
         """The answer of the first tier of the route that gives one; its first bytes have arrived.
 
@@ -109,20 +101,20 @@ class Upstream:
         """
         if not route.tiers:
             return Reply.refused(UpstreamFailed("The route names no tier."))
-        reply, failure = await (first or self.attempt(request, route.tiers[0], policy))
-        for before, name in pairwise(route.tiers) if failure in policy.failover.on else ():
+        reply = await (first or self.attempt(request, route.tiers[0], policy))
+        for before, name in pairwise(route.tiers) if reply.failure in policy.failover.on else ():
             if self._replicas.down(policy.tiers[name]) and not self._spend(name):
                 break  # where everything is down, failover too would only multiply the calls
-            self._retried(before, str(failure), "tier")
+            self._retried(before, str(reply.failure), "tier")
             waited = reply.waited
-            reply, failure = await self.attempt(request, name, policy)
+            reply = await self.attempt(request, name, policy)
             reply.waited += waited
-            if failure not in policy.failover.on:
+            if reply.failure not in policy.failover.on:
                 break
         return reply
 
-    async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Attempt:
-        """What one tier makes of the request; its first bytes have arrived, or it failed before them.
+    async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Reply:
+        """What one tier makes of the request; its first bytes have arrived, or it failed before them (`failure`).
 
         What it used is put on `bill`, among the request's bills.
         """
@@ -136,8 +128,10 @@ class Upstream:
         bill = bill or Bill(name, "answer")
         bill.stream = bool(request.fields.stream)
         try:
-            body = request.body.edit(changes(request, tier, plan) | unasked(request, name, policy))
-            call = Call(name, request.path, request.id, body, bill, request.trace)
+            edits = changes(request, tier, plan)
+            if policy.holdback:
+                edits |= unasked(request, name, policy)
+            call = Call(name, request.path, request.id, request.body.edit(edits), bill, request.trace)
             self._turns[name] += 1
             request.bills.append(bill)
             reply = await self._answer(request, call, policy)
@@ -150,10 +144,10 @@ class Upstream:
             raise
         bill.void = reply.status != 200 or request.dialect.work == "count"
         reply.waited = time.perf_counter() - started
-        if not busy(reply):
-            return Attempt(reply, None)
-        await reply.shut()
-        return Attempt(reply, "overloaded")
+        if busy(reply):
+            await reply.shut()
+            reply.failure = "overloaded"
+        return reply
 
     @asynccontextmanager
     async def asking(
@@ -238,9 +232,7 @@ class Upstream:
         if call.trace:
             exchange.leg = leg(origin, tier, call)
             traced = call.trace.began(exchange.leg)
-        # Callers choose their ids, and two of one id would meet in the server's engine: each exchange has its own.
-        told = head(origin, tier, call, f"{call.id}-{next(self._names)}", traced)
-        return self._client.request(origin, told, call.body, times)
+        return self._client.request(origin, head(origin, tier, call, next(self._numbers), traced), call.body, times)
 
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
         if len(tier.replicas) == 1:
@@ -273,10 +265,10 @@ def _rest(request: ChatRequest, tier: Tier) -> float:
     return request.started + tier.timeouts.total - time.perf_counter()
 
 
-def _refused(refusal: Refusal, kind: str | None, started: float) -> Attempt:
+def _refused(refusal: Refusal, kind: str | None, started: float) -> Reply:
     reply = Reply.refused(refusal)
-    reply.waited = time.perf_counter() - started
-    return Attempt(reply, kind)
+    reply.waited, reply.failure = time.perf_counter() - started, kind
+    return reply
 
 
 async def _let_end(exchange: Exchange, response: Noted) -> None:
