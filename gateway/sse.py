@@ -38,9 +38,14 @@ class Splitter:
         self._at = max(0, len(self._rest) - 3)  # a blank line has at most four bytes
         return events
 
-    def plain(self, data: bytes) -> bool:
-        """Whether `data` is whole events with line feeds only, and nothing is held back before it."""
-        return not self._rest and data.endswith(b"\n\n") and CR not in data and not data.partition(b"\n\n\n")[1]
+    def plain(self, data: bytes) -> int:
+        """How many whole events `data` is, with line feeds only and nothing held back before it; 0: it is not that."""
+        if self._rest or CR in data:
+            return 0
+        _, end, more = data.partition(b"\n\n")
+        if not more:
+            return 1 if end else 0
+        return data.count(b"\n\n") if more.endswith(b"\n\n") and not data.partition(b"\n\n\n")[1] else 0
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: an event whose end was never sure."""

@@ -84,8 +84,9 @@ class Events:
 
     def _batch(self, data: bytes) -> bytes:
         """What of these bytes the caller gets now."""
-        if self._splitter.plain(data) and not self._marked(data):
-            self._usage.events += data.count(b"\n\n")
+        whole = self._splitter.plain(data)
+        if whole and not self._marked(data):
+            self._usage.events += whole
             return data
         events = self._events(data)
         self._usage.events += len(events)

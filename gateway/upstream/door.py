@@ -82,10 +82,12 @@ class Upstream:
         """Raises Overloaded where every tier that the caller may reach turns it away at once: then no decision can
         help, and nothing else needs to be asked."""
         caller, refusal = request.caller, None
-        priority = policy.callers.plans[caller.plan].priority
         for name in policy.reach(caller.plan, caller.own.may):
-            tier = policy.tiers[name]
-            refusal = self._placed(name).turned_away(tier.limits, priority, _rest(request, tier))
+            tier, places = policy.tiers[name], self._placed(name)
+            if places.room(tier.limits):
+                return
+            priority = policy.callers.plans[caller.plan].priority
+            refusal = places.turned_away(tier.limits, priority, _rest(request, tier))
             if not refusal:
                 return
         if refusal:
@@ -133,8 +135,13 @@ class Upstream:
                 edits |= unasked(request, name, policy)
             call = Call(name, request.path, request.id, request.body.edit(edits), bill, request.trace)
             self._turns[name] += 1
+            self._budgets[name].earn()
             request.bills.append(bill)
-            reply = await self._answer(request, call, policy)
+            first = self._choose(request, name, tier)
+            try:
+                reply = await self._try(request, call, tier, first)
+            except Failed as error:
+                reply = await self._retry(request, call, policy, first, error)
         except Failed as error:
             places.give_back()
             bill.void, bill.lost = error.void, True
@@ -183,23 +190,17 @@ class Upstream:
         self._endings.add(ending)
         ending.add_done_callback(self._endings.discard)
 
-    async def _answer(self, request: ChatRequest, call: Call, policy: Policy) -> Reply:
-        """Of the replica that is chosen, or of another one where that fails before the first byte and the tier's
-        budget for retries allows it. Raises Failed.
+    async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
+        """The answer of another replica, where `error` of the first one and the tier's budget for retries allow it.
+        Raises Failed, else `error` itself.
         """
-        tier = policy.tiers[call.tier]
-        self._budgets[call.tier].earn()
-        first = self._choose(request, call.tier, tier)
-        try:
-            return await self._try(request, call, tier, first)
-        except Failed as error:
-            other = self._other(request, call.tier, policy, first)
-            if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
-                raise
-            self._retried(call.tier, error.kind, "replica")
-            request.bills.append(replace(call.bill, void=error.void, lost=True))
+        other = self._other(request, call.tier, policy, first)
+        if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
+            raise error
+        self._retried(call.tier, error.kind, "replica")
+        request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
-        return await self._try(request, call, tier, other)
+        return await self._try(request, call, policy.tiers[call.tier], other)
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
         """Raises Failed. The reply holds the tier's place from here on."""

@@ -10,7 +10,7 @@ from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
 
 PASSED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry"})
-NOTED = frozenset({b"content-type", b"content-encoding", b"x-request-id"})
+TOLD = PASSED | {b"content-encoding", b"x-request-id"}  # what is looked at
 log = logging.getLogger("gateway")
 
 
@@ -56,18 +56,15 @@ async def replied(request: ChatRequest, exchange: Exchange, response: Response, 
 
 def _headers(response: Response) -> tuple[Headers, bytes]:
     """What the caller gets of the server's headers, and the content type. Raises Failed."""
-    headers: Headers = []
-    noted: dict[bytes, bytes] = {}
+    told: dict[bytes, bytes] = {}
     for name, value in response.headers:
-        if name in PASSED:
-            headers.append((name, value))
-        if name in NOTED:
-            noted.setdefault(name, value)  # of headers that come twice the first one
-    if 200 < response.status < 400 or noted.get(b"content-encoding", b"") not in (b"", b"identity"):
+        if name in TOLD and name not in told:  # of headers that come twice the first one
+            told[name] = value
+    if 200 < response.status < 400 or told.pop(b"content-encoding", b"") not in (b"", b"identity"):
         raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
-    if upstream_id := noted.get(b"x-request-id"):
-        headers.append((b"x-upstream-request-id", upstream_id))
-    return headers, noted.get(b"content-type", b"")
+    if upstream_id := told.pop(b"x-request-id", b""):
+        told[b"x-upstream-request-id"] = upstream_id
+    return list(told.items()), told.get(b"content-type", b"")
 
 
 async def _stream(
