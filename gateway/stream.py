@@ -1,7 +1,6 @@
 """What does a model server's answer say, and did it end well?"""
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -203,24 +202,35 @@ class Noted:
 
     async def chunk(self) -> bytes:
         data = await self._response.chunk()
-        for one in self._splitter.feed(data):
+        for one in self._splitter.feed(data) if data else ():
             self._note(data_of(one))
         return data
 
     def _note(self, data: bytes) -> None:
-        if b'"usage"' not in data:
+        if not data.partition(b'"usage"')[1]:
             return
-        with contextlib.suppress(*_UNREADABLE):
-            fill(self._usage, _SEEN.decode(data).usage)
+        try:
+            fill(self._usage, _WHOLE.decode(data).usage)
+        except _UNREADABLE:
+            return
         self._usage.complete = self._usage.said is not None
 
 
 async def to_end(response: Response | Noted) -> None:
     """Read and drop the rest of a message that is about to end, so that the connection can be used again."""
-    with contextlib.suppress(TransportError, TimeoutError):
-        async with asyncio.timeout(None if response.complete else TAIL_WAIT):
-            while await response.chunk():
-                pass
+    try:
+        if response.complete:
+            await _drained(response)
+            return
+        async with asyncio.timeout(TAIL_WAIT):
+            await _drained(response)
+    except (TransportError, TimeoutError):
+        return
+
+
+async def _drained(response: Response | Noted) -> None:
+    while await response.chunk():
+        pass
 
 
 async def json_answer(response: Response, usage: Usage) -> bytes:

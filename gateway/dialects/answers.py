@@ -52,7 +52,7 @@ class Counted(msgspec.Struct):
 
 
 class Whole(msgspec.Struct):
-    """What we look at in a JSON answer. `usage` is its JSON, empty where it has none."""
+    """What we look at in a JSON answer, or in a chunk of chat. `usage` is its JSON, empty where it has none."""
 
     usage: msgspec.Raw = msgspec.Raw()
     error: Any = None

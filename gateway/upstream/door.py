@@ -5,8 +5,7 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +16,8 @@ from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import CHAT, changes, unasked
-from gateway.stream import Noted, to_end
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
+from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
@@ -47,7 +46,7 @@ class Upstream:
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, Budget] = defaultdict(Budget)
         self._replicas, self._queues = Replicas(), Queues(client)
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: Endings = set()
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
         self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of exchanges
 
@@ -156,13 +155,9 @@ class Upstream:
             reply.failure = "overloaded"
         return reply
 
-    @asynccontextmanager
-    async def asking(
-        self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float
-    ) -> AsyncIterator[Noted]:
+    def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> Asking:
         """The answer to a short question of ours about `request`, from the replica that would answer it.
 
-        Who has read enough leaves the block: the rest is read and dropped, so that the connection can be used again.
         Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
         """
         name = policy.triage.tier
@@ -173,22 +168,8 @@ class Upstream:
         exchange.place = places
         call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT), request.trace)
         request.bills.append(call.bill)
-        try:
-            exchange.response = response = await self._ask(exchange, call, tier, brief(tier, seconds))
-            exchange.failed() if response.status >= 500 else exchange.passed()
-            noted = Noted(response, call.bill.usage)
-            yield noted
-        except BaseException as error:
-            if not exchange.response and isinstance(error, TransportError) and error.kind in ("connect", "closed"):
-                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
-            exchange.close()
-            raise
-        if response.complete:
-            await _let_end(exchange, noted)  # waits for nothing
-            return
-        ending = asyncio.create_task(_let_end(exchange, noted))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
+        sent = self._ask(exchange, call, tier, brief(tier, seconds))
+        return Asking(exchange, sent, call.bill.usage, self._endings)
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, where `error` of the first one and the tier's budget for retries allow it.
@@ -270,10 +251,3 @@ def _refused(refusal: Refusal, kind: str | None, started: float) -> Reply:
     reply = Reply.refused(refusal)
     reply.waited, reply.failure = time.perf_counter() - started, kind
     return reply
-
-
-async def _let_end(exchange: Exchange, response: Noted) -> None:
-    try:
-        await to_end(response)
-    finally:
-        exchange.close()
