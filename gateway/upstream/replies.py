@@ -10,7 +10,7 @@ from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
 
 PASSED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry"})
-TOLD = PASSED | {b"content-encoding", b"x-request-id"}  # what is looked at
+LOOKED_AT = PASSED | {b"content-encoding", b"x-request-id"}
 log = logging.getLogger("gateway")
 
 
@@ -56,15 +56,21 @@ async def replied(request: ChatRequest, exchange: Exchange, response: Response, 
 
 def _headers(response: Response) -> tuple[Headers, bytes]:
     """What the caller gets of the server's headers, and the content type. Raises Failed."""
-    told: dict[bytes, bytes] = {}
+    headers: Headers = []
+    kind = coding = b""  # of headers that come twice the first one
     for name, value in response.headers:
-        if name in TOLD and name not in told:  # of headers that come twice the first one
-            told[name] = value
-    if 200 < response.status < 400 or told.pop(b"content-encoding", b"") not in (b"", b"identity"):
+        if name not in LOOKED_AT:
+            continue
+        if name == b"content-encoding":
+            coding = coding or value
+        elif name == b"x-request-id":
+            headers.append((b"x-upstream-request-id", value))
+        else:
+            headers.append((name, value))
+            kind = kind or (value if name == b"content-type" else b"")
+    if 200 < response.status < 400 or coding not in (b"", b"identity"):
         raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
-    if upstream_id := told.pop(b"x-request-id", b""):
-        told[b"x-upstream-request-id"] = upstream_id
-    return list(told.items()), told.get(b"content-type", b"")
+    return headers, kind
 
 
 async def _stream(
