@@ -45,7 +45,7 @@ class Splitter:
         _, end, more = data.partition(b"\n\n")
         if not more:
             return 1 if end else 0
-        return data.count(b"\n\n") if more.endswith(b"\n\n") and not data.partition(b"\n\n\n")[1] else 0
+        return data.count(b"\n\n") if more.endswith(b"\n\n") and not more.endswith(b"\n\n\n") else 0
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: an event whose end was never sure."""

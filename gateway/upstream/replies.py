@@ -9,8 +9,8 @@ from gateway.types import ChatRequest, Headers, Reply, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
 
-PASSED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry"})
-LOOKED_AT = PASSED | {b"content-encoding", b"x-request-id"}
+PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
+LOOKED_AT = frozenset({*PASSED, b"x-request-id", b"content-encoding"})
 log = logging.getLogger("gateway")
 
 
