@@ -16,7 +16,7 @@ from gateway.trace import Trace
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
-WHOLE = (bytes, Refusal)  # bodies that are not on their way
+_WHOLE = (bytes, Refusal)
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
@@ -271,7 +271,7 @@ class Reply(msgspec.Struct):
     @property
     def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer in pieces, in any case."""
-        return _pieces(self.body) if isinstance(self.body, WHOLE) else self.body
+        return _pieces(self.body) if isinstance(self.body, _WHOLE) else self.body
 
     async def read(self) -> bytes:
         """The whole answer. Raises Refusal."""
@@ -285,7 +285,7 @@ class Reply(msgspec.Struct):
     async def close(self) -> None:
         """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
         try:
-            if not isinstance(self.body, WHOLE):
+            if not isinstance(self.body, _WHOLE):
                 await self.body.aclose()
         finally:
             await self.shut()

@@ -129,10 +129,8 @@ class Upstream:
         bill = bill or Bill(name, "answer")
         bill.stream = bool(request.fields.stream)
         try:
-            edits = changes(request, tier, plan)
-            if policy.holdback:
-                edits |= unasked(request, name, policy)
-            call = Call(name, request.path, request.id, request.body.edit(edits), bill, request.trace)
+            body = request.body.edit(changes(request, tier, plan) | unasked(request, name, policy))
+            call = Call(name, request.path, request.id, body, bill, request.trace)
             self._turns[name] += 1
             self._budgets[name].earn()
             request.bills.append(bill)
