@@ -13,8 +13,8 @@ Endings = set[asyncio.Task[None]]  # of answers whose rest is under way
 
 
 class Asking:
-    """A question of ours, `sent` at the begin of the block. Who has read enough of the answer leaves the block: the
-    rest is read and dropped, so that the connection can be used again. Raises TransportError."""
+    """A question of ours, `sent` when the block begins, which gives its answer. Who has read enough leaves the block:
+    the rest is read and dropped, so that the connection can be used again. Raises TransportError."""
 
     __slots__ = ("_endings", "_exchange", "_noted", "_sent", "_usage")
 

@@ -154,7 +154,7 @@ class Upstream:
         return reply
 
     def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> Asking:
-        """The answer to a short question of ours about `request`, from the replica that would answer it.
+        """A short question of ours about `request`, to the replica that would answer it; the block gives the answer.
 
         Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
         """
@@ -170,8 +170,8 @@ class Upstream:
         return Asking(exchange, sent, call.bill.usage, self._endings)
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
-        """The answer of another replica, where `error` of the first one and the tier's budget for retries allow it.
-        Raises Failed, else `error` itself.
+        """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
+        Raises Failed: `error` itself where they do not.
         """
         other = self._other(request, call.tier, policy, first)
         if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
