@@ -42,10 +42,9 @@ class Caller(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Usage:
-    """What the model server says of its answer, filled in while that passes.
-
-    Tokens as it counted them, None where it did not say. `said` is its own usage object. `failed`: it told an error
-    inside the answer. `events` counts those of a stream that came; `complete`: the counts are of the whole answer."""
+    """What the model server says of its answer, filled in while that passes. Tokens as it counted them, None where it
+    did not say. `said` is its own usage object, decoded or as JSON. `failed`: it told an error inside the answer.
+    `events` counts those of a stream that came; `complete`: the counts are of the whole answer."""
 
     prompt: int | None = None
     cached: int | None = None
