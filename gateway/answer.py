@@ -2,7 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NamedTuple
+
+import msgspec
 
 from gateway.admission import admit
 from gateway.cache import Flights, Verdicts, lookup, replay
@@ -25,8 +26,7 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
         upstream.shed(request, policy)
     with await admit(request, key, policy, store) as admission:
         decided = partial(decide, request, admission.standing, policy, upstream, flights.verdicts)
-        kept = partial(hold, request, policy, upstream, decided)
-        make = partial(admission.through, kept)
+        make = partial(admission.through, decided)
         try:
             reply = replay(admission.entry, key, request) or await flights.share(admission.turn, request, policy, make)
         except Refusal as refusal:
@@ -49,11 +49,25 @@ async def decision(
 async def decide(
     request: ChatRequest, standing: Standing, policy: Policy, upstream: Upstream, verdicts: Verdicts
 ) -> Reply:
-    """An answer from a model, drafted while the verdict is awaited. Raises Refusal as routing does."""
+    """An answer from a model, whose start was found good where the policy looks. Raises Refusal as routing does."""
     found = await begun(request, standing, policy, upstream, verdicts)
     if isinstance(found, Decision):
-        reply = await upstream.send(request, found.route, policy)
-        return reply.decided(found)
+        reply = (await upstream.send(request, found.route, policy)).decided(found)
+    else:
+        reply = await drafted(request, found, policy, upstream)
+    return await hold(request, reply, policy, upstream) if policy.holdback else reply
+
+
+class Undecided(msgspec.Struct, frozen=True):
+    """A rule wants a verdict that nobody remembers: `judge` gets one."""
+
+    facts: Facts
+    ask: Ask
+    judge: Callable[[], Awaitable[Verdict]]
+
+
+async def drafted(request: ChatRequest, found: Undecided, policy: Policy, upstream: Upstream) -> Reply:
+    """An answer that may have begun while the verdict was awaited."""
     async with drafting(request, found.ask, policy, upstream) as draft:
         verdict = await found.judge()
         chosen = route(found.facts, verdict, policy)
@@ -61,14 +75,6 @@ async def decide(
         return reply.decided(
             Decision(found.facts, verdict, chosen, draft.outcome, draft.wasted, draft.won), waited=verdict.seconds
         )
-
-
-class Undecided(NamedTuple):
-    """A rule wants a verdict that nobody remembers: `judge` gets one."""
-
-    facts: Facts
-    ask: Ask
-    judge: Callable[[], Awaitable[Verdict]]
 
 
 async def begun(

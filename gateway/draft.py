@@ -10,12 +10,12 @@ from typing import Literal
 from gateway.policy import Policy
 from gateway.routing import IDLE_SHARE
 from gateway.types import Ask, Bill, ChatRequest, Reply, Route
-from gateway.upstream import Attempt, Upstream, Waste
+from gateway.upstream import Upstream, Waste
 
 RATE = 100.0  # tokens a second that a server makes for one answer, about: what a dropped draft made, nobody tells
 
-Task = asyncio.Task[Attempt]
-GoOn = Callable[[Route, Awaitable[Attempt]], Awaitable[Reply]]
+Task = asyncio.Task[Reply]
+GoOn = Callable[[Route, Awaitable[Reply]], Awaitable[Reply]]
 
 
 class Draft:
@@ -66,7 +66,7 @@ class Draft:
         if task.cancel():
             await asyncio.wait([task])
         elif not task.cancelled() and not task.exception():
-            await task.result().reply.close()
+            await task.result().close()
 
     async def _end(self, shut: Callable[[], Awaitable[None]]) -> None:
         """The end of a kept draft's answer; safe to come twice, as closing is."""
@@ -113,7 +113,7 @@ def _has_room(tier: str, calls: int, policy: Policy, upstream: Upstream) -> bool
     return state.inflight + calls <= IDLE_SHARE * state.places
 
 
-async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upstream, bill: Bill) -> Attempt:
+async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upstream, bill: Bill) -> Reply:
     """The question goes first, by one turn of the event loop: the answer then shares the prefill that it waits for
     anyway, where the other way round the verdict would wait for the answer's prefill and then for its own."""
     await asyncio.sleep(0)
@@ -121,6 +121,6 @@ async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upst
 
 
 async def _send(
-    request: ChatRequest, policy: Policy, upstream: Upstream, chosen: Route, first: Awaitable[Attempt]
+    request: ChatRequest, policy: Policy, upstream: Upstream, chosen: Route, first: Awaitable[Reply]
 ) -> Reply:
     return await upstream.send(request, chosen, policy, first)

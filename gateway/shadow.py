@@ -202,13 +202,12 @@ class Shadows:
         name, policy = drawn.rules.tier, drawn.policy
         try:
             async with asyncio.timeout(policy.tiers[name].timeouts.total):
-                reply, failure = await self._upstream.attempt(again, name, policy)
-                return await read(reply, failure)
+                return await read(await self._upstream.attempt(again, name, policy))
         except (Refusal, TimeoutError):
             raise LeftOut("failed") from None
 
 
-async def read(reply: Reply, failure: str | None) -> Said:
+async def read(reply: Reply) -> Said:
     """What a reply says; it is closed. Raises Refusal, LeftOut."""
     copy = Copy(reply)
     try:
@@ -217,7 +216,7 @@ async def read(reply: Reply, failure: str | None) -> Said:
     finally:
         await copy.close()
         await reply.close()
-    if failure or reply.status != 200:
+    if reply.failure or reply.status != 200:
         raise LeftOut("failed")
     return copy.said()
 

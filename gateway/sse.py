@@ -7,6 +7,7 @@ _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 DONE = b"[DONE]"
+CR = 13  # a number is found in bytes at once: what is none is first tried as one
 
 
 class Splitter:
@@ -37,9 +38,14 @@ class Splitter:
         self._at = max(0, len(self._rest) - 3)  # a blank line has at most four bytes
         return events
 
-    def plain(self, data: bytes) -> bool:
-        """Whether `data` is whole events with line feeds only, and nothing is held back before it."""
-        return not self._rest and data.endswith(b"\n\n") and b"\n\n\n" not in data and b"\r" not in data
+    def plain(self, data: bytes) -> int:
+        """How many whole events `data` is, with line feeds only and nothing held back before it; 0: it is not that."""
+        if self._rest or CR in data:
+            return 0
+        _, end, more = data.partition(b"\n\n")
+        if not more:
+            return 1 if end else 0
+        return data.count(b"\n\n") if more.endswith(b"\n\n") and not more.endswith(b"\n\n\n") else 0
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: an event whose end was never sure."""

@@ -1,14 +1,13 @@
 """What does a model server's answer say, and did it end well?"""
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
 
-from gateway.dialects import Answers, Counted, Seen
+from gateway.dialects import Answers, Counted, Seen, Whole
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.sse import DONE, Splitter, data_of, event
@@ -20,7 +19,8 @@ TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
-_SEEN = msgspec.json.Decoder(Seen)
+_SEEN, _WHOLE = msgspec.json.Decoder(Seen), msgspec.json.Decoder(Whole)
+_COUNTED = msgspec.json.Decoder(Counted)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -83,8 +83,9 @@ class Events:
 
     def _batch(self, data: bytes) -> bytes:
         """What of these bytes the caller gets now."""
-        if self._splitter.plain(data) and not self._marked(data):
-            self._usage.events += data.count(b"\n\n")
+        whole = self._splitter.plain(data)
+        if whole and not self._marked(data):
+            self._usage.events += whole
             return data
         events = self._events(data)
         self._usage.events += len(events)
@@ -119,7 +120,7 @@ class Events:
     def _marked(self, events: bytes) -> bool:
         """Whether one of them may say something that concerns us."""
         for mark in self._marks:  # noqa: SIM110  # any() costs more than all that it asks
-            if mark in events:
+            if events.partition(mark)[1]:  # `in` tries for a number first, which costs more than looking
                 return True
         return False
 
@@ -201,24 +202,35 @@ class Noted:
 
     async def chunk(self) -> bytes:
         data = await self._response.chunk()
-        for one in self._splitter.feed(data):
+        for one in self._splitter.feed(data) if data else ():
             self._note(data_of(one))
         return data
 
     def _note(self, data: bytes) -> None:
-        if b'"usage"' not in data:
+        if not data.partition(b'"usage"')[1]:
             return
-        with contextlib.suppress(*_UNREADABLE):
-            fill(self._usage, _SEEN.decode(data).usage)
+        try:
+            fill(self._usage, _WHOLE.decode(data).usage)
+        except _UNREADABLE:
+            return
         self._usage.complete = self._usage.said is not None
 
 
 async def to_end(response: Response | Noted) -> None:
     """Read and drop the rest of a message that is about to end, so that the connection can be used again."""
-    with contextlib.suppress(TransportError, TimeoutError):
-        async with asyncio.timeout(None if response.complete else TAIL_WAIT):
-            while await response.chunk():
-                pass
+    try:
+        if response.complete:
+            await _drained(response)
+            return
+        async with asyncio.timeout(TAIL_WAIT):
+            await _drained(response)
+    except (TransportError, TimeoutError):
+        return
+
+
+async def _drained(response: Response | Noted) -> None:
+    while await response.chunk():
+        pass
 
 
 async def json_answer(response: Response, usage: Usage) -> bytes:
@@ -231,7 +243,7 @@ async def json_answer(response: Response, usage: Usage) -> bytes:
     except TransportError as error:
         raise broken(error) from None
     try:
-        seen = _SEEN.decode(data)
+        seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
         usage.complete, usage.failed = True, response.status == 200 and bool(seen.error)
     except _UNREADABLE:
@@ -241,18 +253,18 @@ async def json_answer(response: Response, usage: Usage) -> bytes:
 
 
 def fill(usage: Usage, seen: Any) -> None:
-    """Takes over the counts that a server gives; what is no count of tokens is left alone."""
+    """Takes over the counts that a server gives, as JSON or decoded; what is no count of tokens is left alone."""
     if not seen:
         return
     try:
-        found = msgspec.convert(seen, Counted)
-    except msgspec.ValidationError:
+        found = _COUNTED.decode(seen) if isinstance(seen, msgspec.Raw) else msgspec.convert(seen, Counted)
+    except _UNREADABLE:
         return
     usage.said = seen
-    for name in ("prompt", "completion", "cached"):
-        count = getattr(found, name)
-        if count is not None:  # a later event need not say what an earlier one has said
-            setattr(usage, name, count)
+    prompt, cached, completion = found.prompt, found.cached, found.completion
+    usage.prompt = usage.prompt if prompt is None else prompt  # a later event need not say what an earlier one has said
+    usage.cached = usage.cached if cached is None else cached
+    usage.completion = usage.completion if completion is None else completion
 
 
 def broken(error: TransportError) -> UpstreamFailed:

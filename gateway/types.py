@@ -42,10 +42,9 @@ class Caller(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Usage:
-    """What the model server says of its answer, filled in while that passes.
-
-    Tokens as it counted them, None where it did not say. `said` is its own usage object. `failed`: it told an error
-    inside the answer. `events` counts those of a stream that came; `complete`: the counts are of the whole answer."""
+    """What the model server says of its answer, filled in while that passes. Tokens as it counted them, None where it
+    did not say. `said` is its own usage object, decoded or as JSON. `failed`: it told an error inside the answer.
+    `events` counts those of a stream that came; `complete`: the counts are of the whole answer."""
 
     prompt: int | None = None
     cached: int | None = None
@@ -56,18 +55,17 @@ class Usage:
     complete: bool = field(default=False, compare=False)
 
 
-@dataclass(slots=True)
-class Bill:
+class Bill(msgspec.Struct):
     """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
     `stream`: what it made came in events. `at`: time.perf_counter() when it was opened."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     void: bool = False
     lost: bool = False
     stream: bool = False
-    at: float = field(default_factory=time.perf_counter, compare=False)
+    at: float = msgspec.field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +246,8 @@ class Reply(msgspec.Struct):
     `body` is the whole answer, the Refusal that it breaks with before its first byte, or the pieces on their way (of a
     stream whole SSE events), which raise Refusal when the answer breaks. `tier` is the one that answered, "" for
     nobody. `waited` is seconds spent waiting for model servers before the first byte, for a place with them included.
-    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced.
-    """
+    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced. `failure`, a member of
+    `failover.on`, says that another tier may be asked, and that the reply holds nothing open."""
 
     status: int
     headers: Headers
@@ -262,6 +260,7 @@ class Reply(msgspec.Struct):
     route: Route | None = None
     decision: Decision | None = None
     cache: str = "bypass"
+    failure: str | None = None
 
     @classmethod
     def refused(cls, refusal: Refusal) -> "Reply":

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,16 +13,17 @@ from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
 from gateway.cache.turn import Place
 from gateway.cache.verdicts import Verdicts
-from gateway.errors import UpstreamFailed
-from gateway.policy import Policy
+from gateway.errors import Refusal, UpstreamFailed
+from gateway.policy import Caching, Policy
 from gateway.store import VALUE_LIMIT, Store, Turn
 from gateway.types import ChatRequest, Reply
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
 AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest reader
 
+WHOLE = (bytes, Refusal)  # bodies that are there at once
+
 Make = Callable[[], Awaitable[Reply]]
-Keep = Callable[[Reply, bytes], Awaitable[None]]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
@@ -32,7 +33,7 @@ def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
     `holds`: what every whole answer of the dialect holds.
     """
     decision = reply.decision
-    if not decision or reply.status != 200 or reply.usage.failed or holds not in data:
+    if not decision or reply.status != 200 or reply.usage.failed or data.find(holds) < 0:
         return False
     if decision.verdict and not decision.verdict.label:
         return False
@@ -63,11 +64,20 @@ class Flights:
             if turn.holder == turn.token:  # a flight for which the store did not answer is on its way already
                 self._store.end_turn(request.caller.id, turn.key, turn.token)
             return await flight.board("coalesced")
-        place = Place(self._store, request.caller.id, turn)
-        first = partial(_first, place, request, policy.caching.wait, make)
-        keep = partial(self._keep, request, place, policy.caching.ttl)
-        flight = self._flights[form] = Flight(first, keep, partial(self._leave, form), place)
+        flight = self._flights[form] = Flight(self._flights, form)
+        flight.begin(self._fly(flight, turn, request, policy.caching, make))
         return await flight.board("miss")
+
+    async def _fly(self, flight: "Flight", turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> None:
+        """What another process answers meanwhile, else `make`'s reply, for all who board; remembered at its end."""
+        with Place(self._store, request.caller.id, turn) as place:
+            started = time.perf_counter()
+            entry = await place.come(rules.wait)
+            waited = time.perf_counter() - started
+            reply = replay(entry, place.key, request) or await make()
+            reply.waited += waited
+            data = await flight.carry(reply)
+            await self._keep(request, place, rules.ttl, reply, data)
 
     async def _keep(self, request: ChatRequest, place: Place, ttl: float, reply: Reply, data: bytes) -> None:
         holds = request.dialect.answers.holds
@@ -83,26 +93,14 @@ class Flights:
             self._store.remember(request.caller.id, place.key, value, ttl)  # goes out before the end of the turn
             place.kept = True
 
-    def _leave(self, form: Form, ended: "Flight") -> None:
-        if self._flights.get(form) is ended:
-            del self._flights[form]
-
-
-async def _first(place: Place, request: ChatRequest, wait: float, make: Make) -> Reply:
-    """What another process answers meanwhile, else `make`'s reply."""
-    started = time.perf_counter()
-    entry = await place.come(wait)
-    waited = time.perf_counter() - started
-    reply = replay(entry, place.key, request) or await make()
-    reply.waited += waited
-    return reply
-
 
 class Flight:
-    """One answer for several callers: it runs until it is complete or nobody waits for it any more."""
+    """One answer for several callers: it goes on until it is complete or nobody waits for it any more. Until then it
+    stands in `flights`, for others to board."""
 
-    def __init__(self, make: Make, keep: Keep, leave: Callable[["Flight"], None], place: Place) -> None:
-        self._make, self._keep, self._leave, self._place = make, keep, leave, place
+    def __init__(self, flights: "dict[Form, Flight]", form: Form) -> None:
+        self._flights, self._form = flights, form
+        self._task: asyncio.Task[None] | None = None
         self._reply: Reply | None = None
         self._error: BaseException | None = None
         self._complete = False
@@ -111,7 +109,10 @@ class Flight:
         self._read: dict[object, int] = {}  # reader -> chunks taken
         self._freed = self._freed_bytes = 0
         self._waiting: list[asyncio.Future[None]] = []
-        self._task = asyncio.create_task(self._run())
+
+    def begin(self, flying: Coroutine[Any, Any, None]) -> None:
+        """In a task of its own: whoever came first may leave while others wait."""
+        self._task = asyncio.create_task(flying)
         self._task.add_done_callback(self._landed)
 
     async def board(self, cache: Literal["miss", "coalesced"]) -> Reply:
@@ -127,13 +128,30 @@ class Flight:
         first = self._reply
         if not first:
             raise self._error or UpstreamFailed("The answer was interrupted.")
+        body = first.body if isinstance(first.body, WHOLE) else self._chunks_for(reader)
         shut = partial(self._step_off, reader)
-        chunks = self._chunks_for(reader)
-        reply = Reply(first.status, first.headers, chunks, first.stream, first.tier, shut, first.usage)
+        reply = Reply(first.status, first.headers, body, first.stream, first.tier, shut, first.usage)
         reply.waited = first.waited if cache == "miss" else time.perf_counter() - started
         reply.route, reply.decision = first.route, first.decision
         reply.cache = "coalesced" if first.cache == "hit" else cache
         return reply
+
+    async def carry(self, reply: Reply) -> bytes:
+        """Give the reply to all who boarded, and close it at its end: that is returned, b"" for none or a long one."""
+        self._reply, whole = reply, isinstance(reply.body, WHOLE)
+        self._complete = whole
+        self._tell()
+        try:
+            if not whole:
+                async for chunk in reply.chunks:
+                    await self._add(chunk)
+        finally:
+            await reply.close()
+        if whole:
+            return reply.body if isinstance(reply.body, bytes) else b""
+        self._complete = True
+        self._tell()
+        return b"".join(self._chunks) if self._size <= LONGEST else b""
 
     async def _chunks_for(self, reader: object) -> AsyncGenerator[bytes, None]:
         while True:
@@ -151,30 +169,21 @@ class Flight:
         """Safe to call twice. The last one to leave stops the flight, but not what it still has to remember."""
         self._read.pop(reader, None)
         self._tell()
-        if self._read or self._complete or self._task.done():
+        if self._read or self._complete or not self._task or self._task.done():
             return
-        self._leave(self)
+        self._leave()
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    async def _run(self) -> None:
-        with self._place:
-            reply = self._reply = await self._make()
-            self._tell()
-            try:
-                async for chunk in reply.chunks:
-                    await self._add(chunk)
-            finally:
-                await reply.close()
-            self._complete = True
-            self._tell()
-            if self._size <= LONGEST:
-                await self._keep(reply, b"".join(self._chunks))
-
     def _landed(self, task: "asyncio.Task[None]") -> None:
         self._error = UpstreamFailed("The answer was interrupted.") if task.cancelled() else task.exception()
-        self._leave(self)
+        self._leave()
         self._tell()
+
+    def _leave(self) -> None:
+        """Nobody boards any more."""
+        if self._flights.get(self._form) is self:
+            del self._flights[self._form]
 
     async def _add(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
@@ -182,7 +191,7 @@ class Flight:
         self._tell()
         if self._size <= LONGEST:
             return
-        self._leave(self)  # too long to be remembered: nobody boards any more, and what all have read is dropped
+        self._leave()  # too long to be remembered: what all have read is dropped
         while self._read and self._behind() > AHEAD:
             await self._news()
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 from gateway.body import Body, Fields
 from gateway.body import read as chat
-from gateway.dialects.answers import CHUNKS, MESSAGES, RESPONSES, Answers, Counted, Seen
+from gateway.dialects.answers import CHUNKS, MESSAGES, RESPONSES, Answers, Counted, Seen, Whole
 from gateway.dialects.requests import count, embeddings, messages, responses
 from gateway.errors import BadRequest
 
-__all__ = ["DIALECTS", "PROMPTS", "Answers", "Api", "Counted", "Dialect", "Seen", "read"]
+__all__ = ["DIALECTS", "PROMPTS", "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read"]
 
 Api = Literal["chat", "messages", "responses", "embeddings"]
 SHORT = 16  # bytes; an empty array takes no more

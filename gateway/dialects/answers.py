@@ -51,8 +51,15 @@ class Counted(msgspec.Struct):
         return self.prompt_cache_hit_tokens if self.cache_read_input_tokens is None else self.cache_read_input_tokens
 
 
+class Whole(msgspec.Struct):
+    """What we look at in a JSON answer, or in a chunk of chat. `usage` is its JSON, empty where it has none."""
+
+    usage: msgspec.Raw = msgspec.Raw()
+    error: Any = None
+
+
 class Seen(msgspec.Struct):
-    """What we look at in a JSON answer, or in one event's data. Only chat tells a usage without choices."""
+    """What we look at in one event's data. Only chat tells a usage without choices."""
 
     type: Any = None
     usage: Any = None

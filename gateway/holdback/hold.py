@@ -20,13 +20,12 @@ from gateway.upstream import Upstream
 Send = Callable[[Route], Awaitable[Reply]]
 
 
-async def hold(request: ChatRequest, policy: Policy, upstream: Upstream, make: Callable[[], Awaitable[Reply]]) -> Reply:
-    """`make`'s reply once its start is found good or its time is over, else another one; its holder closes it.
+async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Upstream) -> Reply:
+    """The reply once its start is found good or its time is over, else another one; its holder closes it.
 
     All that a reply yields is of one answer: one that is given up is given up whole. Log-probabilities that only the
-    judgement needed are not in it. Raises what `make` raises.
+    judgement needed are not in it.
     """
-    reply = await make()
     rules, decision = watched(request, reply.tier, policy), reply.decision
     if not rules or not decision or reply.status != 200:
         return reply

@@ -1,7 +1,7 @@
 """The door to the model servers; the package's one public module."""
 
-from gateway.upstream.door import Attempt, Upstream
+from gateway.upstream.door import Upstream
 from gateway.upstream.loads import SERIES, Load, loads
 from gateway.upstream.waste import Waste
 
-__all__ = ["SERIES", "Attempt", "Load", "Upstream", "Waste", "loads"]
+__all__ = ["SERIES", "Load", "Upstream", "Waste", "loads"]

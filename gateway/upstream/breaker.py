@@ -40,8 +40,10 @@ class Breaker:
 
     def asked(self) -> bool:
         """A call begins. True while open: it is a trial, the probe or one that had no better replica to go to."""
-        self._probing = self._probing or self.open
-        return self.open
+        if not self._until:
+            return False
+        self._probing = True
+        return True
 
     def dropped(self) -> None:
         """A trial ended without an outcome."""

@@ -2,7 +2,8 @@
 
 import os
 from functools import lru_cache
-from typing import NamedTuple
+
+import msgspec
 
 from gateway import __version__
 from gateway.http1 import Limits, Origin
@@ -11,7 +12,7 @@ from gateway.trace import Leg, Trace
 from gateway.types import Bill
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True):
     """What is asked of one tier's servers."""
 
     tier: str
@@ -40,12 +41,13 @@ def leg(origin: Origin, tier: Tier, call: Call) -> Leg:
     return Leg(call.bill.kind, call.tier, call.path, tier.model, origin.host, origin.port, call.bill.usage)
 
 
-def head(origin: Origin, tier: Tier, call: Call, name: str, traced: bytes = b"") -> bytes:
-    """Request line and headers, `traced` among them. Nothing of the caller's headers goes upstream but a request id in
-    our form, and its trace where that is sampled."""
+def head(origin: Origin, tier: Tier, call: Call, number: bytes, traced: bytes = b"") -> bytes:
+    """Request line and headers, `traced` among them. Nothing of the caller's headers goes upstream but its trace, where
+    that is sampled, and a request id in our form: callers choose their ids, and two of one id would meet in the
+    server's engine, so behind it stands a `number` that each exchange has for itself."""
     key = os.environ.get(tier.api_key_env, "").strip() if tier.api_key_env else ""
-    return b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
-        _opening(origin, call.path, call.bill.stream, key), traced, name.encode(), len(call.body)
+    return b"%b%bx-request-id: %b-%b\r\ncontent-length: %d\r\n\r\n" % (
+        _opening(origin, call.path, call.bill.stream, key), traced, call.id.encode(), number, len(call.body)
     )  # fmt: skip
 
 

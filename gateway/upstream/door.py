@@ -5,20 +5,19 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec.structs import replace
 
 from gateway.balance import affinity
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import CHAT, changes, unasked
-from gateway.stream import Noted, to_end
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
+from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
@@ -27,14 +26,6 @@ from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
 from gateway.upstream.replies import Failed, busy, failed, replied
 from gateway.upstream.waste import Early, Waste
-
-
-class Attempt(NamedTuple):
-    """What came of asking one tier. `failure`, a member of `failover.on`, says that another tier may be tried; the
-    reply is then what the caller hears if none is, and it holds nothing open."""
-
-    reply: Reply
-    failure: str | None
 
 
 def _unheard(*_: str) -> None: ...
@@ -55,9 +46,9 @@ class Upstream:
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, Budget] = defaultdict(Budget)
         self._replicas, self._queues = Replicas(), Queues(client)
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: Endings = set()
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
-        self._names = map(partial("{}-{:x}".format, secrets.token_hex(4)), itertools.count())
+        self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of exchanges
 
     def load(self) -> Mapping[str, int]:
         """Requests in flight by tier, as of this moment."""
@@ -90,17 +81,19 @@ class Upstream:
         """Raises Overloaded where every tier that the caller may reach turns it away at once: then no decision can
         help, and nothing else needs to be asked."""
         caller, refusal = request.caller, None
-        priority = policy.callers.plans[caller.plan].priority
         for name in policy.reach(caller.plan, caller.own.may):
-            tier = policy.tiers[name]
-            refusal = self._placed(name).turned_away(tier.limits, priority, _rest(request, tier))
+            tier, places = policy.tiers[name], self._placed(name)
+            if places.room(tier.limits):
+                return
+            priority = policy.callers.plans[caller.plan].priority
+            refusal = places.turned_away(tier.limits, priority, _rest(request, tier))
             if not refusal:
                 return
         if refusal:
             raise refusal
 
     async def send(
-        self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Attempt] | None = None
+        self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Reply] | None = None
     ) -> Reply:
         """The answer of the first tier of the route that gives one; its first bytes have arrived.
 
@@ -109,20 +102,20 @@ class Upstream:
         """
         if not route.tiers:
             return Reply.refused(UpstreamFailed("The route names no tier."))
-        reply, failure = await (first or self.attempt(request, route.tiers[0], policy))
-        for before, name in pairwise(route.tiers) if failure in policy.failover.on else ():
+        reply = await (first or self.attempt(request, route.tiers[0], policy))
+        for before, name in pairwise(route.tiers) if reply.failure in policy.failover.on else ():
             if self._replicas.down(policy.tiers[name]) and not self._spend(name):
                 break  # where everything is down, failover too would only multiply the calls
-            self._retried(before, str(failure), "tier")
+            self._retried(before, str(reply.failure), "tier")
             waited = reply.waited
-            reply, failure = await self.attempt(request, name, policy)
+            reply = await self.attempt(request, name, policy)
             reply.waited += waited
-            if failure not in policy.failover.on:
+            if reply.failure not in policy.failover.on:
                 break
         return reply
 
-    async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Attempt:
-        """What one tier makes of the request; its first bytes have arrived, or it failed before them.
+    async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Reply:
+        """What one tier makes of the request; its first bytes have arrived, or it failed before them (`failure`).
 
         What it used is put on `bill`, among the request's bills.
         """
@@ -139,8 +132,13 @@ class Upstream:
             body = request.body.edit(changes(request, tier, plan) | unasked(request, name, policy))
             call = Call(name, request.path, request.id, body, bill, request.trace)
             self._turns[name] += 1
+            self._budgets[name].earn()
             request.bills.append(bill)
-            reply = await self._answer(request, call, policy)
+            first = self._choose(request, name, tier)
+            try:
+                reply = await self._try(request, call, tier, first)
+            except Failed as error:
+                reply = await self._retry(request, call, policy, first, error)
         except Failed as error:
             places.give_back()
             bill.void, bill.lost = error.void, True
@@ -150,18 +148,14 @@ class Upstream:
             raise
         bill.void = reply.status != 200 or request.dialect.work == "count"
         reply.waited = time.perf_counter() - started
-        if not busy(reply):
-            return Attempt(reply, None)
-        await reply.shut()
-        return Attempt(reply, "overloaded")
+        if busy(reply):
+            await reply.shut()
+            reply.failure = "overloaded"
+        return reply
 
-    @asynccontextmanager
-    async def asking(
-        self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float
-    ) -> AsyncIterator[Noted]:
-        """The answer to a short question of ours about `request`, from the replica that would answer it.
+    def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> Asking:
+        """A short question of ours about `request`, to the replica that would answer it; the block gives the answer.
 
-        Who has read enough leaves the block: the rest is read and dropped, so that the connection can be used again.
         Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
         """
         name = policy.triage.tier
@@ -172,40 +166,20 @@ class Upstream:
         exchange.place = places
         call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT), request.trace)
         request.bills.append(call.bill)
-        try:
-            exchange.response = response = await self._ask(exchange, call, tier, brief(tier, seconds))
-            exchange.failed() if response.status >= 500 else exchange.passed()
-            noted = Noted(response, call.bill.usage)
-            yield noted
-        except BaseException as error:
-            if not exchange.response and isinstance(error, TransportError) and error.kind in ("connect", "closed"):
-                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
-            exchange.close()
-            raise
-        if response.complete:
-            await _let_end(exchange, noted)  # waits for nothing
-            return
-        ending = asyncio.create_task(_let_end(exchange, noted))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
+        sent = self._ask(exchange, call, tier, brief(tier, seconds))
+        return Asking(exchange, sent, call.bill.usage, self._endings)
 
-    async def _answer(self, request: ChatRequest, call: Call, policy: Policy) -> Reply:
-        """Of the replica that is chosen, or of another one where that fails before the first byte and the tier's
-        budget for retries allows it. Raises Failed.
+    async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
+        """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
+        Raises Failed: `error` itself where they do not.
         """
-        tier = policy.tiers[call.tier]
-        self._budgets[call.tier].earn()
-        first = self._choose(request, call.tier, tier)
-        try:
-            return await self._try(request, call, tier, first)
-        except Failed as error:
-            other = self._other(request, call.tier, policy, first)
-            if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
-                raise
-            self._retried(call.tier, error.kind, "replica")
-            request.bills.append(replace(call.bill, void=error.void, lost=True))
+        other = self._other(request, call.tier, policy, first)
+        if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
+            raise error
+        self._retried(call.tier, error.kind, "replica")
+        request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
-        return await self._try(request, call, tier, other)
+        return await self._try(request, call, policy.tiers[call.tier], other)
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
         """Raises Failed. The reply holds the tier's place from here on."""
@@ -238,9 +212,7 @@ class Upstream:
         if call.trace:
             exchange.leg = leg(origin, tier, call)
             traced = call.trace.began(exchange.leg)
-        # Callers choose their ids, and two of one id would meet in the server's engine: each exchange has its own.
-        told = head(origin, tier, call, f"{call.id}-{next(self._names)}", traced)
-        return self._client.request(origin, told, call.body, times)
+        return self._client.request(origin, head(origin, tier, call, next(self._numbers), traced), call.body, times)
 
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
         if len(tier.replicas) == 1:
@@ -273,14 +245,7 @@ def _rest(request: ChatRequest, tier: Tier) -> float:
     return request.started + tier.timeouts.total - time.perf_counter()
 
 
-def _refused(refusal: Refusal, kind: str | None, started: float) -> Attempt:
+def _refused(refusal: Refusal, kind: str | None, started: float) -> Reply:
     reply = Reply.refused(refusal)
-    reply.waited = time.perf_counter() - started
-    return Attempt(reply, kind)
-
-
-async def _let_end(exchange: Exchange, response: Noted) -> None:
-    try:
-        await to_end(response)
-    finally:
-        exchange.close()
+    reply.waited, reply.failure = time.perf_counter() - started, kind
+    return reply

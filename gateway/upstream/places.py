@@ -61,12 +61,13 @@ class Places:
 
     def free(self, limits: TierLimits) -> bool:
         """Take a place if that needs no waiting."""
-        if not self._room(limits):
+        if not self.room(limits):
             return False
         self.taken += 1
         return True
 
-    def _room(self, limits: TierLimits) -> bool:
+    def room(self, limits: TierLimits) -> bool:
+        """Whether a place needs no waiting."""
         return not self.queued and self.taken < (self.most(limits) if limits.adaptive else limits.max_inflight)
 
     async def take(self, limits: TierLimits, priority: int, patience: float) -> None:
@@ -84,13 +85,13 @@ class Places:
 
     def turned_away(self, limits: TierLimits, priority: int, patience: float) -> Overloaded | None:
         """What `take` raises at once; None where there is a place, or one to wait for."""
-        if self._room(limits):
+        if self.room(limits):
             return None
         if limits.adaptive:
             self._window.missed(self.taken, limits.max_inflight, _now())
         if self.queued:
             self._grant()
-        if self._room(limits):
+        if self.room(limits):
             return None
         expected = self._expected(priority)
         late = expected > SURE * min(patience, limits.queue_timeout)

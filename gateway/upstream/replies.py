@@ -9,7 +9,8 @@ from gateway.types import ChatRequest, Headers, Reply, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
 
-PASSED = frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry"})
+PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
+LOOKED_AT = frozenset({*PASSED, b"x-request-id", b"content-encoding"})
 log = logging.getLogger("gateway")
 
 
@@ -40,21 +41,36 @@ def busy(reply: Reply) -> bool:
 
 async def replied(request: ChatRequest, exchange: Exchange, response: Response, usage: Usage) -> Reply:
     """The server's answer as ours. Raises Failed before the first byte of it."""
-    status, told = response.status, dict(reversed(response.headers))  # of headers that come twice the first one
+    status = response.status
     if status >= 500 or status in (401, 403):
         raise _refused(response)
-    if 200 < status < 400 or told.get(b"content-encoding", b"") not in (b"", b"identity"):
-        raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
-    headers: Headers = [pair for pair in response.headers if pair[0] in PASSED]
-    if upstream_id := told.get(b"x-request-id"):
-        headers.append((b"x-upstream-request-id", upstream_id))
+    headers, kind = _headers(response)
     try:
-        if status == 200 and told.get(b"content-type", b"").startswith(b"text/event-stream"):
+        if status == 200 and kind.startswith(b"text/event-stream"):
             return await _stream(request, exchange, response, headers, usage)
         data = await json_answer(response, usage)
     except UpstreamFailed as error:
         raise failed(error) from None
     return Reply(status, headers, data, False, exchange.tier, exchange.shut, usage)
+
+
+def _headers(response: Response) -> tuple[Headers, bytes]:
+    """What the caller gets of the server's headers, and the content type. Raises Failed."""
+    headers: Headers = []
+    kind = coding = b""  # of headers that come twice the first one
+    for name, value in response.headers:
+        if name not in LOOKED_AT:
+            continue
+        if name == b"content-encoding":
+            coding = coding or value
+        elif name == b"x-request-id":
+            headers.append((b"x-upstream-request-id", value))
+        else:
+            headers.append((name, value))
+            kind = kind or (value if name == b"content-type" else b"")
+    if 200 < response.status < 400 or coding not in (b"", b"identity"):
+        raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
+    return headers, kind
 
 
 async def _stream(

@@ -100,7 +100,7 @@ def test_a_good_start_is_let_out_byte_for_byte(flash: Sim, pro: Sim, stream: boo
             assert answer.headers["x-route-tier"] == "flash"
             assert json.loads(flash.seen()[0]["body"])["logprobs"] is True
             reply = await door.attempt(asked(body(stream=stream)), "flash", policy_for(flash, pro))
-            assert like(answer.data) == like(await read(reply.reply)), "as if nobody had asked for log-probabilities"
+            assert like(answer.data) == like(await read(reply)), "as if nobody had asked for log-probabilities"
 
     asyncio.run(main())
 

@@ -28,6 +28,8 @@ def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
 
 @given(STREAMS, st.lists(st.integers(0, 1 << 16), max_size=12))
 @example(b"data: x\n\n\n", [9])
+@example(b"a\n\n\nb\n\n\n\nc\n\n", [2, 7])
+@example(b"a\n\nb\n\n\n", [4])
 @example(b"a\r\n\r\nb\r\rc\n\r\nd\n\rx\r\n\n", list(range(20)))
 def test_cuts_change_nothing_and_no_byte_is_lost(stream: bytes, cuts: list[int]) -> None:
     events, rest = split(cut(stream, cuts))
@@ -35,6 +37,8 @@ def test_cuts_change_nothing_and_no_byte_is_lost(stream: bytes, cuts: list[int])
     assert (events, rest) == split([stream])
     assert (events, rest) == split([bytes([byte]) for byte in stream])
     assert all(blank_at_the_end_only(found) for found in events)
+    plain = Splitter().plain(stream)
+    assert not plain or (plain, b"") == (len(events), rest)
 
 
 def blank_at_the_end_only(found: bytes) -> bool:

@@ -1,0 +1,51 @@
+"""Who reads the end of a short answer, once enough of it was read?"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from gateway.http1 import Response, TransportError
+from gateway.stream import Noted, to_end
+from gateway.types import Usage
+from gateway.upstream.exchange import Exchange
+
+Endings = set[asyncio.Task[None]]  # of answers whose rest is under way
+
+
+class Asking:
+    """A question of ours, `sent` when the block begins, which gives its answer. Who has read enough leaves the block:
+    the rest is read and dropped, so that the connection can be used again. Raises TransportError."""
+
+    __slots__ = ("_endings", "_exchange", "_noted", "_sent", "_usage")
+
+    def __init__(self, exchange: Exchange, sent: Coroutine[Any, Any, Response], usage: Usage, endings: Endings) -> None:
+        self._exchange, self._sent, self._usage, self._endings = exchange, sent, usage, endings
+
+    async def __aenter__(self) -> Noted:
+        exchange = self._exchange
+        try:
+            exchange.response = response = await self._sent
+        except BaseException as error:
+            if isinstance(error, TransportError) and error.kind in ("connect", "closed"):
+                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
+            exchange.close()
+            raise
+        exchange.failed() if response.status >= 500 else exchange.passed()
+        self._noted = Noted(response, self._usage)
+        return self._noted
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind:
+            self._exchange.close()
+        elif self._noted.complete:
+            await self._let_end()  # waits for nothing
+        else:
+            ending = asyncio.create_task(self._let_end())
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
+
+    async def _let_end(self) -> None:
+        try:
+            await to_end(self._noted)
+        finally:
+            self._exchange.close()
