@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.body import Body, Part
+from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
@@ -114,10 +115,12 @@ def unasked(request: ChatRequest, name: str, policy: Policy) -> Changes:
 def stripped(request: ChatRequest, plan: Plan) -> list[str]:
     """Names of the members that no model server gets to see as they were sent, to be told to the caller."""
     fields = _withheld(request, plan)
-    if _foreign(request.fields.chat_template_kwargs or (), plan):
+    if request.fields.chat_template_kwargs and _foreign(request.fields.chat_template_kwargs, plan):
         fields.append("chat_template_kwargs")
-    always = request.dialect.always
-    return fields + [name for name, value in always.items() if request.body.raw(name) not in (None, value)]
+    for name, value in DIALECTS[request.path].always.items():
+        if request.body.raw(name) not in (None, value):
+            fields.append(name)
+    return fields
 
 
 def salt(caller: Caller, own: str | None) -> str:
@@ -143,8 +146,10 @@ def _linked(parts: Sequence[Part]) -> int | None:
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
-    found = _PRIVILEGED.intersection(request.body.spans)
-    return [name for name in PRIVILEGED if name in found and name not in plan.fields] if found else []
+    sent = request.body.spans
+    if _PRIVILEGED.isdisjoint(sent):
+        return []
+    return [name for name in PRIVILEGED if name in sent and name not in plan.fields]
 
 
 def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:

@@ -87,7 +87,8 @@ class Policy:
     every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted` holds each
     plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and `watched_headers` are
     those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule or to balancing.
-    `scored`: something looks at the local score.
+    `scored`: something looks at the local score. `explores`: chance has a part in some route. `version` is the policy
+    as `x-route-policy` and the log name it.
     """
 
     schema: int
@@ -113,6 +114,8 @@ class Policy:
     watched_headers: tuple[str, ...]
     watched_queues: tuple[str, ...]
     scored: bool
+    explores: bool
+    version: str
     calibration: Layer | None
     basis: Basis | None
     table: Table | Axes | None
