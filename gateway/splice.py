@@ -117,9 +117,8 @@ def stripped(request: ChatRequest, plan: Plan) -> list[str]:
     fields = _withheld(request, plan)
     if request.fields.chat_template_kwargs and _foreign(request.fields.chat_template_kwargs, plan):
         fields.append("chat_template_kwargs")
-    for name, value in DIALECTS[request.path].always.items():
-        if request.body.raw(name) not in (None, value):
-            fields.append(name)
+    if always := DIALECTS[request.path].always:
+        fields += [name for name, value in always.items() if request.body.raw(name) not in (None, value)]
     return fields
 
 
