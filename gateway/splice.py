@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from gateway.body import Body, Part
-from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
@@ -115,11 +114,10 @@ def unasked(request: ChatRequest, name: str, policy: Policy) -> Changes:
 def stripped(request: ChatRequest, plan: Plan) -> list[str]:
     """Names of the members that no model server gets to see as they were sent, to be told to the caller."""
     fields = _withheld(request, plan)
-    if request.fields.chat_template_kwargs and _foreign(request.fields.chat_template_kwargs, plan):
+    if _foreign(request.fields.chat_template_kwargs or (), plan):
         fields.append("chat_template_kwargs")
-    if always := DIALECTS[request.path].always:
-        fields += [name for name, value in always.items() if request.body.raw(name) not in (None, value)]
-    return fields
+    always = request.dialect.always
+    return fields + [name for name, value in always.items() if request.body.raw(name) not in (None, value)]
 
 
 def salt(caller: Caller, own: str | None) -> str:
@@ -145,10 +143,8 @@ def _linked(parts: Sequence[Part]) -> int | None:
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
-    sent = request.body.spans
-    if _PRIVILEGED.isdisjoint(sent):
-        return []
-    return [name for name in PRIVILEGED if name in sent and name not in plan.fields]
+    found = _PRIVILEGED.intersection(request.body.spans)
+    return [name for name in PRIVILEGED if name in found and name not in plan.fields] if found else []
 
 
 def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:

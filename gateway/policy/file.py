@@ -80,6 +80,8 @@ class PolicyFile:
 class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
 
+    `version` is what `x-route-policy` and the log call it. `explores`: chance has a part in some route.
+
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
     file's bytes (and of the calibration and the embeddings it names), with variables not filled in: the environment
     cannot be guessed from it. `calibration` gives p_complex, None: the verdict's own counts; `basis` is what it was
@@ -87,14 +89,15 @@ class Policy:
     every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted` holds each
     plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and `watched_headers` are
     those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule or to balancing.
-    `scored`: something looks at the local score. `explores`: chance has a part in some route. `version` is the policy
-    as `x-route-policy` and the log name it.
+    `scored`: something looks at the local score.
     """
 
     schema: int
     name: str
     revision: str
     digest: str
+    version: str
+    explores: bool
     tiers: dict[str, Tier]
     triage: Triage
     signals: dict[str, re.Pattern[str]]
@@ -114,8 +117,6 @@ class Policy:
     watched_headers: tuple[str, ...]
     watched_queues: tuple[str, ...]
     scored: bool
-    explores: bool
-    version: str
     calibration: Layer | None
     basis: Basis | None
     table: Table | Axes | None
