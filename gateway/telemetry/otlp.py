@@ -47,20 +47,26 @@ def span(one: ReadableSpan) -> bytes:
 
 
 def attributes(field: int, told: Mapping[str, Any]) -> bytes:
-    """Pairs of a name and a text, a number or a truth."""
+    """Pairs of a name and a text, a number, a truth, or a tuple of those."""
     return b"".join([(measured if type(what) is float else named)(field, name, what) for name, what in told.items()])
 
 
 @lru_cache(1024, typed=True)
-def named(field: int, name: str, what: str | int) -> bytes:
+def named(field: int, name: str, what: Any) -> bytes:
     """A pair; most come with each span again."""
+    return block(field, text(1, name) + block(2, value(what)))
+
+
+def value(what: Any) -> bytes:
     if isinstance(what, str):
-        said = text(1, what)
-    elif isinstance(what, bool):
-        said = b"\x10\x01" if what else b"\x10\x00"
-    else:
-        said = b"\x18" + varint(what)
-    return block(field, text(1, name) + block(2, said))
+        return text(1, what)
+    if isinstance(what, bool):
+        return b"\x10\x01" if what else b"\x10\x00"
+    if isinstance(what, int):
+        return b"\x18" + varint(what)
+    if isinstance(what, float):
+        return b"\x21" + _DOUBLE(what)
+    return block(5, b"".join([block(1, value(one)) for one in what]))
 
 
 def measured(field: int, name: str, what: float) -> bytes:
@@ -70,8 +76,7 @@ def measured(field: int, name: str, what: float) -> bytes:
 @lru_cache(64)
 def _before(field: int, name: str) -> bytes:
     """What comes before the eight bytes of a number that was measured."""
-    pair = block(field, text(1, name) + block(2, b"\x21" + _DOUBLE(0.0)))
-    return pair[:-8]
+    return block(field, text(1, name) + block(2, value(0.0)))[:-8]
 
 
 def text(field: int, what: str) -> bytes:

@@ -67,7 +67,7 @@ def test_spans_are_told_as_the_sdk_tells_them() -> None:
     given.began(leg := Leg("answer", "flash", "/v1/completions", "m" * 200, "h", 65535, usage, status=503, error="é"))
     leg.ended = leg.started + 1
     ended = Record("r1", "/v1/completions", 502, 0.5, -0.001, "p 東", tier="flash", usage=usage, error="x")
-    resource = Resource.create({"service.name": "t"})
+    resource = Resource.create({"service.name": "t", "process.command_args": ["a", "b"]})
     kinds = ((ended, began), (ended, given), (Record("", "", 200, 0.0, None, "", stream=True, ttft=1e300), given))
     found = [span for record, trace in kinds for span in spans(record, trace, "auto", {"flash": "m"}, resource)]
     (sent,) = ExportTraceServiceRequest.FromString(request(resource, SCOPE, found)).resource_spans
