@@ -20,8 +20,7 @@ from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.recorded import Record
 from gateway.records import Records
-from gateway.relay import ending, explained_events, explained_json, explanation, told, version, withheld
-from gateway.routing import explores
+from gateway.relay import ending, explained_events, explained_json, explanation, told, withheld
 from gateway.settings import Settings
 from gateway.shadow import Shadows
 from gateway.splice import refuse_links
@@ -68,17 +67,19 @@ class Exchange:
     """One request and its answer on one connection."""
 
     __slots__ = (
-        "_caller", "_doors", "_error", "_headers", "_id", "_left", "_limited", "_overhead", "_policy", "_read_at",
-        "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading", "_wire",
+        "_caller", "_doors", "_error", "_explained", "_headers", "_id", "_left", "_limited", "_overhead", "_policy",
+        "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading",
+        "_wire",
     )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
         self._doors, self._settings, self._wire = doors, settings, wire
         self._policy = doors.policy
         self._started = self._read_at = time.perf_counter()
-        self._headers = wire.headers
-        self._trace = doors.telemetry.trace(wire.headers)
-        self._id = request_id(wire.headers)
+        self._headers = headers = wire.headers
+        self._trace = doors.telemetry.trace(headers)
+        self._id = request_id(headers)
+        self._explained = headers.get("x-route-explain") == "1"
         self._task: asyncio.Task[None] | None = None
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
@@ -120,14 +121,16 @@ class Exchange:
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
         refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
-        self._caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
+        self._caller = caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
         if self._policy.candidate:
-            self._policy = self._policy.once(serving, self._caller.id)
-        data = await self._body(self._caller)
+            self._policy = self._policy.once(serving, caller.id)
+        data = self._wire.ready()
+        if data is None or len(data) > self._settings.max_body:
+            data = await self._body(caller)
         if data is None:
             self._left = True
             return
-        self._request = request = self._read(data, self._caller)
+        self._request = request = self._read(data, caller)
         self._read_at = time.perf_counter()
         self._task = asyncio.current_task()
         self._wire.watch(self._leave)
@@ -150,11 +153,13 @@ class Exchange:
     async def _answer(self, request: ChatRequest) -> None:
         doors = self._doors
         self._reply = reply = await answer(request, self._policy, doors.store, doors.upstream, doors.flights)
-        doors.shadows.watch(request, reply, self._policy)
+        if self._policy.record.shadow:
+            doors.shadows.watch(request, reply, self._policy)
         if reply.stream:
             await self._stream(reply)
         else:
-            await self._whole(reply, await reply.read())
+            data = reply.body if isinstance(reply.body, bytes) else await reply.read()
+            await self._wire.write(self._whole(reply, data), more=False)
 
     def _leave(self) -> None:
         """A caller who leaves cancels the work for it, whatever it waits for."""
@@ -166,9 +171,6 @@ class Exchange:
         """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge; RateLimited
         where so many of the caller's come in as it may have at once."""
         limit = self._settings.max_body
-        data = self._wire.ready()
-        if data is not None and len(data) <= limit:
-            return data
         length = self._headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
@@ -180,21 +182,23 @@ class Exchange:
 
     def _read(self, data: bytes, caller: Caller) -> ChatRequest:
         body, fields = read(self._wire.path, data)
-        chance = draw() if self._policy.once(explores) else SURE
-        told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
-        request = ChatRequest(*told, chance=chance, trace=self._trace)
+        chance = draw() if self._policy.explores else SURE
+        request = ChatRequest(
+            self._id, caller, self._wire.path, body, fields, self._headers, self._started, [], chance, self._trace
+        )
         refuse_links(request)
         if self._explained and not terms(caller, self._policy)[0].explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
-    async def _whole(self, reply: Reply, data: bytes) -> None:
+    def _whole(self, reply: Reply, data: bytes) -> bytes:
+        """Starts an answer that comes in one piece; the piece."""
         headers = self._answered(reply)
-        if reply.status == 200 and self._explained:
+        if self._explained and reply.status == 200:
             data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
         self._ttft = time.perf_counter() - self._started
         self._start(reply.status, headers, len(data))
-        await self._wire.write(data, more=False)
+        return data
 
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
@@ -250,49 +254,38 @@ class Exchange:
     def _answered(self, reply: Reply | None) -> Headers:
         """The headers of an answer; the time before its first byte ends here."""
         ours = time.perf_counter() - self._started - self._uploading - (reply.waited if reply else 0.0)
-        self._overhead = max(0.0, ours)
-        headers = told(self._id, self._policy, reply, self._overhead) + (reply.headers if reply else [])
-        return headers + (withheld(self._request, self._policy) if self._request and reply else [])
-
-    @property
-    def _explained(self) -> bool:
-        return self._headers.get("x-route-explain") == "1"
+        self._overhead = ours if ours > 0.0 else 0.0  # noqa: FURB136  max() takes as long as ten steps
+        headers = told(self._id, self._policy, reply, self._overhead)
+        if reply is None or self._request is None:
+            return headers
+        return headers + reply.headers + withheld(self._request, self._policy)
 
     def _record(self) -> None:
-        reply, request = self._reply, self._request
-        record = Record(
-            id=self._id,
-            path=self._wire.path,
-            status=LEFT if self._left else self._status,
-            seconds=time.perf_counter() - self._started,
-            overhead=self._overhead,
-            policy=self._policy.once(version),
-            ttft=self._ttft,
-            caller=self._caller,
-            model=request.fields.model or "auto" if request else None,
-            stream=bool(request and request.fields.stream),
-            tier=reply.tier or None if reply else None,
-            route=reply.route if reply else None,
-            decision=reply.decision if reply else None,
-            cache=reply.cache if reply else "bypass",
-            usage=reply.usage if reply else None,
-            costs=lines(request, self._policy) if request else (),
-            limited=self._limited,
-            error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
-            phases=self._phases(),
-            trace=self._trace,
-        )
-        self._doors.telemetry.record(record)
-        self._doors.records.keep(record, self._policy)
-        if candidate := self._doors.policy.candidate:
-            self._doors.comparison.saw(record, request, self._policy, candidate)
+        doors, reply, request, policy = self._doors, self._reply, self._request, self._policy
+        model, stream, costs = None, False, []
+        if request:
+            model, stream, costs = request.fields.model or "auto", bool(request.fields.stream), lines(request, policy)
+        tier, route, decision, cache, usage = None, None, None, "bypass", None
+        if reply:
+            tier, route, decision, cache, usage = reply.tier, reply.route, reply.decision, reply.cache, reply.usage
+        status = LEFT if self._left else self._status
+        seconds = time.perf_counter() - self._started
+        error = self._error or ("upstream_error" if usage and usage.failed else None)
+        record = Record(  # by position: so many take six times as long by name
+            self._id, self._wire.path, status, seconds, self._overhead, policy.version, self._ttft, self._caller,
+            model, stream, tier or None, route, decision, cache, usage, error, costs, self._limited, self._phases(),
+            self._trace,
+        )  # fmt: skip
+        doors.telemetry.record(record)
+        doors.records.keep(record, policy)
+        if candidate := doors.policy.candidate:
+            doors.comparison.saw(record, request, policy, candidate)
 
     def _phases(self) -> tuple[float, ...]:
         """Seconds of each of PHASES."""
         if self._overhead is None or not self._request:
             return ()
-        read = self._read_at - self._started - self._uploading
+        read, bills = self._read_at - self._started - self._uploading, self._request.bills
         rest = max(0.0, self._overhead - read)
-        bills = self._request.bills
-        decide = min(rest, bills[0].at - self._read_at) if bills else rest
-        return read, decide, rest - decide
+        decide = bills[0].at - self._read_at if bills else rest
+        return (read, decide, rest - decide) if decide < rest else (read, rest, 0.0)

@@ -130,7 +130,9 @@ def _following(settings: Settings, doors: Doors) -> Revisions:
 
 async def _recent(records: Records, member: Member | None, most: int, after: float) -> list[bytes]:
     """The newest records of all workers."""
-    return newest(await member.records(most, after), most) if member else records.recent(most, after)
+    if member:
+        return newest(await member.records(most, after), most)
+    return await asyncio.to_thread(records.recent, most, after)
 
 
 def across_origins(app: ASGI, settings: Settings) -> ASGI:

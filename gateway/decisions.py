@@ -18,7 +18,6 @@ from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
 from gateway.recorded import SHADOW, Outcome, Record
-from gateway.relay import version
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.types import Caller, ChatRequest, Decision
@@ -145,7 +144,7 @@ def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: f
         status=200,
         seconds=seconds,
         overhead=None,
-        policy=version(policy),
+        policy=policy.version,
         caller=request.caller,
         model=request.fields.model or "auto",
         decision=made,

@@ -70,8 +70,11 @@ class Drift:
 
     def decided(self, decision: Decision, policy: Policy) -> None:
         """A decision was recorded."""
-        facts, seen = decision.facts, self._of(policy)
-        if seen is None or facts.score is None:
+        facts = decision.facts
+        if policy.basis is None or facts.score is None:
+            return
+        seen = self._of(policy)
+        if seen is None:
             return
         p_complex = decision.verdict.p_complex if decision.verdict else None
         p = seen.layer.p(row(facts.score, p_complex, facts.measures))

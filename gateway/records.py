@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from random import SystemRandom
@@ -18,7 +19,7 @@ from gateway.errors import NotFound
 from gateway.policy import Policy, Recording
 from gateway.recorded import Chosen, Judged, Outcome, Record, Recorded, Seen, Used
 from gateway.store import Store
-from gateway.types import Caller, Decision, Facts, Usage
+from gateway.types import Caller, Decision
 
 FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is
 HEADER = 128  # characters of a header's value that are kept
@@ -37,6 +38,49 @@ class Ended(msgspec.Struct):
 
 
 _ENDED = msgspec.json.Decoder(Ended)
+
+
+class Kept(msgspec.Struct, gc=False):
+    """A decision whose answer ended `at`. Its line is made for who wants it: most are read by nobody."""
+
+    at: float
+    id: str
+    caller: str
+    policy: str
+    seen: Seen
+    decision: Decision
+    tier: str | None
+    skips: str | None
+    status: int
+    seconds: float
+    ttft: float | None
+    used: Used | None
+    outcome: Outcome | None = None
+
+    def line(self) -> bytes:
+        return msgspec.json.encode(self.recorded())
+
+    def recorded(self) -> Recorded:
+        decision, route = self.decision, self.decision.route
+        tier, chances = route.tiers[0], dict(route.chances)
+        return Recorded(
+            id=self.id,
+            caller=self.caller,
+            at=round(self.at, 3),
+            policy=self.policy,
+            seen=self.seen,
+            facts=cast("dict[str, Any]", decision.facts),  # encoded it is one
+            verdict=decision.verdict,
+            held=decision.held,
+            route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),
+            tier=self.tier,
+            skips=self.skips,
+            status=self.status,
+            seconds=round(self.seconds, 6),
+            ttft=self.ttft,
+            used=self.used,
+            outcome=self.outcome,
+        )
 
 
 class Due(NamedTuple):
@@ -64,7 +108,7 @@ class Records:
 
     def __init__(self, store: Store, path: Path | None = None, watch: Watch | None = None) -> None:
         self._store, self._path, self._watch = store, path, watch
-        self._ring: dict[tuple[str, str], bytes] = {}
+        self._ring: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._due: list[Due] = []
         self._writing: asyncio.Task[None] | None = None
         self.lost = 0
@@ -78,21 +122,25 @@ class Records:
             return
         if self._watch:
             self._watch.decided(decision, policy)
-        line = msgspec.json.encode(recorded(record, record.caller, decision, policy))
-        self._ring.pop((record.caller.id, record.id), None)
-        self._ring[record.caller.id, record.id] = line
-        while len(self._ring) > rules.keep:
-            del self._ring[next(iter(self._ring))]
-        self._put(Due(line, record.caller.id, record.id, rules))
+        ring, name, kept = self._ring, (record.caller.id, record.id), to_keep(record, record.caller, decision, policy)
+        if name in ring:
+            ring.move_to_end(name)
+        ring[name] = kept
+        while len(ring) > rules.keep:
+            ring.popitem(last=False)
+        if self._writes(rules):
+            self._put(Due(kept.line(), record.caller.id, record.id, rules))
 
     def holds(self, caller: Caller, request_id: str) -> bool:
         """Whether a decision of this process can still be judged here."""
         return (caller.id, request_id) in self._ring
 
     def recent(self, most: int, after: float = 0.0) -> list[bytes]:
-        """The newest lines of answers that ended after that time, so many at most, the newest last."""
-        lines = list(self._ring.values())[-most:]
-        return lines[bisect_right(lines, after, key=ended) :] if after else lines
+        """The newest lines of answers that ended after that time, so many at most, the newest last. Many take their
+        time: meant for a thread."""
+        kept = list(self._ring.values())[-most:]
+        newer = kept[bisect_right(kept, after, key=lambda one: round(one.at, 3)) :] if after else kept
+        return [one.line() for one in newer]
 
     async def judge(self, caller: Caller, request_id: str, outcome: Outcome, policy: Policy) -> None:
         """Attach an outcome to a decision of this caller; a later one takes the place of an earlier one, as
@@ -107,21 +155,20 @@ class Records:
                 break
         else:
             raise _unknown(request_id)
-        late = Judged(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
-        self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
+        if self._writes(policy.record):
+            late = Judged(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
+            self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
 
     async def _attached(self, name: tuple[str, str], outcome: Outcome, policy: Policy) -> bool:
         """Whether the decision is here, and has the outcome now, or is known to be another process's."""
-        line, rules = self._ring.get(name), policy.record
-        if line is None:
+        kept, rules = self._ring.get(name), policy.record
+        if kept is None:
             return self._shares(rules) and await self._store.recall(name[0], _mark(name[1])) is not None
-        one = _LINE.decode(line)
-        if one.at + rules.feedback < time.time():
+        if kept.at + rules.feedback < time.time():
             return False
-        known, one.outcome = one.outcome, outcome.over(one.outcome)
+        known, kept.outcome = kept.outcome, outcome.over(kept.outcome)
         if self._watch and not known:
-            self._watch.judged(one, policy)
-        self._ring[name] = msgspec.json.encode(one)
+            self._watch.judged(_LINE.decode(kept.line()), policy)
         return True
 
     async def close(self) -> None:
@@ -130,8 +177,6 @@ class Records:
             await asyncio.wait([self._writing])
 
     def _put(self, due: Due) -> None:
-        if self._path is None and not self._shares(due.rules):
-            return
         if len(self._due) >= WAITING:
             self.lost += 1
             return
@@ -148,6 +193,9 @@ class Records:
             shared = [due for due in batch if self._shares(due.rules)]
             if shared:
                 await self._share(shared, shared[-1].rules.stream or 1)
+
+    def _writes(self, rules: Recording) -> bool:
+        return self._path is not None or self._shares(rules)
 
     def _shares(self, rules: Recording) -> bool:
         return rules.stream is not None and self._store.state != "memory"
@@ -179,33 +227,23 @@ def ended(line: bytes) -> float:
     return _ENDED.decode(line).at
 
 
-def recorded(record: Record, caller: Caller, decision: Decision, policy: Policy) -> Recorded:
-    """The line of a decision that ended now."""
-    route = decision.route
-    tier = route.tiers[0]
-    chances = dict(route.chances)
-    return Recorded(
-        id=record.id,
-        caller=caller.id,
-        at=round(time.time(), 3),
-        policy=record.policy,
-        seen=policy.once(seen),
-        facts=cast("dict[str, Any]", _cut(decision.facts)),  # encoded it is one
-        verdict=decision.verdict,
-        held=decision.held,
-        route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),
-        tier=record.tier,
-        skips=policy.skips(record.tier),
-        status=record.status,
-        seconds=round(record.seconds, 6),
-        ttft=record.ttft,
-        used=used(record.usage) if record.usage else None,
+def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) -> Kept:
+    """What is kept of a decision whose answer ended now; no counts of an answer that the server did not count whole."""
+    usage = record.usage
+    return Kept(
+        time.time(),
+        record.id,
+        caller.id,
+        record.policy,
+        policy.once(seen),
+        _cut(decision) if decision.facts.headers else decision,
+        record.tier,
+        policy.skips(record.tier),
+        record.status,
+        record.seconds,
+        record.ttft,
+        Used(usage.prompt, usage.cached, usage.completion) if usage and usage.complete else None,
     )
-
-
-def used(usage: Usage) -> Used | None:
-    """None where the server did not count the whole answer."""
-    return Used(usage.prompt, usage.cached, usage.completion) if usage.complete else None
 
 
 def seen(policy: Policy) -> Seen:
@@ -232,11 +270,10 @@ def append(path: Path, lines: list[bytes]) -> None:
         path.replace(f"{path}.1")
 
 
-def _cut(facts: Facts) -> Facts:
+def _cut(decision: Decision) -> Decision:
     """Header values are the caller's words: their length is bounded."""
-    if not facts.headers:
-        return facts
-    return replace(facts, headers={name: value[:HEADER] for name, value in facts.headers.items()})
+    headers = {name: value[:HEADER] for name, value in decision.facts.headers.items()}
+    return replace(decision, facts=replace(decision.facts, headers=headers))
 
 
 def _mark(request_id: str) -> bytes:

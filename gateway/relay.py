@@ -20,21 +20,13 @@ _LAST = re.compile(
 )
 
 
-def version(policy: Policy) -> str:
-    """The policy as `x-route-policy` and the log name it."""
-    return f"{policy.name}@{policy.revision}+{policy.digest}"
-
-
 def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) -> Headers:
     """The headers that every answer has, refusals too (`reply` None: before anything was decided)."""
     route = reply.route if reply else None
     tier, cache = (reply.tier or NOBODY, reply.cache) if reply else (NOBODY, "bypass")
     rule, reason = (route.rule, route.reason) if route else (NOBODY, NOBODY)
-    return [
-        (b"x-request-id", request_id.encode()),
-        (b"x-gateway-overhead-ms", b"%.3f" % (overhead * 1000)),
-        *policy.once(_chosen, tier, rule, reason, cache),
-    ]
+    ours = [(b"x-request-id", request_id.encode()), (b"x-gateway-overhead-ms", b"%.3f" % (overhead * 1000))]
+    return ours + policy.once(_chosen, tier, rule, reason, cache)
 
 
 def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> Headers:
@@ -42,7 +34,7 @@ def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> He
         (b"x-route-tier", tier.encode()),
         (b"x-route-rule", _ascii(rule)),
         (b"x-route-reason", _ascii(reason)),
-        (b"x-route-policy", _ascii(policy.once(version))),
+        (b"x-route-policy", _ascii(policy.version)),
         (b"x-route-cache", cache.encode()),
         *([(b"x-route-skips", skips.encode())] if (skips := policy.skips(tier)) else []),
     ]

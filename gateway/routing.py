@@ -124,11 +124,6 @@ def band(steps: tuple[Step, ...], verdict: Verdict) -> Step:
     return next(step for step in steps if verdict.p_complex < step.high)
 
 
-def explores(policy: Policy) -> bool:
-    """Whether chance has a part in any route."""
-    return any(rule.explore for rule in policy.rules)
-
-
 def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
     """`found`, or as often as the rule's `explore` says one of its other sides; with how likely each of them was.
 

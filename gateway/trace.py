@@ -70,7 +70,8 @@ class Trace:
 def sampled(headers: Mapping[str, str], ratio: float) -> Trace | None:
     """The trace of a request, None where it is none. A caller who sends a traceparent has decided; else `ratio` of all
     are traced."""
-    found = _PARENT.fullmatch(headers.get("traceparent", ""))
+    given = headers.get("traceparent")
+    found = _PARENT.fullmatch(given) if given else None
     if not found or (found[1] == "00" and found[5]):
         return Trace() if random.random() < ratio else None  # noqa: S311  # nothing to guard
     if not int(found[4], 16) & SAMPLED:

@@ -16,7 +16,6 @@ from gateway.page.files import files
 from gateway.policy import Policy
 from gateway.recorded import Recorded, RecordError
 from gateway.records import seen
-from gateway.relay import version
 from gateway.replay import Unrecorded, refuse_unrecorded
 from gateway.types import Facts
 from gateway.upstream import Load, loads
@@ -81,7 +80,7 @@ def page_routes(guard: Guard, client: Client, policy: Callable[[], Policy]) -> A
     async def explained(record: Annotated[dict[str, Any], Body(description="a line of /admin/records")]) -> Explained:
         one = _read(record)
         there = _that_decided(one.policy, policy())
-        return Explained(one.policy, one.policy == version(there), explain(_facts(one, there), one.verdict, there))
+        return Explained(one.policy, one.policy == there.version, explain(_facts(one, there), one.verdict, there))
 
     routes.include_router(admin)
     return routes
@@ -98,7 +97,7 @@ def _read(record: dict[str, Any]) -> Recorded:
 def _that_decided(name: str, policy: Policy) -> Policy:
     """The policy in force, or its candidate where that has the name."""
     candidate = policy.candidate and policy.candidate.policy
-    return candidate if candidate and version(candidate) == name else policy
+    return candidate if candidate and candidate.version == name else policy
 
 
 def _facts(one: Recorded, policy: Policy) -> Facts:

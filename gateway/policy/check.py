@@ -184,11 +184,12 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None,
     everyone = Callers(DefaultCaller("default"), {"default": Plan(may=tuple(written.tiers))})
     callers = written.callers or everyone
     whole = (document.text, found.text if found else "", table.digest if table else "")
+    digest = hashlib.sha256("".join(whole).encode()).hexdigest()[:12]
     return Policy(
         schema=written.schema,
         name=written.name,
         revision=written.revision,
-        digest=hashlib.sha256("".join(whole).encode()).hexdigest()[:12],
+        digest=digest,
         tiers=written.tiers,
         triage=filled(written.triage, first, own_threshold(document, found)),
         calibration=found.fitted.layer if found else None,
@@ -211,6 +212,8 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None,
         watched_headers=watched(written.rules, "header"),
         watched_queues=queues(written),
         scored=scored(written),
+        explores=any(rule.explore for rule in written.rules),
+        version=f"{written.name}@{written.revision}+{digest}",
     )
 
 

@@ -80,6 +80,8 @@ class PolicyFile:
 class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
 
+    `version` is what `x-route-policy` and the log call it. `explores`: chance has a part in some route.
+
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
     file's bytes (and of the calibration and the embeddings it names), with variables not filled in: the environment
     cannot be guessed from it. `calibration` gives p_complex, None: the verdict's own counts; `basis` is what it was
@@ -94,6 +96,8 @@ class Policy:
     name: str
     revision: str
     digest: str
+    version: str
+    explores: bool
     tiers: dict[str, Tier]
     triage: Triage
     signals: dict[str, re.Pattern[str]]

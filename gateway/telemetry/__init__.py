@@ -3,6 +3,8 @@
 import asyncio
 import atexit
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -27,6 +29,7 @@ THINKS = (
     "enable_thinking: false} on the tier (engine: vllm sends it by itself), or in the server's own "
     "--default-chat-template-kwargs"
 )
+TOGETHER = 128  # exchanges that are counted at once, sooner where somebody wants to know
 DRIFTING = ("scores", "outcomes")
 log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
@@ -38,7 +41,9 @@ class Telemetry:
     def __init__(self, log: bool, trace_ratio: float = 0.0) -> None:
         self.meters = Meters()
         self._thinks = False
-        self._ended: list[Record] = []  # in this turn of the event loop
+        self._ended: deque[Record] = deque()  # to be counted
+        self._counting = threading.Lock()
+        self._untold: list[Record] = []  # of this turn of the event loop
         self._registry = registry = CollectorRegistry()
         self._log = Lines() if log else None
         self._ratio = trace_ratio
@@ -67,6 +72,7 @@ class Telemetry:
         """Show `policy` as the one in force; its model names may become label values. Replicas are told by their place
         in the policy: who may read metrics need not know where servers are.
         """
+        self._count()
         self.meters.use(policy)
         self.policy.clear()
         self.policy.labels(policy.name, policy.revision, policy.digest).set(1)
@@ -93,25 +99,32 @@ class Telemetry:
         return sampled(headers, self._ratio) if self._ratio else None
 
     def record(self, record: Record) -> None:
-        """Count one exchange and write its line, with those of the same turn of the event loop."""
-        self._ended.append(record)
-        if len(self._ended) > 1:
-            return
-        try:
-            asyncio.get_running_loop().call_soon(self._count)
-        except RuntimeError:  # outside of a loop
-            self._count()
+        """Count one exchange, with many others; write its line and its spans, with those of the same turn of the event
+        loop."""
+        ended = self._ended
+        ended.append(record)
+        if len(ended) == TOGETHER:
+            _behind(self._count)
+        if self._log or record.trace:
+            self._untold.append(record)
+            if len(self._untold) == 1:
+                _behind(self._tell)
+        if record.decision and record.decision.verdict and record.cache != "coalesced":
+            self._alarm(record.decision.verdict)
 
     def _count(self) -> None:
-        ended, self._ended = self._ended, []
-        told = [self.meters.add(record) for record in ended]
-        for record, model in zip(ended, told, strict=True):
-            if record.decision and record.decision.verdict and record.cache != "coalesced":
-                self._alarm(record.decision.verdict)
+        with self._counting:  # who shows the metrics does so in a thread
+            ended = self._ended
+            self.meters.add([ended.popleft() for _ in range(len(ended))])
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, []
+        told = [(record, self.meters.told(record.model)) for record in untold]
+        for record, model in told:
             if record.trace and self._export:
                 self._export.put(record, record.trace, model, self.meters.models)
-        if self._log and ended:
-            self._log.write([line(record, model) for record, model in zip(ended, told, strict=True)])
+        if self._log and told:
+            self._log.write([line(record, model) for record, model in told])
 
     def _alarm(self, verdict: Verdict) -> None:
         """Tells when the classifier begins to answer without content, and when it answers again: two lines in all."""
@@ -123,14 +136,23 @@ class Telemetry:
         log.warning(THINKS if thinks else "triage: answers have content again")
 
     def close(self) -> None:
-        """Count what ended in this turn, write its lines, send what is left of its spans."""
-        self._count()
+        """Write the lines of what ended in this turn, send what is left of its spans."""
+        self._tell()
         if self._export:
             self._export.close()
 
     def render(self) -> bytes:
-        """The metrics as Prometheus' text, of the type METRICS."""
+        """The metrics as Prometheus' text, of the type METRICS. Meant for a thread."""
+        self._count()
         return self.meters.text().encode() + generate_latest(self._registry)
+
+
+def _behind(work: Callable[[], None]) -> None:
+    """Do it when this turn of the event loop is over; outside of a loop at once."""
+    try:
+        asyncio.get_running_loop().call_soon(work)
+    except RuntimeError:
+        work()
 
 
 def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str) -> float:

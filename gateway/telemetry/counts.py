@@ -4,8 +4,8 @@ prometheus_client's counters take ten times the time to count in, and its text o
 no stream of the process goes on.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client.utils import floatToGoString
@@ -57,12 +57,18 @@ class Spreads:
             found = self._found[values] = self._empty()
         return found
 
-    def put(self, cell: Cell, amount: float) -> None:
-        cell[bisect_left(self._bounds, amount)] += 1
-        cell[-1] += amount
+    def put(self, cell: Cell, amounts: Iterable[float]) -> None:
+        """Amounts in order take one search for each bucket that some are in, and not one each."""
+        bounds, ordered, seen = self._bounds, sorted(amounts), 0
+        while seen < len(ordered):
+            at = bisect_left(bounds, ordered[seen])
+            upto = bisect_right(ordered, bounds[at]) if at < len(bounds) else len(ordered)
+            cell[at] += upto - seen
+            seen = upto
+        cell[-1] += sum(ordered)
 
     def add(self, amount: float, *values: str) -> None:
-        self.put(self.cell(*values), amount)
+        self.put(self.cell(*values), (amount,))
 
     def text(self) -> Iterator[str]:
         yield self._head

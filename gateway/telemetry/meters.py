@@ -4,16 +4,16 @@ Label values are the policy's words and ours; of what callers write only names t
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gateway.policy import Policy, Price
 from gateway.pricing import cost
 from gateway.recorded import PHASES, Record
-from gateway.store import NANO
-from gateway.telemetry.counts import Cell, Counts, Spreads
+from gateway.store import NANO, Line
+from gateway.telemetry.counts import Counts, Spreads
 from gateway.telemetry.names import OPERATIONS, PROVIDER
-from gateway.types import Decision, Usage
+from gateway.types import Decision, Usage, Verdict
 
 # Buckets of the GenAI conventions' server metrics; TTFT goes on to ten minutes, as prompts of a million tokens do.
 DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 655.36)
@@ -27,30 +27,8 @@ AGREEMENT = tuple(at / 10 for at in range(11))
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 SHADOWED = ("compared", "busy", "budget", "failed", "cut", "unrecorded")
 RELOADS = ("accepted", "rejected")
-MOST_ALIKE = 1024  # combinations of labels whose counters are held ready
+CACHED = ("hit", "coalesced")
 NOBODY = "none"  # the tier and model of an answer that no model gave
-
-
-class Answered(NamedTuple):
-    """What an answer of a tier counts in."""
-
-    caching: Cell
-    decisions: Cell
-    ttft: Cell
-    tpot: Cell
-    tokens: tuple[Cell, Cell, Cell]  # of the prompt, of those the ones that were cached, of the answer
-    saved: Cell
-    tier: str
-    cached: bool
-
-
-class Seen(NamedTuple):
-    """What exchanges that are alike count in; `model` as they may be told."""
-
-    model: str | None
-    requests: Cell
-    duration: Cell | None
-    answered: Answered | None
 
 
 class Meters:
@@ -61,7 +39,6 @@ class Meters:
         self.models: Mapping[str, str] = {}
         self._prices: Mapping[str, Price] = {}
         self._last = ""
-        self._alike: dict[tuple[object, ...], Seen] = {}
         self.requests = Counts("gateway_requests", "Exchanges ended.", ["status", "tier"])
         self.decisions = Counts("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
         self.verdicts = Counts("gateway_verdicts", "Classifications.", ["outcome", "source"])
@@ -120,38 +97,32 @@ class Meters:
 
     def use(self, policy: Policy) -> None:
         """Count by the names and prices of this policy."""
-        self._alike.clear()
         self._names = frozenset(policy.names)
         self.models = {name: tier.model for name, tier in policy.tiers.items()}
         self._prices = {name: tier.price for name, tier in policy.tiers.items()}
         self._last = next(reversed(policy.tiers))
 
-    def add(self, record: Record) -> str | None:
-        """Counts an exchange; its model's name as it may be told."""
-        seen = self._seen(record)
-        seen.requests[0] += 1
-        self._added(record)
-        if record.error:
-            self.refusals.add(record.error)
-        if record.limited:
-            self.limited.add(record.limited)
-        for line in record.costs:
-            self.cost.add(line.tier, line.kind, amount=line.money / NANO)
-        if seen.duration is not None:
-            self.duration.put(seen.duration, record.seconds)
-        if seen.answered:
-            self._answered(record, seen.answered)
-        if record.decision and record.cache != "coalesced":  # else the one who was first has counted it
-            self._judged(record.decision, record.usage)
-        return seen.model
+    def add(self, records: Iterable[Record]) -> None:
+        """Counts exchanges that have ended; those that are alike are counted at once."""
+        names = self._names
+        groups: dict[tuple[str | None, tuple[object, ...]], list[Record]] = {}
+        for record in records:
+            model, route = record.model, record.route
+            if model not in names:
+                model = self.told(model)
+            chosen = (route.rule, route.reason) if route else None
+            key = model, (record.path, record.stream, record.status, record.error, record.tier, record.cache, chosen)
+            alike = groups.get(key)
+            if alike is None:
+                alike = groups[key] = []
+            alike.append(record)
+        for (model, _), alike in groups.items():
+            self._count(alike, model)
 
-    def _added(self, record: Record) -> None:
-        """What the gateway adds."""
-        if record.overhead is None:
-            return
-        self.overhead.put(self._of_all, record.overhead)
-        for cell, seconds in zip(self._of_phase, record.phases, strict=False):  # none of what was not understood
-            self.phases.put(cell, seconds)
+    def told(self, model: str | None) -> str | None:
+        """The name that a caller wrote, if the policy has it: no other text of a caller's goes anywhere."""
+        name = model.lower() if model else None
+        return name if name is None or name in self._names else "other"
 
     def text(self) -> str:
         """All of them as Prometheus' text. Meant for a thread: it lets others run after each series."""
@@ -162,82 +133,109 @@ class Meters:
                 time.sleep(0)
         return "".join(parts)
 
-    def _seen(self, record: Record) -> Seen:
-        """Where exchanges like this one are counted: looked up label by label once for all of them."""
-        route = record.route
-        told = (route.rule, route.reason) if route else None
-        key = (record.status, record.tier, record.path, record.model, record.cache, record.error, told)
-        found = self._alike.get(key)
-        if found is None:
-            if len(self._alike) >= MOST_ALIKE:
-                self._alike.clear()
-            found = self._alike[key] = self._place(record)
-        return found
+    def _count(self, alike: Sequence[Record], model: str | None) -> None:
+        one, count = alike[0], len(alike)
+        self.requests.add(str(one.status), one.tier or NOBODY, amount=count)
+        if one.error:
+            self._failed(one.error, alike)
+        self._added(alike)
+        self._spent([line for record in alike for line in record.costs])
+        if model is not None:
+            self._asked(alike, model)
+        if one.cache != "coalesced":  # else the one who was first has counted it
+            self._judged(alike)
 
-    def _place(self, record: Record) -> Seen:
-        """`model` is the name that the caller wrote if the policy has it: no other text of a caller's goes anywhere."""
-        tier, model = record.tier, record.model.lower() if record.model else None
-        told = model if model is None or model in self._names else "other"
-        requests = self.requests.cell(str(record.status), tier or NOBODY)
-        if told is None:
-            return Seen(told, requests, None, None)
-        labels = (OPERATIONS.get(record.path, "other"), PROVIDER, told, self.models.get(tier or "", NOBODY))
-        error = record.error or (str(record.status) if record.status >= 400 else "")
-        answered = self._answers(record, tier, labels) if tier else None
-        return Seen(told, requests, self.duration.cell(*labels, error), answered)
+    def _failed(self, error: str, alike: Sequence[Record]) -> None:
+        self.refusals.add(error, amount=len(alike))
+        for record in alike:
+            if record.limited:
+                self.limited.add(record.limited)
 
-    def _answers(self, record: Record, tier: str, labels: Sequence[str]) -> Answered:
-        route, cached = record.route, record.cache in ("hit", "coalesced")
-        input_, known, output = (self.tokens.cell(*labels, kind) for kind in ("input", "cached_input", "output"))
-        return Answered(
-            self.caching.cell(record.cache),
-            self.decisions.cell(route.rule, tier, route.reason) if route else [0.0],
-            self.ttft.cell(*labels),
-            self.tpot.cell(*labels),
-            (input_, known, output),
-            self.saved.cell(tier, "cached" if cached else "routed"),
-            tier,
-            cached,
-        )
+    def _asked(self, alike: Sequence[Record], model: str) -> None:
+        """What exchanges that were understood, and so ask for a model, came to."""
+        one = alike[0]
+        labels = (OPERATIONS.get(one.path, "other"), PROVIDER, model, self.models.get(one.tier or "", NOBODY))
+        error = one.error or (str(one.status) if one.status >= 400 else "")
+        self.duration.put(self.duration.cell(*labels, error), [record.seconds for record in alike])
+        if one.tier:
+            self._answered(alike, one.tier, labels)
 
-    def _answered(self, record: Record, seen: Answered) -> None:
-        seen.caching[0] += 1
-        seen.decisions[0] += 1
-        if record.ttft is not None:
-            self.ttft.put(seen.ttft, record.ttft)
-        if usage := record.usage:
-            self._used(record, usage, seen)
+    def _added(self, alike: Sequence[Record]) -> None:
+        """What the gateway adds."""
+        self.overhead.put(self._of_all, [record.overhead for record in alike if record.overhead is not None])
+        phases = zip(*[record.phases for record in alike if record.phases], strict=True)  # what was understood has them
+        for cell, seconds in zip(self._of_phase, phases, strict=False):
+            self.phases.put(cell, seconds)
 
-    def _used(self, record: Record, usage: Usage, seen: Answered) -> None:
-        prompt, completion = usage.prompt, usage.completion
-        if prompt is not None and completion is not None and record.status == 200:
-            seen.saved[0] += self._saving(seen, prompt, min(usage.cached or 0, prompt), completion)
-        if seen.cached:
-            return
-        for cell, count in zip(seen.tokens, (prompt, usage.cached, completion), strict=True):
-            if count is not None:
-                self.tokens.put(cell, count)
-        if record.stream and record.ttft is not None and completion is not None and completion > 1:
-            self.tpot.put(seen.tpot, (record.seconds - record.ttft) / (completion - 1))
+    def _spent(self, lines: Iterable[Line]) -> None:
+        """What the calls came to."""
+        spent: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for line in lines:
+            spent[line.tier, line.kind] += line.money
+        for (tier, kind), money in spent.items():
+            self.cost.add(tier, kind, amount=money / NANO)
 
-    def _saving(self, seen: Answered, prompt: int, cached: int, completion: int) -> float:
+    def _answered(self, alike: Sequence[Record], tier: str, labels: Sequence[str]) -> None:
+        """What answers of a tier came to."""
+        one, count = alike[0], len(alike)
+        cached = one.cache in CACHED
+        self.caching.add(one.cache, amount=count)
+        if one.route:
+            self.decisions.add(one.route.rule, tier, one.route.reason, amount=count)
+        self.ttft.put(self.ttft.cell(*labels), [record.ttft for record in alike if record.ttft is not None])
+        used = [record.usage for record in alike if record.usage]
+        saved = self._saving(tier, used, cached=cached) if one.status == 200 else 0.0
+        self.saved.add(tier, "cached" if cached else "routed", amount=saved)
+        made = [] if cached else used
+        cells = [self.tokens.cell(*labels, kind) for kind in ("input", "cached_input", "output")]
+        self.tokens.put(cells[0], [usage.prompt for usage in made if usage.prompt is not None])
+        self.tokens.put(cells[1], [usage.cached for usage in made if usage.cached is not None])
+        self.tokens.put(cells[2], [usage.completion for usage in made if usage.completion is not None])
+        self.tpot.put(self.tpot.cell(*labels), _paces(alike) if one.stream and not cached else ())
+
+    def _saving(self, tier: str, used: Iterable[Usage], *, cached: bool) -> float:
         """US dollars; below 0 where the last tier would have been the cheaper."""
-        dear, own = self._prices.get(self._last), self._prices.get(seen.tier)
+        dear, own = self._prices.get(self._last), self._prices.get(tier)
         if dear is None or own is None:  # a tier of a policy that is gone
             return 0.0
-        paid = 0 if seen.cached else cost(own, prompt, cached, completion)
-        return (cost(dear, prompt, cached, completion) - paid) / NANO
+        prompt = again = completion = 0
+        for usage in used:
+            asked, made = usage.prompt, usage.completion
+            if asked is not None and made is not None:
+                prompt, completion = prompt + asked, completion + made
+                again += min(usage.cached, asked) if usage.cached else 0
+        paid = 0 if cached else cost(own, prompt, again, completion)
+        return (cost(dear, prompt, again, completion) - paid) / NANO
 
-    def _judged(self, decision: Decision, usage: Usage | None) -> None:
-        if decision.draft != "none":
-            made = usage.completion or usage.events if usage and decision.draft == "kept" else 0
-            self.drafts.add(decision.draft)
-            self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
+    def _judged(self, alike: Iterable[Record]) -> None:
+        """What deciding came to."""
+        for record in alike:
+            decision = record.decision
+            if decision is None:
+                continue
+            if decision.draft != "none":
+                self._drafted(decision, record.usage)
+            if held := decision.held:
+                self.held.add(held.outcome, held.reason)
+            if verdict := decision.verdict:
+                self._classified(verdict)
+
+    def _drafted(self, decision: Decision, usage: Usage | None) -> None:
+        made = usage.completion or usage.events if usage and decision.draft == "kept" else 0
+        self.drafts.add(decision.draft)
+        self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
         if decision.draft == "kept":
             self.won.add(decision.won)
-        if held := decision.held:
-            self.held.add(held.outcome, held.reason)
-        if verdict := decision.verdict:
-            self.verdicts.add(verdict.label or verdict.reason, verdict.source)
-            if verdict.source != "cache":
-                self.triage.add(verdict.seconds)
+
+    def _classified(self, verdict: Verdict) -> None:
+        self.verdicts.add(verdict.label or verdict.reason, verdict.source)
+        if verdict.source != "cache":
+            self.triage.add(verdict.seconds)
+
+
+def _paces(alike: Iterable[Record]) -> Iterator[float]:
+    """Seconds a token of streams, after the first one."""
+    for record in alike:
+        made = record.usage.completion if record.usage else None
+        if record.ttft is not None and made is not None and made > 1:
+            yield (record.seconds - record.ttft) / (made - 1)

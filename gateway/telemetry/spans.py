@@ -31,7 +31,7 @@ def spans(
 ) -> Iterator[ReadableSpan]:
     """The spans of an exchange. `model`: its name as it may be told; `served`: by tier; `resource`: whose they are."""
     made = partial(ReadableSpan, resource=resource, instrumentation_scope=SCOPE)
-    state = TraceState.from_header([trace.state])
+    state = TraceState.from_header([trace.state]) if trace.state else None
     context = partial(SpanContext, trace.id, trace_flags=SAMPLED, trace_state=state)
     whole, end = context(trace.span, is_remote=False), trace.started + record.seconds
     yield made(
@@ -145,9 +145,16 @@ def _decided(decision: Decision) -> Attributes:
 def _used(usage: Counted | None) -> Attributes:
     if usage is None:
         return {}
-    counts = (usage.prompt, usage.cached, usage.completion)
-    return dict(zip((names.INPUT_TOKENS, names.CACHED_TOKENS, names.OUTPUT_TOKENS), counts, strict=True))
+    return {
+        names.INPUT_TOKENS: usage.prompt,
+        names.CACHED_TOKENS: usage.cached,
+        names.OUTPUT_TOKENS: usage.completion,
+    }
 
 
 def _told(attributes: Attributes) -> Attributes:
-    return {name: value for name, value in attributes.items() if value is not None}
+    """These, without what is None."""
+    for name in [*attributes]:
+        if attributes[name] is None:
+            del attributes[name]
+    return attributes

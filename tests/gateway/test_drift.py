@@ -13,7 +13,7 @@ from gateway.calibrate import calibrate, dump, parse
 from gateway.drift import CHI, FALSE, JUDGED, WINDOW, Drift, Z, miscalibrated, psi, spread
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome
-from gateway.records import Records, recorded
+from gateway.records import Records, to_keep
 from gateway.store import MemoryStore
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, Decision, Facts, Route
@@ -118,7 +118,7 @@ def test_a_calibration_on_agreements_is_held_against_agreements(tmp_path: Path) 
     for at in range(JUDGED):
         ended_now = ended(f"{at}", score=0.5)
         assert ended_now.decision
-        one = recorded(ended_now, ANN, ended_now.decision, policy)
+        one = to_keep(ended_now, ANN, ended_now.decision, policy).recorded()
         for source in (SHADOW, "caller"):
             one.outcome = Outcome(0.2, source)
             drift.judged(one, policy)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_the_newest_records_stay_in_memory() -> None:
     kept.keep(ended("r3"), policy(keep=3))
     assert names(kept) == ["r2", "r4", "r3"]
     assert names(kept, 1) == ["r3"]
+
+
+def test_who_asks_for_what_came_after_a_line_does_not_get_that_line_again() -> None:
+    kept = Records(MemoryStore())
+    for at in range(50):
+        kept.keep(ended(f"r{at}"), policy(keep=50))
+        time.sleep(0.0001)  # several in a millisecond
+    times = [json.loads(line)["at"] for line in kept.recent(50)]
+    assert len(set(times)) > 1
+    for after in times:
+        assert [json.loads(line)["at"] for line in kept.recent(50, after)] == [at for at in times if at > after]
 
 
 def test_a_share_of_the_decisions_is_recorded() -> None:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from gateway.errors import Refusal
-from gateway.relay import explained_events, explained_json, explanation, told, version
+from gateway.relay import explained_events, explained_json, explanation, told
 from gateway.types import Reply, Route
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body
@@ -62,7 +62,7 @@ def test_headers_are_printable_whatever_a_rule_is_called() -> None:
     assert found[b"x-route-reason"] == b"needs??x-evil: 1 ?"
     assert found[b"x-route-tier"] == b"none"
     assert found[b"x-gateway-overhead-ms"] == b"1.234"
-    assert found[b"x-route-policy"] == version(POLICY).encode()
+    assert found[b"x-route-policy"] == POLICY.version.encode()
 
 
 def test_a_remembered_answer_is_explained_by_what_is_remembered() -> None:

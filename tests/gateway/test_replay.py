@@ -12,7 +12,7 @@ import pytest
 
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome, Record, Recorded, RecordError
-from gateway.records import recorded, seen
+from gateway.records import seen, to_keep
 from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
 from gateway.routing import route
 from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
@@ -54,7 +54,7 @@ def record(name: str, facts: Facts, verdict: Verdict | None, made: Policy = A, *
     caller = Caller(facts.caller, facts.caller, facts.plan, "")
     whole = {"caller": caller, "tier": chosen.tiers[0], "usage": USAGE, **more}
     done = Record(name, "/v1/chat/completions", 200, 1.0, None, "made", **whole)
-    line = msgspec.json.encode(recorded(done, caller, Decision(facts, verdict, chosen), made))
+    line = to_keep(done, caller, Decision(facts, verdict, chosen), made).line()
     return msgspec.json.decode(line, type=Recorded)
 
 

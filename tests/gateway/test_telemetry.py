@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.policy import Policy
 from gateway.recorded import PHASES, Record
-from gateway.telemetry import Telemetry, line
+from gateway.telemetry import TOGETHER, Telemetry, line
 from gateway.types import Caller, Decision, Facts, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, body, gateway
@@ -205,6 +205,30 @@ def test_the_lines_of_one_turn_of_the_loop_are_written_together_and_none_is_lost
 
     asyncio.run(main())
     assert capsys.readouterr().out == ""
+
+
+def test_exchanges_wait_to_be_counted_until_they_are_many_or_the_policy_changes() -> None:
+    made = telemetry()
+    counted = made.meters.requests.cell("200", "pro")
+
+    async def main() -> None:
+        for _ in range(TOGETHER + 1):
+            made.record(record(tier="pro", model="gold"))
+        await asyncio.sleep(0)
+        assert counted == [TOGETHER + 1]
+        made.record(record(tier="pro", model="gold"))
+        assert counted == [TOGETHER + 1]
+
+    made.use(
+        policy_for(Sim("http://h", "f"), Sim("http://h", "p"), aliases={"gold": "pro"}), lambda: STATES, lambda: "ok"
+    )
+    asyncio.run(main())
+    made.use(POLICY, lambda: STATES, lambda: "ok")
+    assert counted == [TOGETHER + 2]
+    seen = re.findall(
+        r'^gen_ai_server_request_duration_seconds_count{.*model="(.+?)",gen_ai_prov.*} (.+)', shown(made), re.MULTILINE
+    )
+    assert seen == [("gold", f"{TOGETHER + 2}.0")], "each under the policy that it ended under"
 
 
 def priced(**changes: Any) -> Policy:

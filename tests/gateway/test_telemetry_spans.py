@@ -9,11 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.resources import Resource
 
 from gateway.recorded import Record
 from gateway.telemetry import Telemetry
-from gateway.trace import Trace
+from gateway.telemetry.otlp import request
+from gateway.telemetry.spans import SCOPE, spans
+from gateway.trace import Leg, Trace
+from gateway.types import Usage
 from loadtest.servers import Sim
 from tests.gateway.collector import Collector, collecting, plain
 from tests.gateway.serving import COMPLEX, SIMPLE, Answer, body, gateway
@@ -53,6 +59,20 @@ def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_
     asyncio.run(main())
     (span,) = collector.spans
     assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("GET /v1/models", TRACE, PARENT)
+
+
+def test_spans_are_told_as_the_sdk_tells_them() -> None:
+    usage = Usage(10**12, None, 0, complete=True)
+    began, given = Trace(), Trace(5 << 100, 77, "vendor=1")
+    given.began(leg := Leg("answer", "flash", "/v1/completions", "m" * 200, "h", 65535, usage, status=503, error="é"))
+    leg.ended = leg.started + 1
+    ended = Record("r1", "/v1/completions", 502, 0.5, -0.001, "p 東", tier="flash", usage=usage, error="x")
+    resource = Resource.create({"service.name": "t", "process.command_args": ["a", "b"]})
+    kinds = ((ended, began), (ended, given), (Record("", "", 200, 0.0, None, "", stream=True, ttft=1e300), given))
+    found = [span for record, trace in kinds for span in spans(record, trace, "auto", {"flash": "m"}, resource)]
+    (sent,) = ExportTraceServiceRequest.FromString(request(resource, SCOPE, found)).resource_spans
+    (known,) = encode_spans(found).resource_spans
+    assert sent == known
 
 
 @contextmanager
