@@ -65,16 +65,25 @@ class Response:
         """Body bytes for `sink` as they come, until it returns False; what ends or breaks the answer, `chunk` tells."""
         return self._open().pour(sink, self._idle)
 
+    def ready(self, limit: int) -> bytes | None:
+        """As `read`, if all that is left of the body is there already; else None."""
+        connection = self._open()
+        if not connection.complete:
+            return None
+        data = connection.take(self._idle)
+        if len(data) > limit:
+            raise TransportError("closed", "the server's answer is too long", started=True)
+        return data
+
     async def read(self, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes. Raises TransportError, also when it is longer."""
-        connection, parts, left = self._open(), [], limit
-        while not connection.complete and left >= 0:
-            parts.append(await connection.read(self._idle))
-            left -= len(parts[-1])
-        last = connection.take(self._idle)
-        if len(last) > left:
-            raise TransportError("closed", f"the server's answer is over {limit} bytes", started=True)
-        return b"".join([*parts, last]) if parts else last
+        parts = []
+        while (last := self.ready(limit)) is None:
+            parts.append(await self.chunk())
+            limit -= len(parts[-1])
+            if limit < 0:
+                raise TransportError("closed", "the server's answer is too long", started=True)
+        return b"".join([*parts, last])
 
     def _open(self) -> Connection:
         if not self._connection:

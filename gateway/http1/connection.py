@@ -84,8 +84,11 @@ class Connection(asyncio.Protocol):
         if self._size > HIGH_WATER and not self._paused and not self._error:
             self._paused = True
             self._transport.pause_reading()
-        if self._waiter and self.head and not (self._sink and self._chunks and self._sunk(self._sink)):
-            self._wake()
+        if not self._waiter or not self.head:
+            return
+        if self._sink and self._chunks and self._sink(self.take(self._idle)) and not (self.complete or self._error):
+            return  # there is more to come for the sink
+        self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost, self.keep = True, False
@@ -145,7 +148,8 @@ class Connection(asyncio.Protocol):
             return
         self._headless = data.startswith(b"HEAD ")  # its answer has a body's headers and no body
         self._end = end
-        self._allow("first_byte", deadline)
+        self._kind = "first_byte"
+        self._allow(deadline)
         self._transport.write(data)
 
     async def read(self, idle: float) -> bytes:
@@ -166,10 +170,6 @@ class Connection(asyncio.Protocol):
         finally:
             self._sink = None
 
-    def _sunk(self, sink: Sink) -> bool:
-        """Whether the sink took what arrived and there is more to come for it."""
-        return sink(self.take(self._idle)) and not (self.complete or self._error)
-
     def take(self, idle: float) -> bytes:
         """All body bytes that have arrived."""
         chunks = self._chunks
@@ -179,7 +179,8 @@ class Connection(asyncio.Protocol):
         chunks.clear()
         self._size = 0
         if not self.complete and not self._error:
-            self._allow("idle", self._loop.time() + idle)
+            self._kind = "idle"
+            self._allow(self._loop.time() + idle)
         if self._paused and not self._error:
             self._paused = False
             self._transport.resume_reading()
@@ -194,8 +195,9 @@ class Connection(asyncio.Protocol):
         self._resting = True
         self._chunks.clear()
         self._size = 0
-        self._end = end = self._loop.time() + self._keep_alive
-        self._allow("idle", end)
+        self._end = self._deadline = end = self._loop.time() + self._keep_alive
+        if self._fires > end:
+            self._set_timer(end)
         return True
 
     def abort(self) -> None:
@@ -232,13 +234,11 @@ class Connection(asyncio.Protocol):
         self.abort()
         self._wake()
 
-    def _allow(self, kind: Kind, deadline: float) -> None:
+    def _allow(self, deadline: float) -> None:
         """Move the deadline. A timer that fires too early is cheaper than one moved with each chunk."""
-        self._kind = kind
-        self._deadline = deadline = min(deadline, self._end)
-        if self._fires > deadline:
-            self._cancel_timer()
-            self._set_timer(deadline)
+        self._deadline = deadline
+        if self._fires > deadline or self._fires > self._end:
+            self._set_timer(min(deadline, self._end))
 
     def _expire(self) -> None:
         self._timer, self._fires = None, inf
@@ -250,9 +250,10 @@ class Connection(asyncio.Protocol):
             kind = "total" if now >= self._end else self._kind
             self._fail(TransportError(kind, f"no answer in time ({kind})", started=self.started))
         else:
-            self._set_timer(self._deadline if now < self._deadline else self._end)
+            self._set_timer(min(self._deadline, self._end) if now < self._deadline else self._end)
 
     def _set_timer(self, at: float) -> None:
+        self._cancel_timer()
         self._fires = at
         self._timer = self._loop.call_at(at, self._expire)
 
