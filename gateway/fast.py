@@ -196,7 +196,7 @@ class Cycle:
     def unwatch(self) -> None:
         self._left = None
 
-    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def start(self, status: int, headers: bytes, length: int | None = None) -> None:
         self.response_started = True
         self._chunked = length is None and not self._old and self.method != "HEAD"
         usual, last = self._connection.usual(), b""
@@ -205,7 +205,7 @@ class Cycle:
         elif self._chunked:
             last = b"transfer-encoding: chunked\r\n"
         close = b"" if self.keep_alive else b"connection: close\r\n"
-        self._head = b"".join((_FIRST[status], usual, header_lines(headers), last, close, b"\r\n"))
+        self._head = b"".join((_FIRST[status], usual, headers, last, close, b"\r\n"))
 
     def write(self, data: bytes, more: bool) -> Awaitable[None]:
         if self.disconnected:

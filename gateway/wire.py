@@ -56,11 +56,9 @@ class Wire(Protocol):
         """Call nobody any more."""
         ...
 
-    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
-        """The answer's head; it goes out with the first write. `length` of an answer that comes in one piece.
-
-        Raises ValueError when a header holds what none may.
-        """
+    def start(self, status: int, headers: bytes, length: int | None = None) -> None:
+        """The answer's head, of `header_lines`; it goes out with the first write. `length` of an answer that comes in
+        one piece."""
         ...
 
     def write(self, data: bytes, more: bool) -> Awaitable[None]:
