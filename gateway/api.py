@@ -28,15 +28,15 @@ from gateway.standing import OverLimit
 from gateway.store import Store
 from gateway.stream import Relayed
 from gateway.telemetry import Telemetry
-from gateway.types import Caller, ChatRequest, Headers, Reply
+from gateway.types import Caller, ChatRequest, Reply
 from gateway.uploads import Uploads
 from gateway.upstream import Upstream
-from gateway.wire import Wire
+from gateway.wire import Wire, header_lines
 
 LAST_WORD = 1.0  # seconds for the error event that ends a stream
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
-JSON: Headers = [(b"content-type", b"application/json")]
-STREAMED: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+JSON = b"content-type: application/json\r\n"
+STREAMED = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 log = logging.getLogger("gateway")
 draw = SystemRandom().random  # a caller must not be able to foresee what is explored
@@ -243,22 +243,22 @@ class Exchange:
                         await self._wire.write(answers.broken(refusal, self._reply.usage.events), more=False)
             return
         body = answers.error(refusal)
-        headers = JSON + refusal.headers() + self._answered(self._reply)
+        headers = JSON + header_lines(refusal.headers()) + self._answered(self._reply)
         self._start(refusal.status, headers, len(body))
         await self._wire.write(body, more=False)
 
-    def _start(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def _start(self, status: int, headers: bytes, length: int | None = None) -> None:
         self._wire.start(status, headers, length)
         self._status = status
 
-    def _answered(self, reply: Reply | None) -> Headers:
-        """The headers of an answer; the time before its first byte ends here."""
+    def _answered(self, reply: Reply | None) -> bytes:
+        """The headers of an answer, as lines; the time before its first byte ends here."""
         ours = time.perf_counter() - self._started - self._uploading - (reply.waited if reply else 0.0)
         self._overhead = ours if ours > 0.0 else 0.0  # noqa: FURB136  max() takes as long as ten steps
         headers = told(self._id, self._policy, reply, self._overhead)
         if reply is None or self._request is None:
             return headers
-        return headers + reply.headers + withheld(self._request, self._policy)
+        return headers + header_lines(reply.headers) + withheld(self._request, self._policy)
 
     def _record(self) -> None:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy

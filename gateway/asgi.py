@@ -10,7 +10,6 @@ from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
 from gateway.ids import request_id
 from gateway.settings import Settings
-from gateway.types import Headers
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -84,8 +83,10 @@ class AsgiWire:
             pass
         left()
 
-    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
-        told = headers if length is None else [*headers, (b"content-length", b"%d" % length)]
+    def start(self, status: int, headers: bytes, length: int | None = None) -> None:
+        told = [line.split(b": ", 1) for line in headers.split(b"\r\n")[:-1]]
+        if length is not None:
+            told.append([b"content-length", b"%d" % length])
         self._head = {"type": "http.response.start", "status": status, "headers": told}
 
     async def write(self, data: bytes, more: bool) -> None:

@@ -1,12 +1,12 @@
 """How does an exchange go over a connection without ASGI between?   All other paths go to the ASGI app.
 
 The rules of the connection, its timers, pipelining, flow control and end are those of `gateway.protocol`; this file
-puts its own request-and-answer cycle in the place of uvicorn's for the completion paths. An answer's head and first
-piece leave in one write.
+puts its own request-and-answer cycle in the place of uvicorn's for the completion paths. One task serves a connection's
+exchanges, one after the other. An answer's head and first piece leave in one write.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -16,10 +16,10 @@ from gateway.dialects import DIALECTS
 from gateway.errors import TooLarge
 from gateway.protocol import HIGH_WATER, Connection
 from gateway.types import Headers
+from gateway.wire import DONE, header_lines
 
 HOT = {path.encode(): path for path in DIALECTS}
 _FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
-_CONTROLS = bytes([*range(9), *range(10, 32), 127])  # what no header may hold
 
 
 class FastConnection(Connection):
@@ -29,9 +29,21 @@ class FastConnection(Connection):
         super().__init__(front.settings, front.doors.telemetry.meters.unread.add, **uvicorn)
         self.front = front
         self.serving: Cycle | None = None
+        self._next: Cycle | None = None  # to be served
+        self._task: asyncio.Task[None] | None = None
+        self._news: asyncio.Future[None] | None = None  # what the task waits for when it has nothing to do
+        self._usual: tuple[Headers, bytes] = ([], b"")
+        self._lost = False
+
+    def usual(self) -> bytes:
+        """The headers of every answer, which the server makes anew each second."""
+        headers = self.server_state.default_headers
+        if headers is not self._usual[0]:
+            self._usual = headers, header_lines(headers)
+        return self._usual[1]
 
     def begin(self) -> None:
-        path = HOT.get(self.url.partition(b"?")[0])
+        path = HOT.get(self.url) or HOT.get(self.url.partition(b"?")[0])
         if path is None:
             super().begin()
             return
@@ -44,59 +56,85 @@ class FastConnection(Connection):
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if type(cycle) is not Cycle:
+            super()._start_asgi_task(cycle, app)
+            return
+        self._next = cycle
+        if self._task is None:
+            self._task = self.loop.create_task(self._serve())
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news and not self._news.done():
+            self._news.set_result(None)
+
+    async def _serve(self) -> None:
+        """Serves exchanges until the connection is lost: to make and start a task for each costs more than most of what
+        they carry. Whatever ends one before its answer is complete ends the connection.
+        """
+        task: Any = self._task
+        try:
+            while self._next or not self._lost:
+                self.serving, self._next = self._next, None
+                if self.serving is None:
+                    self._news = self.loop.create_future()
+                    await self._news
+                    continue
+                self.tasks.add(task)  # what the server waits for, and ends, before it leaves
+                await Exchange(self.front.doors, self.front.settings, self.serving).run()
+                self.tasks.discard(task)
+                if not (self.serving.response_complete or self.serving.disconnected):  # a refusal ends the line itself
+                    return
+        finally:
+            self.tasks.discard(task)
+            self.transport.close()
+
     def on_body(self, body: bytes) -> None:
         cycle: object = self.cycle
         if type(cycle) is Cycle:
-            self._body += len(body)
-            cycle.take(body)
+            size = len(body)
+            self._body += size
+            cycle.take(body, size)
         else:
             super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        cycle: object = self.cycle
+        if type(cycle) is Cycle:
+            self._in_body, self._read = False, 0
+            cycle.end()
+        else:
+            super().on_message_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._lost = True
         if self.serving:  # not the newest when requests are pipelined
             self.serving.lost()
+        self._wake()
 
 
 class Cycle:
     """One request and its answer: a Wire to the gateway, and to the connection what uvicorn's own cycle is."""
 
-    __slots__ = (
-        "_chunked", "_connection", "_continue", "_flow", "_head", "_left", "_news", "_old", "_pieces", "_size",
-        "_transport", "disconnected", "headers", "keep_alive", "method", "more_body", "path", "response_complete",
-        "response_started",
-    )  # fmt: skip
+    # What the connection reads and sets, by uvicorn's names.
+    more_body = True
+    disconnected = response_started = response_complete = False
+    _left: Callable[[], None] | None = None
+    _news: asyncio.Future[None] | None = None
+    _size = 0  # of the pieces
+    _head = b""
+    _chunked = False
 
     def __init__(self, connection: FastConnection, path: str) -> None:
         parser = connection.parser
         self._connection, self._transport, self._flow = connection, connection.transport, connection.flow
-        self.method, self.path = parser.get_method().decode("ascii"), path
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in connection.headers}
-        self._old = parser.get_http_version() == "1.0"
+        self.method, self.path, self.headers = parser.get_method().decode(), path, connection.told
+        self._old = connection.version == "1.0"
         self._continue = connection.expect_100_continue
-        self._left: Callable[[], None] | None = None
-        self._news: asyncio.Future[None] | None = None
-        self._head = b""
-        self._chunked = False
         self._pieces: list[bytes] = []  # of the request's body
-        self._size = 0
-        # What the connection reads and sets, by uvicorn's names.
         self.keep_alive = not self._old and parser.should_keep_alive()
-        self.more_body = True
-        self.disconnected = self.response_started = self.response_complete = False
-
-    async def run_asgi(self, _: Any) -> None:
-        """Serve the exchange. Whatever ends it before its answer is complete ends the connection."""
-        connection = self._connection
-        connection.serving = self
-        front = connection.front
-        try:
-            await Exchange(front.doors, front.settings, self).run()
-        finally:
-            if connection.serving is self:  # the next one may have begun
-                connection.serving = None
-            if not (self.response_complete or self.disconnected):  # a refusal has its own way to end the line
-                self._transport.close()
 
     @property
     def message_event(self) -> "Cycle":
@@ -115,15 +153,22 @@ class Cycle:
         self.disconnected = not self.response_complete
         self.set()
 
-    def take(self, body: bytes) -> None:
-        """More of the body."""
+    def take(self, body: bytes, size: int) -> None:
+        """More of the body, of so many bytes."""
         if self.response_complete:
             return
         self._pieces.append(body)
-        self._size += len(body)
+        self._size += size
         if self._size > HIGH_WATER:
             self._flow.pause_reading()
-        self.set()
+        if self._news:
+            self.set()
+
+    def end(self) -> None:
+        """The body is complete."""
+        self.more_body = False
+        if self._news:
+            self.set()
 
     def ready(self) -> bytes | None:
         return None if self.more_body or self.disconnected else b"".join(self._pieces)
@@ -143,53 +188,49 @@ class Cycle:
 
     def watch(self, left: Callable[[], None]) -> None:
         self._left = left
-        self._flow.resume_reading()  # a request that waits behind this one has paused it; only who reads sees the end
+        if self._flow.read_paused:  # by a request that waits behind this one; only who reads sees the end
+            self._flow.resume_reading()
         if self.disconnected:
             asyncio.get_running_loop().call_soon(self.set)
 
     def unwatch(self) -> None:
         self._left = None
 
-    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def start(self, status: int, headers: bytes, length: int | None = None) -> None:
         self.response_started = True
-        self._chunked = length is None and not self._old
-        told = [b"%s: %s\r\n" % pair for pair in (*self._connection.server_state.default_headers, *headers)]
+        self._chunked = length is None and not self._old and self.method != "HEAD"
+        usual, last = self._connection.usual(), b""
         if length is not None:
-            told.append(b"content-length: %d\r\n" % length)
+            last = b"content-length: %d\r\n" % length
         elif self._chunked:
-            told.append(b"transfer-encoding: chunked\r\n")
-        if not self.keep_alive:
-            told.append(b"connection: close\r\n")
-        head = b"".join([_FIRST[status], *told, b"\r\n"])
-        if len(head) - len(head.translate(None, _CONTROLS)) != 2 * len(told) + 4:
-            raise ValueError("a header holds a control character")
-        self._head = head
+            last = b"transfer-encoding: chunked\r\n"
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        self._head = b"".join((_FIRST[status], usual, headers, last, close, b"\r\n"))
 
-    async def write(self, data: bytes, more: bool) -> None:
-        if self._flow.write_paused and not self.disconnected:
-            await self._flow.drain()
+    def write(self, data: bytes, more: bool) -> Awaitable[None]:
         if self.disconnected:
-            return
-        data = self._framed(data) if more else self._framed(data) + (b"0\r\n\r\n" if self._chunked else b"")
+            return DONE
+        if self._flow.write_paused:
+            return self._write_drained(data, more)
+        if self._chunked:
+            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"" if more else b"0\r\n\r\n")
+        elif self.method == "HEAD":
+            data = b""
         if self._head:
-            head, self._head = self._head, b""
-            data = head + data
+            data, self._head = self._head + data, b""
         self._transport.write(data)
         if not more:
-            self._end()
+            self.response_complete = True
+            if not self.keep_alive:
+                self._transport.close()
+            self._connection.on_response_complete()
+        return DONE
+
+    async def _write_drained(self, data: bytes, more: bool) -> None:
+        await self._flow.drain()
+        await self.write(data, more)
 
     def push(self, data: bytes) -> bool:
         if not self.disconnected:
-            self._transport.write(self._framed(data))
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         return not self._flow.write_paused
-
-    def _framed(self, data: bytes) -> bytes:
-        if self.method == "HEAD":
-            return b""
-        return b"%x\r\n%s\r\n" % (len(data), data) if self._chunked and data else data
-
-    def _end(self) -> None:
-        self.response_complete = True
-        if not self.keep_alive:
-            self._transport.close()
-        self._connection.on_response_complete()

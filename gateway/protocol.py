@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,10 +19,13 @@ HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
 CONTENT = 8  # bytes of a chunked body for each of its framing: a piece takes 80 bytes here, however little is in it
 SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
-_HOST = re.compile(rb"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_PORT = re.compile(rb":[0-9]{1,5}\Z")
-_ONCE = (b"authorization", b"x-api-key")  # who reads the first one and who reads the last see two callers
-_TELLING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", *_ONCE})  # what `_check` looks at
+_HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_PORT = re.compile(r":[0-9]{1,5}\Z")
+_LENGTH = "A request's length is told once, and chunked is the only transfer encoding."
+_KEY = "A request shows one key."  # who reads the first one and who reads the last see two callers
+_HOSTED = "A request names one valid Host."
+_FRAMING = ("content-length", "transfer-encoding")
+_ONCE = {"host": _HOSTED, "transfer-encoding": _LENGTH, "authorization": _KEY, "x-api-key": _KEY}
 
 
 class Connection(HttpToolsProtocol):
@@ -36,20 +39,20 @@ class Connection(HttpToolsProtocol):
     def __init__(self, settings: Settings, refused: Callable[[str], None], **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._settings, self._refused = settings, refused
-        self.url = b""
+        self.url, self.version = b"", ""  # the request's target and version of HTTP
         self.timeout_keep_alive = settings.idle_timeout  # type: ignore[assignment]  # a float will do
-        self._hosts = frozenset(host.lower().encode() for host in settings.hosts)
+        self._hosts = frozenset(host.lower() for host in settings.hosts)
         self._receiving: asyncio.TimerHandle | None = None
         self._stalling: asyncio.TimerHandle | None = None
         self._since = 0.0  # when the caller began to owe us a request
         self._idle_since = 0.0  # when the last answer ended; 0 while something is under way
-        self._host: list[bytes] | None = None  # that this connection's last request named, found valid
+        self.told: dict[str, str] = {}  # the request's headers, names in lower case; of several the last one
+        self._checked: list[tuple[bytes, bytes]] = []  # the headers, as they came, that were last found in order
         self._read = self._body = 0  # bytes of this request, of its body
         self._came = 0  # bytes that came last: those of this request among them that came with one before
-        self._in_head = self._in_body = False
+        self._in_head = self._in_body = self._over = False
         self._unanswered = 0  # requests whose head came
         self._refusal: Refusal | None = None
-        self._over = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -77,10 +80,11 @@ class Connection(HttpToolsProtocol):
             found = error.__context__
             self._fail(found if isinstance(found, Refusal) else BadRequest("The request is not valid HTTP."))
             return
-        self._measure()
+        if self._in_head or self._in_body or self._receiving or not self._unanswered:
+            self._measure()
 
     def _measure(self) -> None:
-        """After each read: is the caller's share of the line in time and in bounds?"""
+        """Is the caller's share of the line in time and in bounds?"""
         if self._in_head and self._read > MAX_HEAD:
             self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
         elif self._in_body and self._body > self._settings.max_body + SLACK:
@@ -95,12 +99,12 @@ class Connection(HttpToolsProtocol):
     # -- what the parser finds
 
     def on_message_begin(self) -> None:
-        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self.url, self.headers = b"", []
         self._in_head, self._body = True, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer, which may not pass for a header
-            self.headers.append((name.lower(), value))
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._check()
@@ -112,7 +116,7 @@ class Connection(HttpToolsProtocol):
         """Start the cycle of the request whose head has come, or queue it behind those before it."""
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()  # makes the scope, which not every request needs
-        self.headers += headers
+        self.headers += [(name.lower(), value) for name, value in headers]
         self.url, self.expect_100_continue = url, expects
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
@@ -127,49 +131,52 @@ class Connection(HttpToolsProtocol):
 
     def _check(self) -> None:
         """Raises Refusal for a head that two readers could read in two ways."""
-        told: dict[bytes, list[bytes]] = {}
-        for name, value in self.headers:
-            if name in _TELLING:
-                told.setdefault(name, []).append(value)
         if self._read + self._came > MAX_HEAD and self._head() > MAX_HEAD:
             raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
-        version = self.parser.get_http_version()
-        if version not in {"1.1", "1.0"}:
-            raise BadRequest("This server speaks HTTP/1.1.")
-        if not self.url.startswith(b"/") or b"#" in self.url:
+        if not self.url.startswith(b"/") or 35 in self.url:  # a #
             raise BadRequest("The request target must be a path.")
-        hosts = told.get(b"host")
-        if hosts is None or hosts != self._host:
-            self._check_host(hosts or [], version)
-            self._host = hosts
-        self._check_length(told, version)
-        self._check_keys(told)
-        self.expect_100_continue = told.get(b"expect", [b""])[-1].lower() == b"100-continue"
+        version = self.parser.get_http_version()
+        if version != self.version or (self.headers != self._checked and not self._known()):
+            self._check_headers(version)
+            self.version = version
+        if self.parser.should_upgrade() and not self.told.keys().isdisjoint(_FRAMING):
+            raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
+        self._checked = self.headers
 
     def _head(self) -> int:
         """Bytes of the head, which may not have come alone."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _check_length(self, told: Mapping[bytes, Sequence[bytes]], version: str) -> None:
-        coding = told.get(b"transfer-encoding")
-        chunked = coding is not None and len(coding) == 1 and coding[0].lower() == b"chunked"
-        if coding and (version == "1.0" or not chunked or b"content-length" in told):
-            raise BadRequest("A request's length is told once, and chunked is the only transfer encoding.")
-        if self.parser.should_upgrade() and (coding or b"content-length" in told):
-            raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
+    def _known(self) -> bool:
+        """Whether the headers are those of the request before, but for its length: then they are in order."""
+        if len(self.headers) != len(self._checked):
+            return False
+        told = self.told
+        for (name, value), before in zip(self.headers, self._checked, strict=True):
+            if name != before[0] or (value != before[1] and name.lower() != b"content-length"):
+                return False
+            if value != before[1]:
+                told = told | {"content-length": value.decode()}
+        self.told = told
+        return True
 
-    def _check_keys(self, told: Mapping[bytes, Sequence[bytes]]) -> None:
-        for name in _ONCE:
-            if name in told and len(told[name]) > 1:
-                raise BadRequest("A request shows one key.")
-
-    def _check_host(self, hosts: list[bytes], version: str) -> None:
-        if not hosts and version == "1.0":
-            return
-        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
-            raise BadRequest("A request names one valid Host.")
-        if self._hosts and _PORT.sub(b"", hosts[0]).lower() not in self._hosts:
+    def _check_headers(self, version: str) -> None:
+        headers = [(name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]
+        self.told = told = dict(headers)
+        names = [name for name, _ in headers]
+        if twice := next((name for name in _ONCE if names.count(name) > 1), None):
+            raise BadRequest(_ONCE[twice])
+        if version not in {"1.1", "1.0"}:
+            raise BadRequest("This server speaks HTTP/1.1.")
+        host = told.get("host", "")
+        if ("host" in told or version != "1.0") and not _HOST.fullmatch(host):
+            raise BadRequest(_HOSTED)
+        if host and self._hosts and _PORT.sub("", host).lower() not in self._hosts:
             raise Misdirected("This host is not served here.")
+        coding = told.get("transfer-encoding", "chunked").lower()
+        if coding != "chunked" or ("transfer-encoding" in told and (version == "1.0" or "content-length" in told)):
+            raise BadRequest(_LENGTH)
+        self.expect_100_continue = told.get("expect", "").lower() == "100-continue"
 
     # -- patience
 
@@ -228,21 +235,23 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._unanswered -= 1
-        if self.transport.is_closing():
+        closing = self.transport.is_closing()
+        if closing:
             self._stall()
         if self._refusal and not self._unanswered:
             self._refuse(self._refusal)
             return
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if closing:
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif not (self._in_head or self._in_body):
-            self._rest()
         if self._in_head or self._in_body:
             self._expect()
+        elif not self._unanswered:
+            self._rest()
 
     def _rest(self) -> None:
         """Nothing is under way, nothing is owed."""

@@ -12,7 +12,8 @@ from gateway.errors import BadRequest
 from gateway.explain import explain
 from gateway.policy import Policy
 from gateway.splice import CHAT, stripped
-from gateway.types import ChatRequest, Headers, Reply
+from gateway.types import ChatRequest, Reply
+from gateway.wire import header_lines
 
 NOBODY = "none"  # the tier, rule and reason of an answer that no model gave
 _LAST = re.compile(
@@ -20,17 +21,17 @@ _LAST = re.compile(
 )
 
 
-def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) -> Headers:
+def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) -> bytes:
     """The headers that every answer has, refusals too (`reply` None: before anything was decided)."""
     route = reply.route if reply else None
     tier, cache = (reply.tier or NOBODY, reply.cache) if reply else (NOBODY, "bypass")
     rule, reason = (route.rule, route.reason) if route else (NOBODY, NOBODY)
-    ours = [(b"x-request-id", request_id.encode()), (b"x-gateway-overhead-ms", b"%.3f" % (overhead * 1000))]
-    return ours + policy.once(_chosen, tier, rule, reason, cache)
+    chosen = policy.once(_chosen, tier, rule, reason, cache)
+    return b"x-request-id: %b\r\nx-gateway-overhead-ms: %.3f\r\n%b" % (request_id.encode(), overhead * 1000, chosen)
 
 
-def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> Headers:
-    return [
+def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> bytes:
+    headers = [
         (b"x-route-tier", tier.encode()),
         (b"x-route-rule", _ascii(rule)),
         (b"x-route-reason", _ascii(reason)),
@@ -38,12 +39,13 @@ def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> He
         (b"x-route-cache", cache.encode()),
         *([(b"x-route-skips", skips.encode())] if (skips := policy.skips(tier)) else []),
     ]
+    return header_lines(headers)
 
 
-def withheld(request: ChatRequest, policy: Policy) -> Headers:
+def withheld(request: ChatRequest, policy: Policy) -> bytes:
     """Which of the caller's own fields no model server gets to see."""
     names = stripped(request, policy.callers.plans[request.caller.plan])
-    return [(b"x-route-stripped", _ascii(", ".join(names)))] if names else []
+    return header_lines([(b"x-route-stripped", _ascii(", ".join(names)))]) if names else b""
 
 
 def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]:

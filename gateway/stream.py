@@ -239,7 +239,9 @@ async def json_answer(response: Response, usage: Usage) -> bytes:
     An error of the server (4xx) passes whatever its form.
     """
     try:
-        data = await response.read(MAX_JSON)
+        data = response.ready(MAX_JSON)
+        if data is None:
+            data = await response.read(MAX_JSON)
     except TransportError as error:
         raise broken(error) from None
     try:

@@ -1,9 +1,30 @@
 """What does an exchange ask of the caller's end?"""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
 
 from gateway.types import Headers
+
+
+def header_lines(headers: Headers) -> bytes:
+    """Headers as they go out: a line each, its end included. Raises ValueError where one would end before its line
+    does; other control characters come neither from us nor from model servers, whose parser refuses them."""
+    if not headers:
+        return b""
+    told = [*map(b": ".join, headers)]
+    whole = b"".join(told)
+    if 13 in whole or 10 in whole or 0 in whole:
+        raise ValueError("a header holds the end of a line")
+    return b"\r\n".join([*told, b""])
+
+
+class Done:
+    """Awaited without a wait, at a tenth of what a coroutine costs."""
+
+    __await__: Any = ().__iter__
+
+
+DONE = Done()
 
 
 class Wire(Protocol):
@@ -15,8 +36,8 @@ class Wire(Protocol):
 
     @property
     def push(self) -> Callable[[bytes], bool] | None:
-        """Writes a piece of the answer at once, after its first one; False: the caller has yet to take what came
-        before, so the next one is for `write`. None where that cannot be known."""
+        """Writes a piece of the answer, never b"", at once, after its first one; False: the caller has yet to take what
+        came before, so the next one is for `write`. None where that cannot be known."""
         ...
 
     def ready(self) -> bytes | None:
@@ -35,13 +56,11 @@ class Wire(Protocol):
         """Call nobody any more."""
         ...
 
-    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
-        """The answer's head; it goes out with the first write. `length` of an answer that comes in one piece.
-
-        Raises ValueError when a header holds what none may.
-        """
+    def start(self, status: int, headers: bytes, length: int | None = None) -> None:
+        """The answer's head, of `header_lines`; it goes out with the first write. `length` of an answer that comes in
+        one piece."""
         ...
 
-    async def write(self, data: bytes, more: bool) -> None:
+    def write(self, data: bytes, more: bool) -> Awaitable[None]:
         """A piece of the answer, the last one without `more`. Waits for the caller to take what came before."""
         ...

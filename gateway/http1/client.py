@@ -37,10 +37,10 @@ def _parsed(url: str) -> "Origin":
 class Response:
     """An answer of a server. Its holder closes it; closing before the end stops the server."""
 
-    __slots__ = ("_client", "_connection", "_idle", "_origin", "headers", "status")
+    __slots__ = ("_client", "_connection", "_idle", "_kept", "headers", "status")
 
-    def __init__(self, client: "Client", origin: Origin, connection: Connection, idle: float) -> None:
-        self._client, self._origin, self._idle = client, origin, idle
+    def __init__(self, client: "Client", kept: deque[Connection], connection: Connection, idle: float) -> None:
+        self._client, self._kept, self._idle = client, kept, idle
         self._connection: Connection | None = connection
         self.status = connection.status
         self.headers = connection.headers
@@ -65,18 +65,25 @@ class Response:
         """Body bytes for `sink` as they come, until it returns False; what ends or breaks the answer, `chunk` tells."""
         return self._open().pour(sink, self._idle)
 
+    def ready(self, limit: int) -> bytes | None:
+        """As `read`, if all that is left of the body is there already; else None."""
+        connection = self._open()
+        if not connection.complete:
+            return None
+        data = connection.take(self._idle)
+        if len(data) > limit:
+            raise TransportError("closed", "the server's answer is too long", started=True)
+        return data
+
     async def read(self, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes. Raises TransportError, also when it is longer."""
-        connection, parts, size = self._open(), [], 0
-        while not connection.complete:
-            parts.append(await connection.read(self._idle))
-            size += len(parts[-1])
-            if size > limit:
-                break
-        parts.append(connection.take(self._idle))
-        if size + len(parts[-1]) > limit:
-            raise TransportError("closed", f"the server's answer is over {limit} bytes", started=True)
-        return b"".join(parts)
+        parts = []
+        while (last := self.ready(limit)) is None:
+            parts.append(await self.chunk())
+            limit -= len(parts[-1])
+            if limit < 0:
+                raise TransportError("closed", "the server's answer is too long", started=True)
+        return b"".join([*parts, last])
 
     def _open(self) -> Connection:
         if not self._connection:
@@ -87,7 +94,7 @@ class Response:
         """Give the connection back. Safe to call twice."""
         connection, self._connection = self._connection, None
         if connection:
-            self._client.give_back(self._origin, connection)
+            self._client.give_back(connection, self._kept)
 
 
 class Client:
@@ -100,7 +107,7 @@ class Client:
         """
         self._tls = tls
         self._keep_alive = keep_alive
-        self._idle: dict[Origin, deque[Connection]] = {}
+        self._idle: dict[Origin, deque[Connection]] = {}  # the one used last at the right
         self._closed = False
 
     async def request(self, origin: Origin, head: bytes, body: bytes, limits: Limits) -> Response:
@@ -108,29 +115,36 @@ class Client:
 
         A kept connection that the server closed before a byte of the answer is replaced once. Raises TransportError.
         """
-        data, end = head + body, asyncio.get_running_loop().time() + limits.total
-        connection = self._kept(origin)
-        if connection:
+        loop, data = asyncio.get_running_loop(), head + body
+        now = loop.time()
+        end = now + limits.total
+        idle = self._idle.get(origin)
+        if idle is None:
+            idle = self._idle[origin] = deque()
+        connection = _kept(idle)
+        while True:
+            kept = connection is not None
+            if connection is None:
+                connection, now = await self._connect(origin, limits, end), loop.time()
             try:
-                await connection.exchange(data, limits.first_byte, end)
-                return Response(self, origin, connection, limits.idle)
-            except TransportError as error:
-                if error.kind != "closed" or error.started:
+                connection.send(data, now + limits.first_byte, end)
+                while not connection.head:
+                    await connection.news()
+                return Response(self, idle, connection, limits.idle)
+            except BaseException as error:
+                connection.abort()
+                if not kept or not isinstance(error, TransportError) or error.kind != "closed" or error.started:
                     raise
-        connection = await self._connect(origin, limits, end)
-        await connection.exchange(data, limits.first_byte, end)
-        return Response(self, origin, connection, limits.idle)
+            connection = None
 
-    def give_back(self, origin: Origin, connection: Connection) -> None:
-        """Keep the connection if it can carry another exchange, else close it."""
-        if self._closed or not connection.reusable:
+    def give_back(self, connection: Connection, idle: deque[Connection]) -> None:
+        """Keep the connection among the `idle` ones if it can carry another exchange, else close it."""
+        if self._closed or not connection.rest():
             connection.abort()
             return
-        connection.rest()
-        kept = self._idle.setdefault(origin, deque())
-        kept.append(connection)
-        while not kept[0].reusable:
-            kept.popleft()
+        idle.append(connection)
+        while not idle[0].keep:
+            idle.popleft()
 
     def close(self) -> None:
         """Close what lies idle and keep nothing more; exchanges in flight are their holders' to close."""
@@ -139,15 +153,6 @@ class Client:
             for connection in kept:
                 connection.abort()
         self._idle.clear()
-
-    def _kept(self, origin: Origin) -> Connection | None:
-        """The connection that was used last: the others get the chance to lie idle and close."""
-        kept = self._idle.get(origin)
-        while kept:
-            connection = kept.pop()
-            if connection.reusable:
-                return connection
-        return None
 
     async def _connect(self, origin: Origin, limits: Limits, end: float) -> Connection:
         loop = asyncio.get_running_loop()
@@ -166,3 +171,12 @@ class Client:
         except (OSError, UnicodeError) as error:
             raise TransportError("connect", f"no connection to {origin.host}:{origin.port}: {error}") from None
         return connection
+
+
+def _kept(idle: deque[Connection]) -> Connection | None:
+    """The connection that was used last: the others get the chance to lie idle and close."""
+    while idle:
+        connection = idle.pop()
+        if connection.keep:
+            return connection
+    return None

@@ -11,15 +11,17 @@ Works on asyncio's own loop and on uvloop.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast
+from math import inf
+from typing import Literal, cast
 
 import httptools
+import msgspec
 
 KEEP_ALIVE = 4.0  # seconds a connection may lie idle: uvicorn, which vLLM runs on, closes after 5
 HIGH_WATER = 256 * 1024  # bytes that may wait for a slow reader before we stop reading from the server
 LIMIT_QUIET = 64 * 1024  # bytes (headers, trailers, chunk sizes) that may come without an answer's head or body in them
+FRAMING = (b"content-length", b"transfer-encoding")
 
 Kind = Literal["connect", "first_byte", "idle", "total", "closed"]
 Sink = Callable[[bytes], bool]  # takes body bytes; False: no more now
@@ -34,7 +36,7 @@ class TransportError(Exception):
         self.started = started
 
 
-class Limits(NamedTuple):
+class Limits(msgspec.Struct, frozen=True):
     """Seconds. `connect` for the connection, `first_byte` for the head and the first body bytes, `idle` between later
     ones, `total` for everything."""
 
@@ -45,24 +47,20 @@ class Limits(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one exchange at a time, one reader. `reusable` once an answer ended well."""
+    """One connection, one exchange at a time, one reader. `keep`: an answer ended well, and another may follow."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, keep_alive: float = KEEP_ALIVE) -> None:
         self._loop, self._keep_alive = loop, keep_alive
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport  # from the time that the connection is made
         self._timer: asyncio.TimerHandle | None = None
+        self._fires = inf  # when the timer does
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
         self._idle = 0.0  # seconds between two pieces for the sink
-        self._lost = self._resting = False
         self._parser = httptools.HttpResponseParser(self)
-        self._chunks: deque[bytes] = deque()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._chunks.clear()
+        self._chunks: list[bytes] = []
         self._size = self._quiet = 0
-        self._paused = self._framed = self._headless = False
+        self._lost = self._resting = self._paused = self._headless = False
         self._error: TransportError | None = None
         self._deadline = self._end = 0.0
         self._kind: Kind = "first_byte"
@@ -83,16 +81,19 @@ class Connection(asyncio.Protocol):
             self._break(f"the server's answer is not HTTP: {error}")
         if self._quiet > LIMIT_QUIET:
             self._break("the server's headers are too large")
-        if self._size > HIGH_WATER and not self._paused and not self._error and self._transport:
+        if self._size > HIGH_WATER and not self._paused and not self._error:
             self._paused = True
             self._transport.pause_reading()
-        if self._waiter and not (self._sink and self._chunks and self._sunk(self._sink)):
-            self._wake()
+        if not self._waiter or not self.head:
+            return
+        if self._sink and self._chunks and self._sink(self.take(self._idle)) and not (self.complete or self._error):
+            return  # there is more to come for the sink
+        self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost = True
+        self._lost, self.keep = True, False
         self._cancel_timer()
-        if self.head and not self._framed and not error and not self._error:
+        if self.head and not error and not self._error and not self._framed():
             self.complete = True  # no length was given: the end of the connection is the end of the answer
         elif not self.complete:
             self._error = self._error or self._gone()
@@ -102,22 +103,16 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self.complete:
             self._stray()
-        self.headers, self._framed = [], False
+        self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.head:
-            return  # a trailer
-        name = name.lower()
-        self._framed = self._framed or name in (b"content-length", b"transfer-encoding")
-        self.headers.append((name, value))
+        if not self.head:  # else a trailer
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
-        self.head = self.status >= 200  # 100 Continue, 103 Early Hints: the answer is still to come
-        if self.head:
-            self._quiet = 0
-            self._framed = self._framed or self.status in (204, 304)
-            self.complete = self._headless
+        if self.status >= 200:  # not 100 Continue, 103 Early Hints: the answer is still to come
+            self._quiet, self.head, self.complete = 0, True, self._headless
 
     def on_body(self, data: bytes) -> None:
         if self.complete:
@@ -130,41 +125,37 @@ class Connection(asyncio.Protocol):
         if self.head and not self._headless:
             self._quiet = 0
             self.complete = True
-            self.keep = self._framed and self._parser.should_keep_alive()
+            self.keep = self._parser.should_keep_alive()  # never without a length
+
+    def _framed(self) -> bool:
+        """Whether the answer says where it ends."""
+        return self.status in (204, 304) or any(name in FRAMING for name, _ in self.headers)
 
     def _stray(self) -> None:
         """Stops the parser at bytes that nobody asked for; a connection that brings them cannot be trusted."""
         raise ValueError("bytes after the end of the answer")
 
     # -- our side ----------------------------------------------------------------------------------------------------
-    async def exchange(self, data: bytes, first_byte: float, end: float) -> None:
-        """Send the request's bytes and return when status and headers are there. `first_byte` in seconds, `end` in the
-        loop's time. Raises TransportError; what fails or is given up closes the connection.
-        """
-        self._send(data, first_byte, end)
-        try:
-            while not self.head:
-                await self._news()
-        except BaseException:
-            self.abort()
-            raise
+    def send(self, data: bytes, deadline: float, end: float) -> None:
+        """Send the request's bytes. `deadline` of the head and the first body bytes and `end` are in the loop's time.
 
-    def _send(self, data: bytes, first_byte: float, end: float) -> None:
-        assert self._transport
-        self._reset()
-        self._resting = False
+        Until `head` is set wait for `news`; who fails or gives up then closes the connection with `abort`.
+        """
+        self.head = self.complete = self.started = self.keep = self._resting = False
+        self._quiet = 0
         if self._lost:
             self._error = self._gone()
             return
         self._headless = data.startswith(b"HEAD ")  # its answer has a body's headers and no body
         self._end = end
-        self._allow("first_byte", first_byte)
+        self._kind = "first_byte"
+        self._allow(deadline)
         self._transport.write(data)
 
     async def read(self, idle: float) -> bytes:
         """All body bytes that have arrived, at least one; b"" at the end. Raises TransportError after what arrived."""
         while not self._chunks and not self.complete:
-            await self._news()
+            await self.news()
         return self.take(idle)
 
     async def pour(self, sink: Sink, idle: float) -> None:
@@ -175,13 +166,9 @@ class Connection(asyncio.Protocol):
             return
         self._sink, self._idle = sink, idle
         try:
-            await self._news()
+            await self.news()
         finally:
             self._sink = None
-
-    def _sunk(self, sink: Sink) -> bool:
-        """Whether the sink took what arrived and there is more to come for it."""
-        return sink(self.take(self._idle)) and not (self.complete or self._error)
 
     def take(self, idle: float) -> bytes:
         """All body bytes that have arrived."""
@@ -192,24 +179,26 @@ class Connection(asyncio.Protocol):
         chunks.clear()
         self._size = 0
         if not self.complete and not self._error:
-            self._allow("idle", idle)
-        if self._paused and not self._error and self._transport:
+            self._kind = "idle"
+            self._allow(self._loop.time() + idle)
+        if self._paused and not self._error:
             self._paused = False
             self._transport.resume_reading()
         return data
 
-    @property
-    def reusable(self) -> bool:
-        whole = self.complete and self.keep and not self._lost and not self._paused
-        return whole and self._transport is not None and not self._transport.get_write_buffer_size()
-
-    def rest(self) -> None:
-        """Lie idle until the next exchange, or close after `keep_alive` seconds."""
+    def rest(self) -> bool:
+        """Lie idle until the next exchange, or close after `keep_alive` seconds. False where the exchange that ended
+        leaves no connection for another one.
+        """
+        if not self.keep or self._paused or self._transport.get_write_buffer_size():
+            return False
         self._resting = True
         self._chunks.clear()
         self._size = 0
-        self._end = self._loop.time() + self._keep_alive
-        self._allow("idle", self._keep_alive)
+        self._end = self._deadline = end = self._loop.time() + self._keep_alive
+        if self._fires > end:
+            self._set_timer(end)
+        return True
 
     def abort(self) -> None:
         """Close at once: the server sees the end of the connection and stops its work."""
@@ -217,11 +206,11 @@ class Connection(asyncio.Protocol):
         if not self.complete:
             self._error = self._error or TransportError("closed", "the exchange was given up", started=self.started)
         self._cancel_timer()
-        if self._transport:
-            self._transport.abort()
+        self._transport.abort()
 
-    def _news(self) -> "asyncio.Future[None]":
-        """Done when something came. There is one reader, so an older waiter is one that was given up."""
+    def news(self) -> "asyncio.Future[None]":
+        """Done when something came. There is one reader, so an older waiter is one that was given up. Raises
+        TransportError."""
         if self._error:
             raise self._error
         self._waiter = self._loop.create_future()
@@ -245,16 +234,14 @@ class Connection(asyncio.Protocol):
         self.abort()
         self._wake()
 
-    def _allow(self, kind: Kind, seconds: float) -> None:
+    def _allow(self, deadline: float) -> None:
         """Move the deadline. A timer that fires too early is cheaper than one moved with each chunk."""
-        self._kind = kind
-        self._deadline = min(self._loop.time() + seconds, self._end)
-        if self._timer is None or self._timer.when() > self._deadline:
-            self._cancel_timer()
-            self._timer = self._loop.call_at(self._deadline, self._expire)
+        self._deadline = deadline
+        if self._fires > deadline or self._fires > self._end:
+            self._set_timer(min(deadline, self._end))
 
     def _expire(self) -> None:
-        self._timer = None
+        self._timer, self._fires = None, inf
         now = self._loop.time()
         if self.complete and not self._resting:
             return
@@ -263,9 +250,14 @@ class Connection(asyncio.Protocol):
             kind = "total" if now >= self._end else self._kind
             self._fail(TransportError(kind, f"no answer in time ({kind})", started=self.started))
         else:
-            self._timer = self._loop.call_at(self._deadline if now < self._deadline else self._end, self._expire)
+            self._set_timer(min(self._deadline, self._end) if now < self._deadline else self._end)
+
+    def _set_timer(self, at: float) -> None:
+        self._cancel_timer()
+        self._fires = at
+        self._timer = self._loop.call_at(at, self._expire)
 
     def _cancel_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._fires = None, inf

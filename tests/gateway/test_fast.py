@@ -61,6 +61,38 @@ def test_who_leaves_with_a_second_request_waiting_frees_the_server_of_the_first(
     asyncio.run(main())
 
 
+def test_a_later_request_is_refused_by_its_own_length(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), max_body=4096) as gate:
+            reader, writer = await connected(gate)
+            small = raw(body(model="flash"))
+            writer.write(small)
+            assert (await asyncio.wait_for(reader.readuntil(b"}}"), 5)).startswith(b"HTTP/1.1 200 OK\r\n")
+            head = small.partition(b"\r\n\r\n")[0].rpartition(b"content-length: ")
+            writer.write(head[0] + head[1] + b"4097\r\n\r\n")
+            assert b"HTTP/1.1 413 " in await asyncio.wait_for(reader.readuntil(b" 413 "), 5)
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_many_requests_on_one_connection_are_each_answered_and_none_is_left(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            tasks = len(asyncio.all_tasks())
+            reader, writer = await connected(gate)
+            for text in ("one", "another", "a third"):
+                writer.write(raw(body(text, model="flash")))
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+                assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+            assert len(asyncio.all_tasks()) == tasks + 1, "one task serves them all"
+            writer.close()
+            await eventually(lambda: len(asyncio.all_tasks()) == tasks)
+
+    asyncio.run(main())
+
+
 def test_a_body_is_asked_for_where_the_caller_waits_for_that(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:

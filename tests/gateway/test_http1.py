@@ -56,6 +56,10 @@ BROKEN = {
     "a negative length": b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\nok",
     "an unknown coding": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked, gzip\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "a bad chunk size": CHUNKED + b"zz\r\nok\r\n0\r\n\r\n",
+    "a control character in a header": b"HTTP/1.1 200 OK\r\nx: a\x01b\r\ncontent-length: 2\r\n\r\nok",
+    "NUL in a header": b"HTTP/1.1 200 OK\r\nx: a\x00b\r\ncontent-length: 2\r\n\r\nok",
+    "CR alone in a header": b"HTTP/1.1 200 OK\r\nx: a\rb: c\r\ncontent-length: 2\r\n\r\nok",
+    "LF alone in a header": b"HTTP/1.1 200 OK\r\nx: a\nb: c\r\ncontent-length: 2\r\n\r\nok",
     "a folded header": b"HTTP/1.1 200 OK\r\nx: a\r\n b\r\ncontent-length: 2\r\n\r\nok",
     "another protocol": b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nok",
     "hints for ever": b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" * 4000,
@@ -124,8 +128,9 @@ def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
         async with serving(talk) as (_, origin, server):
             _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
             await asyncio.sleep(0.02)
+            connection.send(POST, loop.time() + 1, loop.time() + 1)
             with pytest.raises(TransportError) as error:
-                await connection.exchange(POST, 1, loop.time() + 1)
+                await connection.news()
             assert (error.value.kind, error.value.started, server.connections) == ("closed", False, 1)
 
     run(main())

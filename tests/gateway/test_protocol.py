@@ -139,6 +139,30 @@ def test_what_two_readers_could_read_in_two_ways_is_refused_and_the_line_closed(
     asyncio.run(main())
 
 
+def test_what_was_in_order_of_one_request_does_not_excuse_the_next_one(flash: Sim, pro: Sim) -> None:
+    """Its headers are looked at again unless they are the same."""
+    key, upgrade = b"authorization: Bearer a\r\n", b"upgrade: h2c\r\nconnection: upgrade\r\n"
+    pairs = [
+        (POST + key + LENGTH, POST + key + key + LENGTH),
+        (POST + key + LENGTH, POST + key.replace(b"authorization", b"content-length") + LENGTH),
+        (POST + LENGTH, b"CONNECT" + POST[4:] + LENGTH),
+        (POST + LENGTH, POST + LENGTH + upgrade),
+        (POST + LENGTH, POST.replace(b"gateway", b"a b") + LENGTH),
+        (POST + LENGTH, POST + LENGTH.replace(b"length", b"Length: 1,")),
+        (POST + LENGTH, POST.replace(b"host: gateway", b"x: y") + LENGTH),
+        (POST + LENGTH, POST + LENGTH.replace(b"content-length", b"transfer-encoding")),
+        (POST + LENGTH, POST.replace(b"1.1", b"1.2") + LENGTH),
+    ]
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for good, bad in pairs:
+                raw = await said(gate.port, good + b"\r\n" + QUESTION + bad + b"\r\n" + QUESTION + SMUGGLED)
+                assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"], bad
+
+    asyncio.run(main())
+
+
 def test_hosts_in_form_are_served(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
