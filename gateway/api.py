@@ -173,7 +173,7 @@ class Exchange:
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
         started = time.perf_counter()
-        with self._doors.uploads.one(caller.id, terms(caller, self._policy)[0].concurrency):
+        with self._doors.uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
             data = await self._wire.read(limit)
         self._uploading = time.perf_counter() - started
         return data
@@ -184,7 +184,7 @@ class Exchange:
         told = (self._id, caller, self._wire.path, body, fields, self._headers, self._started)
         request = ChatRequest(*told, chance=chance, trace=self._trace)
         refuse_links(request)
-        if self._explained and not terms(caller, self._policy)[0].explain:
+        if self._explained and not terms(caller, self._policy).plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 

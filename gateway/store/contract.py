@@ -30,6 +30,8 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 from gateway.store.limits import Admitted, Bound, Limits, Line
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
@@ -37,21 +39,20 @@ SHADOW = "@shadow"  # the account of answers that are made to be compared; nor t
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 HELD = 1.5  # seconds that a turn lasts unless it is taken again: its holder may have been killed
-OVER = b"over"  # stands in place of a token when whose turn it was made no value
 NOTHING = Bound()
+OVER = b"over"  # stands in place of a token when whose turn it was made no value
 
 State = Literal["memory", "ok", "down"]
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """Whose turn it is to make a value: `holder`'s, a token or OVER; None when nobody can tell. `entry`: it is made."""
 
     holder: bytes | None
     entry: bytes | None = None
 
 
-class Turn(NamedTuple):
+class Turn(msgspec.Struct, frozen=True):
     """Whose turn it is to make the value under `key`: `holder`'s, as far as is known; `token` is who asks."""
 
     key: bytes

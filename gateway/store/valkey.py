@@ -17,7 +17,7 @@ from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.beat import Beat, answered
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
-from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
+from gateway.store.limits import Admitted, Bound, Limits, Line
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import DONE, LEASE_NAME, MemoryStore
 from gateway.store.outage import alone, unavailable
@@ -88,7 +88,7 @@ class RedisStore:
             return await self._local.admit(caller, alone(limits, self.processes), None, bound)
         lease = f"{self._process}{next(self._leases):x}"
         try:
-            *numbers, entry, turn = await self._decide(caller, wanted(limits, bound, lease), recall)
+            found = await self._decide(caller, wanted(limits, bound, lease), recall)
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
                 self._owed.owe(lease, account(caller), settled(lease))  # the server may have granted it all the same
@@ -98,11 +98,11 @@ class RedisStore:
             if recall is not None:
                 self.end_turn(caller, recall, lease.encode())
             raise
-        found = Decided(*numbers)
-        if entry is not None or found.verdict:
-            return told(limits, found, entry)
+        told = Admitted(limits, lease, *found)
+        if told.verdict or told.entry is not None:
+            return Admitted(limits, None, *found)
         self._beat.hold(lease, caller, limits.lease)
-        return told(limits, found, None, lease, turn)
+        return told
 
     def _decide(self, caller: str, word: bytes, recall: bytes | None) -> Coroutine[Any, Any, list[Any]]:
         names: list[str | bytes] = [*account(caller)]

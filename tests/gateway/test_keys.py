@@ -234,7 +234,7 @@ def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
         own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
         await store.put_key(replace(record, expires=record.created + 60, **own))
         caller = structs.replace(await who(Keys(store), key), plan="frugal")
-        plan = terms(caller, POLICY)[0]
+        plan = terms(caller, POLICY).plan
         assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
         assert plan.budget
         assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
