@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Self
 
 import msgspec
@@ -13,7 +14,7 @@ from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
 from gateway.sessions import follow, key_of, recalling
 from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
-from gateway.store import ALL, Admitted, Line, Store, Turn
+from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
 from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
 
 
@@ -41,9 +42,6 @@ class Admission(msgspec.Struct, eq=False):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def keep(self, reply: Reply) -> Reply:
         """The reply holds the admission until it is closed, and tells the caller's limits."""
         reply.headers = reply.headers + self.headers
@@ -66,7 +64,7 @@ class Admission(msgspec.Struct, eq=False):
         reply.closed = self.close
         return reply
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """One holder is done; the last one settles."""
         self.holders -= 1
         if self.holders > 0 or not self.leases:
@@ -77,6 +75,8 @@ class Admission(msgspec.Struct, eq=False):
         for account, lease in self.leases.items():
             self.store.settle(account, lease, used, above)
         self.leases = {}
+
+    __exit__ = close
 
 
 def answered_above(first: str, used: list[Line]) -> bool:
@@ -96,14 +96,12 @@ async def admit(
     """
     caller = request.caller
     own_terms = terms(caller, policy)
-    limits, together, most = own_terms.limits, own_terms.together, bound(request, own_terms.reach, policy)
-    if not answers:
-        limits, most = own_terms.undiluted, replace(most, prompt=0, completion=0)
+    limits, most = wanted(request, own_terms, policy, answers)
     asking = store.admit(caller.id, limits, recall, most)
     session = key_of(request, policy) if policy.sessions else None
     remembered = recalling(request, session, store) if session else None
-    if together:
-        own, all_ = await held({caller.id: asking, ALL: store.admit(ALL, together, None, most)}, store)
+    if own_terms.together:
+        own, all_ = await held({caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}, store)
     else:
         own, all_ = await asking, None
     headers = limit_headers(own)
@@ -124,6 +122,16 @@ async def admit(
     turn = whose(recall, own) if recall else None
     leases = {} if own.entry else leases
     return Admission(request, policy, own_terms, store, own.entry, turn, standing, headers, session, leases)
+
+
+def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
+    """The limits that the request comes under, and what it may use at most."""
+    if answers and not own.together:
+        return own.limits, partial(bound, request, own.reach, policy)
+    most = bound(request, own.reach, policy)  # two accounts need to know
+    if answers:
+        return own.limits, most
+    return own.undiluted, replace(most, prompt=0, completion=0)
 
 
 def whose(key: bytes, own: Admitted) -> Turn:

@@ -24,6 +24,7 @@ from gateway.store.limits import (
     Line,
     Mode,
     Money,
+    Most,
     Outage,
     Portion,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "MemoryStore",
     "Mode",
     "Money",
+    "Most",
     "Outage",
     "Portion",
     "ServerSetup",

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gateway.store.contract import KEPT
-from gateway.store.limits import MINUTE, Admitted, Bound, Kind, Limits, Line
+from gateway.store.limits import MINUTE, Admitted, Bound, Kind, Limits, Line, Most, known
 
 DAY = 86_400  # seconds
 Sums = list[int]  # requests, prompt, cached, completion, money
 Heading = tuple[int, str, Kind, bool]  # day since 1970, tier, kind, estimated
 Held = tuple[int, int, int]  # tokens, money, the window in which it counts as above the first tier or -1
-FITS = (0, 0, 0)
+Decision = tuple[int, int, int]  # place in REFUSALS, microseconds to wait, place in CAPS
+FITS: Decision = (0, 0, 0)
 
 
 @dataclass(slots=True)
 class Account:
     """Times are microseconds of the store's clock, money is nano-dollars.
 
+    `counts`: a limit counts tokens, money or the share; else nobody needs to know how much a lease holds.
     `idle_at` is GCRA's theoretical arrival time. `level` is tokens * MINUTE at time `at`, draining by `rate` each
     microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share`. `limits`
     are those in force, of which a request costs `interval` of `most` microseconds. Lines are booked under day `today`,
@@ -29,7 +31,7 @@ class Account:
     interval: int = 0
     most: int = 0
     idle_at: int = 0
-    leases: dict[str, Held] = field(default_factory=dict)
+    leases: dict[str, Held | Most] = field(default_factory=dict)
     tokens: int = 0
     money: int = 0
     level: int = 0
@@ -38,6 +40,7 @@ class Account:
     spent: int = 0
     window: int = 0
     span: int = 0
+    counts: bool = False
     asked: int = 0
     above: int = 0
     share: int = 0
@@ -53,7 +56,8 @@ class Account:
         """The account as it stands under `limits`; microseconds until their request limit is idle."""
         if limits is not self.limits:
             self._turn(limits)
-        self.advance(now)
+        if self.counts:
+            self.advance(now)
         if limits.share and now // int(limits.share.seconds * 1e6) != self.share:
             self.share, self.asked, self.above = now // int(limits.share.seconds * 1e6), 0, 0
         queue = self.idle_at - now
@@ -64,15 +68,19 @@ class Account:
         return queue
 
     def _turn(self, limits: Limits) -> None:
-        """Take the rate and the window over."""
+        """Take the limits over. What is held counts from the first one that counts on."""
         self.limits, self.interval = limits, limits.interval
         self.most = limits.requests_per_minute * self.interval
         self.rate = limits.tokens_per_minute or 0
         self.span = int(limits.money.seconds * 1e6) if limits.money else 0
+        self.counts = bool(self.rate or self.span or limits.share)
         if not self.rate:
             self.level = 0
         if not self.span:
             self.spent = self.window = 0
+        for lease, held in self.leases.items():
+            if self.counts and not isinstance(held, tuple):
+                self.leases[lease] = self._count(known(held))
 
     def advance(self, now: int) -> None:
         """Drain the bucket and turn the window."""
@@ -87,50 +95,55 @@ class Account:
         """Tokens used and held, rounded up."""
         return self.tokens - (-self.level // MINUTE) if self.level else self.tokens
 
-    def decide(self, limits: Limits, bound: Bound, now: int) -> tuple[int, int, int]:
-        """What holds beyond the request limit, in this order: concurrency, tokens, money, share. Changes nothing.
-
-        -> places in REFUSALS, microseconds to wait, place in CAPS
-        """
-        if len(self.leases) >= limits.concurrency:
-            return 2, 0, 0
-        rate, money, share = self.rate, limits.money, limits.share
+    def decide(self, limits: Limits, most: Bound, now: int) -> Decision:
+        """What holds beyond requests and concurrency: tokens, money, share. Changes nothing."""
+        rate = self.rate
         if rate:
-            over = self.level + (self.tokens + min(bound.prompt + bound.completion, rate) - rate) * MINUTE
+            over = self.level + (self.tokens + min(most.prompt + most.completion, rate) - rate) * MINUTE
             if over > 0:
                 return 3, -(-over // rate), 0
-        if money and self.spent + self.money + bound.money > money.nano:
-            if not money.degrade or self.spent + self.money + bound.cheap > money.nano:
+        return self._priced(limits, most, now)
+
+    def _priced(self, limits: Limits, most: Bound, now: int) -> Decision:
+        """Money, then the share."""
+        money, share = limits.money, limits.share
+        if money and self.spent + self.money + most.money > money.nano:
+            if not money.degrade or self.spent + self.money + most.cheap > money.nano:
                 return 4, self.span - now % self.span, 0
             return 0, 0, 1
-        if share and bound.tier != bound.first and self.above + 1 > math.ceil(share.max * (self.asked + 1)):
+        if share and most.tier != most.first and self.above + 1 > math.ceil(share.max * (self.asked + 1)):
             return 0, 0, 2
         return FITS
 
-    def hold(self, lease: str, limits: Limits, bound: Bound, cap: int) -> None:
-        tokens, money, window = bound.prompt + bound.completion, bound.cheap if cap else bound.money, -1
+    def hold(self, limits: Limits, most: Bound, cap: int) -> Held:
+        """Counts what a lease holds from here on."""
+        window = -1
         if limits.share:
             self.asked += 1
-            if not cap and bound.tier != bound.first:
+            if not cap and most.tier != most.first:
                 self.above += 1
                 window = self.share
-        self.leases[lease] = tokens, money, window
+        return self._count(most, cap, window)
+
+    def _count(self, most: Bound, cap: int = 0, window: int = -1) -> Held:
+        tokens, money = most.prompt + most.completion, most.cheap if cap else most.money
         self.tokens += tokens
         self.money += money
+        return tokens, money, window
 
     def refused(self, limits: Limits, spent: int, verdict: int, wait: int = 0) -> Admitted:
         return Admitted(limits, None, verdict, spent, wait, self.used, self.spent + self.money)
 
-    def settle(self, lease: str, lines: Sequence[Line], above: bool, now: int) -> None:
-        self.advance(now)
+    def settle(self, lease: str, lines: Sequence[Line], above: bool) -> None:
         held = self.leases.pop(lease, None)
         if held is None:
             return
-        tokens, money, window = held
-        self.tokens -= tokens
-        self.money -= money
-        if window == self.share and not above:
-            self.above -= 1
+        if isinstance(held, tuple):
+            tokens, money, window = held
+            self.tokens -= tokens
+            self.money -= money
+            if window == self.share and not above:
+                self.above -= 1
         if lines and time.time() >= self.midnight:
             self.begin_day()
         for line in lines:

@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.store.limits import Admitted, Bound, Limits, Line
+from gateway.store.limits import Admitted, Bound, Limits, Line, Most
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
 SHADOW = "@shadow"  # the account of answers that are made to be compared; nor this one
@@ -107,9 +107,10 @@ class Store(Protocol):
         """How many processes shared the store when it last answered, this one included."""
         ...
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         """Decide and look `recall` up in the caller's cache, in one round trip. What is granted and not remembered it
-        is this lease's turn to make for HELD seconds, unless it is another's (`take_turn`).
+        is this lease's turn to make for HELD seconds, unless it is another's (`take_turn`). `most` is what the call may
+        use; a function says the same each time.
 
         While the store does not answer, each limit does as `limits.outage` says; Overloaded where one is denied.
         """

@@ -1,5 +1,6 @@
 """What may a caller do, and what was decided?   The values that limits are told in."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -71,6 +72,13 @@ class Bound(msgspec.Struct, frozen=True):
     completion: int = 0
     money: int = 0
     cheap: int = 0
+
+
+Most = Bound | Callable[[], Bound]  # a function is asked where a limit or the ledger of the dead needs to know
+
+
+def known(most: Most) -> Bound:
+    return most if isinstance(most, Bound) else most()
 
 
 class Line(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from itertools import islice
 
 from gateway.store.account import FITS, Account
 from gateway.store.contract import ALL, HELD, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
-from gateway.store.limits import Admitted, Bound, Limits, Line
+from gateway.store.limits import Admitted, Limits, Line, Most, known
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
@@ -50,14 +50,17 @@ class MemoryStore:
     def processes(self) -> int:
         return 1
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         now = _now()
         account = self._accounts.get(caller) or self._new_account(caller, now)
         spent = account.begin(limits, now)
         if spent + account.interval > account.most:
             return account.refused(limits, spent, 1)
         entry = None if recall is None else self._recall(caller, recall)
-        verdict, wait, cap = FITS if entry is not None else account.decide(limits, bound, now)
+        if entry is None and len(account.leases) >= limits.concurrency:
+            return account.refused(limits, spent, 2)
+        bound = known(most) if entry is None and account.counts else None
+        verdict, wait, cap = account.decide(limits, bound, now) if bound else FITS
         if verdict:
             return account.refused(limits, spent, verdict, wait)
         spent += account.interval
@@ -66,7 +69,7 @@ class MemoryStore:
         if entry is None:
             self._leases += 1
             lease = f"{LEASE_NAME}{self._leases}"
-            account.hold(lease, limits, bound, cap)
+            account.leases[lease] = account.hold(limits, bound, cap) if bound else most
             turn = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
         return Admitted(limits, lease, 0, spent, 0, account.used, account.spent + account.money, cap, entry, turn)
 
@@ -84,7 +87,9 @@ class MemoryStore:
     def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
         account = self._accounts.get(caller)
         if account is not None:
-            account.settle(lease, lines, above, _now())
+            if account.counts:
+                account.advance(_now())
+            account.settle(lease, lines, above)
         return DONE
 
     async def ledger(self, caller: str | None = None) -> list[Line]:

@@ -164,6 +164,21 @@ def test_a_plan_that_the_policy_does_not_have_is_403() -> None:
     with_store(main)
 
 
+def test_whom_a_key_let_in_is_asked_anew_when_the_plans_or_the_secret_change() -> None:
+    async def main(store: CountingStore) -> None:
+        key, _ = await kept(store, plan="gold")
+        keys = Keys(store, RAW)
+        before = [await who(keys, each) for each in (key, RAW)]
+        assert [await who(keys, each) for each in (key, RAW)] == before
+        with pytest.raises(Forbidden):
+            await identify(f"Bearer {key}", keys, replace(CALLERS, plans={"silver": CALLERS.plans["silver"]}))
+        store._secret = b"other" * 7
+        assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
+        assert (await who(keys, RAW)).salt != before[1].salt
+
+    with_store(main)
+
+
 def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revocation_acts_within_it() -> None:
     async def main(store: CountingStore) -> None:
         key, record = await kept(store)

@@ -205,6 +205,20 @@ def test_a_limit_that_is_lifted_and_set_again_begins_empty(url: str | None) -> N
     assert on(url, main) == 0
 
 
+def test_what_was_admitted_without_limits_counts_from_the_first_one_on(url: str | None) -> None:
+    async def main(store: Store) -> list[str | None]:
+        held = [await store.admit("ann", WIDE, None, lambda: COSTLY) for _ in range(3)]
+        both = replace(budget(3999), tokens_per_minute=6000)
+        answers = [await ask(store, both)]
+        for one in held:
+            await store.settle("ann", one.lease or "", [replace(USED, money=100)])
+        answers += [await ask(store, both) for _ in range(4)]
+        assert answers[-1].money == 300 + 3 * 1000
+        return [answer.refused_by for answer in answers]
+
+    assert on(url, main) == ["money", None, None, None, "money"]
+
+
 def test_a_hit_holds_nothing(url: str | None) -> None:
     async def main(store: Store) -> Admitted:
         await store.remember("ann", b"key", b"answer", 10.0)
