@@ -276,7 +276,7 @@ class Exchange:
             decision=reply.decision if reply else None,
             cache=reply.cache if reply else "bypass",
             usage=reply.usage if reply else None,
-            costs=lines(request, self._policy) if request else (),
+            costs=(request.costs or lines(request, self._policy)) if request else (),
             limited=self._limited,
             error=self._error or ("upstream_error" if reply and reply.usage.failed else None),
             phases=self._phases(),

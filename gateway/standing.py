@@ -13,6 +13,7 @@ CODES = {"concurrency": "concurrency_limit_exceeded", "money": "insufficient_quo
 WHOSE = {"caller": "this API key", "all": "all callers together"}
 THEN = (None, "warn", "flash_only")
 LIMITS = ("requests", "concurrency", "tokens", "budget", "pro_share")
+SHORT = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1000)))  # durations of less than a second
 EVEN = Standing()  # of a caller whom no budget or share keeps from anything
 MODES = ("shared", "local", "deny", "allow")
 
@@ -47,7 +48,7 @@ def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
     money = found.limits.money
     if not budget or not money:
         return Standing(capped=found.capped) if found.cap else EVEN
-    used = min(1.0, found.money / money.nano)
+    used = found.money / money.nano if found.money < money.nano else 1.0
     warned = "warn" if budget.warn is not None and used >= budget.warn else None
     return Standing(used, "flash_only" if found.capped == "budget" else warned, whose, found.capped)
 
@@ -93,7 +94,7 @@ def duration(microseconds: int) -> bytes:
     """As OpenAI writes it, rounded up to a millisecond: "12ms", "1.5s", "6m0s", "1h0m0s"."""
     milliseconds = -(-microseconds // 1000)
     if milliseconds < 1000:
-        return b"%dms" % milliseconds if milliseconds else b"0s"
+        return SHORT[milliseconds]
     minutes, rest = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -22,9 +22,9 @@ class Account:
 
     `counts`: a limit counts tokens, money or the share; else nobody needs to know how much a lease holds.
     `idle_at` is GCRA's theoretical arrival time. `level` is tokens * MINUTE at time `at`, draining by `rate` each
-    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share`. `limits`
-    are those in force, of which a request costs `interval` of `most` microseconds. Lines are booked under day `today`,
-    which ends at `midnight`, both by the machine's clock and in its units: days and seconds since 1970.
+    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share` of
+    `share_span`. `limits` are those in force, of which a request costs `interval` of `most` microseconds. Lines are
+    booked under day `today`, which ends at `midnight`, by the machine's clock: days and seconds since 1970.
     """
 
     limits: Limits | None = None
@@ -44,6 +44,7 @@ class Account:
     asked: int = 0
     above: int = 0
     share: int = 0
+    share_span: int = 0
     today: int = 0
     midnight: int = 0
     ledger: dict[Heading, Sums] = field(default_factory=dict)
@@ -58,8 +59,6 @@ class Account:
             self._turn(limits)
         if self.counts:
             self.advance(now)
-        if limits.share and now // int(limits.share.seconds * 1e6) != self.share:
-            self.share, self.asked, self.above = now // int(limits.share.seconds * 1e6), 0, 0
         queue = self.idle_at - now
         if queue <= 0:
             return 0
@@ -69,26 +68,30 @@ class Account:
 
     def _turn(self, limits: Limits) -> None:
         """Take the limits over. What is held counts from the first one that counts on."""
-        self.limits, self.interval = limits, limits.interval
+        counted, self.limits, self.interval = self.counts, limits, limits.interval
         self.most = limits.requests_per_minute * self.interval
         self.rate = limits.tokens_per_minute or 0
         self.span = int(limits.money.seconds * 1e6) if limits.money else 0
-        self.counts = bool(self.rate or self.span or limits.share)
+        self.share_span = int(limits.share.seconds * 1e6) if limits.share else 0
+        self.counts = bool(self.rate or self.span or self.share_span)
         if not self.rate:
             self.level = 0
         if not self.span:
             self.spent = self.window = 0
-        for lease, held in self.leases.items():
-            if self.counts and not isinstance(held, tuple):
+        for lease, held in self.leases.items() if self.counts and not counted else ():
+            if not isinstance(held, tuple):
                 self.leases[lease] = self._count(known(held))
 
     def advance(self, now: int) -> None:
-        """Drain the bucket and turn the window."""
-        if self.rate:
-            self.level = max(0, self.level - max(0, now - self.at) * self.rate)
-            self.at = now
+        """Drain the bucket and turn the windows."""
+        if self.level and now > self.at:
+            drained = (now - self.at) * self.rate
+            self.level = self.level - drained if drained < self.level else 0
+        self.at = now
         if self.span and now // self.span != self.window:
             self.spent, self.window = 0, now // self.span
+        if self.share_span and now // self.share_span != self.share:
+            self.share, self.asked, self.above = now // self.share_span, 0, 0
 
     @property
     def used(self) -> int:
@@ -99,7 +102,8 @@ class Account:
         """What holds beyond requests and concurrency: tokens, money, share. Changes nothing."""
         rate = self.rate
         if rate:
-            over = self.level + (self.tokens + min(most.prompt + most.completion, rate) - rate) * MINUTE
+            need = most.prompt + most.completion
+            over = self.level + (self.tokens + need - rate if need < rate else self.tokens) * MINUTE
             if over > 0:
                 return 3, -(-over // rate), 0
         return self._priced(limits, most, now)
