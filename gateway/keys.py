@@ -82,20 +82,22 @@ class Keys:
             return known[1]
         return self._keep(key_id, found, now + BELIEVED)
 
-    def opened(self, presented: str, secret: bytes, callers: Callers) -> Opened | None:
-        """What is remembered of this key: it was right then, which costs two hashes to find out. `secret` is the
-        store's. None where anything that it was concluded from is not the same, or not known to be."""
-        found = self._opened.get(presented)
-        if found is None or found.callers is not callers:
-            return None
-        record = found.record
-        held = self.file.find(record.id) if record and self.file else None
+    def opened(self, presented: str) -> Opened | None:
+        """What is remembered of this key: it was right then, which costs two hashes to find out."""
+        return self._opened.get(presented)
+
+    def stands(self, opened: Opened, secret: bytes, callers: Callers) -> bool:
+        """Whether all that it was concluded from is known to be the same, nobody asked; `secret` is the store's."""
+        record = opened.record
+        if opened.callers is not callers:
+            return False
+        if record is None:
+            return opened.secret == secret
+        held = self.file.find(record.id) if self.file else None
         if held:
-            return found if held[0] is record and held[1] == found.secret else None
-        known = self._known.get(record.id) if record else None
-        if record and (known is None or known[1] is not record or known[0] <= time.monotonic()):
-            return None
-        return found if found.secret == secret else None
+            return held[0] is record and held[1] == opened.secret
+        known = self._known.get(record.id)
+        return known is not None and known[1] is record and known[0] > time.monotonic() and opened.secret == secret
 
     def remember(self, presented: str, opened: Opened) -> Opened:
         self._opened[presented] = opened
@@ -140,8 +142,8 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     """
     secret = await keys.store.secret()
     presented = "" if keys.everyone else bearer(authorization)
-    found = keys.opened(presented, secret, callers)
-    if found is None:
+    found = keys.opened(presented)
+    if found is None or not keys.stands(found, secret, callers):
         found = keys.remember(presented, await _opened(presented, secret, keys, callers))
     if found.record and expired(found.record):
         raise Unauthorized("This API key has expired.", code="expired_api_key")
@@ -155,7 +157,9 @@ async def _opened(presented: str, secret: bytes, keys: Keys, callers: Callers) -
         return Opened(_caller("default", "default", None, secret, callers), None, secret, callers)
     key_id = _key_id(presented)
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
-    if not opens(presented, record, secret) or record is None:
+    before = keys.opened(presented)
+    same = before is not None and (before.record, before.secret) == (record, secret)
+    if not (same or opens(presented, record, secret)) or record is None:
         raise Unauthorized("Incorrect API key provided.")
     own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
     caller = _caller(record.id, record.name, record.plan, secret, callers)
@@ -230,10 +234,11 @@ def bearer(authorization: str | None) -> str:
     """The key in an Authorization header. Raises Unauthorized."""
     if authorization is None:
         raise Unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-    scheme, _, key = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    scheme, _, rest = authorization.partition(" ")
+    key = rest.strip()
+    if not key or scheme.lower() != "bearer":
         raise Unauthorized("The Authorization header is malformed. Send 'Authorization: Bearer YOUR_KEY'.")
-    return key.strip()
+    return key
 
 
 def _key_id(key: str) -> str | None:

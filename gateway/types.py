@@ -84,9 +84,9 @@ class Session:
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a caller stands with its limits: the part of its budget that is used or held, what follows from that (warn |
-    flash_only), whose budget that is (caller | all), and why it is kept on the first tier (budget | share), if it is.
-    `session`: how the request's conversation stands, where that is known."""
+    """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
+    (warn | flash_only), whose budget that is (caller | all), and why it is kept on the first tier (budget | share), if
+    it is. `session`: how the request's conversation stands, where that is known."""
 
     budget_used: float = 0.0
     budget: str | None = None
@@ -206,8 +206,8 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """The rule wants a verdict first. `draft`: the tier that may start meanwhile; `early`: the highest, in its
-    place."""
+    """The rule wants a verdict first. `draft` is the tier that may start its answer meanwhile, if any; `early` the
+    highest one, which may in its place."""
 
     rule: str
     draft: str | None
