@@ -157,28 +157,33 @@ async def count(caller: Caller, policy: Policy, store: Store) -> None:
 
 
 async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -> list[Admitted]:
-    """The answers of these accounts, asked in one turn of the loop.
+    """The answers of these accounts, asked in one write.
 
     Each holds something, or none does: what one holds is given back when another refuses, or has the answer already.
     """
-    tasks = {account: asyncio.create_task(one) for account, one in asking.items()}
+    (first, own), *others = asking.items()
+    # What the others ask goes out with what `own` asks.
+    tasks = {account: asyncio.create_task(one) for account, one in others}
+    found: dict[str, Admitted] = {}
     try:
-        await asyncio.wait(tasks.values())
-        found = [task.result() for task in tasks.values()]
+        found[first] = await own
+        for account, task in tasks.items():
+            found[account] = await task
     except (Overloaded, asyncio.CancelledError):
-        await give_back(tasks, store)
+        await give_back(found, tasks, store)
         raise
-    if not all(one.lease for one in found):
-        await give_back(tasks, store)
-    return found
+    if not all(one.lease for one in found.values()):
+        await give_back(found, tasks, store)
+    return list(found.values())
 
 
-async def give_back(tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> None:
+async def give_back(found: dict[str, Admitted], tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> None:
     """Ends what still asks, and settles what was granted."""
     for task in tasks.values():
         task.cancel()
-    await asyncio.wait(tasks.values())
+    if tasks:
+        await asyncio.wait(tasks.values())
     granted = {name: task.result() for name, task in tasks.items() if not task.cancelled() and not task.exception()}
-    settling = [store.settle(name, found.lease) for name, found in granted.items() if found.lease]
+    settling = [store.settle(name, one.lease) for name, one in (found | granted).items() if one.lease]
     for settled in settling:
         await settled

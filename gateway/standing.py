@@ -56,7 +56,8 @@ def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
 def gravest(one: Standing, other: Standing) -> Standing:
     """Of a caller's standing and that of all: what either keeps it from, told by the budget from which more follows."""
     spoke = max(one, other, key=lambda standing: (THEN.index(standing.budget), standing.budget_used))
-    return replace(spoke, capped=one.capped or other.capped)
+    capped = one.capped or other.capped
+    return spoke if spoke.capped == capped else replace(spoke, capped=capped)
 
 
 def budget_headers(standing: Standing) -> Headers:
