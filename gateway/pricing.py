@@ -17,8 +17,8 @@ TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 LEASE = 60.0  # seconds at most until what a killed process held returns
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
-IN_PROMPT = frozenset(PROMPTS)
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
+IN_PROMPT = frozenset(PROMPTS)
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -91,12 +91,12 @@ def _money(budget: Budget | None) -> Money | None:
 def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound:
     """The most that an answer may use, priced at the dearest of `tiers`."""
     prompt, completion = sizes(request)
-    first = dearest = tiers[0]
-    most = cheap = cost(policy.tiers[first].price, prompt, 0, completion)
-    for name in tiers[1:]:
-        money = cost(policy.tiers[name].price, prompt, 0, completion)
-        if money >= most:  # of equal ones the highest
-            dearest, most = name, money
+    known, first = policy.tiers, tiers[0]
+    dearest, most = first, cost(known[first].price, prompt, 0, completion)
+    cheap = most
+    for name in tiers:
+        if name != first and (money := cost(known[name].price, prompt, 0, completion)) >= most:
+            dearest, most = name, money  # of equal ones the highest
     return Bound(dearest, first, prompt, completion, most, cheap)
 
 
@@ -127,7 +127,8 @@ def longest(request: ChatRequest) -> int:
     """The most tokens of an answer that the caller asks for, 0 when it does not say. Where it says it by both names the
     larger counts: servers differ in which they obey. Text completions have one name, and servers pass over the other.
     """
-    one, other = request.fields.max_tokens or 0, request.fields.max_completion_tokens or 0
+    fields = request.fields
+    one, other = fields.max_tokens or 0, fields.max_completion_tokens or 0
     return other if other > one and request.path != TEXT else one
 
 

@@ -78,7 +78,7 @@ Most = Bound | Callable[[], Bound]  # a function is asked where a limit or the l
 
 
 def known(most: Most) -> Bound:
-    return most if isinstance(most, Bound) else most()
+    return most() if callable(most) else most
 
 
 class Line(msgspec.Struct, frozen=True):
