@@ -3,87 +3,85 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
+import msgspec
 from msgspec.structs import replace
 
 from gateway.errors import Overloaded
 from gateway.policy import Policy
-from gateway.pricing import bound, limits_of_all, lines, terms
-from gateway.sessions import follow, recalling
+from gateway.pricing import Terms, bound, lines, terms
+from gateway.sessions import follow, key_of, recalling
 from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
-from gateway.store import ALL, Admitted, Store, Turn
+from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
 from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
 
 
-@dataclass(slots=True)
-class Admission:
+class Admission(msgspec.Struct, eq=False):
     """A request that may go on; when the last of its holders is done, what it used takes the place of what it held.
 
     `entry` is what the cache held under the key that was looked up; where it held nothing, `turn` says whose turn it is
-    to make it. `headers` are the caller's limits (x-ratelimit-*). `leases` name what it holds, by account: the
-    caller's, and that of all.
+    to make it. `headers` are the caller's limits (x-ratelimit-*). `session` names its conversation in the store.
+    `leases` name what it holds, by account: the caller's, and that of all.
     The block that opened it is one holder; a reply that it keeps, and an answer on its way to several, are others.
     """
 
     request: ChatRequest
+    policy: Policy
+    terms: Terms
+    store: Store
     entry: bytes | None
     turn: Turn | None
     standing: Standing
     headers: Headers
-    policy: Policy
-    store: Store
+    session: bytes | None
     leases: dict[str, str]
     holders: int = 1
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def keep(self, reply: Reply) -> Reply:
         """The reply holds the admission until it is closed, and tells the caller's limits."""
         reply.headers = reply.headers + self.headers
-        self.holders += 1
-        return self._held(reply)
+        if reply.closed is None:
+            self.holders += 1
+            reply.closed = self.close
+        return reply
 
     async def through(self, make: Callable[[], Awaitable[Reply]]) -> Reply:
         """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first. Its
         conversation remembers who gave it."""
         self.holders += 1
         try:
-            return self._held(follow(await make(), self.request, self.policy, self.store))
+            reply = await make()
+            if self.session:
+                reply = follow(reply, self.session, self.request, self.policy, self.store)
         except BaseException:
             self.close()
             raise
-
-    def _held(self, reply: Reply) -> Reply:
-        """One of the holders is the reply."""
-        inner, leaving = reply.shut, [self.close]
-
-        async def shut() -> None:
-            try:
-                await inner()
-            finally:
-                if leaving:
-                    leaving.pop()()
-
-        reply.shut = shut
+        reply.closed = self.close
         return reply
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """One holder is done; the last one settles."""
         self.holders -= 1
         if self.holders > 0 or not self.leases:
             return
-        leases, self.leases = self.leases, {}
-        used, caller = lines(self.request, self.policy), self.request.caller
-        first = self.policy.reach(caller.plan, caller.own.may)[0]
-        above = any(line.kind == "answer" and line.tier != first for line in used)
-        for account, lease in leases.items():
+        used = lines(self.request, self.policy)
+        self.request.costs.extend(used)
+        above = self.terms.limits.share is not None and answered_above(self.terms.reach[0], used)
+        for account, lease in self.leases.items():
             self.store.settle(account, lease, used, above)
+        self.leases = {}
+
+    __exit__ = close
+
+
+def answered_above(first: str, used: list[Line]) -> bool:
+    """Whether a tier above the first one answered."""
+    return any(line.kind == "answer" and line.tier != first for line in used)
 
 
 async def admit(
@@ -97,31 +95,43 @@ async def admit(
     Raises OverLimit, Overloaded while the store does not answer and a limit is not kept without it.
     """
     caller = request.caller
-    plan, limits = terms(caller, policy)
-    limits_together = policy.once(limits_of_all)
-    most = bound(request, policy.reach(caller.plan, caller.own.may), policy)
-    if not answers:
-        limits, most = replace(limits, share=None), replace(most, prompt=0, completion=0)
-    asking, remembered = store.admit(caller.id, limits, recall, most), recalling(request, policy, store)
-    if limits_together:
-        own, all_ = await held({caller.id: asking, ALL: store.admit(ALL, limits_together, None, most)}, store)
+    own_terms = terms(caller, policy)
+    limits, most = wanted(request, own_terms, policy, answers)
+    asking = store.admit(caller.id, limits, recall, most)
+    session = key_of(request, policy) if policy.sessions else None
+    remembered = recalling(request, session, store) if session else None
+    if own_terms.together:
+        own, all_ = await held({caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}, store)
     else:
         own, all_ = await asking, None
-    headers, standing = limit_headers(own), stands(own, plan.budget, "caller")
-    if own.refused_by:
+    headers = limit_headers(own)
+    if own.verdict:
         raise OverLimit(told(own, "caller"), own, headers)
+    standing = stands(own, own_terms.plan.budget, "caller")
     leases = {caller.id: own.lease} if own.lease else {}
     if all_:
-        if all_.refused_by and own.entry is None:
+        if all_.verdict and own.entry is None:
             leave_turn(recall, own, caller, store)
             raise OverLimit(told(all_, "all"), all_, headers)
         standing = gravest(standing, stands(all_, policy.budget, "all"))
         leases |= {ALL: all_.lease} if all_.lease else {}
-    headers += budget_headers(standing)
+    if standing.budget:
+        headers += budget_headers(standing)
     if remembered and own.entry is None:
         standing = replace(standing, session=await remembered)
     turn = whose(recall, own) if recall else None
-    return Admission(request, own.entry, turn, standing, headers, policy, store, {} if own.entry else leases)
+    leases = {} if own.entry else leases
+    return Admission(request, policy, own_terms, store, own.entry, turn, standing, headers, session, leases)
+
+
+def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
+    """The limits that the request comes under, and what it may use at most."""
+    if answers and not own.together:
+        return own.limits, partial(bound, request, own.reach, policy)
+    most = bound(request, own.reach, policy)  # two accounts need to know
+    if answers:
+        return own.limits, most
+    return own.undiluted, replace(most, prompt=0, completion=0)
 
 
 def whose(key: bytes, own: Admitted) -> Turn:
@@ -139,37 +149,41 @@ def leave_turn(key: bytes | None, own: Admitted, caller: Caller, store: Store) -
 
 async def count(caller: Caller, policy: Policy, store: Store) -> None:
     """Counts a request that no model server is asked for. Raises OverLimit, Overloaded as `admit` does."""
-    limits = replace(terms(caller, policy)[1], share=None)
-    found = await store.admit(caller.id, limits, None)
-    if found.refused_by:
+    found = await store.admit(caller.id, terms(caller, policy).undiluted, None)
+    if found.verdict:
         raise OverLimit(told(found, "caller"), found, limit_headers(found))
     if found.lease:
         store.settle(caller.id, found.lease)
 
 
 async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -> list[Admitted]:
-    """The answers of these accounts, asked in one turn of the loop.
+    """The answers of these accounts, asked in one write.
 
     Each holds something, or none does: what one holds is given back when another refuses, or has the answer already.
     """
-    tasks = {account: asyncio.create_task(one) for account, one in asking.items()}
+    (first, own), *others = asking.items()
+    # What the others ask goes out with what `own` asks.
+    tasks = {account: asyncio.create_task(one) for account, one in others}
+    found: dict[str, Admitted] = {}
     try:
-        await asyncio.wait(tasks.values())
-        found = [task.result() for task in tasks.values()]
+        found[first] = await own
+        for account, task in tasks.items():
+            found[account] = await task
     except (Overloaded, asyncio.CancelledError):
-        await give_back(tasks, store)
+        await give_back(found, tasks, store)
         raise
-    if not all(one.lease for one in found):
-        await give_back(tasks, store)
-    return found
+    if not all(one.lease for one in found.values()):
+        await give_back(found, tasks, store)
+    return list(found.values())
 
 
-async def give_back(tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> None:
+async def give_back(found: dict[str, Admitted], tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> None:
     """Ends what still asks, and settles what was granted."""
     for task in tasks.values():
         task.cancel()
-    await asyncio.wait(tasks.values())
+    if tasks:
+        await asyncio.wait(tasks.values())
     granted = {name: task.result() for name, task in tasks.items() if not task.cancelled() and not task.exception()}
-    settling = [store.settle(name, found.lease) for name, found in granted.items() if found.lease]
+    settling = [store.settle(name, one.lease) for name, one in (found | granted).items() if one.lease]
     for settled in settling:
         await settled

@@ -175,7 +175,7 @@ class Exchange:
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
         started = time.perf_counter()
-        with self._doors.uploads.one(caller.id, terms(caller, self._policy)[0].concurrency):
+        with self._doors.uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
             data = await self._wire.read(limit)
         self._uploading = time.perf_counter() - started
         return data
@@ -187,7 +187,7 @@ class Exchange:
             self._id, caller, self._wire.path, body, fields, self._headers, self._started, [], chance, self._trace
         )
         refuse_links(request)
-        if self._explained and not terms(caller, self._policy)[0].explain:
+        if self._explained and not terms(caller, self._policy).plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
@@ -264,7 +264,8 @@ class Exchange:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy
         model, stream, costs = None, False, []
         if request:
-            model, stream, costs = request.fields.model or "auto", bool(request.fields.stream), lines(request, policy)
+            model, stream = request.fields.model or "auto", bool(request.fields.stream)
+            costs = request.costs or lines(request, policy)
         tier, route, decision, cache, usage = None, None, None, "bypass", None
         if reply:
             tier, route, decision, cache, usage = reply.tier, reply.route, reply.decision, reply.cache, reply.usage

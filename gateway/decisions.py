@@ -76,7 +76,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         started = time.perf_counter()
         caller = await caller_of(request)
         policy = serving(caller.id, doors.policy)
-        plan, _ = terms(caller, policy)
+        plan = terms(caller, policy).plan
         if not plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         with doors.uploads.one(caller.id, plan.concurrency):

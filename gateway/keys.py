@@ -8,8 +8,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from gateway.errors import Forbidden, Overloaded, Unauthorized
@@ -28,11 +29,12 @@ ADMIN = "admin"  # the id of the admin key's record; too short to be the id of a
 NO_HASH = "0" * 64
 
 
-class Opened(NamedTuple):
-    """Whom a key let in, and what that was concluded from: it holds as long as all of that is the same."""
+class Opened(msgspec.Struct, frozen=True):
+    """Whom a key let in, and what that was concluded from: it holds as long as all of that is the same. `record` is
+    None for a caller of this process's own."""
 
     caller: Caller
-    record: KeyRecord
+    record: KeyRecord | None
     secret: bytes
     callers: Callers
 
@@ -84,6 +86,19 @@ class Keys:
         """What is remembered of this key: it was right then, which costs two hashes to find out."""
         return self._opened.get(presented)
 
+    def stands(self, opened: Opened, secret: bytes, callers: Callers) -> bool:
+        """Whether all that it was concluded from is known to be the same, nobody asked; `secret` is the store's."""
+        record = opened.record
+        if opened.callers is not callers:
+            return False
+        if record is None:
+            return opened.secret == secret
+        held = self.file.find(record.id) if self.file else None
+        if held:
+            return held[0] is record and held[1] == opened.secret
+        known = self._known.get(record.id)
+        return known is not None and known[1] is record and known[0] > time.monotonic() and opened.secret == secret
+
     def remember(self, presented: str, opened: Opened) -> Opened:
         self._opened[presented] = opened
         if len(self._opened) > REMEMBERED:
@@ -126,23 +141,25 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     Forbidden when the policy does not have the key's plan.
     """
     secret = await keys.store.secret()
+    presented = "" if keys.everyone else bearer(authorization)
+    found = keys.opened(presented)
+    if found is None or not keys.stands(found, secret, callers):
+        found = keys.remember(presented, await _opened(presented, secret, keys, callers))
+    if found.record and expired(found.record):
+        raise Unauthorized("This API key has expired.", code="expired_api_key")
+    return found.caller
+
+
+async def _opened(presented: str, secret: bytes, keys: Keys, callers: Callers) -> Opened:
     if keys.everyone:
-        return _caller("anonymous", "anonymous", None, secret, callers)
-    presented = bearer(authorization)
+        return Opened(_caller("anonymous", "anonymous", None, secret, callers), None, secret, callers)
     if keys.raw is not None and hmac.compare_digest(key_hash(secret, presented), key_hash(secret, keys.raw)):
-        return _caller("default", "default", None, secret, callers)
+        return Opened(_caller("default", "default", None, secret, callers), None, secret, callers)
     key_id = _key_id(presented)
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
-    opened = keys.opened(presented)
-    if opened is None or opened.record is not record or opened.secret != secret or opened.callers is not callers:
-        opened = keys.remember(presented, _opened(presented, record, secret, callers))
-    if expired(opened.record):
-        raise Unauthorized("This API key has expired.", code="expired_api_key")
-    return opened.caller
-
-
-def _opened(presented: str, record: KeyRecord | None, secret: bytes, callers: Callers) -> Opened:
-    if not opens(presented, record, secret) or record is None:
+    before = keys.opened(presented)
+    same = before is not None and (before.record, before.secret) == (record, secret)
+    if not (same or opens(presented, record, secret)) or record is None:
         raise Unauthorized("Incorrect API key provided.")
     own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
     caller = _caller(record.id, record.name, record.plan, secret, callers)
@@ -217,10 +234,11 @@ def bearer(authorization: str | None) -> str:
     """The key in an Authorization header. Raises Unauthorized."""
     if authorization is None:
         raise Unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-    scheme, _, key = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    scheme, _, rest = authorization.partition(" ")
+    key = rest.strip()
+    if not key or scheme.lower() != "bearer":
         raise Unauthorized("The Authorization header is malformed. Send 'Authorization: Bearer YOUR_KEY'.")
-    return key.strip()
+    return key
 
 
 def _key_id(key: str) -> str | None:

@@ -1,12 +1,14 @@
 """What may a caller and a request use at most, and what did the request use?   Pure."""
 
-import math
 from dataclasses import replace
+from math import ceil
 from typing import Any
+
+import msgspec
 
 from gateway.dialects import PROMPTS
 from gateway.policy import Budget, Plan, Policy, Price
-from gateway.store import NANO, UNLIMITED, Bound, Limits, Line, Money, Outage, Portion
+from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
 
 TEXT = "/v1/completions"
@@ -16,16 +18,33 @@ TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 LEASE = 60.0  # seconds at most until what a killed process held returns
 PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
+IN_PROMPT = frozenset(PROMPTS)
 
 
-def terms(caller: Caller, policy: Policy) -> tuple[Plan, Limits]:
-    """The caller's plan, with what its key has of its own, and its limits."""
+class Terms(msgspec.Struct, frozen=True):
+    """What holds for callers of one plan, whose keys have the same of their own.
+
+    `plan` has what the key has of its own; `limits` are its limits in the store's terms, `undiluted` those of a request
+    that no model answers, which does not count in the share. `together` is what all callers together may do. `reach`
+    are the tiers that may answer.
+    """
+
+    plan: Plan
+    limits: Limits
+    undiluted: Limits
+    together: Limits | None
+    reach: tuple[str, ...]
+
+
+def terms(caller: Caller, policy: Policy) -> Terms:
     return policy.once(_terms, caller.plan, caller.own)
 
 
-def _terms(name: str, own: Own, policy: Policy) -> tuple[Plan, Limits]:
+def _terms(name: str, own: Own, policy: Policy) -> Terms:
     plan = _plan(policy.callers.plans[name], own)
-    return plan, limits_of(plan, policy)
+    limits = limits_of(plan, policy)
+    undiluted = msgspec.structs.replace(limits, share=None)
+    return Terms(plan, limits, undiluted, policy.once(limits_of_all), policy.reach(name, own.may))
 
 
 def _plan(plan: Plan, own: Own) -> Plan:
@@ -70,37 +89,38 @@ def _money(budget: Budget | None) -> Money | None:
 
 
 def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound:
-    """The most that an answer may use, priced at the dearest of `tiers`.
+    """The most that an answer may use, priced at the dearest of `tiers`."""
+    prompt, completion = sizes(request)
+    known, first = policy.tiers, tiers[0]
+    dearest, most = first, cost(known[first].price, prompt, 0, completion)
+    cheap = most
+    for name in tiers:
+        if name != first and (money := cost(known[name].price, prompt, 0, completion)) >= most:
+            dearest, most = name, money  # of equal ones the highest
+    return Bound(dearest, first, prompt, completion, most, cheap)
+
+
+def sizes(request: ChatRequest) -> tuple[int, int]:
+    """The most tokens of the prompt, and of the answer.
 
     A token stands for at least one byte, so the prompt takes no more tokens than the bytes of the members that end up
     in it, plus what the template adds; media by address are not in it. The answer takes the caller's max_tokens, or
     DEFAULT_ANSWER, for each choice.
     """
-    prompt, completion = prompt_bound(request), answer_bound(request)
-    first = dearest = tiers[0]
-    most = cheap = cost(policy.tiers[first].price, prompt, 0, completion)
-    for name in tiers[1:]:
-        money = cost(policy.tiers[name].price, prompt, 0, completion)
-        if money >= most:  # of equal ones the highest
-            dearest, most = name, money
-    return Bound(dearest, first, prompt, completion, most, cheap)
+    body, fields = request.body, request.fields
+    many = 1 if fields.prompt is None else prompts(fields.prompt)
+    prompt = TEMPLATE * many
+    for name in body.spans:
+        if name in IN_PROMPT:
+            prompt += body.size(name)
+    if request.dialect.work != "answer":
+        return prompt, 0
+    return prompt, (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * many
 
 
-def prompt_bound(request: ChatRequest) -> int:
-    sizes = [request.body.size(name) for name in request.body.spans if name in PROMPTS]
-    return TEMPLATE * prompts(request.fields.prompt) + sum(sizes)
-
-
-def prompts(prompt: str | list[Any] | None) -> int:
+def prompts(prompt: str | list[Any]) -> int:
     """How many prompts a completion request holds; a list of numbers is one."""
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-
-
-def answer_bound(request: ChatRequest) -> int:
-    fields = request.fields
-    if request.dialect.work != "answer":
-        return 0
-    return (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * prompts(fields.prompt)
 
 
 def longest(request: ChatRequest) -> int:
@@ -108,32 +128,42 @@ def longest(request: ChatRequest) -> int:
     larger counts: servers differ in which they obey. Text completions have one name, and servers pass over the other.
     """
     fields = request.fields
-    other = None if request.path == TEXT else fields.max_completion_tokens
-    return max(fields.max_tokens or 0, other or 0)
+    one, other = fields.max_tokens or 0, fields.max_completion_tokens or 0
+    return other if other > one and request.path != TEXT else one
 
 
 def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
     """Nano-dollars, rounded up. A dollar a million tokens is a thousand nano-dollars a token."""
     dear = (prompt - cached) * price.input_per_m + completion * price.output_per_m
-    return math.ceil((dear + cached * price.cached_input_per_m) * 1000)
+    if cached:
+        dear += cached * price.cached_input_per_m
+    return ceil(dear * 1000)
 
 
 def lines(request: ChatRequest, policy: Policy) -> list[Line]:
     """What the calls for a request come to: as the servers counted, else estimated, never above what the caller set."""
-    return [line(bill, request, policy) for bill in request.bills if not bill.void]
+    found: list[Line] = []
+    for bill in request.bills:
+        if bill.void:
+            continue
+        usage, price, cached = bill.usage, policy.tiers[bill.tier].price, 0
+        prompt, completion, estimated = usage.prompt, usage.completion, not usage.complete
+        if estimated or prompt is None or completion is None:
+            prompt, completion, estimated = *estimate(bill, request, policy), True
+        elif usage.cached:
+            cached = min(usage.cached, prompt)
+        money = cost(price, prompt, cached, completion)
+        kind: Kind = "draft" if bill.lost else bill.kind
+        found.append(Line(bill.tier, kind, estimated, prompt, cached, completion, money))
+    return found
 
 
-def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
-    usage, price = bill.usage, policy.tiers[bill.tier].price
-    kind = "draft" if bill.lost else bill.kind
-    if usage.complete and usage.prompt is not None and usage.completion is not None:
-        cached = min(usage.cached or 0, usage.prompt)
-        money = cost(price, usage.prompt, cached, usage.completion)
-        return Line(bill.tier, kind, False, usage.prompt, cached, usage.completion, money)
-    prompt, completion = prompt_bound(request), answer_bound(request)
+def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer, where no server counted the whole."""
+    prompt, completion = sizes(request)
     if bill.kind == "triage":
-        prompt, completion = prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
-    elif bill.stream:
-        came = min(completion, PER_EVENT * usage.events + AHEAD)
-        completion = came if longest(request) else max(came, usage.events)
-    return Line(bill.tier, kind, True, prompt, 0, completion, cost(price, prompt, 0, completion))
+        return prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
+    if bill.stream:
+        came = min(completion, PER_EVENT * bill.usage.events + AHEAD)
+        completion = came if longest(request) else max(came, bill.usage.events)
+    return prompt, completion

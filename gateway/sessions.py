@@ -42,15 +42,13 @@ _KEPT = msgspec.msgpack.Decoder(Kept)
 _MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def recalling(request: ChatRequest, policy: Policy, store: Store) -> "asyncio.Task[Session | None] | None":
-    """What is remembered of the request's conversation, asked for in this turn of the event loop.
+def recalling(request: ChatRequest, key: bytes, store: Store) -> "asyncio.Task[Session | None] | None":
+    """What is remembered of the request's conversation, `key`, asked for in this turn of the event loop.
 
     The task is done after BUDGET seconds at the latest, awaited or not, and says None for what is not known in time.
-    None for a request outside of any conversation, and, where a prefix is the key, for one without an answer in it:
-    its conversation begins.
+    None where a prefix is the key of a request without an answer in it: its conversation begins.
     """
-    key = key_of(request, policy)
-    if key is None or (key.startswith(b"prefix:") and not _answered(request.fields)):
+    if key.startswith(b"prefix:") and not _answered(request.fields):
         return None
     return asyncio.create_task(_recall(request, key, store))
 
@@ -71,13 +69,13 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
     return Session(kept.tier, kept.level, max(0.0, time.time() - kept.at), kept.turns, continues(request.fields))
 
 
-def follow(reply: Reply, request: ChatRequest, policy: Policy, store: Store) -> Reply:
-    """`reply`, which its conversation remembers while it passes; its end waits for that, for BUDGET at most.
+def follow(reply: Reply, key: bytes, request: ChatRequest, policy: Policy, store: Store) -> Reply:
+    """`reply`, which its conversation, `key`, remembers while it passes; its end waits for that, for BUDGET at most.
 
     Not remembered: an error, an answer that nothing was decided for, and what the caller itself asked for.
     """
-    key, decision = key_of(request, policy), reply.decision
-    if key is None or decision is None or reply.status != 200 or decision.route.rule == CALLER:
+    decision = reply.decision
+    if decision is None or reply.status != 200 or decision.route.rule == CALLER:
         return reply
     keeping = asyncio.create_task(_remember(request, key, after(decision, reply.tier, policy), policy, store))
     reply.shut = _both(reply.shut, keeping)

@@ -157,7 +157,7 @@ class Shadows:
         if not self._records.holds(request.caller, request.id):
             raise LeftOut("unrecorded")
         self._refuse_busy(drawn)
-        fresh = {"headers": {}, "started": time.perf_counter(), "bills": [], "trace": None}
+        fresh = {"headers": {}, "started": time.perf_counter(), "bills": [], "costs": [], "trace": None}
         again = replace(request, id=f"{request.id}-shadow", **fresh)
         async with self._paid(again, drawn):
             self._refuse_busy(drawn)  # the store may have taken its time

@@ -13,6 +13,8 @@ CODES = {"concurrency": "concurrency_limit_exceeded", "money": "insufficient_quo
 WHOSE = {"caller": "this API key", "all": "all callers together"}
 THEN = (None, "warn", "flash_only")
 LIMITS = ("requests", "concurrency", "tokens", "budget", "pro_share")
+SHORT = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1000)))  # durations of less than a second
+EVEN = Standing()  # of a caller whom no budget or share keeps from anything
 MODES = ("shared", "local", "deny", "allow")
 
 
@@ -42,10 +44,11 @@ def told(found: Admitted, whose: str) -> str:
 
 
 def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
+    """How the caller stands with `budget`, which is `whose`."""
     money = found.limits.money
     if not budget or not money:
-        return Standing(capped=found.capped)
-    used = min(1.0, found.money / money.nano)
+        return Standing(capped=found.capped) if found.cap else EVEN
+    used = found.money / money.nano if found.money < money.nano else 1.0
     warned = "warn" if budget.warn is not None and used >= budget.warn else None
     return Standing(used, "flash_only" if found.capped == "budget" else warned, whose, found.capped)
 
@@ -53,7 +56,8 @@ def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
 def gravest(one: Standing, other: Standing) -> Standing:
     """Of a caller's standing and that of all: what either keeps it from, told by the budget from which more follows."""
     spoke = max(one, other, key=lambda standing: (THEN.index(standing.budget), standing.budget_used))
-    return replace(spoke, capped=one.capped or other.capped)
+    capped = one.capped or other.capped
+    return spoke if spoke.capped == capped else replace(spoke, capped=capped)
 
 
 def budget_headers(standing: Standing) -> Headers:
@@ -71,33 +75,32 @@ def budget_headers(standing: Standing) -> Headers:
 def limit_headers(found: Admitted) -> Headers:
     """x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited; reset is an OpenAI duration
     until the whole limit is free, if what is held is used."""
+    limits = found.limits
     headers = [
-        (b"x-ratelimit-limit-requests", b"%d" % found.limits.requests_per_minute),
+        (b"x-ratelimit-limit-requests", b"%d" % limits.requests_per_minute),
         (b"x-ratelimit-remaining-requests", b"%d" % found.remaining),
-        (b"x-ratelimit-reset-requests", duration(found.reset).encode()),
+        (b"x-ratelimit-reset-requests", duration(found.spent)),
     ]
-    most = found.limits.tokens_per_minute
-    if most is None:
-        return headers
-    return [
-        *headers,
-        (b"x-ratelimit-limit-tokens", b"%d" % most),
-        (b"x-ratelimit-remaining-tokens", b"%d" % max(0, most - found.tokens.used)),
-        (b"x-ratelimit-reset-tokens", duration(found.tokens.reset).encode()),
-    ]
+    most = limits.tokens_per_minute
+    if most is not None:
+        headers += (
+            (b"x-ratelimit-limit-tokens", b"%d" % most),
+            (b"x-ratelimit-remaining-tokens", b"%d" % max(0, most - found.tokens)),
+            (b"x-ratelimit-reset-tokens", duration(found.tokens_spent)),
+        )
+    return headers
 
 
-def duration(seconds: float) -> str:
+def duration(microseconds: int) -> bytes:
     """As OpenAI writes it, rounded up to a millisecond: "12ms", "1.5s", "6m0s", "1h0m0s"."""
-    milliseconds = max(0, -int(-seconds * 1000 // 1))
+    milliseconds = -(-microseconds // 1000)
     if milliseconds < 1000:
-        return f"{milliseconds}ms" if milliseconds else "0s"
+        return SHORT[milliseconds]
     minutes, rest = divmod(milliseconds, 60_000)
-    shown = f"{rest / 1000:g}s"
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours}h{minutes}m{shown}"
-    return f"{minutes}m{shown}" if minutes else shown
+        return b"%dh%dm%gs" % (hours, minutes, rest / 1000)
+    return b"%dm%gs" % (minutes, rest / 1000) if minutes else b"%gs" % (rest / 1000)
 
 
 def kept(callers: Callers, state: State) -> Mapping[str, str]:

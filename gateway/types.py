@@ -11,6 +11,7 @@ import msgspec
 from gateway.body import Body, Fields
 from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest, Refusal
+from gateway.store import Line
 from gateway.trace import Trace
 
 Headers = list[tuple[bytes, bytes]]
@@ -20,7 +21,7 @@ _WHOLE = (bytes, Refusal)
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
-class Own(msgspec.Struct, frozen=True):
+class Own(msgspec.Struct, frozen=True, cache_hash=True):
     """What a key has in place of what its plan says; None: what the plan says."""
 
     requests_per_minute: int | None = None
@@ -95,10 +96,9 @@ class Standing(msgspec.Struct, frozen=True):
 class ChatRequest(msgspec.Struct, frozen=True):
     """What a caller asked: the few fields that we decide on, and the rest of the body untouched.
 
-    `path` is the upstream path, and says the dialect; `headers` has lower-case names;
-    `started` is time.perf_counter() when the head arrived. `bills` gathers the calls to tiers that were made for it.
-    `chance`, from 0 up to 1, is drawn for it: exploration goes by that; at 1 nothing is explored. `trace`: where
-    it is sampled."""
+    `path` is the upstream path, and says the dialect; `headers` has lower-case names; `started` is time.perf_counter()
+    when the head arrived. `bills` gathers the calls to tiers made for it, `costs` is what they came to, once settled.
+    `chance`, from 0 up to 1, is drawn for it: at 1 nothing is explored. `trace`: where it is sampled."""
 
     id: str
     caller: Caller
@@ -110,6 +110,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     bills: list[Bill] = msgspec.field(default_factory=list)
     chance: float = 1.0
     trace: Trace | None = None
+    costs: list[Line] = msgspec.field(default_factory=list)
 
     @property
     def dialect(self) -> Dialect:
@@ -117,8 +118,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     def left(self) -> float | None:
         """Seconds until the end of the time that the caller gives the whole exchange (x-request-timeout, counted from
-        its head); None when it does not say. Raises BadRequest.
-        """
+        its head); None when it does not say. Raises BadRequest."""
         given = self.headers.get("x-request-timeout")
         if given is None:
             return None
@@ -130,16 +130,14 @@ class ChatRequest(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True):
     """All that a rule may look at; no prompt text, so it may be recorded.
 
-    `api` is the member of a tier's `can` that the request's path needs.
-    `wish` is a tier's name, "fast", "best" or None, `wished_by` says which of name, header, metadata, path said so.
-    `characters` counts the last user turn; `turns` counts user messages; `context` estimates prompt tokens.
-    `load` is requests in flight per tier, from this gateway; `waiting` is requests in the servers' own queues, of tiers
-    that a rule asks it of and that tell. `headers` holds only headers that a rule names. `budget_used`, `budget`,
-    `budget_of`, `capped` and `session` are of Standing, `chance` of ChatRequest. `may`: the tiers above the first that
-    the caller's key names in place of its plan. `caller` is the key owner's name. `max_tokens` is the longest answer
-    that the caller wants, None when not said. `score` is the local one from 0 (looks simple) to 1, and `measures` what
-    it was made of: None and empty where nothing looks at it, and for a wish.
-    """
+    `api` is the member of a tier's `can` that the request's path needs. `wish` is a tier's name, "fast", "best" or
+    None, `wished_by` says which of name, header, metadata, path said so. `characters` counts the last user turn;
+    `turns` counts user messages; `context` estimates prompt tokens. `load`: requests in flight per tier, from this
+    gateway; `waiting`: requests in the servers' own queues, of tiers that a rule asks it of and that tell. `headers`
+    holds only headers that a rule names. `budget_used`, `budget`, `budget_of`, `capped` and `session` are of Standing,
+    `chance` of ChatRequest. `may`: the tiers above the first that the caller's key names in place of its plan. `caller`
+    is the key owner's name. `max_tokens` is the longest answer that the caller wants, None when not said. `score` is
+    the local one from 0 (looks simple) to 1, and `measures` what it was made of: None and empty where nothing looks."""
 
     model: str
     caller: str
@@ -184,8 +182,7 @@ class Verdict(msgspec.Struct, frozen=True):
     A verdict without a label is a failed classification; `reason` then says how it failed
     (timeout | parse | truncated | empty | overloaded | error), else it is "ok". `seconds` is what asking took.
     `source` is triage, shared (another request's question), cache, or local where the score stands in for a failure.
-    `cut`: the classifier saw head and tail only. `strategy` and `prompt` (name and version) say how it was asked.
-    """
+    `cut`: the classifier saw head and tail only. `strategy` and `prompt` (name and version) say how it was asked."""
 
     label: Label | None
     p_complex: float | None
@@ -198,8 +195,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Tiers to try in order, the rule that said so, and why.
-    `chances`: how likely each tier was to be the first, where chance had a part in it; else empty."""
+    """Tiers to try in order, the rule that said so, why. `chances`: of each to be first, where chance had a part."""
 
     tiers: tuple[str, ...]
     rule: str
@@ -217,9 +213,8 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What became of a start that was kept back, why, and for how many seconds it was: kept (tokens | wait | end;
-    unanswered: weak, but nobody else answered), escalated (the sign), broken (the failure). `figures`: what was seen of
-    mean_logprob and margin."""
+    """What became of a start that was kept back, why, for how many seconds: kept (tokens | wait | end; unanswered:
+    weak, but nobody else answered), escalated (the sign), broken (the failure). `figures`: mean_logprob and margin."""
 
     outcome: Literal["kept", "escalated", "broken"]
     reason: str
@@ -247,7 +242,7 @@ class Reply(msgspec.Struct):
     stream whole SSE events), which raise Refusal when the answer breaks. `tier` is the one that answered, "" for
     nobody. `waited` is seconds spent waiting for model servers before the first byte, for a place with them included.
     `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced. `failure`, a member of
-    `failover.on`, says that another tier may be asked, and that the reply holds nothing open."""
+    `failover.on`, says that another tier may be asked and that nothing is held open. `closed` hears the reply's end."""
 
     status: int
     headers: Headers
@@ -261,6 +256,7 @@ class Reply(msgspec.Struct):
     decision: Decision | None = None
     cache: str = "bypass"
     failure: str | None = None
+    closed: Callable[[], None] | None = None
 
     @classmethod
     def refused(cls, refusal: Refusal) -> "Reply":
@@ -283,11 +279,16 @@ class Reply(msgspec.Struct):
 
     async def close(self) -> None:
         """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
+        closed, self.closed = self.closed, None
         try:
             if not isinstance(self.body, _WHOLE):
                 await self.body.aclose()
         finally:
-            await self.shut()
+            try:
+                await self.shut()
+            finally:
+                if closed:
+                    closed()
 
 
 async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:

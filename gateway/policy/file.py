@@ -121,11 +121,11 @@ class Policy:
     basis: Basis | None
     table: Table | Axes | None
     candidate: "Candidate | None" = None
-    _known: dict[tuple[Hashable, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known: dict[tuple[Hashable, Hashable], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
         """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""
-        key = (function, *values)
+        key = (function, values)
         known: tuple[T] | None = self._known.get(key)
         if known is None:
             if len(self._known) >= MOST_KNOWN:

@@ -4,37 +4,34 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-
-import msgspec
 
 from gateway.store.contract import KEPT
-from gateway.store.limits import MINUTE, Bound, Decided, Kind, Limits, Line
+from gateway.store.limits import MINUTE, Admitted, Bound, Kind, Limits, Line, Most, known
 
-DAY = 86_400_000_000  # microseconds
+DAY = 86_400  # seconds
 Sums = list[int]  # requests, prompt, cached, completion, money
-Heading = tuple[str, str, Kind, bool]  # day, tier, kind, estimated
-
-
-class Held(msgspec.Struct, frozen=True):
-    """What an admission holds; `share` is the window in which it counts as above the first tier."""
-
-    bound: Bound
-    tier: str
-    money: int
-    share: int | None
+Heading = tuple[int, str, Kind, bool]  # day since 1970, tier, kind, estimated
+Held = tuple[int, int, int]  # tokens, money, the window in which it counts as above the first tier or -1
+Decision = tuple[int, int, int]  # place in REFUSALS, microseconds to wait, place in CAPS
+FITS: Decision = (0, 0, 0)
 
 
 @dataclass(slots=True)
 class Account:
     """Times are microseconds of the store's clock, money is nano-dollars.
 
+    `counts`: a limit counts tokens, money or the share; else nobody needs to know how much a lease holds.
     `idle_at` is GCRA's theoretical arrival time. `level` is tokens * MINUTE at time `at`, draining by `rate` each
-    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share`.
+    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share` of
+    `share_span`. `limits` are those in force, of which a request costs `interval` of `most` microseconds. Lines are
+    booked under day `today`, which ends at `midnight`, by the machine's clock: days and seconds since 1970.
     """
 
+    limits: Limits | None = None
+    interval: int = 0
+    most: int = 0
     idle_at: int = 0
-    leases: dict[str, Held] = field(default_factory=dict)
+    leases: dict[str, Held | Most] = field(default_factory=dict)
     tokens: int = 0
     money: int = 0
     level: int = 0
@@ -43,107 +40,152 @@ class Account:
     spent: int = 0
     window: int = 0
     span: int = 0
+    counts: bool = False
     asked: int = 0
     above: int = 0
     share: int = 0
-    day: int = 0
+    share_span: int = 0
+    today: int = 0
+    midnight: int = 0
     ledger: dict[Heading, Sums] = field(default_factory=dict)
 
     def is_idle(self, now: int) -> bool:
         """Whether it may be forgotten."""
         return not (self.leases or self.ledger or self.level or self.spent or self.asked) and self.idle_at <= now
 
+    def begin(self, limits: Limits, now: int) -> int:
+        """The account as it stands under `limits`; microseconds until their request limit is idle."""
+        if limits is not self.limits:
+            self._turn(limits)
+        if self.counts:
+            self.advance(now)
+        queue = self.idle_at - now
+        if queue <= 0:
+            return 0
+        if queue > self.most:
+            return self.most
+        return queue
+
+    def _turn(self, limits: Limits) -> None:
+        """Take the limits over. What is held counts from the first one that counts on."""
+        counted, self.limits, self.interval = self.counts, limits, limits.interval
+        self.most = limits.requests_per_minute * self.interval
+        self.rate = limits.tokens_per_minute or 0
+        self.span = int(limits.money.seconds * 1e6) if limits.money else 0
+        self.share_span = int(limits.share.seconds * 1e6) if limits.share else 0
+        self.counts = bool(self.rate or self.span or self.share_span)
+        if not self.rate:
+            self.level = 0
+        if not self.span:
+            self.spent = self.window = 0
+        for lease, held in self.leases.items() if self.counts and not counted else ():
+            if not isinstance(held, tuple):
+                self.leases[lease] = self._count(known(held))
+
     def advance(self, now: int) -> None:
-        """Drain the bucket, turn the window, and drop what the ledger need not keep."""
-        self.level = max(0, self.level - max(0, now - self.at) * self.rate) if self.rate else 0
+        """Drain the bucket and turn the windows."""
+        if self.level and now > self.at:
+            drained = (now - self.at) * self.rate
+            self.level = self.level - drained if drained < self.level else 0
         self.at = now
-        if not self.span or now // self.span != self.window:
-            self.spent, self.window = 0, now // self.span if self.span else 0
-        if now // DAY != self.day:
-            self.day = now // DAY
-            oldest = _date(self.day - KEPT)
-            self.ledger = {heading: sums for heading, sums in self.ledger.items() if heading[0] >= oldest}
+        if self.span and now // self.span != self.window:
+            self.spent, self.window = 0, now // self.span
+        if self.share_span and now // self.share_span != self.share:
+            self.share, self.asked, self.above = now // self.share_span, 0, 0
 
     @property
     def used(self) -> int:
         """Tokens used and held, rounded up."""
-        return -(-self.level // MINUTE) + self.tokens
+        return self.tokens - (-self.level // MINUTE) if self.level else self.tokens
 
-    def decide(self, limits: Limits, bound: Bound, now: int, spent: int) -> Decided:
-        """What holds beyond the request limit, of which `spent` is taken: concurrency, tokens, money, share. Changes
-        nothing."""
-        used = self.level + self.tokens * MINUTE
-        if len(self.leases) >= limits.concurrency:
-            return Decided(2, spent, 0, self.used, self.spent + self.money)
-        rate = limits.tokens_per_minute or 0
-        need = min(bound.tokens, rate) * MINUTE
-        if rate and used + need > rate * MINUTE:
-            wait = -(-(used + need - rate * MINUTE) // rate)
-            return Decided(3, spent, wait, self.used, self.spent + self.money)
-        return self._priced(limits, bound, now, Decided(0, spent, 0, self.used, self.spent + self.money))
+    def decide(self, limits: Limits, most: Bound, now: int) -> Decision:
+        """What holds beyond requests and concurrency: tokens, money, share. Changes nothing."""
+        rate = self.rate
+        if rate:
+            need = most.prompt + most.completion
+            over = self.level + (self.tokens + need - rate if need < rate else self.tokens) * MINUTE
+            if over > 0:
+                return 3, -(-over // rate), 0
+        return self._priced(limits, most, now)
 
-    def _priced(self, limits: Limits, bound: Bound, now: int, found: Decided) -> Decided:
-        """Money, then the share: `found` with a cap, or a refusal."""
-        money, capped = limits.money, 0
-        if money and found.money + bound.money > money.nano:
-            capped = 1
-            if not money.degrade or found.money + bound.cheap > money.nano:
-                return Decided(4, found.spent, self.span - now % self.span, found.tokens, found.money)
-        if limits.share and not capped and bound.tier != bound.first:
-            room = math.ceil(limits.share.max * (self.asked + 1))
-            capped = 0 if self.above + 1 <= room else 2
-        return Decided(0, found.spent, 0, found.tokens, found.money, capped)
+    def _priced(self, limits: Limits, most: Bound, now: int) -> Decision:
+        """Money, then the share."""
+        money, share = limits.money, limits.share
+        if money and self.spent + self.money + most.money > money.nano:
+            if not money.degrade or self.spent + self.money + most.cheap > money.nano:
+                return 4, self.span - now % self.span, 0
+            return 0, 0, 1
+        if share and most.tier != most.first and self.above + 1 > math.ceil(share.max * (self.asked + 1)):
+            return 0, 0, 2
+        return FITS
 
-    def queue(self, limits: Limits, now: int) -> int:
-        """Microseconds until the request limit is idle."""
-        return min(max(self.idle_at - now, 0), limits.requests_per_minute * limits.interval)
-
-    def turn(self, limits: Limits, now: int) -> None:
-        """Take the windows and the rate over from the limits in force."""
-        self.rate, self.span = limits.tokens_per_minute or 0, int(limits.money.seconds * 1e6) if limits.money else 0
-        if limits.share and now // int(limits.share.seconds * 1e6) != self.share:
-            self.share, self.asked, self.above = now // int(limits.share.seconds * 1e6), 0, 0
-
-    def hold(self, lease: str, bound: Bound, limits: Limits, capped: int) -> None:
-        above = limits.share is not None and not capped and bound.tier != bound.first
-        tier, money = (bound.first, bound.cheap) if capped else (bound.tier, bound.money)
-        self.leases[lease] = Held(bound, tier, money, self.share if above else None)
-        self.tokens += bound.tokens
-        self.money += money
+    def hold(self, limits: Limits, most: Bound, cap: int) -> Held:
+        """Counts what a lease holds from here on."""
+        window = -1
         if limits.share:
             self.asked += 1
-            self.above += above
+            if not cap and most.tier != most.first:
+                self.above += 1
+                window = self.share
+        return self._count(most, cap, window)
+
+    def _count(self, most: Bound, cap: int = 0, window: int = -1) -> Held:
+        tokens, money = most.prompt + most.completion, most.cheap if cap else most.money
+        self.tokens += tokens
+        self.money += money
+        return tokens, money, window
+
+    def refused(self, limits: Limits, spent: int, verdict: int, wait: int = 0) -> Admitted:
+        return Admitted(limits, None, verdict, spent, wait, self.used, self.spent + self.money)
 
     def settle(self, lease: str, lines: Sequence[Line], above: bool) -> None:
         held = self.leases.pop(lease, None)
         if held is None:
             return
-        self.tokens -= held.bound.tokens
-        self.money -= held.money
-        if held.share == self.share and not above:
-            self.above -= 1
+        if isinstance(held, tuple):
+            tokens, money, window = held
+            self.tokens -= tokens
+            self.money -= money
+            if window == self.share and not above:
+                self.above -= 1
+        if lines and time.time() >= self.midnight:
+            self.begin_day()
         for line in lines:
             self.book(line)
 
+    def begin_day(self) -> None:
+        """Drop what the ledger need not keep."""
+        self.today = int(time.time()) // DAY
+        self.midnight = (self.today + 1) * DAY
+        self.ledger = {heading: sums for heading, sums in self.ledger.items() if heading[0] >= self.today - KEPT}
+
     def book(self, line: Line) -> None:
-        today = _date(int(time.time()) // 86_400)
-        sums = self.ledger.setdefault((today, line.tier, line.kind, line.estimated), [0] * 5)
-        for at, count in enumerate((line.requests, line.prompt, line.cached, line.completion, line.money)):
-            sums[at] += count
+        heading = (self.today, line.tier, line.kind, line.estimated)
+        sums = self.ledger.get(heading)
+        if sums is None:
+            sums = self.ledger[heading] = [0] * 5
+        sums[0] += line.requests
+        sums[1] += line.prompt
+        sums[2] += line.cached
+        sums[3] += line.completion
+        sums[4] += line.money
         if line.kind == "answer":
-            self.level += (line.prompt + line.completion) * MINUTE if self.rate else 0
-            self.spent += line.money if self.span else 0
+            if self.rate:
+                self.level += (line.prompt + line.completion) * MINUTE
+            if self.span:
+                self.spent += line.money
 
     def lines(self, caller: str) -> list[Line]:
         """The ledger as it stands."""
+        if time.time() >= self.midnight:
+            self.begin_day()
         return [
-            Line(tier, kind, estimated, prompt, cached, completion, money, requests, caller, day)
+            Line(tier, kind, estimated, prompt, cached, completion, money, requests, caller, _date(day))
             for (day, tier, kind, estimated), (requests, prompt, cached, completion, money) in sorted(
                 self.ledger.items()
             )
         ]
 
 
-@lru_cache(maxsize=4)  # the C library looks for a time zone's file each time
 def _date(day: int) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(day * 86_400))
+    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY))

@@ -30,28 +30,29 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from gateway.store.limits import Admitted, Bound, Limits, Line
+import msgspec
+
+from gateway.store.limits import Admitted, Bound, Limits, Line, Most
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
 SHADOW = "@shadow"  # the account of answers that are made to be compared; nor this one
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 HELD = 1.5  # seconds that a turn lasts unless it is taken again: its holder may have been killed
-OVER = b"over"  # stands in place of a token when whose turn it was made no value
 NOTHING = Bound()
+OVER = b"over"  # stands in place of a token when whose turn it was made no value
 
 State = Literal["memory", "ok", "down"]
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """Whose turn it is to make a value: `holder`'s, a token or OVER; None when nobody can tell. `entry`: it is made."""
 
     holder: bytes | None
     entry: bytes | None = None
 
 
-class Turn(NamedTuple):
+class Turn(msgspec.Struct, frozen=True):
     """Whose turn it is to make the value under `key`: `holder`'s, as far as is known; `token` is who asks."""
 
     key: bytes
@@ -106,9 +107,10 @@ class Store(Protocol):
         """How many processes shared the store when it last answered, this one included."""
         ...
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         """Decide and look `recall` up in the caller's cache, in one round trip. What is granted and not remembered it
-        is this lease's turn to make for HELD seconds, unless it is another's (`take_turn`).
+        is this lease's turn to make for HELD seconds, unless it is another's (`take_turn`). `most` is what the call may
+        use; a function says the same each time.
 
         While the store does not answer, each limit does as `limits.outage` says; Overloaded where one is denied.
         """

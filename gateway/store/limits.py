@@ -1,6 +1,7 @@
 """What may a caller do, and what was decided?   The values that limits are told in."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -72,9 +73,12 @@ class Bound(msgspec.Struct, frozen=True):
     money: int = 0
     cheap: int = 0
 
-    @property
-    def tokens(self) -> int:
-        return self.prompt + self.completion
+
+Most = Bound | Callable[[], Bound]  # a function is asked where a limit or the ledger of the dead needs to know
+
+
+def known(most: Most) -> Bound:
+    return most() if callable(most) else most
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -96,72 +100,54 @@ class Line(msgspec.Struct, frozen=True):
     day: str = ""
 
 
-class Level(NamedTuple):
-    """How full a limit is, this request included; `reset` (until it is empty) in seconds."""
+class Admitted(msgspec.Struct, frozen=True):
+    """The answer to one admission, in the store's own units; what callers are told of it is worked out when it is read.
 
-    used: int
-    reset: float
-
-
-class Admitted(NamedTuple):
-    """The answer to one admission. `retry_after` and `reset` (until the whole limit is free again) are in seconds.
-
-    `lease` names what to settle; it is None for a hit and for a refusal. `entry` is what the cache held; where it held
-    nothing, `turn` says whose turn it is to make it, this lease's or another's; None when nobody can tell. `capped`:
-    the first tier only. `money` is spent and held in nano-dollars. `limits` are those that were kept: in an outage
-    others than were asked for.
+    `limits` are those that were kept: in an outage others than were asked for. `lease` names what to settle; it is None
+    for a hit and for a refusal. `verdict` is a place in REFUSALS, 0 where nothing refuses, and `cap` one in CAPS: the
+    first tier only. `spent` is microseconds until the request limit is idle again, `wait` until the refused request may
+    come again where tokens or money refused it. `tokens` and `money` (nano-dollars) are used and held. `entry` is what
+    the cache held; where it held nothing, `turn` says whose turn it is to make it, this lease's or another's; None when
+    nobody can tell.
     """
 
-    allowed: bool
-    refused_by: RefusedBy | None
-    retry_after: float
     limits: Limits
-    remaining: int
-    reset: float
-    entry: bytes | None = None
-    lease: str | None = None
-    tokens: Level = Level(0, 0.0)
-    money: int = 0
-    capped: CappedBy | None = None
-    turn: bytes | None = None
-
-
-class Decided(NamedTuple):
-    """What a store decided, in its own units: microseconds until the request limit is idle again (`spent`), until the
-    refused request may come again (`wait`), and tokens and money used and held.
-    """
-
+    lease: str | None
     verdict: int
     spent: int
     wait: int = 0
     tokens: int = 0
     money: int = 0
-    capped: int = 0
+    cap: int = 0
+    entry: bytes | None = None
+    turn: bytes | None = None
 
+    @property
+    def allowed(self) -> bool:
+        return self.verdict == 0
 
-def told(
-    limits: Limits, found: Decided, entry: bytes | None = None, lease: str | None = None, turn: bytes | None = None
-) -> Admitted:
-    """A decision in a caller's terms."""
-    limit, interval, rate = limits.requests_per_minute, limits.interval, limits.tokens_per_minute
-    wait = 0.0
-    if found.verdict:
-        over = found.spent + interval - limit * interval
-        wait = (over / 1e6, SLOT_RETRY, found.wait / 1e6, found.wait / 1e6)[found.verdict - 1]
-    return Admitted(
-        found.verdict == 0,
-        REFUSALS[found.verdict],
-        wait,
-        limits,
-        limit - -(-found.spent // interval),
-        found.spent / 1e6,
-        entry,
-        lease,
-        Level(found.tokens, found.tokens * 60 / rate if rate else 0.0),
-        found.money,
-        CAPS[found.capped],
-        turn,
-    )
+    @property
+    def refused_by(self) -> RefusedBy | None:
+        return REFUSALS[self.verdict]
 
+    @property
+    def capped(self) -> CappedBy | None:
+        return CAPS[self.cap]
 
-NOTHING = Bound()
+    @property
+    def retry_after(self) -> float:
+        """Seconds until a refused request may come again."""
+        interval = self.limits.interval
+        over = self.spent + interval - self.limits.requests_per_minute * interval
+        return (0.0, over / 1e6, SLOT_RETRY, self.wait / 1e6, self.wait / 1e6)[self.verdict]
+
+    @property
+    def remaining(self) -> int:
+        """Requests that may come at once."""
+        limit = self.limits.requests_per_minute
+        return limit + -self.spent // -(-MINUTE // limit)
+
+    @property
+    def tokens_spent(self) -> int:
+        """Microseconds until the token limit is idle again, if what is held is used."""
+        return -(-self.tokens * MINUTE // (self.limits.tokens_per_minute or UNLIMITED))

@@ -5,10 +5,11 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
 from dataclasses import replace
+from itertools import islice
 
-from gateway.store.account import Account
+from gateway.store.account import FITS, Account
 from gateway.store.contract import ALL, HELD, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
-from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
+from gateway.store.limits import Admitted, Limits, Line, Most, known
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
@@ -49,53 +50,50 @@ class MemoryStore:
     def processes(self) -> int:
         return 1
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         now = _now()
-        account = self._account(caller, now)
-        account.turn(limits, now)
-        account.advance(now)
-        interval = limits.interval
-        spent = account.queue(limits, now)
-        if spent + interval > limits.requests_per_minute * interval:
-            return told(limits, Decided(1, spent, 0, account.used, account.spent + account.money))
+        account = self._accounts.get(caller) or self._new_account(caller, now)
+        spent = account.begin(limits, now)
+        if spent + account.interval > account.most:
+            return account.refused(limits, spent, 1)
         entry = None if recall is None else self._recall(caller, recall)
-        if entry is not None:
-            account.idle_at = now + spent + interval
-            return told(limits, Decided(0, spent + interval, 0, account.used, account.spent + account.money), entry)
-        found = account.decide(limits, bound, now, spent)
-        if found.verdict:
-            return told(limits, found)
-        account.idle_at = now + spent + interval
-        self._leases += 1
-        lease = f"{LEASE_NAME}{self._leases:x}"
-        account.hold(lease, bound, limits, found.capped)
-        money = account.spent + account.money
-        turn = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
-        return told(limits, Decided(0, spent + interval, 0, account.used, money, found.capped), None, lease, turn)
+        if entry is None and len(account.leases) >= limits.concurrency:
+            return account.refused(limits, spent, 2)
+        bound = known(most) if entry is None and account.counts else None
+        verdict, wait, cap = account.decide(limits, bound, now) if bound else FITS
+        if verdict:
+            return account.refused(limits, spent, verdict, wait)
+        spent += account.interval
+        account.idle_at = now + spent
+        lease = turn = None
+        if entry is None:
+            self._leases += 1
+            lease = f"{LEASE_NAME}{self._leases}"
+            account.leases[lease] = account.hold(limits, bound, cap) if bound else most
+            turn = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
+        return Admitted(limits, lease, 0, spent, 0, account.used, account.spent + account.money, cap, entry, turn)
 
-    def _account(self, caller: str, now: int) -> Account:
-        """Each call also looks at the account that was looked at longest ago, so that idle ones do not pile up."""
-        account = self._accounts.get(caller)
-        if account is None:
-            account = self._accounts[caller] = Account()
-        oldest, other = next(iter(self._accounts.items()))
-        if other is not account and other.is_idle(now):
-            del self._accounts[oldest]
-        else:
-            self._accounts.move_to_end(oldest)
+    def _new_account(self, caller: str, now: int) -> Account:
+        """Whoever is new also has the two accounts looked at that were looked at longest ago, so that idle ones do not
+        pile up."""
+        for name in tuple(islice(self._accounts, 2)):
+            if self._accounts[name].is_idle(now):
+                del self._accounts[name]
+            else:
+                self._accounts.move_to_end(name)
+        account = self._accounts[caller] = Account()
         return account
 
     def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
         account = self._accounts.get(caller)
         if account is not None:
-            account.advance(_now())
+            if account.counts:
+                account.advance(_now())
             account.settle(lease, lines, above)
         return DONE
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         names = [name for name in self._accounts if caller == name or (caller is None and name != ALL)]
-        for name in names:
-            self._accounts[name].advance(_now())
         return [line for name in sorted(names) for line in self._accounts[name].lines(name)]
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:

@@ -17,7 +17,7 @@ from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.beat import Beat, answered
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
-from gateway.store.limits import Admitted, Bound, Decided, Limits, Line, told
+from gateway.store.limits import Admitted, Limits, Line, Most, known
 from gateway.store.line import FAULTS, Word
 from gateway.store.memory import DONE, LEASE_NAME, MemoryStore
 from gateway.store.outage import alone, unavailable
@@ -82,27 +82,27 @@ class RedisStore:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
         return await _heard(asked(self._line, *command))
 
-    async def admit(self, caller: str, limits: Limits, recall: bytes | None, bound: Bound = NOTHING) -> Admitted:
+    async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         self._beat.begin()
         if self._line.is_down(account(caller)[0]):
-            return await self._local.admit(caller, alone(limits, self.processes), None, bound)
+            return await self._local.admit(caller, alone(limits, self.processes), None, most)
         lease = f"{self._process}{next(self._leases):x}"
         try:
-            *numbers, entry, turn = await self._decide(caller, wanted(limits, bound, lease), recall)
+            found = await self._decide(caller, wanted(limits, known(most), lease), recall)
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
                 self._owed.owe(lease, account(caller), settled(lease))  # the server may have granted it all the same
-            return await self._local.admit(caller, alone(limits, self.processes), None, bound)
+            return await self._local.admit(caller, alone(limits, self.processes), None, most)
         except asyncio.CancelledError:
             self._owed.pay(lease, account(caller), settled(lease))
             if recall is not None:
                 self.end_turn(caller, recall, lease.encode())
             raise
-        found = Decided(*numbers)
-        if entry is not None or found.verdict:
-            return told(limits, found, entry)
+        told = Admitted(limits, lease, *found)
+        if told.verdict or told.entry is not None:
+            return Admitted(limits, None, *found)
         self._beat.hold(lease, caller, limits.lease)
-        return told(limits, found, None, lease, turn)
+        return told
 
     def _decide(self, caller: str, word: bytes, recall: bytes | None) -> Coroutine[Any, Any, list[Any]]:
         names: list[str | bytes] = [*account(caller)]

@@ -9,9 +9,10 @@ from gateway.admission import Admission, admit
 from gateway.body import read
 from gateway.errors import RateLimited
 from gateway.policy import load_policy
+from gateway.pricing import lines
 from gateway.standing import OverLimit
 from gateway.store import MemoryStore
-from gateway.types import Caller, ChatRequest
+from gateway.types import Bill, Caller, ChatRequest, Reply, Usage
 
 ANN = Caller("ann", "ann", "silver", "salt")
 POLICY = load_policy(
@@ -107,6 +108,47 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
             assert task.cancelled()
 
     asyncio.run(main(MemoryStore()))
+
+
+def test_what_a_request_holds_is_settled_when_the_last_of_its_replies_is_closed() -> None:
+    async def made() -> Reply:
+        return Reply(200, [], b"{}", False, "pro", nothing)
+
+    async def main(store: MemoryStore) -> None:
+        request = asking()
+        with await admit(request, None, POLICY, store) as admission:
+            on_its_way = await admission.through(made)
+            own = admission.keep(await made())
+        request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
+        await own.close()
+        await own.close()
+        assert (await store.ledger("ann"), request.costs) == ([], [])
+        await on_its_way.close()
+        (booked,) = await store.ledger("ann")
+        assert (booked.prompt, booked.completion) == (10, 5)
+        assert request.costs == lines(request, POLICY)
+
+    asyncio.run(main(MemoryStore()))
+
+
+def test_a_reply_that_goes_through_and_is_kept_settles_once() -> None:
+    async def made() -> Reply:
+        return Reply(200, [], b"{}", False, "pro", nothing)
+
+    async def main(store: MemoryStore) -> None:
+        request = asking()
+        request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
+        with await admit(request, None, POLICY, store) as admission:
+            reply = admission.keep(await admission.through(made))
+        assert await store.ledger("ann") == []
+        await reply.close()
+        assert [line.requests for line in await store.ledger("ann")] == [1]
+
+    asyncio.run(main(MemoryStore()))
+
+
+async def nothing() -> None:
+    return None
 
 
 async def headers(plan: str, store: MemoryStore, **fields: Any) -> dict[str, str]:

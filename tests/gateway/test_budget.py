@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+import redis
 
 from gateway.admission import Admission, admit
 from gateway.body import read
@@ -169,6 +170,18 @@ def test_a_cancelled_admission_leaves_nothing_held_in_either_account(url: str | 
         assert [await used(store, account) for account in ("ann", ALL)] == [0, 0]
 
     on(url, main)
+
+
+def test_both_accounts_are_asked_in_one_write(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        await scripts_known(store)
+        with redis.Redis.from_url(valkey) as client:
+            before = client.info("stats")["total_reads_processed"]
+            admission = await admit(asking("ann"), None, POLICY, store)
+            assert client.info("stats")["total_reads_processed"] - before == 2  # one of them asks for this figure
+            assert admission.leases.keys() == {"ann", ALL}
+
+    on(valkey, main)
 
 
 def test_without_a_budget_of_all_nothing_is_counted_for_it() -> None:

@@ -164,6 +164,21 @@ def test_a_plan_that_the_policy_does_not_have_is_403() -> None:
     with_store(main)
 
 
+def test_whom_a_key_let_in_is_asked_anew_when_the_plans_or_the_secret_change() -> None:
+    async def main(store: CountingStore) -> None:
+        key, _ = await kept(store, plan="gold")
+        keys = Keys(store, RAW)
+        before = [await who(keys, each) for each in (key, RAW)]
+        assert [await who(keys, each) for each in (key, RAW)] == before
+        with pytest.raises(Forbidden):
+            await identify(f"Bearer {key}", keys, replace(CALLERS, plans={"silver": CALLERS.plans["silver"]}))
+        store._secret = b"other" * 7
+        assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
+        assert (await who(keys, RAW)).salt != before[1].salt
+
+    with_store(main)
+
+
 def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revocation_acts_within_it() -> None:
     async def main(store: CountingStore) -> None:
         key, record = await kept(store)
@@ -234,7 +249,7 @@ def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
         own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
         await store.put_key(replace(record, expires=record.created + 60, **own))
         caller = structs.replace(await who(Keys(store), key), plan="frugal")
-        plan = terms(caller, POLICY)[0]
+        plan = terms(caller, POLICY).plan
         assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
         assert plan.budget
         assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)

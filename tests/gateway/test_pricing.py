@@ -107,5 +107,5 @@ def test_terms_are_worked_out_once_for_a_policy_and_by_plan_and_key() -> None:
     ann, bob = Caller("ann", "ann", "default", "s"), Caller("bob", "bob", "default", "t")
     assert terms(ann, POLICY) is terms(bob, POLICY)
     own = terms(structs.replace(ann, own=Own(requests_per_minute=7)), POLICY)
-    assert (own[0].requests_per_minute, own[1].requests_per_minute) == (7, 7)
-    assert terms(ann, POLICY)[1].requests_per_minute != 7
+    assert (own.plan.requests_per_minute, own.limits.requests_per_minute) == (7, 7)
+    assert terms(ann, POLICY).limits.requests_per_minute != 7

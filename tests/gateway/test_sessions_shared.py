@@ -9,7 +9,7 @@ from pathlib import Path
 import redis
 
 from gateway.embedded import embedded
-from gateway.sessions import recalling
+from gateway.sessions import key_of, recalling
 from gateway.store import Limits
 from gateway.store.valkey import RedisStore
 from loadtest.servers import Sim, free_port, python
@@ -60,7 +60,8 @@ def test_a_session_is_asked_for_in_the_same_write_as_admission(flash: Sim, pro: 
         await store.admit("ann", WIDE, None)
         with redis.Redis.from_url(valkey) as client:
             before = client.info("stats")["total_reads_processed"]
-            remembered = recalling(asked(body(), headers=HERE), policy, store)
+            request = asked(body(), headers=HERE)
+            remembered = recalling(request, key_of(request, policy) or b"", store)
             assert remembered
             await store.admit("ann", WIDE, None)
             assert await remembered is None
@@ -80,7 +81,7 @@ def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits(flash
             await store.admit("ann", WIDE, None)
             os.kill(pid, signal.SIGSTOP)
             try:
-                remembered = recalling(request, policy, store)
+                remembered = recalling(request, key_of(request, policy) or b"", store)
                 assert remembered
                 admitted = asyncio.create_task(store.admit("ann", WIDE, None))
                 await asyncio.wait({remembered, admitted}, return_when=asyncio.FIRST_COMPLETED)

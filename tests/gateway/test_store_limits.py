@@ -43,7 +43,7 @@ def test_of_four_hundred_at_once_exactly_those_that_fit_are_admitted(url: str | 
     answers = on(url, lambda store: burst(store, TOKENS))
     assert granted(answers) == 60
     assert {answer.refused_by for answer in answers} == {None, "tokens"}
-    assert [answer.tokens.used for answer in answers if answer.allowed] == list(range(100, 6001, 100))
+    assert [answer.tokens for answer in answers if answer.allowed] == list(range(100, 6001, 100))
 
 
 def test_of_four_hundred_at_once_exactly_those_within_the_budget_are_admitted(url: str | None) -> None:
@@ -81,7 +81,7 @@ def test_a_settled_call_leaves_what_was_used(url: str | None) -> None:
             await store.settle("ann", held.lease, [USED], above=True)
         last = await ask(store, both)
         drained = math.ceil((time.monotonic() - started) * 6000 / 60)
-        assert 20 * 28 + 100 - drained <= last.tokens.used <= 20 * 28 + 100
+        assert 20 * 28 + 100 - drained <= last.tokens <= 20 * 28 + 100
         assert last.money == 20 * 300 + 1000
         assert not (await burst(store, both, 4))[-1].allowed
 
@@ -96,7 +96,7 @@ def test_held_tokens_do_not_drain_and_settled_ones_do(url: str | None) -> None:
         still = await ask(store, fast, Bound())
         await store.settle("ann", held.lease or "", [replace(USED, prompt=0, completion=1000)])
         await asyncio.sleep(0.05)
-        return still.tokens.used, (await ask(store, fast, Bound())).tokens.used, fast.tokens_per_minute or 0
+        return still.tokens, (await ask(store, fast, Bound())).tokens, fast.tokens_per_minute or 0
 
     still, drained, _ = on(url, main)
     assert still == 30_000
@@ -159,7 +159,7 @@ def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None
         overhead = [replace(USED, tier="flash", kind="triage"), replace(USED, tier="flash", kind="draft")]
         await store.settle("ann", held.lease or "", overhead)
         after = await ask(store, limits, Bound())
-        assert (after.tokens.used, after.money) == (0, 0)
+        assert (after.tokens, after.money) == (0, 0)
         assert {line.kind for line in await store.ledger("ann")} == {"triage", "draft"}
 
     on(url, main)
@@ -171,9 +171,8 @@ def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None) -> None:
         today = int(time.time() // DAY)
         for age in (399, 401):
             if isinstance(store, MemoryStore):
-                date = time.strftime("%Y-%m-%d", time.gmtime((today - age) * DAY))
-                store._accounts["ann"].ledger[date, "pro", "answer", False] = [1, 0, 0, 0, age]
-                store._accounts["ann"].day = 0
+                store._accounts["ann"].ledger[today - age, "pro", "answer", False] = [1, 0, 0, 0, age]
+                store._accounts["ann"].midnight = 0
         if url is not None:
             with redis.Redis.from_url(url) as client:
                 for age in (399, 401):
@@ -201,9 +200,23 @@ def test_a_limit_that_is_lifted_and_set_again_begins_empty(url: str | None) -> N
         for limits in (TOKENS, WIDE):
             held = await ask(store, limits)
             await store.settle("ann", held.lease or "", [replace(USED, completion=5000)])
-        return (await ask(store, TOKENS, Bound())).tokens.used
+        return (await ask(store, TOKENS, Bound())).tokens
 
     assert on(url, main) == 0
+
+
+def test_what_was_admitted_without_limits_counts_from_the_first_one_on(url: str | None) -> None:
+    async def main(store: Store) -> list[str | None]:
+        held = [await store.admit("ann", WIDE, None, lambda: COSTLY) for _ in range(3)]
+        both = replace(budget(3999), tokens_per_minute=6000)
+        answers = [await ask(store, both)]
+        for one in held:
+            await store.settle("ann", one.lease or "", [replace(USED, money=100)])
+        answers += [await ask(store, both) for _ in range(4)]
+        assert answers[-1].money == 300 + 3 * 1000
+        return [answer.refused_by for answer in answers]
+
+    assert on(url, main) == ["money", None, None, None, "money"]
 
 
 def test_a_hit_holds_nothing(url: str | None) -> None:
