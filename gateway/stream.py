@@ -201,9 +201,19 @@ class Noted:
 
     async def chunk(self) -> bytes:
         data = await self._response.chunk()
-        for one in self._splitter.feed(data):
-            self._note(data_of(one))
+        self._read(data)
         return data
+
+    async def events(self) -> list[bytes] | None:
+        """The data of the next events, [] where none has come whole; None at the end."""
+        data = await self._response.chunk()
+        return self._read(data) if data else None
+
+    def _read(self, data: bytes) -> list[bytes]:
+        cut, found = len(self._splitter), self._splitter.said(data)
+        for one in found if cut or b'"usage"' in data else ():
+            self._note(one)
+        return found
 
     def _note(self, data: bytes) -> None:
         if b'"usage"' not in data:

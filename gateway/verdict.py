@@ -105,7 +105,7 @@ def reading(prompt: Prompt, bare: bool = False) -> Reading:
 class Said:
     """What the model has said so far. Feed it chat completions or their chunks, then ask for the verdict.
 
-    `stands`: the answer has come to the end of its label: nothing that follows can change the verdict.
+    `stands`: the answer has come to the end of its label, and nothing that follows can change the verdict.
     """
 
     def __init__(self, form: Reading) -> None:
@@ -117,7 +117,9 @@ class Said:
         self.stands = False
 
     def add(self, data: bytes) -> None:
-        """One JSON object: a whole answer or a chunk. What cannot be read says nothing."""
+        """One JSON object: a whole answer or a chunk. What cannot be read says nothing, nor what follows a label."""
+        if self.stands:
+            return
         try:
             choices: Sequence[_Choice] = _ANSWER.decode(data).choices
         except _UNREADABLE:
@@ -177,17 +179,17 @@ class Said:
         text = "".join([token.token for token in self._tokens])
         start = self._value_at(text)
         begin = len(text) - len(text.lstrip(BLANK)) if start is None else start
-        before, way, simple, hard = "", 1.0, 0.0, 0.0
+        said, way, simple, hard = "", 1.0, 0.0, 0.0
         for token in self._tokens:
-            said = before + token.token
-            if len(said) > begin:
-                begun = self._begun(before, start is not None, token)
-                shares = _shares(token, begun)
-                simple, hard = simple + way * shares.get(SIMPLE, 0.0), hard + way * shares.get(COMPLEX, 0.0)
-                if begun[token.token] != BOTH:
-                    return _share(simple, hard)
-                way *= shares.get(BOTH, 0.0)
-            before = said
+            before, said = said, said + token.token
+            if len(said) <= begin:
+                continue
+            begun = self._begun(before, start is not None, token)
+            shares = _shares(token, begun)
+            simple, hard = simple + way * shares.get(SIMPLE, 0.0), hard + way * shares.get(COMPLEX, 0.0)
+            if begun[token.token] != BOTH:
+                return _share(simple, hard)
+            way *= shares.get(BOTH, 0.0)
         return None
 
     def _value_at(self, text: str) -> int | None:
