@@ -211,7 +211,7 @@ class Noted:
 
     def _read(self, data: bytes) -> list[bytes]:
         cut, found = len(self._splitter), self._splitter.said(data)
-        for one in found if cut or b'"usage"' in data else ():
+        for one in found if cut or data.find(b'"usage"') >= 0 else ():
             self._note(one)
         return found
 

@@ -8,13 +8,14 @@ from typing import Any, cast, get_args
 
 import msgspec
 
+from gateway.body import Fields
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.sessions import talk
-from gateway.splice import CHAT, changes
+from gateway.splice import CHAT, NOTHING, changes
 from gateway.stream import Noted
-from gateway.types import ChatRequest, Strategy, Verdict
+from gateway.types import Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import Upstream
 from gateway.verdict import Reading, Said, decided, reading
 
@@ -122,11 +123,9 @@ def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str | No
     if strategy == "decisions":
         return Question(way, way.opening + _quoted(said, rules.input.characters), way.ending, cut)
     tier = policy.tiers[rules.tier]
-    shared = _shared(request, policy, tier)
+    shared = _shared(request, policy)
     if rules.layout == "suffix" and request.path == CHAT and not cut:
         asked, ending = b'"messages":' + said[:-1], way.endings["tools" in shared]
-        if tier.engine == "vllm":
-            shared["chat_template_kwargs"] = _unthinking(shared.get("chat_template_kwargs"))
     else:
         asked, ending = way.opening + _quoted(said, rules.input.characters), way.ending
         shared = {"cache_salt": shared["cache_salt"]} if "cache_salt" in shared else {}
@@ -169,14 +168,33 @@ def _schema(prompt: Prompt) -> dict[str, Any]:
     return {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
 
 
-def _shared(request: ChatRequest, policy: Policy, tier: Tier) -> dict[str, bytes]:
-    """The members of the answer's request that end up in its prompt. A caller's own template is not among them: it
-    could leave the question out."""
+def _shared(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
+    """The members of the answer's request that end up in its prompt."""
+    if any(map(request.body.size, SHARED)):
+        return _given(request, policy)
+    caller, chosen = request.caller, request.fields.reasoning_effort is not None
+    found = policy.once(_usual, caller.plan, request.path, chosen).copy()
+    if "cache_salt" in found:
+        found["cache_salt"] = _encode(caller.salt)
+    return found
+
+
+def _usual(plan: str, path: str, chosen: bool, policy: Policy) -> dict[str, bytes]:
+    """They are the same, but for the salt, in all requests that bring none. `chosen`: the caller says how to think."""
+    fields = Fields(reasoning_effort="" if chosen else None)
+    return _given(ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0), policy)
+
+
+def _given(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
+    """A caller's own template is not among them: it could leave the question out."""
+    tier = policy.tiers[policy.triage.tier]
     edits = changes(request, tier, policy.callers.plans[request.caller.plan])
     found: dict[str, bytes] = {}
     for name in SHARED:
         if value := edits[name] if name in edits else request.body.raw(name):
             found[name] = value
+    if tier.engine == "vllm":
+        found["chat_template_kwargs"] = _unthinking(found.get("chat_template_kwargs"))
     return found
 
 

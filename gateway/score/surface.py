@@ -6,7 +6,7 @@ once, and what is looked for in the shape is so short that it is counted without
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from gateway.score.question import sampled, split
 from gateway.score.words import DENSE, asked
@@ -68,16 +68,13 @@ _ASCII = "".join(_KINDS[point] for point in range(128)).encode().ljust(256)
 
 def much(amount: float, full: int) -> float:
     """0 for none, 1 for `full` or more, growing with the logarithm: the tenth says less than the first."""
-    return round(min(math.log1p(amount) / math.log1p(full), 1.0), 4)
+    return round(math.log1p(amount) / math.log1p(full), 4) if amount < full else 1.0
 
 
-_FIFTEEN, _PAUSES = (tuple(much(count, full) for count in range(full + 1)) for full in (15, 31))
-_HALVES = tuple(much(halves / 2, 15) for halves in range(31))
-_THIRDS = tuple(round(count / 3, 4) for count in range(4))
-
-
-def level(levels: Sequence[float], count: int) -> float:
-    return levels[count] if count < len(levels) else levels[-1]
+# By count, below what is full.
+_FIFTEEN, _PAUSES = ({count: much(count, full) for count in range(full)} for full in (15, 31))
+_HALVES = {halves: much(halves / 2, 15) for halves in range(30)}
+_THIRDS = {count: round(count / 3, 4) for count in range(3)}
 
 
 def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
@@ -95,19 +92,19 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
     fact = said["fact"] > 0 and len(question) < LOOKUP[1] and len(_WORD.findall(question)) <= LOOKUP[0]
     return {
         "length": much(size, LONG),
-        "clauses": level(_PAUSES, pauses(seen)),
-        "numbers": level(_FIFTEEN, numbers(seen)),
-        "maths": level(_HALVES, halves),
+        "clauses": _PAUSES.get(pauses(seen), 1.0),
+        "numbers": _FIFTEEN.get(numbers(seen), 1.0),
+        "maths": _HALVES.get(halves, 1.0),
         "formula": round(min(10 * halves / (size + 20), 1.0), 4) if halves else 0.0,
-        "code": level(_FIFTEEN, identifiers(seen)),
+        "code": _FIFTEEN.get(identifiers(seen), 1.0),
         "options": listed(options) if options else 0.0,
         "task": float("?" not in question and "？" not in question and "؟" not in question),
-        "depth": level(_THIRDS, said["depth"]),
-        "program": level(_THIRDS, said["program"]),
-        "short": level(_THIRDS, said["short"]),
+        "depth": _THIRDS.get(said["depth"], 1.0),
+        "program": _THIRDS.get(said["program"], 1.0),
+        "short": _THIRDS.get(said["short"], 1.0),
         "fact": float(fact),
-        "turns": level(_FIFTEEN, turns - 1),
-        "tools": level(_FIFTEEN, tools),
+        "turns": _FIFTEEN.get(turns - 1, 1.0),
+        "tools": _FIFTEEN.get(tools, 1.0),
     }
 
 
