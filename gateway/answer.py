@@ -2,8 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-
-import msgspec
+from typing import NamedTuple
 
 from gateway.admission import admit
 from gateway.cache import Flights, Verdicts, lookup, named, replay
@@ -64,7 +63,7 @@ async def decide(
         )
 
 
-class Undecided(msgspec.Struct, frozen=True):
+class Undecided(NamedTuple):
     """A rule wants a verdict that nobody remembers: `judge` gets one."""
 
     facts: Facts

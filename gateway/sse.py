@@ -37,14 +37,6 @@ class Splitter:
         self._at = max(0, len(self._rest) - 3)  # a blank line has at most four bytes
         return events
 
-    def said(self, data: bytes) -> list[bytes]:
-        """The same events, of each its data (`data_of`)."""
-        if not self._rest and data[:6] == b"data: " and data[-2:] == b"\n\n" and data.find(b"\r") < 0:
-            found = data[6:-2].split(b"\n\ndata: ")
-            if data.count(b"\n") == 2 * len(found):  # then each is of one line
-                return found
-        return [data_of(event) for event in self.feed(data)]
-
     def plain(self, data: bytes) -> bool:
         """Whether `data` is whole events with line feeds only, and nothing is held back before it."""
         return not self._rest and data.endswith(b"\n\n") and b"\n\n\n" not in data and b"\r" not in data
@@ -52,6 +44,14 @@ class Splitter:
     def rest(self) -> bytes:
         """What is left when the stream has ended: an event whose end was never sure."""
         return bytes(self._rest)
+
+    def said(self, data: bytes) -> list[bytes]:
+        """The same events, of each its data (`data_of`)."""
+        if not self._rest and data[:6] == b"data: " and data[-2:] == b"\n\n" and data.find(b"\r") < 0:
+            found = data[6:-2].split(b"\n\ndata: ")
+            if data.count(b"\n") == 2 * len(found):  # then each is of one line
+                return found
+        return [data_of(event) for event in self.feed(data)]
 
 
 def data_of(event: bytes) -> bytes:

@@ -199,21 +199,21 @@ class Noted:
         self._note(data)
         return data
 
-    async def chunk(self) -> bytes:
-        data = await self._response.chunk()
-        self._read(data)
-        return data
-
     async def events(self) -> list[bytes] | None:
         """The data of the next events, [] where none has come whole; None at the end."""
         data = await self._response.chunk()
-        return self._read(data) if data else None
-
-    def _read(self, data: bytes) -> list[bytes]:
+        if not data:
+            return None
         cut, found = len(self._splitter), self._splitter.said(data)
         for one in found if cut or data.find(b'"usage"') >= 0 else ():
             self._note(one)
         return found
+
+    async def chunk(self) -> bytes:
+        data = await self._response.chunk()
+        for one in self._splitter.feed(data):
+            self._note(data_of(one))
+        return data
 
     def _note(self, data: bytes) -> None:
         if b'"usage"' not in data:
