@@ -46,7 +46,7 @@ class Splitter:
         return bytes(self._rest)
 
     def said(self, data: bytes) -> list[bytes]:
-        """The same events, of each its data (`data_of`)."""
+        """As `feed`, but of each event its data (`data_of`)."""
         if not self._rest and data[:6] == b"data: " and data[-2:] == b"\n\n" and data.find(b"\r") < 0:
             found = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(found):  # then each is of one line
