@@ -24,7 +24,13 @@ PORTABLE: Strategy = "json_logprobs"  # until it is known what the servers can d
 MAX_ANSWER = 1 << 20  # bytes
 TOP = 5  # alternatives of each token
 THOUGHT = 160  # characters that may stand before the label
-SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
+SHARED = {  # members of the answer's request that end up in its prompt, and how they begin
+    name: f'"{name}":'.encode()
+    for name in (
+        *("tools", "documents", "cache_salt"),
+        *("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs"),
+    )
+}
 SHARE = 0.2  # of a caller's own time that may go to the verdict
 LATE = ("first_byte", "idle", "total")
 QUIET = {"thinking": False, "enable_thinking": False}
@@ -130,7 +136,7 @@ def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str | No
         asked, ending = way.opening + _quoted(said, rules.input.characters), way.ending
         shared = {"cache_salt": shared["cache_salt"]} if "cache_salt" in shared else {}
     fixed = () if tier.engine == "vllm" else tier.set  # members of the form, in all questions
-    members = [b'"%b":%b,' % (name.encode(), value) for name, value in shared.items() if name not in fixed]
+    members = [SHARED[name] + value + b"," for name, value in shared.items() if name not in fixed]
     return Question(way, b"{%b%b" % (b"".join(members), asked), ending, cut)
 
 
@@ -169,7 +175,7 @@ def _schema(prompt: Prompt) -> dict[str, Any]:
 
 
 def _shared(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
-    """The members of the answer's request that end up in its prompt."""
+    """Of a request's body as the answer's request has it."""
     if any(map(request.body.size, SHARED)):
         return _given(request, policy)
     caller, chosen = request.caller, request.fields.reasoning_effort is not None

@@ -60,7 +60,10 @@ def score_text(text: str, turns: int = 1, tools: int = 0, table: Table | Axes | 
     """The score of what a user says: by a `Table` that knows a word of it, else by what shows on its surface. `turns`
     and `tools` as in `measures`."""
     found = measures(text, turns, tools)
-    total = sum([WEIGHTS[name] * value for name, value in found.items() if value])
+    total = 0.0
+    for name, value in found.items():
+        if value:
+            total += WEIGHTS[name] * value
     seen = 1 / (1 + math.exp(STEEP * (MIDDLE - total)))
     if not table:
         return Score(seen, found)

@@ -85,6 +85,7 @@ FACT_DENSE = """
 
 KINDS = ("depth", "program", "short", "fact")
 KEY = 4  # letters by which a word finds its stems
+MANY = 64  # words from which enough come again for a set to be worth making
 # A run without spaces, digits and punctuation; \w would break words of Hindi and Arabic at their vowel signs.
 WORD = re.compile(r"[^\s\d!-,./:-@\[-`{-~¿¡«»“”„‘’…—–।،؛؟、。「」（），：；！？]+")
 # A run of Thai, Japanese, Chinese or Korean.
@@ -112,7 +113,8 @@ _DENSE = _by(1, _stems(DEPTH_DENSE, PROGRAM_DENSE, SHORT_DENSE, FACT_DENSE))
 def asked(text: str) -> dict[str, int]:
     """How many different stems of each kind a text has."""
     found: set[tuple[str, str]] = set()
-    for word in set(_words(text)):
+    words = _words(text)
+    for word in words if len(words) < MANY else set(words):
         if (head := word[:KEY]) in _BEGUN:
             found.update([pair for pair in _BEGUN[head] if word.startswith(pair[0])])
     for char, stems in () if text.isascii() else _DENSE.items():
