@@ -24,13 +24,9 @@ PORTABLE: Strategy = "json_logprobs"  # until it is known what the servers can d
 MAX_ANSWER = 1 << 20  # bytes
 TOP = 5  # alternatives of each token
 THOUGHT = 160  # characters that may stand before the label
-SHARED = {  # members of the answer's request that end up in its prompt, and how they begin
-    name: f'"{name}":'.encode()
-    for name in (
-        *("tools", "documents", "cache_salt"),
-        *("chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs"),
-    )
-}
+# Members of the answer's request that end up in its prompt, and how they begin.
+_SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
+SHARED = {name: f'"{name}":'.encode() for name in _SHARED}
 SHARE = 0.2  # of a caller's own time that may go to the verdict
 LATE = ("first_byte", "idle", "total")
 QUIET = {"thinking": False, "enable_thinking": False}
@@ -39,9 +35,9 @@ _encode = msgspec.json.encode
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What is the same in all questions by one strategy. `opening` and `ending` stand in the body
-    around a conversation that is quoted, one of `endings` behind one that goes as it is: the second where it has tools.
-    `name` is other for ways whose answers to the same conversation may mean another verdict."""
+    """What is the same in all questions by one strategy. `opening` and `ending` stand in the body around a conversation
+    that is quoted, one of `endings` behind one that goes as it is: the second where it has tools. `name` is another one
+    for ways whose answers to the same conversation may mean another verdict."""
 
     path: str
     strategy: Strategy

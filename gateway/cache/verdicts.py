@@ -75,37 +75,40 @@ class Asking:
         self, judge: Judge, keep: Callable[[Verdict], Awaitable[None]], leave: Callable[["Asking"], None]
     ) -> None:
         self._judge, self._keep, self._leave = judge, keep, leave
-        self._waiting = 0
-        self._said: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._waiting: set[asyncio.Future[Verdict]] = set()
+        self._said: Verdict | None = None
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
 
     async def wait(self) -> Verdict:
         """The verdict. Who waits for it last and leaves stops the question."""
-        self._waiting += 1
+        if self._said:
+            return self._said
+        one: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._waiting.add(one)
         try:
-            return await asyncio.shield(self._said)
-        finally:
-            self._waiting -= 1
-            if not self._waiting and not self._said.done():
+            return await one
+        except asyncio.CancelledError:
+            self._waiting.discard(one)
+            if not self._waiting and not self._said:
                 self._leave(self)
                 self._task.cancel()
                 await asyncio.wait([self._task])
+            raise
 
     async def _run(self) -> None:
-        verdict = await self._judge()
-        self._said.set_result(verdict)
+        self._said = verdict = await self._judge()
+        for one in self._waiting:
+            if not one.done():
+                one.set_result(verdict)
         await self._keep(verdict)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._leave(self)
         error = None if task.cancelled() else task.exception()
-        if self._said.done():
-            return
-        if error:
-            self._said.set_exception(error)
-        else:
-            self._said.cancel()
+        for one in self._waiting:
+            if not one.done():
+                one.set_exception(error) if error else one.cancel()
 
 
 def named(caller: Caller, question: bytes) -> bytes:
