@@ -176,7 +176,7 @@ def _shared(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
         return _given(request, policy)
     caller, chosen = request.caller, request.fields.reasoning_effort is not None
     found = policy.once(_usual, caller.plan, request.path, chosen).copy()
-    if "cache_salt" in found:
+    if policy.tiers[policy.triage.tier].engine == "vllm":
         found["cache_salt"] = _encode(caller.salt)
     return found
 

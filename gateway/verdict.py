@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import msgspec
 
@@ -74,7 +73,6 @@ class _Decisions(msgspec.Struct):
 _ANSWER = msgspec.json.Decoder(_Answer)
 _PLAIN = msgspec.json.Decoder(_Plain)
 _DECISIONS = msgspec.json.Decoder(_Decisions)
-_TEXT = attrgetter("token")
 NOTHING = _Message()
 
 
@@ -255,7 +253,7 @@ def _shares(token: _Token, begun: Mapping[str, Sides]) -> Mapping[Sides, float]:
     if not tops:
         own, p = begun[token.token], math.exp(min(token.logprob, 0.0))
         return {own: p, BOTH - own: 1 - p} if own in (SIMPLE, COMPLEX) else {own: 1.0}
-    if not any(map(begun.__getitem__, map(_TEXT, tops))):
+    if not any(begun[top.token] for top in tops):
         return {}
     mass: dict[Sides, float] = {}
     for text, logprob in {top.token: top.logprob for top in (token, *tops)}.items():

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from gateway.score.question import sampled, split
 from gateway.score.words import DENSE, asked
 
-LETTERS = {"a": "a", "A": "A", "I": "A"}  # a and I are English words; the others of ASCII are x and X
+LETTERS = {"a": "a", "A": "A", "I": "A"}  # a and I are English words
 SIGNS = {
     ".": ".",
     ",": ",",
@@ -28,7 +28,6 @@ MOST = 20_000  # characters whose kinds are remembered
 _LONE = bytes.maketrans(b"XaA0w_:(=-P,)", b"xwwwww      .")
 _JOINED = bytes.maketrans(b"xXw_:=-P,).'", b"aA0(        ")
 _IDENTIFIERS = b"a(", b"A(", b"0("  # a call, an index, snake_case; beside them camelCase
-# Bytes are searched with `find`: `in` tries for a number first, which takes longer than looking.
 _NUMBER = re.compile(rb"00*(?:[.,]00*)*")
 _SPAN = re.compile(r"\$[^$\n]{1,80}\$")  # of TeX
 _COMMAND = re.compile(r"\\[a-zA-Z]{2}")
@@ -109,6 +108,8 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
 
 
 def shape(text: str) -> bytes:
+    """Kinds: x and X a letter of ASCII, a and A one that is a word, 0 a decimal digit, w another letter or digit; P a
+    pause in itself; a sign of SIGNS, - any other, and a blank."""
     kinds = text.encode().translate(_ASCII) if text.isascii() else text.translate(_KINDS).encode()
     return b" " + kinds + b" "
 
@@ -135,6 +136,7 @@ def pauses(seen: bytes) -> int:
 
 
 def numbers(seen: bytes) -> int:
+    # Not `in`: it tries whether what is looked for is a number first, which takes longer than looking.
     return len(_NUMBER.findall(seen)) if seen.find(b"0") >= 0 else 0
 
 
