@@ -110,9 +110,9 @@ async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome:
     if outcome == "unbound":
         asked = put(request, policy, strategy, UNBOUND)
     body = msgspec.json.decode(asked.body, type=dict[str, Any])
-    if asked.path == CHAT:
+    if asked.way.path == CHAT:
         body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
-    status, answer = await _raw(policy, upstream, asked.path, msgspec.json.encode(body))
+    status, answer = await _raw(policy, upstream, asked.way.path, msgspec.json.encode(body))
     choice = _choice(answer) if status == 200 else None
     return f"{status} {_short(choice.message if choice else answer)}" if status else ""
 

@@ -6,7 +6,7 @@ from functools import partial
 import msgspec
 
 from gateway.admission import admit
-from gateway.cache import Flights, Verdicts, lookup, replay
+from gateway.cache import Flights, Verdicts, lookup, named, replay
 from gateway.draft import drafting
 from gateway.errors import Refusal
 from gateway.facts import observe
@@ -86,7 +86,10 @@ async def begun(
     if isinstance(chosen, Route):
         return Decision(facts, None, chosen)
     asked = question(request, policy, upstream.able.get(policy.triage.tier, ()))
-    if verdict := await verdicts.recall(caller, asked.key, ttl):
-        return Decision(facts, verdict, route(facts, verdict, policy))
     ask = partial(triage, request, policy, upstream, asked)
-    return Undecided(facts, chosen, partial(verdicts.share, caller, asked.key, ttl, ask))
+    if ttl is None:
+        return Undecided(facts, chosen, ask)
+    key = named(caller, asked.key)
+    if verdict := await verdicts.recall(caller, key):
+        return Decision(facts, verdict, route(facts, verdict, policy))
+    return Undecided(facts, chosen, partial(verdicts.share, caller, key, ttl, ask))

@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 from gateway.policy import Policy
 from gateway.routing import IDLE_SHARE
@@ -18,19 +17,41 @@ Task = asyncio.Task[Reply]
 GoOn = Callable[[Route, Awaitable[Reply]], Awaitable[Reply]]
 
 
+class NoDraft:
+    """Nothing was started."""
+
+    outcome: Literal["none"] = "none"
+    wasted, won = 0, 0.0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def take(self, _: Route) -> None: ...
+
+
 class Draft:
-    """An answer that was started before the verdict; nothing of it reaches the caller until it is taken.
+    """An answer that was started before the verdict; nothing of it reaches the caller until it is taken. It is dropped
+    at the end of a block unless it was.
 
     `outcome` is known once it was taken or dropped; `wasted`: tokens, about, that it made for nothing; `won`: of its
     seconds to the first byte, those that went by before it was taken: begun then, it had been waited for as long.
     """
 
-    def __init__(self, bill: Bill, task: Task | None, go_on: GoOn, waste: Waste) -> None:
-        self._bill, self._task, self._go_on, self._waste = bill, task, go_on, waste
+    def __init__(self, bill: Bill, task: Task, go_on: GoOn, waste: Waste) -> None:
+        self._bill, self._go_on, self._waste = bill, go_on, waste
+        self._task: Task | None = task
         self._began: float | None = None
-        self.outcome: Literal["none", "kept", "wasted"] = "wasted" if task else "none"
+        self.outcome: Literal["kept", "wasted"] = "wasted"
         self.wasted = 0
         self.won = 0.0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drop()
 
     def begins(self, _: Task | None = None) -> None:
         """From here on the server makes tokens."""
@@ -76,26 +97,30 @@ class Draft:
             self._waste.add(kept=usage.completion or usage.events)
 
 
-@asynccontextmanager
-async def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> AsyncIterator[Draft]:
+NONE = NoDraft()
+
+
+def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | NoDraft:
     """A draft on `ask.early` where that may start, else on `ask.draft`, if the rule lets one start and not too much was
-    wasted of late. It is dropped at the end of the block unless taken."""
-    bill = Bill(_tier(ask, policy, upstream), "draft")
-    task = asyncio.create_task(_start(request, bill.tier, policy, upstream, bill)) if bill.tier else None
+    wasted of late."""
+    tier = _tier(ask, policy, upstream)
+    if not tier:
+        return NONE
+    bill = Bill(tier, "draft")
+    task = asyncio.create_task(_start(request, tier, policy, upstream, bill))
     draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)
-    if task and request.fields.stream:
+    if request.fields.stream:
         task.add_done_callback(draft.begins)
-    elif task:
+    else:
         draft.begins()
-    try:
-        yield draft
-    finally:
-        await draft.drop()
+    return draft
 
 
 def _tier(ask: Ask, policy: Policy, upstream: Upstream) -> str:
     """The tier that starts, "" for none."""
     most, rules = policy.triage.waste, policy.triage.early
+    if not (ask.draft or ask.early or rules):
+        return ""
     thrifty = most is None or upstream.waste.within(most.max, most.window)
     wanted = thrifty and ask.early is not None and _has_room(ask.early, 1, policy, upstream)
     if rules and upstream.early.may(rules.max_share, wanted=wanted):

@@ -140,8 +140,10 @@ def talk(request: ChatRequest, policy: Policy) -> bytes:
     """The conversation that is judged, in the caller's own bytes: with `unit: user_turn` a chat ends with the user's
     turn, so that the question after a tool's result is the one that its turn asked. Other dialects are judged whole.
     """
-    whole = request.dialect.conversation(request.body)
-    roles = [message.role for message in request.fields.messages or ()]
+    whole, messages = request.dialect.conversation(request.body), request.fields.messages
+    if not messages or messages[-1].role == "user":
+        return whole
+    roles = [message.role for message in messages]
     chat = request.dialect.prompt == ("messages",) and "user" in roles
     if not chat or policy.triage.unit != "user_turn" or not continues(request.fields):
         return whole

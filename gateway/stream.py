@@ -200,6 +200,16 @@ class Noted:
         self._note(data)
         return data
 
+    async def events(self) -> list[bytes] | None:
+        """The data of the next events, [] where none has come whole; None at the end."""
+        data = await self._response.chunk()
+        if not data:
+            return None
+        cut, found = len(self._splitter), self._splitter.said(data)
+        for one in found if cut or data.find(b'"usage"') >= 0 else ():
+            self._note(one)
+        return found
+
     async def chunk(self) -> bytes:
         data = await self._response.chunk()
         for one in self._splitter.feed(data) if data else ():

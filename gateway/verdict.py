@@ -2,10 +2,8 @@
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -14,12 +12,11 @@ from gateway.types import Label, Verdict
 
 CERTAIN = 0.999  # a probability read from a few top tokens is never surer than this
 BLANK = ' \t\r\n"`'
-SIMPLE, COMPLEX = (frozenset({label}) for label in get_args(Label))
-BOTH = SIMPLE | COMPLEX
+SIMPLE, COMPLEX, BOTH = 1, 2, 3  # sides of the labels that a text may become; 0: of none
 _FENCE = re.compile(r"^```(?:json)?\s*|\s*```$")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-Sides = frozenset[Label]
-Mass = Mapping[Sides, float]
+SIDES: Mapping[Label, int] = {"simple": SIMPLE, "complex": COMPLEX}
+Sides = int
 
 
 class _Top(msgspec.Struct):
@@ -45,10 +42,17 @@ class _Choice(msgspec.Struct):
     message: _Message | None = None  # of a whole answer
     delta: _Message | None = None  # of a stream's chunk
     finish_reason: str | None = None
-    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # read apart: odd ones must not cost the label
+
+
+class _Likely(_Choice):
+    logprobs: _Logprobs | None = None
 
 
 class _Answer(msgspec.Struct):
+    choices: list[_Likely]
+
+
+class _Plain(msgspec.Struct):
     choices: list[_Choice]
 
 
@@ -67,107 +71,144 @@ class _Decisions(msgspec.Struct):
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
-_LOGPROBS = msgspec.json.Decoder(_Logprobs | None)
+_PLAIN = msgspec.json.Decoder(_Plain)
 _DECISIONS = msgspec.json.Decoder(_Decisions)
+NOTHING = _Message()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How an answer to a prompt is read. `begun`: by each beginning of a label, the sides that it may become; `value`:
+    what stands before the label in JSON; `standing`: an answer that has come to the end of its label."""
+
+    labels: Mapping[str, Label]
+    begun: Mapping[str, Sides]
+    member: str
+    value: re.Pattern[str]
+    standing: re.Pattern[str]
+
+
+def reading(prompt: Prompt, bare: bool = False) -> Reading:
+    """`bare`: the model was bound to a label and nothing else, so that the label stands without what JSON puts around
+    it."""
+    begun: dict[str, Sides] = {}
+    for label, side in prompt.labels.items():
+        for end in range(1, len(label) + 1):
+            begun[label[:end]] = begun.get(label[:end], 0) | SIDES[side]
+    value = re.compile(rf'"{prompt.answer}"\s*:\s*"?')
+    standing = re.compile(_standing(prompt, bare), re.IGNORECASE if bare else 0)
+    return Reading(prompt.labels, begun, prompt.answer, value, standing)
 
 
 class Said:
-    """What the model has said so far to `prompt`. Feed it chat completions or their chunks, then ask for the verdict.
+    """What the model has said so far. Feed it chat completions or their chunks, then ask for the verdict.
 
-    `bare`: it was bound to a label and nothing else, so that the label stands without what JSON puts around it.
+    `stands`: the answer has come to the end of its label, and nothing that follows can change the verdict.
     """
 
-    def __init__(self, prompt: Prompt, bare: bool = False) -> None:
-        self._labels, self._member = prompt.labels, prompt.answer
-        self._value = re.compile(rf'"{prompt.answer}"\s*:\s*"?')
-        self._stands = re.compile(_standing(prompt, bare), re.IGNORECASE if bare else 0)
-        self._texts = {"content": "", "reasoning_content": "", "reasoning": ""}
+    def __init__(self, form: Reading) -> None:
+        self._form = form
+        self._content = self._reasoning = self._thought = ""
         self._tokens: list[_Token] = []
         self._odd = False
         self._finish: str | None = None
+        self.stands = False
 
     def add(self, data: bytes) -> None:
-        """One JSON object: a whole answer or a chunk. What cannot be read says nothing."""
-        try:
-            choices = _ANSWER.decode(data).choices
-        except _UNREADABLE:
+        """One JSON object: a whole answer or a chunk. What cannot be read says nothing, nor what follows a label."""
+        if self.stands:
             return
-        for choice in choices[:1]:
-            said = choice.message or choice.delta or _Message()
-            for name in self._texts:
-                self._texts[name] += getattr(said, name) or ""
-            self._finish = choice.finish_reason or self._finish
-            self._add_tokens(choice.logprobs)
-
-    def _add_tokens(self, raw: msgspec.Raw) -> None:
         try:
-            logprobs = _LOGPROBS.decode(raw)
+            choices: Sequence[_Choice] = _ANSWER.decode(data).choices
         except _UNREADABLE:
-            self._odd = True
-        else:
-            self._tokens += (logprobs.content if logprobs else None) or []
+            choices = self._plain(data)
+        if not choices:
+            return
+        choice = choices[0]
+        self._finish = choice.finish_reason or self._finish
+        if isinstance(choice, _Likely) and choice.logprobs:
+            self._tokens += choice.logprobs.content or ()
+        said = choice.message or choice.delta or NOTHING
+        self._thought += said.reasoning_content or ""
+        self._reasoning += said.reasoning or ""
+        if said.content:
+            self._content += said.content
+            self.stands = self._form.standing.fullmatch(self._content) is not None
 
-    @property
-    def stands(self) -> bool:
-        """The answer has come to the end of its label: nothing that follows can change the verdict."""
-        return self._stands.fullmatch(self._texts["content"]) is not None
+    def _plain(self, data: bytes) -> Sequence[_Choice]:
+        """Without log-probabilities: odd ones must not cost the label."""
+        try:
+            choices = _PLAIN.decode(data).choices
+        except _UNREADABLE:
+            return ()
+        self._odd = True
+        return choices
 
     def verdict(self) -> Verdict:
         """From `content` or the reasoning field, bare or fenced."""
-        text = self._texts["content"]
+        text = self._content
         if "{" in text and not text.rstrip().endswith("}") and self.stands:
             text = text.rstrip().removesuffix('"') + '"}'
-        for said in (text, self._texts["reasoning_content"], self._texts["reasoning"]):
+        for said in (text, self._thought, self._reasoning):
             if label := self._label(said):
-                return Verdict(label, None if self._odd else self._p_complex())
+                return Verdict(label, None if self._odd or not self._tokens else self._p_complex())
         if self._finish and not text.strip():
             return Verdict(None, None, "empty")
         return Verdict(None, None, "truncated" if self._finish == "length" else "parse")
 
     def _label(self, text: str) -> Label | None:
         """The label in {member: label} or of a bare word; None for anything else, two labels included."""
-        text = _FENCE.sub("", text.strip())
+        text = text.strip()
+        if "```" in text:
+            text = _FENCE.sub("", text)
         word: object = text.strip('"')
         if text.startswith("{"):
             try:
-                word = msgspec.json.decode(text).get(self._member)
+                word = msgspec.json.decode(text).get(self._form.member)
             except (msgspec.DecodeError, RecursionError):
                 return None
-            if len(self._value.findall(text)) > 1:
+            if len(self._form.value.findall(text)) > 1:
                 return None
-        return self._labels.get(word.lower()) if isinstance(word, str) else None
+        return self._form.labels.get(word.lower()) if isinstance(word, str) else None
 
     def _p_complex(self) -> float | None:
         """P(complex) over the labels, from the token where the label begins to the one that tells the two sides apart;
         None without usable logprobs."""
-        text = "".join(token.token for token in self._tokens)
+        text = "".join([token.token for token in self._tokens])
         start = self._value_at(text)
         begin = len(text) - len(text.lstrip(BLANK)) if start is None else start
-        before, way, mass = "", 1.0, dict.fromkeys((SIMPLE, COMPLEX), 0.0)
+        said, way, simple, hard = "", 1.0, 0.0, 0.0
         for token in self._tokens:
-            begun = partial(self._begun, before, start is not None)
-            before += token.token
-            if len(before) <= begin:
+            before, said = said, said + token.token
+            if len(said) <= begin:
                 continue
+            begun = self._begun(before, start is not None, token)
             shares = _shares(token, begun)
-            mass = {sides: share + way * shares.get(sides, 0.0) for sides, share in mass.items()}
-            if begun(token.token) != BOTH:
-                return _share(mass)
+            simple, hard = simple + way * shares.get(SIMPLE, 0.0), hard + way * shares.get(COMPLEX, 0.0)
+            if begun[token.token] != BOTH:
+                return _share(simple, hard)
             way *= shares.get(BOTH, 0.0)
         return None
 
     def _value_at(self, text: str) -> int | None:
         """Where the last value of the member begins; None in a text without one."""
-        return max((found.end() for found in self._value.finditer(text)), default=None)
+        end = None
+        for found in self._form.value.finditer(text):
+            end = found.end()
+        return end
 
-    def _begun(self, before: str, in_json: bool, token: str) -> Sides:
-        """The sides of the labels that a text of `before` and `token` ends with, or has begun to spell."""
-        start = self._value_at(before + token)
-        if in_json and start is None:
-            return frozenset()
-        word = (before + token)[start or 0 :].lstrip(BLANK).lower()
-        spelled = (label for label in self._labels if word and _spells(word, label))
-        return frozenset(self._labels[label] for label in spelled)
+    def _begun(self, before: str, in_json: bool, token: _Token) -> Mapping[str, Sides]:
+        """By each text that may stand in a token's place: the sides of the labels that `before` with it ends with, or
+        has begun to spell."""
+        known, found = self._value_at(before), {}
+        # No text without a quote then moves the place where the value begins.
+        settled = '"' not in before[known or 0 :] and (known is None or before[known - 1] == '"')
+        for top in (token, *(token.top_logprobs or ())):
+            whole = before + top.token
+            start = known if settled and '"' not in top.token else self._value_at(whole)
+            word = "" if in_json and start is None else whole[start or 0 :].lstrip(BLANK).lower()
+            found[top.token] = _spelled(word, self._form) if word else 0
+        return found
 
 
 def decided(data: bytes, prompt: Prompt) -> Verdict:
@@ -177,11 +218,11 @@ def decided(data: bytes, prompt: Prompt) -> Verdict:
     except (*_UNREADABLE, IndexError):
         return Verdict(None, None, "parse")
     label = prompt.labels.get(answer.choice)
-    mass: dict[Sides, float] = defaultdict(float)
+    mass = {"simple": 0.0, "complex": 0.0}
     for option in answer.probabilities:
         if side := prompt.labels.get(option.value):
-            mass[frozenset({side})] += max(option.probability, 0.0)
-    return Verdict(label, _share(mass)) if label else Verdict(None, None, "parse")
+            mass[side] += max(option.probability, 0.0)
+    return Verdict(label, _share(mass["simple"], mass["complex"])) if label else Verdict(None, None, "parse")
 
 
 def _standing(prompt: Prompt, bare: bool) -> str:
@@ -193,29 +234,36 @@ def _standing(prompt: Prompt, bare: bool) -> str:
     return rf'\s*(?:```(?:json)?\s*)?\{{\s*{thought}"{prompt.answer}"\s*:\s*"(?:{label})"?\s*\}}?'
 
 
-def _spells(word: str, label: str) -> bool:
-    return label.startswith(word) or re.match(rf"{label}(?![a-z])", word) is not None
+def _spelled(word: str, form: Reading) -> Sides:
+    """The sides of the labels that a word is, or has begun to be."""
+    begun = form.begun.get(word)
+    if begun is not None:
+        return begun
+    for label in form.labels:
+        size = len(label)
+        if word[:size] == label and not "a" <= word[size : size + 1] <= "z":
+            return form.begun[label]
+    return 0
 
 
-def _shares(token: _Token, begun: Callable[[str], Sides]) -> Mass:
+def _shares(token: _Token, begun: Mapping[str, Sides]) -> Mapping[Sides, float]:
     """How the probability of what may stand in `token`'s place falls to the sides; it adds up to 1, or is empty when
     none of the likeliest tokens begins a label."""
-    p = {top.token: math.exp(min(top.logprob, 0.0)) for top in (token, *(token.top_logprobs or ()))}
-    own = begun(token.token)
-    if not token.top_logprobs:
-        rest = {SIMPLE: COMPLEX, COMPLEX: SIMPLE}.get(own)
-        return {own: p[token.token], rest: 1 - p[token.token]} if rest else {own: 1.0}
-    mass: dict[Sides, float] = defaultdict(float)
-    if any(begun(top.token) for top in token.top_logprobs):
-        for text, share in p.items():
-            mass[begun(text)] += share
-    mass.pop(frozenset(), None)
+    tops = token.top_logprobs
+    if not tops:
+        own, p = begun[token.token], math.exp(min(token.logprob, 0.0))
+        return {own: p, BOTH - own: 1 - p} if own in (SIMPLE, COMPLEX) else {own: 1.0}
+    if not any(begun[top.token] for top in tops):
+        return {}
+    mass: dict[Sides, float] = {}
+    for text, logprob in {top.token: top.logprob for top in (token, *tops)}.items():
+        if sides := begun[text]:
+            mass[sides] = mass.get(sides, 0.0) + (math.exp(logprob) if logprob < 0 else 1.0)
     total = sum(mass.values())
     return {sides: share / total for sides, share in mass.items()} if total else {}
 
 
-def _share(mass: Mass) -> float | None:
+def _share(simple: float, hard: float) -> float | None:
     """Complex's share of what fell to either side."""
-    hard = mass.get(COMPLEX, 0.0)
-    total = mass.get(SIMPLE, 0.0) + hard
+    total = simple + hard
     return min(max(hard / total, 1 - CERTAIN), CERTAIN) if total else None

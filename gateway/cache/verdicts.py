@@ -30,20 +30,15 @@ _SAID = msgspec.msgpack.Decoder(Said)
 
 
 class Verdicts:
-    """Verdicts by caller and question. The question's key holds all that the small model sees, the model included,
-    and how its answer is read.
-
-    `ttl` None: nothing is remembered or shared.
-    """
+    """Verdicts by caller and question, in the form of `named`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._asking: dict[bytes, Asking] = {}
 
-    async def recall(self, caller: Caller, question: bytes, ttl: float | None) -> Verdict | None:
+    async def recall(self, caller: Caller, key: bytes) -> Verdict | None:
         """The remembered verdict, if any."""
-        key = _key(caller, question)
-        found = await self._store.recall(caller.id, key) if ttl is not None else None
+        found = await self._store.recall(caller.id, key)
         data = unsealed(found, key, caller) if found else None
         try:
             said = _SAID.decode(data) if data else None
@@ -53,12 +48,9 @@ class Verdicts:
             return None
         return Verdict(said.label, said.p_complex, "ok", "cache", 0.0, said.cut, said.strategy, said.prompt)
 
-    async def share(self, caller: Caller, question: bytes, ttl: float | None, judge: Judge) -> Verdict:
-        """`judge`'s verdict, or that of the same question under way; remembered unless it is a failure."""
-        if ttl is None:
-            return await judge()
-        key, started = _key(caller, question), time.perf_counter()
-        asking = self._asking.get(key)
+    async def share(self, caller: Caller, key: bytes, ttl: float, judge: Judge) -> Verdict:
+        """`judge`'s verdict, or that of the same question under way; remembered for `ttl` unless it is a failure."""
+        started, asking = time.perf_counter(), self._asking.get(key)
         if asking:
             said = await asking.wait()
             return replace(said, source="shared", seconds=time.perf_counter() - started)
@@ -83,38 +75,43 @@ class Asking:
         self, judge: Judge, keep: Callable[[Verdict], Awaitable[None]], leave: Callable[["Asking"], None]
     ) -> None:
         self._judge, self._keep, self._leave = judge, keep, leave
-        self._waiting = 0
-        self._said: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._waiting: set[asyncio.Future[Verdict]] = set()
+        self._said: Verdict | None = None
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
 
     async def wait(self) -> Verdict:
         """The verdict. Who waits for it last and leaves stops the question."""
-        self._waiting += 1
+        if self._said:
+            return self._said
+        one: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._waiting.add(one)
         try:
-            return await asyncio.shield(self._said)
-        finally:
-            self._waiting -= 1
-            if not self._waiting and not self._said.done():
+            return await one
+        except asyncio.CancelledError:
+            self._waiting.discard(one)
+            if not self._waiting and not self._said:
                 self._leave(self)
                 self._task.cancel()
                 await asyncio.wait([self._task])
+            raise
 
     async def _run(self) -> None:
-        verdict = await self._judge()
-        self._said.set_result(verdict)
+        self._said = verdict = await self._judge()
+        for one in self._waiting:
+            if not one.done():
+                one.set_result(verdict)
         await self._keep(verdict)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._leave(self)
         error = None if task.cancelled() else task.exception()
-        if self._said.done():
-            return
-        if error:
-            self._said.set_exception(error)
-        else:
-            self._said.cancel()
+        for one in self._waiting:
+            if not one.done():
+                one.set_exception(error) if error else one.cancel()
 
 
-def _key(caller: Caller, question: bytes) -> bytes:
+def named(caller: Caller, question: bytes) -> bytes:
+    """The key of a caller's question, which is told by all that the small model sees, the model included, and by how
+    its answer is read."""
     return hmac.digest(caller.salt.encode(), b"verdict" + question, "sha256")

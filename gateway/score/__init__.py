@@ -6,7 +6,8 @@ same measures to outcomes of one's own traffic.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from gateway.body import Fields, Message
 from gateway.score.axes import NAMES as AXES
@@ -41,8 +42,7 @@ FOLLOW_UP = 40  # bytes: a turn this short ("yes, do it") is read together with 
 REASONS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(msgspec.Struct, frozen=True):
     """`value` from 0 (looks simple) to 1; `measures` holds no prompt text and may be recorded."""
 
     value: float
@@ -60,9 +60,14 @@ def score_text(text: str, turns: int = 1, tools: int = 0, table: Table | Axes | 
     """The score of what a user says: by a `Table` that knows a word of it, else by what shows on its surface. `turns`
     and `tools` as in `measures`."""
     found = measures(text, turns, tools)
-    total = sum(WEIGHTS[name] * value for name, value in found.items())
+    total = 0.0
+    for name, value in found.items():
+        if value:
+            total += WEIGHTS[name] * value
     seen = 1 / (1 + math.exp(STEEP * (MIDDLE - total)))
-    known = table.measures(sampled(text)) if table else {}
+    if not table:
+        return Score(seen, found)
+    known = table.measures(sampled(text))
     return Score(known.get(EMBEDDED, seen), {**found, **known})
 
 

@@ -6,8 +6,9 @@ A prompt may open with worked examples and end with options to choose from. Both
 import re
 
 HEAD, TAIL = 800, 1600  # characters that are read of a longer prompt: what is asked stands at either end
-_OPTION = re.compile(r"^[ \t]*\(?([A-Ja-j])[.):][ \t]*(?=\S)", re.MULTILINE)
-_LABEL = re.compile(r"^([^\W\d_][\w ]{0,20})[:：]", re.MULTILINE)
+# Each with the end of the line before, so that a search may jump from line to line.
+_OPTION = re.compile(r"\n[ \t]*\(?([A-Ja-j])[.):][ \t]*(?=\S)")
+_LABEL = re.compile(r"\n([^\W\d_][\w ]{0,20})[:：]")
 EXAMPLES = 3  # times that a line's label comes back before what it heads counts as worked examples
 
 
@@ -18,21 +19,26 @@ def sampled(text: str) -> str:
 
 def split(text: str) -> tuple[str, str]:
     """The question and its options ("" when it has none); worked examples before it are left out."""
-    marks = list(_OPTION.finditer(text))
+    if "\n" not in text:
+        return text, ""
+    lines = f"\n{text}"  # where a match begins in it, a line of the text does
+    marks = list(_OPTION.finditer(lines))
     first = len(marks) - 1
     while first > 0 and marks[first - 1][1].lower() < marks[first][1].lower():
         first -= 1
     if len(marks) - first < 2:
-        return _after_examples(text), ""
+        return text[_after_examples(lines) :], ""
     start = marks[first].start()
     asked = text[:start].rstrip()
     return (asked.rsplit("\n\n", 1)[-1] if first >= 2 else asked), text[start:]
 
 
-def _after_examples(text: str) -> str:
-    """From the last of the labels that come back again and again ("Q: ... A: ... Q: ..."), else all."""
+def _after_examples(lines: str) -> int:
+    """Where the last of the labels stands that come back again and again ("Q: ... A: ... Q: ..."), else 0."""
+    if lines.count(":") + lines.count("：") < EXAMPLES:
+        return 0
     starts: dict[str, list[int]] = {}
-    for found in _LABEL.finditer(text):
+    for found in _LABEL.finditer(lines):
         starts.setdefault(found[1], []).append(found.start())
     most = max(starts.values(), key=len, default=[])
-    return text[most[-1] :] if len(most) >= EXAMPLES else text
+    return most[-1] if len(most) >= EXAMPLES else 0

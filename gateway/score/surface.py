@@ -1,4 +1,8 @@
-"""What can be counted in a prompt?   Measures from 0 to 1 that hold in any language; no word of the prompt is kept."""
+"""What can be counted in a prompt?   Measures from 0 to 1 that hold in any language; no word of the prompt is kept.
+
+Counts are made of a text's shape: its characters' kinds, one byte each, between two blanks. All of it is looked at
+once, and what is looked for in the shape is so short that it is counted without a regular expression.
+"""
 
 import math
 import re
@@ -7,14 +11,26 @@ from collections.abc import Mapping
 from gateway.score.question import sampled, split
 from gateway.score.words import DENSE, asked
 
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_TEX = re.compile(r"\\[a-zA-Z]{2,}|[_^]\{|\$[^$\n]{1,80}\$")
-_OPERATOR = re.compile(r"[=+*/^<>%≤≥≠≈×÷√∑∫±∈→⇒¬∧∨∀∃∂∞]")
-_VARIABLE = re.compile(r"\b[b-zB-HJ-Z]\b(?<!'.)(?!['.)])")  # a and I are English words, "A." opens an option
-# camelCase, a call, an index, snake_case; by the character that shows it, so that a search may jump to it
-_IDENTIFIER = re.compile(r"[A-Z(\[_](?<=[a-z][A-Z]|[^\W_][(\[_])")
-_PAUSE = re.compile(r"[.!?;:](?=\s|$)|[。！？；：、，،؟।]|,(?!\d)")
-_QUESTION = re.compile(r"[?？؟]")
+LETTERS = {"a": "a", "A": "A", "I": "A"}  # a and I are English words
+SIGNS = {
+    ".": ".",
+    ",": ",",
+    "!?;:": ":",
+    "。！？；：、，،؟।": "P",
+    "([": "(",
+    ")": ")",
+    "'": "'",
+    "_": "_",
+    "=+*/^<>%≤≥≠≈×÷√∑∫±∈→⇒¬∧∨∀∃∂∞": "=",
+}
+MOST = 20_000  # characters whose kinds are remembered
+# Of a shape: letters that may stand alone, between what may stand beside them; what makes an identifier.
+_LONE = bytes.maketrans(b"XaA0w_:(=-P,)", b"xwwwww      .")
+_JOINED = bytes.maketrans(b"xXw_:=-P,).'", b"aA0(        ")
+_IDENTIFIERS = b"a(", b"A(", b"0("  # a call, an index, snake_case; beside them camelCase
+_NUMBER = re.compile(rb"00*(?:[.,]00*)*")
+_SPAN = re.compile(r"\$[^$\n]{1,80}\$")  # of TeX
+_COMMAND = re.compile(r"\\[a-zA-Z]{2}")
 _WORD = re.compile(r"\w+")
 DENSITY = 2.5  # letters of a spaced script that one character of Chinese, Japanese, Korean or Thai stands for
 LONG = 2048  # characters from which a question counts as long
@@ -26,6 +42,40 @@ MEASURES = (
 )  # fmt: skip
 
 
+class _Kinds(dict[int, str]):
+    """By character; the first MOST that come are remembered."""
+
+    def __missing__(self, point: int) -> str:
+        found = _kind(chr(point))
+        if len(self) < MOST:
+            self[point] = found
+        return found
+
+
+def _kind(char: str) -> str:
+    if char.isspace():
+        return " "
+    if char.isalnum():
+        letter = "0" if char.isdecimal() else "w" if not char.isascii() else "X" if char.isupper() else "x"
+        return LETTERS.get(char, letter)
+    return next((kind for chars, kind in SIGNS.items() if char in chars), "-")
+
+
+_KINDS = _Kinds()
+_ASCII = "".join(_KINDS[point] for point in range(128)).encode().ljust(256)
+
+
+def much(amount: float, full: int) -> float:
+    """0 for none, 1 for `full` or more, growing with the logarithm: the tenth says less than the first."""
+    return round(math.log1p(amount) / math.log1p(full), 4) if amount < full else 1.0
+
+
+# By count, below what is full.
+_FIFTEEN, _PAUSES = ({count: much(count, full) for count in range(full)} for full in (15, 31))
+_HALVES = {halves: much(halves / 2, 15) for halves in range(30)}
+_THIRDS = {count: round(count / 3, 4) for count in range(3)}
+
+
 def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
     """By name, in the order of MEASURES. `turns`: what the user said so far, this included; `tools`: tools offered.
 
@@ -34,39 +84,68 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
     text = sampled(text)
     question, options = split(text)
     question = question.strip() or text
-    said = asked(question)
+    said, seen = asked(question), shape(question)
     dense = 0 if question.isascii() else sum(map(len, DENSE.findall(question)))
     size = len(question) + (DENSITY - 1) * dense
-    symbols = notation(question)
-    lookup = len(question) < LOOKUP[1] and len(_WORD.findall(question)) <= LOOKUP[0]
-    values = (
-        much(size, LONG),
-        much(count(_PAUSE, question), 31),
-        much(count(_NUMBER, question), 15),
-        much(symbols, 15),
-        min(20 * symbols / (size + 20), 1.0),
-        much(count(_IDENTIFIER, question), 15),
-        min(8 * (notation(options) + count(_NUMBER, options)) / (len(options) + 1), 1.0) if options else 0.0,
-        float(_QUESTION.search(question) is None),
-        min(said["depth"] / 3, 1.0),
-        min(said["program"] / 3, 1.0),
-        min(said["short"] / 3, 1.0),
-        float(lookup and said["fact"] > 0),
-        much(turns - 1, 15),
-        much(tools, 15),
-    )
-    return {name: round(value, 4) for name, value in zip(MEASURES, values, strict=True)}
+    halves = notation(question, seen)
+    fact = said["fact"] > 0 and len(question) < LOOKUP[1] and len(_WORD.findall(question)) <= LOOKUP[0]
+    return {
+        "length": much(size, LONG),
+        "clauses": _PAUSES.get(pauses(seen), 1.0),
+        "numbers": _FIFTEEN.get(numbers(seen), 1.0),
+        "maths": _HALVES.get(halves, 1.0),
+        "formula": round(min(10 * halves / (size + 20), 1.0), 4) if halves else 0.0,
+        "code": _FIFTEEN.get(identifiers(seen), 1.0),
+        "options": listed(options) if options else 0.0,
+        "task": float("?" not in question and "？" not in question and "؟" not in question),
+        "depth": _THIRDS.get(said["depth"], 1.0),
+        "program": _THIRDS.get(said["program"], 1.0),
+        "short": _THIRDS.get(said["short"], 1.0),
+        "fact": float(fact),
+        "turns": _FIFTEEN.get(turns - 1, 1.0),
+        "tools": _FIFTEEN.get(tools, 1.0),
+    }
 
 
-def notation(text: str) -> float:
-    """Signs of maths: TeX, operators, single letters that stand for something."""
-    return 2 * count(_TEX, text) + count(_OPERATOR, text) + 0.5 * count(_VARIABLE, text)
+def shape(text: str) -> bytes:
+    """Kinds: x and X a letter of ASCII, a and A one that is a word, 0 a decimal digit, w another letter or digit; P a
+    pause in itself; a sign of SIGNS, - any other, and a blank."""
+    kinds = text.encode().translate(_ASCII) if text.isascii() else text.translate(_KINDS).encode()
+    return b" " + kinds + b" "
 
 
-def count(pattern: re.Pattern[str], text: str) -> int:
-    return len(pattern.findall(text))
+def notation(text: str, seen: bytes) -> int:
+    """Signs of maths, in halves: TeX (two signs each), operators, single letters that stand for something (half a sign
+    each; none in "A." and "it's", which are an option and English)."""
+    tex = 0
+    if "$" in text:
+        text, tex = _SPAN.subn("$", text)
+    if "{" in text:
+        tex += text.count("_{") + text.count("^{")
+    if "\\" in text:
+        tex += len(_COMMAND.findall(text))
+    lone = seen.translate(_LONE)
+    letters = lone.count(b".x ") + (lone.replace(b" ", b"  ").count(b" x ") if lone.find(b" x ") >= 0 else 0)
+    return 4 * tex + 2 * seen.count(b"=") + letters
 
 
-def much(amount: float, full: int) -> float:
-    """0 for none, 1 for `full` or more, growing with the logarithm: the tenth says less than the first."""
-    return min(math.log1p(amount) / math.log1p(full), 1.0)
+def pauses(seen: bytes) -> int:
+    """A comma before a digit is none."""
+    commas = seen.count(b",")
+    return seen.count(b". ") + seen.count(b": ") + seen.count(b"P") + (commas and commas - seen.count(b",0"))
+
+
+def numbers(seen: bytes) -> int:
+    # Not `in`: it tries whether what is looked for is a number first, which takes longer than looking.
+    return len(_NUMBER.findall(seen)) if seen.find(b"0") >= 0 else 0
+
+
+def identifiers(seen: bytes) -> int:
+    joined = seen.translate(_JOINED)
+    return joined.count(b"aA") + (sum(map(joined.count, _IDENTIFIERS)) if joined.find(b"(") >= 0 else 0)
+
+
+def listed(options: str) -> float:
+    """How much of the options is signs and numbers."""
+    seen = shape(options)
+    return round(min((4 * notation(options, seen) + 8 * numbers(seen)) / (len(options) + 1), 1.0), 4)

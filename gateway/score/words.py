@@ -85,34 +85,47 @@ FACT_DENSE = """
 
 KINDS = ("depth", "program", "short", "fact")
 KEY = 4  # letters by which a word finds its stems
+MANY = 64  # words from which enough come again for a set to be worth making
 # A run without spaces, digits and punctuation; \w would break words of Hindi and Arabic at their vowel signs.
 WORD = re.compile(r"[^\s\d!-,./:-@\[-`{-~¿¡«»“”„‘’…—–।،؛؟、。「」（），：；！？]+")
 # A run of Thai, Japanese, Chinese or Korean.
 DENSE = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+_ASCII = "".join(chr(at).lower() if WORD.match(chr(at)) else " " for at in range(128)).encode().ljust(256)
+_NONE = dict.fromkeys(KINDS, 0)
+
+Stems = list[tuple[str, str]]
 
 
-def _stems(*tables: str) -> list[tuple[str, str]]:
+def _stems(*tables: str) -> Stems:
     """Every stem with its kind."""
     return [(stem, kind) for kind, table in zip(KINDS, tables, strict=True) for stem in table.split()]
 
 
-_SPACED = _stems(DEPTH, PROGRAM, SHORT, FACT)
-_DENSE = _stems(DEPTH_DENSE, PROGRAM_DENSE, SHORT_DENSE, FACT_DENSE)
-_WHOLE = dict(pair for pair in _SPACED if len(pair[0]) < KEY)
-_BEGUN = {stem[:KEY]: [pair for pair in _SPACED if pair[0].startswith(stem[:KEY])] for stem, _ in _SPACED}
+def _by(size: int, stems: Stems) -> dict[str, Stems]:
+    """By their first letters."""
+    return {stem[:size]: [pair for pair in stems if pair[0].startswith(stem[:size])] for stem, _ in stems}
+
+
+_BEGUN = _by(KEY, _stems(DEPTH, PROGRAM, SHORT, FACT))
+_DENSE = _by(1, _stems(DEPTH_DENSE, PROGRAM_DENSE, SHORT_DENSE, FACT_DENSE))
 
 
 def asked(text: str) -> dict[str, int]:
     """How many different stems of each kind a text has."""
     found: set[tuple[str, str]] = set()
-    for word in set(WORD.findall(text.lower())):
-        if kind := _WHOLE.get(word):
-            found.add((word, kind))
-        if stems := _BEGUN.get(word[:KEY]):
-            found.update([pair for pair in stems if word.startswith(pair[0])])
-    if not text.isascii() and DENSE.search(text):
-        found.update(pair for pair in _DENSE if pair[0] in text)
-    counts = dict.fromkeys(KINDS, 0)
+    words = _words(text)
+    for word in words if len(words) < MANY else set(words):
+        if (head := word[:KEY]) in _BEGUN:
+            found.update([pair for pair in _BEGUN[head] if word.startswith(pair[0])])
+    for char, stems in () if text.isascii() else _DENSE.items():
+        if char in text:
+            found.update([pair for pair in stems if pair[0] in text])
+    counts = _NONE.copy()
     for _, kind in found:
         counts[kind] += 1
     return counts
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return text.encode().translate(_ASCII).decode().split() if text.isascii() else WORD.findall(text.lower())

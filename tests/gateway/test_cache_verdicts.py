@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from msgspec import structs
 
-from gateway.cache import Verdicts
+from gateway.cache import Verdicts, named
 from gateway.store import MemoryStore
 from gateway.triage import question
 from gateway.types import Caller, Verdict
@@ -87,8 +88,7 @@ def judging(scenario: Callable[[Verdicts, MemoryStore], Awaitable[None]]) -> Non
         store = MemoryStore()
         verdicts = Verdicts(store)
         await scenario(verdicts, store)
-        await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
-        assert verdicts._asking == {}
+        await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()} and not verdicts._asking)
 
     asyncio.run(main())
 
@@ -99,26 +99,30 @@ async def sure() -> Verdict:
 
 def test_a_verdict_is_given_again_to_its_caller_only_and_only_whole() -> None:
     async def scenario(verdicts: Verdicts, store: MemoryStore) -> None:
-        assert await verdicts.share(ANN, b"q", 60.0, sure) == SURE
+        assert await verdicts.share(ANN, named(ANN, b"q"), 60.0, sure) == SURE
         await eventually(lambda: store._cache != {})
-        assert await verdicts.recall(ANN, b"q", 60.0) == structs.replace(SURE, source="cache", seconds=0.0)
-        assert await verdicts.recall(BOB, b"q", 60.0) is None
-        assert await verdicts.recall(ANN, b"p", 60.0) is None
-        assert await verdicts.recall(ANN, b"q", None) is None, "switched off"
+        assert await verdicts.recall(ANN, named(ANN, b"q")) == structs.replace(SURE, source="cache", seconds=0.0)
+        assert await verdicts.recall(BOB, named(BOB, b"q")) is None
+        assert await verdicts.recall(ANN, named(ANN, b"p")) is None
         ((name, (until, value)),) = store._cache.items()
         for bad in (value[:-1], value[:-1] + b"x", b""):
             store._cache[name] = (until, bad)
-            assert await verdicts.recall(ANN, b"q", 60.0) is None
+            assert await verdicts.recall(ANN, named(ANN, b"q")) is None
 
     judging(scenario)
 
 
-def test_switched_off_every_question_is_asked() -> None:
-    async def scenario(verdicts: Verdicts, store: MemoryStore) -> None:
-        assert await verdicts.share(ANN, b"q", None, sure) == SURE
-        assert store._cache == {}
+def test_switched_off_every_question_is_asked(flash: Sim, pro: Sim) -> None:
+    policy = policy_for(flash, pro)
+    policy = replace(policy, triage=replace(policy.triage, cache=None))
 
-    judging(scenario)
+    async def main() -> None:
+        async with gateway(policy) as gate:
+            answers = [await gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(2)]
+            assert [answer.json()["route"]["verdict"]["source"] for answer in answers] == ["triage", "triage"]
+            assert len(flash.seen("triage")) == 2
+
+    asyncio.run(main())
 
 
 def test_who_leaves_disturbs_nobody_and_the_last_one_stops_the_question() -> None:
@@ -135,7 +139,7 @@ def test_who_leaves_disturbs_nobody_and_the_last_one_stops_the_question() -> Non
             return SURE
 
         def ask(text: bytes) -> asyncio.Task[Verdict]:
-            return asyncio.create_task(verdicts.share(ANN, text, 60.0, slow))
+            return asyncio.create_task(verdicts.share(ANN, named(ANN, text), 60.0, slow))
 
         first, second, alone = ask(b"q"), ask(b"q"), ask(b"other")
         await asyncio.sleep(0.01)
@@ -156,7 +160,7 @@ def test_a_bug_while_judging_is_told_to_all() -> None:
             raise ZeroDivisionError("a bug")
 
         both = await asyncio.gather(
-            *(verdicts.share(ANN, b"q", 60.0, broken) for _ in range(2)), return_exceptions=True
+            *(verdicts.share(ANN, named(ANN, b"q"), 60.0, broken) for _ in range(2)), return_exceptions=True
         )
         assert [type(one) for one in both] == [ZeroDivisionError] * 2
 

@@ -1,5 +1,6 @@
 """The local score: what it says of prompts in many languages, and what it does not look at."""
 
+import re
 import unicodedata
 
 import msgspec
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.body import Fields
-from gateway.score import MEASURES, measures, reasons, score, score_text, words
+from gateway.score import MEASURES, measures, reasons, score, score_text, surface, words
 
 QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
 EXAMPLE = "Q: What is the colour of the sky on a clear day, as seen from the ground?\nA: blue\n\n"
@@ -104,6 +105,47 @@ def test_any_text_has_measures_and_a_score_between_0_and_1(text: str, turns: int
     assert tuple(found.measures) == MEASURES
     assert all(0 <= value <= 1 for value in found.measures.values())
     assert 0 < found.value < 1
+
+
+COUNTED = {
+    "pauses": r"[.!?;:](?=\s|$)|[。！？；：、，،؟।]|,(?!\d)",
+    "numbers": r"\d+(?:[.,]\d+)*",
+    "identifiers": r"[A-Z(\[_](?<=[a-z][A-Z]|[^\W_][(\[_])",
+}
+TEX = r"\\[a-zA-Z]{2,}|[_^]\{|\$[^$\n]{1,80}\$"
+OPERATOR = r"[=+*/^<>%≤≥≠≈×÷√∑∫±∈→⇒¬∧∨∀∃∂∞]"
+VARIABLE = r"\b[b-zB-HJ-Z]\b(?<!'.)(?!['.)])"
+PIECES = (
+    *"aIxKB05,.!?;:。，？؟()[]{}_^$\\' \n\t=<∑é٣½分-", "\u3000", "\x1c", "\ud83d",
+    "foo", "fooBar", "f(", "x.y", "'s", "1,000.5", "\\alpha", "$x$", "_{", "A. ", " x ", ".x", "x'", "word word",
+)  # fmt: skip
+
+
+def counted(text: str) -> dict[str, int]:
+    """What regular expressions count in a text."""
+    found = {name: len(re.findall(pattern, text)) for name, pattern in COUNTED.items()}
+    signs = (factor * len(re.findall(sign, text)) for factor, sign in ((4, TEX), (2, OPERATOR), (1, VARIABLE)))
+    return found | {"notation": sum(signs)}
+
+
+def shaped(text: str) -> dict[str, int]:
+    """What is counted in its shape."""
+    seen = surface.shape(text)
+    return {name: getattr(surface, name)(seen) for name in COUNTED} | {"notation": surface.notation(text, seen)}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=40).map("".join)))
+def test_a_texts_shape_counts_as_regular_expressions_over_the_text_do(text: str) -> None:
+    assert shaped(text) == counted(text)
+
+
+def test_every_character_has_the_kind_that_regular_expressions_see() -> None:
+    odd = [chr(at) for at in range(0x30000) if unicodedata.category(chr(at)) not in ("Lo", "Cn", "Co")]
+    text = "".join(f"a{char} x,{char}(" for char in odd)
+    assert shaped(text) == counted(text)
+    for char in odd[:1000]:
+        assert shaped(f"a{char} x,{char}(") == counted(f"a{char} x,{char}("), char
 
 
 def test_half_a_surrogate_pair_has_a_score() -> None:

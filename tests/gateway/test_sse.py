@@ -41,6 +41,19 @@ def test_cuts_change_nothing_and_no_byte_is_lost(stream: bytes, cuts: list[int])
     assert not plain or (plain, b"") == (len(events), rest)
 
 
+@given(
+    STREAMS | st.lists(st.sampled_from([b"data: x\n\n", b"data: \n\n", b"\n", b": c\n\n"])).map(b"".join),
+    st.integers(0),
+)
+@example(b"data: a\n\ndata: b\n\n", 0)
+@example(b"data: a\n\n\ndata: b\n\n", 0)
+def test_what_events_say_is_told_of_the_same_events(stream: bytes, at: int) -> None:
+    events, said = Splitter(), Splitter()
+    for part in cut(stream, [at]):
+        assert said.said(part) == [data_of(found) for found in events.feed(part)]
+    assert said.rest() == events.rest()
+
+
 def blank_at_the_end_only(found: bytes) -> bool:
     lines = found.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return lines.index(b"\n\n") == len(lines) - 2

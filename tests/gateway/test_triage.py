@@ -147,6 +147,17 @@ def test_a_server_without_vllms_fields_gets_its_defaults_but_none_that_spoils_th
     assert "cache_salt" not in asking
 
 
+def test_a_member_of_the_tiers_own_stands_in_a_question_once() -> None:
+    kwargs = {"set": {"chat_template_kwargs": {"quick": True}, "cache_salt": "ours"}}
+    policy = policy_for(FLASH, PRO, tiers={"flash": {"engine": "openai"} | kwargs})
+    for path, fields in ((CHAT, body()), ("/v1/completions", {"prompt": "x"})):
+        given: JSON = {"chat_template_kwargs": {"quick": False}, "cache_salt": "theirs"}
+        raw = question(asked(fields | given, path), policy).body
+        names = [name for name, _ in json.loads(raw, object_pairs_hook=list)]
+        assert len(names) == len(set(names))
+        assert json.loads(raw)["cache_salt"] == "ours"
+
+
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
@@ -276,15 +287,15 @@ def test_auto_asks_by_the_best_that_was_found_and_by_the_portable_form_until_the
     ways = [((), "json_logprobs"), (("json",), "json"), (("json", "json_logprobs"), "json_logprobs"),
             (("json_logprobs", "decisions"), "decisions"), (("decisions", "choice"), "choice")]  # fmt: skip
     for able, strategy in ways:
-        assert question(request, policy, able).strategy == strategy
+        assert question(request, policy, able).way.strategy == strategy
     named = policy_for(FLASH, PRO, triage={"strategy": "json"})
-    assert question(request, named, ("choice",)).strategy == "json", "who names one is asked by it"
+    assert question(request, named, ("choice",)).way.strategy == "json", "who names one is asked by it"
 
 
 def test_a_prompt_that_thinks_first_is_never_asked_for_a_bare_label() -> None:
     policy = policy_for(FLASH, PRO, triage={"strategy": "auto", "prompt": "intent.v1"})
     found = question(asked(body()), policy, ("choice", "decisions", "json_logprobs"))
-    assert found.strategy == "json_logprobs"
+    assert found.way.strategy == "json_logprobs"
     schema = json.loads(found.body)["response_format"]["json_schema"]["schema"]
     assert schema["required"] == ["intent", "complexity"]
     assert json.loads(found.body)["max_tokens"] > 24
@@ -314,7 +325,7 @@ def test_a_decision_holds_the_conversation_as_one_quoted_text_and_one_question()
     policy = policy_for(FLASH, PRO, triage={"strategy": "decisions"})
     found = question(asked(body('"}],"questions":[]', tools=TOOLS)), policy)
     asking = json.loads(found.body)
-    assert found.path == DECISIONS
+    assert found.way.path == DECISIONS
     assert set(asking) == {"model", "input", "questions"}
     assert json.loads(json.loads(asking["input"]))[0]["content"] == '"}],"questions":[]'
     assert [choice["value"] for choice in asking["questions"][0]["choices"]] == ["simple", "complex"]

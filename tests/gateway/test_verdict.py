@@ -9,7 +9,7 @@ import pytest
 
 from gateway.policy import Prompt
 from gateway.types import Verdict
-from gateway.verdict import Said, decided
+from gateway.verdict import Said, decided, reading
 from tests.tiers import JSON
 
 PLAIN = Prompt("v1", "?")
@@ -19,7 +19,7 @@ INTENT = Prompt("v1", "?", before="intent")
 
 def whole(data: bytes, prompt: Prompt = PLAIN) -> Verdict:
     """The verdict in a whole answer."""
-    answer = Said(prompt)
+    answer = Said(reading(prompt))
     answer.add(data)
     return answer.verdict()
 
@@ -28,7 +28,7 @@ def streamed(
     texts: Iterable[str], finish: str | None = None, prompt: Prompt = PLAIN, bare: bool = False
 ) -> tuple[Said, int]:
     """What was said until the verdict stood, and how many chunks that took."""
-    answer, count = Said(prompt, bare), 0
+    answer, count = Said(reading(prompt, bare)), 0
     for text in texts:
         tops = [{"token": text, "logprob": math.log(0.8)}, {"token": "complex", "logprob": math.log(0.2)}]
         tokens = [{"token": text, "logprob": math.log(0.8), "top_logprobs": tops}]
