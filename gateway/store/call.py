@@ -1,7 +1,7 @@
 """What becomes of a script's run that nobody needs to wait for?"""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from redis.exceptions import NoScriptError
@@ -11,27 +11,29 @@ from gateway.store.line import packed
 from gateway.store.scripts import Script
 from gateway.store.words import Names, run, whole
 
+Heard = Callable[[Exception | None], None]
+
 
 class Call:
     """One run of a script. It goes out by the script's name, and as a whole where the server does not know that.
 
-    Its end, a reply or that there will be none, is heard at once; who awaits the call hears of it too.
+    `heard` hears its end at once, with the error if there was one; who awaits the call hears of it too.
     """
 
-    __slots__ = ("_door", "_ended", "_more", "_names", "_script", "_waiting")
+    __slots__ = ("_door", "_ended", "_heard", "_more", "_names", "_script", "_waiting")
 
-    def __init__(self, door: Door, script: Script, names: Names, *more: bytes) -> None:
-        self._door, self._script, self._names, self._more = door, script, names, more
+    def __init__(
+        self, door: Door, script: Script, names: Names, more: tuple[bytes, ...], heard: Heard | None = None
+    ) -> None:
+        self._door, self._script, self._names, self._more, self._heard = door, script, names, more, heard
         self._waiting: asyncio.Future[None] | None = None
         self._ended = False
 
     def send(self) -> None:
         """Puts it in the line; again after an end that was no success."""
+        names, more = self._names, self._more
         self._ended = False
-        self._put(run(self._script, self._names, *self._more))
-
-    def _put(self, command: bytes) -> None:
-        self._door.push((command, self, 0), (self._names.all or self._more)[0])
+        self._door.push((run(self._script, names, more), self, 0), (names.all or more)[0])
 
     def done(self) -> bool:
         """A reply is always heard."""
@@ -44,10 +46,13 @@ class Call:
         if not isinstance(exception, NoScriptError):
             self._end(exception)
             return
-        self._put(packed(whole(self._script, self._names, *self._more)))
+        names, more = self._names, self._more
+        self._door.push((packed(whole(self._script, names, more)), self, 0), (names.all or more)[0])
 
     def _end(self, error: Exception | None) -> None:
         self._ended = True
+        if self._heard is not None:
+            self._heard(error)
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.set_result(None)

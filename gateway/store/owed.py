@@ -1,7 +1,7 @@
 """Which settlements has the server not confirmed yet?"""
 
 import asyncio
-from typing import Any
+from functools import partial
 
 from gateway.store.address import Door
 from gateway.store.call import Call
@@ -16,15 +16,15 @@ class Owed:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._owed: dict[str, Settlement] = {}
+        self._owed: dict[str, Call] = {}
         self._paying: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._owed)
 
-    def owe(self, lease: str, names: Names, *more: bytes) -> "Settlement":
+    def owe(self, lease: str, names: Names, *more: bytes) -> Call:
         """To be sent when the server answers again; `names` and `more` are what SETTLE is given."""
-        owed = self._owed[lease] = Settlement(self._owed, lease, self._door, SETTLE, names, *more)
+        owed = self._owed[lease] = Call(self._door, SETTLE, names, more, partial(self._confirm, lease))
         return owed
 
     def pay(self, lease: str, names: Names, *more: bytes) -> Call:
@@ -39,30 +39,18 @@ class Owed:
 
     async def _pay_all(self) -> None:
         """In batches, so that admissions need not wait for all that an outage has left."""
-        owed = list(self._owed.values())
+        owed = list(self._owed)
         for at in range(0, len(owed), BATCH):
-            batch = [one for one in owed[at : at + BATCH] if not one.confirmed]
+            batch = [self._owed[lease] for lease in owed[at : at + BATCH] if lease in self._owed]
             for one in batch:
                 one.send()
             for one in batch:
                 await one
 
+    def _confirm(self, lease: str, error: Exception | None) -> None:
+        if error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
+            self._owed.pop(lease, None)
+
     async def close(self) -> None:
         if self._paying:
             await asyncio.wait([self._paying])
-
-
-class Settlement(Call):
-    """One of those that are `owed`, until it is `confirmed`."""
-
-    __slots__ = ("_lease", "_owed", "confirmed")
-
-    def __init__(self, owed: "dict[str, Settlement]", lease: str, *given: Any) -> None:
-        super().__init__(*given)
-        self._owed, self._lease, self.confirmed = owed, lease, False
-
-    def _end(self, error: Exception | None) -> None:
-        if error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
-            self.confirmed = True
-            self._owed.pop(self._lease, None)
-        super()._end(error)

@@ -81,9 +81,10 @@ class RedisStore:
         if self._line.is_down(own.names.all[0]):
             return await self._local.admit(caller, alone(limits, self.processes), None, bound)
         lease = f"{self._process}{next(self._leases):x}"
-        looked = () if recall is None else (own.entry + recall, own.turn + recall)
+        word = wanted(limits, bound, lease)
+        more = (word,) if recall is None else (own.entry + recall, own.turn + recall, word)
         try:
-            *numbers, entry, turn = await self._run(ADMIT, own.names, *looked, wanted(limits, bound, lease))
+            *numbers, entry, turn = await self._run(ADMIT, own.names, more)
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
                 self._owed.owe(lease, own.names, settled(lease))  # the server may have granted it all the same
@@ -99,16 +100,16 @@ class RedisStore:
         self._beat.hold(lease, caller, limits.lease)
         return told(limits, found, None, lease, turn)
 
-    async def _run(self, script: Script, names: Names, *more: bytes) -> Any:
+    async def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
         """What a script replies. Raises Overloaded as `_ask` does."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._line.push((run(script, names, *more), reply, 0), (names.all or more)[0])
+        self._line.push((run(script, names, more), reply, 0), (names.all or more)[0])
         try:
             return await reply
         except FAULTS as error:
             if not isinstance(error, NoScriptError) and not str(error).startswith("WRONGTYPE"):
                 raise unavailable() from error
-        return await self._ask(*whole(script, names, *more))
+        return await self._ask(*whole(script, names, more))
 
     def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
         if not lease.startswith(LEASE_NAME):
@@ -125,7 +126,7 @@ class RedisStore:
         found: list[Line] = []
         for name in callers:
             names = account(name).names
-            await self._ask(*whole(SETTLE, names, settled("")))
+            await self._ask(*whole(SETTLE, names, (settled(""),)))
             found += booked(name, await self._ask(b"HGETALL", names.all[3]))
         return found
 
@@ -157,7 +158,7 @@ class RedisStore:
             return self.end_turn(caller, key, token) if token else DONE
         own = account(caller)
         names = (own.entry + key, own.turn + key) if token else (own.entry + key,)
-        return self._call(REMEMBER, *names, value, milliseconds(ttl), token)
+        return self._call(REMEMBER, (*names, value, milliseconds(ttl), token))
 
     async def note(self, lines: Sequence[bytes], most: int) -> None:
         adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
@@ -168,16 +169,16 @@ class RedisStore:
         own = account(caller)
         asked = (own.turn + key, own.entry + key, token, milliseconds(seconds))
         try:
-            holder, *entry = await self._run(TAKE_TURN, NO_NAMES, *asked)
+            holder, *entry = await self._run(TAKE_TURN, NO_NAMES, asked)
         except Overloaded:
             return Taken(None)
         return Taken(None, entry[0]) if entry else Taken(holder)
 
     def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        return self._call(END_TURN, account(caller).turn + key, token, b"%d" % int(over * 1000), OVER)
+        return self._call(END_TURN, (account(caller).turn + key, token, b"%d" % int(over * 1000), OVER))
 
-    def _call(self, script: Script, *more: bytes) -> Call:
-        call = Call(self._line, script, NO_NAMES, *more)
+    def _call(self, script: Script, more: tuple[bytes, ...]) -> Call:
+        call = Call(self._line, script, NO_NAMES, more)
         call.send()
         return call
 

@@ -41,7 +41,7 @@ def account(caller: str) -> Account:
     return Account(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag, b"tg1:%bturn:" % tag)
 
 
-def run(script: Script, names: Names, *more: bytes) -> bytes:
+def run(script: Script, names: Names, more: tuple[bytes, ...]) -> bytes:
     """The command that runs a script by its name; `more` are further names, and its words.
 
     Put together from what is written already: redis-py's and hiredis' ways cost four times as much.
@@ -55,7 +55,7 @@ def run(script: Script, names: Names, *more: bytes) -> bytes:
     return b"".join(parts)
 
 
-def whole(script: Script, names: Names, *more: bytes) -> tuple[Word, ...]:
+def whole(script: Script, names: Names, more: tuple[bytes, ...]) -> tuple[Word, ...]:
     """The same for a server that does not know the script."""
     words = *names.all, *more
     return b"EVAL", script.text, len(words) - script.words, *words
