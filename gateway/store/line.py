@@ -216,9 +216,7 @@ class Line(asyncio.Protocol):
         self._on_fault(error)
         for _, reply, _ in failed:
             if not reply.done():
-                reply.set_exception(error)
-                if isinstance(reply, asyncio.Future):
-                    reply.exception()  # told once, by on_fault: asyncio need not complain where nobody waits
+                _tell(reply, error)
 
     def _drop(self) -> None:
         if self._clock is not None:
@@ -238,3 +236,10 @@ class Line(asyncio.Protocol):
             await asyncio.wait([self.put(b"PING")])  # answered last
         self._drop()
         await self._connection.disconnect(nowait=True)
+
+
+def _tell(reply: Hearer, error: Exception) -> None:
+    """`on_fault` tells of it once, so asyncio need not complain where nobody waits."""
+    reply.set_exception(error)
+    if isinstance(reply, asyncio.Future):
+        reply.exception()
