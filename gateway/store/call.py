@@ -7,7 +7,7 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from gateway.store.address import Door
-from gateway.store.line import packed
+from gateway.store.line import written
 from gateway.store.scripts import Script
 from gateway.store.words import Names, run, whole
 
@@ -47,7 +47,7 @@ class Call:
             self._end(exception)
             return
         names, more = self._names, self._more
-        self._door.push((packed(whole(self._script, names, more)), self, 0), (names.all or more)[0])
+        self._door.push((written(whole(self._script, names, more)), self, 0), (names.all or more)[0])
 
     def _end(self, error: Exception | None) -> None:
         self._ended = True

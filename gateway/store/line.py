@@ -33,10 +33,10 @@ class Hearer(Protocol):
 Waiting = tuple[bytes, Hearer, int]  # a packed command, who hears of it, how often it was sent on
 
 
-def packed(command: tuple[Word, ...]) -> bytes:
+def written(command: tuple[Word, ...]) -> bytes:
     """The command as a server reads it."""
-    written: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub takes one element
-    return written
+    found: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub takes one element
+    return found
 
 
 def connection(url: str, **more: Any) -> Any:
@@ -100,7 +100,7 @@ class Line(asyncio.Protocol):
     def put(self, *command: Word) -> asyncio.Future[Any]:
         """The reply to come; raises ResponseError for the command's own error, another of FAULTS for the line's."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.push((packed(command), reply, 0))
+        self.push((written(command), reply, 0))
         return reply
 
     def push(self, waiting: Waiting) -> None:

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, Store, open_store
-from gateway.store.line import packed
+from gateway.store.line import written
 from gateway.store.scripts import ADMIT
 from gateway.store.words import account, run
 from tests.stores import on
@@ -117,7 +117,7 @@ def test_a_scripts_run_is_written_as_any_command_is() -> None:
     name = hashlib.sha1(script.text, usedforsecurity=False).hexdigest()
     for size in (0, 1, 1023, 1024, 70_000):
         more = (b"name", b"w" * size)
-        assert run(script, names, more) == packed((b"EVALSHA", name, 5, *names.all, *more))
+        assert run(script, names, more) == written((b"EVALSHA", name, 5, *names.all, *more))
 
 
 def test_whoever_waits_for_a_settlement_hears_of_it_and_one_who_leaves_keeps_no_other_waiting(valkey: str) -> None:
