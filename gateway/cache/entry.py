@@ -2,6 +2,8 @@
 
 import hmac
 import zlib
+from functools import lru_cache
+from hashlib import blake2b
 
 import msgspec
 
@@ -10,7 +12,7 @@ from gateway.types import Caller
 LONGEST = 2 << 20  # bytes of an answer; a longer one is not remembered
 SMALL = 1024  # bytes below which compressing is not worth its time
 LEVEL = 3  # 43 kB of SSE: 29 us to 1.2 kB; level 1 34 us, 6 87 us to 1.0 kB (zlib 1.2.13, 2 cores, 2026-11-22)
-MARK, PLAIN, PACKED = b"2", b"p", b"z"
+MARK, PLAIN, PACKED = b"3", b"p", b"z"
 SEAL = 16  # bytes
 
 
@@ -65,4 +67,20 @@ def unsealed(value: bytes, key: bytes, caller: Caller) -> bytes | None:
 
 
 def _seal(data: bytes, key: bytes, caller: Caller) -> bytes:
-    return hmac.digest(caller.salt.encode(), b"entry" + key + data, "sha256")[:SEAL]
+    return digest(b"entry" + key + data, caller)[:SEAL]
+
+
+def digest(data: bytes, caller: Caller) -> bytes:
+    """32 bytes that nobody can tell without the caller's secret.
+
+    By BLAKE2b, made to be keyed: a third of the instructions that HMAC with SHA-256 takes in OpenSSL, which looks for
+    its algorithm each time.
+    """
+    keyed = _keyed(caller.salt).copy()
+    keyed.update(data)
+    return keyed.digest()
+
+
+@lru_cache(maxsize=4096)
+def _keyed(salt: str) -> blake2b:
+    return blake2b(key=salt.encode(), digest_size=32)

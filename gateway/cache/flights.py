@@ -90,8 +90,7 @@ class Flights:
         pack = partial(kept, entry, place.key, request.caller)
         value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
         if len(value) <= VALUE_LIMIT:
-            self._store.remember(request.caller.id, place.key, value, ttl)  # goes out before the end of the turn
-            place.kept = True
+            place.keep(value, ttl)
 
 
 class Flight:

@@ -1,10 +1,8 @@
 """Which earlier answer is this request's?"""
 
-import hmac
-
 import msgspec
 
-from gateway.cache.entry import opened
+from gateway.cache.entry import digest, opened
 from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
 from gateway.policy import Policy
 from gateway.stream import fill
@@ -14,6 +12,7 @@ from gateway.types import ChatRequest, Reply, Route, Usage
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
 FORM = frozenset({"stream", "stream_options"})
 UNTOLD = IGNORED | FORM
+NULL = b"null"
 ROUTING = ("x-route-tier", "x-route-holdback")
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
@@ -38,33 +37,34 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
         return None
     if fields.stream_options is not None and not fields.stream:
         return None  # a server refuses it: so must we
-    members = [(name, value) for name in sorted(body.spans) if name not in UNTOLD and (value := body.raw(name))]
-    named = policy.sessions.headers if policy.sessions else ()
-    headers = [(name, request.headers.get(name)) for name in (*ROUTING, *policy.watched_headers, *named)]
-    whole = (
-        policy.digest,
-        policy.once(_models),
-        request.caller.plan,
-        request.caller.own.may,
-        request.path,
-        headers,
-        _apart(request),
-        members,
-    )
-    return hmac.digest(request.caller.salt.encode(), msgspec.msgpack.encode(whole), "sha256")
+    answers, names = policy.once(_depends)
+    members: list[str | bytes] = []
+    for name in sorted(body.spans.keys() - UNTOLD):
+        _, start, end = body.spans[name]
+        if (value := body.data[start:end]) != NULL:
+            members += name, value
+    headers = list(map(request.headers.get, names))
+    caller = request.caller
+    whole = (caller.plan, caller.own.may, request.path, headers, _apart(request), members)
+    return digest(answers + msgspec.msgpack.encode(whole), caller)
 
 
-def _models(policy: Policy) -> list[tuple[str, str, str | None]]:
-    return [(name, tier.model, tier.skips) for name, tier in policy.tiers.items()]
+def _depends(policy: Policy) -> tuple[bytes, tuple[str, ...]]:
+    """What answers depend on beside the request, and the headers that can change its route."""
+    models = [(name, tier.model, tier.skips) for name, tier in policy.tiers.items()]
+    headers = (*ROUTING, *policy.watched_headers, *(policy.sessions.headers if policy.sessions else ()))
+    return msgspec.msgpack.encode((policy.digest, models)), headers
 
 
 def _apart(request: ChatRequest) -> bytes:
     """The request's form where no other form can be made of its answer, else b""."""
     form, body = form_of(request.fields), request.body
-    other = request.dialect.api != "chat"  # only chunks are made whole, and back
-    whole = request.path.endswith("/chat/completions") or body.raw("logprobs") is None
-    same = form in CONVERTIBLE and whole and not other and not any(map(body.raw, APART & body.spans.keys()))
-    return b"" if same else b"stream" + form if request.fields.stream else b"json"
+    chat = request.dialect.api == "chat"  # only chunks are made whole, and back
+    whole = chat and (request.path.endswith("/chat/completions") or body.raw("logprobs") is None)
+    alike = APART.isdisjoint(body.spans) or not any(map(body.raw, APART & body.spans.keys()))
+    if whole and alike and form in CONVERTIBLE:
+        return b""
+    return b"stream" + form if request.fields.stream else b"json"
 
 
 def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply | None:

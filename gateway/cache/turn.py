@@ -14,11 +14,11 @@ POLLS = (0.02, 0.1)  # seconds between two looks, at first and at last
 class Place:
     """One process's place in the queue for an answer. At the end of the block the next one is let in.
 
-    An answer that was `kept` is everyone's. One that could not be kept is waited for by nobody: the others then ask for
+    An answer that is kept is everyone's. One that could not be kept is waited for by nobody: the others then ask for
     themselves, at once. Of those who wait for a process that left or died, one takes its place.
     """
 
-    __slots__ = ("_asked", "_caller", "_renewal", "_renewing", "_store", "_token", "kept", "key")
+    __slots__ = ("_asked", "_caller", "_renewal", "_renewing", "_store", "_token", "key")
 
     def __init__(self, store: Store, caller: str, turn: Turn) -> None:
         self._store, self._caller = store, caller
@@ -26,7 +26,6 @@ class Place:
         self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[Taken] | None = None
         self._asked = turn.holder == turn.token
-        self.kept = False
 
     async def come(self, wait: float) -> bytes | None:
         """The entry, once another process made it; None when this one shall answer: it is its turn, it has waited for
@@ -53,6 +52,11 @@ class Place:
         self._renewing = asyncio.create_task(self._store.take_turn(self._caller, self.key, self._token, HELD))
         self._renew_later()
 
+    def keep(self, value: bytes, ttl: float) -> None:
+        """Remember the answer, which ends the turn."""
+        self._store.remember(self._caller, self.key, value, ttl, self._token if self._asked else b"")
+        self._asked = False
+
     def __enter__(self) -> Self:
         return self
 
@@ -63,5 +67,5 @@ class Place:
         if self._renewing:
             self._renewing.cancel()
         if self._asked:
-            over = 0.0 if self.kept or kind is asyncio.CancelledError else TOLD
+            over = 0.0 if kind is asyncio.CancelledError else TOLD
             self._store.end_turn(self._caller, self.key, self._token, over)

@@ -1,7 +1,6 @@
 """Has the small model judged this before, or is it judging it right now?"""
 
 import asyncio
-import hmac
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -9,7 +8,7 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
-from gateway.cache.entry import sealed, unsealed
+from gateway.cache.entry import digest, sealed, unsealed
 from gateway.store import Store
 from gateway.types import Caller, Label, Verdict
 
@@ -114,4 +113,4 @@ class Asking:
 def named(caller: Caller, question: bytes) -> bytes:
     """The key of a caller's question, which is told by all that the small model sees, the model included, and by how
     its answer is read."""
-    return hmac.digest(caller.salt.encode(), b"verdict" + question, "sha256")
+    return digest(b"verdict" + question, caller)

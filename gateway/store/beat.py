@@ -70,7 +70,7 @@ class Beat:
         for lease, caller in self._held[seconds].items():
             callers[caller].append(lease)
         for caller, leases in callers.items():
-            reply = self._door.put(b"EVAL", RENEW, 1, account(caller)[1], int(seconds * 1e6), *leases)
+            reply = self._door.put(b"EVAL", RENEW, 1, account(caller).names.all[1], int(seconds * 1e6), *leases)
             reply.add_done_callback(answered)
 
     async def close(self) -> None:

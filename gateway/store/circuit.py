@@ -42,7 +42,7 @@ class Circuit:
         self.name: bytes = b"tg1:probe"
         self.down = False
 
-    def is_down(self, name: str) -> bool:
+    def is_down(self, name: bytes) -> bool:
         """Whether commands about the key `name` fail at once."""
         return self.down
 
@@ -58,8 +58,8 @@ class Circuit:
         reply.set_exception(Unsent("the store is down"))
         return reply
 
-    def push(self, waiting: Waiting) -> None:
-        """As Line.push."""
+    def push(self, waiting: Waiting, name: bytes = b"") -> None:
+        """As Line.push; `name` is the command's first key."""
         if not self.down:
             self._line.push(waiting)
         elif not waiting[1].done():

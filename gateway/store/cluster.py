@@ -49,8 +49,8 @@ class Cluster:
         """Whether a primary is down."""
         return any(node.down for node in self._nodes.values())
 
-    def is_down(self, name: str) -> bool:
-        return self._owners[key_slot(name.encode())].down
+    def is_down(self, name: bytes) -> bool:
+        return self._owners[key_slot(name)].down
 
     async def servers(self) -> list[Circuit]:
         """The primaries, by a map that is read anew."""
@@ -58,10 +58,16 @@ class Cluster:
         return list(set(self._owners))
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
-        name = _first_key(command)
+        return self._owner(_first_key(command)).put(*command)
+
+    def push(self, waiting: Waiting, name: bytes) -> None:
+        """As Circuit.push."""
+        self._owner(name).push(waiting)
+
+    def _owner(self, name: bytes) -> Circuit:
         node = self._owners[key_slot(name)]
         node.name = name
-        return node.put(*command)
+        return node
 
     def _node(self, address: Address) -> Circuit:
         found = self._nodes.get(address)

@@ -135,8 +135,9 @@ class Store(Protocol):
         """A remembered value; None when there is none, when it is too old, and when the store does not answer."""
         ...
 
-    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
-        """Keep `value` for `ttl` seconds; nothing is kept above VALUE_LIMIT or when the store does not answer.
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float, token: bytes = b"") -> Awaitable[None]:
+        """Keep `value` for `ttl` seconds, and end `token`'s turn, if it is its, to make it; nothing is kept above
+        VALUE_LIMIT or when the store does not answer.
 
         It goes out before all that is asked of this store from here on. Who awaits it hears when it is.
         """

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import hiredis
 from redis.asyncio import ConnectionPool
@@ -17,8 +17,26 @@ GRACE = 0.02  # seconds more: a reply may lie unread because this process was bu
 WRITE = 128 * 1024  # bytes after which no further command joins a write, so that a slow reader can halt the next
 FAULTS = (RedisError, OSError)  # TimeoutError is an OSError
 Word = bytes | str | float
-Waiting = tuple[bytes, asyncio.Future[Any], int]  # a packed command, its reply to come, how often it was sent on
 NOT_YET: Final = object()  # the next reply is not complete
+
+
+class Hearer(Protocol):
+    """Who hears what becomes of a command: a future, or one that acts at once."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
+Waiting = tuple[bytes, Hearer, int]  # a packed command, who hears of it, how often it was sent on
+
+
+def written(command: tuple[Word, ...]) -> bytes:
+    """The command as a server reads it."""
+    found: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub takes one element
+    return found
 
 
 def connection(url: str, **more: Any) -> Any:
@@ -82,7 +100,7 @@ class Line(asyncio.Protocol):
     def put(self, *command: Word) -> asyncio.Future[Any]:
         """The reply to come; raises ResponseError for the command's own error, another of FAULTS for the line's."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.push((hiredis.pack_command(command), reply, 0))  # type: ignore[arg-type]  # its stub takes one element
+        self.push((written(command), reply, 0))
         return reply
 
     def push(self, waiting: Waiting) -> None:
@@ -198,8 +216,7 @@ class Line(asyncio.Protocol):
         self._on_fault(error)
         for _, reply, _ in failed:
             if not reply.done():
-                reply.set_exception(error)
-                reply.exception()  # told once, by on_fault: asyncio need not complain where nobody waits
+                _tell(reply, error)
 
     def _drop(self) -> None:
         if self._clock is not None:
@@ -219,3 +236,10 @@ class Line(asyncio.Protocol):
             await asyncio.wait([self.put(b"PING")])  # answered last
         self._drop()
         await self._connection.disconnect(nowait=True)
+
+
+def _tell(reply: Hearer, error: Exception) -> None:
+    """`on_fault` tells of it once, so asyncio need not complain where nobody waits."""
+    reply.set_exception(error)
+    if isinstance(reply, asyncio.Future):
+        reply.exception()

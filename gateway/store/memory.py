@@ -114,7 +114,9 @@ class MemoryStore:
         if found is not None:
             self._cache_bytes -= len(found[1])
 
-    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float, token: bytes = b"") -> Awaitable[None]:
+        if token:
+            self.end_turn(caller, key, token)
         if len(value) > VALUE_LIMIT:
             return DONE
         self._forget((caller, key))

@@ -2,40 +2,36 @@
 
 import asyncio
 from functools import partial
-from typing import Any
-
-from redis.exceptions import NoScriptError
 
 from gateway.store.address import Door
-from gateway.store.scripts import SETTLE, SETTLE_SHA
+from gateway.store.call import Call
+from gateway.store.scripts import SETTLE
+from gateway.store.words import Names
 
 BATCH = 32  # settlements that are sent together after an outage
 
 
 class Owed:
-    """Settlements by lease: the names that SETTLE touches and what it is told. Each is sent until the server confirms
-    it.
-    """
+    """Settlements by lease. Each is sent until the server confirms it."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._owed: dict[str, tuple[tuple[str, ...], bytes]] = {}
+        self._owed: dict[str, Call] = {}
         self._paying: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._owed)
 
-    def owe(self, lease: str, names: tuple[str, ...], word: bytes) -> None:
-        """To be sent when the server answers again."""
-        self._owed[lease] = names, word
+    def owe(self, lease: str, names: Names, *more: bytes) -> Call:
+        """To be sent when the server answers again; `names` and `more` are what SETTLE is given."""
+        owed = self._owed[lease] = Call(self._door, SETTLE, names, more, partial(self._confirm, lease))
+        return owed
 
-    def pay(self, lease: str, names: tuple[str, ...], word: bytes) -> asyncio.Future[None]:
-        """Puts the settlement in the line, behind the admission it belongs to.
-
-        Done when the server has answered or will not; who cancels it stops waiting, no more.
-        """
-        self.owe(lease, names, word)
-        return self._put(lease)
+    def pay(self, lease: str, names: Names, *more: bytes) -> Call:
+        """Puts the settlement in the line, behind the admission it belongs to."""
+        owed = self.owe(lease, names, *more)
+        owed.send()
+        return owed
 
     def pay_all(self) -> None:
         if self._owed and (self._paying is None or self._paying.done()):
@@ -45,28 +41,15 @@ class Owed:
         """In batches, so that admissions need not wait for all that an outage has left."""
         owed = list(self._owed)
         for at in range(0, len(owed), BATCH):
-            batch = [lease for lease in owed[at : at + BATCH] if lease in self._owed]
-            await asyncio.gather(*(self._put(lease) for lease in batch))
+            batch = [self._owed[lease] for lease in owed[at : at + BATCH] if lease in self._owed]
+            for one in batch:
+                one.send()
+            for one in batch:
+                await one
 
-    def _put(self, lease: str) -> asyncio.Future[None]:
-        tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._try(lease, tried, b"EVALSHA", SETTLE_SHA)
-        return tried
-
-    def _try(self, lease: str, tried: asyncio.Future[None], *script: bytes) -> None:
-        names, word = self._owed[lease]
-        reply = self._door.put(*script, len(names), *names, word)
-        reply.add_done_callback(partial(self._confirm, lease, tried))
-
-    def _confirm(self, lease: str, tried: asyncio.Future[None], reply: asyncio.Future[Any]) -> None:
-        error = reply.exception()
-        if isinstance(error, NoScriptError) and lease in self._owed:
-            self._try(lease, tried, b"EVAL", SETTLE)
-            return
+    def _confirm(self, lease: str, error: Exception | None) -> None:
         if error is None or str(error).startswith("WRONGTYPE"):  # an account of another type holds nothing
             self._owed.pop(lease, None)
-        if not tried.done():
-            tried.set_result(None)
 
     async def close(self) -> None:
         if self._paying:

@@ -1,13 +1,31 @@
 """Which decisions does the server take by itself?   One Lua function per decision; its clock is the server's."""
 
 import hashlib
-from typing import Final
+from typing import Final, NamedTuple
 
 
-def sha(script: bytes) -> bytes:
-    """The name under which a server knows a script that it has run."""
-    return hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
+class Script(NamedTuple):
+    """A script that is told so many `words`; `heads`: how commands begin that run it by its name, by how many names of
+    keys they have."""
 
+    text: bytes
+    words: int
+    heads: tuple[bytes, ...]
+
+
+def script(text: bytes, words: int) -> Script:
+    known = word(hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())  # as a server knows what it has run
+    counts = [b"*%d\r\n" % (3 + names + words) for names in range(MOST + 1)]
+    run = word(b"EVALSHA") + known
+    return Script(text, words, tuple(count + run + word(b"%d" % names) for names, count in enumerate(counts)))
+
+
+def word(word: bytes) -> bytes:
+    """A word as it stands in a command."""
+    return b"$%d\r\n%b\r\n" % (len(word), word)
+
+
+MOST = 6  # names that a script is given
 
 # Both decisions begin with the same lines: read the account, drain its bucket, turn its window, book what expired
 # leases held. KEYS  account, leases, holds, ledger of one caller. Times are whole microseconds and money is
@@ -88,15 +106,18 @@ local function advance()
 end
 """
 
-# KEYS  ... [, entry, turn]; ARGV  a MessagePack array: lease, its us, requests per minute, interval us, concurrency,
-# tokens per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its window us, and the bound:
-# prompt, completion, money, tier, money on the first tier, first tier; ms for which the turn is the lease's.
+# KEYS  ... [, entry, turn]; ARGV  two MessagePack arrays behind each other. The limits: us of a lease, requests per
+# minute, interval us, concurrency, tokens per minute or 0, budget or -1, its window us, whether it degrades, share or
+# -1, its window us, ms for which a turn is the lease's; and what is asked for: lease, and the bound's prompt,
+# completion, money, tier, money on the first tier, first tier.
 # -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil, whose turn or nil}
-ADMIT: Final = (
-    OPENING
+ADMIT: Final = script(
+    words=1,
+    text=OPENING
     + b"""
-local lease, lasts, requests, interval, concurrency, rate, budget, span, degrades, share, turn, prompt, completion,
-  money, tier, cheap, first, held = unpack(cmsgpack.unpack(ARGV[1]))
+local limits, asked = cmsgpack.unpack(ARGV[1])
+local lasts, requests, interval, concurrency, rate, budget, span, degrades, share, turn, held = unpack(limits)
+local lease, prompt, completion, money, tier, cheap, first = unpack(asked)
 a.rate, a.span = rate, span
 advance()
 if share >= 0 then
@@ -145,15 +166,15 @@ if KEYS[6] and not maker then
   redis.call('SET', KEYS[6], lease, 'PX', held)
 end
 return answer(0, 0, capped, nil, maker)
-"""
+""",
 )
-ADMIT_SHA: Final = sha(ADMIT)
 
 # KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines: [[tier, kind,
 # estimated 0 or 1, requests, prompt, cached, completion, money], ...]. The lines are booked for a lease that is held
 # still, or once for `pushed`. -> 1 if they were. With a lease of "" only what expired is booked.
-SETTLE: Final = (
-    OPENING
+SETTLE: Final = script(
+    words=1,
+    text=OPENING
     + b"""
 local lease, above, lines = unpack(cmsgpack.unpack(ARGV[1]))
 local held = take(lease)
@@ -165,9 +186,8 @@ if held or first then
 end
 save()
 return (held or first) and 1 or 0
-"""
+""",
 )
-SETTLE_SHA: Final = sha(SETTLE)
 
 # KEYS  leases; ARGV  us, leases. Those that did not end yet last so long from now on.
 RENEW: Final = b"""
@@ -194,21 +214,33 @@ return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
 # KEYS  turn, entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
-TAKE_TURN: Final = b"""
+TAKE_TURN: Final = script(
+    words=2,
+    text=b"""
 local entry = redis.call('GET', KEYS[2])
 if entry then return {'', entry} end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return {holder} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return {ARGV[1]}
-"""
+""",
+)
 
-TAKE_TURN_SHA: Final = sha(TAKE_TURN)
+# KEYS  entry [, turn]; ARGV  value, ms, token. Remembers the value, and ends the turn if it is this token's.
+REMEMBER: Final = script(
+    words=3,
+    text=b"""
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
+""",
+)
 
 # KEYS  turn; ARGV  token, ms, what stands in its place for so long (0: nothing).
-END_TURN: Final = b"""
+END_TURN: Final = script(
+    words=3,
+    text=b"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
 if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
-"""
-END_TURN_SHA: Final = sha(END_TURN)
+""",
+)

@@ -6,7 +6,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.beat import Beat, answered
+from gateway.store.call import Call
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
 from gateway.store.line import FAULTS, Word
@@ -23,22 +24,14 @@ from gateway.store.memory import DONE, LEASE_NAME, MemoryStore
 from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
 from gateway.store.repair import asked
-from gateway.store.scripts import (
-    ADMIT,
-    ADMIT_SHA,
-    END_TURN,
-    END_TURN_SHA,
-    FIRST_KEY,
-    SETTLE,
-    TAKE_TURN,
-    TAKE_TURN_SHA,
-)
-from gateway.store.words import account, booked, pushed, settled, wanted
+from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, Script
+from gateway.store.words import Names, account, booked, milliseconds, pushed, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
 RECORDS = b"tg1:records"  # a stream
+NO_NAMES = Names()
 
 
 class RedisStore:
@@ -84,17 +77,20 @@ class RedisStore:
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         self._beat.begin()
-        if self._line.is_down(account(caller)[0]):
+        own = account(caller)
+        if self._line.is_down(own.names.all[0]):
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
         lease = f"{self._process}{next(self._leases):x}"
+        word = wanted(limits, known(most), lease)
+        more = (word,) if recall is None else (own.entry + recall, own.turn + recall, word)
         try:
-            found = await self._decide(caller, wanted(limits, known(most), lease), recall)
+            found = await self._run(ADMIT, own.names, more)
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
-                self._owed.owe(lease, account(caller), settled(lease))  # the server may have granted it all the same
+                self._owed.owe(lease, own.names, settled(lease))  # the server may have granted it all the same
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
         except asyncio.CancelledError:
-            self._owed.pay(lease, account(caller), settled(lease))
+            self._owed.pay(lease, own.names, settled(lease))
             if recall is not None:
                 self.end_turn(caller, recall, lease.encode())
             raise
@@ -104,47 +100,44 @@ class RedisStore:
         self._beat.hold(lease, caller, limits.lease)
         return told
 
-    def _decide(self, caller: str, word: bytes, recall: bytes | None) -> Coroutine[Any, Any, list[Any]]:
-        names: list[str | bytes] = [*account(caller)]
-        if recall is not None:
-            names += _entry(caller, recall), _turn(caller, recall)
-        return self._run(ADMIT, ADMIT_SHA, names, word)
-
-    async def _run(self, script: bytes, sha: bytes, names: Sequence[Word], *words: Word) -> Any:
+    async def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
         """What a script replies. Raises Overloaded as `_ask` does."""
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._line.push((run(script, names, more), reply, 0), (names.all or more)[0])
         try:
-            return await self._line.put(b"EVALSHA", sha, len(names), *names, *words)
+            return await reply
         except FAULTS as error:
             if not isinstance(error, NoScriptError) and not str(error).startswith("WRONGTYPE"):
                 raise unavailable() from error
-        return await self._ask(b"EVAL", script, len(names), *names, *words)
+        return await self._ask(*whole(script, names, more))
 
     def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
         if not lease.startswith(LEASE_NAME):
             self._beat.drop(lease)
-            return self._owed.pay(lease, account(caller), settled(lease, lines, above))
+            return self._owed.pay(lease, account(caller).names, settled(lease, lines, above))
         done = self._local.settle(caller, lease, lines, above)
         if not lines:
             return done
         name = self._process + lease
-        return self._owed.pay(name, pushed(caller, name), settled(name, lines, above))
+        return self._owed.pay(name, account(caller).names, pushed(caller, name), settled(name, lines, above))
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
-        names = [caller] if caller is not None else sorted(await self._callers() - {ALL})
+        callers = [caller] if caller is not None else sorted(await self._callers() - {ALL})
         found: list[Line] = []
-        for name in names:
-            await self._ask(b"EVAL", SETTLE, 4, *account(name), settled(""))
-            found += booked(name, await self._ask(b"HGETALL", account(name)[3]))
+        for name in callers:
+            names = account(name).names
+            await self._ask(*whole(SETTLE, names, (settled(""),)))
+            found += booked(name, await self._ask(b"HGETALL", names.all[3]))
         return found
 
     async def _callers(self) -> set[str]:
         """Everyone who has a ledger or leases."""
         found: set[bytes] = set()
-        async for names in self._scan(account("*")[0]):
+        async for names in self._scan(account("*").names.all[0]):
             found.update(names)
         return {name[name.index(b"{") + 1 : name.rindex(b"}")].decode() for name in found}
 
-    async def _scan(self, pattern: str | bytes) -> AsyncIterator[list[bytes]]:
+    async def _scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """The names that match, of all servers, in steps."""
         for server in await self._line.servers():
             cursor = b""
@@ -155,15 +148,17 @@ class RedisStore:
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
         try:
-            found: bytes | None = await self._ask(b"GET", _entry(caller, key))
+            found: bytes | None = await self._ask(b"GET", account(caller).entry + key)
         except Overloaded:
             return None
         return found
 
-    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float, token: bytes = b"") -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
-            return DONE
-        return _tried(self._line.put(b"SET", _entry(caller, key), value, b"PX", max(1, int(ttl * 1000))))
+            return self.end_turn(caller, key, token) if token else DONE
+        own = account(caller)
+        names = (own.entry + key, own.turn + key) if token else (own.entry + key,)
+        return self._call(REMEMBER, (*names, value, milliseconds(ttl), token))
 
     async def note(self, lines: Sequence[bytes], most: int) -> None:
         adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
@@ -171,21 +166,25 @@ class RedisStore:
             await asyncio.gather(*(self._ask(*adding, line) for line in lines))
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
-        names, milliseconds = (_turn(caller, key), _entry(caller, key)), max(1, int(seconds * 1000))
+        own = account(caller)
+        asked = (own.turn + key, own.entry + key, token, milliseconds(seconds))
         try:
-            holder, *entry = await self._run(TAKE_TURN, TAKE_TURN_SHA, names, token, milliseconds)
+            holder, *entry = await self._run(TAKE_TURN, NO_NAMES, asked)
         except Overloaded:
             return Taken(None)
         return Taken(None, entry[0]) if entry else Taken(holder)
 
     def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        words = (1, _turn(caller, key), token, int(over * 1000), OVER)
-        reply = self._line.put(b"EVALSHA", END_TURN_SHA, *words)
-        return _tried(reply, lambda: self._line.put(b"EVAL", END_TURN, *words))
+        return self._call(END_TURN, (account(caller).turn + key, token, b"%d" % int(over * 1000), OVER))
+
+    def _call(self, script: Script, more: tuple[bytes, ...]) -> Call:
+        call = Call(self._line, script, NO_NAMES, more)
+        call.send()
+        return call
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         whose = "*" if caller is None else re.sub(r"([\[\]*?\\])", r"\\\1", caller)
-        async for names in self._scan(_entry(whose, b"*")):
+        async for names in self._scan(account(whose).entry + b"*"):
             yield sum(await asyncio.gather(*(self._ask(b"UNLINK", name) for name in names)))
 
     async def key(self, key_id: str) -> KeyRecord | None:
@@ -255,27 +254,5 @@ async def _heard(reply: Awaitable[Any]) -> Any:
         raise unavailable() from error
 
 
-def _tried(reply: asyncio.Future[Any], again: Callable[[], asyncio.Future[Any]] | None = None) -> Awaitable[None]:
-    """Done when the server has answered or will not; `again` is asked of one that does not know the script."""
-    tried: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def heard(reply: asyncio.Future[Any]) -> None:
-        if isinstance(reply.exception(), NoScriptError) and again:
-            again().add_done_callback(heard)
-        elif not tried.done():
-            tried.set_result(None)
-
-    reply.add_done_callback(heard)
-    return tried
-
-
-def _turn(caller: str, key: bytes) -> bytes:
-    return f"tg1:{{{caller}}}:turn:".encode() + key
-
-
 def _kept(name: str) -> str:
     return f"tg1:kept:{name}"
-
-
-def _entry(caller: str, key: bytes) -> bytes:
-    return f"tg1:{{{caller}}}:entry:".encode() + key

@@ -116,7 +116,7 @@ async def watching(client: redis.Redis, peaks: list[int]) -> AsyncIterator[None]
 
     async def look() -> None:
         while True:
-            found = await asyncio.to_thread(client.hmget, account(CALLER)[0], "spent", "money")
+            found = await asyncio.to_thread(client.hmget, account(CALLER).names.all[0], "spent", "money")
             peaks.append(sum(int(value or 0) for value in found))
             await asyncio.sleep(0.005)
 
@@ -134,7 +134,7 @@ async def settled(url: str, client: redis.Redis) -> list[Line]:
         async with asyncio.timeout(LONGEST):
             while True:
                 lines = await store.ledger(CALLER)
-                if not client.zcard(account(CALLER)[1]):
+                if not client.zcard(account(CALLER).names.all[1]):
                     return lines
                 await asyncio.sleep(0.2)
     finally:
@@ -184,7 +184,7 @@ def measure(streams: int, covered: int, tokens: int) -> Money:
         urls = [stack.enter_context(gateway(text, flash, pro, store, workers=WORKERS)) for _ in range(GATEWAYS)]
         ends, peaks, lines = asyncio.run(drive(urls, store, streams, tokens))
         with redis.Redis.from_url(store) as client:
-            held = int(client.hget(account(CALLER)[0], "money") or 0)
+            held = int(client.hget(account(CALLER).names.all[0], "money") or 0)
         true = counted("flash", flash) + counted("pro", pro)
     spent = sum(line.money for line in lines)
     estimated = sum(line.money for line in lines if line.estimated)

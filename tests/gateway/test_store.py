@@ -218,6 +218,20 @@ def test_an_admission_that_finds_nothing_remembered_takes_the_turn_to_make_it(ur
     on(url, turns)
 
 
+@pytest.mark.parametrize("value", [b"value", bytes(VALUE_LIMIT + 1)])
+def test_a_value_that_its_maker_remembers_ends_the_makers_turn_and_no_others(url: str | None, value: bytes) -> None:
+    async def turns(store: Store) -> list[bytes | None]:
+        await store.take_turn("ann", KEY, b"a", 10.0)
+        await store.remember("ann", KEY, value, 0.05, b"a stranger's")
+        await asyncio.sleep(0.06)
+        seen = [(await store.take_turn("ann", KEY, b"b", 10.0)).holder]
+        await store.remember("ann", KEY, value, 0.05, b"a")
+        await asyncio.sleep(0.06)
+        return [*seen, (await store.take_turn("ann", KEY, b"b", 10.0)).holder]
+
+    assert on(url, turns) == [b"a", b"b"]
+
+
 def test_a_turn_that_is_not_renewed_runs_out(url: str | None) -> None:
     async def die(store: Store) -> list[bytes | None]:
         seen = [(await store.take_turn("ann", KEY, b"a", 0.2)).holder]

@@ -1,6 +1,7 @@
 """What holds only where processes share a server: a real Valkey on a unix socket."""
 
 import asyncio
+import hashlib
 import subprocess
 import sys
 
@@ -8,6 +9,9 @@ import pytest
 import redis
 
 from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, Store, open_store
+from gateway.store.line import written
+from gateway.store.scripts import ADMIT
+from gateway.store.words import account, run
 from tests.stores import on
 
 KEY = b"k" * 32
@@ -106,3 +110,24 @@ def test_clocks_of_processes_that_are_an_hour_off_change_nothing(valkey: str) ->
 def test_an_address_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="redis://"):
         open_store("http://127.0.0.1:6379")
+
+
+def test_a_scripts_run_is_written_as_any_command_is() -> None:
+    names, script = account("ann").names, ADMIT
+    name = hashlib.sha1(script.text, usedforsecurity=False).hexdigest()
+    for size in (0, 1, 1023, 1024, 70_000):
+        more = (b"name", b"w" * size)
+        assert run(script, names, more) == written((b"EVALSHA", name, 5, *names.all, *more))
+
+
+def test_whoever_waits_for_a_settlement_hears_of_it_and_one_who_leaves_keeps_no_other_waiting(valkey: str) -> None:
+    async def wait(store: Store) -> None:
+        settled = store.settle("ann", "a lease", ())
+        first, second = (asyncio.ensure_future(settled) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait_for(second, 20)
+        assert first.cancelled()
+        await settled
+
+    on(valkey, wait)
