@@ -87,7 +87,7 @@ def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound
 
 
 def prompt_bound(request: ChatRequest) -> int:
-    sizes = [request.body.size(name) for name in request.body.spans if name in PROMPTS]
+    sizes = [request.body.size(name) for name in request.body.members if name in PROMPTS]
     return TEMPLATE * prompts(request.fields.prompt) + sum(sizes)
 
 

@@ -143,7 +143,7 @@ def _linked(parts: Sequence[Part]) -> int | None:
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
-    found = _PRIVILEGED.intersection(request.body.spans)
+    found = _PRIVILEGED.intersection(request.body.members)
     return [name for name in PRIVILEGED if name in found and name not in plan.fields] if found else []
 
 
@@ -172,7 +172,7 @@ def _default(request: ChatRequest, key: str, default: Any, *, withheld: bool) ->
     if not isinstance(default, dict) or not own.startswith(b"{"):
         return {}
     members = _members(request, key)
-    return {key: members.edit({name: _encode(value) for name, value in default.items() if name not in members.spans})}
+    return {key: members.edit({name: _encode(value) for name, value in default.items() if name not in members.members})}
 
 
 def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
@@ -180,10 +180,10 @@ def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
     own = _members(request, "chat_template_kwargs")
     chosen = request.fields.reasoning_effort is not None
     defaults = _template_defaults(tier, chosen) if request.dialect.templated else {}
-    if not own.spans:
+    if not own.members:
         return {"chat_template_kwargs": NOTHING.edit(defaults)} if defaults else {}
-    edits: Changes = dict.fromkeys(_foreign(own.spans, plan))
-    kept = own.spans.keys() - edits.keys()
+    edits: Changes = dict.fromkeys(_foreign(own.members, plan))
+    kept = own.members.keys() - edits.keys()
     edits |= {key: value for key, value in defaults.items() if key not in kept}
     if not edits:
         return {}

@@ -38,7 +38,7 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
         return None
     if fields.stream_options is not None and not fields.stream:
         return None  # a server refuses it: so must we
-    members = [(name, value) for name in sorted(body.spans) if name not in UNTOLD and (value := body.raw(name))]
+    members = [(name, value) for name in sorted(body.members) if name not in UNTOLD and (value := body.raw(name))]
     named = policy.sessions.headers if policy.sessions else ()
     headers = [(name, request.headers.get(name)) for name in (*ROUTING, *policy.watched_headers, *named)]
     whole = (
@@ -63,7 +63,7 @@ def _apart(request: ChatRequest) -> bytes:
     form, body = form_of(request.fields), request.body
     other = request.dialect.api != "chat"  # only chunks are made whole, and back
     whole = request.path.endswith("/chat/completions") or body.raw("logprobs") is None
-    same = form in CONVERTIBLE and whole and not other and not any(map(body.raw, APART & body.spans.keys()))
+    same = form in CONVERTIBLE and whole and not other and not any(map(body.raw, APART & body.members.keys()))
     return b"" if same else b"stream" + form if request.fields.stream else b"json"
 
 

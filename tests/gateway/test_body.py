@@ -228,20 +228,24 @@ def test_an_edit_changes_its_members_and_no_other_byte(data: st.DataObject) -> N
     members = data.draw(st.dictionaries(KEYS, VALUES, max_size=6))
     text, values = data.draw(spelled(members))
     body = Body(text)
-    assert set(body.spans) == set(members)
-    assert {key: body.data[start:end] for key, (_, start, end) in body.spans.items()} == values
+    assert list(body.members) == list(members)
+    assert {key: bytes(value) for key, value in body.members.items()} == values
+    assert b"".join(body.pieces) == text
     names = KEYS | st.sampled_from([*members, "a"])
     changes = data.draw(st.dictionaries(names, st.none() | VALUES.map(dumped), max_size=6))
     result = body.edit(changes)
     left = {key: value for key, value in members.items() if key not in changes}
     given = {key: json.loads(value) for key, value in changes.items() if value is not None}
     assert json.loads(result) == left | given
-    after = Body(result)
-    for key, (start, _, end) in body.spans.items():
-        if key in left:
-            begin, _, stop = after.spans[key]
-            assert result[begin:stop] == text[start:end]
+    before, after = whole(body), whole(Body(result))
+    assert {key: after[key] for key in left} == {key: before[key] for key in left}
     assert body.edit({}) == text
+
+
+def whole(body: Body) -> dict[str, bytes]:
+    """Each member, name and value, as it stands in the text."""
+    found = zip(body.members, body.pieces[2::2], body.pieces[3::2], strict=False)
+    return {key: before.lstrip(b", \t\n\r") + value for key, before, value in found}
 
 
 def dumped(value: Any) -> bytes:

@@ -44,8 +44,8 @@ def test_nothing_but_the_declared_members_changes_a_byte() -> None:
     request = asked(text)
     assert request.body.edit(changes(request, HOSTED, PLAN)) == text.replace('"auto"', '"flash"').encode()
     edited = Body(request.body.edit(changes(request, FLASH, PLAN)))
-    assert set(edited.spans) - set(request.body.spans) == {"cache_salt"}
-    for name in request.body.spans.keys() - {"model"}:
+    assert set(edited.members) - set(request.body.members) == {"cache_salt"}
+    for name in request.body.members.keys() - {"model"}:
         assert edited.raw(name) == request.body.raw(name)
 
 
@@ -78,7 +78,7 @@ def test_whatever_is_sent_in_any_dialect_only_declared_members_differ(
         withheld = name in PRIVILEGED and name not in free
         set_by_tier = name in tier.set and body.raw(name) is None and DIALECTS[path].work == "answer"
         assert set_by_tier or after.raw(name) == (None if withheld else body.raw(name))
-    added = set(after.spans) - set(body.spans) - OURS
+    added = set(after.members) - set(body.members) - OURS
     assert added <= {"top_p", "max_tokens", "max_output_tokens"}
 
 
