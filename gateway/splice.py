@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import Body, Part
+from gateway.body import Body, Fields, Part
+from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
@@ -51,6 +52,7 @@ PRIVILEGED = (
     "session_params",
 )
 _PRIVILEGED = frozenset(PRIVILEGED)
+_STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 
 CHAT = "/v1/chat/completions"
@@ -60,6 +62,38 @@ _encode = msgspec.json.encode
 
 NOTHING = Body(b"{}")
 Changes = dict[str, bytes | None]
+
+
+class Plain(msgspec.Struct, frozen=True):
+    """What becomes of a request that has none of the members `names`: the model's name changes, and the text `added`
+    comes before its members, with the caller's salt in each gap."""
+
+    names: frozenset[str]
+    model: Changes
+    added: tuple[bytes, ...]
+
+
+def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
+    """The body as the servers of the tier `name` get it. Raises BadRequest as `changes` does."""
+    caller, fields, body = request.caller, request.fields, request.body
+    said = fields.stream, fields.reasoning_effort is not None
+    plain = policy.once(_plain, name, caller.plan, request.path, said)
+    asks = unasked(request, name, policy) if policy.holdback else {}
+    if not asks and "model" in body.members and plain.names.isdisjoint(body.members):
+        return body.edit(plain.model, _encode(caller.salt).join(plain.added))
+    return body.edit(changes(request, policy.tiers[name], policy.callers.plans[caller.plan]) | asks)
+
+
+def _plain(name: str, plan: str, path: str, said: tuple[bool | None, bool], policy: Policy) -> Plain:
+    """`said`: whether the answer is streamed, and whether the caller says how much to think."""
+    fields = Fields(stream=said[0], reasoning_effort="" if said[1] else None)
+    request = ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0)
+    found = changes(request, policy.tiers[name], policy.callers.plans[plan])
+    model = {"model": found.pop("model")}
+    gap = {"cache_salt": b"\n"} if "cache_salt" in found else {}  # a line break is in no JSON that we write
+    text = b"".join(b"%b:%b," % (_encode(key), value) for key, value in (found | gap).items() if value is not None)
+    names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found)
+    return Plain(names, model, tuple(text.split(b"\n")))
 
 
 def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
@@ -113,6 +147,8 @@ def unasked(request: ChatRequest, name: str, policy: Policy) -> Changes:
 
 def stripped(request: ChatRequest, plan: Plan) -> list[str]:
     """Names of the members that no model server gets to see as they were sent, to be told to the caller."""
+    if _STRIPPED.isdisjoint(request.body.members):
+        return []
     fields = _withheld(request, plan)
     if _foreign(request.fields.chat_template_kwargs or (), plan):
         fields.append("chat_template_kwargs")
