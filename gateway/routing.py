@@ -42,7 +42,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     rule = first_match(facts, policy)
     if isinstance(rule.route, str):
         return alike(placed, facts, policy, rule.route, (rule.id, "rule"))
-    ways = [stays(facts, policy, tier) for tier in outcomes(rule)]
+    sides = outcomes(rule)
+    ways = sides if facts.session is None else tuple(stays(facts, policy, tier) for tier in sides)
     tiers = {stands(facts, policy, tier) for tier in ways}
     if len(tiers) == 1:
         tier = tiers.pop()
@@ -53,7 +54,7 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     if verdict.label is None:
         tier = stands(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    tier, said = judged(rule, rule.route, verdict, policy.triage.threshold)
+    tier, said = judged(rule, verdict, policy)
     there = stays(facts, policy, tier)
     found = alike(placed, facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
@@ -99,9 +100,9 @@ def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
     return replace(verdict, label=label, p_complex=p, source=LOCAL if local else verdict.source)
 
 
-def judged(rule: Rule, target: Split | Bands, verdict: Verdict, threshold: float) -> tuple[str, tuple[str, str]]:
+def judged(rule: Rule, verdict: Verdict, policy: Policy) -> tuple[str, tuple[str, str]]:
     """The tier that a labelled verdict chooses, with rule and reason."""
-    step = band(bands(target, threshold), verdict)
+    step = band(policy.once(steps_of, rule.id), verdict)
     reason = why(rule, step)
     return step.tier, (rule.id, f"{verdict.reason}, local {reason}" if verdict.source == LOCAL else reason)
 
@@ -109,6 +110,12 @@ def judged(rule: Rule, target: Split | Bands, verdict: Verdict, threshold: float
 def why(rule: Rule, step: Step) -> str:
     """The reason of a route that a band chose."""
     return f"p_complex {step.key}" if isinstance(rule.route, Bands) else step.key
+
+
+def steps_of(name: str, policy: Policy) -> tuple[Step, ...]:
+    """The bands, or the two sides, that a verdict chooses from; none where the rule of that id wants no verdict."""
+    target = next(rule.route for rule in policy.rules if rule.id == name)
+    return () if isinstance(target, str) else bands(target, policy.triage.threshold)
 
 
 def bands(target: Split | Bands, threshold: float) -> tuple[Step, ...]:
@@ -124,7 +131,10 @@ def band(steps: tuple[Step, ...], verdict: Verdict) -> Step:
     one for simple, the last one for complex."""
     if verdict.p_complex is None:
         return steps[-1 if verdict.label == "complex" else 0]
-    return next(step for step in steps if verdict.p_complex < step.high)
+    for step in steps:
+        if verdict.p_complex < step.high:
+            break
+    return step
 
 
 def explores(policy: Policy) -> bool:
