@@ -58,6 +58,8 @@ TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 CHAT = "/v1/chat/completions"
 OFF = "off"
 
+COUNTED = (b'{"include_usage":true}', b'{"include_usage": true}')  # asks for its usage itself, once
+
 _encode = msgspec.json.encode
 
 NOTHING = Body(b"{}")
@@ -65,35 +67,54 @@ Changes = dict[str, bytes | None]
 
 
 class Plain(msgspec.Struct, frozen=True):
-    """What becomes of a request that has none of the members `names`: the model's name changes, and the text `added`
-    comes before its members, with the caller's salt in each gap."""
+    """What becomes of a request that has a model and none of the members `names`, on its way to a tier.
+
+    `changes`, and the caller's salt where that goes along (`salted`). `added` is the text of those that are new, with a
+    gap for the salt.
+    """
 
     names: frozenset[str]
-    model: Changes
+    changes: Changes
+    salted: bool
     added: tuple[bytes, ...]
 
 
 def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
     """The body as the servers of the tier `name` get it. Raises BadRequest as `changes` does."""
-    caller, fields, body = request.caller, request.fields, request.body
-    said = fields.stream, fields.reasoning_effort is not None
-    plain = policy.once(_plain, name, caller.plan, request.path, said)
-    asks = unasked(request, name, policy) if policy.holdback else {}
-    if not asks and "model" in body.members and plain.names.isdisjoint(body.members):
-        return body.edit(plain.model, _encode(caller.salt).join(plain.added))
-    return body.edit(changes(request, policy.tiers[name], policy.callers.plans[caller.plan]) | asks)
+    asks, found = unasked(request, name, policy) if policy.holdback else {}, plain(request, name, policy)
+    if found is None or asks:
+        tier, plan = policy.tiers[name], policy.callers.plans[request.caller.plan]
+        return request.body.edit(changes(request, tier, plan) | asks)
+    return request.body.edit({"model": found.changes["model"]}, _encode(request.caller.salt).join(found.added))
 
 
-def _plain(name: str, plan: str, path: str, said: tuple[bool | None, bool], policy: Policy) -> Plain:
-    """`said`: whether the answer is streamed, and whether the caller says how much to think."""
+def changed(request: ChatRequest, name: str, policy: Policy) -> Changes:
+    """`changes` for the tier `name`, of which what is plain is worked out once."""
+    found = plain(request, name, policy)
+    if found is None:
+        return changes(request, policy.tiers[name], policy.callers.plans[request.caller.plan])
+    return found.changes | ({"cache_salt": _encode(request.caller.salt)} if found.salted else {})
+
+
+def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
+    """What becomes of the request, worked out once for all that are as plain; None: it is not."""
+    fields, body = request.fields, request.body
+    counts = fields.stream is True and body.raw("stream_options") not in COUNTED
+    said = counts, fields.reasoning_effort is not None
+    found: Plain = policy.once(_plain, name, request.caller.plan, request.path, said)
+    return found if "model" in body.members and found.names.isdisjoint(body.members) else None
+
+
+def _plain(name: str, plan: str, path: str, said: tuple[bool, bool], policy: Policy) -> Plain:
+    """`said`: the answer is a stream that has to be asked for its usage, and the caller says how much to think."""
     fields = Fields(stream=said[0], reasoning_effort="" if said[1] else None)
     request = ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0)
     found = changes(request, policy.tiers[name], policy.callers.plans[plan])
-    model = {"model": found.pop("model")}
-    gap = {"cache_salt": b"\n"} if "cache_salt" in found else {}  # a line break is in no JSON that we write
-    text = b"".join(b"%b:%b," % (_encode(key), value) for key, value in (found | gap).items() if value is not None)
     names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found)
-    return Plain(names, model, tuple(text.split(b"\n")))
+    gap = {"cache_salt": b"\n"} if "cache_salt" in found else {}  # a line break is in no JSON that we write
+    new = [(key, value) for key, value in (found | gap).items() if value is not None and key != "model"]
+    text = b"".join(b"%b:%b," % (_encode(key), value) for key, value in new)
+    return Plain(names - {"model"}, found, bool(gap), tuple(text.split(b"\n")))
 
 
 def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
