@@ -10,7 +10,7 @@ from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.sessions import talk
-from gateway.splice import CHAT, changes
+from gateway.splice import CHAT, changed
 from gateway.sse import Splitter, data_of
 from gateway.stream import Noted
 from gateway.types import ChatRequest, Strategy, Verdict
@@ -105,7 +105,7 @@ def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str) -> 
     if strategy == "decisions":
         quoted = _quoted(said, rules.input.characters)
         return Question(DECISIONS, _decision(tier, prompt, told, quoted), cut, strategy, prompt, tier.skips)
-    members = _shared(request, policy, tier)
+    members = _shared(request, policy)
     if rules.layout == "suffix" and request.path == CHAT and not cut:
         members["messages"] = said[:-1] + b',{"role":"user","content":' + _encode(told) + b"}]"
     else:
@@ -156,10 +156,10 @@ def _schema(prompt: Prompt) -> dict[str, Any]:
     return {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
 
 
-def _shared(request: ChatRequest, policy: Policy, tier: Tier) -> dict[str, bytes]:
+def _shared(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
     """The members of the answer's request that end up in its prompt. A caller's own template is not among them: it
     could leave the question out."""
-    edits = changes(request, tier, policy.callers.plans[request.caller.plan])
+    edits = changed(request, policy.triage.tier, policy)
     found = {name: edits[name] if name in edits else request.body.raw(name) for name in SHARED}
     return {name: value for name, value in found.items() if value}
 
