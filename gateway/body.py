@@ -122,13 +122,12 @@ class Body:
     member, room for new ones, then what stands before a value (its key) and the value, in turn, and what comes last.
     """
 
-    __slots__ = ("data", "members", "pieces")
+    __slots__ = ("members", "pieces")
 
     def __init__(self, data: bytes) -> None:
         """Raises BadRequest when `data` is not one JSON object with unique keys, or holds too much."""
         if len(data) > MAX_VALUES and sum(map(data.count, (b"{", b"[", b":"))) > MAX_VALUES:
             raise BadRequest("The request body has too many objects, arrays and members.")
-        self.data = data
         self.members = members = _decode(_MEMBERS if len(data) <= SHALLOW else _MEMBERS_BELOW, data)
         if len(members) > MAX_MEMBERS:
             raise BadRequest(f"An object of the request has more than {MAX_MEMBERS} members.")
@@ -233,18 +232,18 @@ def _usual(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes] | None:
     frame = _frame(data[len(next(iter(members))) + 4] == SPACE, *members)
     if not frame:
         return None
-    pieces = frame.copy()
+    pieces = [*frame]
     pieces[3::2] = members.values()
     return pieces if b"".join(pieces) == data else None
 
 
 @lru_cache(maxsize=128)  # of SHORT bodies
-def _frame(spaced: bool, *names: str) -> list[bytes]:
+def _frame(spaced: bool, *names: str) -> tuple[bytes, ...]:
     """The pieces without their values; none where a name has a character that JSON might write in another way."""
     colon, comma = (": ", ", ") if spaced else (":", ",")
     joint = f'"{colon}\n\n{comma}"'
     frame = f'{{\n\n"{joint.join(names)}"{colon}\n\n}}'
-    return frame.encode().split(b"\n") if "".join(names).isidentifier() else []
+    return tuple(frame.encode().split(b"\n")) if "".join(names).isidentifier() else ()
 
 
 def _walked(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes]:
