@@ -89,7 +89,7 @@ def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
 
 
 def changed(request: ChatRequest, name: str, policy: Policy) -> Changes:
-    """`changes` for the tier `name`, of which what is plain is worked out once."""
+    """`changes` for the tier `name` (save those that change no byte), of which what is plain is worked out once."""
     found = plain(request, name, policy)
     if found is None:
         return changes(request, policy.tiers[name], policy.callers.plans[request.caller.plan])
@@ -98,11 +98,9 @@ def changed(request: ChatRequest, name: str, policy: Policy) -> Changes:
 
 def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
     """What becomes of the request, worked out once for all that are as plain; None: it is not."""
-    fields, body = request.fields, request.body
-    counts = fields.stream is True and body.raw("stream_options") not in COUNTED
-    said = counts, fields.reasoning_effort is not None
+    members, said = request.body.members, (uncounted(request), request.fields.reasoning_effort is not None)
     found: Plain = policy.once(_plain, name, request.caller.plan, request.path, said)
-    return found if "model" in body.members and found.names.isdisjoint(body.members) else None
+    return found if "model" in members and found.names.isdisjoint(members) else None
 
 
 def _plain(name: str, plan: str, path: str, said: tuple[bool, bool], policy: Policy) -> Plain:
@@ -135,6 +133,13 @@ def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
         found["stream_options"] = _members(request, "stream_options").edit({"include_usage": b"true"})
     found["model"] = _encode(tier.model)
     return {**found, **dialect.always}
+
+
+def uncounted(request: ChatRequest) -> bool:
+    """Whether the answer is a stream that tells its usage to who asks, and nobody asked."""
+    if not request.fields.stream or not request.dialect.answers.usage_on_request:
+        return False
+    return request.body.raw("stream_options") not in COUNTED
 
 
 def watched(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
