@@ -98,7 +98,8 @@ def changed(request: ChatRequest, name: str, policy: Policy) -> Changes:
 
 def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
     """What becomes of the request, worked out once for all that are as plain; None: it is not."""
-    members, said = request.body.members, (uncounted(request), request.fields.reasoning_effort is not None)
+    fields, members = request.fields, request.body.members
+    said = fields.stream is True and uncounted(request), fields.reasoning_effort is not None
     found: Plain = policy.once(_plain, name, request.caller.plan, request.path, said)
     return found if "model" in members and found.names.isdisjoint(members) else None
 
@@ -107,9 +108,10 @@ def _plain(name: str, plan: str, path: str, said: tuple[bool, bool], policy: Pol
     """`said`: the answer is a stream that has to be asked for its usage, and the caller says how much to think."""
     fields = Fields(stream=said[0], reasoning_effort="" if said[1] else None)
     request = ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0)
-    found = changes(request, policy.tiers[name], policy.callers.plans[plan])
+    tier = policy.tiers[name]
+    found = changes(request, tier, policy.callers.plans[plan])
     names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found)
-    gap = {"cache_salt": b"\n"} if "cache_salt" in found else {}  # a line break is in no JSON that we write
+    gap = {"cache_salt": b"\n"} if tier.engine == "vllm" else {}  # a line break is in no JSON that we write
     new = [(key, value) for key, value in (found | gap).items() if value is not None and key != "model"]
     text = b"".join(b"%b:%b," % (_encode(key), value) for key, value in new)
     return Plain(names - {"model"}, found, bool(gap), tuple(text.split(b"\n")))
@@ -136,10 +138,8 @@ def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
 
 
 def uncounted(request: ChatRequest) -> bool:
-    """Whether the answer is a stream that tells its usage to who asks, and nobody asked."""
-    if not request.fields.stream or not request.dialect.answers.usage_on_request:
-        return False
-    return request.body.raw("stream_options") not in COUNTED
+    """Whether a stream tells its usage to who asks, and nobody asked."""
+    return request.dialect.answers.usage_on_request and request.body.raw("stream_options") not in COUNTED
 
 
 def watched(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
