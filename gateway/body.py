@@ -4,8 +4,10 @@ A body is parsed once. What we decide on is decoded into `Fields`; the rest stay
 replaces, drops or adds whole top-level members and leaves every other byte alone.
 """
 
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from itertools import takewhile
 from typing import Annotated, Any, TypeVar
 
@@ -24,6 +26,8 @@ MAX_OPTION = 1 << 18  # bytes of a member of OPTIONS, which are decoded whole
 OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadata")
 OPENING = 2048  # characters of a conversation that tell it from others
 SPARE = 100  # frames of stack that a later reader of an accepted body may stand deeper
+SPACE = ord(" ")
+SHORT = 1 << 14  # bytes of a body that may cost some copying of it
 SHALLOW = 1024  # bytes that cannot nest deep enough to matter
 
 T = TypeVar("T")
@@ -97,107 +101,115 @@ class Fields(msgspec.Struct):
         return "\n".join(message.text()[:OPENING] for message in said)[:OPENING]
 
 
-_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+def _below(calls: int, decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """`decode` so many calls further down the stack, where Python gives up on nesting that much earlier."""
+    call: Callable[..., T] = operator.call  # C, a third of what a call of ours takes
+    for _ in range(calls):
+        decode = partial(call, decode)
+    return decode
+
+
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_MEMBERS_BELOW = _below(SPARE, _MEMBERS)
 _FIELDS = msgspec.json.Decoder(Fields)
 _STRING = msgspec.json.Decoder(str)
 
 
 class Body:
-    """A JSON object as bytes, and where its members are: key -> (start of key, start of value, end of value)."""
+    """A JSON object as bytes.
 
-    __slots__ = ("data", "spans")
+    `members`: each value's own bytes, in their order. `pieces`, joined, are the object: what comes before its first
+    member, room for new ones, then what stands before a value (its key) and the value, in turn, and what comes last.
+    """
+
+    __slots__ = ("members", "pieces")
 
     def __init__(self, data: bytes) -> None:
         """Raises BadRequest when `data` is not one JSON object with unique keys, or holds too much."""
         if len(data) > MAX_VALUES and sum(map(data.count, (b"{", b"[", b":"))) > MAX_VALUES:
             raise BadRequest("The request body has too many objects, arrays and members.")
-        self.data = data
-        self.spans = _spans(data, _decode(_MEMBERS, data))
+        self.members = members = _decode(_MEMBERS if len(data) <= SHALLOW else _MEMBERS_BELOW, data)
+        if len(members) > MAX_MEMBERS:
+            raise BadRequest(f"An object of the request has more than {MAX_MEMBERS} members.")
+        self.pieces = _usual(data, members) or _walked(data, members)
 
     def raw(self, key: str) -> bytes | None:
         """The value's own bytes; None when the key is absent or null."""
-        span = self.spans.get(key)
-        value = self.data[span[1] : span[2]] if span else None
-        return None if value == b"null" else value
+        value = self.members.get(key)
+        if value is None:
+            return None
+        found = bytes(value)
+        return None if found == b"null" else found
 
     def size(self, key: str) -> int:
         """How many bytes `raw` has; 0 for None."""
-        span = self.spans.get(key)
-        if not span:
+        value = self.members.get(key)
+        if value is None:
             return 0
-        size = span[2] - span[1]
-        return 0 if size == 4 and self.data.startswith(b"null", span[1]) else size
+        size = len(value)
+        return 0 if size == 4 and bytes(value) == b"null" else size
 
-    def edit(self, changes: Mapping[str, bytes | None]) -> bytes:
-        """The same object with `changes` applied: bytes replace or add a member, None drops it."""
-        data, spans = self.data, self.spans
-        end = data.index(b"{") + 1
-        added = [msgspec.json.encode(k) + b":" + v for k, v in changes.items() if v is not None and k not in spans]
-        kept = [(*spans[k][1:], v) for k, v in changes.items() if v is not None and k in spans]
-        if spans and len(added) + len(kept) == len(changes):
-            return _replaced(data, end, added, sorted(kept))
-        pieces = [data[:end], b",".join(added)]
-        first = not added
-        for key, (start, value_start, value_end) in spans.items():
-            gap, end = data[end:start], value_end
-            value = changes.get(key, data[value_start:value_end])
-            if value is None:
-                continue
-            if first:
-                gap = gap.replace(b",", b"")
-            elif b"," not in gap:
-                gap = b"," + gap
-            pieces += gap, data[start:value_start], value
-            first = False
-        pieces.append(data[end:])
-        return b"".join(pieces)
+    def edit(self, changes: Mapping[str, bytes | None], added: bytes = b"") -> bytes:
+        """The same object with `changes` applied: bytes replace or add a member, None drops it. `added` is text of
+        members that it has not, each with a comma behind it."""
+        members, pieces, dropped = self.members, self.pieces.copy(), not self.members
+        for key, value in changes.items():
+            if key in members:
+                pieces[2 * [*members].index(key) + 3] = value or b""
+                dropped = dropped or value is None
+            elif value is not None:
+                added += b"%b:%b," % (msgspec.json.encode(key), value)
+        pieces[1] = added
+        return _dropped(pieces) if dropped else b"".join(pieces)
 
 
-def _replaced(data: bytes, at: int, added: list[bytes], values: list[tuple[int, int, bytes]]) -> bytes:
-    """`data` with members added at its start, which `at` is the end of, and other values where they stood."""
-    pieces = [data[:at], b"".join([member + b"," for member in added])]
-    for start, end, value in values:
-        pieces += data[at:start], value
-        at = end
-    pieces.append(data[at:])
-    return b"".join(pieces)
-
-
-def read(data: bytes) -> tuple[Body, Fields]:
-    """The body and its decoded fields. Raises BadRequest with the field's name as `param`."""
-    return read_as(_FIELDS, data)
+def _dropped(pieces: list[bytes]) -> bytes:
+    """The whole of such pieces where values that are empty go, together with their keys."""
+    before, values = pieces[2:-1:2], pieces[3::2]
+    left = [pieces[0], pieces[1].removesuffix(b",")]
+    first = not left[1]
+    for at, value in enumerate(values):
+        if not value:
+            continue
+        if first and at:
+            before[at] = before[at].replace(b",", b"", 1)
+        elif not (first or at):
+            before[at] = b"," + before[at]
+        left += before[at], value
+        first = False
+    left.append(pieces[-1])
+    return b"".join(left)
 
 
 def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
-    """The same for fields of another shape.
+    """The body and its decoded fields. Raises BadRequest with the field's name as `param`.
 
     What is accepted can be decoded again: it is UTF-8, and not nested so deep that a caller's stack decides.
     """
-    try:
-        data.isascii() or str(data, "utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"The request body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
+    if not data.isascii():
+        try:
+            str(data, "utf-8")
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"The request body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
     body = Body(data)
     for name in OPTIONS if len(data) > MAX_OPTION else ():
         if body.size(name) > MAX_OPTION:
             raise BadRequest(f"'{name}' is over {MAX_OPTION} bytes.", param=name)
-    return body, _decode(shape, data)
+    return body, _decode(shape.decode, data)
 
 
-def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
+read = partial(read_as, _FIELDS)
+
+
+def _decode(decode: Callable[[bytes], T], data: bytes) -> T:
     try:
-        return _below(SPARE, decoder, data) if len(data) > SHALLOW else decoder.decode(data)
+        return decode(data)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except RecursionError:
         raise BadRequest("The request body is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
-
-
-def _below(frames: int, decoder: "msgspec.json.Decoder[T]", data: bytes) -> T:
-    """Decodes that many calls further down the stack, where Python gives up on nesting that much earlier."""
-    return _below(frames - 1, decoder, data) if frames else decoder.decode(data)
 
 
 def _invalid(text: str) -> BadRequest:
@@ -209,33 +221,56 @@ def _invalid(text: str) -> BadRequest:
     return BadRequest(f"Invalid value for '{where}': {what}." if where else f"{what}.", param=where or None)
 
 
-def _spans(data: bytes, members: dict[str, msgspec.Raw]) -> dict[str, tuple[int, int, int]]:
-    """Where each member lies. A key that comes twice is refused: two readers could read two different requests.
+def _usual(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes] | None:
+    """The pieces of an object as libraries write one: a space after each colon and comma, or none; None: it is not, or
+    so long that walking is no more work than putting it together.
+
+    Plain names and whole values, each once and put together so, can be read in one way only: no key comes twice.
+    """
+    if not members or len(data) > SHORT:
+        return None
+    frame = _frame(data[len(next(iter(members))) + 4] == SPACE, *members)
+    if not frame:
+        return None
+    pieces = [*frame]
+    pieces[3::2] = members.values()
+    return pieces if b"".join(pieces) == data else None
+
+
+@lru_cache(maxsize=128)  # of SHORT bodies
+def _frame(spaced: bool, *names: str) -> tuple[bytes, ...]:
+    """The pieces without their values; none where a name has a character that JSON might write in another way."""
+    colon, comma = (": ", ", ") if spaced else (":", ",")
+    joint = f'"{colon}\n\n{comma}"'
+    frame = f'{{\n\n"{joint.join(names)}"{colon}\n\n}}'
+    return tuple(frame.encode().split(b"\n")) if "".join(names).isidentifier() else ()
+
+
+def _walked(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes]:
+    """The pieces of any object. A key that comes twice is refused: two readers could read two different requests.
 
     `members` holds the last value of each key. A value that does not stand where its key first comes, a key met again
     and members beyond the last are what a second coming looks like.
     """
-    if len(members) > MAX_MEMBERS:
-        raise BadRequest(f"An object of the request has more than {MAX_MEMBERS} members.")
-    spans: dict[str, tuple[int, int, int]] = {}
     at, key = data.index(b"{") + 1, ""
+    pieces, seen = [data[:at], b""], set[str]()
     for _ in members:
         found = _KEY.match(data, at)
         if not found:
             raise _twice(key)
-        start, at, name = found.start(1), found.end(), found[1]
+        start, at, name = at, found.end(), found[1]
         key = _STRING.decode(name) if b"\\" in name else name[1:-1].decode()
         value = members[key]
-        if key in spans or not data.startswith(value, at):
+        if key in seen or not data.startswith(value, at):
             raise _twice(key)
-        end = at + len(value)
-        spans[key] = (start, at, end)
-        at = end
+        seen.add(key)
+        pieces += data[start:at], value
+        at += len(value)
     if found := _KEY.match(data, at):
         raise _twice(_STRING.decode(found[1]))
     if not _END.match(data, at):
         raise _twice(key)
-    return spans
+    return [*pieces, data[at:]]
 
 
 def _twice(key: str) -> BadRequest:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
-from gateway.routing import band, bands, first_match, placed, route, weighed, why
+from gateway.routing import band, first_match, placed, route, steps_of, weighed, why
 from gateway.score import reasons
 from gateway.types import Ask, Facts, Route, Verdict
 
@@ -25,7 +25,8 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     without a probability), cost (US dollars by tier, and what the estimate assumes).
     """
     triaged = isinstance(outcome(facts, None, policy), Ask)
-    counts, steps = weighed(facts, verdict, policy) if triaged and verdict else None, steps_of(facts, policy)
+    steps = steps_of(first_match(facts, policy).id, policy)
+    counts = weighed(facts, verdict, policy) if triaged and verdict else None
     ways, prices = sides(facts, policy) if triaged else None, cost(facts, policy)
     return {
         "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
@@ -80,12 +81,6 @@ def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
     return found
 
 
-def steps_of(facts: Facts, policy: Policy) -> tuple[Step, ...]:
-    """The bands, or the two sides, that a verdict chooses from; none where the rule wants no verdict."""
-    target = first_match(facts, policy).route
-    return () if isinstance(target, str) else bands(target, policy.triage.threshold)
-
-
 def told_verdict(verdict: Verdict, said: Verdict, steps: tuple[Step, ...]) -> dict[str, Any]:
     """`raw` is the p_complex that the classifier said, the others are of the verdict that counts. `side` is where that
     falls, a key of `sides`; `threshold` the edge that p_complex is nearest to; `margin` p_complex less that: at or
@@ -130,7 +125,7 @@ def instead(
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     """Where the request would go on either side, or in each band, and without a verdict; nothing is explored."""
     rule, facts = first_match(facts, policy), replace(facts, chance=1.0)
-    found = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(facts, policy)}
+    found = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(rule.id, policy)}
     failed = {reason: told(outcome(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}
 

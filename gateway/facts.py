@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.body import Fields, Message
+from gateway.body import Fields
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
 from gateway.score import score
@@ -28,37 +28,37 @@ def observe(
 
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
-    fields, caller = request.fields, request.caller
+    fields, caller, dialect = request.fields, request.caller, request.dialect
     wish, wished_by = wished(request, policy)
     last, turns, context, vision = conversation(fields)
     looks = score(fields, policy.table) if policy.scored and wish is None else None  # a wish goes before all rules
-    return Facts(
-        model=fields.model or "auto",
-        caller=caller.name,
-        plan=caller.plan,
-        api=request.dialect.api,
-        wish=wish,
-        wished_by=wished_by,
-        characters=sum(map(len, last)),
-        turns=turns,
-        context=int(context),
-        tools=bool(fields.tools),
-        json_schema=fields.response_format is not None and fields.response_format.get("type") == "json_schema",
-        vision=vision,
-        signals=signals(last, policy) if policy.watched_signals else NONE,
-        headers=watched(request, policy) if policy.watched_headers else EMPTY,
-        load=load,
-        waiting=waiting,
-        max_tokens=fields.max_completion_tokens or fields.max_tokens,
-        budget_used=standing.budget_used,
-        budget=standing.budget,
-        budget_of=standing.budget_of,
-        capped=standing.capped,
-        may=caller.own.may,
-        score=looks.value if looks else None,
-        measures=looks.measures if looks else {},
-        chance=request.chance,
-        session=standing.session,
+    return Facts(  # in the order of its fields: twenty-six keywords would cost more than all of the rest
+        fields.model or "auto",
+        caller.name,
+        caller.plan,
+        dialect.api,
+        wish,
+        wished_by,
+        len(last[0]) if len(last) == 1 else sum(map(len, last)),
+        turns,
+        context,
+        bool(fields.tools),
+        fields.response_format is not None and fields.response_format.get("type") == "json_schema",
+        vision,
+        signals(last, policy) if policy.watched_signals else NONE,
+        watched(request, policy) if policy.watched_headers else EMPTY,
+        load,
+        waiting,
+        fields.max_completion_tokens or fields.max_tokens,
+        standing.budget_used,
+        standing.budget,
+        standing.budget_of,
+        standing.capped,
+        caller.own.may,
+        looks.value if looks else None,
+        looks.measures if looks else EMPTY,
+        request.chance,
+        standing.session,
     )
 
 
@@ -107,57 +107,50 @@ def watched(request: ChatRequest, policy: Policy) -> Mapping[str, str]:
     return {name: request.headers[name] for name in policy.watched_headers if name in request.headers}
 
 
-def conversation(fields: Fields) -> tuple[Sequence[str], int, float, bool]:
+def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool]:
     """The texts of the last user message or of a completion's prompt, how many user messages there are (a prompt is
     one), about how many tokens all of it takes (media left out, tools included), and whether it holds something to see.
     """
     last: Sequence[str] | None = None
-    turns, size, vision = 0, 0.0, False
+    turns, characters, further, counted, vision = 0, 0, 0, 0, False
     for message in fields.messages or ():
-        said = texts(message)
-        size += sum(map(tokens, said))
-        vision = vision or sees(message)
+        content = message.content
+        if isinstance(content, str):
+            said: Sequence[str] = (content,)
+            characters += len(content)
+            further += 0 if content.isascii() else beyond(content)
+        else:
+            said = [part.text for part in content or () if part.text]
+            characters, further = characters + sum(map(len, said)), further + sum(map(beyond, said))
+            vision = vision or any(part.type.startswith(VISUAL) for part in content or ())
         if message.role == "user":
             last, turns = said, turns + 1
     if fields.prompt is not None:
-        size += prompted(fields.prompt)
+        given = prompts(fields.prompt)
+        characters, further = characters + sum(map(len, given)), further + sum(map(beyond, given))
+        counted = ids(fields.prompt)
+        last = given if last is None else last
     if fields.tools:
-        size += TOKENS_PER_CHARACTER * sum(map(len, map(bytes, fields.tools)))
-    return prompts(fields.prompt) if last is None else last, turns if fields.messages else 1, size, vision
+        characters += sum(map(len, fields.tools))
+    size = TOKENS_PER_CHARACTER * characters + TOKENS_PER_FURTHER_BYTE * further + counted
+    return () if last is None else last, turns if fields.messages else 1, int(size), vision
 
 
-def texts(message: Message) -> Sequence[str]:
-    if isinstance(message.content, str):
-        return (message.content,)
-    return [part.text for part in message.content or () if part.text]
-
-
-def prompts(prompt: str | list[Any] | None) -> Sequence[str]:
+def prompts(prompt: str | list[Any]) -> Sequence[str]:
     """A completion's prompt as texts; prompts of token ids have none."""
+    return (prompt,) if isinstance(prompt, str) else [text for text in prompt if isinstance(text, str)]
+
+
+def ids(prompt: str | list[Any]) -> int:
+    """How many token ids a completion's prompt holds."""
     if isinstance(prompt, str):
-        return (prompt,)
-    return [text for text in prompt or () if isinstance(text, str)]
+        return 0
+    return sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in prompt)
 
 
-def prompted(prompt: str | list[Any]) -> float:
-    """Estimated tokens of a completion's prompt."""
-    found = sum(map(tokens, prompts(prompt)))
-    if isinstance(prompt, list):
-        found += sum(len(part) if isinstance(part, list) else isinstance(part, int) for part in prompt)
-    return found
-
-
-def tokens(text: str) -> float:
-    """About how many tokens `text` takes."""
-    if text.isascii():
-        return TOKENS_PER_CHARACTER * len(text)
-    further = len(text.encode("utf-8", "surrogatepass")) - len(text)
-    return TOKENS_PER_CHARACTER * len(text) + TOKENS_PER_FURTHER_BYTE * further
-
-
-def sees(message: Message) -> bool:
-    """Whether the message holds an image or a video."""
-    return isinstance(message.content, list) and any(part.type.startswith(VISUAL) for part in message.content)
+def beyond(text: str) -> int:
+    """How many bytes UTF-8 takes beyond one a character."""
+    return 0 if text.isascii() else len(text.encode("utf-8", "surrogatepass")) - len(text)
 
 
 def signals(last: Sequence[str], policy: Policy) -> frozenset[str]:

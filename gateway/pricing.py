@@ -110,7 +110,7 @@ def sizes(request: ChatRequest) -> tuple[int, int]:
     body, fields = request.body, request.fields
     many = 1 if fields.prompt is None else prompts(fields.prompt)
     prompt = TEMPLATE * many
-    for name in body.spans:
+    for name in body.members:
         if name in IN_PROMPT:
             prompt += body.size(name)
     if request.dialect.work != "answer":

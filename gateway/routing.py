@@ -1,8 +1,8 @@
 """Which tiers answer?   Pure and synchronous: explain, tests and replay call the same function."""
 
 import math
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar, overload
 
 from msgspec.structs import replace
 
@@ -12,6 +12,7 @@ from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
 from gateway.sessions import CALLER, FOLLOWED, held
 from gateway.types import Ask, Facts, Label, Route, Verdict
 
+T = TypeVar("T")
 DOUBTFUL = 0.95  # local score from which no draft starts: so high, as a wasted draft costs little and a missed one much
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
 NEEDS = ("tools", "json_schema", "vision")
@@ -37,13 +38,13 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
-        reason = WISHED.get(facts.wished_by or "", "asked for")
-        return placed(facts, policy, wished(facts, policy), (CALLER, reason))
+        return alike(granted, facts, policy, facts.wish, facts.wished_by)
     rule = first_match(facts, policy)
     if isinstance(rule.route, str):
-        return placed(facts, policy, rule.route, (rule.id, "rule"))
-    ways = [stays(facts, policy, tier) for tier in outcomes(rule)]
-    tiers = {place(facts, policy, tier)[0] for tier in ways}
+        return alike(placed, facts, policy, rule.route, (rule.id, "rule"))
+    sides = outcomes(rule)
+    ways = sides if facts.session is None else tuple(stays(facts, policy, tier) for tier in sides)
+    tiers = {stands(facts, policy, tier) for tier in ways}
     if len(tiers) == 1:
         tier = tiers.pop()
         return Route((tier, *followers(facts, policy, tier)), rule.id, either_way(facts, rule, ways, tier))
@@ -51,11 +52,11 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
         return Ask(rule.id, draft(facts, policy, ways[0]), early(facts, policy, ways[-1]))
     verdict = weighed(facts, verdict, policy)
     if verdict.label is None:
-        tier, _ = place(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
+        tier = stands(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    tier, said = judged(rule, rule.route, verdict, policy.triage.threshold)
+    tier, said = judged(rule, verdict, policy)
     there = stays(facts, policy, tier)
-    found = placed(facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
+    found = alike(placed, facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
 
 
@@ -73,7 +74,10 @@ def either_way(facts: Facts, rule: Rule, ways: Sequence[str], tier: str) -> str:
 
 def first_match(facts: Facts, policy: Policy) -> Rule:
     """The rule that decides; a loaded policy ends with one that matches every request."""
-    return next(rule for rule in policy.rules if rule.matches(facts))
+    for rule in policy.rules:
+        if rule.matches(facts):
+            break
+    return rule
 
 
 def outcomes(rule: Rule) -> tuple[str, ...]:
@@ -96,9 +100,9 @@ def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
     return replace(verdict, label=label, p_complex=p, source=LOCAL if local else verdict.source)
 
 
-def judged(rule: Rule, target: Split | Bands, verdict: Verdict, threshold: float) -> tuple[str, tuple[str, str]]:
+def judged(rule: Rule, verdict: Verdict, policy: Policy) -> tuple[str, tuple[str, str]]:
     """The tier that a labelled verdict chooses, with rule and reason."""
-    step = band(bands(target, threshold), verdict)
+    step = band(policy.once(steps_of, rule.id), verdict)
     reason = why(rule, step)
     return step.tier, (rule.id, f"{verdict.reason}, local {reason}" if verdict.source == LOCAL else reason)
 
@@ -106,6 +110,12 @@ def judged(rule: Rule, target: Split | Bands, verdict: Verdict, threshold: float
 def why(rule: Rule, step: Step) -> str:
     """The reason of a route that a band chose."""
     return f"p_complex {step.key}" if isinstance(rule.route, Bands) else step.key
+
+
+def steps_of(name: str, policy: Policy) -> tuple[Step, ...]:
+    """The bands, or the two sides, that a verdict chooses from; none where the rule of that id wants no verdict."""
+    target = next(rule.route for rule in policy.rules if rule.id == name)
+    return () if isinstance(target, str) else bands(target, policy.triage.threshold)
 
 
 def bands(target: Split | Bands, threshold: float) -> tuple[Step, ...]:
@@ -121,7 +131,10 @@ def band(steps: tuple[Step, ...], verdict: Verdict) -> Step:
     one for simple, the last one for complex."""
     if verdict.p_complex is None:
         return steps[-1 if verdict.label == "complex" else 0]
-    return next(step for step in steps if verdict.p_complex < step.high)
+    for step in steps:
+        if verdict.p_complex < step.high:
+            break
+    return step
 
 
 def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
@@ -130,7 +143,7 @@ def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
     Another side is placed as any tier is: never above the caller's cap, nor what is left of its budget or share.
     """
     chosen = found.tiers[0]
-    sides = dict.fromkeys(place(facts, policy, stays(facts, policy, tier))[0] for tier in outcomes(rule))
+    sides = dict.fromkeys(stands(facts, policy, stays(facts, policy, tier)) for tier in outcomes(rule))
     others = [tier for tier in sides if tier != chosen]
     share = rule.explore / len(others)
     chances = {chosen: 1 - rule.explore, **dict.fromkeys(others, share)}
@@ -152,6 +165,22 @@ def unjudged(verdict: Verdict, policy: Policy) -> str:
     return next(iter(policy.tiers)) if given == LOCAL else given
 
 
+def alike(function: Callable[..., T], facts: Facts, policy: Policy, *given: Hashable) -> T:
+    """`function(facts, policy, *given)`, which places a request: worked out once for all that are alike in what that
+    looks at. Long prompts are placed one by one, as each may be too long for another tier."""
+    if facts.context > policy.context:
+        return function(facts, policy, *given)
+    looked = (facts.plan, facts.may, facts.capped, facts.api, facts.tools, facts.json_schema, facts.vision)
+    found: T = policy.once(_alike, function, looked, given)
+    return found
+
+
+def _alike(function: Callable[..., T], looked: tuple[Any, ...], given: tuple[Hashable, ...], policy: Policy) -> T:
+    plan, may, capped, api, tools, json_schema, vision = looked
+    facts = Facts("", "", plan, api, tools=tools, json_schema=json_schema, vision=vision, capped=capped, may=may)
+    return function(facts, policy, *given)
+
+
 def permitted(facts: Facts, policy: Policy) -> Sequence[str]:
     """The tiers that a caller may use, as they rank. A plan that this policy does not know has the first one."""
     return policy.reach(facts.plan, facts.may)
@@ -163,17 +192,16 @@ def reachable(facts: Facts, policy: Policy) -> Sequence[str]:
     return allowed[:1] if facts.capped else allowed
 
 
-def wished(facts: Facts, policy: Policy) -> str:
-    """The tier that the caller's wish means; going down is always allowed. Raises Forbidden above the plan's cap."""
+def granted(facts: Facts, policy: Policy, wish: str, wished_by: str | None) -> Route:
+    """The route of a caller's wish; going down is always allowed. Raises Forbidden above the plan's cap."""
     allowed = permitted(facts, policy)
-    wish = facts.wish or "fast"
     tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
     ranks = tuple(policy.tiers)
     if ranks.index(tier) <= ranks.index(allowed[-1]):
-        return tier
+        return placed(facts, policy, tier, (CALLER, WISHED.get(wished_by or "", "asked for")))
     raise Forbidden(
         f"Plan {facts.plan} may not use tier {tier}; the highest it may use is {allowed[-1]}.",
-        param="model" if facts.wished_by == "name" else None,
+        param="model" if wished_by == "name" else None,
         code="tier_not_permitted",
     )
 
@@ -183,6 +211,11 @@ def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Ro
     chosen, change = place(facts, policy, tier)
     rule, reason = said
     return Route((chosen, *followers(facts, policy, chosen)), rule, change or reason)
+
+
+def stands(facts: Facts, policy: Policy, tier: str) -> str:
+    """The permitted tier that stands for `tier`. Raises as `place` does."""
+    return alike(place, facts, policy, tier)[0]
 
 
 def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
@@ -235,7 +268,7 @@ def draft(facts: Facts, policy: Policy, simplest: str) -> str | None:
     when_idle: with the draft and the question both under way, the tier still has a quarter of its places free, and the
     local score does not say complex.
     """
-    tier, _ = place(facts, policy, simplest)
+    tier = stands(facts, policy, simplest)
     if policy.triage.speculate == "always":
         return tier
     idle = policy.triage.speculate == "when_idle" and has_room(facts, policy.tiers[tier], tier, 2)
@@ -247,7 +280,7 @@ def early(facts: Facts, policy: Policy, hardest: str) -> str | None:
     rules = policy.triage.early
     if rules is None or facts.score is None or facts.score < rules.score:
         return None
-    tier, _ = place(facts, policy, hardest)
+    tier = stands(facts, policy, hardest)
     return tier if has_room(facts, policy.tiers[tier], tier, 1) else None
 
 

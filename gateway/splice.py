@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import Body, Part
+from gateway.body import Body, Fields, Part
+from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
@@ -51,15 +52,69 @@ PRIVILEGED = (
     "session_params",
 )
 _PRIVILEGED = frozenset(PRIVILEGED)
+_STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 
 CHAT = "/v1/chat/completions"
 OFF = "off"
 
+COUNTED = (b'{"include_usage":true}', b'{"include_usage": true}')  # asks for its usage itself, once
+
 _encode = msgspec.json.encode
 
 NOTHING = Body(b"{}")
 Changes = dict[str, bytes | None]
+
+
+class Plain(msgspec.Struct, frozen=True):
+    """What becomes of a request that has a model and none of the members `names`, on its way to a tier.
+
+    `changes`, and the caller's salt where that goes along (`salted`). `added` is the text of those that are new, with a
+    gap for the salt.
+    """
+
+    names: frozenset[str]
+    changes: Changes
+    salted: bool
+    added: tuple[bytes, ...]
+
+
+def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
+    """The body as the servers of the tier `name` get it. Raises BadRequest as `changes` does."""
+    asks, found = unasked(request, name, policy) if policy.holdback else {}, plain(request, name, policy)
+    if found is None or asks:
+        tier, plan = policy.tiers[name], policy.callers.plans[request.caller.plan]
+        return request.body.edit(changes(request, tier, plan) | asks)
+    return request.body.edit({"model": found.changes["model"]}, _encode(request.caller.salt).join(found.added))
+
+
+def changed(request: ChatRequest, name: str, policy: Policy) -> Changes:
+    """`changes` for the tier `name` (save those that change no byte), of which what is plain is worked out once."""
+    found = plain(request, name, policy)
+    if found is None:
+        return changes(request, policy.tiers[name], policy.callers.plans[request.caller.plan])
+    return found.changes | ({"cache_salt": _encode(request.caller.salt)} if found.salted else {})
+
+
+def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
+    """What becomes of the request, worked out once for all that are as plain; None: it is not."""
+    fields, members = request.fields, request.body.members
+    said = fields.stream is True and uncounted(request), fields.reasoning_effort is not None
+    found: Plain = policy.once(_plain, name, request.caller.plan, request.path, said)
+    return found if "model" in members and found.names.isdisjoint(members) else None
+
+
+def _plain(name: str, plan: str, path: str, said: tuple[bool, bool], policy: Policy) -> Plain:
+    """`said`: the answer is a stream that has to be asked for its usage, and the caller says how much to think."""
+    fields = Fields(stream=said[0], reasoning_effort="" if said[1] else None)
+    request = ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0)
+    tier = policy.tiers[name]
+    found = changes(request, tier, policy.callers.plans[plan])
+    names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found)
+    gap = {"cache_salt": b"\n"} if tier.engine == "vllm" else {}  # a line break is in no JSON that we write
+    new = [(key, value) for key, value in (found | gap).items() if value is not None and key != "model"]
+    text = b"".join(b"%b:%b," % (_encode(key), value) for key, value in new)
+    return Plain(names - {"model"}, found, bool(gap), tuple(text.split(b"\n")))
 
 
 def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
@@ -80,6 +135,11 @@ def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
         found["stream_options"] = _members(request, "stream_options").edit({"include_usage": b"true"})
     found["model"] = _encode(tier.model)
     return {**found, **dialect.always}
+
+
+def uncounted(request: ChatRequest) -> bool:
+    """Whether a stream tells its usage to who asks, and nobody asked."""
+    return request.dialect.answers.usage_on_request and request.body.raw("stream_options") not in COUNTED
 
 
 def watched(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
@@ -113,6 +173,8 @@ def unasked(request: ChatRequest, name: str, policy: Policy) -> Changes:
 
 def stripped(request: ChatRequest, plan: Plan) -> list[str]:
     """Names of the members that no model server gets to see as they were sent, to be told to the caller."""
+    if _STRIPPED.isdisjoint(request.body.members):
+        return []
     fields = _withheld(request, plan)
     if _foreign(request.fields.chat_template_kwargs or (), plan):
         fields.append("chat_template_kwargs")
@@ -143,7 +205,7 @@ def _linked(parts: Sequence[Part]) -> int | None:
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
-    found = _PRIVILEGED.intersection(request.body.spans)
+    found = _PRIVILEGED.intersection(request.body.members)
     return [name for name in PRIVILEGED if name in found and name not in plan.fields] if found else []
 
 
@@ -172,7 +234,7 @@ def _default(request: ChatRequest, key: str, default: Any, *, withheld: bool) ->
     if not isinstance(default, dict) or not own.startswith(b"{"):
         return {}
     members = _members(request, key)
-    return {key: members.edit({name: _encode(value) for name, value in default.items() if name not in members.spans})}
+    return {key: members.edit({name: _encode(value) for name, value in default.items() if name not in members.members})}
 
 
 def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
@@ -180,10 +242,10 @@ def _template_kwargs(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
     own = _members(request, "chat_template_kwargs")
     chosen = request.fields.reasoning_effort is not None
     defaults = _template_defaults(tier, chosen) if request.dialect.templated else {}
-    if not own.spans:
+    if not own.members:
         return {"chat_template_kwargs": NOTHING.edit(defaults)} if defaults else {}
-    edits: Changes = dict.fromkeys(_foreign(own.spans, plan))
-    kept = own.spans.keys() - edits.keys()
+    edits: Changes = dict.fromkeys(_foreign(own.members, plan))
+    kept = own.members.keys() - edits.keys()
     edits |= {key: value for key, value in defaults.items() if key not in kept}
     if not edits:
         return {}

@@ -39,9 +39,8 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
         return None  # a server refuses it: so must we
     answers, names = policy.once(_depends)
     members: list[str | bytes] = []
-    for name in sorted(body.spans.keys() - UNTOLD):
-        _, start, end = body.spans[name]
-        if (value := body.data[start:end]) != NULL:
+    for name in sorted(body.members.keys() - UNTOLD):
+        if (value := bytes(body.members[name])) != NULL:
             members += name, value
     headers = list(map(request.headers.get, names))
     caller = request.caller
@@ -61,7 +60,7 @@ def _apart(request: ChatRequest) -> bytes:
     form, body = form_of(request.fields), request.body
     chat = request.dialect.api == "chat"  # only chunks are made whole, and back
     whole = chat and (request.path.endswith("/chat/completions") or body.raw("logprobs") is None)
-    alike = APART.isdisjoint(body.spans) or not any(map(body.raw, APART & body.spans.keys()))
+    alike = APART.isdisjoint(body.members) or not any(map(body.raw, APART & body.members.keys()))
     if whole and alike and form in CONVERTIBLE:
         return b""
     return b"stream" + form if request.fields.stream else b"json"

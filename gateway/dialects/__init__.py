@@ -82,10 +82,10 @@ def read(path: str, data: bytes) -> tuple[Body, Fields]:
     dialect = DIALECTS[path]
     body, fields = dialect.read(data)
     for name in dialect.foreign:
-        if body.size(name):
+        if name in body.members and body.size(name):
             raise BadRequest(f"'{name}' does not belong to {path}.", param=name)
     wanted = dialect.prompt[-1]
-    size = body.size(wanted)
-    if not size or (size <= SHORT and not (body.raw(wanted) or b"").strip(b"[] \t\r\n")):
+    value = body.members.get(wanted)
+    if value is None or (len(value) <= SHORT and not (body.raw(wanted) or b"").strip(b"[] \t\r\n")):
         raise BadRequest(f"'{wanted}' is missing or empty.", param=wanted)
     return body, fields

@@ -89,7 +89,7 @@ class Policy:
     every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted` holds each
     plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and `watched_headers` are
     those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule or to balancing.
-    `scored`: something looks at the local score.
+    `scored`: something looks at the local score. `context` is the longest prompt that every tier takes.
     """
 
     schema: int
@@ -121,7 +121,11 @@ class Policy:
     basis: Basis | None
     table: Table | Axes | None
     candidate: "Candidate | None" = None
+    context: int = field(init=False, repr=False, compare=False)
     _known: dict[tuple[Hashable, Hashable], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "context", min(tier.can.context for tier in self.tiers.values()))
 
     def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
         """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""

@@ -15,7 +15,7 @@ from gateway.balance import affinity
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
-from gateway.splice import CHAT, changes, unasked
+from gateway.splice import CHAT, sent
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
@@ -129,7 +129,7 @@ class Upstream:
         bill = bill or Bill(name, "answer")
         bill.stream = bool(request.fields.stream)
         try:
-            body = request.body.edit(changes(request, tier, plan) | unasked(request, name, policy))
+            body = sent(request, name, policy)
             call = Call(name, request.path, request.id, body, bill, request.trace)
             self._turns[name] += 1
             self._budgets[name].earn()

@@ -17,6 +17,7 @@ from gateway.body import (
     MAX_TOOLS,
     MAX_VALUES,
     OPENING,
+    SHORT,
     Body,
     Fields,
     read,
@@ -151,6 +152,9 @@ def test_a_megabyte_of_braces_in_a_text_is_a_text() -> None:
         (b'{"n":1.5,"n":1}', "n"),
         (b'{"n":1,"x":{"n":2},"n":1}', "n"),
         (b'{"":1,"":2}', ""),
+        (b'{"n": 1, "model": "b", "n": 1}', "n"),
+        (b'{"model": "a", "x": "\\", \\"model\\": ", "model": "a"}', "model"),
+        (b'{"x":1,"a b":", \\"a b\\": ","a b":2}', "a b"),
         (b'{"a":1,"a":1,"b":2}', "a"),
         (b'{"a":1,"b":2,"a":1234567}', "a"),
         (b'{"a":"x\\",\\"a\\":1,\\"b","a":"x"}', "a"),
@@ -228,20 +232,38 @@ def test_an_edit_changes_its_members_and_no_other_byte(data: st.DataObject) -> N
     members = data.draw(st.dictionaries(KEYS, VALUES, max_size=6))
     text, values = data.draw(spelled(members))
     body = Body(text)
-    assert set(body.spans) == set(members)
-    assert {key: body.data[start:end] for key, (_, start, end) in body.spans.items()} == values
+    assert list(body.members) == list(members)
+    assert {key: bytes(value) for key, value in body.members.items()} == values
+    assert b"".join(body.pieces) == text
     names = KEYS | st.sampled_from([*members, "a"])
     changes = data.draw(st.dictionaries(names, st.none() | VALUES.map(dumped), max_size=6))
     result = body.edit(changes)
     left = {key: value for key, value in members.items() if key not in changes}
     given = {key: json.loads(value) for key, value in changes.items() if value is not None}
     assert json.loads(result) == left | given
-    after = Body(result)
-    for key, (start, _, end) in body.spans.items():
-        if key in left:
-            begin, _, stop = after.spans[key]
-            assert result[begin:stop] == text[start:end]
+    before, after = whole(body), whole(Body(result))
+    assert {key: after[key] for key in left} == {key: before[key] for key in left}
     assert body.edit({}) == text
+
+
+@given(st.dictionaries(st.text(max_size=5), VALUES, max_size=6), st.booleans(), st.booleans(), st.booleans())
+def test_what_libraries_write_is_read_and_edited_as_anything_else_is(
+    members: dict[str, Any], ascii_only: bool, dense: bool, long: bool
+) -> None:
+    members |= {"long": "x" * SHORT} if long else {}
+    separators = (",", ":") if dense else (", ", ": ")
+    text = json.dumps(members, ensure_ascii=ascii_only, separators=separators).encode()
+    assert json.loads(Body(text).edit({"model": b"1", "a%b": b'"%"'})) == members | {"model": 1, "a%b": "%"}
+    first = next(iter(members), "")
+    rest = {key: value for key, value in members.items() if key != first}
+    assert json.loads(Body(text).edit({first: None})) == rest
+    assert b"".join(Body(text).pieces) == text
+
+
+def whole(body: Body) -> dict[str, bytes]:
+    """Each member, name and value, as it stands in the text."""
+    found = zip(body.members, body.pieces[2::2], body.pieces[3::2], strict=False)
+    return {key: before.lstrip(b", \t\n\r") + value for key, before, value in found}
 
 
 def dumped(value: Any) -> bytes:

@@ -5,12 +5,14 @@ import time
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from gateway.body import read
 from gateway.errors import BadRequest, NotFound
 from gateway.facts import SCAN, named, observe
 from gateway.policy import load_policy
-from gateway.types import Caller, ChatRequest, Facts
+from gateway.types import Caller, ChatRequest, Facts, Own, Session, Standing
 
 POLICY = load_policy(
     """\
@@ -164,6 +166,22 @@ def test_the_caller_the_load_and_the_longest_answer_are_kept() -> None:
     found = seen({"max_tokens": 7})
     assert (found.caller, found.plan, found.load, found.max_tokens) == ("alice", "default", {"flash": 3}, 7)
     assert seen({"max_tokens": 7, "max_completion_tokens": 9}).max_tokens == 9
+
+
+def test_each_fact_is_what_its_name_says() -> None:
+    standing = Standing(0.25, "warn", "all", "share", Session("pro", "think"))
+    caller = Caller("id-1", "alice", "gold", "salt", Own(may=("pro",)))
+    fields = {"model": "o3", "tools": [{}], "response_format": {"type": "json_schema"}, "max_tokens": 7}
+    request = replace(asked(fields | user("select")), caller=caller, chance=0.5)
+    found = observe(request, POLICY, {"flash": 3}, standing, {"pro": 2})
+    assert to_builtins(found) == {
+        "model": "o3", "caller": "alice", "plan": "gold", "api": "chat", "wish": "pro", "wished_by": "name",
+        "characters": 6, "turns": 1, "context": 2, "tools": True, "json_schema": True, "vision": False,
+        "signals": ["sql"], "headers": {}, "load": {"flash": 3}, "waiting": {"pro": 2}, "max_tokens": 7,
+        "budget_used": 0.25, "budget": "warn", "budget_of": "all", "capped": "share", "may": ("pro",), "score": None,
+        "measures": {}, "chance": 0.5,
+        "session": {"tier": "pro", "level": "think", "age": 0.0, "turns": 1, "continues": False},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Which tiers answer: wishes, rules, caps, needs, failover and verdicts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.errors import BadRequest, Forbidden, Refusal
 from gateway.explain import explain
 from gateway.policy import Policy, load_policy
-from gateway.routing import route
+from gateway.routing import alike, placed, route
 from gateway.types import Ask, Facts, Route, Verdict
 
 TEXT = """\
@@ -261,6 +262,17 @@ def test_an_ask_is_settled_by_any_verdict_and_its_draft_is_permitted(found: Fact
         assert routed(found, verdict).rule == first.rule
     else:
         assert route(found, verdict, POLICY) == first
+
+
+@given(some_facts, st.sampled_from(TIERS))
+def test_what_was_placed_once_is_where_each_request_alone_would_go(found: Facts, tier: str) -> None:
+    try:
+        alone = placed(found, POLICY, tier, ("rule", "why"))
+    except Refusal as refusal:
+        with pytest.raises(type(refusal), match=re.escape(refusal.message)):
+            alike(placed, found, POLICY, tier, ("rule", "why"))
+    else:
+        assert alike(placed, found, POLICY, tier, ("rule", "why")) == alone
 
 
 @given(some_facts)

@@ -1,18 +1,20 @@
 """What a model server gets of a caller's body: declared changes, and every other byte as it was sent."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import splice
 from gateway.body import Body, read
 from gateway.dialects import DIALECTS
 from gateway.dialects import read as in_dialect
 from gateway.errors import BadRequest
-from gateway.policy import Plan, Tier
-from gateway.splice import CHAT, PRIVILEGED, changes, refuse_links, salt, stripped
+from gateway.policy import Plan, Tier, load_policy
+from gateway.splice import CHAT, PRIVILEGED, changed, changes, plain, refuse_links, salt, stripped
 from gateway.types import Caller, ChatRequest
 
 FLASH = Tier(model="org/Flash", replicas=("http://h",))
@@ -44,8 +46,8 @@ def test_nothing_but_the_declared_members_changes_a_byte() -> None:
     request = asked(text)
     assert request.body.edit(changes(request, HOSTED, PLAN)) == text.replace('"auto"', '"flash"').encode()
     edited = Body(request.body.edit(changes(request, FLASH, PLAN)))
-    assert set(edited.spans) - set(request.body.spans) == {"cache_salt"}
-    for name in request.body.spans.keys() - {"model"}:
+    assert set(edited.members) - set(request.body.members) == {"cache_salt"}
+    for name in request.body.members.keys() - {"model"}:
         assert edited.raw(name) == request.body.raw(name)
 
 
@@ -78,8 +80,89 @@ def test_whatever_is_sent_in_any_dialect_only_declared_members_differ(
         withheld = name in PRIVILEGED and name not in free
         set_by_tier = name in tier.set and body.raw(name) is None and DIALECTS[path].work == "answer"
         assert set_by_tier or after.raw(name) == (None if withheld else body.raw(name))
-    added = set(after.spans) - set(body.spans) - OURS
+    added = set(after.members) - set(body.members) - OURS
     assert added <= {"top_p", "max_tokens", "max_output_tokens"}
+
+
+POLICY = load_policy(
+    """\
+schema: 1
+tiers:
+  flash:
+    model: m
+    replicas: ["http://h"]
+    set: {top_p: 0.5, max_tokens: 7, chat_template_kwargs: {thinking: false, x: 1}}
+  hosted:
+    model: h
+    replicas: ["http://h"]
+    engine: openai
+    set: {logit_bias: {"1": 2}, stream_options: {x: 1}, cache_salt: "100 %"}
+  bare: {model: b, replicas: ["http://h"]}
+rules: [{id: all, route: flash}]
+callers:
+  default: {plan: p}
+  plans: {p: {}, free: {fields: [priority, chat_template_kwargs, min_tokens]}}
+""",
+    {},
+)
+SAID = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.just('"auto"'),
+        "stream": st.sampled_from(["true", "false", "null"]),
+        "stream_options": st.sampled_from(
+            [
+                '{"include_usage":true}',
+                '{"include_usage": true}',
+                '{"include_usage":false,"include_usage":true}',
+                '{"include_usage":false,"x":1}',
+                "{}",
+                "null",
+            ]
+        ),
+        "cache_salt": st.sampled_from(['"mine"', "null"]),
+        "chat_template_kwargs": st.sampled_from(['{"thinking":true}', '{"x":2}', '{"x":2,"x":3}', "{}", "null"]),
+        "reasoning_effort": st.just('"high"'),
+        "priority": st.just("1"),
+        "min_tokens": st.just("null"),
+        "top_p": st.just("1"),
+        "max_output_tokens": st.just("9"),
+        "store": st.just("true"),
+        "logit_bias": st.just('{"2":1}'),
+        "seed": st.just("1e3"),
+    },
+)
+
+
+@given(st.sampled_from(list(DIALECTS)), SAID, st.sampled_from(["p", "free"]))
+def test_what_was_worked_out_once_is_what_each_request_alone_would_come_to(
+    path: str, members: dict[str, str], plan: str
+) -> None:
+    prompt = DIALECTS[path].prompt[-1]
+    turns = '[{"role" : "user","content":"x"}]' if prompt == "messages" else '"x"'
+    text = "{" + ",".join(f'"{name}":{value}' for name, value in {prompt: turns, **members}.items()) + "}"
+    body, fields = in_dialect(path, text.encode())
+    request = ChatRequest("r", Caller("1", "ann", plan, 'salt "of" ann'), path, body, fields, {}, 0.0)
+    for name, tier in POLICY.tiers.items():
+        try:
+            alone = changes(request, tier, POLICY.callers.plans[plan])
+        except BadRequest as refusal:
+            with pytest.raises(BadRequest, match=re.escape(refusal.message)):
+                splice.sent(request, name, POLICY)
+        else:
+            found = changed(request, name, POLICY)
+            assert body.edit(found) == body.edit(alone)
+            assert found.items() <= alone.items()
+            assert splice.sent(request, name, POLICY) == body.edit(alone)
+
+
+def test_a_request_that_sets_nothing_of_ours_is_plain_and_so_is_a_stream_that_asks_for_its_usage() -> None:
+    for more in ("", ',"stream":true', ',"stream":true,"stream_options":{"include_usage":true}', ',"seed":1'):
+        request = asked(f'{{"model":"auto",{TALK}{more}}}')
+        assert plain(request, "flash", POLICY) is not None
+    for more in (',"stream":true,"stream_options":{}', ',"cache_salt":"x"', ',"top_p":null', ',"priority":1'):
+        request = asked(f'{{"model":"auto",{TALK}{more}}}')
+        assert plain(request, "flash", POLICY) is None
 
 
 def test_the_model_is_the_tiers_even_when_none_was_named() -> None:
