@@ -130,8 +130,8 @@ def parsed(line: str) -> None:
     """Raises what click does for a command or an option that is not there; arguments may be left out in a text."""
     command: Any = CLI
     words = [word for word in shlex.split(line, comments=True)[1:] if word not in {"...", "|", ">"}]
-    while words and hasattr(command, "commands"):
-        found = command.commands.get(words[0])
+    while words and hasattr(command, "get_command"):
+        found = command.get_command(None, words[0])
         if found is None:
             break
         command, words = found, words[1:]
