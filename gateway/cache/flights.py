@@ -99,6 +99,11 @@ class Flight:
     """One answer for several callers: it goes on until it is complete or nobody waits for it any more. Until then it
     stands in `flights`, for others to board. It ends with the block in which it is made."""
 
+    __slots__ = (
+        "_chunks", "_complete", "_error", "_flights", "_form", "_freed", "_freed_bytes", "_read", "_reply", "_size",
+        "_task", "_waiting",
+    )  # fmt: skip
+
     def __init__(self, flights: "dict[Form, Flight]", form: Form) -> None:
         self._flights, self._form = flights, form
         self._task: asyncio.Task[None] | None = None
