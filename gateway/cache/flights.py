@@ -11,7 +11,7 @@ import msgspec
 from gateway.cache.entry import LONGEST, Entry, kept
 from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
-from gateway.cache.turn import Place
+from gateway.cache.turn import Place, Turns
 from gateway.cache.verdicts import Verdicts
 from gateway.errors import Refusal, UpstreamFailed
 from gateway.policy import Caching, Policy
@@ -61,7 +61,7 @@ class Flights:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._turns = store, Turns(store)
         self.verdicts = Verdicts(store)
         self._flights: dict[Form, Flight] = {}
 
@@ -81,7 +81,7 @@ class Flights:
 
     async def _fly(self, flight: "Flight", turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> None:
         """What another process answers meanwhile, else `make`'s reply, for all who board; remembered at its end."""
-        with flight, Place(self._store, request.caller.id, turn) as place:
+        with flight, Place(self._turns, request.caller.id, turn) as place:
             reply, waited = None, 0.0
             if not place.ours:
                 started = time.perf_counter()

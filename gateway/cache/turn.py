@@ -11,6 +11,28 @@ TOLD = 1.0  # seconds in which others hear that an answer will not be remembered
 POLLS = (0.02, 0.1)  # seconds between two looks, at first and at last
 
 
+class Turns:
+    """The turns of this process, which are renewed as long as they are held: all by one clock, while there are any."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._held: set[Place] = set()
+        self._clock: asyncio.TimerHandle | None = None
+
+    def hold(self, place: "Place") -> None:
+        self._held.add(place)
+        if self._clock is None:
+            self._clock = asyncio.get_running_loop().call_later(RENEWED, self._renew)
+
+    def drop(self, place: "Place") -> None:
+        self._held.discard(place)
+
+    def _renew(self) -> None:
+        self._clock = asyncio.get_running_loop().call_later(RENEWED, self._renew) if self._held else None
+        for place in self._held:
+            place.renew()
+
+
 class Place:
     """One process's place in the queue for an answer. At the end of the block the next one is let in.
 
@@ -19,12 +41,11 @@ class Place:
     `ours`: it is our turn, or may be: it was asked for and not heard of.
     """
 
-    __slots__ = ("_caller", "_renewal", "_renewing", "_store", "_token", "key", "ours")
+    __slots__ = ("_caller", "_renewing", "_store", "_token", "_turns", "key", "ours")
 
-    def __init__(self, store: Store, caller: str, turn: Turn) -> None:
-        self._store, self._caller = store, caller
+    def __init__(self, turns: Turns, caller: str, turn: Turn) -> None:
+        self._turns, self._store, self._caller = turns, turns.store, caller
         self.key, self._token = turn.key, turn.token
-        self._renewal: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[Taken] | None = None
         self.ours = turn.holder == turn.token
 
@@ -35,7 +56,7 @@ class Place:
         while time.monotonic() < end:
             taken = await self._store.take_turn(self._caller, self.key, self._token, HELD)
             if taken.holder == self._token:
-                self._renew_later()
+                self._turns.hold(self)
             if taken.holder in (None, OVER, self._token):
                 self.ours = taken.holder == self._token
                 return taken.entry
@@ -43,12 +64,8 @@ class Place:
             pause = min(pause * 1.5, POLLS[1])
         return None
 
-    def _renew_later(self) -> None:
-        self._renewal = asyncio.get_running_loop().call_later(RENEWED, self._renew)
-
-    def _renew(self) -> None:
+    def renew(self) -> None:
         self._renewing = asyncio.create_task(self._store.take_turn(self._caller, self.key, self._token, HELD))
-        self._renew_later()
 
     def keep(self, value: bytes, ttl: float) -> None:
         """Remember the answer, which ends the turn; not one above VALUE_LIMIT."""
@@ -59,12 +76,11 @@ class Place:
 
     def __enter__(self) -> Self:
         if self.ours:
-            self._renew_later()
+            self._turns.hold(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._renewal:
-            self._renewal.cancel()
+        self._turns.drop(self)
         if self._renewing:
             self._renewing.cancel()
         if self.ours:
