@@ -46,7 +46,7 @@ class RedisStore:
         self._line = open_door(url, self._changed)
         self._local = MemoryStore()
         self._secret = secrets.token_bytes(32)
-        self._secret_shared = False
+        self.known_secret: bytes | None = None
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
         self._owed = Owed(self._line)
@@ -69,7 +69,7 @@ class RedisStore:
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
         if answered(reply):
-            self._secret, self._secret_shared = reply.result(), True
+            self._secret = self.known_secret = reply.result()
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
@@ -80,7 +80,7 @@ class RedisStore:
         own = account(caller)
         if self._line.is_down(own.names.all[0]):
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
-        lease = f"{self._process}{next(self._leases):x}"
+        lease = f"{self._process}{next(self._leases)}"
         word = wanted(limits, known(most), lease)
         more = (word,) if recall is None else (own.entry + recall, own.turn + recall, word)
         try:
@@ -219,7 +219,7 @@ class RedisStore:
         return True
 
     async def secret(self) -> bytes:
-        if not self._secret_shared:
+        if self.known_secret is None:
             with contextlib.suppress(*FAULTS):
                 await self._share_secret()
         return self._secret
@@ -230,8 +230,7 @@ class RedisStore:
         if found is None:
             self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
             found = await self._line.put(b"GET", SECRET)
-        self._secret = found
-        self._secret_shared = True
+        self._secret = self.known_secret = found
 
     async def kept(self, name: str) -> bytes | None:
         found: bytes | None = await self._ask(b"GET", _kept(name))
