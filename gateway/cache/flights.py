@@ -85,13 +85,14 @@ class Flights:
             reply, waited = None, 0.0
             if not place.ours:
                 started = time.perf_counter()
-                reply = replay(await place.come(rules.wait), place.key, request)
+                entry = await place.come(rules.wait)
                 waited = time.perf_counter() - started
+                reply = replay(entry, place.key, request)
             reply = reply or await make()
             reply.waited += waited
             data = await flight.carry(reply)
-            if entry := remembered(request, reply, data):
-                pack = partial(kept, entry, place.key, request.caller)
+            if worth := remembered(request, reply, data):
+                pack = partial(kept, worth, place.key, request.caller)
                 place.keep(await asyncio.to_thread(pack) if len(data) > LONG else pack(), rules.ttl)
 
 
