@@ -4,18 +4,18 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 
 from gateway.cache.entry import LONGEST, Entry, kept
 from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
-from gateway.cache.turn import Place
+from gateway.cache.turn import Place, Turns
 from gateway.cache.verdicts import Verdicts
 from gateway.errors import Refusal, UpstreamFailed
 from gateway.policy import Caching, Policy
-from gateway.store import VALUE_LIMIT, Store, Turn
+from gateway.store import Store, Turn
 from gateway.types import ChatRequest, Reply
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
@@ -43,6 +43,17 @@ def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
     return reply.tier == route.tiers[0] and len(data) <= LONGEST
 
 
+def remembered(request: ChatRequest, reply: Reply, data: bytes) -> Entry | None:
+    """The reply, whose whole answer is `data`, as it is to be remembered."""
+    holds = request.dialect.answers.holds
+    if not worth_keeping(reply, data, holds) or reply.stream != bool(request.fields.stream):
+        return None
+    usage = msgspec.json.encode(reply.usage.said)
+    rule = reply.route.rule if reply.route else ""
+    kind = dict(reply.headers).get(b"content-type", b"")
+    return Entry(form_of(request.fields), kind, usage, reply.tier, rule, data)
+
+
 class Flights:
     """Answers on their way, by cache key and form. Identical requests meanwhile share one of them.
 
@@ -50,7 +61,7 @@ class Flights:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._turns = store, Turns(store)
         self.verdicts = Verdicts(store)
         self._flights: dict[Form, Flight] = {}
 
@@ -70,32 +81,29 @@ class Flights:
 
     async def _fly(self, flight: "Flight", turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> None:
         """What another process answers meanwhile, else `make`'s reply, for all who board; remembered at its end."""
-        with Place(self._store, request.caller.id, turn) as place:
-            started = time.perf_counter()
-            entry = await place.come(rules.wait)
-            waited = time.perf_counter() - started
-            reply = replay(entry, place.key, request) or await make()
+        with flight, Place(self._turns, request.caller.id, turn) as place:
+            reply, waited = None, 0.0
+            if not place.ours:
+                started = time.perf_counter()
+                entry = await place.come(rules.wait)
+                waited = time.perf_counter() - started
+                reply = replay(entry, place.key, request)
+            reply = reply or await make()
             reply.waited += waited
             data = await flight.carry(reply)
-            await self._keep(request, place, rules.ttl, reply, data)
-
-    async def _keep(self, request: ChatRequest, place: Place, ttl: float, reply: Reply, data: bytes) -> None:
-        holds = request.dialect.answers.holds
-        if not worth_keeping(reply, data, holds) or reply.stream != bool(request.fields.stream):
-            return
-        usage = msgspec.json.encode(reply.usage.said)
-        rule = reply.route.rule if reply.route else ""
-        kind = dict(reply.headers).get(b"content-type", b"")
-        entry = Entry(form_of(request.fields), kind, usage, reply.tier, rule, data)
-        pack = partial(kept, entry, place.key, request.caller)
-        value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
-        if len(value) <= VALUE_LIMIT:
-            place.keep(value, ttl)
+            if worth := remembered(request, reply, data):
+                pack = partial(kept, worth, place.key, request.caller)
+                place.keep(await asyncio.to_thread(pack) if len(data) > LONG else pack(), rules.ttl)
 
 
 class Flight:
     """One answer for several callers: it goes on until it is complete or nobody waits for it any more. Until then it
-    stands in `flights`, for others to board."""
+    stands in `flights`, for others to board. It ends with the block in which it is made."""
+
+    __slots__ = (
+        "_chunks", "_complete", "_error", "_flights", "_form", "_freed", "_freed_bytes", "_read", "_reply", "_size",
+        "_task", "_waiting",
+    )  # fmt: skip
 
     def __init__(self, flights: "dict[Form, Flight]", form: Form) -> None:
         self._flights, self._form = flights, form
@@ -111,8 +119,7 @@ class Flight:
 
     def begin(self, flying: Coroutine[Any, Any, None]) -> None:
         """In a task of its own: whoever came first may leave while others wait."""
-        self._task = asyncio.create_task(flying)
-        self._task.add_done_callback(self._landed)
+        self._task = asyncio.get_running_loop().create_task(flying)
 
     async def board(self, cache: Literal["miss", "coalesced"]) -> Reply:
         """A reply that reads this flight from its start. Raises what ended the flight before it had a reply."""
@@ -174,10 +181,16 @@ class Flight:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    def _landed(self, task: "asyncio.Task[None]") -> None:
-        self._error = UpstreamFailed("The answer was interrupted.") if task.cancelled() else task.exception()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        """What flew is over: all has come, or `error` ended it, which is for those aboard to hear."""
+        interrupted = kind is asyncio.CancelledError
+        self._error = UpstreamFailed("The answer was interrupted.") if interrupted else error
         self._leave()
         self._tell()
+        return isinstance(error, Exception)
 
     def _leave(self) -> None:
         """Nobody boards any more."""

@@ -12,7 +12,7 @@ from gateway.types import ChatRequest, Reply, Route, Usage
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
 FORM = frozenset({"stream", "stream_options"})
 UNTOLD = IGNORED | FORM
-NULL = b"null"
+NULL = msgspec.Raw(b"null")
 ROUTING = ("x-route-tier", "x-route-holdback")
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
@@ -38,13 +38,12 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     if fields.stream_options is not None and not fields.stream:
         return None  # a server refuses it: so must we
     answers, names = policy.once(_depends)
-    members: list[str | bytes] = []
-    for name in sorted(body.members.keys() - UNTOLD):
-        if (value := bytes(body.members[name])) != NULL:
-            members += name, value
-    headers = list(map(request.headers.get, names))
-    caller = request.caller
-    whole = (caller.plan, caller.own.may, request.path, headers, _apart(request), members)
+    members, caller = body.members, request.caller
+    if not UNTOLD.isdisjoint(members) or NULL in members.values():
+        members = {name: value for name, value in members.items() if name not in UNTOLD and value != NULL}
+    told = msgspec.json.encode(members, order="sorted")
+    headers = [request.headers.get(name) for name in names]
+    whole = (caller.plan, caller.own.may, request.path, headers, _apart(request), told)
     return digest(answers + msgspec.msgpack.encode(whole), caller)
 
 
@@ -57,9 +56,9 @@ def _depends(policy: Policy) -> tuple[bytes, tuple[str, ...]]:
 
 def _apart(request: ChatRequest) -> bytes:
     """The request's form where no other form can be made of its answer, else b""."""
-    form, body = form_of(request.fields), request.body
-    chat = request.dialect.api == "chat"  # only chunks are made whole, and back
-    whole = chat and (request.path.endswith("/chat/completions") or body.raw("logprobs") is None)
+    form, body, chat = form_of(request.fields), request.body, request.path.endswith("/chat/completions")
+    # Only chunks are made whole, and back.
+    whole = chat or (request.dialect.api == "chat" and body.raw("logprobs") is None)
     alike = APART.isdisjoint(body.members) or not any(map(body.raw, APART & body.members.keys()))
     if whole and alike and form in CONVERTIBLE:
         return b""

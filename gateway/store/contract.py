@@ -185,6 +185,11 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def known_secret(self) -> bytes | None:
+        """The same, where it is known without asking."""
+        ...
+
     async def kept(self, name: str) -> bytes | None:
         """What was kept under `name`. Raises Overloaded."""
         ...

@@ -39,7 +39,7 @@ class MemoryStore:
         self._turns: dict[tuple[str, bytes], tuple[float, bytes]] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._kept: dict[str, bytes] = {}
-        self._secret = secrets.token_bytes(32)
+        self.known_secret = secrets.token_bytes(32)
         self._leases = 0
 
     @property
@@ -179,7 +179,7 @@ class MemoryStore:
         return True
 
     async def secret(self) -> bytes:
-        return self._secret
+        return self.known_secret
 
     async def kept(self, name: str) -> bytes | None:
         return self._kept.get(name)

@@ -46,7 +46,7 @@ class RedisStore:
         self._line = open_door(url, self._changed)
         self._local = MemoryStore()
         self._secret = secrets.token_bytes(32)
-        self._secret_shared = False
+        self.known_secret: bytes | None = None
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
         self._owed = Owed(self._line)
@@ -69,7 +69,7 @@ class RedisStore:
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
         if answered(reply):
-            self._secret, self._secret_shared = reply.result(), True
+            self._secret = self.known_secret = reply.result()
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
@@ -80,11 +80,14 @@ class RedisStore:
         own = account(caller)
         if self._line.is_down(own.names.all[0]):
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
-        lease = f"{self._process}{next(self._leases):x}"
+        lease = f"{self._process}{next(self._leases)}"
         word = wanted(limits, known(most), lease)
         more = (word,) if recall is None else (own.entry + recall, own.turn + recall, word)
         try:
-            found = await self._run(ADMIT, own.names, more)
+            try:
+                found = await self._run(ADMIT, own.names, more)
+            except FAULTS as error:
+                found = await self._again(error, ADMIT, own.names, more)
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
                 self._owed.owe(lease, own.names, settled(lease))  # the server may have granted it all the same
@@ -100,15 +103,16 @@ class RedisStore:
         self._beat.hold(lease, caller, limits.lease)
         return told
 
-    async def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
-        """What a script replies. Raises Overloaded as `_ask` does."""
+    def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> asyncio.Future[Any]:
+        """What a script will reply. Raises FAULTS, for which there is `_again`."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._line.push((run(script, names, more), reply, 0), (names.all or more)[0])
-        try:
-            return await reply
-        except FAULTS as error:
-            if not isinstance(error, NoScriptError) and not str(error).startswith("WRONGTYPE"):
-                raise unavailable() from error
+        return reply
+
+    async def _again(self, error: Exception, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
+        """What a script replies after `error`, where that can be mended. Raises Overloaded as `_ask` does."""
+        if not isinstance(error, NoScriptError) and not str(error).startswith("WRONGTYPE"):
+            raise unavailable() from error
         return await self._ask(*whole(script, names, more))
 
     def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
@@ -167,9 +171,12 @@ class RedisStore:
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         own = account(caller)
-        asked = (own.turn + key, own.entry + key, token, milliseconds(seconds))
+        more = (own.turn + key, own.entry + key, token, milliseconds(seconds))
         try:
-            holder, *entry = await self._run(TAKE_TURN, NO_NAMES, asked)
+            try:
+                holder, *entry = await self._run(TAKE_TURN, NO_NAMES, more)
+            except FAULTS as error:
+                holder, *entry = await self._again(error, TAKE_TURN, NO_NAMES, more)
         except Overloaded:
             return Taken(None)
         return Taken(None, entry[0]) if entry else Taken(holder)
@@ -212,7 +219,7 @@ class RedisStore:
         return True
 
     async def secret(self) -> bytes:
-        if not self._secret_shared:
+        if self.known_secret is None:
             with contextlib.suppress(*FAULTS):
                 await self._share_secret()
         return self._secret
@@ -223,8 +230,7 @@ class RedisStore:
         if found is None:
             self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
             found = await self._line.put(b"GET", SECRET)
-        self._secret = found
-        self._secret_shared = True
+        self._secret = self.known_secret = found
 
     async def kept(self, name: str) -> bytes | None:
         found: bytes | None = await self._ask(b"GET", _kept(name))

@@ -4,13 +4,12 @@ Label values are the policy's words and ours; of what callers write only names t
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gateway.policy import Policy, Price
 from gateway.pricing import cost
 from gateway.recorded import PHASES, Record
-from gateway.store import NANO, Line
+from gateway.store import NANO
 from gateway.telemetry.counts import Counts, Spreads
 from gateway.telemetry.names import OPERATIONS, PROVIDER
 from gateway.types import Decision, Usage, Verdict
@@ -105,18 +104,20 @@ class Meters:
     def add(self, records: Iterable[Record]) -> None:
         """Counts exchanges that have ended; those that are alike are counted at once."""
         names = self._names
-        groups: dict[tuple[str | None, tuple[object, ...]], list[Record]] = {}
+        groups: dict[tuple[str | None, *tuple[object, ...]], list[Record]] = {}
         for record in records:
             model, route = record.model, record.route
             if model not in names:
                 model = self.told(model)
-            chosen = (route.rule, route.reason) if route else None
-            key = model, (record.path, record.stream, record.status, record.error, record.tier, record.cache, chosen)
+            key = (
+                model, record.path, record.stream, record.status, record.error, record.tier, record.cache,
+                route and route.rule, route and route.reason,
+            )  # fmt: skip
             alike = groups.get(key)
             if alike is None:
                 alike = groups[key] = []
             alike.append(record)
-        for (model, _), alike in groups.items():
+        for (model, *_), alike in groups.items():
             self._count(alike, model)
 
     def told(self, model: str | None) -> str | None:
@@ -139,7 +140,7 @@ class Meters:
         if one.error:
             self._failed(one.error, alike)
         self._added(alike)
-        self._spent([line for record in alike for line in record.costs])
+        self._spent(alike)
         if model is not None:
             self._asked(alike, model)
         if one.cache != "coalesced":  # else the one who was first has counted it
@@ -167,11 +168,13 @@ class Meters:
         for cell, seconds in zip(self._of_phase, phases, strict=False):
             self.phases.put(cell, seconds)
 
-    def _spent(self, lines: Iterable[Line]) -> None:
+    def _spent(self, alike: Iterable[Record]) -> None:
         """What the calls came to."""
-        spent: defaultdict[tuple[str, str], int] = defaultdict(int)
-        for line in lines:
-            spent[line.tier, line.kind] += line.money
+        spent: dict[tuple[str, str], int] = {}
+        for record in alike:
+            for line in record.costs:
+                called = line.tier, line.kind
+                spent[called] = spent.get(called, 0) + line.money
         for (tier, kind), money in spent.items():
             self.cost.add(tier, kind, amount=money / NANO)
 

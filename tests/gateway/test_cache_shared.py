@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.cache import Flights, lookup, replay
-from gateway.cache.turn import Place
+from gateway.cache.turn import Place, Turns
 from gateway.errors import UpstreamFailed
 from gateway.store import HELD, Store, Turn, open_store
 from gateway.types import Caller, Reply
@@ -179,7 +179,7 @@ def test_when_no_entry_comes_all_who_waited_ask_at_once(valkey: str, spoilt: JSO
 
 def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
     async def wait(store: Store) -> float:
-        first, second = [Place(store, "ann", Turn(b"key", token)) for token in (b"1", b"2")]
+        first, second = [Place(Turns(store), "ann", Turn(b"key", token)) for token in (b"1", b"2")]
         started = time.monotonic()
         with first, second:
             assert await first.come(60.0) is None
@@ -191,7 +191,7 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
 
 def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
     async def live(store: Store) -> bytes | None:
-        with Place(store, "ann", Turn(b"key", b"1")) as place:
+        with Place(Turns(store), "ann", Turn(b"key", b"1")) as place:
             await place.come(1.0)
             await asyncio.sleep(1.7)
             return (await store.take_turn("ann", b"key", b"other", 1.0)).holder

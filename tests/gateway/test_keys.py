@@ -172,7 +172,7 @@ def test_whom_a_key_let_in_is_asked_anew_when_the_plans_or_the_secret_change() -
         assert [await who(keys, each) for each in (key, RAW)] == before
         with pytest.raises(Forbidden):
             await identify(f"Bearer {key}", keys, replace(CALLERS, plans={"silver": CALLERS.plans["silver"]}))
-        store._secret = b"other" * 7
+        store.known_secret = b"other" * 7
         assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
         assert (await who(keys, RAW)).salt != before[1].salt
 

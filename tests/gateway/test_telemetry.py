@@ -168,7 +168,8 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
 
 
 def test_a_line_holds_what_was_decided() -> None:
-    found = line(record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION), "auto")
+    made = line(record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION), "auto")
+    found = msgspec.to_builtins(made)
     assert (found["caller"], found["plan"], found["tier"], found["model"]) == ("ann", "gold", "pro", "auto")
     said = {"label": "complex", "p_complex": 0.9, "reason": "ok", "source": "triage", "seconds": 0.2, "cut": False}
     said |= {"strategy": "choice", "prompt": "complexity.v1"}
