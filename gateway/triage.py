@@ -101,8 +101,8 @@ async def listen(response: Noted, way: Way) -> Verdict:
     if not response.header(b"content-type").startswith(b"text/event-stream"):
         said.add(await response.read(MAX_ANSWER))
         return said.verdict()
-    while not said.stands and (events := await response.events()) is not None:
-        for data in events:
+    while not said.stands and (chunk := await response.chunk()):
+        for data in response.heard(chunk):
             said.add(data)
     return said.verdict()
 

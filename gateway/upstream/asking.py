@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gateway.http1 import Response, TransportError
-from gateway.stream import Noted, to_end
+from gateway.stream import Noted
 from gateway.types import Usage
 from gateway.upstream.exchange import Exchange
 
@@ -38,7 +38,10 @@ class Asking:
         if kind:
             self._exchange.close()
         elif self._noted.complete:
-            await self._let_end()  # waits for nothing
+            try:
+                self._noted.drop()
+            finally:
+                self._exchange.close()
         else:
             ending = asyncio.create_task(self._let_end())
             self._endings.add(ending)
@@ -46,6 +49,6 @@ class Asking:
 
     async def _let_end(self) -> None:
         try:
-            await to_end(self._noted)
+            await self._noted.end()
         finally:
             self._exchange.close()
