@@ -73,23 +73,18 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
     """The small model's verdict on the conversation. A failure to get one is a verdict with a reason."""
     started = time.perf_counter()
     try:
-        left = request.left()
-        seconds = policy.triage.timeout if left is None else min(policy.triage.timeout, SHARE * left)
+        left, seconds = request.left(), policy.triage.timeout
+        if left is not None:
+            seconds = min(seconds, SHARE * left)
         async with upstream.asking(request, asked.way.path, asked.body, policy, seconds) as response:
             found = await listen(response, asked.way)
     except Overloaded:
         found = Verdict(None, None, "overloaded")
     except TransportError as error:
         found = Verdict(None, None, "timeout" if error.kind in LATE else "error")
-    return Verdict(
-        found.label,
-        found.p_complex,
-        found.reason,
-        seconds=time.perf_counter() - started,
-        cut=asked.cut,
-        strategy=asked.way.strategy,
-        prompt=policy.triage.prompt,
-    )
+    seconds = time.perf_counter() - started
+    way = asked.way.strategy, policy.triage.prompt
+    return Verdict(found.label, found.p_complex, found.reason, found.source, seconds, asked.cut, *way)
 
 
 async def listen(response: Noted, way: Way) -> Verdict:
