@@ -185,6 +185,8 @@ class Relayed(AsyncGenerator[bytes, None]):
 class Noted:
     """A short answer that is read as it comes; what it says of its usage is noted in passing."""
 
+    __slots__ = ("_response", "_splitter", "_usage", "chunk", "header", "status")
+
     def __init__(self, response: Response, usage: Usage) -> None:
         self._response, self._usage = response, usage
         self._splitter = Splitter()
@@ -206,11 +208,6 @@ class Noted:
         for one in found if cut or data.partition(b'"usage"')[1] else ():
             self._note(one)
         return found
-
-    def drop(self) -> None:
-        """Read the rest of an answer that is complete."""
-        if rest := self._response.ready(MAX_JSON):
-            self.heard(rest)
 
     async def end(self) -> None:
         """Read the rest of an answer that is about to end."""
