@@ -68,13 +68,18 @@ class Undecided(msgspec.Struct, frozen=True):
 
 async def drafted(request: ChatRequest, found: Undecided, policy: Policy, upstream: Upstream) -> Reply:
     """An answer that may have begun while the verdict was awaited."""
-    async with drafting(request, found.ask, policy, upstream) as draft:
+    draft = drafting(request, found.ask, policy, upstream)
+    try:
         verdict = await found.judge()
         chosen = route(found.facts, verdict, policy)
-        reply = await draft.take(chosen) or await upstream.send(request, chosen, policy)
-        return reply.decided(
-            Decision(found.facts, verdict, chosen, draft.outcome, draft.wasted, draft.won), waited=verdict.seconds
-        )
+        reply = (await draft.take(chosen) if draft else None) or await upstream.send(request, chosen, policy)
+        made = Decision(found.facts, verdict, chosen)
+        if draft:
+            made = Decision(found.facts, verdict, chosen, draft.outcome, draft.wasted, draft.won)
+        return reply.decided(made, waited=verdict.seconds)
+    finally:
+        if draft:
+            await draft.drop()
 
 
 async def begun(

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 from gateway.policy import Policy
 from gateway.routing import IDLE_SHARE
@@ -17,23 +17,9 @@ Task = asyncio.Task[Reply]
 GoOn = Callable[[Route, Awaitable[Reply]], Awaitable[Reply]]
 
 
-class NoDraft:
-    """Nothing was started."""
-
-    outcome: Literal["none"] = "none"
-    wasted, won = 0, 0.0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def take(self, _: Route) -> None: ...
-
-
 class Draft:
-    """An answer that was started before the verdict; nothing of it reaches the caller until it is taken. It is dropped
-    at the end of a block unless it was.
+    """An answer that was started before the verdict; nothing of it reaches the caller until it is taken. Its holder
+    drops it in the end.
 
     `outcome` is known once it was taken or dropped; `wasted`: tokens, about, that it made for nothing; `won`: of its
     seconds to the first byte, those that went by before it was taken: begun then, it had been waited for as long.
@@ -46,12 +32,6 @@ class Draft:
         self.outcome: Literal["kept", "wasted"] = "wasted"
         self.wasted = 0
         self.won = 0.0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.drop()
 
     def begins(self, _: Task | None = None) -> None:
         """From here on the server makes tokens."""
@@ -77,7 +57,7 @@ class Draft:
         return reply
 
     async def drop(self) -> None:
-        """Stop the draft's server. Safe to call twice."""
+        """Stop the draft's server, unless the draft was taken. Safe to call twice."""
         task, self._task = self._task, None
         if not task:
             return
@@ -97,15 +77,12 @@ class Draft:
             self._waste.add(kept=usage.completion or usage.events)
 
 
-NONE = NoDraft()
-
-
-def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | NoDraft:
+def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | None:
     """A draft on `ask.early` where that may start, else on `ask.draft`, if the rule lets one start and not too much was
     wasted of late."""
     tier = _tier(ask, policy, upstream)
     if not tier:
-        return NONE
+        return None
     bill = Bill(tier, "draft")
     task = asyncio.create_task(_start(request, tier, policy, upstream, bill))
     draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)

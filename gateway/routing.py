@@ -28,13 +28,13 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     """The tiers to try for a request, or an Ask when the rule wants a verdict that could change the outcome.
 
     A caller whom its budget or share keeps on the lowest tier that it may use stays there, whatever it wishes (reason
-    "budget" or "share").
-    A caller's wish goes before all rules (rule id "caller"); else the first rule that matches decides. A tier above the
-    caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier goes up to that (reason
-    "floor"). A tier that lacks what the request needs gives way to the next one up that has it, else the next one down
-    (reason "needs ..."). Where a verdict decides, the request's session may hold it on another tier (reason "session").
-    Without a label, the verdict's reason picks the tier and is the route's reason (with "local ..." where the score
-    decides). A rule that explores sends some labelled requests another way (reason "explored"), by `facts.chance`.
+    "budget" or "share"). A caller's wish goes before all rules (rule id "caller"); else the first rule that matches
+    decides. A tier above the caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier
+    goes up to that (reason "floor"). A tier that lacks what the request needs gives way to the next one up that has it,
+    else the next one down (reason "needs ..."). Where a verdict decides, the request's session may hold it on another
+    tier (reason "session"). Without a label, the verdict's reason picks the tier and is the route's reason (with
+    "local ..." where the score decides). A rule that explores sends some labelled requests another way (reason
+    "explored"), by `facts.chance`.
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
@@ -42,12 +42,9 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     rule = first_match(facts, policy)
     if isinstance(rule.route, str):
         return alike(placed, facts, policy, rule.route, (rule.id, "rule"))
-    sides = outcomes(rule)
-    ways = sides if facts.session is None else tuple(stays(facts, policy, tier) for tier in sides)
-    tiers = {stands(facts, policy, tier) for tier in ways}
-    if len(tiers) == 1:
-        tier = tiers.pop()
-        return Route((tier, *followers(facts, policy, tier)), rule.id, either_way(facts, rule, ways, tier))
+    ways = unasked(facts, policy, rule.id) if facts.session else alike(unasked, facts, policy, rule.id)
+    if isinstance(ways, Route):
+        return ways
     if verdict is None:
         return Ask(rule.id, draft(facts, policy, ways[0]), early(facts, policy, ways[-1]))
     verdict = weighed(facts, verdict, policy)
@@ -58,6 +55,17 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     there = stays(facts, policy, tier)
     found = alike(placed, facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
+
+
+def unasked(facts: Facts, policy: Policy, name: str) -> Route | tuple[str, ...]:
+    """What comes of the rule of that id without a verdict: the route where that is the same whatever a verdict says,
+    else the permitted tier for each of its sides, the simplest case first."""
+    rule = ruling(name, policy)
+    ways = tuple(stays(facts, policy, tier) for tier in outcomes(rule))
+    tier, *others = tiers = tuple(stands(facts, policy, tier) for tier in ways)
+    if any(other != tier for other in others):
+        return tiers
+    return Route((tier, *followers(facts, policy, tier)), name, either_way(facts, rule, ways, tier))
 
 
 def stays(facts: Facts, policy: Policy, tier: str) -> str:
@@ -78,6 +86,11 @@ def first_match(facts: Facts, policy: Policy) -> Rule:
         if rule.matches(facts):
             break
     return rule
+
+
+def ruling(name: str, policy: Policy) -> Rule:
+    """The rule of that id."""
+    return next(rule for rule in policy.rules if rule.id == name)
 
 
 def outcomes(rule: Rule) -> tuple[str, ...]:
@@ -114,7 +127,7 @@ def why(rule: Rule, step: Step) -> str:
 
 def steps_of(name: str, policy: Policy) -> tuple[Step, ...]:
     """The bands, or the two sides, that a verdict chooses from; none where the rule of that id wants no verdict."""
-    target = next(rule.route for rule in policy.rules if rule.id == name)
+    target = ruling(name, policy).route
     return () if isinstance(target, str) else bands(target, policy.triage.threshold)
 
 
@@ -262,25 +275,23 @@ def followers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
     return tuple(t for t in tiers if t != chosen and t in allowed and lacks(facts, policy.tiers[t]) is None)
 
 
-def draft(facts: Facts, policy: Policy, simplest: str) -> str | None:
-    """The tier that may start its answer before the verdict: the one for the simplest case, if `speculate` lets it.
+def draft(facts: Facts, policy: Policy, tier: str) -> str | None:
+    """`tier`, the one for the simplest case, if `speculate` lets it start its answer before the verdict.
 
     when_idle: with the draft and the question both under way, the tier still has a quarter of its places free, and the
     local score does not say complex.
     """
-    tier = stands(facts, policy, simplest)
     if policy.triage.speculate == "always":
         return tier
     idle = policy.triage.speculate == "when_idle" and has_room(facts, policy.tiers[tier], tier, 2)
     return tier if idle and (facts.score is None or facts.score < DOUBTFUL) else None
 
 
-def early(facts: Facts, policy: Policy, hardest: str) -> str | None:
-    """The tier that may start before the verdict though it is the dear one: for what looks hard beyond doubt."""
+def early(facts: Facts, policy: Policy, tier: str) -> str | None:
+    """`tier`, the one for the hardest case, if it may start before the verdict: for what looks hard beyond doubt."""
     rules = policy.triage.early
     if rules is None or facts.score is None or facts.score < rules.score:
         return None
-    tier = stands(facts, policy, hardest)
     return tier if has_room(facts, policy.tiers[tier], tier, 1) else None
 
 

@@ -53,7 +53,7 @@ class Splitter:
 
     def said(self, data: bytes) -> list[bytes]:
         """As `feed`, but of each event its data (`data_of`)."""
-        if not self._rest and data[:6] == b"data: " and data[-2:] == b"\n\n" and data.find(b"\r") < 0:
+        if not self._rest and data[:6] == b"data: " and data[-2:] == b"\n\n" and CR not in data:
             found = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(found):  # then each is of one line
                 return found

@@ -185,10 +185,12 @@ class Relayed(AsyncGenerator[bytes, None]):
 class Noted:
     """A short answer that is read as it comes; what it says of its usage is noted in passing."""
 
+    __slots__ = ("_response", "_splitter", "_usage", "chunk", "header", "status")
+
     def __init__(self, response: Response, usage: Usage) -> None:
         self._response, self._usage = response, usage
         self._splitter = Splitter()
-        self.status, self.header = response.status, response.header
+        self.status, self.header, self.chunk = response.status, response.header, response.chunk
 
     @property
     def complete(self) -> bool:
@@ -200,21 +202,16 @@ class Noted:
         self._note(data)
         return data
 
-    async def events(self) -> list[bytes] | None:
-        """The data of the next events, [] where none has come whole; None at the end."""
-        data = await self._response.chunk()
-        if not data:
-            return None
+    def heard(self, data: bytes) -> list[bytes]:
+        """The data of the events that a chunk completes."""
         cut, found = len(self._splitter), self._splitter.said(data)
-        for one in found if cut or data.find(b'"usage"') >= 0 else ():
+        for one in found if cut or data.partition(b'"usage"')[1] else ():
             self._note(one)
         return found
 
-    async def chunk(self) -> bytes:
-        data = await self._response.chunk()
-        for one in self._splitter.feed(data) if data else ():
-            self._note(data_of(one))
-        return data
+    async def end(self) -> None:
+        """Read the rest of an answer that is about to end."""
+        await to_end(self._response, self.heard)
 
     def _note(self, data: bytes) -> None:
         if not data.partition(b'"usage"')[1]:
@@ -226,21 +223,14 @@ class Noted:
         self._usage.complete = self._usage.said is not None
 
 
-async def to_end(response: Response | Noted) -> None:
-    """Read and drop the rest of a message that is about to end, so that the connection can be used again."""
+async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> None:
+    """Read the rest of a message that is about to end, so that the connection can be used again; `heard` gets it."""
     try:
-        if response.complete:
-            await _drained(response)
-            return
         async with asyncio.timeout(TAIL_WAIT):
-            await _drained(response)
+            while data := await response.chunk():
+                heard(data)
     except (TransportError, TimeoutError):
         return
-
-
-async def _drained(response: Response | Noted) -> None:
-    while await response.chunk():
-        pass
 
 
 async def json_answer(response: Response, usage: Usage) -> bytes:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
@@ -24,9 +24,10 @@ PORTABLE: Strategy = "json_logprobs"  # until it is known what the servers can d
 MAX_ANSWER = 1 << 20  # bytes
 TOP = 5  # alternatives of each token
 THOUGHT = 160  # characters that may stand before the label
-# Members of the answer's request that end up in its prompt, and how they begin.
-_SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
-SHARED = {name: f'"{name}":'.encode() for name in _SHARED}
+# Members of the answer's request that end up in its prompt.
+SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
+_SHARED = frozenset(SHARED)
+GAP = b"\n"  # stands for a salt; a line break is in no JSON that we write
 SHARE = 0.2  # of a caller's own time that may go to the verdict
 LATE = ("first_byte", "idle", "total")
 QUIET = {"thinking": False, "enable_thinking": False}
@@ -72,23 +73,18 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
     """The small model's verdict on the conversation. A failure to get one is a verdict with a reason."""
     started = time.perf_counter()
     try:
-        left = request.left()
-        seconds = policy.triage.timeout if left is None else min(policy.triage.timeout, SHARE * left)
+        left, seconds = request.left(), policy.triage.timeout
+        if left is not None:
+            seconds = min(seconds, SHARE * left)
         async with upstream.asking(request, asked.way.path, asked.body, policy, seconds) as response:
             found = await listen(response, asked.way)
     except Overloaded:
         found = Verdict(None, None, "overloaded")
     except TransportError as error:
         found = Verdict(None, None, "timeout" if error.kind in LATE else "error")
-    return Verdict(
-        found.label,
-        found.p_complex,
-        found.reason,
-        seconds=time.perf_counter() - started,
-        cut=asked.cut,
-        strategy=asked.way.strategy,
-        prompt=policy.triage.prompt,
-    )
+    seconds = time.perf_counter() - started
+    way = asked.way.strategy, policy.triage.prompt
+    return Verdict(found.label, found.p_complex, found.reason, found.source, seconds, asked.cut, *way)
 
 
 async def listen(response: Noted, way: Way) -> Verdict:
@@ -101,8 +97,8 @@ async def listen(response: Noted, way: Way) -> Verdict:
     if not response.header(b"content-type").startswith(b"text/event-stream"):
         said.add(await response.read(MAX_ANSWER))
         return said.verdict()
-    while not said.stands and (events := await response.events()) is not None:
-        for data in events:
+    while not said.stands and (chunk := await response.chunk()):
+        for data in response.heard(chunk):
             said.add(data)
     return said.verdict()
 
@@ -124,16 +120,12 @@ def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str | No
     cut = _longer(said, rules.input.characters)
     if strategy == "decisions":
         return Question(way, way.opening + _quoted(said, rules.input.characters), way.ending, cut)
-    tier = policy.tiers[rules.tier]
-    shared = _shared(request, policy)
-    if rules.layout == "suffix" and request.path == CHAT and not cut:
-        asked, ending = b'"messages":' + said[:-1], way.endings["tools" in shared]
-    else:
-        asked, ending = way.opening + _quoted(said, rules.input.characters), way.ending
-        shared = {"cache_salt": shared["cache_salt"]} if "cache_salt" in shared else {}
-    fixed = () if tier.engine == "vllm" else tier.set  # members of the form, in all questions
-    members = [SHARED[name] + value + b"," for name, value in shared.items() if name not in fixed]
-    return Question(way, b"{%b%b" % (b"".join(members), asked), ending, cut)
+    whole = rules.layout == "suffix" and request.path == CHAT and not cut
+    members, tools = _shared(request, policy, whole)
+    if whole:
+        return Question(way, b'{%b"messages":%b' % (members, said[:-1]), way.endings[tools], cut)
+    quoted = _quoted(said, rules.input.characters)
+    return Question(way, b"{%b%b%b" % (members, way.opening, quoted), way.ending, cut)
 
 
 def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
@@ -170,21 +162,32 @@ def _schema(prompt: Prompt) -> dict[str, Any]:
     return {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
 
 
-def _shared(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
-    """Of a request's body as the answer's request has it."""
-    if any(map(request.body.size, SHARED)):
-        return _given(request, policy)
+def _shared(request: ChatRequest, policy: Policy, whole: bool) -> tuple[bytes, bool]:
+    """The text of a request's members as the answer's request has them, a comma behind each, and whether tools are
+    among them. Not `whole`: of the salt alone."""
+    if not _SHARED.isdisjoint(request.body.members):
+        return _text(_given(request, policy), policy, whole)
     caller, chosen = request.caller, request.fields.reasoning_effort is not None
-    found = policy.once(_usual, caller.plan, request.path, chosen).copy()
-    if policy.tiers[policy.triage.tier].engine == "vllm":
-        found["cache_salt"] = _encode(caller.salt)
-    return found
+    parts, tools = policy.once(_usual, caller.plan, request.path, chosen, whole)
+    return _encode(caller.salt).join(parts), tools
 
 
-def _usual(plan: str, path: str, chosen: bool, policy: Policy) -> dict[str, bytes]:
-    """They are the same, but for the salt, in all requests that bring none. `chosen`: the caller says how to think."""
+def _usual(plan: str, path: str, chosen: bool, whole: bool, policy: Policy) -> tuple[list[bytes], bool]:
+    """They are the same in all requests that bring none, but for the salt, which goes between the parts.
+    `chosen`: the caller says how to think."""
     fields = Fields(reasoning_effort="" if chosen else None)
-    return _given(ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0), policy)
+    found = _given(ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0), policy)
+    if "cache_salt" in found:
+        found["cache_salt"] = GAP
+    text, tools = _text(found, policy, whole)
+    return text.split(GAP), tools
+
+
+def _text(shared: Mapping[str, bytes], policy: Policy, whole: bool) -> tuple[bytes, bool]:
+    tier = policy.tiers[policy.triage.tier]
+    fixed = () if tier.engine == "vllm" else tier.set  # members of the form, in all questions
+    names = [name for name in shared if name not in fixed and (whole or name == "cache_salt")]
+    return b"".join([b'"%b":%b,' % (name.encode(), shared[name]) for name in names]), "tools" in shared
 
 
 def _given(request: ChatRequest, policy: Policy) -> dict[str, bytes]:

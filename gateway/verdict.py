@@ -106,6 +106,8 @@ class Said:
     `stands`: the answer has come to the end of its label, and nothing that follows can change the verdict.
     """
 
+    __slots__ = ("_content", "_finish", "_form", "_odd", "_reasoning", "_thought", "_tokens", "stands")
+
     def __init__(self, form: Reading) -> None:
         self._form = form
         self._content = self._reasoning = self._thought = ""
@@ -129,8 +131,10 @@ class Said:
         if isinstance(choice, _Likely) and choice.logprobs:
             self._tokens += choice.logprobs.content or ()
         said = choice.message or choice.delta or NOTHING
-        self._thought += said.reasoning_content or ""
-        self._reasoning += said.reasoning or ""
+        if said.reasoning_content:
+            self._thought += said.reasoning_content
+        if said.reasoning:
+            self._reasoning += said.reasoning
         if said.content:
             self._content += said.content
             self.stands = self._form.standing.fullmatch(self._content) is not None
@@ -161,14 +165,14 @@ class Said:
         text = text.strip()
         if "```" in text:
             text = _FENCE.sub("", text)
-        word: object = text.strip('"')
-        if text.startswith("{"):
-            try:
-                word = msgspec.json.decode(text).get(self._form.member)
-            except (msgspec.DecodeError, RecursionError):
-                return None
-            if len(self._form.value.findall(text)) > 1:
-                return None
+        if not text.startswith("{"):
+            return self._form.labels.get(text.strip('"').lower())
+        try:
+            word = msgspec.json.decode(text).get(self._form.member)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        if len(self._form.value.findall(text)) > 1:
+            return None
         return self._form.labels.get(word.lower()) if isinstance(word, str) else None
 
     def _p_complex(self) -> float | None:

@@ -5,6 +5,7 @@ searched for the stems as they stand. One stem serves several languages where th
 """
 
 import re
+from collections.abc import Sequence
 
 DEPTH = """
     analy analis analiz análi анализ проанализ تحلي حلّل حلل विश्लेष phân
@@ -85,7 +86,7 @@ FACT_DENSE = """
 
 KINDS = ("depth", "program", "short", "fact")
 KEY = 4  # letters by which a word finds its stems
-MANY = 64  # words from which enough come again for a set to be worth making
+WORDS, LONGEST = 20_000, 32  # words that are remembered, and characters of one
 # A run without spaces, digits and punctuation; \w would break words of Hindi and Arabic at their vowel signs.
 WORD = re.compile(r"[^\s\d!-,./:-@\[-`{-~¿¡«»“”„‘’…—–।،؛؟、。「」（），：；！？]+")
 # A run of Thai, Japanese, Chinese or Korean.
@@ -93,7 +94,7 @@ DENSE = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _ASCII = "".join(chr(at).lower() if WORD.match(chr(at)) else " " for at in range(128)).encode().ljust(256)
 _NONE = dict.fromkeys(KINDS, 0)
 
-Stems = list[tuple[str, str]]
+Stems = Sequence[tuple[str, str]]
 
 
 def _stems(*tables: str) -> Stems:
@@ -106,17 +107,28 @@ def _by(size: int, stems: Stems) -> dict[str, Stems]:
     return {stem[:size]: [pair for pair in stems if pair[0].startswith(stem[:size])] for stem, _ in stems}
 
 
-_BEGUN = _by(KEY, _stems(DEPTH, PROGRAM, SHORT, FACT))
+class _Begun(dict[str, Stems]):
+    """By word the stems that it begins with. Up to WORDS are remembered, so that most cost no more than a look-up."""
+
+    def __missing__(self, word: str) -> Stems:
+        found = tuple([pair for pair in _HEADS.get(word[:KEY], ()) if word.startswith(pair[0])])
+        if len(self) >= WORDS:
+            self.clear()
+        if len(word) <= LONGEST:
+            self[word] = found
+        return found
+
+
+_HEADS = _by(KEY, _stems(DEPTH, PROGRAM, SHORT, FACT))
+_BEGUN = _Begun()
 _DENSE = _by(1, _stems(DEPTH_DENSE, PROGRAM_DENSE, SHORT_DENSE, FACT_DENSE))
 
 
 def asked(text: str) -> dict[str, int]:
     """How many different stems of each kind a text has."""
     found: set[tuple[str, str]] = set()
-    words = _words(text)
-    for word in words if len(words) < MANY else set(words):
-        if (head := word[:KEY]) in _BEGUN:
-            found.update([pair for pair in _BEGUN[head] if word.startswith(pair[0])])
+    for stems in filter(None, map(_BEGUN.__getitem__, _words(text))):
+        found.update(stems)
     for char, stems in () if text.isascii() else _DENSE.items():
         if char in text:
             found.update([pair for pair in stems if pair[0] in text])

@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gateway.http1 import Response, TransportError
-from gateway.stream import Noted, to_end
+from gateway.stream import Noted
 from gateway.types import Usage
 from gateway.upstream.exchange import Exchange
 
@@ -14,7 +14,7 @@ Endings = set[asyncio.Task[None]]  # of answers whose rest is under way
 
 class Asking:
     """A question of ours, `sent` when the block begins, which gives its answer. Who has read enough leaves the block:
-    the rest is read and dropped, so that the connection can be used again. Raises TransportError."""
+    the rest is read and dropped when it comes, so that the connection can be used again. Raises TransportError."""
 
     __slots__ = ("_endings", "_exchange", "_noted", "_sent", "_usage")
 
@@ -35,10 +35,8 @@ class Asking:
         return self._noted
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind:
+        if kind or self._noted.complete:
             self._exchange.close()
-        elif self._noted.complete:
-            await self._let_end()  # waits for nothing
         else:
             ending = asyncio.create_task(self._let_end())
             self._endings.add(ending)
@@ -46,6 +44,6 @@ class Asking:
 
     async def _let_end(self) -> None:
         try:
-            await to_end(self._noted)
+            await self._noted.end()
         finally:
             self._exchange.close()

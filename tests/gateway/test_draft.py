@@ -1,16 +1,31 @@
 import asyncio
+import contextlib
 import re
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.draft import drafting
-from gateway.types import Ask, Decision, Route
+from gateway.draft import Draft, drafting
+from gateway.policy import Policy
+from gateway.types import Ask, ChatRequest, Decision, Route
+from gateway.upstream import Upstream
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, eventually, gateway, upstream
 from tests.tiers import JSON, policy_for
 
 ASK, SIMPLY, HARD = Ask("r", "flash"), Route(("flash", "pro"), "r", "simple"), Route(("pro", "flash"), "r", "complex")
+
+
+@contextlib.asynccontextmanager
+async def held(request: ChatRequest, ask: Ask, policy: Policy, door: Upstream) -> AsyncIterator[Draft]:
+    """A draft that starts, dropped at the end of the block unless it was taken."""
+    draft = drafting(request, ask, policy, door)
+    assert draft
+    try:
+        yield draft
+    finally:
+        await draft.drop()
 
 
 def test_a_draft_is_kept_when_the_verdict_is_simple(flash: Sim, pro: Sim) -> None:
@@ -76,8 +91,10 @@ def test_no_draft_starts_while_a_tier_has_found_that_it_has_few_places(
                 places.give_back()
             await queued
             places.give_back()
-            async with drafting(asked(body()), ASK, policy, door) as draft:
-                assert (draft.outcome == "wasted") is drafted, "started, and not taken yet"
+            draft = drafting(asked(body()), ASK, policy, door)
+            assert (draft is not None) is drafted
+            if draft:
+                await draft.drop()
 
     asyncio.run(main())
 
@@ -113,14 +130,14 @@ def test_a_finished_draft_that_nobody_takes_is_closed(flash: Sim, pro: Sim) -> N
     async def main() -> None:
         async with upstream() as door:
             policy = policy_for(flash, pro)
-            async with drafting(asked(body(stream=True)), ASK, policy, door) as draft:
+            async with held(asked(body(stream=True)), ASK, policy, door) as draft:
                 await eventually(lambda: flash.seen()[:1] != [] and flash.seen()[0]["state"] == "finished")
                 await asyncio.sleep(0.05)
                 assert door.load()["flash"] == 1
                 assert await draft.take(HARD) is None
                 assert door.load()["flash"] == 0
                 assert draft.outcome == "wasted"
-            async with drafting(asked(body(stream=True)), ASK, policy, door):
+            async with held(asked(body(stream=True)), ASK, policy, door):
                 await asyncio.sleep(0.1)
             assert door.load()["flash"] == 0, "nor when nobody asks for it"
 
@@ -131,7 +148,7 @@ def test_a_taken_draft_is_its_takers_and_was_not_waited_for(flash: Sim, pro: Sim
     async def main() -> None:
         flash.config(stall_first=0.2)
         async with upstream() as door:
-            async with drafting(asked(body()), ASK, policy_for(flash, pro), door) as draft:
+            async with held(asked(body()), ASK, policy_for(flash, pro), door) as draft:
                 await asyncio.sleep(0.3)
                 started = time.perf_counter()
                 reply = await draft.take(SIMPLY)
@@ -149,7 +166,7 @@ def test_a_kept_draft_won_what_went_by_before_it_was_taken(flash: Sim, pro: Sim)
 
             async def taken(first: float, verdict: float, chosen: Route = SIMPLY) -> float:
                 flash.config(stall_first=first)
-                async with drafting(asked(body()), ASK, policy_for(flash, pro), door) as draft:
+                async with held(asked(body()), ASK, policy_for(flash, pro), door) as draft:
                     await asyncio.sleep(verdict)
                     reply = await draft.take(chosen)
                 if reply:
@@ -204,7 +221,7 @@ def test_above_its_share_the_draft_is_the_ordinary_one(flash: Sim, pro: Sim) -> 
     async def main() -> None:
         async with upstream() as door:
             policy = policy_for(flash, pro, triage={"early": {"max_share": 0.0}})
-            async with drafting(asked(body()), EARLY, policy, door) as draft:
+            async with held(asked(body()), EARLY, policy, door) as draft:
                 reply = await draft.take(SIMPLY)
             assert reply is not None
             assert b"flash-model" in await collected(reply)
@@ -219,7 +236,7 @@ def test_leaving_while_the_draft_is_awaited_stops_it(flash: Sim, pro: Sim) -> No
         async with upstream() as door:
 
             async def serve() -> None:
-                async with drafting(asked(body()), ASK, policy_for(flash, pro), door) as draft:
+                async with held(asked(body()), ASK, policy_for(flash, pro), door) as draft:
                     await draft.take(SIMPLY)
 
             task = asyncio.create_task(serve())
@@ -238,7 +255,7 @@ def test_cancelling_at_any_moment_leaks_nothing(flash: Sim, pro: Sim) -> None:
             policy = policy_for(flash, pro)
 
             async def serve(route: Route) -> None:
-                async with drafting(asked(body(stream=True)), ASK, policy, door) as draft:
+                async with held(asked(body(stream=True)), ASK, policy, door) as draft:
                     await asyncio.sleep(0.002)
                     reply = await draft.take(route) or await door.send(asked(body(stream=True)), route, policy)
                     reply.decided(Decision(None, None, route))  # type: ignore[arg-type]
@@ -257,9 +274,9 @@ def test_cancelling_at_any_moment_leaks_nothing(flash: Sim, pro: Sim) -> None:
 
 def test_without_a_tier_to_draft_on_there_is_none(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        async with upstream() as door, drafting(asked(body()), Ask("r", None), policy_for(flash, pro), door) as draft:
-            assert await draft.take(SIMPLY) is None
-            assert draft.outcome == "none"
+        async with upstream() as door:
+            assert drafting(asked(body()), Ask("r", None), policy_for(flash, pro), door) is None
+            await asyncio.sleep(0.1)
             assert flash.state()["requests"] == []
 
     asyncio.run(main())
@@ -291,7 +308,7 @@ def test_a_kept_drafts_tokens_count_once_and_a_dropped_ones_by_the_time_it_ran(f
     async def main() -> None:
         async with upstream() as door:
             policy = policy_for(flash, pro)
-            async with drafting(asked(body(max_tokens=20)), ASK, policy, door) as draft:
+            async with held(asked(body(max_tokens=20)), ASK, policy, door) as draft:
                 reply = await draft.take(SIMPLY)
             assert reply is not None
             await collected(reply)
@@ -299,7 +316,7 @@ def test_a_kept_drafts_tokens_count_once_and_a_dropped_ones_by_the_time_it_ran(f
             kept = reply.usage.completion
             assert kept
             assert door.waste._kept == pytest.approx(kept, rel=0.01)
-            async with drafting(asked(body()), ASK, policy, door) as draft:
+            async with held(asked(body()), ASK, policy, door) as draft:
                 await asyncio.sleep(0.1)
             assert draft.wasted >= 10
             assert door.waste._wasted == pytest.approx(draft.wasted, rel=0.01)
@@ -311,7 +328,7 @@ def test_a_stream_that_has_not_begun_wastes_nothing(flash: Sim, pro: Sim) -> Non
     async def main() -> None:
         flash.config(stall_first=30.0)
         async with upstream() as door:
-            async with drafting(asked(body(stream=True)), ASK, policy_for(flash, pro), door) as draft:
+            async with held(asked(body(stream=True)), ASK, policy_for(flash, pro), door) as draft:
                 await eventually(lambda: bool(flash.seen()))
             assert (draft.outcome, draft.wasted) == ("wasted", 0)
 

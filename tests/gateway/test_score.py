@@ -1,6 +1,8 @@
 """The local score: what it says of prompts in many languages, and what it does not look at."""
 
+import itertools
 import re
+import string
 import unicodedata
 
 import msgspec
@@ -150,6 +152,14 @@ def test_every_character_has_the_kind_that_regular_expressions_see() -> None:
 
 def test_half_a_surrogate_pair_has_a_score() -> None:
     assert 0 < score(said("first", "\ud83d")).value < 1
+
+
+def test_of_a_flood_of_words_few_are_remembered_and_stems_are_found_as_before() -> None:
+    letters = string.ascii_lowercase[:12]
+    flood = map("".join, itertools.product(letters, repeat=4))  # 20,736
+    assert words.asked(" ".join((*flood, "analyse", "analyse" * 100)))["depth"] == 1
+    assert len(words._BEGUN) <= words.WORDS
+    assert max(map(len, words._BEGUN)) <= words.LONGEST
 
 
 SPACED = {"depth": words.DEPTH, "program": words.PROGRAM, "short": words.SHORT, "fact": words.FACT}

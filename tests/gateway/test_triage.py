@@ -252,6 +252,20 @@ def test_who_asks_keeps_the_connection_though_the_verdict_is_taken_early(flash: 
     assert {entry["state"] for entry in flash.seen("triage")} == {"finished"}
 
 
+def test_a_verdict_that_is_taken_early_costs_what_the_server_counts_after_it(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(only="triage", drip=0.005, drip_bytes=64)
+        request, policy = asked(body(SIMPLE)), policy_for(flash, pro)
+        async with upstream() as door:
+            assert (await triage(request, policy, door, question(request, policy))).label == "simple"
+            (bill,) = request.bills
+            assert not bill.usage.complete
+            await eventually(lambda: bill.usage.complete)
+            assert bill.usage.prompt
+
+    asyncio.run(main())
+
+
 def test_a_server_that_is_not_there_is_an_error_and_a_full_tier_is_not_asked(flash: Sim, pro: Sim) -> None:
     assert judged(policy_for(FLASH, pro)).reason == "error"
 
