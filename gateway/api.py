@@ -257,7 +257,7 @@ class Exchange:
         headers = told(self._id, self._policy, reply, self._overhead)
         if reply is None or self._request is None:
             return headers
-        return headers + header_lines(reply.headers) + withheld(self._request, self._policy)
+        return headers + header_lines(reply.headers) + reply.limits + withheld(self._request, self._policy)
 
     def _record(self) -> None:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy
