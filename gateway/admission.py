@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from functools import partial
 from typing import Any, Self
 
@@ -50,12 +50,12 @@ class Admission(msgspec.Struct, eq=False):
             reply.closed = self.close
         return reply
 
-    async def through(self, make: Callable[[], Awaitable[Reply]]) -> Reply:
-        """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first. Its
-        conversation remembers who gave it."""
+    async def through(self, making: Awaitable[Reply]) -> Reply:
+        """The reply that `making` gives, which holds the admission until it is closed: it may outlive the caller who
+        asked first. Its conversation remembers who gave it."""
         self.holders += 1
         try:
-            reply = await make()
+            reply = await making
             if self.session:
                 reply = follow(reply, self.session, self.request, self.policy, self.store)
         except BaseException:

@@ -118,7 +118,7 @@ def test_what_a_request_holds_is_settled_when_the_last_of_its_replies_is_closed(
     async def main(store: MemoryStore) -> None:
         request = asking()
         with await admit(request, None, POLICY, store) as admission:
-            on_its_way = await admission.through(made)
+            on_its_way = await admission.through(made())
             own = admission.keep(await made())
         request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
         await own.close()
@@ -140,7 +140,7 @@ def test_a_reply_that_goes_through_and_is_kept_settles_once() -> None:
         request = asking()
         request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
         with await admit(request, None, POLICY, store) as admission:
-            reply = admission.keep(await admission.through(made))
+            reply = admission.keep(await admission.through(made()))
         assert await store.ledger("ann") == []
         await reply.close()
         assert [line.requests for line in await store.ledger("ann")] == [1]
