@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from functools import partial
 from typing import Any, Self
 
@@ -13,17 +13,17 @@ from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
 from gateway.sessions import follow, key_of, recalling
-from gateway.standing import OverLimit, budget_headers, gravest, limit_headers, stands, told
+from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, stands, told
 from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
-from gateway.types import Caller, ChatRequest, Headers, Reply, Standing
+from gateway.types import Caller, ChatRequest, Reply, Standing
 
 
 class Admission(msgspec.Struct, eq=False):
     """A request that may go on; when the last of its holders is done, what it used takes the place of what it held.
 
     `entry` is what the cache held under the key that was looked up; where it held nothing, `turn` says whose turn it is
-    to make it. `headers` are the caller's limits (x-ratelimit-*). `session` names its conversation in the store.
-    `leases` name what it holds, by account: the caller's, and that of all.
+    to make it. `limits` tells the caller's limits (x-ratelimit-*), as lines of a head. `session` names its conversation
+    in the store. `leases` name what it holds, by account: the caller's, and that of all.
     The block that opened it is one holder; a reply that it keeps, and an answer on its way to several, are others.
     """
 
@@ -34,7 +34,7 @@ class Admission(msgspec.Struct, eq=False):
     entry: bytes | None
     turn: Turn | None
     standing: Standing
-    headers: Headers
+    limits: bytes
     session: bytes | None
     leases: dict[str, str]
     holders: int = 1
@@ -44,18 +44,18 @@ class Admission(msgspec.Struct, eq=False):
 
     def keep(self, reply: Reply) -> Reply:
         """The reply holds the admission until it is closed, and tells the caller's limits."""
-        reply.headers = reply.headers + self.headers
+        reply.limits = self.limits
         if reply.closed is None:
             self.holders += 1
             reply.closed = self.close
         return reply
 
-    async def through(self, make: Callable[[], Awaitable[Reply]]) -> Reply:
-        """`make`'s reply, which holds the admission until it is closed: it may outlive the caller who asked first. Its
-        conversation remembers who gave it."""
+    async def through(self, making: Awaitable[Reply]) -> Reply:
+        """The reply that `making` gives, which holds the admission until it is closed: it may outlive the caller who
+        asked first. Its conversation remembers who gave it."""
         self.holders += 1
         try:
-            reply = await make()
+            reply = await making
             if self.session:
                 reply = follow(reply, self.session, self.request, self.policy, self.store)
         except BaseException:
@@ -104,24 +104,24 @@ async def admit(
         own, all_ = await held({caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}, store)
     else:
         own, all_ = await asking, None
-    headers = limit_headers(own)
+    told_limits = limit_lines(own)
     if own.verdict:
-        raise OverLimit(told(own, "caller"), own, headers)
+        raise OverLimit(told(own, "caller"), own, told_limits)
     standing = stands(own, own_terms.plan.budget, "caller")
     leases = {caller.id: own.lease} if own.lease else {}
     if all_:
         if all_.verdict and own.entry is None:
             leave_turn(recall, own, caller, store)
-            raise OverLimit(told(all_, "all"), all_, headers)
+            raise OverLimit(told(all_, "all"), all_, told_limits)
         standing = gravest(standing, stands(all_, policy.budget, "all"))
         leases |= {ALL: all_.lease} if all_.lease else {}
     if standing.budget:
-        headers += budget_headers(standing)
+        told_limits += budget_lines(standing)
     if remembered and own.entry is None:
         standing = replace(standing, session=await remembered)
     turn = whose(recall, own) if recall else None
     leases = {} if own.entry else leases
-    return Admission(request, policy, own_terms, store, own.entry, turn, standing, headers, session, leases)
+    return Admission(request, policy, own_terms, store, own.entry, turn, standing, told_limits, session, leases)
 
 
 def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
@@ -151,7 +151,7 @@ async def count(caller: Caller, policy: Policy, store: Store) -> None:
     """Counts a request that no model server is asked for. Raises OverLimit, Overloaded as `admit` does."""
     found = await store.admit(caller.id, terms(caller, policy).undiluted, None)
     if found.verdict:
-        raise OverLimit(told(found, "caller"), found, limit_headers(found))
+        raise OverLimit(told(found, "caller"), found, limit_lines(found))
     if found.lease:
         store.settle(caller.id, found.lease)
 

@@ -1,7 +1,8 @@
 """How does a request become an answer?   Admitted, recalled or triaged beside a draft, routed, sent, remembered."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -25,8 +26,10 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
     if key is None:
         upstream.shed(request, policy)
     with await admit(request, key, policy, store) as admission:
-        decided = partial(decide, request, admission.standing, policy, upstream, flights.verdicts)
-        make = partial(admission.through, decided)
+
+        def make() -> Coroutine[Any, Any, Reply]:
+            return admission.through(decide(request, admission.standing, policy, upstream, flights.verdicts))
+
         try:
             reply = replay(admission.entry, key, request) or await flights.share(admission.turn, request, policy, make)
         except Refusal as refusal:

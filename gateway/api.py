@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from random import SystemRandom
+from typing import Any
 
 from gateway.answer import answer
 from gateway.cache import Flights
@@ -72,15 +73,15 @@ class Exchange:
         "_wire",
     )  # fmt: skip
 
-    def __init__(self, doors: Doors, settings: Settings, wire: Wire) -> None:
-        self._doors, self._settings, self._wire = doors, settings, wire
+    def __init__(self, doors: Doors, settings: Settings, wire: Wire, task: "asyncio.Task[Any] | None") -> None:
+        """`task` is the one that runs it."""
+        self._doors, self._settings, self._wire, self._task = doors, settings, wire, task
         self._policy = doors.policy
         self._started = self._read_at = time.perf_counter()
         self._headers = headers = wire.headers
         self._trace = doors.telemetry.trace(headers)
         self._id = request_id(headers)
         self._explained = headers.get("x-route-explain") == "1"
-        self._task: asyncio.Task[None] | None = None
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
         self._reply: Reply | None = None
@@ -110,8 +111,7 @@ class Exchange:
 
     async def _stopped(self) -> None:
         """Cancelled, by the caller's leaving or by the end of the gateway, which a caller must hear of."""
-        task = asyncio.current_task()
-        if task and task.uncancel() > 0:
+        if self._task and self._task.uncancel() > 0:
             raise asyncio.CancelledError
         if not self._left:
             await self._refuse(Leaving("The gateway ends before this answer does.", retry_after=1.0))
@@ -132,7 +132,6 @@ class Exchange:
             return
         self._request = request = self._read(data, caller)
         self._read_at = time.perf_counter()
-        self._task = asyncio.current_task()
         self._wire.watch(self._leave)
         left = request.left()
         try:
@@ -258,7 +257,7 @@ class Exchange:
         headers = told(self._id, self._policy, reply, self._overhead)
         if reply is None or self._request is None:
             return headers
-        return headers + header_lines(reply.headers) + withheld(self._request, self._policy)
+        return headers + header_lines(reply.headers) + reply.limits + withheld(self._request, self._policy)
 
     def _record(self) -> None:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy
@@ -287,6 +286,6 @@ class Exchange:
         if self._overhead is None or not self._request:
             return ()
         read, bills = self._read_at - self._started - self._uploading, self._request.bills
-        rest = max(0.0, self._overhead - read)
+        rest = self._overhead - read if self._overhead > read else 0.0
         decide = bills[0].at - self._read_at if bills else rest
         return (read, decide, rest - decide) if decide < rest else (read, rest, 0.0)

@@ -38,7 +38,8 @@ class Front:
         if scope["type"] != "http":
             await self._rest()(scope, receive, send)
         elif scope["path"] in DIALECTS:
-            await Exchange(self.doors, self.settings, AsgiWire(scope, receive, send)).run()
+            wire = AsgiWire(scope, receive, send)
+            await Exchange(self.doors, self.settings, wire, asyncio.current_task()).run()
         else:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
             await self._rest()({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))

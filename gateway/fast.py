@@ -82,7 +82,7 @@ class FastConnection(Connection):
                     await self._news
                     continue
                 self.tasks.add(task)  # what the server waits for, and ends, before it leaves
-                await Exchange(self.front.doors, self.front.settings, self.serving).run()
+                await Exchange(self.front.doors, self.front.settings, self.serving, task).run()
                 self.tasks.discard(task)
                 if not (self.serving.response_complete or self.serving.disconnected):  # a refusal ends the line itself
                     return

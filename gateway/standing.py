@@ -16,12 +16,16 @@ LIMITS = ("requests", "concurrency", "tokens", "budget", "pro_share")
 SHORT = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1000)))  # durations of less than a second
 EVEN = Standing()  # of a caller whom no budget or share keeps from anything
 MODES = ("shared", "local", "deny", "allow")
+REQUESTS, TOKENS = (
+    b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % (what, what, what)
+    for what in (b"requests", b"tokens")
+)
 
 
 class OverLimit(RateLimited):
     """A limit (`limit`) is used up; its headers tell the caller's limits, too. More money comes with no retry."""
 
-    def __init__(self, message: str, found: Admitted, limits: Headers) -> None:
+    def __init__(self, message: str, found: Admitted, limits: bytes) -> None:
         self.limit = found.refused_by or "requests"
         super().__init__(message, code=CODES.get(self.limit), retry_after=found.retry_after)
         self._limits = limits
@@ -29,7 +33,8 @@ class OverLimit(RateLimited):
             self.type, self.should_retry = "insufficient_quota", False
 
     def headers(self) -> Headers:
-        return [*super().headers(), *self._limits]
+        limits = (line.partition(b": ") for line in self._limits.split(b"\r\n")[:-1])
+        return [*super().headers(), *((name, value) for name, _, value in limits)]
 
 
 def told(found: Admitted, whose: str) -> str:
@@ -60,35 +65,24 @@ def gravest(one: Standing, other: Standing) -> Standing:
     return spoke if spoke.capped == capped else replace(spoke, capped=capped)
 
 
-def budget_headers(standing: Standing) -> Headers:
+def budget_lines(standing: Standing) -> bytes:
     """x-budget tells what follows from a budget (warn, flash_only) once something does, x-budget-used why, x-budget-of
-    whose it is (caller, all)."""
+    whose it is (caller, all). A line each."""
     if not standing.budget or not standing.budget_of:
-        return []
-    return [
-        (b"x-budget", standing.budget.encode()),
-        (b"x-budget-used", b"%.3f" % standing.budget_used),
-        (b"x-budget-of", standing.budget_of.encode()),
-    ]
+        return b""
+    told = standing.budget.encode(), standing.budget_used, standing.budget_of.encode()
+    return b"x-budget: %b\r\nx-budget-used: %.3f\r\nx-budget-of: %b\r\n" % told
 
 
-def limit_headers(found: Admitted) -> Headers:
-    """x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited; reset is an OpenAI duration
-    until the whole limit is free, if what is held is used."""
+def limit_lines(found: Admitted) -> bytes:
+    """x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited, a line each; reset is an OpenAI
+    duration until the whole limit is free, if what is held is used."""
     limits = found.limits
-    headers = [
-        (b"x-ratelimit-limit-requests", b"%d" % limits.requests_per_minute),
-        (b"x-ratelimit-remaining-requests", b"%d" % found.remaining),
-        (b"x-ratelimit-reset-requests", duration(found.spent)),
-    ]
+    lines = REQUESTS % (limits.requests_per_minute, found.remaining, duration(found.spent))
     most = limits.tokens_per_minute
-    if most is not None:
-        headers += (
-            (b"x-ratelimit-limit-tokens", b"%d" % most),
-            (b"x-ratelimit-remaining-tokens", b"%d" % max(0, most - found.tokens)),
-            (b"x-ratelimit-reset-tokens", duration(found.tokens_spent)),
-        )
-    return headers
+    if most is None:
+        return lines
+    return lines + TOKENS % (most, max(0, most - found.tokens), duration(found.tokens_spent))
 
 
 def duration(microseconds: int) -> bytes:

@@ -237,12 +237,11 @@ class Decision(msgspec.Struct, frozen=True):
 
 class Reply(msgspec.Struct):
     """An answer on its way out; the one object with a lifetime: its holder closes it.
-
     `body` is the whole answer, the Refusal that it breaks with before its first byte, or the pieces on their way (of a
     stream whole SSE events), which raise Refusal when the answer breaks. `tier` is the one that answered, "" for
     nobody. `waited` is seconds spent waiting for model servers before the first byte, for a place with them included.
-    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced. `failure`, a member of
-    `failover.on`, says that another tier may be asked and that nothing is held open. `closed` hears the reply's end."""
+    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced. `failure`, of `failover.on`:
+    another tier may be asked, nothing is held open. `closed` hears the end. `limits` are more headers, as lines."""
 
     status: int
     headers: Headers
@@ -257,6 +256,7 @@ class Reply(msgspec.Struct):
     cache: str = "bypass"
     failure: str | None = None
     closed: Callable[[], None] | None = None
+    limits: bytes = b""
 
     @classmethod
     def refused(cls, refusal: Refusal) -> "Reply":

@@ -9,13 +9,13 @@ from gateway.types import Headers
 def header_lines(headers: Headers) -> bytes:
     """Headers as they go out: a line each, its end included. Raises ValueError where one would end before its line
     does; other control characters come neither from us nor from model servers, whose parser refuses them."""
-    if not headers:
-        return b""
-    told = [*map(b": ".join, headers)]
-    whole = b"".join(told)
-    if 13 in whole or 10 in whole or 0 in whole:
-        raise ValueError("a header holds the end of a line")
-    return b"\r\n".join([*told, b""])
+    lines = b""
+    for pair in headers:
+        line = b"%b: %b" % pair
+        if 13 in line or 10 in line or 0 in line:
+            raise ValueError("a header holds the end of a line")
+        lines += line + b"\r\n"
+    return lines
 
 
 class Done:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -23,7 +23,7 @@ AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest read
 
 WHOLE = (bytes, Refusal)  # bodies that are there at once
 
-Make = Callable[[], Awaitable[Reply]]
+Make = Callable[[], Coroutine[Any, Any, Reply]]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
@@ -65,10 +65,13 @@ class Flights:
         self.verdicts = Verdicts(store)
         self._flights: dict[Form, Flight] = {}
 
-    async def share(self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make) -> Reply:
+    def share(self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make) -> Coroutine[Any, Any, Reply]:
         """`make`'s reply, or a running one with the same key. Without a turn nothing is shared or remembered."""
         if turn is None or not policy.caching:
-            return await make()
+            return make()
+        return self._shared(turn, request, policy.caching, make)
+
+    async def _shared(self, turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> Reply:
         form = (turn.key, form_of(request.fields))
         flight = self._flights.get(form)
         if flight:
@@ -76,7 +79,7 @@ class Flights:
                 self._store.end_turn(request.caller.id, turn.key, turn.token)
             return await flight.board("coalesced")
         flight = self._flights[form] = Flight(self._flights, form)
-        flight.begin(self._fly(flight, turn, request, policy.caching, make))
+        flight.begin(self._fly(flight, turn, request, rules, make))
         return await flight.board("miss")
 
     async def _fly(self, flight: "Flight", turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> None:

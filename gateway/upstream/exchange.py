@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
 
 from gateway.http1 import Response, TransportError
 from gateway.trace import Leg
 from gateway.upstream.places import Places
 from gateway.upstream.replicas import Replica
+from gateway.wire import DONE
 
 
 class Exchange:
@@ -55,6 +57,7 @@ class Exchange:
         if self.place:
             self.place.give_back()
 
-    async def shut(self) -> None:
+    def shut(self) -> Awaitable[None]:
         """As `close`, for a reply."""
         self.close()
+        return DONE
