@@ -110,8 +110,9 @@ class FastConnection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._lost = True
-        if self.serving:  # not the newest when requests are pipelined
-            self.serving.lost()
+        for cycle in (self.serving, self._next):  # not the newest when requests are pipelined
+            if cycle:
+                cycle.lost()
         self._wake()
 
 
@@ -220,7 +221,7 @@ class Cycle:
             data, self._head = self._head + data, b""
         self._transport.write(data)
         if not more:
-            self.response_complete = True
+            self.response_complete, self._pieces = True, []  # an idle connection holds no body
             if not self.keep_alive:
                 self._transport.close()
             self._connection.on_response_complete()

@@ -67,15 +67,12 @@ Changes = dict[str, bytes | None]
 
 
 class Plain(msgspec.Struct, frozen=True):
-    """What becomes of a request that has a model and none of the members `names`, on its way to a tier.
-
-    `changes`, and the caller's salt where that goes along (`salted`). `added` is the text of those that are new, with a
-    gap for the salt.
+    """What becomes of a request that has a model and none of the members `names`, on its way to a tier: another
+    `model`, and `added`, the text of members that are new, around the caller's salt where that goes along.
     """
 
     names: frozenset[str]
-    changes: Changes
-    salted: bool
+    model: bytes
     added: tuple[bytes, ...]
 
 
@@ -85,15 +82,7 @@ def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
     if found is None or asks:
         tier, plan = policy.tiers[name], policy.callers.plans[request.caller.plan]
         return request.body.edit(changes(request, tier, plan) | asks)
-    return request.body.edit({"model": found.changes["model"]}, _encode(request.caller.salt).join(found.added))
-
-
-def changed(request: ChatRequest, name: str, policy: Policy) -> Changes:
-    """`changes` for the tier `name` (save those that change no byte), of which what is plain is worked out once."""
-    found = plain(request, name, policy)
-    if found is None:
-        return changes(request, policy.tiers[name], policy.callers.plans[request.caller.plan])
-    return found.changes | ({"cache_salt": _encode(request.caller.salt)} if found.salted else {})
+    return request.body.edit({"model": found.model}, _encode(request.caller.salt).join(found.added))
 
 
 def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
@@ -111,10 +100,10 @@ def _plain(name: str, plan: str, path: str, said: tuple[bool, bool], policy: Pol
     tier = policy.tiers[name]
     found = changes(request, tier, policy.callers.plans[plan])
     names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found)
-    gap = {"cache_salt": b"\n"} if tier.engine == "vllm" else {}  # a line break is in no JSON that we write
-    new = [(key, value) for key, value in (found | gap).items() if value is not None and key != "model"]
-    text = b"".join(b"%b:%b," % (_encode(key), value) for key, value in new)
-    return Plain(names - {"model"}, found, bool(gap), tuple(text.split(b"\n")))
+    if tier.engine == "vllm":
+        found["cache_salt"] = b"\n"  # the gap: a line break is in no JSON that we write
+    new = [b"%b:%b," % (_encode(key), value) for key, value in found.items() if value is not None and key != "model"]
+    return Plain(names - {"model"}, _encode(tier.model), tuple(b"".join(new).split(b"\n")))
 
 
 def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:

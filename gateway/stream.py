@@ -262,7 +262,7 @@ def fill(usage: Usage, seen: Any) -> None:
         found = _COUNTED.decode(seen) if isinstance(seen, msgspec.Raw) else msgspec.convert(seen, Counted)
     except _UNREADABLE:
         return
-    usage.said = seen
+    usage.said = seen.copy() if isinstance(seen, msgspec.Raw) else seen  # else it holds on to the whole answer
     prompt, cached, completion = found.prompt, found.cached, found.completion
     usage.prompt = usage.prompt if prompt is None else prompt  # a later event need not say what an earlier one has said
     usage.cached = usage.cached if cached is None else cached

@@ -66,7 +66,8 @@ class Connection(asyncio.Protocol):
         self._kind: Kind = "first_byte"
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        self.head = self.complete = self.started = self.keep = False
+        self.head = self.started = self.keep = False
+        self.complete = True  # nothing was asked for yet: what comes is nobody's
 
     # -- the socket's side -------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -1,8 +1,11 @@
 import asyncio
 import gc
 import json
+from collections.abc import Awaitable
+from typing import Any
 
 from gateway.fast import Cycle
+from gateway.store import MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway
 from tests.tiers import JSON, policy_for
@@ -57,6 +60,28 @@ def test_who_leaves_with_a_second_request_waiting_frees_the_server_of_the_first(
             await eventually(lambda: gate.upstream.load().get("flash", 0) == 1)
             writer.transport.abort()
             await eventually(lambda: not any(gate.upstream.load().values()))
+
+    asyncio.run(main())
+
+
+class Slow(MemoryStore):
+    """A store that never says that it has kept a conversation."""
+
+    def remember(self, caller: str, key: bytes, *more: Any) -> Awaitable[None]:
+        kept = super().remember(caller, key, *more)
+        return asyncio.get_running_loop().create_future() if key.startswith(b"header:") else kept
+
+
+def test_who_leaves_before_the_next_request_has_begun_is_not_answered_any_more(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro, sessions={}), store=Slow()) as gate:
+            reader, writer = await connected(gate)
+            turn = raw(body(), "1.1", "x-session-id: s")
+            writer.write(3 * turn)
+            await asyncio.wait_for(reader.readuntil(b"}}"), 5)  # whose end waits for the store
+            writer.transport.abort()
+            await eventually(lambda: gate.front.doors.telemetry.render().count(b'status="499"') > 0)
+            assert len(flash.seen()) == 1
 
     asyncio.run(main())
 
@@ -128,6 +153,20 @@ def test_a_request_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> Non
                 gc.enable()
             writer.close()
             assert left == 1, "only the connection's last one"
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_lies_idle_holds_no_body(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body("word " * 20_000, model="flash", max_tokens=4)))
+            await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+            held = [one for cycle in gc.get_objects() if type(cycle) is Cycle for one in gc.get_referents(cycle)]
+            assert held
+            assert not [one for one in held if isinstance(one, list) and one]
+            writer.close()
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ import pytest
 from gateway.http1 import Client, Limits, Origin, TransportError
 from gateway.http1.connection import Connection
 from tests.gateway.loopback import CHUNKED, MIB, OK, POST, USUAL, Peer, Run, ask, broken, run, saying, serving, told
+from tests.gateway.serving import eventually
 
 __all__ = ["run"]
 
@@ -178,6 +179,26 @@ def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
                 answers = await asyncio.gather(*(told(client, origin, head=head) for head in heads))
                 assert answers == [(200, b"%02d" % i) for i in range(20)]
             assert (busy, server.connections, server.requests) == (20, 20, 40)
+
+    run(main())
+
+
+def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.answer(OK.replace(b"ok", b"no"))
+        await peer.request()
+        await peer.answer(OK)
+        await peer.left()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with serving(talk) as (_, origin, _):
+            _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
+            await eventually(lambda: connection.started)
+            connection.send(POST, loop.time() + 1, loop.time() + 1)
+            with pytest.raises(TransportError) as error:
+                await connection.news()
+            assert (error.value.kind, connection.keep) == ("closed", False)
 
     run(main())
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_args
 
+import msgspec
 import pytest
 
-from gateway.dialects import DIALECTS
+from gateway.dialects import DIALECTS, Whole
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Kind, Limits, TransportError
 from gateway.sse import event, named
-from gateway.stream import Events, Relayed, broken, json_answer
+from gateway.stream import Events, Relayed, broken, fill, json_answer
 from gateway.types import Usage
 from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
 
@@ -340,6 +341,13 @@ def test_a_json_answer_passes_byte_for_byte_and_is_counted() -> None:
     data = b' {"id" : "x",  "n": 1.0, "choices":[{}], "usage": {"prompt_tokens": 7, "completion_tokens": 5}} '
     assert asyncio.run(answered(data)) == (data, Usage(7, None, 5))
     assert asyncio.run(answered(b'{"usage": {"prompt_tokens": "x"}}'))[1] == Usage()
+
+
+def test_what_an_answer_used_does_not_hold_on_to_the_answer() -> None:
+    data, usage = bytearray(b'{"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}}'), Usage()
+    fill(usage, msgspec.json.decode(data, type=Whole).usage)
+    data.clear()  # raises where somebody looks into it
+    assert json.loads(msgspec.json.encode(usage.said)) == {"prompt_tokens": 7, "completion_tokens": 5}
 
 
 @pytest.mark.parametrize(
