@@ -28,8 +28,10 @@ class Pulse:
     def marking(self, push: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
         """`push`, after which the stream has moved."""
 
+        now = self._loop.time
+
         def pushed(data: bytes) -> bool:
-            self.beat()
+            self.last = now()
             return push(data)
 
         return pushed

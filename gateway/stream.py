@@ -64,6 +64,8 @@ class Events:
         broken: list[UpstreamFailed] = []
 
         def sunk(data: bytes) -> bool:
+            if self._silent(data):
+                return sink(data)
             try:
                 batch = self._batch(data)
             except UpstreamFailed as error:
@@ -83,9 +85,7 @@ class Events:
 
     def _batch(self, data: bytes) -> bytes:
         """What of these bytes the caller gets now."""
-        whole = self._splitter.plain(data)
-        if whole and not self._marked(data):
-            self._usage.events += whole
+        if self._silent(data):
             return data
         events = self._events(data)
         self._usage.events += len(events)
@@ -116,6 +116,14 @@ class Events:
         if self._ended:
             return False  # nothing belongs to the answer after its last event
         return self._noted(data_of(event)) if self._marked(event) else True
+
+    def _silent(self, data: bytes) -> bool:
+        """Whether these bytes are whole events that say nothing which concerns us; they are counted then."""
+        whole = self._splitter.plain(data)
+        if not whole or self._marked(data):
+            return False
+        self._usage.events += whole
+        return True
 
     def _marked(self, events: bytes) -> bool:
         """Whether one of them may say something that concerns us."""
