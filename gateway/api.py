@@ -203,24 +203,31 @@ class Exchange:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
         self._start(reply.status, self._answered(reply) + STREAMED)
         pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
+        seconds = self._policy.tiers[reply.tier].timeouts.total
+        late = asyncio.get_running_loop().call_later(seconds, self._give_up)
         try:
-            async with asyncio.timeout(self._policy.tiers[reply.tier].timeouts.total):
-                await self._chunks(reply, pulse)
-        except TimeoutError:
-            self._error, self._left = "reader_too_slow", True
+            await self._chunks(reply, pulse)
         finally:
-            await pulse.stop()
+            late.cancel()
+            pulse.stop()
+
+    def _give_up(self) -> None:
+        """A caller who takes too long to take a stream has, as it were, left."""
+        self._error = "reader_too_slow"
+        self._leave()
 
     async def _chunks(self, reply: Reply, pulse: Pulse) -> None:
-        push = None if self._explained else self._wire.push
+        push, pouring = None if self._explained else self._wire.push, None
+        if push and isinstance(reply.body, Relayed):
+            pouring = partial(reply.body.pour, pulse.marking(push))
         async for chunk in reply.chunks:
             if self._ttft is None:
                 self._ttft = time.perf_counter() - self._started
             await self._wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
             pulse.beat()
-            if push and isinstance(reply.body, Relayed):
-                await reply.body.pour(pulse.marking(push))
-        await pulse.stop()
+            if pouring:
+                await pouring()
+        pulse.stop()
         await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 COMMENT = b": keep-alive\n\n"  # readers of server-sent events skip it
 
@@ -28,8 +27,10 @@ class Pulse:
     def marking(self, push: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
         """`push`, after which the stream has moved."""
 
+        now = self._loop.time
+
         def pushed(data: bytes) -> bool:
-            self.beat()
+            self.last = now()
             return push(data)
 
         return pushed
@@ -46,11 +47,9 @@ class Pulse:
         self.last = self._loop.time()
         self._timer = self._loop.call_later(self._seconds, self._check)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """No comment after this. Safe to call twice."""
-        if self._task and not self._task.done():
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        if self._task:
+            self._task.cancel()  # it writes nothing more, nor sets the timer: the next that it sees is the cancellation
         if self._timer:
             self._timer.cancel()

@@ -20,6 +20,7 @@ from gateway.settings import Settings
 
 LAST_WORDS = 2.0  # seconds for answers that are ended to say so
 TICK = 0.05  # seconds
+LISTENERS = 8  # on each socket: uvloop lets in one caller a turn of the loop by each, and turns are long in a rush
 USUAL_FILES = 1 << 16  # that a process allows itself; a caller who sends half a head takes 27 KB
 
 
@@ -73,16 +74,20 @@ class Server(uvicorn.Server):
         limit = self._settings.request_timeout if config.ssl else None
         asked = self._settings.connections
         opens = files(2 * asked if asked else USUAL_FILES)
-        most = asked or opens // 2
+        most, loop = asked or opens // 2, asyncio.get_running_loop()
+        coming: list[bool] = []  # a member for each who came in this turn, and is none of the connections yet
 
         def meet() -> asyncio.Protocol:
-            if len(self.server_state.connections) >= most:
+            if len(self.server_state.connections) + len(coming) >= most:
                 self._front.doors.telemetry.meters.unread.add("503")
                 return Crowded()
+            coming.append(True)
+            loop.call_soon(coming.pop)
             return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
 
-        for listening in sockets or bind(self._settings, shared=False):
-            made = await asyncio.get_running_loop().create_server(
+        bound = sockets or bind(self._settings, shared=False)
+        for listening in [*bound, *(one.dup() for one in bound * (LISTENERS - 1))]:
+            made = await loop.create_server(
                 meet,
                 sock=listening,
                 ssl=config.ssl,

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -15,7 +15,6 @@ from gateway.types import Usage
 
 MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
 TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
-
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -51,30 +50,35 @@ class Events:
                 data = await self._response.chunk()
             except TransportError as error:
                 data = self._broken(error)
-            if batch := self._batch(data):
+            if batch := data if self._silent(data) else self._batch(data):
                 return batch
         if not self._response.complete:
             await to_end(self._response)
         return b""
 
-    async def pour(self, sink: Callable[[bytes], bool]) -> None:
-        """Give batches to `sink` as they come, until it returns False, or nothing but the end is left for `batch`.
-        Raises UpstreamFailed.
+    async def pour(self, sink: Callable[[bytes], bool]) -> bytes:
+        """Give batches to `sink` as they come, until it returns False or the end comes. The batch that brings the end
+        is not for `sink`, but returned: what follows it can leave with it. Raises UpstreamFailed.
         """
         broken: list[UpstreamFailed] = []
+        last = b""
 
         def sunk(data: bytes) -> bool:
+            nonlocal last
+            if self._silent(data):
+                return sink(data)
             try:
-                batch = self._batch(data)
+                last = self._batch(data)
             except UpstreamFailed as error:
                 broken.append(error)
                 return False
-            return (not batch or sink(batch)) and not self._ended
+            return not self._ended and (not last or sink(last))
 
         if not self._ended:
             await self._response.pour(sunk)
         if broken:
             raise broken[0]
+        return last if self._ended else b""
 
     def _broken(self, error: TransportError) -> bytes:
         if self.error is None:
@@ -83,10 +87,6 @@ class Events:
 
     def _batch(self, data: bytes) -> bytes:
         """What of these bytes the caller gets now."""
-        whole = self._splitter.plain(data)
-        if whole and not self._marked(data):
-            self._usage.events += whole
-            return data
         events = self._events(data)
         self._usage.events += len(events)
         batch = b"".join([event for event in events if self._passes(event)])
@@ -117,6 +117,14 @@ class Events:
             return False  # nothing belongs to the answer after its last event
         return self._noted(data_of(event)) if self._marked(event) else True
 
+    def _silent(self, data: bytes) -> bool:
+        """Whether these bytes are whole events that say nothing which concerns us; they are counted then."""
+        whole = self._splitter.plain(data)
+        if not whole or self._marked(data):
+            return False
+        self._usage.events += whole
+        return True
+
     def _marked(self, events: bytes) -> bool:
         """Whether one of them may say something that concerns us."""
         for mark in self._marks:  # noqa: SIM110  # any() costs more than all that it asks
@@ -146,15 +154,18 @@ class Events:
 
 
 class Relayed(AsyncGenerator[bytes, None]):
-    """A stream's batches: those that came `first`, then the others; `failed` hears when the server breaks off."""
+    """A stream's batches: the one that is here, then the others; `failed` hears when the server breaks off."""
 
-    def __init__(self, first: bytes, events: Events, failed: Callable[[], None]) -> None:
-        self._first, self._events, self._failed = first, events, failed
+    def __init__(self, here: bytes, events: Events, failed: Callable[[], None]) -> None:
+        self._here, self._events, self._failed = here, events, failed
         self._open = True
 
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self.asend(None)
+
     async def asend(self, _: None) -> bytes:
-        if batch := self._first:
-            self._first = b""
+        if batch := self._here:
+            self._here = b""
             return batch
         try:
             batch = await self._events.batch() if self._open else b""
@@ -171,7 +182,7 @@ class Relayed(AsyncGenerator[bytes, None]):
         iteration. Raises UpstreamFailed.
         """
         try:
-            await self._events.pour(sink)
+            self._here = await self._events.pour(sink)
         except UpstreamFailed:
             self._failed()
             raise

@@ -57,10 +57,9 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
         self._idle = 0.0  # seconds between two pieces for the sink
-        self._parser = httptools.HttpResponseParser(self)
-        self._chunks: list[bytes] = []
-        self._size = self._quiet = 0
-        self._lost = self._resting = self._paused = self._headless = False
+        self._chunks: list[bytes] = []  # of the body, until the reader takes them
+        self._size = 0  # bytes that came since
+        self._lost = self._resting = self._paused = False
         self._error: TransportError | None = None
         self._deadline = self._end = 0.0
         self._kind: Kind = "first_byte"
@@ -68,6 +67,8 @@ class Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.head = self.started = self.keep = False
         self.complete = True  # nothing was asked for yet: what comes is nobody's
+        self.on_body = self._chunks.append  # the parser's: no call of ours for each piece
+        self._parser = httptools.HttpResponseParser(self)
 
     # -- the socket's side -------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,21 +76,24 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.started = True
-        self._quiet += len(data)
+        self._size += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._break(f"the server's answer is not HTTP: {error}")
-        if self._quiet > LIMIT_QUIET:
-            self._break("the server's headers are too large")
-        if self._size > HIGH_WATER and not self._paused and not self._error:
-            self._paused = True
-            self._transport.pause_reading()
-        if not self._waiter or not self.head:
-            return
         if self._sink and self._chunks and self._sink(self.take(self._idle)) and not (self.complete or self._error):
             return  # there is more to come for the sink
+        if self._size > LIMIT_QUIET:
+            self._bound()
         self._wake()
+
+    def _bound(self) -> None:
+        """Much has come since the reader last took anything."""
+        if not self._chunks:
+            self._break("the server's headers are too large")
+        elif self._size > HIGH_WATER and not self._paused and not self._error:
+            self._paused = True
+            self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost, self.keep = True, False
@@ -102,8 +106,8 @@ class Connection(asyncio.Protocol):
 
     # -- the parser's side -------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
-        if self.complete:
-            self._stray()
+        if self.complete:  # nobody asked for this, and a connection that brings it cannot be trusted
+            raise ValueError("bytes after the end of the answer")
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -113,28 +117,16 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
         if self.status >= 200:  # not 100 Continue, 103 Early Hints: the answer is still to come
-            self._quiet, self.head, self.complete = 0, True, self._headless
-
-    def on_body(self, data: bytes) -> None:
-        if self.complete:
-            self._stray()
-        self._chunks.append(data)
-        self._size += len(data)
-        self._quiet = 0
+            self._size, self.head = 0, True
 
     def on_message_complete(self) -> None:
-        if self.head and not self._headless:
-            self._quiet = 0
+        if self.head:
             self.complete = True
             self.keep = self._parser.should_keep_alive()  # never without a length
 
     def _framed(self) -> bool:
         """Whether the answer says where it ends."""
         return self.status in (204, 304) or any(name in FRAMING for name, _ in self.headers)
-
-    def _stray(self) -> None:
-        """Stops the parser at bytes that nobody asked for; a connection that brings them cannot be trusted."""
-        raise ValueError("bytes after the end of the answer")
 
     # -- our side ----------------------------------------------------------------------------------------------------
     def send(self, data: bytes, deadline: float, end: float) -> None:
@@ -143,14 +135,14 @@ class Connection(asyncio.Protocol):
         Until `head` is set wait for `news`; who fails or gives up then closes the connection with `abort`.
         """
         self.head = self.complete = self.started = self.keep = self._resting = False
-        self._quiet = 0
+        self._size = 0
         if self._lost:
             self._error = self._gone()
             return
-        self._headless = data.startswith(b"HEAD ")  # its answer has a body's headers and no body
-        self._end = end
+        self._end, self._deadline = end, deadline
         self._kind = "first_byte"
-        self._allow(deadline)
+        if self._fires > deadline or self._fires > end:
+            self._set_timer(min(deadline, end))
         self._transport.write(data)
 
     async def read(self, idle: float) -> bytes:
@@ -165,9 +157,10 @@ class Connection(asyncio.Protocol):
         """
         if self._chunks or self.complete:
             return
+        waiter = self.news()
         self._sink, self._idle = sink, idle
         try:
-            await self.news()
+            await waiter
         finally:
             self._sink = None
 
@@ -181,7 +174,9 @@ class Connection(asyncio.Protocol):
         self._size = 0
         if not self.complete and not self._error:
             self._kind = "idle"
-            self._allow(self._loop.time() + idle)
+            self._deadline = deadline = self._loop.time() + idle
+            if self._fires > deadline:  # a timer that fires too early is cheaper than one moved with each chunk
+                self._set_timer(deadline)
         if self._paused and not self._error:
             self._paused = False
             self._transport.resume_reading()
@@ -218,7 +213,7 @@ class Connection(asyncio.Protocol):
         return self._waiter
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
+        waiter, self._waiter, self._sink = self._waiter, None, None
         if waiter and not waiter.done():
             waiter.set_result(None)
 
@@ -234,12 +229,6 @@ class Connection(asyncio.Protocol):
             self._error = self._error or error
         self.abort()
         self._wake()
-
-    def _allow(self, deadline: float) -> None:
-        """Move the deadline. A timer that fires too early is cheaper than one moved with each chunk."""
-        self._deadline = deadline
-        if self._fires > deadline or self._fires > self._end:
-            self._set_timer(min(deadline, self._end))
 
     def _expire(self) -> None:
         self._timer, self._fires = None, inf

@@ -102,24 +102,6 @@ def test_an_answer_by_the_connections_end_is_not_ended_by_us(run: Run) -> None:
     run(main())
 
 
-def test_an_answer_to_head_has_no_body(run: Run) -> None:
-    async def main() -> None:
-        async with serving(saying(OK[:-2], end=False)) as (client, origin, _):
-            assert await told(client, origin, head=b"HEAD / HTTP/1.1\r\nhost: h\r\n\r\n") == (200, b"")
-
-    run(main())
-
-
-def test_a_body_that_may_not_be_there_is_nobodys(run: Run) -> None:
-    async def main() -> None:
-        async with serving(saying(OK, end=False)) as (client, origin, server):
-            for _ in range(2):
-                assert await told(client, origin, head=b"HEAD / HTTP/1.1\r\nhost: h\r\n\r\n") == (200, b"")
-            assert server.connections == 2
-
-    run(main())
-
-
 def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         pass

@@ -40,12 +40,12 @@ def test_no_comment_comes_after_the_stop_nor_while_the_stream_moves() -> None:
         assert written == []
         await eventually(lambda: written == [COMMENT])
         for _ in range(2):
-            await pulse.stop()
+            pulse.stop()
         stuck.set()
         await asyncio.sleep(0.06)
         assert written == [COMMENT]
         off = Pulse(0.0, write)
-        await off.stop()
+        off.stop()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from gateway.app import across_origins, create_app
 from gateway.cli.serve import addressed
@@ -130,6 +131,7 @@ def test_a_key_or_a_list_of_hosts_decides_otherwise() -> None:
 def test_callers_who_only_hold_connections_leave_files_for_the_servers(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         with serving(flash, pro, CONNECTIONS="4") as (gate, process):
+            await asyncio.sleep(0.2)  # until the connection that asked whether it is ready has gone
             first, *held, last = [Line(*await asyncio.open_connection("127.0.0.1", gate.port)) for _ in range(5)]
             crowded = await last.answer()
             assert (crowded.status, crowded.headers["retry-after"]) == (503, "1")
@@ -143,6 +145,34 @@ def test_callers_who_only_hold_connections_leave_files_for_the_servers(flash: Si
             process.terminate()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("most", [1000, 20])
+def test_callers_who_come_at_once_are_let_in_within_a_few_turns_and_no_more_than_may(
+    flash: Sim, pro: Sim, most: int
+) -> None:
+    async def main() -> None:
+        settings = Settings(connections=most)
+        front = create_app(settings, policy_for(flash, pro), MemoryStore(), Keys(MemoryStore(), everyone=True))
+        server, turns = Server(front, front), 0
+        serving = asyncio.create_task(server.serve(bind(Settings(port=0), shared=False)))
+        await eventually(lambda: server.started)
+        address = server.servers[0].sockets[0].getsockname()
+        lines = [socket.create_connection(address) for _ in range(64)]
+        inside = server.server_state.connections
+        while len(inside) < min(most, 64):
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns < 64 / 2, "uvloop lets in one a turn by each listener"
+        await asyncio.sleep(0.01)
+        assert len(inside) == min(most, 64)
+        for line in lines:
+            line.close()
+        server.leave()
+        await serving
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 def test_a_process_may_open_the_files_that_it_wants_and_never_fewer() -> None:
