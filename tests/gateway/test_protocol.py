@@ -1,11 +1,14 @@
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from gateway.protocol import MAX_HEAD
 from loadtest.servers import Sim
-from tests.gateway.serving import Answer, body, gateway, parsed
+from tests.gateway.serving import Answer, Gateway, body, eventually, gateway, parsed
 from tests.tiers import policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -423,32 +426,55 @@ def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash:
     asyncio.run(main())
 
 
-def test_a_caller_who_reads_nothing_pauses_the_server_and_is_left(flash: Sim, pro: Sim) -> None:
-    event = b'data: {"choices": [{"delta": {"content": "' + b"x" * 60_000 + b'"}}]}\n\n'
-    written = [0]
-    stopped = asyncio.Event()
+class Endless:
+    """A server whose streams have no end; `written` bytes so far, `stopped` once its caller left."""
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self) -> None:
+        self.written, self.stopped = 0, asyncio.Event()
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        event = b'data: {"choices": [{"delta": {"content": "' + b"x" * 60_000 + b'"}}]}\n\n'
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
         try:
-            while written[0] < 400_000_000:
+            while self.written < 400_000_000:
                 writer.write(event)
                 await writer.drain()
-                written[0] += len(event)
+                self.written += len(event)
         except ConnectionError:
-            stopped.set()
+            self.stopped.set()
         finally:
             writer.transport.abort()
 
+
+@contextlib.asynccontextmanager
+async def unread(pro: Sim, stall_timeout: float, **changes: Any) -> AsyncIterator[tuple[Endless, Gateway]]:
+    """A stream without end that its caller does not read."""
+    endless = Endless()
+    server = await asyncio.start_server(endless.talk, "127.0.0.1", 0)
+    flash = Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "flash-model")
+    async with server, gateway(policy_for(flash, pro, **changes), stall_timeout=stall_timeout) as gate:
+        line = await gate.open(body(model="flash", stream=True))
+        line.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        yield endless, gate
+        line.writer.transport.abort()
+        line.writer.close()
+
+
+def test_a_caller_who_reads_nothing_pauses_the_server_and_is_left(pro: Sim) -> None:
     async def main() -> None:
-        server = await asyncio.start_server(talk, "127.0.0.1", 0)
-        endless = Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "flash-model")
-        async with server, gateway(policy_for(endless, pro), stall_timeout=0.5) as gate:
-            line = await gate.open(body(model="flash", stream=True))
-            line.reader._transport.pause_reading()  # type: ignore[attr-defined]
-            await asyncio.wait_for(stopped.wait(), 5)
-            assert written[0] < 40_000_000, "what the kernel holds, and a little"
-            line.writer.transport.abort()
+        async with unread(pro, 0.5) as (endless, _):
+            await asyncio.wait_for(endless.stopped.wait(), 5)
+            assert endless.written < 40_000_000, "what the kernel holds, and a little"
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_is_not_taken_in_the_tiers_whole_time_ends_as_one_whose_caller_left(pro: Sim) -> None:
+    async def main() -> None:
+        tiers = {"flash": {"timeouts": {"first_byte": "1s", "idle": "1s", "total": "1s"}}}
+        async with unread(pro, 60.0, tiers=tiers) as (endless, gate):
+            await asyncio.wait_for(endless.stopped.wait(), 5)
+            await eventually(lambda: b'status="499"' in gate.front.doors.telemetry.render())
 
     asyncio.run(main())
