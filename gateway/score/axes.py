@@ -9,31 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.score.pieces import Cutter
+from gateway.score.remembered import Words
 
 LEAST = 8  # tokens of a text that they tell of: those of a single word could be looked up
 MOST = 64
-WORDS, LONGEST = 20_000, 32  # words that are remembered, and characters of one
 NAMES = tuple(f"axis{at}" for at in range(1, MOST + 1))
 STEPS = 16  # to the root mean square of the tokens' numbers; texts of one set differ by one to three
 FINE = 64  # parts of a step that tokens are kept in
 HALF = 1 << 15  # stands for 0: what is kept is never negative, and below 1 << 16
 
 
-class Sums(dict[str, int]):
-    """By word the sum of its tokens. Up to WORDS are remembered, so that most texts cost a look-up and an addition a
-    word."""
-
-    def __init__(self, cutter: Cutter, tokens: Mapping[str, int]) -> None:
-        super().__init__()
-        self._cutter, self._tokens = cutter, tokens
-
-    def __missing__(self, word: str) -> int:
-        found = sum(self._tokens[token] for token in self._cutter.cut(word))
-        if len(self) >= WORDS:
-            self.clear()
-        if len(word) <= LONGEST:
-            self[word] = found
-        return found
+def summed(cutter: Cutter, tokens: Mapping[str, int]) -> Words[int]:
+    """By word the sum of its tokens."""
+    return Words(lambda word: sum(map(tokens.__getitem__, cutter.cut(word))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +30,7 @@ class Axes:
     `digest`: 12 hex digits of the files' SHA-256."""
 
     cutter: Cutter
-    sums: Sums
+    sums: Words[int]
     size: int
     digest: str
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
+from gateway.score.remembered import Characters
+
 LONGEST = 100  # characters of a word; a longer one is no token
-MOST = 20_000  # characters
 # Blocks whose characters are words of their own, as BERT has them.
 IDEOGRAPHS = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF),
@@ -21,16 +22,6 @@ class Cutter(Protocol):
     def words(self, text: str) -> Sequence[str]: ...
 
     def cut(self, word: str) -> Sequence[str]: ...
-
-
-class _Map(dict[int, str]):
-    """What stands for a character; the first MOST that come are remembered."""
-
-    def __missing__(self, point: int) -> str:
-        found = _clean(chr(point))
-        if len(self) < MOST:
-            self[point] = found
-        return found
 
 
 def _clean(char: str) -> str:
@@ -51,7 +42,7 @@ class Pieces:
         self._known = frozenset(vocabulary)
         self._begun = frozenset(token[:end] for token in self._known for end in range(1, len(token) + 1))
         self._prefix = prefix
-        self._map = _Map()
+        self._map = Characters(_clean)
 
     def words(self, text: str) -> Sequence[str]:
         return unicodedata.normalize("NFD", text).translate(self._map).split()

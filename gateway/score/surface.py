@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from gateway.score.question import sampled, split
+from gateway.score.remembered import Characters
 from gateway.score.words import DENSE, asked
 
 LETTERS = {"a": "a", "A": "A", "I": "A"}  # a and I are English words
@@ -24,7 +25,6 @@ SIGNS = {
     "_": "_",
     "=+*/^<>%≤≥≠≈×÷√∑∫±∈→⇒¬∧∨∀∃∂∞": "=",
 }
-MOST = 20_000  # characters whose kinds are remembered
 # Of a shape: letters that may stand alone, between what may stand beside them; what makes an identifier.
 _LONE = bytes.maketrans(b"XaA0w_:(=-P,)", b"xwwwww      .")
 _JOINED = bytes.maketrans(b"xXw_:=-P,).'", b"aA0(        ")
@@ -45,16 +45,6 @@ MEASURES = (
 )  # fmt: skip
 
 
-class _Kinds(dict[int, str]):
-    """By character; the first MOST that come are remembered."""
-
-    def __missing__(self, point: int) -> str:
-        found = _kind(chr(point))
-        if len(self) < MOST:
-            self[point] = found
-        return found
-
-
 def _kind(char: str) -> str:
     if char.isspace():
         return " "
@@ -64,7 +54,7 @@ def _kind(char: str) -> str:
     return next((kind for chars, kind in SIGNS.items() if char in chars), "-")
 
 
-_KINDS = _Kinds()
+_KINDS = Characters(_kind)
 _ASCII = "".join(_KINDS[point] for point in range(128)).encode().ljust(256)
 
 

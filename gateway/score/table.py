@@ -14,7 +14,7 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
-from gateway.score.axes import Axes, Sums, packed
+from gateway.score.axes import Axes, packed, summed
 from gateway.score.pieces import Cutter, pieces, tokens
 from gateway.score.spaced import spaced
 
@@ -58,7 +58,7 @@ def read(folder: Path) -> Table | Axes:
         if "axes" in told:
             kept = packed(rows(model), told["axes"])
             known = {token: kept[number] for token, number in numbers.items()}
-            return Axes(cutter, Sums(cutter, known), told["axes"], digest)
+            return Axes(cutter, summed(cutter, known), told["axes"], digest)
         weights, bias = [float(weight) for weight in told["weights"]], float(told["bias"])
         sums = [weighed(row, weights) for row in rows(model)]
         table = {token: sums[number] for token, number in numbers.items()}

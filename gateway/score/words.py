@@ -7,6 +7,8 @@ searched for the stems as they stand. One stem serves several languages where th
 import re
 from collections.abc import Sequence
 
+from gateway.score.remembered import Words
+
 DEPTH = """
     analy analis analiz análi анализ проанализ تحلي حلّل حلل विश्लेष phân
     assess evaluat bewert évalu valut valor оцен değerlend قيّم قيم मूल्यांक
@@ -86,7 +88,6 @@ FACT_DENSE = """
 
 KINDS = ("depth", "program", "short", "fact")
 KEY = 4  # letters by which a word finds its stems
-WORDS, LONGEST = 20_000, 32  # words that are remembered, and characters of one
 # A run without spaces, digits and punctuation; \w would break words of Hindi and Arabic at their vowel signs.
 WORD = re.compile(r"[^\s\d!-,./:-@\[-`{-~¿¡«»“”„‘’…—–।،؛؟、。「」（），：；！？]+")
 # A run of Thai, Japanese, Chinese or Korean.
@@ -107,20 +108,13 @@ def _by(size: int, stems: Stems) -> dict[str, Stems]:
     return {stem[:size]: [pair for pair in stems if pair[0].startswith(stem[:size])] for stem, _ in stems}
 
 
-class _Begun(dict[str, Stems]):
-    """By word the stems that it begins with. Up to WORDS are remembered, so that most cost no more than a look-up."""
-
-    def __missing__(self, word: str) -> Stems:
-        found = tuple([pair for pair in _HEADS.get(word[:KEY], ()) if word.startswith(pair[0])])
-        if len(self) >= WORDS:
-            self.clear()
-        if len(word) <= LONGEST:
-            self[word] = found
-        return found
+def _begun(word: str) -> Stems:
+    """The stems that a word begins with."""
+    return tuple([pair for pair in _HEADS.get(word[:KEY], ()) if word.startswith(pair[0])])
 
 
 _HEADS = _by(KEY, _stems(DEPTH, PROGRAM, SHORT, FACT))
-_BEGUN = _Begun()
+_BEGUN = Words(_begun)
 _DENSE = _by(1, _stems(DEPTH_DENSE, PROGRAM_DENSE, SHORT_DENSE, FACT_DENSE))
 
 

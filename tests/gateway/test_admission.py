@@ -40,6 +40,10 @@ def asking(plan: str = "silver", **fields: Any) -> ChatRequest:
     return ChatRequest("r", structs.replace(ANN, plan=plan), "/v1/chat/completions", whole, known, {}, 0.0)
 
 
+async def made() -> Reply:
+    return Reply(200, [], b"{}", False, "pro", nothing)
+
+
 def test_an_admitted_request_tells_its_limits() -> None:
     async def main(store: MemoryStore) -> None:
         admission = await admit(asking(), None, POLICY, store)
@@ -112,9 +116,6 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
 
 
 def test_what_a_request_holds_is_settled_when_the_last_of_its_replies_is_closed() -> None:
-    async def made() -> Reply:
-        return Reply(200, [], b"{}", False, "pro", nothing)
-
     async def main(store: MemoryStore) -> None:
         request = asking()
         with await admit(request, None, POLICY, store) as admission:
@@ -133,9 +134,6 @@ def test_what_a_request_holds_is_settled_when_the_last_of_its_replies_is_closed(
 
 
 def test_a_reply_that_goes_through_and_is_kept_settles_once() -> None:
-    async def made() -> Reply:
-        return Reply(200, [], b"{}", False, "pro", nothing)
-
     async def main(store: MemoryStore) -> None:
         request = asking()
         request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.body import Fields
 from gateway.score import MEASURES, measures, reasons, score, score_text, surface, words
+from gateway.score.remembered import LONGEST, WORDS
 
 QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
 EXAMPLE = "Q: What is the colour of the sky on a clear day, as seen from the ground?\nA: blue\n\n"
@@ -158,8 +159,8 @@ def test_of_a_flood_of_words_few_are_remembered_and_stems_are_found_as_before() 
     letters = string.ascii_lowercase[:12]
     flood = map("".join, itertools.product(letters, repeat=4))  # 20,736
     assert words.asked(" ".join((*flood, "analyse", "analyse" * 100)))["depth"] == 1
-    assert len(words._BEGUN) <= words.WORDS
-    assert max(map(len, words._BEGUN)) <= words.LONGEST
+    assert len(words._BEGUN) <= WORDS
+    assert max(map(len, words._BEGUN)) <= LONGEST
 
 
 SPACED = {"depth": words.DEPTH, "program": words.PROGRAM, "short": words.SHORT, "fact": words.FACT}
