@@ -47,7 +47,6 @@ class Connection(HttpToolsProtocol):
         self._since = 0.0  # when the caller began to owe us a request
         self._idle_since = 0.0  # when the last answer ended; 0 while something is under way
         self.told: dict[str, str] = {}  # the request's headers, names in lower case; of several the last one
-        self._checked: list[tuple[bytes, bytes]] = []  # the headers, as they came, that were last found in order
         self._read = self._body = 0  # bytes of this request, of its body
         self._came = 0  # bytes that came last: those of this request among them that came with one before
         self._in_head = self._in_body = self._over = False
@@ -136,29 +135,14 @@ class Connection(HttpToolsProtocol):
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
             raise BadRequest("The request target must be a path.")
         version = self.parser.get_http_version()
-        if version != self.version or (self.headers != self._checked and not self._known()):
-            self._check_headers(version)
-            self.version = version
+        self._check_headers(version)
+        self.version = version
         if self.parser.should_upgrade() and not self.told.keys().isdisjoint(_FRAMING):
             raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
-        self._checked = self.headers
 
     def _head(self) -> int:
         """Bytes of the head, which may not have come alone."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-
-    def _known(self) -> bool:
-        """Whether the headers are those of the request before, but for its length: then they are in order."""
-        if len(self.headers) != len(self._checked):
-            return False
-        told = self.told
-        for (name, value), before in zip(self.headers, self._checked, strict=True):
-            if name != before[0] or (value != before[1] and name.lower() != b"content-length"):
-                return False
-            if value != before[1]:
-                told = told | {"content-length": value.decode()}
-        self.told = told
-        return True
 
     def _check_headers(self, version: str) -> None:
         headers = [(name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import json
+import random
 from collections.abc import Awaitable
 from typing import Any
 
@@ -97,6 +98,84 @@ def test_a_later_request_is_refused_by_its_own_length(flash: Sim, pro: Sim) -> N
             writer.write(head[0] + head[1] + b"4097\r\n\r\n")
             assert b"HTTP/1.1 413 " in await asyncio.wait_for(reader.readuntil(b" 413 "), 5)
             writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -> None:
+    """One that is nearly as the one before on its connection; as a first one on another connection it is parsed."""
+    drawn, good = random.Random(7), raw(body(model="flash", max_tokens=4))
+    head, _, data = good.partition(b"\r\n\r\n")
+    changed = [
+        good,
+        raw(body("longer than it was", model="flash")),
+        good + good,
+        good + b"\r\n",
+        b"\r\n" + good,
+        good[:-1],
+    ]
+    length = b"%d" % len(data)
+    changed += [
+        good.replace(length, told)
+        for told in (
+            b"",
+            b"0",
+            b"0" + length,
+            b"0" * 30 + length,
+            b"+" + length,
+            length + b" ",
+            b"9" * 30,
+            b"0" * 17 + length + b"00",
+            b"0" * 5000 + length,
+        )
+    ]
+    changed += [
+        good.replace(b"\r\n\r\n", b"\r\nx: y\r\n\r\n"),
+        head + b"\n\n" + data,
+        head + b"\r\n\r\n\r\n\r\n" + data,
+    ]
+    for _ in range(150):
+        at, end = drawn.randrange(len(head) + 8), drawn.choice((0, 0, 1, 2, 5))
+        changed.append(
+            good[:at] + drawn.choice((b"", b"0", b"a", b"\r", b"\n", b"\r\n", b":", b" ")) + good[at + end :]
+        )
+
+    async def answered(reader: asyncio.StreamReader) -> bytes:
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        return head[9:12]
+
+    async def told(gate: Gateway, sent: bytes, *before: bytes) -> list[bytes]:
+        reader, writer = await connected(gate)
+        for earlier in before:
+            writer.write(earlier)
+            await answered(reader)
+        writer.write(sent)
+        statuses = [await answered(reader) for _ in range(sent.count(good) or 1)]
+        writer.close()
+        return statuses
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), request_timeout=0.5) as gate:
+            fresh = await asyncio.gather(*(told(gate, one) for one in changed))
+            assert {b"200", b"400", b"404", b"408"} <= {status for one in fresh for status in one}
+            assert await asyncio.gather(*(told(gate, one, good, good) for one in changed)) == fresh
+
+    asyncio.run(main())
+
+
+def test_nothing_is_served_after_a_request_that_ends_its_connection(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=0.3)
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            last = raw(body(model="flash"), "1.1", "connection: close")
+            writer.write(last)
+            await eventually(lambda: gate.upstream.load().get("flash", 0) == 1)
+            writer.write(last)
+            answers = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            assert answers.count(b"HTTP/1.1 200 OK") == len(flash.seen()) == 1
 
     asyncio.run(main())
 
