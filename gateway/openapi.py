@@ -126,6 +126,7 @@ _EMBEDDINGS = {
 _HEADERS = [
     ("x-route-tier", "Ask for a tier; going up takes the caller's permission."),
     ("x-route-holdback", "off: let the answer out from its first token on."),
+    ("cache-control", "no-cache: answer afresh; nothing is recalled, nor remembered of it."),
     ("x-route-explain", "1: put the whole decision into the answer as `route`."),
     ("x-request-timeout", "Seconds from here to the whole answer; then a 504, or an error event in a stream."),
     ("x-request-id", "Echoed; 1 to 128 of A-Z a-z 0-9 . _ -"),
@@ -139,7 +140,7 @@ _SPOKEN: dict[str, tuple[str, JSON, JSON]] = {
     "/v1/embeddings": ("Turn texts into vectors, where a tier can", _EMBEDDINGS, _ERROR),
 }
 _TOLD = [
-    ("x-request-id", "The request's id"),
+    ("x-request-id", "The request's id; in /v1/messages also as request-id"),
     ("x-route-tier", "The tier that answered, or none"),
     ("x-route-rule", "The rule that chose it"),
     ("x-route-reason", "Why"),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import anthropic
 import openai
+import pydantic
 import pytest
 
 from loadtest.servers import Sim, gateway
@@ -64,6 +65,8 @@ def test_a_message_is_triaged_and_answered_as_a_message(clients: Clients, flash:
     assert (simple.type, simple.role, simple.content[0].type) == ("message", "assistant", "text")
     assert simple.usage.output_tokens > 0
     assert [entry["path"] for entry in pro.seen()] == ["/v1/messages"]
+    assert simple._request_id
+    assert simple._request_id != hard._request_id
     assert len(flash.seen("triage")) == 2
 
 
@@ -73,6 +76,7 @@ def test_a_streamed_message_comes_whole(clients: Clients) -> None:
         whole = stream.get_final_message()
     once = clients.claude.messages.create(model="auto", max_tokens=40, messages=said(SIMPLE))
     assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
+    assert stream.request_id
     assert whole.content[0].type == once.content[0].type == "text"
     assert whole.content[0].text == once.content[0].text
     assert whole.usage.output_tokens == once.usage.output_tokens
@@ -92,6 +96,29 @@ def test_a_tool_is_called_and_its_result_taken(clients: Clients) -> None:
     assert "21 degrees" in told.content[0].text
 
 
+def test_a_caller_may_have_a_tier_think_that_answers_at_once(clients: Clients) -> None:
+    asked: Any = {"model": "flash", "max_tokens": 2000, "messages": said(SIMPLE)}
+    aloud = clients.claude.messages.create(**asked, thinking={"type": "enabled", "budget_tokens": 1024})
+    with clients.claude.messages.stream(**asked, thinking={"type": "enabled", "budget_tokens": 1024}) as stream:
+        streamed = stream.get_final_message()
+    at_once = clients.claude.messages.create(**asked, thinking={"type": "disabled"})
+    kinds = [[block.type for block in answer.content] for answer in (aloud, streamed, at_once)]
+    assert kinds == [["thinking", "text"], ["thinking", "text"], ["text"]]
+
+
+def test_a_forced_tool_is_called_in_each_dialect(clients: Clients) -> None:
+    forced: Any = {"type": "tool", "name": "get_weather"}
+    message = clients.claude.messages.create(
+        model="flash", max_tokens=99, tools=[WEATHER], tool_choice=forced, messages=said("Good morning!")
+    )
+    tool: Any = {"type": "function", "name": "get_weather", "parameters": WEATHER["input_schema"]}
+    response = clients.openai.responses.create(
+        model="flash", input="Good morning!", tools=[tool], tool_choice={"type": "function", "name": "get_weather"}
+    )
+    assert [block.type for block in message.content] == ["tool_use"]
+    assert [item.type for item in response.output] == ["function_call"]
+
+
 def test_tokens_are_counted_without_a_verdict_or_a_charge(clients: Clients, flash: Sim) -> None:
     short = clients.claude.messages.count_tokens(model="auto", messages=said(SIMPLE)).input_tokens
     long = clients.claude.messages.count_tokens(model="auto", messages=said(COMPLEX), system="Be exact.").input_tokens
@@ -104,6 +131,7 @@ def test_a_refusal_is_the_error_that_the_client_knows(clients: Clients) -> None:
         clients.claude.messages.create(model="claude-unheard-of", max_tokens=5, messages=said("hi"))
     assert unknown.value.body["type"] == "error"  # type: ignore[index]
     assert unknown.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+    assert unknown.value.request_id == unknown.value.response.headers["x-request-id"]
     with pytest.raises(openai.BadRequestError, match="whole conversation"):
         clients.openai.responses.create(model="auto", input="go on", previous_response_id="resp_1")
 
@@ -126,6 +154,17 @@ def test_a_response_is_triaged_and_answered_as_a_response(clients: Clients, pro:
     assert simple.usage
     assert simple.usage.output_tokens > 0
     assert [entry["path"] for entry in pro.seen()] == ["/v1/responses"]
+    assert simple._request_id
+
+
+def test_a_schema_binds_in_each_dialect(clients: Clients) -> None:
+    class Place(pydantic.BaseModel):
+        city: str
+
+    message = clients.claude.messages.parse(model="flash", max_tokens=90, messages=said(SIMPLE), output_format=Place)
+    response = clients.openai.responses.parse(model="flash", input=SIMPLE, text_format=Place)
+    assert isinstance(message.parsed_output, Place)
+    assert isinstance(response.output_parsed, Place)
 
 
 def test_a_streamed_response_comes_whole(clients: Clients) -> None:
@@ -153,6 +192,8 @@ def test_embeddings_come_from_the_tier_that_makes_them(clients: Clients, flash: 
     assert (answer.headers["x-route-tier"], len(made.data), made.model) == ("pro", 2, "pro-model")
     assert made.usage.total_tokens > 0
     assert flash.seen("triage") == []
+    spelled = clients.openai.embeddings.create(model="auto", input=["one", "two"], encoding_format="float")
+    assert [one.embedding for one in made.data] == [pytest.approx(one.embedding) for one in spelled.data]
 
 
 @pytest.mark.parametrize("first", ["stream", "json"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.cache import lookup
 from gateway.dialects import DIALECTS, read
-from gateway.errors import BadRequest, Overloaded, Refusal, Unauthorized, UpstreamTimeout
+from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorized, UpstreamTimeout, WrongMethod
 from gateway.facts import observe
 from gateway.policy import Policy
 from gateway.pricing import bound
@@ -205,6 +205,22 @@ def test_only_what_must_change_is_changed(path: str, made: Any) -> None:
     unbounded = {name: value for name, value in fields.items() if not name.startswith("max_")}
     name = "max_tokens" if path == MESSAGES else "max_output_tokens"
     assert sent(asked(path, unbounded), policy)[name] == 7, "a tier's default by the dialect's name"
+
+
+@pytest.mark.parametrize(
+    ("wish", "chosen"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
+        ({"thinking": {"type": "disabled"}}, True),
+        ({"thinking": {"type": "adaptive"}}, False),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, True),
+        ({"thinking": None}, False),
+    ],
+)
+def test_a_caller_who_says_whether_to_think_is_not_overruled_by_the_tier(wish: JSON, chosen: bool) -> None:
+    found = sent(asked(MESSAGES, message(**wish)), POLICY)
+    assert ("chat_template_kwargs" not in found) is chosen
+    assert {name: found[name] for name in wish} == wish, "the wish itself passes"
 
 
 def test_no_server_is_asked_to_keep_a_response_and_the_caller_is_told() -> None:
@@ -422,6 +438,9 @@ def test_a_connections_own_refusal_speaks_the_paths_dialect(flash: Sim, pro: Sim
     ("refusal", "kind"),
     [
         (Unauthorized("x"), "authentication_error"),
+        (BadRequest("x"), "invalid_request_error"),
+        (WrongMethod("x"), "invalid_request_error"),
+        (TooSlow("x"), "invalid_request_error"),
         (Overloaded("x"), "overloaded_error"),
         (UpstreamTimeout("x"), "timeout_error"),
         (Refusal("x"), "api_error"),

@@ -40,6 +40,7 @@ FIELD = re.compile(rb"(%b):[ \t]*((?:[\x21-\x7e\x80-\xff][\t \x21-\x7e\x80-\xff]
 STARTS = re.compile(rb"(POST /v1/chat/completions|GET /health) HTTP/1\.1\r\n")
 SIZE = re.compile(rb"([0-9A-Fa-f]+)([ \t]*;[^\r\n\x00]*)?\r\n")
 ANSWER = b'{"choices": [], "model": "m"}'
+OFFER = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
 FRAMING = {b"content-length", b"transfer-encoding", b"host"}
 
 
@@ -83,16 +84,18 @@ def request(raw: bytes) -> tuple[Read, bytes]:
     hosts, lengths, codings = (told.get(name, []) for name in (b"host", b"content-length", b"transfer-encoding"))
     if hosts != [b"gateway"] or len(lengths) + len(codings) > 1:
         return WRONG, b""  # two lengths may be taken for one where they agree, a length beside chunked be ignored
+    offers = b"upgrade" in told  # to be passed over, but whoever offers may have to wait for its turn
     if codings:
-        return chunked(rest) if codings[0].lower() == b"chunked" else (WRONG, b"")
+        one, rest = chunked(rest) if codings[0].lower() == b"chunked" else (WRONG, b"")
+        return one._replace(loose=one.loose or offers), rest
     if not lengths:
-        return Read(b""), rest
+        return Read(b"", offers), rest
     if not re.fullmatch(rb"[0-9]+", lengths[0]):
         return WRONG, b""
     size = int(lengths[0])
     if size > len(rest):
         raise Incomplete
-    return Read(rest[:size]), rest[size:]
+    return Read(rest[:size], offers), rest[size:]
 
 
 def fields(raw: bytes) -> tuple[dict[bytes, list[bytes]], bytes] | None:
@@ -148,6 +151,7 @@ ODD_LINES = st.sampled_from([
     b"transfer_encoding: chunked\r\n",
     b"x: a\r\n b\r\n", b"x: a\r\n\tb\r\n", b"x: a\x00b\r\n", b"x: a\rb\r\n", b"x\r\n",
     b": x\r\n", b"x: \xff\r\n", b"x:\t a \t\r\n", b"host: gateway\r\n", b"host: other\r\n",
+    OFFER, OFFER, OFFER,
 ])  # fmt: skip
 SIZES = st.sampled_from([
     b"%X", b"0%x", b"000000000000%x", b"+%x", b"-%x", b"0x%x", b" %x", b"%x ", b"1000000000000000%x", b"",
