@@ -86,7 +86,7 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
         "serves flash-model, not another-model -> vllm serve ... --served-model-name another-model",
         f"{dead} does not answer: [Errno 111]",
         "NO_SUCH_KEY is not set -> export",
-        "does not answer in time",
+        "cannot be used: Error 111 connecting",
         "GATEWAY_API_KEY has 6 characters",
         "GATEWAY_ADMIN_KEY: it has 7 different characters",
         f"cannot listen on 127.0.0.1:{taken}",
