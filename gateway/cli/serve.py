@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -187,7 +189,9 @@ def addressed(settings: Settings, keys: Keys) -> Settings:
 
 
 def _loop(main: Coroutine[Any, Any, None]) -> None:
-    """On uvloop, where there is one."""
+    """On uvloop, where there is one. Messages say when, in UTC, for whoever reads them without a collector's clock."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
     made: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config("", loop="auto").get_loop_factory()
     with asyncio.Runner(loop_factory=made) as runner:
         runner.run(main)

@@ -188,6 +188,13 @@ def test_what_a_server_says_is_compared_with_the_policy(
     assert told in said([one._asdict() for one in found], level)
 
 
+def test_a_key_that_a_server_refuses_is_told_by_its_variable(flash: Sim, pro: Sim) -> None:
+    policy = load_policy(policy_text(flash, pro, tiers={"pro": {"api_key_env": "PRO_KEY"}}))
+    refused = Replied(401, {}, None, None)
+    found = tier_findings(policy, {("flash", flash.url): refused, ("pro", pro.url): refused}, {"PRO_KEY": "old"})
+    assert [one.fix for one in found] == ["name its key's variable in `api_key_env`", "correct PRO_KEY"]
+
+
 @pytest.fixture(scope="module")
 def engines() -> Iterator[dict[str, Sim]]:
     kinds = {
