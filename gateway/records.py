@@ -255,17 +255,12 @@ def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) 
 
 def seen(policy: Policy) -> Seen:
     """What `policy` makes the gateway look at."""
-    rules = policy.triage
-    model, digest = policy.tiers[rules.tier].model, rules.prompts[rules.prompt].digest
-    how = f"{rules.strategy} {rules.layout} {rules.input.characters} {rules.unit}"
-    skips = policy.skips(rules.tier)
-    asked = f"{rules.prompt} {how} {model} {digest}" + (f" {skips}" if skips else "")
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
     prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
     starts = dict.fromkeys(policy.holdback.tiers, policy.holdback.looks) if policy.holdback else {}
     table = policy.table.digest if policy.table else ""
     kept = policy.sessions is not None
-    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked, kept, table, starts)
+    return Seen(prints, policy.watched_headers, tuple(policy.tiers), policy.question, kept, table, starts)
 
 
 def append(path: Path, lines: list[bytes]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.policy.calibrated import Calibrated, calibrated, embedded
+from gateway.policy.calibrated import CALIBRATION, Calibrated, calibrated, embedded
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
 from gateway.policy.model import LOCAL, Reason, Tier, Triage
@@ -47,7 +47,11 @@ def build(document: Document) -> Policy:
     found, table = calibrated(document), embedded(document)
     if document.problems:
         raise PolicyError(once(document))
-    return assembled(written, document, found, table)
+    made = assembled(written, document, found, table)
+    if made.basis and made.basis.question not in (None, made.question):
+        told = f"p goes by answers to {made.basis.question!r}, and this policy asks {made.question!r}: calibrate anew"
+        raise PolicyError([document.problem(CALIBRATION, told)])
+    return made
 
 
 def check_reach(document: Document, rules: tuple[Rule, ...]) -> None:

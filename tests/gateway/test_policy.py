@@ -661,6 +661,15 @@ def test_what_is_no_calibration_is_told_at_its_place(tmp_path: Path, written: ob
     assert problem.message.startswith(told)
 
 
+def test_a_calibration_goes_with_the_question_that_it_was_fitted_on(tmp_path: Path) -> None:
+    basis = {"edges": [0.5], "counts": [3, 4], "outcomes": 5, "label": "needed", "judged": True, "agree": None}
+    found: dict[str, Any] = {"schema": 1, "layer": LAYER, "edges": [0.3], "basis": basis}
+    asked = calibrated(tmp_path, found).question
+    assert calibrated(tmp_path, found | {"basis": basis | {"question": asked}}).question == asked
+    with pytest.raises(PolicyError, match=r":7:23: triage.calibration: p goes by answers to .*: calibrate anew"):
+        calibrated(tmp_path, found | {"basis": basis | {"question": asked}}, ", prompt: p_solve.v1")
+
+
 def test_a_calibration_that_is_not_there_is_told_at_its_place(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(f"{SMALLEST}triage: {{calibration: none.json}}\n")
     with pytest.raises(PolicyError, match=r"policy.yaml:7:23: triage.calibration: cannot be read: No such file"):
