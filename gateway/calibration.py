@@ -46,7 +46,8 @@ class Layer:
 class Basis:
     """What a calibration was fitted on: how p was spread over its records (`counts` below, between and above `edges`),
     and with how many effective outcomes. `label` is what those count: needed | failed. `judged`: somebody's judgements
-    were among them. `agree`: agreements were, and from which one Flash's answer counted as good.
+    were among them. `agree`: agreements were, and from which one Flash's answer counted as good. `question`: what the
+    verdicts answered that p goes by; None: p goes by none, or nobody knows.
     """
 
     edges: tuple[float, ...]
@@ -55,6 +56,7 @@ class Basis:
     label: Literal["needed", "failed"]
     judged: bool
     agree: float | None
+    question: str | None = None
 
 
 class Fitted(NamedTuple):

@@ -156,7 +156,7 @@ async def _opened(presented: str, secret: bytes, keys: Keys, callers: Callers) -
         return Opened(_caller("anonymous", "anonymous", None, secret, callers), None, secret, callers)
     if keys.raw is not None and hmac.compare_digest(key_hash(secret, presented), key_hash(secret, keys.raw)):
         return Opened(_caller("default", "default", None, secret, callers), None, secret, callers)
-    key_id = _key_id(presented)
+    key_id = id_of(presented)
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
     before = keys.opened(presented)
     same = before is not None and (before.record, before.secret) == (record, secret)
@@ -242,7 +242,7 @@ def bearer(authorization: str | None) -> str:
     return key
 
 
-def _key_id(key: str) -> str | None:
+def id_of(key: str) -> str | None:
     """The look-up id of a key in our form."""
     key_id, _, secret = key.removeprefix(PREFIX).partition("-")
     if not key.startswith(PREFIX) or not secret or len(key_id) not in ID_LENGTHS:

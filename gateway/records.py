@@ -111,6 +111,7 @@ class Records:
         self._ring: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._due: list[Due] = []
         self._writing: asyncio.Task[None] | None = None
+        self._failing = False
         self.lost = 0
 
     def keep(self, record: Record, policy: Policy) -> None:
@@ -205,7 +206,13 @@ class Records:
             append(path, [due.line for due in batch])
         except OSError as error:
             self.lost += len(batch)
-            log.warning("records: %s cannot be written (%s); %d lost so far", path, error.strerror, self.lost)
+            if not self._failing:
+                log.warning("records: %s cannot be written (%s): decisions are lost", path, error.strerror)
+            self._failing = True
+        else:
+            if self._failing:
+                log.warning("records: %s is written again; %d lost so far", path, self.lost)
+            self._failing = False
 
     async def _share(self, batch: list[Due], most: int) -> None:
         await self._store.note([due.line for due in batch], most)
@@ -248,25 +255,27 @@ def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) 
 
 def seen(policy: Policy) -> Seen:
     """What `policy` makes the gateway look at."""
-    rules = policy.triage
-    model, digest = policy.tiers[rules.tier].model, rules.prompts[rules.prompt].digest
-    how = f"{rules.strategy} {rules.layout} {rules.input.characters} {rules.unit}"
-    skips = policy.skips(rules.tier)
-    asked = f"{rules.prompt} {how} {model} {digest}" + (f" {skips}" if skips else "")
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
     prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
     starts = dict.fromkeys(policy.holdback.tiers, policy.holdback.looks) if policy.holdback else {}
     table = policy.table.digest if policy.table else ""
     kept = policy.sessions is not None
-    return Seen(prints, policy.watched_headers, tuple(policy.tiers), asked, kept, table, starts)
+    return Seen(prints, policy.watched_headers, tuple(policy.tiers), policy.question, kept, table, starts)
 
 
 def append(path: Path, lines: list[bytes]) -> None:
-    """Write lines to the end of the file, readable by its owner; a full file makes room. Raises OSError."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as file:
-        file.write(b"".join(line + b"\n" for line in lines))
-        full = file.tell() > FILE_BYTES
-    if full:
+    """Write lines to the end of the file, readable by its owner; a full file makes room. Raises OSError where not all
+    of them fit, and writes none: a cut line would make the file unreadable."""
+    text = b"".join(line + b"\n" for line in lines)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab", buffering=0) as file:
+        before = end = os.fstat(file.fileno()).st_size
+        try:
+            while end - before < len(text):
+                end += file.write(text[end - before :])
+        except OSError:
+            file.truncate(before)
+            raise
+    if end > FILE_BYTES:
         path.replace(f"{path}.1")
 
 

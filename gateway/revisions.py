@@ -16,7 +16,7 @@ from gateway.errors import BadRequest, NotFound, Overloaded
 from gateway.policy import Document, Policy, PolicyError, Problem, file_text, read_document, whole
 from gateway.reload import Trial, trials
 from gateway.store import Store
-from gateway.watch import Watch
+from gateway.watch import Watch, folders
 
 KEPT = 20  # revisions that can be rolled back to
 POLL = 1.0  # seconds between two looks where nothing tells of a change; another process's rollback is seen so late
@@ -24,6 +24,7 @@ SETTLE = 0.05  # seconds for which a file must stay the same before it counts: i
 UNSETTLED = 20  # looks at files that keep changing; then they count as they are
 TOLD = 10  # problems in /ready
 PREVIOUS = "previous"
+REVISIONS = "policy.revisions."  # in the store, before the policy's name
 log = logging.getLogger("gateway")
 Texts = Mapping[str, str | None]  # of files, by name; None: cannot be read
 
@@ -87,9 +88,7 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
-        self._rollback_name, self._revisions_name = (
-            f"policy.{what}.{policy.name}" for what in ("rollback", "revisions")
-        )
+        self._name, self._rollback_name = policy.name, f"policy.rollback.{policy.name}"
         self._files: Texts = {}
         self._tried: Rollback | None = None
         self._known: list[Revision] = []
@@ -173,8 +172,7 @@ class Revisions:
     async def known(self) -> list[Revision]:
         """The revisions that can be rolled back to, the newest first."""
         with contextlib.suppress(Overloaded, msgspec.DecodeError):
-            stored = await self._store.kept(self._revisions_name)
-            self._known = merged(self._known, msgspec.json.decode(stored or b"[]", type=list[Revision]))
+            self._known = merged(self._known, await stored(self._store, self._name))
         return self._known
 
     def note(self) -> str:
@@ -237,7 +235,7 @@ class Revisions:
             return
         self._known = merged([Revision(policy.digest, policy.name, policy.revision, time.time(), text)], known)
         with contextlib.suppress(Overloaded):
-            await self._store.keep(self._revisions_name, msgspec.json.encode(self._known))
+            await self._store.keep(REVISIONS + self._name, msgspec.json.encode(self._known))
 
 
 def attempted(
@@ -261,6 +259,11 @@ def attempted(
     return Attempt(None if problems else policy, problems, document.files, found, document)
 
 
+async def stored(store: Store, name: str) -> list[Revision]:
+    """What came into force of the policy `name`, the newest first. Raises Overloaded, msgspec.DecodeError."""
+    return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
+
+
 def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:
     """Each once, as it came into force last, the newest first, KEPT at most."""
     found: dict[str, Revision] = {}
@@ -278,11 +281,6 @@ def _text(path: Path) -> str | None:
         return file_text(path)
     except PolicyError:
         return None
-
-
-def folders(names: Sequence[str]) -> set[Path]:
-    """Those of the files, and of what they are links to."""
-    return {path.parent for name in names for path in (Path(name).absolute(), Path(name).resolve())}
 
 
 def fingerprint(text: str) -> str:

@@ -56,5 +56,10 @@ class Watch:
             self._queue = -1
 
 
+def folders(names: Iterable[str]) -> set[Path]:
+    """Those of the files, and of what they are links to."""
+    return {path.parent for name in names for path in (Path(name).absolute(), Path(name).resolve())}
+
+
 def _can(libc: ctypes.CDLL) -> bool:
     return hasattr(libc, "inotify_init1")

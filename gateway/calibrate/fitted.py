@@ -3,8 +3,9 @@
 import math
 import random
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -72,6 +73,7 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     """
     if len(records) < LEAST:
         raise Unproven(f"{len(records)} records; at least {LEAST} are needed")
+    question = question_of(records)
     fitted, judged = parted(records, split)
     label: Label = needed if target.kind == "shares" else failed
     few = few_outcomes(fitted, label) or few_outcomes(judged, label)
@@ -90,6 +92,7 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
         fitted, layer = list(records), layer_for(records, label, measures)
         edges = thresholds([layer.p(told(one)) for one in records], target.shares)
     basis = basis_of([layer.p(told(one)) for one in records], fitted, target, label)
+    basis = replace(basis, question=question if "p_complex" in layer.inputs else None)
     shown = target.kind == "flash_failure" or gains(report)
     lacks = [lack for lack in (few, alike) if lack]
     return Calibration(target, layer, edges, basis, report, (*caveats, *lacks), shown)
@@ -116,6 +119,15 @@ def basis_of(p: Sequence[float], fitted: Sequence[Example], target: Target, labe
     counts = tuple(high - low for low, high in pairwise(ends))
     name: Literal["needed", "failed"] = "needed" if target.kind == "shares" else "failed"
     return Basis(tuple(sorted(cuts)), counts, worth, name, judged, agree)
+
+
+def question_of(records: Sequence[Example]) -> str | None:
+    """What all verdicts answered, None: there is none. Raises Unproven where they answered several."""
+    found = Counter(one.question for one in records if one.question is not None)
+    if len(found) > 1:
+        told = ", ".join(f"{question!r} ({count})" for question, count in found.most_common())
+        raise Unproven(f"the verdicts answer several questions, take the records of one: {told}")
+    return next(iter(found), None)
 
 
 def gains(report: Mapping[str, Any]) -> bool:

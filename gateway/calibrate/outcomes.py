@@ -15,7 +15,8 @@ class Example:
 
     `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agree`: nobody
     judged, the first tier's answer counts as good from this agreement with another's. `weight`: for how many
-    requests the outcome stands, one over how likely chance made the first tier the one that answered.
+    requests the outcome stands, one over how likely chance made the first tier the one that answered. `question`: what
+    the classifier was asked for `p_complex`.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Example:
     caller: str | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
     p_complex: float | None = None
+    question: str | None = None
     flash_ok: bool | None = None
     pro_ok: bool | None = None
     agree: float | None = None
@@ -59,6 +61,7 @@ def example(one: Recorded, agree: float = GOOD) -> Example | None:
     if facts.score is None:
         return None
     tiers = one.seen.tiers if one.seen else ()
+    p_complex = one.verdict.p_complex if one.verdict else None
     compared = one.outcome is not None and one.outcome.source == SHADOW
     least = agree if compared else GOOD
     return Example(
@@ -67,7 +70,8 @@ def example(one: Recorded, agree: float = GOOD) -> Example | None:
         at=one.at or None,
         caller=one.caller or None,
         measures=facts.measures,
-        p_complex=one.verdict.p_complex if one.verdict else None,
+        p_complex=p_complex,
+        question=one.seen.question if one.seen and p_complex is not None else None,
         flash_ok=good(one, tiers[:1], least),
         pro_ok=good(one, tiers[1:][-1:], least),
         agree=agree if compared else None,

@@ -21,7 +21,7 @@ ROOMS = {
 }
 ALL_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}  # they go to another program
 ELSEWHERE: dict[str, dict[str, Any]] = {
-    "sim": {"context_settings": ALL_FLAGS},
+    "sim": {"context_settings": ALL_FLAGS, "add_help_option": False},
     "backends": {"context_settings": ALL_FLAGS, "add_help_option": False},
 }
 

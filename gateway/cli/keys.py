@@ -10,7 +10,7 @@ import typer
 
 from gateway.cli.store import Json, Redis, date, encoded, on, stop
 from gateway.cli.written import Written
-from gateway.keys import ADMIN, mistake, new_admin_key, new_key, shown, until
+from gateway.keys import ADMIN, id_of, mistake, new_admin_key, new_key, shown, until
 from gateway.policy import Policy, PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
@@ -127,12 +127,13 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
 
 @keys.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows.")],
+    which: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")],
     json: Json = False,
     redis: Redis = None,
     file: File = None,
 ) -> None:
     """End a key; every gateway on the store or the file refuses it within a second."""
+    key_id = id_of(which) or which
     if not _on(file, redis, lambda store: store.revoke_key(key_id)):
         raise stop("keys", f"no key has the id {key_id}")
     typer.echo(encoded({"revoked": key_id}) if json else f"revoked {key_id}")

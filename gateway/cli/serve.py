@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,6 +26,7 @@ from gateway.keyfile import KeyFile
 from gateway.keys import SHORTEST_KEY, Keys
 from gateway.policy import Policy, PolicyError, packaged
 from gateway.reload import checked
+from gateway.revisions import attempted, stored
 from gateway.server import Server, bind
 from gateway.settings import Settings
 from gateway.store import Store, open_store
@@ -66,11 +70,14 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
     _loop(run(settings) if settings.workers == 1 else supervise(settings))
 
 
-async def run(settings: Settings, member: Member | None = None) -> None:
-    """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start."""
+async def run(settings: Settings, member: Member | None = None, served: str | None = None) -> None:
+    """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start.
+
+    `served`: the name of the policy that is served already; where its file is wrong, the last good one counts.
+    """
     async with shared(settings) as given:
         store = opened(given.redis_url)
-        policy, keys = await permitted(given, store)
+        policy, keys = await permitted(given, store, served)
         known = addressed(given, keys)
         followed = known.model_copy(update={"policy": known.policy or packaged()})
         app = create_app(followed, policy, store, keys, member)
@@ -96,28 +103,31 @@ async def supervise(settings: Settings) -> None:
         )
     async with shared(settings) as known:
         store = opened(known.redis_url)
-        await permitted(known, store)
+        policy, _ = await permitted(known, store)
         await store.close()
         try:
             for probe in bind(known, shared=False):
                 probe.close()  # nobody else listens
             held = bind(known, shared=True)  # keeps the port while workers come and go
             port = held[0].getsockname()[1]
-            await Supervisor(known.model_copy(update={"port": port}), work).run()
+            await Supervisor(known.model_copy(update={"port": port}), partial(work, policy.name)).run()
         except OSError as error:
             stop(f"cannot listen on {known.host}:{known.port}: {error}")
         except Failed:
             raise typer.Exit(1) from None
 
 
-def work(settings: Settings, line: socket.socket) -> None:
-    """What one of several processes does."""
-    _loop(_work(settings, line))
+def work(policy: str, settings: Settings, line: socket.socket) -> None:
+    """What one of several processes does; it may take the place of one that served the policy of this name."""
+    try:
+        _loop(_work(policy, settings, line))
+    except typer.Exit as said:
+        raise SystemExit(said.exit_code) from None
 
 
-async def _work(settings: Settings, line: socket.socket) -> None:
+async def _work(policy: str, settings: Settings, line: socket.socket) -> None:
     async with contextlib.aclosing(await Member.join(line)) as member:
-        await run(settings, member)
+        await run(settings, member, policy)
 
 
 @contextlib.asynccontextmanager
@@ -134,7 +144,7 @@ async def shared(settings: Settings) -> AsyncIterator[Settings]:
         yield settings.model_copy(update={"redis_url": url})
 
 
-async def permitted(settings: Settings, store: Store) -> tuple[Policy, Keys]:
+async def permitted(settings: Settings, store: Store, served: str | None = None) -> tuple[Policy, Keys]:
     """The policy, and whose keys open the door. Exits with a message when the gateway may not start."""
     if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
         stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
@@ -146,13 +156,27 @@ async def permitted(settings: Settings, store: Store) -> tuple[Policy, Keys]:
     except OSError as error:
         stop(f"cannot use the certificate {settings.tls_cert}: {error}")
     try:
-        policy = checked(settings.policy or packaged())
+        policy = await right(settings.policy or packaged(), store, served)
         file = KeyFile(settings.keys_file) if settings.keys_file else None
         return policy, Keys(store, settings.api_key, await open_to_everyone(settings, store, file), file)
     except (PolicyError, NoKeys) as error:
         stop(str(error))
     except Overloaded:
         stop("the store does not answer: without it nobody knows the API keys")
+
+
+async def right(path: Path, store: Store, served: str | None) -> Policy:
+    """The policy in the file; where that is wrong, the newest right one of those of this name that were `served`.
+
+    Raises PolicyError, Overloaded.
+    """
+    try:
+        return checked(path)
+    except PolicyError:
+        for revision in await stored(store, served) if served else []:
+            if policy := attempted(path, revision.text).policy:
+                return policy
+        raise
 
 
 def addressed(settings: Settings, keys: Keys) -> Settings:
@@ -165,7 +189,9 @@ def addressed(settings: Settings, keys: Keys) -> Settings:
 
 
 def _loop(main: Coroutine[Any, Any, None]) -> None:
-    """On uvloop, where there is one."""
+    """On uvloop, where there is one. Messages say when, in UTC, for whoever reads them without a collector's clock."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
     made: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config("", loop="auto").get_loop_factory()
     with asyncio.Runner(loop_factory=made) as runner:
         runner.run(main)

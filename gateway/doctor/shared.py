@@ -23,8 +23,9 @@ async def store(settings: Settings) -> tuple[list[Finding], list[float]]:
         found = await setups(url)
     except ValueError as wrong:
         return [error("store", str(wrong), "correct GATEWAY_REDIS_URL")], []
-    except Overloaded:
-        told = f"{where} does not answer in time: limits are kept per process, budgets are refused"
+    except Overloaded as refusal:
+        why = str(refusal.__cause__).rstrip(".")
+        told = f"{where} cannot be used: {why}; limits are kept per process, budgets are refused"
         return [error("store", told, "start it, or correct GATEWAY_REDIS_URL (host, port, password, TLS)")], []
     findings = [one for server in found for one in _server(server, where)]
     return list(dict.fromkeys(findings)), [server.ahead for server in found]

@@ -102,7 +102,8 @@ def _server(url: str, tier: Tier, reply: Replied | str) -> list[Finding]:
     if isinstance(reply, str):
         return [error("", f"{url} does not answer: {reply}", "start it, or correct `replicas` (or its variable)")]
     if reply.status in {401, 403}:
-        return [error("", f"{url} refuses us ({reply.status})", "name its key's variable in `api_key_env`")]
+        fix = f"correct {tier.api_key_env}" if tier.api_key_env else "name its key's variable in `api_key_env`"
+        return [error("", f"{url} refuses us ({reply.status})", fix)]
     if tier.engine != "vllm" and tier.model not in reply.models:
         told = f"{url} does not list {tier.model} ({reply.status}): whether it serves it is not known"
         return [warning("", told, "some servers list other models than they serve; ask it, or correct `model`")]

@@ -30,7 +30,7 @@ from gateway.policy.model import (
 )
 from gateway.policy.packaged import packaged
 from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
-from gateway.policy.problems import PolicyError, Problem, meant
+from gateway.policy.problems import PolicyError, Problem, meant, place_in
 from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording, Shadow
 from gateway.policy.rules import Bands, Rule, Split, Step, When
@@ -115,4 +115,5 @@ def file_text(path: Path) -> str:
     except OSError as error:
         raise PolicyError([Problem(str(path), 1, 1, "", f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:
-        raise PolicyError([Problem(str(path), 1, 1, "", f"not UTF-8: {error.reason} at byte {error.start}")]) from None
+        place = place_in(error.object, error.start)
+        raise PolicyError([Problem(str(path), *place, "", f"not UTF-8: {error.reason}")]) from None

@@ -8,7 +8,7 @@ from gateway.policy.load import Document
 from gateway.policy.references import mapping
 from gateway.score import AXES, EMBEDDED, HEAD, MEASURES, Axes, Table, read_table
 
-PLACE, TABLE = ("triage", "calibration"), ("triage", "embeddings")
+CALIBRATION, TABLE = ("triage", "calibration"), ("triage", "embeddings")
 
 
 class Calibrated(NamedTuple):
@@ -27,13 +27,13 @@ def calibrated(document: Document) -> Calibrated | None:
         _, text = document.beside(name)
         found = load(text)
     except OSError as error:
-        document.blame(PLACE, f"cannot be read: {error.strerror}")
+        document.blame(CALIBRATION, f"cannot be read: {error.strerror}")
         return None
     except (ValueError, RecursionError) as error:
-        document.blame(PLACE, f"no calibration: {error}")
+        document.blame(CALIBRATION, f"no calibration: {error}")
         return None
     if unknown := sorted(found.layer.inputs - {*BELIEVED, *MEASURES, EMBEDDED, *AXES}):
-        document.blame(PLACE, f"looks at what is not measured: {', '.join(unknown)}")
+        document.blame(CALIBRATION, f"looks at what is not measured: {', '.join(unknown)}")
     return Calibrated(found, text)
 
 

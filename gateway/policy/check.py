@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.policy.calibrated import Calibrated, calibrated, embedded
+from gateway.policy.calibrated import CALIBRATION, Calibrated, calibrated, embedded
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
 from gateway.policy.model import LOCAL, Reason, Tier, Triage
@@ -43,10 +43,28 @@ def build(document: Document) -> Policy:
     except ValidationError as error:
         note(document, error.errors(include_url=False, include_input=False))
         raise PolicyError(once(document)) from None
+    check_reach(document, written.rules)
     found, table = calibrated(document), embedded(document)
     if document.problems:
         raise PolicyError(once(document))
-    return assembled(written, document, found, table)
+    made = assembled(written, document, found, table)
+    if made.basis and made.basis.question not in (None, made.question):
+        told = f"p goes by answers to {made.basis.question!r}, and this policy asks {made.question!r}: calibrate anew"
+        raise PolicyError([document.problem(CALIBRATION, told)])
+    return made
+
+
+def check_reach(document: Document, rules: tuple[Rule, ...]) -> None:
+    """Every rule matches something that none before it does."""
+    for at, rule in enumerate(rules):
+        asked = {check.key: check.values for check in rule.checks}
+        wider = next((before for before in range(at) if rules[before].covers(asked)), None)
+        if wider is None:
+            continue
+        line, all_of_it = document.values[("rules", wider)][0], not rules[wider].when
+        path: Path = ("rules", at) if all_of_it else ("rules", at, "when")
+        what = "every request" if all_of_it else "all that this one does"
+        document.blame(path, f"never reached: the rule on line {line} matches {what}")
 
 
 def once(document: Document) -> list[Problem]:
@@ -146,6 +164,8 @@ def worded(document: Document, error: ErrorDetails, path: Path, value: object) -
         return f"expected {error['ctx']['expected']}, got {shown}"
     if kind == "value_error":
         return told
+    if kind == "too_short":
+        return f"needs at least {error['ctx']['min_length']}, got {shown}"
     if kind in EXPECTED:
         return f"{EXPECTED[kind]}, got {shown}"
     return f"{told[:1].lower()}{told[1:]}, got {shown}"

@@ -143,6 +143,15 @@ class Policy:
         found = self.tiers.get(tier) if tier else None
         return found.skips if found else None
 
+    @property
+    def question(self) -> str:
+        """What the classifier is asked, how, and of which model: a verdict on another says nothing of it."""
+        rules = self.triage
+        how = f"{rules.strategy} {rules.layout} {rules.input.characters} {rules.unit}"
+        asked = f"{rules.prompt} {how} {self.tiers[rules.tier].model} {rules.prompts[rules.prompt].digest}"
+        skips = self.skips(rules.tier)
+        return f"{asked} {skips}" if skips else asked
+
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
         """The tiers of a plan, or of a key that names its own: from the plan's lowest one up to the highest named.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from gateway.policy.problems import Path, PolicyError, Problem, dotted
+from gateway.policy.problems import Path, PolicyError, Problem, dotted, place_in
 
 MAX_DEPTH = 40
 MAX_NODES = 50_000
@@ -114,6 +114,9 @@ def compose(document: Document) -> yaml.Node | None:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         what = f"not YAML: {error.problem or error.context}"
+    except yaml.reader.ReaderError as error:
+        place = place_in(document.text.encode(), error.position)
+        what = f"not YAML: {error.reason} (#x{error.character:02x})"
     except (yaml.YAMLError, UnicodeError) as error:
         place, what = (1, 1), f"not YAML: {str(error).splitlines()[0]}"
     except RecursionError:

@@ -65,14 +65,31 @@ def shape_of_choice(value: object) -> str:
 Choice = Annotated[Annotated[Names, Tag("names")] | Annotated[Except, Tag("except")], Discriminator(shape_of_choice)]
 
 
+Values = tuple[float, float] | frozenset[str] | Except
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One compiled matcher: its key in `when`, the test, the fact it looks at, and what is wanted, in words."""
+    """One compiled matcher: its key in `when`, the test, the fact it looks at, what is wanted in words, and as values:
+    from the first to the second, any of a set, or all but some.
+    """
 
     key: str
     test: Matcher
     fact: Callable[[Facts], Any]
     wanted: str
+    values: Values
+
+
+def covers(wider: Values, narrower: Values) -> bool:
+    """Whether each value that `narrower` wants is one that `wider` wants."""
+    if isinstance(wider, tuple):
+        return isinstance(narrower, tuple) and wider[0] <= narrower[0] and narrower[1] <= wider[1]
+    if isinstance(wider, frozenset):
+        return isinstance(narrower, frozenset) and narrower <= wider
+    if isinstance(narrower, Except):
+        return set(wider.names) <= set(narrower.names)
+    return isinstance(narrower, frozenset) and narrower.isdisjoint(wider.names)
 
 
 def told(value: object) -> str:
@@ -87,12 +104,12 @@ def told(value: object) -> str:
 def check_range(key: str, read: Callable[[Facts], float], span: Range) -> Check:
     low = -float("inf") if span.min is None else span.min
     high = float("inf") if span.max is None else span.max
-    return Check(key, lambda facts: low <= read(facts) <= high, read, str(span))
+    return Check(key, lambda facts: low <= read(facts) <= high, read, str(span), (low, high))
 
 
 def check_choice(key: str, read: Callable[[Facts], str | None], choice: tuple[str, ...] | Except) -> Check:
     if isinstance(choice, Except):
         refused = frozenset(choice.names)
-        return Check(key, lambda facts: read(facts) not in refused, read, f"not {' or '.join(choice.names)}")
+        return Check(key, lambda facts: read(facts) not in refused, read, f"not {' or '.join(choice.names)}", choice)
     names = frozenset(choice)
-    return Check(key, lambda facts: read(facts) in names, read, " or ".join(choice))
+    return Check(key, lambda facts: read(facts) in names, read, " or ".join(choice), names)

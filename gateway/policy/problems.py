@@ -35,6 +35,12 @@ def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
+def place_in(text: bytes, offset: int) -> tuple[int, int]:
+    """Line and column of the byte at `offset`, from 1; what is not UTF-8 counts as one character each time."""
+    before = text[:offset].decode("utf-8", "replace")
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
 def meant(word: str, known: Iterable[str]) -> str:
     """What the writer may have meant: the nearest known word, else the list of all."""
     names = list(known)

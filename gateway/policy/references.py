@@ -1,6 +1,5 @@
 """Do all names in a policy file lead somewhere, and can every rule be reached?   Looks at plain data of any shape."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -210,6 +209,7 @@ def check_aliases(document: Document) -> None:
         known(document, "tier", names(target, ("aliases", alias)), [*WISHES, *tiers])
         if alias.lower() in taken:
             document.blame(("aliases", alias), f'"{alias}" is a model name already', key=True)
+        taken.add(alias.lower())
 
 
 def check_sessions(document: Document) -> None:
@@ -226,23 +226,15 @@ def check_sessions(document: Document) -> None:
 def check_rules(document: Document) -> None:
     rules = list(items(document, "rules"))
     first: dict[str, int] = {}
-    same: dict[str, int] = {}
-    catch_all: int | None = None
     for at, rule in rules:
-        line = document.values[("rules", at)][0]
-        name = rule.get("id")
-        if isinstance(name, str) and first.setdefault(name, line) != line:
+        line, name = document.values[("rules", at)][0], rule.get("id")
+        if isinstance(name, str) and name in first:
             document.blame(("rules", at, "id"), f'"{name}" is the id of the rule on line {first[name]}, too')
-        when = json.dumps(rule.get("when"), sort_keys=True)
-        if catch_all is not None:
-            document.blame(("rules", at), f"never reached: the rule on line {catch_all} matches every request")
-        elif same.setdefault(when, line) != line:
-            document.blame(("rules", at, "when"), f"never reached: the rule on line {same[when]} has the same `when`")
-        elif rule.get("when") is None:
-            catch_all = line
+        elif isinstance(name, str):
+            first[name] = line
         check_bands(document, mapping(rule, "route", "p_complex"), ("rules", at, "route", "p_complex"))
     known(document, "rule", expected_rules(document), [*first, "caller"])
-    if rules and catch_all is None:
+    if rules and all(rule.get("when") is not None for _, rule in rules):
         document.blame(("rules", rules[-1][0]), "the last rule must match every request: add one without `when`")
 
 

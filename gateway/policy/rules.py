@@ -3,6 +3,7 @@
 import math
 import operator
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
@@ -14,8 +15,10 @@ from gateway.policy.matching import (
     Choice,
     Names,
     Range,
+    Values,
     check_choice,
     check_range,
+    covers,
     told,
 )
 from gateway.types import Facts
@@ -38,7 +41,15 @@ def band(text: str) -> str:
     return text
 
 
+def part(span: Range | None) -> Range | None:
+    """A range of a fact that goes from 0 to 1. Raises ValueError for what looks like percents."""
+    if span and max(span.min or 0, span.max or 0) > 1:
+        raise ValueError("goes from 0 to 1: 0.9 is 90 %")
+    return span
+
+
 HeaderName = Annotated[str, AfterValidator(header_name)]
+Part = Annotated[Range | None, AfterValidator(part)]
 Band = Annotated[str, AfterValidator(band)]
 
 
@@ -92,10 +103,10 @@ class When:
     characters: Annotated[Range | None, Field(description="length of the last user turn, in characters")] = None
     turns: Annotated[Range | None, Field(description="number of user messages")] = None
     context: Annotated[Range | None, Field(description="estimated prompt tokens")] = None
-    budget_used: Annotated[Range | None, Field(description="the part of the caller's budget that is used or held")] = (
-        None
-    )
-    score: Annotated[Range | None, Field(description="how hard the last user turn looks, from 0 to 1")] = None
+    budget_used: Annotated[
+        Part, Field(description="the part of the caller's budget that is used or held, from 0 to 1")
+    ] = None
+    score: Annotated[Part, Field(description="how hard the last user turn looks, from 0 to 1")] = None
     tools: Annotated[bool | None, Field(description="the request brings tools")] = None
     json_schema: Annotated[bool | None, Field(description="the request wants an answer after a JSON schema")] = None
     vision: Annotated[bool | None, Field(description="the request holds an image")] = None
@@ -188,6 +199,10 @@ class Rule:
                 return False
         return True
 
+    def covers(self, asked: Mapping[str, Values]) -> bool:
+        """Whether this rule matches every request that one matches whose checks want `asked`, by key."""
+        return all(check.key in asked and covers(check.values, asked[check.key]) for check in self.checks)
+
     def why_not(self, facts: Facts) -> str | None:
         """The first matcher that does not hold, with the fact's value; None when the rule matches."""
         for check in self.checks:
@@ -223,13 +238,13 @@ def compiled(when: When) -> list[Check]:
 
 def check_flag(key: str, wanted: bool) -> Check:
     read = operator.attrgetter(key)
-    return Check(key, read if wanted else lambda facts: not read(facts), read, told(wanted))
+    return Check(key, read if wanted else lambda facts: not read(facts), read, told(wanted), frozenset({told(wanted)}))
 
 
 def check_score(span: Range) -> Check:
     """A request that was not scored matches no range."""
     inside = check_range("score", lambda facts: math.nan if facts.score is None else facts.score, span)
-    return Check(inside.key, inside.test, operator.attrgetter("score"), inside.wanted)
+    return Check(inside.key, inside.test, operator.attrgetter("score"), inside.wanted, inside.values)
 
 
 def check_load(tier: str, load: TierLoad) -> list[Check]:
@@ -267,4 +282,4 @@ def check_header(name: str, values: tuple[str, ...]) -> Check:
 def check_signals(names: tuple[str, ...]) -> Check:
     wanted = frozenset(names)
     read = operator.attrgetter("signals")
-    return Check("signals", lambda facts: not wanted.isdisjoint(facts.signals), read, " or ".join(names))
+    return Check("signals", lambda facts: not wanted.isdisjoint(facts.signals), read, " or ".join(names), wanted)

@@ -1,9 +1,9 @@
 """What does a policy file's own test hold?"""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from gateway.policy.matching import STRICT
 from gateway.policy.model import Reason, Share
@@ -47,8 +47,16 @@ def shape_of_verdict(value: object) -> str:
     return "verdict" if isinstance(value, dict | TestVerdict) else "failure"
 
 
+def verdict_or_failure(value: object) -> object:
+    if isinstance(value, dict | TestVerdict) or value in get_args(Reason):
+        return value
+    raise ValueError(f"expected {{p_complex: 0.9}}, {{label: complex}} or how it fails: {', '.join(get_args(Reason))}")
+
+
 StubVerdict = Annotated[
-    Annotated[TestVerdict, Tag("verdict")] | Annotated[Reason, Tag("failure")], Discriminator(shape_of_verdict)
+    Annotated[TestVerdict, Tag("verdict")] | Annotated[Reason, Tag("failure")],
+    Discriminator(shape_of_verdict),
+    BeforeValidator(verdict_or_failure),
 ]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Any
 
 from gateway.store.address import Door
@@ -18,10 +19,12 @@ RENEWALS = 3  # of a lease, while it lasts
 
 
 class Beat:
-    """Renews the leases that this process holds, and counts the processes on the store. Begins with the first use."""
+    """Renews the leases that this process holds, and counts the processes on the store; calls `each` with every beat.
+    Begins with the first use.
+    """
 
-    def __init__(self, door: Door, process: str) -> None:
-        self._door, self._process = door, process
+    def __init__(self, door: Door, process: str, each: Callable[[], None]) -> None:
+        self._door, self._process, self._each = door, process, each
         self._held: dict[float, dict[str, str]] = {}  # by their length in seconds: lease -> caller
         self._tasks: list[asyncio.Task[None]] = []
         self._seen: deque[int] = deque([1], maxlen=LAST)
@@ -52,6 +55,7 @@ class Beat:
             with contextlib.suppress(*FAULTS):
                 gone = int(BEAT * LAST * 1e6)
                 self._seen.append(await asked(self._door, b"EVAL", ANNOUNCE, 1, PROCESSES, self._process, gone))
+            self._each()
             await asyncio.sleep(BEAT)
 
     async def _keep_renewing(self, seconds: float) -> None:

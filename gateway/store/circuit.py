@@ -77,7 +77,8 @@ class Circuit:
         if self.down:
             return
         self.down = True
-        log.warning("store down: %s%s; limits do as on_store_failure says, the cache is skipped", self._where, error)
+        why = str(error).rstrip(".")
+        log.warning("store down: %s%s; limits do as on_store_failure says, the cache is skipped", self._where, why)
         self._recovery = asyncio.create_task(self._recover())
         self._on_change()
 

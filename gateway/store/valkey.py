@@ -50,7 +50,7 @@ class RedisStore:
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
         self._owed = Owed(self._line)
-        self._beat = Beat(self._line, self._process)
+        self._beat = Beat(self._line, self._process, self._agree)
 
     @property
     def state(self) -> State:
@@ -63,9 +63,13 @@ class RedisStore:
     def _changed(self) -> None:
         """A server that answers again may have lost the secret, and holds slots that were given back meanwhile."""
         self._beat.renew()
+        self._agree()
+        self._owed.pay_all()
+
+    def _agree(self) -> None:
+        """Another one's secret counts, or ours where there is none: the server may have been emptied."""
         self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
         self._line.put(b"GET", SECRET).add_done_callback(self._learn)
-        self._owed.pay_all()
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
         if answered(reply):

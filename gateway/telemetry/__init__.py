@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -124,7 +125,8 @@ class Telemetry:
             if record.trace and self._export:
                 self._export.put(record, record.trace, model, self.meters.models)
         if self._log and told:
-            self._log.write([line(record, model) for record, model in told])
+            at = round(time.time(), 3)
+            self._log.write([line(record, model, at) for record, model in told])
 
     def _alarm(self, verdict: Verdict) -> None:
         """Tells when the classifier begins to answer without content, and when it answers again: two lines in all."""

@@ -14,8 +14,12 @@ _encoder = msgspec.json.Encoder()
 
 
 class Told(msgspec.Struct, frozen=True):
-    """The log line of an exchange: what was decided and what it took, never what was said. UNSET is not told."""
+    """The log line of an exchange: what was decided and what it took, never what was said. UNSET is not told.
 
+    `at`: when it ended, in seconds since 1970. `chosen` is the tier that was to answer, `tier` the one that did.
+    """
+
+    at: float
     request_id: str
     trace_id: str | None
     path: str
@@ -25,6 +29,7 @@ class Told(msgspec.Struct, frozen=True):
     plan: str | None
     model: str | None
     stream: bool
+    chosen: str | None
     tier: str | None
     rule: str | None
     reason: str | None
@@ -41,12 +46,12 @@ class Told(msgspec.Struct, frozen=True):
     verdict: dict[str, Any] | UnsetType
 
 
-def line(record: Record, model: str | None) -> Told:
+def line(record: Record, model: str | None, at: float) -> Told:
     """`model`: its name as it may be told."""
     caller, route, decision, usage = record.caller, record.route, record.decision, record.usage
     trace_id = f"{record.trace.id:032x}" if record.trace else None
     name, plan = (caller.name, caller.plan) if caller else (None, None)
-    rule, reason = (route.rule, route.reason) if route else (None, None)
+    chosen, rule, reason = (route.tiers[0], route.rule, route.reason) if route else (None, None, None)
     ttft = None if record.ttft is None else _microseconds(record.ttft)
     overhead = None if record.overhead is None else _microseconds(record.overhead)
     tokens = (usage.prompt, usage.cached, usage.completion) if usage else None
@@ -56,9 +61,9 @@ def line(record: Record, model: str | None) -> Told:
         won = _microseconds(decision.won) if draft == "kept" else None
         budget = decision.facts if decision.facts.budget else None
     return Told(  # by position: so many take six times as long by name
-        record.id, trace_id, record.path, record.status, record.error, name, plan, model, record.stream, record.tier,
-        rule, reason, record.cache, record.policy, _microseconds(record.seconds), ttft, overhead, draft, won, held,
-        tokens, _budget(budget) if budget else UNSET, _verdict(verdict) if verdict else UNSET,
+        at, record.id, trace_id, record.path, record.status, record.error, name, plan, model, record.stream, chosen,
+        record.tier, rule, reason, record.cache, record.policy, _microseconds(record.seconds), ttft, overhead, draft,
+        won, held, tokens, _budget(budget) if budget else UNSET, _verdict(verdict) if verdict else UNSET,
     )  # fmt: skip
 
 

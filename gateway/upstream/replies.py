@@ -43,7 +43,7 @@ async def replied(request: ChatRequest, exchange: Exchange, response: Response, 
     """The server's answer as ours. Raises Failed before the first byte of it."""
     status = response.status
     if status >= 500 or status in (401, 403):
-        raise _refused(response)
+        raise _refused(response, exchange)
     headers, kind = _headers(response)
     try:
         if status == 200 and kind.startswith(b"text/event-stream"):
@@ -86,12 +86,14 @@ async def _stream(
     return Reply(200, headers, pieces, True, exchange.tier, exchange.shut, usage)
 
 
-def _refused(response: Response) -> Failed:
+def _refused(response: Response, exchange: Exchange) -> Failed:
     """A server's 5xx, or its word that our key is wrong. Its text stays here: it may name hosts, paths or other
     callers' data.
     """
     if response.status in (401, 403):
-        log.error("a model server refuses the key of its tier (status %d): see api_key_env", response.status)
+        where = exchange.replica.origin
+        told = "tier %s: %s:%d refuses its key (status %d): see api_key_env"
+        log.error(told, exchange.tier, where.host, where.port, response.status)
         return Failed("5xx", UpstreamAuth("The model server does not accept the gateway's key."))
     final = response.header(b"x-should-retry") == b"false"
     if response.status != 503:

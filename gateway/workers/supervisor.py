@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import multiprocessing
 import signal
 import socket
@@ -19,6 +20,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started aga
 TELLING = 2.0  # seconds for workers to say their metrics; who says nothing counts with what it said last
 ENDING = 5.0  # seconds for a process to end when all it had to do is done
 SPAWN = multiprocessing.get_context("spawn")
+log = logging.getLogger("gateway")
 Work = Callable[[Settings, socket.socket], None]
 
 
@@ -86,17 +88,19 @@ class Supervisor:
         pause = FIRST_PAUSE
         while not self._leaving.is_set():
             started = time.monotonic()
-            await self._one()
+            ended = await self._one()
             if not self._served and not self._leaving.is_set():
                 raise Failed
             if time.monotonic() - started > STEADY:
                 pause = FIRST_PAUSE
+            if not self._leaving.is_set():
+                log.warning("a worker ended (%s); another one takes its place in %g s", ended, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._leaving.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _one(self) -> None:
-        """A worker, from its start to its end."""
+    async def _one(self) -> str:
+        """A worker, from its start to its end; how it ended."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = SPAWN.Process(target=self._work, args=(self._settings, theirs))
@@ -108,6 +112,8 @@ class Supervisor:
             while message := await receive(reader):
                 self._heard(worker, message)
             await asyncio.to_thread(process.join, ENDING)
+            status = process.exitcode
+            return f"process {process.pid}, " + (f"signal {-status}" if status and status < 0 else f"status {status}")
         finally:
             process.kill()
             self._workers.discard(worker)

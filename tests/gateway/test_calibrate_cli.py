@@ -25,6 +25,13 @@ def line(one: Example) -> bytes:
     return msgspec.json.encode(made) + b"\n"
 
 
+def verdict(record: bytes, question: str, p_complex: float) -> bytes:
+    """The record with a verdict."""
+    told = json.loads(record)
+    told["seen"]["question"], told["verdict"] = question, {"label": "simple", "p_complex": p_complex, "reason": "ok"}
+    return json.dumps(told, separators=(",", ":")).encode() + b"\n"
+
+
 POLICY = """\
 schema: 1
 tiers: {flash: {model: m, replicas: ["http://h"]}, pro: {model: p, replicas: ["http://h"]}}
@@ -59,6 +66,17 @@ def test_what_is_not_shown_is_written_only_when_told_to(tmp_path: Path) -> None:
     assert "no gain over chance is shown" in ran.stderr
     assert calibrate(records, "--target", "pro_share=0.25", "--out", str(out), "--anyway").exit_code == 0
     assert json.loads(out.read_text())["proven"] is False
+
+
+def test_a_calibration_tells_the_question_and_verdicts_on_several_are_refused(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "calibration.json"
+    records.write_bytes(b"".join(verdict(line(one), "house.v1", one.score) for one in traffic(1000, by_score)))
+    assert calibrate(records, "--target", "pro_share=0.25", "--out", str(out)).exit_code == 0
+    assert json.loads(out.read_text())["basis"]["question"] == "house.v1"
+    with records.open("ab") as more:
+        more.write(verdict(line(traffic(1, by_score)[0]), "house.v2", 0.5).replace(b'"id":"', b'"id":"x'))
+    ran = calibrate(records, "--target", "pro_share=0.25")
+    assert (ran.exit_code, "'house.v1' (1000), 'house.v2' (1)" in ran.stderr) == (1, True)
 
 
 def test_records_and_targets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:

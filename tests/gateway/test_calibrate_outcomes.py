@@ -20,7 +20,9 @@ def decision(name: str = "a", tier: str = "flash", **more: Any) -> Recorded:
 
 def test_an_example_holds_what_the_decision_was_made_on() -> None:
     (found,) = examples([decision()])
-    wanted = Example(id="ann/a", score=0.25, at=5.0, caller="ann", measures={"length": 0.5}, p_complex=0.75)
+    wanted = Example(
+        id="ann/a", score=0.25, at=5.0, caller="ann", measures={"length": 0.5}, p_complex=0.75, question=""
+    )
     assert found == wanted
     assert told(found) == {"score": 0.25, "p_complex": 0.75, "length": 0.5}
     (alone,) = examples([decision(verdict=None)])

@@ -16,3 +16,10 @@ print(*[name for name in {LEFT_OUT!r} if name in sys.modules])
 def test_who_serves_holds_nothing_of_the_other_commands() -> None:
     told = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
     assert told.stdout.split() == []
+
+
+def test_the_simulator_lists_its_own_flags() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "gateway", "sim", "--help"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "--time-to-first-token" in told.stdout

@@ -86,7 +86,7 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
         "serves flash-model, not another-model -> vllm serve ... --served-model-name another-model",
         f"{dead} does not answer: [Errno 111]",
         "NO_SUCH_KEY is not set -> export",
-        "does not answer in time",
+        "cannot be used: Error 111 connecting",
         "GATEWAY_API_KEY has 6 characters",
         "GATEWAY_ADMIN_KEY: it has 7 different characters",
         f"cannot listen on 127.0.0.1:{taken}",
@@ -186,6 +186,13 @@ def test_what_a_server_says_is_compared_with_the_policy(
     fine = Replied(200, {pro.model: None}, None, None)
     found = tier_findings(policy, {("flash", flash.url): reply, ("pro", pro.url): fine}, {})
     assert told in said([one._asdict() for one in found], level)
+
+
+def test_a_key_that_a_server_refuses_is_told_by_its_variable(flash: Sim, pro: Sim) -> None:
+    policy = load_policy(policy_text(flash, pro, tiers={"pro": {"api_key_env": "PRO_KEY"}}))
+    refused = Replied(401, {}, None, None)
+    found = tier_findings(policy, {("flash", flash.url): refused, ("pro", pro.url): refused}, {"PRO_KEY": "old"})
+    assert [one.fix for one in found] == ["name its key's variable in `api_key_env`", "correct PRO_KEY"]
 
 
 @pytest.fixture(scope="module")

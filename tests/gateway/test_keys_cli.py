@@ -111,6 +111,14 @@ def test_a_revoked_key_is_refused_and_listed_as_revoked(url: str) -> None:
     assert "revoked" in run("list", url=url).stdout
 
 
+def test_who_has_a_key_that_leaked_revokes_it_by_the_key_which_is_not_repeated(url: str) -> None:
+    made = json.loads(run("create", "ann", "--json", url=url).stdout)
+    done = run("revoke", made["key"], url=url)
+    assert (done.exit_code, done.stdout) == (0, f"revoked {made['id']}\n")
+    unknown = made["key"].replace(made["id"], "0" * 12)
+    assert unknown not in run("revoke", unknown, url=url).stderr
+
+
 def test_revoking_an_unknown_id_fails(url: str) -> None:
     done = run("revoke", "000000000000", url=url)
     assert done.exit_code == 1

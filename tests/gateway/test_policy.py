@@ -242,6 +242,9 @@ def test_yes_and_no_and_on_are_words_as_keys() -> None:
 
 NEAR = 'did you mean "flash"?'
 TRAP = 'is a truth value to YAML 1.1 and text to YAML 1.2: write true, or quote it: "{0}"'
+ONE_LINE = (
+    "{schema: 1, tiers: {a: {model: m, replicas: ['http://h']}}, rules: [{id: x, route: a, when: {tools: true}}, "
+)
 BAD = {
     "unknown key": (changed("schema: 1", "schema: 1\nrulez: 1"), '2:1: rulez: unknown key; did you mean "rules"?'),
     "key of a later version": (SMALLEST + "shadow: null\n", "7:1: shadow: unknown key"),
@@ -308,6 +311,10 @@ BAD = {
         SMALLEST + "aliases: {gpt-4o: atuo}\n",
         '7:19: aliases.gpt-4o: no tier is named "atuo"; did you mean "auto"?',
     ),
+    "alias in two cases": (
+        SMALLEST + "aliases: {gpt-4o: flash, GPT-4o: pro}\n",
+        '7:26: aliases.GPT-4o: "GPT-4o" is a model name already',
+    ),
     "hiding alias": (
         SMALLEST + "aliases: {Org/Flash: auto}\n",
         '7:11: aliases.Org/Flash: "Org/Flash" is a model name already',
@@ -316,6 +323,11 @@ BAD = {
         changed("rules:", "rules:\n  - {id: a, route: pro, when: {load: {por: {inflight: {min: 1}}}}}"),
         '6:39: rules.0.when.load.por: no tier is named "por"; did you mean "pro"?',
     ),
+    "a number as a test's verdict": (
+        SMALLEST + "tests:\n  - {name: t, request: {}, expect: {}, verdict: 0.9}\n",
+        "8:49: tests.0.verdict: expected {p_complex: 0.9}, {label: complex} or how it fails: timeout, parse",
+    ),
+    "a control character": (SMALLEST + "# \u00e9\x07\n", "7:4: not YAML: control characters are not allowed (#x07)"),
     "dangling rule in a test": (
         SMALLEST + "tests:\n  - {name: t, request: {}, expect: {rule: triage}}\n",
         '8:43: tests.0.expect.rule: no rule is named "triage"; did you mean "triaged"?',
@@ -341,7 +353,27 @@ BAD = {
             "rules:",
             "rules:\n  - {id: a, route: pro, when: {tools: true}}\n  - {id: b, route: pro, when: {tools: true}}",
         ),
-        "7:31: rules.1.when: never reached: the rule on line 6 has the same `when`",
+        "7:31: rules.1.when: never reached: the rule on line 6 matches all that this one does",
+    ),
+    "less than a rule before it": (
+        changed(
+            "rules:",
+            "rules:\n  - {id: a, route: pro, when: {characters: {max: 24}, caller: {plan: {not: gold}}}}\n"
+            "  - {id: b, route: pro, when: {characters: {min: 2, max: 10}, caller: {plan: [default]}, tools: true}}",
+        ).replace("rules:", "callers: {default: {plan: default}, plans: {default: {}, gold: {}}}\nrules:"),
+        "8:31: rules.1.when: never reached: the rule on line 7 matches all that this one does",
+    ),
+    "all on one line": (
+        ONE_LINE + "{id: b, route: a, when: {tools: true}}, {id: c, route: a}]}",
+        "1:133: rules.1.when: never reached: the rule on line 1 matches all that this one does",
+    ),
+    "one id on one line": (
+        ONE_LINE + "{id: x, route: a}]}",
+        '1:114: rules.1.id: "x" is the id of the rule on line 1, too',
+    ),
+    "percents": (
+        changed("id: triaged", "id: a, route: pro, when: {budget_used: {min: 90}}}\n  - {id: triaged"),
+        "6:45: rules.0.when.budget_used: goes from 0 to 1: 0.9 is 90 %",
     ),
     "no catch-all": (
         changed("id: triaged", "id: triaged, when: {tools: true}"),
@@ -404,7 +436,10 @@ BAD = {
         "6:39: rules.0.route.p_complex.>0.5: a band is",
     ),
     "half a split": (changed(", complex: pro", ""), "6:19: rules.0.route.complex: missing"),
-    "no rules": ("schema: 1\ntiers: {a: {model: m, replicas: ['http://h']}}\nrules: []\n", "3:8: rules: "),
+    "no rules": (
+        "schema: 1\ntiers: {a: {model: m, replicas: ['http://h']}}\nrules: []\n",
+        "3:8: rules: needs at least 1, got []",
+    ),
     "url scheme": (
         changed("http://127.0.0.1:8001", "ftp://h"),
         "3:40: tiers.flash.replicas.0: expected http(s)://host",
@@ -492,6 +527,27 @@ def test_a_mistake_in_what_a_tier_adds_is_told_at_that_tier() -> None:
     assert found == ['5:39: tiers.deep.can.context: expected a whole number, got "many"']
 
 
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("characters: {max: 24}", "characters: {max: 25}"),
+        ("characters: {max: 24}", "turns: {max: 24}"),
+        ("characters: {min: 2, max: 24}", "characters: {max: 10}"),
+        ("tools: true, vision: true", "tools: true"),
+        ("tools: true", "tools: false"),
+        ("model: [auto, x]", "model: [x, z]"),
+        ("caller: {name: {not: [x, z]}}", "caller: {name: {not: x}}"),
+        ("caller: {name: {not: x}}", "caller: {name: [x, z]}"),
+        ("caller: {name: x}", "caller: {name: {not: z}}"),
+        ("header: {x-a: b}", "header: {x-c: b}"),
+        ("load: {flash: {inflight: {min: 2}}}", "load: {pro: {inflight: {min: 3}}}"),
+    ],
+)
+def test_a_rule_that_something_is_left_for_is_taken(earlier: str, later: str) -> None:
+    both = f"rules:\n  - {{id: a, route: pro, when: {{{earlier}}}}}\n  - {{id: b, route: pro, when: {{{later}}}}}"
+    assert [rule.id for rule in load_policy(changed("rules:", both)).rules] == ["a", "b", "triaged"]
+
+
 def test_several_mistakes_are_told_together_in_the_order_of_the_file() -> None:
     text = changed("schema: 1", "schema: 2").replace("simple: flash", "simple: flsh") + "triage: {threshold: x}\n"
     assert [problem.split(":")[0] for problem in refused(text)] == ["1", "6", "7"]
@@ -504,8 +560,8 @@ def test_a_file_that_is_not_there_is_a_policy_error(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_utf_8_is_a_policy_error(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_bytes(b"name: \xff")
-    with pytest.raises(PolicyError, match="not UTF-8"):
+    path.write_bytes("# é\nname: é".encode() + b"\xff")
+    with pytest.raises(PolicyError, match=r"bad\.yaml:2:8: not UTF-8"):
         load_policy(path)
 
 
@@ -603,6 +659,15 @@ def test_what_is_no_calibration_is_told_at_its_place(tmp_path: Path, written: ob
     (problem,) = error.value.problems
     assert (problem.column, problem.path) == (23, "triage.calibration")
     assert problem.message.startswith(told)
+
+
+def test_a_calibration_goes_with_the_question_that_it_was_fitted_on(tmp_path: Path) -> None:
+    basis = {"edges": [0.5], "counts": [3, 4], "outcomes": 5, "label": "needed", "judged": True, "agree": None}
+    found: dict[str, Any] = {"schema": 1, "layer": LAYER, "edges": [0.3], "basis": basis}
+    asked = calibrated(tmp_path, found).question
+    assert calibrated(tmp_path, found | {"basis": basis | {"question": asked}}).question == asked
+    with pytest.raises(PolicyError, match=r":7:23: triage.calibration: p goes by answers to .*: calibrate anew"):
+        calibrated(tmp_path, found | {"basis": basis | {"question": asked}}, ", prompt: p_solve.v1")
 
 
 def test_a_calibration_that_is_not_there_is_told_at_its_place(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -197,14 +198,37 @@ def test_a_full_file_makes_room_for_one_more(tmp_path: Path) -> None:
     assert (tmp_path / "a.1").stat().st_size == 4 * (len(line) + 1)
 
 
-def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_lines_that_do_not_fit_on_the_disk_leave_no_half_line_behind(tmp_path: Path) -> None:
+    path, before = tmp_path / "a", resource.getrlimit(resource.RLIMIT_FSIZE)
+    room.append(path, [b"first"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            room.append(path, [b"fits", b"x" * 30])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"first\n"
+
+
+def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         kept = Records(MemoryStore(), tmp_path / "none" / "a")
-        kept.keep(ended("r"), policy())
-        await kept.close()
-        assert (kept.lost, names(kept)) == (1, ["r"])
+        for name in ("r", "s", "t"):
+            kept.keep(ended(name), policy())
+            await kept.close()
+            assert names(kept)[-1] == name
+            if name == "s":
+                (tmp_path / "none").mkdir()
+        assert kept.lost == 2
 
     asyncio.run(main())
+    told = [record.getMessage().partition("none/a ")[2] for record in caplog.records]
+    assert told == [
+        "cannot be written (No such file or directory): decisions are lost",
+        "is written again; 2 lost so far",
+    ]
 
 
 def test_lines_that_cannot_be_written_in_time_do_not_pile_up(tmp_path: Path) -> None:

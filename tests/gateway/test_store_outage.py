@@ -215,6 +215,22 @@ def test_a_killed_server_that_comes_back_empty_gets_the_scripts_and_the_secret_a
     asyncio.run(main())
 
 
+def test_who_is_on_a_server_that_was_emptied_agrees_with_others_on_a_secret_again() -> None:
+    async def main() -> None:
+        async with shared() as (store, url, _):
+            await store.admit("ann", PLENTY, None)
+            before = await store.secret()
+            with redis.Redis.from_url(url) as client:
+                client.flushall()
+            other = open_store(f"{url}?socket_timeout={SECONDS}")
+            theirs = await other.secret()
+            await eventually(lambda: store.known_secret == theirs)
+            assert theirs != before
+            await other.close()
+
+    asyncio.run(main())
+
+
 def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:
     async def main() -> None:
         async with shared() as (store, url, _):

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import re
+import time
 from typing import Any
 
 import msgspec
@@ -156,19 +157,37 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
             await gate.ask(body(CANARY, stream=True, model="flash"), x_request_id="mine")
             return gate.front.doors.telemetry.render().decode()
 
+    began = time.time() - 0.001
     metrics = asyncio.run(main())
     out = capsys.readouterr().out
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["status"] for line in lines] == [200, 404, 400, 200]
     assert [line["error"] for line in lines] == [None, "model_not_found", "invalid_json", "upstream_failed"]
     assert (lines[0]["rule"], lines[0]["verdict"]["label"], lines[0]["draft"]) == ("triaged", "complex", "wasted")
+    assert began <= lines[0]["at"] <= lines[-1]["at"] <= time.time() + 0.001
     assert lines[0]["tokens"][0] > 0
     assert lines[3]["request_id"] == "mine"
     assert CANARY not in out + metrics
 
 
+def test_a_line_tells_who_was_to_answer_beside_who_did(
+    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        policy = policy_for(flash, pro, failover={"tiers": {"flash": ["pro"]}})
+        async with gateway(policy, log_exchanges=True) as gate:
+            await gate.ask(body(model="flash"))
+            flash.config(status=500)
+            await gate.ask(body(model="flash"))
+
+    asyncio.run(main())
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["chosen"], line["tier"]) for line in lines] == [("flash", "flash"), ("flash", "pro")]
+
+
 def test_a_line_holds_what_was_decided() -> None:
-    made = line(record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION), "auto")
+    given = record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION)
+    made = line(given, "auto", 1.5)
     found = msgspec.to_builtins(made)
     assert (found["caller"], found["plan"], found["tier"], found["model"]) == ("ann", "gold", "pro", "auto")
     said = {"label": "complex", "p_complex": 0.9, "reason": "ok", "source": "triage", "seconds": 0.2, "cut": False}
