@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration"},
     {"trace", "ids", "watch"},
-    {"body", "store", "transport", "openapi", "workers", "agreement"},
+    {"body", "store", "openapi", "workers", "agreement"},
     {"dialects"},
     {"types", "protocol", "score"},
     {"policy", "stream", "usage", "recorded", "wire"},
@@ -39,7 +39,6 @@ IMPORTERS = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "httptools": {"http1", "protocol"},
-    "httpx2": {"transport"},
     "fastapi": {"app", "openapi", "admin", "decisions", "steering", "page"},
     "starlette": {"app"},
     "uvicorn": {"cli", "protocol", "server"},
