@@ -144,7 +144,7 @@ def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], lis
 
 
 def few_outcomes(half: Sequence[Example], label: Label) -> str | None:
-    """What to say of a half with too few outcomes; None when they do."""
+    """What to say of a half with too few outcomes; None when there are enough."""
     known = [one.weight for one in half if label(one) is not None]
     worth = effective(known)
     if worth >= LEAST // 2:

@@ -76,7 +76,7 @@ def _file(path: Path | None) -> tuple[list[Finding], list[KeyRecord]]:
 
 
 async def _stored(settings: Settings) -> list[KeyRecord]:
-    """None where the store does not answer, which is told elsewhere."""
+    """Those of the shared store; none where it does not answer, which is told elsewhere."""
     if settings.redis_url in {None, "embedded"}:
         return []
     try:
