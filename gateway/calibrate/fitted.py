@@ -4,7 +4,7 @@ import math
 import random
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from gateway.calibrate.bound import Certified, certify, fewest
 from gateway.calibrate.layer import LEAST_OF_EACH, Label, failed, layer_for, needed
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import (
-    Estimate,
     Judged,
     apart,
     bootstrap,
@@ -183,7 +182,7 @@ def _certified(judged: Sequence[tuple[float, bool]], target: Target) -> Certifie
 
 def _shares(p: Sequence[float], edges: Sequence[float]) -> list[dict[str, float]]:
     bounds = pairwise((-math.inf, *edges, math.inf))
-    return [_shown(share_interval(sum(low <= one < high for one in p), len(p))) for low, high in bounds]
+    return [asdict(share_interval(sum(low <= one < high for one in p), len(p))) for low, high in bounds]
 
 
 def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], edges: Sequence[float]) -> dict[str, Any]:
@@ -195,16 +194,12 @@ def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], ed
         "outcomes": len(hits),
         "effective": effective([one.weight for one in hits]),
         "rate": rate,
-        "flash_failure": _shown(rate_interval(kept)) if kept else None,
-        "lift": _shown(bootstrap(won, lambda sample: lift(sample, edges[-1]))) if mean(won) > 0 else None,
+        "flash_failure": asdict(rate_interval(kept)) if kept else None,
+        "lift": asdict(bootstrap(won, lambda sample: lift(sample, edges[-1]))) if mean(won) > 0 else None,
         "brier": brier(hits),
         "brier_of_the_rate": rate * (1 - rate),
         "ece": ece(hits),
     }
-
-
-def _shown(found: Estimate) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
