@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from gateway.estimate import Estimate, Unknown, estimate, wilson
-from gateway.explain import OUTPUT_TOKENS
 from gateway.holdback import answered
 from gateway.policy import Policy
 from gateway.pricing import cost
 from gateway.recorded import SHADOW, Outcome, Recorded
 from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Way, as_recorded, choices
 from gateway.routing import place, reachable
+from gateway.sessions import OUTPUT_TOKENS
 from gateway.store import NANO
 from gateway.types import Facts
 
