@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.admin import Guard, Recent, guarded
 from gateway.comparison import Comparison
-from gateway.errors import BadRequest, NotFound, TooLarge
+from gateway.errors import BadRequest, NotFound
 from gateway.explain import explain
 from gateway.policy import (
     Document,
@@ -30,6 +30,7 @@ from gateway.recorded import Recorded, RecordError
 from gateway.reload import Trial, facts_of, spoken, stub
 from gateway.replay import UNDECIDED, Unrecorded, choices, moved
 from gateway.revisions import PREVIOUS, Attempt, Revision, Revisions, attempted
+from gateway.uploads import received
 
 LONGEST = 1 << 20  # bytes of a policy's text
 RECORDS = 1000  # the newest ones, which a candidate decides anew
@@ -73,13 +74,8 @@ class RolledBack:
 
 async def text_of(request: Request) -> str:
     """The body, a policy's text. Raises TooLarge, BadRequest."""
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > LONGEST:
-            raise TooLarge(f"A policy has at most {LONGEST} bytes.")
     try:
-        return data.decode()
+        return (await received(request.stream(), LONGEST)).decode()
     except UnicodeDecodeError:
         raise BadRequest("A policy is UTF-8 text.") from None
 
