@@ -28,7 +28,7 @@ from gateway.policy import (
 )
 from gateway.recorded import Recorded, RecordError
 from gateway.reload import Trial, facts_of, spoken, stub
-from gateway.replay import UNDECIDED, Unrecorded, choices, moved
+from gateway.replay import Unrecorded, between
 from gateway.revisions import PREVIOUS, Attempt, Revision, Revisions, attempted
 from gateway.uploads import received
 
@@ -249,11 +249,9 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
     found: Json = {"changes": changes, "records": len(lines), "undecided": 0, "moves": [], "unjudged": None}
     rows = [_RECORD.decode(line) for line in lines]
     try:
-        here, there = choices(rows, old), choices(rows, new)
+        moves, undecided = between(rows, old, new)
     except (Unrecorded, RecordError) as error:
         return found | {"unjudged": str(error)}
-    moves = moved([choice.to for choice in here], there, rows)
-    undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
     return found | {"undecided": undecided, "moves": [asdict(move) for move in moves]}
 
 

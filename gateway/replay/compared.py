@@ -130,6 +130,14 @@ def moved(origins: Sequence[str], choices: Sequence[Choice], rows: Sequence[Reco
     return tuple(sorted(moves, key=lambda move: -move.count))
 
 
+def between(records: Sequence[Recorded], old: Policy, new: Policy) -> tuple[tuple[Move, ...], int]:
+    """The requests that `new` sends elsewhere than `old`, and how many either leaves undecided. Raises Unrecorded,
+    RecordError."""
+    here, there = choices(records, old), choices(records, new)
+    undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
+    return moved([choice.to for choice in here], there, records), undecided
+
+
 def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) -> list[Way]:
     """The same shares as `chosen` among requests that may reach the same tiers, whatever they are."""
     kinds = [tuple(dict.fromkeys(place(each, policy, t)[0] for t in reachable(each, policy))) for each in facts]
