@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import multiprocessing
 import signal
 import socket
@@ -18,6 +19,7 @@ STEADY = 60.0  # seconds after which a worker's death is no part of a series
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, doubled within a series
 TELLING = 2.0  # seconds for workers to say their metrics; who says nothing counts with what it said last
 ENDING = 5.0  # seconds for a process to end when all it had to do is done
+log = logging.getLogger("gateway")
 SPAWN = multiprocessing.get_context("spawn")
 Work = Callable[[Settings, socket.socket], None]
 
@@ -86,7 +88,10 @@ class Supervisor:
         pause = FIRST_PAUSE
         while not self._leaving.is_set():
             started = time.monotonic()
-            await self._one()
+            try:
+                await self._one()
+            except OSError as error:  # no process, file or memory is left; that may pass, and the others serve
+                log.warning("workers: none can be started: %s", error)
             if not self._served and not self._leaving.is_set():
                 raise Failed
             if time.monotonic() - started > STEADY:
@@ -96,11 +101,15 @@ class Supervisor:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _one(self) -> None:
-        """A worker, from its start to its end."""
+        """A worker, from its start to its end. Raises OSError where it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = SPAWN.Process(target=self._work, args=(self._settings, theirs))
-            process.start()
+            try:
+                process.start()
+            except OSError:
+                ours.close()
+                raise
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = Worker(process, writer)
         self._workers.add(worker)

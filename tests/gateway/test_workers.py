@@ -2,6 +2,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import secrets
 import signal
 import socket
@@ -91,10 +92,14 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         assert (len(ends), ends) == (9, sorted(ends))
         assert len(listed(gate, f"?after={ends[4]}")) == sum(end > ends[4] for end in ends)
         victim, other = workers(process)
+        files = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, files[1]))
         os.kill(victim, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{victim}").exists())
         assert counted(gate) == 40, "what a dead worker counted stays"
         asyncio.run(asked(gate, 10))
+        time.sleep(0.3)  # in which none can be started
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, files)
         until(lambda: alive(gate) == 2)
         assert other in workers(process)
         until(lambda: counted(gate) == 50)
