@@ -88,9 +88,7 @@ def _tier(tier: str, load: Load) -> Part:
         raise ValueError(f"{tier}: no published point has a TPOT of at most {load.tpot * 1000:g} ms")
     point, fresh = within[-1], load.prompt * (1 - load.cached)
     decode = speed.decode(point)
-    if (
-        tier == "flash"
-    ):  # reads every prompt once, for the verdict; its own answers share that prefill (`layout: suffix`)
+    if tier == "flash":  # reads every prompt, for the verdict; its own answers share that prefill (`layout: suffix`)
         each = fresh * speed.prefill + VERDICT * decode + (1 - load.pro) * load.output * decode
     else:
         each = load.pro * (fresh * speed.prefill + load.output * decode)
