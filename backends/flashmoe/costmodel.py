@@ -64,9 +64,9 @@ def step_bound(shape: Shape, k: float, batch: int) -> float:
     return _step_bytes(shape, shape.top_k, batch) / _step_bytes(shape, k, batch)
 
 
-def compute_bound_from(shape: Shape, rate: float = H200_RATE, flops: float = H200_FLOPS) -> float:
-    """Tokens an expert must be asked by, in one step, before its arithmetic takes longer than reading it."""
-    return shape.expert_bytes / rate * flops / (2 * shape.expert_params)
+def compute_bound_from(shape: Shape) -> float:
+    """Tokens an expert must be asked by, in one step, before its arithmetic takes longer than reading it on an H200."""
+    return shape.expert_bytes / H200_RATE * H200_FLOPS / (2 * shape.expert_params)
 
 
 def between(points: Sequence[tuple[float, float]], at: float) -> float:
