@@ -38,9 +38,9 @@ SPEEDS = {
     "pro": Speed("h200x8", 8, (0.623 - 0.080) / 8192, (Point(16, 0.684, 0.02583),)),
 }
 PRICES = {
-    "flash": (0.14, 0.028, 0.28),
-    "pro": (0.435, 0.0036, 0.87),
-}  # US dollars a million: in, cached, out; policies/
+    "flash": (0.3, 0.006, 1.2),
+    "pro": (1.32, 0.044, 3.96),
+}  # US dollars a million: in, cached, out; policies/hosted.yaml
 VERDICT = 10  # tokens of a verdict
 # Of one process, one core, LOG.md 2026-11-22: a request with triage, a chunk of a stream.
 GATEWAY_US, CHUNK_US = 512.0, 27.7
@@ -121,7 +121,7 @@ def _fronts(load: Load) -> list[Part]:
 
 
 def usd(load: Load, found: list[Part], gpu_hour: float, core_hour: float) -> dict[str, float]:
-    """US dollars: what runs, an hour and a million requests; and the same tokens from DeepSeek's API at list prices."""
+    """US dollars: what runs, an hour and a million requests; and the same tokens from DeepSeek's API at peak hours."""
     hour = sum(part.gpus * gpu_hour if part.gpus else part.count * core_hour for part in found)
     hosted = 0.0
     for tier, share in (("flash", 1 - load.pro), ("pro", load.pro)):
