@@ -128,9 +128,11 @@ class Session:
         """
         guard, lockstep, logits = self.guard, self.lockstep, []
         self.guard = None
-        for self.lockstep in (False, True):
-            logits.append(self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).log_softmax(-1))
-        self.guard, self.lockstep = guard, lockstep
+        try:
+            for self.lockstep in (False, True):
+                logits.append(self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).log_softmax(-1))
+        finally:
+            self.guard, self.lockstep = guard, lockstep
         apart = functional.kl_div(logits[1], logits[0], log_target=True, reduction="batchmean").item()
         if guard:
             guard.watch("kl", apart)

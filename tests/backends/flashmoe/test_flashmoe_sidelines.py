@@ -148,6 +148,9 @@ def test_a_calibrated_guard_leaves_like_text_alone_and_hears_the_final_answer(
         assert not guard.trips
         assert 0 < session.audit(text[16:, :32]) == guard.means["kl"]
         assert guard.strain < 2
+        with pytest.raises(IndexError):
+            session.audit(torch.full((1, 2), 10**6))  # no such token
+        assert (session.guard, session.lockstep) == (guard, False)
 
 
 def test_a_student_learns_to_do_with_fewer_experts(model: Any, text: Tensor) -> None:
