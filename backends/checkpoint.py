@@ -1,7 +1,8 @@
 """How is a V4 checkpoint with fewer experts a token made?   python -m backends.checkpoint convert|revert
 
 Only what says how many experts there are is written: the configuration, the index, and the tables of the hash-routed
-layers (backends/tid2eid.py), in a shard of their own. All else is linked.
+layers (backends/tid2eid.py), in a shard of their own. All else is linked, a `model.safetensors` under another name:
+loaders take such a file before an index.
 
 transformers takes a tensor from the last shard that has it, so links to the old shards are enough for it. vLLM and
 SGLang load every tensor of every shard and stop at a table of the old width: `--shards own` copies the shards that hold
@@ -24,6 +25,7 @@ from backends.tid2eid import Choice, cut, ids_of, ranked, scores_of
 from backends.v4 import INDEX, JSON, SINGLE, Checkpoint, CheckpointError, digests, files_of, homes_of, json_of, read
 
 MANIFEST = "tid2eid_manifest.json"
+RENAMED = "model_rest.safetensors"  # what was `model.safetensors`
 COUNTS = {"config.json": "num_experts_per_tok", "inference/config.json": "n_activated_experts"}
 
 
@@ -39,7 +41,8 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What is to be made: a shard of cut tables (dtype, shape, bytes), texts by path; paths to copy, paths to link."""
+    """What is to be made: a shard of cut tables (dtype, shape, bytes), texts by path; paths in the source to copy, and
+    to link."""
 
     shard: str
     tables: dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -59,18 +62,24 @@ def variant(found: Checkpoint, wish: Wish) -> Variant:
         raise CheckpointError(f"top_k {wish.top_k} is not from 1 to {found.top_k - 1}")
     shard, holders = f"model_top{wish.top_k}.safetensors", {shard for shard, _ in found.tables.values()}
     spent = {one for one in holders if found.headers[one].tensors.keys() <= found.tables.keys()}
-    last = max(found.headers.keys() - spent, default="")
+    last = max(map(_named, found.headers.keys() - spent), default="")
     if shard < last:
         raise CheckpointError(f"{last} would be read after {shard} and bring the old tables back")
     tables = {name: _narrowed(found, name, wish) for name in found.tables}
     files = files_of(found.place)
     configs = {name: json_of(found.place / name) for name in COUNTS if name in files}
     texts = {name: _text(told | {COUNTS[name]: wish.top_k}) for name, told in configs.items() if COUNTS[name] in told}
-    texts[INDEX] = _text({**found.index, "weight_map": found.index["weight_map"] | dict.fromkeys(tables, shard)})
+    homes = {name: _named(home) for name, home in found.index["weight_map"].items()} | dict.fromkeys(tables, shard)
+    texts[INDEX] = _text({**found.index, "weight_map": homes})
     texts[MANIFEST] = _text(_manifest(found, wish, shard))
     own = tuple(sorted(holders - spent)) if wish.shards == "own" else ()
     linked = (name for name in files if name not in {*texts, *own, *spent})
     return Variant(shard, tables, texts, own, tuple(linked))
+
+
+def _named(shard: str) -> str:
+    """What a file of the source is called in the variant."""
+    return RENAMED if shard == SINGLE else shard
 
 
 def _narrowed(found: Checkpoint, name: str, wish: Wish) -> tuple[str, tuple[int, ...], bytes]:
@@ -100,9 +109,9 @@ def convert(source: Path, target: Path, wish: Wish) -> Variant:
     made = variant(read(source), wish)
     with _whole(target, source) as place:
         for name in made.linked:
-            _link(source / name, place / name)
+            _link(source / name, place / _named(name))
         for name in made.copied:
-            without(source / name, place / name, made.tables.keys())
+            without(source / name, place / _named(name), made.tables.keys())
         write(place / made.shard, made.tables, {"format": "pt"})
         for name in sorted(made.texts, key=lambda name: name in COUNTS):  # the configuration last: no server loads less
             _put(place / name, made.texts[name])
@@ -112,21 +121,18 @@ def convert(source: Path, target: Path, wish: Wish) -> Variant:
 
 def revert(source: Path, target: Path) -> None:
     """Makes a folder like the one that `source` was converted from, of links. Raises as `convert` does."""
-    told, index = json_of(source / MANIFEST), json_of(source / INDEX)
+    told = json_of(source / MANIFEST)
     try:
         origin, homes, was = Path(told["source"]), homes_of(told["homes"], source / MANIFEST), told["sha256"]
         texts = {name: text.encode() for name, text in told["texts"].items() if name in COUNTS}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source / MANIFEST} is not such a manifest ({error!r})") from None
-    origins = {shard: origin / shard for shard in homes.values()}
-    origins |= {
-        name: source / name for name in files_of(source) if (source / name).is_symlink() and name not in origins
-    }
+    origins = {name: origin / name for name in (*homes.values(), INDEX, SINGLE) if (origin / name).exists()}
+    known = {RENAMED, *origins} if SINGLE in origins else origins.keys()
+    origins |= {name: source / name for name in files_of(source) if (source / name).is_symlink() and name not in known}
     with _whole(target, source, origin) as place:
         for name, real in origins.items():
             _link(real, place / name)
-        if set(origins) != {SINGLE}:
-            _put(place / INDEX, _text({**index, "weight_map": index["weight_map"] | homes}))
         for name, text in texts.items():
             _put(place / name, text)
         if digests(read(place)) != was:

@@ -12,7 +12,7 @@ from gateway.answer import decision
 from gateway.api import Doors, draw
 from gateway.body import Body
 from gateway.dialects import read
-from gateway.errors import BadRequest, Forbidden, TooLarge
+from gateway.errors import BadRequest, Forbidden
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
@@ -21,6 +21,7 @@ from gateway.recorded import SHADOW, Outcome, Record
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.types import Caller, ChatRequest, Decision
+from gateway.uploads import received
 
 FEEDBACK_BYTES = 4096
 ROUTE = "/v1/route"
@@ -80,7 +81,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         if not plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         with doors.uploads.one(caller.id, plan.concurrency):
-            data = await received(request, settings.max_body)
+            data = await received(request.stream(), settings.max_body)
         asked = chat(data, caller, request)
         made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
@@ -90,7 +91,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     async def feedback(request: Request) -> Response:
         caller = await caller_of(request)
         await count(caller, doors.policy, doors.store)
-        told = judged(await received(request, FEEDBACK_BYTES), doors.policy)
+        told = judged(await received(request.stream(), FEEDBACK_BYTES), doors.policy)
         await doors.records.judge(caller, told.request_id, told.outcome, doors.policy)
         return answered({"request_id": told.request_id, "recorded": True})
 
@@ -122,18 +123,6 @@ def judged(data: bytes, policy: Policy) -> Feedback:
     if unknown:
         raise BadRequest(f"Unknown tier: {unknown[0]}. Known tiers: {', '.join(policy.tiers)}.", param="outcome.tiers")
     return told
-
-
-async def received(request: Request, limit: int) -> bytes:
-    """The body. Raises TooLarge."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"The request body is over {limit} bytes.")
-    return b"".join(parts)
 
 
 def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: float) -> Record:

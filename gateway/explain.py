@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
+from gateway.pricing import cost
 from gateway.routing import band, first_match, placed, route, steps_of, weighed, why
 from gateway.score import reasons
+from gateway.sessions import OUTPUT_TOKENS
+from gateway.store import NANO
 from gateway.types import Ask, Facts, Route, Verdict
-
-OUTPUT_TOKENS = 500  # assumed length of an answer when the caller gives no max_tokens
 
 
 def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     triaged = isinstance(outcome(facts, None, policy), Ask)
     steps = steps_of(first_match(facts, policy).id, policy)
     counts = weighed(facts, verdict, policy) if triaged and verdict else None
-    ways, prices = sides(facts, policy) if triaged else None, cost(facts, policy)
+    ways, prices = sides(facts, policy) if triaged else None, costs(facts, policy)
     return {
         "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
         "facts": told_facts(facts),
@@ -118,8 +119,8 @@ def instead(
     there = below if here is above else above
     if "tier" not in ways[here.key] or "tier" not in ways[there.key]:
         return None
-    tier, costs = ways[there.key]["tier"], usd[ways[there.key]["tier"]]
-    return {"side": there.key, "tier": tier, "usd": costs, "usd_more": round(costs - usd[ways[here.key]["tier"]], 9)}
+    tier, before = ways[there.key]["tier"], usd[ways[here.key]["tier"]]
+    return {"side": there.key, "tier": tier, "usd": usd[tier], "usd_more": round(usd[tier] - before, 9)}
 
 
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
@@ -138,12 +139,9 @@ def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route | Refusa
         return refusal
 
 
-def cost(facts: Facts, policy: Policy) -> dict[str, Any]:
+def costs(facts: Facts, policy: Policy) -> dict[str, Any]:
     """US dollars that an answer would cost on each tier, with nothing cached."""
     output = OUTPUT_TOKENS if facts.max_tokens is None else facts.max_tokens
     said = "assumed" if facts.max_tokens is None else "max_tokens"
-    tiers = {
-        name: round((facts.context * tier.price.input_per_m + output * tier.price.output_per_m) / 1e6, 9)
-        for name, tier in policy.tiers.items()
-    }
+    tiers = {name: cost(tier.price, facts.context, 0, output) / NANO for name, tier in policy.tiers.items()}
     return {"usd": tiers, "input_tokens": facts.context, "output_tokens": output, "output_tokens_from": said}

@@ -21,7 +21,6 @@ from gateway.types import Caller, Own
 
 BELIEVED = 0.6  # seconds that a key record is believed: after a slow look-up, too, a revoked one is refused within one
 REMEMBERED = 4096  # records kept in process, and as many unknown ids
-SHORTEST_KEY = 24  # characters of the key from the environment
 PREFIX = "sk-tg-"
 ID_LENGTHS = range(8, 33)
 LONGEST_NAME = 128  # characters
@@ -44,15 +43,13 @@ class Keys:
     """Whose key is this?   Records come from `file` or else from the store; those of the store are believed for
     BELIEVED seconds, unknown ids too.
 
-    `raw` is one more key, of caller "default" (ValueError below SHORTEST_KEY characters). `everyone`: no key is asked
-    for, all callers are "anonymous". While the store does not answer, the last known record holds, however old.
+    `raw` is one more key, of caller "default". `everyone`: no key is asked for, all callers are "anonymous". While the
+    store does not answer, the last known record holds, however old.
     """
 
     def __init__(
         self, store: Store, raw: str | None = None, everyone: bool = False, file: KeyFile | None = None
     ) -> None:
-        if raw is not None and len(raw) < SHORTEST_KEY:
-            raise ValueError(f"GATEWAY_API_KEY has {len(raw)} characters; at least {SHORTEST_KEY} are needed")
         self.store = store
         self.raw = raw
         self.everyone = everyone

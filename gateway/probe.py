@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from gateway.abilities import Found, able, alone, strategies, wants
-from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.policy import Policy, Tier
 from gateway.telemetry import THINKS
 from gateway.triage import strategy_of
@@ -105,10 +105,8 @@ class Probe:
 
     async def _alive(self, url: str) -> bool:
         """Whether anything answers there."""
-        origin = Origin.parse(url)
-        head = f"GET {origin.prefix}/health HTTP/1.1\r\nhost: {origin.host}:{origin.port}\r\ncontent-length: 0\r\n\r\n"
         try:
-            (await self._client.request(origin, head.encode(), b"", HEALTH)).close()
+            await fetch(self._client, Origin.parse(url), "GET /health", HEALTH)
         except TransportError:
             return False
         return True

@@ -22,7 +22,7 @@ from gateway.store import Store
 from gateway.types import ChatRequest, Decision, Reply, Session
 
 BUDGET = 0.05  # seconds that the store has to say what it knows, or to keep it
-OUTPUT_TOKENS = 500  # assumed length of an answer, unless the caller wants less
+OUTPUT_TOKENS = 500  # assumed length of an answer
 FOLLOWED = "session"  # the reason of a route that the conversation's last tier decided
 CALLER = "caller"  # the rule of a route that the caller asked for
 INSTRUCTIONS = ("system", "developer")

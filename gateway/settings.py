@@ -17,8 +17,9 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]  # in the environment divided by commas
 
-SHORTEST_ADMIN_KEY = 32  # characters
+SHORTEST_KEY, SHORTEST_ADMIN_KEY = 24, 32  # characters
 FEWEST = 8  # different characters in an admin key; 32 random hex digits have fewer once in 10^7
+MAKE = "make one with: openssl rand -hex 32"
 PLACEHOLDERS = re.compile(
     "changeme|changethis|password|passwort|placeholder|replaceme|yourkey|youradminkey|insert|example|secret|letmein|"
     "qwerty|abcdefgh|12345678"
@@ -91,20 +92,27 @@ class Settings(BaseSettings):
         except ValueError:
             return False
 
+    @field_validator("api_key")
+    @classmethod
+    def _long(cls, key: str | None) -> str | None:
+        if key is not None and len(key) < SHORTEST_KEY:
+            raise ValueError(f"it has {len(key)} characters; at least {SHORTEST_KEY} are needed; {MAKE}")
+        return key
+
     @field_validator("admin_key")
     @classmethod
     def _strong(cls, key: str | None, others: ValidationInfo) -> str | None:
         if key is None:
             return None
         if why := "it is GATEWAY_API_KEY, too" if key == others.data.get("api_key") else weakness(key):
-            raise ValueError(f"{why}; make one with: openssl rand -hex 32")
+            raise ValueError(f"{why}; {MAKE}")
         return key
 
 
-def weakness(key: str) -> str | None:
+def weakness(key: str, shortest: int = SHORTEST_ADMIN_KEY) -> str | None:
     """Why the key may be guessed; None when nothing speaks for that."""
-    if len(key) < SHORTEST_ADMIN_KEY:
-        return f"it has {len(key)} characters; at least {SHORTEST_ADMIN_KEY} are needed"
+    if len(key) < shortest:
+        return f"it has {len(key)} characters; at least {shortest} are needed"
     if not re.fullmatch("[!-~]+", key):
         return "it has characters other than ASCII's visible ones"
     if len(set(key)) < FEWEST:

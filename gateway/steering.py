@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.admin import Guard, Recent, guarded
 from gateway.comparison import Comparison
-from gateway.errors import BadRequest, NotFound, TooLarge
+from gateway.errors import BadRequest, NotFound
 from gateway.explain import explain
 from gateway.policy import (
     Document,
@@ -28,8 +28,9 @@ from gateway.policy import (
 )
 from gateway.recorded import Recorded, RecordError
 from gateway.reload import Trial, facts_of, spoken, stub
-from gateway.replay import UNDECIDED, Unrecorded, choices, moved
+from gateway.replay import Unrecorded, between
 from gateway.revisions import PREVIOUS, Attempt, Revision, Revisions, attempted
+from gateway.uploads import received
 
 LONGEST = 1 << 20  # bytes of a policy's text
 RECORDS = 1000  # the newest ones, which a candidate decides anew
@@ -73,13 +74,8 @@ class RolledBack:
 
 async def text_of(request: Request) -> str:
     """The body, a policy's text. Raises TooLarge, BadRequest."""
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > LONGEST:
-            raise TooLarge(f"A policy has at most {LONGEST} bytes.")
     try:
-        return data.decode()
+        return (await received(request.stream(), LONGEST)).decode()
     except UnicodeDecodeError:
         raise BadRequest("A policy is UTF-8 text.") from None
 
@@ -253,11 +249,9 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
     found: Json = {"changes": changes, "records": len(lines), "undecided": 0, "moves": [], "unjudged": None}
     rows = [_RECORD.decode(line) for line in lines]
     try:
-        here, there = choices(rows, old), choices(rows, new)
+        moves, undecided = between(rows, old, new)
     except (Unrecorded, RecordError) as error:
         return found | {"unjudged": str(error)}
-    moves = moved([choice.to for choice in here], there, rows)
-    undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
     return found | {"undecided": undecided, "moves": [asdict(move) for move in moves]}
 
 

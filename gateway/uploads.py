@@ -1,9 +1,9 @@
 """Whose requests are still coming in?   Each has memory before any limit in the store is asked."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager
 
-from gateway.errors import RateLimited
+from gateway.errors import RateLimited, TooLarge
 from gateway.standing import CODES
 
 AGAIN = 1.0  # seconds
@@ -30,3 +30,13 @@ class Uploads:
             self._open[caller] -= 1
             if not self._open[caller]:
                 del self._open[caller]
+
+
+async def received(parts: AsyncIterable[bytes], limit: int) -> bytes:
+    """A body, of the parts that it comes in. Raises TooLarge."""
+    found = bytearray()
+    async for part in parts:
+        found += part
+        if len(found) > limit:
+            raise TooLarge(f"The request body is over {limit} bytes.")
+    return bytes(found)

@@ -17,22 +17,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from backends.sim.settings import TIERS
-from gateway.http1 import Client, Limits
+from gateway.http1 import Client
 from loadtest.servers import Sim, gateway, policy, sim
-from loadtest.ttft import first
+from loadtest.ttft import WORDS, first
 
-LIMITS = Limits(connect=2.0, first_byte=30.0, idle=30.0, total=60.0)
-SIGNS = "mean_logprob: {max: -1.6}, refusal: true, repetition: true, schema_violation: true, empty: true"
-WORDS = "refusal: true, repetition: true, schema_violation: true, empty: true"
+OF_TEXT = "refusal: true, repetition: true, schema_violation: true, empty: true"
+SIGNS = f"mean_logprob: {{max: -1.6}}, {OF_TEXT}"
 WAYS = {
     "none": None,
-    "text only, 24 tokens": f"{{tiers: flash, to: pro, tokens: 24, escalate_when: {{{WORDS}}}}}",
+    "text only, 24 tokens": f"{{tiers: flash, to: pro, tokens: 24, escalate_when: {{{OF_TEXT}}}}}",
     "log-probabilities, 24 tokens": f"{{tiers: flash, to: pro, tokens: 24, escalate_when: {{{SIGNS}}}}}",
     "log-probabilities, 8 tokens": f"{{tiers: flash, to: pro, tokens: 8, escalate_when: {{{SIGNS}}}}}",
     "log-probabilities, 24 or 20 ms": f"{{tiers: flash, to: pro, wait: 20ms, escalate_when: {{{SIGNS}}}}}",
 }
 WARM = 5  # rounds that open connections and warm code up
-WORDY = "The meeting about the garden party was moved to Thursday, and the cake is now lemon instead of plum. "
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Seen:
 
 def body(model: str, turn: int) -> bytes:
     """A request whose first words differ from all others, so that no prefix is in the KV cache yet."""
-    text = f"Note {turn} for {model}. " + WORDY * 16 + " Say in 100 words which cake it is."
+    text = f"Note {turn} for {model}. " + WORDS * 16 + " Say in 100 words which cake it is."
     told = {"model": "auto", "stream": True, "max_tokens": 48, "messages": [{"role": "user", "content": text}]}
     return json.dumps(told).encode()
 

@@ -143,12 +143,12 @@ def costs(policy: Policy, kind: Kind, repeats: int) -> list[float]:
     return [min(found[name]) - min(found[""]) for name in WAYS]
 
 
-def lateness(show: Callable[[], object] | None, seconds: float = 2.0) -> list[float]:
-    """Milliseconds that a task runs late while `show` runs again and again in a thread."""
+def lateness(show: Callable[[], object] | None) -> list[float]:
+    """Milliseconds that a task runs late in two seconds while `show` runs again and again in a thread."""
 
     async def main() -> list[float]:
         late: list[float] = []
-        end, over = time.perf_counter() + seconds, asyncio.Event()
+        end, over = time.perf_counter() + 2.0, asyncio.Event()
 
         async def shows() -> None:
             while show and not over.is_set():

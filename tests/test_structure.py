@@ -39,7 +39,6 @@ IMPORTERS = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "httptools": {"http1", "protocol"},
-    "httpx2": {"transport"},
     "fastapi": {"app", "openapi", "admin", "decisions", "steering", "page"},
     "starlette": {"app"},
     "uvicorn": {"cli", "protocol", "server"},

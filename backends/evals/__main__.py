@@ -84,6 +84,8 @@ def both(asked: argparse.Namespace) -> bool:
     """Evaluates two models on the same items and writes the comparison. True when an item got no answer."""
     if not (asked.against_model or asked.against_local):
         raise DataError("compare needs --against-model or --against-local")
+    if asked.margin <= 0:
+        raise DataError(f"--margin {asked.margin:g}: no number of items shows that nothing at all was lost")
     first, was = evaluated(asked, asked.out / "first", asked.url, asked.local, asked.model)
     second_url = asked.against or (None if asked.against_local else asked.url)
     second, now = evaluated(asked, asked.out / "second", second_url, asked.against_local, asked.against_model)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from backends.evals.metrics import Estimate, bootstrap, mcnemar, paired_difference, per_unit, percentile, wilson
+from backends.evals.metrics import Estimate, Z, bootstrap, mcnemar, paired_difference, per_unit, percentile, wilson
 from backends.evals.running import Outcome, Run
 
 JSON = dict[str, Any]
@@ -55,7 +55,7 @@ def compared(first: Run, second: Run, margin: float) -> JSON:
         return _compared_likelihood(pairs, margin)
     changed = _changed(pairs)
     difference = Estimate(**changed["difference"])
-    needed = math.ceil((changed["gained"] + changed["lost"]) / len(pairs) * (1.96 / margin) ** 2)
+    needed = math.ceil((changed["gained"] + changed["lost"]) / len(pairs) * (Z / margin) ** 2)
     groups = {name: [pair for pair in pairs if pair[0].group == name] for name in sorted({a.group for a, _ in pairs})}
     return changed | {
         "cut": [sum(a.cut for a, _ in pairs), sum(b.cut for _, b in pairs)],

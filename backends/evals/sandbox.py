@@ -9,6 +9,7 @@ from pathlib import Path
 
 JAIL = Path(__file__).with_name("jail.py")
 GRACE = 5.0  # seconds for the jail itself, beyond the program's
+MEGABYTES = 1024  # of memory that a program may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,10 @@ class Verdict:
     held: tuple[str, ...]
 
 
-def executed(program: str, seconds: float = 10.0, megabytes: int = 1024) -> Verdict:
+def executed(program: str, seconds: float = 10.0) -> Verdict:
     """Runs the program; it passed when it came to its end without an error."""
     with tempfile.TemporaryDirectory(prefix="answer-") as folder:
-        command = [sys.executable, "-I", "-S", "-B", str(JAIL), folder, str(seconds), str(megabytes)]
+        command = [sys.executable, "-I", "-S", "-B", str(JAIL), folder, str(seconds), str(MEGABYTES)]
         try:
             run = subprocess.run(  # noqa: S603  (our own script)
                 command,

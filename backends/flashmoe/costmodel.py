@@ -39,11 +39,6 @@ class Shape:
         return self.expert_params * BYTES[self.format]
 
     @property
-    def routed_bytes(self) -> float:
-        """All routed experts of the model."""
-        return self.layers * self.experts * self.expert_bytes
-
-    @property
     def rest_bytes(self) -> float:
         """What every step reads beside routed experts: attention, shared experts, head."""
         return (self.active - self.layers * self.top_k * self.expert_params) * BYTES[self.rest]
@@ -59,11 +54,6 @@ def distinct(experts: int, k: float, batch: int) -> float:
     return experts * (1 - (1 - k / experts) ** batch)
 
 
-def layer_floor(shape: Shape, batch: int, k: float | None = None, rate: float = H200_RATE) -> float:
-    """The least time one layer's routed experts take to be read in a decode step."""
-    return distinct(shape.experts, k or shape.top_k, batch) * shape.expert_bytes / rate
-
-
 def layer_bound(shape: Shape, k: float, batch: int) -> float:
     """How many times faster the routed experts can become when each token asks k of them."""
     return distinct(shape.experts, shape.top_k, batch) / distinct(shape.experts, k, batch)
@@ -74,32 +64,9 @@ def step_bound(shape: Shape, k: float, batch: int) -> float:
     return _step_bytes(shape, shape.top_k, batch) / _step_bytes(shape, k, batch)
 
 
-def prefill_bound(expert_share: float, kept: float) -> float:
-    """The bound where arithmetic and not reading takes the time: a prompt of thousands of tokens.
-
-    `expert_share`: the routed experts' part of all arithmetic. `kept`: the part of them still computed.
-    """
-    return 1 / (1 - expert_share + expert_share * kept)
-
-
-def compute_bound_from(shape: Shape, rate: float = H200_RATE, flops: float = H200_FLOPS) -> float:
-    """Tokens an expert must be asked by, in one step, before its arithmetic takes longer than reading it."""
-    return shape.expert_bytes / rate * flops / (2 * shape.expert_params)
-
-
-def break_even(shape: Shape, k: float, batch: int, rate: float = H200_RATE) -> float:
-    """Seconds a layer's predictor may take before it costs more than going to k experts a token gains."""
-    return layer_floor(shape, batch, rate=rate) - layer_floor(shape, batch, k, rate)
-
-
-def piggyback_saving(shape: Shape, k0: int, batch: int) -> float:
-    """The part of the experts' bytes not read when each token asks k0 and rides along on what others ask."""
-    return 1 - distinct(shape.experts, k0, batch) / distinct(shape.experts, shape.top_k, batch)
-
-
-def miss(shape: Shape, link: float = 55e9) -> float:
-    """Seconds to fetch one expert over a link (PCIe 5 x16 by default) that is not in the device's memory."""
-    return shape.expert_bytes / link
+def compute_bound_from(shape: Shape) -> float:
+    """Tokens an expert must be asked by, in one step, before its arithmetic takes longer than reading it on an H200."""
+    return shape.expert_bytes / H200_RATE * H200_FLOPS / (2 * shape.expert_params)
 
 
 def between(points: Sequence[tuple[float, float]], at: float) -> float:
@@ -108,11 +75,6 @@ def between(points: Sequence[tuple[float, float]], at: float) -> float:
         if left <= at <= right:
             return low + (high - low) * ((at - left) / (right - left) if right > left else 0.0)
     return math.nan
-
-
-def pays(shape: Shape, k: float, batch: int, least: float = 1.05) -> bool:
-    """Whether skipping can make a decode step of this size at least so many times faster."""
-    return step_bound(shape, k, batch) >= least
 
 
 def _step_bytes(shape: Shape, k: float, batch: int) -> float:

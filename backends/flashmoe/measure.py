@@ -34,9 +34,9 @@ class Quality:
         return self.perplexity * apart.item()
 
 
-def held_out(sequences: int, path: Path = TINY / "held_out.bin.gz") -> Tensor:
+def held_out(sequences: int) -> Tensor:
     """Text the tiny model never saw, as ids [sequences, LENGTH]."""
-    data = gzip.decompress(path.read_bytes())[: sequences * LENGTH]
+    data = gzip.decompress((TINY / "held_out.bin.gz").read_bytes())[: sequences * LENGTH]
     return torch.tensor(list(data)).view(sequences, LENGTH)
 
 

@@ -94,8 +94,3 @@ class Offload:
         """Of the experts asked in a step, those that were near."""
         hits = sum(pages.hits for pages in self.pages)
         return hits / max(1, hits + sum(pages.misses for pages in self.pages))
-
-    @property
-    def near_share(self) -> float:
-        """Of the bytes of all routed experts, those held near."""
-        return sum(len(pages.near) for pages in self.pages) / sum(pages.experts.num_experts for pages in self.pages)

@@ -1,14 +1,12 @@
 """Which requests should be decoded together? Those that ask the same experts, if they cannot all be.
 
 One batch reads an expert once for everyone, so splitting a batch never helps an engine that could run it whole. What
-helps is where there are several engines anyway (data-parallel ranks), or room for few experts (paging): place and admit
-by profile. A profile [E] is how likely a request asks each expert in its next step.
+helps is where there are several engines anyway (data-parallel ranks): place by profile. A profile [E] is how likely a
+request asks each expert in its next step.
 """
 
 import torch
 from torch import Tensor
-
-from backends.flashmoe.costmodel import distinct
 
 
 def profile(asked: Tensor, experts: int) -> Tensor:
@@ -44,13 +42,3 @@ def place(profiles: Tensor, ranks: int) -> list[list[int]]:
 def worth_splitting(profiles: Tensor, groups: list[list[int]]) -> bool:
     """Whether running groups one after the other reads fewer experts than running all in one pass."""
     return sum(reads(profiles[group]) for group in groups) < reads(profiles)
-
-
-def admission(profiles: Tensor, resident: Tensor) -> list[int]:
-    """The order in which to admit waiting requests: fewest expected fetches first. `resident`: [E] bool."""
-    return [int(at) for at in (profiles * ~resident).sum(1).argsort(stable=True)]
-
-
-def uniform(experts: int, k: int, requests: int) -> float:
-    """What `reads` is without any profile."""
-    return distinct(experts, k, requests)

@@ -128,9 +128,11 @@ class Session:
         """
         guard, lockstep, logits = self.guard, self.lockstep, []
         self.guard = None
-        for self.lockstep in (False, True):
-            logits.append(self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).log_softmax(-1))
-        self.guard, self.lockstep = guard, lockstep
+        try:
+            for self.lockstep in (False, True):
+                logits.append(self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).log_softmax(-1))
+        finally:
+            self.guard, self.lockstep = guard, lockstep
         apart = functional.kl_div(logits[1], logits[0], log_target=True, reduction="batchmean").item()
         if guard:
             guard.watch("kl", apart)
@@ -172,12 +174,12 @@ def decode(model: Any, ids: Tensor) -> Iterator[Tensor]:
         yield model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1]
 
 
-def calibrated(model: Any, plan: Plan, ids: Tensor, terms: Terms | None = None) -> Guard:
+def calibrated(model: Any, plan: Plan, ids: Tensor) -> Guard:
     """A guard for a plan, its bounds found by decoding ids [B, T]: text like that which it will see.
 
     A layer's bound is on its error a step, the final answer's (`kl`) on `Session.audit` of 32 tokens.
     """
-    terms = terms or Terms()
+    terms = Terms()
     probe = Guard({}, Terms(every=1, smooth=1.0))
     seen: dict[str, list[float]] = {}
     with Session(model, plan, probe) as session:

@@ -1,6 +1,6 @@
 """What does each way of skipping cost on the tiny model? One function for each claim; `report` prints them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,48 +52,53 @@ class Bench:
         damage, error = quality.over(self.exact), quality.error(self.exact)
         return Point(name, session.kept, session.distinct, damage, error)
 
-    def curve(self, name: str, plan: Callable[[float], Plan], knobs: Iterable[float]) -> list[Point]:
-        return [self.point(f"{name} {knob:g}", plan(knob)) for knob in knobs]
+
+def ways(bench: Bench) -> dict[str, Callable[[float], Plan]]:
+    """Every way to skip by its name, which makes a plan of a knob."""
+
+    def way(policies: Callable[[float], Sequence[Policy]], by: Any = None, scaled: bool = False) -> Any:
+        return lambda knob: Plan(policies(knob), by, renormalise=scaled)
+
+    policies: dict[str, Callable[[float], Sequence[Policy]]] = {
+        "top-k": lambda k: [TopK(int(k))],
+        "share": lambda share: [Share(share)],
+        "NAEE ratio": lambda ratio: [Ratio(ratio)],
+        "OEA": lambda k: [TopK(int(k)), Piggyback()],
+        "budget": lambda count: [Budget(int(count))],
+        "price": lambda each: [Price(each)],
+    }
+    judges = {"": None, " by predictor": bench.predictor, " by oracle": Oracle(bench.model)}
+    found = {name + judge: way(made, by) for name, made in policies.items() for judge, by in judges.items()}
+    published = {"top-k, renormalised": "top-k", "OEA as published": "OEA"}
+    return found | {name: way(policies[own], scaled=True) for name, own in published.items()}
 
 
 def curves(bench: Bench) -> dict[str, list[Point]]:
     """Every policy over its knob, at batch 16."""
-    known, oracle = bench.predictor, Oracle(bench.model)
-
-    def plan(policies: Callable[[float], Sequence[Policy]], by: Any = None, scaled: bool = False) -> Any:
-        return lambda knob: Plan(policies(knob), by, renormalise=scaled)
-
-    def top(k: float) -> Sequence[Policy]:
-        return [TopK(int(k))]
-
-    def riding(k: float) -> Sequence[Policy]:
-        return [TopK(int(k)), Piggyback()]
-
-    def budget(count: float) -> Sequence[Policy]:
-        return [Budget(int(count))]
-
-    def price(each: float) -> Sequence[Policy]:
-        return [Price(each)]
-
     ks, dear = (6, 5, 4, 3, 2), (0.0005, 0.0008, 0.0012, 0.0016, 0.002, 0.0024, 0.0032, 0.0044)
-    tried: dict[str, tuple[Callable[[float], Plan], Sequence[float]]] = {
-        "top-k, renormalised": (plan(top, None, scaled=True), ks),
-        "top-k": (plan(top), ks),
-        "top-k by predictor": (plan(top, known), ks),
-        "top-k by oracle": (plan(top, oracle), ks),
-        "share": (plan(lambda share: [Share(share)]), (0.9, 0.8, 0.7)),
-        "share by predictor": (plan(lambda share: [Share(share)], known), (0.9, 0.8, 0.7)),
-        "NAEE ratio": (plan(lambda ratio: [Ratio(ratio)]), (0.4, 0.55, 0.7)),
-        "OEA as published": (plan(riding, None, scaled=True), ks),
-        "OEA": (plan(riding), ks),
-        "OEA by predictor": (plan(riding, known), ks),
-        "budget": (plan(budget), (30, 28, 26, 24)),
-        "budget by predictor": (plan(budget, known), (26, 24, 22, 20)),
-        "price": (plan(price), (0.0014, 0.0018, 0.0022, 0.0026)),
-        "price by predictor": (plan(price, known), dear),
-        "price by oracle": (plan(price, oracle), dear),
+    tried: dict[str, Sequence[float]] = {
+        "top-k, renormalised": ks,
+        "top-k": ks,
+        "top-k by predictor": ks,
+        "top-k by oracle": ks,
+        "share": (0.9, 0.8, 0.7),
+        "share by predictor": (0.9, 0.8, 0.7),
+        "NAEE ratio": (0.4, 0.55, 0.7),
+        "OEA as published": ks,
+        "OEA": ks,
+        "OEA by predictor": ks,
+        "budget": (30, 28, 26, 24),
+        "budget by predictor": (26, 24, 22, 20),
+        "price": (0.0014, 0.0018, 0.0022, 0.0026),
+        "price by predictor": dear,
+        "price by oracle": dear,
     }
-    return {name: bench.curve(name, make, knobs) for name, (make, knobs) in tried.items()}
+    made = ways(bench)
+
+    def curve(name: str) -> list[Point]:
+        return [bench.point(f"{name} {knob:g}", made[name](knob)) for knob in tried[name]]
+
+    return {name: curve(name) for name in tried}
 
 
 def experts_at(points: Sequence[Point], damage: float) -> float:

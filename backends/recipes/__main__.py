@@ -127,7 +127,7 @@ def sized(options: argparse.Namespace) -> str:
     lines = [f"{part.name:<9}{part.count:>5}  (busy: {part.busy:.2f})  {part.note}" for part in found]
     lines.append(f"GPUs     {sum(part.gpus for part in found):>5}")
     lines.append(f"US dollars: {cost['hour']:.2f} an hour, {cost['million']:.0f} a million requests at this load")
-    lines.append(f"from DeepSeek's API at list prices: {cost['hosted_million']:.0f} a million requests")
+    lines.append(f"from DeepSeek's API: {cost['hosted_million']:.0f} a million requests at peak hours, else half")
     return "\n".join(lines) + "\n"
 
 

@@ -38,9 +38,9 @@ SPEEDS = {
     "pro": Speed("h200x8", 8, (0.623 - 0.080) / 8192, (Point(16, 0.684, 0.02583),)),
 }
 PRICES = {
-    "flash": (0.14, 0.028, 0.28),
-    "pro": (0.435, 0.0036, 0.87),
-}  # US dollars a million: in, cached, out; policies/
+    "flash": (0.3, 0.006, 1.2),
+    "pro": (1.32, 0.044, 3.96),
+}  # US dollars a million: in, cached, out; policies/hosted.yaml
 VERDICT = 10  # tokens of a verdict
 # Of one process, one core, LOG.md 2026-11-22: a request with triage, a chunk of a stream.
 GATEWAY_US, CHUNK_US = 512.0, 27.7
@@ -88,9 +88,7 @@ def _tier(tier: str, load: Load) -> Part:
         raise ValueError(f"{tier}: no published point has a TPOT of at most {load.tpot * 1000:g} ms")
     point, fresh = within[-1], load.prompt * (1 - load.cached)
     decode = speed.decode(point)
-    if (
-        tier == "flash"
-    ):  # reads every prompt once, for the verdict; its own answers share that prefill (`layout: suffix`)
+    if tier == "flash":  # reads every prompt, for the verdict; its own answers share that prefill (`layout: suffix`)
         each = fresh * speed.prefill + VERDICT * decode + (1 - load.pro) * load.output * decode
     else:
         each = load.pro * (fresh * speed.prefill + load.output * decode)
@@ -123,7 +121,7 @@ def _fronts(load: Load) -> list[Part]:
 
 
 def usd(load: Load, found: list[Part], gpu_hour: float, core_hour: float) -> dict[str, float]:
-    """US dollars: what runs, an hour and a million requests; and the same tokens from DeepSeek's API at list prices."""
+    """US dollars: what runs, an hour and a million requests; and the same tokens from DeepSeek's API at peak hours."""
     hour = sum(part.gpus * gpu_hour if part.gpus else part.count * core_hour for part in found)
     hosted = 0.0
     for tier, share in (("flash", 1 - load.pro), ("pro", load.pro)):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -136,7 +136,7 @@ class Simulator:
         await asyncio.sleep(fault.stall if stalled else fault.stall_first)
         failing = fault.status or (503 if known.triage and fault.verdict == "status" else None)
         if failing:
-            await self._fail(failing, fault, wire, entry)
+            _fail(failing, fault, wire)
         sequence = Sequence(self._prompt(request, known.thinking), request.cache_salt or "", request.priority)
         entry.prompt_tokens = len(sequence.tokens)
         self._fits(request, entry.prompt_tokens)
@@ -153,12 +153,6 @@ class Simulator:
     def _tells(self, fault: Fault) -> bool:
         """Whether logprobs are given where they are asked for."""
         return not fault.no_logprobs and self.settings.engine != "transformers"
-
-    async def _fail(self, status: int, fault: Fault, wire: Wire, entry: Entry) -> None:
-        """Answer with an injected error, its Retry-After if any. Raises nothing but RequestError."""
-        if fault.retry_after is not None:
-            wire.extra["retry-after"] = f"{fault.retry_after:g}"
-        raise RequestError("Simulated error", status=status, kind=error_type(status))
 
     def _read(self, scope: Scope, body: bytes) -> Request:
         """The request, checked as vLLM checks it. Raises RequestError."""
@@ -245,6 +239,13 @@ class Simulator:
     async def _forget(self, scope: Scope, body: bytes, wire: Wire) -> None:
         self.state.reset()
         await self._state(scope, body, wire)
+
+
+def _fail(status: int, fault: Fault, wire: Wire) -> NoReturn:
+    """Raises RequestError for an injected error, whose answer has the fault's Retry-After, if any."""
+    if fault.retry_after is not None:
+        wire.extra["retry-after"] = f"{fault.retry_after:g}"
+    raise RequestError("Simulated error", status=status, kind=error_type(status))
 
 
 async def _unauthorized(scope: Scope, body: bytes, wire: Wire) -> None:

@@ -99,7 +99,7 @@ class Faults:
         if fault.error_rate is not None and self._random.random() >= fault.error_rate:
             return msgspec.structs.replace(fault, status=None)
         if own is None and fault.count is not None:
-            self.current = msgspec.structs.replace(fault, count=fault.count - 1)
+            self.current = msgspec.structs.replace(self.current, count=fault.count - 1)
         if fault.error_rate is not None and fault.status is None:
             return msgspec.structs.replace(fault, status=500)
         return fault

@@ -26,7 +26,7 @@ class Metrics:
         self._usage = self._gauge("kv_cache_usage_perc", "KV-cache usage; 1 is 100 percent.")
         self._queries = self._counter("prefix_cache_queries", "Prefix cache queries, in tokens.")
         self._hits = self._counter("prefix_cache_hits", "Prefix cache hits, in tokens.")
-        self._preemptions = self._counter("num_preemptions", "Preemptions.")
+        self._counter("num_preemptions", "Preemptions.")
         self._prompt = self._counter("prompt_tokens", "Prefill tokens processed.")
         self._generation = self._counter("generation_tokens", "Generation tokens processed.")
         self._ttft = self._histogram("time_to_first_token_seconds", _TTFT)

@@ -4,10 +4,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 
-def chain(tokens: Sequence[str], block_size: int, salt: str, parent: int | None = None) -> list[int]:
+def chain(tokens: Sequence[str], block_size: int, salt: str) -> list[int]:
     """Hashes of the full blocks of `tokens`, each over its own tokens and all before it; `salt` enters the first."""
     hashes = []
-    last = hash(("salt", salt)) if parent is None else parent
+    last = hash(("salt", salt))
     for start in range(0, len(tokens) - block_size + 1, block_size):
         last = hash((last, tuple(tokens[start : start + block_size])))
         hashes.append(last)

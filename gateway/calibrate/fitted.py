@@ -5,7 +5,7 @@ import random
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -13,7 +13,6 @@ from gateway.calibrate.bound import Certified, certify, fewest
 from gateway.calibrate.layer import LEAST_OF_EACH, Label, failed, layer_for, needed
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import (
-    Estimate,
     Judged,
     apart,
     bootstrap,
@@ -156,7 +155,7 @@ def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], lis
 
 
 def few_outcomes(half: Sequence[Example], label: Label) -> str | None:
-    """What to say of a half with too few outcomes; None when they do."""
+    """What to say of a half with too few outcomes; None when there are enough."""
     known = [one.weight for one in half if label(one) is not None]
     worth = effective(known)
     if worth >= LEAST // 2:
@@ -195,7 +194,7 @@ def _certified(judged: Sequence[tuple[float, bool]], target: Target) -> Certifie
 
 def _shares(p: Sequence[float], edges: Sequence[float]) -> list[dict[str, float]]:
     bounds = pairwise((-math.inf, *edges, math.inf))
-    return [_shown(share_interval(sum(low <= one < high for one in p), len(p))) for low, high in bounds]
+    return [asdict(share_interval(sum(low <= one < high for one in p), len(p))) for low, high in bounds]
 
 
 def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], edges: Sequence[float]) -> dict[str, Any]:
@@ -207,16 +206,12 @@ def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], ed
         "outcomes": len(hits),
         "effective": effective([one.weight for one in hits]),
         "rate": rate,
-        "flash_failure": _shown(rate_interval(kept)) if kept else None,
-        "lift": _shown(bootstrap(won, lambda sample: lift(sample, edges[-1]))) if mean(won) > 0 else None,
+        "flash_failure": asdict(rate_interval(kept)) if kept else None,
+        "lift": asdict(bootstrap(won, lambda sample: lift(sample, edges[-1]))) if mean(won) > 0 else None,
         "brier": brier(hits),
         "brier_of_the_rate": rate * (1 - rate),
         "ece": ece(hits),
     }
-
-
-def _shown(found: Estimate) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:

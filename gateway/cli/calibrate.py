@@ -11,7 +11,7 @@ import typer
 from gateway.calibrate import FORMS, GOOD, Calibration, Split, TargetError, Unproven, dump, examples, parse
 from gateway.calibrate import calibrate as fitted
 from gateway.cli.progress import reading, working
-from gateway.cli.store import Json, encoded
+from gateway.cli.store import Json, encoded, stop
 from gateway.recorded import RecordError, read
 
 RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier_of_the_rate"}
@@ -43,18 +43,19 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
         with working(f"fitting to {len(decisions)} outcomes"):
             found = fitted(decisions, wanted, split)
     except (RecordError, Unproven) as error:
-        print(f"calibrate: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise stop("policy calibrate", str(error)) from None
     if as_json:
         print(encoded({"inputs": list(found.layer.weights), "thresholds": found.edges, "proven": found.proven,
                        "report": found.report, "caveats": found.caveats}))  # fmt: skip
     else:
         print("\n".join(in_words(found)))
     if not found.proven and not anyway:
-        print("calibrate: no gain over chance is shown; nothing is written (--anyway writes it)", file=sys.stderr)
-        raise typer.Exit(1)
+        raise stop("policy calibrate", "no gain over chance is shown; nothing is written (--anyway writes it)")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in records)).hexdigest()
-    out.write_text(dump(found, digest, len(decisions), time.time()))
+    try:
+        out.write_text(dump(found, digest, len(decisions), time.time()))
+    except OSError as error:
+        raise stop("policy calibrate", f"{out}: {error.strerror}") from None
     print(f"written to {out}", file=sys.stderr if as_json else sys.stdout)
 
 

@@ -19,7 +19,7 @@ from gateway.cli.progress import reading, working
 from gateway.cli.store import Json
 from gateway.policy import Document, Policy, PolicyError, differences, open_policy
 from gateway.recorded import Recorded, RecordError, read
-from gateway.replay import UNDECIDED, Arm, Move, Replay, Unrecorded, choices, moved
+from gateway.replay import Arm, Move, Replay, Unrecorded, between
 from gateway.replay import replay as replayed
 
 CONDITION = re.compile(r"\s*([a-z_][a-z0-9_.-]*)\s*(>=|<=|==|!=|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
@@ -85,11 +85,9 @@ def diff(
     lines = lines_of(records or [])
     try:
         with working(f"deciding {len(lines)} requests twice"):
-            there, here = choices(lines, new), choices(lines, old)
+            moves, undecided = between(lines, old, new)
     except (Unrecorded, RecordError) as error:
         raise stop(str(error)) from None
-    moves = moved([choice.to for choice in here], there, lines)
-    undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
     if as_json or how is Format.json:
         told = [{"path": path, "a": one, "b": other} for path, one, other in changes]
         counts = {"records": len(lines), "undecided": undecided}

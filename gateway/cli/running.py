@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.store import stop
-from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 
 LIMITS = Limits(connect=5.0, first_byte=30.0, idle=30.0, total=60.0)
-LARGEST = 64 << 20  # bytes
 Url = Annotated[
     str, typer.Option("--url", envvar="GATEWAY_URL", metavar="URL", help="The gateway's address.", show_default=True)
 ]
@@ -29,25 +28,24 @@ def call(url: str, key: str | None, method: str, path: str, said: object = None)
         raise stop("policy", "the admin key is needed: set GATEWAY_ADMIN_KEY")
     try:
         status, body = asyncio.run(_call(Origin.parse(url), key, f"{method} {path}", said))
-        found = json.loads(body)
     except (TransportError, ValueError) as error:
         raise stop("policy", f"{url}: {error}") from None
-    if status >= 400:
-        raise stop("policy", f"{url} refuses ({status}): {found['error']['message']}")
+    try:
+        found = json.loads(body)
+        refused = found["error"]["message"] if status >= 400 else None
+    except (ValueError, KeyError, TypeError):
+        raise stop("policy", f"{url} answers {status}, but not as a gateway does") from None
+    if refused:
+        raise stop("policy", f"{url} refuses ({status}): {refused}")
     return found
 
 
 async def _call(origin: Origin, key: str, target: str, said: object) -> tuple[int, bytes]:
     body = b"" if said is None else json.dumps(said).encode()
-    method, path = target.split()
-    lines = [f"{method} {origin.prefix}{path} HTTP/1.1", f"host: {origin.host}:{origin.port}"]
-    lines += [f"authorization: Bearer {key}", "content-type: application/json", f"content-length: {len(body)}"]
+    lines = f"authorization: Bearer {key}", "content-type: application/json"
     client = Client()
     try:
-        response = await client.request(origin, ("\r\n".join(lines) + "\r\n\r\n").encode(), body, LIMITS)
-        try:
-            return response.status, await response.read(LARGEST)
-        finally:
-            response.close()
+        found = await fetch(client, origin, target, LIMITS, *lines, body=body)
     finally:
         client.close()
+    return found.status, found.body

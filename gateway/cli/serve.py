@@ -23,7 +23,7 @@ from gateway.cli.settings import Unset, read_settings
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
-from gateway.keys import SHORTEST_KEY, Keys
+from gateway.keys import Keys
 from gateway.policy import Policy, PolicyError, packaged
 from gateway.reload import checked
 from gateway.revisions import attempted, stored
@@ -146,8 +146,6 @@ async def shared(settings: Settings) -> AsyncIterator[Settings]:
 
 async def permitted(settings: Settings, store: Store, served: str | None = None) -> tuple[Policy, Keys]:
     """The policy, and whose keys open the door. Exits with a message when the gateway may not start."""
-    if settings.api_key is not None and len(settings.api_key) < SHORTEST_KEY:
-        stop(f"GATEWAY_API_KEY has {len(settings.api_key)} characters; at least {SHORTEST_KEY} are needed")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         stop("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY belong together")
     try:

@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 from gateway.doctor.finding import Finding, error, ok, warning
-from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.server import bind
 from gateway.settings import Settings
 
@@ -31,11 +31,7 @@ async def _ours(client: Client, settings: Settings) -> bool:
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::", ""} else settings.host  # noqa: S104  as it is written
     origin = Origin(host, settings.port, settings.tls_cert is not None, "")
     try:
-        response = await client.request(origin, f"GET /ready HTTP/1.1\r\nhost: {host}\r\n\r\n".encode(), b"", LIMITS)
-        try:
-            return b'"policy"' in await response.read(1 << 20)
-        finally:
-            response.close()
+        return b'"policy"' in (await fetch(client, origin, "GET /ready", LIMITS)).body
     except TransportError:
         return False
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from gateway.doctor.finding import Finding, error, ok, warning
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, SHORTEST_KEY, expired
+from gateway.keys import ADMIN, expired
 from gateway.policy import Policy, PolicyError
-from gateway.settings import Settings, weakness
+from gateway.settings import SHORTEST_KEY, Settings, weakness
 from gateway.store import KeyRecord, open_store
 
 RANDOM = "openssl rand -hex 32"
@@ -39,14 +39,8 @@ def _asking(settings: Settings, count: int) -> list[Finding]:
 
 
 def _own(settings: Settings) -> list[Finding]:
-    """GATEWAY_API_KEY; a weak admin key is no setting at all."""
-    key = settings.api_key
-    if key is None:
-        return []
-    if len(key) < SHORTEST_KEY:
-        told = f"GATEWAY_API_KEY has {len(key)} characters, at least {SHORTEST_KEY} are needed: it will not start"
-        return [error("keys", told, RANDOM)]
-    why = weakness(key + "#" * max(0, 32 - len(key)))
+    """GATEWAY_API_KEY; one that is too short, and a weak admin key, are no settings at all."""
+    why = None if settings.api_key is None else weakness(settings.api_key, SHORTEST_KEY)
     return [warning("keys", f"GATEWAY_API_KEY can be guessed: {why}", RANDOM)] if why else []
 
 
@@ -76,7 +70,7 @@ def _file(path: Path | None) -> tuple[list[Finding], list[KeyRecord]]:
 
 
 async def _stored(settings: Settings) -> list[KeyRecord]:
-    """None where the store does not answer, which is told elsewhere."""
+    """Those of the shared store; none where it does not answer, which is told elsewhere."""
     if settings.redis_url in {None, "embedded"}:
         return []
     try:

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gateway.doctor.finding import Finding, about_tiers, error, ok, warning
-from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.policy import Policy, Tier
 from gateway.upstream import SERIES
 
 LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
-LARGEST = 4 << 20  # bytes
 METRICS = tuple(f"vllm:{name}" for name in SERIES)  # what balancing, rules and the page read
 NAMES = re.compile(r"^(vllm:\w+)", re.MULTILINE)
 
@@ -38,28 +37,16 @@ async def asked(client: Client, policy: Policy, env: Mapping[str, str]) -> Mappi
 
 
 async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> Replied | str:
-    key = env.get(tier.api_key_env or "")
+    key, origin = env.get(tier.api_key_env or ""), Origin.parse(url)
+    lines = ["accept: */*", *([f"authorization: Bearer {key}"] if key else [])]
     try:
-        status, headers, body = await _get(client, url, "/v1/models", key)
-        metrics = await _get(client, url, "/metrics", key) if tier.engine == "vllm" else None
+        listed = await fetch(client, origin, "GET /v1/models", LIMITS, *lines)
+        metrics = await fetch(client, origin, "GET /metrics", LIMITS, *lines) if tier.engine == "vllm" else None
     except TransportError as wrong:
-        origin = Origin.parse(url)
         return str(wrong).removeprefix(f"no connection to {origin.host}:{origin.port}: ")
-    names = frozenset(NAMES.findall(metrics[2].decode("utf-8", "replace"))) if metrics and metrics[0] == 200 else None
-    return Replied(status, _models(body), names, _ahead(headers))
-
-
-async def _get(client: Client, url: str, path: str, key: str | None) -> tuple[int, Mapping[bytes, bytes], bytes]:
-    """Status, headers, body. Raises TransportError."""
-    origin = Origin.parse(url)
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    lines = [f"GET {origin.prefix}{path} HTTP/1.1", f"host: {host}:{origin.port}", "accept: */*"]
-    lines += [f"authorization: Bearer {key}"] if key else []
-    response = await client.request(origin, ("\r\n".join(lines) + "\r\n\r\n").encode(), b"", LIMITS)
-    try:
-        return response.status, dict(response.headers), await response.read(LARGEST)
-    finally:
-        response.close()
+    told = metrics.body.decode("utf-8", "replace") if metrics and metrics.status == 200 else None
+    names = None if told is None else frozenset(NAMES.findall(told))
+    return Replied(listed.status, _models(listed.body), names, _ahead(listed.headers))
 
 
 def _models(body: bytes) -> Mapping[str, int | None]:

@@ -2,5 +2,6 @@
 
 from gateway.http1.client import Client, Origin, Response
 from gateway.http1.connection import Kind, Limits, TransportError
+from gateway.http1.fetch import fetch
 
-__all__ = ["Client", "Kind", "Limits", "Origin", "Response", "TransportError"]
+__all__ = ["Client", "Kind", "Limits", "Origin", "Response", "TransportError", "fetch"]

@@ -91,7 +91,7 @@ def read(text: str, file: str, env: Mapping[str, str]) -> Document:
     node = compose(document)
     if not isinstance(node, yaml.MappingNode):
         raise PolicyError([Problem(file, 1, 1, "", "expected a mapping of keys and values")])
-    reader = Reader(document, env)
+    reader = Reader(document)
     document.values[()] = place_of(node)
     document.data = reader.mapping(node, ())
     return document
@@ -127,9 +127,8 @@ def compose(document: Document) -> yaml.Node | None:
 class Reader:
     """Turns nodes into data and notes where each stands."""
 
-    def __init__(self, document: Document, env: Mapping[str, str]) -> None:
+    def __init__(self, document: Document) -> None:
         self.document = document
-        self.env = env
         self.nodes = 0
 
     def value(self, node: yaml.Node, path: Path) -> object:
@@ -191,7 +190,7 @@ class Reader:
             self.document.blame(path, "`${` opens no variable: write ${NAME} or ${NAME:-default}, or $${ for the text")
             return ""
         name, default = found["name"], found["default"]
-        value = self.env.get(name)
+        value = self.document.env.get(name)
         if value is None and default is None:
             self.document.blame(path, f"environment variable {name} is not set; ${{{name}:-default}} gives a default")
         if value is None or (default is not None and not value):

@@ -1,12 +1,12 @@
-"""Which policy files come with the program?"""
+"""Which policy comes with the program?"""
 
 from pathlib import Path
 
 import gateway
 
 
-def packaged(name: str = "default.yaml") -> Path:
-    """Such a file: beside the package in a checkout, inside it when installed."""
+def packaged() -> Path:
+    """Its file: beside the package in a checkout, inside it when installed."""
     package = Path(gateway.__file__).parent
-    beside = package.parent / "policies" / name
-    return beside if beside.is_file() else package / "policies" / name
+    beside = package.parent / "policies" / "default.yaml"
+    return beside if beside.is_file() else package / "policies" / "default.yaml"

@@ -209,7 +209,7 @@ def check_aliases(document: Document) -> None:
         known(document, "tier", names(target, ("aliases", alias)), [*WISHES, *tiers])
         if alias.lower() in taken:
             document.blame(("aliases", alias), f'"{alias}" is a model name already', key=True)
-        taken.add(alias.lower())
+        taken.add(alias.lower())  # callers may write a name in any case
 
 
 def check_sessions(document: Document) -> None:

@@ -117,7 +117,6 @@ class When:
     caller: Annotated[CallerMatch | None, Field(description="who asks")] = None
     model: Annotated[Names | None, Field(description="the model name that the caller wrote")] = None
     load: Annotated[dict[str, TierLoad] | None, Field(min_length=1, description="how busy tiers are")] = None
-
     session: Annotated[SessionMatch | None, Field(description="how the conversation stands")] = None
 
     def __post_init__(self) -> None:

@@ -1,16 +1,16 @@
 """What would another policy have done with these requests?   The package's one public module."""
 
-from gateway.replay.choices import UNDECIDED, Choice, Unrecorded, Way, choices, refuse_unrecorded
-from gateway.replay.compared import Arm, Move, Replay, moved, replay, shuffled
+from gateway.replay.choices import Choice, Unrecorded, Way, choices, refuse_unrecorded
+from gateway.replay.compared import Arm, Move, Replay, between, moved, replay, shuffled
 
 __all__ = [
-    "UNDECIDED",
     "Arm",
     "Choice",
     "Move",
     "Replay",
     "Unrecorded",
     "Way",
+    "between",
     "choices",
     "moved",
     "refuse_unrecorded",

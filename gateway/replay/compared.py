@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from gateway.estimate import Estimate, Unknown, estimate, wilson
-from gateway.explain import OUTPUT_TOKENS
 from gateway.holdback import answered
 from gateway.policy import Policy
 from gateway.pricing import cost
 from gateway.recorded import SHADOW, Outcome, Recorded
 from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Way, as_recorded, choices
 from gateway.routing import place, reachable
+from gateway.sessions import OUTPUT_TOKENS
 from gateway.store import NANO
 from gateway.types import Facts
 
@@ -128,6 +128,14 @@ def moved(origins: Sequence[str], choices: Sequence[Choice], rows: Sequence[Reco
             found.setdefault((origin, there.to, there.rule), []).append(one.id)
     moves = (Move(*name, len(ids), tuple(ids[:EXAMPLES])) for name, ids in found.items())
     return tuple(sorted(moves, key=lambda move: -move.count))
+
+
+def between(records: Sequence[Recorded], old: Policy, new: Policy) -> tuple[tuple[Move, ...], int]:
+    """The requests that `new` sends elsewhere than `old`, and how many either leaves undecided. Raises Unrecorded,
+    RecordError."""
+    here, there = choices(records, old), choices(records, new)
+    undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
+    return moved([choice.to for choice in here], there, records), undecided
 
 
 def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) -> list[Way]:

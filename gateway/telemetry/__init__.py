@@ -84,9 +84,8 @@ class Telemetry:
             for mode in MODES:
                 self.limits.labels(limit, mode).set_function(partial(_is_kept, policy.callers, store, limit, mode))
         for name, tier in policy.tiers.items():
-            self.inflight.labels(name).set_function(partial(_inflight, states, name))
-            self.queued.labels(name).set_function(partial(_queued, states, name))
-            self.places.labels(name).set_function(partial(_places, states, name))
+            for gauge, what in ((self.inflight, "inflight"), (self.queued, "queued"), (self.places, "places")):
+                gauge.labels(name).set_function(partial(_count, states, name, what))
             for at in range(len(tier.replicas)):
                 self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
 
@@ -161,16 +160,8 @@ def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str
     return float(kept(callers, store())[limit] == mode)
 
 
-def _inflight(states: States, tier: str) -> float:
-    return float(states()[tier].inflight)
-
-
-def _queued(states: States, tier: str) -> float:
-    return float(states()[tier].queued)
-
-
-def _places(states: States, tier: str) -> float:
-    return float(states()[tier].places)
+def _count(states: States, tier: str, what: str) -> float:
+    return float(getattr(states()[tier], what))
 
 
 def _up(states: States, tier: str, replica: int) -> float:

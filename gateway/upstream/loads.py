@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 
 LIMITS = Limits(connect=0.5, first_byte=1.0, idle=1.0, total=1.0)
-LARGEST = 4 << 20  # bytes; vLLM's metrics are some 100 KB
 # What is read, by the names of vLLM >= 0.12.
 SERIES = (
     "num_requests_running",
@@ -47,16 +46,11 @@ async def loads(client: Client, urls: Collection[str]) -> Mapping[str, Load | No
 
 async def metrics(client: Client, origin: Origin) -> bytes | None:
     """A server's metrics in Prometheus' format; None when it does not give them."""
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    head = f"GET {origin.prefix}/metrics HTTP/1.1\r\nhost: {host}:{origin.port}\r\naccept: text/plain\r\n\r\n".encode()
     try:
-        response = await client.request(origin, head, b"", LIMITS)
-        try:
-            return await response.read(LARGEST) if response.status == 200 else None
-        finally:
-            response.close()
+        found = await fetch(client, origin, "GET /metrics", LIMITS, "accept: text/plain")
     except TransportError:
         return None
+    return found.body if found.status == 200 else None
 
 
 def load(text: bytes) -> Load:

@@ -79,7 +79,7 @@ class Member:
                 leave()
             elif message.word == "reload":
                 reload()
-            elif answer := self._asked.get(message.number):
+            elif (answer := self._asked.get(message.number)) and not answer.done():
                 answer.set_result(message.data)
         leave()
 

@@ -88,23 +88,30 @@ class Supervisor:
         pause = FIRST_PAUSE
         while not self._leaving.is_set():
             started = time.monotonic()
-            ended = await self._one()
+            try:
+                ended = await self._one()
+            except OSError as error:  # no process, file or memory is left; that may pass, and the others serve
+                ended = f"a worker cannot be started: {error}"
             if not self._served and not self._leaving.is_set():
                 raise Failed
             if time.monotonic() - started > STEADY:
                 pause = FIRST_PAUSE
             if not self._leaving.is_set():
-                log.warning("a worker ended (%s); another one takes its place in %g s", ended, pause)
+                log.warning("%s; another one takes its place in %g s", ended, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._leaving.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _one(self) -> str:
-        """A worker, from its start to its end; how it ended."""
+        """A worker, from its start to its end; how it ended. Raises OSError where it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = SPAWN.Process(target=self._work, args=(self._settings, theirs))
-            process.start()
+            try:
+                process.start()
+            except OSError:
+                ours.close()
+                raise
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = Worker(process, writer)
         self._workers.add(worker)
@@ -113,7 +120,8 @@ class Supervisor:
                 self._heard(worker, message)
             await asyncio.to_thread(process.join, ENDING)
             status = process.exitcode
-            return f"process {process.pid}, " + (f"signal {-status}" if status and status < 0 else f"status {status}")
+            how = f"signal {-status}" if status and status < 0 else f"status {status}"
+            return f"a worker ended: process {process.pid}, {how}"
         finally:
             process.kill()
             self._workers.discard(worker)

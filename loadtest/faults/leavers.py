@@ -1,7 +1,4 @@
-"""What happens when something breaks?   Figures of faults, against simulated tiers and a gateway of its own process.
-
-python -m loadtest.faults [--rounds 300]
-"""
+"""Does a model server stop when its caller leaves?   Seconds until it has."""
 
 import asyncio
 import json

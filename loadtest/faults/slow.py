@@ -17,8 +17,6 @@ KINDS = {  # what is sent at once, and what is sent once a second
     "dripping head": (HEAD + b"x: ", b"x"),
     "dripping body": (HEAD + b"content-length: 1000\r\n\r\n", b" "),
 }
-
-
 PATIENCE = 30.0  # seconds that a slow caller goes on for at most
 
 

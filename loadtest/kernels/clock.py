@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 
-from loadtest.kernels.plan import middle, repeats
+from loadtest.kernels.plan import repeats
 
 Call = Callable[[], Any]
 WARM = 3  # replays before the first that counts
@@ -55,8 +56,8 @@ def recorded(calls: Sequence[Call]) -> Any:
 def spread(times: Sequence[float], calls: int) -> Timing:
     """From the seconds of whole rounds of so many calls."""
     half = len(times) // 2
-    whole = middle(list(times))
-    apart = abs(middle(list(times[:half])) - middle(list(times[half:]))) if half else 0.0
+    whole = median(times)
+    apart = abs(median(times[:half]) - median(times[half:])) if half else 0.0
     return Timing(whole / calls, apart / whole if whole else 0.0, len(times))
 
 

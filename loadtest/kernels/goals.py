@@ -181,8 +181,8 @@ def named(one: Row) -> str:
     return f"{one['shape']} {one['format']} B={one['batch']} {one['mask']} {one['routing']}"
 
 
-def curve(points: Sequence[Row], name: str, batch: int = 16) -> list[Row]:
-    return [one for one in points if one["curve"] == name and one["batch"] == batch]
+def curve(points: Sequence[Row], name: str) -> list[Row]:
+    return [one for one in points if one["curve"] == name and one["batch"] == 16]
 
 
 def experts_at(points: Sequence[Row], name: str) -> float:

@@ -119,14 +119,6 @@ def copied(shape: Shape, batch: int) -> float:
     return batch * shape.top * 2 * shape.hidden * shape.inner * BYTES["bf16"]
 
 
-def middle(values: list[float]) -> float:
-    """The median. Raises ValueError for none."""
-    if not values:
-        raise ValueError("the median of nothing")
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-def repeats(each: float, seconds: float = 0.2) -> int:
-    """How often to measure what takes so long: some seconds' worth, from 10 to 60 times."""
-    return max(10, min(60, math.ceil(seconds / max(each, 1e-9))))
+def repeats(each: float) -> int:
+    """How often to measure what takes so long: a fifth of a second's worth, from 10 to 60 times."""
+    return max(10, min(60, math.ceil(0.2 / max(each, 1e-9))))

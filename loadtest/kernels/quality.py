@@ -21,12 +21,12 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from backends.flashmoe import corpus
 from backends.flashmoe.experts import layers
 from backends.flashmoe.measure import BATCH, LENGTH, Quality, quality
-from backends.flashmoe.policy import Budget, Piggyback, Policy, Price, Ratio, Share, TopK
+from backends.flashmoe.policy import TopK
 from backends.flashmoe.predictor import Predictor
 from backends.flashmoe.session import Plan
 from backends.flashmoe.train_predictor import fit, samples
 from backends.flashmoe.train_tiny import Size, balanced, config, learner, windows
-from backends.flashmoe.trials import Bench, Oracle, Point
+from backends.flashmoe.trials import Bench, Point, ways
 from loadtest.kernels.clock import device
 from loadtest.kernels.parts import Book
 
@@ -90,45 +90,33 @@ def tried(bench: Bench, trial: Trial) -> Point:
 
 def trials(bench: Bench, scale: Scale, tiny: bool) -> Iterator[Trial]:
     """Every policy over its knobs at batch 16, the most telling first; then some at other batches."""
-    known, oracle = bench.predictor, Oracle(bench.model)
-    top, experts = scale.size.top, scale.size.experts
-
-    def plan(policies: Callable[[float], Sequence[Policy]], by: Any = None, scaled: bool = False) -> Any:
-        return lambda knob: Plan(policies(knob), by, renormalise=scaled)
-
-    def counts(knob: float) -> Sequence[Policy]:
-        return [TopK(int(knob))]
-
-    def riding(knob: float) -> Sequence[Policy]:
-        return [TopK(int(knob)), Piggyback()]
-
+    made, top, experts = ways(bench), scale.size.top, scale.size.experts
     ks = [k for k in (6, 5, 4, 3, 2) if k < top] if not tiny else [2]
     dear = [0.0003 * 1.5**step for step in range(9)] if not tiny else [0.02]
     parts = [0.9, 0.8, 0.7] if not tiny else [0.7]
     budgets = [round(part * experts) for part in ((0.85, 0.75, 0.65, 0.55) if not tiny else (0.5,))]
-    curves: dict[str, tuple[Callable[[float], Plan], Sequence[float]]] = {
-        "price by predictor": (plan(lambda price: [Price(price)], known), dear),
-        "OEA as published": (plan(riding, None, scaled=True), ks),
-        "top-k": (plan(counts), ks),
-        "top-k, renormalised": (plan(counts, None, scaled=True), ks),
-        "OEA by predictor": (plan(riding, known), ks),
-        "OEA": (plan(riding), ks),
-        "price": (plan(lambda price: [Price(price)]), dear),
-        "share by predictor": (plan(lambda part: [Share(part)], known), parts),
-        "budget": (plan(lambda count: [Budget(int(count))]), budgets),
-        "budget by predictor": (plan(lambda count: [Budget(int(count))], known), budgets),
-        "NAEE ratio": (plan(lambda ratio: [Ratio(ratio)]), [part - 0.3 for part in parts]),
-        "price by oracle": (plan(lambda price: [Price(price)], oracle), dear),
-        "top-k by predictor": (plan(counts, known), ks),
-        "top-k by oracle": (plan(counts, oracle), ks),
+    curves: dict[str, Sequence[float]] = {
+        "price by predictor": dear,
+        "OEA as published": ks,
+        "top-k": ks,
+        "top-k, renormalised": ks,
+        "OEA by predictor": ks,
+        "OEA": ks,
+        "price": dear,
+        "share by predictor": parts,
+        "budget": budgets,
+        "budget by predictor": budgets,
+        "NAEE ratio": [part - 0.3 for part in parts],
+        "price by oracle": dear,
+        "top-k by predictor": ks,
+        "top-k by oracle": ks,
     }
-    for name, (make, knobs) in curves.items():
-        yield from (Trial(name, knob, BATCH if not tiny else 4, make) for knob in knobs)
+    for name, knobs in curves.items():
+        yield from (Trial(name, knob, BATCH if not tiny else 4, made[name]) for knob in knobs)
     for batch in () if tiny else (64, 4, 1):
-        yield Trial("whole", top, batch, plan(counts))
+        yield Trial("whole", top, batch, made["top-k"])
         for name in ("price by predictor", "OEA as published"):
-            make, knobs = curves[name]
-            yield from (Trial(name, knob, batch, make) for knob in knobs[::2])
+            yield from (Trial(name, knob, batch, made[name]) for knob in curves[name][::2])
 
 
 def trained(scale: Scale, until: float) -> tuple[Any, int, float]:

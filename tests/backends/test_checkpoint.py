@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from backends.checkpoint import MANIFEST, Wish, convert, revert
 from backends.shards import ShardError, header, numbers, write
-from backends.v4 import INDEX, Checkpoint, CheckpointError, read
+from backends.v4 import INDEX, SINGLE, Checkpoint, CheckpointError, read
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY, EXPERTS, TOP_K = 1024, 16, 6  # 1024 ids of 4 bytes fill blocks, as V4's 129,280 do
@@ -165,10 +165,7 @@ def test_a_conversion_can_be_undone(source: Path, tmp_path: Path, shards: Any) -
     convert(source, tmp_path / "target", Wish(4, shards=shards))
     revert(tmp_path / "target", tmp_path / "again")
     was, now = tree(source), tree(tmp_path / "again")
-    assert json.loads((source / INDEX).read_text()) == json.loads((tmp_path / "again" / INDEX).read_text())
-    assert {name: now[name] for name in now if name != INDEX} == {
-        name: was[name] for name in was if name not in (INDEX, ".cache/lock")
-    }
+    assert now == {name: was[name] for name in was if name != ".cache/lock"}
 
 
 def test_a_source_that_changed_cannot_be_gone_back_to(source: Path, tmp_path: Path) -> None:
@@ -199,19 +196,31 @@ def test_names_that_lead_out_of_the_folder_are_refused(source: Path, tmp_path: P
     refused(source, tmp_path / "elsewhere", Wish(4), "names no shards")
 
 
-def test_a_variant_can_be_cut_again_and_a_checkpoint_may_be_one_file(source: Path, tmp_path: Path) -> None:
+def test_a_variant_can_be_cut_again(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "four", Wish(4))
     convert(tmp_path / "four", tmp_path / "three", Wish(3))
     assert ids(read(tmp_path / "three"), 0)[5] == [5, 6, 7]
     assert not (tmp_path / "three" / "model_top4.safetensors").exists()
 
+
+@pytest.mark.parametrize("shards", ["link", "own"])
+@pytest.mark.parametrize("index", [{}, {"weight_map": {"lm_head.weight": SINGLE}}], ids=["no index", "an index"])
+def test_a_checkpoint_of_one_file_leaves_none_that_loaders_take_before_the_index(
+    tmp_path: Path, shards: Any, index: dict[str, dict[str, str]]
+) -> None:
     single = tmp_path / "single"
     single.mkdir()
     tables = {f"model.layers.{n}.mlp.gate.tid2eid": table(n) for n in range(3)}
-    write(single / "model.safetensors", {**tables, "lm_head.weight": ("BF16", (2,), b"abcd")}, {})
+    write(single / SINGLE, {**tables, "lm_head.weight": ("BF16", (2,), b"abcd")}, {})
     (single / "config.json").write_text(json.dumps(CONFIG))
-    convert(single, tmp_path / "cut", Wish(2))
-    assert read(tmp_path / "cut").top_k == 2
+    if index:
+        (single / INDEX).write_text(json.dumps({"weight_map": index["weight_map"] | dict.fromkeys(tables, SINGLE)}))
+    convert(single, tmp_path / "cut", Wish(3, shards=shards))
+    assert not (tmp_path / "cut" / SINGLE).exists()
+    assert (read(tmp_path / "cut").top_k, tensor_bytes(read(tmp_path / "cut"))["lm_head.weight"]) == (3, b"abcd")
+    convert(tmp_path / "cut", tmp_path / "again", Wish(2, shards=shards))
+    revert(tmp_path / "again", tmp_path / "uncut")
+    assert tensor_bytes(read(tmp_path / "uncut")) == tensor_bytes(read(tmp_path / "cut"))
     revert(tmp_path / "cut", tmp_path / "back")
     assert tree(tmp_path / "back") == tree(single)
 

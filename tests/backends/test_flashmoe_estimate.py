@@ -14,7 +14,7 @@ from backends.recipes.hardware import GPUS, Impossible, hardware
 from backends.recipes.models import MODELS
 
 TIER = Tier(hardware("h200x4"), "dep", 8192, 3.0)
-OFF, HALF = Skipping.read("off"), Skipping.read("batch-aware=3")
+OFF = Skipping.read("off")
 BATCHES = (1, 4, 16, 64)
 
 

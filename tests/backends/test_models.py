@@ -71,12 +71,17 @@ def logits(place: Path) -> Any:
         return torch.cat([model.eval()(tokenizer(text, return_tensors="pt")["input_ids"]).logits[0] for text in TEXTS])
 
 
+@pytest.mark.parametrize("files", ["several files", "one file"])
 @pytest.mark.parametrize("shards", ["link", "own"])
 def test_transformers_loads_a_variant_that_answers_as_one_cut_by_hand(
-    source: Path, tmp_path: Path, shards: Any
+    source: Path, tmp_path: Path, shards: Any, files: str
 ) -> None:
-    convert(source, tmp_path / "four", Wish(4, shards=shards))
     whole = transformers.AutoModelForCausalLM.from_pretrained(source)
+    if files == "one file":
+        whole.save_pretrained(tmp_path / "one")
+        transformers.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "one")
+        source = tmp_path / "one"
+    convert(source, tmp_path / "four", Wish(4, shards=shards))
     told = whole.config.to_dict() | {"num_experts_per_tok": 4}
     cut = transformers.DeepseekV4ForCausalLM(transformers.DeepseekV4Config(**told)).float()
     kept = {name: value[:, :4] if name.endswith("tid2eid") else value for name, value in whole.state_dict().items()}

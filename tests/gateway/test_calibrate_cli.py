@@ -58,6 +58,14 @@ def test_a_calibration_is_reported_and_written(tmp_path: Path) -> None:
     assert load_policy(policy, {}).triage.threshold == written["edges"][0]
 
 
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    records.write_bytes(b"".join(map(line, traffic(600, by_score))))
+    ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(tmp_path / "none" / "calibration.json"))
+    assert (ran.exit_code, "No such file or directory" in ran.stderr) == (1, True)
+    assert isinstance(ran.exception, SystemExit)
+
+
 def test_what_is_not_shown_is_written_only_when_told_to(tmp_path: Path) -> None:
     records, out = tmp_path / "records.jsonl", tmp_path / "calibration.json"
     records.write_bytes(b"".join(map(line, traffic(600, by_nothing))))

@@ -87,7 +87,7 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
         f"{dead} does not answer: [Errno 111]",
         "NO_SUCH_KEY is not set -> export",
         "cannot be used: Error 111 connecting",
-        "GATEWAY_API_KEY has 6 characters",
+        "GATEWAY_API_KEY: it has 6 characters",
         "GATEWAY_ADMIN_KEY: it has 7 different characters",
         f"cannot listen on 127.0.0.1:{taken}",
         "a certificate without its key",
@@ -103,9 +103,10 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
 def test_a_wrong_policy_is_told_at_its_place_and_the_rest_is_looked_at(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("schema: 1\ntiers: {a: {model: m, replicas: [http://h]}}\nrules: [{id: x, route: b}]\n")
-    status, found = look(policy)
+    status, found = look(policy, API_KEY="ab" * 12)
     assert status == 1
     assert f"{policy}:3:24" in said(found, "error")
+    assert "GATEWAY_API_KEY can be guessed: it has 2 different characters" in said(found, "warning")
     assert {one["about"] for one in found} >= {"policy", "store", "keys", "port"}
 
 

@@ -140,11 +140,6 @@ def test_the_key_from_the_environment_is_the_default_caller() -> None:
     with_store(main)
 
 
-def test_a_short_key_in_the_environment_is_refused_at_start() -> None:
-    with pytest.raises(ValueError, match="24"):
-        Keys(MemoryStore(), "x" * 23)
-
-
 def test_where_no_key_is_asked_for_everyone_is_anonymous() -> None:
     async def main(store: CountingStore) -> None:
         for authorization in (None, "Bearer whatever", "nonsense"):

@@ -319,6 +319,10 @@ BAD = {
         SMALLEST + "aliases: {Org/Flash: auto}\n",
         '7:11: aliases.Org/Flash: "Org/Flash" is a model name already',
     ),
+    "an alias twice": (
+        SMALLEST + "aliases: {Fast: auto, fast: auto}\n",
+        '7:23: aliases.fast: "fast" is a model name already',
+    ),
     "dangling load": (
         changed("rules:", "rules:\n  - {id: a, route: pro, when: {load: {por: {inflight: {min: 1}}}}}"),
         '6:39: rules.0.when.load.por: no tier is named "por"; did you mean "pro"?',

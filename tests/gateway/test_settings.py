@@ -29,7 +29,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GATEWAY_API_KEY", "canary")
+    monkeypatch.setenv("GATEWAY_API_KEY", "canary-4f0b7d1a9c2e8356a1f4c7d2")
     monkeypatch.setenv("GATEWAY_REDIS_URL", "redis://:canary@h")
     monkeypatch.setenv("GATEWAY_ADMIN_KEY", "canary-4f0b7d1a9c2e8356a1f4c7d2e9b0")
     assert "canary" not in repr(Settings())
@@ -71,6 +71,13 @@ def test_a_weak_admin_key_is_refused_and_not_repeated_but_said_how_to_make_one(k
         Settings(admin_key=key)
     assert "openssl rand -hex 32" in str(error.value)
     assert key not in str(error.value)
+
+
+def test_a_short_caller_key_is_refused_and_not_repeated_but_said_how_to_make_one() -> None:
+    with pytest.raises(ValidationError, match="it has 23 characters; at least 24 are needed") as error:
+        Settings(api_key="x" * 23)
+    assert "openssl rand -hex 32" in str(error.value)
+    assert "x" * 23 not in str(error.value)
 
 
 def test_random_admin_keys_are_taken() -> None:

@@ -2,6 +2,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import secrets
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from typer.testing import CliRunner
 
 from gateway.cli import app
+from gateway.workers import Member
 from gateway.workers.sums import counts, read, total
 from loadtest.servers import POLICY, Process, Sim, running
 from tests.gateway.serving import Port, body
@@ -90,10 +92,14 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         assert (len(ends), ends) == (9, sorted(ends))
         assert len(listed(gate, f"?after={ends[4]}")) == sum(end > ends[4] for end in ends)
         victim, other = workers(process)
+        files = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, files[1]))
         os.kill(victim, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{victim}").exists())
         assert counted(gate) == 40, "what a dead worker counted stays"
         asyncio.run(asked(gate, 10))
+        time.sleep(0.3)  # in which none can be started
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, files)
         until(lambda: alive(gate) == 2)
         assert other in workers(process)
         until(lambda: counted(gate) == 50)
@@ -189,3 +195,25 @@ def test_who_has_ended_counts_but_is_not_open_any_more() -> None:
     assert b"took_seconds_bucket" in text
     assert b"gateway_inflight_requests" not in text
     assert total([text, metrics(1, 1, 0)]).count(b"# TYPE asked_total counter") == 1
+
+
+def test_a_worker_hears_on_when_an_answer_comes_as_its_question_is_given_up() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        reloads: asyncio.Queue[None] = asyncio.Queue()
+        async with aclosing(await Member.join(theirs)) as member:
+            member.hear(lambda: None, lambda: reloads.put_nowait(None))
+            for turns in range(8):
+                asked = asyncio.create_task(member.metrics())
+                number = (await reader.readline()).split()[1]
+                writer.write(b"all %b 4\ntold" % number)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                asked.cancel()
+                await asyncio.wait([asked])
+                writer.write(b"reload 0 0\n")
+                await asyncio.wait_for(reloads.get(), 20)
+        writer.close()
+
+    asyncio.run(main())

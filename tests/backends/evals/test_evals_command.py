@@ -87,6 +87,7 @@ def test_wrong_commands_are_refused_in_one_line(tmp_path: Path) -> None:
         (("run", *out, "--tasks", "poetry"), "unknown task 'poetry'; there are humaneval"),
         (("run", *out, "--data", str(tmp_path)), "no rows of humaneval"),
         (("compare", *out, "--url", "http://127.0.0.1:9", "--model", "m"), "--against-model or --against-local"),
+        (("compare", *out, "--against-model", "m", "--margin", "0"), "no number of items shows"),
     ):
         found = evals(*words)
         assert (found.returncode, found.stderr.count("\n"), said in found.stderr) == (1, 1, True), found.stderr

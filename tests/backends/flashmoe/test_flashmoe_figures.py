@@ -12,7 +12,7 @@ from backends.flashmoe.kernels.launch import SHAPES, Format
 from loadtest.kernels import goals as judge
 from loadtest.kernels.goals import Goal, goals, verdict
 from loadtest.kernels.parts import GRACE, Book, Ended, collected, read, run
-from loadtest.kernels.plan import FULL, GRID, MASKS, OURS, PARTS, RIDING, Mask, Part, cases, expert_bytes, middle
+from loadtest.kernels.plan import FULL, GRID, MASKS, OURS, PARTS, RIDING, Mask, Part, cases, expert_bytes
 from loadtest.kernels.report import page
 
 READ = 4e12
@@ -76,13 +76,6 @@ def test_an_expert_has_the_bytes_that_its_format_gives_it() -> None:
 def test_a_mask_keeps_its_part_and_at_least_one(name: str, top: int, base: float) -> None:
     (mask,) = [mask for mask in MASKS if mask.name == name]
     assert mask.base(top) == base
-
-
-def test_the_median_is_the_one_in_the_middle() -> None:
-    assert middle([3.0, 1.0, 2.0]) == 2.0
-    assert middle([4.0, 1.0, 2.0, 3.0]) == 2.5
-    with pytest.raises(ValueError, match="nothing"):
-        middle([])
 
 
 def test_time_that_falls_less_than_bytes_misses_the_goal() -> None:

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from backends.recipes.__main__ import parser, sized
-from backends.recipes.size import SPEEDS, Load, Part, parts, usd
+from backends.recipes.size import PRICES, SPEEDS, Load, Part, parts, usd
 from backends.sim.settings import TIERS
 
+POLICY = Path(__file__).parents[3] / "policies/hosted.yaml"
 LOAD = Load(rps=20, prompt=1000, output=300, pro=0.25)
 
 
@@ -19,6 +22,11 @@ def by_name(load: Load) -> dict[str, Part]:
 @pytest.mark.parametrize("tier", SPEEDS)
 def test_speeds_are_those_of_the_simulated_servers(tier: str) -> None:
     assert SPEEDS[tier].prefill * 1000 == pytest.approx(TIERS[tier].prefill_time_per_token, rel=0.01)
+
+
+def test_prices_are_those_of_the_policy_for_the_hosted_api() -> None:
+    for name, tier in yaml.safe_load(POLICY.read_text())["tiers"].items():
+        assert PRICES[name] == tuple(tier["price"].values())
 
 
 @pytest.mark.parametrize("tier", SPEEDS)

@@ -47,6 +47,17 @@ def test_a_share_of_the_answers_is_weak(url: str) -> None:
     assert 0 < sum(one["choices"][0]["message"]["content"] is None for one in found) < 30
 
 
+def test_a_weakness_that_is_counted_stays_after_an_answer_that_it_passes_over(url: str) -> None:
+    config = f"{url}/admin/config"
+    try:
+        HTTP.post(config, json={"weak": "empty", "weak_share": 0.0, "count": 2})
+        assert chat(url).json()["choices"][0]["message"]["content"]
+        shown = HTTP.get(config).json()
+        assert (shown["weak"], shown["count"]) == ("empty", 1)
+    finally:
+        HTTP.delete(config)
+
+
 def test_a_bad_fault_header_is_a_400(url: str) -> None:
     for header in ({"x-sim-fault": "nonsense=1"}, {"x-sim-fault": "{"}, {"X-Return-Error": "x"}):
         assert chat(url, headers=header).status_code == 400

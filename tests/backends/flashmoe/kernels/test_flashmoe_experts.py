@@ -13,7 +13,6 @@ from backends.flashmoe.policy import SKIPPED
 
 EXPERTS, HIDDEN, INNER = 5, 256, 128
 MASKS = ("none", "all but one", "a token", "an expert", "everything")
-TILE = Tile(rows=16, columns=64, depth=64, warps=4, stages=2, splits=1)
 
 
 def asked(tokens: int, mask: str) -> Tensor:
