@@ -126,7 +126,7 @@ def test_a_worker_that_dies_while_the_file_is_wrong_is_told_and_replaced_by_one_
         told = asyncio.run(gate.get("/ready")).json()["policy"]
         assert (told["digest"], len(told["problems"])) == (good, 2)
     said = capfd.readouterr().err
-    assert re.search(rf"^[0-9-]{{10}}T[0-9:]{{8}}Z a worker ended \(process {victim}, signal 9\)", said, re.MULTILINE)
+    assert re.search(rf"^[0-9-]{{10}}T[0-9:]{{8}}Z a worker ended: process {victim}, signal 9;", said, re.MULTILINE)
     assert "Traceback" not in said
 
 
