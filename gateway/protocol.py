@@ -1,7 +1,6 @@
 """Is this a request, in time and in form?   What is slow, oversized or ambiguous never reaches the app."""
 
 import asyncio
-import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -10,7 +9,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.dialects import DIALECTS
-from gateway.errors import BadRequest, HeadTooLarge, Misdirected, Refusal, TooLarge, TooSlow
+from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
+from gateway.head import told, without_upgrade
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
@@ -19,13 +19,7 @@ HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
 CONTENT = 8  # bytes of a chunked body for each of its framing: a piece takes 80 bytes here, however little is in it
 SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
-_HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_PORT = re.compile(r":[0-9]{1,5}\Z")
-_LENGTH = "A request's length is told once, and chunked is the only transfer encoding."
-_KEY = "A request shows one key."  # who reads the first one and who reads the last see two callers
-_HOSTED = "A request names one valid Host."
 _FRAMING = ("content-length", "transfer-encoding")
-_ONCE = {"host": _HOSTED, "transfer-encoding": _LENGTH, "authorization": _KEY, "x-api-key": _KEY}
 
 
 class Connection(HttpToolsProtocol):
@@ -53,6 +47,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._in_body = self._over = False
         self._unanswered = 0  # requests whose head came
         self._refusal: Refusal | None = None
+        self._again = b""  # the head of a request that is to be read again
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -73,7 +68,10 @@ class Connection(HttpToolsProtocol):
         self._read += self._came
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as offer:
+            if self._again:
+                self._read_again(data[offer.args[0] :])
+                return
             self.cycle.keep_alive = False
             self._over = True  # what follows would be another protocol
         except httptools.HttpParserError as error:
@@ -108,9 +106,25 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._check()
-        self._in_head, self._in_body = False, True
+        self._in_head = False
+        if self.parser.should_upgrade() and not self.told.keys().isdisjoint(_FRAMING):
+            self._decline()
+            return
+        self._in_body = True
         self._unanswered += 1
         self.begin()
+
+    def _decline(self) -> None:
+        """A body comes with an offer of another protocol, as every Java client makes one (h2c). The parser takes what
+        follows for that protocol, so that it gets to read the request again, without the offer.
+        """
+        if self._unanswered:
+            raise BadRequest("A request that offers another protocol waits for the answers to those before it.")
+        self._again = without_upgrade(self.parser.get_method(), self.url, self.version, self.headers)
+
+    def _read_again(self, rest: bytes) -> None:
+        head, self._again = self._again, b""
+        self.data_received(head + rest)
 
     def begin(self) -> None:
         """Start the cycle of the request whose head has come, or queue it behind those before it."""
@@ -127,7 +141,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_body, self._read = False, 0
-        super().on_message_complete()
+        if not self._again:
+            super().on_message_complete()
 
     def _check(self) -> None:
         """Raises Refusal for a head that two readers could read in two ways."""
@@ -137,10 +152,9 @@ class Connection(HttpToolsProtocol):
             raise BadRequest("The request target must be a path.")
         version = self.parser.get_http_version()
         if version != self.version or (self.headers != self._checked and not self._known()):
-            self._check_headers(version)
+            self.told = told(self.headers, version, self._hosts)
+            self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue"
             self.version = version
-        if self.parser.should_upgrade() and not self.told.keys().isdisjoint(_FRAMING):
-            raise BadRequest("This server speaks no other protocol: leave out Upgrade.")  # the parser loses such a body
         self._checked = self.headers
 
     def _head(self) -> int:
@@ -159,24 +173,6 @@ class Connection(HttpToolsProtocol):
                 told = told | {"content-length": value.decode()}
         self.told = told
         return True
-
-    def _check_headers(self, version: str) -> None:
-        headers = [(name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in self.headers]
-        self.told = told = dict(headers)
-        names = [name for name, _ in headers]
-        if twice := next((name for name in _ONCE if names.count(name) > 1), None):
-            raise BadRequest(_ONCE[twice])
-        if version not in {"1.1", "1.0"}:
-            raise BadRequest("This server speaks HTTP/1.1.")
-        host = told.get("host", "")
-        if ("host" in told or version != "1.0") and not _HOST.fullmatch(host):
-            raise BadRequest(_HOSTED)
-        if host and self._hosts and _PORT.sub("", host).lower() not in self._hosts:
-            raise Misdirected("This host is not served here.")
-        coding = told.get("transfer-encoding", "chunked").lower()
-        if coding != "chunked" or ("transfer-encoding" in told and (version == "1.0" or "content-length" in told)):
-            raise BadRequest(_LENGTH)
-        self.expect_100_continue = told.get("expect", "").lower() == "100-continue"
 
     # -- patience
 

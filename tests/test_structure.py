@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration"},
-    {"trace", "ids", "watch"},
+    {"trace", "ids", "watch", "head"},
     {"body", "store", "transport", "openapi", "workers", "agreement"},
     {"dialects"},
     {"types", "protocol", "score"},

@@ -40,6 +40,7 @@ FIELD = re.compile(rb"(%b):[ \t]*((?:[\x21-\x7e\x80-\xff][\t \x21-\x7e\x80-\xff]
 STARTS = re.compile(rb"(POST /v1/chat/completions|GET /health) HTTP/1\.1\r\n")
 SIZE = re.compile(rb"([0-9A-Fa-f]+)([ \t]*;[^\r\n\x00]*)?\r\n")
 ANSWER = b'{"choices": [], "model": "m"}'
+OFFER = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
 FRAMING = {b"content-length", b"transfer-encoding", b"host"}
 
 
@@ -67,8 +68,10 @@ def reading(raw: bytes) -> list[Read]:
         start = raw.lstrip(b"\r\n")
         blank = raw[: len(raw) - len(start)]
         one, raw = request(start)
-        # One empty line before a request is to be ignored, more of them or half of one may be.
-        found.append(one._replace(loose=one.loose or blank not in {b"", b"\r\n"}))
+        # One empty line before a request is to be ignored, more of them or half of one may be. Who offers another
+        # protocol waits for the answers to what it asked before.
+        early = bool(found) and b"upgrade:" in start.partition(b"\r\n\r\n")[0]
+        found.append(one._replace(loose=one.loose or early or blank not in {b"", b"\r\n"}))
         if one.body is None:
             break
     return found
@@ -86,7 +89,7 @@ def request(raw: bytes) -> tuple[Read, bytes]:
     if codings:
         return chunked(rest) if codings[0].lower() == b"chunked" else (WRONG, b"")
     if not lengths:
-        return Read(b""), rest
+        return Read(b"", loose=b"upgrade" in told), rest  # what follows may be another protocol already
     if not re.fullmatch(rb"[0-9]+", lengths[0]):
         return WRONG, b""
     size = int(lengths[0])
@@ -148,6 +151,7 @@ ODD_LINES = st.sampled_from([
     b"transfer_encoding: chunked\r\n",
     b"x: a\r\n b\r\n", b"x: a\r\n\tb\r\n", b"x: a\x00b\r\n", b"x: a\rb\r\n", b"x\r\n",
     b": x\r\n", b"x: \xff\r\n", b"x:\t a \t\r\n", b"host: gateway\r\n", b"host: other\r\n",
+    OFFER, OFFER, OFFER,
 ])  # fmt: skip
 SIZES = st.sampled_from([
     b"%X", b"0%x", b"000000000000%x", b"+%x", b"-%x", b"0x%x", b" %x", b"%x ", b"1000000000000000%x", b"",

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.protocol import MAX_HEAD
 from loadtest.servers import Sim
-from tests.gateway.serving import Answer, Gateway, body, eventually, gateway, parsed
+from tests.gateway.serving import SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
 from tests.tiers import policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -19,6 +19,8 @@ POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\n"
 GET = b"GET /health HTTP/1.1\r\nhost: gateway\r\n"
 CHUNKED = POST + b"transfer-encoding: chunked\r\n"
 CHUNK = b"%x\r\n%s\r\n" % (len(QUESTION), QUESTION)
+# What Java's HttpClient, and with it Spring AI and LangChain4j, adds to each request that goes without TLS.
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAA\r\nUpgrade: h2c\r\n"
 # A second request that must never be served, whoever reads the first one's end differently.
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\n\r\n"
 
@@ -50,7 +52,6 @@ def only(raw: bytes) -> Answer:
 
 
 AMBIGUOUS = {
-    "another protocol and a body": POST + LENGTH + b"upgrade: h2c\r\nconnection: upgrade\r\n\r\n" + QUESTION,
     "two lengths": POST + LENGTH + b"content-length: 3\r\n\r\n" + QUESTION,
     "the same length twice": POST + LENGTH + LENGTH + b"\r\n" + QUESTION,
     "a list of lengths": POST + b"content-length: 3, 3\r\n\r\nabc",
@@ -251,6 +252,41 @@ def test_an_upgrade_is_not_taken_and_what_follows_it_is_not_read(flash: Sim, pro
             asked = GET + b"upgrade: websocket\r\nconnection: upgrade\r\n\r\n"
             for parts in ([asked + SMUGGLED], [asked, SMUGGLED]):
                 assert only(await said(gate.port, *parts)).status == 200
+
+    asyncio.run(main())
+
+
+def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None:
+    long = json.dumps(body("x " * 100_000, model="flash")).encode()
+    offers = [
+        POST + LENGTH + OFFER + b"\r\n" + QUESTION,
+        CHUNKED + OFFER + b"\r\n" + CHUNK + b"0\r\n\r\n",
+        POST + OFFER + b"content-length: %d\r\n\r\n" % len(long) + long,
+    ]
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            for size in (7, 1000, 1_000_000):
+                for offer in offers[: 2 if size == 7 else 3]:
+                    for at in range(0, len(offer), size):
+                        writer.write(offer[at : at + size])
+                        await asyncio.sleep(0)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    assert head.startswith(b"HTTP/1.1 200 "), head
+                    await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+            writer.close()
+            said = [json.loads(one["body"])["messages"][0]["content"] for one in flash.seen()]
+            assert said == [SIMPLE, SIMPLE, *[SIMPLE, SIMPLE, "x " * 100_000] * 2]
+
+    asyncio.run(main())
+
+
+def test_an_offer_that_does_not_wait_for_its_turn_is_refused(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            raw = await said(gate.port, (POST + LENGTH + OFFER + b"\r\n" + QUESTION) * 1000)
+            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
 
     asyncio.run(main())
 
