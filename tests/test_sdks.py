@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import anthropic
 import openai
+import pydantic
 import pytest
 
 from loadtest.servers import Sim, gateway
@@ -92,6 +93,16 @@ def test_a_tool_is_called_and_its_result_taken(clients: Clients) -> None:
     assert "21 degrees" in told.content[0].text
 
 
+def test_a_caller_may_have_a_tier_think_that_answers_at_once(clients: Clients) -> None:
+    asked: Any = {"model": "flash", "max_tokens": 2000, "messages": said(SIMPLE)}
+    aloud = clients.claude.messages.create(**asked, thinking={"type": "enabled", "budget_tokens": 1024})
+    with clients.claude.messages.stream(**asked, thinking={"type": "enabled", "budget_tokens": 1024}) as stream:
+        streamed = stream.get_final_message()
+    at_once = clients.claude.messages.create(**asked, thinking={"type": "disabled"})
+    kinds = [[block.type for block in answer.content] for answer in (aloud, streamed, at_once)]
+    assert kinds == [["thinking", "text"], ["thinking", "text"], ["text"]]
+
+
 def test_tokens_are_counted_without_a_verdict_or_a_charge(clients: Clients, flash: Sim) -> None:
     short = clients.claude.messages.count_tokens(model="auto", messages=said(SIMPLE)).input_tokens
     long = clients.claude.messages.count_tokens(model="auto", messages=said(COMPLEX), system="Be exact.").input_tokens
@@ -128,6 +139,16 @@ def test_a_response_is_triaged_and_answered_as_a_response(clients: Clients, pro:
     assert [entry["path"] for entry in pro.seen()] == ["/v1/responses"]
 
 
+def test_a_schema_binds_in_each_dialect(clients: Clients) -> None:
+    class Place(pydantic.BaseModel):
+        city: str
+
+    message = clients.claude.messages.parse(model="flash", max_tokens=90, messages=said(SIMPLE), output_format=Place)
+    response = clients.openai.responses.parse(model="flash", input=SIMPLE, text_format=Place)
+    assert isinstance(message.parsed_output, Place)
+    assert isinstance(response.output_parsed, Place)
+
+
 def test_a_streamed_response_comes_whole(clients: Clients) -> None:
     events = list(clients.openai.responses.create(model="auto", input=SIMPLE, stream=True))
     last = events[-1]
@@ -153,6 +174,8 @@ def test_embeddings_come_from_the_tier_that_makes_them(clients: Clients, flash: 
     assert (answer.headers["x-route-tier"], len(made.data), made.model) == ("pro", 2, "pro-model")
     assert made.usage.total_tokens > 0
     assert flash.seen("triage") == []
+    spelled = clients.openai.embeddings.create(model="auto", input=["one", "two"], encoding_format="float")
+    assert [one.embedding for one in made.data] == [pytest.approx(one.embedding) for one in spelled.data]
 
 
 @pytest.mark.parametrize("first", ["stream", "json"])

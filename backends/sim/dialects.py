@@ -1,8 +1,10 @@
 """What do vLLM's /v1/messages, /v1/responses and /v1/embeddings ask and answer?   Both kinds of turns become a chat."""
 
+import base64
 import math
+import struct
 import zlib
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -23,26 +25,38 @@ class _Common(msgspec.Struct, kw_only=True):
     temperature: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
     tools: list[JSON] | None = None
     chat_template_kwargs: JSON | None = None
+    cache_salt: str | None = None
 
-    def chat(self, messages: list[JSON], tools: list[JSON], most: int | None) -> ChatRequest:
+    def chat(self, messages: list[JSON], tools: list[JSON], **asked: Any) -> ChatRequest:
         return ChatRequest(
-            model=self.model, messages=messages, stream=self.stream, temperature=self.temperature, max_tokens=most,
+            model=self.model, messages=messages, stream=self.stream, temperature=self.temperature,
             tools=tools or None, tool_choice="auto" if tools else None, chat_template_kwargs=self.chat_template_kwargs,
+            cache_salt=self.cache_salt, **asked,
         )  # fmt: skip
 
 
 class MessagesRequest(_Common, kw_only=True):
-    """Body of `/v1/messages`, and without `max_tokens` of `/v1/messages/count_tokens`. There is no cache_salt."""
+    """Body of `/v1/messages`, and without `max_tokens` of `/v1/messages/count_tokens`; as vLLM 0.32 reads it."""
 
     messages: list[JSON]
     max_tokens: Positive | None = None
     system: str | list[JSON] | None = None
+    thinking: JSON | None = None
+    output_config: JSON | None = None
 
     def as_chat(self) -> ChatRequest:
         system = [{"role": "system", "content": _text(self.system)}] if self.system else []
         functions = [{"type": "function", "function": {"name": t.get("name"), "parameters": t.get("input_schema")}}
                      for t in self.tools or ()]  # fmt: skip
-        return self.chat(system + [turn for m in self.messages for turn in _turns(m)], functions, self.max_tokens)
+        thinking, output = self.thinking or {}, self.output_config or {}
+        return self.chat(
+            system + [turn for m in self.messages for turn in _turns(m)],
+            functions,
+            max_tokens=self.max_tokens,
+            reasoning_effort="none" if thinking.get("type") == "disabled" else output.get("effort"),
+            thinking_token_budget=thinking.get("budget_tokens"),
+            response_format=_format(output),
+        )
 
 
 class ResponsesRequest(_Common, kw_only=True):
@@ -51,7 +65,8 @@ class ResponsesRequest(_Common, kw_only=True):
     input: str | list[JSON]
     instructions: str | None = None
     max_output_tokens: Positive | None = None
-    cache_salt: str | None = None
+    text: JSON | None = None
+    reasoning: JSON | None = None
 
     def as_chat(self) -> ChatRequest:
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
@@ -59,9 +74,13 @@ class ResponsesRequest(_Common, kw_only=True):
         turns = [{"role": item.get("role", "tool" if "output" in item else "assistant"),
                   "content": _text(item.get("output", item.get("content")))} for item in items]  # fmt: skip
         functions = [{"type": "function", "function": tool} for tool in self.tools or ()]
-        chat = self.chat(system + turns, functions, self.max_output_tokens)
-        chat.cache_salt = self.cache_salt
-        return chat
+        return self.chat(
+            system + turns,
+            functions,
+            max_tokens=self.max_output_tokens,
+            reasoning_effort=(self.reasoning or {}).get("effort"),
+            response_format=_format(self.text or {}),
+        )
 
 
 class EmbeddingsRequest(msgspec.Struct, kw_only=True):
@@ -69,6 +88,7 @@ class EmbeddingsRequest(msgspec.Struct, kw_only=True):
 
     input: str | list[str | int | list[int]]
     model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
 
 
 SHAPES = {"/v1/messages": MessagesRequest, "/v1/responses": ResponsesRequest}
@@ -84,9 +104,10 @@ def as_chat(path: str, body: bytes) -> ChatRequest:
 
 def embedded(body: bytes, model: str) -> JSON:
     """Vectors of length 1 that the text decides. Raises RequestError."""
-    given = decode(body, EmbeddingsRequest).input
+    request = decode(body, EmbeddingsRequest)
+    given, vector = request.input, _encoded if request.encoding_format == "base64" else _vector
     texts: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
-    data = [{"object": "embedding", "index": i, "embedding": _vector(str(text))} for i, text in enumerate(texts)]
+    data = [{"object": "embedding", "index": i, "embedding": vector(str(text))} for i, text in enumerate(texts)]
     counted = sum(len(pieces(text)) if isinstance(text, str) else len(text) for text in texts)
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": counted, "total_tokens": counted,
             "completion_tokens": 0}}  # fmt: skip
@@ -96,6 +117,17 @@ def _vector(text: str) -> list[float]:
     raw = [math.sin(zlib.crc32(text.encode("utf-8", "replace"), i)) for i in range(DIMENSIONS)]
     length = math.hypot(*raw)
     return [x / length for x in raw]
+
+
+def _encoded(text: str) -> str:
+    """The same as base64 of little-endian floats of 32 bits."""
+    return base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *_vector(text))).decode()
+
+
+def _format(asked: JSON) -> JSON | None:
+    """The form of the output as chat names it."""
+    given: JSON | None = asked.get("format")
+    return {"type": "json_schema", "json_schema": given} if given and given.get("type") == "json_schema" else given
 
 
 def _text(content: Any) -> str:

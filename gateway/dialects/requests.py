@@ -38,6 +38,10 @@ class _Format(msgspec.Struct):
     type: str | None = None
 
 
+class _Thinking(msgspec.Struct):
+    type: str
+
+
 class _Output(msgspec.Struct):
     """How the answer shall look, and how hard the model shall think."""
 
@@ -76,6 +80,13 @@ class _Messages(_Common):
     system: str | Turns[_Block] | None = None
     max_tokens: Tokens | None = None
     output_config: _Output | None = None
+    thinking: _Thinking | None = None
+
+    def effort(self) -> str | None:
+        """How hard the model shall think, if the caller says; "adaptive" leaves that open."""
+        if self.output_config and self.output_config.effort:
+            return self.output_config.effort
+        return self.thinking.type if self.thinking and self.thinking.type != "adaptive" else None
 
 
 class _Item(msgspec.Struct):
@@ -117,8 +128,7 @@ def messages(data: bytes) -> tuple[Body, Fields]:
     body, asked = read_as(_MESSAGES, data)
     said = [] if asked.system is None else [Message("system", _content(asked.system))]
     said += [message for turn in asked.messages or () for message in _turn(turn)]
-    effort = asked.output_config.effort if asked.output_config else None
-    return body, asked.fields(said, asked.output_config, effort, asked.max_tokens)
+    return body, asked.fields(said, asked.output_config, asked.effort(), asked.max_tokens)
 
 
 def count(data: bytes) -> tuple[Body, Fields]:

@@ -207,6 +207,22 @@ def test_only_what_must_change_is_changed(path: str, made: Any) -> None:
     assert sent(asked(path, unbounded), policy)[name] == 7, "a tier's default by the dialect's name"
 
 
+@pytest.mark.parametrize(
+    ("wish", "chosen"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
+        ({"thinking": {"type": "disabled"}}, True),
+        ({"thinking": {"type": "adaptive"}}, False),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, True),
+        ({"thinking": None}, False),
+    ],
+)
+def test_a_caller_who_says_whether_to_think_is_not_overruled_by_the_tier(wish: JSON, chosen: bool) -> None:
+    found = sent(asked(MESSAGES, message(**wish)), POLICY)
+    assert ("chat_template_kwargs" not in found) is chosen
+    assert {name: found[name] for name in wish} == wish, "the wish itself passes"
+
+
 def test_no_server_is_asked_to_keep_a_response_and_the_caller_is_told() -> None:
     policy = policy_for(FLASH, PRO)
     request = asked(RESPONSES, response(store=True))
