@@ -261,7 +261,7 @@ class Exchange:
         """The headers of an answer, as lines; the time before its first byte ends here."""
         ours = time.perf_counter() - self._started - self._uploading - (reply.waited if reply else 0.0)
         self._overhead = ours if ours > 0.0 else 0.0  # noqa: FURB136  max() takes as long as ten steps
-        headers = told(self._id, self._policy, reply, self._overhead)
+        headers = told(self._id, self._wire.path, self._policy, reply, self._overhead)
         if reply is None or self._request is None:
             return headers
         return headers + header_lines(reply.headers) + reply.limits + withheld(self._request, self._policy)

@@ -22,9 +22,10 @@ from gateway.asgi import ASGI, Front
 from gateway.cache import Flights
 from gateway.comparison import Comparison
 from gateway.decisions import decision_routes
+from gateway.dialects import DIALECTS
 from gateway.drift import Drift
 from gateway.errors import BadRequest, NotFound, Refusal
-from gateway.facts import named
+from gateway.facts import named, resolved
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, credentials, expired, identify
@@ -46,6 +47,7 @@ from gateway.workers import Member
 CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 
 WATCHED = frozenset({"/health", "/ready", "/metrics"})
+SERVED = sorted((*DIALECTS, "/v1/models"), key=len, reverse=True)
 
 
 class NoKeys(Exception):
@@ -220,16 +222,14 @@ def _models(rest: FastAPI, doors: Doors) -> None:
 
     @rest.get("/v1/models/{model:path}", summary="One of them", dependencies=[Depends(known)])
     async def model(model: str) -> dict[str, Any]:
+        """Every name that a request may have, those too that are not listed."""
         name = unquote(model)  # the connection leaves escapes alone
-        found = next((pair for pair in named(doors.policy) if pair[0] == name), None)
-        if not found:
-            raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
-        return _model(*found, doors.policy)
+        return _model(name, resolved(name, doors.policy), doors.policy)
 
 
 def _model(name: str, tier: str | None, policy: Policy) -> dict[str, Any]:
     told: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "tiergate"}
-    if tier:
+    if tier in policy.tiers:
         told |= {"root": policy.tiers[tier].model, "max_model_len": policy.tiers[tier].can.context}
     return told
 
@@ -244,7 +244,7 @@ def _errors(rest: FastAPI) -> None:
     @rest.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
-            return _told(NotFound(f"Unknown path: {request.method} {request.scope['path'][:128]}"), 404)
+            return _told(_unknown(request.method, request.scope["path"]), 404)
         code = "method_not_allowed" if error.status_code == 405 else None
         return _told(BadRequest(str(error.detail), code=code), error.status_code, error.headers)
 
@@ -260,6 +260,13 @@ def _errors(rest: FastAPI) -> None:
     @rest.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> Response:
         return _told(Refusal("The gateway failed.", code="internal_error"), 500)
+
+
+def _unknown(method: str, path: str) -> NotFound:
+    """What most often leads to such a path is a base URL without /v1, or with more than that."""
+    meant = next((one for one in SERVED if path.rstrip("/").endswith(one.removeprefix("/v1"))), None)
+    advice = f"Did you mean {meant}?" if meant else "/docs tells what is served."
+    return NotFound(f"Unknown path: {method} {path[:128]}. {advice}")
 
 
 def _told(refusal: Refusal, status: int, headers: Mapping[str, str] | None = None) -> Response:

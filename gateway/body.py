@@ -190,7 +190,8 @@ def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
         try:
             str(data, "utf-8")
         except UnicodeDecodeError as error:
-            raise BadRequest(f"The request body is not valid UTF-8: {error.reason} at byte {error.start}.") from None
+            told = f"The request body is not valid UTF-8: {error.reason} at byte {error.start}. Send it uncompressed."
+            raise BadRequest(told) from None
     body = Body(data)
     for name in OPTIONS if len(data) > MAX_OPTION else ():
         if body.size(name) > MAX_OPTION:

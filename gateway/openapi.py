@@ -139,7 +139,7 @@ _SPOKEN: dict[str, tuple[str, JSON, JSON]] = {
     "/v1/embeddings": ("Turn texts into vectors, where a tier can", _EMBEDDINGS, _ERROR),
 }
 _TOLD = [
-    ("x-request-id", "The request's id"),
+    ("x-request-id", "The request's id; in /v1/messages also as request-id"),
     ("x-route-tier", "The tier that answered, or none"),
     ("x-route-rule", "The rule that chose it"),
     ("x-route-reason", "Why"),

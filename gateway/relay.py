@@ -8,6 +8,7 @@ import msgspec
 
 from gateway import sse
 from gateway.body import Body
+from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest
 from gateway.explain import explain
 from gateway.policy import Policy
@@ -21,13 +22,15 @@ _LAST = re.compile(
 )
 
 
-def told(request_id: str, policy: Policy, reply: Reply | None, overhead: float) -> bytes:
+def told(request_id: str, path: str, policy: Policy, reply: Reply | None, overhead: float) -> bytes:
     """The headers that every answer has, refusals too (`reply` None: before anything was decided)."""
     route = reply.route if reply else None
     tier, cache = (reply.tier or NOBODY, reply.cache) if reply else (NOBODY, "bypass")
     rule, reason = (route.rule, route.reason) if route else (NOBODY, NOBODY)
     chosen = policy.once(_chosen, tier, rule, reason, cache)
-    return b"x-request-id: %b\r\nx-gateway-overhead-ms: %.3f\r\n%b" % (request_id.encode(), overhead * 1000, chosen)
+    name, named = DIALECTS[path].answers.id_name, request_id.encode()
+    lines = b"x-request-id: %b\r\nx-gateway-overhead-ms: %.3f\r\n%b" % (named, overhead * 1000, chosen)
+    return lines + b"%b: %b\r\n" % (name, named) if name else lines
 
 
 def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> bytes:

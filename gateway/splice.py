@@ -183,7 +183,7 @@ def refuse_links(request: ChatRequest) -> None:
     """Raises BadRequest for media by URL: a model server would fetch it from inside the network. `data:` URLs pass."""
     for i, message in enumerate(request.fields.messages or ()):
         if isinstance(message.content, list) and (j := _linked(message.content)) is not None:
-            told = "Media must be sent inline as a data: URL; links are not fetched."
+            told = "Media must be sent inline, as a data: URL or a base64 source; links are not fetched."
             place = f"messages[{i}].content[{j}]" if request.path == CHAT else request.dialect.prompt[-1]
             raise BadRequest(told, param=place)
 

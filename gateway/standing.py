@@ -27,6 +27,8 @@ class OverLimit(RateLimited):
 
     def __init__(self, message: str, found: Admitted, limits: bytes) -> None:
         self.limit = found.refused_by or "requests"
+        if found.retry_after:
+            message += f" Try again in {duration(round(found.retry_after * 1e6)).decode()}."
         super().__init__(message, code=CODES.get(self.limit), retry_after=found.retry_after)
         self._limits = limits
         if self.limit == "money":

@@ -65,6 +65,8 @@ def test_a_message_is_triaged_and_answered_as_a_message(clients: Clients, flash:
     assert (simple.type, simple.role, simple.content[0].type) == ("message", "assistant", "text")
     assert simple.usage.output_tokens > 0
     assert [entry["path"] for entry in pro.seen()] == ["/v1/messages"]
+    assert simple._request_id
+    assert simple._request_id != hard._request_id
     assert len(flash.seen("triage")) == 2
 
 
@@ -74,6 +76,7 @@ def test_a_streamed_message_comes_whole(clients: Clients) -> None:
         whole = stream.get_final_message()
     once = clients.claude.messages.create(model="auto", max_tokens=40, messages=said(SIMPLE))
     assert (kinds[0], kinds[-1]) == ("message_start", "message_stop")
+    assert stream.request_id
     assert whole.content[0].type == once.content[0].type == "text"
     assert whole.content[0].text == once.content[0].text
     assert whole.usage.output_tokens == once.usage.output_tokens
@@ -115,6 +118,7 @@ def test_a_refusal_is_the_error_that_the_client_knows(clients: Clients) -> None:
         clients.claude.messages.create(model="claude-unheard-of", max_tokens=5, messages=said("hi"))
     assert unknown.value.body["type"] == "error"  # type: ignore[index]
     assert unknown.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
+    assert unknown.value.request_id == unknown.value.response.headers["x-request-id"]
     with pytest.raises(openai.BadRequestError, match="whole conversation"):
         clients.openai.responses.create(model="auto", input="go on", previous_response_id="resp_1")
 
@@ -137,6 +141,7 @@ def test_a_response_is_triaged_and_answered_as_a_response(clients: Clients, pro:
     assert simple.usage
     assert simple.usage.output_tokens > 0
     assert [entry["path"] for entry in pro.seen()] == ["/v1/responses"]
+    assert simple._request_id
 
 
 def test_a_schema_binds_in_each_dialect(clients: Clients) -> None:

@@ -89,7 +89,7 @@ class Answers:
     `holds`: what every whole answer holds, as JSON spells it. `ends`: the types of the events that end a stream; none:
     `[DONE]` does. `marks`: an event without any of these bytes says nothing that we note. `usage_on_request`: a stream
     tells its usage only to who asks. `error`: a refusal as the body of an answer; `broken`: as the event that breaks a
-    stream off, after so many events.
+    stream off, after so many events. `id_name`: what its SDKs call the request's id, where not x-request-id.
     """
 
     holds: bytes
@@ -98,15 +98,14 @@ class Answers:
     error: Callable[[Refusal], bytes]
     broken: Callable[[Refusal, int], bytes]
     usage_on_request: bool = False
+    id_name: bytes = b""
 
 
-# By status; https://docs.anthropic.com/en/api/errors. Others are api_error.
+# By status; https://docs.anthropic.com/en/api/errors. Others are invalid_request_error, or api_error from 500 on.
 _KINDS = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    405: "invalid_request_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
@@ -115,7 +114,8 @@ _KINDS = {
 
 
 def _anthropic(refusal: Refusal) -> bytes:
-    error = {"type": _KINDS.get(refusal.status, "api_error"), "message": refusal.told()["message"]}
+    kind = _KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "api_error")
+    error = {"type": kind, "message": refusal.told()["message"]}
     return _encode({"type": "error", "error": error})
 
 
@@ -140,6 +140,7 @@ MESSAGES = Answers(
     (b'"usage"', b'"error"', b'"message_stop"'),
     _anthropic,
     lambda refusal, _: sse.named("error", _anthropic(refusal)),
+    id_name=b"request-id",
 )
 RESPONSES = Answers(
     b'"output"',

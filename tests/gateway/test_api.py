@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.standing import duration
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, COMPLEX, SIMPLE, Gateway, Line, body, eventually, gateway
@@ -74,6 +75,8 @@ def test_a_refused_caller_hears_its_limits(flash: Sim, pro: Sim) -> None:
             assert (refused.status, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
             assert ALWAYS | LIMITS | {"retry-after", "retry-after-ms"} <= refused.headers.keys()
             assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+            wait = int(refused.headers["retry-after-ms"])
+            assert refused.json()["error"]["message"].endswith(f" Try again in {duration(wait * 1000).decode()}.")
 
     asyncio.run(main())
 

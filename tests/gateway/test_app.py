@@ -45,6 +45,28 @@ def test_every_other_path_is_a_404_error_object(flash: Sim, pro: Sim) -> None:
     asyncio.run(main())
 
 
+def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> None:
+    meant = {
+        "/chat/completions": "/v1/chat/completions",
+        "/v1/chat/completions/chat/completions": "/v1/chat/completions",
+        "/openai/deployments/flash/chat/completions": "/v1/chat/completions",
+        "//v1/completions/": "/v1/completions",
+        "/v1/v1/messages": "/v1/messages",
+        "/v1/messages/v1/messages/count_tokens": "/v1/messages/count_tokens",
+        "/models": "/v1/models",
+        "/v1/images/generations": None,
+    }
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for path, served in meant.items():
+                told = (await gate.ask(b"{}", path)).json()["error"]["message"]
+                advice = f"Did you mean {served}?" if served else "/docs tells what is served."
+                assert told == f"Unknown path: POST {path}. {advice}"
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("path", OWN)
 def test_own_paths_take_get_and_head_and_nothing_else(flash: Sim, pro: Sim, path: str) -> None:
     async def main() -> None:
@@ -61,7 +83,7 @@ def test_own_paths_take_get_and_head_and_nothing_else(flash: Sim, pro: Sim, path
 
 def test_models_are_listed_for_who_has_a_key(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        async with gateway(policy_for(flash, pro), everyone=False, api_key=KEY) as gate:
+        async with gateway(policy_for(flash, pro, aliases={"gpt-4o": "auto"}), everyone=False, api_key=KEY) as gate:
             for path in ("/v1/models", "/v1/models/flash"):
                 refused = await gate.get(path)
                 assert (refused.status, refused.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -69,8 +91,12 @@ def test_models_are_listed_for_who_has_a_key(flash: Sim, pro: Sim) -> None:
             listed = (await gate.get("/v1/models", **known)).json()
             assert [model["id"] for model in listed["data"]] == ["auto", "flash", "pro"]
             assert (await gate.get("/v1/models/pro", **known)).json()["root"] == "pro-model"
+            for unlisted, tier in (("gpt-4o", None), ("auto:best", None), ("Pro-Model", "pro-model")):
+                found = (await gate.get(f"/v1/models/{unlisted}", **known)).json()
+                assert (found["id"], found.get("root")) == (unlisted, tier)
             missing = await gate.get("/v1/models/" + "x" * 500, **known)
             assert (missing.status, missing.json()["error"]["param"]) == (404, "model")
+            assert "Known models: auto, flash, pro." in missing.json()["error"]["message"]
             assert (await gate.get("/health")).status == 200
 
     asyncio.run(main())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.cache import lookup
 from gateway.dialects import DIALECTS, read
-from gateway.errors import BadRequest, Overloaded, Refusal, Unauthorized, UpstreamTimeout
+from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorized, UpstreamTimeout, WrongMethod
 from gateway.facts import observe
 from gateway.policy import Policy
 from gateway.pricing import bound
@@ -438,6 +438,9 @@ def test_a_connections_own_refusal_speaks_the_paths_dialect(flash: Sim, pro: Sim
     ("refusal", "kind"),
     [
         (Unauthorized("x"), "authentication_error"),
+        (BadRequest("x"), "invalid_request_error"),
+        (WrongMethod("x"), "invalid_request_error"),
+        (TooSlow("x"), "invalid_request_error"),
         (Overloaded("x"), "overloaded_error"),
         (UpstreamTimeout("x"), "timeout_error"),
         (Refusal("x"), "api_error"),

@@ -6,7 +6,7 @@ from gateway.errors import Refusal
 from gateway.relay import explained_events, explained_json, explanation, told
 from gateway.types import Reply, Route
 from loadtest.servers import Sim
-from tests.gateway.serving import asked, body
+from tests.gateway.serving import CHAT, asked, body
 from tests.tiers import policy_for
 
 POLICY = policy_for(Sim("http://127.0.0.1:1", "f"), Sim("http://127.0.0.1:2", "p"))
@@ -58,7 +58,7 @@ def test_an_answers_other_bytes_do_not_change() -> None:
 def test_headers_are_printable_whatever_a_rule_is_called() -> None:
     reply = Reply.refused(Refusal("x"))
     reply.route = Route(("flash",), "rule", "needs\r\nx-evil: 1 é")
-    found = dict(line.split(b": ", 1) for line in told("id", POLICY, reply, 0.0012345).splitlines())
+    found = dict(line.split(b": ", 1) for line in told("id", CHAT, POLICY, reply, 0.0012345).splitlines())
     assert found[b"x-route-reason"] == b"needs??x-evil: 1 ?"
     assert found[b"x-route-tier"] == b"none"
     assert found[b"x-gateway-overhead-ms"] == b"1.234"
