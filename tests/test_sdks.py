@@ -106,6 +106,19 @@ def test_a_caller_may_have_a_tier_think_that_answers_at_once(clients: Clients) -
     assert kinds == [["thinking", "text"], ["thinking", "text"], ["text"]]
 
 
+def test_a_forced_tool_is_called_in_each_dialect(clients: Clients) -> None:
+    forced: Any = {"type": "tool", "name": "get_weather"}
+    message = clients.claude.messages.create(
+        model="flash", max_tokens=99, tools=[WEATHER], tool_choice=forced, messages=said("Good morning!")
+    )
+    tool: Any = {"type": "function", "name": "get_weather", "parameters": WEATHER["input_schema"]}
+    response = clients.openai.responses.create(
+        model="flash", input="Good morning!", tools=[tool], tool_choice={"type": "function", "name": "get_weather"}
+    )
+    assert [block.type for block in message.content] == ["tool_use"]
+    assert [item.type for item in response.output] == ["function_call"]
+
+
 def test_tokens_are_counted_without_a_verdict_or_a_charge(clients: Clients, flash: Sim) -> None:
     short = clients.claude.messages.count_tokens(model="auto", messages=said(SIMPLE)).input_tokens
     long = clients.claude.messages.count_tokens(model="auto", messages=said(COMPLEX), system="Be exact.").input_tokens

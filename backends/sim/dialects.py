@@ -24,15 +24,23 @@ class _Common(msgspec.Struct, kw_only=True):
     stream: bool | None = False
     temperature: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
     tools: list[JSON] | None = None
+    tool_choice: str | JSON | None = None
     chat_template_kwargs: JSON | None = None
     cache_salt: str | None = None
 
     def chat(self, messages: list[JSON], tools: list[JSON], **asked: Any) -> ChatRequest:
         return ChatRequest(
             model=self.model, messages=messages, stream=self.stream, temperature=self.temperature,
-            tools=tools or None, tool_choice="auto" if tools else None, chat_template_kwargs=self.chat_template_kwargs,
-            cache_salt=self.cache_salt, **asked,
+            tools=tools or None, tool_choice=self._choice() if tools else None,
+            chat_template_kwargs=self.chat_template_kwargs, cache_salt=self.cache_salt, **asked,
         )  # fmt: skip
+
+    def _choice(self) -> str | JSON:
+        """As chat says it; Anthropic's "any" is "required"."""
+        if not isinstance(self.tool_choice, dict):
+            return self.tool_choice or "auto"
+        kind, name = self.tool_choice.get("type"), self.tool_choice.get("name")
+        return {"type": "function", "function": {"name": name}} if name else "required" if kind == "any" else str(kind)
 
 
 class MessagesRequest(_Common, kw_only=True):
