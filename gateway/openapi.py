@@ -126,6 +126,7 @@ _EMBEDDINGS = {
 _HEADERS = [
     ("x-route-tier", "Ask for a tier; going up takes the caller's permission."),
     ("x-route-holdback", "off: let the answer out from its first token on."),
+    ("cache-control", "no-cache: answer afresh; nothing is recalled, nor remembered of it."),
     ("x-route-explain", "1: put the whole decision into the answer as `route`."),
     ("x-request-timeout", "Seconds from here to the whole answer; then a 504, or an error event in a stream."),
     ("x-request-id", "Echoed; 1 to 128 of A-Z a-z 0-9 . _ -"),

@@ -14,6 +14,7 @@ FORM = frozenset({"stream", "stream_options"})
 UNTOLD = IGNORED | FORM
 NULL = msgspec.Raw(b"null")
 ROUTING = ("x-route-tier", "x-route-holdback")
+AFRESH = ("no-cache", "no-store")  # what a caller says in cache-control that wants an answer of its own
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
 
@@ -37,6 +38,9 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
         return None
     if fields.stream_options is not None and not fields.stream:
         return None  # a server refuses it: so must we
+    control = request.headers.get("cache-control")
+    if control and any(word in control.lower() for word in AFRESH):
+        return None
     answers, names = policy.once(_depends)
     members, caller = body.members, request.caller
     if not UNTOLD.isdisjoint(members) or NULL in members.values():

@@ -182,3 +182,15 @@ def test_what_failover_or_a_missing_verdict_gave_is_asked_again(flash: Sim, pro:
             assert [(await gate.ask(fields)).headers["x-route-cache"] for _ in range(2)] == ["miss", "hit"]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("told", ["no-cache", "max-age=0, No-Store"])
+def test_a_caller_may_have_an_answer_made_afresh(flash: Sim, pro: Sim, told: str) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+            headers: list[JSON] = [{}, {"cache_control": told}, {"cache_control": "max-age=0"}]
+            found = [(await gate.ask(body(temperature=0), **more)).headers["x-route-cache"] for more in headers]
+            assert found == ["miss", "bypass", "hit"]
+            assert len(flash.seen()) == 2
+
+    asyncio.run(main())
