@@ -69,13 +69,20 @@ def named(policy: Policy) -> list[tuple[str, str | None]]:
 
 def resolved(model: str, policy: Policy) -> str | None:
     """What a model name wishes for: a tier, "fast", "best", or None for auto. Raises NotFound for an unknown name."""
-    found = policy.names.get(model.lower())
+    name = model.lower()
+    found = policy.names.get(name) or next((to for start, to in policy.once(_starts) if name.startswith(start)), None)
     if found is None:
         known = ", ".join(name for name, _ in named(policy))
         raise NotFound(
             f"The model {model[:64]!r} does not exist. Known models: {known}.", param="model", code="model_not_found"
         )
     return None if found == "auto" else found
+
+
+def _starts(policy: Policy) -> list[tuple[str, str]]:
+    """What the names begin with that an alias ending in * stands for, the longest first, and what they wish for."""
+    found = [(name[:-1], wish) for name, wish in policy.names.items() if name.endswith("*")]
+    return sorted(found, key=lambda pair: len(pair[0]), reverse=True)
 
 
 def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None]:

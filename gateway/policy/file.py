@@ -71,7 +71,8 @@ class PolicyFile:
     ] = None
     budget: Annotated[Budget | None, Field(description="what all callers together may spend; null is no limit")] = None
     aliases: Annotated[
-        dict[Alias, str], Field(description="other model names: auto, auto:fast, auto:best or a tier")
+        dict[Alias, str],
+        Field(description="other model names, NAME* all that begin so: auto, auto:fast, auto:best or a tier"),
     ] = field(default_factory=dict)
     tests: Annotated[tuple[PolicyTest, ...], Field(description="requests and what must become of them")] = ()
 

@@ -22,7 +22,7 @@ tiers:
   think: {extends: flash}
   pro: {model: deepseek-ai/DeepSeek-V4-Pro, replicas: ["http://h"]}
 signals: {sql: '(?i)\\bselect\\b', unused: x}
-aliases: {gpt-4o: auto, gpt-4o-mini: "auto:fast", o3: pro}
+aliases: {gpt-4o: auto, gpt-4o-mini: "auto:fast", o3: pro, Claude-*: auto, claude-opus-*: pro, claude-opus-1: think}
 rules:
   - {id: a, when: {signals: [sql], header: {X-Agent-Phase: plan}}, route: pro}
   - {id: b, route: flash}
@@ -63,6 +63,10 @@ def user(content: Any) -> dict[str, Any]:
         ("auto:best", "best"),
         ("gpt-4o-mini", "fast"),
         ("o3", "pro"),
+        ("claude-", None),
+        ("Claude-haiku-4-5", None),
+        ("claude-opus-4-5-20251101", "pro"),
+        ("claude-opus-1", "think"),
     ],
 )
 def test_model_names_resolve_to_wishes(model: str, wish: str | None) -> None:
@@ -75,7 +79,9 @@ def test_a_request_without_a_model_is_auto() -> None:
     assert seen({}).model == "auto"
 
 
-@pytest.mark.parametrize("model", ["gpt-9", "flash:best", "x" * 10_000, "a\x00b\r\n", "/", "auto:"])
+@pytest.mark.parametrize(
+    "model", ["gpt-9", "gpt-4o-2024", "claude", "flash:best", "x" * 10_000, "a\x00b\r\n", "/", "auto:"]
+)
 def test_an_unknown_model_is_not_found(model: str) -> None:
     with pytest.raises(NotFound) as caught:
         seen({"model": model})
