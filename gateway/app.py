@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -41,6 +41,7 @@ from gateway.standing import kept
 from gateway.steering import Desk, steering_routes
 from gateway.store import KeyRecord, Store
 from gateway.telemetry import METRICS, Telemetry
+from gateway.types import Caller
 from gateway.upstream import Upstream
 from gateway.workers import Member
 
@@ -213,12 +214,18 @@ def _routes(
 
 
 def _models(rest: FastAPI, doors: Doors) -> None:
-    async def known(request: Request) -> None:
-        await identify(credentials(request.headers), doors.keys, doors.policy.callers)
+    async def known(request: Request) -> Caller:
+        return await identify(credentials(request.headers), doors.keys, doors.policy.callers)
 
-    @rest.get("/v1/models", summary="The names that `model` may have", dependencies=[Depends(known)])
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(name, tier, doors.policy) for name, tier in named(doors.policy)]}
+    @rest.get("/v1/models", summary="The names that `model` may have")
+    async def models(caller: Annotated[Caller, Depends(known)]) -> dict[str, Any]:
+        """`auto` and the tiers that answer this caller."""
+        policy = doors.policy
+        listed = (None, *policy.reach(caller.plan, caller.own.may))
+        return {
+            "object": "list",
+            "data": [_model(name, tier, policy) for name, tier in named(policy) if tier in listed],
+        }
 
     @rest.get("/v1/models/{model:path}", summary="One of them", dependencies=[Depends(known)])
     async def model(model: str) -> dict[str, Any]:

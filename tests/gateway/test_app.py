@@ -1,6 +1,7 @@
 import asyncio
 import secrets
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -100,6 +101,15 @@ def test_models_are_listed_for_who_has_a_key(flash: Sim, pro: Sim) -> None:
             assert (await gate.get("/health")).status == 200
 
     asyncio.run(main())
+
+
+def test_a_caller_sees_the_models_that_answer_it(flash: Sim, pro: Sim) -> None:
+    async def main(seen: list[str], **plan: Any) -> None:
+        async with gateway(policy_for(flash, pro, callers={"plans": {"usual": plan}})) as gate:
+            assert [model["id"] for model in (await gate.get("/v1/models")).json()["data"]] == seen
+
+    asyncio.run(main(["auto", "flash"], may=[]))
+    asyncio.run(main(["auto", "pro"], may=["pro"], min_tier="pro"))
 
 
 def test_ready_and_metrics_tell_the_policy_and_the_store(flash: Sim, pro: Sim) -> None:
