@@ -27,7 +27,6 @@ ID_LENGTHS = range(8, 33)
 LONGEST_NAME = 128  # characters
 ADMIN = "admin"  # the id of the admin key's record; too short to be the id of a caller's key
 NO_HASH = "0" * 64
-_SHOWN = "Send 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -234,11 +233,11 @@ def _salt(secret: bytes, caller_id: str) -> str:
 def bearer(authorization: str | None) -> str:
     """The key in an Authorization header. Raises Unauthorized."""
     if authorization is None:
-        raise Unauthorized(f"You didn't provide an API key. {_SHOWN}")
+        raise Unauthorized("You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
     scheme, _, rest = authorization.partition(" ")
     key = rest.strip()
     if not key or scheme.lower() != "bearer":
-        raise Unauthorized(f"The Authorization header is malformed. {_SHOWN}")
+        raise Unauthorized("The Authorization header is malformed. Send 'Authorization: Bearer YOUR_KEY'.")
     return key
 
 
