@@ -68,8 +68,10 @@ def reading(raw: bytes) -> list[Read]:
         start = raw.lstrip(b"\r\n")
         blank = raw[: len(raw) - len(start)]
         one, raw = request(start)
-        # One empty line before a request is to be ignored, more of them or half of one may be.
-        found.append(one._replace(loose=one.loose or blank not in {b"", b"\r\n"}))
+        # One empty line before a request is to be ignored, more of them or half of one may be. Who offers another
+        # protocol waits for the answers to what it asked before.
+        early = bool(found) and b"upgrade:" in start.partition(b"\r\n\r\n")[0]
+        found.append(one._replace(loose=one.loose or early or blank not in {b"", b"\r\n"}))
         if one.body is None:
             break
     return found
@@ -84,18 +86,16 @@ def request(raw: bytes) -> tuple[Read, bytes]:
     hosts, lengths, codings = (told.get(name, []) for name in (b"host", b"content-length", b"transfer-encoding"))
     if hosts != [b"gateway"] or len(lengths) + len(codings) > 1:
         return WRONG, b""  # two lengths may be taken for one where they agree, a length beside chunked be ignored
-    offers = b"upgrade" in told  # to be passed over, but whoever offers may have to wait for its turn
     if codings:
-        one, rest = chunked(rest) if codings[0].lower() == b"chunked" else (WRONG, b"")
-        return one._replace(loose=one.loose or offers), rest
+        return chunked(rest) if codings[0].lower() == b"chunked" else (WRONG, b"")
     if not lengths:
-        return Read(b"", offers), rest
+        return Read(b"", loose=b"upgrade" in told), rest  # what follows may be another protocol already
     if not re.fullmatch(rb"[0-9]+", lengths[0]):
         return WRONG, b""
     size = int(lengths[0])
     if size > len(rest):
         raise Incomplete
-    return Read(rest[:size], offers), rest[size:]
+    return Read(rest[:size]), rest[size:]
 
 
 def fields(raw: bytes) -> tuple[dict[bytes, list[bytes]], bytes] | None:

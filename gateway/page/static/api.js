@@ -26,13 +26,14 @@ export async function send(path, { bearer, body, yaml, headers = {}, signal } = 
   if (bearer) given.authorization = `Bearer ${bearer}`;
   if (body !== undefined) given["content-type"] = "application/json";
   if (yaml !== undefined) given["content-type"] = "application/yaml";
+  const method = (body ?? yaml) === undefined ? "GET" : "POST";
   let answer;
   try {
     answer = await fetch(new URL(`../${path}`, document.baseURI), {
-      method: (body ?? yaml) === undefined ? "GET" : "POST",
+      method,
       headers: given,
       body: body === undefined ? yaml : JSON.stringify(body),
-      cache: "no-store",
+      cache: method === "GET" ? "no-store" : "default", // with a POST it would ask the gateway for an answer afresh
       credentials: "omit",
       signal,
     });
