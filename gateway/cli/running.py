@@ -29,11 +29,17 @@ def call(url: str, key: str | None, method: str, path: str, said: object = None)
         raise stop("policy", "the admin key is needed: set GATEWAY_ADMIN_KEY")
     try:
         status, body = asyncio.run(_call(Origin.parse(url), key, f"{method} {path}", said))
-        found = json.loads(body)
     except (TransportError, ValueError) as error:
         raise stop("policy", f"{url}: {error}") from None
-    if status >= 400:
-        raise stop("policy", f"{url} refuses ({status}): {found['error']['message']}")
+    try:
+        found = json.loads(body)
+        refusal = found["error"]["message"] if status >= 400 else None
+    except (ValueError, KeyError, TypeError):
+        raise stop(
+            "policy", f"{url} answers {status}, but not as a gateway does: is it another server's address?"
+        ) from None
+    if refusal is not None:
+        raise stop("policy", f"{url} refuses ({status}): {refusal}")
     return found
 
 

@@ -63,12 +63,13 @@ def test_a_policy_is_written_told_rolled_back_and_counts_again(house: House, fla
     assert house.run("reload").exit_code == 0
 
 
-def test_a_gateway_that_refuses_or_does_not_answer_is_told_on_stderr(house: House) -> None:
+def test_a_gateway_that_refuses_or_does_not_answer_is_told_on_stderr(house: House, flash: Sim) -> None:
     for found, told in (
         (house.run("status", key="wrong" * 9), "refuses (401): Incorrect admin key"),
         (house.run("rollback", "0123456789ab"), "refuses (404): No revision"),
         (house.run("status", key=""), "set GATEWAY_ADMIN_KEY"),
         (house.run("status", "--url", f"http://127.0.0.1:{free_port()}"), "no connection"),
+        (house.run("status", "--url", flash.url), "answers 404, but not as a gateway does"),
         (house.run("status", "--url", "nowhere"), "not an http or https URL"),
     ):
         assert (found.exit_code, found.stdout) == (1, "")
