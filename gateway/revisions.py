@@ -179,6 +179,8 @@ class Revisions:
         """What follows from a rollback, for whoever asked for it."""
         if not self.rollback:
             return f"{self.path} counts."
+        if not self._found:
+            return f"{self.path} is to count again, and is wrong: until it is right, what was in force stays."
         return (
             f"{self.path} still says otherwise. It counts again as soon as it is changed, or when the rollback is taken"
             " back (`tiergate policy rollback --undo`). To make this one last, write it to the file."
