@@ -171,7 +171,7 @@ class Revisions:
 
     async def known(self) -> list[Revision]:
         """The revisions that can be rolled back to, the newest first."""
-        with contextlib.suppress(Overloaded, msgspec.DecodeError):
+        with contextlib.suppress(Overloaded):
             self._known = merged(self._known, await stored(self._store, self._name))
         return self._known
 
@@ -179,6 +179,8 @@ class Revisions:
         """What follows from a rollback, for whoever asked for it."""
         if not self.rollback:
             return f"{self.path} counts."
+        if not self._found:
+            return f"{self.path} is to count again, and is wrong: until it is right, what was in force stays."
         return (
             f"{self.path} still says otherwise. It counts again as soon as it is changed, or when the rollback is taken"
             " back (`tiergate policy rollback --undo`). To make this one last, write it to the file."
@@ -260,8 +262,10 @@ def attempted(
 
 
 async def stored(store: Store, name: str) -> list[Revision]:
-    """What came into force of the policy `name`, the newest first. Raises Overloaded, msgspec.DecodeError."""
-    return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
+    """What came into force of the policy `name`, the newest first, none where it cannot be read. Raises Overloaded."""
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
+    return []
 
 
 def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:

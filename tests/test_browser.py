@@ -377,3 +377,24 @@ def test_a_restart_of_the_gateway_is_told_and_lived_through(
         expect(page.get_by_text("The gateway was started again")).to_be_visible()
         expect(page.locator(".tile", has_text="Requests").locator(".figure")).to_have_text("0")
     page.context.close()
+
+
+def test_a_tier_that_fails_is_told_on_the_overview_and_beside_each_answer_in_its_place(
+    browser: Browser, flash: Sim, pro: Sim, tmp_path: Path
+) -> None:
+    file = tmp_path / "policy.yaml"
+    tiers = {
+        "flash": {"model": "f", "replicas": ["http://127.0.0.1:9"]},
+        "pro": {"model": pro.model, "replicas": [pro.url]},
+    }
+    failing = {"schema": 1, "tiers": tiers, "rules": [{"id": "all", "route": "flash"}]}
+    file.write_text(json.dumps(failing | {"failover": {"tiers": {"flash": ["pro"]}}}))
+    with running(file, (), ADMIN_KEY=ADMIN, API_KEY=CALLER) as (url, _):
+        place = Place(url, file, flash, pro, browser)
+        for _ in range(6):
+            place.ask()
+        page = place.page()
+        expect(page.get_by_role("link", name="left alone: 1 of 1 of flash")).to_be_visible()
+        page = place.page("decisions")
+        expect(page.locator(".row .why").last).to_have_text("all rule in place of flash")
+        page.context.close()

@@ -237,6 +237,15 @@ def test_what_a_service_mounts_is_here_and_read_only_or_a_named_volume(name: str
             assert source in COMPOSE["volumes"]
 
 
+def test_the_gateway_goes_by_a_policy_of_a_folder_here_which_it_follows() -> None:
+    service = SERVICES["gateway"]
+    (mount,) = service["volumes"]
+    source, place, _ = mount.split(":")
+    policy = Path(service["environment"]["GATEWAY_POLICY"])
+    assert str(policy.parent) == place
+    assert load_policy(ROOT / source / policy.name, {}).name == "default"
+
+
 def test_the_load_test_runs_with_the_locust_of_the_lock_file() -> None:
     (locked,) = re.findall(r"^locust==(\S+)", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE)
     assert SERVICES["locust"]["image"] == f"locustio/locust:{locked}"

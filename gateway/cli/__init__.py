@@ -18,6 +18,7 @@ ROOMS = {
     "keys": "keys",
     "config": "settings",
     "cache": "cache",
+    "records": "records",
 }
 ALL_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}  # they go to another program
 ELSEWHERE: dict[str, dict[str, Any]] = {

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,11 @@ from rich.markup import escape
 
 from gateway.cli.settings import Unset, read_settings, variable
 from gateway.cli.store import Json
-from gateway.doctor import Finding, Level, error, examine
+from gateway.doctor import Finding, Level, error, examine, warning
 from gateway.policy import packaged
+from gateway.settings import Settings
 
+ALIKE = 0.8  # of what two names have in common, from 0 to 1
 log = logging.getLogger("gateway")
 MARKS: dict[Level, str] = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]  "}
 
@@ -48,12 +51,22 @@ def findings(flags: dict[str, object]) -> list[Finding]:
     except Unset as wrong:
         found = [mistake(variable(name), told) for name, told in wrong.problems.items()]
         settings = read_settings(flags, wrong.problems)
+    found += misspelt(os.environ)
     before = log.level
     log.setLevel(logging.ERROR)  # what is to be said is among the findings
     try:
         return found + asyncio.run(examine(settings, settings.policy or packaged(), os.environ))
     finally:
         log.setLevel(before)
+
+
+def misspelt(names: Iterable[str]) -> list[Finding]:
+    """Variables that are nearly a setting. Others may be meant for somebody else, such as Kubernetes' own."""
+    known = [*map(variable, Settings.model_fields), "GATEWAY_URL"]
+    near = {name: get_close_matches(name.upper(), known, 1, ALIKE) for name in names if name.upper() not in known}
+    return [
+        warning("settings", f"{name} is no setting", f"{one[0]}, if that is meant") for name, one in near.items() if one
+    ]
 
 
 def mistake(name: str, told: str) -> Finding:

@@ -34,8 +34,10 @@ def call(url: str, key: str | None, method: str, path: str, said: object = None)
         found = json.loads(body)
         refused = found["error"]["message"] if status >= 400 else None
     except (ValueError, KeyError, TypeError):
-        raise stop("policy", f"{url} answers {status}, but not as a gateway does") from None
-    if refused:
+        raise stop(
+            "policy", f"{url} answers {status}, but not as a gateway does: is it another server's address?"
+        ) from None
+    if refused is not None:
         raise stop("policy", f"{url} refuses ({status}): {refused}")
     return found
 

@@ -148,6 +148,10 @@ class Store(Protocol):
         answer; a store of one process has no stream."""
         ...
 
+    def noted(self) -> AsyncIterator[list[bytes]]:
+        """The lines of the records' stream, the oldest first, in steps. Raises Overloaded."""
+        ...
+
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         """Look `key` up and, where nothing is remembered and it is nobody else's turn, take it for `seconds` from now;
         who takes it again goes on. Never raises for an outage."""

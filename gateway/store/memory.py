@@ -129,6 +129,10 @@ class MemoryStore:
     async def note(self, lines: Sequence[bytes], most: int) -> None:
         return None
 
+    async def noted(self) -> AsyncIterator[list[bytes]]:
+        for lines in list[list[bytes]]():
+            yield lines
+
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         entry = self._recall(caller, key)
         return Taken(None, entry) if entry is not None else Taken(self._claim((caller, key), token, seconds))

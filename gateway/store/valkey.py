@@ -174,6 +174,12 @@ class RedisStore:
         with contextlib.suppress(Overloaded):
             await asyncio.gather(*(self._ask(*adding, line) for line in lines))
 
+    async def noted(self) -> AsyncIterator[list[bytes]]:
+        after = b"-"
+        while found := await self._ask(b"XRANGE", RECORDS, after, b"+", b"COUNT", LOOKED_AT):
+            yield [line for _, (_, line) in found]
+            after = b"(" + found[-1][0]
+
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         own = account(caller)
         more = (own.turn + key, own.entry + key, token, milliseconds(seconds))

@@ -124,7 +124,7 @@ class Telemetry:
             if record.trace and self._export:
                 self._export.put(record, record.trace, model, self.meters.models)
         if self._log and told:
-            at = round(time.time(), 3)
+            at = int(time.time() * 1000) / 1000
             self._log.write([line(record, model, at) for record, model in told])
 
     def _alarm(self, verdict: Verdict) -> None:

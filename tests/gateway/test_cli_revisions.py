@@ -69,6 +69,7 @@ def test_a_gateway_that_refuses_or_does_not_answer_is_told_on_stderr(house: Hous
         (house.run("rollback", "0123456789ab"), "refuses (404): No revision"),
         (house.run("status", key=""), "set GATEWAY_ADMIN_KEY"),
         (house.run("status", "--url", f"http://127.0.0.1:{free_port()}"), "no connection"),
+        (house.run("status", "--url", flash.url), "answers 404, but not as a gateway does"),
         (house.run("status", "--url", "nowhere"), "not an http or https URL"),
         (house.run("status", "--url", flash.url), "answers 404, but not as a gateway does"),
     ):

@@ -54,6 +54,14 @@ def test_a_server_that_is_no_vllm_need_not_list_what_it_serves(tmp_path: Path, f
         assert "unlisted" in said(found, level), engine
 
 
+def test_a_variable_that_is_nearly_a_setting_is_told_and_what_is_kubernetes_own_is_not(good: Path) -> None:
+    _, found = look(good, REDIS="redis://h", ADMIN_KY="k", SERVICE_PORT="1", PORT_8080_TCP="x", URL="http://h")
+    told = said(found, "warning")
+    assert "settings: GATEWAY_REDIS is no setting -> GATEWAY_REDIS_URL, if that is meant" in told
+    assert "GATEWAY_ADMIN_KY is no setting -> GATEWAY_ADMIN_KEY" in told
+    assert told.count("is no setting") == 2
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A port that another program listens on."""

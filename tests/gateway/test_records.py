@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from typer.testing import CliRunner
 
 from gateway import records as room
 from gateway.app import create_app
+from gateway.cli import app
 from gateway.errors import NotFound
 from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
@@ -262,6 +264,21 @@ def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valke
         lines = [entry[b"line"] for _, entry in client.xrange("tg1:records")]
     assert [sorted(json.loads(line)) for line in lines][1] == ["at", "caller", "id", "outcome", "v"]
     assert json.loads(lines[0])["route"]["tier"] == "flash"
+
+
+def test_what_the_stream_holds_is_printed_line_by_line_the_oldest_first(valkey: str) -> None:
+    runner = CliRunner()
+    empty = runner.invoke(app, ["records", "--redis", valkey])
+    assert (empty.exit_code, empty.stdout, "record.stream" in empty.stderr) == (0, "", True)
+    lines = [f'{{"n": {n}}}' for n in range(1200)]
+
+    async def main() -> None:
+        store = open_store(valkey)
+        await store.note([line.encode() for line in lines], 5000)
+        await store.close()
+
+    asyncio.run(main())
+    assert runner.invoke(app, ["records", "--redis", valkey]).stdout.splitlines() == lines
 
 
 def test_the_stream_keeps_about_as_many_as_it_is_told(valkey: str) -> None:

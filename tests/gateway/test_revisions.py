@@ -180,6 +180,7 @@ def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_befor
         await revisions.roll_forward()
         assert revisions.problems, "the file counts, and it is wrong"
         assert revisions.policy.revision == "a", "the last good one stays"
+        assert "is to count again, and is wrong" in revisions.note()
 
     follows(house, work)
 

@@ -185,10 +185,13 @@ function standing(ready) {
   if (!ready) return [["Gateway", "not known yet"]];
   const { policy, triage, limits } = ready;
   const local = Object.entries(limits).filter(([, kept]) => kept !== "shared").map(([name, kept]) => `${name} ${kept}`);
+  const alone = Object.entries(ready.tiers).filter(([, { up }]) => up.includes(false))
+    .map(([name, { up }]) => `${up.filter((one) => !one).length} of ${up.length} of ${name}`);
   return [
     ["Gateway", ready.status === "ok" ? "serves" : h("span", { class: "bad" }, ready.status)],
     ["Workers", `${ready.workers}${ready.processes > ready.workers ? `, ${ready.processes} processes on the store` : ""}`],
     ["Store", ready.store === "down" ? h("span", { class: "bad" }, "down") : ready.store],
+    ["Servers", alone.length ? h("a", { class: "bad", href: "#tiers" }, `left alone: ${alone.join(", ")}`) : "all asked"],
     ["Limits", local.length ? local.join(", ") : "shared"],
     ["Policy", [policy.name, policy.revision, policy.digest].filter(Boolean).join(" · ")],
     ...(policy.problems?.length ? [["Policy file", h("a", { class: "bad", href: "#policy" }, "wrong; the last good one stays")]] : []),
