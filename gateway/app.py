@@ -1,51 +1,35 @@
 """How is all of it put together?   The composition root: the only file that knows every room."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse
-from fastapi.telemetry import TelemetryConfig
-from starlette.exceptions import HTTPException
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 
-from gateway import __version__
-from gateway.admin import Guard, admin_routes
-from gateway.api import LEFT, Doors
-from gateway.asgi import ASGI, Front
+from gateway.api import Doors
+from gateway.asgi import ASGI, Front, Late
 from gateway.cache import Flights
 from gateway.comparison import Comparison
-from gateway.decisions import decision_routes
 from gateway.drift import Drift
-from gateway.errors import BadRequest, NotFound, Refusal
-from gateway.facts import named
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, Keys, credentials, expired, identify
-from gateway.openapi import document
-from gateway.page import page_routes
+from gateway.keys import ADMIN, Keys, expired
+from gateway.often import ERRORS, Below, models, signs
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records, newest
 from gateway.revisions import Revisions
 from gateway.settings import Settings
 from gateway.shadow import Shadows
-from gateway.standing import kept
-from gateway.steering import Desk, steering_routes
 from gateway.store import KeyRecord, Store
-from gateway.telemetry import METRICS, Telemetry
+from gateway.telemetry import Telemetry
 from gateway.upstream import Upstream
 from gateway.workers import Member
 
-CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
-
-WATCHED = frozenset({"/health", "/ready", "/metrics"})
+SELDOM = ("/admin/", "/docs", "/openapi.json", "/ui", "/v1/feedback", "/v1/route")  # how its paths begin
 
 
 class NoKeys(Exception):
@@ -68,20 +52,15 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
 
     running = partial(_running, doors, client, revisions, probe)
 
-    @cache
-    def rest() -> FastAPI:
-        plain: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False, "telemetry": traced(telemetry)}
-        app = FastAPI(title="Tiergate", version=__version__, lifespan=lambda _: running(), **plain)
-        _routes(app, doors, {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}, revisions, member)
-        _models(app, doors)
-        guard, recent = Guard(keys, settings.admin_key), partial(_recent, records, member)
-        app.include_router(admin_routes(guard, keys, lambda: doors.policy, recent))
-        app.include_router(steering_routes(guard, Desk(revisions, comparison, upstream.load, recent)))
-        app.include_router(page_routes(guard, client, lambda: doors.policy))
-        app.include_router(decision_routes(doors, settings))
-        _errors(app)
-        return app
+    def few() -> ASGI:
+        from gateway.seldom import seldom  # noqa: PLC0415  FastAPI's memory and time, for who asks for what it serves
 
+        return seldom(doors, settings, client, revisions, partial(_recent, records, member))
+
+    told: dict[str, Callable[[], Any]] = {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}
+    routes = [*signs(doors, told, revisions, member), *models(doors), Below(SELDOM, Late(few))]
+    rest = Starlette(routes=routes, exception_handlers=ERRORS, lifespan=lambda _: running())
+    rest.router.redirect_slashes = False
     return Front(doors, settings, rest, running, revisions.nudge)
 
 
@@ -107,13 +86,6 @@ async def _close(doors: Doors, client: Client) -> None:
     await doors.records.close()
     await doors.store.close()
     doors.telemetry.close()
-
-
-def traced(telemetry: Telemetry) -> TelemetryConfig:
-    """FastAPI's own spans for what it serves, save what is asked all the time: one each, without what was said."""
-    tracers = telemetry.tracers
-    told = TelemetryConfig(tracing=tracers is not None, metrics=False, logs=False, operation_spans=False)
-    return told | TelemetryConfig(tracer_provider=tracers, exclude=lambda scope: scope["path"] in WATCHED)
 
 
 def _following(settings: Settings, doors: Doors) -> Revisions:
@@ -173,95 +145,3 @@ async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | Non
 
 def _active(key_id: str, records: Iterable[KeyRecord]) -> bool:
     return any(record.id == key_id and record.revoked is None and not expired(record) for record in records)
-
-
-def _routes(
-    rest: FastAPI, doors: Doors, told: Mapping[str, Callable[[], Any]], revisions: Revisions, member: Member | None
-) -> None:
-    """`told`: what /ready says beside what the doors do."""
-
-    @rest.get("/health", summary="Is the process alive?")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @rest.get("/ready", summary="Can it serve?")
-    async def ready(response: Response) -> dict[str, Any]:
-        policy, file = doors.policy, doors.keys.file
-        store, upstream = doors.store, doors.upstream
-        response.status_code = 503 if doors.leaving else 200
-        return {
-            "status": "leaving" if doors.leaving else "ok",
-            "workers": member.alive if member else 1,
-            "store": store.state,
-            "processes": store.processes,
-            **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
-            "limits": kept(policy.callers, store.state),
-            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest, **revisions.told()},
-            "load": dict(upstream.load()),
-            "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
-            **{name: tell() for name, tell in told.items()},
-        }
-
-    @rest.get("/metrics", summary="Metrics in Prometheus' format", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        body = await (member.metrics() if member else asyncio.to_thread(doors.telemetry.render))
-        return Response(body, media_type=METRICS)
-
-    rest.openapi = lambda: document(rest)  # type: ignore[method-assign]
-
-
-def _models(rest: FastAPI, doors: Doors) -> None:
-    async def known(request: Request) -> None:
-        await identify(credentials(request.headers), doors.keys, doors.policy.callers)
-
-    @rest.get("/v1/models", summary="The names that `model` may have", dependencies=[Depends(known)])
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(name, tier, doors.policy) for name, tier in named(doors.policy)]}
-
-    @rest.get("/v1/models/{model:path}", summary="One of them", dependencies=[Depends(known)])
-    async def model(model: str) -> dict[str, Any]:
-        name = unquote(model)  # the connection leaves escapes alone
-        found = next((pair for pair in named(doors.policy) if pair[0] == name), None)
-        if not found:
-            raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
-        return _model(*found, doors.policy)
-
-
-def _model(name: str, tier: str | None, policy: Policy) -> dict[str, Any]:
-    told: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "tiergate"}
-    if tier:
-        told |= {"root": policy.tiers[tier].model, "max_model_len": policy.tiers[tier].can.context}
-    return told
-
-
-def _errors(rest: FastAPI) -> None:
-    """Every error is an OpenAI error object."""
-
-    @rest.exception_handler(Refusal)
-    async def refused(_: Request, refusal: Refusal) -> Response:
-        return _told(refusal, refusal.status)
-
-    @rest.exception_handler(HTTPException)
-    async def failed(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404:
-            return _told(NotFound(f"Unknown path: {request.method} {request.scope['path'][:128]}"), 404)
-        code = "method_not_allowed" if error.status_code == 405 else None
-        return _told(BadRequest(str(error.detail), code=code), error.status_code, error.headers)
-
-    @rest.exception_handler(ClientDisconnect)
-    async def left(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=LEFT)  # nobody reads it
-
-    @rest.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return _told(BadRequest(str(first["msg"]), param=".".join(map(str, first["loc"][1:])) or None), 400)
-
-    @rest.exception_handler(Exception)
-    async def broken(_: Request, error: Exception) -> Response:
-        return _told(Refusal("The gateway failed.", code="internal_error"), 500)
-
-
-def _told(refusal: Refusal, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    own = {key.decode(): value.decode() for key, value in refusal.headers()}
-    return Response(refusal.body(), status, {**own, **(headers or {})}, "application/json")

@@ -20,13 +20,12 @@ Running = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Front:
-    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD. It is made
-    when it is first called: by a server at its start. `running` is the gateway's life, which a server opens through
-    `rest`. `reload` looks at the policy's file at once.
+    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD. `running`
+    is the gateway's life, which a server opens through `rest`. `reload` looks at the policy's file at once.
     """
 
     def __init__(
-        self, doors: Doors, settings: Settings, rest: Callable[[], ASGI], running: Running, reload: Callable[[], None]
+        self, doors: Doors, settings: Settings, rest: ASGI, running: Running, reload: Callable[[], None]
     ) -> None:
         self.doors, self.settings, self._rest, self.running, self.reload = doors, settings, rest, running, reload
 
@@ -36,13 +35,29 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._rest()(scope, receive, send)
+            await self._rest(scope, receive, send)
         elif scope["path"] in DIALECTS:
             wire = AsgiWire(scope, receive, send)
             await Exchange(self.doors, self.settings, wire, asyncio.current_task()).run()
         else:
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._rest()({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
+            await self._rest({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
+
+
+class Late:
+    """An app that is made when it is first asked, in a thread, so that streams go on. All who ask meanwhile wait; a
+    failure is raised to them, and who asks later has it tried again.
+    """
+
+    def __init__(self, make: Callable[[], ASGI]) -> None:
+        self._make = make
+        self._making: asyncio.Future[ASGI] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._making is None or (self._making.done() and self._making.exception()):
+            self._making = asyncio.ensure_future(asyncio.to_thread(self._make))
+        app = await asyncio.shield(self._making)
+        await app(scope, receive, send)
 
 
 class AsgiWire:

@@ -138,6 +138,17 @@ _SPOKEN: dict[str, tuple[str, JSON, JSON]] = {
     "/v1/responses": ("Answer a conversation, in the words of OpenAI's Responses API", _RESPONSES, _ERROR),
     "/v1/embeddings": ("Turn texts into vectors, where a tier can", _EMBEDDINGS, _ERROR),
 }
+_KEYED: JSON = {"security": [{"key": []}, {"x-api-key": []}]}
+_NAMED: JSON = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
+_TEXT: JSON = {"text/plain": {"schema": {"type": "string"}}}
+_OBJECT: JSON = {"application/json": {"schema": {"type": "object"}}}
+_OFTEN: dict[str, tuple[str, JSON, JSON]] = {
+    "/health": ("Is the process alive?", _OBJECT, {}),
+    "/ready": ("Can it serve?", _OBJECT, {}),
+    "/metrics": ("Metrics in Prometheus' format", _TEXT, {}),
+    "/v1/models": ("The names that `model` may have", _OBJECT, _KEYED),
+    "/v1/models/{model}": ("One of them", _OBJECT, _KEYED | _NAMED),
+}
 _TOLD = [
     ("x-request-id", "The request's id"),
     ("x-route-tier", "The tier that answered, or none"),
@@ -155,9 +166,10 @@ _TOLD = [
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of FastAPI's routes and of the completion paths."""
+    """The OpenAPI document of FastAPI's routes and of all others."""
     if app.openapi_schema is None:
         told = FastAPI.openapi(app)
+        told["paths"] |= {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
         told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
         schemes = told["components"]["securitySchemes"]
         schemes["key"] = {"type": "http", "scheme": "bearer", "description": "A caller's API key"}
@@ -175,6 +187,10 @@ def _refusing(told: dict[str, Any]) -> None:
             operation["responses"].setdefault("default", _REFUSED)
     for name in ("HTTPValidationError", "ValidationError"):
         told["components"]["schemas"].pop(name, None)
+
+
+def _get(summary: str, answer: JSON, more: JSON) -> JSON:
+    return {"summary": summary, **more, "responses": {"200": {"description": "The answer", "content": answer}}}
 
 
 def _post(summary: str, body: JSON, error: JSON) -> JSON:
@@ -196,7 +212,7 @@ def _post(summary: str, body: JSON, error: JSON) -> JSON:
     answer["headers"] = told
     return {
         "summary": summary,
-        "security": [{"key": []}, {"x-api-key": []}],
+        **_KEYED,
         "parameters": headers,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {"200": answer, "default": {**refused, "headers": told}},

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gateway.app import create_app
-from gateway.asgi import Front
+from gateway.asgi import ASGI, Front, Late
 from gateway.keys import Keys
 from gateway.settings import Settings
 from gateway.store import MemoryStore
@@ -93,3 +93,27 @@ def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
         assert server.sent == []
 
     run(flash, pro, main)
+
+
+def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a_failure() -> None:
+    async def main() -> None:
+        makings, asked = 0, []
+
+        async def app(scope: Any, *_: Any) -> None:
+            asked.append(scope["path"])
+
+        def make() -> ASGI:
+            nonlocal makings
+            makings += 1
+            if makings == 1:
+                raise OSError("no file")
+            return app
+
+        late, deaf = Late(make), asyncio.Queue[Any]()
+        for expected in ([OSError, OSError], [type(None), type(None)]):
+            scopes = [{"path": path} for path in "ab"]
+            asking = [late(scope, deaf.get, deaf.put) for scope in scopes]
+            assert [type(found) for found in await asyncio.gather(*asking, return_exceptions=True)] == expected
+        assert (makings, asked) == (2, ["a", "b"])
+
+    asyncio.run(main())

@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-LEFT_OUT = ("gateway.cli.demo", "gateway.cli.replay", "gateway.doctor", "rich", "redis")
+LEFT_OUT = (
+    "gateway.cli.demo",
+    "gateway.cli.replay",
+    "gateway.doctor",
+    "fastapi",
+    "httpx2",
+    "jsonschema",
+    "redis",
+    "rich",
+)
 SCRIPT = f"""
 import sys
 from typer.main import get_command

@@ -53,12 +53,12 @@ def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_
 ) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
-            for path in ("/v1/models", "/health", "/ready", "/metrics"):
+            for path in ("/openapi.json", "/v1/models", "/health", "/ready", "/metrics"):
                 assert (await gate.get(path, **GIVEN)).status == 200
 
     asyncio.run(main())
     (span,) = collector.spans
-    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("GET /v1/models", TRACE, PARENT)
+    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("GET /openapi.json", TRACE, PARENT)
 
 
 def test_spans_are_told_as_the_sdk_tells_them() -> None:

@@ -1,0 +1,123 @@
+"""What is asked all the time?   /health, /ready, /metrics and the models, which need no FastAPI."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.api import LEFT, Doors
+from gateway.errors import BadRequest, NotFound, Refusal
+from gateway.facts import named
+from gateway.keys import credentials, identify
+from gateway.policy import Policy
+from gateway.revisions import Revisions
+from gateway.standing import kept
+from gateway.telemetry import METRICS
+from gateway.workers import Member
+
+CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
+
+
+def signs(
+    doors: Doors, told: Mapping[str, Callable[[], Any]], revisions: Revisions, member: Member | None
+) -> list[Route]:
+    """What those ask who watch over us. `told`: what /ready says beside what the doors do."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(_: Request) -> Response:
+        policy, file = doors.policy, doors.keys.file
+        store, upstream = doors.store, doors.upstream
+        found = {
+            "status": "leaving" if doors.leaving else "ok",
+            "workers": member.alive if member else 1,
+            "store": store.state,
+            "processes": store.processes,
+            **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
+            "limits": kept(policy.callers, store.state),
+            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest, **revisions.told()},
+            "load": dict(upstream.load()),
+            "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
+            **{name: tell() for name, tell in told.items()},
+        }
+        return JSONResponse(found, 503 if doors.leaving else 200)
+
+    async def metrics(_: Request) -> Response:
+        body = await (member.metrics() if member else asyncio.to_thread(doors.telemetry.render))
+        return Response(body, media_type=METRICS)
+
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
+
+
+def models(doors: Doors) -> list[Route]:
+    """The names that a request's `model` may have, for who has a key."""
+
+    async def listed(request: Request) -> Response:
+        await identify(credentials(request.headers), doors.keys, doors.policy.callers)
+        found = [_model(name, tier, doors.policy) for name, tier in named(doors.policy)]
+        return JSONResponse({"object": "list", "data": found})
+
+    async def one(request: Request) -> Response:
+        await identify(credentials(request.headers), doors.keys, doors.policy.callers)
+        name = unquote(request.path_params["model"])  # the connection leaves escapes alone
+        found = next((pair for pair in named(doors.policy) if pair[0] == name), None)
+        if not found:
+            raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
+        return JSONResponse(_model(*found, doors.policy))
+
+    return [Route("/v1/models", listed), Route("/v1/models/{model:path}", one)]
+
+
+def _model(name: str, tier: str | None, policy: Policy) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "tiergate"}
+    if tier:
+        told |= {"root": policy.tiers[tier].model, "max_model_len": policy.tiers[tier].can.context}
+    return told
+
+
+class Below(BaseRoute):
+    """All paths that begin with one of `prefixes`: `app` serves them, and knows which of them exist."""
+
+    def __init__(self, prefixes: tuple[str, ...], app: ASGIApp) -> None:
+        self._prefixes, self._app = prefixes, app
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return Match.FULL if scope["path"].startswith(self._prefixes) else Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+async def refused(_: Request, refusal: Any) -> Response:
+    return answered(refusal, refusal.status)
+
+
+async def failed(request: Request, error: Any) -> Response:
+    if error.status_code == 404:
+        return answered(NotFound(f"Unknown path: {request.method} {request.scope['path'][:128]}"), 404)
+    code = "method_not_allowed" if error.status_code == 405 else None
+    return answered(BadRequest(str(error.detail), code=code), error.status_code, error.headers)
+
+
+async def left(_: Request, __: Any) -> Response:
+    return Response(status_code=LEFT)  # nobody reads it
+
+
+async def broken(_: Request, __: Any) -> Response:
+    return answered(Refusal("The gateway failed.", code="internal_error"), 500)
+
+
+ERRORS: dict[Any, Any] = {Refusal: refused, HTTPException: failed, ClientDisconnect: left, Exception: broken}
+
+
+def answered(refusal: Refusal, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Every error is an OpenAI error object."""
+    own = {key.decode(): value.decode() for key, value in refusal.headers()}
+    return Response(refusal.body(), status, {**own, **(headers or {})}, "application/json")

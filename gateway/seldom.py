@@ -1,0 +1,53 @@
+"""What do few ask for?   All that FastAPI serves: /admin, the page, the description, and decisions without an answer.
+
+FastAPI and what it makes of the routes take memory and a start of their own: this room is imported when one of its
+paths is first asked.
+"""
+
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
+
+from gateway import __version__
+from gateway.admin import Guard, Recent, admin_routes
+from gateway.api import Doors
+from gateway.decisions import decision_routes
+from gateway.errors import BadRequest
+from gateway.http1 import Client
+from gateway.often import ERRORS, answered
+from gateway.openapi import document
+from gateway.page import page_routes
+from gateway.revisions import Revisions
+from gateway.settings import Settings
+from gateway.steering import Desk, steering_routes
+from gateway.telemetry import Telemetry
+
+
+def seldom(doors: Doors, settings: Settings, client: Client, revisions: Revisions, recent: Recent) -> FastAPI:
+    """The app. `client` reaches the model servers, `recent` gives the newest records of all workers."""
+    plain: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False, "telemetry": traced(doors.telemetry)}
+    errors = ERRORS | {RequestValidationError: invalid}
+    app = FastAPI(title="Tiergate", version=__version__, exception_handlers=errors, **plain)
+    guard = Guard(doors.keys, settings.admin_key)
+    app.include_router(admin_routes(guard, doors.keys, lambda: doors.policy, recent))
+    app.include_router(steering_routes(guard, Desk(revisions, doors.comparison, doors.upstream.load, recent)))
+    app.include_router(page_routes(guard, client, lambda: doors.policy))
+    app.include_router(decision_routes(doors, settings))
+    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.openapi()  # it is kept, and where the app is made no stream waits for it
+    return app
+
+
+def traced(telemetry: Telemetry) -> TelemetryConfig:
+    """FastAPI's own spans for what it serves: one each, without what was said."""
+    tracers = telemetry.tracers
+    told = TelemetryConfig(tracing=tracers is not None, metrics=False, logs=False, operation_spans=False)
+    return told | TelemetryConfig(tracer_provider=tracers)
+
+
+async def invalid(_: Request, error: Any) -> Response:
+    first = error.errors()[0]
+    return answered(BadRequest(str(first["msg"]), param=".".join(map(str, first["loc"][1:])) or None), 400)
