@@ -1,12 +1,12 @@
 """Where am I?   Settings come from the environment (GATEWAY_*) and the flags of `tiergate serve`."""
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 DRAIN_WAIT = 5.0  # seconds
 
@@ -15,7 +15,7 @@ def _names(value: Any) -> Any:
     return [name for part in value.split(",") if (name := part.strip())] if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]  # in the environment divided by commas
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]  # in the environment divided by commas
 
 SHORTEST_ADMIN_KEY = 32  # characters
 FEWEST = 8  # different characters in an admin key; 32 random hex digits have fewer once in 10^7
@@ -25,9 +25,10 @@ PLACEHOLDERS = re.compile(
 )
 
 
-class Settings(BaseSettings):
-    """An empty variable counts as unset. `policy` None: the policy that ships with the program.
+class Settings(BaseModel):
+    """What is not given comes from the environment, where an empty variable counts as unset.
 
+    `policy` None: the policy that ships with the program.
     `redis_url` None: memory, one process. `workers`: processes on the port. `api_key`: one caller key beside those in
     the store. `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did. `keys_file`: keys
     that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `connections` of
@@ -47,9 +48,7 @@ class Settings(BaseSettings):
     spans go is told by OTEL_EXPORTER_OTLP_ENDPOINT and the other variables of OpenTelemetry's exporter.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="GATEWAY_", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     policy: Path | None = None
     host: str = "127.0.0.1"
@@ -90,6 +89,12 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _found(cls, given: dict[str, Any]) -> dict[str, Any]:
+        names = {f"GATEWAY_{name.upper()}": name for name in cls.model_fields}
+        return {names[key.upper()]: value for key, value in os.environ.items() if value and key.upper() in names} | given
 
     @field_validator("admin_key")
     @classmethod

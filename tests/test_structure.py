@@ -36,7 +36,6 @@ IMPORTERS = {
     "hiredis": {"store"},
     "yaml": {"policy"},
     "pydantic": {"policy", "settings", "cli", "admin", "steering"},
-    "pydantic_settings": {"settings"},
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "httptools": {"http1", "protocol"},
