@@ -94,7 +94,9 @@ class Settings(BaseModel):
     @classmethod
     def _found(cls, given: dict[str, Any]) -> dict[str, Any]:
         names = {f"GATEWAY_{name.upper()}": name for name in cls.model_fields}
-        return {names[key.upper()]: value for key, value in os.environ.items() if value and key.upper() in names} | given
+        return {
+            names[key.upper()]: value for key, value in os.environ.items() if value and key.upper() in names
+        } | given
 
     @field_validator("admin_key")
     @classmethod

@@ -1,6 +1,7 @@
 """A collector of traces: takes OTLP over HTTP, as protobuf, and keeps what comes."""
 
 import gzip
+import ssl
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ def plain(attributes: Iterable[KeyValue]) -> JSON:
 
 
 @contextmanager
-def collecting(*statuses: int) -> Iterator[Collector]:
+def collecting(*statuses: int, alone: float | None = None, tls: ssl.SSLContext | None = None) -> Iterator[Collector]:
+    """`alone`: the seconds for which it wants to be left alone where it takes nothing."""
     found = Collector(statuses=list(statuses))
 
     class Answer(BaseHTTPRequestHandler):
@@ -59,6 +61,8 @@ def collecting(*statuses: int) -> Iterator[Collector]:
                 found.headers.append({name.lower(): value for name, value in self.headers.items()})
                 found.paths.append(self.path)
             self.send_response(status)
+            if status != 200 and alone is not None:
+                self.send_header("retry-after", str(alone))
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -66,6 +70,9 @@ def collecting(*statuses: int) -> Iterator[Collector]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         found.url = f"http://127.0.0.1:{server.server_port}"
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+            found.url = f"https://localhost:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield found

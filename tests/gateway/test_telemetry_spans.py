@@ -2,10 +2,12 @@ import asyncio
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from gateway.trace import Leg, Trace
 from gateway.types import Usage
 from loadtest.servers import Sim
 from tests.gateway.collector import Collector, collecting, plain
+from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.gateway.serving import COMPLEX, SIMPLE, Answer, body, gateway
 from tests.tiers import JSON, policy_for, until
 
@@ -55,9 +58,12 @@ def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_
         async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
             for path in ("/openapi.json", "/v1/models", "/health", "/ready", "/metrics"):
                 assert (await gate.get(path, **GIVEN)).status == 200
+            assert (await gate.ask(body(model="none"))).status == 404
 
     asyncio.run(main())
-    (span,) = collector.spans
+    span, ours = collector.spans
+    scopes = {scope.scope.name: len(scope.spans) for one in collector.sent for scope in one.scope_spans}
+    assert (ours.name, scopes) == ("POST /v1/chat/completions", {"fastapi": 1, "tiergate": 1})
     assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("GET /openapi.json", TRACE, PARENT)
 
 
@@ -244,6 +250,33 @@ def test_what_a_collector_refuses_is_dropped_and_counted(monkeypatch: pytest.Mon
     assert unsent(telemetry) == 2
 
 
+def test_a_collector_that_wants_to_be_left_alone_for_longer_than_there_is_time_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with collecting(503, alone=60) as found:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+        with tracing() as telemetry:
+            end(telemetry)
+    assert found.bodies == []
+    assert unsent(telemetry) == 1
+
+
+def test_spans_go_over_tls_to_whom_a_trusted_certificate_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    both, trusted = tmp_path / "identity.pem", tmp_path / "ca.pem"
+    trusted.write_text(pem("CERTIFICATE", CERTIFICATE))
+    both.write_text(pem("PRIVATE KEY", KEY) + pem("CERTIFICATE", CERTIFICATE))
+    identity = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    identity.load_cert_chain(both)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    for given, taken in (("", 0), (str(trusted), 1)):
+        with collecting(tls=identity) as found:
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", given)
+            with tracing() as telemetry:
+                end(telemetry)
+        assert (len(found.spans), unsent(telemetry)) == (taken, 1 - taken)
+
+
 def test_a_collector_that_never_answers_holds_up_neither_exchanges_nor_the_end() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         told = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{deaf.getsockname()[1]}"}
@@ -252,8 +285,15 @@ def test_a_collector_that_never_answers_holds_up_neither_exchanges_nor_the_end()
         subprocess.run([sys.executable, "-c", code], env=os.environ | told, check=True, timeout=20)
 
 
-def test_without_traces_the_exporter_is_not_in_memory() -> None:
-    code = "import sys, gateway.telemetry as t; t.Telemetry(False, 0.0); print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("ratio", "without"),
+    [
+        (0.0, ("opentelemetry.sdk.trace", "gateway.telemetry.sending")),
+        (1.0, ("requests", "urllib3", "google.protobuf")),
+    ],
+)
+def test_telemetry_holds_no_more_in_memory_than_it_uses(ratio: float, without: tuple[str, ...]) -> None:
+    code = f"import sys, gateway.telemetry as t; t.Telemetry(False, {ratio}); print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "gateway.telemetry" in found
-    assert [name for name in found if name.startswith(("opentelemetry.sdk.trace", "opentelemetry.exporter"))] == []
+    assert [name for name in found if name.startswith(without)] == []
