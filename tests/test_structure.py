@@ -32,7 +32,6 @@ LAYERS = [
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Which rooms may import a library; what is not named here may be imported anywhere.
 IMPORTERS = {
-    "redis": {"store"},
     "hiredis": {"store"},
     "yaml": {"policy"},
     "pydantic": {"policy", "settings", "cli", "admin", "steering"},

@@ -1,19 +1,17 @@
 """Which servers does a store's address mean?"""
 
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from gateway.store.circuit import Circuit
 from gateway.store.cluster import Address, Cluster
-from gateway.store.line import connection
-from gateway.store.sentinel import Primary, SecurePrimary
+from gateway.store.opening import PORT, opening
+from gateway.store.sentinel import Primary
 
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
 CLUSTERS = {f"{name}+cluster": scheme for name, scheme in SCHEMES.items() if name != "unix"}
 SENTINELS = {f"{name}+sentinel": scheme for name, scheme in SCHEMES.items() if name != "unix"}
 KNOWN = [*SCHEMES, *CLUSTERS, *SENTINELS]
-PORT = 6379
 SENTINEL_PORT = 26379
 Door = Circuit | Cluster
 
@@ -34,7 +32,7 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
     """Nothing is connected yet. `on_change` hears when `down` may have changed."""
     scheme, _, rest = url.partition("://")
     if scheme in SCHEMES:
-        return Circuit(connection(f"{SCHEMES[scheme]}://{rest}"), on_change)
+        return Circuit(opening(f"{SCHEMES[scheme]}://{rest}"), on_change)
     if scheme in SENTINELS:
         return Circuit(_primary(SENTINELS[scheme], rest), on_change)
     user, at, _ = rest.rpartition("@")
@@ -46,7 +44,7 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
     return Cluster(hosts(rest), one, on_change)
 
 
-def _primary(scheme: str, rest: str) -> Any:
+def _primary(scheme: str, rest: str) -> Primary:
     """User, password, database and query are those of the primary.
 
     Sentinels are asked with the query's sentinel_username and sentinel_password, and with its ssl_ and socket_ options.
@@ -57,10 +55,8 @@ def _primary(scheme: str, rest: str) -> Any:
     name, password = (quote(query.pop(f"sentinel_{part}", ""), safe="") for part in ("username", "password"))
     known = f"{name}:{password}@" if password else ""
     shared = urlencode({key: value for key, value in query.items() if key.startswith(("ssl_", "socket_"))})
-    sentinels = tuple(f"{scheme}://{known}{_joined(address)}?{shared}" for address in hosts(rest, SENTINEL_PORT))
-    url = f"redis://{user}{at}primary/{database}?{urlencode(query)}"
-    kind = SecurePrimary if scheme == "rediss" else Primary
-    return connection(url, connection_class=kind, sentinels=sentinels, service=service)
+    sentinels = [opening(f"{scheme}://{known}{_joined(address)}?{shared}") for address in hosts(rest, SENTINEL_PORT)]
+    return Primary(sentinels, service, opening(f"{scheme}://{user}{at}primary/{database}?{urlencode(query)}"))
 
 
 def _service(rest: str) -> tuple[str, str]:

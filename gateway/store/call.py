@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable, Generator
 from typing import Any
 
-from redis.exceptions import NoScriptError
-
 from gateway.store.address import Door
-from gateway.store.line import written
+from gateway.store.opening import written
+from gateway.store.refusals import NoScriptError
 from gateway.store.scripts import Script
 from gateway.store.words import Names, run, whole
 

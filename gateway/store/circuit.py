@@ -5,9 +5,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from redis.exceptions import AskError, NoScriptError, ResponseError, TryAgainError
-
-from gateway.store.line import FAULTS, Line, Waiting, Word
+from gateway.store.line import FAULTS, Line, Waiting
+from gateway.store.opening import Way, Word
+from gateway.store.refusals import AskError, NoScriptError, ResponseError, TryAgainError
 
 PAUSE = 1.0  # seconds without touching a server that failed
 # A script that would write, as a decision does: a server that runs it takes decisions again. It changes nothing.
@@ -29,12 +29,12 @@ class Circuit:
 
     def __init__(
         self,
-        connection: Any,
+        way: Way,
         on_change: Callable[[], None],
         where: str = "",
         elsewhere: Callable[["Circuit", ResponseError, Waiting], bool] | None = None,
     ) -> None:
-        self._line = Line(connection, self.fail, self._refused)
+        self._line = Line(way, self.fail, self._refused)
         self._on_change = on_change
         self._where = where
         self._elsewhere = elsewhere

@@ -1,22 +1,24 @@
 """Which server of a cluster holds a key?"""
 
 import asyncio
+from binascii import crc_hqx
 from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import hiredis
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-from redis.exceptions import AskError, MovedError, ResponseError
 
 from gateway.store.circuit import Circuit
-from gateway.store.line import Waiting, Word, ask_once, connection
+from gateway.store.line import Waiting, ask_once
+from gateway.store.opening import Word, opening
+from gateway.store.refusals import AskError, MovedError, ResponseError
 
 BEAT = 0.2  # seconds between two looks at the map while a primary is down or slots move
 TRY_AGAIN = 0.02  # seconds until a command is repeated whose keys are on their way from one server to another
 HOPS = 24  # times that one command is sent on
 WAIT = 3  # hops that a pause counts for; a command pauses for at most HOPS / WAIT * TRY_AGAIN seconds
 ASKING = hiredis.pack_command((b"ASKING",))
+SLOTS = 1 << 14
 SCRIPTS = (b"EVALSHA", b"EVAL")
 Address = tuple[str, int]
 
@@ -39,7 +41,7 @@ class Cluster:
         self._known = set(seeds)
         self._nodes: dict[Address, Circuit] = {}
         self._names: WeakKeyDictionary[Circuit, Address] = WeakKeyDictionary()
-        self._owners = [self._node(seeds[0])] * REDIS_CLUSTER_HASH_SLOTS
+        self._owners = [self._node(seeds[0])] * SLOTS
         self._stale = False
         self._looking: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -73,7 +75,7 @@ class Cluster:
         found = self._nodes.get(address)
         if found is None:
             where = f"{address[0]}:{address[1]}: "
-            found = Circuit(connection(self._url(address)), self._changed, where, self._elsewhere)
+            found = Circuit(opening(self._url(address)), self._changed, where, self._elsewhere)
             self._nodes[address] = found
             self._names[found] = address
         return found
@@ -97,7 +99,7 @@ class Cluster:
 
     def _send_on(self, node: Circuit, error: AskError, waiting: Waiting) -> None:
         if isinstance(error, MovedError):
-            self._owners[error.slot_id] = node
+            self._owners[error.slot] = node
             self._look()
         else:
             node.push((ASKING, _ignored(), HOPS))
@@ -127,7 +129,7 @@ class Cluster:
     async def _first_map(self, addresses: Iterable[Address]) -> tuple[str, list[Any]]:
         """The map that covers most, and the host that told it."""
         servers = list(addresses)
-        maps = await asyncio.gather(*(ask_once(self._url(server), b"CLUSTER", b"SLOTS") for server in servers))
+        maps = await asyncio.gather(*(ask_once(opening(self._url(server)), b"CLUSTER", b"SLOTS") for server in servers))
         told = [(host, found or []) for (host, _), found in zip(servers, maps, strict=True)]
         return max(told, key=lambda one: _covered(one[1]), default=("", []))
 
@@ -153,6 +155,13 @@ class Cluster:
             self._looking.cancel()
             await asyncio.wait([self._looking])
         await asyncio.gather(*self._closing, *(node.close() for node in self._nodes.values()))
+
+
+def key_slot(name: bytes) -> int:
+    """As the cluster has it: of what is between the first pair of braces, where something is."""
+    _, mark, rest = name.partition(b"{")
+    tag, end, _ = rest.partition(b"}")
+    return crc_hqx(tag if mark and end and tag else name, 0) % SLOTS
 
 
 def _ignored() -> asyncio.Future[Any]:

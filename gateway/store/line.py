@@ -7,16 +7,13 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import hiredis
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError, ResponseError
 
-TIMEOUT = 0.1  # seconds without a reply, connecting and writing included, where the address has no socket_timeout
+from gateway.store.opening import Way, Word, written
+from gateway.store.refusals import ResponseError, refusal
+
 GRACE = 0.02  # seconds more: a reply may lie unread because this process was busy, not the server
 WRITE = 128 * 1024  # bytes after which no further command joins a write, so that a slow reader can halt the next
-FAULTS = (RedisError, OSError)  # TimeoutError is an OSError
-Word = bytes | str | float
+FAULTS = (ResponseError, hiredis.HiredisError, OSError)  # TimeoutError is an OSError
 NOT_YET: Final = object()  # the next reply is not complete
 
 
@@ -33,39 +30,15 @@ class Hearer(Protocol):
 Waiting = tuple[bytes, Hearer, int]  # a packed command, who hears of it, how often it was sent on
 
 
-def written(command: tuple[Word, ...]) -> bytes:
-    """The command as a server reads it."""
-    found: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub takes one element
-    return found
-
-
-def connection(url: str, **more: Any) -> Any:
-    """redis-py's connection to `url`, not yet open; it neither retries nor watches a clock."""
-    pool: Any = ConnectionPool.from_url(
-        url,
-        socket_timeout=None,
-        socket_connect_timeout=None,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=False,
-        protocol=2,
-        driver_info=None,
-        **more,
-    )
-    return pool.make_connection()
-
-
-async def ask_once(url: str, *command: Word) -> Any:
+async def ask_once(way: Way, *command: Word) -> Any:
     """The reply to one command on a connection of its own; None when there is none in time."""
-    asked = connection(url)
+    line = Line(way, lambda _: None, lambda *_: False)
     try:
-        async with asyncio.timeout(asked.socket_timeout or TIMEOUT):
-            await asked.connect()
-            await asked.send_command(*command)
-            return await asked.read_response()
+        return await line.put(*command)
     except FAULTS:
         return None
     finally:
-        await asked.disconnect(nowait=True)
+        line.drop()
 
 
 class Line(asyncio.Protocol):
@@ -74,18 +47,16 @@ class Line(asyncio.Protocol):
     A command that was put is sent even if nobody waits for its reply any more. When the connection fails or its server
     becomes a replica, all commands in the line fail with it, `on_fault` hears of it once, and the next command connects
     afresh. `on_refusal` hears of each command's own error; with True it takes over to answer the command.
-
-    redis-py opens the connection; from then on the line is the protocol of its transport.
     """
 
     def __init__(
         self,
-        connection: Any,
+        way: Way,
         on_fault: Callable[[Exception], None],
         on_refusal: Callable[[ResponseError, Waiting], bool],
     ) -> None:
-        self._connection = connection
-        self._timeout: float = connection.socket_timeout or TIMEOUT
+        self._way = way
+        self._timeout = way.timeout
         self._on_fault = on_fault
         self._on_refusal = on_refusal
         self._unsent: deque[Waiting] = deque()
@@ -134,23 +105,25 @@ class Line(asyncio.Protocol):
 
     async def _open(self) -> None:
         try:
-            await self._connection.disconnect(nowait=True)
-            await self._connection.connect()
+            await self._greet(await self._way.open())
         except FAULTS as error:
             self._opening = None
             self._fail(error)
         else:
-            self._take_over()
+            self._opening = None
+            self._write()
 
-    def _take_over(self) -> None:
-        self._opening = None
+    async def _greet(self, transport: asyncio.Transport) -> None:
+        """What waits is sent when all of the greeting is answered: to nobody else, and into no other database."""
         self._paused = False
-        self._reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=self._connection._parser.parse_error, notEnoughData=NOT_YET
-        )
-        self._transport = self._connection._writer.transport
-        self._transport.set_protocol(self)
-        self._write()
+        self._reader = hiredis.Reader(replyError=refusal, notEnoughData=NOT_YET)
+        self._transport = transport
+        transport.set_protocol(self)
+        for command in self._way.greeting:
+            reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            self._sent.append((command, reply, 0))
+            transport.write(command)
+            await reply
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -179,8 +152,6 @@ class Line(asyncio.Protocol):
 
     def _refuse(self, error: Exception) -> None:
         """Raises an error that is the line's, not the command's."""
-        if isinstance(error, ReadOnlyError):
-            raise ConnectionError("the server became a replica") from error
         if not isinstance(error, ResponseError):
             raise error
         waiting = self._sent.popleft()
@@ -209,16 +180,17 @@ class Line(asyncio.Protocol):
             self._fail(TimeoutError(f"no reply for {self._timeout} s"))
 
     def _fail(self, error: Exception) -> None:
-        self._drop()
         failed = [*self._sent, *self._unsent]
-        self._sent.clear()
-        self._unsent.clear()
+        self.drop()
         self._on_fault(error)
         for _, reply, _ in failed:
             if not reply.done():
                 _tell(reply, error)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Lets the connection go, with whatever is in the line."""
+        self._sent.clear()
+        self._unsent.clear()
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
@@ -234,8 +206,7 @@ class Line(asyncio.Protocol):
         """Sends what is still in the line, then closes it."""
         if self._unsent or self._sent:
             await asyncio.wait([self.put(b"PING")])  # answered last
-        self._drop()
-        await self._connection.disconnect(nowait=True)
+        self.drop()
 
 
 def _tell(reply: Hearer, error: Exception) -> None:

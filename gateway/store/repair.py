@@ -3,10 +3,9 @@
 import logging
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
-
 from gateway.store.address import Door
-from gateway.store.line import Word
+from gateway.store.opening import Word
+from gateway.store.refusals import ResponseError
 
 # The type that each of our keys holds, by the part of its name after the caller's.
 TYPES = {

@@ -3,39 +3,43 @@
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from redis.asyncio import Connection, SSLConnection
-
-from gateway.store.line import TIMEOUT, ask_once
+from gateway.store.line import ask_once
+from gateway.store.opening import Opening, Way
 
 Address = tuple[str, int]
 
 
-class Primary(Connection):
-    """A connection that asks the sentinels where to, each time it connects."""
+@dataclass(frozen=True, slots=True)
+class Primary:
+    """A Way that asks the sentinels where to, each time; all but host and port are those of `server`."""
 
-    def __init__(self, *, sentinels: tuple[str, ...], service: str, **options: Any) -> None:
-        super().__init__(**options)
-        self._sentinels = sentinels
-        self._service = service
+    sentinels: Sequence[Way]
+    service: str
+    server: Opening
 
-    async def connect(self) -> None:
-        if not self.is_connected:
-            self.host, self.port = await named(self._sentinels, self._service, (self.socket_timeout or TIMEOUT) / 2)
-        await super().connect()  # type: ignore[no-untyped-call]
+    @property
+    def greeting(self) -> tuple[bytes, ...]:
+        return self.server.greeting
+
+    @property
+    def timeout(self) -> float:
+        return self.server.timeout
+
+    async def open(self) -> asyncio.Transport:
+        host, port = await named(self.sentinels, self.service, self.timeout / 2)
+        return await replace(self.server, host=host, port=port).open()
 
 
-class SecurePrimary(Primary, SSLConnection):
-    """A Primary that is spoken to over TLS."""
-
-
-async def named(sentinels: tuple[str, ...], service: str, seconds: float) -> Address:
-    """What most of the sentinels (URLs) say that answer within `seconds`.
+async def named(sentinels: Sequence[Way], service: str, seconds: float) -> Address:
+    """What most of the sentinels say that answer within `seconds`.
 
     Raises ConnectionError when none knows the service.
     """
-    asking = [asyncio.create_task(ask_once(url, b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service)) for url in sentinels]
+    asking = [asyncio.create_task(ask_once(way, b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service)) for way in sentinels]
     votes: Counter[Address] = Counter()
     try:
         with contextlib.suppress(TimeoutError):

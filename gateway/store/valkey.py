@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from redis.exceptions import NoScriptError, ResponseError
 
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
@@ -19,10 +18,12 @@ from gateway.store.beat import Beat, answered
 from gateway.store.call import Call
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
-from gateway.store.line import FAULTS, Word
+from gateway.store.line import FAULTS
 from gateway.store.memory import DONE, LEASE_NAME, MemoryStore
+from gateway.store.opening import Word
 from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
+from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, Script
 from gateway.store.words import Names, account, booked, milliseconds, pushed, run, settled, wanted, whole

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.store.contract import HELD
 from gateway.store.limits import Bound, Limits, Line
-from gateway.store.line import Word
+from gateway.store.opening import Word
 from gateway.store.scripts import Script, word
 
 LONG = 1024  # bytes; the sizes of shorter words are written already

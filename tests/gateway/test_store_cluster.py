@@ -13,6 +13,7 @@ from redis.crc import key_slot
 
 from gateway.store import Limits, Store, open_store
 from gateway.store.cluster import HOPS, TRY_AGAIN, WAIT
+from gateway.store.cluster import key_slot as slot_of
 from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot, until
 from tests.stores import at_once
 
@@ -218,3 +219,8 @@ def test_a_cluster_is_found_when_some_of_the_named_servers_are_gone(nodes: Nodes
 def test_servers_that_cannot_be_read_are_refused(rest: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         open_store(f"redis+cluster://{rest}")
+
+
+@pytest.mark.parametrize("name", [b"", b"a", b"a{b}c{d}", b"{}a", b"a{}{b}", b"{a", b"a}b{c}", b"tg3:{ann}:account"])
+def test_a_key_is_looked_for_in_the_slot_where_the_cluster_has_it(name: bytes) -> None:
+    assert slot_of(name) == key_slot(name)

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import redis
 
-from gateway.store import VALUE_LIMIT
-from gateway.store.line import Line, connection
+from gateway.store import VALUE_LIMIT, open_store
+from gateway.store.line import FAULTS, Line
+from gateway.store.opening import opening
 from tests.gateway.loopback import Run, run  # noqa: F401  a fixture
 from tests.gateway.test_http1_limits import identity  # noqa: F401  a fixture
 
@@ -19,7 +21,7 @@ BIG = b"x" * VALUE_LIMIT
 
 @contextlib.asynccontextmanager
 async def line(url: str, faults: list[Exception]) -> AsyncIterator[Line]:
-    opened = Line(connection(url), faults.append, lambda error, waiting: False)
+    opened = Line(opening(url), faults.append, lambda error, waiting: False)
     try:
         yield opened
     finally:
@@ -99,6 +101,34 @@ def test_user_password_database_and_tls_are_those_of_the_address(
             run(main())
         finally:
             client.acl_deluser("ann")
+
+
+def test_where_the_database_is_not_there_nothing_is_written_into_another(run: Run, valkey: str) -> None:  # noqa: F811
+    async def main() -> None:
+        faults: list[Exception] = []
+        async with line(f"{valkey}&db=9999", faults) as lane:
+            with pytest.raises(FAULTS, match="DB index"):
+                await lane.put(b"SET", b"name", b"value")
+        assert len(faults) == 1
+
+    run(main())
+    with redis.Redis.from_url(valkey) as client:
+        assert not client.exists("name")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("redis://h?socket_timout=1", "no socket_timout; known: .*socket_timeout"),
+        ("redis://h/main", "main"),
+        ("redis://h?socket_timeout=soon", "soon"),
+        ("rediss://h?ssl_ca_certs=/nowhere/ca.pem", "No such file"),
+        ("rediss://h?ssl_cert_reqs=never", "none, optional, required"),
+    ],
+)
+def test_an_address_that_cannot_be_meant_so_is_refused(url: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        open_store(url)
 
 
 def test_what_was_put_is_sent_though_nobody_waits_and_the_line_is_closed(run: Run, valkey: str) -> None:  # noqa: F811

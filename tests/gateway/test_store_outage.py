@@ -18,7 +18,8 @@ from gateway.embedded import embedded
 from gateway.errors import Overloaded
 from gateway.store import KeyRecord, Limits, Store, open_store
 from gateway.store.circuit import PAUSE
-from gateway.store.line import GRACE, TIMEOUT
+from gateway.store.line import GRACE
+from gateway.store.opening import TIMEOUT
 from tests.gateway.serving import eventually
 from tests.stores import at_once
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, Store, open_store
-from gateway.store.line import written
+from gateway.store.opening import written
 from gateway.store.scripts import ADMIT
 from gateway.store.words import account, run
 from tests.stores import on

@@ -1,0 +1,102 @@
+"""How does a connection to a server begin?"""
+
+import asyncio
+import ssl
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import hiredis
+
+TIMEOUT = 0.1  # seconds without a reply, connecting and writing included, where the address has no socket_timeout
+PORT = 6379
+FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
+OPTIONS = {"username", "password", "db", "socket_timeout", *FILES}
+CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+Word = bytes | str | float
+
+
+class Way(Protocol):
+    """To one server. `greeting`: packed commands that come before all others; `timeout` in seconds."""
+
+    @property
+    def greeting(self) -> tuple[bytes, ...]: ...
+
+    @property
+    def timeout(self) -> float: ...
+
+    async def open(self) -> asyncio.Transport:
+        """A transport without a protocol. Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A Way by host and port, or by the path of a socket."""
+
+    greeting: tuple[bytes, ...] = field(repr=False)
+    timeout: float
+    host: str = ""
+    port: int = PORT
+    path: str = ""
+    tls: ssl.SSLContext | None = None
+
+    async def open(self) -> asyncio.Transport:
+        loop: Any = asyncio.get_running_loop()
+        if self.path:
+            transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
+        else:
+            transport, _ = await loop.create_connection(asyncio.Protocol, self.host, self.port, ssl=self.tls)
+        return transport  # type: ignore[no-any-return]
+
+
+def opening(url: str) -> Opening:
+    """Of redis://[user:password@]host[:port][/database], rediss:// or unix://[user:password@]path, each with ?OPTIONS.
+    Raises ValueError."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    if unknown := options.keys() - OPTIONS:
+        raise ValueError(f"a store's address has no {min(unknown)}; known: {', '.join(sorted(OPTIONS))}")
+    user = options.get("username") or unquote(parts.username or "")
+    password = options.get("password") or unquote(parts.password or "")
+    database = options.get("db") or ("" if parts.scheme == "unix" else parts.path.strip("/"))
+    return Opening(
+        greeting=tuple(map(written, _greeting(user, password, int(database or 0)))),
+        timeout=float(options.get("socket_timeout", TIMEOUT)),
+        host=parts.hostname or "localhost",
+        port=parts.port or PORT,
+        path=unquote(parts.path) if parts.scheme == "unix" else "",
+        tls=_tls(options) if parts.scheme == "rediss" else None,
+    )
+
+
+def _greeting(user: str, password: str, database: int) -> list[tuple[Word, ...]]:
+    found: list[tuple[Word, ...]] = []
+    if user or password:
+        found.append((b"AUTH", user, password) if user else (b"AUTH", password))
+    if database:
+        found.append((b"SELECT", database))
+    return found
+
+
+def _tls(options: dict[str, str]) -> ssl.SSLContext:
+    own = options.get("ssl_certfile")
+    try:
+        found = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if own:
+            found.load_cert_chain(own, options.get("ssl_keyfile"))
+    except OSError as error:
+        raise ValueError(f"a file of a store's address cannot be used: {error}") from None
+    if options.get("ssl_check_hostname", "true").lower() in {"false", "0", "no"}:
+        found.check_hostname = False
+    if wanted := options.get("ssl_cert_reqs"):
+        if wanted not in CERTIFICATES:
+            raise ValueError(f"ssl_cert_reqs is one of {', '.join(CERTIFICATES)}, not {wanted!r}")
+        found.check_hostname &= wanted != "none"
+        found.verify_mode = CERTIFICATES[wanted]
+    return found
+
+
+def written(command: tuple[Word, ...]) -> bytes:
+    """The command as a server reads it."""
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub takes one element
+    return packed
