@@ -93,6 +93,7 @@ class AsgiWire:
     def unwatch(self) -> None:
         if self._watching:
             self._watching.cancel()
+            self._watching = None  # it remembers where it was cancelled, and with that this wire: a cycle
 
     async def _until_left(self, left: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -1,15 +1,19 @@
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
+from gateway.api import Exchange
 from gateway.app import create_app
 from gateway.asgi import ASGI, Front, Late
 from gateway.keys import Keys
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import CHAT, body, eventually
+from tests.gateway.serving import CHAT, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 
@@ -93,6 +97,21 @@ def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
         assert server.sent == []
 
     run(flash, pro, main)
+
+
+@pytest.mark.parametrize("http", ["fast", "asgi"])
+def test_an_exchange_that_has_ended_is_gone_without_the_collectors_help(flash: Sim, pro: Sim, http: str) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), http=http) as gate:
+            gc.collect()
+            gc.disable()
+            assert (await gate.ask(body(model="flash"))).status == 200
+            await eventually(lambda: not any(type(one) is Exchange for one in gc.get_objects()))
+
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a_failure() -> None:
