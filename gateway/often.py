@@ -1,4 +1,4 @@
-"""What is asked all the time?   /health, /ready, /metrics and the models, without FastAPI; and all paths of others."""
+"""What is asked all the time?   /health, /ready, /metrics and the models, which need no FastAPI."""
 
 import asyncio
 from collections.abc import Callable, Mapping

@@ -5,40 +5,30 @@ The SDK makes a message of each attribute, and copies it into one after another:
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from itertools import groupby
-from operator import attrgetter
 from typing import Any
 
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 REMOTE_KNOWN, REMOTE = 0x100, 0x200  # flags: whether the parent is elsewhere is known, and so it is
-_TIME, _TIMES = struct.Struct("<BQ").pack, struct.Struct("<BQBQ").pack
-_DOUBLE, _FLAGS = struct.Struct("<d").pack, struct.Struct("<HI").pack
+_TIMES, _DOUBLE, _FLAGS = struct.Struct("<BQBQ").pack, struct.Struct("<d").pack, struct.Struct("<HI").pack
 _SHORT = [bytes([number]) for number in range(128)]
-_CODES = [b"\x18" + code for code in _SHORT[:3]]
 _TAGS = [bytes([field << 3 | 2]) for field in range(16)]  # of fields that say how long they are
 
 
-def request(spans: Sequence[ReadableSpan]) -> bytes:
-    """An ExportTraceServiceRequest: spans of one resource."""
-    scopes = [block(2, scoped(scope, alike)) for scope, alike in groupby(spans, attrgetter("instrumentation_scope"))]
-    return block(1, block(1, attributes(1, spans[0].resource.attributes)) + b"".join(scopes))
-
-
-def scoped(scope: InstrumentationScope, spans: Iterable[ReadableSpan]) -> bytes:
-    """ScopeSpans."""
-    named = text(1, scope.name) + text(2, scope.version or "") + attributes(3, scope.attributes or {})
-    schema = text(3, scope.schema_url) if scope.schema_url else b""
-    return block(1, named) + b"".join([block(2, span(one)) for one in spans]) + schema
+def request(resource: Resource, scope: InstrumentationScope, spans: Iterable[ReadableSpan]) -> bytes:
+    """An ExportTraceServiceRequest: spans of one resource and scope."""
+    named = text(1, scope.name) + text(2, scope.version or "")
+    whole = block(1, named) + b"".join([block(2, span(one)) for one in spans])
+    return block(1, block(1, attributes(1, resource.attributes)) + block(2, whole))
 
 
 def span(one: ReadableSpan) -> bytes:
-    """A Span, without links: neither we nor FastAPI make some."""
-    place, parent, status = one.context, one.parent, one.status
-    said = text(2, status.description) if status.description else b""
+    """A Span, without events and links."""
+    place, parent = one.context, one.parent
     flags = REMOTE_KNOWN | (REMOTE if parent and parent.is_remote else 0)
     return b"".join(
         (
@@ -50,15 +40,10 @@ def span(one: ReadableSpan) -> bytes:
             b"\x30" + _SHORT[one.kind.value + 1],
             _TIMES(0x39, one.start_time or 0, 0x41, one.end_time or 0),
             attributes(9, one.attributes or {}),
-            b"".join([block(11, event(at)) for at in one.events]),
-            block(15, said + _CODES[status.status_code.value]),
+            block(15, _SHORT[0x18] + _SHORT[one.status.status_code.value]),
             _FLAGS(0x0185, flags),
         )
     )
-
-
-def event(one: Event) -> bytes:
-    return _TIME(0x09, one.timestamp) + text(2, one.name) + attributes(3, one.attributes or {})
 
 
 def attributes(field: int, told: Mapping[str, Any]) -> bytes:

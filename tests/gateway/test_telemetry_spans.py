@@ -15,15 +15,11 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Status as Told
-from opentelemetry.trace import StatusCode
 
 from gateway.recorded import Record
 from gateway.telemetry import Telemetry
 from gateway.telemetry.otlp import request
-from gateway.telemetry.spans import spans
+from gateway.telemetry.spans import SCOPE, spans
 from gateway.trace import Leg, Trace
 from gateway.types import Usage
 from loadtest.servers import Sim
@@ -62,9 +58,12 @@ def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_
         async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
             for path in ("/openapi.json", "/v1/models", "/health", "/ready", "/metrics"):
                 assert (await gate.get(path, **GIVEN)).status == 200
+            assert (await gate.ask(body(model="none"))).status == 404
 
     asyncio.run(main())
-    (span,) = collector.spans
+    span, ours = collector.spans
+    scopes = {scope.scope.name: len(scope.spans) for one in collector.sent for scope in one.scope_spans}
+    assert (ours.name, scopes) == ("POST /v1/chat/completions", {"fastapi": 1, "tiergate": 1})
     assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("GET /openapi.json", TRACE, PARENT)
 
 
@@ -77,11 +76,7 @@ def test_spans_are_told_as_the_sdk_tells_them() -> None:
     resource = Resource.create({"service.name": "t", "process.command_args": ["a", "b"]})
     kinds = ((ended, began), (ended, given), (Record("", "", 200, 0.0, None, "", stream=True, ttft=1e300), given))
     found = [span for record, trace in kinds for span in spans(record, trace, "auto", {"flash": "m"}, resource)]
-    other = InstrumentationScope("fastapi", "1.0", "https://x.example/1", {"a": 1})
-    failed, raised = Told(StatusCode.ERROR, "it broke"), Event("exception", {"exception.type": "KeyError"}, 5)
-    theirs: JSON = {"resource": resource, "status": failed, "instrumentation_scope": other, "events": [raised]}
-    found.append(ReadableSpan("GET /", found[0].context, None, **theirs))
-    (sent,) = ExportTraceServiceRequest.FromString(request(found)).resource_spans
+    (sent,) = ExportTraceServiceRequest.FromString(request(resource, SCOPE, found)).resource_spans
     (known,) = encode_spans(found).resource_spans
     assert sent == known
 
