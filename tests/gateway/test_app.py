@@ -1,4 +1,5 @@
 import asyncio
+import re
 import secrets
 from pathlib import Path
 
@@ -95,7 +96,10 @@ def test_the_openapi_document_has_the_completion_paths_and_their_headers(flash: 
             for _ in range(2):
                 told = (await gate.get("/openapi.json")).json()
                 chat = told["paths"]["/v1/chat/completions"]["post"]
-                assert chat["responses"]["200"]["headers"].keys() >= {"x-route-tier", "x-gateway-overhead-ms"}
+                answer = await gate.ask(body(priority=1))
+                ours = {name for name in answer.headers if re.match("x-(?!ratelimit-re)", name)}
+                assert ours | {"x-route-stripped", "x-budget"} <= chat["responses"]["200"]["headers"].keys()
+                assert {"x-route-shadow", "x-session-id"} < {one["name"] for one in chat["parameters"]}
                 assert told["paths"].keys() >= {"/v1/models", "/health"} | DIALECTS.keys()
                 assert "422" not in str(told)
 
