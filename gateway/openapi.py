@@ -126,6 +126,8 @@ _EMBEDDINGS = {
 _HEADERS = [
     ("x-route-tier", "Ask for a tier; going up takes the caller's permission."),
     ("x-route-holdback", "off: let the answer out from its first token on."),
+    ("x-route-shadow", "off: do not compare the answer with a higher tier's."),
+    ("x-session-id", "Names the conversation, where the policy has sessions by this header."),
     ("cache-control", "no-cache: answer afresh; nothing is recalled, nor remembered of it."),
     ("x-route-explain", "1: put the whole decision into the answer as `route`."),
     ("x-request-timeout", "Seconds from here to the whole answer; then a 504, or an error event in a stream."),
@@ -157,12 +159,14 @@ _TOLD = [
     ("x-route-reason", "Why"),
     ("x-route-policy", "Name, revision and digest of the policy"),
     ("x-route-cache", "hit, miss, bypass or coalesced"),
+    ("x-route-stripped", "Fields that were taken out of the request, where some were"),
     ("x-route-skips", "How the tier's servers skip experts, where they do"),
     (
         "x-gateway-overhead-ms",
         "Milliseconds before the first byte that were the gateway's own; waiting for servers is not",
     ),
-    ("x-ratelimit-limit-requests", "Requests in a minute; -remaining- and -reset- alike"),
+    ("x-ratelimit-limit-requests", "Requests in a minute; -remaining- and -reset- alike, and -tokens where limited"),
+    ("x-budget", "warn or flash_only, once the budget says so; x-budget-used and x-budget-of (caller, all) tell why"),
 ]
 
 

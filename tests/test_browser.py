@@ -18,7 +18,7 @@ from tests.tiers import JSON, until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: `make test` installs it")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: `make test` installs it")
-from playwright.sync_api import Browser, Page, expect  # noqa: E402
+from playwright.sync_api import Browser, Page, Route, expect  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ADMIN, CALLER = secrets.token_hex(32), secrets.token_hex(32)
@@ -202,6 +202,20 @@ def test_a_prompt_is_explained_without_being_answered_or_sent_and_streamed(place
     expect(out).to_contain_text("First token here")
     assert out.locator(".answer").all_inner_texts() != ["", ""]
     assert len(place.pro.seen()) == 1
+
+
+def test_a_stream_is_read_whichever_way_its_lines_end(place: Place) -> None:
+    def respelled(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=answer.body().replace(b"\n", b"\r\n"))
+
+    page = place.page("try")
+    page.route("**/v1/chat/completions", respelled)
+    page.get_by_label("Prompt").fill(SIMPLE)
+    page.get_by_label("Key of a caller").fill(CALLER)
+    page.get_by_role("button", name="Send and stream").click()
+    expect(page.locator(".out")).to_contain_text("All of it")
+    assert page.locator(".answer").all_inner_texts() != ["", ""]
 
 
 def test_tiers_show_their_places_their_servers_and_who_does_not_answer(place: Place) -> None:

@@ -1,7 +1,9 @@
 """Does the official OpenAI client get what it expects, from real processes over sockets?"""
 
 import json
+import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -267,7 +269,8 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 def test_the_demo_shows_where_a_dozen_prompts_went() -> None:
     command = [sys.executable, "-m", "gateway", "demo", "--once", "--speed", "50", "--port", str(free_port())]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    env = os.environ | {"GATEWAY_API_KEY": secrets.token_hex(16)}  # of the shell: the demo has settings of its own
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=env).stdout
     rows = [line for line in shown.splitlines() if " flash " in line or " pro " in line]
     assert len(rows) == 12
     assert any("complex" in row and " pro " in row for row in rows)

@@ -71,7 +71,8 @@ async def _demo(port: int, speed: float, once: bool) -> None:
             typer.echo(str(error), err=True)
             raise typer.Exit(1) from None
         admin, _ = new_admin_key(b"")
-        env, ports = dict(os.environ, GATEWAY_LOG_EXCHANGES="false", GATEWAY_ADMIN_KEY=admin), {}
+        env, ports = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}, {}
+        env |= {"GATEWAY_LOG_EXCHANGES": "false", "GATEWAY_ADMIN_KEY": admin}
         for tier in TIERS:
             ports[tier] = _free_port()
             env[f"{tier.upper()}_URL"] = f"http://{HOST}:{ports[tier]}"

@@ -1,12 +1,14 @@
 """One request and what became of it."""
 
+import contextlib
 import json
 import time
 from typing import NamedTuple
 
-from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 
 LIMITS = Limits(connect=10.0, first_byte=60.0, idle=60.0, total=120.0)
+PATH, JSON = "POST /v1/chat/completions", "content-type: application/json"
 
 
 class Outcome(NamedTuple):
@@ -23,16 +25,7 @@ async def ask(client: Client, url: str, text: str = "hi", headers: str = "", **f
     Never raises for a failed request: that is what is counted.
     """
     told = {"model": "flash", "max_tokens": 1, "messages": [{"role": "user", "content": text}], **fields}
-    body, origin = json.dumps(told).encode(), Origin.parse(url)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n{headers}"
-    started, status = time.perf_counter(), 0
-    try:
-        response = await client.request(origin, f"{head}content-length: {len(body)}\r\n\r\n".encode(), body, LIMITS)
-        try:
-            await response.read(1 << 20)
-            status = response.status
-        finally:
-            response.close()
-    except TransportError:
-        pass
+    lines, body, started, status = headers.splitlines(), json.dumps(told).encode(), time.perf_counter(), 0
+    with contextlib.suppress(TransportError):
+        status = (await fetch(client, Origin.parse(url), PATH, LIMITS, JSON, *lines, body=body)).status
     return Outcome(status, started, time.perf_counter() - started)

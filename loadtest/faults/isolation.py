@@ -8,10 +8,10 @@ import re
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from gateway.http1 import Client, Origin, TransportError
+from gateway.http1 import Client, Origin, TransportError, fetch
 from gateway.keys import new_key
 from gateway.store import open_store
-from loadtest.faults.client import LIMITS
+from loadtest.faults.client import JSON, LIMITS, PATH
 from loadtest.servers import MODELS, gateway, sim, valkey
 
 POLICY = """\
@@ -40,22 +40,16 @@ async def operation(client: Client, url: str, key: str, prompt: str, chance: ran
     """One request, whole or streamed; its cache header and its answer's id, both empty where it was given up."""
     asked = {"model": "flash", "max_tokens": 8, "temperature": 0, "stream": chance.random() < 0.5}
     body, origin = json.dumps(asked | {"messages": [{"role": "user", "content": prompt}]}).encode(), Origin.parse(url)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
-    head += f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n"
     patience = chance.choice((chance.random() * 0.02, 10.0))
     try:
         async with asyncio.timeout(patience):
-            response = await client.request(origin, head.encode(), body, LIMITS)
-            try:
-                read = await response.read(1 << 16)
-            finally:
-                response.close()
+            told = await fetch(client, origin, PATH, LIMITS, JSON, f"authorization: Bearer {key}", body=body)
     except (TransportError, TimeoutError):
         return "given up", b""
-    found = ANSWER_ID.search(read)
-    if response.status != 200 or not found:
-        return f"status {response.status}", b""
-    return response.header(b"x-route-cache").decode(), found[1]
+    found = ANSWER_ID.search(told.body)
+    if told.status != 200 or not found:
+        return f"status {told.status}", b""
+    return told.headers[b"x-route-cache"].decode(), found[1]
 
 
 async def storm(urls: list[str], keys: list[str], prompts: int, operations: int) -> Isolation:

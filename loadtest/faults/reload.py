@@ -10,8 +10,8 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.http1 import Client, Origin, TransportError
-from loadtest.faults.client import LIMITS
+from gateway.http1 import Client, Origin, TransportError, fetch
+from loadtest.faults.client import JSON, LIMITS, PATH
 from loadtest.servers import MODELS, running, sim
 
 POLICY = """\
@@ -72,17 +72,11 @@ def mount(place: Path, content: str, number: int) -> None:
 
 
 async def ask(client: Client, url: str) -> Answer:
-    loop, origin = asyncio.get_running_loop(), Origin.parse(url)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
+    loop = asyncio.get_running_loop()
     started, status, revision = loop.time(), 0, ""
     try:
-        response = await client.request(origin, f"{head}content-length: {len(BODY)}\r\n\r\n".encode(), BODY, LIMITS)
-        try:
-            await response.read(1 << 20)
-            status, policy = response.status, response.header(b"x-route-policy").decode()
-            revision = policy.partition("@")[2].partition("+")[0]
-        finally:
-            response.close()
+        status, headers, _ = await fetch(client, Origin.parse(url), PATH, LIMITS, JSON, body=BODY)
+        revision = headers.get(b"x-route-policy", b"").decode().partition("@")[2].partition("+")[0]
     except TransportError:
         pass
     return Answer(status, revision, started, loop.time() - started)

@@ -1,12 +1,13 @@
 """Is what FastAPI serves there when it is asked for, and not in memory before?"""
 
 import asyncio
+import re
 import subprocess
 import sys
 
 from gateway.dialects import DIALECTS
 from loadtest.servers import Sim
-from tests.gateway.serving import gateway
+from tests.gateway.serving import body, gateway
 from tests.tiers import policy_for
 
 SCRIPT = """
@@ -41,7 +42,10 @@ def test_all_paths_of_the_openapi_document_are_served_those_of_completions_with_
             for _ in range(2):
                 told = (await gate.get("/openapi.json")).json()
                 chat = told["paths"]["/v1/chat/completions"]["post"]
-                assert chat["responses"]["200"]["headers"].keys() >= {"x-route-tier", "x-gateway-overhead-ms"}
+                answer = await gate.ask(body(priority=1))
+                ours = {name for name in answer.headers if re.match("x-(?!ratelimit-re)", name)}
+                assert ours | {"x-route-stripped", "x-budget"} <= chat["responses"]["200"]["headers"].keys()
+                assert {"x-route-shadow", "x-session-id"} < {one["name"] for one in chat["parameters"]}
                 assert told["paths"].keys() >= {"/v1/models", "/health", "/admin/keys"} | DIALECTS.keys()
                 assert "422" not in str(told)
             answers = {path: await gate.get(path) for path in told["paths"]}

@@ -84,8 +84,9 @@ export async function poll(work, seconds, signal) {
       }
     }
     await new Promise((resolve) => {
-      const timer = setTimeout(resolve, 1000 * seconds);
-      signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+      const wake = () => (clearTimeout(timer), signal.removeEventListener("abort", wake), resolve());
+      const timer = setTimeout(wake, 1000 * seconds);
+      signal.addEventListener("abort", wake);
     });
   }
 }

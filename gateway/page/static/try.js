@@ -139,10 +139,10 @@ async function* events(body) {
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
-    const whole = ((rest += value ?? "")).split("\n\n");
+    const whole = ((rest += value ?? "")).split(/\r?\n\r?\n/);
     rest = done ? "" : whole.pop();
     for (const event of whole) {
-      const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
+      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
       if (data && data !== "[DONE]") yield JSON.parse(data);
     }
     if (done) return;
