@@ -29,7 +29,9 @@ STREAM = body(model="flash", stream=True, max_tokens=40)
 
 @contextmanager
 def serving(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
-    """A gateway in a process of its own, which has ended well when the block has."""
+    """A gateway in a process of its own, which has ended well when the block has. Faults are set in the block: a start
+    waits for tiers that stall.
+    """
     policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
     with running(policy, (flash, pro), **settings) as (url, process):
         yield Port(int(url.rpartition(":")[2])), process
@@ -60,8 +62,8 @@ async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer
 
 def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        flash.config(drip=0.004, drip_bytes=64)
         with serving(flash, pro, DRAIN_WAIT="0.5") as (gate, process):
+            flash.config(drip=0.004, drip_bytes=64)
             tasks = await streams(gate, 20, flash)
             process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.1)
@@ -78,8 +80,8 @@ def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_wel
 
 def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        flash.config(stall_after=3)
         with serving(flash, pro, DRAIN="0.3") as (gate, process):
+            flash.config(stall_after=3)
             (stream,) = await streams(gate, 1, flash)
             flash.config(stall_first=60.0)
             whole = asyncio.create_task(gate.ask(body(model="flash")))
@@ -96,8 +98,8 @@ def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro
 
 def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        flash.config(stall_after=3)
         with serving(flash, pro, DRAIN_WAIT="60") as (gate, process):
+            flash.config(stall_after=3)
             (stream,) = await streams(gate, 1, flash)
             process.send_signal(signal.SIGTERM)
             until(lambda: ready(gate.port) == 503)
