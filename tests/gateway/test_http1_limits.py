@@ -27,6 +27,7 @@ from tests.gateway.loopback import (
     silence,
     told,
 )
+from tests.gateway.serving import eventually
 
 __all__ = ["run"]
 ROUNDS = 500 if os.environ.get("FAULTS") == "full" else 25  # 15,000 calls: `make faults`
@@ -154,12 +155,12 @@ def test_a_cancelled_call_closes_its_connection_at_once(run: Run, talk: Talk) ->
     async def main() -> None:
         async with serving(talk) as (client, origin, server):
             task = asyncio.create_task(told(client, origin))
-            await asyncio.sleep(0.05)
-            assert server.open == 1
+            await eventually(lambda: server.open == 1)
+            await asyncio.sleep(0.05)  # it is in the midst of its answer
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
-            await server.emptied(0.1)
+            await server.emptied(1)  # no limit ends it so early
 
     run(main())
 
