@@ -196,7 +196,7 @@ def test_without_a_store_each_process_answers_by_itself() -> None:
 
 @pytest.mark.parametrize(("size", "kept"), [(4 << 20, False), (3 << 19, False), (1 << 19, True)])
 def test_an_answer_of_4_mb_is_not_stored_nor_one_that_stays_too_large(valkey: str, size: int, kept: bool) -> None:
-    data = b'{"choices": "' + base64.b85encode(os.urandom(size)) + b'"}'
+    data = b'{"choices": "' + base64.b64encode(os.urandom(size)) + b'"}'
 
     async def keep(store: Store) -> None:
         assert await collected(await share(Flights(store), running(data))) == data
