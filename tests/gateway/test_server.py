@@ -36,7 +36,7 @@ def serving(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Proce
     policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
     with running(policy, (flash, pro), **settings) as (url, process):
         yield Port(int(url.rpartition(":")[2])), process
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
             process.send_signal(signal.SIGTERM)
             cut = await stream
             assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
-            await asyncio.to_thread(process.wait, 20)  # the drain would have been 600 s
+            await asyncio.to_thread(process.wait, 60)  # the drain would have been 600 s
 
     asyncio.run(main())
 
