@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from gateway.cli import app
 from gateway.workers.sums import counts, read, total
-from loadtest.servers import POLICY, Process, Sim, running
+from loadtest.servers import POLICY, READY, Process, Sim, running
 from tests.gateway.serving import Port, body
 from tests.tiers import JSON, until
 
@@ -35,7 +35,7 @@ def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]
     settings |= {"REDIS_URL": "embedded", "WORKERS": "2", "ADMIN_KEY": ADMIN}
     with running(policy, (flash, pro), **settings) as (url, process):
         gate = Port(int(url.rpartition(":")[2]))
-        until(lambda: alive(gate) == 2)
+        until(lambda: alive(gate) == 2, READY)
         yield gate, process
 
 
@@ -94,7 +94,7 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         until(lambda: not Path(f"/proc/{victim}").exists())
         assert counted(gate) == 40, "what a dead worker counted stays"
         asyncio.run(asked(gate, 10))
-        until(lambda: alive(gate) == 2)
+        until(lambda: alive(gate) == 2, READY)
         assert other in workers(process)
         until(lambda: counted(gate) == 50)
         reloads = counted(gate, RELOADS)
