@@ -72,7 +72,7 @@ def test_a_wrong_file_is_told_by_line_and_column(wrong: str, told: str) -> None:
     assert SECRET not in str(error.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 400), st.integers(0, 9), st.text(ODD, max_size=6))
 def test_a_file_with_anything_in_it_is_read_or_refused_and_nothing_else(at: int, cut: int, put: str) -> None:
     written = text({**ANN, "may": ["pro"], "usd": 1.5})
