@@ -34,7 +34,7 @@ test-backends: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/backends --ignore=tests/backends/flashmoe
 test-torch: $(TORCH)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe tests/backends/test_models.py --confcutdir=tests/backends \
-		--ignore=tests/backends/flashmoe/kernels
+		--ignore=tests/backends/flashmoe/kernels -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe/kernels --confcutdir=tests/backends/flashmoe \
 		-n 2 -o faulthandler_timeout=300
 lint: $(VENV)/.dev
