@@ -19,8 +19,9 @@ install: $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
 test: test-gateway test-whole test-page test-faults test-backends test-torch
+# Two cores are busy with three workers. Each more costs 2 s of CPU to import and collect, 6 in a fresh clone, and its own servers.
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 6 --dist worksteal
+	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 3 --dist worksteal
 # From outside: SDKs, the demo, every command of the pages, boards, manifests.
 test-whole: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/gateway --ignore=tests/backends --ignore=tests/engines \
@@ -33,7 +34,7 @@ test-backends: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/backends --ignore=tests/backends/flashmoe
 test-torch: $(TORCH)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe tests/backends/test_models.py --confcutdir=tests/backends \
-		--ignore=tests/backends/flashmoe/kernels
+		--ignore=tests/backends/flashmoe/kernels -n 2 --dist worksteal
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe/kernels --confcutdir=tests/backends/flashmoe \
 		-n 2 -o faulthandler_timeout=300
 lint: $(VENV)/.dev

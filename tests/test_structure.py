@@ -55,15 +55,20 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(parsed(path)))
+
+
 def room(path: Path) -> str:
     """The room that a file of the gateway belongs to: its name, or its package's."""
     parts = path.relative_to(ROOT / "gateway").with_suffix("").parts
     return parts[0]
 
 
-def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Dotted names that a module imports, with their lines."""
-    for node in ast.walk(tree):
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that a file imports, with their lines."""
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -73,8 +78,8 @@ def imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
                 yield (f"gateway.{alias.name}" if below else str(node.module), node.lineno)
 
 
-def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def depth(node: ast.AST, level: int = 0) -> int:
@@ -99,7 +104,7 @@ def none(found: Iterable[str]) -> None:
 def imports(files: Iterable[Path]) -> Iterator[tuple[str, Path, str]]:
     """Place, file and dotted name of each import."""
     for path in files:
-        yield from ((f"{path.relative_to(ROOT)}:{line}", path, name) for name, line in imported(parsed(path)))
+        yield from ((f"{path.relative_to(ROOT)}:{line}", path, name) for name, line in imported(path))
 
 
 def strays(at: str, here: str, parts: list[str]) -> Iterator[str]:
@@ -133,7 +138,7 @@ def test_files_are_at_most_300_lines() -> None:
 
 
 def test_functions_are_at_most_40_lines_and_two_blocks_deep() -> None:
-    found = [(path, function) for path in FILES for function in functions(parsed(path))]
+    found = [(path, function) for path in FILES for function in functions(path)]
     none(f"{path}: {one.name} is too long" for path, one in found if (one.end_lineno or 0) - one.lineno >= 40)
     none(f"{path}: {one.name} nests too deep" for path, one in found if depth(one) > 2)
 
@@ -143,7 +148,7 @@ def test_every_file_says_what_it_is_for() -> None:
 
 
 def test_the_request_path_is_one_page() -> None:
-    for function in functions(parsed(ROOT / "gateway" / "answer.py")):
+    for function in functions(ROOT / "gateway" / "answer.py"):
         assert (function.end_lineno or 0) - function.lineno < 30, f"{function.name} has outgrown the page"
 
 
@@ -159,7 +164,7 @@ def test_every_room_has_its_tests() -> None:
 
 
 def test_exceptions_are_caught_broadly_in_one_place_only() -> None:
-    nodes = ((path.name, node) for path in FILES for node in ast.walk(parsed(path)))
-    handlers = ((name, node.type) for name, node in nodes if isinstance(node, ast.ExceptHandler))
+    found = ((path.name, node) for path in FILES for node in nodes(path))
+    handlers = ((name, node.type) for name, node in found if isinstance(node, ast.ExceptHandler))
     broad = [name for name, caught in handlers if isinstance(caught, ast.Name) and caught.id == "Exception"]
     assert broad == ["api.py"]

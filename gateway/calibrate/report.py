@@ -57,12 +57,14 @@ def lift(judged: Sequence[Judged], threshold: float) -> float:
     """The part of Pro's gain, here the values, that is caught at or above the threshold, less what chance would catch
     at that share. NaN when Pro gains nothing over all.
     """
-    whole = sum(one.weight * one.value for one in judged)
-    if whole <= 0:
-        return math.nan
-    above = [one for one in judged if one.p >= threshold]
-    caught, share = sum(one.weight * one.value for one in above), sum(one.weight for one in above)
-    return caught / whole - share / sum(one.weight for one in judged)
+    whole = total = caught = share = 0.0
+    for p, value, weight in judged:  # once: a report asks this of 400 samples
+        whole += weight * value
+        total += weight
+        if p >= threshold:
+            caught += weight * value
+            share += weight
+    return caught / whole - share / total if whole > 0 else math.nan
 
 
 def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], float]) -> Estimate:

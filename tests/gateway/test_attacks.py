@@ -158,7 +158,7 @@ some_text = st.text(max_size=80) | st.sampled_from([wrap(ORDERS[0].format("compl
 MARKERS = ("<｜", "</", "<think", "<system", "｜")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_text, st.sampled_from(range(4)), st.sampled_from(["system", "decisions"]))
 def test_quoted_no_text_leaves_its_string_and_no_marker_stands_in_it(text: str, place: int, way: str) -> None:
     strategy = {"strategy": "decisions"} if way == "decisions" else {"layout": "system"}
@@ -175,7 +175,7 @@ def test_quoted_no_text_leaves_its_string_and_no_marker_stands_in_it(text: str, 
     assert "\n" not in held
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_text, st.sampled_from(range(4)), st.sampled_from(["choice", "json_logprobs", "json"]))
 def test_as_a_suffix_the_question_comes_last_and_is_ours_alone(text: str, place: int, strategy: str) -> None:
     policy = policy_for(FLASH, PRO, triage={"strategy": strategy})

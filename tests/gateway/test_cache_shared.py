@@ -6,9 +6,9 @@ import contextlib
 import os
 import random
 import secrets
-import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,12 @@ import pytest
 from gateway.cache import Flights, lookup, replay
 from gateway.cache.turn import Place, Turns
 from gateway.errors import UpstreamFailed
+from gateway.policy import load_policy
 from gateway.store import HELD, Store, Turn, open_store
 from gateway.types import Caller, Reply
-from loadtest.servers import Sim, free_port, pid_of, python
-from tests.gateway.serving import Port, asked, body, collected, eventually
+from loadtest.servers import Process, Sim
+from loadtest.servers import running as serving
+from tests.gateway.serving import Port, asked, body, collected, eventually, gateway
 from tests.gateway.test_cache_flights import POLICY, Server
 from tests.stores import on
 from tests.tiers import JSON
@@ -38,37 +40,22 @@ Share = Callable[[Server], Coroutine[Any, Any, Reply]]
 ASKED: JSON = body("What is asked by all?", temperature=0, max_tokens=10)
 
 
-@pytest.fixture(scope="module")
-def start(
-    flash_server: Sim, pro_server: Sim, valkey_server: str, tmp_path_factory: Any
-) -> Iterator[Callable[[], Port]]:
-    """Starts a gateway in a process of its own."""
-    file = tmp_path_factory.mktemp("shared") / "policy.yaml"
-    file.write_text(TEXT.format(flash_server.url, pro_server.url))
-    serve = ["-m", "gateway", "serve", "--policy", str(file), "--redis", valkey_server, "--port"]
-    with contextlib.ExitStack() as stack:
-
-        def started() -> Port:
-            port = free_port()
-            stack.enter_context(python([*serve, str(port)], port, GATEWAY_LOG_EXCHANGES="false"))
-            return Port(port)
-
-        yield started
+@asynccontextmanager
+async def two(flash: Sim, pro: Sim, store: str) -> AsyncIterator[tuple[Port, Port, Process]]:
+    """A gateway in this process, and another with its process."""
+    text = TEXT.format(flash.url, pro.url)
+    with serving(text, (flash, pro), REDIS_URL=store) as (url, process):
+        async with gateway(load_policy(text), open_store(store)) as here:
+            yield here, Port(int(url.rpartition(":")[2])), process
 
 
-@pytest.fixture(scope="module")
-def processes(start: Callable[[], Port]) -> list[Port]:
-    return [start(), start()]
-
-
-def test_500_identical_requests_over_two_processes_make_one_call(
-    processes: list[Port], flash: Sim, valkey: str
-) -> None:
+def test_500_identical_requests_over_two_processes_make_one_call(flash: Sim, pro: Sim, valkey: str) -> None:
     flash.config(stall_first=0.7)
 
     async def main() -> None:
         fields = [ASKED, ASKED | {"stream": True}]
-        answers = await asyncio.gather(*(processes[n % 2].ask(fields[n // 2 % 2]) for n in range(500)))
+        async with two(flash, pro, valkey) as (*ports, _):
+            answers = await asyncio.gather(*(ports[n % 2].ask(fields[n // 2 % 2]) for n in range(500)))
         assert {answer.status for answer in answers} == {200}
         assert len({answer.data for answer in answers}) == 2
         kinds = [answer.headers["x-route-cache"] for answer in answers]
@@ -79,22 +66,20 @@ def test_500_identical_requests_over_two_processes_make_one_call(
     assert len(flash.seen()) == 1
 
 
-def test_the_death_of_the_process_that_answers_elects_another(
-    start: Callable[[], Port], processes: list[Port], flash: Sim, valkey: str
-) -> None:
+def test_the_death_of_the_process_that_answers_elects_another(flash: Sim, pro: Sim, valkey: str) -> None:
     flash.config(stall_first=0.6)
-    first, second = start(), processes[0]
 
     async def main() -> None:
-        lost = [asyncio.create_task(first.ask(ASKED)) for _ in range(3)]
-        await eventually(lambda: len(flash.seen()) == 1)
-        waiting = [asyncio.create_task(second.ask(ASKED)) for _ in range(100)]
-        await asyncio.sleep(0.2)
-        os.kill(pid_of(f"http://127.0.0.1:{first.port}"), signal.SIGKILL)
-        answers = await asyncio.gather(*waiting)
-        assert {answer.status for answer in answers} == {200}
-        assert len({answer.data for answer in answers}) == 1
-        await asyncio.gather(*lost, return_exceptions=True)
+        async with two(flash, pro, valkey) as (second, first, process):
+            lost = [asyncio.create_task(first.ask(ASKED)) for _ in range(3)]
+            await eventually(lambda: len(flash.seen()) == 1)
+            waiting = [asyncio.create_task(second.ask(ASKED)) for _ in range(100)]
+            await asyncio.sleep(0.2)
+            process.kill()
+            answers = await asyncio.gather(*waiting)
+            assert {answer.status for answer in answers} == {200}
+            assert len({answer.data for answer in answers}) == 1
+            await asyncio.gather(*lost, return_exceptions=True)
 
     asyncio.run(main())
     assert len(flash.seen()) == 2
@@ -211,7 +196,7 @@ def test_without_a_store_each_process_answers_by_itself() -> None:
 
 @pytest.mark.parametrize(("size", "kept"), [(4 << 20, False), (3 << 19, False), (1 << 19, True)])
 def test_an_answer_of_4_mb_is_not_stored_nor_one_that_stays_too_large(valkey: str, size: int, kept: bool) -> None:
-    data = b'{"choices": "' + base64.b85encode(os.urandom(size)) + b'"}'
+    data = b'{"choices": "' + base64.b64encode(os.urandom(size)) + b'"}'
 
     async def keep(store: Store) -> None:
         assert await collected(await share(Flights(store), running(data))) == data

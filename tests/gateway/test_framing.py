@@ -265,7 +265,7 @@ def test_what_is_served_is_what_a_second_reader_finds_and_nothing_else(pro: Sim)
             stack.enter_async_context(gateway(policy_for(model, pro, rules=[{"id": "all", "route": "flash"}])))
         )
 
-        @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=CASES, suppress_health_check=[HealthCheck.too_slow])
         @given(st.lists(messages(), min_size=1, max_size=2), CUTS)
         def each(asked: list[bytes], places: list[int]) -> None:
             sent = b"".join(asked) + LAST

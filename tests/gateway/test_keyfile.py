@@ -3,11 +3,8 @@ import contextlib
 import json
 import logging
 import secrets
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,13 @@ from typer.testing import CliRunner, Result
 from gateway.cli import app
 from gateway.cli.written import Written
 from gateway.keyfile import KeyFile, read_keys
-from gateway.policy import PolicyError
-from gateway.store import KeyRecord
-from loadtest.servers import free_port, policy, python
-from tests.tiers import JSON, until
+from gateway.policy import PolicyError, load_policy
+from gateway.store import KeyRecord, open_store
+from loadtest.servers import Sim, free_port, python
+from tests.gateway.serving import PATIENCE, Port, gateway
+from tests.tiers import JSON, policy_text
 
+NOWHERE = Sim("http://127.0.0.1:1", "a-model")
 SECRET = "0f" * 32
 ODD = st.sampled_from("{}[]:,\"'\n -#&*!|0.eantruefls$\ud800\x85")
 ANN: JSON = {"id": "5d0c63ab12f9", "hash": "91be" * 16, "name": "ann", "created": 1772323200.0}
@@ -73,7 +72,7 @@ def test_a_wrong_file_is_told_by_line_and_column(wrong: str, told: str) -> None:
     assert SECRET not in str(error.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 400), st.integers(0, 9), st.text(ODD, max_size=6))
 def test_a_file_with_anything_in_it_is_read_or_refused_and_nothing_else(at: int, cut: int, put: str) -> None:
     written = text({**ANN, "may": ["pro"], "usd": 1.5})
@@ -169,44 +168,43 @@ def test_changes_at_the_same_time_lose_no_key(tmp_path: Path) -> None:
     assert len(KeyFile(path).records()) == 24
 
 
-def status(url: str, key: str) -> int:
-    request = urllib.request.Request(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
+async def status(gate: Port, key: str) -> int:
+    return (await gate.get("/v1/models", authorization=f"Bearer {key}")).status
+
+
+async def file_of(gate: Port) -> str:
+    """What /ready says of the file of keys."""
+    return str((await gate.get("/ready")).json()["keys_file"])
 
 
 def test_a_key_revoked_in_the_file_or_in_the_store_is_refused_by_all_gateways(tmp_path: Path, valkey: str) -> None:
     path, rules = tmp_path / "keys.json", tmp_path / "policy.yaml"
-    rules.write_text(policy())
+    rules.write_text(text := policy_text(NOWHERE, NOWHERE))
     made = {place: json.loads(keys("create", "ann", "--json", *place).stdout)
             for place in (("--file", str(path)), ("--redis", valkey))}  # fmt: skip
-    ports = [free_port(), free_port()]
-    command = ["-m", "gateway", "serve", "--policy", str(rules), "--redis", valkey, "--keys", str(path)]
-    tiers = {"FLASH_URL": "http://127.0.0.1:1", "PRO_URL": "http://127.0.0.1:1"}
-    with ExitStack() as stack:
-        urls = [stack.enter_context(python([*command, "--port", str(port)], port, **tiers)) for port in ports]
 
-        def answers() -> set[int]:
-            return {status(url, key["key"]) for url in urls for key in made.values()}
+    async def main(there: Port) -> None:
+        async with gateway(load_policy(text), open_store(valkey), everyone=False, file=KeyFile(path)) as here:
 
-        assert answers() == {200}
-        assert {status(url, "sk-tg-000000000000-x") for url in urls} == {401}
-        before = path.read_text()
-        path.write_text(before[:-9])
-        until(lambda: all(ready(url)["keys_file"] == "broken" for url in urls))
-        assert answers() == {200}
-        path.write_text(before)
-        for place, key in made.items():
-            assert keys("revoke", key["id"], *place).exit_code == 0
-        until(lambda: answers() == {401})
-        assert ready(urls[0])["keys_file"] == "ok"
+            async def answers() -> set[int]:
+                return {await status(gate, key["key"]) for gate in (here, there) for key in made.values()}
 
+            assert await answers() == {200}
+            assert {await status(gate, "sk-tg-000000000000-x") for gate in (here, there)} == {401}
+            before = path.read_text()
+            path.write_text(before[:-9])
+            async with asyncio.timeout(PATIENCE):
+                while {await file_of(gate) for gate in (here, there)} != {"broken"}:  # noqa: ASYNC110  another process
+                    await asyncio.sleep(0.02)
+            assert await answers() == {200}
+            path.write_text(before)
+            for place, key in made.items():
+                assert (await asyncio.to_thread(keys, "revoke", key["id"], *place)).exit_code == 0
+            async with asyncio.timeout(PATIENCE):
+                while await answers() != {401}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert await file_of(there) == "ok"
 
-def ready(url: str) -> JSON:
-    with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
-        found: JSON = json.loads(answer.read())
-        return found
+    command = ["-m", "gateway", "serve", "--policy", str(rules), "--redis", valkey, "--keys", str(path), "--port"]
+    with python([*command, str(port := free_port())], port):
+        asyncio.run(main(Port(port)))

@@ -589,7 +589,7 @@ edits = st.lists(
 
 
 @given(edits)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_mutated_file_is_read_or_refused_and_nothing_else(changes: list[tuple[int, int, str]]) -> None:
     text = REFERENCE
     for at, length, put in changes:
@@ -609,7 +609,7 @@ shapes = st.recursive(
 
 
 @given(st.sampled_from(["tiers", "rules", "triage", "callers", "failover", "signals", "aliases", "tests"]), shapes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_key_with_any_value_is_read_or_refused_and_nothing_else(key: str, value: object) -> None:
     document = {
         "schema": 1,

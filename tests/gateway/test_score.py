@@ -101,7 +101,7 @@ def test_the_reasons_name_what_moved_the_score_most() -> None:
     assert "-fact" in reasons(score_text("Who are you?").measures)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=400), st.integers(1, 500), st.integers(0, 500))
 def test_any_text_has_measures_and_a_score_between_0_and_1(text: str, turns: int, tools: int) -> None:
     found = score_text(text, turns, tools)
@@ -137,7 +137,7 @@ def shaped(text: str) -> dict[str, int]:
     return {name: getattr(surface, name)(seen) for name in COUNTED} | {"notation": surface.notation(text, seen)}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=40).map("".join)))
 def test_a_texts_shape_counts_as_regular_expressions_over_the_text_do(text: str) -> None:
     assert shaped(text) == counted(text)

@@ -25,15 +25,26 @@ from tests.gateway.serving import Answer, Line, Port, body, eventually, parsed
 from tests.tiers import JSON, policy_for, until
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
+PLACES = 4
 
 
 @contextmanager
 def serving(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
-    """A gateway in a process of its own, which has ended well when the block has."""
+    """A gateway in a process of its own, which has ended well when the block has. Faults are set in the block: a start
+    waits for tiers that stall.
+    """
     policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
     with running(policy, (flash, pro), **settings) as (url, process):
         yield Port(int(url.rpartition(":")[2])), process
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def small(flash_server: Sim, pro_server: Sim) -> Iterator[Port]:
+    """A gateway with places for four callers."""
+    with serving(flash_server, pro_server, CONNECTIONS=str(PLACES)) as (gate, process):
+        yield gate
+        process.terminate()
 
 
 def ready(port: int) -> int:
@@ -60,11 +71,11 @@ async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer
 
 def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        flash.config(drip=0.004, drip_bytes=64)
-        with serving(flash, pro, DRAIN_WAIT="0.5") as (gate, process):
+        with serving(flash, pro, DRAIN_WAIT="1") as (gate, process):
+            flash.config(drip=0.004, drip_bytes=64)
             tasks = await streams(gate, 20, flash)
             process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.1)
+            await eventually(lambda: ready(gate.port) != 200)
             status, said = await asyncio.to_thread(told, gate.port)
             assert (status, said["status"]) == (503, "leaving")
             late = await gate.ask(body(model="pro"))
@@ -78,8 +89,8 @@ def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_wel
 
 def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        flash.config(stall_after=3)
         with serving(flash, pro, DRAIN="0.3") as (gate, process):
+            flash.config(stall_after=3)
             (stream,) = await streams(gate, 1, flash)
             flash.config(stall_first=60.0)
             whole = asyncio.create_task(gate.ask(body(model="flash")))
@@ -96,27 +107,25 @@ def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro
 
 def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        flash.config(stall_after=3)
         with serving(flash, pro, DRAIN_WAIT="60") as (gate, process):
+            flash.config(stall_after=3)
             (stream,) = await streams(gate, 1, flash)
             process.send_signal(signal.SIGTERM)
             until(lambda: ready(gate.port) == 503)
             process.send_signal(signal.SIGTERM)
             cut = await stream
             assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
-            await asyncio.to_thread(process.wait, 20)  # the drain would have been 600 s
+            await asyncio.to_thread(process.wait, 60)  # the drain would have been 600 s
 
     asyncio.run(main())
 
 
-def test_where_no_key_is_asked_for_only_names_of_this_machine_are_served(flash: Sim, pro: Sim) -> None:
+def test_where_no_key_is_asked_for_only_names_of_this_machine_are_served(small: Port) -> None:
     async def main() -> None:
-        with serving(flash, pro) as (gate, process):
-            for host in ("localhost", f"127.0.0.1:{gate.port}", "[::1]"):
-                assert (await gate.get("/health", host=host)).status == 200
-            for host in ("evil.example", "localhost.evil.example", "10.0.0.1"):
-                assert (await gate.ask(body(), host=host)).status == 421, "a page of that site asks"
-            process.terminate()
+        for host in ("localhost", f"127.0.0.1:{small.port}", "[::1]"):
+            assert (await small.get("/health", host=host)).status == 200
+        for host in ("evil.example", "localhost.evil.example", "10.0.0.1"):
+            assert (await small.ask(body(), host=host)).status == 421, "a page of that site asks"
 
     asyncio.run(main())
 
@@ -128,21 +137,20 @@ def test_a_key_or_a_list_of_hosts_decides_otherwise() -> None:
     assert "[::1]" in addressed(Settings(host="::1"), open_).hosts
 
 
-def test_callers_who_only_hold_connections_leave_files_for_the_servers(flash: Sim, pro: Sim) -> None:
+def test_callers_who_only_hold_connections_leave_files_for_the_servers(small: Port) -> None:
     async def main() -> None:
-        with serving(flash, pro, CONNECTIONS="4") as (gate, process):
-            await asyncio.sleep(0.2)  # until the connection that asked whether it is ready has gone
-            first, *held, last = [Line(*await asyncio.open_connection("127.0.0.1", gate.port)) for _ in range(5)]
-            crowded = await last.answer()
-            assert (crowded.status, crowded.headers["retry-after"]) == (503, "1")
-            assert crowded.json()["error"]["code"] == "overloaded"
-            first.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-            assert (await first.answer()).status == 200, "who is in stays in"
-            shown = (await gate.get("/metrics")).data
-            assert b'gateway_protocol_refusals_total{status="503"} 1.0' in shown
-            for line in held:
-                await line.leave()
-            process.terminate()
+        await asyncio.sleep(0.2)  # until the connection that asked whether it is ready has gone
+        lines = [Line(*await asyncio.open_connection("127.0.0.1", small.port)) for _ in range(PLACES + 1)]
+        first, *held, last = lines
+        crowded = await last.answer()
+        assert (crowded.status, crowded.headers["retry-after"]) == (503, "1")
+        assert crowded.json()["error"]["code"] == "overloaded"
+        first.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert (await first.answer()).status == 200, "who is in stays in"
+        shown = (await small.get("/metrics")).data
+        assert b'gateway_protocol_refusals_total{status="503"} 1.0' in shown
+        for line in held:
+            await line.leave()
 
     asyncio.run(main())
 

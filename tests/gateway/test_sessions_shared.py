@@ -1,18 +1,17 @@
 """Sessions in a store that processes share, and one that stands still."""
 
 import asyncio
-import contextlib
 import os
 import signal
-from pathlib import Path
 
 import redis
 
 from gateway.embedded import embedded
+from gateway.policy import load_policy
 from gateway.sessions import key_of, recalling
-from gateway.store import Limits
+from gateway.store import Limits, open_store
 from gateway.store.valkey import RedisStore
-from loadtest.servers import Sim, free_port, python
+from loadtest.servers import Sim, running
 from tests.gateway.serving import COMPLEX, SIMPLE, Port, asked, body, gateway
 from tests.gateway.test_sessions import sessions
 from tests.stores import on
@@ -30,22 +29,18 @@ rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
 """
 
 
-def test_a_conversation_is_known_to_every_process(flash: Sim, pro: Sim, valkey: str, tmp_path: Path) -> None:
-    file = tmp_path / "policy.yaml"
-    file.write_text(TEXT.format(flash.url, pro.url))
+def test_a_conversation_is_known_to_every_process(flash: Sim, pro: Sim, valkey: str) -> None:
+    text = TEXT.format(flash.url, pro.url)
 
-    async def main(one: Port, other: Port) -> None:
-        for n, port in enumerate((one, other, one, other)):
-            found = await port.ask(body(SIMPLE if n else COMPLEX), x_session_id="a")
-            wanted = ("pro", "session" if n else "complex")
-            assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == wanted
+    async def main(other: Port) -> None:
+        async with gateway(load_policy(text), open_store(valkey)) as one:
+            for n, port in enumerate((one, other, one, other)):
+                found = await port.ask(body(SIMPLE if n else COMPLEX), x_session_id="a")
+                wanted = ("pro", "session" if n else "complex")
+                assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == wanted
 
-    with contextlib.ExitStack() as stack:
-        ports = [free_port(), free_port()]
-        serve = ["-m", "gateway", "serve", "--policy", str(file), "--redis", valkey, "--port"]
-        for port in ports:
-            stack.enter_context(python([*serve, str(port)], port, GATEWAY_LOG_EXCHANGES="false"))
-        asyncio.run(main(*map(Port, ports)))
+    with running(text, (flash, pro), REDIS_URL=valkey) as (url, _):
+        asyncio.run(main(Port(int(url.rpartition(":")[2]))))
     with redis.Redis.from_url(valkey) as client:
         kept = {name: client.get(name) for name in client.keys("tg1:*entry:header:*")}
         assert len(kept) == 1
