@@ -25,6 +25,8 @@ _FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) 
 class FastConnection(Connection):
     """Serves the completion paths by itself."""
 
+    __slots__ = ("_lost", "_news", "_next", "_task", "_usual", "front", "serving")
+
     def __init__(self, front: Front, **uvicorn: Any) -> None:
         super().__init__(front.settings, front.doors.telemetry.meters.unread.add, **uvicorn)
         self.front = front
@@ -119,14 +121,11 @@ class FastConnection(Connection):
 class Cycle:
     """One request and its answer: a Wire to the gateway, and to the connection what uvicorn's own cycle is."""
 
-    # What the connection reads and sets, by uvicorn's names.
-    more_body = True
-    disconnected = response_started = response_complete = False
-    _left: Callable[[], None] | None = None
-    _news: asyncio.Future[None] | None = None
-    _size = 0  # of the pieces
-    _head = b""
-    _chunked = False
+    __slots__ = (
+        "_chunked", "_connection", "_continue", "_flow", "_head", "_left", "_news", "_old", "_pieces", "_size",
+        "_transport", "disconnected", "headers", "keep_alive", "method", "more_body", "path", "response_complete",
+        "response_started",
+    )  # fmt: skip
 
     def __init__(self, connection: FastConnection, path: str) -> None:
         parser = connection.parser
@@ -134,7 +133,14 @@ class Cycle:
         self.method, self.path, self.headers = parser.get_method().decode(), path, connection.told
         self._old = connection.version == "1.0"
         self._continue = connection.expect_100_continue
+        self._left: Callable[[], None] | None = None
+        self._news: asyncio.Future[None] | None = None
         self._pieces: list[bytes] = []  # of the request's body
+        self._size = 0  # of the pieces
+        self._head, self._chunked = b"", False
+        # What the connection reads and sets, by uvicorn's names.
+        self.more_body = True
+        self.disconnected = self.response_started = self.response_complete = False
         self.keep_alive = not self._old and parser.should_keep_alive()
 
     @property
