@@ -9,6 +9,7 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
+from gateway.done import nothing
 from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
@@ -45,7 +46,7 @@ class Admission(msgspec.Struct, eq=False):
     def keep(self, reply: Reply) -> Reply:
         """The reply holds the admission until it is closed, and tells the caller's limits."""
         reply.limits = self.limits
-        if reply.closed is None:
+        if reply.closed is nothing:
             self.holders += 1
             reply.closed = self.close
         return reply

@@ -158,7 +158,7 @@ class Exchange:
         if reply.stream:
             await self._stream(reply)
         else:
-            data = reply.body if isinstance(reply.body, bytes) else await reply.read()
+            data = reply.body if isinstance(reply.body, bytes) else b"".join([chunk async for chunk in reply.chunks])
             await self._wire.write(self._whole(reply, data), more=False)
 
     def _leave(self) -> None:

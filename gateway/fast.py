@@ -13,10 +13,11 @@ from typing import Any
 from gateway.api import Exchange
 from gateway.asgi import Front
 from gateway.dialects import DIALECTS
+from gateway.done import DONE
 from gateway.errors import TooLarge
 from gateway.protocol import HIGH_WATER, Connection
 from gateway.types import Headers
-from gateway.wire import DONE, header_lines
+from gateway.wire import header_lines
 
 HOT = {path.encode(): path for path in DIALECTS}
 _FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import NoScriptError, ResponseError
 
+from gateway.done import DONE
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.beat import Beat, answered
@@ -20,7 +21,7 @@ from gateway.store.call import Call
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
 from gateway.store.line import FAULTS, Word
-from gateway.store.memory import DONE, LEASE_NAME, MemoryStore
+from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
 from gateway.store.repair import asked

@@ -16,6 +16,7 @@ from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import CHAT, sent
+from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
@@ -24,7 +25,7 @@ from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
-from gateway.upstream.replies import Failed, busy, failed, replied
+from gateway.upstream.replies import Failed, begun, busy, failed, stream, whole
 from gateway.upstream.waste import Early, Waste
 
 
@@ -182,21 +183,21 @@ class Upstream:
         return await self._try(request, call, policy.tiers[call.tier], other)
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
-        """Raises Failed. The reply holds the tier's place from here on."""
+        """Raises Failed. The tier's place is the exchange's from here on, which ends with the answer."""
         rest = _rest(request, tier)
         if rest <= 0:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
         exchange, reply = Exchange(call.tier, replica, request.caller.id), None
         try:
-            exchange.response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
-            reply = await replied(request, exchange, exchange.response, call.bill.usage)
-        except TransportError as error:
-            exchange.failed(error)
-            raise failed(error) from None
-        except Failed as error:
-            if not error.ours:
-                exchange.failed()
-            raise
+            exchange.response = response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
+            headers, streams = begun(response)
+            if streams:
+                reply = await stream(request, exchange, response, headers, call.bill.usage)
+            else:
+                data = response.ready(MAX_JSON)
+                reply = whole(response, headers, await response.read(MAX_JSON) if data is None else data, call.bill)
+        except (TransportError, UpstreamFailed, Failed) as error:
+            raise failed(exchange, error) from None
         finally:
             if not reply:
                 exchange.close()
@@ -204,6 +205,8 @@ class Upstream:
         exchange.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))
+        if not reply.stream:
+            exchange.close()
         return reply
 
     def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Awaitable
 
+from gateway.done import DONE
 from gateway.http1 import Response, TransportError
 from gateway.trace import Leg
 from gateway.upstream.places import Places
 from gateway.upstream.replicas import Replica
-from gateway.wire import DONE
 
 
 class Exchange:
