@@ -83,8 +83,8 @@ class Upstream:
         help, and nothing else needs to be asked."""
         caller, refusal = request.caller, None
         for name in policy.reach(caller.plan, caller.own.may):
-            tier, places = policy.tiers[name], self._placed(name)
-            if places.room(tier.limits):
+            tier, places = policy.tiers[name], self._places.get(name)
+            if places is None or places.room(tier.limits):
                 return
             priority = policy.callers.plans[caller.plan].priority
             refusal = places.turned_away(tier.limits, priority, _rest(request, tier))
@@ -120,19 +120,20 @@ class Upstream:
 
         What it used is put on `bill`, among the request's bills.
         """
-        tier, plan, places = policy.tiers[name], policy.callers.plans[request.caller.plan], self._placed(name)
+        tier, places = policy.tiers[name], self._placed(name)
         started = time.perf_counter()
         try:
             if not places.free(tier.limits):
-                await places.take(tier.limits, plan.priority, _rest(request, tier))
+                priority = policy.callers.plans[request.caller.plan].priority
+                await places.take(tier.limits, priority, _rest(request, tier))
         except Overloaded as full:
             return _refused(full, "overloaded", started)
-        bill = bill or Bill(name, "answer")
-        bill.stream = bool(request.fields.stream)
+        bill = bill or Bill(name, "answer", stream=bool(request.fields.stream))
         try:
             body = sent(request, name, policy)
             call = Call(name, request.path, request.id, body, bill, request.trace)
-            self._turns[name] += 1
+            if tier.balance == "round_robin":
+                self._turns[name] += 1
             self._budgets[name].earn()
             request.bills.append(bill)
             first = self._choose(request, name, tier)

@@ -28,7 +28,9 @@ class Exchange:
     def passed(self) -> None:
         """The replica works, whatever it thinks of the request."""
         self._outcome = True
-        self.replica.passed(self._caller, self._trial)
+        if self._trial:
+            self.replica.passed_trial()
+        self.replica.breaker.passed(self._caller)
         if self.leg:
             self.leg.first = time.perf_counter()
 
