@@ -266,7 +266,7 @@ def fill(usage: Usage, seen: Any) -> None:
     except _UNREADABLE:
         return
     usage.said = seen.copy() if isinstance(seen, msgspec.Raw) else seen  # else it holds on to the whole answer
-    prompt, cached, completion = found.prompt, found.cached, found.completion
+    prompt, cached, completion = found.counts()
     usage.prompt = usage.prompt if prompt is None else prompt  # a later event need not say what an earlier one has said
     usage.cached = usage.cached if cached is None else cached
     usage.completion = usage.completion if completion is None else completion
