@@ -61,7 +61,8 @@ class MemoryStore:
             lease = f"{LEASE_NAME}{self._leases}"
             account.leases[lease] = account.hold(limits, bound, cap) if bound else most
             turn = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
-        return Admitted(limits, lease, 0, spent, 0, account.used, account.spent + account.money, cap, entry, turn)
+        used = account.used if account.counts else 0
+        return Admitted(limits, lease, 0, spent, 0, used, account.spent + account.money, cap, entry, turn)
 
     def _new_account(self, caller: str, now: int) -> Account:
         """Whoever is new also has the two accounts looked at that were looked at longest ago, so that idle ones do not

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from gateway.balance import affinity
+from gateway.dialects import DIALECTS
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
@@ -148,7 +149,7 @@ class Upstream:
         except BaseException:
             places.give_back()
             raise
-        bill.void = reply.status != 200 or request.dialect.work == "count"
+        bill.void = reply.status != 200 or DIALECTS[request.path].work == "count"
         reply.waited = time.perf_counter() - started
         if busy(reply):
             await reply.shut()
