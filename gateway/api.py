@@ -194,16 +194,16 @@ class Exchange:
 
     def _whole(self, reply: Reply, data: bytes) -> bytes:
         """Starts an answer that comes in one piece; the piece."""
-        headers = self._answered(reply)
+        now = time.perf_counter()
+        headers, self._ttft = self._answered(reply, now), now - self._started
         if self._explained and reply.status == 200:
             data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
-        self._ttft = time.perf_counter() - self._started
         self._start(reply.status, headers, len(data))
         return data
 
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
-        self._start(reply.status, self._answered(reply) + STREAMED)
+        self._start(reply.status, self._answered(reply, time.perf_counter()) + STREAMED)
         pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
         seconds = self._policy.tiers[reply.tier].timeouts.total
         late = asyncio.get_running_loop().call_later(seconds, self._give_up)
@@ -251,7 +251,7 @@ class Exchange:
                         await self._wire.write(answers.broken(refusal, self._reply.usage.events), more=False)
             return
         body = answers.error(refusal)
-        headers = JSON + header_lines(refusal.headers()) + self._answered(self._reply)
+        headers = JSON + header_lines(refusal.headers()) + self._answered(self._reply, time.perf_counter())
         self._start(refusal.status, headers, len(body))
         await self._wire.write(body, more=False)
 
@@ -259,9 +259,9 @@ class Exchange:
         self._wire.start(status, headers, length)
         self._status = status
 
-    def _answered(self, reply: Reply | None) -> bytes:
-        """The headers of an answer, as lines; the time before its first byte ends here."""
-        ours = time.perf_counter() - self._started - self._uploading - (reply.waited if reply else 0.0)
+    def _answered(self, reply: Reply | None, now: float) -> bytes:
+        """The headers of an answer, as lines; the time before its first byte ends `now`."""
+        ours = now - self._started - self._uploading - (reply.waited if reply else 0.0)
         self._overhead = ours if ours > 0.0 else 0.0  # noqa: FURB136  max() takes as long as ten steps
         headers = told(self._id, self._policy, reply, self._overhead)
         if reply is None or self._request is None:

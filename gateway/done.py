@@ -1,16 +1,16 @@
 """What is there to await, where nothing has to be waited for?"""
 
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Generator
+from types import coroutine
 
 
-class Done:
-    """Awaited without a wait, at a tenth of what a coroutine costs."""
+@coroutine
+def _ended() -> Generator[None, None, None]:
+    return
+    yield
 
-    __await__: Any = ().__iter__
 
-
-DONE = Done()
+DONE: Awaitable[None] = _ended()  # at its end, where each who awaits it finds it: a tenth of what a coroutine costs
 
 
 def nothing() -> Awaitable[None]:

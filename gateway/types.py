@@ -59,7 +59,7 @@ class Usage:
 
 class Bill(msgspec.Struct):
     """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
-    `stream`: what it made came in events. `at`: time.perf_counter() when it was opened."""
+    `stream`: what it made came in events. `at`: time.perf_counter() when it was asked for."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]

@@ -188,9 +188,9 @@ class MemoryStore:
         return None
 
 
-_STARTED = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+_STARTED = time.time() - time.monotonic()
 
 
 def _now() -> int:
     """Microseconds since 1970 as of the process's start; steady from there."""
-    return _STARTED + time.monotonic_ns() // 1000
+    return int((_STARTED + time.monotonic()) * 1e6)

@@ -58,8 +58,9 @@ class Upstream:
 
     def waiting(self, policy: Policy) -> Mapping[str, int]:
         """Requests in the servers' queues, of the tiers whose queues the policy looks at and that tell."""
-        if not policy.watched_queues:
-            return {}
+        return self._waiting(policy) if policy.watched_queues else {}
+
+    def _waiting(self, policy: Policy) -> Mapping[str, int]:
         watched = {name: self._replicas.of(policy.tiers[name]) for name in policy.watched_queues}
         self._queues.look({self._placed(name): replicas for name, replicas in watched.items()})
         now = asyncio.get_running_loop().time()
@@ -129,7 +130,7 @@ class Upstream:
                 await places.take(tier.limits, priority, _rest(request, tier))
         except Overloaded as full:
             return _refused(full, "overloaded", started)
-        bill = bill or Bill(name, "answer", stream=bool(request.fields.stream))
+        bill = bill or Bill(name, "answer", stream=bool(request.fields.stream), at=started)
         try:
             body = sent(request, name, policy)
             call = Call(name, request.path, request.id, body, bill, request.trace)
