@@ -9,6 +9,7 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
+from gateway.done import nothing
 from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
@@ -45,7 +46,7 @@ class Admission(msgspec.Struct, eq=False):
     def keep(self, reply: Reply) -> Reply:
         """The reply holds the admission until it is closed, and tells the caller's limits."""
         reply.limits = self.limits
-        if reply.closed is None:
+        if reply.closed is nothing:
             self.holders += 1
             reply.closed = self.close
         return reply
@@ -69,11 +70,10 @@ class Admission(msgspec.Struct, eq=False):
         self.holders -= 1
         if self.holders > 0 or not self.leases:
             return
-        leases, self.leases = self.leases, {}
         used = lines(self.request, self.policy)
         self.request.costs.extend(used)
         above = self.terms.limits.share is not None and answered_above(self.terms.reach[0], used)
-        for account, lease in leases.items():
+        for account, lease in self.leases.items():
             self.store.settle(account, lease, used, above)
 
     __exit__ = close

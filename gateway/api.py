@@ -120,8 +120,10 @@ class Exchange:
         doors = self._doors
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
-        refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
-        self._caller = caller = await identify(credentials(self._headers), doors.keys, self._policy.callers)
+        if "origin" in self._headers:
+            refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
+        shown, callers = credentials(self._headers), self._policy.callers
+        self._caller = caller = doors.keys.known(shown, callers) or await identify(shown, doors.keys, callers)
         if self._policy.candidate:
             self._policy = self._policy.once(serving, caller.id)
         data = self._wire.ready()
@@ -133,7 +135,7 @@ class Exchange:
         self._request = request = self._read(data, caller)
         self._read_at = time.perf_counter()
         self._wire.watch(self._leave)
-        left = request.left()
+        left = request.left() if "x-request-timeout" in self._headers else None
         try:
             if left is None:
                 await self._answer(request)
@@ -157,7 +159,7 @@ class Exchange:
         if reply.stream:
             await self._stream(reply)
         else:
-            data = reply.body if isinstance(reply.body, bytes) else await reply.read()
+            data = reply.body if isinstance(reply.body, bytes) else b"".join([chunk async for chunk in reply.chunks])
             await self._wire.write(self._whole(reply, data), more=False)
 
     def _leave(self) -> None:
@@ -192,16 +194,16 @@ class Exchange:
 
     def _whole(self, reply: Reply, data: bytes) -> bytes:
         """Starts an answer that comes in one piece; the piece."""
-        headers = self._answered(reply)
+        now = time.perf_counter()
+        headers, self._ttft = self._answered(reply, now), now - self._started
         if self._explained and reply.status == 200:
             data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
-        self._ttft = time.perf_counter() - self._started
         self._start(reply.status, headers, len(data))
         return data
 
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
-        self._start(reply.status, self._answered(reply) + STREAMED)
+        self._start(reply.status, self._answered(reply, time.perf_counter()) + STREAMED)
         pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
         seconds = self._policy.tiers[reply.tier].timeouts.total
         late = asyncio.get_running_loop().call_later(seconds, self._give_up)
@@ -249,7 +251,7 @@ class Exchange:
                         await self._wire.write(answers.broken(refusal, self._reply.usage.events), more=False)
             return
         body = answers.error(refusal)
-        headers = JSON + header_lines(refusal.headers()) + self._answered(self._reply)
+        headers = JSON + header_lines(refusal.headers()) + self._answered(self._reply, time.perf_counter())
         self._start(refusal.status, headers, len(body))
         await self._wire.write(body, more=False)
 
@@ -257,9 +259,9 @@ class Exchange:
         self._wire.start(status, headers, length)
         self._status = status
 
-    def _answered(self, reply: Reply | None) -> bytes:
-        """The headers of an answer, as lines; the time before its first byte ends here."""
-        ours = time.perf_counter() - self._started - self._uploading - (reply.waited if reply else 0.0)
+    def _answered(self, reply: Reply | None, now: float) -> bytes:
+        """The headers of an answer, as lines; the time before its first byte ends `now`."""
+        ours = now - self._started - self._uploading - (reply.waited if reply else 0.0)
         self._overhead = ours if ours > 0.0 else 0.0  # noqa: FURB136  max() takes as long as ten steps
         headers = told(self._id, self._wire.path, self._policy, reply, self._overhead)
         if reply is None or self._request is None:

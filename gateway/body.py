@@ -155,7 +155,7 @@ class Body:
         members, pieces, dropped = self.members, self.pieces.copy(), not self.members
         for key, value in changes.items():
             if key in members:
-                pieces[2 * [*members].index(key) + 3] = value or b""
+                pieces[2 * operator.indexOf(members, key) + 3] = value or b""
                 dropped = dropped or value is None
             elif value is not None:
                 added += b"%b:%b," % (msgspec.json.encode(key), value)

@@ -83,7 +83,7 @@ def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream)
     tier = _tier(ask, policy, upstream)
     if not tier:
         return None
-    bill = Bill(tier, "draft")
+    bill = Bill(tier, "draft", stream=bool(request.fields.stream))
     task = asyncio.create_task(_start(request, tier, policy, upstream, bill))
     draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)
     if request.fields.stream:

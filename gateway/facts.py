@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.body import Fields
+from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
 from gateway.score import score
@@ -28,7 +29,7 @@ def observe(
 
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
-    fields, caller, dialect = request.fields, request.caller, request.dialect
+    fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
     last, turns, context, vision = conversation(fields)
     looks = score(fields, policy.table) if policy.scored and wish is None else None  # a wish goes before all rules
@@ -36,7 +37,7 @@ def observe(
         fields.model or "auto",
         caller.name,
         caller.plan,
-        dialect.api,
+        DIALECTS[request.path].api,
         wish,
         wished_by,
         len(last[0]) if len(last) == 1 else sum(map(len, last)),

@@ -14,10 +14,11 @@ from typing import Any
 from gateway.api import Exchange
 from gateway.asgi import Front
 from gateway.dialects import DIALECTS
+from gateway.done import DONE
 from gateway.errors import TooLarge
 from gateway.protocol import HIGH_WATER, Connection
 from gateway.types import Headers
-from gateway.wire import DONE, header_lines
+from gateway.wire import header_lines
 
 HOT = {path.encode(): path for path in DIALECTS}
 MAX_DIGITS = 15  # of a length, where a head is compared with the one before
@@ -27,6 +28,8 @@ _FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) 
 
 class FastConnection(Connection):
     """Serves the completion paths by itself."""
+
+    __slots__ = ("_before", "_lost", "_news", "_next", "_task", "_usual", "front", "serving")
 
     def __init__(self, front: Front, **uvicorn: Any) -> None:
         super().__init__(front.settings, front.doors.telemetry.meters.unread.add, **uvicorn)
@@ -166,14 +169,11 @@ class FastConnection(Connection):
 class Cycle:
     """One request and its answer: a Wire to the gateway, and to the connection what uvicorn's own cycle is."""
 
-    # What the connection reads and sets, by uvicorn's names.
-    more_body = True
-    disconnected = response_started = response_complete = False
-    _left: Callable[[], None] | None = None
-    _news: asyncio.Future[None] | None = None
-    size = 0  # of the pieces
-    _head = b""
-    _chunked = False
+    __slots__ = (
+        "_chunked", "_connection", "_continue", "_flow", "_head", "_left", "_news", "_old", "_pieces",
+        "_transport", "disconnected", "headers", "keep_alive", "method", "more_body", "path", "response_complete",
+        "response_started", "size",
+    )  # fmt: skip
 
     def __init__(self, connection: FastConnection, path: str) -> None:
         parser = connection.parser
@@ -181,7 +181,14 @@ class Cycle:
         self.method, self.path, self.headers = parser.get_method().decode(), path, connection.told
         self._old = connection.version == "1.0"
         self._continue = connection.expect_100_continue
+        self._left: Callable[[], None] | None = None
+        self._news: asyncio.Future[None] | None = None
         self._pieces: list[bytes] = []  # of the request's body
+        self.size = 0  # of the pieces
+        self._head, self._chunked = b"", False
+        # What the connection reads and sets, by uvicorn's names.
+        self.more_body = True
+        self.disconnected = self.response_started = self.response_complete = False
         self.keep_alive = not self._old and parser.should_keep_alive()
 
     @property

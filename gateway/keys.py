@@ -56,7 +56,7 @@ class Keys:
         self.file = file
         self._known: OrderedDict[str, tuple[float, KeyRecord]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._opened: OrderedDict[str, Opened] = OrderedDict()
+        self._opened: OrderedDict[str | None, Opened] = OrderedDict()  # by Authorization
 
     async def find(self, key_id: str) -> tuple[KeyRecord | None, bytes]:
         """The record, if it is not revoked, and the secret that its hash is keyed with. Raises Overloaded."""
@@ -80,25 +80,33 @@ class Keys:
             return known[1]
         return self._keep(key_id, found, now + BELIEVED)
 
-    def opened(self, presented: str) -> Opened | None:
-        """What is remembered of this key: it was right then, which costs two hashes to find out."""
-        return self._opened.get(presented)
+    def known(self, authorization: str | None, callers: Callers) -> Caller | None:
+        """Whom this Authorization header let in, where all that says so is known to be the same: finding out costs two
+        hashes. None: ask `identify`."""
+        opened = self._opened.get(None if self.everyone else authorization)
+        if opened is None or opened.callers is not callers:
+            return None
+        secret = self.store.known_secret if opened.record is None else self._secret(opened.record)
+        return opened.caller if opened.secret == secret else None
 
-    def stands(self, opened: Opened, secret: bytes, callers: Callers) -> bool:
-        """Whether all that it was concluded from is known to be the same, nobody asked; `secret` is the store's."""
-        record = opened.record
-        if opened.callers is not callers:
-            return False
-        if record is None:
-            return opened.secret == secret
+    def _secret(self, record: KeyRecord) -> bytes | None:
+        """The secret that goes with a record which is known to stand, nobody asked."""
+        if expired(record):
+            return None
         held = self.file.find(record.id) if self.file else None
         if held:
-            return held[0] is record and held[1] == opened.secret
+            return held[1] if held[0] is record else None
         known = self._known.get(record.id)
-        return known is not None and known[1] is record and known[0] > time.monotonic() and opened.secret == secret
+        believed = known is not None and known[1] is record and known[0] > time.monotonic()
+        return self.store.known_secret if believed else None
 
-    def remember(self, presented: str, opened: Opened) -> Opened:
-        self._opened[presented] = opened
+    def opened(self, authorization: str | None) -> Opened | None:
+        """What was concluded from this header, which was right then."""
+        return self._opened.get(authorization)
+
+    def remember(self, authorization: str | None, opened: Opened) -> Opened:
+        """Of the headers that let somebody in; where no key is asked for all are alike."""
+        self._opened[None if self.everyone else authorization] = opened
         if len(self._opened) > REMEMBERED:
             self._opened.popitem(last=False)
         return opened
@@ -138,24 +146,25 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     """The caller who sent this Authorization header. Raises Unauthorized, Overloaded when nobody can tell,
     Forbidden when the policy does not have the key's plan.
     """
-    secret = keys.store.known_secret or await keys.store.secret()
-    presented = "" if keys.everyone else bearer(authorization)
-    found = keys.opened(presented)
-    if found is None or not keys.stands(found, secret, callers):
-        found = keys.remember(presented, await _opened(presented, secret, keys, callers))
+    known = keys.known(authorization, callers)
+    if known:
+        return known
+    found = await _opened(authorization, keys, callers)
     if found.record and expired(found.record):
         raise Unauthorized("This API key has expired.", code="expired_api_key")
-    return found.caller
+    return keys.remember(authorization, found).caller
 
 
-async def _opened(presented: str, secret: bytes, keys: Keys, callers: Callers) -> Opened:
+async def _opened(authorization: str | None, keys: Keys, callers: Callers) -> Opened:
+    presented = "" if keys.everyone else bearer(authorization)
+    secret = await keys.store.secret()
     if keys.everyone:
         return Opened(_caller("anonymous", "anonymous", None, secret, callers), None, secret, callers)
     if keys.raw is not None and hmac.compare_digest(key_hash(secret, presented), key_hash(secret, keys.raw)):
         return Opened(_caller("default", "default", None, secret, callers), None, secret, callers)
     key_id = id_of(presented)
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
-    before = keys.opened(presented)
+    before = keys.opened(authorization)
     same = before is not None and (before.record, before.secret) == (record, secret)
     if not (same or opens(presented, record, secret)) or record is None:
         raise Unauthorized("Incorrect API key provided.")

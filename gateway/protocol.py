@@ -30,6 +30,11 @@ class Connection(HttpToolsProtocol):
     `refused` hears its status.
     """
 
+    __slots__ = (  # beside uvicorn's, they would be more than Python finds quickly
+        "_again", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_over", "_read", "_receiving",
+        "_refusal", "_refused", "_settings", "_since", "_stalling", "_unanswered", "told", "version",
+    )  # fmt: skip
+
     def __init__(self, settings: Settings, refused: Callable[[str], None], **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
         self._settings, self._refused = settings, refused
@@ -94,7 +99,6 @@ class Connection(HttpToolsProtocol):
             self._received()
 
     # -- what the parser finds
-
     def on_message_begin(self) -> None:
         self.url, self.headers = b"", []
         self._in_head, self._body = True, 0
@@ -145,7 +149,10 @@ class Connection(HttpToolsProtocol):
 
     def _check(self) -> None:
         """Raises Refusal for a head that two readers could read in two ways."""
-        if self._read + self._came > MAX_HEAD and self._head() > MAX_HEAD:
+        size = self._read + self._came
+        if size > MAX_HEAD:  # the head may not have come alone
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD:
             raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
             raise BadRequest("The request target must be a path.")
@@ -154,12 +161,7 @@ class Connection(HttpToolsProtocol):
         self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue"
         self.version = version
 
-    def _head(self) -> int:
-        """Bytes of the head, which may not have come alone."""
-        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-
     # -- patience
-
     def _expect(self) -> None:
         """A request is owed, or the rest of one."""
         if self._receiving is None:
@@ -212,7 +214,6 @@ class Connection(HttpToolsProtocol):
         self._stall()
 
     # -- the end of an answer, or of the line
-
     def on_response_complete(self) -> None:
         self._unanswered -= 1
         closing = self.transport.is_closing()

@@ -129,7 +129,7 @@ class Records:
         ring[name] = kept
         while len(ring) > rules.keep:
             ring.popitem(last=False)
-        if self._writes(rules):
+        if self._path is not None or self._shares(rules):
             self._put(Due(kept.line(), record.caller.id, record.id, rules))
 
     def holds(self, caller: Caller, request_id: str) -> bool:
@@ -156,7 +156,7 @@ class Records:
                 break
         else:
             raise _unknown(request_id)
-        if self._writes(policy.record):
+        if self._path is not None or self._shares(policy.record):
             late = Judged(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
             self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
 
@@ -194,9 +194,6 @@ class Records:
             shared = [due for due in batch if self._shares(due.rules)]
             if shared:
                 await self._share(shared, shared[-1].rules.stream or 1)
-
-    def _writes(self, rules: Recording) -> bool:
-        return self._path is not None or self._shares(rules)
 
     def _shares(self, rules: Recording) -> bool:
         return rules.stream is not None and self._store.state != "memory"

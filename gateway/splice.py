@@ -68,12 +68,12 @@ Changes = dict[str, bytes | None]
 
 class Plain(msgspec.Struct, frozen=True):
     """What becomes of a request that has a model and none of the members `names`, on its way to a tier: another
-    `model`, and `added`, the text of members that are new, around the caller's salt where that goes along.
+    `model`, and `added`, the text of members that are new.
     """
 
     names: frozenset[str]
     model: bytes
-    added: tuple[bytes, ...]
+    added: bytes
 
 
 def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
@@ -82,28 +82,28 @@ def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
     if found is None or asks:
         tier, plan = policy.tiers[name], policy.callers.plans[request.caller.plan]
         return request.body.edit(changes(request, tier, plan) | asks)
-    return request.body.edit({"model": found.model}, _encode(request.caller.salt).join(found.added))
+    return request.body.edit({"model": found.model}, found.added)
 
 
 def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
     """What becomes of the request, worked out once for all that are as plain; None: it is not."""
     fields, members = request.fields, request.body.members
     said = fields.stream is True and uncounted(request), fields.reasoning_effort is not None
-    found: Plain = policy.once(_plain, name, request.caller.plan, request.path, said)
+    caller = request.caller
+    found = policy.once(_plain, name, (caller.plan, caller.salt), request.path, said)
     return found if "model" in members and found.names.isdisjoint(members) else None
 
 
-def _plain(name: str, plan: str, path: str, said: tuple[bool, bool], policy: Policy) -> Plain:
-    """`said`: the answer is a stream that has to be asked for its usage, and the caller says how much to think."""
+def _plain(name: str, whose: tuple[str, str], path: str, said: tuple[bool, bool], policy: Policy) -> Plain:
+    """`whose`: the caller's plan and salt. `said`: the answer is a stream that has to be asked for its usage, and the
+    caller says how much to think."""
+    (plan, own), tier = whose, policy.tiers[name]
     fields = Fields(stream=said[0], reasoning_effort="" if said[1] else None)
-    request = ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0)
-    tier = policy.tiers[name]
+    request = ChatRequest("", Caller("", "", plan, own), path, NOTHING, fields, {}, 0.0)
     found = changes(request, tier, policy.callers.plans[plan])
     names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found)
-    if tier.engine == "vllm":
-        found["cache_salt"] = b"\n"  # the gap: a line break is in no JSON that we write
     new = [b"%b:%b," % (_encode(key), value) for key, value in found.items() if value is not None and key != "model"]
-    return Plain(names - {"model"}, _encode(tier.model), tuple(b"".join(new).split(b"\n")))
+    return Plain(names - {"model"}, _encode(tier.model), b"".join(new))
 
 
 def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:

@@ -244,25 +244,17 @@ async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> 
         return
 
 
-async def json_answer(response: Response, usage: Usage) -> bytes:
-    """A whole JSON answer; fills `usage`. Raises UpstreamFailed when it is cut or no JSON object, UpstreamTimeout.
-
-    An error of the server (4xx) passes whatever its form.
+def read_whole(data: bytes, status: int, usage: Usage) -> None:
+    """Fills `usage` from a whole JSON answer. Raises UpstreamFailed when it is no JSON object; an error of the server
+    (4xx) passes whatever its form.
     """
-    try:
-        data = response.ready(MAX_JSON)
-        if data is None:
-            data = await response.read(MAX_JSON)
-    except TransportError as error:
-        raise broken(error) from None
     try:
         seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
-        usage.complete, usage.failed = True, response.status == 200 and bool(seen.error)
+        usage.complete, usage.failed = True, status == 200 and bool(seen.error)
     except _UNREADABLE:
-        if response.status < 400:
+        if status < 400:
             raise UpstreamFailed("The model server's answer is not valid JSON.") from None
-    return data
 
 
 def fill(usage: Usage, seen: Any) -> None:
@@ -274,7 +266,7 @@ def fill(usage: Usage, seen: Any) -> None:
     except _UNREADABLE:
         return
     usage.said = seen.copy() if isinstance(seen, msgspec.Raw) else seen  # else it holds on to the whole answer
-    prompt, cached, completion = found.prompt, found.cached, found.completion
+    prompt, cached, completion = found.counts()
     usage.prompt = usage.prompt if prompt is None else prompt  # a later event need not say what an earlier one has said
     usage.cached = usage.cached if cached is None else cached
     usage.completion = usage.completion if completion is None else completion

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.body import Body, Fields
 from gateway.dialects import DIALECTS, Api, Dialect
+from gateway.done import DONE, nothing
 from gateway.errors import BadRequest, Refusal
 from gateway.store import Line
 from gateway.trace import Trace
@@ -58,7 +59,7 @@ class Usage:
 
 class Bill(msgspec.Struct):
     """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
-    `stream`: what it made came in events. `at`: time.perf_counter() when it was opened."""
+    `stream`: what it made came in events. `at`: time.perf_counter() when it was asked for."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]
@@ -255,46 +256,44 @@ class Reply(msgspec.Struct):
     decision: Decision | None = None
     cache: str = "bypass"
     failure: str | None = None
-    closed: Callable[[], None] | None = None
+    closed: Callable[[], object] = nothing
     limits: bytes = b""
 
     @classmethod
     def refused(cls, refusal: Refusal) -> "Reply":
         """A reply that breaks with `refusal` before its first byte."""
-        return cls(refusal.status, [], refusal, False, "", _nothing)
+        return cls(refusal.status, [], refusal, False, "", nothing)
 
     @property
     def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer in pieces, in any case."""
         return _pieces(self.body) if isinstance(self.body, _WHOLE) else self.body
 
-    async def read(self) -> bytes:
-        """The whole answer. Raises Refusal."""
-        return self.body if isinstance(self.body, bytes) else b"".join([chunk async for chunk in self.chunks])
-
     def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
         """This reply with the decision that chose it; `waited` adds seconds spent waiting for a verdict."""
         self.decision, self.route, self.waited = decision, decision.route, self.waited + waited
         return self
 
-    async def close(self) -> None:
+    def close(self) -> Awaitable[None]:
         """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
-        closed, self.closed = self.closed, None
+        return self._end() if self.shut is nothing and isinstance(self.body, _WHOLE) else self._close()
+
+    async def _close(self) -> None:
         try:
-            if not isinstance(self.body, _WHOLE):
-                await self.body.aclose()
+            await (nothing() if isinstance(self.body, _WHOLE) else self.body.aclose())
         finally:
             try:
                 await self.shut()
             finally:
-                if closed:
-                    closed()
+                self._end()
+
+    def _end(self) -> Awaitable[None]:
+        closed, self.closed = self.closed, nothing
+        closed()
+        return DONE
 
 
 async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:
     if isinstance(body, Refusal):
         raise body
     yield body
-
-
-async def _nothing() -> None: ...

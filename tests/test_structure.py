@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration", "done"},
     {"trace", "ids", "watch", "head"},
     {"body", "store", "transport", "openapi", "workers", "agreement"},
     {"dialects"},

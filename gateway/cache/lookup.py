@@ -4,6 +4,7 @@ import msgspec
 
 from gateway.cache.entry import digest, opened
 from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
+from gateway.done import nothing
 from gateway.policy import Policy
 from gateway.stream import fill
 from gateway.types import ChatRequest, Reply, Route, Usage
@@ -85,8 +86,4 @@ def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply
     route, stream = Route((entry.tier,), entry.rule, "cache"), form != JSON
     usage = Usage()
     fill(usage, msgspec.json.decode(entry.usage))
-    return Reply(200, [(b"content-type", kind)], told, stream, entry.tier, _nothing, usage, route=route, cache="hit")
-
-
-async def _nothing() -> None:
-    pass
+    return Reply(200, [(b"content-type", kind)], told, stream, entry.tier, nothing, usage, route=route, cache="hit")

@@ -30,25 +30,19 @@ class Counted(msgspec.Struct):
     cache_read_input_tokens: int | None = None  # Anthropic's: input_tokens is what is left without these two
     cache_creation_input_tokens: int | None = None
 
-    @property
-    def prompt(self) -> int | None:
-        if self.prompt_tokens is not None or self.input_tokens is None:
-            return self.prompt_tokens
-        return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
-
-    @property
-    def completion(self) -> int | None:
-        """Embeddings tell a prompt and the same number as the total."""
-        made = self.output_tokens if self.completion_tokens is None else self.completion_tokens
+    def counts(self) -> tuple[int | None, int | None, int | None]:
+        """Of the prompt, the part of it that was cached, and the completion."""
+        prompt, made = self.prompt_tokens, self.completion_tokens
+        if prompt is None and self.input_tokens is not None:
+            prompt = self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+        if made is None:
+            made = self.output_tokens
         if made is None and self.prompt_tokens is not None and self.total_tokens is not None:
-            return self.total_tokens - self.prompt_tokens
-        return made
-
-    @property
-    def cached(self) -> int | None:
+            made = self.total_tokens - self.prompt_tokens  # embeddings tell a prompt and the same number as the total
         if details := self.prompt_tokens_details or self.input_tokens_details:
-            return details.cached_tokens
-        return self.prompt_cache_hit_tokens if self.cache_read_input_tokens is None else self.cache_read_input_tokens
+            return prompt, details.cached_tokens, made
+        read = self.cache_read_input_tokens
+        return prompt, self.prompt_cache_hit_tokens if read is None else read, made
 
 
 class Whole(msgspec.Struct):

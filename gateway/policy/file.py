@@ -4,7 +4,8 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from functools import lru_cache
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -77,6 +78,12 @@ class PolicyFile:
     tests: Annotated[tuple[PolicyTest, ...], Field(description="requests and what must become of them")] = ()
 
 
+class Once(Protocol):
+    """`function(*values, policy)`, which is pure: worked out once for as long as the policy is in force."""
+
+    def __call__(self, function: Callable[..., T], *values: Hashable) -> T: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
@@ -123,20 +130,14 @@ class Policy:
     table: Table | Axes | None
     candidate: "Candidate | None" = None
     context: int = field(init=False, repr=False, compare=False)
-    _known: dict[tuple[Hashable, Hashable], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    once: Once = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "context", min(tier.can.context for tier in self.tiers.values()))
+        object.__setattr__(self, "once", lru_cache(MOST_KNOWN)(self._worked_out))
 
-    def once(self, function: "Callable[..., T]", *values: Hashable) -> T:
-        """`function(*values, self)`, which is pure: worked out once for as long as this policy is in force."""
-        key = (function, values)
-        known: tuple[T] | None = self._known.get(key)
-        if known is None:
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            known = self._known[key] = (function(*values, self),)
-        return known[0]
+    def _worked_out(self, function: Callable[..., T], *values: Hashable) -> T:
+        return function(*values, self)
 
     def skips(self, tier: str | None) -> str | None:
         """How a tier's servers skip experts; None where they do not, and for no tier of this policy."""

@@ -9,11 +9,12 @@ from gateway.store.contract import KEPT
 from gateway.store.limits import MINUTE, Admitted, Bound, Kind, Limits, Line, Most, known
 
 DAY = 86_400  # seconds
-Sums = list[int]  # requests, prompt, cached, completion, money
+Sums = tuple[int, int, int, int, int]  # requests, prompt, cached, completion, money
 Heading = tuple[int, str, Kind, bool]  # day since 1970, tier, kind, estimated
 Held = tuple[int, int, int]  # tokens, money, the window in which it counts as above the first tier or -1
 Decision = tuple[int, int, int]  # place in REFUSALS, microseconds to wait, place in CAPS
 FITS: Decision = (0, 0, 0)
+NONE: Sums = (0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -161,14 +162,14 @@ class Account:
 
     def book(self, line: Line) -> None:
         heading = (self.today, line.tier, line.kind, line.estimated)
-        sums = self.ledger.get(heading)
-        if sums is None:
-            sums = self.ledger[heading] = [0] * 5
-        sums[0] += line.requests
-        sums[1] += line.prompt
-        sums[2] += line.cached
-        sums[3] += line.completion
-        sums[4] += line.money
+        requests, prompt, cached, completion, money = self.ledger.get(heading, NONE)
+        self.ledger[heading] = (
+            requests + line.requests,
+            prompt + line.prompt,
+            cached + line.cached,
+            completion + line.completion,
+            money + line.money,
+        )
         if line.kind == "answer":
             if self.rate:
                 self.level += (line.prompt + line.completion) * MINUTE

@@ -3,27 +3,17 @@
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from gateway.done import DONE
 from gateway.store.account import FITS, Account
 from gateway.store.contract import ALL, HELD, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
 
 CACHE_BYTES = 64 << 20
 LEASE_NAME = "m"  # every lease of this store begins with it
-
-
-class Done:
-    """What is done already, for who awaits it."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
-
-
-DONE = Done()
 
 
 class MemoryStore:
@@ -71,7 +61,8 @@ class MemoryStore:
             lease = f"{LEASE_NAME}{self._leases}"
             account.leases[lease] = account.hold(limits, bound, cap) if bound else most
             turn = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
-        return Admitted(limits, lease, 0, spent, 0, account.used, account.spent + account.money, cap, entry, turn)
+        used = account.used if account.counts else 0
+        return Admitted(limits, lease, 0, spent, 0, used, account.spent + account.money, cap, entry, turn)
 
     def _new_account(self, caller: str, now: int) -> Account:
         """Whoever is new also has the two accounts looked at that were looked at longest ago, so that idle ones do not
@@ -201,9 +192,9 @@ class MemoryStore:
         return None
 
 
-_STARTED = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+_STARTED = time.time() - time.monotonic()
 
 
 def _now() -> int:
     """Microseconds since 1970 as of the process's start; steady from there."""
-    return _STARTED + time.monotonic_ns() // 1000
+    return int((_STARTED + time.monotonic()) * 1e6)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.done import DONE
 from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.beat import Beat, answered
@@ -19,7 +20,7 @@ from gateway.store.call import Call
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
 from gateway.store.line import FAULTS
-from gateway.store.memory import DONE, LEASE_NAME, MemoryStore
+from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.opening import Word
 from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed

@@ -17,9 +17,10 @@ class Breaker:
     __slots__ = ("_answered", "_failed", "_failing", "_good", "_probing", "_rest", "_since", "_until")
 
     def __init__(self) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """A trial was answered, or nothing is known yet."""
         self._until = 0.0  # open until then; 0.0 is closed
         self._rest = FIRST_REST
         self._probing = False
@@ -49,9 +50,7 @@ class Breaker:
         """A trial ended without an outcome."""
         self._probing = False
 
-    def passed(self, caller: str, *, trial: bool) -> None:
-        if trial:
-            self._close()
+    def passed(self, caller: str) -> None:
         self._good += 1
         if len(self._answered) < 2:
             self._answered.add(caller)

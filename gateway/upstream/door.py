@@ -12,10 +12,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from gateway.balance import affinity
+from gateway.dialects import DIALECTS
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.splice import CHAT, sent
+from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
@@ -24,7 +26,7 @@ from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
-from gateway.upstream.replies import Failed, busy, failed, replied
+from gateway.upstream.replies import Failed, begun, busy, failed, stream, whole
 from gateway.upstream.waste import Early, Waste
 
 
@@ -56,8 +58,9 @@ class Upstream:
 
     def waiting(self, policy: Policy) -> Mapping[str, int]:
         """Requests in the servers' queues, of the tiers whose queues the policy looks at and that tell."""
-        if not policy.watched_queues:
-            return {}
+        return self._waiting(policy) if policy.watched_queues else {}
+
+    def _waiting(self, policy: Policy) -> Mapping[str, int]:
         watched = {name: self._replicas.of(policy.tiers[name]) for name in policy.watched_queues}
         self._queues.look({self._placed(name): replicas for name, replicas in watched.items()})
         now = asyncio.get_running_loop().time()
@@ -82,8 +85,8 @@ class Upstream:
         help, and nothing else needs to be asked."""
         caller, refusal = request.caller, None
         for name in policy.reach(caller.plan, caller.own.may):
-            tier, places = policy.tiers[name], self._placed(name)
-            if places.room(tier.limits):
+            tier, places = policy.tiers[name], self._places.get(name)
+            if places is None or places.room(tier.limits):
                 return
             priority = policy.callers.plans[caller.plan].priority
             refusal = places.turned_away(tier.limits, priority, _rest(request, tier))
@@ -119,19 +122,20 @@ class Upstream:
 
         What it used is put on `bill`, among the request's bills.
         """
-        tier, plan, places = policy.tiers[name], policy.callers.plans[request.caller.plan], self._placed(name)
+        tier, places = policy.tiers[name], self._placed(name)
         started = time.perf_counter()
         try:
             if not places.free(tier.limits):
-                await places.take(tier.limits, plan.priority, _rest(request, tier))
+                priority = policy.callers.plans[request.caller.plan].priority
+                await places.take(tier.limits, priority, _rest(request, tier))
         except Overloaded as full:
             return _refused(full, "overloaded", started)
-        bill = bill or Bill(name, "answer")
-        bill.stream = bool(request.fields.stream)
+        bill = bill or Bill(name, "answer", stream=bool(request.fields.stream), at=started)
         try:
             body = sent(request, name, policy)
             call = Call(name, request.path, request.id, body, bill, request.trace)
-            self._turns[name] += 1
+            if tier.balance == "round_robin":
+                self._turns[name] += 1
             self._budgets[name].earn()
             request.bills.append(bill)
             first = self._choose(request, name, tier)
@@ -146,7 +150,7 @@ class Upstream:
         except BaseException:
             places.give_back()
             raise
-        bill.void = reply.status != 200 or request.dialect.work == "count"
+        bill.void = reply.status != 200 or DIALECTS[request.path].work == "count"
         reply.waited = time.perf_counter() - started
         if busy(reply):
             await reply.shut()
@@ -182,21 +186,21 @@ class Upstream:
         return await self._try(request, call, policy.tiers[call.tier], other)
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
-        """Raises Failed. The reply holds the tier's place from here on."""
+        """Raises Failed. The tier's place is the exchange's from here on, which ends with the answer."""
         rest = _rest(request, tier)
         if rest <= 0:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
         exchange, reply = Exchange(call.tier, replica, request.caller.id), None
         try:
-            exchange.response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
-            reply = await replied(request, exchange, exchange.response, call.bill.usage)
-        except TransportError as error:
-            exchange.failed(error)
-            raise failed(error) from None
-        except Failed as error:
-            if not error.ours:
-                exchange.failed()
-            raise
+            exchange.response = response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
+            headers, streams = begun(exchange, response)
+            if streams:
+                reply = await stream(request, exchange, response, headers, call.bill.usage)
+            else:
+                data = response.ready(MAX_JSON)
+                reply = whole(response, headers, await response.read(MAX_JSON) if data is None else data, call.bill)
+        except (TransportError, UpstreamFailed, Failed) as error:
+            raise failed(exchange, error) from None
         finally:
             if not reply:
                 exchange.close()
@@ -204,6 +208,8 @@ class Upstream:
         exchange.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))
+        if not reply.stream:
+            exchange.close()
         return reply
 
     def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections.abc import Awaitable
 
+from gateway.done import DONE
 from gateway.http1 import Response, TransportError
 from gateway.trace import Leg
 from gateway.upstream.places import Places
 from gateway.upstream.replicas import Replica
-from gateway.wire import DONE
 
 
 class Exchange:
@@ -28,7 +28,9 @@ class Exchange:
     def passed(self) -> None:
         """The replica works, whatever it thinks of the request."""
         self._outcome = True
-        self.replica.passed(self._caller, self._trial)
+        if self._trial:
+            self.replica.passed_trial()
+        self.replica.breaker.passed(self._caller)
         if self.leg:
             self.leg.first = time.perf_counter()
 

@@ -101,7 +101,8 @@ class Places:
     def give_back(self) -> None:
         """A call has ended."""
         self.taken -= 1
-        self._grant()
+        if self.queued:
+            self._grant()
 
     def most(self, limits: TierLimits) -> int:
         """How many calls may be open."""

@@ -25,11 +25,11 @@ class Replica:
         self._running: int | None = None
         self._read = -math.inf
 
-    def passed(self, caller: str, trial: bool) -> None:
-        """A call was answered."""
-        if trial and self.breaker.open:
+    def passed_trial(self) -> None:
+        """A call that was a trial was answered."""
+        if self.breaker.open:
             log.warning("%s:%d answers again", self.origin.host, self.origin.port)
-        self.breaker.passed(caller, trial=trial)
+        self.breaker.close()
 
     def failed(self, caller: str | None, now: float, trial: bool) -> None:
         """A call failed; `caller` None: no request can be the cause."""

@@ -2,10 +2,11 @@
 
 import logging
 
+from gateway.done import nothing
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
-from gateway.stream import Events, Relayed, broken, json_answer
-from gateway.types import ChatRequest, Headers, Reply, Usage
+from gateway.stream import Events, Relayed, broken, read_whole
+from gateway.types import Bill, ChatRequest, Headers, Reply, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
 
@@ -26,8 +27,12 @@ class Failed(Exception):
         self.ours = isinstance(refusal, UpstreamAuth)
 
 
-def failed(error: TransportError | UpstreamFailed) -> Failed:
-    """Of an exchange that broke."""
+def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
+    """Of an exchange that broke, whose replica hears of it, save where that is not to blame."""
+    if not (isinstance(error, Failed) and error.ours):
+        exchange.failed(error if isinstance(error, TransportError) else None)
+    if isinstance(error, Failed):
+        return error
     if isinstance(error, TransportError) and error.kind == "connect":
         return Failed("connect", broken(error))
     told = broken(error) if isinstance(error, TransportError) else error
@@ -39,44 +44,40 @@ def busy(reply: Reply) -> bool:
     return reply.status == 429 and (b"x-should-retry", b"false") not in reply.headers
 
 
-async def replied(request: ChatRequest, exchange: Exchange, response: Response, usage: Usage) -> Reply:
-    """The server's answer as ours. Raises Failed before the first byte of it."""
+def begun(exchange: Exchange, response: Response) -> tuple[Headers, bool]:
+    """What the caller gets of the server's headers, and whether a stream follows. Raises Failed."""
     status = response.status
     if status >= 500 or status in (401, 403):
         raise _refused(response, exchange)
-    headers, kind = _headers(response)
-    try:
-        if status == 200 and kind.startswith(b"text/event-stream"):
-            return await _stream(request, exchange, response, headers, usage)
-        data = await json_answer(response, usage)
-    except UpstreamFailed as error:
-        raise failed(error) from None
-    return Reply(status, headers, data, False, exchange.tier, exchange.shut, usage)
-
-
-def _headers(response: Response) -> tuple[Headers, bytes]:
-    """What the caller gets of the server's headers, and the content type. Raises Failed."""
     headers: Headers = []
     kind = coding = b""  # of headers that come twice the first one
     for name, value in response.headers:
         if name not in LOOKED_AT:
             continue
-        if name == b"content-encoding":
+        if name == b"content-type":
+            headers.append((name, value))
+            kind = kind or value
+        elif name == b"content-encoding":
             coding = coding or value
         elif name == b"x-request-id":
             headers.append((b"x-upstream-request-id", value))
         else:
             headers.append((name, value))
-            kind = kind or (value if name == b"content-type" else b"")
-    if 200 < response.status < 400 or coding not in (b"", b"identity"):
+    if 200 < status < 400 or coding not in (b"", b"identity"):
         raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
-    return headers, kind
+    return headers, status == 200 and kind.startswith(b"text/event-stream")
 
 
-async def _stream(
-    request: ChatRequest, exchange: Exchange, response: Response, headers: Headers, usage: Usage
-) -> Reply:
-    """Waits for the first events: a stream that breaks before them can still fail over. Raises UpstreamFailed."""
+def whole(response: Response, headers: Headers, data: bytes, bill: Bill) -> Reply:
+    """The server's answer as ours; nothing is open any more. Raises UpstreamFailed."""
+    read_whole(data, response.status, bill.usage)
+    return Reply(response.status, headers, data, False, bill.tier, nothing, bill.usage)
+
+
+async def stream(request: ChatRequest, exchange: Exchange, response: Response, headers: Headers, usage: Usage) -> Reply:
+    """Waits for the first events: a stream that breaks before them can still fail over. Raises UpstreamFailed, Failed.
+    The reply holds the exchange.
+    """
     asked = (request.fields.stream_options or {}).get("include_usage") is True
     events = Events(response, usage, request.dialect.answers, hide_usage=not asked)
     first = await events.batch()

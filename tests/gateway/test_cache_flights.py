@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from gateway.cache import AHEAD, LONGEST, Flights, replay, worth_keeping
+from gateway.done import DONE
 from gateway.errors import UpstreamFailed
 from gateway.store import MemoryStore, Turn
-from gateway.store.memory import DONE
 from gateway.types import Decision, Facts, Reply, Route, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, gateway, watched

@@ -171,7 +171,7 @@ def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None) -> None:
         today = int(time.time() // DAY)
         for age in (399, 401):
             if isinstance(store, MemoryStore):
-                store._accounts["ann"].ledger[today - age, "pro", "answer", False] = [1, 0, 0, 0, age]
+                store._accounts["ann"].ledger[today - age, "pro", "answer", False] = (1, 0, 0, 0, age)
                 store._accounts["ann"].midnight = 0
         if url is not None:
             with redis.Redis.from_url(url) as client:

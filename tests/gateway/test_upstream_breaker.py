@@ -22,7 +22,7 @@ def test_a_caller_whose_requests_break_servers_opens_nothing_while_others_are_an
     breaker = Breaker()
     for _ in range(50):
         breaker.failed("bad", 100.0, trial=False)
-        breaker.passed("good", trial=False)
+        breaker.passed("good")
     for _ in range(50):
         breaker.failed("bad", 100.0, trial=False)
     assert not breaker.open
@@ -33,7 +33,7 @@ def test_a_caller_whose_requests_break_servers_opens_nothing_while_others_are_an
 def test_who_asks_alone_opens_it_and_refused_connections_need_no_second_caller() -> None:
     assert broken(*["alone"] * FAILURES).open
     breaker = Breaker()
-    breaker.passed("other", trial=False)
+    breaker.passed("other")
     for _ in range(FAILURES):
         breaker.failed(None, 100.0, trial=False)
     assert breaker.open
@@ -43,10 +43,10 @@ def test_it_stays_closed_while_most_calls_are_answered_and_forgets_old_ones() ->
     breaker = Breaker()
     for _ in range(100):
         breaker.failed("a", 100.0, trial=False)
-        breaker.passed("a", trial=False)
-        breaker.passed("b", trial=False)
+        breaker.passed("a")
+        breaker.passed("b")
         breaker.failed("b", 100.0, trial=False)
-        breaker.passed("b", trial=False)
+        breaker.passed("b")
     assert not breaker.open
     for caller in "ababa":
         breaker.failed(caller, 101.0 + WINDOW, trial=False)
@@ -68,7 +68,8 @@ def test_one_probe_goes_through_and_its_outcome_decides() -> None:
     now += LONGEST_REST
     assert breaker.lets(now)
     assert breaker.asked()
-    breaker.passed("a", trial=True)
+    breaker.close()
+    breaker.passed("a")
     assert not breaker.open
     assert not broken(*"abab").open, "it counts anew"
 
@@ -83,7 +84,7 @@ def test_a_probe_without_an_outcome_makes_room_for_another() -> None:
 
 def test_calls_from_before_the_break_decide_nothing_when_they_end_late() -> None:
     breaker = broken(*"ababa")
-    breaker.passed("c", trial=False)
+    breaker.passed("c")
     assert breaker.open
     breaker.asked()
     breaker.failed("c", 100.0 + FIRST_REST, trial=False)

@@ -1,8 +1,6 @@
-import asyncio
-
 import pytest
 
-from gateway.wire import DONE, header_lines
+from gateway.wire import header_lines
 
 
 def test_each_header_is_a_line() -> None:
@@ -16,14 +14,3 @@ def test_a_header_that_would_end_before_its_line_is_refused(text: bytes, at: int
     pair = (text, b"1") if at == 0 else (b"a", text)
     with pytest.raises(ValueError, match="the end of a line"):
         header_lines([(b"a", b"1"), pair])
-
-
-def test_what_is_done_is_not_waited_for() -> None:
-    async def main() -> None:
-        turned: list[bool] = []
-        asyncio.get_running_loop().call_soon(turned.append, True)
-        for _ in range(2):
-            await DONE
-        assert not turned
-
-    asyncio.run(main())
