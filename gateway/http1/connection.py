@@ -155,12 +155,11 @@ class Connection(asyncio.Protocol):
         """Give body bytes to `sink` as they arrive, without a turn of the loop between; back when it wants no more, or
         at the end or break of the answer, which `read` then tells. `sink` raises nothing.
         """
-        if self._chunks or self.complete:
+        if self._chunks or self.complete or self._error:
             return
-        waiter = self.news()
         self._sink, self._idle = sink, idle
         try:
-            await waiter
+            await self.news()
         finally:
             self._sink = None
 
