@@ -27,7 +27,7 @@ from gateway.shadow import Shadows
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
-from gateway.stream import Relayed
+from gateway.stream import Events
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Reply
 from gateway.uploads import Uploads
@@ -69,8 +69,8 @@ class Exchange:
 
     __slots__ = (
         "_caller", "_doors", "_error", "_explained", "_headers", "_id", "_left", "_limited", "_overhead", "_policy",
-        "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading",
-        "_wire",
+        "_pulse", "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft",
+        "_uploading", "_wire",
     )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire, task: "asyncio.Task[Any] | None") -> None:
@@ -85,6 +85,7 @@ class Exchange:
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
         self._reply: Reply | None = None
+        self._pulse: Pulse | None = None
         self._uploading = 0.0
         self._status = 0
         self._overhead: float | None = None
@@ -141,6 +142,8 @@ class Exchange:
                 await self._within(left, request)
         finally:
             self._wire.unwatch()
+            if self._pulse:
+                self._pulse.stop()
 
     async def _within(self, seconds: float, request: ChatRequest) -> None:
         try:
@@ -202,33 +205,24 @@ class Exchange:
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
         self._start(reply.status, self._answered(reply) + STREAMED)
-        pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
-        seconds = self._policy.tiers[reply.tier].timeouts.total
-        late = asyncio.get_running_loop().call_later(seconds, self._give_up)
-        try:
-            await self._chunks(reply, pulse)
-        finally:
-            late.cancel()
-            pulse.stop()
+        wire, body, last = self._wire, reply.chunks, None
+        total = self._policy.tiers[reply.tier].timeouts.total
+        self._pulse = pulse = Pulse(wire, self._settings.keepalive, total, self._late)
+        push = None if self._explained else wire.push
+        pour = partial(body.pour, push) if push and isinstance(body, Events) else None
+        async for chunk in body:
+            if self._ttft is None:
+                self._ttft = time.perf_counter() - self._started
+            await wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
+            if pour and (last := await pour()) is not None:
+                break
+        pulse.rest()
+        await wire.write(last or b"", more=False)
 
-    def _give_up(self) -> None:
+    def _late(self) -> None:
         """A caller who takes too long to take a stream has, as it were, left."""
         self._error = "reader_too_slow"
         self._leave()
-
-    async def _chunks(self, reply: Reply, pulse: Pulse) -> None:
-        push, pouring = None if self._explained else self._wire.push, None
-        if push and isinstance(reply.body, Relayed):
-            pouring = partial(reply.body.pour, pulse.marking(push))
-        async for chunk in reply.chunks:
-            if self._ttft is None:
-                self._ttft = time.perf_counter() - self._started
-            await self._wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
-            pulse.beat()
-            if pouring:
-                await pouring()
-        pulse.stop()
-        await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
         if not self._request or not ending(events):

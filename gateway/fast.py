@@ -127,6 +127,7 @@ class Cycle:
     _size = 0  # of the pieces
     _head = b""
     _chunked = False
+    moved = 0.0
 
     def __init__(self, connection: FastConnection, path: str) -> None:
         parser = connection.parser
@@ -219,6 +220,7 @@ class Cycle:
             data = b""
         if self._head:
             data, self._head = self._head + data, b""
+        self.moved = self._connection.loop.time()
         self._transport.write(data)
         if not more:
             self.response_complete, self._pieces = True, []  # an idle connection holds no body
@@ -233,5 +235,6 @@ class Cycle:
 
     def push(self, data: bytes) -> bool:
         if not self.disconnected:
+            self.moved = self._connection.loop.time()
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         return not self._flow.write_paused

@@ -4,7 +4,7 @@ import logging
 
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
-from gateway.stream import Events, Relayed, broken, json_answer
+from gateway.stream import Events, broken, json_answer
 from gateway.types import ChatRequest, Headers, Reply, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
@@ -46,12 +46,17 @@ async def replied(request: ChatRequest, exchange: Exchange, response: Response, 
         raise _refused(response)
     headers, kind = _headers(response)
     try:
-        if status == 200 and kind.startswith(b"text/event-stream"):
-            return await _stream(request, exchange, response, headers, usage)
-        data = await json_answer(response, usage)
+        if status != 200 or not kind.startswith(b"text/event-stream"):
+            data = await json_answer(response, usage)
+            return Reply(status, headers, data, False, exchange.tier, exchange.shut, usage)
+        asked = (request.fields.stream_options or {}).get("include_usage") is True
+        events = Events(response, usage, request.dialect.answers, not asked, exchange.failed)
+        await events.more()  # a stream that breaks before its first events can still fail over
     except UpstreamFailed as error:
         raise failed(error) from None
-    return Reply(status, headers, data, False, exchange.tier, exchange.shut, usage)
+    if events.error is not None:
+        raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
+    return Reply(status, headers, events, True, exchange.tier, exchange.shut, usage)
 
 
 def _headers(response: Response) -> tuple[Headers, bytes]:
@@ -71,19 +76,6 @@ def _headers(response: Response) -> tuple[Headers, bytes]:
     if 200 < response.status < 400 or coding not in (b"", b"identity"):
         raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
     return headers, kind
-
-
-async def _stream(
-    request: ChatRequest, exchange: Exchange, response: Response, headers: Headers, usage: Usage
-) -> Reply:
-    """Waits for the first events: a stream that breaks before them can still fail over. Raises UpstreamFailed."""
-    asked = (request.fields.stream_options or {}).get("include_usage") is True
-    events = Events(response, usage, request.dialect.answers, hide_usage=not asked)
-    first = await events.batch()
-    if events.error is not None:
-        raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
-    pieces = Relayed(first, events, exchange.failed)
-    return Reply(200, headers, pieces, True, exchange.tier, exchange.shut, usage)
 
 
 def _refused(response: Response) -> Failed:
