@@ -69,8 +69,8 @@ class Exchange:
 
     __slots__ = (
         "_caller", "_doors", "_error", "_explained", "_headers", "_id", "_left", "_limited", "_overhead", "_policy",
-        "_pulse", "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft",
-        "_uploading", "_wire",
+        "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading",
+        "_wire",
     )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire, task: "asyncio.Task[Any] | None") -> None:
@@ -85,7 +85,6 @@ class Exchange:
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
         self._reply: Reply | None = None
-        self._pulse: Pulse | None = None
         self._uploading = 0.0
         self._status = 0
         self._overhead: float | None = None
@@ -142,8 +141,6 @@ class Exchange:
                 await self._within(left, request)
         finally:
             self._wire.unwatch()
-            if self._pulse:
-                self._pulse.stop()
 
     async def _within(self, seconds: float, request: ChatRequest) -> None:
         try:
@@ -205,9 +202,18 @@ class Exchange:
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
         self._start(reply.status, self._answered(reply) + STREAMED)
-        wire, body, last = self._wire, reply.chunks, None
         total = self._policy.tiers[reply.tier].timeouts.total
-        self._pulse = pulse = Pulse(wire, self._settings.keepalive, total, self._late)
+        pulse = Pulse(self._wire, self._settings.keepalive, total, self._late)
+        try:
+            last = await self._chunks(reply)
+            pulse.rest()
+            await self._wire.write(last, more=False)
+        finally:
+            pulse.stop()
+
+    async def _chunks(self, reply: Reply) -> bytes:
+        """Writes all of a stream but what can leave with its end."""
+        wire, body = self._wire, reply.chunks
         push = None if self._explained else wire.push
         pour = partial(body.pour, push) if push and isinstance(body, Events) else None
         async for chunk in body:
@@ -215,9 +221,8 @@ class Exchange:
                 self._ttft = time.perf_counter() - self._started
             await wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
             if pour and (last := await pour()) is not None:
-                break
-        pulse.rest()
-        await wire.write(last or b"", more=False)
+                return last
+        return b""
 
     def _late(self) -> None:
         """A caller who takes too long to take a stream has, as it were, left."""
