@@ -67,7 +67,7 @@ def split(data: bytes, whole: int) -> list[bytes]:
 
 def data_of(event: bytes) -> bytes:
     """The event's data, its `data:` lines joined by a line feed; b"" for a comment."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+    if event[:6] == b"data: " and event.partition(b"\n")[2] == b"\n" and CR not in event:
         return event[6:-2]
     lines = [line[5:].removeprefix(b" ") for line in _LINE.split(event) if line.startswith(b"data:")]
     return b"\n".join(lines)
