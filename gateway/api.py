@@ -27,7 +27,7 @@ from gateway.shadow import Shadows
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
-from gateway.stream import Relayed
+from gateway.stream import Events
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Reply
 from gateway.uploads import Uploads
@@ -204,33 +204,32 @@ class Exchange:
     async def _stream(self, reply: Reply) -> None:
         """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
         self._start(reply.status, self._answered(reply, time.perf_counter()) + STREAMED)
-        pulse = Pulse(self._settings.keepalive, partial(self._wire.write, more=True))
-        seconds = self._policy.tiers[reply.tier].timeouts.total
-        late = asyncio.get_running_loop().call_later(seconds, self._give_up)
+        total = self._policy.tiers[reply.tier].timeouts.total
+        pulse = Pulse(self._wire, self._settings.keepalive, total, self._late)
         try:
-            await self._chunks(reply, pulse)
+            last = await self._chunks(reply)
+            pulse.rest()
+            await self._wire.write(last, more=False)
         finally:
-            late.cancel()
             pulse.stop()
 
-    def _give_up(self) -> None:
+    async def _chunks(self, reply: Reply) -> bytes:
+        """Writes all of a stream but what can leave with its end."""
+        wire, body = self._wire, reply.chunks
+        push = None if self._explained else wire.push
+        pour = partial(body.pour, push) if push and isinstance(body, Events) else None
+        async for chunk in body:
+            if self._ttft is None:
+                self._ttft = time.perf_counter() - self._started
+            await wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
+            if pour and (last := await pour()) is not None:
+                return last
+        return b""
+
+    def _late(self) -> None:
         """A caller who takes too long to take a stream has, as it were, left."""
         self._error = "reader_too_slow"
         self._leave()
-
-    async def _chunks(self, reply: Reply, pulse: Pulse) -> None:
-        push, pouring = None if self._explained else self._wire.push, None
-        if push and isinstance(reply.body, Relayed):
-            pouring = partial(reply.body.pour, pulse.marking(push))
-        async for chunk in reply.chunks:
-            if self._ttft is None:
-                self._ttft = time.perf_counter() - self._started
-            await self._wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
-            pulse.beat()
-            if pouring:
-                await pouring()
-        pulse.stop()
-        await self._wire.write(b"", more=False)
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
         if not self._request or not ending(events):

@@ -70,6 +70,7 @@ class AsgiWire:
         self._receive, self._send = receive, send
         self._watching: asyncio.Task[None] | None = None
         self._head: Message | None = None
+        self.moved = 0.0
 
     def ready(self) -> bytes | None:
         return None
@@ -111,6 +112,7 @@ class AsgiWire:
         if head:
             await self._send(head)
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self.moved = asyncio.get_running_loop().time()
 
 
 def _headers(scope: Scope) -> dict[str, str]:

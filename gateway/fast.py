@@ -171,8 +171,8 @@ class Cycle:
 
     __slots__ = (
         "_chunked", "_connection", "_continue", "_flow", "_head", "_left", "_news", "_old", "_pieces",
-        "_transport", "disconnected", "headers", "keep_alive", "method", "more_body", "path", "response_complete",
-        "response_started", "size",
+        "_transport", "disconnected", "headers", "keep_alive", "method", "more_body", "moved", "path",
+        "response_complete", "response_started", "size",
     )  # fmt: skip
 
     def __init__(self, connection: FastConnection, path: str) -> None:
@@ -185,7 +185,7 @@ class Cycle:
         self._news: asyncio.Future[None] | None = None
         self._pieces: list[bytes] = []  # of the request's body
         self.size = 0  # of the pieces
-        self._head, self._chunked = b"", False
+        self._head, self._chunked, self.moved = b"", False, 0.0
         # What the connection reads and sets, by uvicorn's names.
         self.more_body = True
         self.disconnected = self.response_started = self.response_complete = False
@@ -273,6 +273,7 @@ class Cycle:
             data = b""
         if self._head:
             data, self._head = self._head + data, b""
+        self.moved = self._connection.loop.time()
         self._transport.write(data)
         if not more:
             self.response_complete, self._pieces = True, []  # an idle connection holds no body
@@ -287,5 +288,6 @@ class Cycle:
 
     def push(self, data: bytes) -> bool:
         if not self.disconnected:
+            self.moved = self._connection.loop.time()
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         return not self._flow.write_paused

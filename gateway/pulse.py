@@ -1,55 +1,52 @@
-"""How does a caller, and every proxy on the way, see that a silent stream is alive?"""
+"""How does a caller, and every proxy on the way, see that a silent stream is alive?   And when is one too slow?"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from math import inf
+
+from gateway.wire import Wire
 
 COMMENT = b": keep-alive\n\n"  # readers of server-sent events skip it
 
 
 class Pulse:
-    """Writes a comment whenever a stream stood still for `seconds`; 0: never. Its holder stops it.
+    """Writes a comment whenever a stream stood still for `seconds`; 0: never. Calls `late` when it has taken `total`
+    seconds. Its holder stops it.
 
-    `write` takes whole events, so a comment never comes into one. The holder says after each write of its own that the
-    stream moves.
+    Only whole events go over the wire, so a comment never comes into one.
     """
 
-    def __init__(self, seconds: float, write: Callable[[bytes], Awaitable[None]]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._seconds, self._write = seconds, write
+    __slots__ = ("_end", "_late", "_loop", "_seconds", "_task", "_timer", "_wire")
+
+    def __init__(self, wire: Wire, seconds: float, total: float, late: Callable[[], None]) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self._wire, self._seconds, self._late = wire, seconds or inf, late
         self._task: asyncio.Task[None] | None = None
-        self.last = self._loop.time()
-        self._timer = self._loop.call_later(seconds, self._check) if seconds else None
-
-    def beat(self) -> None:
-        """The stream moved."""
-        self.last = self._loop.time()
-
-    def marking(self, push: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
-        """`push`, after which the stream has moved."""
-
-        now = self._loop.time
-
-        def pushed(data: bytes) -> bool:
-            self.last = now()
-            return push(data)
-
-        return pushed
+        self._end = loop.time() + total
+        self._timer = loop.call_later(seconds if 0.0 < seconds < total else total, self._check)
 
     def _check(self) -> None:
-        due = self.last + self._seconds
-        if due > self._loop.time():
-            self._timer = self._loop.call_at(due, self._check)
-        else:
-            self._task = self._loop.create_task(self._comment())
+        now = self._loop.time()
+        if now >= self._end:
+            self._late()
+            return
+        due = self._wire.moved + self._seconds
+        if due <= now:
+            due = now + self._seconds
+            if self._task is None or self._task.done():
+                self._task = self._loop.create_task(self._comment())
+        self._timer = self._loop.call_at(min(due, self._end), self._check)
 
     async def _comment(self) -> None:
-        await self._write(COMMENT)
-        self.last = self._loop.time()
-        self._timer = self._loop.call_later(self._seconds, self._check)
+        await self._wire.write(COMMENT, more=True)
+
+    def rest(self) -> None:
+        """No comment after this."""
+        self._seconds = inf
+        if self._task:
+            self._task.cancel()
 
     def stop(self) -> None:
-        """No comment after this. Safe to call twice."""
-        if self._task:
-            self._task.cancel()  # it writes nothing more, nor sets the timer: the next that it sees is the cancellation
-        if self._timer:
-            self._timer.cancel()
+        """Nothing after this. Safe to call twice."""
+        self.rest()
+        self._timer.cancel()

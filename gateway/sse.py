@@ -1,13 +1,14 @@
 """Where does one server-sent event end, and what does it say?   (WHATWG HTML, 9.2.6)"""
 
 import re
+from collections.abc import Callable
 
 # Line ends are CR LF, LF or CR and nothing else: U+2028 and U+0085 are text.
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 DONE = b"[DONE]"
-CR = 13  # a number is found in bytes at once: what is none is first tried as one
+CR, LF = 13, 10  # a number is found in bytes at once: what is none is first tried as one
 
 
 class Splitter:
@@ -25,8 +26,8 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, blank line included. How `data` is cut changes nothing in them."""
-        if self.plain(data):
-            return [event + b"\n\n" for event in data[:-2].split(b"\n\n")]  # what servers send, ten times as fast
+        if whole := self.plain(data):
+            return split(data, whole)  # what servers send, ten times as fast
         self._rest += data
         events, start = [], 0
         for blank in _BLANK.finditer(self._rest, self._at):
@@ -44,7 +45,7 @@ class Splitter:
             return 0
         if data.partition(b"\n")[2] == b"\n":
             return 1  # of one line, as nearly all are
-        return data.count(b"\n\n") if data.endswith(b"\n\n") and not data.endswith(b"\n\n\n") else 0
+        return data.count(b"\n\n") if data[-2:] == b"\n\n" and data[-3:] != b"\n\n\n" else 0
 
     def rest(self) -> bytes:
         """What is left when the stream has ended: an event whose end was never sure."""
@@ -59,12 +60,41 @@ class Splitter:
         return [data_of(event) for event in self.feed(data)]
 
 
+def split(data: bytes, whole: int) -> list[bytes]:
+    """The events of `data`, which is so many whole ones with line feeds only."""
+    return [data] if whole == 1 else [event + b"\n\n" for event in data[:-2].split(b"\n\n")]
+
+
 def data_of(event: bytes) -> bytes:
     """The event's data, its `data:` lines joined by a line feed; b"" for a comment."""
-    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+    if event[:6] == b"data: " and event.partition(b"\n")[2] == b"\n" and CR not in event:
         return event[6:-2]
     lines = [line[5:].removeprefix(b" ") for line in _LINE.split(event) if line.startswith(b"data:")]
     return b"\n".join(lines)
+
+
+def none_like(_: bytes) -> bool:
+    return False
+
+
+def alike(event: bytes, text: bytes) -> Callable[[bytes], bool]:
+    """Tells which bytes are this very event, one and whole, with another string behind the first `text` ("name":") in
+    it. Bytes alone are compared: what stands around the string is the same, and it ends neither the event nor itself.
+    """
+    head, opens, rest = event.partition(text)
+    _, closes, tail = rest.partition(b'"')
+    if not closes or event.find(b"\n\n") < len(event) - 2:
+        return none_like
+    head += opens
+    before, behind = slice(len(head)), slice(len(head), None)
+
+    def like(data: bytes) -> bool:
+        if data[before] != head:
+            return False
+        string, _, rest = data[behind].partition(b'"')
+        return rest == tail and not (LF in string or CR in string)
+
+    return like
 
 
 def event(data: bytes) -> bytes:

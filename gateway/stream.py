@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from gateway.dialects import Answers, Counted, Seen, Whole
+from gateway.done import nothing
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
-from gateway.sse import DONE, Splitter, data_of, event
+from gateway.sse import DONE, Splitter, alike, data_of, event, none_like, split
 from gateway.types import Usage
 
 MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
@@ -23,62 +24,97 @@ _COUNTED = msgspec.json.Decoder(Counted)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Events:
+class Events(AsyncGenerator[bytes, None]):
     """A stream's events, in batches of whole events, unchanged.
 
     With `hide_usage` a chunk of chat that carries only usage is left out. A stream that ends without the event that
     `answers` ends with and without an error event of the server raises UpstreamFailed: a cut answer is never passed off
     as a finished one. But `transformers serve` (5.19) sends no `[DONE]`: where the last event told why the answer ended
     and what it used, it is added. An event that the end cuts is left out, so that what follows it is read as what it
-    is. `error` is the server's, once it came.
+    is. `error` is the server's, once it came. `failed` hears when the server breaks off after the first batch.
     """
 
-    def __init__(self, response: Response, usage: Usage, answers: Answers, hide_usage: bool) -> None:
-        self._response, self._usage = response, usage
+    def __init__(
+        self, response: Response, usage: Usage, answers: Answers, hide_usage: bool, failed: Callable[[], None]
+    ) -> None:
+        self._response, self._usage, self._failed = response, usage, failed
         self._hide_usage = hide_usage and answers.usage_on_request
-        self._ends, self._marks = answers.ends, answers.marks
+        self._ends, self._marks, self._text = answers.ends, answers.marks, answers.text
         self._splitter = Splitter()
-        self._ended = self._finished = False
+        self._here = b""  # the next batch, once it came
+        self._open = True
+        self._ended = self._finished = self._silent = False
         self.error: Any = None
 
-    async def batch(self) -> bytes:
-        """The next events for the caller, b"" at the end: after the last event, or after an error event of the server
-        and the end. Raises UpstreamFailed, UpstreamTimeout.
+    async def more(self) -> None:
+        """Wait for the next batch; none comes after the last event, or after an error event of the server and the end.
+        Raises UpstreamFailed, UpstreamTimeout.
         """
-        while not self._ended:
+        while not self._ended and not self._here:
             try:
-                data = await self._response.chunk()
+                data = self._response.here() or await self._response.chunk()
             except TransportError as error:
                 data = self._broken(error)
-            if batch := data if self._silent(data) else self._batch(data):
-                return batch
-        if not self._response.complete:
+            self._here = self._batch(data)
+        if not self._here and not self._response.complete:
             await to_end(self._response)
-        return b""
 
-    async def pour(self, sink: Callable[[bytes], bool]) -> bytes:
-        """Give batches to `sink` as they come, until it returns False or the end comes. The batch that brings the end
-        is not for `sink`, but returned: what follows it can leave with it. Raises UpstreamFailed.
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self.asend(None)
+
+    async def asend(self, _: None) -> bytes:
+        """The batch that `more` waits for. Raises as that does."""
+        if self._open and not self._here:
+            try:
+                await self.more()
+            except UpstreamFailed:
+                self._failed()
+                raise
+        batch, self._here = self._here, b""
+        if not batch:
+            self._open = False
+            raise StopAsyncIteration
+        return batch
+
+    def aclose(self) -> Any:
+        """Nobody wants more."""
+        self._open, self._here = False, b""
+        return nothing()
+
+    async def athrow(self, kind: Any, *_: Any) -> bytes:
+        self.aclose()
+        raise kind
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
+        """Give batches to `sink` as they come, until it returns False or the end comes. Returns the last one if all has
+        come, so that what follows it can leave with it; None when the rest is to be asked for. Raises UpstreamFailed.
         """
         broken: list[UpstreamFailed] = []
-        last = b""
+        usage, batch = self._usage, b""
+        like: Callable[[bytes], bool] = none_like
 
         def sunk(data: bytes) -> bool:
-            nonlocal last
-            if self._silent(data):
+            nonlocal batch, like
+            if like(data):
+                usage.events += 1
                 return sink(data)
             try:
-                last = self._batch(data)
+                batch = self._batch(data)
             except UpstreamFailed as error:
                 broken.append(error)
                 return False
-            return not self._ended and (not last or sink(last))
+            like = alike(data, self._text) if self._silent else none_like
+            return not self._ended and (not batch or sink(batch))
 
         if not self._ended:
             await self._response.pour(sunk)
         if broken:
+            self._failed()
             raise broken[0]
-        return last if self._ended else b""
+        if self._ended and self._response.complete:
+            return batch
+        self._here = batch if self._ended else b""
+        return None
 
     def _broken(self, error: TransportError) -> bytes:
         if self.error is None:
@@ -86,8 +122,13 @@ class Events:
         return b""  # the server has said itself what went wrong
 
     def _batch(self, data: bytes) -> bytes:
-        """What of these bytes the caller gets now."""
-        events = self._events(data)
+        """What of these bytes the caller gets now. `_silent`: all of them, whole events that say nothing to us."""
+        whole = self._splitter.plain(data)
+        self._silent = whole > 0 and not self._marked(data)
+        if self._silent:
+            self._usage.events += whole
+            return data
+        events = split(data, whole) if whole else self._events(data)
         self._usage.events += len(events)
         batch = b"".join([event for event in events if self._passes(event)])
         if len(self._splitter) > MAX_JSON:
@@ -117,14 +158,6 @@ class Events:
             return False  # nothing belongs to the answer after its last event
         return self._noted(data_of(event)) if self._marked(event) else True
 
-    def _silent(self, data: bytes) -> bool:
-        """Whether these bytes are whole events that say nothing which concerns us; they are counted then."""
-        whole = self._splitter.plain(data)
-        if not whole or self._marked(data):
-            return False
-        self._usage.events += whole
-        return True
-
     def _marked(self, events: bytes) -> bool:
         """Whether one of them may say something that concerns us."""
         for mark in self._marks:  # noqa: SIM110  # any() costs more than all that it asks
@@ -151,46 +184,6 @@ class Events:
     def _end(self, now: bool) -> None:
         if now:
             self._ended = self._usage.complete = True
-
-
-class Relayed(AsyncGenerator[bytes, None]):
-    """A stream's batches: the one that is here, then the others; `failed` hears when the server breaks off."""
-
-    def __init__(self, here: bytes, events: Events, failed: Callable[[], None]) -> None:
-        self._here, self._events, self._failed = here, events, failed
-        self._open = True
-
-    def __anext__(self) -> Coroutine[Any, Any, bytes]:
-        return self.asend(None)
-
-    async def asend(self, _: None) -> bytes:
-        if batch := self._here:
-            self._here = b""
-            return batch
-        try:
-            batch = await self._events.batch() if self._open else b""
-        except UpstreamFailed:
-            self._failed()
-            raise
-        if not batch:
-            self._open = False
-            raise StopAsyncIteration
-        return batch
-
-    async def pour(self, sink: Callable[[bytes], bool]) -> None:
-        """Give what comes next to `sink` as it comes, until it returns False; the end, and what must wait, comes by
-        iteration. Raises UpstreamFailed.
-        """
-        try:
-            self._here = await self._events.pour(sink)
-        except UpstreamFailed:
-            self._failed()
-            raise
-
-    async def athrow(self, kind: Any, *_: Any) -> bytes:
-        """Nobody wants more."""
-        self._open = False
-        raise kind
 
 
 class Noted:

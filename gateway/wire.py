@@ -30,6 +30,7 @@ class Wire(Protocol):
     method: str
     path: str
     headers: dict[str, str]
+    moved: float  # the loop's time when a piece last went out
 
     @property
     def push(self) -> Callable[[bytes], bool] | None:

@@ -8,13 +8,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "pulse", "estimate", "calibration", "done"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done"},
     {"trace", "ids", "watch", "head"},
     {"body", "store", "transport", "openapi", "workers", "agreement"},
     {"dialects"},
     {"types", "protocol", "score"},
-    {"policy", "stream", "usage", "recorded", "wire"},
-    {"sessions"},
+    {"policy", "usage", "recorded", "wire"},
+    {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "drift"},

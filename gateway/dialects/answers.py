@@ -83,7 +83,8 @@ class Answers:
     `holds`: what every whole answer holds, as JSON spells it. `ends`: the types of the events that end a stream; none:
     `[DONE]` does. `marks`: an event without any of these bytes says nothing that we note. `usage_on_request`: a stream
     tells its usage only to who asks. `error`: a refusal as the body of an answer; `broken`: as the event that breaks a
-    stream off, after so many events. `id_name`: what its SDKs call the request's id, where not x-request-id.
+    stream off, after so many events. `text`: what stands before the string in which most events differ. `id_name`: what
+    its SDKs call the request's id, where not x-request-id.
     """
 
     holds: bytes
@@ -91,6 +92,7 @@ class Answers:
     marks: tuple[bytes, ...]
     error: Callable[[Refusal], bytes]
     broken: Callable[[Refusal, int], bytes]
+    text: bytes = b'"text":"'
     usage_on_request: bool = False
     id_name: bytes = b""
 
@@ -123,9 +125,10 @@ def _responses_broken(refusal: Refusal, events: int) -> bytes:
 CHUNKS = Answers(
     b'"choices"',
     frozenset(),
-    (b'"usage"', b'"error"', sse.DONE),
+    (sse.DONE, b'"usage"', b'"error"'),
     Refusal.body,
     lambda refusal, _: sse.event(refusal.body()),
+    b'"content":"',
     usage_on_request=True,
 )
 MESSAGES = Answers(

@@ -57,6 +57,10 @@ class Response:
         """Nothing more will come; what came may not be read yet."""
         return self._connection is None or self._connection.complete
 
+    def here(self) -> bytes:
+        """Body bytes that came already, b"" for none. Raises TransportError when the answer was closed."""
+        return self._open().take(self._idle)
+
     def chunk(self) -> Coroutine[Any, Any, bytes]:
         """Body bytes as they come, b"" at the end. Raises TransportError, also when the answer was closed."""
         return self._open().read(self._idle)

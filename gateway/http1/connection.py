@@ -65,17 +65,21 @@ class Connection(asyncio.Protocol):
         self._kind: Kind = "first_byte"
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        self.head = self.started = self.keep = False
+        self.head = self.keep = False
         self.complete = True  # nothing was asked for yet: what comes is nobody's
         self.on_body = self._chunks.append  # the parser's: no call of ours for each piece
         self._parser = httptools.HttpResponseParser(self)
+
+    @property
+    def started(self) -> bool:
+        """Bytes of the answer have arrived."""
+        return self.head or self._size > 0
 
     # -- the socket's side -------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        self.started = True
         self._size += len(data)
         try:
             self._parser.feed_data(data)
@@ -134,7 +138,7 @@ class Connection(asyncio.Protocol):
 
         Until `head` is set wait for `news`; who fails or gives up then closes the connection with `abort`.
         """
-        self.head = self.complete = self.started = self.keep = self._resting = False
+        self.head = self.complete = self.keep = self._resting = False
         self._size = 0
         if self._lost:
             self._error = self._gone()
@@ -155,12 +159,11 @@ class Connection(asyncio.Protocol):
         """Give body bytes to `sink` as they arrive, without a turn of the loop between; back when it wants no more, or
         at the end or break of the answer, which `read` then tells. `sink` raises nothing.
         """
-        if self._chunks or self.complete:
+        if self._chunks or self.complete or self._error:
             return
-        waiter = self.news()
         self._sink, self._idle = sink, idle
         try:
-            await waiter
+            await self.news()
         finally:
             self._sink = None
 
@@ -169,10 +172,12 @@ class Connection(asyncio.Protocol):
         chunks = self._chunks
         if not chunks:
             return b""
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
+        data = chunks.pop()
+        if chunks:
+            data = b"".join([*chunks, data])
+            chunks.clear()
         self._size = 0
-        if not self.complete and not self._error:
+        if not (self.complete or self._error):
             self._kind = "idle"
             self._deadline = deadline = self._loop.time() + idle
             if self._fires > deadline:  # a timer that fires too early is cheaper than one moved with each chunk

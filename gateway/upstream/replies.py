@@ -5,7 +5,7 @@ import logging
 from gateway.done import nothing
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
-from gateway.stream import Events, Relayed, broken, read_whole
+from gateway.stream import Events, broken, read_whole
 from gateway.types import Bill, ChatRequest, Headers, Reply, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
@@ -79,12 +79,11 @@ async def stream(request: ChatRequest, exchange: Exchange, response: Response, h
     The reply holds the exchange.
     """
     asked = (request.fields.stream_options or {}).get("include_usage") is True
-    events = Events(response, usage, request.dialect.answers, hide_usage=not asked)
-    first = await events.batch()
+    events = Events(response, usage, request.dialect.answers, not asked, exchange.failed)
+    await events.more()
     if events.error is not None:
         raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
-    pieces = Relayed(first, events, exchange.failed)
-    return Reply(200, headers, pieces, True, exchange.tier, exchange.shut, usage)
+    return Reply(200, headers, events, True, exchange.tier, exchange.shut, usage)
 
 
 def _refused(response: Response, exchange: Exchange) -> Failed:

@@ -102,6 +102,26 @@ def test_an_answer_by_the_connections_end_is_not_ended_by_us(run: Run) -> None:
     run(main())
 
 
+def test_an_answer_that_broke_unseen_is_told_of_by_reading_not_by_pouring(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(CHUNKED + b"2\r\nok\r\n")
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, server):
+            response = await ask(client, origin)
+            assert await response.chunk() == b"ok"
+            await server.emptied()
+            await asyncio.sleep(0.02)
+            await response.pour(lambda data: pytest.fail(f"poured {data!r}"))
+            with pytest.raises(TransportError) as error:
+                await response.chunk()
+            assert error.value.kind == "closed"
+            response.close()
+
+    run(main())
+
+
 def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         pass

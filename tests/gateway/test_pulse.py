@@ -1,5 +1,7 @@
 import asyncio
 import json
+from functools import partial
+from typing import Any
 
 from gateway.pulse import COMMENT, Pulse
 from loadtest.servers import Sim
@@ -24,28 +26,63 @@ def test_a_stream_that_stands_still_gets_comments_between_its_events(flash: Sim,
     asyncio.run(main())
 
 
+class Line:
+    """What a pulse asks of a wire, on which each write stays under way until `taken`."""
+
+    def __init__(self) -> None:
+        self.moved, self.taken = 0.0, asyncio.Event()
+        self.written: list[bytes] = []
+
+    async def write(self, data: bytes, more: bool) -> None:
+        assert more, "a comment is never the end"
+        self.written.append(data)
+        await self.taken.wait()
+
+
+def beating(wire: Any, seconds: float, total: float = 60.0, told: list[bool] | None = None) -> Pulse:
+    late = [] if told is None else told
+    return Pulse(wire, seconds, total, partial(late.append, True))
+
+
 def test_no_comment_comes_after_the_stop_nor_while_the_stream_moves() -> None:
     async def main() -> None:
-        written: list[bytes] = []
-        stuck = asyncio.Event()
-
-        async def write(data: bytes) -> None:
-            written.append(data)
-            await stuck.wait()
-
-        pulse = Pulse(0.2, write)
-        for _ in range(10):
-            await asyncio.sleep(0.05)
-            pulse.last = asyncio.get_running_loop().time()
-        assert written == []
-        await eventually(lambda: written == [COMMENT])
-        for _ in range(2):
-            pulse.stop()
-        stuck.set()
-        await asyncio.sleep(0.3)
-        assert written == [COMMENT]
-        off = Pulse(0.0, write)
-        off.stop()
+        wire = Line()
+        pulse = beating(wire, 0.1)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            wire.moved = asyncio.get_running_loop().time()
+        assert wire.written == []
+        await eventually(lambda: wire.written == [COMMENT])
+        for end in (pulse.rest, pulse.stop, pulse.stop):
+            end()
+        wire.taken.set()
+        await asyncio.sleep(0.15)
+        assert wire.written == [COMMENT]
+        beating(wire, 0.0).stop()
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_takes_too_long_is_late_once_whether_it_moves_or_not() -> None:
+    async def late(seconds: float, rests: bool) -> list[bytes]:
+        """What was written when a stream that nobody takes is late."""
+        told: list[bool] = []
+        began, wire = asyncio.get_running_loop().time(), Line()
+        pulse = beating(wire, seconds, 0.05, told)
+        if rests:
+            pulse.rest()
+        await eventually(lambda: told == [True])
+        assert asyncio.get_running_loop().time() >= began + 0.05
+        pulse.stop()
+        beating(wire, seconds, 0.01, told).stop()
+        await asyncio.sleep(0.03)
+        assert told == [True]
+        return wire.written
+
+    async def main() -> None:
+        assert await late(0.0, rests=False) == []
+        assert await late(0.01, rests=False) == [COMMENT], "one at a time"
+        assert await late(0.01, rests=True) == []
 
     asyncio.run(main())

@@ -1,5 +1,6 @@
 """Events: where they end, however the stream is cut, and what they say."""
 
+import json
 import time
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.sse import Splitter, data_of, event
+from gateway.sse import Splitter, alike, data_of, event
 
 ENDS = st.sampled_from([b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b"\r\n\r\n"])
 PIECES = ENDS | st.sampled_from([b"data: ", b"data:", b":", b"x", b"data: x\n\n", "\u2028\x85".encode()])
@@ -52,6 +53,52 @@ def test_what_events_say_is_told_of_the_same_events(stream: bytes, at: int) -> N
     for part in cut(stream, [at]):
         assert said.said(part) == [data_of(found) for found in events.feed(part)]
     assert said.rest() == events.rest()
+
+
+TEXT = b'"content":"'
+SAID = st.text(max_size=8) | st.sampled_from(
+    ['usage"', "usage", "[DONE]", "a\\", "\n\n", "\r", "\u2028", ' "content":"x']
+)
+
+
+def said(text: str, **more: object) -> bytes:
+    told = {"id": "c", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], **more}
+    return event(json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+@given(SAID, SAID)
+def test_an_event_is_like_another_with_another_text(one: str, other: str) -> None:
+    like = alike(said(one.replace('"', "")), TEXT)
+    assert like(said(other)) == ('"' not in other), "a quote may be the end of the text"
+    assert not like(said(other, usage=None))
+    assert not like(said(one) + said(other))
+    assert not like(said(other)[:-1])
+    assert not any(like(said("plain").replace(b"plain", other.encode() + end)) for end in (b"\n", b"\r"))
+
+
+@given(SAID, st.integers(0, 200), st.integers(0, 200), st.binary(max_size=4) | ENDS | PIECES)
+@example("a", 0, 200, b"")
+@example("a", 60, 60, b"\n\n")
+@example("a", 60, 60, b'","usage":"')
+def test_what_is_like_an_event_is_one_whole_event_with_the_same_around_its_text(
+    text: str, at: int, to: int, other: bytes
+) -> None:
+    before = said(text)
+    found = before[:at] + other + before[max(at, to) :]
+    if alike(before, TEXT)(found):
+        assert split([found]) == ([found], b"")
+        head, _, rest = before.partition(TEXT)
+        assert found.startswith(head + TEXT)
+        assert found.endswith(rest[rest.index(b'"') :])
+        assert found[len(head + TEXT) :].index(b'"') == len(found) - len(head + TEXT) - len(rest[rest.index(b'"') :])
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"x", event(b"{}"), event(b'{"content":7}'), b'data: {"content":"', said("a") * 2]
+)
+def test_nothing_is_like_what_is_not_one_event_with_a_text(before: bytes) -> None:
+    assert not alike(before, TEXT)(before)
+    assert not alike(before, TEXT)(said("a"))
 
 
 def blank_at_the_end_only(found: bytes) -> bool:

@@ -13,7 +13,7 @@ from gateway.dialects import DIALECTS, Whole
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Kind, Limits, TransportError
 from gateway.sse import event, named
-from gateway.stream import MAX_JSON, Events, Relayed, broken, fill, read_whole
+from gateway.stream import MAX_JSON, Events, broken, fill, read_whole
 from gateway.types import Usage
 from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
 
@@ -26,7 +26,9 @@ QUICK = Limits(1, 0.3, 0.1, 2)
 
 
 def chunk(text: str, **more: Any) -> bytes:
-    return event(json.dumps({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}], **more}).encode())
+    """As servers spell it: without blanks, so that one is like the other."""
+    said = {"id": "c", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}], **more}
+    return event(json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def counted(usage: Any = COUNTS, **more: Any) -> bytes:
@@ -63,15 +65,16 @@ async def relayed(talk: Talk, *, path: str = CHAT, hide_usage: bool = True) -> S
     async with serving(talk) as (client, origin, _):
         poured = await pour(await ask(client, origin, QUICK), path=path, hide_usage=hide_usage)
     assert (poured.data, poured.usage, poured.error) == (pulled.data, pulled.usage, pulled.error)
-    assert repr(poured.refusal) == repr(pulled.refusal)
+    assert (poured.usage.events, repr(poured.refusal)) == (pulled.usage.events, repr(pulled.refusal))
     return pulled
 
 
 async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
     seen = Seen()
-    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage)
+    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage, partial(setattr, seen, "told", True))
     try:
-        while batch := await events.batch():
+        await events.more()
+        async for batch in events:
             seen.data += batch
     except UpstreamFailed as refusal:
         seen.refusal = refusal
@@ -81,20 +84,22 @@ async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
     return seen
 
 
-async def pour(response: Any, *, path: str, hide_usage: bool) -> Seen:
-    """Every third piece is too much for who takes them, so that the next one has to be asked for."""
+async def pour(response: Any, *, path: str = CHAT, hide_usage: bool, most: int = 3) -> Seen:
+    """So many pieces are too much for who takes them, so that the next one has to be asked for."""
     seen, took = Seen(), 0
-    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage)
+    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage, partial(setattr, seen, "told", True))
 
     def sink(data: bytes) -> bool:
         nonlocal took
         seen.data, took = seen.data + data, took + 1
-        return took % 3 != 0
+        return took % most != 0
 
     try:
-        async for batch in (pieces := Relayed(b"", events, partial(setattr, seen, "told", True))):
+        async for batch in events:
             seen.data += batch
-            await pieces.pour(sink)
+            if (last := await events.pour(sink)) is not None:
+                seen.data += last
+                break
     except UpstreamFailed as refusal:
         seen.refusal = refusal
     finally:
@@ -121,6 +126,52 @@ def test_a_whole_stream_passes_unchanged_in_any_pieces(run: Run) -> None:
             seen = await relayed(streaming(*parts))
             assert (seen.data, seen.refusal) == (said + DONE, None)
             assert seen.usage == Usage(7, None, 5)
+
+    run(main())
+
+
+def test_events_that_are_like_those_before_are_looked_at_where_they_say_more(run: Run) -> None:
+    """Each event comes by itself: whole ones, one that is cut within its text, and such that only begin alike."""
+    texts = ["a", "usage", '"usage"', "[DONE]", "\\", "b\n", "\u2028", ""]
+    first = [chunk(text) for text in texts]
+    cut = [*[chunk("c")[:60], chunk("c")[60:], b": ", chunk("c")] * 3, chunk("d", usage=COUNTS), chunk("e") * 2]
+    hidden = [chunk(text, choices=[], usage=COUNTS, x={"content": text}) for text in "abcd"]
+    parts = [*first, *cut, *first, *hidden, chunk("h").replace(b"null", b'"stop"'), DONE]
+
+    async def main() -> None:
+        async with serving(streaming(*parts)) as (client, origin, _):
+            seen = await pour(await ask(client, origin), hide_usage=True, most=len(parts))
+        assert (seen.data, seen.refusal) == (b"".join([part for part in parts if part not in hidden]), None)
+        assert (seen.usage, seen.usage.events) == (Usage(7, None, 5), b"".join(parts).count(b"\n\n"))
+
+    run(main())
+
+
+def taking(taken: list[bytes], data: bytes) -> bool:
+    taken.append(data)
+    return True
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_last_event_may_leave_with_the_end_where_both_have_come(run: Run, together: bool) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        said = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (chunk("b"), DONE))
+        await peer.answer(CHUNKED + b"%x\r\n%s\r\n" % (len(chunk("a")), chunk("a")))
+        await asyncio.sleep(0.02)
+        await peer.answer(said + (b"0\r\n\r\n" if together else b""))
+        await asyncio.sleep(0.02)
+        await peer.answer(b"0\r\n\r\n")
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, _):
+            response, taken = await ask(client, origin), list[bytes]()
+            events = Events(response, Usage(), DIALECTS[CHAT].answers, True, lambda: None)
+            assert await anext(events) == chunk("a")
+            last = await events.pour(partial(taking, taken))
+            assert (last, taken) == (chunk("b") + DONE if together else None, [])
+            assert [batch async for batch in events] == ([] if together else [chunk("b") + DONE])
+            response.close()
 
     run(main())
 
