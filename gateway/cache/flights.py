@@ -174,8 +174,10 @@ class Flight:
     async def _step_off(self, reader: object) -> None:
         """Safe to call twice. The last one to leave stops the flight, but not what it still has to remember."""
         self._read.pop(reader, None)
+        if self._complete:
+            return
         self._tell()
-        if self._read or self._complete or not self._task or self._task.done():
+        if self._read or not self._task or self._task.done():
             return
         self._leave()
         self._task.cancel()
@@ -222,6 +224,8 @@ class Flight:
         return waiting
 
     def _tell(self) -> None:
+        if not self._waiting:
+            return
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             if not one.done():
