@@ -19,26 +19,27 @@ SIDES: Mapping[Label, int] = {"simple": SIMPLE, "complex": COMPLEX}
 Sides = int
 
 
-class _Top(msgspec.Struct):
+# What is read of an answer refers to nothing that refers to it, so nobody need look for circles (gc=False).
+class _Top(msgspec.Struct, gc=False):
     token: str
     logprob: float
 
 
 class _Token(_Top):
-    top_logprobs: list[_Top] | None = None
+    top_logprobs: msgspec.Raw = msgspec.Raw(b"null")  # read where a label begins only: they are most of a chunk
 
 
-class _Logprobs(msgspec.Struct):
+class _Logprobs(msgspec.Struct, gc=False):
     content: list[_Token] | None = None
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     message: _Message | None = None  # of a whole answer
     delta: _Message | None = None  # of a stream's chunk
     finish_reason: str | None = None
@@ -48,11 +49,11 @@ class _Likely(_Choice):
     logprobs: _Logprobs | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, gc=False):
     choices: list[_Likely]
 
 
-class _Plain(msgspec.Struct):
+class _Plain(msgspec.Struct, gc=False):
     choices: list[_Choice]
 
 
@@ -72,6 +73,7 @@ class _Decisions(msgspec.Struct):
 
 _ANSWER = msgspec.json.Decoder(_Answer)
 _PLAIN = msgspec.json.Decoder(_Plain)
+_TOPS = msgspec.json.Decoder(list[_Top] | None)
 _DECISIONS = msgspec.json.Decoder(_Decisions)
 NOTHING = _Message()
 
@@ -155,7 +157,7 @@ class Said:
             text = text.rstrip().removesuffix('"') + '"}'
         for said in (text, self._thought, self._reasoning):
             if label := self._label(said):
-                return Verdict(label, None if self._odd or not self._tokens else self._p_complex())
+                return Verdict(label, self._likelihood())
         if self._finish and not text.strip():
             return Verdict(None, None, "empty")
         return Verdict(None, None, "truncated" if self._finish == "length" else "parse")
@@ -175,9 +177,16 @@ class Said:
             return None
         return self._form.labels.get(word.lower()) if isinstance(word, str) else None
 
+    def _likelihood(self) -> float | None:
+        """P(complex); None without usable logprobs."""
+        try:
+            return None if self._odd or not self._tokens else self._p_complex()
+        except _UNREADABLE:
+            return None
+
     def _p_complex(self) -> float | None:
         """P(complex) over the labels, from the token where the label begins to the one that tells the two sides apart;
-        None without usable logprobs."""
+        None where none does. Raises _UNREADABLE."""
         text = "".join([token.token for token in self._tokens])
         start = self._value_at(text)
         begin = len(text) - len(text.lstrip(BLANK)) if start is None else start
@@ -186,10 +195,9 @@ class Said:
             before, said = said, said + token.token
             if len(said) <= begin:
                 continue
-            begun = self._begun(before, start is not None, token)
-            shares = _shares(token, begun)
+            begun, shares = self._shares(before, start, token)
             simple, hard = simple + way * shares.get(SIMPLE, 0.0), hard + way * shares.get(COMPLEX, 0.0)
-            if begun[token.token] != BOTH:
+            if begun != BOTH:
                 return _share(simple, hard)
             way *= shares.get(BOTH, 0.0)
         return None
@@ -201,18 +209,34 @@ class Said:
             end = found.end()
         return end
 
-    def _begun(self, before: str, in_json: bool, token: _Token) -> Mapping[str, Sides]:
-        """By each text that may stand in a token's place: the sides of the labels that `before` with it ends with, or
-        has begun to spell."""
-        known, found = self._value_at(before), {}
+    def _shares(self, before: str, start: int | None, token: _Token) -> tuple[Sides, Mapping[Sides, float]]:
+        """The sides of the labels that `before` with the token ends with, or has begun to spell; and how the
+        probability of what may stand in its place falls to the sides. That adds up to 1, or is empty when none of the
+        likeliest tokens begins a label. `start`: where the value begins in the answer, None where it is a bare word."""
+        known = start if start is not None and start <= len(before) else self._value_at(before)
         # No text without a quote then moves the place where the value begins.
         settled = '"' not in before[known or 0 :] and (known is None or before[known - 1] == '"')
-        for top in (token, *(token.top_logprobs or ())):
-            whole = before + top.token
-            start = known if settled and '"' not in top.token else self._value_at(whole)
-            word = "" if in_json and start is None else whole[start or 0 :].lstrip(BLANK).lower()
-            found[top.token] = _spelled(word, self._form) if word else 0
-        return found
+        own, tops, listed = token.token, _TOPS.decode(token.top_logprobs) or (), False
+        likely = {own: token.logprob}
+        for top in tops:
+            likely[top.token] = top.logprob
+            listed = listed or top.token == own
+        mass: dict[Sides, float] = {}
+        begun, named = 0, False  # what the token itself begins; whether the likeliest begin any label
+        for text, logprob in likely.items():
+            at = known if settled and '"' not in text else self._value_at(before + text)
+            word = "" if start is not None and at is None else (before + text)[at or 0 :].lstrip(BLANK).lower()
+            sides = _spelled(word, self._form) if word else 0
+            if text == own:
+                begun = sides
+            if sides:
+                mass[sides] = mass.get(sides, 0.0) + (math.exp(logprob) if logprob < 0 else 1.0)
+                named = named or listed or text != own
+        if not tops:
+            p = math.exp(min(token.logprob, 0.0))
+            return begun, {begun: p, BOTH - begun: 1 - p} if begun in (SIMPLE, COMPLEX) else {begun: 1.0}
+        total = sum(mass.values()) if named else 0.0
+        return begun, {sides: share / total for sides, share in mass.items()} if total else {}
 
 
 def decided(data: bytes, prompt: Prompt) -> Verdict:
@@ -248,23 +272,6 @@ def _spelled(word: str, form: Reading) -> Sides:
         if word[:size] == label and not "a" <= word[size : size + 1] <= "z":
             return form.begun[label]
     return 0
-
-
-def _shares(token: _Token, begun: Mapping[str, Sides]) -> Mapping[Sides, float]:
-    """How the probability of what may stand in `token`'s place falls to the sides; it adds up to 1, or is empty when
-    none of the likeliest tokens begins a label."""
-    tops = token.top_logprobs
-    if not tops:
-        own, p = begun[token.token], math.exp(min(token.logprob, 0.0))
-        return {own: p, BOTH - own: 1 - p} if own in (SIMPLE, COMPLEX) else {own: 1.0}
-    if not any(begun[top.token] for top in tops):
-        return {}
-    mass: dict[Sides, float] = {}
-    for text, logprob in {top.token: top.logprob for top in (token, *tops)}.items():
-        if sides := begun[text]:
-            mass[sides] = mass.get(sides, 0.0) + (math.exp(logprob) if logprob < 0 else 1.0)
-    total = sum(mass.values())
-    return {sides: share / total for sides, share in mass.items()} if total else {}
 
 
 def _share(simple: float, hard: float) -> float | None:

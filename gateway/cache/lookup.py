@@ -18,6 +18,8 @@ ROUTING = ("x-route-tier", "x-route-holdback")
 AFRESH = ("no-cache", "no-store")  # what a caller says in cache-control that wants an answer of its own
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
+MARKED = UNTOLD | APART
+CHAT = "/v1/chat/completions"
 
 
 def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
@@ -43,12 +45,13 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
     if control and any(word in control.lower() for word in AFRESH):
         return None
     answers, names = policy.once(_depends)
-    members, caller = body.members, request.caller
-    if not UNTOLD.isdisjoint(members) or NULL in members.values():
+    members, caller, apart = body.members, request.caller, b""
+    if not MARKED.isdisjoint(members) or NULL in members.values() or request.path != CHAT:
         members = {name: value for name, value in members.items() if name not in UNTOLD and value != NULL}
+        apart = _apart(request)
     told = msgspec.json.encode(members, order="sorted")
-    headers = [request.headers.get(name) for name in names]
-    whole = (caller.plan, caller.own.may, request.path, headers, _apart(request), told)
+    headers = tuple(map(request.headers.get, names))
+    whole = (caller.plan, caller.own.may, request.path, headers, apart, told)
     return digest(answers + msgspec.msgpack.encode(whole), caller)
 
 
@@ -61,9 +64,9 @@ def _depends(policy: Policy) -> tuple[bytes, tuple[str, ...]]:
 
 def _apart(request: ChatRequest) -> bytes:
     """The request's form where no other form can be made of its answer, else b""."""
-    form, body, chat = form_of(request.fields), request.body, request.path.endswith("/chat/completions")
+    form, body = form_of(request.fields), request.body
     # Only chunks are made whole, and back.
-    whole = chat or (request.dialect.api == "chat" and body.raw("logprobs") is None)
+    whole = request.path == CHAT or (request.dialect.api == "chat" and body.raw("logprobs") is None)
     alike = APART.isdisjoint(body.members) or not any(map(body.raw, APART & body.members.keys()))
     if whole and alike and form in CONVERTIBLE:
         return b""

@@ -39,6 +39,8 @@ class Dialect:
 
     def conversation(self, body: Body) -> bytes:
         """The members that hold it, one under the other."""
+        if len(self.prompt) == 1:
+            return body.raw(self.prompt[0]) or b""
         return b"\n".join([raw for name in self.prompt if (raw := body.raw(name))])
 
 

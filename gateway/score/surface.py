@@ -33,6 +33,7 @@ _NUMBER = re.compile(rb"00*(?:[.,]00*)*")
 _SPAN = re.compile(r"\$[^$\n]{1,80}\$")  # of TeX
 _COMMAND = re.compile(r"\\[a-zA-Z]{2}")
 _WORD = re.compile(r"\w+")
+_WORDS = "".join(chr(point) if _WORD.match(chr(point)) else " " for point in range(128)).encode().ljust(256)
 # Of a shape, as numbers: those are found in bytes at once, where `in` first tries whether a text is one.
 ZERO, POINT, COMMA, COLON, PAUSE, OPEN, EQUALS = b"0.,:P(="
 DENSITY = 2.5  # letters of a spaced script that one character of Chinese, Japanese, Korean or Thai stands for
@@ -82,7 +83,7 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
     dense = 0 if question.isascii() else sum(map(len, DENSE.findall(question)))
     size = len(question) + (DENSITY - 1) * dense
     halves = notation(question, seen)
-    fact = said["fact"] > 0 and len(question) < LOOKUP[1] and len(_WORD.findall(question)) <= LOOKUP[0]
+    fact = said["fact"] > 0 and len(question) < LOOKUP[1] and words(question) <= LOOKUP[0]
     return {
         "length": much(size, LONG),
         "clauses": _PAUSES.get(pauses(seen), 1.0),
@@ -133,6 +134,10 @@ def pauses(seen: bytes) -> int:
     if PAUSE in seen:
         found += seen.count(b"P")
     return found + (seen.count(b",") - seen.count(b",0") if COMMA in seen else 0)
+
+
+def words(text: str) -> int:
+    return len(text.encode().translate(_WORDS).split() if text.isascii() else _WORD.findall(text))
 
 
 def numbers(seen: bytes) -> int:

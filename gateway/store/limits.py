@@ -43,7 +43,7 @@ class Outage(msgspec.Struct, frozen=True):
     share: Mode = "local"
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(msgspec.Struct, frozen=True, cache_hash=True):
     """What one caller may do; None is no limit. `lease` is the seconds for which what is held outlives its process."""
 
     requests_per_minute: int
@@ -81,8 +81,8 @@ def known(most: Most) -> Bound:
     return most() if callable(most) else most
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A line of the ledger: what calls to `tier` used, and what it cost in nano-dollars.
+class Line(msgspec.Struct, frozen=True, array_like=True):
+    """A line of the ledger: what calls to `tier` used, and what it cost in nano-dollars. SETTLE is told it as an array.
 
     `estimated`: no server said so. Only lines of kind "answer" count against limits; triage and draft (answers that
     were begun and thrown away) are the operator's overhead. `day`, UTC, is given by the store.

@@ -95,10 +95,10 @@ class Line(asyncio.Protocol):
             self._transport.write(b"".join(self._batch()))
 
     def _batch(self) -> list[bytes]:
-        commands, size = [], 0
-        while self._unsent and size < WRITE:
-            waiting = self._unsent.popleft()
-            self._sent.append(waiting)
+        unsent, sent, commands, size = self._unsent, self._sent, [], 0
+        while unsent and size < WRITE:
+            waiting = unsent.popleft()
+            sent.append(waiting)
             commands.append(waiting[0])
             size += len(waiting[0])
         return commands

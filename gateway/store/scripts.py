@@ -15,14 +15,14 @@ class Script(NamedTuple):
 
 def script(text: bytes, words: int) -> Script:
     known = word(hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())  # as a server knows what it has run
-    counts = [b"*%d\r\n" % (3 + names + words) for names in range(MOST + 1)]
+    counts = [b"*%d" % (3 + names + words) for names in range(MOST + 1)]
     run = word(b"EVALSHA") + known
     return Script(text, words, tuple(count + run + word(b"%d" % names) for names, count in enumerate(counts)))
 
 
 def word(word: bytes) -> bytes:
-    """A word as it stands in a command."""
-    return b"$%d\r\n%b\r\n" % (len(word), word)
+    """A word as it stands in a command, behind the end of the word before it."""
+    return b"\r\n$%d\r\n%b" % (len(word), word)
 
 
 MOST = 6  # names that a script is given
@@ -61,8 +61,8 @@ local function save()
   redis.call('EXPIRE', KEYS[1], TTL)
 end
 
-local function book(tier, kind, estimated, requests, prompt, cached, completion, money)
-  local head = table.concat({whole(day), kind, estimated, tier}, '/') .. '/'
+local function book(tier, kind, estimated, prompt, cached, completion, money, requests)
+  local head = table.concat({whole(day), kind, estimated and 1 or 0, tier}, '/') .. '/'
   local sums = {requests = requests, prompt = prompt, cached = cached, completion = completion, money = money}
   for name, count in pairs(sums) do
     if count ~= 0 then redis.call('HINCRBY', KEYS[4], head .. name, whole(count)) end
@@ -101,7 +101,7 @@ local function advance()
   a.window = window
   for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
     local held = take(lease)
-    if held then book(held[4], 'answer', 1, 1, held[1], 0, held[2], held[3]) end
+    if held then book(held[4], 'answer', true, held[1], 0, held[2], held[3], 1) end
   end
 end
 """
@@ -169,9 +169,9 @@ return answer(0, 0, capped, nil, maker)
 """,
 )
 
-# KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines: [[tier, kind,
-# estimated 0 or 1, requests, prompt, cached, completion, money], ...]. The lines are booked for a lease that is held
-# still, or once for `pushed`. -> 1 if they were. With a lease of "" only what expired is booked.
+# KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines, each an array of
+# Line's fields. The lines are booked for a lease that is held still, or once for `pushed`. -> 1 if they were. With a
+# lease of "" only what expired is booked.
 SETTLE: Final = script(
     words=1,
     text=OPENING

@@ -3,16 +3,17 @@
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 import msgspec
 
 from gateway.store.contract import HELD
-from gateway.store.limits import Bound, Limits, Line
+from gateway.store.limits import Bound, Kind, Limits, Line
 from gateway.store.opening import Word
 from gateway.store.scripts import Script, word
 
-LONG = 1024  # bytes; the sizes of shorter words are written already
-SIZES = tuple(b"$%d\r\n" % size for size in range(LONG))
+LONG = 1024  # bytes; the sizes of shorter words are written already, behind the end of the word before
+SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(LONG))
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
 packed = msgspec.msgpack.encode
@@ -49,9 +50,8 @@ def run(script: Script, names: Names, more: tuple[bytes, ...]) -> bytes:
     parts = [script.heads[len(names.all) + len(more) - script.words], names.packed]
     for one in more:
         size = len(one)
-        parts.append(SIZES[size] if size < LONG else b"$%d\r\n" % size)
-        parts.append(one)
-        parts.append(b"\r\n")
+        parts += SIZES[size] if size < LONG else b"\r\n$%d\r\n" % size, one
+    parts.append(b"\r\n")
     return b"".join(parts)
 
 
@@ -93,8 +93,7 @@ def pushed(caller: str, name: str) -> bytes:
 
 def settled(lease: str, lines: Sequence[Line] = (), above: bool = False) -> bytes:
     """What SETTLE is told."""
-    told = [(e.tier, e.kind, int(e.estimated), e.requests, e.prompt, e.cached, e.completion, e.money) for e in lines]
-    return packed((lease, above, told))
+    return packed((lease, above, lines))
 
 
 def booked(caller: str, flat: Sequence[bytes]) -> list[Line]:
@@ -107,6 +106,5 @@ def booked(caller: str, flat: Sequence[bytes]) -> list[Line]:
     for heading, counts in sums.items():
         day, kind, estimated, tier = heading.split("/", 3)
         date = time.strftime("%Y-%m-%d", time.gmtime(int(day) * DAY))
-        found.append(msgspec.convert({**counts, "tier": tier, "kind": kind, "estimated": estimated == "1",
-                                      "caller": caller, "day": date}, Line))  # fmt: skip
+        found.append(Line(tier, cast("Kind", kind), estimated == "1", **counts, caller=caller, day=date))
     return sorted(found, key=lambda line: (line.day, line.tier, line.kind, line.estimated))

@@ -13,9 +13,15 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+REMEMBERED = 1024  # pairs
 REMOTE_KNOWN, REMOTE = 0x100, 0x200  # flags: whether the parent is elsewhere is known, and so it is
 _TIMES, _DOUBLE, _FLAGS = struct.Struct("<BQBQ").pack, struct.Struct("<d").pack, struct.Struct("<HI").pack
 _SHORT = [bytes([number]) for number in range(128)]
+<<<<<<< ours
+_KINDS = [b"\x30" + _SHORT[kind + 1] for kind in range(5)]  # by the SDK's number, of which `.value` takes 2,000 steps
+_STATUSES = [b"\x7a\x02\x18" + _SHORT[code] for code in range(3)]
+=======
+>>>>>>> theirs
 _TAGS = [bytes([field << 3 | 2]) for field in range(16)]  # of fields that say how long they are
 
 
@@ -23,7 +29,11 @@ def request(resource: Resource, scope: InstrumentationScope, spans: Iterable[Rea
     """An ExportTraceServiceRequest: spans of one resource and scope."""
     named = text(1, scope.name) + text(2, scope.version or "")
     whole = block(1, named) + b"".join([block(2, span(one)) for one in spans])
+<<<<<<< ours
+    return block(1, block(1, _OF_RESOURCES.text(resource.attributes)) + block(2, whole))
+=======
     return block(1, block(1, attributes(1, resource.attributes)) + block(2, whole))
+>>>>>>> theirs
 
 
 def span(one: ReadableSpan) -> bytes:
@@ -32,29 +42,59 @@ def span(one: ReadableSpan) -> bytes:
     flags = REMOTE_KNOWN | (REMOTE if parent and parent.is_remote else 0)
     return b"".join(
         (
-            block(1, place.trace_id.to_bytes(16, "big")),
-            block(2, place.span_id.to_bytes(8, "big")),
+            b"\x0a\x10" + place.trace_id.to_bytes(16, "big") + b"\x12\x08" + place.span_id.to_bytes(8, "big"),
             text(3, place.trace_state.to_header()) if place.trace_state else b"",
-            block(4, parent.span_id.to_bytes(8, "big")) if parent else b"",
+            b"\x22\x08" + parent.span_id.to_bytes(8, "big") if parent else b"",
             text(5, one.name),
-            b"\x30" + _SHORT[one.kind.value + 1],
+            _KINDS[one.kind._value_],
             _TIMES(0x39, one.start_time or 0, 0x41, one.end_time or 0),
+<<<<<<< ours
+            _OF_SPANS.text(one.attributes or {}),
+            _STATUSES[one.status.status_code._value_],
+=======
             attributes(9, one.attributes or {}),
             block(15, _SHORT[0x18] + _SHORT[one.status.status_code.value]),
+>>>>>>> theirs
             _FLAGS(0x0185, flags),
         )
     )
 
 
+<<<<<<< ours
+class Pairs(dict[tuple[str, Any], bytes]):
+    """By name and value, attributes as they stand in a field; most come with each span again. What is measured is not
+    remembered. A name's values are all of one type: True would be taken for 1."""
+
+    def __init__(self, field: int) -> None:
+        super().__init__()
+        self._field = field
+
+    def __missing__(self, pair: tuple[str, Any]) -> bytes:
+        name, what = pair
+        if isinstance(what, float):
+            return _before(self._field, name) + _DOUBLE(what)
+        if len(self) >= REMEMBERED:
+            self.clear()
+        found = self[pair] = block(self._field, text(1, name) + block(2, value(what)))
+        return found
+
+    def text(self, told: Mapping[str, Any]) -> bytes:
+        """Names with a text, a number, a truth, or a tuple of those."""
+        return b"".join(map(self.__getitem__, told.items()))
+
+
+@lru_cache(64)
+def _before(field: int, name: str) -> bytes:
+    """What comes before the eight bytes of a number that was measured."""
+    return block(field, text(1, name) + block(2, value(0.0)))[:-8]
+=======
 def attributes(field: int, told: Mapping[str, Any]) -> bytes:
     """Pairs of a name and a text, a number, a truth, or a tuple of those."""
     return b"".join([(measured if type(what) is float else named)(field, name, what) for name, what in told.items()])
+>>>>>>> theirs
 
 
-@lru_cache(1024, typed=True)
-def named(field: int, name: str, what: Any) -> bytes:
-    """A pair; most come with each span again."""
-    return block(field, text(1, name) + block(2, value(what)))
+_OF_SPANS, _OF_RESOURCES = Pairs(9), Pairs(1)
 
 
 def value(what: Any) -> bytes:
@@ -67,16 +107,6 @@ def value(what: Any) -> bytes:
     if isinstance(what, float):
         return b"\x21" + _DOUBLE(what)
     return block(5, b"".join([block(1, value(one)) for one in what]))
-
-
-def measured(field: int, name: str, what: float) -> bytes:
-    return _before(field, name) + _DOUBLE(what)
-
-
-@lru_cache(64)
-def _before(field: int, name: str) -> bytes:
-    """What comes before the eight bytes of a number that was measured."""
-    return block(field, text(1, name) + block(2, value(0.0)))[:-8]
 
 
 def text(field: int, what: str) -> bytes:

@@ -86,7 +86,7 @@ def exchange(record: Record, model: str | None, served: Mapping[str, str]) -> At
             names.REASON: route.reason if route else None,
             names.CACHE: record.cache,
             names.OVERHEAD: record.overhead,
-            names.COST: sum(cost.money for cost in record.costs) / NANO,
+            names.COST: sum([cost.money for cost in record.costs]) / NANO,
         }
         | (_decided(record.decision) if record.decision else {})
         | _used(record.usage)

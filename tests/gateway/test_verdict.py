@@ -95,6 +95,9 @@ def token(text: str, p: float, **tops: float) -> JSON:
     return {"token": text, "logprob": math.log(p), "top_logprobs": [top(t, q) for t, q in tops.items()], "bytes": [1]}
 
 
+ODD: JSON = {"top_logprobs": [{"token": 7, "logprob": "x"}]}
+
+
 def top(text: str, p: float) -> JSON:
     return {"token": text, "logprob": math.log(p), "bytes": None}
 
@@ -133,6 +136,8 @@ def spelled(*texts: str, at: int, tops: dict[str, float]) -> list[JSON]:
         (GOOD, [{"token": "x"}], None),
         (GOOD, [{"token": None, "logprob": "x"}], None),
         (GOOD, "odd", None),
+        (GOOD, [token('{"complexity":"', 1), token("simple", 1) | ODD], None),
+        (GOOD, [token('{"complexity":"', 1) | ODD, token("simple", 0.8, simple=0.8, complex=0.2)], 0.2),
     ],
 )  # fmt: skip
 def test_p_complex_is_read_where_the_label_begins_however_it_is_cut(content: str, tokens: Any, p_complex: Any) -> None:
