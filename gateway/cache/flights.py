@@ -16,6 +16,7 @@ from gateway.cache.verdicts import Verdicts
 from gateway.errors import Refusal, UpstreamFailed
 from gateway.policy import Caching, Policy
 from gateway.store import Store, Turn
+from gateway.stream import Events
 from gateway.types import ChatRequest, Reply
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
@@ -149,8 +150,7 @@ class Flight:
         self._tell()
         try:
             if not whole:
-                async for chunk in reply.chunks:
-                    await self._add(chunk)
+                await self._gather(reply)
         finally:
             await reply.close()
         if whole:
@@ -199,15 +199,32 @@ class Flight:
         if self._flights.get(self._form) is self:
             del self._flights[self._form]
 
-    async def _add(self, chunk: bytes) -> None:
+    async def _gather(self, reply: Reply) -> None:
+        body, last = reply.chunks, None
+        pour = body.pour if isinstance(body, Events) else None
+        async for chunk in body:
+            if not self._add(chunk):
+                await self._caught_up()
+            last = await pour(self._add) if pour else None
+            if last is not None:
+                break
+        if last:
+            self._add(last)
+
+    async def _caught_up(self) -> None:
+        """Returns when no reader is far behind."""
+        while self._read and self._behind() > AHEAD:
+            await self._news()
+
+    def _add(self, chunk: bytes) -> bool:
+        """Whether there is room for more at once. One that is too long to be remembered has to wait for its readers:
+        what all have read is dropped."""
         self._chunks.append(chunk)
         self._size += len(chunk)
         self._tell()
-        if self._size <= LONGEST:
-            return
-        self._leave()  # too long to be remembered: what all have read is dropped
-        while self._read and self._behind() > AHEAD:
-            await self._news()
+        if self._size > LONGEST:
+            self._leave()
+        return self._size <= LONGEST
 
     def _behind(self) -> int:
         """The bytes that the slowest reader has yet to take; what all have taken is dropped."""
