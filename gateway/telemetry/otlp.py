@@ -17,11 +17,8 @@ REMEMBERED = 1024  # pairs
 REMOTE_KNOWN, REMOTE = 0x100, 0x200  # flags: whether the parent is elsewhere is known, and so it is
 _TIMES, _DOUBLE, _FLAGS = struct.Struct("<BQBQ").pack, struct.Struct("<d").pack, struct.Struct("<HI").pack
 _SHORT = [bytes([number]) for number in range(128)]
-<<<<<<< ours
 _KINDS = [b"\x30" + _SHORT[kind + 1] for kind in range(5)]  # by the SDK's number, of which `.value` takes 2,000 steps
 _STATUSES = [b"\x7a\x02\x18" + _SHORT[code] for code in range(3)]
-=======
->>>>>>> theirs
 _TAGS = [bytes([field << 3 | 2]) for field in range(16)]  # of fields that say how long they are
 
 
@@ -29,11 +26,7 @@ def request(resource: Resource, scope: InstrumentationScope, spans: Iterable[Rea
     """An ExportTraceServiceRequest: spans of one resource and scope."""
     named = text(1, scope.name) + text(2, scope.version or "")
     whole = block(1, named) + b"".join([block(2, span(one)) for one in spans])
-<<<<<<< ours
     return block(1, block(1, _OF_RESOURCES.text(resource.attributes)) + block(2, whole))
-=======
-    return block(1, block(1, attributes(1, resource.attributes)) + block(2, whole))
->>>>>>> theirs
 
 
 def span(one: ReadableSpan) -> bytes:
@@ -48,19 +41,13 @@ def span(one: ReadableSpan) -> bytes:
             text(5, one.name),
             _KINDS[one.kind._value_],
             _TIMES(0x39, one.start_time or 0, 0x41, one.end_time or 0),
-<<<<<<< ours
             _OF_SPANS.text(one.attributes or {}),
             _STATUSES[one.status.status_code._value_],
-=======
-            attributes(9, one.attributes or {}),
-            block(15, _SHORT[0x18] + _SHORT[one.status.status_code.value]),
->>>>>>> theirs
             _FLAGS(0x0185, flags),
         )
     )
 
 
-<<<<<<< ours
 class Pairs(dict[tuple[str, Any], bytes]):
     """By name and value, attributes as they stand in a field; most come with each span again. What is measured is not
     remembered. A name's values are all of one type: True would be taken for 1."""
@@ -87,11 +74,6 @@ class Pairs(dict[tuple[str, Any], bytes]):
 def _before(field: int, name: str) -> bytes:
     """What comes before the eight bytes of a number that was measured."""
     return block(field, text(1, name) + block(2, value(0.0)))[:-8]
-=======
-def attributes(field: int, told: Mapping[str, Any]) -> bytes:
-    """Pairs of a name and a text, a number, a truth, or a tuple of those."""
-    return b"".join([(measured if type(what) is float else named)(field, name, what) for name, what in told.items()])
->>>>>>> theirs
 
 
 _OF_SPANS, _OF_RESOURCES = Pairs(9), Pairs(1)
