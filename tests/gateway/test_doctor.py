@@ -94,7 +94,7 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
         "serves flash-model, not another-model -> vllm serve ... --served-model-name another-model",
         f"{dead} does not answer: [Errno 111]",
         "NO_SUCH_KEY is not set -> export",
-        "cannot be used: Error 111 connecting",
+        "cannot be used: [Errno 111] Connect call failed",
         "GATEWAY_API_KEY: it has 6 characters",
         "GATEWAY_ADMIN_KEY: it has 7 different characters",
         f"cannot listen on 127.0.0.1:{taken}",
