@@ -70,10 +70,11 @@ class Admission(msgspec.Struct, eq=False):
         self.holders -= 1
         if self.holders > 0 or not self.leases:
             return
+        leases, self.leases = self.leases, {}
         used = lines(self.request, self.policy)
         self.request.costs.extend(used)
         above = self.terms.limits.share is not None and answered_above(self.terms.reach[0], used)
-        for account, lease in self.leases.items():
+        for account, lease in leases.items():
             self.store.settle(account, lease, used, above)
 
     __exit__ = close

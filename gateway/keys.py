@@ -56,7 +56,7 @@ class Keys:
         self.file = file
         self._known: OrderedDict[str, tuple[float, KeyRecord]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._opened: OrderedDict[str | None, Opened] = OrderedDict()  # by Authorization
+        self._opened: OrderedDict[str, Opened] = OrderedDict()  # by Authorization
 
     async def find(self, key_id: str) -> tuple[KeyRecord | None, bytes]:
         """The record, if it is not revoked, and the secret that its hash is keyed with. Raises Overloaded."""
@@ -83,7 +83,7 @@ class Keys:
     def known(self, authorization: str | None, callers: Callers) -> Caller | None:
         """Whom this Authorization header let in, where all that says so is known to be the same: finding out costs two
         hashes. None: ask `identify`."""
-        opened = self._opened.get(None if self.everyone else authorization)
+        opened = self._opened.get("" if self.everyone else authorization or "")
         if opened is None or opened.callers is not callers:
             return None
         secret = self.store.known_secret if opened.record is None else self._secret(opened.record)
@@ -100,13 +100,13 @@ class Keys:
         believed = known is not None and known[1] is record and known[0] > time.monotonic()
         return self.store.known_secret if believed else None
 
-    def opened(self, authorization: str | None) -> Opened | None:
+    def opened(self, authorization: str) -> Opened | None:
         """What was concluded from this header, which was right then."""
         return self._opened.get(authorization)
 
-    def remember(self, authorization: str | None, opened: Opened) -> Opened:
-        """Of the headers that let somebody in; where no key is asked for all are alike."""
-        self._opened[None if self.everyone else authorization] = opened
+    def remember(self, authorization: str, opened: Opened) -> Opened:
+        """`authorization` in one spelling: a key takes one place. "" where no key is asked for."""
+        self._opened[authorization] = opened
         if len(self._opened) > REMEMBERED:
             self._opened.popitem(last=False)
         return opened
@@ -146,6 +146,7 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     """The caller who sent this Authorization header. Raises Unauthorized, Overloaded when nobody can tell,
     Forbidden when the policy does not have the key's plan.
     """
+    authorization = "" if keys.everyone else f"Bearer {bearer(authorization)}"
     known = keys.known(authorization, callers)
     if known:
         return known
@@ -155,8 +156,8 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     return keys.remember(authorization, found).caller
 
 
-async def _opened(authorization: str | None, keys: Keys, callers: Callers) -> Opened:
-    presented = "" if keys.everyone else bearer(authorization)
+async def _opened(authorization: str, keys: Keys, callers: Callers) -> Opened:
+    presented = authorization.removeprefix("Bearer ")
     secret = await keys.store.secret()
     if keys.everyone:
         return Opened(_caller("anonymous", "anonymous", None, secret, callers), None, secret, callers)

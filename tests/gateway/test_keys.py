@@ -131,6 +131,16 @@ def test_the_scheme_is_matched_in_any_case() -> None:
     with_store(main)
 
 
+def test_a_key_takes_one_place_in_memory_however_its_header_is_written() -> None:
+    async def main(store: CountingStore) -> None:
+        keys = Keys(store, RAW)
+        for authorization in (f"Bearer {RAW}", f"bearer {RAW}", f"BEARER   {RAW} "):
+            assert (await identify(authorization, keys, CALLERS)).id == "default"
+        assert list(keys._opened) == [f"Bearer {RAW}"]
+
+    with_store(main)
+
+
 def test_the_key_from_the_environment_is_the_default_caller() -> None:
     async def main(store: CountingStore) -> None:
         caller = await who(Keys(store, RAW), RAW)

@@ -35,6 +35,7 @@ FAILURES: list[tuple[str, JSON | None, bool]] = [
     ("first_byte", {"stall_first": 5.0}, False),
     ("first_byte", {"stall_first": 5.0}, True),
     ("5xx", {"cut_after": 0}, True),
+    ("5xx", {"cut_after": 0}, False),
     ("5xx", {"html": True}, False),
     ("5xx", {"bad_json": "garbage"}, False),
 ]
@@ -214,6 +215,21 @@ def test_a_full_tier_is_overloaded_and_counts_go_back_to_zero(flash: Sim, pro: S
             await held.close()
             assert door.load() == {"flash": 0, "pro": 0}
             await eventually(lambda: flash.seen()[0]["state"] == "aborted")
+
+    asyncio.run(main())
+
+
+def test_a_whole_answer_holds_nothing_of_its_tier_while_its_caller_takes_it(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1, "queue": 0}}})
+        async with upstream() as door:
+            whole = await door.send(asked(body()), FIRST, policy)
+            assert (whole.status, door.load()) == (200, {"flash": 0})
+            other = await door.send(asked(body()), FIRST, policy)
+            assert other.status == 200
+            await whole.close()
+            await other.close()
+            assert door.load() == {"flash": 0}
 
     asyncio.run(main())
 
