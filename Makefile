@@ -19,9 +19,9 @@ install: $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
 test: test-gateway test-whole test-page test-faults test-backends test-torch
-# Two cores are busy with three workers. Each more costs 2 s of CPU to import and collect, 6 in a fresh clone, and its own servers.
+# A worker more costs 2 s of CPU to import and collect, 6 in a fresh clone, but tests wait, too: 72 s with three, 60 with four, 55 with five.
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 3 --dist worksteal
+	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 5 --dist worksteal
 # From outside: SDKs, the demo, every command of the pages, boards, manifests.
 test-whole: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/gateway --ignore=tests/backends --ignore=tests/engines \
