@@ -19,7 +19,7 @@ install: $(VENV)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
 test: test-gateway test-whole test-page test-faults test-backends test-torch
-# A worker more costs 2 s of CPU to import and collect, 6 in a fresh clone, but tests wait, too: 72 s with three, 60 with four, 55 with five.
+# A worker more costs 2 s of CPU to import and collect, but tests wait, too: on two cores 72 s with three, 60 with four, 55 with five.
 test-gateway: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 5 --dist worksteal
 # From outside: SDKs, the demo, every command of the pages, boards, manifests.
@@ -80,6 +80,7 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
 	touch $@
 $(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
 	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pytest --collect-only -q tests/test_structure.py tests/gateway >$(VENV)/collected  # byte code, once for all workers
 	touch $@
 # The model side alone: torch is large, and neither the gateway nor its tests need it.
 # Triton 3.6 is what the kernels are cut for; torch of PyPI would bring another, which the tests do without.
