@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import msgspec
 
 from gateway.body import read
+from gateway.dialects import CHAT
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy
-from gateway.splice import CHAT, changes
+from gateway.splice import changes
 from gateway.triage import put, question, strategy_of, triage
 from gateway.types import Caller, ChatRequest, Strategy
 from gateway.upstream import Upstream

@@ -120,8 +120,7 @@ class Exchange:
         doors = self._doors
         if self._wire.method != "POST":
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
-        if "origin" in self._headers:
-            refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
+        refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
         shown, callers = credentials(self._headers), self._policy.callers
         self._caller = caller = doors.keys.known(shown, callers) or await identify(shown, doors.keys, callers)
         if self._policy.candidate:
@@ -135,7 +134,7 @@ class Exchange:
         self._request = request = self._read(data, caller)
         self._read_at = time.perf_counter()
         self._wire.watch(self._leave)
-        left = request.left() if "x-request-timeout" in self._headers else None
+        left = request.left()
         try:
             if left is None:
                 await self._answer(request)

@@ -1,4 +1,4 @@
-"""How does a caller, and every proxy on the way, see that a silent stream is alive?   And when is one too slow?"""
+"""How long may a stream stand still before a sign of life, or last?"""
 
 import asyncio
 from collections.abc import Callable

@@ -8,11 +8,11 @@ import msgspec
 
 from gateway import sse
 from gateway.body import Body
-from gateway.dialects import DIALECTS
+from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import BadRequest
 from gateway.explain import explain
 from gateway.policy import Policy
-from gateway.splice import CHAT, stripped
+from gateway.splice import stripped
 from gateway.types import ChatRequest, Reply
 from gateway.wire import header_lines
 

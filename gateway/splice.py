@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.body import Body, Fields, Part
-from gateway.dialects import DIALECTS
+from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import BadRequest
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
@@ -55,7 +55,6 @@ _PRIVILEGED = frozenset(PRIVILEGED)
 _STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 
-CHAT = "/v1/chat/completions"
 OFF = "off"
 
 COUNTED = (b'{"include_usage":true}', b'{"include_usage": true}')  # asks for its usage itself, once

@@ -9,11 +9,12 @@ from typing import Any, cast, get_args
 import msgspec
 
 from gateway.body import Fields
+from gateway.dialects import CHAT
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.sessions import talk
-from gateway.splice import CHAT, NOTHING, changes
+from gateway.splice import NOTHING, changes
 from gateway.stream import Noted
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import Upstream
@@ -27,7 +28,6 @@ THOUGHT = 160  # characters that may stand before the label
 # Members of the answer's request that end up in its prompt.
 SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
 _SHARED = frozenset(SHARED)
-GAP = b"\n"  # stands for a salt; a line break is in no JSON that we write
 SHARE = 0.2  # of a caller's own time that may go to the verdict
 LATE = ("first_byte", "idle", "total")
 QUIET = {"thinking": False, "enable_thinking": False}
@@ -168,19 +168,15 @@ def _shared(request: ChatRequest, policy: Policy, whole: bool) -> tuple[bytes, b
     if not _SHARED.isdisjoint(request.body.members):
         return _text(_given(request, policy), policy, whole)
     caller, chosen = request.caller, request.fields.reasoning_effort is not None
-    parts, tools = policy.once(_usual, caller.plan, request.path, chosen, whole)
-    return _encode(caller.salt).join(parts), tools
+    return policy.once(_usual, (caller.plan, caller.salt), request.path, chosen, whole)
 
 
-def _usual(plan: str, path: str, chosen: bool, whole: bool, policy: Policy) -> tuple[list[bytes], bool]:
-    """They are the same in all requests that bring none, but for the salt, which goes between the parts.
-    `chosen`: the caller says how to think."""
+def _usual(whose: tuple[str, str], path: str, chosen: bool, whole: bool, policy: Policy) -> tuple[bytes, bool]:
+    """They are the same in all requests of a plan and salt (`whose`) that bring none. `chosen`: the caller says how to
+    think."""
     fields = Fields(reasoning_effort="" if chosen else None)
-    found = _given(ChatRequest("", Caller("", "", plan, ""), path, NOTHING, fields, {}, 0.0), policy)
-    if "cache_salt" in found:
-        found["cache_salt"] = GAP
-    text, tools = _text(found, policy, whole)
-    return text.split(GAP), tools
+    request = ChatRequest("", Caller("", "", *whose), path, NOTHING, fields, {}, 0.0)
+    return _text(_given(request, policy), policy, whole)
 
 
 def _text(shared: Mapping[str, bytes], policy: Policy, whole: bool) -> tuple[bytes, bool]:

@@ -280,7 +280,8 @@ class Reply(msgspec.Struct):
 
     async def _close(self) -> None:
         try:
-            await (nothing() if isinstance(self.body, _WHOLE) else self.body.aclose())
+            if not isinstance(self.body, _WHOLE):
+                await self.body.aclose()
         finally:
             try:
                 await self.shut()

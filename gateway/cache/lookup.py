@@ -4,6 +4,7 @@ import msgspec
 
 from gateway.cache.entry import digest, opened
 from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
+from gateway.dialects import CHAT
 from gateway.done import nothing
 from gateway.policy import Policy
 from gateway.stream import fill
@@ -19,7 +20,6 @@ AFRESH = ("no-cache", "no-store")  # what a caller says in cache-control that wa
 # Members whose answers have parts that only one form knows: each form of them is remembered for itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
 MARKED = UNTOLD | APART
-CHAT = "/v1/chat/completions"
 
 
 def lookup(request: ChatRequest, policy: Policy) -> bytes | None:

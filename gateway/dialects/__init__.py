@@ -46,8 +46,9 @@ class Dialect:
 
 _MESSAGES_PROMPT, _NOT_MESSAGES = ("system", "messages"), ("prompt", "input")
 _OUTPUT = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
+CHAT = "/v1/chat/completions"
 DIALECTS = {
-    "/v1/chat/completions": Dialect("chat", chat, CHUNKS, ("messages",), ("prompt",)),
+    CHAT: Dialect("chat", chat, CHUNKS, ("messages",), ("prompt",)),
     "/v1/completions": Dialect("chat", chat, CHUNKS, ("prompt",), ("messages",), templated=False),
     "/v1/messages": Dialect(
         "messages",

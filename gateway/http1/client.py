@@ -24,6 +24,11 @@ class Origin(NamedTuple):
         """From "http://host:port/prefix". Raises ValueError on another scheme or no host."""
         return _parsed(url)
 
+    @property
+    def authority(self) -> str:
+        """As the header Host has it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 @lru_cache(maxsize=1024)
 def _parsed(url: str) -> "Origin":

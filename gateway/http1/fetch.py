@@ -19,8 +19,7 @@ async def fetch(client: Client, origin: Origin, target: str, limits: Limits, *li
     """`target`: method and path below the origin's prefix; `lines`: headers. Raises TransportError, also for an answer
     of more than LARGEST bytes."""
     method, path = target.split(" ")
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    head = [f"{method} {origin.prefix}{path} HTTP/1.1", f"host: {host}:{origin.port}", *lines]
+    head = [f"{method} {origin.prefix}{path} HTTP/1.1", f"host: {origin.authority}", *lines]
     head += [f"content-length: {len(body)}", "\r\n"]
     response = await client.request(origin, "\r\n".join(head).encode(), body, limits)
     try:

@@ -90,10 +90,7 @@ class RedisStore:
         word = wanted(limits, known(most), lease)
         more = (word,) if recall is None else (own.entry + recall, own.turn + recall, word)
         try:
-            try:
-                found = await self._run(ADMIT, own.names, more)
-            except FAULTS as error:
-                found = await self._again(error, ADMIT, own.names, more)
+            found = await self._run(ADMIT, own.names, more)
         except Overloaded as refusal:
             if not isinstance(refusal.__cause__, ResponseError):
                 self._owed.owe(lease, own.names, settled(lease))  # the server may have granted it all the same
@@ -109,16 +106,15 @@ class RedisStore:
         self._beat.hold(lease, caller, limits.lease)
         return told
 
-    def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> asyncio.Future[Any]:
-        """What a script will reply. Raises FAULTS, for which there is `_again`."""
+    async def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
+        """What a script replies. Raises Overloaded as `_ask` does."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._line.push((run(script, names, more), reply, 0), (names.all or more)[0])
-        return reply
-
-    async def _again(self, error: Exception, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
-        """What a script replies after `error`, where that can be mended. Raises Overloaded as `_ask` does."""
-        if not isinstance(error, NoScriptError) and not str(error).startswith("WRONGTYPE"):
-            raise unavailable() from error
+        try:
+            return await reply
+        except FAULTS as error:
+            if not isinstance(error, NoScriptError) and not str(error).startswith("WRONGTYPE"):
+                raise unavailable() from error
         return await self._ask(*whole(script, names, more))
 
     def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
@@ -185,10 +181,7 @@ class RedisStore:
         own = account(caller)
         more = (own.turn + key, own.entry + key, token, milliseconds(seconds))
         try:
-            try:
-                holder, *entry = await self._run(TAKE_TURN, NO_NAMES, more)
-            except FAULTS as error:
-                holder, *entry = await self._again(error, TAKE_TURN, NO_NAMES, more)
+            holder, *entry = await self._run(TAKE_TURN, NO_NAMES, more)
         except Overloaded:
             return Taken(None)
         return Taken(None, entry[0]) if entry else Taken(holder)

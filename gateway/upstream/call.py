@@ -54,10 +54,9 @@ def head(origin: Origin, tier: Tier, call: Call, number: bytes, traced: bytes = 
 @lru_cache(maxsize=1024)
 def _opening(origin: Origin, path: str, stream: bool, key: str) -> bytes:
     """What all heads of this kind begin with."""
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
     lines = [
         f"POST {origin.prefix}{path} HTTP/1.1",
-        f"host: {host}:{origin.port}",
+        f"host: {origin.authority}",
         f"user-agent: tiergate/{__version__}",
         "content-type: application/json",
         f"accept: {'text/event-stream' if stream else 'application/json'}",

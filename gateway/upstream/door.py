@@ -12,11 +12,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from gateway.balance import affinity
-from gateway.dialects import DIALECTS
+from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
-from gateway.splice import CHAT, sent
+from gateway.splice import sent
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.asking import Asking, Endings

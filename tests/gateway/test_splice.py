@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from gateway import splice
 from gateway.body import Body, read
-from gateway.dialects import DIALECTS
+from gateway.dialects import CHAT, DIALECTS
 from gateway.dialects import read as in_dialect
 from gateway.errors import BadRequest
 from gateway.policy import Plan, Tier, load_policy
-from gateway.splice import CHAT, PRIVILEGED, changes, plain, refuse_links, salt, stripped
+from gateway.splice import PRIVILEGED, changes, plain, refuse_links, salt, stripped
 from gateway.types import Caller, ChatRequest
 
 FLASH = Tier(model="org/Flash", replicas=("http://h",))
