@@ -15,17 +15,18 @@ TOGETHER = 50  # callers at once
 
 
 class Wait(NamedTuple):
-    """What Flash is told to do, and what is asked while it does."""
+    """What Flash is told to do, and what is asked while it does. The gateway's own probe of the classifier, which asks
+    as triage does, is left alone where callers do not wait for a verdict."""
 
     faults: dict[str, Any]
     asked: dict[str, Any]
 
 
 WAITS = {
-    "the first byte": Wait({"stall_first": 60}, {"model": "flash"}),
+    "the first byte": Wait({"stall_first": 60, "only": "answer"}, {"model": "flash"}),
     "a slow verdict": Wait({"stall_first": 60, "only": "triage"}, {"model": "auto"}),
-    "the next chunk": Wait({"stall_after": 3, "stall": 60}, {"model": "flash", "stream": True}),
-    "a place": Wait({"stall_first": 60}, {"model": "flash"}),
+    "the next chunk": Wait({"stall_after": 3, "stall": 60, "only": "answer"}, {"model": "flash", "stream": True}),
+    "a place": Wait({"stall_first": 60, "only": "answer"}, {"model": "flash"}),
 }
 FULL = "set: {chat_template"
 
