@@ -40,13 +40,13 @@ class FastConnection(Connection):
         self._news: asyncio.Future[None] | None = None  # what the task waits for when it has nothing to do
         self._usual: tuple[Headers, bytes] = ([], b"")
         self._lost = False
-        self._before: tuple[bytes, bytes] | None = None  # a head, up to the digits of its length and from there
+        self._before: tuple[bytes, bytes] | None = None  # the head parsed last, around its length
 
     def data_received(self, data: bytes) -> None:
         quiet = not (self._in_head or self._in_body or self._read or self._over or self._refusal)
         if quiet and self._before and self._repeated(data, *self._before):
             return
-        cycle = self.cycle
+        cycle, self._before = self.cycle, None  # the parser tells of what it reads last
         super().data_received(data)
         if quiet and self.cycle is not cycle:
             self._before = self._whole(data)

@@ -164,6 +164,25 @@ def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -
     asyncio.run(main())
 
 
+def test_a_request_keeps_its_own_head_whatever_was_asked_since_one_like_it(flash: Sim, pro: Sim) -> None:
+    """On a connection that a proxy shares out among callers, who one is stands in the head."""
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            ann, bob = (raw(body(model="flash"), "1.1", f"x-request-id: {name}") for name in ("ann", "bob"))
+            for name, *pieces in ("ann", ann), ("bob", bob[:50], bob[50:]), ("ann", ann), ("ann", ann):
+                for piece in pieces:
+                    writer.write(piece)
+                    await asyncio.sleep(0.05)
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+                assert f"x-request-id: {name}\r\n".encode() in head
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_nothing_is_served_after_a_request_that_ends_its_connection(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         flash.config(stall_first=0.3)
