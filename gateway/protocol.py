@@ -121,6 +121,8 @@ class Connection(HttpToolsProtocol):
         """A body comes with an offer of another protocol, as every Java client makes one (h2c). The parser takes what
         follows for that protocol, so that it gets to read the request again, without the offer.
         """
+        if "upgrade" not in self.told:  # CONNECT: to read it again would end nowhere
+            raise BadRequest("This server opens no tunnels.")
         if self._unanswered:
             raise BadRequest("A request that offers another protocol waits for the answers to those before it.")
         self._again = without_upgrade(self.parser.get_method(), self.url, self.version, self.headers)

@@ -282,6 +282,18 @@ def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None
     asyncio.run(main())
 
 
+def test_a_tunnel_is_refused_whatever_comes_with_it(flash: Sim, pro: Sim) -> None:
+    tunnel = (POST + LENGTH).replace(b"POST", b"CONNECT") + b"\r\n" + QUESTION
+    offering = tunnel.replace(b"\r\n", b"\r\n" + OFFER, 1)
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for parts in ([tunnel], [tunnel[:50], tunnel[50:]], [offering], [offering.replace(b"Connection:", b"x:")]):
+                assert only(await said(gate.port, *parts)).status == 400
+
+    asyncio.run(main())
+
+
 def test_an_offer_that_does_not_wait_for_its_turn_is_refused(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
