@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -11,24 +11,28 @@ from gateway.errors import Refusal
 
 _encode = msgspec.json.encode
 
+# Of tokens: more than any conversation has, and at any price so little that ledgers can add it up for ever. What a
+# server says beyond that, or below nothing, would give callers money back or overflow what is kept of them.
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
+
 
 class _Cached(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class Counted(msgspec.Struct):
-    """A usage object, OpenAI's or Anthropic's. Counts of tokens."""
+    """A usage object, OpenAI's or Anthropic's."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    total_tokens: Count | None = None
     prompt_tokens_details: _Cached | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek's own API says it so
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_cache_hit_tokens: Count | None = None  # DeepSeek's own API says it so
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
     input_tokens_details: _Cached | None = None
-    cache_read_input_tokens: int | None = None  # Anthropic's: input_tokens is what is left without these two
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: Count | None = None  # Anthropic's: input_tokens is what is left without these two
+    cache_creation_input_tokens: Count | None = None
 
     def counts(self) -> tuple[int | None, int | None, int | None]:
         """Of the prompt, the part of it that was cached, and the completion."""
@@ -38,7 +42,8 @@ class Counted(msgspec.Struct):
         if made is None:
             made = self.output_tokens
         if made is None and self.prompt_tokens is not None and self.total_tokens is not None:
-            made = self.total_tokens - self.prompt_tokens  # embeddings tell a prompt and the same number as the total
+            # Embeddings tell a prompt and the same number as the total.
+            made = max(0, self.total_tokens - self.prompt_tokens)
         if details := self.prompt_tokens_details or self.input_tokens_details:
             return prompt, details.cached_tokens, made
         read = self.cache_read_input_tokens
