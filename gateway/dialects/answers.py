@@ -2,37 +2,35 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from gateway import sse
+from gateway.body import Tokens
 from gateway.errors import Refusal
 
 _encode = msgspec.json.encode
 
-# Of tokens: more than any conversation has, and at any price so little that ledgers can add it up for ever. What a
-# server says beyond that, or below nothing, would give callers money back or overflow what is kept of them.
-Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
-
 
 class _Cached(msgspec.Struct):
-    cached_tokens: Count | None = None
+    cached_tokens: Tokens | None = None
 
 
 class Counted(msgspec.Struct):
-    """A usage object, OpenAI's or Anthropic's."""
+    """A usage object, OpenAI's or Anthropic's. One with a count that no answer can have counts nothing: a negative one
+    would give a caller money back."""
 
-    prompt_tokens: Count | None = None
-    completion_tokens: Count | None = None
-    total_tokens: Count | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
     prompt_tokens_details: _Cached | None = None
-    prompt_cache_hit_tokens: Count | None = None  # DeepSeek's own API says it so
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
+    prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's own API says it so
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
     input_tokens_details: _Cached | None = None
-    cache_read_input_tokens: Count | None = None  # Anthropic's: input_tokens is what is left without these two
-    cache_creation_input_tokens: Count | None = None
+    cache_read_input_tokens: Tokens | None = None  # Anthropic's: input_tokens is what is left without these two
+    cache_creation_input_tokens: Tokens | None = None
 
     def counts(self) -> tuple[int | None, int | None, int | None]:
         """Of the prompt, the part of it that was cached, and the completion."""
