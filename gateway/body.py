@@ -16,7 +16,7 @@ import msgspec
 from gateway.errors import BadRequest
 
 MAX_CHOICES = 16  # `n` multiplies the work of one request; vLLM ran out of memory on huge values (CVE-2026-34756)
-MAX_TOKENS = 1 << 53  # the largest count that every store and server keeps exactly
+MAX_TOKENS = 1 << 32  # more than any model makes; of so many, stores can add up what they cost in 64 bits
 # What a body may hold at most, where we look at each: a megabyte of text costs 1 ms, a megabyte of empty objects 500.
 MAX_VALUES = 1 << 20  # objects, arrays and members in all; as text they would fill a context of a million tokens
 MAX_MESSAGES = 100_000  # Anthropic's own bound; of messages, and of one's pieces

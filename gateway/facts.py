@@ -11,6 +11,7 @@ from gateway.score import score
 from gateway.types import ChatRequest, Facts, Standing
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
+LONGEST_MODEL = 256  # characters of a name that an alias ending in * stands for: records keep it
 SCAN = 20_000  # characters of the last user turn that signals see
 # DeepSeek counts 0.3 tokens for a Latin character and 0.6 for a Chinese one (api-docs.deepseek.com, "Token & Token
 # Usage"). A character outside ASCII takes one to three further bytes of UTF-8, so 0.15 a byte makes up the difference.
@@ -71,7 +72,9 @@ def named(policy: Policy) -> list[tuple[str, str | None]]:
 def resolved(model: str, policy: Policy) -> str | None:
     """What a model name wishes for: a tier, "fast", "best", or None for auto. Raises NotFound for an unknown name."""
     name = model.lower()
-    found = policy.names.get(name) or next((to for start, to in policy.once(_starts) if name.startswith(start)), None)
+    found = policy.names.get(name)
+    if found is None and len(name) <= LONGEST_MODEL:
+        found = next((to for start, to in policy.once(_starts) if name.startswith(start)), None)
     if found is None:
         known = ", ".join(name for name, _ in named(policy))
         raise NotFound(

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.body import MAX_TOKENS
 from gateway.dialects import PROMPTS
 from gateway.policy import Budget, Plan, Policy, Price
 from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
@@ -105,7 +106,7 @@ def sizes(request: ChatRequest) -> tuple[int, int]:
 
     A token stands for at least one byte, so the prompt takes no more tokens than the bytes of the members that end up
     in it, plus what the template adds; media by address are not in it. The answer takes the caller's max_tokens, or
-    DEFAULT_ANSWER, for each choice.
+    DEFAULT_ANSWER, for each choice; MAX_TOKENS in all.
     """
     body, fields = request.body, request.fields
     many = 1 if fields.prompt is None else prompts(fields.prompt)
@@ -115,7 +116,7 @@ def sizes(request: ChatRequest) -> tuple[int, int]:
             prompt += body.size(name)
     if request.dialect.work != "answer":
         return prompt, 0
-    return prompt, (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * many
+    return prompt, min(MAX_TOKENS, (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * many)
 
 
 def prompts(prompt: str | list[Any]) -> int:

@@ -14,6 +14,8 @@ from gateway.head import told, without_upgrade
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
+MAX_FIELDS = 128  # headers of a request: each takes 200 bytes here, however little is in it
+MAX_WAITING = 100  # requests of a connection that wait for the answers to those before them: each takes 1 KB
 MIN_RATE = 16 * 1024  # bytes a second; a body that is slower has `request_timeout` seconds in all
 HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
 CONTENT = 8  # bytes of a chunked body for each of its framing: a piece takes 80 bytes here, however little is in it
@@ -89,6 +91,8 @@ class Connection(HttpToolsProtocol):
         """Is the caller's share of the line in time and in bounds?"""
         if self._in_head and self._read > MAX_HEAD:
             self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
+        elif self._in_head and len(self.headers) > MAX_FIELDS:
+            self._fail(HeadTooLarge(f"The request has over {MAX_FIELDS} headers."))
         elif self._in_body and self._body > self._settings.max_body + SLACK:
             self._fail(TooLarge(f"The request body is over {self._settings.max_body} bytes."))
         elif self._in_body and self._read - self._body > 2 * MAX_HEAD + self._body // CONTENT:
@@ -110,6 +114,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._check()
         self._in_head = False
+        if self._unanswered > MAX_WAITING:
+            raise BadRequest(f"More than {MAX_WAITING} requests wait for the answers to those before them.")
         if self.parser.should_upgrade() and not self.told.keys().isdisjoint(_FRAMING):
             self._decline()
             return
@@ -121,6 +127,8 @@ class Connection(HttpToolsProtocol):
         """A body comes with an offer of another protocol, as every Java client makes one (h2c). The parser takes what
         follows for that protocol, so that it gets to read the request again, without the offer.
         """
+        if "upgrade" not in self.told:  # CONNECT: to read it again would end nowhere
+            raise BadRequest("This server opens no tunnels.")
         if self._unanswered:
             raise BadRequest("A request that offers another protocol waits for the answers to those before it.")
         self._again = without_upgrade(self.parser.get_method(), self.url, self.version, self.headers)
@@ -154,6 +162,8 @@ class Connection(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD:
             raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
+        if len(self.headers) > MAX_FIELDS:
+            raise HeadTooLarge(f"The request has over {MAX_FIELDS} headers.")
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
             raise BadRequest("The request target must be a path.")
         version = self.parser.get_http_version()
@@ -271,7 +281,7 @@ class Connection(HttpToolsProtocol):
 
     def _hang_up(self) -> None:
         """Say no more; what still comes is dropped."""
-        self._over = True
+        self._over, self.headers = True, []
         if not self.transport.can_write_eof():
             self.transport.close()
         else:

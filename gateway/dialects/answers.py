@@ -7,28 +7,30 @@ from typing import Any
 import msgspec
 
 from gateway import sse
+from gateway.body import Tokens
 from gateway.errors import Refusal
 
 _encode = msgspec.json.encode
 
 
 class _Cached(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Tokens | None = None
 
 
 class Counted(msgspec.Struct):
-    """A usage object, OpenAI's or Anthropic's. Counts of tokens."""
+    """A usage object, OpenAI's or Anthropic's. One with a count that no answer can have counts nothing: a negative one
+    would give a caller money back."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
     prompt_tokens_details: _Cached | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek's own API says it so
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_cache_hit_tokens: Tokens | None = None  # DeepSeek's own API says it so
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
     input_tokens_details: _Cached | None = None
-    cache_read_input_tokens: int | None = None  # Anthropic's: input_tokens is what is left without these two
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: Tokens | None = None  # Anthropic's: input_tokens is what is left without these two
+    cache_creation_input_tokens: Tokens | None = None
 
     def counts(self) -> tuple[int | None, int | None, int | None]:
         """Of the prompt, the part of it that was cached, and the completion."""
@@ -38,7 +40,8 @@ class Counted(msgspec.Struct):
         if made is None:
             made = self.output_tokens
         if made is None and self.prompt_tokens is not None and self.total_tokens is not None:
-            made = self.total_tokens - self.prompt_tokens  # embeddings tell a prompt and the same number as the total
+            # Embeddings tell a prompt and the same number as the total.
+            made = max(0, self.total_tokens - self.prompt_tokens)
         if details := self.prompt_tokens_details or self.input_tokens_details:
             return prompt, details.cached_tokens, made
         read = self.cache_read_input_tokens

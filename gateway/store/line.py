@@ -139,6 +139,8 @@ class Line(asyncio.Protocol):
             self._read()
         except FAULTS as error:
             self._fail(error)
+        except (IndexError, ValueError) as error:  # a reply to no command, an error that does not say what it must
+            self._fail(ConnectionError(f"the server does not keep to its protocol: {error}"))
 
     def _read(self) -> None:
         replies, sent = self._reader.gets, self._sent

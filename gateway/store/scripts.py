@@ -34,7 +34,7 @@ MOST = 6  # names that a script is given
 #            than the window is a clock that went back, or a limit that changed: it is cut to the window.
 #   leases   a sorted set of leases by deadline; holds: a hash of what each holds, as JSON:
 #            [prompt, completion, money, tier, window in which it counts as above the first tier or -1]
-#   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum
+#   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum; one that 64 bits cannot hold stays as it is
 # All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first; each is given its TTL when
 # something is put into it.
 OPENING: Final = b"""
@@ -65,7 +65,7 @@ local function book(tier, kind, estimated, prompt, cached, completion, money, re
   local head = table.concat({whole(day), kind, estimated and 1 or 0, tier}, '/') .. '/'
   local sums = {requests = requests, prompt = prompt, cached = cached, completion = completion, money = money}
   for name, count in pairs(sums) do
-    if count ~= 0 then redis.call('HINCRBY', KEYS[4], head .. name, whole(count)) end
+    if count ~= 0 then redis.pcall('HINCRBY', KEYS[4], head .. name, whole(count)) end
   end
   redis.call('EXPIRE', KEYS[4], TTL)
   if kind == 'answer' then

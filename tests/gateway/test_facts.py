@@ -80,7 +80,8 @@ def test_a_request_without_a_model_is_auto() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["gpt-9", "gpt-4o-2024", "claude", "flash:best", "x" * 10_000, "a\x00b\r\n", "/", "auto:"]
+    "model",
+    ["gpt-9", "gpt-4o-2024", "claude", "flash:best", "x" * 10_000, "a\x00b\r\n", "/", "auto:", "claude-" + "x" * 250],
 )
 def test_an_unknown_model_is_not_found(model: str) -> None:
     with pytest.raises(NotFound) as caught:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from gateway.body import read
+from gateway.body import MAX_TOKENS, read
 from gateway.policy import Price, load_policy
 from gateway.pricing import DEFAULT_ANSWER, bound, cost, lines, terms
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
@@ -68,6 +68,14 @@ def test_each_prompt_of_a_completion_has_its_answers() -> None:
     body = {"messages": None, "max_tokens": 5}
     assert bound(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
     assert bound(request(**body, prompt=[1, 2, 3]), BOTH, POLICY).completion == 5
+
+
+def test_no_request_holds_more_than_a_store_can_add_up() -> None:
+    most = MAX_TOKENS
+    for fields in ({"n": 16}, {"messages": None, "prompt": ["a"] * 100_000, "n": 16}):
+        assert bound(request(max_tokens=most, **fields), BOTH, POLICY).completion == most
+        (left,) = lines(request(Bill("pro", "answer"), max_tokens=most, **fields), POLICY)
+        assert left.money < 1 << 53
 
 
 def test_a_complete_answer_costs_what_the_server_counted_at_its_tiers_price() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol import MAX_HEAD
+from gateway.protocol import MAX_FIELDS, MAX_HEAD, MAX_WAITING
 from loadtest.servers import Sim
 from tests.gateway.serving import SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
 from tests.tiers import policy_for
@@ -282,11 +282,47 @@ def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None
     asyncio.run(main())
 
 
+def test_a_tunnel_is_refused_whatever_comes_with_it(flash: Sim, pro: Sim) -> None:
+    tunnel = (POST + LENGTH).replace(b"POST", b"CONNECT") + b"\r\n" + QUESTION
+    offering = tunnel.replace(b"\r\n", b"\r\n" + OFFER, 1)
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for parts in ([tunnel], [tunnel[:50], tunnel[50:]], [offering], [offering.replace(b"Connection:", b"x:")]):
+                assert only(await said(gate.port, *parts)).status == 400
+
+    asyncio.run(main())
+
+
 def test_an_offer_that_does_not_wait_for_its_turn_is_refused(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
             raw = await said(gate.port, (POST + LENGTH + OFFER + b"\r\n" + QUESTION) * 1000)
             assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
+
+    asyncio.run(main())
+
+
+def test_no_more_requests_wait_on_a_connection_than_there_is_room_for(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for one in (GET + b"\r\n", POST + LENGTH + b"\r\n" + QUESTION):
+                raw = await said(gate.port, one * 400)
+                statuses = [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]]
+                assert statuses == [b"200"] * (MAX_WAITING + 1) + [b"400"]
+
+    asyncio.run(main())
+
+
+def test_a_head_of_many_short_lines_is_too_large_before_and_at_its_end(flash: Sim, pro: Sim) -> None:
+    lines = [b"%x:\r\n" % number for number in range(MAX_FIELDS + 1)]
+    head, fits = GET + b"".join(lines), GET + b"connection: close\r\n" + b"".join(lines[3:])
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            assert only(await said(gate.port, fits + b"\r\n")).status == 200
+            for parts in ([head], [head + b"\r\n"], [head[:99], head[99:]]):
+                assert only(await said(gate.port, *parts)).status == 431
 
     asyncio.run(main())
 

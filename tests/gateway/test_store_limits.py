@@ -152,6 +152,18 @@ def test_settling_twice_counts_once(url: str | None) -> None:
     on(url, main)
 
 
+def test_sums_that_are_too_great_to_be_kept_are_no_outage(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        for _ in range(3):
+            held = await ask(store, WIDE)
+            await store.settle("ann", held.lease or "", [replace(USED, money=1 << 62)])
+        assert store.state == "ok"
+        (line,) = await store.ledger("ann")
+        assert (line.requests, line.prompt, line.money) == (3, 24, 1 << 62)
+
+    on(valkey, main)
+
+
 def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None:
     async def main(store: Store) -> None:
         limits = replace(TOKENS, money=Money(10_000, DAY, degrade=False))

@@ -14,6 +14,7 @@ from gateway.store import VALUE_LIMIT, open_store
 from gateway.store.line import FAULTS, Line
 from gateway.store.opening import opening
 from tests.gateway.loopback import Run, run  # noqa: F401  a fixture
+from tests.gateway.serving import eventually, watched
 from tests.gateway.test_http1_limits import identity  # noqa: F401  a fixture
 
 BIG = b"x" * VALUE_LIMIT
@@ -157,5 +158,27 @@ def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_command
                     await asyncio.sleep(0.005)
             assert await lane.put(b"CLIENT", b"ID") > number
         assert len(faults) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("reply", [b"+OK\r\n+OK\r\n", b"-MOVED elsewhere\r\n", b"-ASK 1 host:port\r\n", b"-MOVED\r\n"])
+def test_who_does_not_keep_to_the_protocol_is_a_server_that_fails(run: Run, reply: bytes) -> None:  # noqa: F811
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(reply)
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        troubles, faults = watched(), list[Exception]()
+        async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+            url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with line(f"{url}?socket_timeout=10", faults) as lane:
+                with contextlib.suppress(ConnectionError):
+                    assert await lane.put(b"PING") == b"OK"
+                await eventually(lambda: bool(faults))
+        assert [type(fault) for fault in faults] == [ConnectionError]
+        assert troubles == []
 
     run(main())
