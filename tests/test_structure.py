@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done"},
     {"trace", "ids", "watch", "head"},
-    {"body", "store", "transport", "openapi", "workers", "agreement"},
+    {"body", "store", "openapi", "workers", "agreement"},
     {"dialects"},
     {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire"},
@@ -38,7 +38,6 @@ IMPORTERS = {
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "httptools": {"http1", "protocol"},
-    "httpx2": {"transport"},
     "fastapi": {"seldom", "openapi", "admin", "decisions", "steering", "page"},
     "starlette": {"app", "often"},
     "uvicorn": {"cli", "protocol", "server"},
