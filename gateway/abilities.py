@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.body import read
 from gateway.dialects import CHAT
-from gateway.errors import Overloaded
+from gateway.errors import UNREADABLE, Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import changes
@@ -23,7 +23,6 @@ LIKELY = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16,"logprob
 UNBOUND = "Say hello."  # a server that binds its answers says a label even so
 LARGEST = 1 << 20  # bytes of an answer
 SHOWN = 120  # characters of one that somebody is told
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 T = TypeVar("T")
 Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
 

@@ -12,7 +12,7 @@ from gateway.answer import decision
 from gateway.api import Doors, draw
 from gateway.body import Body
 from gateway.dialects import read
-from gateway.errors import BadRequest, Forbidden
+from gateway.errors import UNREADABLE, BadRequest, Forbidden
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
@@ -115,7 +115,7 @@ def judged(data: bytes, policy: Policy) -> Feedback:
     """Raises BadRequest naming what is wrong."""
     try:
         told = _FEEDBACK.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise BadRequest(f"Not an outcome: {error}") from None
     if told.outcome.source == SHADOW:
         raise BadRequest(f"'{SHADOW}' is the gateway's own source: give another.", param="outcome.source")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.store import Line
 from gateway.trace import Trace
 from gateway.types import Caller, Decision, Facts, Held, Route, Usage, Verdict
@@ -189,5 +190,5 @@ def _parsed(line: bytes, place: str) -> Recorded | Judged:
         if data.get("v") != VERSION:
             raise RecordError(f"{place}: version {data.get('v')!r}; this program reads {VERSION}")
         return msgspec.convert(data, Recorded) if "facts" in data else msgspec.convert(data, Judged)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise RecordError(f"{place}: {error}") from None

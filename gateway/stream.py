@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.dialects import Answers, Counted, Seen, Whole
 from gateway.done import nothing
-from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.errors import UNREADABLE, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.sse import DONE, Splitter, alike, data_of, event, none_like, split
 from gateway.types import Usage
@@ -21,7 +21,6 @@ _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _SEEN, _WHOLE = msgspec.json.Decoder(Seen), msgspec.json.Decoder(Whole)
 _COUNTED = msgspec.json.Decoder(Counted)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Events(AsyncGenerator[bytes, None]):
@@ -171,7 +170,7 @@ class Events(AsyncGenerator[bytes, None]):
             return True
         try:
             seen = _SEEN.decode(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return True
         fill(self._usage, seen.used())
         self._finished = bool(seen.usage) and not self._ends and _FINISH.search(seen.choices) is not None
@@ -222,7 +221,7 @@ class Noted:
             return
         try:
             fill(self._usage, _WHOLE.decode(data).usage)
-        except _UNREADABLE:
+        except UNREADABLE:
             return
         self._usage.complete = self._usage.said is not None
 
@@ -245,7 +244,7 @@ def read_whole(data: bytes, status: int, usage: Usage) -> None:
         seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
         usage.complete, usage.failed = True, status == 200 and bool(seen.error)
-    except _UNREADABLE:
+    except UNREADABLE:
         if status < 400:
             raise UpstreamFailed("The model server's answer is not valid JSON.") from None
 
@@ -256,7 +255,7 @@ def fill(usage: Usage, seen: Any) -> None:
         return
     try:
         found = _COUNTED.decode(seen) if isinstance(seen, msgspec.Raw) else msgspec.convert(seen, Counted)
-    except _UNREADABLE:
+    except UNREADABLE:
         return
     usage.said = seen.copy() if isinstance(seen, msgspec.Raw) else seen  # else it holds on to the whole answer
     prompt, cached, completion = found.counts()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.policy import Prompt
 from gateway.types import Label, Verdict
 
@@ -14,7 +15,6 @@ CERTAIN = 0.999  # a probability read from a few top tokens is never surer than 
 BLANK = ' \t\r\n"`'
 SIMPLE, COMPLEX, BOTH = 1, 2, 3  # sides of the labels that a text may become; 0: of none
 _FENCE = re.compile(r"^```(?:json)?\s*|\s*```$")
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 SIDES: Mapping[Label, int] = {"simple": SIMPLE, "complex": COMPLEX}
 Sides = int
 
@@ -124,7 +124,7 @@ class Said:
             return
         try:
             choices: Sequence[_Choice] = _ANSWER.decode(data).choices
-        except _UNREADABLE:
+        except UNREADABLE:
             choices = self._plain(data)
         if not choices:
             return
@@ -145,7 +145,7 @@ class Said:
         """Without log-probabilities: odd ones must not cost the label."""
         try:
             choices = _PLAIN.decode(data).choices
-        except _UNREADABLE:
+        except UNREADABLE:
             return ()
         self._odd = True
         return choices
@@ -181,12 +181,12 @@ class Said:
         """P(complex); None without usable logprobs."""
         try:
             return None if self._odd or not self._tokens else self._p_complex()
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
 
     def _p_complex(self) -> float | None:
         """P(complex) over the labels, from the token where the label begins to the one that tells the two sides apart;
-        None where none does. Raises _UNREADABLE."""
+        None where none does. Raises UNREADABLE."""
         text = "".join([token.token for token in self._tokens])
         start = self._value_at(text)
         begin = len(text) - len(text.lstrip(BLANK)) if start is None else start
@@ -243,7 +243,7 @@ def decided(data: bytes, prompt: Prompt) -> Verdict:
     """The verdict in the answer of a decisions endpoint: one choice question, a probability for each label."""
     try:
         answer = _DECISIONS.decode(data).answers[0]
-    except (*_UNREADABLE, IndexError):
+    except (*UNREADABLE, IndexError):
         return Verdict(None, None, "parse")
     label = prompt.labels.get(answer.choice)
     mass = {"simple": 0.0, "complex": 0.0}

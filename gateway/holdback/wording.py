@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.sse import Splitter, data_of
 
 
@@ -56,7 +57,6 @@ class _Told(msgspec.Struct):
 
 
 _ANSWER, _TOLD = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Told)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Start:
         for data in map(data_of, Splitter().feed(piece)) if stream else [piece]:
             try:
                 self._note(_ANSWER.decode(data))
-            except _UNREADABLE:
+            except UNREADABLE:
                 continue
 
     def _note(self, answer: _Answer) -> None:
@@ -125,7 +125,7 @@ def unprobed(piece: bytes, stream: bool) -> bytes:
 def _without(event: bytes) -> bytes:
     try:
         told = _TOLD.decode(data_of(event) or event)
-    except _UNREADABLE:
+    except UNREADABLE:
         return event
     for choice in told.choices:
         value = bytes(choice.logprobs)
