@@ -13,7 +13,7 @@ from gateway.errors import UNREADABLE, Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import changes
-from gateway.triage import put, question, strategy_of, triage
+from gateway.triage import question, question_by, strategy_of, triage
 from gateway.types import Caller, ChatRequest, Strategy
 from gateway.upstream import Upstream
 
@@ -98,7 +98,7 @@ async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> st
     if verdict.p_complex is None and strategy != "json":
         return "no_logprobs"
     if strategy == "choice" or (strategy == "json_logprobs" and schema):
-        bound = await triage(request, policy, upstream, put(request, policy, strategy, UNBOUND))
+        bound = await triage(request, policy, upstream, question_by(request, policy, strategy, UNBOUND))
         return "ok" if bound.label else "unbound"
     return "ok"
 
@@ -108,11 +108,11 @@ async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome:
     request = _request(policy, PLAIN)
     asked = question(request, policy, (strategy,))
     if outcome == "unbound":
-        asked = put(request, policy, strategy, UNBOUND)
+        asked = question_by(request, policy, strategy, UNBOUND)
     body = msgspec.json.decode(asked.body, type=dict[str, Any])
-    if asked.way.path == CHAT:
+    if asked.template.path == CHAT:
         body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
-    status, answer = await _raw(policy, upstream, asked.way.path, msgspec.json.encode(body))
+    status, answer = await _raw(policy, upstream, asked.template.path, msgspec.json.encode(body))
     choice = _choice(answer) if status == 200 else None
     return f"{status} {_short(choice.message if choice else answer)}" if status else ""
 

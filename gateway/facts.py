@@ -63,7 +63,7 @@ def observe(
     )
 
 
-def named(policy: Policy) -> list[tuple[str, str | None]]:
+def listed_models(policy: Policy) -> list[tuple[str, str | None]]:
     """The model names to list: auto (no tier of its own), then every tier. Aliases and served names work unlisted."""
     return [("auto", None), *((tier, tier) for tier in policy.tiers)]
 
@@ -73,7 +73,7 @@ def resolved(model: str, policy: Policy) -> str | None:
     name = model.lower()
     found = policy.names.get(name) or next((to for start, to in policy.once(_starts) if name.startswith(start)), None)
     if found is None:
-        known = ", ".join(name for name, _ in named(policy))
+        known = ", ".join(name for name, _ in listed_models(policy))
         raise NotFound(
             f"The model {model[:64]!r} does not exist. Known models: {known}.", param="model", code="model_not_found"
         )

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.api import LEFT, Doors
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, NotFound, Refusal
-from gateway.facts import named, resolved
+from gateway.facts import listed_models, resolved
 from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.revisions import Revisions
@@ -66,7 +66,7 @@ def models(doors: Doors) -> list[Route]:
         policy = doors.policy
         caller = await identify(credentials(request.headers), doors.keys, policy.callers)
         listed = (None, *policy.reach(caller.plan, caller.own.may))
-        found = [_model(name, tier, policy) for name, tier in named(policy) if tier in listed]
+        found = [_model(name, tier, policy) for name, tier in listed_models(policy) if tier in listed]
         return JSONResponse({"object": "list", "data": found})
 
     async def one(request: Request) -> Response:

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
-from gateway.head import told, without_upgrade
+from gateway.head import checked_headers, without_upgrade
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
@@ -157,7 +157,7 @@ class Connection(HttpToolsProtocol):
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
             raise BadRequest("The request target must be a path.")
         version = self.parser.get_http_version()
-        self.told = told(self.headers, version, self._hosts)
+        self.told = checked_headers(self.headers, version, self._hosts)
         self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue"
         self.version = version
 

@@ -89,7 +89,9 @@ def explained_events(events: bytes, request: ChatRequest, model: str, told: dict
         return events
     at = found.start(1)
     if request.dialect.api != "chat":
-        return events[:at] + sse.named("route", msgspec.json.encode({"type": "route", "route": told})) + events[at:]
+        return (
+            events[:at] + sse.named_event("route", msgspec.json.encode({"type": "route", "route": told})) + events[at:]
+        )
     kind = "chat.completion.chunk" if request.path == CHAT else "text_completion"
     chunk = {
         "id": request.id,

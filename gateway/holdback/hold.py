@@ -13,7 +13,7 @@ from gateway.holdback.signs import doubtful, figures, over, shown
 from gateway.holdback.wording import Start, unprobed
 from gateway.policy import Holdback, Policy
 from gateway.routing import lacks, reachable
-from gateway.splice import unasked, watched
+from gateway.splice import extra_logprobs, holdback_of
 from gateway.types import Bill, ChatRequest, Decision, Facts, Held, Reply, Route
 from gateway.upstream import Upstream
 
@@ -26,7 +26,7 @@ async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Ups
     All that a reply yields is of one answer: one that is given up is given up whole. Log-probabilities that only the
     judgement needed are not in it.
     """
-    rules, decision = watched(request, reply.tier, policy), reply.decision
+    rules, decision = holdback_of(request, reply.tier, policy), reply.decision
     if not rules or not decision or reply.status != 200:
         return reply
     opening = opened(request, reply, policy)
@@ -35,7 +35,7 @@ async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Ups
 
     async def send(route: Route) -> Reply:
         other = await upstream.send(request, route, policy)
-        if unasked(request, other.tier, policy):
+        if extra_logprobs(request, other.tier, policy):
             opened(request, other, policy)
         return other
 
@@ -119,7 +119,7 @@ async def failed_over(request: ChatRequest, reply: Reply, refusal: UpstreamFaile
 
 def opened(request: ChatRequest, reply: Reply, policy: Policy) -> Opening:
     """The reply's pieces, as they would be had nobody asked for log-probabilities but the caller."""
-    probed = bool(unasked(request, reply.tier, policy))
+    probed = bool(extra_logprobs(request, reply.tier, policy))
     return Opening(reply, partial(unprobed, stream=reply.stream) if probed else bytes)
 
 
