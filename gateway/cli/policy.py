@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.store import Json, encoded
+from gateway.cli.output import Json, encoded
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
