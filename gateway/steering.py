@@ -27,7 +27,7 @@ from gateway.policy import (
     schema,
 )
 from gateway.recorded import Recorded, RecordError
-from gateway.reload import Trial, facts_of, spoken, stub
+from gateway.reload import Trial, facts_of, parsed_verdict, stub
 from gateway.replay import Unrecorded, between
 from gateway.revisions import PREVIOUS, Attempt, Revision, Revisions, attempted
 from gateway.uploads import received
@@ -260,7 +260,7 @@ def explanation(asked: Asked, policy: Policy, load: Mapping[str, int]) -> Json:
     if asked.plan and asked.plan not in policy.callers.plans:
         raise BadRequest(f"no plan is named {asked.plan}: {', '.join(policy.callers.plans)}", param="plan")
     try:
-        said = None if asked.verdict is None else spoken(str(asked.verdict))
+        said = None if asked.verdict is None else parsed_verdict(str(asked.verdict))
     except ValueError as error:
         raise BadRequest(str(error), param="verdict") from None
     test = PolicyTest(

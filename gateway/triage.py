@@ -13,7 +13,7 @@ from gateway.dialects import CHAT
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
-from gateway.sessions import talk
+from gateway.sessions import judged_part
 from gateway.splice import NOTHING, changes
 from gateway.stream import Noted
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
@@ -118,7 +118,7 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
     dialects are asked in the `system` layout, whatever the policy says: how a server makes a prompt of their turns is
     its own matter, so a question in chat's words would not begin byte for byte as the answer's prompt does.
     """
-    rules, template, said = policy.triage, policy.once(_template, strategy, text), talk(request, policy)
+    rules, template, said = policy.triage, policy.once(_template, strategy, text), judged_part(request, policy)
     cut = _longer(said, rules.input.characters)
     if strategy == "decisions":
         return Question(template, template.opening + _quoted(said, rules.input.characters), template.ending, cut)

@@ -1,4 +1,4 @@
-"""What does a piece of an answer say, how likely was it, and how does it look without log-probabilities?"""
+"""What has an answer said so far, and how likely were its tokens?   And the answer without its log-probabilities."""
 
 import re
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ class Start:
     finish: str = ""
 
     def see(self, piece: bytes, stream: bool) -> None:
-        """Take note of whole events, or of a JSON answer. Nothing is the end; what cannot be read says nothing."""
+        """Add whole events, or a JSON answer; b"" is the end. What cannot be read is ignored."""
         if not piece:
             self.finish = self.finish or "end"
         for data in map(data_of, Splitter().feed(piece)) if stream else [piece]:
@@ -100,7 +100,7 @@ class Start:
 
 
 def _figures(told: _Logprobs) -> list[tuple[float, float | None]]:
-    """Each token's log-probability, and the likeliest one's lead over the second; None where that is not told."""
+    """Of each token its log-probability, and by how much the likeliest alternative leads the second; None: not told."""
     if told.content is not None:
         return [(token.logprob, _lead([top.logprob for top in token.top_logprobs or ()])) for token in told.content]
     own = told.token_logprobs or []
@@ -115,8 +115,8 @@ def _lead(tops: list[float]) -> float | None:
 
 
 def unprobed(piece: bytes, stream: bool) -> bytes:
-    """The piece as a server writes it that was not asked for log-probabilities: null in their place, and no other byte
-    differs."""
+    """The piece with null in place of log-probabilities, as a server writes it that was not asked for them. All other
+    bytes stay as they are."""
     if b'"logprobs"' not in piece:
         return piece
     return b"".join(map(_without, Splitter().feed(piece))) if stream else _without(piece)
