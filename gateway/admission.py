@@ -14,7 +14,7 @@ from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
 from gateway.sessions import follow, key_of, recalling
-from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, stands, told
+from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, stands
 from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
 from gateway.types import Caller, ChatRequest, Reply, Standing
 
@@ -107,13 +107,13 @@ async def admit(
         own, all_ = await asking, None
     told_limits = limit_lines(own)
     if own.verdict:
-        raise OverLimit(told(own, "caller"), own, told_limits)
+        raise OverLimit(refusal_text(own, "caller"), own, told_limits)
     standing = stands(own, own_terms.plan.budget, "caller")
     leases = {caller.id: own.lease} if own.lease else {}
     if all_:
         if all_.verdict and own.entry is None:
             leave_turn(recall, own, caller, store)
-            raise OverLimit(told(all_, "all"), all_, told_limits)
+            raise OverLimit(refusal_text(all_, "all"), all_, told_limits)
         standing = gravest(standing, stands(all_, policy.budget, "all"))
         leases |= {ALL: all_.lease} if all_.lease else {}
     if standing.budget:
@@ -152,7 +152,7 @@ async def count(caller: Caller, policy: Policy, store: Store) -> None:
     """Counts a request that no model server is asked for. Raises OverLimit, Overloaded as `admit` does."""
     found = await store.admit(caller.id, terms(caller, policy).undiluted, None)
     if found.verdict:
-        raise OverLimit(told(found, "caller"), found, limit_lines(found))
+        raise OverLimit(refusal_text(found, "caller"), found, limit_lines(found))
     if found.lease:
         store.settle(caller.id, found.lease)
 
