@@ -1,4 +1,4 @@
-"""Is this a request, in time and in form?   What is slow, oversized or ambiguous never reaches the app."""
+"""Is this a valid request, sent in time?   What is slow, oversized or ambiguous never reaches the app."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,11 +23,11 @@ _FRAMING = ("content-length", "transfer-encoding")
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, made strict and impatient.
+    """uvicorn's protocol with strict parsing and time limits.
 
-    Timers run only while something is owed: a whole request by the caller within `request_timeout`, the taking of what
-    is written within `stall_timeout`. A refusal waits for the answers to the requests before it, then ends the line;
-    `refused` hears its status.
+    Timers run only while the caller owes something: the rest of a request, within `request_timeout`, or reading what
+    was written to it, within `stall_timeout`. A refusal waits for the answers to the requests before it, then closes
+    the connection; `refused` is called with its status.
     """
 
     __slots__ = (  # beside uvicorn's, they would be more than Python finds quickly
@@ -86,7 +86,7 @@ class Connection(HttpToolsProtocol):
             self._measure()
 
     def _measure(self) -> None:
-        """Is the caller's share of the line in time and in bounds?"""
+        """Checks how much has come of the request, and starts or stops its timer."""
         if self._in_head and self._read > MAX_HEAD:
             self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
         elif self._in_body and self._body > self._settings.max_body + SLACK:
@@ -148,7 +148,7 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def _check(self) -> None:
-        """Raises Refusal for a head that two readers could read in two ways."""
+        """Checks the head. Raises Refusal for one that is too large, ambiguous, or for another host."""
         size = self._read + self._came
         if size > MAX_HEAD:  # the head may not have come alone
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -161,9 +161,9 @@ class Connection(HttpToolsProtocol):
         self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue"
         self.version = version
 
-    # -- patience
+    # -- timers
     def _expect(self) -> None:
-        """A request is owed, or the rest of one."""
+        """The caller owes a request, or the rest of one: its timer starts, unless it runs."""
         if self._receiving is None:
             self._since = self.loop.time()
             self._receiving = self.loop.call_later(self._settings.request_timeout, self._late)
@@ -213,7 +213,7 @@ class Connection(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._stall()
 
-    # -- the end of an answer, or of the line
+    # -- the end of an answer, or of the connection
     def on_response_complete(self) -> None:
         self._unanswered -= 1
         closing = self.transport.is_closing()
@@ -235,7 +235,7 @@ class Connection(HttpToolsProtocol):
             self._rest()
 
     def _rest(self) -> None:
-        """Nothing is under way, nothing is owed."""
+        """The connection is idle: its keep-alive timer starts."""
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             due = self._idle_since + self.timeout_keep_alive
@@ -270,7 +270,7 @@ class Connection(HttpToolsProtocol):
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """Say no more; what still comes is dropped."""
+        """Writes no more; what still comes is dropped, and the connection closed after LINGER seconds."""
         self._over = True
         if not self.transport.can_write_eof():
             self.transport.close()
