@@ -179,7 +179,7 @@ def unjudged(verdict: Verdict, policy: Policy) -> str:
 
 
 def alike(function: Callable[..., T], facts: Facts, policy: Policy, *given: Hashable) -> T:
-    """`function(facts, policy, *given)`, cached by the facts that placing a request depends on; not for long prompts."""
+    """`function(facts, policy, *given)`, cached by the facts that it depends on; long prompts are placed each anew."""
     if facts.context > policy.context:
         return function(facts, policy, *given)
     looked = (facts.plan, facts.may, facts.capped, facts.api, facts.tools, facts.json_schema, facts.vision)
