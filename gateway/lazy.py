@@ -36,7 +36,7 @@ def lazy_app(doors: Doors, settings: Settings, client: Client, revisions: Revisi
     app.include_router(steering_routes(guard, Desk(revisions, doors.comparison, doors.upstream.load, recent)))
     app.include_router(page_routes(guard, client, lambda: doors.policy))
     app.include_router(decision_routes(doors, settings))
-    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.openapi = partial(document, app)  # type: ignore[method-assign]  # as FastAPI documents it
     app.openapi()  # kept by the app; made here, in a thread, it holds up no stream
     return app
 

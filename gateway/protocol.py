@@ -53,7 +53,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self._again = b""  # the head of a request that is to be read again
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._expect()
 

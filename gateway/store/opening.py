@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
@@ -42,12 +42,12 @@ class Opening:
     tls: ssl.SSLContext | None = None
 
     async def open(self) -> asyncio.Transport:
-        loop: Any = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         if self.path:
             transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
         else:
             transport, _ = await loop.create_connection(asyncio.Protocol, self.host, self.port, ssl=self.tls)
-        return transport  # type: ignore[no-any-return]
+        return transport
 
 
 def opening(url: str) -> Opening:
