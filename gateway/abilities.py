@@ -1,4 +1,4 @@
-"""What can one model server do?   It is asked for a verdict in each way, and for a plain answer."""
+"""What can one model server do?   It is asked for a verdict by each strategy, and for a plain answer."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -9,23 +9,24 @@ import msgspec
 
 from gateway.body import read
 from gateway.dialects import CHAT
-from gateway.errors import Overloaded
+from gateway.errors import UNREADABLE, Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import changes
-from gateway.triage import put, question, strategy_of, triage
+from gateway.triage import question, question_by, strategy_of, triage
 from gateway.types import Caller, ChatRequest, Strategy
 from gateway.upstream import Upstream
 
 PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
 PLAIN = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
 LIKELY = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16,"logprobs":true,"top_logprobs":1}'
-UNBOUND = "Say hello."  # a server that binds its answers says a label even so
+UNBOUND = "Say hello."  # a server that does bind its answers to the labels answers even this with a label
 LARGEST = 1 << 20  # bytes of an answer
-SHOWN = 120  # characters of one that somebody is told
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+SHOWN = 120  # characters of an answer that messages quote
 T = TypeVar("T")
-Found = Mapping[Strategy, str]  # "ok", or why not: a verdict's reason, "no_logprobs", "unbound"
+# What a server made of each strategy: "ok", or why it cannot be used: the reason of a failed verdict, "no_logprobs", or
+# "unbound" (its answers are not bound to the labels).
+Found = Mapping[Strategy, str]
 
 
 class _Choice(msgspec.Struct):
@@ -48,8 +49,8 @@ class _Logprobs(msgspec.Struct):
 
 
 class Manner(NamedTuple):
-    """A plain answer: did a thought come before it, was there any content, did log-probabilities come? `refused`: what
-    was said in place of an answer."""
+    """How a server answers a plain question: whether the model thinks first, gives content, and tells
+    log-probabilities. `refused`: what came instead of an answer, "" where one came."""
 
     thinks: bool = False
     content: bool = False
@@ -63,7 +64,7 @@ def wants(policy: Policy) -> bool:
 
 
 def alone(policy: Policy, name: str, url: str) -> Policy:
-    """`policy` as if the tier had this one server, and triage asked it, by the best strategy and with patience."""
+    """`policy` as if the tier had this one server and triage asked it: by any strategy, for PATIENCE seconds."""
     tier, rules = policy.tiers[name], policy.triage
     return replace(
         policy,
@@ -73,8 +74,8 @@ def alone(policy: Policy, name: str, url: str) -> Policy:
 
 
 async def strategies(policy: Policy, upstream: Upstream) -> Found:
-    """What the one server of `policy` (see `alone`) makes of each strategy that the prompt allows. `choice` is vLLM's
-    own field; a server that is silent is asked no more."""
+    """What the one server of `policy` (see `alone`) makes of each strategy that the prompt allows. `choice` takes
+    vLLM's own request field, so others are not asked by it; after a timeout the server is asked no more."""
     rules, tier = policy.triage, policy.tiers[policy.triage.tier]
     found: dict[Strategy, str] = {}
     for strategy in get_args(Strategy):
@@ -85,13 +86,15 @@ async def strategies(policy: Policy, upstream: Upstream) -> Found:
 
 
 def able(servers: Iterable[Found]) -> tuple[Strategy, ...]:
-    """What every server that can do anything can do is what the tier can do; the better strategies first."""
+    """The strategies that a tier can be asked by, the better ones first: those that work on all of its servers, servers
+    on which none works left out."""
     useful = [found for found in servers if "ok" in found.values()]
     return tuple(s for s in get_args(Strategy) if useful and all(found.get(s) == "ok" for found in useful))
 
 
 async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> str:
-    """Asks as triage would; then, where the server ought to bind the answer, without a word of its form."""
+    """Asks as triage would. Where the strategy binds the answer, a second question, which does not mention the labels,
+    finds out whether the server really does that."""
     request, schema = _request(policy, PLAIN), policy.tiers[policy.triage.tier].can.json_schema
     verdict = await triage(request, policy, upstream, question(request, policy, (strategy,)))
     if verdict.label is None:
@@ -99,21 +102,22 @@ async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> st
     if verdict.p_complex is None and strategy != "json":
         return "no_logprobs"
     if strategy == "choice" or (strategy == "json_logprobs" and schema):
-        bound = await triage(request, policy, upstream, put(request, policy, strategy, UNBOUND))
+        bound = await triage(request, policy, upstream, question_by(request, policy, strategy, UNBOUND))
         return "ok" if bound.label else "unbound"
     return "ok"
 
 
 async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome: str) -> str:
-    """What the server says when it is asked so again, whole: "200 Hello", "500 {...}"; "" where it says nothing."""
+    """Asks once more by a strategy that came to `outcome`, and returns status and answer for a message: "200 Hello",
+    "500 {...}"; "" where none came."""
     request = _request(policy, PLAIN)
     asked = question(request, policy, (strategy,))
     if outcome == "unbound":
-        asked = put(request, policy, strategy, UNBOUND)
+        asked = question_by(request, policy, strategy, UNBOUND)
     body = msgspec.json.decode(asked.body, type=dict[str, Any])
-    if asked.way.path == CHAT:
+    if asked.template.path == CHAT:
         body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
-    status, answer = await _raw(policy, upstream, asked.way.path, msgspec.json.encode(body))
+    status, answer = await _raw(policy, upstream, asked.template.path, msgspec.json.encode(body))
     choice = _choice(answer) if status == 200 else None
     return f"{status} {_short(choice.message if choice else answer)}" if status else ""
 
@@ -131,7 +135,7 @@ async def manner(policy: Policy, upstream: Upstream) -> Manner:
 
 
 async def _raw(policy: Policy, upstream: Upstream, path: str, body: bytes) -> tuple[int, bytes]:
-    """Status and body; 0 and what went wrong where none came."""
+    """Status and body of the answer; where none came 0 and the error's text."""
     request = _request(policy, PLAIN)
     try:
         async with upstream.asking(request, path, body, policy, PATIENCE) as response:
@@ -149,7 +153,7 @@ def _choice(answer: bytes) -> _Choice | None:
 
 
 def _read(raw: msgspec.Raw, kind: type[T]) -> T:
-    """What it says in the form that we know; nothing where it has another."""
+    """`raw` as a `kind`; an empty one where it has another form."""
     try:
         return msgspec.json.decode(raw, type=kind)
     except UNREADABLE:

@@ -75,11 +75,11 @@ class Purged(BaseModel):
 
 
 class Guard:
-    """Who administers: the holder of `key`, or where that is None of the key whose record has the id ADMIN.
+    """Lets the administrator in: the holder of `key`, or where that is None of the key whose record has the id ADMIN.
 
-    A right key always passes, so that nobody can lock an operator out: a key that may be used here has too many bits
-    to be found by asking. Wrong ones are logged and answered with 401 until TRIES are used up, then with 429 and in
-    silence: they can neither flood the log nor learn anything. Counted by process.
+    The right key always passes, so that nobody can lock an operator out; it has too many bits to be guessed by trying.
+    A wrong one is logged and answered with 401; once TRIES are used up, it gets 429 and is not logged, so that nobody
+    can flood the log. Counted by process.
     """
 
     def __init__(self, keys: Keys, key: str | None) -> None:
@@ -112,7 +112,7 @@ class Guard:
 
 
 def guarded(guard: Guard) -> APIRouter:
-    """A router of /admin without routes; `guard` is asked before a byte of a body is read."""
+    """A router for /admin, empty; `guard` is asked before anything of a request's body is read."""
 
     class Guarded(APIRoute):
         def get_route_handler(self) -> Any:
@@ -129,8 +129,8 @@ def guarded(guard: Guard) -> APIRouter:
 
 
 def admin_routes(guard: Guard, keys: Keys, policy: Callable[[], Policy], records: Recent) -> APIRouter:
-    """The routes. `policy` gives the one in force, `records` the newest decisions of all workers as JSON, so many at
-    most, of answers that ended after that time, the newest last."""
+    """The routes. `policy()` is the one in force. `records(most, after)` are the newest decisions of all workers as
+    JSON, `most` at most, of answers that ended after that time (Unix seconds), the newest last."""
     routes = guarded(guard)
     _usage(routes, keys.store)
     _keys(routes, keys, policy)

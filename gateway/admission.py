@@ -1,4 +1,4 @@
-"""May this caller ask now?"""
+"""May this caller ask now?   Limits, budget and cache in one round trip to the store."""
 
 import asyncio
 import secrets
@@ -14,18 +14,18 @@ from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
 from gateway.sessions import follow, key_of, recalling
-from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, stands, told
+from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, stands
 from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
 from gateway.types import Caller, ChatRequest, Reply, Standing
 
 
 class Admission(msgspec.Struct, eq=False):
-    """A request that may go on; when the last of its holders is done, what it used takes the place of what it held.
+    """An admitted request. It reserves tokens and money until its last holder is done; then what was used is booked.
 
-    `entry` is what the cache held under the key that was looked up; where it held nothing, `turn` says whose turn it is
-    to make it. `limits` tells the caller's limits (x-ratelimit-*), as lines of a head. `session` names its conversation
-    in the store. `leases` name what it holds, by account: the caller's, and that of all.
-    The block that opened it is one holder; a reply that it keeps, and an answer on its way to several, are others.
+    `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
+    lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
+    account, the caller's and that of all callers. Holders: the block that opened it, a reply that it `keep`s, and an
+    answer on its way to several callers (`through`).
     """
 
     request: ChatRequest
@@ -44,7 +44,7 @@ class Admission(msgspec.Struct, eq=False):
         return self
 
     def keep(self, reply: Reply) -> Reply:
-        """The reply holds the admission until it is closed, and tells the caller's limits."""
+        """`reply`, which holds the admission until it is closed, and gets the headers of the caller's limits."""
         reply.limits = self.limits
         if reply.closed is nothing:
             self.holders += 1
@@ -52,8 +52,8 @@ class Admission(msgspec.Struct, eq=False):
         return reply
 
     async def through(self, making: Awaitable[Reply]) -> Reply:
-        """The reply that `making` gives, which holds the admission until it is closed: it may outlive the caller who
-        asked first. Its conversation remembers who gave it."""
+        """The reply that `making` returns, which holds the admission until it is closed: several callers may read it,
+        and the one who asked first may leave. Its session is updated."""
         self.holders += 1
         try:
             reply = await making
@@ -88,12 +88,12 @@ def answered_above(first: str, used: list[Line]) -> bool:
 async def admit(
     request: ChatRequest, recall: bytes | None, policy: Policy, store: Store, *, answers: bool = True
 ) -> Admission:
-    """Counts the request, holds what it may use at most, looks `recall` up in the caller's cache and asks for its
+    """Counts the request, reserves the most that it may use, looks `recall` up in the caller's cache and asks for its
     session: one round trip.
 
-    A hit (`entry` is not None) holds nothing. A request for a decision alone (not `answers`) holds no tokens and does
-    not count in the share, which it could dilute; its money is held, so that budgets cap it as they would the answer.
-    Raises OverLimit, Overloaded while the store does not answer and a limit is not kept without it.
+    A hit (`entry` is not None) reserves nothing. A request for a decision alone (not `answers`) reserves no tokens and
+    does not count in the share, which it would dilute; money it does, so that a budget caps it as it would the answer.
+    Raises OverLimit; Overloaded while the store does not answer and a limit may not be exceeded unseen.
     """
     caller = request.caller
     own_terms = terms(caller, policy)
@@ -107,13 +107,13 @@ async def admit(
         own, all_ = await asking, None
     told_limits = limit_lines(own)
     if own.verdict:
-        raise OverLimit(told(own, "caller"), own, told_limits)
+        raise OverLimit(refusal_text(own, "caller"), own, told_limits)
     standing = stands(own, own_terms.plan.budget, "caller")
     leases = {caller.id: own.lease} if own.lease else {}
     if all_:
         if all_.verdict and own.entry is None:
             leave_turn(recall, own, caller, store)
-            raise OverLimit(told(all_, "all"), all_, told_limits)
+            raise OverLimit(refusal_text(all_, "all"), all_, told_limits)
         standing = gravest(standing, stands(all_, policy.budget, "all"))
         leases |= {ALL: all_.lease} if all_.lease else {}
     if standing.budget:
@@ -126,7 +126,8 @@ async def admit(
 
 
 def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
-    """The limits that the request comes under, and what it may use at most."""
+    """The limits that apply to the request, and the most that it may use, as a function where only the store knows
+    whether it is needed."""
     if answers and not own.together:
         return own.limits, partial(bound, request, own.reach, policy)
     most = bound(request, own.reach, policy)  # two accounts need to know
@@ -136,14 +137,14 @@ def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> t
 
 
 def whose(key: bytes, own: Admitted) -> Turn:
-    """Whose turn it is to make what is not remembered under `key`."""
+    """The turn to make the value of `key`, after an admission that found none."""
     if own.turn is None or own.lease is None:
         return Turn(key, secrets.token_bytes(8))  # the store did not say, so the lease is no name for it
     return Turn(key, own.lease.encode(), own.turn)
 
 
 def leave_turn(key: bytes | None, own: Admitted, caller: Caller, store: Store) -> None:
-    """Ends what turn an admission took that leads to no answer."""
+    """Releases the turn of an admission that leads to no answer."""
     if key and own.lease:
         store.end_turn(caller.id, key, own.lease.encode())
 
@@ -152,15 +153,14 @@ async def count(caller: Caller, policy: Policy, store: Store) -> None:
     """Counts a request that no model server is asked for. Raises OverLimit, Overloaded as `admit` does."""
     found = await store.admit(caller.id, terms(caller, policy).undiluted, None)
     if found.verdict:
-        raise OverLimit(told(found, "caller"), found, limit_lines(found))
+        raise OverLimit(refusal_text(found, "caller"), found, limit_lines(found))
     if found.lease:
         store.settle(caller.id, found.lease)
 
 
 async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -> list[Admitted]:
-    """The answers of these accounts, asked in one write.
-
-    Each holds something, or none does: what one holds is given back when another refuses, or has the answer already.
+    """The answers of several accounts, asked in one write: all admit the request, or none reserves anything. What one
+    reserved is given back when another refuses, or has the answer in its cache.
     """
     (first, own), *others = asking.items()
     # What the others ask goes out with what `own` asks.
@@ -179,7 +179,7 @@ async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -
 
 
 async def give_back(found: dict[str, Admitted], tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> None:
-    """Ends what still asks, and settles what was granted."""
+    """Cancels the admissions that are under way, and settles those that were granted."""
     for task in tasks.values():
         task.cancel()
     if tasks:

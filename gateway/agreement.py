@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.sse import Splitter, data_of
 
 READ = 10_000  # characters of a text that are compared
 # A number, one character of a script without spaces (Chinese, Japanese, Thai), or a word.
 _SPACELESS = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"\d+(?:[.,]\d+)*|[{_SPACELESS}]|[^\W\d_{_SPACELESS}]+")
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Function(msgspec.Struct):
@@ -71,7 +71,7 @@ def said(data: bytes, stream: bool) -> Said:
     for each in map(data_of, Splitter().feed(data)) if stream else [data]:
         try:
             answer = _ANSWER.decode(each)
-        except _UNREADABLE:
+        except UNREADABLE:
             continue
         for choice in answer.choices:
             _note(found, choice)
@@ -143,5 +143,5 @@ def _parsed(text: str) -> Any:
     """The value that a text spells as JSON, else the text; of a long one nobody asks."""
     try:
         return msgspec.json.decode(text) if len(text) <= READ else text
-    except _UNREADABLE:
+    except UNREADABLE:
         return text

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.admission import admit
-from gateway.cache import Flights, Verdicts, lookup, named, replay
+from gateway.cache import Flights, Verdicts, lookup, replay, verdict_key
 from gateway.draft import drafting
 from gateway.errors import Refusal
 from gateway.facts import observe
@@ -97,7 +97,7 @@ async def begun(
     ask = partial(triage, request, policy, upstream, asked)
     if ttl is None:
         return Undecided(facts, chosen, ask)
-    key = named(caller, asked.key)
+    key = verdict_key(caller, asked.key)
     if verdict := await verdicts.recall(caller, key):
         return Decision(facts, verdict, route(facts, verdict, policy))
     return Undecided(facts, chosen, partial(verdicts.share, caller, key, ttl, ask))

@@ -34,21 +34,21 @@ from gateway.uploads import Uploads
 from gateway.upstream import Upstream
 from gateway.wire import Wire, header_lines
 
-LAST_WORD = 1.0  # seconds for the error event that ends a stream
+LAST_WORD = 1.0  # seconds for the caller to take the error event that ends a stream
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
 JSON = b"content-type: application/json\r\n"
 STREAMED = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 log = logging.getLogger("gateway")
 draw = SystemRandom().random  # a caller must not be able to foresee what is explored
-SURE = 1.0  # the chance at which nothing is explored
+SURE = 1.0  # a value of ChatRequest.chance at which nothing is explored
 
 
 @dataclass(slots=True)
 class Doors:
     """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with.
 
-    `leaving`: whoever balances should send nobody here any more.
+    `leaving`: the process shuts down; load balancers should send it no more requests.
     """
 
     policy: Policy
@@ -110,7 +110,7 @@ class Exchange:
             self._record()
 
     async def _stopped(self) -> None:
-        """Cancelled, by the caller's leaving or by the end of the gateway, which a caller must hear of."""
+        """The task was cancelled: the caller left, or the gateway shuts down, which the caller is told by an error."""
         if self._task and self._task.uncancel() > 0:
             raise asyncio.CancelledError
         if not self._left:
@@ -162,14 +162,14 @@ class Exchange:
             await self._wire.write(self._whole(reply, data), more=False)
 
     def _leave(self) -> None:
-        """A caller who leaves cancels the work for it, whatever it waits for."""
+        """The caller left: its exchange is cancelled, whatever it waits for."""
         self._left = True
         if self._task:
             self._task.cancel()
 
     async def _body(self, caller: Caller) -> bytes | None:
         """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge; RateLimited
-        where so many of the caller's come in as it may have at once."""
+        when the caller is sending too many bodies at once."""
         limit = self._settings.max_body
         length = self._headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
@@ -201,7 +201,7 @@ class Exchange:
         return data
 
     async def _stream(self, reply: Reply) -> None:
-        """Each write waits for the caller to take what came before; who takes nothing for too long is left."""
+        """Relays a stream. Each write waits until the caller took what came before it."""
         self._start(reply.status, self._answered(reply, time.perf_counter()) + STREAMED)
         total = self._policy.tiers[reply.tier].timeouts.total
         pulse = Pulse(self._wire, self._settings.keepalive, total, self._late)
@@ -213,7 +213,7 @@ class Exchange:
             pulse.stop()
 
     async def _chunks(self, reply: Reply) -> bytes:
-        """Writes all of a stream but what can leave with its end."""
+        """Writes the stream but for its last bytes, which it returns: they can go out together with the end."""
         wire, body = self._wire, reply.chunks
         push = None if self._explained else wire.push
         pour = partial(body.pour, push) if push and isinstance(body, Events) else None
@@ -226,7 +226,7 @@ class Exchange:
         return b""
 
     def _late(self) -> None:
-        """A caller who takes too long to take a stream has, as it were, left."""
+        """The stream lasted too long: handled as if the caller had left."""
         self._error = "reader_too_slow"
         self._leave()
 
@@ -238,7 +238,7 @@ class Exchange:
         return explained_events(events, self._request, model, decision)
 
     async def _refuse(self, refusal: Refusal) -> None:
-        """Before the first byte an error object; after it an error event, and the end."""
+        """Tells the caller of an error: before the first byte an error object, then an error event and the end."""
         answers = DIALECTS[self._wire.path].answers
         self._error = refusal.code or refusal.type
         self._limited = refusal.limit if isinstance(refusal, OverLimit) else None

@@ -10,26 +10,26 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.api import Doors
-from gateway.asgi import ASGI, Front, Late
+from gateway.asgi import ASGI, Front, Lazy
 from gateway.cache import Flights
 from gateway.comparison import Comparison
 from gateway.drift import Drift
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, expired
-from gateway.often import ERRORS, Below, models, signs
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records, newest
 from gateway.revisions import Revisions
 from gateway.settings import Settings
 from gateway.shadow import Shadows
+from gateway.status import ERRORS, Prefixes, model_routes, status_routes
 from gateway.store import KeyRecord, Store
 from gateway.telemetry import Telemetry
 from gateway.upstream import Upstream
 from gateway.workers import Member
 
-SELDOM = ("/admin/", "/docs", "/openapi.json", "/ui", "/v1/feedback", "/v1/route")  # how its paths begin
+LAZY = ("/admin/", "/docs", "/openapi.json", "/ui", "/v1/feedback", "/v1/route")  # how the paths of gateway.lazy begin
 
 
 class NoKeys(Exception):
@@ -52,21 +52,23 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
 
     running = partial(_running, doors, client, revisions, probe)
 
-    def few() -> ASGI:
-        from gateway.seldom import seldom  # noqa: PLC0415  FastAPI's memory and time, for who asks for what it serves
+    def later() -> ASGI:
+        from gateway.lazy import lazy_app  # noqa: PLC0415  imports FastAPI
 
-        return seldom(doors, settings, client, revisions, partial(_recent, records, member))
+        return lazy_app(doors, settings, client, revisions, partial(_recent, records, member))
 
     told: dict[str, Callable[[], Any]] = {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}
-    routes = [*signs(doors, told, revisions, member), *models(doors), Below(SELDOM, Late(few))]
-    rest = Starlette(routes=routes, exception_handlers=ERRORS, lifespan=lambda _: running())
+    routes = status_routes(doors, told, revisions, member) + model_routes(doors)
+    rest = Starlette(
+        routes=[*routes, Prefixes(LAZY, Lazy(later))], exception_handlers=ERRORS, lifespan=lambda _: running()
+    )
     rest.router.redirect_slashes = False
     return Front(doors, settings, rest, running, revisions.nudge)
 
 
 @asynccontextmanager
 async def _running(doors: Doors, client: Client, revisions: Revisions, probe: Probe) -> AsyncIterator[None]:
-    """What works behind requests works within the block; with it the doors close."""
+    """Background work runs within the block; at its end all doors are closed."""
     await revisions.look()
     watches = [asyncio.create_task(revisions.run())]
     watches += [asyncio.create_task(doors.keys.file.watch())] if doors.keys.file else []
@@ -79,7 +81,7 @@ async def _running(doors: Doors, client: Client, revisions: Revisions, probe: Pr
 
 
 async def _close(doors: Doors, client: Client) -> None:
-    """What works behind requests ends first, then what it worked on."""
+    """Background work ends first, then what it works on."""
     await asyncio.gather(doors.comparison.close(), doors.shadows.close())
     await doors.upstream.close()
     client.close()
@@ -89,7 +91,7 @@ async def _close(doors: Doors, client: Client) -> None:
 
 
 def _following(settings: Settings, doors: Doors) -> Revisions:
-    """What puts another policy in place of the one in `doors`; a request keeps the one that it began with."""
+    """What follows the policy's file and replaces the policy in `doors`; a request keeps the one that it began with."""
     telemetry, upstream, store = doors.telemetry, doors.upstream, doors.store
 
     def use(policy: Policy) -> None:

@@ -20,8 +20,10 @@ Running = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Front:
-    """The ASGI app: the completion paths are served here, all others by `rest`, which needs to know no HEAD. `running`
-    is the gateway's life, which a server opens through `rest`. `reload` looks at the policy's file at once.
+    """The ASGI app. The paths of DIALECTS are served here, all others by `rest`, which gets a HEAD request as a GET.
+
+    `running` is the lifespan of the gateway, as a context; a server enters it through `rest`. `reload` has the policy's
+    file read at once.
     """
 
     def __init__(
@@ -44,9 +46,9 @@ class Front:
             await self._rest({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
 
 
-class Late:
-    """An app that is made when it is first asked, in a thread, so that streams go on. All who ask meanwhile wait; a
-    failure is raised to them, and who asks later has it tried again.
+class Lazy:
+    """An app that is made at its first request, in a thread, so that streams go on. Requests that come meanwhile wait
+    for it. Where making it fails they raise that error, and the next request tries again.
     """
 
     def __init__(self, make: Callable[[], ASGI]) -> None:
@@ -61,7 +63,8 @@ class Late:
 
 
 class AsgiWire:
-    """A caller behind an ASGI server. Only waiting for its next message shows that it left: a task does that."""
+    """A Wire to a caller behind an ASGI server. That the caller left shows only to who waits for its next message: a
+    task does."""
 
     push = None
 
@@ -120,7 +123,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _naming(name: str, send: Send) -> Send:
-    """`send`, which puts the request's id on the answer."""
+    """`send`, with the header x-request-id added to the answer."""
 
     async def named(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -9,7 +9,7 @@ _32 = 0xFFFFFFFF
 
 
 def affinity(opening: str) -> int:
-    """A number for how a conversation began; the same for each of its turns."""
+    """A hash of how a conversation began; the same for each of its turns."""
     return zlib.crc32(opening.encode("utf-8", "surrogatepass"))
 
 

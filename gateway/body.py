@@ -25,9 +25,9 @@ MAX_TOOLS = 4096
 MAX_OPTION = 1 << 18  # bytes of a member of OPTIONS, which are decoded whole
 OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadata")
 OPENING = 2048  # characters of a conversation that tell it from others
-SPARE = 100  # frames of stack that a later reader of an accepted body may stand deeper
+SPARE = 100  # frames by which the stack may be deeper when an accepted body is decoded again
 SPACE = ord(" ")
-SHORT = 1 << 14  # bytes of a body that may cost some copying of it
+SHORT = 1 << 14  # bytes of a body that is copied once more, to save walking through it
 SHALLOW = 1024  # bytes that cannot nest deep enough to matter
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Fields(msgspec.Struct):
 
 
 def _below(calls: int, decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """`decode` so many calls further down the stack, where Python gives up on nesting that much earlier."""
+    """`decode`, called so many frames deeper, so that Python refuses nesting that much earlier."""
     call: Callable[..., T] = operator.call  # C, a third of what a call of ours takes
     for _ in range(calls):
         decode = partial(call, decode)
@@ -164,7 +164,7 @@ class Body:
 
 
 def _dropped(pieces: list[bytes]) -> bytes:
-    """The whole of such pieces where values that are empty go, together with their keys."""
+    """The pieces joined, without the members whose value is empty."""
     before, values = pieces[2:-1:2], pieces[3::2]
     left = [pieces[0], pieces[1].removesuffix(b",")]
     first = not left[1]

@@ -1,4 +1,4 @@
-"""Would the candidate have decided otherwise, and how do those whom it serves fare?"""
+"""Would the candidate policy have decided otherwise, and what becomes of the requests that it decides?"""
 
 import asyncio
 from collections import Counter, deque
@@ -16,14 +16,14 @@ from gateway.recorded import Record
 from gateway.records import seen
 from gateway.types import Ask, ChatRequest, Decision, Route, Standing
 
-WAITING = 100  # decisions that wait to be compared, each with its request; what comes while so many wait is skipped
+WAITING = 100  # decisions that wait to be compared, each with its request; while so many wait, others are skipped
 EXAMPLES = 5  # request ids kept of each disagreement
-MOST = 1000  # disagreements that are told apart; rules and tiers are the operators', and few
+MOST = 1000  # different disagreements (rules and tiers of both sides) that are counted
 _draw = SystemRandom().random
 
 
 class Side(NamedTuple):
-    """Where a policy sends a request: rule and tier, or in the rule's place why it does not."""
+    """Where a policy sends a request: rule and tier. Where it refuses the request: the error's code, and "refused"."""
 
     rule: str
     tier: str
@@ -36,12 +36,12 @@ class Due(NamedTuple):
 
 
 class Comparison:
-    """Compares decisions of the policy in force with what its candidate would have made of them, on the event loop but
-    behind the answers, one at a time; counts who was served by the candidate. Begins anew with each candidate.
+    """Compares decisions of the policy in force with those that its candidate would have made, after the answers have
+    ended and one at a time, and counts the answers that the candidate decided. Starts over with each candidate.
 
-    Both decide on the same verdict; a candidate that asks another question is `undecided` where a verdict is needed,
-    since nobody is asked for its sake. Exploration is left out on both sides. `compared` hears what each came to,
-    `differed` of rule and tier on either side.
+    Both decide on the same verdict. A candidate that asks the classifier another question is `undecided` where it needs
+    a verdict: the classifier is not asked for a comparison. Exploration is left out on both sides. `compared` is called
+    with the result of each comparison, `differed` with rule and tier on either side.
     """
 
     def __init__(self, compared: Callable[[str], None], differed: Callable[[str, str, str, str], None]) -> None:
@@ -55,7 +55,8 @@ class Comparison:
         self.counts: Counter[tuple[Side, Side]] = Counter()
 
     def saw(self, record: Record, request: ChatRequest | None, policy: Policy, candidate: Candidate) -> None:
-        """An exchange has ended, decided by `policy`: of interest if that is the candidate, or the one that has it."""
+        """An exchange that `policy` decided has ended. It counts if that is the candidate, and may be compared if that
+        has the candidate."""
         if candidate is not self._candidate:
             self._candidate = candidate
             self.served, self.compared, self.counts, self.disagreements = Counter(), Counter(), Counter(), {}
@@ -101,13 +102,14 @@ class Comparison:
         self._compared(what)
 
     async def close(self) -> None:
-        """Compares what waits."""
+        """Compares all that waits."""
         while self._working and not self._working.done():
             await asyncio.wait([self._working])
 
 
 def sides(due: Due, candidate: Policy) -> tuple[Side | None, Side | None]:
-    """What the policy that decided and the candidate make of the request; None: that takes a verdict nobody gave."""
+    """What the policy that decided and the candidate make of the request; None where that takes a verdict that there is
+    not."""
     facts, verdict = due.decision.facts, due.decision.verdict
     standing = Standing(facts.budget_used, facts.budget, facts.budget_of, facts.capped, facts.session)
     here = side(outcome(replace(facts, chance=1.0), verdict, due.policy))

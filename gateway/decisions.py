@@ -1,4 +1,4 @@
-"""What may callers ask of decisions?   POST /v1/route and POST /v1/feedback."""
+"""How do callers ask for a decision alone, or rate an answer?   POST /v1/route and POST /v1/feedback."""
 
 import time
 import uuid
@@ -12,7 +12,7 @@ from gateway.answer import decision
 from gateway.api import Doors, draw
 from gateway.body import Body
 from gateway.dialects import read
-from gateway.errors import BadRequest, Forbidden
+from gateway.errors import UNREADABLE, BadRequest, Forbidden
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
@@ -25,6 +25,7 @@ from gateway.uploads import received
 
 FEEDBACK_BYTES = 4096
 ROUTE = "/v1/route"
+# The member that holds the conversation -> the path that a request with it would have.
 ASKED = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
 
 
@@ -65,7 +66,7 @@ _JUDGED = {
 
 
 def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
-    """The routes; `doors` holds the policy in force. Both take a caller's key, and a body that is read to a limit."""
+    """The routes; `doors` holds the policy in force. Both need a caller's key and limit the size of the body."""
     routes = APIRouter()
 
     async def caller_of(request: Request) -> Caller:
@@ -82,7 +83,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         with doors.uploads.one(caller.id, plan.concurrency):
             data = await received(request.stream(), settings.max_body)
-        asked = chat(data, caller, request)
+        asked = parsed(data, caller, request)
         made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
         return answered(explain(made.facts, made.verdict, policy))
@@ -98,8 +99,8 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     return routes
 
 
-def chat(data: bytes, caller: Caller, request: Request) -> ChatRequest:
-    """The request whose decision is wanted. Raises BadRequest."""
+def parsed(data: bytes, caller: Caller, request: Request) -> ChatRequest:
+    """The body of POST /v1/route as the request to decide on; its path follows from ASKED. Raises BadRequest."""
     given = Body(data)
     paths = [path for name, path in ASKED.items() if given.size(name)]
     if len(paths) != 1:
@@ -112,10 +113,10 @@ def chat(data: bytes, caller: Caller, request: Request) -> ChatRequest:
 
 
 def judged(data: bytes, policy: Policy) -> Feedback:
-    """Raises BadRequest naming what is wrong."""
+    """The body of POST /v1/feedback. Raises BadRequest naming what is wrong."""
     try:
         told = _FEEDBACK.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise BadRequest(f"Not an outcome: {error}") from None
     if told.outcome.source == SHADOW:
         raise BadRequest(f"'{SHADOW}' is the gateway's own source: give another.", param="outcome.source")
@@ -126,7 +127,8 @@ def judged(data: bytes, policy: Policy) -> Feedback:
 
 
 def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: float) -> Record:
-    """For metrics and log: the question that was asked costs what it costs. Not kept among the decisions."""
+    """The record of a decision without an answer, for metrics and log: the classifier's call has its cost. It is not
+    kept among the decisions."""
     return Record(
         id=request.id,
         path=ROUTE,

@@ -1,4 +1,4 @@
-"""What is there to await, where nothing has to be waited for?"""
+"""What can be awaited at next to no cost, where an interface is async but there is nothing to wait for?"""
 
 from collections.abc import Awaitable, Generator
 from types import coroutine
@@ -10,9 +10,11 @@ def _ended() -> Generator[None, None, None]:
     yield
 
 
-DONE: Awaitable[None] = _ended()  # at its end, where each who awaits it finds it: a tenth of what a coroutine costs
+# Awaiting it returns at once, any number of times, at a tenth of what a coroutine costs: a generator without a step
+# stays at its end however often it is resumed.
+DONE: Awaitable[None] = _ended()
 
 
 def nothing() -> Awaitable[None]:
-    """Does it: what ends something where nothing is open."""
+    """Does nothing: stands in for a close() or shut() where nothing is open."""
     return DONE

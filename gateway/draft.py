@@ -1,4 +1,4 @@
-"""Start the likely answer while triage still thinks."""
+"""Which answer is started before the verdict, and what becomes of it?"""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from gateway.routing import IDLE_SHARE
 from gateway.types import Ask, Bill, ChatRequest, Reply, Route
 from gateway.upstream import Upstream, Waste
 
-RATE = 100.0  # tokens a second that a server makes for one answer, about: what a dropped draft made, nobody tells
+RATE = 100.0  # tokens a second that a server makes for one answer, about; of a cancelled draft it tells no count
 
 Task = asyncio.Task[Reply]
 GoOn = Callable[[Route, Awaitable[Reply]], Awaitable[Reply]]
@@ -21,8 +21,8 @@ class Draft:
     """An answer that was started before the verdict; nothing of it reaches the caller until it is taken. Its holder
     drops it in the end.
 
-    `outcome` is known once it was taken or dropped; `wasted`: tokens, about, that it made for nothing; `won`: of its
-    seconds to the first byte, those that went by before it was taken: begun then, it had been waited for as long.
+    `outcome` is known once it was taken or dropped. `wasted`: about how many tokens were made for nothing. `won`: the
+    seconds of its time to the first byte that had passed when it was taken, which the caller did not wait for.
     """
 
     def __init__(self, bill: Bill, task: Task, go_on: GoOn, waste: Waste) -> None:
@@ -34,7 +34,8 @@ class Draft:
         self.won = 0.0
 
     def begins(self, _: Task | None = None) -> None:
-        """From here on the server makes tokens."""
+        """From here on the server makes tokens: of a stream since its first bytes, of a JSON answer since it was
+        asked."""
         self._began = time.perf_counter()
 
     async def take(self, chosen: Route) -> Reply | None:
@@ -51,13 +52,13 @@ class Draft:
         if reply.tier == self._bill.tier:
             self.outcome = "kept"
             reply.shut = partial(self._end, reply.shut)
-        # What went by before the verdict was not waited for.
+        # What went by before the verdict counts as waiting for the verdict.
         whole, reply.waited = reply.waited, min(reply.waited, time.perf_counter() - started)
         self.won = whole - reply.waited if self.outcome == "kept" else 0.0
         return reply
 
     async def drop(self) -> None:
-        """Stop the draft's server, unless the draft was taken. Safe to call twice."""
+        """Cancel the draft, which stops its server, unless it was taken. Safe to call twice."""
         task, self._task = self._task, None
         if not task:
             return
@@ -70,7 +71,7 @@ class Draft:
             await task.result().close()
 
     async def _end(self, shut: Callable[[], Awaitable[None]]) -> None:
-        """The end of a kept draft's answer; safe to come twice, as closing is."""
+        """The end of a kept draft's answer, in place of its reply's `shut`; safe to call twice."""
         await shut()
         if self._began is not None:
             self._began, usage = None, self._bill.usage
@@ -78,8 +79,8 @@ class Draft:
 
 
 def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | None:
-    """A draft on `ask.early` where that may start, else on `ask.draft`, if the rule lets one start and not too much was
-    wasted of late."""
+    """A draft on the tier `ask.early` if that may start, else on `ask.draft`; None where neither may, or where too much
+    was wasted lately."""
     tier = _tier(ask, policy, upstream)
     if not tier:
         return None
@@ -107,8 +108,8 @@ def _tier(ask: Ask, policy: Policy, upstream: Upstream) -> str:
 
 
 def _has_room(tier: str, calls: int, policy: Policy, upstream: Upstream) -> bool:
-    """For so many calls more, where places are found out: routing went by the most that there may be, here they are
-    known."""
+    """Whether the tier has room for so many calls more. Routing has checked that against `max_inflight`; with
+    `adaptive` limits the places at this moment may be fewer, and are known here only."""
     if not policy.tiers[tier].limits.adaptive:
         return True
     state = upstream.states(policy)[tier]
@@ -116,8 +117,8 @@ def _has_room(tier: str, calls: int, policy: Policy, upstream: Upstream) -> bool
 
 
 async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upstream, bill: Bill) -> Reply:
-    """The question goes first, by one turn of the event loop: the answer then shares the prefill that it waits for
-    anyway, where the other way round the verdict would wait for the answer's prefill and then for its own."""
+    """Starts one turn of the event loop late, so that the classifier's question is sent first: the answer then shares
+    the question's prefill. The other way round the verdict would wait for two prefills."""
     await asyncio.sleep(0)
     return await upstream.attempt(request, tier, policy, bill)
 

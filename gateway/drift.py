@@ -1,10 +1,10 @@
-"""Does traffic still look like what the calibration was fitted on?   Tells; the policy is never changed.
+"""Does traffic still look like what the calibration was fitted on?   Only reports; the policy is never changed.
 
-Scores: every WINDOW recorded decisions, how their p is spread is compared with the calibration's basis (chi-square of
-two samples). Outcomes: every JUDGED of them, how many count against Flash is compared with the p that was stated (a
-z-test that allows for how few the calibration was fitted on). On traffic that has not changed one or two looks in a
-thousand alarm all the same, if its requests are independent (0.8 and 1.6 measured, 2026-11-22); a caller who repeats
-himself is seen as a change.
+Scores: after every WINDOW recorded decisions the distribution of their p is compared with that of the calibration's
+records (two-sample chi-square test). Outcomes: after every JUDGED of them the number that count against Flash is
+compared with what p predicted (a z-test that allows for how few outcomes the calibration had). On unchanged traffic one
+or two tests in a thousand raise a false alarm if requests are independent (0.8 and 1.6 measured, 2026-11-22); a caller
+who sends the same request again and again does look like a change.
 """
 
 import logging
@@ -24,25 +24,15 @@ from gateway.types import Decision
 WINDOW = 500  # decisions
 JUDGED = 100  # outcomes
 MOST = 4  # calibrations that are watched, the newest
-FALSE = 0.001  # looks at unchanged traffic that alarm
-CHI = (
-    10.83,
-    13.82,
-    16.27,
-    18.47,
-    20.52,
-    22.46,
-    24.32,
-    26.12,
-    27.88,
-)  # exceeded with chance FALSE, by degrees of freedom
-Z = 3.29  # exceeded, either way, with chance FALSE
+# Exceeded with probability 0.001 on unchanged traffic: chi-square by its degrees of freedom, and |z|.
+CHI = (10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32, 26.12, 27.88)
+Z = 3.29
 log = logging.getLogger("gateway")
 
 
 @dataclass(slots=True)
 class Looked:
-    """What the looks at one thing came to: how many there were, what the last one measured, and whether it alarms."""
+    """The tests of one thing: how many there were, what the last one measured, and whether it raised an alarm."""
 
     looks: int = 0
     last: float | None = None
@@ -51,7 +41,8 @@ class Looked:
 
 @dataclass(slots=True)
 class Seen:
-    """Of one calibration: counts of decisions between its edges, outcomes with their p, and what they came to."""
+    """What came under one calibration since the last test: decisions by band of p, and outcomes with their p; and the
+    results of the tests."""
 
     basis: Basis
     layer: Layer
@@ -62,7 +53,8 @@ class Seen:
 
 
 class Drift:
-    """Watches what is recorded, under each calibration by itself: a candidate on trial may have another one."""
+    """Watches recorded decisions, by calibration: a candidate on trial may have another one than the policy in
+    force."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -106,9 +98,9 @@ class Drift:
         self._look("outcomes", seen.outcomes, off, alarm=abs(z) > Z)
 
     def told(self, policy: Policy) -> dict[str, Any] | None:
-        """For /ready: of each thing how many looks there were, what the last one measured (the PSI of p; how many more
-        outcomes counted against Flash than was stated, as a part of them), and whether it alarms. None: the policy has
-        no calibration that says what it was fitted on."""
+        """For /ready: of scores and outcomes the number of tests, what the last one measured (the PSI of p; the share
+        of outcomes that counted against Flash less the share predicted), and whether it raised an alarm. None: the
+        policy has no calibration that says what it was fitted on."""
         seen = self._of(policy)
         if seen is None:
             return None
@@ -156,8 +148,8 @@ def comparable(agree: float | None, basis: Basis) -> bool:
 
 
 def spread(before: Sequence[int], now: Sequence[int]) -> float:
-    """How far two samples' counts are from those of one distribution: chi-square with one degree of freedom less than
-    there are counts. `before` holds no 0."""
+    """The two-sample chi-square statistic of binned counts, with one degree of freedom less than there are bins.
+    `before` holds no 0."""
     ratio = math.sqrt(sum(now) / sum(before))
     return sum((ratio * b - n / ratio) ** 2 / (b + n) for b, n in zip(before, now, strict=True))
 
@@ -174,8 +166,8 @@ def parts(counts: Sequence[int]) -> list[float]:
 
 
 def miscalibrated(judged: Sequence[tuple[float, bool]], outcomes: int) -> tuple[float, float]:
-    """The part of outcomes that hit, less the part that was stated, and that in standard deviations; the stated part is
-    itself as uncertain as so many `outcomes` left it."""
+    """The share of outcomes that hit less the share that p predicted, and that difference in standard deviations. The
+    prediction is itself uncertain: it was fitted on so many `outcomes`."""
     count = len(judged)
     off = sum(hit - p for p, hit in judged)
     deviation = math.sqrt(sum(p * (1 - p) for p, _ in judged) * (1 + count / max(outcomes, 1)))

@@ -11,8 +11,8 @@ START = 5.0  # seconds for the server to answer
 STOP = 2.0  # seconds for it to end
 MAXMEMORY = "256mb"
 LONGEST_SOCKET = 100  # bytes; the kernel takes 104 to 108
-# The shell ends the server when its own input ends, which our death brings about too, however we die. It is the
-# server's parent, so the pid is no other process's. Nothing is saved, so SIGKILL loses nothing. $0: the server's place.
+# The shell kills the server when its own stdin closes, which our death brings about too, however we die. It is the
+# server's parent, so no other process can have the pid. Nothing is saved, so SIGKILL loses nothing. $0: the directory.
 KEEPER = '"$@" & read -r _; kill -9 $!; wait; rm -rf -- "$0"'
 
 

@@ -1,7 +1,8 @@
-"""How good would other choices have been, judging by those that chance made?   Pure.
+"""How good would other choices have been, judging by those that chance made?   Off-policy evaluation; pure.
 
-Each outcome counts with its weight: how likely the judged policy is to choose what was chosen, over how likely that was
-when it was chosen (the propensity). Their mean is unbiased if every choice of the judged policy could have been made.
+Each outcome has a weight: the probability that the judged policy chooses what was chosen, over the probability that it
+had when it was chosen (the propensity). The weighted mean is unbiased if every choice of the judged policy had a
+chance.
 """
 
 import math
@@ -11,7 +12,7 @@ from random import Random
 
 LEAST = 30.0  # effective outcomes below which nothing is claimed
 RESAMPLES = 500
-BLOCKS = 100  # outcomes are resampled in so many groups: as good as one by one, and bounded in time
+BLOCKS = 100  # outcomes are resampled in so many groups: as good as one by one, in bounded time
 Z = 1.959964  # of 95 %
 
 Weighed = tuple[float, float]  # weight, value
@@ -19,8 +20,8 @@ Weighed = tuple[float, float]  # weight, value
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % interval: self-normalised, bootstrapped. `plain` is not normalised (IPS). `effective`:
-    as many outcomes without weights would say as much as these `outcomes`."""
+    """A self-normalised mean (SNIPS) with its bootstrapped 95 % interval. `plain` is not normalised (IPS). `effective`:
+    the effective sample size of these `outcomes`."""
 
     value: float
     low: float
@@ -53,7 +54,7 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
 
 
 def effective(weights: Sequence[float]) -> float:
-    """How many outcomes without weights would say as much as these (Kish)."""
+    """The effective sample size of weighted outcomes (Kish)."""
     total, squares = sum(weights), sum(weight * weight for weight in weights)
     return total * total / squares if squares else 0.0
 
@@ -75,7 +76,7 @@ def _mean(blocks: Sequence[Weighed]) -> float:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` requests."""
+    """Wilson's 95 % interval of a share of `count` requests."""
     if not count:
         return 0.0, 1.0
     middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)

@@ -44,7 +44,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
 
 
 def outcome(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask | Refusal:
-    """What routing says, a refusal included."""
+    """What `route` returns, or the Refusal that it raises."""
     try:
         return route(facts, verdict, policy)
     except Refusal as refusal:
@@ -73,7 +73,7 @@ def told_facts(facts: Facts) -> dict[str, Any]:
 
 
 def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
-    """Every rule in order. The first that matched decides, unless the caller's wish went before."""
+    """Every rule in order. The first that matches decides, unless the caller asked for a tier."""
     found, decided = [], facts.wish is not None
     for rule in policy.rules:
         why = rule.why_not(facts)
@@ -83,9 +83,9 @@ def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
 
 
 def told_verdict(verdict: Verdict, said: Verdict, steps: tuple[Step, ...]) -> dict[str, Any]:
-    """`raw` is the p_complex that the classifier said, the others are of the verdict that counts. `side` is where that
-    falls, a key of `sides`; `threshold` the edge that p_complex is nearest to; `margin` p_complex less that: at or
-    above 0 is above it. Null where there is no label, or no probability."""
+    """`verdict` is the one that routing went by, `said` what the classifier said, whose p_complex is `raw`. `side`: the
+    key of `sides` that it falls to; `threshold`: the edge nearest to p_complex; `margin`: p_complex less the threshold,
+    at or above 0 on the upper side. Null where there is no label, or no probability."""
     p_complex, threshold = verdict.p_complex, nearest(steps, verdict.p_complex)[1].low
     return {
         "label": verdict.label,
@@ -111,7 +111,8 @@ def nearest(steps: tuple[Step, ...], p_complex: float | None) -> tuple[Step, Ste
 def instead(
     verdict: Verdict, steps: tuple[Step, ...], ways: dict[str, Any], usd: dict[str, float]
 ) -> dict[str, Any] | None:
-    """Where the other side of the nearest edge leads, and what that costs; `usd_more` than the verdict's side."""
+    """Where the other side of the nearest edge leads, what an answer costs there (`usd`), and how much more than on the
+    verdict's side that is (`usd_more`)."""
     if verdict.p_complex is None or verdict.label is None:
         return None
     here = band(steps, verdict)

@@ -17,7 +17,7 @@ SCAN = 20_000  # characters of the last user turn that signals see
 # Usage"). A character outside ASCII takes one to three further bytes of UTF-8, so 0.15 a byte makes up the difference.
 TOKENS_PER_CHARACTER = 0.3
 TOKENS_PER_FURTHER_BYTE = 0.15
-EVEN = Standing()  # of a caller without a budget
+EVEN = Standing()  # no budget and no share restrict the caller
 EMPTY: Mapping[str, Any] = {}
 Counts = Mapping[str, int]  # by tier
 NONE: frozenset[str] = frozenset()
@@ -26,7 +26,8 @@ NONE: frozenset[str] = frozenset()
 def observe(
     request: ChatRequest, policy: Policy, load: Counts, standing: Standing = EVEN, waiting: Counts = EMPTY
 ) -> Facts:
-    """The facts of a request; no prompt text. `load`: requests in flight, `waiting`: in the servers' queues, by tier.
+    """The facts of a request; no prompt text. `load`: requests in flight, `waiting`: requests in the servers' queues,
+    both by tier.
 
     Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
     """
@@ -64,7 +65,7 @@ def observe(
     )
 
 
-def named(policy: Policy) -> list[tuple[str, str | None]]:
+def listed_models(policy: Policy) -> list[tuple[str, str | None]]:
     """The model names to list: auto (no tier of its own), then every tier. Aliases and served names work unlisted."""
     return [("auto", None), *((tier, tier) for tier in policy.tiers)]
 
@@ -76,7 +77,7 @@ def resolved(model: str, policy: Policy) -> str | None:
     if found is None and len(name) <= LONGEST_MODEL:
         found = next((to for start, to in policy.once(_starts) if name.startswith(start)), None)
     if found is None:
-        known = ", ".join(name for name, _ in named(policy))
+        known = ", ".join(name for name, _ in listed_models(policy))
         raise NotFound(
             f"The model {model[:64]!r} does not exist. Known models: {known}.", param="model", code="model_not_found"
         )
@@ -84,14 +85,14 @@ def resolved(model: str, policy: Policy) -> str | None:
 
 
 def _starts(policy: Policy) -> list[tuple[str, str]]:
-    """What the names begin with that an alias ending in * stands for, the longest first, and what they wish for."""
+    """The prefixes of aliases that end in `*`, the longest first, each with the tier or wish that it stands for."""
     found = [(name[:-1], wish) for name, wish in policy.names.items() if name.endswith("*")]
     return sorted(found, key=lambda pair: len(pair[0]), reverse=True)
 
 
 def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None]:
-    """What the caller wants and where that is said: model name, then header x-route-tier, then metadata.tier. A path
-    whose answers no model writes wants the first tier that serves it."""
+    """The tier that the caller asks for (None: any) and where it does: model name, else header x-route-tier, else
+    metadata.tier. Embeddings and token counts go to the first tier that serves them, as if asked for."""
     wish = resolved(request.fields.model or "auto", policy)
     if wish is not None:
         return wish, "name"
@@ -114,7 +115,7 @@ def tier_named(value: object, policy: Policy, param: str | None, place: str) -> 
 
 
 def watched(request: ChatRequest, policy: Policy) -> Mapping[str, str]:
-    """The headers that a rule names."""
+    """The request's headers that a rule names."""
     return {name: request.headers[name] for name in policy.watched_headers if name in request.headers}
 
 
@@ -160,11 +161,12 @@ def ids(prompt: str | list[Any]) -> int:
 
 
 def beyond(text: str) -> int:
-    """How many bytes UTF-8 takes beyond one a character."""
+    """How many bytes more than characters a text has in UTF-8."""
     return 0 if text.isascii() else len(text.encode("utf-8", "surrogatepass")) - len(text)
 
 
 def signals(last: Sequence[str], policy: Policy) -> frozenset[str]:
-    """The signals that some rule names and that the first 20,000 characters of the last user turn show."""
+    """The signals that some rule names and whose pattern is found in the first SCAN characters of the last user
+    turn."""
     text = last[0][:SCAN] if len(last) == 1 else "\n".join(part[:SCAN] for part in last[:SCAN])[:SCAN]
     return frozenset(name for name in policy.watched_signals if policy.signals[name].search(text))

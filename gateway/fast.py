@@ -52,7 +52,7 @@ class FastConnection(Connection):
             self._before = self._whole(data)
 
     def _whole(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """The head of `data` around its length, if that is one whole request."""
+        """The head of `data`, before and after the digits of its content-length, if `data` is one whole request."""
         cycle: object = self.cycle
         if type(cycle) is not Cycle or cycle.more_body:
             return None
@@ -63,8 +63,8 @@ class FastConnection(Connection):
         return head[: found.start()], head[found.end() :]
 
     def _repeated(self, data: bytes, before: bytes, behind: bytes) -> bool:
-        """Begins the request that `data` is, if it is a whole one whose head says nothing but a length of its own: all
-        else was parsed and checked with the one before, and what the parser says of that holds of this."""
+        """Begins the request in `data` without parsing it, if it is a whole one whose head equals the one before but
+        for the digits of content-length: all else was parsed and checked with that. False: it must be parsed."""
         if not data.startswith(before):
             return False
         end = data.find(b"\r", len(before))
@@ -86,7 +86,7 @@ class FastConnection(Connection):
         return True
 
     def usual(self) -> bytes:
-        """The headers of every answer, which the server makes anew each second."""
+        """The server's default headers as lines; it makes new ones each second (Date)."""
         headers = self.server_state.default_headers
         if headers is not self._usual[0]:
             self._usual = headers, header_lines(headers)
@@ -120,8 +120,8 @@ class FastConnection(Connection):
             self._news.set_result(None)
 
     async def _serve(self) -> None:
-        """Serves exchanges until the connection is lost: to make and start a task for each costs more than most of what
-        they carry. Whatever ends one before its answer is complete ends the connection.
+        """Serves exchanges until the connection is lost; a task for each would cost more than most of the work in it.
+        An exchange that ends before its answer is complete ends the connection.
         """
         task: Any = self._task
         try:
@@ -193,7 +193,8 @@ class Cycle:
 
     @property
     def message_event(self) -> "Cycle":
-        """Where the connection says that something came. Not an attribute: no cycle for the collector to find."""
+        """uvicorn's event: `set` is called when something came. A property, as an attribute would be a reference
+        cycle."""
         return self
 
     def set(self) -> None:

@@ -1,4 +1,4 @@
-"""Can a request's head be read in one way only?   Pure."""
+"""Is a request's head unambiguous?   One that two parsers could read differently is refused. Pure."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -8,16 +8,15 @@ from gateway.errors import BadRequest, Misdirected
 _HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _PORT = re.compile(r":[0-9]{1,5}\Z")
 _LENGTH = "A request's length is told once, and chunked is the only transfer encoding."
-_KEY = "A request shows one key."  # who reads the first one and who reads the last see two callers
+_KEY = "A request shows one key."  # one server may take the first, the next one the last: two callers
 _HOSTED = "A request names one valid Host."
 _ONCE = {"host": _HOSTED, "transfer-encoding": _LENGTH, "authorization": _KEY, "x-api-key": _KEY}
 
 
-def told(headers: Sequence[tuple[bytes, bytes]], version: str, hosts: Collection[str]) -> dict[str, str]:
-    """The headers, names in lower case; of several the last one.
+def checked_headers(headers: Sequence[tuple[bytes, bytes]], version: str, hosts: Collection[str]) -> dict[str, str]:
+    """The headers by name, in lower case; of a repeated header the last one.
 
-    Raises BadRequest for a head that two readers could read in two ways, Misdirected for a host that is none of `hosts`
-    (none: any is served).
+    Raises BadRequest for an ambiguous head, Misdirected for a Host that is not in `hosts` (empty: any is served).
     """
     found = [(name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     said = dict(found)
@@ -38,6 +37,6 @@ def told(headers: Sequence[tuple[bytes, bytes]], version: str, hosts: Collection
 
 
 def without_upgrade(method: bytes, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A request's head but for its offer of another protocol, which a server may pass over (RFC 9110, 7.8)."""
+    """A request's head without its Upgrade header, which a server may ignore (RFC 9110, 7.8)."""
     lines = [b"%b: %b\r\n" % pair for pair in headers if pair[0].lower() != b"upgrade"]
     return b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version.encode(), b"".join(lines))

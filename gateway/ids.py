@@ -1,4 +1,4 @@
-"""What is a request called?"""
+"""What is a request's id?"""
 
 import os
 import re
@@ -9,13 +9,13 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """The caller's id for the request if it is in our form, else one of ours."""
+    """The caller's x-request-id if it is 1 to 128 of A-Z a-z 0-9 . _ -, else a random one."""
     given = headers.get("x-request-id")
     return given if given and _ID.fullmatch(given) else next(_ours)
 
 
 def _fresh(count: int) -> list[str]:
-    """Ids of 128 random bits each; the system is asked for many at once."""
+    """Ids of 128 random bits each, so many from one call to the system."""
     digits = os.urandom(16 * count).hex()
     return [digits[at : at + 32] for at in range(0, len(digits), 32)]
 

@@ -1,4 +1,4 @@
-"""Which keys does a file hold?   For who runs without a shared store, or keeps keys where the rest of the set-up is.
+"""Which keys does a file hold?   For set-ups without a shared store, or with all configuration in files (GitOps).
 
     schema: 1
     secret: 0f3a...                   # 64 hex digits
@@ -7,9 +7,9 @@
 
 YAML or JSON, a few thousand keys at most; `tiergate keys create --file FILE` makes it and writes JSON.
 
-`secret` keys the hashes. It stands in the file, so that whoever has the records can check keys against them, and no
-second thing must be handed to all processes and kept the same. It hides nothing that the keys' 256 bits do not hide:
-who reads the file learns no key. `secret: ${NAME}` takes it from the environment, for who keeps the file in public.
+`secret` keys the hashes. It stands in the file beside them, so that processes need the file and nothing else. Who reads
+the file learns no key all the same: keys have 256 random bits. `secret: ${NAME}` takes it from the environment, for a
+file that is kept in public.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ class Held:
 
 
 class KeyFile:
-    """The keys of a file as it is, and while it is missing or wrong, as it was when it was last right.
+    """The keys of a file, followed as it changes; while it is missing or invalid, those of its last valid version.
 
-    The whole text is compared each time: a file's times and numbers may stay the same through a quick change, and a
-    link that is swapped (a ConfigMap) needs no care. `problem` says what is wrong, None when nothing is.
+    The whole text is compared each time: modification time and size may survive a quick change, and a symbolic link
+    that is swapped (a ConfigMap) needs no special case. `problem` says what is wrong with the file, None: nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,7 +72,7 @@ class KeyFile:
             await asyncio.to_thread(self.look)
 
     def look(self) -> None:
-        """Take over what the file says, if it changed; one log line each time that it turns wrong or right."""
+        """Read the file and use its keys if it changed and is valid; logs when it becomes invalid, and valid again."""
         try:
             text = file_text(self._path)
         except PolicyError as error:

@@ -1,4 +1,4 @@
-"""Whose key is this?"""
+"""Which caller does an API key belong to?"""
 
 import hmac
 import secrets
@@ -19,7 +19,9 @@ from gateway.policy import Callers, Policy, seconds
 from gateway.store import KeyRecord, Store
 from gateway.types import Caller, Own
 
-BELIEVED = 0.6  # seconds that a key record is believed: after a slow look-up, too, a revoked one is refused within one
+BELIEVED = (
+    0.6  # seconds for which a record is cached: even after a slow look-up a revoked key is refused within a second
+)
 REMEMBERED = 4096  # records kept in process, and as many unknown ids
 PREFIX = "sk-tg-"
 ID_LENGTHS = range(8, 33)
@@ -30,8 +32,8 @@ _SHOWN = "Send 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """Whom a key let in, and what that was concluded from: it holds as long as all of that is the same. `record` is
-    None for a caller of this process's own."""
+    """The caller that a key was found to be, and what that follows from: it holds as long as none of that changes.
+    `record` is None for the callers "default" and "anonymous", who have none."""
 
     caller: Caller
     record: KeyRecord | None
@@ -40,11 +42,10 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 class Keys:
-    """Whose key is this?   Records come from `file` or else from the store; those of the store are believed for
-    BELIEVED seconds, unknown ids too.
+    """The records of API keys: from `file`, else from the store. What the store said of an id, that it is unknown too,
+    is cached for BELIEVED seconds; while the store does not answer, its last record holds, however old.
 
-    `raw` is one more key, of caller "default". `everyone`: no key is asked for, all callers are "anonymous". While the
-    store does not answer, the last known record holds, however old.
+    `raw` is one more key, of the caller "default". `everyone`: no key is needed, all callers are "anonymous".
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class Keys:
         return None if found is None or found.revoked is not None else found, secret
 
     async def record(self, key_id: str) -> KeyRecord | None:
-        """The store's. Raises Overloaded when the store does not answer and the id was never seen."""
+        """The store's record of the id. Raises Overloaded when the store does not answer and no record of it is
+        cached."""
         now = time.monotonic()
         known = self._known.get(key_id)
         if known is not None and known[0] > now:
@@ -81,8 +83,8 @@ class Keys:
         return self._keep(key_id, found, now + BELIEVED)
 
     def known(self, authorization: str | None, callers: Callers) -> Caller | None:
-        """Whom this Authorization header let in, where all that says so is known to be the same: finding out costs two
-        hashes. None: ask `identify`."""
+        """The caller of this Authorization header, as found before, if nothing that it follows from has changed: that
+        saves two hashes. None: ask `identify`."""
         opened = self._opened.get("" if self.everyone else authorization or "")
         if opened is None or opened.callers is not callers:
             return None
@@ -90,7 +92,8 @@ class Keys:
         return opened.caller if opened.secret == secret else None
 
     def _secret(self, record: KeyRecord) -> bytes | None:
-        """The secret that goes with a record which is known to stand, nobody asked."""
+        """The secret of a record's hash, if file or cache still have this record and it has not expired; else None. The
+        store is not asked."""
         if expired(record):
             return None
         held = self.file.find(record.id) if self.file else None
@@ -101,11 +104,12 @@ class Keys:
         return self.store.known_secret if believed else None
 
     def opened(self, authorization: str) -> Opened | None:
-        """What was concluded from this header, which was right then."""
+        """What was found for this header before, whether or not it still holds."""
         return self._opened.get(authorization)
 
     def remember(self, authorization: str, opened: Opened) -> Opened:
-        """`authorization` in one spelling: a key takes one place. "" where no key is asked for."""
+        """Cache what was found. `authorization` is normalised, so that a key takes one place; "" where no key is
+        needed."""
         self._opened[authorization] = opened
         if len(self._opened) > REMEMBERED:
             self._opened.popitem(last=False)
@@ -126,14 +130,14 @@ class Keys:
 
 
 def credentials(headers: Mapping[str, str]) -> str | None:
-    """What the caller shows for itself: Authorization, else x-api-key, which Anthropic's SDKs send."""
+    """The request's Authorization header, or x-api-key, which Anthropic's SDKs send, in its form; None: neither."""
     key = headers.get("x-api-key")
     return headers.get("authorization") or (None if key is None else f"Bearer {key}")
 
 
 def refuse_foreign(headers: Mapping[str, str], keys: Keys, origins: Collection[str]) -> None:
-    """Raises Forbidden for what a page from elsewhere makes a browser send where no key is asked for, save from
-    `origins` (`*`: any). A browser sends such a request before it asks whether the page may read the answer."""
+    """Where no key is needed: raises Forbidden for a cross-origin request from a browser, unless its origin is among
+    `origins` (`*`: any). CORS alone would not help: the browser sends the request, and keeps only the answer back."""
     origin = headers.get("origin") if keys.everyone else None
     if origin is None or origin in origins or "*" in origins:
         return
@@ -195,7 +199,8 @@ def until(expires: str | None) -> float | None:
 
 
 def mistake(policy: Policy | None, name: str, plan: str | None, may: Iterable[str]) -> str | None:
-    """What is wrong with a key that somebody wants; without a policy plan and tiers are not looked at."""
+    """What is wrong with the name, plan and tiers of a key to be made, None for nothing; without a policy plan and
+    tiers are not checked."""
     if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
         return f"a name is 1 to {LONGEST_NAME} printable characters"
     if policy is None:
@@ -211,14 +216,14 @@ def expired(record: KeyRecord) -> bool:
 
 
 def shown(record: KeyRecord) -> dict[str, Any]:
-    """All of a record that may be seen."""
+    """The record without its hash."""
     told = asdict(record)
     del told["hash"]
     return told
 
 
 def opens(presented: str, record: KeyRecord | None, secret: bytes) -> bool:
-    """Whether the key is the record's, found out in the same time whatever it is; `secret` keys the record's hash."""
+    """Whether the key is the record's, compared in constant time; `secret` keys the record's hash."""
     return hmac.compare_digest(key_hash(secret, presented), NO_HASH if record is None else record.hash)
 
 

@@ -23,11 +23,11 @@ IN_PROMPT = frozenset(PROMPTS)
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What holds for callers of one plan, whose keys have the same of their own.
+    """The conditions for callers of one plan whose keys have the same limits of their own.
 
-    `plan` has what the key has of its own; `limits` are its limits in the store's terms, `undiluted` those of a request
-    that no model answers, which does not count in the share. `together` is what all callers together may do. `reach`
-    are the tiers that may answer.
+    `plan`: the plan, with the key's own limits in place. `limits`: the same for the store; `undiluted`: those of a
+    request that no model answers, which does not count in the share. `together`: the limits of all callers together.
+    `reach`: the tiers that may answer.
     """
 
     plan: Plan
@@ -125,8 +125,8 @@ def prompts(prompt: str | list[Any]) -> int:
 
 
 def longest(request: ChatRequest) -> int:
-    """The most tokens of an answer that the caller asks for, 0 when it does not say. Where it says it by both names the
-    larger counts: servers differ in which they obey. Text completions have one name, and servers pass over the other.
+    """The caller's limit for the tokens of an answer, 0 for none. Of max_tokens and max_completion_tokens the larger
+    counts: servers differ in which they obey. Text completions only have max_tokens.
     """
     fields = request.fields
     one, other = fields.max_tokens or 0, fields.max_completion_tokens or 0
@@ -142,7 +142,8 @@ def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
 
 
 def lines(request: ChatRequest, policy: Policy) -> list[Line]:
-    """What the calls for a request come to: as the servers counted, else estimated, never above what the caller set."""
+    """A ledger line for each call made for a request: tokens as the servers counted them, else estimated, and then
+    never above what the caller allows."""
     found: list[Line] = []
     for bill in request.bills:
         if bill.void:

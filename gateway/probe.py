@@ -1,4 +1,4 @@
-"""How may triage ask its servers?   They are tried at the start, and again when one came back."""
+"""By which strategies can triage ask its servers?   They are tried at the start, and again when one came back."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,16 @@ from gateway.telemetry import THINKS
 from gateway.triage import strategy_of
 from gateway.upstream import Upstream
 
-START = 5.0  # seconds that the start waits for the first findings at most
+START = 5.0  # seconds that the start of the gateway waits for the first findings at most
 PAUSE = 5.0  # seconds between two looks at the servers
-LONGEST = 300.0  # seconds until a server is asked again that could not do the best: it may have been busy
+LONGEST = 300.0  # seconds at most until a server that lacked the best strategy is asked again: it may have been busy
 HEALTH = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=2.0)
 log = logging.getLogger("gateway")
 
 
 class Probe:
-    """Keeps `upstream.able` true for the tier that triage asks, while the policy's strategy is auto and some rule wants
-    a verdict."""
+    """Keeps `upstream.able` up to date for the tier that triage asks, while the policy's strategy is auto and some rule
+    wants a verdict."""
 
     def __init__(self, client: Client, upstream: Upstream, policy: Callable[[], Policy], pause: float = PAUSE) -> None:
         self._client, self._upstream, self._policy, self._pause = client, upstream, policy, pause
@@ -76,7 +76,7 @@ class Probe:
         self._publish(policy)
 
     async def _up(self, tier: Tier) -> list[str]:
-        """The servers that answer; nobody asks a hosted API every few seconds how it is."""
+        """The replicas that answer /health. Those of a hosted API are not asked every few seconds, and count as up."""
         if tier.engine != "vllm":
             return list(tier.replicas)
         alive = await asyncio.gather(*map(self._alive, tier.replicas))
@@ -91,7 +91,7 @@ class Probe:
         self._publish(policy)
 
     def _publish(self, policy: Policy) -> None:
-        """One line tells a change."""
+        """Sets what the tier can do; logs one line when that changes."""
         name, found = policy.triage.tier, [dict(found) for found in self._found.values()]
         can = able(found)
         thinks = any("empty" in one.values() for one in found)

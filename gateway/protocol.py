@@ -1,4 +1,4 @@
-"""Is this a request, in time and in form?   What is slow, oversized or ambiguous never reaches the app."""
+"""Is this a valid request, sent in time?   What is slow, oversized or ambiguous never reaches the app."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
-from gateway.head import told, without_upgrade
+from gateway.head import checked_headers, without_upgrade
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
@@ -25,11 +25,11 @@ _FRAMING = ("content-length", "transfer-encoding")
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, made strict and impatient.
+    """uvicorn's protocol with strict parsing and time limits.
 
-    Timers run only while something is owed: a whole request by the caller within `request_timeout`, the taking of what
-    is written within `stall_timeout`. A refusal waits for the answers to the requests before it, then ends the line;
-    `refused` hears its status.
+    Timers run only while the caller owes something: the rest of a request, within `request_timeout`, or reading what
+    was written to it, within `stall_timeout`. A refusal waits for the answers to the requests before it, then closes
+    the connection; `refused` is called with its status.
     """
 
     __slots__ = (  # beside uvicorn's, they would be more than Python finds quickly
@@ -55,7 +55,7 @@ class Connection(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self._again = b""  # the head of a request that is to be read again
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._expect()
 
@@ -88,7 +88,7 @@ class Connection(HttpToolsProtocol):
             self._measure()
 
     def _measure(self) -> None:
-        """Is the caller's share of the line in time and in bounds?"""
+        """Checks how much has come of the request, and starts or stops its timer."""
         if self._in_head and self._read > MAX_HEAD:
             self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
         elif self._in_head and len(self.headers) > MAX_FIELDS:
@@ -156,7 +156,7 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def _check(self) -> None:
-        """Raises Refusal for a head that two readers could read in two ways."""
+        """Checks the head. Raises Refusal for one that is too large, ambiguous, or for another host."""
         size = self._read + self._came
         if size > MAX_HEAD:  # the head may not have come alone
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -167,13 +167,13 @@ class Connection(HttpToolsProtocol):
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
             raise BadRequest("The request target must be a path.")
         version = self.parser.get_http_version()
-        self.told = told(self.headers, version, self._hosts)
+        self.told = checked_headers(self.headers, version, self._hosts)
         self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue"
         self.version = version
 
-    # -- patience
+    # -- timers
     def _expect(self) -> None:
-        """A request is owed, or the rest of one."""
+        """The caller owes a request, or the rest of one: its timer starts, unless it runs."""
         if self._receiving is None:
             self._since = self.loop.time()
             self._receiving = self.loop.call_later(self._settings.request_timeout, self._late)
@@ -223,7 +223,7 @@ class Connection(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._stall()
 
-    # -- the end of an answer, or of the line
+    # -- the end of an answer, or of the connection
     def on_response_complete(self) -> None:
         self._unanswered -= 1
         closing = self.transport.is_closing()
@@ -245,7 +245,7 @@ class Connection(HttpToolsProtocol):
             self._rest()
 
     def _rest(self) -> None:
-        """Nothing is under way, nothing is owed."""
+        """The connection is idle: its keep-alive timer starts."""
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
             due = self._idle_since + self.timeout_keep_alive
@@ -280,7 +280,7 @@ class Connection(HttpToolsProtocol):
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """Say no more; what still comes is dropped."""
+        """Writes no more; what still comes is dropped, and the connection closed after LINGER seconds."""
         self._over, self.headers = True, []
         if not self.transport.can_write_eof():
             self.transport.close()

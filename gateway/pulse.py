@@ -1,4 +1,4 @@
-"""How long may a stream stand still before a sign of life, or last?"""
+"""When does a silent stream get a keep-alive comment, and when has it lasted too long?"""
 
 import asyncio
 from collections.abc import Callable
@@ -10,10 +10,10 @@ COMMENT = b": keep-alive\n\n"  # readers of server-sent events skip it
 
 
 class Pulse:
-    """Writes a comment whenever a stream stood still for `seconds`; 0: never. Calls `late` when it has taken `total`
-    seconds. Its holder stops it.
+    """Writes a comment whenever nothing was sent for `seconds` (0: never), and calls `late` when the stream has lasted
+    for `total` seconds. Its holder stops it.
 
-    Only whole events go over the wire, so a comment never comes into one.
+    The wire gets whole events only, so a comment never splits one.
     """
 
     __slots__ = ("_end", "_late", "_loop", "_seconds", "_task", "_timer", "_wire")

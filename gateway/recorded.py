@@ -1,4 +1,4 @@
-"""What became of a request, and how does its decision look as a line?   One JSON object each; no prompt text."""
+"""What is recorded of an exchange, and how does a recorded decision look as a line of JSON?   No prompt text."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.store import Line
 from gateway.trace import Trace
 from gateway.types import Caller, Decision, Facts, Held, Route, Usage, Verdict
 
 VERSION: Literal[1] = 1
-# read: from the head to a request that is understood; decide: from there until a model server is asked for the first
-# time, or to the first byte where none is; relay: the rest.
+# Phases of the gateway's own time before the first byte. read: until the request is parsed; decide: from there until a
+# model server is asked for the first time, or to the first byte where none is; relay: the rest.
 PHASES = ("read", "decide", "relay")
-SHADOW = "shadow"  # the source of outcomes that say how much another tier's answer agrees; nobody judged either
+SHADOW = "shadow"  # source of outcomes that are the agreement with another tier's answer, and no judgement
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
@@ -51,11 +52,12 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class RecordError(Exception):
-    """A line that cannot be read; the message says which one."""
+    """A line, or a fact in it, that cannot be read; the message says which."""
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What the policy made the gateway look at: a rule about anything else cannot be judged from the record.
+    """What the gateway looked at under the policy in force: a rule about anything else cannot be replayed on the
+    record.
 
     `signals` maps names to fingerprints of their patterns; `tiers` are those whose load was seen, as they rank;
     `question` names what the classifier was asked, and of which model. `sessions`: conversations were told apart.
@@ -85,7 +87,7 @@ class Chosen(msgspec.Struct, frozen=True):
 
     @property
     def logged(self) -> dict[str, float]:
-        """How likely each tier was; those that are missing could not be chosen."""
+        """The propensity of each tier; tiers that are missing could not be chosen."""
         return self.chances or {self.tier: 1.0}
 
 
@@ -106,15 +108,16 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     tiers: Annotated[dict[Word, Quality], msgspec.Meta(max_length=8)] = {}
 
     def over(self, known: "Outcome | None") -> "Outcome":
-        """Which counts, this one or an earlier one of the request: the later, but a judgement before an agreement."""
+        """The one of two outcomes of a request that counts, where `known` came first: the later one, save that an
+        agreement never replaces a judgement."""
         return known if known and self.source == SHADOW != known.source else self
 
 
 class Recorded(msgspec.Struct, kw_only=True):
-    """One decision and what came of it. `at` in seconds since 1970, when the answer ended; `caller` is an id.
+    """One decision and what came of it. `at`: when the answer ended, in seconds since 1970; `caller` is an id.
 
-    `facts` holds the names of Facts, of the version that wrote it. `tier` answered (failover may have changed it), None
-    when nobody did, and `skips` is how its servers skipped experts. `seconds` and `ttft` as in Record.
+    `facts` are those of Facts, by name, as of the version that wrote them. `tier` answered (failover may have changed
+    it), None when nobody did, and `skips` is how its servers skipped experts. `seconds` and `ttft` as in Record.
     """
 
     v: Literal[1] = VERSION
@@ -189,5 +192,5 @@ def _parsed(line: bytes, place: str) -> Recorded | Judged:
         if data.get("v") != VERSION:
             raise RecordError(f"{place}: version {data.get('v')!r}; this program reads {VERSION}")
         return msgspec.convert(data, Recorded) if "facts" in data else msgspec.convert(data, Judged)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise RecordError(f"{place}: {error}") from None

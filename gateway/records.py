@@ -1,4 +1,4 @@
-"""What was decided, and what came of it?   In memory the newest; in a file or the store's stream what is wanted."""
+"""What was decided, and what came of it?   The newest decisions in memory; more in a file or a stream of the store."""
 
 import asyncio
 import hashlib
@@ -23,16 +23,16 @@ from gateway.types import Caller, Decision
 
 FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is
 HEADER = 128  # characters of a header's value that are kept
-WAITING = 10_000  # lines that wait to be written; what comes while so many wait is lost, and counted in the log
+WAITING = 10_000  # lines that wait to be written; while so many wait, further ones are lost, and counted in the log
 PAUSE = 0.05  # seconds that lines gather before they are written together
-LOOKS = (0.0, 0.05, 0.1, 0.2)  # seconds before each look for a decision
+LOOKS = (0.0, 0.05, 0.1, 0.2)  # seconds before each look for the decision that an outcome is of
 log = logging.getLogger("gateway")
 _draw = SystemRandom().random
 _LINE = msgspec.json.Decoder(Recorded)
 
 
 class Ended(msgspec.Struct):
-    """Of a line only when its answer ended."""
+    """The part of a line that tells when its answer ended."""
 
     at: float = 0.0
 
@@ -41,7 +41,7 @@ _ENDED = msgspec.json.Decoder(Ended)
 
 
 class Kept(msgspec.Struct, gc=False):
-    """A decision whose answer ended `at`. Its line is made for who wants it: most are read by nobody."""
+    """A decision whose answer ended `at`. Its line is made on demand: most are read by nobody."""
 
     at: float
     id: str
@@ -84,7 +84,7 @@ class Kept(msgspec.Struct, gc=False):
 
 
 class Due(NamedTuple):
-    """A line to be written; `id` where other processes are to know that the decision was made."""
+    """A line to be written. `id`: of a decision that other processes shall know of; None for an outcome."""
 
     line: bytes
     caller: str
@@ -93,7 +93,7 @@ class Due(NamedTuple):
 
 
 class Watch(Protocol):
-    """Who looks at what is recorded: each decision, and those of this process that got their first outcome."""
+    """Gets each recorded decision, and each decision of this process that got its first outcome."""
 
     def decided(self, decision: Decision, policy: Policy) -> None: ...
 
@@ -103,7 +103,7 @@ class Watch(Protocol):
 class Records:
     """The process's records. `path` is a file of this process alone; None: no file.
 
-    Nothing here is waited for by a request: lines are written behind it. `lost` counts those that were not.
+    No request waits for them: lines are written in the background. `lost` counts those that could not be.
     """
 
     def __init__(self, store: Store, path: Path | None = None, watch: Watch | None = None) -> None:
@@ -115,7 +115,7 @@ class Records:
         self.lost = 0
 
     def keep(self, record: Record, policy: Policy) -> None:
-        """Record a decision, if `policy` says so; an answer that shared or recalled another's made none."""
+        """Record a decision, if `policy` says so. A cached or coalesced answer has none of its own."""
         decision, rules = record.decision, policy.record
         if not decision or record.cache == "coalesced" or not record.caller:
             return
@@ -137,8 +137,8 @@ class Records:
         return (caller.id, request_id) in self._ring
 
     def recent(self, most: int, after: float = 0.0) -> list[bytes]:
-        """The newest lines of answers that ended after that time, so many at most, the newest last. Many take their
-        time: meant for a thread."""
+        """The newest lines of answers that ended after that time (Unix seconds), `most` at most, the newest last. Takes
+        long for many: call it in a thread."""
         kept = list(self._ring.values())[-most:]
         newer = kept[bisect_right(kept, after, key=lambda one: round(one.at, 3)) :] if after else kept
         return [one.line() for one in newer]
@@ -161,7 +161,7 @@ class Records:
             self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
 
     async def _attached(self, name: tuple[str, str], outcome: Outcome, policy: Policy) -> bool:
-        """Whether the decision is here, and has the outcome now, or is known to be another process's."""
+        """Attaches the outcome; True also where the decision is known to be another process's."""
         kept, rules = self._ring.get(name), policy.record
         if kept is None:
             return self._shares(rules) and await self._store.recall(name[0], _mark(name[1])) is not None
@@ -232,7 +232,7 @@ def ended(line: bytes) -> float:
 
 
 def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) -> Kept:
-    """What is kept of a decision whose answer ended now; no counts of an answer that the server did not count whole."""
+    """What is kept of a decision whose answer ends now. Tokens only where the server counted the whole answer."""
     usage = record.usage
     return Kept(
         time.time(),
@@ -277,7 +277,7 @@ def append(path: Path, lines: list[bytes]) -> None:
 
 
 def _cut(decision: Decision) -> Decision:
-    """Header values are the caller's words: their length is bounded."""
+    """The decision with header values, which callers write, cut to HEADER characters."""
     headers = {name: value[:HEADER] for name, value in decision.facts.headers.items()}
     return replace(decision, facts=replace(decision.facts, headers=headers))
 

@@ -1,4 +1,4 @@
-"""What is told beside an answer?   Response headers, and the decision for who asks for it."""
+"""What goes with an answer?   Our response headers, and the explanation if the caller asks for it."""
 
 import re
 import time
@@ -23,7 +23,8 @@ _LAST = re.compile(
 
 
 def told(request_id: str, path: str, policy: Policy, reply: Reply | None, overhead: float) -> bytes:
-    """The headers that every answer has, refusals too (`reply` None: before anything was decided)."""
+    """The header lines of every answer, refusals included (`reply` None: before anything was decided). `overhead`: the
+    gateway's own seconds."""
     route = reply.route if reply else None
     tier, cache = (reply.tier or NOBODY, reply.cache) if reply else (NOBODY, "bypass")
     rule, reason = (route.rule, route.reason) if route else (NOBODY, NOBODY)
@@ -46,13 +47,14 @@ def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> by
 
 
 def withheld(request: ChatRequest, policy: Policy) -> bytes:
-    """Which of the caller's own fields no model server gets to see."""
+    """The header line x-route-stripped: the request's fields that were taken out. b"" for none."""
     names = stripped(request, policy.callers.plans[request.caller.plan])
     return header_lines([(b"x-route-stripped", _ascii(", ".join(names)))]) if names else b""
 
 
 def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]:
-    """The whole decision; of a remembered answer only what is remembered of it. `tier` is the one that answered."""
+    """The whole decision as JSON data; of an answer from the cache only what is kept with it. `tier` is the one that
+    answered, `overhead` the gateway's own seconds."""
     decision, route = reply.decision, reply.route
     found: dict[str, Any] = {
         "tier": reply.tier,
@@ -89,7 +91,9 @@ def explained_events(events: bytes, request: ChatRequest, model: str, told: dict
         return events
     at = found.start(1)
     if request.dialect.api != "chat":
-        return events[:at] + sse.named("route", msgspec.json.encode({"type": "route", "route": told})) + events[at:]
+        return (
+            events[:at] + sse.named_event("route", msgspec.json.encode({"type": "route", "route": told})) + events[at:]
+        )
     kind = "chat.completion.chunk" if request.path == CHAT else "text_completion"
     chunk = {
         "id": request.id,

@@ -1,4 +1,4 @@
-"""Does a policy file do what its own tests say?"""
+"""Does a policy do what its file's own tests say?"""
 
 import os
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from gateway.types import Ask, Caller, ChatRequest, Facts, Label, Session, Stand
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one of a file's own tests came to. `got`: tier, rule, triaged, reason and band; None: it was refused."""
+    """The result of one of a file's own tests. `got`: tier, rule, triaged, reason and band; None: it was refused."""
 
     name: str
     got: dict[str, Any] | None
@@ -38,9 +38,9 @@ class Trial:
 
 
 def checked(path: Path, env: Mapping[str, str] | None = None) -> Policy:
-    """The policy in a file, checked and with its own tests passed; `env` is os.environ by default.
+    """The policy in a file, checked, and its own tests passed. `env` fills its variables, os.environ by default.
 
-    Raises PolicyError; a failing test is a problem at the expectation that does not hold.
+    Raises PolicyError; for a failing test it names the line of the expectation that does not hold.
     """
     policy, document = open_policy(path, os.environ if env is None else env)
     if problems := [problem for trial in trials(policy, document) for problem in trial.problems]:
@@ -49,7 +49,7 @@ def checked(path: Path, env: Mapping[str, str] | None = None) -> Policy:
 
 
 def trials(policy: Policy, document: Document) -> list[Trial]:
-    """The file's own tests, tried in their order, then those of its candidate."""
+    """Runs the file's own tests, in their order, then those of its candidate."""
     found = [tried(policy, document, at) for at in range(len(policy.tests))]
     if policy.candidate and document.candidate:
         found += trials(policy.candidate.policy, document.candidate)
@@ -57,7 +57,7 @@ def trials(policy: Policy, document: Document) -> list[Trial]:
 
 
 def tried(policy: Policy, document: Document, at: int) -> Trial:
-    """Test number `at`."""
+    """Runs test number `at`, from 0."""
     test = policy.tests[at]
     try:
         got = outcome(test, policy)
@@ -76,7 +76,8 @@ def tried(policy: Policy, document: Document, at: int) -> Trial:
 
 
 def outcome(test: PolicyTest, policy: Policy) -> dict[str, Any]:
-    """tier, rule, triaged, reason and band for a test's request. Raises Refusal when the request is refused."""
+    """What `policy` does with a test's request: tier, rule, triaged, reason and band. Raises Refusal when it
+    refuses."""
     facts, verdict = facts_of(test, policy), stub(test, policy)
     found = route(facts, verdict, policy)
     if isinstance(found, Ask):
@@ -107,7 +108,7 @@ def facts_of(test: PolicyTest, policy: Policy) -> Facts:
 
 
 def stub(test: PolicyTest, policy: Policy) -> Verdict | None:
-    """The verdict that a test gives in the classifier's place; a label left out follows from the threshold."""
+    """The verdict that a test gives in the classifier's place, None: none; a label left out follows from p_complex."""
     given = test.verdict
     if isinstance(given, TestVerdict):
         hard = (given.p_complex or 0.0) >= policy.triage.threshold
@@ -115,8 +116,9 @@ def stub(test: PolicyTest, policy: Policy) -> Verdict | None:
     return None if given is None else Verdict(None, None, given, "test")
 
 
-def spoken(text: str) -> StubVerdict:
-    """The verdict that a word stands for: a probability, a label, or how the classifier fails. Raises ValueError."""
+def parsed_verdict(text: str) -> StubVerdict:
+    """Parses a verdict for tests and explain: a probability, a label, or how the classifier fails. Raises
+    ValueError."""
     if text in get_args(Reason):
         return cast("Reason", text)
     if text in get_args(Label):

@@ -19,9 +19,9 @@ from gateway.store import Store
 from gateway.watch import Watch, folders
 
 KEPT = 20  # revisions that can be rolled back to
-POLL = 1.0  # seconds between two looks where nothing tells of a change; another process's rollback is seen so late
-SETTLE = 0.05  # seconds for which a file must stay the same before it counts: it may be half written
-UNSETTLED = 20  # looks at files that keep changing; then they count as they are
+POLL = 1.0  # seconds between two looks where the kernel tells of no change; another process's rollback is seen so late
+SETTLE = 0.05  # seconds for which a changed file must stay the same before it is read: it may be half written
+UNSETTLED = 20  # looks at files that keep changing; then they are read as they are
 TOLD = 10  # problems in /ready
 PREVIOUS = "previous"
 REVISIONS = "policy.revisions."  # in the store, before the policy's name
@@ -30,7 +30,7 @@ Texts = Mapping[str, str | None]  # of files, by name; None: cannot be read
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """A policy that a file brought into force, at `at` (Unix seconds) for the last time; `digest` is the policy's."""
+    """A policy that a file brought into force. `at`: when it last did, in Unix seconds; `digest` is the policy's."""
 
     digest: str
     name: str
@@ -40,8 +40,8 @@ class Revision(msgspec.Struct, frozen=True):
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """An earlier revision's text, in force in the file's place for as long as the file's text has the print
-    `instead_of`: whoever writes the file says the last word.
+    """An earlier revision's text, in force in place of the file's as long as the file has the fingerprint `instead_of`:
+    a change of the file ends the rollback.
     """
 
     instead_of: str
@@ -52,8 +52,8 @@ class Rollback(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of a policy's text: a policy that does what its tests say, or problems. `files` were read for it;
-    `document` None: it was not even YAML.
+    """The result of loading and testing a policy's text: the policy, or what is wrong. `files` were read for it;
+    `document` None: it is not YAML.
     """
 
     policy: Policy | None
@@ -64,13 +64,13 @@ class Attempt:
 
 
 class Revisions:
-    """Follows the file at `path` (None: there is none to follow) while it runs, and looks at it when told to.
+    """Follows the file at `path` (None: there is none) while it runs, and looks at it when told to.
 
-    `policy` is in force, by `text`, which is that of `rollback` where there is one; `use` is told when another one is,
-    `count` what became of each attempt (accepted, rejected).
-    `problems` are those of the last attempt, since `at`; `trials` the outcomes of the tests of the policy in force.
-    A rollback and the revisions stand in the store, for all processes on it that began with a policy of this name; in
-    memory they end with the process.
+    `policy` is in force since `since`; `text` is its text: the file's, or that of `rollback` where there is one. `use`
+    is called with each policy that comes into force, `count` with the result of each attempt (accepted, rejected).
+    `problems` are those of the last attempt, made at `at`; `trials` the results of the tests of the policy in force.
+    Rollback and revisions are kept in the store, for all processes on it that began with a policy of this name; in a
+    memory store they end with the process.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Revisions:
 
     @property
     def files(self) -> Collection[str]:
-        """What the policy was last read from: its file, and those that it names."""
+        """The files that the policy was last read from: its own, and those that it names."""
         return self._files.keys()
 
     async def run(self) -> None:
@@ -120,7 +120,8 @@ class Revisions:
             self._watch.wake()
 
     async def look(self, *, again: bool = False) -> bool:
-        """Take over what the file says, or the rollback in its place, if either changed; True when it was tried."""
+        """Load the file, or the rollback in its place, if either changed (`again`: in any case). True when it was
+        loaded, whether or not it was right."""
         if self.path is None:
             return False
         async with self._looking:
@@ -137,8 +138,8 @@ class Revisions:
             return True
 
     async def roll_back(self, to: str) -> Revision:
-        """Put the revision with this digest, or the PREVIOUS one, in force in the file's place, in every process on the
-        store. Raises NotFound, BadRequest where its text is wrong by now, Overloaded.
+        """Put the revision with this digest, or the PREVIOUS one, in force in place of the file, in every process on
+        the store. Raises NotFound, BadRequest where its text does not pass the checks any more, Overloaded.
         """
         path = self._followed()
         known = await self.known()
@@ -157,13 +158,13 @@ class Revisions:
         return revision
 
     async def roll_forward(self) -> None:
-        """Let the file count again. Raises Overloaded."""
+        """End the rollback: the file is in force again. Raises Overloaded."""
         self._followed()
         await self._store.keep(self._rollback_name, None)
         await self.look()
 
     def told(self) -> dict[str, object]:
-        """For /ready: whether the file counts or a rollback, and what is wrong with it."""
+        """For /ready: whether the file or a rollback is in force, and what is wrong with the file."""
         return {
             "source": "rollback" if self.rollback else "file",
             "problems": [str(one) for one in self.problems[:TOLD]],
@@ -176,7 +177,7 @@ class Revisions:
         return self._known
 
     def note(self) -> str:
-        """What follows from a rollback, for whoever asked for it."""
+        """A sentence for the operator who rolled back or undid that: what is in force, and until when."""
         if not self.rollback:
             return f"{self.path} counts."
         if not self._found:
@@ -192,13 +193,13 @@ class Revisions:
         return self.path
 
     async def _learn(self) -> None:
-        """Which rollback the store holds; the last known one while it does not answer."""
+        """Read the rollback from the store; while that does not answer, the last known one stands."""
         with contextlib.suppress(Overloaded, msgspec.DecodeError):
             stored = await self._store.kept(self._rollback_name)
             self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
 
     async def _settled(self, names: Mapping[str, object]) -> Texts:
-        """The files as they are once they do not change any more."""
+        """The texts of the files, once they stopped changing."""
         files = await asyncio.to_thread(texts, list(names))
         for _ in range(UNSETTLED):
             if files == self._files:
@@ -230,7 +231,7 @@ class Revisions:
             await self._keep(text)
 
     async def _keep(self, text: str) -> None:
-        """Among the revisions."""
+        """Add the policy in force, whose text this is, to the revisions in the store."""
         policy = self.policy
         known = await self.known()
         if known and known[0].digest == policy.digest:
@@ -246,8 +247,8 @@ def attempted(
     env: Mapping[str, str] | None = None,
     others: Collection[str] | None = None,
 ) -> Attempt:
-    """What comes of the file, or of `text` in its place; `env` fills its variables, os.environ by default. `others`:
-    files of other folders that it may name, by default any."""
+    """Loads and tests the file, or `text` in its place; `env` fills its variables, os.environ by default. `others`: the
+    files in other folders that it may name, None: any."""
     document: Document | None = None
     try:
         text = file_text(path) if text is None else text
@@ -262,14 +263,14 @@ def attempted(
 
 
 async def stored(store: Store, name: str) -> list[Revision]:
-    """What came into force of the policy `name`, the newest first, none where it cannot be read. Raises Overloaded."""
+    """The store's revisions of the policy `name`, newest first; none where they are unreadable. Raises Overloaded."""
     with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
     return []
 
 
 def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:
-    """Each once, as it came into force last, the newest first, KEPT at most."""
+    """Both lists as one: each digest once, with its latest time, the newest first, KEPT at most."""
     found: dict[str, Revision] = {}
     for one in sorted([*ones, *others], key=lambda revision: -revision.at):
         found.setdefault(one.digest, one)

@@ -58,8 +58,8 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
 
 
 def unasked(facts: Facts, policy: Policy, name: str) -> Route | tuple[str, ...]:
-    """What comes of the rule of that id without a verdict: the route where that is the same whatever a verdict says,
-    else the permitted tier for each of its sides, the simplest case first."""
+    """What follows from the rule of that id without a verdict: its Route, if that is the same for every verdict, else
+    the permitted tier for each of its sides, the simplest case first."""
     rule = ruling(name, policy)
     ways = tuple(stays(facts, policy, tier) for tier in outcomes(rule))
     tier, *others = tiers = tuple(stands(facts, policy, tier) for tier in ways)
@@ -74,7 +74,7 @@ def stays(facts: Facts, policy: Policy, tier: str) -> str:
 
 
 def either_way(facts: Facts, rule: Rule, ways: Sequence[str], tier: str) -> str:
-    """Why nobody is asked: `tier` is what comes of all `ways` that the session leaves to a rule."""
+    """The reason of a route for which the classifier need not be asked: all `ways` of the rule lead to `tier`."""
     if facts.capped and set(ways) != {tier}:
         return facts.capped
     return FOLLOWED if set(ways) == {tier} != set(outcomes(rule)) else f"both ways {tier}"
@@ -101,8 +101,8 @@ def outcomes(rule: Rule) -> tuple[str, ...]:
 
 
 def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
-    """The verdict that counts: with the calibration's p_complex where the policy names one; in place of a failed one,
-    where `otherwise` says local, what the score says (source local; the reason stays)."""
+    """The verdict to route by: with the calibration's p_complex where the policy names one. A failed verdict, where
+    `otherwise` says local, is replaced by one from the local score (source local; the reason stays)."""
     layer, local = policy.calibration, verdict.label is None
     if local and (facts.score is None or fallback(verdict, policy) != LOCAL):
         return verdict
@@ -179,8 +179,7 @@ def unjudged(verdict: Verdict, policy: Policy) -> str:
 
 
 def alike(function: Callable[..., T], facts: Facts, policy: Policy, *given: Hashable) -> T:
-    """`function(facts, policy, *given)`, which places a request: worked out once for all that are alike in what that
-    looks at. Long prompts are placed one by one, as each may be too long for another tier."""
+    """`function(facts, policy, *given)`, cached by the facts that it depends on; long prompts are placed each anew."""
     if facts.context > policy.context:
         return function(facts, policy, *given)
     looked = (facts.plan, facts.may, facts.capped, facts.api, facts.tools, facts.json_schema, facts.vision)
@@ -220,19 +219,20 @@ def granted(facts: Facts, policy: Policy, wish: str, wished_by: str | None) -> R
 
 
 def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Route:
-    """The route for a tier that `said` (rule, reason) chose: capped, able, and with its failover."""
+    """The route for a tier that `said` (rule, reason) chose, once permitted (`place`), with its failover."""
     chosen, change = place(facts, policy, tier)
     rule, reason = said
     return Route((chosen, *followers(facts, policy, chosen)), rule, change or reason)
 
 
 def stands(facts: Facts, policy: Policy, tier: str) -> str:
-    """The permitted tier that stands for `tier`. Raises as `place` does."""
+    """The permitted tier that answers in place of `tier`, mostly itself. Raises as `place` does."""
     return alike(place, facts, policy, tier)[0]
 
 
 def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
-    """The permitted tier that stands for `tier`, and why it is another one. Raises BadRequest when none is able."""
+    """The permitted tier that answers in place of `tier`, and why it is another one (None: it is not). Raises
+    BadRequest when no tier has what the request needs, QuotaUsed when one does that budget or share does not allow."""
     allowed, ranks = reachable(facts, policy), tuple(policy.tiers)
     at, moved = ranks.index(tier) - ranks.index(allowed[0]), None
     if at < 0:

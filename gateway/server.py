@@ -71,6 +71,7 @@ class Server(uvicorn.Server):
         """As uvicorn's, which leaves a caller a minute for its TLS handshake. Raises OSError."""
         await super().startup(sockets=[])
         config, state = self.config, self.lifespan.state
+        protocol: Any = config.http_protocol_class  # what `connection` gave, whatever its type says
         limit = self._settings.request_timeout if config.ssl else None
         asked = self._settings.connections
         opens = files(2 * asked if asked else USUAL_FILES)
@@ -83,7 +84,8 @@ class Server(uvicorn.Server):
                 return Crowded()
             coming.append(True)
             loop.call_soon(coming.pop)
-            return config.http_protocol_class(config=config, server_state=self.server_state, app_state=state)  # type: ignore[call-arg]
+            made: asyncio.Protocol = protocol(config=config, server_state=self.server_state, app_state=state)
+            return made
 
         bound = sockets or bind(self._settings, shared=False)
         for listening in [*bound, *(one.dup() for one in bound * (LISTENERS - 1))]:

@@ -1,11 +1,11 @@
 """Which tier did this conversation use last?
 
 A session is kept in the store for the policy's `sessions.ttl` after each answer, under the caller's id and a keyed hash
-of what names the conversation. It holds tiers, a count and a time, no text. Nobody waits longer than BUDGET for it:
-without it a request is decided as if its conversation began.
+of what names the conversation. It holds tiers, a count and a time, no text. A request waits at most BUDGET seconds for
+it, and is then decided like the first of a conversation.
 
-It decides only where a verdict would: a caller's wish and a rule that names one tier go before it, and what a caller
-may reach, its budget, its share and a tier's abilities go before all (`routing.place`).
+A session counts only where a verdict would: a caller's wish and a rule that names one tier take precedence over it, and
+what the caller may reach, its budget and share, and what a tier can do over all of these (`routing.place`).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from gateway.policy import Policy, Price
 from gateway.store import Store
 from gateway.types import ChatRequest, Decision, Reply, Session
 
-BUDGET = 0.05  # seconds that the store has to say what it knows, or to keep it
+BUDGET = 0.05  # seconds that the store has to return or to keep a session
 OUTPUT_TOKENS = 500  # assumed length of an answer
 FOLLOWED = "session"  # the reason of a route that the conversation's last tier decided
 CALLER = "caller"  # the rule of a route that the caller asked for
@@ -43,10 +43,11 @@ _MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def recalling(request: ChatRequest, key: bytes, store: Store) -> "asyncio.Task[Session | None] | None":
-    """What is remembered of the request's conversation, `key`, asked for in this turn of the event loop.
+    """Starts to read the session of the request's conversation, whose name is `key`, so that this overlaps with what
+    follows.
 
-    The task is done after BUDGET seconds at the latest, awaited or not, and says None for what is not known in time.
-    None where a prefix is the key of a request without an answer in it: its conversation begins.
+    The task ends within BUDGET seconds, with None for a session that is unknown or came too late. None in place of a
+    task: the conversation is named by its prefix and has no answer yet, so that it must be new.
     """
     if key.startswith(b"prefix:") and not _answered(request.fields):
         return None
@@ -70,9 +71,10 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
 
 
 def follow(reply: Reply, key: bytes, request: ChatRequest, policy: Policy, store: Store) -> Reply:
-    """`reply`, which its conversation, `key`, remembers while it passes; its end waits for that, for BUDGET at most.
+    """Keeps in the store, while the reply passes, that its tier answered the conversation `key`; the end of the reply
+    waits for that, at most BUDGET seconds. Returns `reply`.
 
-    Not remembered: an error, an answer that nothing was decided for, and what the caller itself asked for.
+    Not kept: errors, answers without a decision (from the cache), and tiers that the caller itself asked for.
     """
     decision = reply.decision
     if decision is None or reply.status != 200 or decision.route.rule == CALLER:
@@ -136,9 +138,10 @@ def continues(fields: Fields) -> bool:
     return next((role for role in said if role not in INSTRUCTIONS), "user") in RESULTS
 
 
-def talk(request: ChatRequest, policy: Policy) -> bytes:
-    """The conversation that is judged, in the caller's own bytes: with `unit: user_turn` a chat ends with the user's
-    turn, so that the question after a tool's result is the one that its turn asked. Other dialects are judged whole.
+def judged_part(request: ChatRequest, policy: Policy) -> bytes:
+    """The part of the conversation that the classifier judges, in the caller's own bytes. With `unit: user_turn` that
+    of a chat ends with the last user message, so that the question after a tool's result is the one asked for its turn,
+    whose verdict is remembered. Other dialects are judged whole.
     """
     whole, messages = request.dialect.conversation(request.body), request.fields.messages
     if not messages or messages[-1].role == "user":
@@ -154,7 +157,7 @@ def talk(request: ChatRequest, policy: Policy) -> bytes:
 
 
 def held(session: Session | None, tier: str, tokens: tuple[int, int | None], policy: Policy) -> str:
-    """The tier for a request that a verdict would send to `tier`. `tokens`: of its context, and its longest answer.
+    """The tier for a request that a verdict would send to `tier`. `tokens`: of its context, and its max_tokens.
 
     A tool's result goes where its turn went (`triage.unit: user_turn`). For the rest `sessions.stay` says:
     until_escalated: never below the level that was decided for the conversation; a verdict may raise it.
@@ -203,8 +206,8 @@ def after(decision: Decision, tier: str, policy: Policy) -> Session:
 
 
 def _level(decision: Decision, policy: Policy) -> str:
-    """The tier that was decided for the conversation: by a rule or a verdict, not by failover, a failed verdict or
-    chance, and not by the session itself."""
+    """The tier that a rule or a verdict chose for the conversation. Failover, failed verdicts, exploration and the
+    session itself do not count."""
     route, session, ranks = decision.route, decision.facts.session, tuple(policy.tiers)
     failed = decision.verdict is not None and decision.verdict.label is None
     likely = max(route.chances, key=lambda tier: route.chances[tier], default=route.tiers[0])

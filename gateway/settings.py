@@ -1,4 +1,4 @@
-"""Where am I?   Settings come from the environment (GATEWAY_*) and the flags of `tiergate serve`."""
+"""Where does this process run?   Settings come from the environment (GATEWAY_*) and the flags of `tiergate serve`."""
 
 import ipaddress
 import os
@@ -18,7 +18,7 @@ def _names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]  # in the environment divided by commas
 
 SHORTEST_KEY, SHORTEST_ADMIN_KEY = 24, 32  # characters
-FEWEST = 8  # different characters in an admin key; 32 random hex digits have fewer once in 10^7
+FEWEST = 8  # different characters in an admin key; of 32 random hex digits one key in 10^7 has fewer
 MAKE = "make one with: openssl rand -hex 32"
 PLACEHOLDERS = re.compile(
     "changeme|changethis|password|passwort|placeholder|replaceme|yourkey|youradminkey|insert|example|secret|letmein|"
@@ -78,7 +78,8 @@ class Settings(BaseModel):
 
     @property
     def pause(self) -> float:
-        """Seconds that balancers have to see that we leave; nobody balances over a loopback address."""
+        """Seconds between SIGTERM and the end of new connections, in which load balancers notice; none on loopback,
+        where there are no balancers."""
         return self.drain_wait if self.drain_wait is not None else 0.0 if self.loopback else DRAIN_WAIT
 
     @property
@@ -117,7 +118,7 @@ class Settings(BaseModel):
 
 
 def weakness(key: str, shortest: int = SHORTEST_ADMIN_KEY) -> str | None:
-    """Why the key may be guessed; None when nothing speaks for that."""
+    """Why the key can be guessed; None when no reason is found."""
     if len(key) < shortest:
         return f"it has {len(key)} characters; at least {shortest} are needed"
     if not re.fullmatch("[!-~]+", key):

@@ -1,6 +1,6 @@
-"""Would the stronger tier have said the same?   It is asked behind a sample of answers.
+"""Would the stronger tier have said the same?   After a sample of answers it is asked the same request.
 
-What is found is an agreement (agreement.py), kept as the outcome of the answer's record; of the words nothing is kept.
+How much both answers agree (agreement.py) is kept as the outcome of the answer's record; the answers are not kept.
 Callers opt out by `x-route-shadow: off` or `metadata.shadow: "off"`.
 """
 
@@ -31,7 +31,7 @@ from gateway.upstream import Upstream
 
 MOST = 16  # answers that are copied or compared at once
 LONGEST = 256 << 10  # bytes of an answer that is compared
-IDLE = 0.5  # the part of the tier's places up to which it is asked
+IDLE = 0.5  # above this part of its places in use the tier is not asked
 DAY = 86_400.0
 draw = SystemRandom().random
 
@@ -41,7 +41,7 @@ class LeftOut(Exception):
 
 
 class Copy:
-    """Copies what a reply yields, up to LONGEST bytes; its reader gets every byte as before."""
+    """Copies the first LONGEST bytes that pass through a reply; its reader gets every byte as before."""
 
     def __init__(self, reply: Reply) -> None:
         self._body, self._usage, self.stream = reply.body, reply.usage, reply.stream
@@ -61,7 +61,7 @@ class Copy:
         return said(b"".join(self._pieces), self.stream)
 
     async def close(self) -> None:
-        """Ends the pieces, also when nobody began to read them. Safe to call twice."""
+        """Closes the reply's pieces, which a reader that never began would leave open. Safe to call twice."""
         self.closed = True
         if isinstance(self._body, AsyncGenerator):
             await self._body.aclose()
@@ -79,7 +79,7 @@ class Copy:
 
 
 class Drawn(NamedTuple):
-    """An answer that is to be compared, by these rules."""
+    """An answer that was drawn to be compared, by these rules."""
 
     request: ChatRequest
     copy: Copy
@@ -88,10 +88,10 @@ class Drawn(NamedTuple):
 
 
 class Shadows:
-    """Compares a sample of answers, each after its caller has all of it.
+    """Compares a sample of answers, each when its caller has all of it, so that no caller waits for that.
 
-    No caller waits for that. While MOST are open or the other tier is busy, and when the money for it is used up, an
-    answer that was drawn is left out, and counted.
+    A drawn answer is left out, and counted as such, while MOST others are open, while the other tier is busy, or when
+    the money for comparisons is used up.
     """
 
     def __init__(self, store: Store, upstream: Upstream, records: Records, telemetry: Telemetry) -> None:
@@ -118,7 +118,7 @@ class Shadows:
             await asyncio.wait(self._tasks)
 
     async def _ended(self, drawn: Drawn, shut: Callable[[], Awaitable[None]]) -> None:
-        """The end of the caller's answer; safe to come twice, as closing is."""
+        """The end of the caller's answer, in place of its reply's `shut`; safe to call twice."""
         first = not drawn.copy.closed
         try:
             try:
@@ -150,7 +150,7 @@ class Shadows:
         self._meters.shadows.add(outcome)
 
     async def _figure(self, drawn: Drawn) -> float:
-        """Raises LeftOut."""
+        """How much the two answers agree, 0 to 1. Raises LeftOut."""
         first, request = drawn.copy.said(), drawn.request
         if not first.whole:
             raise LeftOut("cut")
@@ -174,8 +174,8 @@ class Shadows:
 
     @asynccontextmanager
     async def _paid(self, again: ChatRequest, drawn: Drawn) -> AsyncIterator[None]:
-        """Holds what the call may cost, within a day's money and the budget of all; books what it did cost. Raises
-        LeftOut."""
+        """Reserves what the call may cost, from the day's money and the budget of all callers; at the block's end what
+        it did cost is booked. Raises LeftOut."""
         rules, policy = drawn.rules, drawn.policy
         most, together = bound(again, (rules.tier,), policy), policy.once(limits_of_all)
         a_day = Money(round(rules.max_usd_per_day * NANO), DAY, degrade=False)

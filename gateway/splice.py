@@ -75,9 +75,9 @@ class Plain(msgspec.Struct, frozen=True):
     added: bytes
 
 
-def sent(request: ChatRequest, name: str, policy: Policy) -> bytes:
+def body_for(request: ChatRequest, name: str, policy: Policy) -> bytes:
     """The body as the servers of the tier `name` get it. Raises BadRequest as `changes` does."""
-    asks, found = unasked(request, name, policy) if policy.holdback else {}, plain(request, name, policy)
+    asks, found = extra_logprobs(request, name, policy) if policy.holdback else {}, plain(request, name, policy)
     if found is None or asks:
         tier, plan = policy.tiers[name], policy.callers.plans[request.caller.plan]
         return request.body.edit(changes(request, tier, plan) | asks)
@@ -130,11 +130,11 @@ def uncounted(request: ChatRequest) -> bool:
     return request.dialect.answers.usage_on_request and request.body.raw("stream_options") not in COUNTED
 
 
-def watched(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
-    """How the start of a tier's answer is watched; None: it is not, as the policy, the caller or its plan want it.
+def holdback_of(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
+    """The rules by which the start of this tier's answer to the request is held back; None: it is not.
 
-    Callers opt out by `x-route-holdback: off` or `metadata.holdback: "off"`. Not watched are several answers at
-    once, and other dialects than chat's.
+    Callers opt out by `x-route-holdback: off` or `metadata.holdback: "off"`. Never held back:
+    several answers at once (`n`), dialects other than chat, and where the caller may not reach the other tier.
     """
     rules, fields = policy.holdback, request.fields
     if rules is None or name not in rules.tiers or request.dialect.api != "chat":
@@ -146,12 +146,12 @@ def watched(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
     return rules if rules.to in policy.reach(request.caller.plan, request.caller.own.may) else None
 
 
-def unasked(request: ChatRequest, name: str, policy: Policy) -> Changes:
-    """The members that ask the tier for log-probabilities which we need and nobody else asked for; else none.
+def extra_logprobs(request: ChatRequest, name: str, policy: Policy) -> Changes:
+    """The members that ask the tier for log-probabilities, where hold-back needs them and the caller did not ask.
 
-    A caller's own are used as they are.
+    {} otherwise: log-probabilities that the caller asked for are used as they come.
     """
-    rules, body = watched(request, name, policy), request.body
+    rules, body = holdback_of(request, name, policy), request.body
     if rules is None or not rules.escalate_when.figures or "logprobs" in policy.tiers[name].set:
         return {}
     if body.raw("logprobs") not in (None, b"false") or any(body.raw(key) for key in ("top_logprobs", "echo")):

@@ -102,6 +102,6 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def named(name: str, data: bytes) -> bytes:
+def named_event(name: str, data: bytes) -> bytes:
     """The same with a name."""
     return b"event: " + name.encode() + b"\n" + event(data)

@@ -1,4 +1,4 @@
-"""What is a caller told of its limits?   Pure."""
+"""What does a caller hear of its limits?   Headers and error messages. Pure."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ WHOSE = {"caller": "this API key", "all": "all callers together"}
 THEN = (None, "warn", "flash_only")
 LIMITS = ("requests", "concurrency", "tokens", "budget", "pro_share")
 SHORT = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1000)))  # durations of less than a second
-EVEN = Standing()  # of a caller whom no budget or share keeps from anything
+EVEN = Standing()  # no budget and no share restrict the caller
 MODES = ("shared", "local", "deny", "allow")
 REQUESTS, TOKENS = (
     b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % (what, what, what)
@@ -23,7 +23,8 @@ REQUESTS, TOKENS = (
 
 
 class OverLimit(RateLimited):
-    """A limit (`limit`) is used up; its headers tell the caller's limits, too. More money comes with no retry."""
+    """A limit, named by `limit`, is used up. Its headers have the caller's limits, too. A used-up budget says that a
+    retry does not help."""
 
     def __init__(self, message: str, found: Admitted, limits: bytes) -> None:
         self.limit = found.refused_by or "requests"
@@ -39,8 +40,8 @@ class OverLimit(RateLimited):
         return [*super().headers(), *((name, value) for name, _, value in limits)]
 
 
-def told(found: Admitted, whose: str) -> str:
-    """What a refused caller is told; `whose` limit it is: its own key's, or that of all callers."""
+def refusal_text(found: Admitted, whose: str) -> str:
+    """The message for a refused caller; `whose` limit it is: "caller" for its own, "all" for that of all callers."""
     if found.refused_by == "tokens":
         return f"Rate limit reached for tokens per minute: limit {found.limits.tokens_per_minute}."
     if found.refused_by == "concurrency":
@@ -51,7 +52,7 @@ def told(found: Admitted, whose: str) -> str:
 
 
 def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
-    """How the caller stands with `budget`, which is `whose`."""
+    """How the caller stands with `budget`: its own (`whose` is "caller") or that of all callers ("all")."""
     money = found.limits.money
     if not budget or not money:
         return Standing(capped=found.capped) if found.cap else EVEN
@@ -61,15 +62,16 @@ def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
 
 
 def gravest(one: Standing, other: Standing) -> Standing:
-    """Of a caller's standing and that of all: what either keeps it from, told by the budget from which more follows."""
+    """A caller's standing with two budgets, its own and that of all: capped if either caps it; the figures are those of
+    the budget with the harder consequence."""
     spoke = max(one, other, key=lambda standing: (THEN.index(standing.budget), standing.budget_used))
     capped = one.capped or other.capped
     return spoke if spoke.capped == capped else replace(spoke, capped=capped)
 
 
 def budget_lines(standing: Standing) -> bytes:
-    """x-budget tells what follows from a budget (warn, flash_only) once something does, x-budget-used why, x-budget-of
-    whose it is (caller, all). A line each."""
+    """The header lines x-budget (the budget's consequence: warn, flash_only), x-budget-used (its used part) and
+    x-budget-of (caller, all); b"" while the budget has no consequence."""
     if not standing.budget or not standing.budget_of:
         return b""
     told = standing.budget.encode(), standing.budget_used, standing.budget_of.encode()
@@ -77,8 +79,8 @@ def budget_lines(standing: Standing) -> bytes:
 
 
 def limit_lines(found: Admitted) -> bytes:
-    """x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited, a line each; reset is an OpenAI
-    duration until the whole limit is free, if what is held is used."""
+    """The header lines x-ratelimit-{limit,remaining,reset}-requests, and -tokens where they are limited. reset: the
+    time, in OpenAI's form, until the whole limit is free again, if all that is held is used."""
     limits = found.limits
     lines = REQUESTS % (limits.requests_per_minute, found.remaining, duration(found.spent))
     most = limits.tokens_per_minute
@@ -88,7 +90,7 @@ def limit_lines(found: Admitted) -> bytes:
 
 
 def duration(microseconds: int) -> bytes:
-    """As OpenAI writes it, rounded up to a millisecond: "12ms", "1.5s", "6m0s", "1h0m0s"."""
+    """A duration as OpenAI writes it, rounded up to a millisecond: "12ms", "1.5s", "6m0s", "1h0m0s"."""
     milliseconds = -(-microseconds // 1000)
     if milliseconds < 1000:
         return SHORT[milliseconds]
@@ -100,7 +102,7 @@ def duration(microseconds: int) -> bytes:
 
 
 def kept(callers: Callers, state: State) -> Mapping[str, str]:
-    """How each limit is kept at present: shared, or in this process (local), or denied, or not at all (allow)."""
+    """How each limit is enforced at present, by name: shared, local (in this process), deny, or allow (not at all)."""
     modes = callers.on_store_failure
     if state == "down":
         return {name: getattr(modes, name) for name in LIMITS}

@@ -27,7 +27,7 @@ from gateway.policy import (
     schema,
 )
 from gateway.recorded import Recorded, RecordError
-from gateway.reload import Trial, facts_of, spoken, stub
+from gateway.reload import Trial, facts_of, parsed_verdict, stub
 from gateway.replay import Unrecorded, between
 from gateway.revisions import PREVIOUS, Attempt, Revision, Revisions, attempted
 from gateway.uploads import received
@@ -41,7 +41,7 @@ Json = dict[str, Any]
 
 
 class Asked(BaseModel):
-    """A request to explain, as `tiergate policy explain` takes it."""
+    """Body of POST /admin/policy/explain; as the options of `tiergate policy explain`."""
 
     model_config = ConfigDict(extra="forbid")
     request: Json = Field(description="a request body")
@@ -58,7 +58,7 @@ class Wanted(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Whether a text may come into force: it is right, and does what its own tests say."""
+    """Whether a policy's text may come into force: it is valid and passes its own tests."""
 
     ok: bool
     digest: str | None
@@ -85,7 +85,7 @@ Text = Annotated[str, Depends(text_of)]
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What the routes look at. `load`: requests in flight by tier; `records`: the newest decisions of all workers."""
+    """What the routes work on. `load`: requests in flight by tier; `records`: the newest decisions of all workers."""
 
     revisions: Revisions
     comparison: Comparison
@@ -94,6 +94,7 @@ class Desk:
 
 
 def steering_routes(guard: Guard, desk: Desk) -> APIRouter:
+    """The routes, behind `guard`."""
     routes = guarded(guard)
     _state(routes, desk)
     _texts(routes, desk)
@@ -172,7 +173,7 @@ def _change(routes: APIRouter, revisions: Revisions) -> None:
 
 
 def shown(revisions: Revisions, known: list[Revision]) -> Json:
-    """All that there is to see of the policy in force; times are Unix seconds."""
+    """The answer of GET /admin/policy; times are Unix seconds."""
     policy, found, rollback = revisions.policy, revisions.policy.candidate, revisions.rollback
     wrong = {"at": revisions.at, "problems": [asdict(one) for one in revisions.problems]}
     named = {"canary": found.canary, "shadow": found.shadow, **brief(found.policy)} if found else None
@@ -223,8 +224,9 @@ def compared(policy: Policy, comparison: Comparison) -> Json | None:
 
 
 def tried(text: str, revisions: Revisions) -> Attempt:
-    """What comes of a text in the file's place. It sees the variables that the file itself names, and no others, and of
-    other folders only the files that it names: this is no way to read the process's environment, or its disk.
+    """Loads and tests a text in place of the file. Of the environment it sees only the variables that the file in force
+    names, and of other folders only the files that that one names: else the administrator's key would open the
+    process's environment and its disk.
     """
     named = VARIABLE.findall(revisions.text or "")
     env = {name: os.environ[name] for name in named if name in os.environ}
@@ -232,15 +234,15 @@ def tried(text: str, revisions: Revisions) -> Attempt:
 
 
 def right(found: Attempt) -> tuple[Policy, Document]:
-    """Raises BadRequest."""
+    """The attempt's policy and document. Raises BadRequest where it failed."""
     if found.policy and found.document:
         return found.policy, found.document
     raise BadRequest(f"The policy is wrong: {found.problems[0]}", param="policy")
 
 
 def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
-    """What the text says differently from the policy in force, and which recorded requests it sends elsewhere;
-    `unjudged`: why that cannot be told. Raises BadRequest.
+    """How a text differs from the policy in force, and which recorded requests it would send elsewhere; `unjudged`: why
+    the latter cannot be told. Raises BadRequest.
     """
     if revisions.path is None or revisions.text is None:
         raise BadRequest("This gateway follows no policy file.", code="no_policy_file")
@@ -256,11 +258,11 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
 
 
 def explanation(asked: Asked, policy: Policy, load: Mapping[str, int]) -> Json:
-    """Raises BadRequest."""
+    """The explanation of a request, as `explain` gives it. Raises BadRequest."""
     if asked.plan and asked.plan not in policy.callers.plans:
         raise BadRequest(f"no plan is named {asked.plan}: {', '.join(policy.callers.plans)}", param="plan")
     try:
-        said = None if asked.verdict is None else spoken(str(asked.verdict))
+        said = None if asked.verdict is None else parsed_verdict(str(asked.verdict))
     except ValueError as error:
         raise BadRequest(str(error), param="verdict") from None
     test = PolicyTest(

@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.dialects import Answers, Counted, Seen, Whole
 from gateway.done import nothing
-from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.errors import UNREADABLE, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.sse import DONE, Splitter, alike, data_of, event, none_like, split
 from gateway.types import Usage
@@ -21,17 +21,16 @@ _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _SEEN, _WHOLE = msgspec.json.Decoder(Seen), msgspec.json.Decoder(Whole)
 _COUNTED = msgspec.json.Decoder(Counted)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Events(AsyncGenerator[bytes, None]):
     """A stream's events, in batches of whole events, unchanged.
 
-    With `hide_usage` a chunk of chat that carries only usage is left out. A stream that ends without the event that
-    `answers` ends with and without an error event of the server raises UpstreamFailed: a cut answer is never passed off
-    as a finished one. But `transformers serve` (5.19) sends no `[DONE]`: where the last event told why the answer ended
-    and what it used, it is added. An event that the end cuts is left out, so that what follows it is read as what it
-    is. `error` is the server's, once it came. `failed` hears when the server breaks off after the first batch.
+    With `hide_usage` a chunk of chat that carries only usage is left out. A stream that ends with neither the last
+    event of its dialect nor an error event of the server raises UpstreamFailed: a cut answer is never passed off as a
+    finished one. `transformers serve` (5.19) sends no `[DONE]`: it is added where the last event has finish_reason and
+    usage. An incomplete event at the end is left out, so that an error event can follow it. `error`: the server's error
+    event, once it came. `failed` is called when the server breaks off after the first batch.
     """
 
     def __init__(
@@ -47,9 +46,7 @@ class Events(AsyncGenerator[bytes, None]):
         self.error: Any = None
 
     async def more(self) -> None:
-        """Wait for the next batch; none comes after the last event, or after an error event of the server and the end.
-        Raises UpstreamFailed, UpstreamTimeout.
-        """
+        """Wait until the next batch is there, or the stream has ended. Raises UpstreamFailed, UpstreamTimeout."""
         while not self._ended and not self._here:
             try:
                 data = self._response.here() or await self._response.chunk()
@@ -86,8 +83,9 @@ class Events(AsyncGenerator[bytes, None]):
         raise kind
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
-        """Give batches to `sink` as they come, until it returns False or the end comes. Returns the last one if all has
-        come, so that what follows it can leave with it; None when the rest is to be asked for. Raises UpstreamFailed.
+        """Give batches to `sink` as they come, until it returns False or the stream ends. Returns the last batch, which
+        the sink did not get, when the stream has ended, so that it can be sent together with what follows; None when
+        the iterator has more. Raises UpstreamFailed.
         """
         broken: list[UpstreamFailed] = []
         usage, batch = self._usage, b""
@@ -122,7 +120,8 @@ class Events(AsyncGenerator[bytes, None]):
         return b""  # the server has said itself what went wrong
 
     def _batch(self, data: bytes) -> bytes:
-        """What of these bytes the caller gets now. `_silent`: all of them, whole events that say nothing to us."""
+        """The part of these bytes that the caller gets now. Sets `_silent`: they are whole events without a mark, and
+        pass as they are."""
         whole = self._splitter.plain(data)
         self._silent = whole > 0 and not self._marked(data)
         if self._silent:
@@ -136,7 +135,7 @@ class Events(AsyncGenerator[bytes, None]):
         return batch if data or self._ended else batch + self._unended()
 
     def _unended(self) -> bytes:
-        """What takes the place of a last event that never came. Raises UpstreamFailed."""
+        """The stream ended without its last event: what the caller gets in its place. Raises UpstreamFailed."""
         self._ended = True
         if self._finished:
             self._usage.complete = True
@@ -146,20 +145,20 @@ class Events(AsyncGenerator[bytes, None]):
         return b""
 
     def _events(self, data: bytes) -> list[bytes]:
-        """What `data` completes; at the end (no data) a `[DONE]` whose blank line the server left out."""
+        """The events that `data` completes; at the end (b"") a last `[DONE]` without its blank line."""
         if data:
             return self._splitter.feed(data)
         rest = self._splitter.rest()
         return [rest + b"\n\n"] if data_of(rest).startswith(DONE) and not self._ends else []
 
     def _passes(self, event: bytes) -> bool:
-        """Whether the caller gets this event; takes note of what it says."""
+        """Whether the caller gets this event; notes its usage, error and end."""
         if self._ended:
             return False  # nothing belongs to the answer after its last event
         return self._noted(data_of(event)) if self._marked(event) else True
 
     def _marked(self, events: bytes) -> bool:
-        """Whether one of them may say something that concerns us."""
+        """Whether one of the dialect's marks is in them: else none has usage, an error or the end."""
         for mark in self._marks:  # noqa: SIM110  # any() costs more than all that it asks
             if events.partition(mark)[1]:  # `in` tries for a number first, which costs more than looking
                 return True
@@ -171,7 +170,7 @@ class Events(AsyncGenerator[bytes, None]):
             return True
         try:
             seen = _SEEN.decode(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return True
         fill(self._usage, seen.used())
         self._finished = bool(seen.usage) and not self._ends and _FINISH.search(seen.choices) is not None
@@ -187,7 +186,7 @@ class Events(AsyncGenerator[bytes, None]):
 
 
 class Noted:
-    """A short answer that is read as it comes; what it says of its usage is noted in passing."""
+    """The answer to a question of ours, read as it comes; its usage is noted in passing."""
 
     __slots__ = ("_response", "_splitter", "_usage", "chunk", "header", "status")
 
@@ -222,7 +221,7 @@ class Noted:
             return
         try:
             fill(self._usage, _WHOLE.decode(data).usage)
-        except _UNREADABLE:
+        except UNREADABLE:
             return
         self._usage.complete = self._usage.said is not None
 
@@ -245,18 +244,18 @@ def read_whole(data: bytes, status: int, usage: Usage) -> None:
         seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
         usage.complete, usage.failed = True, status == 200 and bool(seen.error)
-    except _UNREADABLE:
+    except UNREADABLE:
         if status < 400:
             raise UpstreamFailed("The model server's answer is not valid JSON.") from None
 
 
 def fill(usage: Usage, seen: Any) -> None:
-    """Takes over the counts that a server gives, as JSON or decoded; what is no count of tokens is left alone."""
+    """Copies a server's usage object, as JSON or decoded, into `usage`. One that is not of that form is ignored."""
     if not seen:
         return
     try:
         found = _COUNTED.decode(seen) if isinstance(seen, msgspec.Raw) else msgspec.convert(seen, Counted)
-    except _UNREADABLE:
+    except UNREADABLE:
         return
     usage.said = seen.copy() if isinstance(seen, msgspec.Raw) else seen  # else it holds on to the whole answer
     prompt, cached, completion = found.counts()

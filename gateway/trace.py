@@ -45,7 +45,7 @@ class Leg:
 
 
 class Trace:
-    """A sampled exchange's place in a trace, and the calls made for it. Ids are numbers, as they stand in hex.
+    """A sampled exchange's place in a trace, and the calls made for it. Ids are integers; on the wire they are hex.
 
     `parent`: the caller's span, None where the trace begins here. `state`: its tracestate, handed on unread.
     `epoch`: nanoseconds since 1970 when time.perf_counter() was 0.
@@ -68,8 +68,8 @@ class Trace:
 
 
 def sampled(headers: Mapping[str, str], ratio: float) -> Trace | None:
-    """The trace of a request, None where it is none. A caller who sends a traceparent has decided; else `ratio` of all
-    are traced."""
+    """The trace of a request, None where it is not sampled. A caller's valid traceparent decides that; else `ratio` of
+    all requests are sampled."""
     given = headers.get("traceparent")
     found = _PARENT.fullmatch(given) if given else None
     if not found or (found[1] == "00" and found[5]):

@@ -13,7 +13,7 @@ from gateway.dialects import CHAT
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
-from gateway.sessions import talk
+from gateway.sessions import judged_part
 from gateway.splice import NOTHING, changes
 from gateway.stream import Noted
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
@@ -24,21 +24,23 @@ DECISIONS = "/v1/decisions"
 PORTABLE: Strategy = "json_logprobs"  # until it is known what the servers can do
 MAX_ANSWER = 1 << 20  # bytes
 TOP = 5  # alternatives of each token
-THOUGHT = 160  # characters that may stand before the label
+THOUGHT = 160  # characters of reasoning that the model may write before the label
 # Members of the answer's request that end up in its prompt.
 SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
 _SHARED = frozenset(SHARED)
 SHARE = 0.2  # of a caller's own time that may go to the verdict
-LATE = ("first_byte", "idle", "total")
+LATE = ("first_byte", "idle", "total")  # kinds of TransportError that are timeouts
 QUIET = {"thinking": False, "enable_thinking": False}
 _encode = msgspec.json.encode
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """What is the same in all questions by one strategy. `opening` and `ending` stand in the body around a conversation
-    that is quoted, one of `endings` behind one that goes as it is: the second where it has tools. `name` is another one
-    for ways whose answers to the same conversation may mean another verdict."""
+class Template:
+    """The part of a question that does not depend on the conversation: all questions by one strategy have it.
+
+    `opening` and `ending` enclose, in the request's body, a conversation that is quoted as a string. One of `endings`
+    follows a conversation that is sent as it is: the first without tools, the second with. `name` is a hash of all that
+    can change the verdict, for the key of the verdict cache."""
 
     path: str
     strategy: Strategy
@@ -51,10 +53,10 @@ class Way:
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is sent to ask, and how it is asked. `ending` is one of the way's. `cut`: of a longer conversation only head
-    and tail are in it."""
+    """The request that asks for a verdict. Its body is `front`, with the conversation, and `ending`, from the template.
+    `cut`: the conversation is too long, so that only its head and tail are in it."""
 
-    way: Way
+    template: Template
     front: bytes
     ending: bytes
     cut: bool
@@ -65,8 +67,8 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> bytes:
-        """The same for questions whose answers mean the same verdict."""
-        return self.way.name + self.front
+        """What a remembered verdict is found by: equal for questions whose answers mean the same verdict."""
+        return self.template.name + self.front
 
 
 async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked: Question) -> Verdict:
@@ -76,24 +78,24 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
         left, seconds = request.left(), policy.triage.timeout
         if left is not None:
             seconds = min(seconds, SHARE * left)
-        async with upstream.asking(request, asked.way.path, asked.body, policy, seconds) as response:
-            found = await listen(response, asked.way)
+        async with upstream.asking(request, asked.template.path, asked.body, policy, seconds) as response:
+            found = await listen(response, asked.template)
     except Overloaded:
         found = Verdict(None, None, "overloaded")
     except TransportError as error:
         found = Verdict(None, None, "timeout" if error.kind in LATE else "error")
     seconds = time.perf_counter() - started
-    way = asked.way.strategy, policy.triage.prompt
-    return Verdict(found.label, found.p_complex, found.reason, found.source, seconds, asked.cut, *way)
+    how = asked.template.strategy, policy.triage.prompt
+    return Verdict(found.label, found.p_complex, found.reason, found.source, seconds, asked.cut, *how)
 
 
-async def listen(response: Noted, way: Way) -> Verdict:
-    """The verdict in an answer, as soon as it stands. Raises TransportError."""
+async def listen(response: Noted, template: Template) -> Verdict:
+    """The verdict in an answer, as soon as its label is complete. Raises TransportError."""
     if response.status != 200:
         return Verdict(None, None, "overloaded" if response.status in (429, 503) else "error")
-    if way.path == DECISIONS:
-        return decided(await response.read(MAX_ANSWER), way.prompt)
-    said = Said(way.reading)
+    if template.path == DECISIONS:
+        return decided(await response.read(MAX_ANSWER), template.prompt)
+    said = Said(template.reading)
     if not response.header(b"content-type").startswith(b"text/event-stream"):
         said.add(await response.read(MAX_ANSWER))
         return said.verdict()
@@ -105,27 +107,27 @@ async def listen(response: Noted, way: Way) -> Verdict:
 
 def question(request: ChatRequest, policy: Policy, able: Collection[str] = ()) -> Question:
     """The question about a conversation; `able`: the strategies that the tier's servers were found to serve."""
-    return put(request, policy, strategy_of(policy.triage, able))
+    return question_by(request, policy, strategy_of(policy.triage, able))
 
 
-def put(request: ChatRequest, policy: Policy, strategy: Strategy, told: str | None = None) -> Question:
-    """A question by one strategy, in the words `told` where they are not the prompt's.
+def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: str | None = None) -> Question:
+    """A question by one strategy. It asks the policy's prompt, or `text` where that is given.
 
     In the `suffix` layout the conversation goes exactly as the answer's request sends it (messages, tools, template
     kwargs, cache_salt), with one message more at its end, so that both share the KV blocks of one prefill. Other
     dialects are asked in the `system` layout, whatever the policy says: how a server makes a prompt of their turns is
     its own matter, so a question in chat's words would not begin byte for byte as the answer's prompt does.
     """
-    rules, way, said = policy.triage, policy.once(_way, strategy, told), talk(request, policy)
+    rules, template, said = policy.triage, policy.once(_template, strategy, text), judged_part(request, policy)
     cut = _longer(said, rules.input.characters)
     if strategy == "decisions":
-        return Question(way, way.opening + _quoted(said, rules.input.characters), way.ending, cut)
+        return Question(template, template.opening + _quoted(said, rules.input.characters), template.ending, cut)
     whole = rules.layout == "suffix" and request.path == CHAT and not cut
     members, tools = _shared(request, policy, whole)
     if whole:
-        return Question(way, b'{%b"messages":%b' % (members, said[:-1]), way.endings[tools], cut)
+        return Question(template, b'{%b"messages":%b' % (members, said[:-1]), template.endings[tools], cut)
     quoted = _quoted(said, rules.input.characters)
-    return Question(way, b"{%b%b%b" % (members, way.opening, quoted), way.ending, cut)
+    return Question(template, b"{%b%b%b" % (members, template.opening, quoted), template.ending, cut)
 
 
 def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
@@ -163,8 +165,8 @@ def _schema(prompt: Prompt) -> dict[str, Any]:
 
 
 def _shared(request: ChatRequest, policy: Policy, whole: bool) -> tuple[bytes, bool]:
-    """The text of a request's members as the answer's request has them, a comma behind each, and whether tools are
-    among them. Not `whole`: of the salt alone."""
+    """The members of SHARED as the answer's request has them, as JSON text with a comma behind each, and whether tools
+    are among them. Not `whole`: the cache_salt alone."""
     if not _SHARED.isdisjoint(request.body.members):
         return _text(_given(request, policy), policy, whole)
     caller, chosen = request.caller, request.fields.reasoning_effort is not None
@@ -172,8 +174,8 @@ def _shared(request: ChatRequest, policy: Policy, whole: bool) -> tuple[bytes, b
 
 
 def _usual(whose: tuple[str, str], path: str, chosen: bool, whole: bool, policy: Policy) -> tuple[bytes, bool]:
-    """They are the same in all requests of a plan and salt (`whose`) that bring none. `chosen`: the caller says how to
-    think."""
+    """As `_shared` for a request with none of these members: the same for all of one plan and salt (`whose`). `chosen`:
+    the caller sets how much to think."""
     fields = Fields(reasoning_effort="" if chosen else None)
     request = ChatRequest("", Caller("", "", *whose), path, NOTHING, fields, {}, 0.0)
     return _text(_given(request, policy), policy, whole)
@@ -187,7 +189,7 @@ def _text(shared: Mapping[str, bytes], policy: Policy, whole: bool) -> tuple[byt
 
 
 def _given(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
-    """A caller's own template is not among them: it could leave the question out."""
+    """The members of SHARED, by name. The caller's own chat template is not one: it could leave the question out."""
     tier = policy.tiers[policy.triage.tier]
     edits = changes(request, tier, policy.callers.plans[request.caller.plan])
     found: dict[str, bytes] = {}
@@ -199,7 +201,7 @@ def _given(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
     return found
 
 
-def _way(strategy: Strategy, told: str | None, policy: Policy) -> Way:
+def _template(strategy: Strategy, told: str | None, policy: Policy) -> Template:
     """The part of a question that only the policy decides."""
     rules = policy.triage
     prompt, tier = rules.prompts[rules.prompt], policy.tiers[rules.tier]
@@ -210,7 +212,7 @@ def _way(strategy: Strategy, told: str | None, policy: Policy) -> Way:
         path, opening, ending, endings = CHAT, *_chat(strategy, told, policy)
     parts = (path, prompt.digest, tier.skips, opening, ending, *endings)
     name = hashlib.sha256(_encode([str(part) for part in parts])).digest()
-    return Way(path, strategy, prompt, reading(prompt, bare=strategy == "choice"), name, opening, ending, endings)
+    return Template(path, strategy, prompt, reading(prompt, bare=strategy == "choice"), name, opening, ending, endings)
 
 
 def _chat(strategy: Strategy, told: str, policy: Policy) -> tuple[bytes, bytes, tuple[bytes, bytes]]:
@@ -226,7 +228,7 @@ def _chat(strategy: Strategy, told: str, policy: Policy) -> tuple[bytes, bytes, 
 
 
 def _form(strategy: Strategy, policy: Policy, *, tools: bool) -> dict[str, Any]:
-    """How the answer must look: no chance, one label, and how likely each label was."""
+    """The request's other members: no sampling, one label as the answer, and log-probabilities of each token."""
     tier, prompt = policy.tiers[policy.triage.tier], policy.triage.prompts[policy.triage.prompt]
     form: dict[str, Any] = {} if tier.engine == "vllm" else dict(tier.set)
     form |= {"model": tier.model, "temperature": 0, "max_tokens": prompt.tokens}
@@ -247,7 +249,7 @@ def _form(strategy: Strategy, policy: Policy, *, tools: bool) -> dict[str, Any]:
 
 
 def _unthinking(kwargs: bytes | None) -> bytes:
-    """A template's arguments by which vLLM's models answer without thinking first."""
+    """chat_template_kwargs with which vLLM's models answer without thinking first."""
     return _encode({**msgspec.json.decode(kwargs or b"{}"), **QUIET})
 
 
@@ -259,9 +261,9 @@ def _decision(tier: Tier, prompt: Prompt, told: str) -> tuple[bytes, bytes]:
 
 
 def _quoted(conversation: bytes, characters: int) -> bytes:
-    """The conversation as a JSON string in a JSON string, head and tail of it where it is longer. No tag and no marker
-    of a chat template stands in the inner one as itself: JSON spells their first characters as escapes, and reads them
-    back the same."""
+    """The conversation as a JSON string in a JSON string; only head and tail of one above `characters`. In the inner
+    string `<` and the full-width `|`, with which tags and a chat template's markers begin, are written as escapes: the
+    model reads the same text, and nothing in it can pass for a marker."""
     said, half = conversation.decode(), characters // 2
     if len(said) > characters:
         said = f"{said[:half]} [... {len(said) - 2 * half} characters left out ...] {said[-half:]}"

@@ -1,4 +1,4 @@
-"""Which values does a request become on its way?   In the order of its life."""
+"""Which values describe a request on its way?   In the order of its life."""
 
 import re
 import time
@@ -23,7 +23,7 @@ _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
 class Own(msgspec.Struct, frozen=True, cache_hash=True):
-    """What a key has in place of what its plan says; None: what the plan says."""
+    """A key's own limits and permissions, in place of its plan's; None: as the plan has it."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -84,7 +84,7 @@ class Session:
 
 class Standing(msgspec.Struct, frozen=True):
     """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
-    (warn | flash_only), whose budget that is (caller | all), and why it is kept on the first tier (budget | share), if
+    (warn | flash_only), whose budget that is (caller | all), and why it is kept on its lowest tier (budget | share), if
     it is. `session`: how the request's conversation stands, where that is known."""
 
     budget_used: float = 0.0

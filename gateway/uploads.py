@@ -1,4 +1,4 @@
-"""Whose requests are still coming in?   Each has memory before any limit in the store is asked."""
+"""How many bodies may a caller be sending at once?   Each takes memory before a limit in the store can refuse it."""
 
 from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager
@@ -6,19 +6,18 @@ from contextlib import contextmanager
 from gateway.errors import RateLimited, TooLarge
 from gateway.standing import CODES
 
-AGAIN = 1.0  # seconds
+AGAIN = 1.0  # seconds until a refused caller may try again
 
 
 class Uploads:
-    """Bodies on their way into this process, by caller."""
+    """Counts the bodies that this process is receiving, by caller."""
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
 
     @contextmanager
     def one(self, caller: str, most: int) -> Iterator[None]:
-        """A body of this caller comes while the block lasts. Raises RateLimited where `most`, what it may have at the
-        same time, come already."""
+        """Counts a body of this caller while the block lasts. Raises RateLimited where `most` others are counted."""
         count = self._open.get(caller, 0)
         if count >= most:
             told = f"Too many requests at the same time: limit {most}."
@@ -33,7 +32,7 @@ class Uploads:
 
 
 async def received(parts: AsyncIterable[bytes], limit: int) -> bytes:
-    """A body, of the parts that it comes in. Raises TooLarge."""
+    """The whole body, read from its parts. Raises TooLarge above `limit` bytes."""
     found = bytearray()
     async for part in parts:
         found += part

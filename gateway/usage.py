@@ -12,9 +12,9 @@ HEADINGS: tuple[Heading, ...] = ("day", "caller", "tier", "kind")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Which part of the ledger. None: no bound. `first` and `last` are days (YYYY-MM-DD, UTC), both included.
+    """Which part of the ledger to report. `first` and `last` are days (YYYY-MM-DD, UTC), both included; None: no bound.
 
-    `by`: what is told apart, in any order; none: the sums alone.
+    `by`: what to group by, in any order; empty: the totals alone.
     """
 
     first: str | None = None
@@ -24,7 +24,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A sum of ledger lines. A heading is None where it was not asked to be told apart.
+    """A sum of ledger lines. A heading that is not grouped by is None.
 
     `overhead`: the operator's cost (triage, drafts thrown away, answers made to compare), which no caller pays.
     `estimated`: no server counted it. `prompt_tokens` includes `cached_tokens`.
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """All rows of one side; `estimated_usd` is the part of `usd` that no server counted."""
+    """The sum of all answers, or of all overhead; `estimated_usd` is the part of `usd` that no server counted."""
 
     requests: int
     prompt_tokens: int
@@ -63,7 +63,7 @@ class Report:
 
 
 def reported(lines: Iterable[Line], asked: Asked) -> Report:
-    """The lines in the days asked for, summed by what is to be told apart; rows in the order of HEADINGS."""
+    """The lines of the days asked for, grouped and summed; rows are sorted by HEADINGS."""
     chosen = [line for line in lines if (asked.first or "") <= line.day <= (asked.last or "9999")]
     groups: dict[tuple[str | bool, ...], list[Line]] = {}
     for line in chosen:
@@ -75,7 +75,7 @@ def reported(lines: Iterable[Line], asked: Asked) -> Report:
 
 
 def _told(line: Line, heading: Heading) -> str:
-    """What stands under a heading; answers that were made to compare others with are a kind of their own."""
+    """The line's value under a heading; answers that were made for comparison (SHADOW) have the kind "shadow"."""
     found: str = getattr(line, heading)
     return "shadow" if heading == "kind" and line.caller == SHADOW else found
 

@@ -1,4 +1,5 @@
-"""What did the small model say?   A verdict from a whole answer, or from a stream as soon as the label stands."""
+"""What did the classifier say?   Reads a verdict from a whole answer, or from a stream as soon as its label is
+complete."""
 
 import math
 import re
@@ -7,26 +8,26 @@ from dataclasses import dataclass
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.policy import Prompt
 from gateway.types import Label, Verdict
 
-CERTAIN = 0.999  # a probability read from a few top tokens is never surer than this
+CERTAIN = 0.999  # highest p, and 1 - it the lowest: a few top tokens say no more than that
 BLANK = ' \t\r\n"`'
-SIMPLE, COMPLEX, BOTH = 1, 2, 3  # sides of the labels that a text may become; 0: of none
+SIMPLE, COMPLEX, BOTH = 1, 2, 3  # bit mask: the sides of the labels that a text may still become; 0: none
 _FENCE = re.compile(r"^```(?:json)?\s*|\s*```$")
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 SIDES: Mapping[Label, int] = {"simple": SIMPLE, "complex": COMPLEX}
 Sides = int
 
 
-# What is read of an answer refers to nothing that refers to it, so nobody need look for circles (gc=False).
+# gc=False: what is decoded holds no reference cycles, so the collector need not track it.
 class _Top(msgspec.Struct, gc=False):
     token: str
     logprob: float
 
 
 class _Token(_Top):
-    top_logprobs: msgspec.Raw = msgspec.Raw(b"null")  # read where a label begins only: they are most of a chunk
+    top_logprobs: msgspec.Raw = msgspec.Raw(b"null")  # decoded only where a label begins: they are most of a chunk
 
 
 class _Logprobs(msgspec.Struct, gc=False):
@@ -80,8 +81,9 @@ NOTHING = _Message()
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How an answer to a prompt is read. `begun`: by each beginning of a label, the sides that it may become; `value`:
-    what stands before the label in JSON; `standing`: an answer that has come to the end of its label."""
+    """How an answer to a prompt is read. `labels`: verdicts by word; `begun`: by each prefix of a label, the sides that
+    it may become; `member`: the JSON member that holds the label; `value`: matches what stands before the label in
+    JSON; `standing`: matches an answer whose label is complete."""
 
     labels: Mapping[str, Label]
     begun: Mapping[str, Sides]
@@ -91,8 +93,7 @@ class Reading:
 
 
 def reading(prompt: Prompt, bare: bool = False) -> Reading:
-    """`bare`: the model was bound to a label and nothing else, so that the label stands without what JSON puts around
-    it."""
+    """The Reading for a prompt. `bare`: the answer is a label alone, without JSON around it."""
     begun: dict[str, Sides] = {}
     for label, side in prompt.labels.items():
         for end in range(1, len(label) + 1):
@@ -103,9 +104,9 @@ def reading(prompt: Prompt, bare: bool = False) -> Reading:
 
 
 class Said:
-    """What the model has said so far. Feed it chat completions or their chunks, then ask for the verdict.
+    """What the model has said so far: `add` a chat completion or its chunks, then ask for the `verdict`.
 
-    `stands`: the answer has come to the end of its label, and nothing that follows can change the verdict.
+    `stands`: the label is complete, and nothing that follows can change the verdict.
     """
 
     __slots__ = ("_content", "_finish", "_form", "_odd", "_reasoning", "_thought", "_tokens", "stands")
@@ -119,12 +120,12 @@ class Said:
         self.stands = False
 
     def add(self, data: bytes) -> None:
-        """One JSON object: a whole answer or a chunk. What cannot be read says nothing, nor what follows a label."""
+        """Add one JSON object, a whole answer or a chunk. What cannot be read, or follows the label, is ignored."""
         if self.stands:
             return
         try:
             choices: Sequence[_Choice] = _ANSWER.decode(data).choices
-        except _UNREADABLE:
+        except UNREADABLE:
             choices = self._plain(data)
         if not choices:
             return
@@ -142,16 +143,17 @@ class Said:
             self.stands = self._form.standing.fullmatch(self._content) is not None
 
     def _plain(self, data: bytes) -> Sequence[_Choice]:
-        """Without log-probabilities: odd ones must not cost the label."""
+        """Decodes without log-probabilities: malformed ones must not cost the label."""
         try:
             choices = _PLAIN.decode(data).choices
-        except _UNREADABLE:
+        except UNREADABLE:
             return ()
         self._odd = True
         return choices
 
     def verdict(self) -> Verdict:
-        """From `content` or the reasoning field, bare or fenced."""
+        """The verdict, from the content or else the reasoning fields; JSON may be fenced as Markdown. Without a label
+        the reason is empty, truncated or parse."""
         text = self._content
         if "{" in text and not text.rstrip().endswith("}") and self.stands:
             text = text.rstrip().removesuffix('"') + '"}'
@@ -163,7 +165,7 @@ class Said:
         return Verdict(None, None, "truncated" if self._finish == "length" else "parse")
 
     def _label(self, text: str) -> Label | None:
-        """The label in {member: label} or of a bare word; None for anything else, two labels included."""
+        """The label of {member: label}, or of a bare word; None for anything else, two labels included."""
         text = text.strip()
         if "```" in text:
             text = _FENCE.sub("", text)
@@ -181,12 +183,12 @@ class Said:
         """P(complex); None without usable logprobs."""
         try:
             return None if self._odd or not self._tokens else self._p_complex()
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
 
     def _p_complex(self) -> float | None:
-        """P(complex) over the labels, from the token where the label begins to the one that tells the two sides apart;
-        None where none does. Raises _UNREADABLE."""
+        """P(complex), over the tokens from where the label begins to the first that decides between the two sides; None
+        where none does. Raises UNREADABLE."""
         text = "".join([token.token for token in self._tokens])
         start = self._value_at(text)
         begin = len(text) - len(text.lstrip(BLANK)) if start is None else start
@@ -203,18 +205,18 @@ class Said:
         return None
 
     def _value_at(self, text: str) -> int | None:
-        """Where the last value of the member begins; None in a text without one."""
+        """The index at which the label's value in JSON begins, for the last such member; None: there is none."""
         end = None
         for found in self._form.value.finditer(text):
             end = found.end()
         return end
 
     def _shares(self, before: str, start: int | None, token: _Token) -> tuple[Sides, Mapping[Sides, float]]:
-        """The sides of the labels that `before` with the token ends with, or has begun to spell; and how the
-        probability of what may stand in its place falls to the sides. That adds up to 1, or is empty when none of the
-        likeliest tokens begins a label. `start`: where the value begins in the answer, None where it is a bare word."""
+        """The sides that the label may become once `token` follows the text `before`; and the probability of each set
+        of sides over all alternatives to the token, normalised to 1, or empty when none of them begins a label.
+        `start`: the index of the value in the whole answer, None where the label is a bare word."""
         known = start if start is not None and start <= len(before) else self._value_at(before)
-        # No text without a quote then moves the place where the value begins.
+        # If so, a token without a quote cannot move the place where the value begins.
         settled = '"' not in before[known or 0 :] and (known is None or before[known - 1] == '"')
         own, tops, listed = token.token, _TOPS.decode(token.top_logprobs) or (), False
         likely = {own: token.logprob}
@@ -222,7 +224,7 @@ class Said:
             likely[top.token] = top.logprob
             listed = listed or top.token == own
         mass: dict[Sides, float] = {}
-        begun, named = 0, False  # what the token itself begins; whether the likeliest begin any label
+        begun, named = 0, False  # the sides of the token itself; whether any alternative begins a label
         for text, logprob in likely.items():
             at = known if settled and '"' not in text else self._value_at(before + text)
             word = "" if start is not None and at is None else (before + text)[at or 0 :].lstrip(BLANK).lower()
@@ -243,7 +245,7 @@ def decided(data: bytes, prompt: Prompt) -> Verdict:
     """The verdict in the answer of a decisions endpoint: one choice question, a probability for each label."""
     try:
         answer = _DECISIONS.decode(data).answers[0]
-    except (*_UNREADABLE, IndexError):
+    except (*UNREADABLE, IndexError):
         return Verdict(None, None, "parse")
     label = prompt.labels.get(answer.choice)
     mass = {"simple": 0.0, "complex": 0.0}
@@ -254,7 +256,7 @@ def decided(data: bytes, prompt: Prompt) -> Verdict:
 
 
 def _standing(prompt: Prompt, bare: bool) -> str:
-    """The pattern of an answer that has come to the end of its label."""
+    """The pattern of an answer whose label is complete."""
     label = "|".join(map(re.escape, prompt.labels))
     if bare:
         return rf'\s*"?(?:{label})"?\s*'
@@ -263,7 +265,7 @@ def _standing(prompt: Prompt, bare: bool) -> str:
 
 
 def _spelled(word: str, form: Reading) -> Sides:
-    """The sides of the labels that a word is, or has begun to be."""
+    """The sides of the labels that a word equals or is a prefix of."""
     begun = form.begun.get(word)
     if begun is not None:
         return begun
@@ -275,6 +277,6 @@ def _spelled(word: str, form: Reading) -> Sides:
 
 
 def _share(simple: float, hard: float) -> float | None:
-    """Complex's share of what fell to either side."""
+    """Complex's share of the probability of both sides, within CERTAIN; None where there is none."""
     total = simple + hard
     return min(max(hard / total, 1 - CERTAIN), CERTAIN) if total else None

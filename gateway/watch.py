@@ -1,4 +1,4 @@
-"""When did something in a folder change?"""
+"""When does something in a folder change?   By inotify."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,8 @@ EVENTS = 1 << 16  # bytes
 
 
 class Watch:
-    """Wakes who waits for a change in some folders; where the kernel tells of none (not Linux, a network's file
-    system), waiting ends by its time alone.
+    """Wakes a task that waits for a change in some folders. Where the kernel tells of none (not Linux, or a network
+    file system), only the time limit ends its waiting.
 
     Folders, not files: a mounted ConfigMap changes by a link beside the file, and an editor puts another file in its
     place; a watch on the file would stay with the old one.
@@ -29,7 +29,7 @@ class Watch:
             asyncio.get_running_loop().add_reader(self._queue, self._hear)
 
     def look(self, folders: Iterable[Path]) -> None:
-        """Watch these, too. To name one again costs little, and finds it when it was made anew."""
+        """Watch these folders, too. One that is named again is watched even if it was deleted and made anew."""
         for folder in folders if self._queue >= 0 else ():
             self._libc.inotify_add_watch(self._queue, os.fsencode(folder), CHANGES)
 
@@ -57,7 +57,7 @@ class Watch:
 
 
 def folders(names: Iterable[str]) -> set[Path]:
-    """Those of the files, and of what they are links to."""
+    """The folders of these files, and of the targets of symbolic links among them."""
     return {path.parent for name in names for path in (Path(name).absolute(), Path(name).resolve())}
 
 

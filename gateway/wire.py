@@ -1,4 +1,4 @@
-"""What does an exchange ask of the caller's end?"""
+"""What is the interface between an exchange and the caller's connection?"""
 
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
@@ -8,8 +8,8 @@ from gateway.types import Headers
 
 
 def header_lines(headers: Headers) -> bytes:
-    """Headers as they go out: a line each, its end included. Raises ValueError where one would end before its line
-    does; other control characters come neither from us nor from model servers, whose parser refuses them."""
+    """Headers as lines with CR LF. Raises ValueError for a CR, LF or NUL in one (header injection); other control
+    characters come neither from us nor from model servers, whose parser refuses them."""
     lines = b""
     for name, value in headers:
         lines += _line(name, value)
@@ -34,8 +34,9 @@ class Wire(Protocol):
 
     @property
     def push(self) -> Callable[[bytes], bool] | None:
-        """Writes a piece of the answer, never b"", at once, after its first one; False: the caller has yet to take what
-        came before, so the next one is for `write`. None where that cannot be known."""
+        """Writes a piece of the answer (not b"", and not the first one) without waiting. It returns False when the
+        buffer is full, so that the next piece must go through `write`. None where the buffer's state cannot be
+        known."""
         ...
 
     def ready(self) -> bytes | None:
@@ -55,8 +56,8 @@ class Wire(Protocol):
         ...
 
     def start(self, status: int, headers: bytes, length: int | None = None) -> None:
-        """The answer's head, of `header_lines`; it goes out with the first write. `length` of an answer that comes in
-        one piece."""
+        """Sets the answer's head, which goes out with the first write. `headers` are lines as of `header_lines`;
+        `length` in bytes where the answer comes in one piece."""
         ...
 
     def write(self, data: bytes, more: bool) -> Awaitable[None]:

@@ -127,8 +127,8 @@ def program(key: JSON, answer: str) -> str | None:
     blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", answer, re.DOTALL | re.IGNORECASE)
     defined = re.compile(rf"^(async )?def {re.escape(key['entry_point'])}\b", re.MULTILINE)
     code = next((block for block in reversed(blocks) if defined.search(block)), None)
-    if code is None and defined.search(answer):
-        code = answer[defined.search(answer).start() :]  # type: ignore[union-attr]
+    if code is None and (found := defined.search(answer)):
+        code = answer[found.start() :]
     if code is None and not blocks:
         return None
     head = defined.split(key["prompt"])[0] if code is not None else key["prompt"]

@@ -13,7 +13,7 @@ from backends.sim.settings import parser, settings
 class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 with the transport in the scope's state, which a simulated TCP reset needs."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.app_state: dict[str, Any] = {**self.app_state, "transport": transport}
 

@@ -104,7 +104,7 @@ SHAPES = {"/v1/messages": MessagesRequest, "/v1/responses": ResponsesRequest}
 
 def as_chat(path: str, body: bytes) -> ChatRequest:
     """Raises RequestError."""
-    request: MessagesRequest | ResponsesRequest = decode(body, SHAPES[path])  # type: ignore[arg-type]
+    request: MessagesRequest | ResponsesRequest = decode(body, SHAPES[path])  # type: ignore[arg-type]  # a type by path
     if isinstance(request, MessagesRequest) and not request.max_tokens:
         raise RequestError("Field required", "max_tokens")
     return request.as_chat()

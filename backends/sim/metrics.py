@@ -18,7 +18,7 @@ class Metrics:
     """vLLM's series by their current names (vLLM >= 0.28), labelled `model_name` and `engine`."""
 
     def __init__(self, settings: Settings) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self.registry = CollectorRegistry()
         self._labels = (settings.model, "0")
         self._running = self._gauge("num_requests_running", "Requests in model execution batches.")

@@ -1,4 +1,4 @@
-"""Are we answering this right now?"""
+"""Is the same request being answered right now?   Identical requests then share one answer (coalescing)."""
 
 import asyncio
 import time
@@ -29,9 +29,9 @@ Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
 def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
-    """Whether a complete answer may be given again: no error, and not what failover or a missing verdict led to.
+    """Whether a complete answer may be given again: no error, and not one that failover or a failed verdict led to.
 
-    `holds`: what every whole answer of the dialect holds.
+    `holds`: bytes that every complete answer of the dialect contains.
     """
     decision = reply.decision
     if not decision or reply.status != 200 or reply.usage.failed or data.find(holds) < 0:
@@ -67,8 +67,8 @@ class Flights:
         self._flights: dict[Form, Flight] = {}
 
     def share(self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make) -> Coroutine[Any, Any, Reply]:
-        """`make`'s reply, or a running one with the same key, on its way already. Without a turn nothing is shared or
-        remembered."""
+        """The reply of a flight with the same key and form, or of a new one that `make` fills. Without a turn the
+        answer is neither shared nor remembered."""
         if turn is None or not policy.caching:
             return make()
         form = (turn.key, form_of(request.fields))
@@ -82,7 +82,8 @@ class Flights:
         return flight.board("miss")
 
     async def _fly(self, flight: "Flight", turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> None:
-        """What another process answers meanwhile, else `make`'s reply, for all who board; remembered at its end."""
+        """Fills the flight: with the answer that another process is making, if it comes in time, else with `make`'s,
+        which is remembered at its end."""
         with flight, Place(self._turns, request.caller.id, turn) as place:
             reply, waited = None, 0.0
             if not place.ours:
@@ -99,8 +100,8 @@ class Flights:
 
 
 class Flight:
-    """One answer for several callers: it goes on until it is complete or nobody waits for it any more. Until then it
-    stands in `flights`, for others to board. It ends with the block in which it is made."""
+    """One answer that several callers read: it goes on until it is complete or its last reader leaves. Until then it is
+    listed in `flights`, for others to join. As a context manager it ends with the block that fills it."""
 
     __slots__ = (
         "_chunks", "_complete", "_error", "_flights", "_form", "_freed", "_freed_bytes", "_read", "_reply", "_size",
@@ -120,7 +121,7 @@ class Flight:
         self._waiting: list[asyncio.Future[None]] = []
 
     def begin(self, flying: Coroutine[Any, Any, None]) -> None:
-        """In a task of its own: whoever came first may leave while others wait."""
+        """Starts the task that fills it. A task of its own: the caller who came first may leave while others wait."""
         self._task = asyncio.get_running_loop().create_task(flying)
 
     async def board(self, cache: Literal["miss", "coalesced"]) -> Reply:
@@ -144,7 +145,8 @@ class Flight:
         )  # fmt: skip
 
     async def carry(self, reply: Reply) -> bytes:
-        """Give the reply to all who boarded, and close it at its end: that is returned, b"" for none or a long one."""
+        """Passes the reply on to all readers and closes it at its end. Returns the whole answer, b"" for a refusal or
+        one that is too long to be remembered."""
         self._reply, whole = reply, isinstance(reply.body, WHOLE)
         self._complete = whole
         self._tell()
@@ -172,7 +174,8 @@ class Flight:
             await self._news()
 
     async def _step_off(self, reader: object) -> None:
-        """Safe to call twice. The last one to leave stops the flight, but not what it still has to remember."""
+        """A reader leaves; safe to call twice. The last one to leave cancels the flight, unless its answer is
+        complete."""
         self._read.pop(reader, None)
         if self._complete:
             return
@@ -187,7 +190,7 @@ class Flight:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        """What flew is over: all has come, or `error` ended it, which is for those aboard to hear."""
+        """The answer is complete, or `error` ended it, which the readers then raise."""
         interrupted = kind is asyncio.CancelledError
         self._error = UpstreamFailed("The answer was interrupted.") if interrupted else error
         self._leave()
@@ -195,7 +198,7 @@ class Flight:
         return isinstance(error, Exception)
 
     def _leave(self) -> None:
-        """Nobody boards any more."""
+        """From here on nobody can join."""
         if self._flights.get(self._form) is self:
             del self._flights[self._form]
 
@@ -217,8 +220,8 @@ class Flight:
             await self._news()
 
     def _add(self, chunk: bytes) -> bool:
-        """Whether there is room for more at once. One that is too long to be remembered has to wait for its readers:
-        what all have read is dropped."""
+        """Adds a chunk; returns whether more may come at once. An answer that is too long to be remembered waits for
+        its slowest reader, and drops what all have read."""
         self._chunks.append(chunk)
         self._size += len(chunk)
         self._tell()
@@ -235,7 +238,7 @@ class Flight:
         return self._size - self._freed_bytes
 
     def _news(self) -> "asyncio.Future[None]":
-        """Done when there is more to know."""
+        """A future that is done at the next change of the flight."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         return waiting

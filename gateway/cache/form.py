@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.body import Fields
 from gateway.cache.entry import Entry
+from gateway.errors import UNREADABLE
 from gateway.sse import DONE, Splitter, data_of, event
 
 JSON = b""
@@ -91,7 +92,7 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Unfaithful)
+_UNFAITHFUL = (*UNREADABLE, Unfaithful)
 
 
 def form_of(fields: Fields) -> bytes:
@@ -122,7 +123,7 @@ def assembled(data: bytes, usage: bytes) -> bytes | None:
     try:
         chunks = [_ANSWER.decode(said) for said in map(data_of, Splitter().feed(data)) if said and said != DONE]
         return _encode(_whole(chunks, msgspec.Raw(usage or b"null")))
-    except _UNREADABLE:
+    except _UNFAITHFUL:
         return None
 
 
@@ -135,7 +136,7 @@ def unrolled(data: bytes, *, with_usage: bool) -> bytes | None:
             return None
         rest = {"usage": None} if with_usage else {}
         chunks = [head | {"choices": [piece]} | rest for choice in answer.choices for piece in _pieces(choice)]
-    except _UNREADABLE:
+    except _UNFAITHFUL:
         return None
     if with_usage:
         chunks.append(head | {"choices": [], "usage": answer.usage})

@@ -1,4 +1,4 @@
-"""Which process answers, when several are asked the same at once?"""
+"""Which process answers, when several are asked the same at once?   The one that has the turn: a lock in the store."""
 
 import asyncio
 import time
@@ -7,12 +7,12 @@ from typing import Self
 from gateway.store import HELD, OVER, VALUE_LIMIT, Store, Taken, Turn
 
 RENEWED = 0.4  # seconds between two renewals
-TOLD = 1.0  # seconds in which others hear that an answer will not be remembered
-POLLS = (0.02, 0.1)  # seconds between two looks, at first and at last
+TOLD = 1.0  # seconds for which the store keeps, for those who wait, that no answer will be remembered
+POLLS = (0.02, 0.1)  # seconds between two looks at the store: the first pause, and the longest
 
 
 class Turns:
-    """The turns of this process, which are renewed as long as they are held: all by one clock, while there are any."""
+    """The locks that this process holds. One timer renews them all, as long as there are any."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -34,11 +34,12 @@ class Turns:
 
 
 class Place:
-    """One process's place in the queue for an answer. At the end of the block the next one is let in.
+    """One process's claim to make an answer, or its place among those who wait for it. At the end of the block the lock
+    is released.
 
-    An answer that is kept is everyone's. One that could not be kept is waited for by nobody: the others then ask for
-    themselves, at once. Of those who wait for a process that left or died, one takes its place.
-    `ours`: it is our turn, or may be: it was asked for and not heard of.
+    An answer that is kept in the store serves all who wait. Where it could not be kept, they are told so and ask a
+    model themselves, at once. Where the process that had the lock left or died, one of them gets it.
+    `ours`: we hold the lock, or may hold it: the store did not answer.
     """
 
     __slots__ = ("_caller", "_renewing", "_store", "_token", "_turns", "key", "ours")
@@ -50,8 +51,8 @@ class Place:
         self.ours = turn.holder == turn.token
 
     async def come(self, wait: float) -> bytes | None:
-        """For a turn that is not ours: the entry, once another process made it; None when this one shall answer: its
-        turn has come, it has waited for `wait` seconds, no entry will come, or the store does not answer."""
+        """Waits for an answer that another process is making, and returns its entry. None when this process shall
+        answer: it got the lock, `wait` seconds are over, no entry will come, or the store does not answer."""
         end, pause, self.ours = time.monotonic() + wait, POLLS[0], True
         while time.monotonic() < end:
             taken = await self._store.take_turn(self._caller, self.key, self._token, HELD)
@@ -68,7 +69,7 @@ class Place:
         self._renewing = asyncio.create_task(self._store.take_turn(self._caller, self.key, self._token, HELD))
 
     def keep(self, value: bytes, ttl: float) -> None:
-        """Remember the answer, which ends the turn; not one above VALUE_LIMIT."""
+        """Remember the answer, which releases the lock; nothing happens for one above VALUE_LIMIT."""
         if len(value) > VALUE_LIMIT:
             return
         self._store.remember(self._caller, self.key, value, ttl, self._token if self.ours else b"")

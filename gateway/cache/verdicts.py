@@ -29,7 +29,7 @@ _SAID = msgspec.msgpack.Decoder(Said)
 
 
 class Verdicts:
-    """Verdicts by caller and question, in the form of `named`."""
+    """Verdicts by caller and question, in the form of `verdict_key`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -48,7 +48,8 @@ class Verdicts:
         return Verdict(said.label, said.p_complex, "ok", "cache", 0.0, said.cut, said.strategy, said.prompt)
 
     async def share(self, caller: Caller, key: bytes, ttl: float, judge: Judge) -> Verdict:
-        """`judge`'s verdict, or that of the same question under way; remembered for `ttl` unless it is a failure."""
+        """The verdict that `judge` asks for; where the same question is being asked already, its verdict, marked
+        `shared`. Remembered for `ttl` seconds unless it is a failure."""
         started, asking = time.perf_counter(), self._asking.get(key)
         if asking:
             said = await asking.wait()
@@ -68,7 +69,7 @@ class Verdicts:
 
 
 class Asking:
-    """One question for several requests: it goes on until it is answered or nobody waits for it any more."""
+    """One call to the classifier that several requests wait for: cancelled when the last of them gives up."""
 
     def __init__(
         self, judge: Judge, keep: Callable[[Verdict], Awaitable[None]], leave: Callable[["Asking"], None]
@@ -80,7 +81,7 @@ class Asking:
         self._task.add_done_callback(self._ended)
 
     async def wait(self) -> Verdict:
-        """The verdict. Who waits for it last and leaves stops the question."""
+        """The verdict. When the last one who waits is cancelled, the call is, too."""
         if self._said:
             return self._said
         one: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
@@ -110,7 +111,7 @@ class Asking:
                 one.set_exception(error) if error else one.cancel()
 
 
-def named(caller: Caller, question: bytes) -> bytes:
-    """The key of a caller's question, which is told by all that the small model sees, the model included, and by how
-    its answer is read."""
+def verdict_key(caller: Caller, question: bytes) -> bytes:
+    """The key under which the verdict on a caller's question is remembered. `question` is Question.key: it covers all
+    that the classifier sees, which model it is, and how its answer is read."""
     return digest(b"verdict" + question, caller)

@@ -10,7 +10,7 @@ from typer.main import get_command, get_group
 ROOMS = {
     "serve": "serve",
     "demo": "demo",
-    "sim": "serve",
+    "sim": "backends",
     "backends": "backends",
     "usage": "usage",
     "doctor": "doctor",
@@ -20,15 +20,15 @@ ROOMS = {
     "cache": "cache",
     "records": "records",
 }
-ALL_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}  # they go to another program
-ELSEWHERE: dict[str, dict[str, Any]] = {
-    "sim": {"context_settings": ALL_FLAGS, "add_help_option": False},
-    "backends": {"context_settings": ALL_FLAGS, "add_help_option": False},
+# Options of these commands are read by the program that they start.
+ALL_FLAGS: dict[str, Any] = {
+    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
+    "add_help_option": False,
 }
 
 
 class Commands(TyperGroup):
-    """Each is imported when it is asked for: a process that serves holds nothing of the others."""
+    """Each command is imported when it is asked for: a process that serves has no memory for the others."""
 
     def list_commands(self, _: Any) -> list[str]:
         return list(ROOMS)
@@ -41,7 +41,7 @@ class Commands(TyperGroup):
             made: Any = get_group(found)
         else:
             alone = typer.Typer(add_completion=False)
-            alone.command(**ELSEWHERE.get(name, {}))(found)
+            alone.command(**(ALL_FLAGS if ROOMS[name] == "backends" else {}))(found)
             made = get_command(alone)
         made.name = name
         return made

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.output import Json, encoded
 from gateway.cli.progress import counting
-from gateway.cli.store import Json, Redis, encoded, on
+from gateway.cli.store import Redis, on
 from gateway.store import Store
 
 cache = typer.Typer(help="Answers and verdicts that are remembered in the shared store.", no_args_is_help=True)

@@ -10,8 +10,8 @@ import typer
 
 from gateway.calibrate import FORMS, GOOD, Calibration, Split, TargetError, Unproven, dump, examples, parse
 from gateway.calibrate import calibrate as fitted
+from gateway.cli.output import Json, encoded, stop
 from gateway.cli.progress import reading, working
-from gateway.cli.store import Json, encoded, stop
 from gateway.recorded import RecordError, read
 
 RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier_of_the_rate"}

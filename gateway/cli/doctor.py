@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway.cli.settings import Unset, read_settings, variable
-from gateway.cli.store import Json
+from gateway.cli.output import Json
+from gateway.cli.settings import InvalidSettings, read_settings, variable
 from gateway.doctor import Finding, Level, error, examine, warning
 from gateway.policy import packaged
 from gateway.settings import Settings
@@ -44,11 +44,11 @@ def doctor(
 
 
 def findings(flags: dict[str, object]) -> list[Finding]:
-    """A setting that does not hold is told, and looked at no further."""
+    """All findings. A setting that fails its check is one, and its default is used for the rest."""
     found = []
     try:
         settings = read_settings(flags)
-    except Unset as wrong:
+    except InvalidSettings as wrong:
         found = [mistake(variable(name), told) for name, told in wrong.problems.items()]
         settings = read_settings(flags, wrong.problems)
     found += misspelt(os.environ)

@@ -8,8 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from gateway.cli.store import Json, Redis, date, encoded, on, stop
-from gateway.cli.written import Written
+from gateway.cli.keyfile import KeyFileStore
+from gateway.cli.output import Json, date, encoded, stop
+from gateway.cli.store import Redis, on
 from gateway.keys import ADMIN, id_of, mistake, new_admin_key, new_key, shown, until
 from gateway.policy import Policy, PolicyError, load_policy
 from gateway.store import KeyRecord, Store
@@ -45,7 +46,7 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     if wrong := mistake(_policy(policy), name, plan, may or ()):
         raise stop("keys", wrong)
 
-    async def make(store: Store | Written) -> tuple[str, KeyRecord]:
+    async def make(store: Store | KeyFileStore) -> tuple[str, KeyRecord]:
         key, record = new_key(await store.secret(), name, plan, **own)
         await store.put_key(record)
         return key, record
@@ -75,7 +76,7 @@ def admin(json: Json = False, redis: Redis = None, file: File = None) -> None:
     A gateway that has GATEWAY_ADMIN_KEY takes that one only.
     """
 
-    async def make(store: Store | Written) -> str:
+    async def make(store: Store | KeyFileStore) -> str:
         key, record = new_admin_key(await store.secret())
         await store.put_key(record)
         return key
@@ -88,7 +89,7 @@ def admin(json: Json = False, redis: Redis = None, file: File = None) -> None:
 def first(json: Json = False, redis: Redis = None, file: File = None) -> None:
     """Make a caller's key where there is no key at all, an admin key where there is none, and print them, this once."""
 
-    async def make(store: Store | Written) -> dict[str, str]:
+    async def make(store: Store | KeyFileStore) -> dict[str, str]:
         key, record = new_key(await store.secret(), "first")
         made = {"API key": key} if await store.put_key(record, only_first=True) else {}
         if not made and not await _administered(store):
@@ -107,7 +108,7 @@ def first(json: Json = False, redis: Redis = None, file: File = None) -> None:
         typer.echo(f"{name}: {key}")
 
 
-async def _administered(store: Store | Written) -> bool:
+async def _administered(store: Store | KeyFileStore) -> bool:
     return any(record.id == ADMIN for record in await store.list_keys())
 
 
@@ -139,13 +140,13 @@ def revoke(
     typer.echo(encoded({"revoked": key_id}) if json else f"revoked {key_id}")
 
 
-def _on(file: Path | None, url: str | None, work: Callable[[Store | Written], Awaitable[T]]) -> T:
+def _on(file: Path | None, url: str | None, work: Callable[[Store | KeyFileStore], Awaitable[T]]) -> T:
     """What `work` gives on the file, else on the store. Exits with 1 when there is neither, or it cannot be used."""
     if file is None:
         return on("keys", url, work)
 
     async def main() -> T:
-        return await work(Written(file))
+        return await work(KeyFileStore(file))
 
     try:
         return asyncio.run(main())

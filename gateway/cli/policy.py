@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.store import Json, encoded
+from gateway.cli.output import Json, encoded
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
@@ -28,7 +28,7 @@ from gateway.policy import (
     packaged,
 )
 from gateway.policy import schema as json_schema
-from gateway.reload import Trial, checked, facts_of, spoken, stub, trials
+from gateway.reload import Trial, checked, facts_of, parsed_verdict, stub, trials
 
 app = typer.Typer(no_args_is_help=True, help="Check, explain and describe policy files.")
 
@@ -188,7 +188,7 @@ def body(message: str | None, request: Path | None) -> dict[str, Any]:
 
 def given(verdict: str | None) -> StubVerdict | None:
     try:
-        return None if verdict is None else spoken(verdict)
+        return None if verdict is None else parsed_verdict(verdict)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.cli.output import Json
 from gateway.cli.policy import Format as ProblemFormat
 from gateway.cli.policy import tell
 from gateway.cli.progress import reading, working
-from gateway.cli.store import Json
 from gateway.policy import Document, Policy, PolicyError, differences, open_policy
 from gateway.recorded import Recorded, RecordError, read
 from gateway.replay import Arm, Move, Replay, Unrecorded, between

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.cli.output import Json, date, encoded
 from gateway.cli.running import HERE, Key, Url, call
-from gateway.cli.store import Json, date, encoded
 
 
 def status(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:

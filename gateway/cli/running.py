@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.store import stop
+from gateway.cli.output import stop
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 
 LIMITS = Limits(connect=5.0, first_byte=30.0, idle=30.0, total=60.0)

@@ -1,14 +1,12 @@
-"""How do the gateway and the simulated tiers start?"""
+"""How does the gateway start?"""
 
 import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
@@ -19,7 +17,7 @@ import typer
 import uvicorn
 
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
-from gateway.cli.settings import Unset, read_settings
+from gateway.cli.settings import InvalidSettings, read_settings
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
@@ -65,7 +63,7 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
     flags |= {"keys_file": keys, "workers": workers, "http": http}
     try:
         settings = read_settings(flags)
-    except Unset as error:
+    except InvalidSettings as error:
         stop(str(error))
     _loop(run(settings) if settings.workers == 1 else supervise(settings))
 
@@ -154,7 +152,7 @@ async def permitted(settings: Settings, store: Store, served: str | None = None)
     except OSError as error:
         stop(f"cannot use the certificate {settings.tls_cert}: {error}")
     try:
-        policy = await right(settings.policy or packaged(), store, served)
+        policy = await usable(settings.policy or packaged(), store, served)
         file = KeyFile(settings.keys_file) if settings.keys_file else None
         return policy, Keys(store, settings.api_key, await open_to_everyone(settings, store, file), file)
     except (PolicyError, NoKeys) as error:
@@ -163,10 +161,9 @@ async def permitted(settings: Settings, store: Store, served: str | None = None)
         stop("the store does not answer: without it nobody knows the API keys")
 
 
-async def right(path: Path, store: Store, served: str | None) -> Policy:
-    """The policy in the file; where that is wrong, the newest right one of those of this name that were `served`.
-
-    Raises PolicyError, Overloaded.
+async def usable(path: Path, store: Store, served: str | None) -> Policy:
+    """The policy in the file. Where the file is wrong and `served` names the policy that other workers serve: the
+    newest revision of that name in the store which still passes its checks. Raises PolicyError, Overloaded.
     """
     try:
         return checked(path)
@@ -200,11 +197,6 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, 10, 100)
-
-
-def sim(context: typer.Context) -> None:
-    """Serve a simulated vLLM; all flags go to it (`tiergate sim --help` lists them)."""
-    os.execv(sys.executable, [sys.executable, "-m", "backends.sim", *context.args])  # noqa: S606
 
 
 def opened(url: str | None) -> Store:

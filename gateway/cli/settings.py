@@ -8,15 +8,15 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from pydantic import ValidationError
 
-from gateway.cli.store import Json
+from gateway.cli.output import Json
 from gateway.settings import Settings
 
 config = typer.Typer(help="Settings of this program; what is routed where stands in the policy.", no_args_is_help=True)
 SECRET = {"api_key", "admin_key"}
 
 
-class Unset(Exception):
-    """Settings that do not hold; `problems` tell the mistake by the setting's name, never the value."""
+class InvalidSettings(Exception):
+    """Settings that fail their checks. `problems`: what is wrong, by the setting's name; values are never repeated."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         super().__init__("\n".join(f"{variable(name)}: {told}" for name, told in problems.items()))
@@ -36,20 +36,20 @@ def variable(name: str) -> str:
 
 
 def read_settings(flags: Mapping[str, object], without: Iterable[str] = ()) -> Settings:
-    """From these flags, of which None says nothing, and the environment; those `without` have their defaults. Raises
-    Unset."""
+    """The settings from `flags` (None: the flag was not given) and the environment; those in `without` have their
+    defaults instead. Raises InvalidSettings."""
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     given |= {name: Settings.model_fields[name].default for name in without}
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise Unset(
+        raise InvalidSettings(
             {str(one["loc"][0]): one["msg"].removeprefix("Value error, ") for one in error.errors(include_input=False)}
         ) from None
 
 
 def merged(settings: Settings, environment: Mapping[str, str]) -> list[Setting]:
-    """Every setting as it holds; secrets are shown as there or not."""
+    """Every setting with its value, as `shown`, and where that comes from."""
     upper = {name.upper(): value for name, value in environment.items()}
     return [
         Setting(
@@ -62,7 +62,7 @@ def merged(settings: Settings, environment: Mapping[str, str]) -> list[Setting]:
 
 
 def shown(name: str, value: Any) -> Any:
-    """JSON data; of a secret only how long it is, of a URL no password."""
+    """A setting's value as JSON data: of a secret only its length, of the store's URL no password."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if name in SECRET:
@@ -86,7 +86,7 @@ def show(
     """Every setting as `serve` would have it, without secrets, and where it comes from. Flags of `serve` go before."""
     try:
         found = merged(read_settings({}), os.environ)
-    except Unset as error:
+    except InvalidSettings as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     found = [one for one in found if not only_set or one.origin != "default"]

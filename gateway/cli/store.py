@@ -1,13 +1,12 @@
 """How does a command reach the shared store?"""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
-import msgspec
 import typer
 
+from gateway.cli.output import stop
 from gateway.errors import Overloaded
 from gateway.store import Store, open_store
 
@@ -18,7 +17,6 @@ Redis = Annotated[
     str | None,
     typer.Option("--redis", envvar="GATEWAY_REDIS_URL", help="The store, e.g. redis://127.0.0.1:6379/0", metavar="URL"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def on(command: str, url: str | None, work: Callable[[Store], Awaitable[T]]) -> T:
@@ -43,16 +41,3 @@ async def _opened(url: str, work: Callable[[Store], Awaitable[T]]) -> T:
         return await work(store)
     finally:
         await store.close()
-
-
-def stop(command: str, message: str) -> typer.Exit:
-    typer.echo(f"tiergate {command}: {message}", err=True)
-    return typer.Exit(1)
-
-
-def encoded(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.store import Json, Redis, encoded, on, stop
+from gateway.cli.output import Json, encoded, stop
+from gateway.cli.store import Redis, on
 from gateway.usage import HEADINGS, Asked, Heading, Row, reported
 
 ROW = "{:<10}  {:<16.16}  {:<12.12}  {:<8}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"

@@ -122,7 +122,7 @@ def _responses_broken(refusal: Refusal, events: int) -> bytes:
     """The event as documented; `error` beside it is what OpenAI's own server sends, and what its SDK raises for."""
     error = refusal.told()
     told = {"type": "error", "sequence_number": events, "code": error["code"], "message": error["message"]}
-    return sse.named("error", _encode({**told, "param": error["param"], "error": error}))
+    return sse.named_event("error", _encode({**told, "param": error["param"], "error": error}))
 
 
 CHUNKS = Answers(
@@ -139,7 +139,7 @@ MESSAGES = Answers(
     frozenset({"message_stop"}),
     (b'"usage"', b'"error"', b'"message_stop"'),
     _anthropic,
-    lambda refusal, _: sse.named("error", _anthropic(refusal)),
+    lambda refusal, _: sse.named_event("error", _anthropic(refusal)),
     id_name=b"request-id",
 )
 RESPONSES = Answers(

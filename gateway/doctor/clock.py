@@ -8,7 +8,7 @@ MOST = 2.0  # seconds; a Date header alone is exact to one
 
 
 def clock(ahead: Sequence[float | None]) -> list[Finding]:
-    """`ahead`: by how many seconds other machines' clocks are before ours, where they tell."""
+    """`ahead`: by how many seconds other machines' clocks are ahead of ours; None: not known."""
     known = [seconds for seconds in ahead if seconds is not None]
     if not known:
         return []

@@ -1,4 +1,4 @@
-"""In which order is what looked at?"""
+"""What does `tiergate doctor` look at, in which order?"""
 
 import asyncio
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from gateway.settings import Settings
 
 
 async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> list[Finding]:
-    """Everything, with the policy in `file`; `env` fills its variables and holds the servers' keys."""
+    """All findings, for the policy in `file`; `env` fills its variables and holds the servers' keys."""
     found, policy = policy_findings(file, env)
     client = Client()
     try:

@@ -1,4 +1,4 @@
-"""What did a look at the set-up come to?"""
+"""What is one finding of `tiergate doctor`?"""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -7,7 +7,7 @@ Level = Literal["ok", "warning", "error"]
 
 
 class Finding(NamedTuple):
-    """`about` is what was looked at, `told` what was found, `fix` what to do about it; "": nothing is to be done."""
+    """`about`: what was looked at; `told`: what was found; `fix`: what to do about it, "" for nothing."""
 
     level: Level
     about: str
@@ -28,7 +28,7 @@ def error(about: str, told: str, fix: str) -> Finding:
 
 
 def about_tiers(found: Iterable[tuple[str, Finding]]) -> list[Finding]:
-    """Findings by tier, each once, about all tiers that it concerns: one server may run several."""
+    """Joins equal findings of several tiers into one that names them all: one server may run several tiers."""
     tiers: dict[Finding, list[str]] = {}
     for name, one in found:
         tiers.setdefault(one, []).append(name)

@@ -9,7 +9,7 @@ SLOW = 0.01  # seconds for an answer; each request waits for one
 
 
 async def store(settings: Settings) -> tuple[list[Finding], list[float]]:
-    """What was found, and by how many seconds each server's clock is before ours."""
+    """The findings, and by how many seconds each server's clock is ahead of ours."""
     url = settings.redis_url
     if url is None:
         if settings.workers > 1:

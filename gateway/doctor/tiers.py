@@ -19,8 +19,9 @@ NAMES = re.compile(r"^(vllm:\w+)", re.MULTILINE)
 
 
 class Replied(NamedTuple):
-    """What a server said: the models that it serves with the longest context of each (None: not told), the names of its
-    metrics (None: it has none), and by how many seconds its clock is before ours (None: not told).
+    """A server's answers: the status of /v1/models; the models listed there, each with its longest context in tokens
+    (None: not told); the names of its metrics (None: it gives none); and by how many seconds its clock is ahead of ours
+    (None: not told).
     """
 
     status: int
@@ -30,7 +31,7 @@ class Replied(NamedTuple):
 
 
 async def asked(client: Client, policy: Policy, env: Mapping[str, str]) -> Mapping[tuple[str, str], Replied | str]:
-    """Each server of each tier, by tier and URL; in place of a reply what went wrong."""
+    """The answers of every server of every tier, by tier and URL; an error's text where none came."""
     pairs = [(name, url) for name, tier in policy.tiers.items() for url in tier.replicas]
     replies = await asyncio.gather(*(_ask(client, url, policy.tiers[name], env) for name, url in pairs))
     return dict(zip(pairs, replies, strict=True))
@@ -76,7 +77,8 @@ def tier_findings(
 
 
 def serving(policy: Policy, replies: Mapping[tuple[str, str], Replied | str]) -> list[tuple[str, str]]:
-    """The servers that may be asked something: they let us in, and serve the model as far as they tell."""
+    """The servers, by tier and URL, that can be asked a question: they accept our key and, as far as is known, serve
+    the model."""
     found = []
     for (name, url), reply in replies.items():
         tier = policy.tiers[name]

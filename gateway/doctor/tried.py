@@ -1,4 +1,4 @@
-"""What do the model servers make of what they are asked?   As the start-up probe asks them, and once plainly."""
+"""What can the model servers do?   They are asked as the start-up probe asks them, and one plain question."""
 
 import asyncio
 from collections.abc import Collection
@@ -14,12 +14,12 @@ from gateway.triage import strategy_of
 from gateway.types import Strategy
 from gateway.upstream import Upstream
 
-TOLD = {"ok", "no_logprobs", "overloaded"}  # outcomes that the server's own words add nothing to
+TOLD = {"ok", "no_logprobs", "overloaded"}  # outcomes that the server's answer explains no further
 
 
 class Tried(NamedTuple):
-    """One server: the outcome of each strategy, what it said where one failed, and how it answers a plain question, as
-    the tier's `set` has it and without that."""
+    """One server: the outcome of each strategy, what it answered where one failed, and how it answers a plain question
+    with the tier's `set` (`manner`) and without it (`unset`)."""
 
     tier: str
     url: str
@@ -99,7 +99,7 @@ def _triage(policy: Policy, asked: list[Tried]) -> Finding:
 
 
 def _likelier(policy: Policy, asked: list[Tried]) -> str:
-    """How there would be a probability."""
+    """What to change to get a probability."""
     if policy.tiers[policy.triage.tier].can.json_schema and all(one.manner.logprobs for one in asked):
         return "can: {json_schema: false}: log-probabilities are told, but not with a schema"
     return "another server, or verdicts without one: then this may stay"

@@ -1,4 +1,4 @@
-"""Who would have answered, had the start of a recorded answer been judged by other rules?   Pure."""
+"""For replay: who would have answered, had the start of a recorded answer been judged by other rules?   Pure."""
 
 from gateway.holdback.hold import may_escalate
 from gateway.holdback.signs import doubtful
@@ -6,11 +6,11 @@ from gateway.policy import Policy
 from gateway.recorded import Recorded
 from gateway.types import Facts
 
-FIGURES = ("mean_logprob", "margin")  # signs that are bounds on what was recorded; others show or do not
+FIGURES = ("mean_logprob", "margin")  # signs whose figures are recorded, so that other bounds can be tried on them
 
 
 def answered(one: Recorded) -> str:
-    """The tier that stood for the first one when its start had been judged."""
+    """The tier that answered for the chosen one: itself, or the one that hold-back escalated to."""
     escalated = one.held is not None and one.held.outcome == "escalated"
     return one.tier or one.route.tier if escalated else one.route.tier
 
@@ -22,7 +22,7 @@ def watches(tier: str, facts: Facts, policy: Policy) -> bool:
 
 
 def unrecorded(one: Recorded, policy: Policy) -> str | None:
-    """What `policy` looks at in the recorded answer's start and the record does not hold; None: it holds all."""
+    """What `policy` looks at in the start of the recorded answer and the record lacks, in words; None: nothing."""
     rules, tier = policy.holdback, one.route.tier
     if rules is None or not watches(tier, one.read_facts(), policy):
         return None
@@ -34,7 +34,7 @@ def unrecorded(one: Recorded, policy: Policy) -> str | None:
 
 
 def again(one: Recorded, policy: Policy) -> str:
-    """The tier that answers under `policy`, which chose the recorded first tier and misses nothing in the record."""
+    """The tier that answers under `policy` where that chooses the recorded tier and lacks nothing (`unrecorded`)."""
     rules, tier, held = policy.holdback, one.route.tier, one.held
     if rules is None or held is None or held.outcome == "broken" or not watches(tier, one.read_facts(), policy):
         return tier

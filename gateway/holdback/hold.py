@@ -1,4 +1,4 @@
-"""Who answers, when the start of an answer is weak or breaks?"""
+"""Who answers, when the start of an answer is weak, or the answer breaks there?"""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from gateway.holdback.signs import doubtful, figures, over, shown
 from gateway.holdback.wording import Start, unprobed
 from gateway.policy import Holdback, Policy
 from gateway.routing import lacks, reachable
-from gateway.splice import unasked, watched
+from gateway.splice import extra_logprobs, holdback_of
 from gateway.types import Bill, ChatRequest, Decision, Facts, Held, Reply, Route
 from gateway.upstream import Upstream
 
@@ -21,12 +21,13 @@ Send = Callable[[Route], Awaitable[Reply]]
 
 
 async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Upstream) -> Reply:
-    """The reply once its start is found good or its time is over, else another one; its holder closes it.
+    """The reply, once its start was found good or its time is over; else the reply of another tier. Its holder closes
+    it.
 
-    All that a reply yields is of one answer: one that is given up is given up whole. Log-probabilities that only the
-    judgement needed are not in it.
+    All that the reply yields is of one answer: nothing of an answer that was given up reaches the caller, nor do
+    log-probabilities that were asked for only to judge it.
     """
-    rules, decision = watched(request, reply.tier, policy), reply.decision
+    rules, decision = holdback_of(request, reply.tier, policy), reply.decision
     if not rules or not decision or reply.status != 200:
         return reply
     opening = opened(request, reply, policy)
@@ -35,7 +36,7 @@ async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Ups
 
     async def send(route: Route) -> Reply:
         other = await upstream.send(request, route, policy)
-        if unasked(request, other.tier, policy):
+        if extra_logprobs(request, other.tier, policy):
             opened(request, other, policy)
         return other
 
@@ -57,10 +58,10 @@ async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Ups
 
 
 def may_escalate(tier: str, facts: Facts, first: str, rules: Holdback, policy: Policy) -> bool:
-    """Whether another tier may answer in place of this one.
+    """Whether `rules.to` may answer in place of `tier`.
 
-    Not where the caller chose the tier, its budget or share is used up or the other tier lacks what the request needs;
-    nor after a failover (it is not the `first` of the route), which may have come from that very tier.
+    Not where the caller chose the tier, may not reach the other one by plan, budget or share, or needs what that one
+    lacks; nor after a failover (`tier` is not the `first` of the route), which may have come from that very tier.
     """
     free = facts.wish is None and tier == first
     return free and rules.to in reachable(facts, policy) and lacks(facts, policy.tiers[rules.to]) is None
@@ -69,9 +70,8 @@ def may_escalate(tier: str, facts: Facts, first: str, rules: Holdback, policy: P
 async def judged(
     opening: Opening, stream: bool, rules: Holdback, fields: Fields
 ) -> tuple[str | None, str, dict[str, float]]:
-    """The sign of weakness, if there is one, what ended the start (tokens | wait | end), and its figures.
-
-    Raises UpstreamFailed when the answer breaks before that.
+    """Reads the answer until its start is over or a sign shows. Returns the sign of weakness (None: it is good), what
+    ended the start (tokens | wait | end), and its figures. Raises UpstreamFailed when the answer breaks before that.
     """
     start, end = Start(), None
     while True:
@@ -90,7 +90,8 @@ async def judged(
 
 
 async def escalated(request: ChatRequest, reply: Reply, to: str, send: Send) -> Reply | None:
-    """The other tier's answer; `reply` is closed then, and what it used is not the caller's. None: it gives none."""
+    """The answer of tier `to`; `reply` is closed then, and the caller does not pay for it. None: `to` gives no
+    answer."""
     other = await send(Route((to,), reply.route.rule if reply.route else "", "escalated"))
     try:
         if other.status != 200:
@@ -107,7 +108,8 @@ async def escalated(request: ChatRequest, reply: Reply, to: str, send: Send) -> 
 
 
 async def failed_over(request: ChatRequest, reply: Reply, refusal: UpstreamFailed, send: Send | None) -> Reply:
-    """The answer of the tiers behind the one that failed, None: nobody else is to be asked; else its refusal."""
+    """The answer of the route's further tiers, in place of one that broke; without `send` or such tiers, a reply with
+    the `refusal`."""
     bill(request, reply).lost = True
     await reply.close()
     route = reply.route
@@ -118,13 +120,14 @@ async def failed_over(request: ChatRequest, reply: Reply, refusal: UpstreamFaile
 
 
 def opened(request: ChatRequest, reply: Reply, policy: Policy) -> Opening:
-    """The reply's pieces, as they would be had nobody asked for log-probabilities but the caller."""
-    probed = bool(unasked(request, reply.tier, policy))
+    """Takes over the reply's pieces; from there on log-probabilities that the caller did not ask for are taken out."""
+    probed = bool(extra_logprobs(request, reply.tier, policy))
     return Opening(reply, partial(unprobed, stream=reply.stream) if probed else bytes)
 
 
 def settled(reply: Reply, decision: Decision, held: Held) -> Reply:
-    """The reply with what became of the start. A draft that was given up is wasted."""
+    """The reply, with what became of the start added to its decision. A kept draft that was given up counts as
+    wasted."""
     draft = decision.draft if held.outcome == "kept" or decision.draft == "none" else "wasted"
     route = Route((reply.tier,), decision.route.rule, "escalated") if held.outcome == "escalated" else decision.route
     reply.decision, reply.route = msgspec.structs.replace(decision, draft=draft, held=held), route
@@ -132,5 +135,5 @@ def settled(reply: Reply, decision: Decision, held: Held) -> Reply:
 
 
 def bill(request: ChatRequest, reply: Reply) -> Bill:
-    """The call that the reply came of."""
+    """The bill of the call that gave the reply."""
     return next(bill for bill in request.bills if bill.usage is reply.usage)

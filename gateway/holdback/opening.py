@@ -1,4 +1,4 @@
-"""Which pieces of an answer are here, and not yet with the caller?"""
+"""How is the start of an answer read before the caller gets it?"""
 
 import asyncio
 import time
@@ -8,9 +8,8 @@ from gateway.types import Reply
 
 
 class Opening:
-    """Takes over a reply's pieces: each is kept back until the reply's holder reads it, as `clean` leaves it.
-
-    Ends with the reply. `waited` is the seconds that `more` took.
+    """Takes over a reply's pieces: those that `more` reads are kept, and the reply's reader gets them first, then the
+    rest, each as `clean` returns it. Ends with the reply. `waited` is the seconds that `more` took.
     """
 
     def __init__(self, reply: Reply, clean: Callable[[bytes], bytes]) -> None:
@@ -21,8 +20,8 @@ class Opening:
         reply.body, reply.shut = self._out(), self._close
 
     async def more(self, seconds: float | None) -> bytes | None:
-        """The next piece, which is kept; b"" at the end; None when it does not come in `seconds`. Raises as the reply's
-        pieces do."""
+        """Reads and keeps the next piece, and returns it; b"" at the end, None when none came in `seconds`. Raises as
+        the reply's pieces do."""
         started = time.perf_counter()
         pulled = self._next = self._next or asyncio.create_task(self._pull())
         try:
@@ -58,7 +57,7 @@ class Opening:
 
 
 async def _stop(task: asyncio.Task[bytes] | None) -> None:
-    """Safe to call twice; an end that nobody waited for is nobody's trouble."""
+    """Cancels the task and drops its error, which nobody waits for. Safe to call twice."""
     if task:
         task.cancel()
         await asyncio.wait([task])

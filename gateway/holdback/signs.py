@@ -1,4 +1,4 @@
-"""What about a start is weak?   Pure."""
+"""Is the start of an answer weak, and by which sign?   Pure."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from gateway.body import Fields
 from gateway.holdback.wording import Start
 from gateway.policy import Holdback, Most, Weak
 
-LOOKED_AT = 4000  # characters: of the start for words, of its end for loops
-UNIT = 80  # characters that a loop repeats at most
-TURNS, LOOP = 4, 30  # times, and characters in all, from which a repetition is a loop
+LOOKED_AT = 4000  # characters: the first for refusal words, the last for loops
+UNIT = 80  # characters of the longest unit of a loop
+TURNS, LOOP = 4, 30  # a loop repeats its unit so often at least, and is so many characters long at least
 TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -26,12 +26,12 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 
 def over(start: Start, rules: Holdback) -> str | None:
-    """Why no more of it is kept back: end | tokens; None while it is."""
+    """What ended the start: end | tokens; None while it goes on."""
     return "end" if start.finish else "tokens" if start.tokens >= rules.tokens else None
 
 
 def shown(start: Start, rules: Weak, fields: Fields) -> str | None:
-    """The sign that shows already, whatever may follow."""
+    """The sign that shows already and that nothing which follows can undo; None: none."""
     if (rules.refusal and start.refused) or refuses(start.text, rules.refusal_words):
         return "refusal"
     if rules.empty and is_empty(start):
@@ -42,13 +42,13 @@ def shown(start: Start, rules: Weak, fields: Fields) -> str | None:
 
 
 def figures(start: Start) -> dict[str, float]:
-    """Means over all that was kept back, by name; what the server did not tell is not among them."""
+    """mean_logprob and margin: means over the tokens kept back, without those that the server did not tell."""
     told = {"mean_logprob": start.logprobs, "margin": start.margins}
     return {name: round(fmean(values), 6) for name, values in told.items() if values}
 
 
 def doubtful(told: Mapping[str, float], rules: Weak) -> str | None:
-    """The figure that is too low. A server that tells none gives no sign."""
+    """The figure that is at or below its bound; None: none, or none is known."""
     if is_low(told.get("mean_logprob"), rules.mean_logprob):
         return "mean_logprob"
     return "margin" if is_low(told.get("margin"), rules.margin) else None
@@ -63,12 +63,13 @@ def refuses(text: str, words: Sequence[str]) -> bool:
 
 
 def is_empty(start: Start) -> bool:
-    """It ended with nothing said. One that its caller's own limit cut is not held against it."""
+    """It ended without content, for another reason than the caller's own max_tokens."""
     return start.finish not in ("", "length") and not (start.text.strip() or start.called or start.refused)
 
 
 def loops(text: str) -> bool:
-    """The text ends with some words again and again, in any script. Lines, tables and numbers may repeat."""
+    """The text ends in a loop: a unit with a letter in it, repeated. Lines of dashes, tables and digits are no
+    loops."""
     text = text[-LOOKED_AT:]
     return any(_turns(text, size) for size in range(1, min(UNIT, len(text) // TURNS) + 1))
 
@@ -80,10 +81,9 @@ def _turns(text: str, size: int) -> bool:
 
 
 def violates(start: Start, wanted: dict[str, Any]) -> bool:
-    """Nothing that may follow makes the text JSON of the form that was asked for.
+    """Whatever follows, the text cannot become JSON of the form that was asked for.
 
-    Of a schema types, enum, const, items, properties, additionalProperties: false and required are looked at; where it
-    says something else, anything fits.
+    Of a schema only type, enum, const, items, properties, additionalProperties: false and required are checked.
     """
     kind = wanted.get("type")
     if kind not in ("json_object", "json_schema"):
@@ -104,7 +104,7 @@ def violates(start: Start, wanted: dict[str, Any]) -> bool:
 
 
 def fits(value: Any, schema: Any, *, whole: bool) -> bool:
-    """`whole`: nothing follows. Else members may, and a last number may grow."""
+    """Whether a value fits the schema. Not `whole`: it may still get more members, and a number more digits."""
     if not isinstance(schema, dict):
         return True
     kinds = schema.get("type")
@@ -119,7 +119,7 @@ def fits(value: Any, schema: Any, *, whole: bool) -> bool:
 
 
 def _is(value: Any, kind: object) -> bool:
-    """Whether a value is of a JSON type; of a type that JSON does not have everything is."""
+    """Whether a value is of a JSON type; any value is of an unknown type."""
     types = TYPES.get(kind) if isinstance(kind, str) else None
     if types is None:
         return True

@@ -1,4 +1,4 @@
-"""What does a piece of an answer say, how likely was it, and how does it look without log-probabilities?"""
+"""What has an answer said so far, and how likely were its tokens?   And the answer without its log-probabilities."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.sse import Splitter, data_of
 
 
@@ -56,7 +57,6 @@ class _Told(msgspec.Struct):
 
 
 _ANSWER, _TOLD = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Told)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(slots=True)
@@ -75,13 +75,13 @@ class Start:
     finish: str = ""
 
     def see(self, piece: bytes, stream: bool) -> None:
-        """Take note of whole events, or of a JSON answer. Nothing is the end; what cannot be read says nothing."""
+        """Add whole events, or a JSON answer; b"" is the end. What cannot be read is ignored."""
         if not piece:
             self.finish = self.finish or "end"
         for data in map(data_of, Splitter().feed(piece)) if stream else [piece]:
             try:
                 self._note(_ANSWER.decode(data))
-            except _UNREADABLE:
+            except UNREADABLE:
                 continue
 
     def _note(self, answer: _Answer) -> None:
@@ -100,7 +100,7 @@ class Start:
 
 
 def _figures(told: _Logprobs) -> list[tuple[float, float | None]]:
-    """Each token's log-probability, and the likeliest one's lead over the second; None where that is not told."""
+    """Of each token its log-probability, and by how much the likeliest alternative leads the second; None: not told."""
     if told.content is not None:
         return [(token.logprob, _lead([top.logprob for top in token.top_logprobs or ()])) for token in told.content]
     own = told.token_logprobs or []
@@ -115,8 +115,8 @@ def _lead(tops: list[float]) -> float | None:
 
 
 def unprobed(piece: bytes, stream: bool) -> bytes:
-    """The piece as a server writes it that was not asked for log-probabilities: null in their place, and no other byte
-    differs."""
+    """The piece with null in place of log-probabilities, as a server writes it that was not asked for them. All other
+    bytes stay as they are."""
     if b'"logprobs"' not in piece:
         return piece
     return b"".join(map(_without, Splitter().feed(piece))) if stream else _without(piece)
@@ -125,7 +125,7 @@ def unprobed(piece: bytes, stream: bool) -> bytes:
 def _without(event: bytes) -> bytes:
     try:
         told = _TOLD.decode(data_of(event) or event)
-    except _UNREADABLE:
+    except UNREADABLE:
         return event
     for choice in told.choices:
         value = bytes(choice.logprobs)

@@ -1,4 +1,4 @@
-"""Which connection carries an exchange?"""
+"""Which pooled connection carries an exchange?"""
 
 import asyncio
 import ssl
@@ -110,7 +110,7 @@ class Client:
     """Connections to any number of origins, made when needed and kept while they are used."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE) -> None:
-        """`tls` says whose word an https origin needs, by default that of the system's authorities.
+        """`tls`: the context for https origins, by default with the system's certificate authorities.
 
         `keep_alive`: seconds that a connection may lie idle; less than the servers allow.
         """
@@ -156,7 +156,8 @@ class Client:
             idle.popleft()
 
     def close(self) -> None:
-        """Close what lies idle and keep nothing more; exchanges in flight are their holders' to close."""
+        """Close idle connections and keep none from here on; responses that are open must be closed by their
+        holders."""
         self._closed = True
         for kept in self._idle.values():
             for connection in kept:

@@ -156,8 +156,8 @@ class Connection(asyncio.Protocol):
         return self.take(idle)
 
     async def pour(self, sink: Sink, idle: float) -> None:
-        """Give body bytes to `sink` as they arrive, without a turn of the loop between; back when it wants no more, or
-        at the end or break of the answer, which `read` then tells. `sink` raises nothing.
+        """Give body bytes to `sink` as they arrive, within the same turn of the loop. Returns when `sink` returns
+        False, or at the end or break of the answer, which `read` then tells. `sink` must not raise.
         """
         if self._chunks or self.complete or self._error:
             return
@@ -210,8 +210,8 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def news(self) -> "asyncio.Future[None]":
-        """Done when something came. There is one reader, so an older waiter is one that was given up. Raises
-        TransportError."""
+        """A future that is done when something came. A connection has one reader, so an older future is one that was
+        given up. Raises TransportError."""
         if self._error:
             raise self._error
         self._waiter = self._loop.create_future()

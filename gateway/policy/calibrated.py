@@ -12,14 +12,15 @@ CALIBRATION, TABLE = ("triage", "calibration"), ("triage", "embeddings")
 
 
 class Calibrated(NamedTuple):
-    """What the file holds, and its text."""
+    """A calibration file: what it holds, and its text."""
 
     fitted: Fitted
     text: str
 
 
 def calibrated(document: Document) -> Calibrated | None:
-    """The calibration in the file that is named, relative to the policy's own; what is wrong with it is noted."""
+    """The calibration that the policy names, by a path relative to its own file; None where there is none or its file
+    is invalid, which is noted in `document`."""
     name = mapping(document.data, "triage").get("calibration")
     if not isinstance(name, str):
         return None
@@ -38,7 +39,7 @@ def calibrated(document: Document) -> Calibrated | None:
 
 
 def embedded(document: Document) -> Table | Axes | None:
-    """The table in the folder that is named, relative to the policy's own file; what is wrong with it is noted."""
+    """The embeddings that the policy names, by a path relative to its own file; None as for `calibrated`."""
     name = mapping(document.data, "triage").get("embeddings")
     if not isinstance(name, str):
         return None

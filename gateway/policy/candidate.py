@@ -1,4 +1,4 @@
-"""Which other policy does a policy file put on trial?"""
+"""Which policy does a policy file describe, and which candidate does it put on trial?"""
 
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ PLACE = (KEY, "policy")
 
 
 def whole(document: Document) -> Policy:
-    """The policy that `document` describes, with its candidate. Raises PolicyError with all that is wrong in its file,
-    or else in the candidate's.
+    """The policy that `document` describes, with its candidate. Raises PolicyError with all problems of its own file,
+    or where that has none of the candidate's.
     """
     policy = build(document)
     if document.data.get(KEY) is None:
@@ -30,7 +30,7 @@ def whole(document: Document) -> Policy:
 
 
 def opened(document: Document, name: str) -> Document:
-    """The file that is named. Raises PolicyError."""
+    """The document of the candidate's file, whose `name` is relative to this one. Raises PolicyError."""
     try:
         file, text = document.beside(name)
     except (OSError, ValueError) as error:

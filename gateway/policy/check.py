@@ -1,4 +1,4 @@
-"""Is a policy file right, and what policy does it make?"""
+"""Is a policy file valid, and which Policy follows from it?"""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ EXPECTED = {
 
 
 def build(document: Document) -> Policy:
-    """The policy that `document` describes. Raises PolicyError with all that is wrong in it."""
+    """The policy that `document` describes, without its candidate. Raises PolicyError with all that is wrong in it."""
     inherit_all(document)
     check(document)
     try:
@@ -55,7 +55,7 @@ def build(document: Document) -> Policy:
 
 
 def check_reach(document: Document, rules: tuple[Rule, ...]) -> None:
-    """Every rule matches something that none before it does."""
+    """Notes rules that can never decide, because an earlier one matches all that they match."""
     for at, rule in enumerate(rules):
         asked = {check.key: check.values for check in rule.checks}
         wider = next((before for before in range(at) if rules[before].covers(asked)), None)
@@ -68,7 +68,7 @@ def check_reach(document: Document, rules: tuple[Rule, ...]) -> None:
 
 
 def once(document: Document) -> list[Problem]:
-    """The problems, each place and message once: tiers that extend another one repeat its problems."""
+    """The problems without repetitions: tiers that extend another one repeat its problems."""
     found: dict[tuple[int, int, str], Problem] = {}
     for problem in document.problems:
         found.setdefault((problem.line, problem.column, problem.message), problem)
@@ -99,7 +99,7 @@ def inherit(document: Document, tiers: dict[str, Any], name: str, below: tuple[s
 
 
 def merge(document: Document, into: dict[str, Any], other: object, path: Path, origin: Path) -> None:
-    """Adds to `into` what only `other` has, mapping by mapping, and where that stands."""
+    """Adds to `into` the keys that only `other` has, recursively, with their places in the file."""
     for key, value in mapping(other).items():
         if key not in into:
             into[key] = value
@@ -110,7 +110,7 @@ def merge(document: Document, into: dict[str, Any], other: object, path: Path, o
 
 
 def adopt(document: Document, path: Path, origin: Path) -> None:
-    """Places below `origin` count as places below `path`."""
+    """What is copied from `origin` to `path` keeps its place in the file, for messages."""
     depth = len(origin)
     for places in (document.values, document.keys):
         places.update({path + at[depth:]: place for at, place in places.items() if at[:depth] == origin})
@@ -118,7 +118,7 @@ def adopt(document: Document, path: Path, origin: Path) -> None:
 
 
 def note(document: Document, errors: list[ErrorDetails]) -> None:
-    """Pydantic's findings in our words and at their places."""
+    """Notes Pydantic's errors, in our words and at their places in the file."""
     orphans = any(problem.path.endswith(".extends") for problem in document.problems)
     locations = [error["loc"] for error in errors]
     for error in errors:
@@ -135,7 +135,8 @@ def note(document: Document, errors: list[ErrorDetails]) -> None:
 
 
 def located(data: object, loc: tuple[int | str, ...], *, absent: bool) -> tuple[Path, object]:
-    """The path that pydantic's `loc` means, without the names of alternatives; `absent`: the last key is not there."""
+    """The path in `data` that Pydantic's `loc` means (without the tags of unions), and the value there. `absent`: the
+    last key is missing or unknown."""
     path: list[int | str] = []
     for at, step in enumerate(loc):
         held = children(data)
@@ -155,7 +156,7 @@ def children(data: object) -> dict[int | str, Any]:
 
 
 def worded(document: Document, error: ErrorDetails, path: Path, value: object) -> str:
-    """What is wrong and what was meant; a value from the environment is not shown."""
+    """The message for one of Pydantic's errors; a value that came from the environment is not shown."""
     kind, told = error["type"], error["msg"].removeprefix("Value error, ")
     shown = "a variable's value" if path in document.foreign else json.dumps(value, ensure_ascii=False)[:60]
     if kind == "missing":
@@ -181,7 +182,7 @@ def known_keys(path: Path) -> list[str]:
 
 
 def alternatives(root: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
-    """The JSON Schema node with references followed and alternatives laid out."""
+    """The JSON Schema node, its reference followed, and all alternatives (anyOf, oneOf) in it."""
     if "$ref" in node:
         node = root["$defs"][node["$ref"].rpartition("/")[2]]
     choices = node.get("anyOf", []) + node.get("oneOf", [])
@@ -199,7 +200,7 @@ def below(root: dict[str, Any], node: dict[str, Any], step: int | str) -> list[d
 
 
 def assembled(written: PolicyFile, document: Document, found: Calibrated | None, table: Table | Axes | None) -> Policy:
-    """The loaded policy: defaults filled in, signals compiled, names gathered."""
+    """The Policy: defaults filled in, signals compiled, and what follows from the file worked out."""
     first = next(iter(written.tiers))
     everyone = Callers(DefaultCaller("default"), {"default": Plan(may=tuple(written.tiers))})
     callers = written.callers or everyone
@@ -238,7 +239,7 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None,
 
 
 def own_threshold(document: Document, found: Calibrated | None) -> float | None:
-    """The threshold that a calibration found, where the file names none of its own."""
+    """The calibration's threshold, where the policy file gives none; None: the file's, or its default, counts."""
     if found is None or len(found.fitted.edges) != 1 or "threshold" in mapping(document.data, "triage"):
         return None
     return found.fitted.edges[0]
@@ -267,14 +268,15 @@ def watched(rules: tuple[Rule, ...], key: str) -> tuple[str, ...]:
 
 
 def queues(written: PolicyFile) -> tuple[str, ...]:
-    """The tiers whose servers are asked how many requests wait."""
+    """The tiers whose servers are asked for the length of their queue."""
     loads = [pair for rule in written.rules if rule.when for pair in (rule.when.load or {}).items()]
     named = {tier for tier, load in loads if load.waiting}
     return tuple(name for name, tier in written.tiers.items() if name in named or tier.asks_queue)
 
 
 def scored(written: PolicyFile) -> bool:
-    """Whether anything looks at the local score: a rule; drafts, fallbacks, calibrations and records where one asks."""
+    """Whether anything needs the local score: a rule that names it; where a rule wants a verdict also drafts,
+    fallbacks, calibrations and records."""
     named, triage = any(rule.when and rule.when.score for rule in written.rules), written.triage
     asks = any(not isinstance(rule.route, str) for rule in written.rules)
     kept = written.record.decisions > 0 or triage.calibration is not None or triage.early is not None
@@ -282,7 +284,8 @@ def scored(written: PolicyFile) -> bool:
 
 
 def model_names(tiers: dict[str, Tier], aliases: dict[str, str]) -> dict[str, str]:
-    """Every name a caller may write, in lower case; of tiers with one served name the first has it."""
+    """Every model name that a caller may write, in lower case, and the tier or wish that it means. Where several tiers
+    serve one model, its name means the first of them."""
     found = {"auto": "auto", "auto:fast": "fast", "auto:best": "best", **{name: name for name in tiers}}
     for name, tier in tiers.items():
         found.setdefault(tier.model.lower(), name)

@@ -10,7 +10,7 @@ Values = dict[str, Any]
 
 
 def differences(old: Document, new: Document) -> list[tuple[str, Any, Any]]:
-    """What the files say differently: path, and the value in either one, None where it is not given.
+    """What differs between two files: path, old value, new value; None for a value that is not given.
 
     Rules go by their id, as in `rules.sql.route`; `rules` stands for their order. Tests are left out. A value that
     came from the environment is not shown.
@@ -21,7 +21,7 @@ def differences(old: Document, new: Document) -> list[tuple[str, Any, Any]]:
 
 
 def said(document: Document) -> Values:
-    """Every value of the file by its path."""
+    """All values of a file by path, rules by their id."""
     rules = document.data["rules"]
     found: Values = {"rules": [rule["id"] for rule in rules]}
     for at, rule in enumerate(rules):

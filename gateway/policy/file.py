@@ -19,7 +19,7 @@ from gateway.policy.rules import Rule
 from gateway.policy.trials import PolicyTest
 from gateway.score import Axes, Table
 
-MOST_KNOWN = 10_000  # results that a policy keeps; callers with terms of their own are many
+MOST_KNOWN = 10_000  # results that `Policy.once` caches: there may be one for each caller with limits of its own
 T = TypeVar("T")
 Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
@@ -27,8 +27,8 @@ Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
 
 @dataclass(frozen=True, slots=True)
 class NamedCandidate:
-    """Another policy file, relative to this one. A caller that it serves stays with it for as long as `canary` does not
-    fall; `shadow` looks at answers of this policy, when they have ended.
+    """Another policy file, on trial. A caller that it serves stays with it as long as `canary` is not lowered. With
+    `shadow` decisions of this policy are compared with those that it would have made, after their answers have ended.
     """
 
     __pydantic_config__ = STRICT
@@ -79,7 +79,7 @@ class PolicyFile:
 
 
 class Once(Protocol):
-    """`function(*values, policy)`, which is pure: worked out once for as long as the policy is in force."""
+    """A cache of `function(*values, policy)`, for pure functions; it lives as long as the policy."""
 
     def __call__(self, function: Callable[..., T], *values: Hashable) -> T: ...
 
@@ -88,16 +88,16 @@ class Once(Protocol):
 class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
 
-    `version` is what `x-route-policy` and the log call it. `explores`: chance has a part in some route.
+    `version` is its name in `x-route-policy` and the log. `explores`: some rule explores other tiers at random.
 
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
     file's bytes (and of the calibration and the embeddings it names), with variables not filled in: the environment
-    cannot be guessed from it. `calibration` gives p_complex, None: the verdict's own counts; `basis` is what it was
-    fitted on, where its file says so; `table` gives the local score, None: the prompt's surface does. `names` maps
-    every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted` holds each
-    plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and `watched_headers` are
-    those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule or to balancing.
-    `scored`: something looks at the local score. `context` is the longest prompt that every tier takes.
+    cannot be guessed from it. `calibration` computes p_complex, None: the classifier's own is used; `basis` is what it
+    was fitted on, where its file says so; `table` computes the local score, None: the prompt's surface does. `names`
+    maps every model name that a caller may write (in lower case) to "auto", "fast", "best" or a tier. `permitted` holds
+    each plan's tiers: from its lowest one up to the highest that `may` names. `watched_signals` and `watched_headers`
+    are those that some rule names, `watched_queues` the tiers whose servers' queues matter to a rule or to balancing.
+    `scored`: something needs the local score. `context`: tokens of the longest prompt that every tier takes.
     """
 
     schema: int
@@ -146,7 +146,8 @@ class Policy:
 
     @property
     def question(self) -> str:
-        """What the classifier is asked, how, and of which model: a verdict on another says nothing of it."""
+        """An identifier of what the classifier is asked, how, and which model: verdicts on different questions cannot
+        be compared."""
         rules = self.triage
         how = f"{rules.strategy} {rules.layout} {rules.input.characters} {rules.unit}"
         asked = f"{rules.prompt} {how} {self.tiers[rules.tier].model} {rules.prompts[rules.prompt].digest}"
@@ -154,10 +155,10 @@ class Policy:
         return f"{asked} {skips}" if skips else asked
 
     def reach(self, plan: str, may: tuple[str, ...] | None) -> tuple[str, ...]:
-        """The tiers of a plan, or of a key that names its own: from the plan's lowest one up to the highest named.
+        """The tiers that a caller may use: from its plan's lowest one up to the highest that `may`, of its key, names;
+        without `may` those of the plan.
 
-        Tiers that are not in this policy are passed over. A key that may not reach its plan's lowest tier has the
-        highest that it may.
+        Names of no tier are ignored. A key whose `may` does not reach its plan's lowest tier gets its highest one.
         """
         permitted = self.permitted.get(plan) or tuple(self.tiers)[:1]
         if may is None:
@@ -169,8 +170,8 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A policy on trial: it serves a part `canary` of the callers, and is compared with a part `shadow` of the other
-    decisions.
+    """A policy on trial: it serves the share `canary` of the callers, and is compared with the share `shadow` of the
+    other decisions.
     """
 
     policy: Policy
@@ -179,8 +180,8 @@ class Candidate:
 
 
 def serving(caller: str, policy: Policy) -> Policy:
-    """The policy that serves the caller of this id: the same one in every process, now and for as long as the part of
-    the callers does not fall.
+    """The policy that serves the caller of this id, the candidate or `policy` itself: the same in every process, and
+    for as long as `canary` is not lowered.
     """
     found = policy.candidate
     if found is None:

@@ -47,7 +47,8 @@ class Weak:
 
 @dataclass(frozen=True, slots=True)
 class Holdback:
-    """A start ends after `tokens`, or `wait` after its first token; then it is let out unless it is weak."""
+    """The start of an answer is held back until it has `tokens`, or `wait` has passed since its first token; then it is
+    let out unless it is weak."""
 
     __pydantic_config__ = STRICT
     tiers: Annotated[Several, Field(min_length=1, description="whose answers are kept back at first")]
@@ -58,7 +59,8 @@ class Holdback:
 
     @property
     def looks(self) -> str:
-        """What is seen of a start. Rules that bound its figures otherwise see the same."""
+        """An identifier of what is looked at in a start: equal for rules that differ only in the bounds of its
+        figures."""
         when = self.escalate_when
         signs = [name for name in ("refusal", "repetition", "schema_violation", "empty") if getattr(when, name)]
         words = hashlib.sha256("\n".join(when.refusal_words).encode()).hexdigest()[:12] if when.refusal_words else ""

@@ -27,19 +27,18 @@ Place = tuple[int, int]
 
 
 class Loader(yaml.CSafeLoader):
-    """Composes nodes only; plain words are told apart here, by YAML 1.2's core rules."""
+    """Only composes nodes: the types of plain scalars are resolved in this file, by YAML 1.2's core schema."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]  # PyYAML's is a class variable, too
 
 
 @dataclass(slots=True)
 class Document:
-    """A policy file as plain data. `values` and `keys` say where a value or a key stands, by path (from 1).
+    """A policy file as plain data. `values` and `keys`: line and column of a value or a key, from 1, by its path.
 
-    `foreign` holds the paths whose value came from the environment, `env`: no message may repeat it. `files` is the
-    text of each file that was read for it, its own and those that it names; None: it could not be read. `others`: those
-    of other folders that it may name; None: any. `candidate` is the document of the policy that it names as its
-    candidate.
+    `foreign`: the paths whose value came from the environment, `env`: no message may repeat it. `files`: the text of
+    each file that was read, its own and those that it names; None: it could not be read. `others`: the files in other
+    folders that it may name, None: any. `candidate`: the document of its candidate's file.
     """
 
     file: str
@@ -55,12 +54,12 @@ class Document:
     others: Collection[str] | None = None
 
     def blame(self, path: Path, message: str, *, key: bool = False) -> None:
-        """Note a problem at the value of `path`, or at its key. The first at a path counts, others follow from it."""
+        """Note a problem at the value of `path`, or at its key. Only the first at each path: others follow from it."""
         if dotted(path) not in {problem.path for problem in self.problems}:
             self.problems.append(self.problem(path, message, key=key))
 
     def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
-        """A problem with its place; what is missing is placed at what should hold it."""
+        """A problem with its place; one about something missing is placed at the mapping that lacks it."""
         found = self.keys.get(path) if key else self.values.get(path)
         parent = path
         while found is None and parent:
@@ -70,7 +69,7 @@ class Document:
         return Problem(self.file, line, column, dotted(path), message)
 
     def beside(self, name: str) -> tuple[str, str]:
-        """Path and text of the file that `name` means in this one. Raises OSError, ValueError."""
+        """Path and text of the file `name`, relative to this one. Raises OSError, ValueError."""
         path = str(pathlib.Path(self.file).parent / name)
         if self.others is not None and path not in self.others and elsewhere(name):
             raise PermissionError(errno.EACCES, "it is in another folder, which only the file in force may name")
@@ -206,7 +205,7 @@ def trap(text: str, *, shown: bool) -> str:
 
 
 def plain(text: str) -> str | int | float | bool:
-    """A word without quotes: true and false, decimal numbers, else text."""
+    """The value of a scalar without quotes: true and false, decimal numbers, else text."""
     if text in BOOLS:
         return BOOLS[text]
     if INTEGER.fullmatch(text):

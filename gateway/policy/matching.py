@@ -70,8 +70,8 @@ Values = tuple[float, float] | frozenset[str] | Except
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One compiled matcher: its key in `when`, the test, the fact it looks at, what is wanted in words, and as values:
-    from the first to the second, any of a set, or all but some.
+    """One compiled matcher: its `key` in `when`, the `test`, the `fact` that it looks at, and what it wants, in words
+    (`wanted`) and as `values`: a range, a set of which one must be given, or all names except some.
     """
 
     key: str
@@ -82,7 +82,7 @@ class Check:
 
 
 def covers(wider: Values, narrower: Values) -> bool:
-    """Whether each value that `narrower` wants is one that `wider` wants."""
+    """Whether every value that matches `narrower` matches `wider`."""
     if isinstance(wider, tuple):
         return isinstance(narrower, tuple) and wider[0] <= narrower[0] and narrower[1] <= wider[1]
     if isinstance(wider, frozenset):
@@ -93,7 +93,7 @@ def covers(wider: Values, narrower: Values) -> bool:
 
 
 def told(value: object) -> str:
-    """A fact in words."""
+    """A fact's value for a message."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, frozenset):

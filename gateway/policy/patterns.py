@@ -1,4 +1,4 @@
-"""Is a regular expression fit to run on a caller's words?"""
+"""Can a regular expression run on a caller's text without taking too long?"""
 
 import re
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ from typing import Any
 names: Any = import_module("re._constants")
 parser: Any = import_module("re._parser")
 
-# Paths that a search may try from each of 20,000 characters; 1,000 take at most about 0.1 s. `select\b.+\bfrom` has no
-# bound: one caller's 20,000 characters held the process for 0.5 s (CPython 3.11, 2026-11-22).
+# Paths that backtracking may try from each of 20,000 characters; 1,000 take at most about 0.1 s. `select\b.+\bfrom` has
+# no bound: one caller's 20,000 characters held the process for 0.5 s (CPython 3.11, 2026-11-22).
 MAX_PATHS = 1_000
 REPEATS = (names.MAX_REPEAT, names.MIN_REPEAT, names.POSSESSIVE_REPEAT)
 

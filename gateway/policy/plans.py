@@ -16,8 +16,8 @@ Without = Literal["deny", "local", "allow"]
 class Budget:
     """What each caller of a plan, or all callers together, may spend in a window.
 
-    Windows begin at multiples of their length since 1970, UTC. A call holds the most that it can cost until it is
-    settled. `then`: what becomes of a request whose cost on the highest tier that it may reach does not fit.
+    Windows begin at multiples of their length since 1970, UTC. A call reserves the most that it can cost until it is
+    settled. `then`: what happens to a request whose cost on the highest tier that it may reach does not fit.
     """
 
     __pydantic_config__ = STRICT

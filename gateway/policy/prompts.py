@@ -1,4 +1,4 @@
-"""Which question is the small model asked?   Prompts as data: what they ask, and which words stand for which label."""
+"""Which question is the classifier asked?   Prompts as data: the question, and which words mean which label."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ Word = Annotated[str, AfterValidator(word)]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One version of a question. `labels` says for each word of the model's which verdict it means.
+    """One version of a question. `labels`: the words that the model may answer with, and the verdict that each means.
 
     `before` is a JSON member of free text that the model writes before the label; such a prompt is asked as JSON only.
     `digest` is of all that shapes the verdict: the first 12 hex digits of a SHA-256.

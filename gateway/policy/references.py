@@ -1,4 +1,4 @@
-"""Do all names in a policy file lead somewhere, and can every rule be reached?   Looks at plain data of any shape."""
+"""Do all names in a policy file refer to something?   Works on plain data of any shape, before it is validated."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -61,7 +61,7 @@ def known(document: Document, what: str, found: Iterable[tuple[Path, str]], allo
 
 
 def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
-    """Every place that names a tier by value."""
+    """Every tier's name that is a value, with its path."""
     data = document.data
     yield from names(mapping(data, "triage").get("tier"), ("triage", "tier"))
     for reason, tier in mapping(data, "triage", "otherwise").items():
@@ -91,7 +91,7 @@ def routed(route: object, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def tier_keys(document: Document) -> Iterator[Path]:
-    """Every place that names a tier by key."""
+    """Every tier's name that is a key, as its path."""
     yield from (("failover", "tiers", tier) for tier in mapping(document.data, "failover", "tiers"))
     for at, rule in items(document, "rules"):
         yield from (("rules", at, "when", "load", tier) for tier in mapping(rule, "when", "load"))
@@ -151,7 +151,7 @@ def check_plans(document: Document) -> None:
 
 
 def check_floors(document: Document, tiers: list[str]) -> None:
-    """No plan's lowest tier is above its highest."""
+    """Notes plans whose `min_tier` is above the highest tier that they may reach."""
     for plan, given in mapping(document.data, "callers", "plans").items():
         low, path = mapping(given).get("min_tier"), ("callers", "plans", plan, "min_tier")
         may = [tier for _, tier in names(mapping(given).get("may"), path) if tier in tiers]
@@ -244,7 +244,7 @@ def expected_rules(document: Document) -> Iterator[tuple[Path, str]]:
 
 
 def check_bands(document: Document, bands: dict[str, Any], path: Path) -> None:
-    """Bands rise, every one of them can be reached, and the last one is else."""
+    """Notes bands that are not in rising order or cannot be reached, and a last one that is not `else`."""
     if bands and list(bands)[-1] != "else":
         document.blame(path, "the last band must be else, for what is above all others")
     end = 0.0

@@ -42,7 +42,7 @@ def band(text: str) -> str:
 
 
 def part(span: Range | None) -> Range | None:
-    """A range of a fact that goes from 0 to 1. Raises ValueError for what looks like percents."""
+    """A range of a fact from 0 to 1. Raises ValueError for what looks like percentages."""
     if span and max(span.min or 0, span.max or 0) > 1:
         raise ValueError("goes from 0 to 1: 0.9 is 90 %")
     return span
@@ -126,7 +126,7 @@ class When:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Two ways, told apart by a verdict."""
+    """A route with two tiers, between which the verdict decides."""
 
     __pydantic_config__ = STRICT
     simple: Annotated[str, Field(description="the tier when p_complex is below the threshold")]
@@ -144,9 +144,9 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bands:
-    """Several ways, told apart by a verdict's probability: {"<0.35": tier, "<0.7": tier, else: tier}, rising.
+    """A route with several tiers, between which p_complex decides: {"<0.35": tier, "<0.7": tier, else: tier}, rising.
 
-    `steps` are the bands as they rise; the lowest begins, and the highest ends, beyond every probability.
+    `steps` are the bands in rising order; the first begins at -inf, the last ends at inf.
     """
 
     __pydantic_config__ = STRICT
@@ -199,7 +199,8 @@ class Rule:
         return True
 
     def covers(self, asked: Mapping[str, Values]) -> bool:
-        """Whether this rule matches every request that one matches whose checks want `asked`, by key."""
+        """Whether this rule matches every request that another one does, whose checks want the values `asked`, by
+        key."""
         return all(check.key in asked and covers(check.values, asked[check.key]) for check in self.checks)
 
     def why_not(self, facts: Facts) -> str | None:

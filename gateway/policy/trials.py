@@ -1,4 +1,4 @@
-"""What does a policy file's own test hold?"""
+"""What is in a policy file's own test?"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args

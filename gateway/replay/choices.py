@@ -1,8 +1,8 @@
 """Where would a policy have sent a recorded request?   Pure: `route` itself decides, on what was recorded.
 
-Load, budgets and shares stand as they were; a classifier that was not asked then is not asked now: such a request is
-`undecided`. A start that hold-back saw is judged again; one that nobody saw, of a tier that did not answer then, counts
-as let out, and is told (`unseen`).
+Load, budgets and shares are taken as recorded. A request that needs a verdict, and has none recorded, is `undecided`.
+Hold-back judges a recorded start again; the start of a tier that did not answer then is not known, counts as let out,
+and is counted in `unseen`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from gateway.recorded import Recorded, Seen
 from gateway.records import seen
 from gateway.types import Ask, Facts, Route
 
-OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers that are not called as their fact
+OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers whose fact has another name
 REFUSED, UNDECIDED = "refused", "undecided"
 Chances = Mapping[str, float]
 
@@ -27,8 +27,9 @@ class Unrecorded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a request goes: the `chances` of each tier to be first, and who answers in place of one (`ends`), if it is
-    not that tier itself. `unseen`: the chance that hold-back judges a start that nobody saw."""
+    """How a policy sends a request: the probability of each tier to be chosen first (`chances`), and which tier answers
+    in its place after hold-back, where another does (`ends`). `unseen`: the probability that hold-back would judge a
+    start that was not recorded."""
 
     chances: Chances = field(default_factory=dict)
     ends: Mapping[str, str] = field(default_factory=dict)
@@ -36,7 +37,7 @@ class Way:
 
     @property
     def answers(self) -> Chances:
-        """How likely each tier is to answer."""
+        """The probability of each tier to answer."""
         if not self.ends:
             return self.chances
         found: dict[str, float] = {}
@@ -75,7 +76,7 @@ def choice(one: Recorded, policy: Policy) -> Choice:
 
 
 def along(one: Recorded, facts: Facts, chances: Chances, policy: Policy) -> Way:
-    """These chances of the first tier, and what `policy` makes of the starts: of the recorded tier's as it was seen.
+    """The Way with these probabilities of the first tier, once `policy` judged the start of the recorded one again.
     Raises Unrecorded."""
     tier = one.route.tier
     if tier in chances and (lacking := unrecorded(one, policy)):
@@ -86,7 +87,7 @@ def along(one: Recorded, facts: Facts, chances: Chances, policy: Policy) -> Way:
 
 
 def as_recorded(one: Recorded) -> Way:
-    """What the policy in force did, by its chances."""
+    """What the policy then in force did, by its probabilities."""
     tier, end = one.route.tier, answered(one)
     return Way(one.route.logged, {tier: end} if end != tier else {})
 
@@ -115,7 +116,7 @@ def wanted(rule: Rule, policy: Policy) -> list[str]:
 
 
 def holds(one: Recorded, fact: str, looks: Seen) -> bool:
-    """Whether the record says what this fact was. A signal is what its pattern is, whatever its name."""
+    """Whether the record has this fact. A signal is identified by its pattern, not by its name."""
     name, _, part = fact.partition(".")
     if name == "score":  # of a wish there is none, and no rule looks at one
         same = one.seen is None or one.seen.table == looks.table

@@ -1,4 +1,5 @@
-"""What do the requests come to, under another policy and beside it?   Pure. Undecided ones are left out."""
+"""How does another policy compare with what was recorded, and with controls?   Pure. Undecided requests are left
+out."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -33,9 +34,9 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to choose: shares by tier, the part above the first tier with its interval, cost in US dollars.
-
-    `counted`: the part of the cost that servers counted, the rest is estimated. `quality`, or `unknown`: why not.
+    """One way to choose tiers: the shares of the tiers; the share above the first tier (`pro_share`) with its 95 %
+    interval (`low`, `high`); cost in US dollars. `counted`: the part of the cost for tokens that servers counted; the
+    rest is estimated. `quality`, or `unknown`: why it is not known.
     """
 
     shares: dict[str, float]
@@ -50,8 +51,8 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """`decided` requests are compared; `arms` holds the candidate, what was recorded, and the controls. `unseen`: of
-    how many, on the mean, the candidate would judge a start that nobody saw."""
+    """The comparison, over the `decided` requests. `arms`: the candidate, what was recorded, and the controls.
+    `unseen`: the expected number of requests of which the candidate would judge a start that was not recorded."""
 
     records: int
     decided: int
@@ -64,7 +65,7 @@ class Replay:
     arms: dict[str, Arm]
 
     def figures(self) -> dict[str, float | None]:
-        """What a condition may name: the candidate's figures; None for one that is not known."""
+        """The candidate's figures, by the names that a `--fail-if` condition has for them; None: not known."""
         candidate, before = self.arms["candidate"], self.arms["recorded"]
         told: dict[str, float | None] = {
             "pro_share": candidate.pro_share,
@@ -80,11 +81,11 @@ class Replay:
 
 
 def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
-    """What `policy` would have done, beside what those in force did by their chances, and the controls: all on the
-    first tier, all on the last, and a shuffle, which sends as many of each kind of request to each tier, but any.
+    """What `policy` would have done, beside what was done, and three controls: all on the first tier, all on the last,
+    and a shuffle with the candidate's share of each tier, but of requests picked at random.
 
-    Answers of servers that skipped other experts than the policy's tier of that name does are not that tier's: to come
-    to it is a move, and their outcomes tell nothing of it. Raises Unrecorded, RecordError.
+    A tier whose servers skipped other experts then than `policy` has it do counts as another tier: a request that comes
+    to it moves, and recorded outcomes say nothing of it. Raises Unrecorded, RecordError.
     """
     found = choices(records, policy)
     kept = [(one, choice.way) for one, choice in zip(records, found, strict=True) if choice.way.chances]
@@ -111,7 +112,7 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
 
 
 def apart(one: Recorded, policy: Policy) -> Recorded:
-    """The record, its tier renamed where that skipped other experts than the policy's tier of the name does."""
+    """The record; its tier gets another name where it skipped other experts than the policy's tier of that name."""
     if one.skips == policy.skips(one.tier):
         return one
     names = {one.tier: f"{one.tier} skipping {one.skips or 'nothing'}"}
@@ -152,7 +153,7 @@ def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) 
 
 
 def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: Sequence[Recorded]) -> Arm:
-    """The figures of one way to choose; `told`: the rows as they tell of its quality."""
+    """The figures of one way to choose; `told`: the rows by whose outcomes its quality is estimated."""
     count, chosen = len(rows) or 1, [way.answers for way in ways]
     tiers = dict.fromkeys(tier for chances in chosen for tier in chances)
     shares = {tier: sum(chances.get(tier, 0.0) for chances in chosen) / count for tier in tiers}
@@ -168,15 +169,15 @@ def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: S
 
 
 def judgement(one: Recorded) -> Outcome | None:
-    """What somebody said of the answer's quality; how much another tier's agrees with it says nothing of that."""
+    """The outcome, if somebody judged the answer; None also for an agreement with another tier's answer."""
     return None if one.outcome is None or one.outcome.source == SHADOW else one.outcome
 
 
 def judged(rows: Sequence[Recorded], ways: Sequence[Way]) -> Estimate:
-    """The quality that these ways would have brought. Raises Unknown.
+    """The estimated quality of these ways. Raises Unknown.
 
-    Where every outcome tells of every tier that may answer, as of labelled requests, nothing needs a weight. Else an
-    outcome tells of the tier that was chosen first, where its start would have led to the same answer.
+    Where every outcome covers every tier that may answer, as in labelled data, no weights are needed. Else outcomes are
+    weighted by propensity, and count only for the tier that was chosen then.
     """
     found = [(one, judgement(one), way) for one, way in zip(rows, ways, strict=True)]
     known = [(one, said, way) for one, said, way in found if said]
@@ -188,20 +189,20 @@ def judged(rows: Sequence[Recorded], ways: Sequence[Way]) -> Estimate:
 
 
 def supported(one: Recorded, way: Way) -> float:
-    """How likely `way` is to do what was done."""
+    """The probability that `way` does what was done."""
     tier = one.route.tier
     return way.chances.get(tier, 0.0) if way.ends.get(tier, tier) == answered(one) else 0.0
 
 
 def lost(one: Recorded, way: Way) -> float:
-    """How likely `way` is to do what had no chance to be done."""
+    """The probability that `way` does what could not have been done then (no support)."""
     elsewhere = sum(p for tier, p in way.chances.items() if tier not in one.route.logged)
     return elsewhere + way.chances.get(one.route.tier, 0.0) - supported(one, way)
 
 
 class Prices:
-    """What an answer costs, by this policy's prices: as counted where that tier gave it, else as long as that tier's
-    answers are on the average, with nothing cached."""
+    """What an answer costs at this policy's prices: by the counted tokens where that tier gave it, else with the mean
+    length of that tier's answers and nothing cached."""
 
     def __init__(self, rows: Sequence[Recorded], policy: Policy) -> None:
         self.first = next(iter(policy.tiers))

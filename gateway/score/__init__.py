@@ -1,7 +1,7 @@
-"""How hard does it look, without asking a model?
+"""How hard does a prompt look, without asking a model?
 
-The score is fitted to no outcomes: it adds up what a prompt shows of what makes questions hard. A calibration fits the
-same measures to outcomes of one's own traffic.
+The score is not fitted to outcomes: it is a weighted sum of measures of the prompt that go with hard questions. A
+calibration fits weights of the same measures to the outcomes of one's own traffic.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What do gateway processes count or remember together?"""
+"""What do gateway processes count and remember together?   In Redis or Valkey, or alone in memory."""
 
 from gateway.store.contract import (
     ALL,
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 
-# What speaks to servers is imported by those who share a store.
+# The client for servers is imported only where a store is shared: it takes memory.
 
 
 def open_store(url: str | None) -> Store:
@@ -75,7 +75,8 @@ def open_store(url: str | None) -> Store:
 
 
 async def setups(url: str) -> list[ServerSetup]:
-    """All servers that hold keys. Raises ValueError for no address of a store, Overloaded where one does not answer."""
+    """How each server that holds keys is set up. Raises ValueError for an invalid URL, Overloaded where a server does
+    not answer."""
     from gateway.store.checkup import asked  # noqa: PLC0415
 
     return await asked(url)

@@ -1,4 +1,5 @@
-"""What has one caller used, and what do its admissions hold?   What scripts.py does in Lua."""
+"""What has one caller used, and what do its admissions reserve?   For the memory store; scripts.py is the same in
+Lua."""
 
 import math
 import time
@@ -21,7 +22,7 @@ NONE: Sums = (0, 0, 0, 0, 0)
 class Account:
     """Times are microseconds of the store's clock, money is nano-dollars.
 
-    `counts`: a limit counts tokens, money or the share; else nobody needs to know how much a lease holds.
+    `counts`: some limit is of tokens, money or the share; else it need not be known how much a lease holds.
     `idle_at` is GCRA's theoretical arrival time. `level` is tokens * MINUTE at time `at`, draining by `rate` each
     microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share` of
     `share_span`. `limits` are those in force, of which a request costs `interval` of `most` microseconds. Lines are
@@ -55,7 +56,7 @@ class Account:
         return not (self.leases or self.ledger or self.level or self.spent or self.asked) and self.idle_at <= now
 
     def begin(self, limits: Limits, now: int) -> int:
-        """The account as it stands under `limits`; microseconds until their request limit is idle."""
+        """Bring the account up to date under `limits`; returns the microseconds until their request limit is idle."""
         if limits is not self.limits:
             self._turn(limits)
         if self.counts:
@@ -68,7 +69,7 @@ class Account:
         return queue
 
     def _turn(self, limits: Limits) -> None:
-        """Take the limits over. What is held counts from the first one that counts on."""
+        """Take over changed limits. Where they count for the first time, what leases hold already is counted."""
         counted, self.limits, self.interval = self.counts, limits, limits.interval
         self.most = limits.requests_per_minute * self.interval
         self.rate = limits.tokens_per_minute or 0
@@ -100,7 +101,7 @@ class Account:
         return self.tokens - (-self.level // MINUTE) if self.level else self.tokens
 
     def decide(self, limits: Limits, most: Bound, now: int) -> Decision:
-        """What holds beyond requests and concurrency: tokens, money, share. Changes nothing."""
+        """Decide by the limits of tokens, money and share. Changes nothing."""
         rate = self.rate
         if rate:
             need = most.prompt + most.completion
@@ -121,7 +122,7 @@ class Account:
         return FITS
 
     def hold(self, limits: Limits, most: Bound, cap: int) -> Held:
-        """Counts what a lease holds from here on."""
+        """Count what a new lease reserves, and return it."""
         window = -1
         if limits.share:
             self.asked += 1
@@ -155,7 +156,7 @@ class Account:
             self.book(line)
 
     def begin_day(self) -> None:
-        """Drop what the ledger need not keep."""
+        """A new day: drop lines older than KEPT days."""
         self.today = int(time.time()) // DAY
         self.midnight = (self.today + 1) * DAY
         self.ledger = {heading: sums for heading, sums in self.ledger.items() if heading[0] >= self.today - KEPT}

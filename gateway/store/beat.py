@@ -1,4 +1,4 @@
-"""How do others know that this process lives?"""
+"""How do other processes know that this one is alive?   It renews its leases and announces itself."""
 
 import asyncio
 import contextlib
@@ -13,9 +13,9 @@ from gateway.store.scripts import ANNOUNCE, RENEW
 from gateway.store.words import account
 
 PROCESSES = b"tg1:processes"  # a sorted set of processes by the server's time of their last word
-BEAT = 2.0  # seconds between two words of a process
-LAST = 3  # beats after which a silent process counts no more
-RENEWALS = 3  # of a lease, while it lasts
+BEAT = 2.0  # seconds between two announcements of a process
+LAST = 3  # beats after which a silent process is taken for dead
+RENEWALS = 3  # times that a lease is renewed before it would end
 
 
 class Beat:
@@ -31,7 +31,7 @@ class Beat:
 
     @property
     def processes(self) -> int:
-        """The most that were seen of late: after an outage not all announce themselves at once."""
+        """The most that were seen in the last LAST beats: after an outage not all announce themselves at once."""
         return max(self._seen)
 
     def begin(self) -> None:
@@ -64,7 +64,7 @@ class Beat:
             self._renew(seconds)
 
     def renew(self) -> None:
-        """All at once, so that none ends after an outage that it outlived."""
+        """Renew all leases now, so that none that outlived an outage ends right after it."""
         for seconds in self._held:
             self._renew(seconds)
 
@@ -78,7 +78,7 @@ class Beat:
             reply.add_done_callback(answered)
 
     async def close(self) -> None:
-        """What is still held ends with its deadline."""
+        """Stop. Leases that are still held end at their deadline."""
         if not self._tasks:
             return
         for task in self._tasks:

@@ -1,4 +1,4 @@
-"""What becomes of a script's run that nobody needs to wait for?"""
+"""How is a script run without waiting for its result?"""
 
 import asyncio
 from collections.abc import Callable, Generator
@@ -14,9 +14,9 @@ Heard = Callable[[Exception | None], None]
 
 
 class Call:
-    """One run of a script. It goes out by the script's name, and as a whole where the server does not know that.
+    """One run of a script: by its hash (EVALSHA), and with its text (EVAL) where the server does not know that.
 
-    `heard` hears its end at once, with the error if there was one; who awaits the call hears of it too.
+    `heard` is called at its end, with the error if there was one; the call can be awaited as well.
     """
 
     __slots__ = ("_door", "_ended", "_heard", "_more", "_names", "_script", "_waiting")
@@ -29,7 +29,7 @@ class Call:
         self._ended = False
 
     def send(self) -> None:
-        """Puts it in the line; again after an end that was no success."""
+        """Sends the command; once more after a run that failed."""
         names, more = self._names, self._more
         self._ended = False
         self._door.push((run(self._script, names, more), self, 0), (names.all or more)[0])

@@ -10,7 +10,7 @@ from gateway.store.outage import unavailable
 
 
 async def asked(url: str) -> list[ServerSetup]:
-    """As gateway.store.setups."""
+    """See gateway.store.setups."""
     door = open_door(checked(url), lambda: None)
     try:
         return [await _asked(server) for server in await door.servers()]

@@ -1,4 +1,4 @@
-"""When is a server left alone?"""
+"""When is a server of the store left alone?   A circuit breaker."""
 
 import asyncio
 import logging
@@ -9,8 +9,8 @@ from gateway.store.line import FAULTS, Line, Waiting
 from gateway.store.opening import Way, Word
 from gateway.store.refusals import AskError, NoScriptError, ResponseError, TryAgainError
 
-PAUSE = 1.0  # seconds without touching a server that failed
-# A script that would write, as a decision does: a server that runs it takes decisions again. It changes nothing.
+PAUSE = 1.0  # seconds between two tries of a server that failed
+# A script that may write, as ADMIT does, but changes nothing: a server that runs it can decide again.
 PROBE: Final = b"return redis.call('SET', KEYS[1], '', 'XX')"
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ class Unsent(ConnectionError):
 
 
 class Circuit:
-    """A Line that opens ("down") when its server fails or refuses its work; commands then fail at once, as Unsent.
+    """A connection (Line) that is "down" once its server fails or refuses to work; commands then fail at once (Unsent).
 
-    One task tries the server each PAUSE seconds and closes the circuit; no command waits for it. `on_change` hears of
-    both. `elsewhere` may take over commands that a cluster sends on. `name` is a key that the server holds.
+    A task tries the server every PAUSE seconds and ends that; no command waits for it. `on_change` is called at both.
+    `elsewhere` may take over commands that a cluster redirects. `name` is a key that the server holds.
     """
 
     def __init__(

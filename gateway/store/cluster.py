@@ -24,12 +24,12 @@ Address = tuple[str, int]
 
 
 class Cluster:
-    """A Circuit per primary; each command goes to the owner of its first key, or of the slot of "" without a key.
+    """A Circuit for each primary; a command goes to the owner of its first key, or of the slot of "" without a key.
 
-    "Down" is one primary, not the cluster: callers on the others do not notice. The map of slots starts at the first
-    seed, is mended by each MOVED, and is read anew while slots move or a primary is down. A primary that lost its
-    slots is forgotten, so a failover ends the outage of its callers.
-    The other primaries go on only with cluster-require-full-coverage no.
+    A primary is "down", not the cluster: callers on the others do not notice. The map of slots begins with the first
+    seed for all, is corrected by each MOVED, and is read anew while slots move or a primary is down. A primary without
+    slots is forgotten, so that a failover ends the outage of its callers. The other primaries serve on only with
+    cluster-require-full-coverage no.
 
     While a slot is moved key by key, a decision whose keys are apart is tried again for a moment (HOPS, WAIT), and
     then falls to this process; the owner is not down for it.
@@ -106,7 +106,7 @@ class Cluster:
         node.push(waiting)
 
     def _look(self) -> None:
-        """Has the map read soon; one task does it, however many ask."""
+        """Have the map read soon, by one task, however often this is called."""
         self._stale = True
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._keep_looking())
@@ -118,7 +118,7 @@ class Cluster:
             await asyncio.sleep(BEAT)
 
     async def _read_map(self) -> None:
-        """Servers that answer are believed before those that failed: one that was away knows an old map."""
+        """Ask servers that answer before those that failed: one that was away has an old map."""
         well = {address for address, node in self._nodes.items() if not node.down}
         for addresses in (well, self._known - well):
             host, found = await self._first_map(addresses)
@@ -127,7 +127,7 @@ class Cluster:
                 return
 
     async def _first_map(self, addresses: Iterable[Address]) -> tuple[str, list[Any]]:
-        """The map that covers most, and the host that told it."""
+        """The map that covers the most slots, and the host that gave it."""
         servers = list(addresses)
         maps = await asyncio.gather(*(ask_once(opening(self._url(server)), b"CLUSTER", b"SLOTS") for server in servers))
         told = [(host, found or []) for (host, _), found in zip(servers, maps, strict=True)]
@@ -158,7 +158,8 @@ class Cluster:
 
 
 def key_slot(name: bytes) -> int:
-    """As the cluster has it: of what is between the first pair of braces, where something is."""
+    """The slot of a key, as the cluster computes it: of what stands in its first pair of braces, if that is not
+    empty."""
     _, mark, rest = name.partition(b"{")
     tag, end, _ = rest.partition(b"}")
     return crc_hqx(tag if mark and end and tag else name, 0) % SLOTS

@@ -38,22 +38,25 @@ ALL = "@all"  # the account of all callers together, of which only money is limi
 SHADOW = "@shadow"  # the account of answers that are made to be compared; nor this one
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
-HELD = 1.5  # seconds that a turn lasts unless it is taken again: its holder may have been killed
+HELD = 1.5  # seconds until a turn that is not renewed ends: its holder may have been killed
 NOTHING = Bound()
-OVER = b"over"  # stands in place of a token when whose turn it was made no value
+OVER = b"over"  # in place of a token: the holder made no value, and those who wait should do without
 
 State = Literal["memory", "ok", "down"]
 
 
+# A turn is a lock, with a time limit, on making the value of a cache key: of several processes that are asked for one
+# answer at once, its holder makes it and the others wait.
 class Taken(msgspec.Struct, frozen=True):
-    """Whose turn it is to make a value: `holder`'s, a token or OVER; None when nobody can tell. `entry`: it is made."""
+    """The result of take_turn. `entry`: the value exists. Else `holder` has the turn: a token, or OVER; None: not
+    known."""
 
     holder: bytes | None
     entry: bytes | None = None
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """Whose turn it is to make the value under `key`: `holder`'s, as far as is known; `token` is who asks."""
+    """The turn for `key` as it stood at admission: `holder` has it (None: not known), `token` is who asked for it."""
 
     key: bytes
     token: bytes
@@ -108,26 +111,26 @@ class Store(Protocol):
         ...
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
-        """Decide and look `recall` up in the caller's cache, in one round trip. What is granted and not remembered it
-        is this lease's turn to make for HELD seconds, unless it is another's (`take_turn`). `most` is what the call may
-        use; a function says the same each time.
+        """Decide, and look `recall` up in the caller's cache, in one round trip. Where nothing is found, an admitted
+        lease takes the turn for it, for HELD seconds, unless another has it (`take_turn`). `most` is what the call may
+        use at most; a function must return the same each time.
 
-        While the store does not answer, each limit does as `limits.outage` says; Overloaded where one is denied.
+        While the store does not answer, each limit does as `limits.outage` says. Raises Overloaded where one is denied.
         """
         ...
 
     def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
-        """Give back what the lease holds and book `lines` in its place; `above`: answered above the first tier.
+        """End the lease: book `lines` in place of what it reserved; `above`: a tier above the first answered.
 
-        It goes out before all that is asked of this store from here on, also when the store is down for a while. Who
-        awaits it hears when the store has done it.
+        Sent before all later commands of this process, even after an outage; need not be awaited. It is done when an
+        await of it returns.
         """
         ...
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
-        """What was booked, by caller, day, tier, kind and whether estimated. Raises Overloaded.
+        """The sums that were booked, by caller, day, tier, kind and whether estimated. Raises Overloaded.
 
-        For None every caller's; the same lines once more as ALL's only for ALL.
+        None: those of every caller. ALL has the same sums over all callers, and is returned only when asked for.
         """
         ...
 
@@ -136,10 +139,10 @@ class Store(Protocol):
         ...
 
     def remember(self, caller: str, key: bytes, value: bytes, ttl: float, token: bytes = b"") -> Awaitable[None]:
-        """Keep `value` for `ttl` seconds, and end `token`'s turn, if it is its, to make it; nothing is kept above
-        VALUE_LIMIT or when the store does not answer.
+        """Cache `value` for `ttl` seconds, and end the turn for it if `token` has that. Nothing is kept above
+        VALUE_LIMIT, or when the store does not answer.
 
-        It goes out before all that is asked of this store from here on. Who awaits it hears when it is.
+        Sent before all later commands of this process; need not be awaited.
         """
         ...
 
@@ -153,22 +156,24 @@ class Store(Protocol):
         ...
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
-        """Look `key` up and, where nothing is remembered and it is nobody else's turn, take it for `seconds` from now;
-        who takes it again goes on. Never raises for an outage."""
+        """Look `key` up; where there is no value and nobody else has the turn, take it for `seconds` from now, or renew
+        it. Does not raise in an outage."""
         ...
 
     def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        """End the turn if it is this token's; for `over` seconds others see OVER: nobody makes the value for them.
+        """End the turn if `token` has it. With `over`, others then find OVER as its holder for so many seconds.
 
-        It goes out before all that is asked of this store from here on. Who awaits it hears when it is.
+        Sent before all later commands of this process; need not be awaited.
         """
         ...
 
     def purge(self, caller: str | None = None) -> AsyncIterator[int]:
-        """Forget what is remembered, for one caller or all: how many values in each step. Raises Overloaded."""
+        """Delete cached values, of one caller or all; yields how many in each step. Raises Overloaded."""
         ...
 
-    async def key(self, key_id: str) -> KeyRecord | None: ...
+    async def key(self, key_id: str) -> KeyRecord | None:
+        """The record of an API key, revoked or not. Raises Overloaded."""
+        ...
 
     async def put_key(self, record: KeyRecord, only_first: bool = False) -> bool:
         """Keep a key; with `only_first` only if the store has no key at all, decided atomically. True if kept."""
@@ -185,7 +190,7 @@ class Store(Protocol):
     async def secret(self) -> bytes:
         """32 random bytes, the same for all processes on this store.
 
-        While a shared store has never answered, a stand-in of this process; ask each time, do not keep it.
+        Until a shared store has answered once, a stand-in of this process: ask each time, do not keep it.
         """
         ...
 
@@ -202,6 +207,10 @@ class Store(Protocol):
         """Keep `value` for all processes until another one takes its place; None: nothing. Raises Overloaded."""
         ...
 
-    async def ping(self) -> bool: ...
+    async def ping(self) -> bool:
+        """Whether the store answers."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Sends what is still to be sent, and closes the connections."""
+        ...

@@ -61,7 +61,7 @@ class Limits(msgspec.Struct, frozen=True, cache_hash=True):
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """What a call may use at most: tokens, and nano-dollars on `tier`, the dearest one that it may reach.
+    """The most that a call may use: tokens, and nano-dollars on `tier`, the dearest one that it may reach.
 
     `cheap` is what it may cost on `first`, the first tier.
     """
@@ -74,7 +74,7 @@ class Bound(msgspec.Struct, frozen=True):
     cheap: int = 0
 
 
-Most = Bound | Callable[[], Bound]  # a function is asked where a limit or the ledger of the dead needs to know
+Most = Bound | Callable[[], Bound]  # a function is called only where the bound is needed, as it takes time
 
 
 def known(most: Most) -> Bound:
@@ -101,14 +101,13 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """The answer to one admission, in the store's own units; what callers are told of it is worked out when it is read.
+    """The answer to one admission, in the store's own units; the properties turn them into those of callers.
 
-    `limits` are those that were kept: in an outage others than were asked for. `lease` names what to settle; it is None
-    for a hit and for a refusal. `verdict` is a place in REFUSALS, 0 where nothing refuses, and `cap` one in CAPS: the
-    first tier only. `spent` is microseconds until the request limit is idle again, `wait` until the refused request may
-    come again where tokens or money refused it. `tokens` and `money` (nano-dollars) are used and held. `entry` is what
-    the cache held; where it held nothing, `turn` says whose turn it is to make it, this lease's or another's; None when
-    nobody can tell.
+    `limits` are those that were applied: in an outage not the ones asked for. `lease` is what to settle, None for a hit
+    and for a refusal. `verdict` is an index of REFUSALS, 0 for none, `cap` one of CAPS: admitted, but for the first
+    tier only. `spent`: microseconds until the request limit is idle again; `wait`: until the request may come again,
+    where tokens or money refused it. `tokens` and `money` (nano-dollars): used and reserved. `entry`: the cached value;
+    where there is none, `turn` is the token that has the turn to make it, this lease's or another's, None: not known.
     """
 
     limits: Limits

@@ -1,4 +1,4 @@
-"""How do concurrent tasks share one connection?"""
+"""How do concurrent tasks share one connection to a server?   By pipelining."""
 
 import asyncio
 import time
@@ -11,14 +11,14 @@ import hiredis
 from gateway.store.opening import Way, Word, written
 from gateway.store.refusals import ResponseError, refusal
 
-GRACE = 0.02  # seconds more: a reply may lie unread because this process was busy, not the server
-WRITE = 128 * 1024  # bytes after which no further command joins a write, so that a slow reader can halt the next
+GRACE = 0.02  # seconds more after a timeout: the reply may be there, unread because this process was busy
+WRITE = 128 * 1024  # bytes after which a write gets no further command, so that backpressure can stop the next one
 FAULTS = (ResponseError, hiredis.HiredisError, OSError)  # TimeoutError is an OSError
 NOT_YET: Final = object()  # the next reply is not complete
 
 
 class Hearer(Protocol):
-    """Who hears what becomes of a command: a future, or one that acts at once."""
+    """What gets a command's reply: a future, or an object with the same methods that acts at once."""
 
     def done(self) -> bool: ...
 
@@ -42,11 +42,12 @@ async def ask_once(way: Way, *command: Word) -> Any:
 
 
 class Line(asyncio.Protocol):
-    """One connection; what is put in one turn of the event loop is written together, and runs in the order of `put`.
+    """One connection, opened when needed. Commands put in one turn of the event loop are written together, and run in
+    the order of `put`.
 
-    A command that was put is sent even if nobody waits for its reply any more. When the connection fails or its server
-    becomes a replica, all commands in the line fail with it, `on_fault` hears of it once, and the next command connects
-    afresh. `on_refusal` hears of each command's own error; with True it takes over to answer the command.
+    A command is sent even if nobody waits for its reply any more. When the connection fails or its server becomes a
+    replica, all commands on it fail, `on_fault` is called once, and the next command opens a new connection.
+    `on_refusal` is called with each command's own error; if it returns True, it has taken over to answer the command.
     """
 
     def __init__(
@@ -69,13 +70,14 @@ class Line(asyncio.Protocol):
         self._clock: asyncio.TimerHandle | None = None
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
-        """The reply to come; raises ResponseError for the command's own error, another of FAULTS for the line's."""
+        """A future for the reply. It raises ResponseError for the command's own error, another of FAULTS for one of the
+        connection."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.push((written(command), reply, 0))
         return reply
 
     def push(self, waiting: Waiting) -> None:
-        """As `put`, for a command that waits already."""
+        """As `put`, for a packed command whose Hearer exists already."""
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(waiting)
@@ -114,7 +116,8 @@ class Line(asyncio.Protocol):
             self._write()
 
     async def _greet(self, transport: asyncio.Transport) -> None:
-        """What waits is sent when all of the greeting is answered: to nobody else, and into no other database."""
+        """Sends AUTH and SELECT and waits for their replies: only then commands go out, as the right user and into the
+        right database."""
         self._paused = False
         self._reader = hiredis.Reader(replyError=refusal, notEnoughData=NOT_YET)
         self._transport = transport
@@ -153,7 +156,7 @@ class Line(asyncio.Protocol):
                 reply.set_result(answer)
 
     def _refuse(self, error: Exception) -> None:
-        """Raises an error that is the line's, not the command's."""
+        """Handles a command's own error. Raises one that is the connection's."""
         if not isinstance(error, ResponseError):
             raise error
         waiting = self._sent.popleft()
@@ -169,7 +172,8 @@ class Line(asyncio.Protocol):
             self._clock = asyncio.get_running_loop().call_later(self._timeout, self._look)
 
     def _look(self, heard: float | None = None) -> None:
-        """Fails the line when no reply came in time, nor in GRACE; `heard`: the last that came before GRACE began."""
+        """Fails the connection when no reply came in time, nor within GRACE. `heard`: the time of the last reply before
+        GRACE began."""
         self._clock = None
         if not self._sent and not self._unsent:
             return
@@ -190,7 +194,7 @@ class Line(asyncio.Protocol):
                 _tell(reply, error)
 
     def drop(self) -> None:
-        """Lets the connection go, with whatever is in the line."""
+        """Drops the connection and all commands on it."""
         self._sent.clear()
         self._unsent.clear()
         if self._clock is not None:
@@ -212,7 +216,7 @@ class Line(asyncio.Protocol):
 
 
 def _tell(reply: Hearer, error: Exception) -> None:
-    """`on_fault` tells of it once, so asyncio need not complain where nobody waits."""
+    """Fails a reply. asyncio must not complain where nobody waits for it: `on_fault` has told of the error."""
     reply.set_exception(error)
     if isinstance(reply, asyncio.Future):
         reply.exception()

@@ -1,4 +1,4 @@
-"""What does one process remember by itself?"""
+"""The store of one process alone, in its memory."""
 
 import secrets
 import time
@@ -65,8 +65,8 @@ class MemoryStore:
         return Admitted(limits, lease, 0, spent, 0, used, account.spent + account.money, cap, entry, turn)
 
     def _new_account(self, caller: str, now: int) -> Account:
-        """Whoever is new also has the two accounts looked at that were looked at longest ago, so that idle ones do not
-        pile up."""
+        """A new account. Each time the two accounts that were checked longest ago are dropped if they are idle, so that
+        idle ones do not pile up."""
         for name in tuple(islice(self._accounts, 2)):
             if self._accounts[name].is_idle(now):
                 del self._accounts[name]
@@ -129,7 +129,7 @@ class MemoryStore:
         return Taken(None, entry) if entry is not None else Taken(self._claim((caller, key), token, seconds))
 
     def _claim(self, name: tuple[str, bytes], token: bytes, seconds: float) -> bytes:
-        """Whose turn it is."""
+        """Takes or renews the turn if it is free; returns who has it."""
         now = time.monotonic()
         oldest = next(iter(self._turns), name)
         for one in (oldest, name):

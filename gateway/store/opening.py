@@ -1,9 +1,9 @@
-"""How does a connection to a server begin?"""
+"""How is a connection to a server of the store opened?"""
 
 import asyncio
 import ssl
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
@@ -17,7 +17,8 @@ Word = bytes | str | float
 
 
 class Way(Protocol):
-    """To one server. `greeting`: packed commands that come before all others; `timeout` in seconds."""
+    """How to reach one server. `greeting`: packed commands that are sent before all others (AUTH, SELECT); `timeout` in
+    seconds."""
 
     @property
     def greeting(self) -> tuple[bytes, ...]: ...
@@ -41,17 +42,17 @@ class Opening:
     tls: ssl.SSLContext | None = None
 
     async def open(self) -> asyncio.Transport:
-        loop: Any = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         if self.path:
             transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
         else:
             transport, _ = await loop.create_connection(asyncio.Protocol, self.host, self.port, ssl=self.tls)
-        return transport  # type: ignore[no-any-return]
+        return transport
 
 
 def opening(url: str) -> Opening:
-    """Of redis://[user:password@]host[:port][/database], rediss:// or unix://[user:password@]path, each with ?OPTIONS.
-    Raises ValueError."""
+    """Parses redis://[user:password@]host[:port][/database], rediss:// or unix://[user:password@]path, each with
+    ?OPTIONS. Raises ValueError."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
     if unknown := options.keys() - OPTIONS:
@@ -97,6 +98,6 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext:
 
 
 def written(command: tuple[Word, ...]) -> bytes:
-    """The command as a server reads it."""
+    """The command in the server's protocol (RESP)."""
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub takes one element
     return packed

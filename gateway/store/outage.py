@@ -8,7 +8,7 @@ from gateway.store.limits import UNLIMITED, Limits, Mode, Money
 
 
 def alone(limits: Limits, processes: int) -> Limits:
-    """What this process, one of so many, lets the caller do by itself; each limit as `limits.outage` says.
+    """The limits that this process, one of so many, applies by itself; each as `limits.outage` says.
 
     local   this process's share: the limit divided by the processes, rounded up. A share of requests stays as it is.
     allow   there is no limit.

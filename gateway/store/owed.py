@@ -23,12 +23,12 @@ class Owed:
         return len(self._owed)
 
     def owe(self, lease: str, names: Names, *more: bytes) -> Call:
-        """To be sent when the server answers again; `names` and `more` are what SETTLE is given."""
+        """A settlement to be sent once the server answers again; `names` and `more` are the arguments of SETTLE."""
         owed = self._owed[lease] = Call(self._door, SETTLE, names, more, partial(self._confirm, lease))
         return owed
 
     def pay(self, lease: str, names: Names, *more: bytes) -> Call:
-        """Puts the settlement in the line, behind the admission it belongs to."""
+        """Sends the settlement, after the admission that it belongs to."""
         owed = self.owe(lease, names, *more)
         owed.send()
         return owed
@@ -38,7 +38,7 @@ class Owed:
             self._paying = asyncio.create_task(self._pay_all())
 
     async def _pay_all(self) -> None:
-        """In batches, so that admissions need not wait for all that an outage has left."""
+        """In batches, so that admissions need not wait for all settlements of an outage."""
         owed = list(self._owed)
         for at in range(0, len(owed), BATCH):
             batch = [self._owed[lease] for lease in owed[at : at + BATCH] if lease in self._owed]

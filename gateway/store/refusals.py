@@ -31,7 +31,7 @@ class AskError(ResponseError):
 
 
 class MovedError(AskError):
-    """For good."""
+    """The key's slot is with another server for good."""
 
 
 KINDS: dict[str, type[ResponseError]] = {
@@ -43,7 +43,7 @@ KINDS: dict[str, type[ResponseError]] = {
 
 
 def refusal(text: str) -> Exception:
-    """The error that a server's text stands for: a ResponseError is the command's, a ConnectionError the line's."""
+    """The exception for a server's error reply: ResponseError is the command's, ConnectionError the connection's."""
     if text.startswith("READONLY"):
         return ConnectionError("the server became a replica")
     if text.startswith(AWAY):

@@ -1,4 +1,4 @@
-"""What becomes of a key of ours that holds a wrong type?"""
+"""What happens to a key of ours that holds a value of the wrong type?"""
 
 import logging
 from typing import Any, Final

@@ -1,12 +1,12 @@
-"""Which decisions does the server take by itself?   One Lua function per decision; its clock is the server's."""
+"""Which decisions does the server of the store take atomically?   One Lua script each, by the server's clock."""
 
 import hashlib
 from typing import Final, NamedTuple
 
 
 class Script(NamedTuple):
-    """A script that is told so many `words`; `heads`: how commands begin that run it by its name, by how many names of
-    keys they have."""
+    """A script that takes so many arguments (`words`). `heads`: how the packed EVALSHA command begins, by its number of
+    keys."""
 
     text: bytes
     words: int
@@ -21,11 +21,11 @@ def script(text: bytes, words: int) -> Script:
 
 
 def word(word: bytes) -> bytes:
-    """A word as it stands in a command, behind the end of the word before it."""
+    """An argument as RESP has it, from the line end before it."""
     return b"\r\n$%d\r\n%b" % (len(word), word)
 
 
-MOST = 6  # names that a script is given
+MOST = 6  # keys that a script may be given
 
 # Both decisions begin with the same lines: read the account, drain its bucket, turn its window, book what expired
 # leases held. KEYS  account, leases, holds, ledger of one caller. Times are whole microseconds and money is

@@ -15,7 +15,8 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Primary:
-    """A Way that asks the sentinels where to, each time; all but host and port are those of `server`."""
+    """A Way to the primary: each time it opens, it asks the sentinels for host and port; the rest is that of
+    `server`."""
 
     sentinels: Sequence[Way]
     service: str
@@ -35,9 +36,9 @@ class Primary:
 
 
 async def named(sentinels: Sequence[Way], service: str, seconds: float) -> Address:
-    """What most of the sentinels say that answer within `seconds`.
+    """The primary's address, by a majority of the sentinels or by most of those that answer within `seconds`.
 
-    Raises ConnectionError when none knows the service.
+    Raises ConnectionError when none of them knows the service.
     """
     asking = [asyncio.create_task(ask_once(way, b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service)) for way in sentinels]
     votes: Counter[Address] = Counter()

@@ -1,4 +1,4 @@
-"""What do processes remember together, in a Redis or Valkey server?"""
+"""The store that processes share, in a Redis or Valkey server."""
 
 import asyncio
 import contextlib
@@ -63,13 +63,14 @@ class RedisStore:
         return self._beat.processes
 
     def _changed(self) -> None:
-        """A server that answers again may have lost the secret, and holds slots that were given back meanwhile."""
+        """A server went down or answers again: then it may have lost the secret, and lacks settlements of the
+        outage."""
         self._beat.renew()
         self._agree()
         self._owed.pay_all()
 
     def _agree(self) -> None:
-        """Another one's secret counts, or ours where there is none: the server may have been emptied."""
+        """Use the secret on the server; where there is none, as the server may have been emptied, put ours there."""
         self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
         self._line.put(b"GET", SECRET).add_done_callback(self._learn)
 

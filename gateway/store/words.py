@@ -1,4 +1,4 @@
-"""How are commands written, and how do limits, bounds and ledgers look to the scripts?"""
+"""How are commands packed, and what arguments do the scripts take and return?"""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from gateway.store.limits import Bound, Kind, Limits, Line
 from gateway.store.opening import Word
 from gateway.store.scripts import Script, word
 
-LONG = 1024  # bytes; the sizes of shorter words are written already, behind the end of the word before
+LONG = 1024  # bytes; the length prefixes of shorter arguments are prepared
 SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(LONG))
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
@@ -20,15 +20,15 @@ packed = msgspec.msgpack.encode
 
 
 class Names(msgspec.Struct, frozen=True):
-    """Names of keys, all with one hash tag, and how they stand in a command."""
+    """Names of keys, all with one hash tag, and the same packed as arguments of a command."""
 
     all: tuple[bytes, ...] = ()
     packed: bytes = b""
 
 
 class Account(msgspec.Struct, frozen=True):
-    """The names of what belongs to a caller; they share the hash tag `{caller}`. `names`: its account, leases, holds
-    and ledger. `entry` and `turn`: how the names of what it remembers begin, and of whose turn it is to make that."""
+    """The names of a caller's keys; they share the hash tag `{caller}`. `names`: its account, leases, holds and ledger.
+    `entry` and `turn`: prefixes of the keys of cached values, and of the turns to make them."""
 
     names: Names
     entry: bytes
@@ -43,9 +43,9 @@ def account(caller: str) -> Account:
 
 
 def run(script: Script, names: Names, more: tuple[bytes, ...]) -> bytes:
-    """The command that runs a script by its name; `more` are further names, and its words.
+    """The packed command that runs a script by its hash; `more` are further keys, then the script's arguments.
 
-    Put together from what is written already: redis-py's and hiredis' ways cost four times as much.
+    Built from prepared parts: packing by redis-py or hiredis takes four times as long.
     """
     parts = [script.heads[len(names.all) + len(more) - script.words], names.packed]
     for one in more:
@@ -56,19 +56,19 @@ def run(script: Script, names: Names, more: tuple[bytes, ...]) -> bytes:
 
 
 def whole(script: Script, names: Names, more: tuple[bytes, ...]) -> tuple[Word, ...]:
-    """The same for a server that does not know the script."""
+    """The same command with the script's text, for a server that does not know its hash; not packed."""
     words = *names.all, *more
     return b"EVAL", script.text, len(words) - script.words, *words
 
 
 @lru_cache(maxsize=256)
 def milliseconds(seconds: float) -> bytes:
-    """Of a time that a key lasts: one at least."""
+    """A key's time to live in milliseconds, at least 1."""
     return b"%d" % max(1, int(seconds * 1000))
 
 
 def wanted(limits: Limits, bound: Bound, lease: str) -> bytes:
-    """What ADMIT is told, in one word."""
+    """The argument of ADMIT."""
     return _limits(limits) + packed(
         (lease, bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first)
     )
@@ -87,12 +87,13 @@ def _limits(limits: Limits) -> bytes:
 
 
 def pushed(caller: str, name: str) -> bytes:
-    """A name for lines that belong to no lease of the server's: `name`, of this push alone, is remembered."""
+    """A key by which the server knows, for a day, that it has booked these lines: they belong to no lease of its own,
+    and may be sent twice. `name` is of these lines alone."""
     return f"tg3:{{{caller}}}:pushed:{name}".encode()
 
 
 def settled(lease: str, lines: Sequence[Line] = (), above: bool = False) -> bytes:
-    """What SETTLE is told."""
+    """The argument of SETTLE."""
     return packed((lease, above, lines))
 
 

@@ -30,7 +30,7 @@ THINKS = (
     "enable_thinking: false} on the tier (engine: vllm sends it by itself), or in the server's own "
     "--default-chat-template-kwargs"
 )
-TOGETHER = 128  # exchanges that are counted at once, sooner where somebody wants to know
+TOGETHER = 128  # exchanges that are counted together, or fewer when metrics are asked for
 DRIFTING = ("scores", "outcomes")
 log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
@@ -70,8 +70,8 @@ class Telemetry:
         self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:
-        """Show `policy` as the one in force; its model names may become label values. Replicas are told by their place
-        in the policy: who may read metrics need not know where servers are.
+        """Show `policy` as the one in force; only its model names become label values. A replica's label is its index
+        in the policy: readers of metrics need not know where servers are.
         """
         self._count()
         self.meters.use(policy)
@@ -99,8 +99,8 @@ class Telemetry:
         return sampled(headers, self._ratio) if self._ratio else None
 
     def record(self, record: Record) -> None:
-        """Count one exchange, with many others; write its line and its spans, with those of the same turn of the event
-        loop."""
+        """Takes an exchange that has ended. It is counted later, together with others; its log line and spans are
+        written together with those of the same turn of the event loop."""
         ended = self._ended
         ended.append(record)
         if len(ended) == TOGETHER:
@@ -128,7 +128,7 @@ class Telemetry:
             self._log.write([line(record, model, at) for record, model in told])
 
     def _alarm(self, verdict: Verdict) -> None:
-        """Tells when the classifier begins to answer without content, and when it answers again: two lines in all."""
+        """Logs when the classifier starts to answer without content, and when it answers again: a line each."""
         thinks = verdict.reason == "empty"
         if verdict.source == "cache" or thinks == self._thinks or not (thinks or verdict.label):
             return
@@ -149,7 +149,7 @@ class Telemetry:
 
 
 def _behind(work: Callable[[], None]) -> None:
-    """Do it when this turn of the event loop is over; outside of a loop at once."""
+    """Call `work` at the end of this turn of the event loop; outside of a loop at once."""
     try:
         asyncio.get_running_loop().call_soon(work)
     except RuntimeError:

@@ -53,4 +53,4 @@ class Export:
 
     def _end(self) -> None:
         self._over.wait()
-        self._waiting.shutdown()  # type: ignore[no-untyped-call]
+        self._waiting.shutdown()  # type: ignore[no-untyped-call]  # the SDK's

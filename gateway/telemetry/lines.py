@@ -14,7 +14,8 @@ _encoder = msgspec.json.Encoder()
 
 
 class Told(msgspec.Struct, frozen=True):
-    """The log line of an exchange: what was decided and what it took, never what was said. UNSET is not told.
+    """The log line of an exchange: what was decided and how long it took, no text of prompt or answer. UNSET is left
+    out.
 
     `at`: when it ended, in seconds since 1970. `chosen` is the tier that was to answer, `tier` the one that did.
     """
@@ -90,7 +91,7 @@ def _microseconds(seconds: float) -> float:
 
 
 class Lines:
-    """Writes to what is standard output at that moment."""
+    """Writes log lines to standard output."""
 
     def write(self, lines: Sequence[Told]) -> None:
         try:

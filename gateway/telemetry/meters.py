@@ -1,6 +1,6 @@
-"""What is counted of an exchange?   The metrics that end with it, under the names that dashboards ask for.
+"""What is counted of an exchange when it has ended?   Metrics, under the names that dashboards use.
 
-Label values are the policy's words and ours; of what callers write only names that the policy has become one.
+Label values are the policy's words and ours. Of what callers write only model names that the policy knows are used.
 """
 
 import time

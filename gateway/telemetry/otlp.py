@@ -49,8 +49,8 @@ def span(one: ReadableSpan) -> bytes:
 
 
 class Pairs(dict[tuple[str, Any], bytes]):
-    """By name and value, attributes as they stand in a field; most come with each span again. What is measured is not
-    remembered. A name's values are all of one type: True would be taken for 1."""
+    """A cache of encoded attributes, by name and value: most come again with each span. Measured values (float) are not
+    cached. All values of a name must have one type: True would be taken for 1."""
 
     def __init__(self, field: int) -> None:
         super().__init__()
@@ -96,13 +96,13 @@ def text(field: int, what: str) -> bytes:
 
 
 def block(field: int, data: bytes) -> bytes:
-    """A field that says how long it is."""
+    """A length-delimited field."""
     count = len(data)
     return _TAGS[field] + (_SHORT[count] if count < 128 else varint(count)) + data
 
 
 def varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; of what is below 0 the 64 bits."""
+    """A protobuf varint; a negative number is encoded as 64 bits."""
     found, number = bytearray(), number % (1 << 64)
     while number > 127:
         found.append(number & 127 | 128)

@@ -37,8 +37,8 @@ log = logging.getLogger("gateway")
 
 
 class Sender(SpanExporter):
-    """Called by the thread of the SDK's processor, with spans of one resource that have no events and links. `lost`
-    counts the spans that it gave up."""
+    """An exporter for the SDK's processor, which calls it in a thread, with spans of one resource that have no events
+    and links. `lost` counts the spans that could not be sent."""
 
     def __init__(self, lost: Cell) -> None:
         self._lost = lost
@@ -89,7 +89,7 @@ class Sender(SpanExporter):
 
 
 def told(name: str) -> str:
-    """What OpenTelemetry's variables say of traces, or else of all that is exported."""
+    """An OTLP option from the environment: the variable for traces, else the one for all signals."""
     every = os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "")
     return os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or every
 

@@ -1,4 +1,4 @@
-"""Who reads the end of a short answer, once enough of it was read?"""
+"""How is a model server asked a short question of ours, and who reads the rest of its answer?"""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,8 +13,8 @@ Endings = set[asyncio.Task[None]]  # of answers whose rest is under way
 
 
 class Asking:
-    """A question of ours, `sent` when the block begins, which gives its answer. Who has read enough leaves the block:
-    the rest is read and dropped when it comes, so that the connection can be used again. Raises TransportError."""
+    """A context manager: sends the question, and gives its answer to the block. The block may end before the answer
+    does: the rest is then read in the background, so that the connection can be used again. Raises TransportError."""
 
     __slots__ = ("_endings", "_exchange", "_noted", "_sent", "_usage")
 

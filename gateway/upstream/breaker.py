@@ -20,7 +20,7 @@ class Breaker:
         self.close()
 
     def close(self) -> None:
-        """A trial was answered, or nothing is known yet."""
+        """Close the breaker: a trial call was answered (or the replica is new)."""
         self._until = 0.0  # open until then; 0.0 is closed
         self._rest = FIRST_REST
         self._probing = False
@@ -36,11 +36,12 @@ class Breaker:
         return self._until > 0.0
 
     def lets(self, now: float) -> bool:
-        """Whether a call may go through: as one of many, or as the probe."""
+        """Whether a call may go through: always while closed; while open only as the probe, once the rest is over."""
         return not self._until or (now >= self._until and not self._probing)
 
     def asked(self) -> bool:
-        """A call begins. True while open: it is a trial, the probe or one that had no better replica to go to."""
+        """A call begins. Returns whether it is a trial, one made while the breaker is open: the probe, or a call for
+        which there was no better replica."""
         if not self._until:
             return False
         self._probing = True

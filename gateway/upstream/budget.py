@@ -1,4 +1,4 @@
-"""May a call be repeated elsewhere?   Retries are a small part of the calls, also when all of them fail."""
+"""May a failed call be retried?   Retries stay a small part of the calls, even when all calls fail."""
 
 RATIO = 0.1  # retries for each first call
 TRICKLE = 0.05  # retries a second, for a gateway that is rarely asked

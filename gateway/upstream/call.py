@@ -1,4 +1,4 @@
-"""What is sent to a model server?"""
+"""What is sent to a model server, and how long may it take?"""
 
 import os
 from functools import lru_cache
@@ -24,7 +24,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 def limits(tier: Tier, stream: bool, rest: float) -> Limits:
-    """`rest`: seconds until the request's deadline. A JSON answer has nothing else."""
+    """The time limits of a call; `rest`: seconds until the request's deadline, the only limit of a JSON answer."""
     times = tier.timeouts
     if stream:
         return Limits(times.connect, times.first_byte, times.idle, rest)
@@ -32,7 +32,7 @@ def limits(tier: Tier, stream: bool, rest: float) -> Limits:
 
 
 def brief(tier: Tier, seconds: float) -> Limits:
-    """Of a call that may take `seconds` in all."""
+    """The time limits of a call that may take `seconds` in all."""
     return Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)
 
 

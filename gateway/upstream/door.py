@@ -16,7 +16,7 @@ from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
-from gateway.splice import sent
+from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
 from gateway.upstream.asking import Asking, Endings
@@ -132,7 +132,7 @@ class Upstream:
             return _refused(full, "overloaded", started)
         bill = bill or Bill(name, "answer", stream=bool(request.fields.stream), at=started)
         try:
-            body = sent(request, name, policy)
+            body = body_for(request, name, policy)
             call = Call(name, request.path, request.id, body, bill, request.trace)
             if tier.balance == "round_robin":
                 self._turns[name] += 1

@@ -1,4 +1,4 @@
-"""What does an open call hold, and whom does its outcome concern?"""
+"""What does an open call to a replica hold, and who is told of its outcome?"""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ class Exchange:
         replica.inflight += 1
 
     def passed(self) -> None:
-        """The replica works, whatever it thinks of the request."""
+        """The replica answered, be it with a 4xx: a success for its breaker."""
         self._outcome = True
         if self._trial:
             self.replica.passed_trial()
@@ -35,7 +35,7 @@ class Exchange:
             self.leg.first = time.perf_counter()
 
     def failed(self, error: TransportError | None = None) -> None:
-        """`error` where no answer began."""
+        """The call failed; `error` where no answer began."""
         self._outcome = True
         connecting = error is not None and error.kind == "connect"
         now = asyncio.get_running_loop().time()

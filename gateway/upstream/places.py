@@ -11,8 +11,8 @@ from gateway.upstream.window import Window
 RETRY_AFTER = 1.0  # seconds, when a full tier or server cannot say better
 LONGEST_ADVICE = 10.0  # nobody knows the load much later
 WEIGHT = 0.05  # of the last gap between two grants, in their moving average
-SHUT = 0.5  # seconds for which a line that had to make room lets nobody in, while a higher one waits
-SURE = 0.5  # the part of the patience that an estimated wait may take: who queues shall not have queued in vain
+SHUT = 0.5  # seconds for which a line that lost a place to a higher one accepts nobody while that one waits
+SURE = 0.5  # the part of its patience that a request's estimated wait may take: else it is refused at once
 
 
 class Line:
@@ -35,7 +35,7 @@ class Line:
         return (len(self.waiting) + 1) * (max(self.pace, self._slower(now)) if behind else self.pace)
 
     def stood(self, now: float) -> None:
-        """One gave up: so long has nobody got a place."""
+        """One gave up; the time since the last grant counts as a gap."""
         self.pace = self._slower(now)
 
     def moved(self, now: float) -> None:

@@ -28,7 +28,7 @@ class Failed(Exception):
 
 
 def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
-    """Of an exchange that broke, whose replica hears of it, save where that is not to blame."""
+    """The failure of an exchange that broke. Its replica's breaker counts it, unless our configuration is to blame."""
     if not (isinstance(error, Failed) and error.ours):
         exchange.failed(error if isinstance(error, TransportError) else None)
     if isinstance(error, Failed):
@@ -40,7 +40,7 @@ def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) 
 
 
 def busy(reply: Reply) -> bool:
-    """A 429 that leaves it to us whether to try elsewhere."""
+    """A 429 that does not forbid to try elsewhere (x-should-retry: false)."""
     return reply.status == 429 and (b"x-should-retry", b"false") not in reply.headers
 
 

@@ -35,7 +35,8 @@ class Waste:
 
 
 class Early:
-    """Which requests may start the dear tier before their verdict: of n that are judged at most share * n + SAVED."""
+    """Limits early starts on the highest tier: of n judged requests at most share * n + SAVED may start it before their
+    verdict."""
 
     def __init__(self) -> None:
         self._left = 0.0

@@ -1,17 +1,18 @@
 """What do supervisor and workers say to each other?
 
-Messages on a unix stream: one line `word number length`, then `length` bytes. A line that ends is a process that ended.
+Messages on a unix stream socket: one line `word number length`, then `length` bytes. When the stream ends, the process
+at its other end is gone.
 
-    worker -> supervisor    serving 0        callers are served here
-                            ask ID           what do the metrics of us all come to?
-                            ask ID + "N T"   what are the N newest records since T of each of us?
-                            told ID          my own metrics, for the question ID
-                            listed ID        my own records
-    supervisor -> worker    tell ID          say your metrics, or with "N T" your records
-                            all ID           what all of us said
-                            alive COUNT      so many of us serve
+    worker -> supervisor    serving 0        I serve callers
+                            ask ID           what are the metrics of all workers, summed?
+                            ask ID + "N T"   what are the N newest records since T of each worker?
+                            told ID          my own metrics, for the supervisor's question ID
+                            listed ID        my own records, likewise
+    supervisor -> worker    tell ID          send your metrics, or with "N T" your records
+                            all ID           the answer to your question ID
+                            alive COUNT      so many workers serve
                             reload 0         look at the policy's file
-                            leave 0          begin to leave; again: end at once
+                            leave 0          begin to drain; when it comes again: end at once
 """
 
 import asyncio
@@ -25,7 +26,7 @@ class Message(NamedTuple):
 
 
 def send(writer: asyncio.StreamWriter, message: Message) -> None:
-    """Both ends read all the time, so nothing piles up; who has ended hears nothing."""
+    """Not awaited: both ends read all the time, so nothing piles up. To a process that is gone it does nothing."""
     word, number, data = message
     writer.write(f"{word} {number} {len(data)}\n".encode() + data)
 

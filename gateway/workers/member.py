@@ -1,4 +1,4 @@
-"""What does a worker hear from its supervisor, and ask of it?"""
+"""How does a worker speak with its supervisor?"""
 
 import asyncio
 import itertools
@@ -14,10 +14,10 @@ PATIENCE = 5.0  # seconds for the supervisor to answer
 
 
 class Member:
-    """A worker's place among the others; its holder closes it.
+    """A worker's connection to its supervisor; its holder closes it.
 
-    `alive`: how many of us serve. The app sets `render`, our own metrics, and `recent`, our newest records (so many at
-    most, since that time), a line each; both are called in a thread.
+    `alive`: how many workers serve. The app sets `render()`, this worker's metrics, and `recent(most, after)`, its
+    newest records, a line each; both are called in a thread.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -31,7 +31,7 @@ class Member:
 
     @classmethod
     async def join(cls, line: socket.socket) -> Self:
-        """By our end of the line to the supervisor."""
+        """Connects over `line`, the worker's end of a socket pair."""
         return cls(*await asyncio.open_connection(sock=line))
 
     def hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
@@ -43,7 +43,8 @@ class Member:
         send(self._writer, Message("serving", 0))
 
     async def metrics(self) -> bytes:
-        """The metrics of all workers. Raises Overloaded when they do not come: a part would look like a fall."""
+        """The metrics of all workers. Raises Overloaded when they do not come in time: those of some workers alone
+        would look as if counters had fallen."""
         return await self._ask(b"")
 
     async def records(self, most: int, after: float) -> list[bytes]:

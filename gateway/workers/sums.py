@@ -1,11 +1,11 @@
-"""What do the metrics of several processes come to?   Pure: Prometheus' text in, Prometheus' text out."""
+"""How do the metrics of several processes add up?   Pure: Prometheus' text in, Prometheus' text out."""
 
 import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-LEAST = ("_up", "_created")  # gauges of which one worker's low value speaks for all
-SAME = ("_info",)  # gauges that are 1
+LEAST = ("_up", "_created")  # gauges whose lowest value counts
+SAME = ("_info",)  # gauges that are 1 in every process
 
 
 class Family(NamedTuple):
@@ -17,7 +17,7 @@ class Family(NamedTuple):
 
 
 def total(texts: Iterable[bytes]) -> bytes:
-    """One text for all: counts and gauges are summed, `_up` is the least."""
+    """One text for all: counters, histograms and gauges are summed, save for LEAST and SAME."""
     summed: dict[str, Family] = {}
     for name, family in itertools.chain.from_iterable(read(text).items() for text in texts):
         into, join = summed.setdefault(name, Family(family.head, family.kind, {})).samples, _rule(name, family.kind)
@@ -27,12 +27,12 @@ def total(texts: Iterable[bytes]) -> bytes:
 
 
 def counts(text: bytes) -> bytes:
-    """What remains of a worker that has ended: its counts, not its gauges."""
+    """The metrics without gauges: what still counts of a worker that has ended."""
     return write({name: family for name, family in read(text).items() if family.kind != "gauge"})
 
 
 def read(text: bytes) -> dict[str, Family]:
-    """The families by name."""
+    """Parses Prometheus' text: the families by name."""
     found: dict[str, Family] = {}
     family = Family([], "untyped", {})
     for line in filter(None, text.decode().split("\n")):

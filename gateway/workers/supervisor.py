@@ -1,4 +1,4 @@
-"""Who starts the workers, starts them again, and speaks for all of them?"""
+"""Who starts the workers, restarts them, and adds up their metrics?"""
 
 import asyncio
 import itertools
@@ -15,17 +15,17 @@ from gateway.settings import Settings
 from gateway.workers.line import Message, receive, send
 from gateway.workers.sums import counts, total
 
-STEADY = 60.0  # seconds after which a worker's death is no part of a series
+STEADY = 60.0  # seconds that a worker must have run for its end not to count as one more in a series of crashes
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, doubled within a series
-TELLING = 2.0  # seconds for workers to say their metrics; who says nothing counts with what it said last
-ENDING = 5.0  # seconds for a process to end when all it had to do is done
+TELLING = 2.0  # seconds for workers to send their metrics; for one that does not, those that it sent last count
+ENDING = 5.0  # seconds for a process to end once its work is done
 SPAWN = multiprocessing.get_context("spawn")
 log = logging.getLogger("gateway")
 Work = Callable[[Settings, socket.socket], None]
 
 
 class Failed(Exception):
-    """A worker ended before one ever served: it will have said why."""
+    """A worker ended before any had served; its own message says why."""
 
 
 @dataclass(eq=False)
@@ -40,8 +40,9 @@ class Worker:
 
 
 class Supervisor:
-    """Keeps `settings.workers` processes that do `work`. They hear no signals; they leave when told to, or when the
-    supervisor is gone. Metrics are summed here: no sum falls when a worker dies, and no stream waits for the summing.
+    """Keeps `settings.workers` processes running that do `work`. They ignore signals, and leave when told to or when
+    the supervisor is gone. Metrics are summed here, so that no counter falls when a worker dies and no stream waits for
+    it.
     """
 
     def __init__(self, settings: Settings, work: Work) -> None:
@@ -84,7 +85,7 @@ class Supervisor:
             worker.process.kill()
 
     async def _keep(self) -> None:
-        """One worker after another. Raises Failed."""
+        """Runs one worker after another, until leaving. Raises Failed."""
         pause = FIRST_PAUSE
         while not self._leaving.is_set():
             started = time.monotonic()
@@ -103,7 +104,7 @@ class Supervisor:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _one(self) -> str:
-        """A worker, from its start to its end; how it ended. Raises OSError where it cannot be started."""
+        """Runs a worker to its end; returns how it ended. Raises OSError where it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = SPAWN.Process(target=self._work, args=(self._settings, theirs))

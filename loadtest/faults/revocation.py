@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.cli.written import Written
+from gateway.cli.keyfile import KeyFileStore
 from gateway.http1 import Client
 from gateway.keys import new_key
 from gateway.store import Store, open_store
@@ -18,7 +18,7 @@ from loadtest.servers import gateway, policy, sim, valkey
 
 PAUSE = 0.01  # seconds between two requests to a gateway
 PATIENCE = 5.0  # seconds after which a key that is still good is told as such
-Keeper = Store | Written
+Keeper = Store | KeyFileStore
 
 
 async def asking(client: Client, url: str, line: str, good: list[float]) -> None:
@@ -48,7 +48,7 @@ async def revoked(client: Client, keeper: Keeper, urls: Sequence[str], before: f
 
 async def drive(store: str, file: Path, urls: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
     client, door, draw = Client(), open_store(store), random.Random(4)
-    keepers: dict[str, Keeper] = {"store": door, "file": Written(file)}
+    keepers: dict[str, Keeper] = {"store": door, "file": KeyFileStore(file)}
     found: dict[str, list[float]] = {name: [] for name in keepers}
     try:
         for _ in range(rounds):
@@ -71,7 +71,7 @@ async def prepare(store: str, file: Path) -> None:
     door = open_store(store)
     await first(door)
     await door.close()
-    await first(Written(file))
+    await first(KeyFileStore(file))
 
 
 def measure(rounds: int) -> dict[str, list[float]]:

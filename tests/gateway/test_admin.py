@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cli.written import Written
+from gateway.cli.keyfile import KeyFileStore
 from gateway.keyfile import KeyFile
 from gateway.keys import new_admin_key, new_key
 from gateway.recorded import read
@@ -132,7 +132,7 @@ def test_what_is_shown_of_a_key_is_all_but_its_hash(flash: Sim, pro: Sim) -> Non
 
 def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pro: Sim, tmp_path: Path) -> None:
     async def main() -> None:
-        written = Written(tmp_path / "keys.json")
+        written = KeyFileStore(tmp_path / "keys.json")
         _, record = new_key(await written.secret(), "ann")
         admin, its = new_admin_key(await written.secret())
         for one in (record, its):

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from gateway.app import NoKeys, open_to_everyone
 from gateway.cli import app
-from gateway.cli.written import Written
+from gateway.cli.keyfile import KeyFileStore
 from gateway.keyfile import KeyFile
 from gateway.keys import new_admin_key, new_key
 from gateway.settings import Settings
@@ -35,11 +35,11 @@ def test_others_are_served_only_with_a_callers_key_and_an_admin_key(tmp_path: Pa
         await store.put_key(new_key(b"", "ann")[1])
         assert not await open_to_everyone(everywhere, store)
         file = tmp_path / "keys.json"
-        await Written(file).secret()
+        await KeyFileStore(file).secret()
         assert not await open_to_everyone(here, MemoryStore(), KeyFile(file)), "a file without keys serves nobody"
         with pytest.raises(NoKeys, match="no admin key"):
             await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
-        await Written(file).put_key(new_admin_key(b"")[1])
+        await KeyFileStore(file).put_key(new_admin_key(b"")[1])
         assert not await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
         await store.revoke_key("admin")
         with pytest.raises(NoKeys, match="no admin key"):

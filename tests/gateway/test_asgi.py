@@ -8,7 +8,7 @@ import pytest
 
 from gateway.api import Exchange
 from gateway.app import create_app
-from gateway.asgi import ASGI, Front, Late
+from gateway.asgi import ASGI, Front, Lazy
 from gateway.keys import Keys
 from gateway.settings import Settings
 from gateway.store import MemoryStore
@@ -128,7 +128,7 @@ def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a_failu
                 raise OSError("no file")
             return app
 
-        late, deaf = Late(make), asyncio.Queue[Any]()
+        late, deaf = Lazy(make), asyncio.Queue[Any]()
         for expected in ([OSError, OSError], [type(None), type(None)]):
             scopes = [{"path": path} for path in "ab"]
             asking = [late(scope, deaf.get, deaf.put) for scope in scopes]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from gateway.cache import Verdicts, named
+from gateway.cache import Verdicts, verdict_key
 from gateway.store import MemoryStore
 from gateway.triage import question
 from gateway.types import Caller, Verdict
@@ -99,15 +99,15 @@ async def sure() -> Verdict:
 
 def test_a_verdict_is_given_again_to_its_caller_only_and_only_whole() -> None:
     async def scenario(verdicts: Verdicts, store: MemoryStore) -> None:
-        assert await verdicts.share(ANN, named(ANN, b"q"), 60.0, sure) == SURE
+        assert await verdicts.share(ANN, verdict_key(ANN, b"q"), 60.0, sure) == SURE
         await eventually(lambda: store._cache != {})
-        assert await verdicts.recall(ANN, named(ANN, b"q")) == structs.replace(SURE, source="cache", seconds=0.0)
-        assert await verdicts.recall(BOB, named(BOB, b"q")) is None
-        assert await verdicts.recall(ANN, named(ANN, b"p")) is None
+        assert await verdicts.recall(ANN, verdict_key(ANN, b"q")) == structs.replace(SURE, source="cache", seconds=0.0)
+        assert await verdicts.recall(BOB, verdict_key(BOB, b"q")) is None
+        assert await verdicts.recall(ANN, verdict_key(ANN, b"p")) is None
         ((name, (until, value)),) = store._cache.items()
         for bad in (value[:-1], value[:-1] + b"x", b""):
             store._cache[name] = (until, bad)
-            assert await verdicts.recall(ANN, named(ANN, b"q")) is None
+            assert await verdicts.recall(ANN, verdict_key(ANN, b"q")) is None
 
     judging(scenario)
 
@@ -139,7 +139,7 @@ def test_who_leaves_disturbs_nobody_and_the_last_one_stops_the_question() -> Non
             return SURE
 
         def ask(text: bytes) -> asyncio.Task[Verdict]:
-            return asyncio.create_task(verdicts.share(ANN, named(ANN, text), 60.0, slow))
+            return asyncio.create_task(verdicts.share(ANN, verdict_key(ANN, text), 60.0, slow))
 
         first, second, alone = ask(b"q"), ask(b"q"), ask(b"other")
         await asyncio.sleep(0.01)
@@ -160,7 +160,7 @@ def test_a_bug_while_judging_is_told_to_all() -> None:
             raise ZeroDivisionError("a bug")
 
         both = await asyncio.gather(
-            *(verdicts.share(ANN, named(ANN, b"q"), 60.0, broken) for _ in range(2)), return_exceptions=True
+            *(verdicts.share(ANN, verdict_key(ANN, b"q"), 60.0, broken) for _ in range(2)), return_exceptions=True
         )
         assert [type(one) for one in both] == [ZeroDivisionError] * 2
 

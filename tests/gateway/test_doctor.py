@@ -14,7 +14,7 @@ import redis
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from gateway.cli.written import Written
+from gateway.cli.keyfile import KeyFileStore
 from gateway.doctor.clock import MOST, clock
 from gateway.doctor.tiers import METRICS, Replied, tier_findings
 from gateway.keys import new_admin_key, new_key
@@ -142,7 +142,7 @@ def test_a_store_that_may_drop_keys_is_told(good: Path, valkey: str) -> None:
 
 def test_keys_are_counted_and_those_whose_plan_is_gone_are_told(good: Path, valkey: str, tmp_path: Path) -> None:
     async def make() -> None:
-        store, file = open_store(valkey), Written(tmp_path / "keys.json")
+        store, file = open_store(valkey), KeyFileStore(tmp_path / "keys.json")
         await store.put_key(new_key(await store.secret(), "ann", "platinum")[1])
         await store.put_key(new_admin_key(await store.secret())[1])
         await file.put_key(new_key(await file.secret(), "bob")[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.calibrate import calibrate, dump, parse
-from gateway.drift import CHI, FALSE, JUDGED, WINDOW, Drift, Z, miscalibrated, psi, spread
+from gateway.drift import CHI, JUDGED, WINDOW, Drift, Z, miscalibrated, psi, spread
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome
 from gateway.records import Records, to_keep
@@ -24,6 +24,7 @@ from tests.gateway.test_records import ended
 from tests.tiers import policy_for
 
 LOOKS = 3000
+FALSE_ALARMS = 0.001  # the probability that CHI and Z are exceeded with on unchanged traffic
 ANN = Caller("k1", "ann", "default", "")
 
 
@@ -61,7 +62,7 @@ def test_traffic_that_stays_the_same_alarms_once_in_a_thousand_looks() -> None:
     for _ in range(LOOKS):
         before, now = (Counter(chance.choices(range(10), k=size)) for size in (1000, WINDOW))
         alarms += spread([before[part] for part in range(10)], [now[part] for part in range(10)]) > CHI[8]
-    assert alarms <= 3 * LOOKS * FALSE
+    assert alarms <= 3 * LOOKS * FALSE_ALARMS
 
 
 def test_outcomes_that_are_as_stated_alarm_about_as_seldom() -> None:
@@ -71,7 +72,7 @@ def test_outcomes_that_are_as_stated_alarm_about_as_seldom() -> None:
         fitted = sum(chance.random() < 0.3 for _ in range(150)) / 150
         judged = [(fitted, chance.random() < 0.3) for _ in range(JUDGED)]
         alarms += abs(miscalibrated(judged, 150)[1]) > Z
-    assert alarms <= 4 * LOOKS * FALSE
+    assert alarms <= 4 * LOOKS * FALSE_ALARMS
 
 
 def test_scores_that_moved_are_told_and_so_is_their_return(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

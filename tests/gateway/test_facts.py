@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from gateway.body import read
 from gateway.errors import BadRequest, NotFound
-from gateway.facts import SCAN, named, observe
+from gateway.facts import SCAN, listed_models, observe
 from gateway.policy import load_policy
 from gateway.types import Caller, ChatRequest, Facts, Own, Session, Standing
 
@@ -205,7 +205,7 @@ def test_facts_hold_no_prompt_text() -> None:
 
 
 def test_listed_names_are_auto_and_the_tiers() -> None:
-    assert named(POLICY) == [("auto", None), ("flash", "flash"), ("think", "think"), ("pro", "pro")]
+    assert listed_models(POLICY) == [("auto", None), ("flash", "flash"), ("think", "think"), ("pro", "pro")]
 
 
 def test_observing_takes_microseconds_even_for_long_prompts() -> None:

@@ -1,25 +1,25 @@
 import pytest
 
 from gateway.errors import BadRequest, Misdirected
-from gateway.head import told, without_upgrade
+from gateway.head import checked_headers, without_upgrade
 
 HOST = (b"Host", b"gateway:80")
 
 
 def test_names_are_told_in_lower_case_and_of_several_the_last_one() -> None:
-    assert told([HOST, (b"X-A", b"1"), (b"x-a", b"\xe9")], "1.1", ()) == {"host": "gateway:80", "x-a": "é"}
+    assert checked_headers([HOST, (b"X-A", b"1"), (b"x-a", b"\xe9")], "1.1", ()) == {"host": "gateway:80", "x-a": "é"}
 
 
 @pytest.mark.parametrize("name", [b"Host", b"transfer-encoding", b"Authorization", b"X-Api-Key"])
 def test_what_decides_who_asks_for_what_is_told_once(name: bytes) -> None:
     with pytest.raises(BadRequest):
-        told([HOST, (name, b"chunked"), (name, b"chunked")], "1.1", ())
+        checked_headers([HOST, (name, b"chunked"), (name, b"chunked")], "1.1", ())
 
 
 def test_a_host_that_is_not_served_is_named_to_who_asked_for_it() -> None:
-    assert told([HOST], "1.1", {"gateway"})["host"] == "gateway:80"
+    assert checked_headers([HOST], "1.1", {"gateway"})["host"] == "gateway:80"
     with pytest.raises(Misdirected, match=r"'gateway:80'.*GATEWAY_HOSTS"):
-        told([HOST], "1.1", {"other"})
+        checked_headers([HOST], "1.1", {"other"})
 
 
 def test_only_the_offer_of_another_protocol_is_left_out() -> None:

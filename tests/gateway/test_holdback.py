@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.policy import Policy
-from gateway.splice import unasked, watched
+from gateway.splice import extra_logprobs, holdback_of
 from gateway.usage import Asked, reported
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, Answer, Gateway, asked, body, eventually, gateway, upstream
@@ -148,9 +148,9 @@ def test_who_opts_out_or_chooses_the_tier_gets_it_as_it_is(flash: Sim, pro: Sim,
 
 def test_answers_in_other_dialects_than_chats_are_let_out_at_once(flash: Sim, pro: Sim) -> None:
     policy, fields = held_back(flash, pro), body(max_tokens=9)
-    assert watched(asked(fields), "flash", policy) is policy.holdback
-    assert watched(asked(fields, "/v1/messages"), "flash", policy) is None
-    assert unasked(asked(fields, "/v1/messages"), "flash", policy) == {}
+    assert holdback_of(asked(fields), "flash", policy) is policy.holdback
+    assert holdback_of(asked(fields, "/v1/messages"), "flash", policy) is None
+    assert extra_logprobs(asked(fields, "/v1/messages"), "flash", policy) == {}
 
 
 def test_a_tier_that_is_not_named_is_not_held_back(flash: Sim, pro: Sim) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
-from gateway.cli.written import Written
+from gateway.cli.keyfile import KeyFileStore
 from gateway.keyfile import KeyFile, read_keys
 from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, open_store
@@ -160,9 +160,9 @@ def test_changes_at_the_same_time_lose_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
 
     def create(n: int) -> None:
-        asyncio.run(Written(path).put_key(KeyRecord(f"id-{n}", str(ANN["hash"]), "ann", None, float(n))))
+        asyncio.run(KeyFileStore(path).put_key(KeyRecord(f"id-{n}", str(ANN["hash"]), "ann", None, float(n))))
 
-    asyncio.run(Written(path).secret())
+    asyncio.run(KeyFileStore(path).secret())
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(create, range(24)))
     assert len(KeyFile(path).records()) == 24

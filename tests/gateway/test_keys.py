@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 from msgspec import structs
 
-from gateway.cli.written import Written
+from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys, identify, key_hash, new_key
@@ -266,7 +266,7 @@ def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
 
 def test_the_file_is_asked_before_the_store_and_knows_its_keys_without_it(tmp_path: Path) -> None:
     async def main(store: CountingStore) -> None:
-        written = Written(tmp_path / "keys.json")
+        written = KeyFileStore(tmp_path / "keys.json")
         key, record = new_key(await written.secret(), "ann", "gold")
         await written.put_key(record)
         other, _ = await kept(store, "bob")

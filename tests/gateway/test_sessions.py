@@ -14,7 +14,7 @@ from gateway.errors import Refusal
 from gateway.keys import new_key
 from gateway.policy import Policy, Price, load_policy
 from gateway.routing import reachable, route
-from gateway.sessions import after, continues, key_of, saved, talk
+from gateway.sessions import after, continues, judged_part, key_of, saved
 from gateway.store import MemoryStore
 from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Held, Route, Session, Verdict
 from loadtest.servers import Sim
@@ -227,9 +227,9 @@ def test_a_request_may_stand_outside_of_any_conversation() -> None:
 def test_what_is_judged_ends_with_the_users_turn(after: list[JSON]) -> None:
     turn = [{"role": "system", "content": "é"}, {"role": "user", "content": "Fix it.", "odd": 1.5}]
     request = asked({"messages": [*turn, *after]})
-    assert talk(request, UNTIL) == json.dumps(turn).encode()
+    assert judged_part(request, UNTIL) == json.dumps(turn).encode()
     by_request = load_policy(TEXT.replace("{stay: STAY}", "{}\ntriage: {unit: request}"), {})
-    assert talk(request, by_request) == request.body.raw("messages")
+    assert judged_part(request, by_request) == request.body.raw("messages")
 
 
 LOOP: JSON = {
@@ -257,7 +257,7 @@ def test_other_dialects_have_conversations_and_tool_results_too(path: str) -> No
     first, last = (ChatRequest("t", ANN, path, *read(path, data), {}, 0.0) for data in bodies)
     assert key_of(first, UNTIL) == key_of(last, UNTIL)
     assert (continues(first.fields), continues(last.fields)) == (False, True)
-    assert talk(last, UNTIL) == json.dumps(turns).encode()
+    assert judged_part(last, UNTIL) == json.dumps(turns).encode()
 
 
 def sessions(flash: Sim, pro: Sim, **changes: Any) -> Policy:

@@ -148,9 +148,9 @@ def test_what_was_worked_out_once_is_what_each_request_alone_would_come_to(
             alone = changes(request, tier, POLICY.callers.plans[plan])
         except BadRequest as refusal:
             with pytest.raises(BadRequest, match=re.escape(refusal.message)):
-                splice.sent(request, name, POLICY)
+                splice.body_for(request, name, POLICY)
         else:
-            assert splice.sent(request, name, POLICY) == body.edit(alone)
+            assert splice.body_for(request, name, POLICY) == body.edit(alone)
 
 
 def test_a_request_that_sets_nothing_of_ours_is_plain_and_so_is_a_stream_that_asks_for_its_usage() -> None:

@@ -12,7 +12,7 @@ import pytest
 from gateway.dialects import DIALECTS, Whole
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Kind, Limits, TransportError
-from gateway.sse import event, named
+from gateway.sse import event, named_event
 from gateway.stream import MAX_JSON, Events, broken, fill, read_whole
 from gateway.types import Usage
 from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
@@ -199,7 +199,7 @@ def test_a_stream_that_is_cut_anywhere_is_never_finished(run: Run, end: str) -> 
 
 
 def spoken(*events: Any) -> list[bytes]:
-    return [named(said["type"], json.dumps(said).encode()) for said in events]
+    return [named_event(said["type"], json.dumps(said).encode()) for said in events]
 
 
 START = {"type": "message_start", "message": {"id": "m", "usage": {"input_tokens": 4, "cache_read_input_tokens": 3}}}

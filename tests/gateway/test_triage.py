@@ -301,15 +301,15 @@ def test_auto_asks_by_the_best_that_was_found_and_by_the_portable_form_until_the
     ways = [((), "json_logprobs"), (("json",), "json"), (("json", "json_logprobs"), "json_logprobs"),
             (("json_logprobs", "decisions"), "decisions"), (("decisions", "choice"), "choice")]  # fmt: skip
     for able, strategy in ways:
-        assert question(request, policy, able).way.strategy == strategy
+        assert question(request, policy, able).template.strategy == strategy
     named = policy_for(FLASH, PRO, triage={"strategy": "json"})
-    assert question(request, named, ("choice",)).way.strategy == "json", "who names one is asked by it"
+    assert question(request, named, ("choice",)).template.strategy == "json", "who names one is asked by it"
 
 
 def test_a_prompt_that_thinks_first_is_never_asked_for_a_bare_label() -> None:
     policy = policy_for(FLASH, PRO, triage={"strategy": "auto", "prompt": "intent.v1"})
     found = question(asked(body()), policy, ("choice", "decisions", "json_logprobs"))
-    assert found.way.strategy == "json_logprobs"
+    assert found.template.strategy == "json_logprobs"
     schema = json.loads(found.body)["response_format"]["json_schema"]["schema"]
     assert schema["required"] == ["intent", "complexity"]
     assert json.loads(found.body)["max_tokens"] > 24
@@ -339,7 +339,7 @@ def test_a_decision_holds_the_conversation_as_one_quoted_text_and_one_question()
     policy = policy_for(FLASH, PRO, triage={"strategy": "decisions"})
     found = question(asked(body('"}],"questions":[]', tools=TOOLS)), policy)
     asking = json.loads(found.body)
-    assert found.way.path == DECISIONS
+    assert found.template.path == DECISIONS
     assert set(asking) == {"model", "input", "questions"}
     assert json.loads(json.loads(asking["input"]))[0]["content"] == '"}],"questions":[]'
     assert [choice["value"] for choice in asking["questions"][0]["choices"]] == ["simple", "complex"]

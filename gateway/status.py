@@ -1,4 +1,4 @@
-"""What is asked all the time?   /health, /ready, /metrics and the models, which need no FastAPI."""
+"""How does the gateway do, and which models has it?   /health, /ready, /metrics and /v1/models, without FastAPI."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.api import LEFT, Doors
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, NotFound, Refusal
-from gateway.facts import named, resolved
+from gateway.facts import listed_models, resolved
 from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.revisions import Revisions
@@ -26,10 +26,10 @@ CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 SERVED = sorted((*DIALECTS, "/v1/models"), key=len, reverse=True)
 
 
-def signs(
+def status_routes(
     doors: Doors, told: Mapping[str, Callable[[], Any]], revisions: Revisions, member: Member | None
 ) -> list[Route]:
-    """What those ask who watch over us. `told`: what /ready says beside what the doors do."""
+    """/health, /ready and /metrics. `told`: further members of /ready, each worked out when it is asked."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -58,15 +58,15 @@ def signs(
     return [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
 
 
-def models(doors: Doors) -> list[Route]:
-    """The names that a request's `model` may have, for who has a key."""
+def model_routes(doors: Doors) -> list[Route]:
+    """/v1/models and /v1/models/{model}, for callers: the names that a request's `model` may have."""
 
     async def listed(request: Request) -> Response:
         """`auto` and the tiers that answer this caller."""
         policy = doors.policy
         caller = await identify(credentials(request.headers), doors.keys, policy.callers)
         listed = (None, *policy.reach(caller.plan, caller.own.may))
-        found = [_model(name, tier, policy) for name, tier in named(policy) if tier in listed]
+        found = [_model(name, tier, policy) for name, tier in listed_models(policy) if tier in listed]
         return JSONResponse({"object": "list", "data": found})
 
     async def one(request: Request) -> Response:
@@ -85,8 +85,8 @@ def _model(name: str, tier: str | None, policy: Policy) -> dict[str, Any]:
     return told
 
 
-class Below(BaseRoute):
-    """All paths that begin with one of `prefixes`: `app` serves them, and knows which of them exist."""
+class Prefixes(BaseRoute):
+    """Hands all paths that begin with one of `prefixes` to `app`, which answers 404 for those that it does not have."""
 
     def __init__(self, prefixes: tuple[str, ...], app: ASGIApp) -> None:
         self._prefixes, self._app = prefixes, app
@@ -110,7 +110,7 @@ async def failed(request: Request, error: Any) -> Response:
 
 
 def _unknown(method: str, path: str) -> NotFound:
-    """What most often leads to such a path is a base URL without /v1, or with more than that."""
+    """Mostly a client's base URL lacks /v1, or has more than that: the path that it must have meant is suggested."""
     meant = next((one for one in SERVED if path.rstrip("/").endswith(one.removeprefix("/v1"))), None)
     advice = f"Did you mean {meant}?" if meant else "/docs tells what is served."
     return NotFound(f"Unknown path: {method} {path[:128]}. {advice}")

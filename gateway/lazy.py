@@ -1,7 +1,7 @@
-"""What do few ask for?   All that FastAPI serves: /admin, the page, the description, and decisions without an answer.
+"""What is loaded when it is first asked for?   All that FastAPI serves: /admin, the page, /docs, /v1/route,
+/v1/feedback.
 
-FastAPI and what it makes of the routes take memory and a start of their own: this room is imported when one of its
-paths is first asked.
+FastAPI takes 10 MB and a quarter of a second to set up, which most processes never need.
 """
 
 from functools import partial
@@ -17,17 +17,17 @@ from gateway.api import Doors
 from gateway.decisions import decision_routes
 from gateway.errors import BadRequest
 from gateway.http1 import Client
-from gateway.often import ERRORS, answered
 from gateway.openapi import document
 from gateway.page import page_routes
 from gateway.revisions import Revisions
 from gateway.settings import Settings
+from gateway.status import ERRORS, answered
 from gateway.steering import Desk, steering_routes
 from gateway.telemetry import Telemetry
 
 
-def seldom(doors: Doors, settings: Settings, client: Client, revisions: Revisions, recent: Recent) -> FastAPI:
-    """The app. `client` reaches the model servers, `recent` gives the newest records of all workers."""
+def lazy_app(doors: Doors, settings: Settings, client: Client, revisions: Revisions, recent: Recent) -> FastAPI:
+    """The FastAPI app. `client` reaches the model servers, `recent` gives the newest records of all workers."""
     plain: Any = {"docs_url": None, "redoc_url": None, "redirect_slashes": False, "telemetry": traced(doors.telemetry)}
     errors = ERRORS | {RequestValidationError: invalid}
     app = FastAPI(title="Tiergate", version=__version__, exception_handlers=errors, **plain)
@@ -36,8 +36,8 @@ def seldom(doors: Doors, settings: Settings, client: Client, revisions: Revision
     app.include_router(steering_routes(guard, Desk(revisions, doors.comparison, doors.upstream.load, recent)))
     app.include_router(page_routes(guard, client, lambda: doors.policy))
     app.include_router(decision_routes(doors, settings))
-    app.openapi = partial(document, app)  # type: ignore[method-assign]
-    app.openapi()  # it is kept, and where the app is made no stream waits for it
+    app.openapi = partial(document, app)  # type: ignore[method-assign]  # as FastAPI documents it
+    app.openapi()  # kept by the app; made here, in a thread, it holds up no stream
     return app
 
 

@@ -1,4 +1,4 @@
-"""How does a command change a file of keys?"""
+"""How does a command change a file of keys?   By the methods that a Store has for keys."""
 
 import contextlib
 import dataclasses
@@ -18,12 +18,12 @@ from gateway.policy import file_text
 from gateway.store import KeyRecord
 
 
-class Written:
-    """The store's methods about keys, on a file that need not exist yet. All raise PolicyError for a wrong file,
-    OSError for one that cannot be written, ValueError for YAML: its comments would be lost.
+class KeyFileStore:
+    """The methods that a Store has for keys, on a file that need not exist yet. All raise PolicyError for an invalid
+    file, OSError for one that cannot be written, and ValueError for a file in YAML, whose comments would be lost.
 
-    One process changes the folder's files at a time. Readers see the old file or the new one, which only its owner may
-    read (0600); a link stays, what it points at is replaced.
+    A lock on the folder lets one process write at a time. The file is replaced whole, so that a reader sees the old one
+    or the new one, with mode 0600; of a symbolic link the target is replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class Written:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
-        """The file's data as it is written, variables not filled in; what became of it is written back."""
+        """The file's data, variables not filled in; what the block makes of it is written back, if that is valid."""
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)

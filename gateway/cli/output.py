@@ -1,0 +1,25 @@
+"""How does a command print, and how does it end when something is wrong?"""
+
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def stop(command: str, message: str) -> typer.Exit:
+    """Prints the message on stderr; the exit, with status 1, is for the caller to raise."""
+    typer.echo(f"tiergate {command}: {message}", err=True)
+    return typer.Exit(1)
+
+
+def encoded(value: object) -> str:
+    """As JSON."""
+    return msgspec.json.encode(value).decode()
+
+
+def date(seconds: float) -> str:
+    """Unix seconds as ISO 8601, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
