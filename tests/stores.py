@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from gateway.store import ALL, Store, open_store
+from gateway.store import ALL, Admitted, Limits, Store, open_store
 
 T = TypeVar("T")
 TURNS = 50  # of the loop; a decision of this process alone takes two or three
@@ -38,3 +38,22 @@ async def scripts_known(store: Store) -> None:
     """A script that a server does not know yet comes to its turn a little later."""
     for account in ("ann", "bob", ALL):
         await store.settle(account, "")
+
+
+def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:
+    return Limits(requests, concurrency, lease)
+
+
+async def burst(store: Store, count: int, what: Limits, recall: bytes | None = None) -> list[Admitted]:
+    """So many admissions of one caller, all at once."""
+    return list(await asyncio.gather(*(store.admit("ann", what, recall) for _ in range(count))))
+
+
+def granted(answers: list[Admitted]) -> int:
+    return sum(answer.allowed for answer in answers)
+
+
+async def recovered(store: Store) -> None:
+    """Returns when the store answers again."""
+    while store.state != "ok":  # noqa: ASYNC110  a store tells by its state only
+        await asyncio.sleep(0.02)

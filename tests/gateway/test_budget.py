@@ -35,11 +35,6 @@ SOFT = load_policy(TEXT.replace("then: refuse", "then: flash_only"), {})
 FIT = 9  # calls of a cent and a bit in a budget of ten
 
 
-@pytest.fixture(params=["memory", "valkey", "valkey_cluster"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    return None if request.param == "memory" else request.getfixturevalue(request.param)
-
-
 def asking(name: str, **fields: Any) -> ChatRequest:
     given = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000, **fields}
     whole, known = read(json.dumps(given).encode())

@@ -6,27 +6,10 @@ from itertools import combinations
 
 import pytest
 
-from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, Limits, MemoryStore, Store, Taken
-from tests.stores import on, scripts_known
+from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, MemoryStore, Store, Taken
+from tests.stores import burst, granted, limits, on, scripts_known
 
 KEY = b"k" * 32
-
-
-@pytest.fixture(params=["memory", "valkey", "valkey_cluster"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    return None if request.param == "memory" else request.getfixturevalue(request.param)
-
-
-def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:
-    return Limits(requests, concurrency, lease)
-
-
-async def burst(store: Store, count: int, what: Limits, recall: bytes | None = None) -> list[Admitted]:
-    return list(await asyncio.gather(*(store.admit("ann", what, recall) for _ in range(count))))
-
-
-def granted(answers: list[Admitted]) -> int:
-    return sum(answer.allowed for answer in answers)
 
 
 def test_four_hundred_at_once_against_a_limit_of_fifty_admit_exactly_fifty(url: str | None) -> None:

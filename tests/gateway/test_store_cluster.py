@@ -15,7 +15,7 @@ from gateway.store import Limits, Store, open_store
 from gateway.store.cluster import HOPS, TRY_AGAIN, WAIT
 from gateway.store.cluster import key_slot as slot_of
 from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot, until
-from tests.stores import at_once
+from tests.stores import at_once, recovered
 
 FULL = os.environ.get("FAULTS") == "full"  # `make faults`
 KILLS, MOVES = (5, 520) if FULL else (1, 12)
@@ -58,11 +58,6 @@ async def ask(store: Store, caller: str, limits: Limits = PLENTY) -> tuple[float
     if answer.lease is not None:
         await store.settle(caller, answer.lease)
     return took, answer.allowed, shared
-
-
-async def recovered(store: Store) -> None:
-    while store.state != "ok":  # noqa: ASYNC110  a store tells by its state only
-        await asyncio.sleep(0.02)
 
 
 def usual(seconds: list[float]) -> float:

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from gateway.store import KeyRecord, Limits, Store, open_store
-from tests.stores import on
+from tests.stores import on, recovered
 
 PLENTY = Limits(1_000_000, 100_000, 60.0)
 FIVE = Limits(5, 100, 60.0)
@@ -23,11 +23,6 @@ def url(request: pytest.FixtureRequest) -> str:
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     records = [record.getMessage() for record in caplog.records if record.name.startswith("gateway.store")]
     return [line.partition(":")[0] for line in records]
-
-
-async def recovered(store: Store) -> None:
-    while store.state != "ok":  # noqa: ASYNC110  a store tells by its state only
-        await asyncio.sleep(0.02)
 
 
 async def spoil(store: Store, *command: bytes) -> None:

@@ -40,11 +40,6 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture(params=["memory", "valkey", "valkey_cluster"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    return None if request.param == "memory" else request.getfixturevalue(request.param)
-
-
 @contextmanager
 def holder(url: str) -> Iterator["subprocess.Popen[str]"]:
     """A process that holds the whole budget."""

@@ -9,7 +9,7 @@ import redis
 from msgspec.structs import replace
 
 from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
-from tests.stores import on
+from tests.stores import granted, on
 
 WIDE = Limits(1_000_000, 1_000_000, 60.0)
 TOKENS = replace(WIDE, tokens_per_minute=6000)
@@ -33,10 +33,6 @@ async def ask(store: Store, limits: Limits, bound: Bound = COSTLY) -> Admitted:
 
 async def burst(store: Store, limits: Limits, count: int = 400, bound: Bound = COSTLY) -> list[Admitted]:
     return list(await asyncio.gather(*(ask(store, limits, bound) for _ in range(count))))
-
-
-def granted(answers: list[Admitted]) -> int:
-    return sum(answer.allowed for answer in answers)
 
 
 def test_of_four_hundred_at_once_exactly_those_that_fit_are_admitted(url: str | None) -> None:

@@ -8,25 +8,13 @@ import sys
 import pytest
 import redis
 
-from gateway.store import VALUE_LIMIT, Admitted, KeyRecord, Limits, Store, open_store
+from gateway.store import VALUE_LIMIT, KeyRecord, Store, open_store
 from gateway.store.opening import written
 from gateway.store.scripts import ADMIT
 from gateway.store.words import account, run
-from tests.stores import on
+from tests.stores import burst, granted, limits, on
 
 KEY = b"k" * 32
-
-
-def limits(requests: int = 1000, concurrency: int = 1000, lease: float = 60.0) -> Limits:
-    return Limits(requests, concurrency, lease)
-
-
-async def burst(store: Store, count: int, what: Limits) -> list[Admitted]:
-    return list(await asyncio.gather(*(store.admit("ann", what, None) for _ in range(count))))
-
-
-def granted(answers: list[Admitted]) -> int:
-    return sum(answer.allowed for answer in answers)
 
 
 def test_two_processes_on_one_server_share_limits_slots_entries_and_the_secret(valkey: str) -> None:

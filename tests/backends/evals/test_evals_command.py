@@ -3,22 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backends.evals.tasks import items
-from loadtest.servers import Sim, sim
+from loadtest.servers import Sim
 from tests.backends.evals.oracle import serving
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def simulated() -> Iterator[Sim]:
-    with sim("flash", "--speed", "0", "--record-bodies", model="flash-model") as server:
-        yield server
 
 
 def evals(*words: str) -> subprocess.CompletedProcess[str]:
@@ -26,9 +19,9 @@ def evals(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_simulated_model_is_evaluated_and_not_asked_again(simulated: Sim, tmp_path: Path) -> None:
+def test_a_simulated_model_is_evaluated_and_not_asked_again(flash: Sim, tmp_path: Path) -> None:
     tasks = "humaneval,mmlu_pro,gsm8k,perplexity"
-    command = ("run", "--url", simulated.url, "--model", "flash-model", "--tasks", tasks, "--out", str(tmp_path))
+    command = ("run", "--url", flash.url, "--model", "flash-model", "--tasks", tasks, "--out", str(tmp_path))
     first = evals(*command)
     assert first.returncode == 0, first.stderr
     told = json.loads((tmp_path / "report.json").read_text())
@@ -44,9 +37,9 @@ def test_a_simulated_model_is_evaluated_and_not_asked_again(simulated: Sim, tmp_
     assert told["settings"]["extra"] == {"chat_template_kwargs": {"thinking": False, "enable_thinking": False}}
     assert "| gsm8k | 10 of 10 |" in (tmp_path / "report.md").read_text()
     assert first.stdout.strip() == (tmp_path / "report.md").read_text().strip()
-    assert len(simulated.seen()) == asked
+    assert len(flash.seen()) == asked
     assert evals(*command).stdout == first.stdout
-    assert len(simulated.seen()) == asked
+    assert len(flash.seen()) == asked
     other = evals(*command, "--max-tokens", "7")
     assert (other.returncode, "take another --out" in other.stderr) == (1, True)
 

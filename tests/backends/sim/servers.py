@@ -1,20 +1,14 @@
 """Simulated servers in processes of their own, for tests."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 
-ROOT = Path(__file__).resolve().parents[3]
+from loadtest.servers import sim
+
 JSON = dict[str, Any]
 # One client for all: making one costs 30 ms, most of it the TLS settings that nobody needs here.
 HTTP = httpx2.Client(timeout=10, verify=False, trust_env=False)
@@ -33,42 +27,11 @@ VERDICT: JSON = {
 }
 
 
-def free_port() -> int:
-    """A loopback port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def served(*flags: str, tier: str = "flash") -> Iterator[str]:
     """Run one simulated server; gives its base URL."""
-    port = free_port()
-    command = [sys.executable, "-m", "backends.sim", "--tier", tier, "--port", str(port), *flags]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        url = f"http://127.0.0.1:{port}"
-        until(lambda: healthy(url), 10.0)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=5)
-
-
-def healthy(url: str) -> bool:
-    """Does the server answer /health?"""
-    try:
-        return HTTP.get(f"{url}/health").status_code == 200
-    except httpx2.TransportError:
-        return False
-
-
-def until(true: Callable[[], bool], seconds: float = 2.0) -> None:
-    """Wait until `true()`; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+    with sim(tier, *flags) as server:
+        yield server.url
 
 
 def chat(url: str, text: str = "hi", headers: JSON | None = None, **fields: Any) -> httpx2.Response:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from tests.backends.sim.servers import HTTP, JSON, OFF, entry, served, state, until
+from tests.backends.sim.servers import HTTP, JSON, OFF, entry, served, state
+from tests.tiers import until
 
 
 @pytest.fixture(scope="module")
