@@ -1,4 +1,4 @@
-"""How does the gateway listen, and how does it leave?"""
+"""How does the gateway listen, and how does it shut down?"""
 
 import asyncio
 import resource
@@ -18,19 +18,19 @@ from gateway.fast import FastConnection
 from gateway.protocol import Connection
 from gateway.settings import Settings
 
-LAST_WORDS = 2.0  # seconds for answers that are ended to say so
+LAST_WORDS = 2.0  # seconds for answers that are cut off at the end to send their error
 TICK = 0.05  # seconds
-LISTENERS = 8  # on each socket: uvloop lets in one caller a turn of the loop by each, and turns are long in a rush
-USUAL_FILES = 1 << 16  # that a process allows itself; a caller who sends half a head takes 27 KB
+LISTENERS = 8  # for each socket: uvloop accepts one connection per listener and turn of the loop, and turns get long
+USUAL_FILES = 1 << 16  # open files that a process allows itself; a connection with half a head takes 27 KB
 
 
 class Server(uvicorn.Server):
     """uvicorn's server with a drain of ours.
 
-    The first SIGTERM or SIGINT: /ready says 503 at once, for `drain_wait` seconds all is served as before, save that
-    connections end with their answer; then nobody new is let in, and open answers have `drain` seconds before they end
-    in an error. The second signal ends them at once. Who is led by a supervisor, which is `told` once callers are
-    served, leaves the signals to it. `app` is `front`, or what stands before it.
+    The first SIGTERM or SIGINT: /ready says 503 at once; for `drain_wait` seconds all is served as before, but each
+    connection closes after its answer; then no new connections are accepted, and open answers have `drain` seconds
+    before they are ended with an error. The second signal ends them at once. A worker leaves the signals to its
+    supervisor, and calls `told` once it serves. `app` is `front`, or middleware around it.
     """
 
     def __init__(self, front: Front, app: ASGI, told: Callable[[], None] | None = None) -> None:
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
             self.leave()
 
     def leave(self) -> None:
-        """Begin to leave; when that has begun, end at once."""
+        """Begin to shut down; a second call ends at once."""
         if self._close_at is not None:
             self.force_exit = self.should_exit = True
             return
@@ -68,7 +68,8 @@ class Server(uvicorn.Server):
         self.config.encoded_headers.append((b"connection", b"close"))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which leaves a caller a minute for its TLS handshake. Raises OSError."""
+        """As uvicorn's, with limits for connections and for the TLS handshake, which uvicorn gives a minute. Raises
+        OSError."""
         await super().startup(sockets=[])
         config, state = self.config, self.lifespan.state
         protocol: Any = config.http_protocol_class  # what `connection` gave, whatever its type says
@@ -76,7 +77,7 @@ class Server(uvicorn.Server):
         asked = self._settings.connections
         opens = files(2 * asked if asked else USUAL_FILES)
         most, loop = asked or opens // 2, asyncio.get_running_loop()
-        coming: list[bool] = []  # a member for each who came in this turn, and is none of the connections yet
+        coming: list[bool] = []  # one for each connection accepted in this turn, which uvicorn does not count yet
 
         def meet() -> asyncio.Protocol:
             if len(self.server_state.connections) + len(coming) >= most:
@@ -131,7 +132,7 @@ class Server(uvicorn.Server):
 
 
 class Crowded(asyncio.Protocol):
-    """A caller whom there is no room for. Its connection is not kept, not even until it has asked."""
+    """The protocol of a connection over the limit: it gets a 503 and is closed, before it has sent a request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         refusal = Overloaded("Too many connections.", retry_after=1.0)
@@ -143,7 +144,7 @@ class Crowded(asyncio.Protocol):
 
 
 def files(wanted: int) -> int:
-    """How many files this process may open: from here on so many, as far as the system lets it."""
+    """Raises the process's limit of open files to `wanted`, as far as the system allows; returns the limit."""
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
@@ -154,14 +155,15 @@ def files(wanted: int) -> int:
 
 
 def connection(front: Front, app: ASGI) -> Callable[..., Connection]:
-    """What serves a connection: the fast front where nothing stands before it."""
+    """The protocol class for connections: FastConnection, unless settings or middleware rule it out."""
     if front.settings.http == "fast" and app is front:
         return partial(FastConnection, front)
     return partial(Connection, front.settings, front.doors.telemetry.meters.unread.add)
 
 
 def bind(settings: Settings, shared: bool) -> list[socket.socket]:
-    """Sockets on every address of the host. `shared`: with others that are so bound. Raises OSError."""
+    """Sockets bound to every address of the host. `shared`: other processes may bind them, too (SO_REUSEPORT). Raises
+    OSError."""
     found = socket.getaddrinfo(settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return [_bound(family, proto, address, shared) for family, _, proto, _, address in found]
 

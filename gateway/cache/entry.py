@@ -1,4 +1,4 @@
-"""How is an answer kept, so that nothing but that answer can be read back?"""
+"""How is an answer stored, so that it can be read back only whole, under its key and by its caller?"""
 
 import hmac
 import zlib
@@ -32,7 +32,7 @@ _OVERHEAD = 64 * 1024  # bytes that an entry has beside its data at most
 
 
 def kept(entry: Entry, key: bytes, caller: Caller) -> bytes:
-    """The entry's bytes for the store. They can be opened only under this key, for this caller."""
+    """The entry's bytes for the store; `opened` accepts them only under this key, for this caller."""
     return sealed(msgspec.msgpack.encode(entry), key, caller)
 
 
@@ -71,7 +71,7 @@ def _seal(data: bytes, key: bytes, caller: Caller) -> bytes:
 
 
 def digest(data: bytes, caller: Caller) -> bytes:
-    """32 bytes that nobody can tell without the caller's secret.
+    """A 32-byte hash keyed with the caller's secret.
 
     By BLAKE2b, made to be keyed: a third of the instructions that HMAC with SHA-256 takes in OpenSSL, which looks for
     its algorithm each time.

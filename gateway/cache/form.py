@@ -1,7 +1,7 @@
-"""How does one answer look as JSON, and how as a stream?
+"""How is an answer converted from JSON to a stream, and back?
 
-The structs name every member that both forms can tell, and `None` stands for members that must be null: an answer with
-anything else in it is not converted. A conversion gives None where it cannot be faithful.
+The structs name every member that exists in both forms; those of type `None` must be null. An answer with any other
+member is not converted: a conversion that cannot be faithful returns None.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _encode = msgspec.json.encode
 
 
 class Unfaithful(ValueError):
-    """The other form cannot tell this."""
+    """The other form cannot express this."""
 
 
 class _Function(msgspec.Struct, forbid_unknown_fields=True):
@@ -96,7 +96,7 @@ _UNFAITHFUL = (*UNREADABLE, Unfaithful)
 
 
 def form_of(fields: Fields) -> bytes:
-    """What a request says of its answer's form: JSON, or a stream's options in one spelling."""
+    """The form of the answer that a request wants: JSON, or its stream_options, normalised."""
     if not fields.stream:
         return JSON
     given = fields.stream_options or {}
@@ -119,7 +119,7 @@ def converted(entry: Entry, form: bytes) -> bytes | None:
 
 
 def assembled(data: bytes, usage: bytes) -> bytes | None:
-    """A whole stream as one JSON answer; `usage` is told where the stream says none."""
+    """A whole stream as one JSON answer; `usage` (JSON) is put in where the stream has none."""
     try:
         chunks = [_ANSWER.decode(said) for said in map(data_of, Splitter().feed(data)) if said and said != DONE]
         return _encode(_whole(chunks, msgspec.Raw(usage or b"null")))
@@ -167,7 +167,7 @@ def _whole(chunks: list[_Answer], usage: msgspec.Raw) -> Piece:
 
 
 def _joined(index: int, pieces: list[_Choice]) -> Piece:
-    """One choice of its pieces, of which exactly one must say why it ended."""
+    """One choice, joined from its pieces; exactly one of them must have a finish_reason."""
     ends = [piece for piece in pieces if piece.finish_reason]
     deltas = [piece.delta for piece in pieces if piece.delta]
     if len(ends) != 1 or (deltas and any(piece.text is not None for piece in pieces)):
@@ -223,7 +223,7 @@ def _end(choice: _Choice) -> Piece:
 
 
 def _pieces(choice: _Choice) -> Iterator[Piece]:
-    """A choice's chunks; its log-probabilities come with its last words."""
+    """A choice's chunks; its log-probabilities come with its last text."""
     end, logprobs = _end(choice), _logprobs([choice])
     if not choice.finish_reason or (choice.message is None) == (choice.text is None):
         raise Unfaithful("an end is missing")

@@ -1,4 +1,4 @@
-"""Which earlier answer is this request's?"""
+"""Under which key is a request's answer cached, and how is a cached answer given again?"""
 
 import msgspec
 
@@ -10,28 +10,27 @@ from gateway.policy import Policy
 from gateway.stream import fill
 from gateway.types import ChatRequest, Reply, Route, Usage
 
-# Members that change nothing in the answer, or only its form.
+# Members that do not change the answer (IGNORED), or only its form: JSON or stream.
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})
 FORM = frozenset({"stream", "stream_options"})
 UNTOLD = IGNORED | FORM
 NULL = msgspec.Raw(b"null")
 ROUTING = ("x-route-tier", "x-route-holdback")
-AFRESH = ("no-cache", "no-store")  # what a caller says in cache-control that wants an answer of its own
-# Members whose answers have parts that only one form knows: each form of them is remembered for itself.
+AFRESH = ("no-cache", "no-store")  # values of cache-control by which a caller wants an answer of its own
+# Members whose answers have parts that exist in one form only: each form is cached by itself.
 APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", "functions", "audio", "modalities"})
 MARKED = UNTOLD | APART
 
 
 def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
-    """The key under which this request's answer is remembered; None for one that may not be.
+    """The key under which this request's answer is cached; None for one that may not be.
 
     The key covers the caller and its plan, the policy, the models and what they skip, the path, the headers that can
     change the route, and every member of the body save IGNORED and FORM, byte by byte; null counts as absent.
 
-    What names a session is covered, as header, metadata or messages: an answer is given again in its own conversation
-    only, so that one which was escalated gets no weaker tier's answer from another. Within a conversation the same
-    request is a repetition: its answer stands, whatever tier gave it (the entry says which) and wherever the
-    conversation went since. A hit leaves the session as it is.
+    The session's key is covered, as header, metadata or messages: an answer is given again in its own conversation
+    only, so that an escalated one does not get a weaker tier's answer from another. Within a conversation the same
+    request is a repetition and gets the same answer, whichever tier gave it. A hit does not change the session.
     """
     rules, fields, body = policy.caching, request.fields, request.body
     if not rules or fields.temperature is None or (fields.tools and not rules.when.tools):
@@ -56,14 +55,14 @@ def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
 
 
 def _depends(policy: Policy) -> tuple[bytes, tuple[str, ...]]:
-    """What answers depend on beside the request, and the headers that can change its route."""
+    """What answers depend on besides the request, encoded; and the headers that can change the route."""
     models = [(name, tier.model, tier.skips) for name, tier in policy.tiers.items()]
     headers = (*ROUTING, *policy.watched_headers, *(policy.sessions.headers if policy.sessions else ()))
     return msgspec.msgpack.encode((policy.digest, models)), headers
 
 
 def _apart(request: ChatRequest) -> bytes:
-    """The request's form where no other form can be made of its answer, else b""."""
+    """The request's form, if its answer cannot be converted to other forms; else b""."""
     form, body = form_of(request.fields), request.body
     # Only chunks are made whole, and back.
     whole = request.path == CHAT or (request.dialect.api == "chat" and body.raw("logprobs") is None)
@@ -74,9 +73,9 @@ def _apart(request: ChatRequest) -> bytes:
 
 
 def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply | None:
-    """A remembered answer in the form that the request wants, byte for byte if it was remembered in that form.
+    """A cached answer in the form that the request wants, byte for byte if it was cached in that form.
 
-    None for a miss: also for an entry that cannot be trusted or read, or not be told faithfully in the other form.
+    None for a miss: also for an entry that is not authentic, unreadable, or cannot be converted faithfully.
     """
     entry = opened(data, key, request.caller) if data and key else None
     if not entry:

@@ -18,13 +18,13 @@ SHORT = 16  # bytes; an empty array takes no more
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What is spoken on one path.
+    """The API of one path.
 
-    `api`: the member of a tier's `can` that says whether its servers speak it. `prompt`: the members that hold the
-    conversation, the last of them never missing. `foreign`: members that another path's server takes for a prompt; two
-    readers could read two. `work`: what a model has to do for it (`count` uses none). `names`: what a tier's request
-    default is called here, where not as in chat. `always`: members that are the same in every request. `templated`:
-    the prompt goes through the chat template.
+    `api`: the member of a tier's `can` that says whether its servers have it. `prompt`: the members that hold the
+    conversation; the last of them is mandatory. `foreign`: members that are the prompt on other paths, and are refused
+    here: two servers could read two prompts. `work`: what is asked of the model (`count` needs none). `names`: the name
+    here of a tier's request default, where it differs from chat's. `always`: members that every request is sent with.
+    `templated`: the prompt goes through the chat template.
     """
 
     api: Api
@@ -38,7 +38,7 @@ class Dialect:
     templated: bool = True
 
     def conversation(self, body: Body) -> bytes:
-        """The members that hold it, one under the other."""
+        """The members that hold the conversation, joined by line feeds."""
         if len(self.prompt) == 1:
             return body.raw(self.prompt[0]) or b""
         return b"\n".join([raw for name in self.prompt if (raw := body.raw(name))])

@@ -81,13 +81,13 @@ class Seen(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How answers look.
+    """The form of a dialect's answers.
 
-    `holds`: what every whole answer holds, as JSON spells it. `ends`: the types of the events that end a stream; none:
-    `[DONE]` does. `marks`: an event without any of these bytes says nothing that we note. `usage_on_request`: a stream
-    tells its usage only to who asks. `error`: a refusal as the body of an answer; `broken`: as the event that breaks a
-    stream off, after so many events. `text`: what stands before the string in which most events differ. `id_name`: what
-    its SDKs call the request's id, where not x-request-id.
+    `holds`: bytes that every whole answer contains. `ends`: the types of the events that end a stream; empty: `[DONE]`
+    does. `marks`: only events with one of these are parsed. `error`: a refusal as the body of an answer; `broken`: as
+    the event that ends a stream, after so many events. `text`: what stands before the string in which most events
+    differ. `usage_on_request`: a stream has usage only if the request asks for it. `id_name`: the header of the
+    request's id that its SDKs read, besides x-request-id.
     """
 
     holds: bytes

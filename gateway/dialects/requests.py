@@ -1,7 +1,7 @@
-"""Where does each dialect say the few things that we decide on?   All are read into the same fields.
+"""Where does each dialect have the few things that we decide on?   All are read into the same Fields.
 
-Turns become messages as vLLM makes them of its own dialects: instructions are a system message, a tool's result is a
-message of the tool. Members that nothing is decided on are not looked at.
+Turns become messages as in vLLM: instructions become a system message, a tool's result a message of the role tool.
+Members that no decision depends on are not read.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ import msgspec
 from gateway.body import Body, Fields, Message, Part, Prompts, Tokens, Tools, Turns, read_as
 from gateway.errors import BadRequest
 
-# What a server would have to have kept from an earlier request; each request may go to another one.
+# Members that refer to what a server kept of an earlier request: each request may go to another server.
 KEPT = ("previous_response_id", "previous_response", "previous_input_messages", "conversation", "prompt")
-CALLERS_OWN = frozenset({"function", "custom"})  # tools that nobody runs but the caller
+CALLERS_OWN = frozenset({"function", "custom"})  # types of tools that the caller runs itself
 
 
 class _Source(msgspec.Struct):
@@ -132,15 +132,15 @@ def messages(data: bytes) -> tuple[Body, Fields]:
 
 
 def count(data: bytes) -> tuple[Body, Fields]:
-    """The same where only its tokens are to be counted: nothing is streamed. Raises BadRequest."""
+    """The same for a count of its tokens, which is never streamed. Raises BadRequest."""
     body, fields = messages(data)
     fields.stream = None
     return body, fields
 
 
 def responses(data: bytes) -> tuple[Body, Fields]:
-    """OpenAI's Responses API as vLLM serves it. Raises BadRequest, also for what would outlive the request or be run
-    by the server."""
+    """OpenAI's Responses API as vLLM serves it. Raises BadRequest, also for state that would be kept on a server and
+    for tools that a server would run."""
     body, asked = read_as(_RESPONSES, data)
     _alone(body, asked)
     for tool in asked.tools or ():
@@ -186,7 +186,7 @@ def _alone(body: Body, asked: _Responses) -> None:
 
 
 def _item(item: _Item) -> Message:
-    """All that the item may hold, whatever its type: which member a server reads is the server's choice."""
+    """A message with all text that the item may hold, whatever its type: a server may read any of these members."""
     role = "tool" if (item.type or "").endswith("_output") else "assistant"
     return Message(item.role or role, [*_parts(item.content), *_parts(item.output), *_parts(item.arguments)])
 

@@ -1,4 +1,4 @@
-"""What does an operator look at?   The page at /ui, and what it asks for that nothing else gives."""
+"""The page for operators at /ui, its files and its own routes of /admin."""
 
 from gateway.page.routes import page_routes
 

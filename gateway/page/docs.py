@@ -1,6 +1,7 @@
-"""How does one read the API's description?   Swagger UI at /docs: two files of another host, each checked by its hash.
+"""How does one read the API's description?   Swagger UI at /docs: two files from a CDN, each checked by its hash.
 
-The page stands where /ui keeps the admin key: nothing runs there but those bytes, and they can ask nobody else.
+/docs has the same origin as /ui, which keeps the admin key: its Content-Security-Policy lets only these files run, and
+connect to nobody else.
 """
 
 import base64

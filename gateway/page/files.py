@@ -1,4 +1,4 @@
-"""Which files is the page made of?   All of them hold no secret: what they show is asked for with the admin key."""
+"""Which files is the page made of?   None holds a secret: the data that they show is fetched with the admin key."""
 
 import hashlib
 from collections.abc import Mapping

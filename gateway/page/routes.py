@@ -1,4 +1,4 @@
-"""Which paths is the page made of?   Files below /ui, /docs, and two of /admin that nothing else needs."""
+"""Which routes does the page need?   Files below /ui, /docs, and two of /admin that only it uses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from gateway.upstream import Load, loads
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One replica, and what it says of itself; `load` null: it does not answer."""
+    """One replica and its load; null: it does not answer."""
 
     url: str
     load: Load | None
@@ -45,7 +45,8 @@ class TierShown:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """`policy` decided; `same`: it is the one in force, by which `explanation` (as of POST /v1/route) is worked out."""
+    """`policy`: the version that decided; `same`: `explanation` (as of POST /v1/route) is by that version, else by the
+    policy in force."""
 
     policy: str
     same: bool

@@ -36,9 +36,9 @@ def _unheard(*_: str) -> None: ...
 class Upstream:
     """Model servers by tier. Counts what is in flight, for the rules and for balancing.
 
-    `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: what drafts made of late;
-    `early`: which may start on the dear tier.
-    `retried` hears of each further call for a request: the tier that failed, how, and where it goes (replica | tier).
+    `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: how many tokens drafts made
+    lately; `early`: limits early starts on the highest tier. `retried` is called for each further call for a request,
+    with the tier that failed, how, and where the call goes (replica | tier).
     """
 
     def __init__(self, client: Client, retried: Callable[[str, str, str], None] = _unheard) -> None:
@@ -77,12 +77,12 @@ class Upstream:
         return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
-        """Ask nobody any more how busy they are."""
+        """Stop reading the servers' queues."""
         await self._queues.close()
 
     def shed(self, request: ChatRequest, policy: Policy) -> None:
-        """Raises Overloaded where every tier that the caller may reach turns it away at once: then no decision can
-        help, and nothing else needs to be asked."""
+        """Load shedding: raises Overloaded where every tier that the caller may reach would refuse the request at once,
+        so that neither store nor classifier is asked for it."""
         caller, refusal = request.caller, None
         for name in policy.reach(caller.plan, caller.own.may):
             tier, places = policy.tiers[name], self._places.get(name)

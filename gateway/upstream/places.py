@@ -1,4 +1,4 @@
-"""Who gets a tier's next free place?"""
+"""Who gets a tier's next free place?   A queue by priority, with early refusal."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ SURE = 0.5  # the part of its patience that a request's estimated wait may take:
 
 
 class Line:
-    """Those of one priority who wait, first come first served. `pace`: seconds between two who get their place."""
+    """The waiting requests of one priority, first come first served. `pace`: seconds between two grants, averaged."""
 
     __slots__ = ("last", "pace", "shut", "waiting")
 
@@ -25,8 +25,9 @@ class Line:
         self.pace = self.last = self.shut = 0.0
 
     def wait(self, now: float, *, behind: bool) -> float:
-        """Seconds that one who comes now would wait. `behind` a higher line one may stand still for long, and the
-        wait gets longer by the second; else a pause is how answers end, several at once.
+        """The seconds that a request which comes now would wait, estimated. `behind`: a higher line has waiting
+        requests, so that this one may stand still, and the time since its last grant counts. Else such a pause only
+        means that answers end several at once.
         """
         if behind and now < self.shut:
             return math.inf
@@ -84,7 +85,7 @@ class Places:
         await self._wait(self._lines.setdefault(priority, Line()), min(patience, limits.queue_timeout))
 
     def turned_away(self, limits: TierLimits, priority: int, patience: float) -> Overloaded | None:
-        """What `take` raises at once; None where there is a place, or one to wait for."""
+        """The refusal that `take` raises at once; None where there is a place, or one worth waiting for."""
         if self.room(limits):
             return None
         if limits.adaptive:
@@ -109,7 +110,7 @@ class Places:
         return min(limits.max_inflight, self._window.size) if limits.adaptive else limits.max_inflight
 
     def told(self, found: tuple[int, int] | None) -> None:
-        """What the tier's servers work on and what waits in them, by their own word, if they say it."""
+        """The requests that the tier's servers work on and that wait in them, as they tell; None: they do not."""
         if found:
             self._window.told(*found, self.taken, _now())
             self._grant()

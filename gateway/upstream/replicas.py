@@ -39,7 +39,7 @@ class Replica:
             log.warning("%s:%d fails and is left alone for a while", self.origin.host, self.origin.port)
 
     def told(self, waiting: int, now: float, running: int | None = None) -> None:
-        """It says how many requests wait in its queue, and how many it works on if it tells that, too."""
+        """The server told how many requests wait in its queue and, maybe, how many it works on."""
         self._waiting, self._running, self._then, self._read = waiting, running, self.inflight, now
 
     def waiting(self, now: float) -> int | None:
@@ -51,7 +51,8 @@ class Replica:
         return self._running if now - self._read < FRESH else None
 
     def expected(self, now: float) -> int | None:
-        """`waiting` with what we have sent and got back since: else all would go where the queue was shortest."""
+        """`waiting`, plus the calls that we began since that reading, less those that ended: else all would go to the
+        server whose queue was the shortest then."""
         waiting = self.waiting(now)
         return None if waiting is None else waiting + self.inflight - self._then
 

@@ -1,7 +1,7 @@
-"""How many of a tier's requests do its servers work on at once?   Found out from how long requests wait in them.
+"""How many calls may a tier have open, so that few wait inside its servers?   An adaptive concurrency limit.
 
-Pure: times come in. After Netflix's gradient limits and Envoy's adaptive concurrency, with two differences: a server's
-own queue, where it tells it, says more than any time does; and whether fewer places were better is looked at.
+Pure: times are passed in. Like Netflix's gradient limits and Envoy's adaptive concurrency, with two differences: where
+a server tells its own queue, that is used rather than latency; and it is checked whether fewer places did help.
 """
 
 import math
@@ -10,16 +10,16 @@ import statistics
 FIRST = 64  # places to begin with
 PERIOD = 1.0  # seconds between two looks at times to the first byte
 ENOUGH = 10  # such times in a period, without which it says nothing
-LONGEST = 5.0  # seconds without any after which nothing speaks against more places
-FRESH = 3.0  # seconds for which servers that told their queue are taken to tell it again
-AGAIN = 20  # looks after which what was taken for well is tried against the least ever found
-SEEN = 60.0  # seconds for which, after a stream, others are waited for: a late first byte is no good sign
+LONGEST = 5.0  # seconds without such times after which more places are tried
+FRESH = 3.0  # seconds since a server told its queue in which latency is ignored
+AGAIN = 20  # looks after which the lowest figure ever found is the reference again
+SEEN = 60.0  # seconds since a stream's first byte in which silence is taken for slowness, not for idleness
 
 
 class Gauge:
-    """A figure that grows with the places once they are too many. Up to `tolerance` times the least found is well.
+    """A figure that grows once there are too many places; up to `tolerance` times its lowest value is acceptable.
 
-    `power`: how it follows the places, 1 where it grows as they do.
+    `power`: how it grows with the places: as their `power`th power, 1 for in proportion.
     """
 
     __slots__ = ("_ever", "_least", "_looks", "_power", "_tolerance", "_top")
@@ -30,14 +30,14 @@ class Gauge:
         self._top: tuple[int, float] | None = None  # places and figure when it first was too high
 
     def saw(self, found: float) -> None:
-        """This is what it is, however many places are taken."""
+        """A value that was found, however many places were taken then."""
         self._least, self._ever = min(self._least, found), min(self._ever, found)
 
     def fits(self, found: float, size: int) -> int | None:
-        """How many places would be well; None when `size` of them are.
+        """How many places would be acceptable for the value `found`; None when the present `size` is.
 
-        Where fewer places were no better, other callers fill the servers, or prompts got longer: what is found is what
-        is well for a while, and all places are given back.
+        Where fewer places did not lower the value, something else raised it: other clients of the servers, or longer
+        prompts. Then `found` is the reference for a while, and the places that were taken away come back.
         """
         self.saw(found)
         self._looks += 1
@@ -55,10 +55,10 @@ class Gauge:
 
 
 class Window:
-    """The places of a tier, at least 1: fewer when requests wait in the servers, more when none does.
+    """The limit itself (`size`), at least 1: lower when requests wait in the servers, higher when none does.
 
-    It changes only when places were missed since the last look, and goes up by a step that doubles each time, from 1
-    again when it went down. After that nothing is judged before all who are over it have left.
+    It changes only if some request found no place since the last change. It rises by a step that doubles each time and
+    is 1 again after a fall. After a fall nothing is judged until no more calls are open than it allows.
     """
 
     __slots__ = (
@@ -73,11 +73,11 @@ class Window:
         self._times: list[float] = []
         self._missed = False
         self._told = self._heard = -math.inf  # when servers last told a queue, when a stream last began
-        self._begun = -math.inf  # from when on calls count: those since the last change
+        self._begun = -math.inf  # calls count that began after this, the last change
         self._since = 0.0  # when this period began
 
     def missed(self, taken: int, most: int, now: float) -> None:
-        """Somebody found all places taken; there may be `most`."""
+        """A request found all places taken; `most` is the operator's limit for them."""
         if not self._missed:  # calls from before it were sent to servers that were not yet full: they say too little
             self._begun = now
             self._times.clear()
@@ -86,7 +86,7 @@ class Window:
         self._look(taken, now)
 
     def told(self, running: int, waiting: int, taken: int, now: float) -> None:
-        """What the servers work on and what waits in them, by their own word."""
+        """The servers told how many requests they work on and how many wait in them."""
         self._told = now
         self._times.clear()
         if self._judges(taken, now):
@@ -100,7 +100,7 @@ class Window:
             self._look(taken, now)
 
     def _look(self, taken: int, now: float) -> None:
-        """Is the period over, and what does it say?"""
+        """If the period is over: change the size by its median time to the first byte."""
         self._since = self._since or now
         past, enough = now - self._since, len(self._times) >= ENOUGH
         silent = past >= LONGEST and now - self._heard > SEEN
