@@ -61,7 +61,9 @@ def findings(flags: dict[str, object]) -> list[Finding]:
 
 
 def misspelt(names: Iterable[str]) -> list[Finding]:
-    """Variables that are nearly a setting. Others may be meant for somebody else, such as Kubernetes' own."""
+    """A warning for each variable that is spelt nearly as a setting. Other unknown ones may be meant for somebody else,
+    such as those that Kubernetes sets.
+    """
     known = [*map(variable, Settings.model_fields), "GATEWAY_URL"]
     near = {name: get_close_matches(name.upper(), known, 1, ALIKE) for name in names if name.upper() not in known}
     return [
@@ -70,7 +72,7 @@ def misspelt(names: Iterable[str]) -> list[Finding]:
 
 
 def mistake(name: str, told: str) -> Finding:
-    """Some of the settings' mistakes end with their repair."""
+    """A setting's error as a finding. What `told` has after its last semicolon is the repair."""
     what, mark, fix = told.rpartition("; ")
     return error("settings", f"{name}: {what if mark else told}", fix if mark else "correct it")
 

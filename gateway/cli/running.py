@@ -23,7 +23,9 @@ HERE = "http://127.0.0.1:8080"
 
 
 def call(url: str, key: str | None, method: str, path: str, said: object = None) -> Any:
-    """What the gateway answers, as JSON. Exits with 1 when it does not, or refuses."""
+    """The gateway's JSON answer to `method path` with `said` as JSON body. Exits with 1 when it does not answer, or
+    answers with an error.
+    """
     if not key:
         raise stop("policy", "the admin key is needed: set GATEWAY_ADMIN_KEY")
     try:

@@ -69,7 +69,8 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
 
 
 async def run(settings: Settings, member: Member | None = None, served: str | None = None) -> None:
-    """Until SIGINT or SIGTERM, or as a `member` until told. Exits with a message when it may not or cannot start.
+    """Serve until SIGINT or SIGTERM; as one of several workers (`member`) until the supervisor says so. Exits with a
+    message when it may not or cannot start.
 
     `served`: the name of the policy that is served already; where its file is wrong, the last good one counts.
     """
@@ -130,7 +131,7 @@ async def _work(policy: str, settings: Settings, line: socket.socket) -> None:
 
 @contextlib.asynccontextmanager
 async def shared(settings: Settings) -> AsyncIterator[Settings]:
-    """The settings, with the URL of a store of our own where they say `embedded`; it ends with the block."""
+    """The settings. For `--redis embedded`, a Valkey of our own runs until the block ends, and they hold its URL."""
     if settings.redis_url != "embedded":
         yield settings
         return
@@ -143,7 +144,7 @@ async def shared(settings: Settings) -> AsyncIterator[Settings]:
 
 
 async def permitted(settings: Settings, store: Store, served: str | None = None) -> tuple[Policy, Keys]:
-    """The policy, and whose keys open the door. Exits with a message when the gateway may not start."""
+    """The policy, and the keys of callers. Exits with a message when the gateway may not start."""
     if (settings.tls_cert is None) != (settings.tls_key is None):
         stop("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY belong together")
     try:
@@ -175,8 +176,10 @@ async def usable(path: Path, store: Store, served: str | None) -> Policy:
 
 
 def addressed(settings: Settings, keys: Keys) -> Settings:
-    """Where nobody needs a key, only names of this machine are served: a page from elsewhere whose own name leads here
-    (DNS rebinding) is as near as this machine's programs, but says its name."""
+    """The settings, with the Host names that are served. Where nobody needs a key these are only this machine's: a web
+    page whose own host name resolves to this machine (DNS rebinding) could call the gateway, but its requests carry
+    that name as Host.
+    """
     if not keys.everyone or settings.hosts:
         return settings
     own = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -184,7 +187,7 @@ def addressed(settings: Settings, keys: Keys) -> Settings:
 
 
 def _loop(main: Coroutine[Any, Any, None]) -> None:
-    """On uvloop, where there is one. Messages say when, in UTC, for whoever reads them without a collector's clock."""
+    """Run `main` to its end, on uvloop where it is installed. Log lines begin with the time, in UTC."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
     made: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config("", loop="auto").get_loop_factory()
@@ -193,7 +196,7 @@ def _loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _settle() -> None:
-    """What is there at the start stays: the collector need not look through it again, nor look for cycles so often."""
+    """Keep garbage collection cheap: objects made at the start are never scanned again, and later scans are rarer."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, 10, 100)
