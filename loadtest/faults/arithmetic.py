@@ -14,7 +14,7 @@ from typing import Any
 from gateway.errors import Overloaded
 from gateway.policy import TierLimits
 from gateway.upstream.places import Places
-from loadtest.faults.client import Outcome
+from loadtest.faults.client import Outcome, closed_loop, open_loop
 from loadtest.faults.overload import CALM, LOADS, PLACES, TOKENS, Load, Overload, most, told
 
 TOKEN = 0.01  # seconds
@@ -103,36 +103,17 @@ class Tier:
             await asyncio.sleep(POLL)
             self.places.told((self.server.running, len(self.server.waiting)))
 
-    async def closed(self, workers: int) -> list[Outcome]:
-        found: list[Outcome] = []
-        end = self.now() + WARM
-
-        async def work() -> None:
-            while self.now() < end:
-                found.append(await self.ask("bulk"))
-
-        await asyncio.gather(*(work() for _ in range(workers)))
-        return found
-
-    async def opened(self, rate: float, seconds: float) -> list[Outcome]:
-        tasks, started = [], self.now()
-        for turn in range(round(rate * seconds)):
-            await asyncio.sleep(max(0.0, started + turn / rate - self.now()))
-            tasks.append(asyncio.create_task(self.ask("bulk" if turn % self.load.gold else "gold")))
-        return await asyncio.gather(*tasks)
-
 
 async def drive(load: Load, seconds: float) -> Overload:
     tier = Tier(load)
     looking = asyncio.create_task(tier.look())
-    calm = await tier.closed(CALM)
-    peak = most(await tier.closed(PLACES))
+    calm = await closed_loop(CALM, WARM, lambda: tier.ask("bulk"))
+    peak = most(await closed_loop(PLACES, WARM, lambda: tier.ask("bulk")))
     begun = tier.now()
-    found = await tier.opened(load.times * peak, seconds)
+    found = await open_loop(load.times * peak, seconds, lambda turn: tier.ask(load.plan(turn)))
     looking.cancel()
     goodput = sum(one.status == 200 and one.started + one.seconds <= begun + seconds for one in found) / seconds
-    gold = found[:: load.gold]
-    return Overload(peak, goodput, calm, gold, [one for turn, one in enumerate(found) if turn % load.gold])
+    return Overload(peak, goodput, calm, *load.split(found))
 
 
 def measure(load: Load, seconds: float) -> Overload:

@@ -42,7 +42,7 @@ async def rounds(client: Client, url: str, flash: Sim, wait: Wait, callers: Call
     """Outcomes, and how many exchanges still ran on Flash GRACE after the last."""
     flash.reset()
     flash.config(**wait.faults)
-    told = f"x-request-timeout: {callers.deadline}\r\n"
+    told = f"x-request-timeout: {callers.deadline}"
     found: list[Outcome] = []
     for turn in range(0, callers.number, TOGETHER):
         texts = [f"deadline {turn + one}" for one in range(min(TOGETHER, callers.number - turn))]

@@ -5,8 +5,8 @@ import json
 import signal
 from typing import NamedTuple
 
-from gateway.http1 import Client, Origin, TransportError
-from loadtest.faults.client import LIMITS
+from gateway.http1 import Client, Origin
+from loadtest.faults.backend import LIMITS, ask
 from loadtest.servers import Process, policy, running, sim
 
 ANSWER = 120  # tokens
@@ -25,18 +25,7 @@ async def stream(client: Client, url: str) -> bytes:
     """All of a streamed answer, as far as it came."""
     asked = {"model": "flash", "stream": True, "max_tokens": ANSWER, "ignore_eos": True}
     body = json.dumps({**asked, "messages": [{"role": "user", "content": "Tell me a long story."}]}).encode()
-    origin, data = Origin.parse(url), b""
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {origin.host}\r\ncontent-type: application/json\r\n"
-    try:
-        response = await client.request(origin, f"{head}content-length: {len(body)}\r\n\r\n".encode(), body, LIMITS)
-        try:
-            while chunk := await response.chunk():
-                data += chunk
-        finally:
-            response.close()
-    except TransportError:
-        pass
-    return data
+    return (await ask(client, url, "drain", body)).data
 
 
 async def unready(client: Client, url: str) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import redis
 
 from gateway.http1 import Client
-from loadtest.faults.client import Outcome, ask
+from loadtest.faults.client import Outcome, ask, open_loop
 from loadtest.servers import gateway, policy, sim, valkey
 
 
@@ -23,13 +23,8 @@ class Freeze(NamedTuple):
 
 
 async def load(client: Client, url: str, rate: int, seconds: float) -> list[Outcome]:
-    """An open loop: requests start on a schedule, whatever becomes of the earlier ones."""
-    loop, tasks = asyncio.get_running_loop(), []
-    started = loop.time()
-    for turn in range(round(rate * seconds)):
-        await asyncio.sleep(max(0.0, started + turn / rate - loop.time()))
-        tasks.append(asyncio.create_task(ask(client, url, text=f"hi {turn}")))
-    return list(await asyncio.gather(*tasks))
+    """An open loop of different questions."""
+    return await open_loop(rate, seconds, lambda turn: ask(client, url, text=f"hi {turn}"))
 
 
 async def drive(url: str, server: int, rate: int, seconds: float) -> Freeze:

@@ -9,9 +9,7 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from gateway.http1 import Client, Origin, TransportError, fetch
-from gateway.keys import new_key
-from gateway.store import open_store
-from loadtest.faults.client import JSON, LIMITS, PATH
+from loadtest.faults.client import JSON, LIMITS, PATH, new_keys
 from loadtest.servers import MODELS, gateway, sim, valkey
 
 POLICY = """\
@@ -37,13 +35,16 @@ class Isolation(NamedTuple):
 
 
 async def operation(client: Client, url: str, key: str, prompt: str, chance: random.Random) -> tuple[str, bytes]:
-    """One request, whole or streamed; its cache header and its answer's id, both empty where it was given up."""
+    """One request, whole or streamed; its cache header and its answer's id, both empty where it was given up.
+
+    `key`: the authorization header.
+    """
     asked = {"model": "flash", "max_tokens": 8, "temperature": 0, "stream": chance.random() < 0.5}
     body, origin = json.dumps(asked | {"messages": [{"role": "user", "content": prompt}]}).encode(), Origin.parse(url)
     patience = chance.choice((chance.random() * 0.02, 10.0))
     try:
         async with asyncio.timeout(patience):
-            told = await fetch(client, origin, PATH, LIMITS, JSON, f"authorization: Bearer {key}", body=body)
+            told = await fetch(client, origin, PATH, LIMITS, JSON, key, body=body)
     except (TransportError, TimeoutError):
         return "given up", b""
     found = ANSWER_ID.search(told.body)
@@ -73,22 +74,11 @@ async def storm(urls: list[str], keys: list[str], prompts: int, operations: int)
     return Isolation(ends, len(owners), sum(len(found) > 1 for found in owners.values()))
 
 
-async def make_keys(store_url: str, callers: int) -> list[str]:
-    store = open_store(store_url)
-    try:
-        made = [new_key(await store.secret(), f"caller{number}", None) for number in range(callers)]
-        for _, record in made:
-            await store.put_key(record)
-        return [key for key, _ in made]
-    finally:
-        await store.close()
-
-
 def measure(callers: int, prompts: int, operations: int) -> Isolation:
     with contextlib.ExitStack() as stack:
         flash, pro = stack.enter_context(sim("flash", "--speed", "0")), stack.enter_context(sim("pro", "--speed", "0"))
         store = stack.enter_context(valkey())
-        keys = asyncio.run(make_keys(store, callers))
+        keys = list(asyncio.run(new_keys(store, {f"caller{number}": None for number in range(callers)})).values())
         urls = [stack.enter_context(gateway(POLICY.format(**MODELS), flash, pro, store)) for _ in range(PROCESSES)]
         return asyncio.run(storm(urls, keys, prompts, operations))
 

@@ -7,9 +7,7 @@ import statistics
 from typing import NamedTuple
 
 from gateway.http1 import Client
-from gateway.keys import new_key
-from gateway.store import open_store
-from loadtest.faults.client import Outcome, ask
+from loadtest.faults.client import Outcome, ask, closed_loop, new_keys, open_loop
 from loadtest.servers import MODELS, gateway, sim, valkey
 
 PLACES = 16  # sequences that the server runs at once, and max_inflight
@@ -48,6 +46,14 @@ class Load(NamedTuple):
     gold: int
     way: str = "told"
     spread: int = TOKENS // 2
+
+    def plan(self, turn: int) -> str:
+        """Whose request it is."""
+        return "bulk" if turn % self.gold else "gold"
+
+    def split(self, found: list[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+        """Gold's and bulk's of all outcomes in the order of their requests."""
+        return found[:: self.gold], [one for turn, one in enumerate(found) if turn % self.gold]
 
 
 # The third one's gold alone asks for all that there is.
@@ -96,48 +102,13 @@ class Callers(NamedTuple):
         return await ask(self.client, self.url, plan, self.lines[plan], max_tokens=length, **told)
 
 
-async def keys(store: str) -> dict[str, str]:
-    """An authorization header for each plan."""
-    door, lines = open_store(store), {}
-    for plan in ("gold", "bulk"):
-        key, record = new_key(await door.secret(), plan, plan)
-        await door.put_key(record)
-        lines[plan] = f"authorization: Bearer {key}\r\n"
-    await door.close()
-    return lines
-
-
-async def closed(callers: Callers, workers: int, seconds: float) -> list[Outcome]:
-    """Each worker asks again once it has its answer."""
-    end = asyncio.get_running_loop().time() + seconds
-    found: list[Outcome] = []
-
-    async def work() -> None:
-        while asyncio.get_running_loop().time() < end:
-            found.append(await callers.ask("bulk"))
-
-    await asyncio.gather(*(work() for _ in range(workers)))
-    return found
-
-
-async def opened(callers: Callers, rate: float, gold: int, seconds: float) -> tuple[list[Outcome], list[Outcome]]:
-    """Gold's and bulk's outcomes of an open loop; of `gold` requests one is gold's."""
-    loop, tasks = asyncio.get_running_loop(), []
-    started = loop.time()
-    for turn in range(round(rate * seconds)):
-        await asyncio.sleep(max(0.0, started + turn / rate - loop.time()))
-        tasks.append(asyncio.create_task(callers.ask("bulk" if turn % gold else "gold")))
-    outcomes = await asyncio.gather(*tasks)
-    return outcomes[::gold], [one for turn, one in enumerate(outcomes) if turn % gold]
-
-
 async def drive(url: str, lines: dict[str, str], load: Load, seconds: float) -> Overload:
     client = Client()
     try:
         callers = Callers(client, url, lines, load, random.Random(4))
-        calm = await closed(callers, CALM, min(seconds / 3, 5))
-        peak = most(await closed(callers, PLACES, seconds / 3))
-        gold, bulk = await opened(callers, load.times * peak, load.gold, seconds)
+        calm = await closed_loop(CALM, min(seconds / 3, 5), lambda: callers.ask("bulk"))
+        peak = most(await closed_loop(PLACES, seconds / 3, lambda: callers.ask("bulk")))
+        gold, bulk = load.split(await open_loop(load.times * peak, seconds, lambda turn: callers.ask(load.plan(turn))))
         answered = [one.started + one.seconds for one in gold + bulk if one.status == 200]
         begun = min(one.started for one in gold + bulk)
         goodput = sum(at - begun <= seconds for at in answered) / seconds
@@ -156,7 +127,8 @@ def measure(load: Load, seconds: float) -> Overload:
     with contextlib.ExitStack() as stack:
         flash = stack.enter_context(sim("flash", *SERVER))
         store = stack.enter_context(valkey())
-        lines = asyncio.run(keys(store))  # before the gateway starts: without a key it would serve everyone alike
+        # Before the gateway starts: without a key it would serve everyone alike.
+        lines = asyncio.run(new_keys(store, {"gold": "gold", "bulk": "bulk"}))
         text = POLICY.format(model=MODELS["flash"], url=flash.url, ways=WAYS[load.way])
         url = stack.enter_context(gateway(text, flash, flash, store))
         return asyncio.run(drive(url, lines, load, seconds))

@@ -36,7 +36,7 @@ async def revoked(client: Client, keeper: Keeper, urls: Sequence[str], before: f
     await keeper.put_key(record)
     await asyncio.sleep(1.0)  # a file is looked at so often
     seen: list[list[float]] = [[] for _ in urls]
-    line = f"authorization: Bearer {key}\r\n"
+    line = f"authorization: Bearer {key}"
     tasks = [asyncio.create_task(asking(client, url, line, good)) for url, good in zip(urls, seen, strict=True)]
     await asyncio.sleep(before)
     at = time.perf_counter()
