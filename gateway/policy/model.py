@@ -126,7 +126,9 @@ class Tier:
     ] = None
     skips: Annotated[
         str | None,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="how its servers skip experts; null: not"),
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="how its servers skip experts; null: they do not"
+        ),
     ] = None
 
     @property
@@ -142,7 +144,7 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class TriageInput:
-    """Longer conversations (characters of JSON) are cut to head and tail and asked in the `system` layout."""
+    """A conversation of more `characters` of JSON is judged by its head and tail, asked in the `system` layout."""
 
     __pydantic_config__ = STRICT
     characters: Annotated[int, Field(ge=200, description="longest conversation that is asked whole")] = 400000
@@ -150,7 +152,7 @@ class TriageInput:
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """Above `max` no draft starts; `window` is how far back that looks, about."""
+    """No draft starts while more than `max` of the tokens of drafts were thrown away, over about the last `window`."""
 
     __pydantic_config__ = STRICT
     max: Annotated[Share, Field(description="the part of drafts' tokens that may be thrown away")] = 0.2
@@ -159,11 +161,11 @@ class Waste:
 
 @dataclass(frozen=True, slots=True)
 class Early:
-    """Where the score is this high, the highest tier starts beside the question in place of a draft on the lowest."""
+    """While the classifier is asked, the highest tier starts an answer, not the lowest, where the score is high."""
 
     __pydantic_config__ = STRICT
     score: Annotated[Share, Field(description="the local score from which it starts")] = 0.95
-    max_share: Annotated[Share, Field(description="the part of the judged requests that may, at most")] = 0.05
+    max_share: Annotated[Share, Field(description="the part of the judged requests that may do so, at most")] = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Triage:
     timeout: Annotated[Duration, Field(description="the longest wait for a verdict")] = 0.8
     calibration: Annotated[
         str | None,
-        Field(min_length=1, description="a file of `policy calibrate`, relative to this one: p_complex is its"),
+        Field(min_length=1, description="a file of `policy calibrate`, relative to this one, that gives p_complex"),
     ] = None
     embeddings: Annotated[
         str | None,

@@ -93,7 +93,7 @@ class OnStoreFailure:
 @dataclass(frozen=True, slots=True)
 class Callers:
     __pydantic_config__ = STRICT
-    default: Annotated[DefaultCaller, Field(description="who a caller is that has no plan of its own")]
+    default: Annotated[DefaultCaller, Field(description="for callers whose key names no plan")]
     plans: Annotated[dict[Name, Plan], Field(min_length=1, description="what callers may do, by plan")]
     on_store_failure: Annotated[
         OnStoreFailure, Field(description="what becomes of each limit while the store does not answer")
