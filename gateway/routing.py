@@ -52,7 +52,7 @@ def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
         tier = stands(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
         return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
     tier, said = judged(rule, verdict, policy)
-    there = stays(facts, policy, tier)
+    there = stays(facts, policy, tier) if facts.session else tier
     found = alike(placed, facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
 
