@@ -27,7 +27,7 @@ from gateway.shadow import Shadows
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
-from gateway.stream import Events
+from gateway.stream import Pieces
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Reply
 from gateway.uploads import Uploads
@@ -216,7 +216,7 @@ class Exchange:
         """Writes the stream but for its last bytes, which it returns: they can go out together with the end."""
         wire, body = self._wire, reply.chunks
         push = None if self._explained else wire.push
-        pour = partial(body.pour, push) if push and isinstance(body, Events) else None
+        pour = partial(body.pour, push) if push and isinstance(body, Pieces) else None
         async for chunk in body:
             if self._ttft is None:
                 self._ttft = time.perf_counter() - self._started
