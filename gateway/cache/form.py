@@ -99,7 +99,9 @@ def form_of(fields: Fields) -> bytes:
     """What a request says of its answer's form: JSON, or a stream's options in one spelling."""
     if not fields.stream:
         return JSON
-    given = fields.stream_options or {}
+    given = fields.stream_options
+    if not given:
+        return BARE
     options = {
         key: value for key, value in given.items() if value is not None and (key, value) != ("include_usage", False)
     }
