@@ -1,6 +1,5 @@
 """What does a model server's answer say, and did it end well?"""
 
-import asyncio
 import re
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -242,10 +241,10 @@ class Noted:
 async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> None:
     """Read the rest of a message that is about to end, so that the connection can be used again; `heard` gets it."""
     try:
-        async with asyncio.timeout(TAIL_WAIT):
-            while data := await response.chunk():
-                heard(data)
-    except (TransportError, TimeoutError):
+        response.hurry(TAIL_WAIT)
+        while data := await response.chunk():
+            heard(data)
+    except TransportError:
         return
 
 
