@@ -327,14 +327,21 @@ def test_an_answer_is_remembered_though_the_store_is_slower_than_the_caller() ->
     flying(scenario, store)
 
 
-def test_a_slow_reader_does_not_grow_memory() -> None:
+async def drained(reply: Reply) -> bytes:
+    """As `collected`, by a reader that nothing is too much for."""
+    asked, poured, last = await read(reply, 1 << 20)
+    return b"".join([*asked, *poured, last])
+
+
+@pytest.mark.parametrize("reading", [collected, drained])
+def test_a_slow_reader_does_not_grow_memory(reading: Callable[[Reply], Coroutine[Any, Any, bytes]]) -> None:
     async def scenario(share: Share, store: MemoryStore) -> None:
         server = Server(*[b'"choices"'.ljust(65536)] * 300)
         leader, slow = await asyncio.gather(asyncio.create_task(begun(share, server)), begun(share, server))
-        got = asyncio.create_task(collected(leader))
+        got = asyncio.create_task(reading(leader))
         await asyncio.sleep(0.05)
         assert server.sent * 65536 <= LONGEST + AHEAD + 2 * 65536, "it waits for the slowest"
-        assert len(await collected(slow)) == 300 * 65536
+        assert len(await reading(slow)) == 300 * 65536
         assert len(await got) == 300 * 65536
         assert await store.recall("ann", b"key") is None
 
