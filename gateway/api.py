@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from functools import partial
 from random import SystemRandom
@@ -27,7 +28,7 @@ from gateway.shadow import Shadows
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.store import Store
-from gateway.stream import Events
+from gateway.stream import Pieces
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Reply
 from gateway.uploads import Uploads
@@ -203,27 +204,28 @@ class Exchange:
     async def _stream(self, reply: Reply) -> None:
         """Relays a stream. Each write waits until the caller took what came before it."""
         self._start(reply.status, self._answered(reply, time.perf_counter()) + STREAMED)
+        wire, body = self._wire, reply.chunks
+        if (first := await anext(body, None)) is not None:
+            self._ttft = time.perf_counter() - self._started
+            await wire.write(self._explaining(reply, first), more=True)
         total = self._policy.tiers[reply.tier].timeouts.total
-        pulse = Pulse(self._wire, self._settings.keepalive, total, self._late)
+        pulse = Pulse(wire, self._settings.keepalive, total, self._late)
         try:
-            last = await self._chunks(reply)
+            last = await self._rest(reply, body)
             pulse.rest()
-            await self._wire.write(last, more=False)
+            await wire.write(last, more=False)
         finally:
             pulse.stop()
 
-    async def _chunks(self, reply: Reply) -> bytes:
-        """Writes the stream but for its last bytes, which it returns: they can go out together with the end."""
-        wire, body = self._wire, reply.chunks
-        push = None if self._explained else wire.push
-        pour = partial(body.pour, push) if push and isinstance(body, Events) else None
-        async for chunk in body:
-            if self._ttft is None:
-                self._ttft = time.perf_counter() - self._started
-            await wire.write(self._explaining(reply, chunk) if self._explained else chunk, more=True)
-            if pour and (last := await pour()) is not None:
-                return last
-        return b""
+    async def _rest(self, reply: Reply, body: AsyncGenerator[bytes, None]) -> bytes:
+        """Writes what follows the first piece. Returns its last bytes, which can go out together with the end."""
+        push = None if self._explained else self._wire.push
+        pour = partial(body.pour, push) if push and isinstance(body, Pieces) else None
+        last = await pour() if pour else None
+        while last is None and (piece := await anext(body, None)) is not None:
+            await self._wire.write(self._explaining(reply, piece), more=True)
+            last = await pour() if pour else None
+        return last or b""
 
     def _late(self) -> None:
         """The stream lasted too long: handled as if the caller had left."""
@@ -231,7 +233,7 @@ class Exchange:
         self._leave()
 
     def _explaining(self, reply: Reply, events: bytes) -> bytes:
-        if not self._request or not ending(events):
+        if not self._explained or not self._request or not ending(events):
             return events
         model = self._policy.tiers[reply.tier].model
         decision = explanation(reply, self._policy, self._overhead or 0.0)

@@ -1,7 +1,7 @@
 """What does a model server's answer say, and did it end well?"""
 
-import asyncio
 import re
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -23,7 +23,31 @@ _SEEN, _WHOLE = msgspec.json.Decoder(Seen), msgspec.json.Decoder(Whole)
 _COUNTED = msgspec.json.Decoder(Counted)
 
 
-class Events(AsyncGenerator[bytes, None]):
+class Pieces(AsyncGenerator[bytes, None]):
+    """An answer on its way: an iterator of its pieces that can also pour them."""
+
+    __slots__ = ()
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        return self.asend(None)
+
+    @abstractmethod
+    async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
+        """Give pieces to `sink` as they come, until it returns False or the answer ends. Returns the last piece, which
+        the sink did not get, when the answer has ended, so that it can be sent together with what follows; None when
+        the iterator has more. Raises Refusal.
+        """
+
+    def aclose(self) -> Any:
+        """Nobody wants more."""
+        return nothing()
+
+    async def athrow(self, kind: Any, *_: Any) -> bytes:
+        self.aclose()
+        raise kind
+
+
+class Events(Pieces):
     """A stream's events, in batches of whole events, unchanged.
 
     With `hide_usage` a chunk of chat that carries only usage is left out. A stream that ends with neither the last
@@ -56,9 +80,6 @@ class Events(AsyncGenerator[bytes, None]):
         if not self._here and not self._response.complete:
             await to_end(self._response)
 
-    def __anext__(self) -> Coroutine[Any, Any, bytes]:
-        return self.asend(None)
-
     async def asend(self, _: None) -> bytes:
         """The batch that `more` waits for. Raises as that does."""
         if self._open and not self._here:
@@ -74,19 +95,10 @@ class Events(AsyncGenerator[bytes, None]):
         return batch
 
     def aclose(self) -> Any:
-        """Nobody wants more."""
         self._open, self._here = False, b""
         return nothing()
 
-    async def athrow(self, kind: Any, *_: Any) -> bytes:
-        self.aclose()
-        raise kind
-
     async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
-        """Give batches to `sink` as they come, until it returns False or the stream ends. Returns the last batch, which
-        the sink did not get, when the stream has ended, so that it can be sent together with what follows; None when
-        the iterator has more. Raises UpstreamFailed.
-        """
         broken: list[UpstreamFailed] = []
         usage, batch = self._usage, b""
         like: Callable[[bytes], bool] = none_like
@@ -229,10 +241,10 @@ class Noted:
 async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> None:
     """Read the rest of a message that is about to end, so that the connection can be used again; `heard` gets it."""
     try:
-        async with asyncio.timeout(TAIL_WAIT):
-            while data := await response.chunk():
-                heard(data)
-    except (TransportError, TimeoutError):
+        response.hurry(TAIL_WAIT)
+        while data := await response.chunk():
+            heard(data)
+    except TransportError:
         return
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -16,7 +16,7 @@ from gateway.cache.verdicts import Verdicts
 from gateway.errors import Refusal, UpstreamFailed
 from gateway.policy import Caching, Policy
 from gateway.store import Store, Turn
-from gateway.stream import Events
+from gateway.stream import Pieces
 from gateway.types import ChatRequest, Reply
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
@@ -104,21 +104,20 @@ class Flight:
     listed in `flights`, for others to join. As a context manager it ends with the block that fills it."""
 
     __slots__ = (
-        "_chunks", "_complete", "_error", "_flights", "_form", "_freed", "_freed_bytes", "_read", "_reply", "_size",
-        "_task", "_waiting",
+        "_flights", "_form", "_freed", "_freed_bytes", "_reply", "_seats", "_size", "_task", "chunks", "complete",
+        "error", "moved",
     )  # fmt: skip
 
     def __init__(self, flights: "dict[Form, Flight]", form: Form) -> None:
         self._flights, self._form = flights, form
         self._task: asyncio.Task[None] | None = None
         self._reply: Reply | None = None
-        self._error: BaseException | None = None
-        self._complete = False
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._read: dict[object, int] = {}  # reader -> chunks taken
-        self._freed = self._freed_bytes = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._seats: set[Seat] = set()
+        self._size = self._freed = self._freed_bytes = 0
+        self.chunks: list[bytes] = []
+        self.complete = False
+        self.error: BaseException | None = None
+        self.moved = asyncio.Event()  # a reader has taken something, or left
 
     def begin(self, flying: Coroutine[Any, Any, None]) -> None:
         """Starts the task that fills it. A task of its own: the caller who came first may leave while others wait."""
@@ -126,61 +125,83 @@ class Flight:
 
     async def board(self, cache: Literal["miss", "coalesced"]) -> Reply:
         """A reply that reads this flight from its start. Raises what ended the flight before it had a reply."""
-        reader, started = object(), time.perf_counter()
-        self._read[reader] = 0
+        seat, started = Seat(self), time.perf_counter()
+        self._seats.add(seat)
         try:
-            while not self._reply and not self._error:
-                await self._news()
+            while not self._reply and not self.error:
+                await seat.news()
         except BaseException:
-            await self._step_off(reader)
+            await self._step_off(seat)
             raise
         first = self._reply
         if not first:
-            raise self._error or UpstreamFailed("The answer was interrupted.")
-        body = first.body if isinstance(first.body, WHOLE) else self._chunks_for(reader)
+            raise self.error or UpstreamFailed("The answer was interrupted.")
+        body = first.body if isinstance(first.body, WHOLE) else seat
         waited = first.waited if cache == "miss" else time.perf_counter() - started
         return Reply(  # by position: names take twice as long
-            first.status, first.headers, body, first.stream, first.tier, partial(self._step_off, reader), first.usage,
+            first.status, first.headers, body, first.stream, first.tier, partial(self._step_off, seat), first.usage,
             waited, first.route, first.decision, "coalesced" if first.cache == "hit" else cache,
         )  # fmt: skip
 
     async def carry(self, reply: Reply) -> bytes:
         """Passes the reply on to all readers and closes it at its end. Returns the whole answer, b"" for a refusal or
         one that is too long to be remembered."""
-        self._reply, whole = reply, isinstance(reply.body, WHOLE)
-        self._complete = whole
+        self._reply, self.complete = reply, isinstance(reply.body, WHOLE)
         self._tell()
         try:
-            if not whole:
-                await self._gather(reply)
+            if self.complete:
+                return reply.body if isinstance(reply.body, bytes) else b""
+            await self._gather(reply)
         finally:
             await reply.close()
-        if whole:
-            return reply.body if isinstance(reply.body, bytes) else b""
-        self._complete = True
-        self._tell()
-        return b"".join(self._chunks) if self._size <= LONGEST else b""
+        return b"".join(self.chunks) if self._size <= LONGEST else b""
 
-    async def _chunks_for(self, reader: object) -> AsyncGenerator[bytes, None]:
-        while True:
-            while (at := self._read[reader]) < len(self._chunks):
-                self._read[reader] = at + 1
-                self._tell()
-                yield self._chunks[at]
-            if self._complete:
-                return
-            if self._error:
-                raise self._error
-            await self._news()
+    async def _gather(self, reply: Reply) -> None:
+        body, last = reply.chunks, None
+        pour = body.pour if isinstance(body, Pieces) else None
+        async for chunk in body:
+            if not self._add(chunk):
+                await self._caught_up()
+            last = await pour(self._add) if pour else None
+            if last is not None:
+                break
+        self._tell()  # nobody is poured for any more: the last chunk goes out together with the end
+        if last:
+            self._add(last)
+        self.complete = True
 
-    async def _step_off(self, reader: object) -> None:
+    def _add(self, chunk: bytes) -> bool:
+        """Adds a chunk; returns whether more may come at once. An answer that is too long to be remembered waits for
+        its slowest reader, and drops what all have read."""
+        self.chunks.append(chunk)
+        self._size += len(chunk)
+        for seat in self._seats:
+            seat.heard(chunk)
+        if self._size <= LONGEST:
+            return True
+        self._leave()
+        return False
+
+    async def _caught_up(self) -> None:
+        """Returns when no reader is far behind."""
+        while self._seats and self._behind() > AHEAD:
+            self.moved.clear()
+            await self.moved.wait()
+
+    def _behind(self) -> int:
+        """The bytes that the slowest reader has yet to take; what all have taken is dropped."""
+        for at in range(self._freed, min([seat.taken for seat in self._seats])):
+            self._freed_bytes += len(self.chunks[at])
+            self.chunks[at] = b""
+            self._freed = at + 1
+        return self._size - self._freed_bytes
+
+    async def _step_off(self, seat: "Seat") -> None:
         """A reader leaves; safe to call twice. The last one to leave cancels the flight, unless its answer is
         complete."""
-        self._read.pop(reader, None)
-        if self._complete:
-            return
-        self._tell()
-        if self._read or not self._task or self._task.done():
+        self._seats.discard(seat)
+        self.moved.set()
+        if self.complete or self._seats or not self._task or self._task.done():
             return
         self._leave()
         self._task.cancel()
@@ -192,7 +213,7 @@ class Flight:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
         """The answer is complete, or `error` ended it, which the readers then raise."""
         interrupted = kind is asyncio.CancelledError
-        self._error = UpstreamFailed("The answer was interrupted.") if interrupted else error
+        self.error = UpstreamFailed("The answer was interrupted.") if interrupted else error
         self._leave()
         self._tell()
         return isinstance(error, Exception)
@@ -202,51 +223,60 @@ class Flight:
         if self._flights.get(self._form) is self:
             del self._flights[self._form]
 
-    async def _gather(self, reply: Reply) -> None:
-        body, last = reply.chunks, None
-        pour = body.pour if isinstance(body, Events) else None
-        async for chunk in body:
-            if not self._add(chunk):
-                await self._caught_up()
-            last = await pour(self._add) if pour else None
-            if last is not None:
-                break
-        if last:
-            self._add(last)
-
-    async def _caught_up(self) -> None:
-        """Returns when no reader is far behind."""
-        while self._read and self._behind() > AHEAD:
-            await self._news()
-
-    def _add(self, chunk: bytes) -> bool:
-        """Adds a chunk; returns whether more may come at once. An answer that is too long to be remembered waits for
-        its slowest reader, and drops what all have read."""
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        self._tell()
-        if self._size > LONGEST:
-            self._leave()
-        return self._size <= LONGEST
-
-    def _behind(self) -> int:
-        """The bytes that the slowest reader has yet to take; what all have taken is dropped."""
-        for at in range(self._freed, min(self._read.values())):
-            self._freed_bytes += len(self._chunks[at])
-            self._chunks[at] = b""
-            self._freed = at + 1
-        return self._size - self._freed_bytes
-
-    def _news(self) -> "asyncio.Future[None]":
-        """A future that is done at the next change of the flight."""
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        return waiting
-
     def _tell(self) -> None:
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            if not one.done():
-                one.set_result(None)
+        for seat in self._seats:
+            seat.wake()
+
+
+class Seat(Pieces):
+    """A reader's place in a flight: yields its chunks from the first one on. `taken`: how many the reader has."""
+
+    __slots__ = ("_flight", "_news", "_sink", "taken")
+
+    def __init__(self, flight: Flight) -> None:
+        self._flight, self.taken = flight, 0
+        self._sink: Callable[[bytes], bool] | None = None
+        self._news: asyncio.Future[None] | None = None
+
+    async def asend(self, _: None) -> bytes:
+        """The next chunk. Raises what ended the flight."""
+        flight = self._flight
+        while self.taken == len(flight.chunks):
+            if flight.complete:
+                raise StopAsyncIteration
+            if flight.error:
+                raise flight.error
+            await self.news()
+        self.taken += 1
+        flight.moved.set()
+        return flight.chunks[self.taken - 1]
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
+        flight = self._flight
+        if self.taken == len(flight.chunks) and not (flight.complete or flight.error):
+            self._sink = sink
+            try:
+                await self.news()
+            finally:
+                self._sink = None
+        if flight.complete and self.taken >= len(flight.chunks) - 1:
+            return b"".join(flight.chunks[self.taken :])
+        return None
+
+    def heard(self, chunk: bytes) -> None:
+        """The flight has one more chunk: a reader that is poured for gets it at once, another one is woken."""
+        if self._sink:
+            self.taken += 1
+            if self._sink(chunk):
+                return
+        self.wake()
+
+    def news(self) -> "asyncio.Future[None]":
+        """A future that is done when the flight has changed. A seat has one reader, so one future is enough."""
+        self._news = asyncio.get_running_loop().create_future()
+        return self._news
+
+    def wake(self) -> None:
+        news, self._news, self._sink = self._news, None, None
+        if news and not news.done():
+            news.set_result(None)

@@ -99,7 +99,9 @@ def form_of(fields: Fields) -> bytes:
     """The form of the answer that a request wants: JSON, or its stream_options, normalised."""
     if not fields.stream:
         return JSON
-    given = fields.stream_options or {}
+    given = fields.stream_options
+    if not given:
+        return BARE
     options = {
         key: value for key, value in given.items() if value is not None and (key, value) != ("include_usage", False)
     }

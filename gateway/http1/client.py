@@ -74,6 +74,10 @@ class Response:
         """Body bytes for `sink` as they come, until it returns False; what ends or breaks the answer, `chunk` tells."""
         return self._open().pour(sink, self._idle)
 
+    def hurry(self, seconds: float) -> None:
+        """The rest may take so many seconds at most. Raises TransportError when the answer was closed."""
+        self._open().hurry(seconds)
+
     def ready(self, limit: int) -> bytes | None:
         """As `read`, if all that is left of the body is there already; else None."""
         connection = self._open()

@@ -187,6 +187,14 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         return data
 
+    def hurry(self, seconds: float) -> None:
+        """What is left of the exchange may take so long at most."""
+        end = self._loop.time() + seconds
+        if end < self._end:
+            self._end = end
+            if self._fires > end:
+                self._set_timer(end)
+
     def rest(self) -> bool:
         """Lie idle until the next exchange, or close after `keep_alive` seconds. False where the exchange that ended
         leaves no connection for another one.

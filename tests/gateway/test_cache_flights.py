@@ -9,6 +9,7 @@ from gateway.cache import AHEAD, LONGEST, Flights, replay, worth_keeping
 from gateway.done import DONE
 from gateway.errors import UpstreamFailed
 from gateway.store import MemoryStore, Turn
+from gateway.stream import Pieces
 from gateway.types import Decision, Facts, Reply, Route, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, gateway, watched
@@ -85,7 +86,28 @@ class Server:
             self.go.release()
 
 
-Share = Callable[[Server], Coroutine[Any, Any, Reply]]
+class Poured(Pieces):
+    """Makes a stream of which the first piece is asked for, and the others are poured, save the last."""
+
+    stream = True
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces, self.sink = list(pieces), asyncio.get_running_loop().create_future()
+        self.over = asyncio.Event()
+
+    async def make(self) -> Reply:
+        return a_reply(stream=True, body=self)
+
+    async def asend(self, _: None) -> bytes:
+        return self.pieces.pop(0)
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
+        self.sink.set_result(sink)
+        await self.over.wait()
+        return self.pieces.pop()
+
+
+Share = Callable[[Server | Poured], Coroutine[Any, Any, Reply]]
 
 
 def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: MemoryStore | None = None) -> None:
@@ -95,7 +117,7 @@ def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: Mem
         troubles, kept = watched(), store or MemoryStore()
         flights, tokens = Flights(kept), itertools.count()
 
-        async def share(server: Server) -> Reply:
+        async def share(server: Server | Poured) -> Reply:
             return await flights.share(
                 Turn(b"key", b"%d" % next(tokens)), STREAM if server.stream else REQUEST, POLICY, server.make
             )
@@ -190,6 +212,52 @@ def test_who_boards_a_flight_gives_its_own_turn_back() -> None:
     asyncio.run(main(kept, Flights(kept)))
 
 
+async def read(reply: Reply, most: int) -> tuple[list[bytes], list[bytes], bytes]:
+    """What was asked for, what was poured, so many pieces at once, and what may leave with the end."""
+    asked, poured, body = list[bytes](), list[bytes](), reply.body
+    assert isinstance(body, Pieces)
+
+    def sink(piece: bytes) -> bool:
+        poured.append(piece)
+        return len(poured) % most != 0
+
+    try:
+        async for piece in body:
+            asked.append(piece)
+            if (last := await body.pour(sink)) is not None:
+                return asked, poured, last
+    finally:
+        await reply.close()
+    return asked, poured, b""
+
+
+def test_what_comes_is_poured_for_each_reader_until_that_is_too_much_for_it() -> None:
+    async def scenario(share: Share, store: MemoryStore) -> None:
+        body = Poured(b"a", b"b", b"c", b"d", b'"choices"')
+        replies = [await share(body) for _ in range(3)]
+        quick, slow, leaver = [
+            asyncio.create_task(read(reply, most)) for reply, most in zip(replies, (9, 2, 9), strict=True)
+        ]
+        sink = await body.sink
+        await asyncio.sleep(0)
+        assert sink(b"b")
+        assert sink(b"c")
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        late = asyncio.create_task(read(await share(body), 9))
+        await asyncio.sleep(0)
+        assert sink(b"d")
+        body.over.set()
+        assert await quick == ([b"a"], [b"b", b"c", b"d"], b'"choices"')
+        assert await slow == ([b"a", b"d"], [b"b", b"c"], b'"choices"')
+        assert await late == ([b"a", b"b", b"c"], [b"d"], b'"choices"')
+        hit = replay(await store.recall("ann", b"key"), b"key", STREAM)
+        assert hit is not None
+        assert hit.body == b'abcd"choices"'
+
+    flying(scenario)
+
+
 def test_a_failure_is_everyones_but_not_the_next_ones() -> None:
     async def scenario(share: Share, _: MemoryStore) -> None:
         server = Server(fails=UpstreamFailed("no"))
@@ -259,14 +327,21 @@ def test_an_answer_is_remembered_though_the_store_is_slower_than_the_caller() ->
     flying(scenario, store)
 
 
-def test_a_slow_reader_does_not_grow_memory() -> None:
+async def drained(reply: Reply) -> bytes:
+    """As `collected`, by a reader that nothing is too much for."""
+    asked, poured, last = await read(reply, 1 << 20)
+    return b"".join([*asked, *poured, last])
+
+
+@pytest.mark.parametrize("reading", [collected, drained])
+def test_a_slow_reader_does_not_grow_memory(reading: Callable[[Reply], Coroutine[Any, Any, bytes]]) -> None:
     async def scenario(share: Share, store: MemoryStore) -> None:
         server = Server(*[b'"choices"'.ljust(65536)] * 300)
         leader, slow = await asyncio.gather(asyncio.create_task(begun(share, server)), begun(share, server))
-        got = asyncio.create_task(collected(leader))
+        got = asyncio.create_task(reading(leader))
         await asyncio.sleep(0.05)
         assert server.sent * 65536 <= LONGEST + AHEAD + 2 * 65536, "it waits for the slowest"
-        assert len(await collected(slow)) == 300 * 65536
+        assert len(await reading(slow)) == 300 * 65536
         assert len(await got) == 300 * 65536
         assert await store.recall("ann", b"key") is None
 

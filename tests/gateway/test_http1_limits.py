@@ -68,6 +68,22 @@ def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> No
     run(main())
 
 
+def test_the_rest_of_an_answer_may_be_given_less_time_but_never_more(run: Run) -> None:
+    async def main() -> None:
+        async with serving(dripping) as (client, origin, server):
+            for total, hurries in ((60.0, (0.2,)), (0.2, (60.0,)), (60.0, (0.2, 60.0))):
+                response = await ask(client, origin, Limits(60, 60, 60, total))
+                for seconds in hurries:
+                    response.hurry(seconds)
+                with pytest.raises(TransportError) as error:
+                    await asyncio.wait_for(response.read(MIB), 20)
+                assert error.value.kind == "total"
+                response.close()
+            await server.emptied()
+
+    run(main())
+
+
 def test_the_idle_limit_starts_anew_with_each_chunk(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
