@@ -56,6 +56,7 @@ class Part(msgspec.Struct):
     video_url: str | Link | None = None
     audio_url: str | Link | None = None
     file_url: str | Link | None = None
+    uuid: Any = None  # by which vLLM finds media that came before, whoever sent them
 
     def urls(self) -> list[str]:
         """Every address in this piece; which of them a server follows is the server's choice."""

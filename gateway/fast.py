@@ -23,7 +23,8 @@ from gateway.wire import header_lines
 HOT = {path.encode(): path for path in DIALECTS}
 MAX_DIGITS = 15  # of a length, where a head is compared with the one before
 _LENGTH = re.compile(rb"(?<=\r\ncontent-length: )[0-9]{1,%d}(?=\r\n)" % MAX_DIGITS, re.IGNORECASE)
-_FIRST = {int(status): b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+_PHRASES = {int(status): status.phrase.encode() for status in HTTPStatus}
+_FIRST = {status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(200, 600)}
 
 
 class FastConnection(Connection):

@@ -179,17 +179,22 @@ def salt(caller: Caller, own: str | None) -> str:
 
 
 def refuse_links(request: ChatRequest) -> None:
-    """Raises BadRequest for media by URL: a model server would fetch it from inside the network. `data:` URLs pass."""
+    """Raises BadRequest for media by URL (`data:` URLs pass): a model server would fetch it from inside the network; by
+    uuid: it would take other callers' media for it, or this caller's for theirs; and for what is PRIVILEGED.
+    """
     for i, message in enumerate(request.fields.messages or ()):
         if isinstance(message.content, list) and (j := _linked(message.content)) is not None:
-            told = "Media must be sent inline, as a data: URL or a base64 source; links are not fetched."
+            told = "Media must be sent inline, as a data: URL or a base64 source; no link, uuid or prompt_embeds."
             place = f"messages[{i}].content[{j}]" if request.path == CHAT else request.dialect.prompt[-1]
             raise BadRequest(told, param=place)
 
 
 def _linked(parts: Sequence[Part]) -> int | None:
-    """Which of a message's pieces holds a link, if one does."""
-    return next((j for j, part in enumerate(parts) for url in part.urls() if not url.startswith("data:")), None)
+    """Which of a message's pieces is refused, if one is."""
+    for j, part in enumerate(parts):
+        if part.uuid is not None or part.type in _PRIVILEGED or any(not url.startswith("data:") for url in part.urls()):
+            return j
+    return None
 
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:

@@ -27,7 +27,7 @@ from gateway.reload import checked
 from gateway.revisions import attempted, stored
 from gateway.server import Server, bind
 from gateway.settings import Settings
-from gateway.store import Store, open_store
+from gateway.store import Store, open_store, where
 from gateway.workers import Failed, Member, Supervisor
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
@@ -207,7 +207,7 @@ def opened(url: str | None) -> Store:
     try:
         return open_store(url)
     except ValueError as error:
-        stop(f"--redis {url.rpartition('@')[2] if url else ''}: {error}")
+        stop(f"--redis {where(url or '')}: {error}")
 
 
 def stop(message: str) -> NoReturn:

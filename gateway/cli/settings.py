@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from gateway.cli.output import Json
 from gateway.settings import Settings
+from gateway.store import where
 
 config = typer.Typer(help="Settings of this program; what is routed where stands in the policy.", no_args_is_help=True)
 SECRET = {"api_key", "admin_key"}
@@ -62,14 +63,13 @@ def merged(settings: Settings, environment: Mapping[str, str]) -> list[Setting]:
 
 
 def shown(name: str, value: Any) -> Any:
-    """A setting's value as JSON data: of a secret only its length, of the store's URL no password."""
+    """A setting's value as JSON data: of a secret only its length, of the store's URL where that is."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if name in SECRET:
         return f"({len(value)} characters)"
-    if name == "redis_url" and "@" in value:
-        scheme, _, rest = value.partition("://")
-        return f"{scheme}://***@{rest.rpartition('@')[2]}"
+    if name == "redis_url" and "://" in value:
+        return f"{value.partition('://')[0]}://{'***@' if '@' in value else ''}{where(value)}"
     return list(value) if isinstance(value, tuple) else str(value)
 
 

@@ -3,7 +3,7 @@
 from gateway.doctor.finding import Finding, error, ok, warning
 from gateway.errors import Overloaded
 from gateway.settings import Settings
-from gateway.store import ServerSetup, setups
+from gateway.store import ServerSetup, setups, where
 
 SLOW = 0.01  # seconds for an answer; each request waits for one
 
@@ -18,28 +18,28 @@ async def store(settings: Settings) -> tuple[list[Finding], list[float]]:
         return [warning("store", told, "GATEWAY_REDIS_URL=redis://host:6379/0, if that is not wanted")], []
     if url == "embedded":
         return [ok("store", "a Valkey of its own, from start to end")], []
-    where = url.rpartition("@")[2]
+    place = where(url)
     try:
         found = await setups(url)
     except ValueError as wrong:
         return [error("store", str(wrong), "correct GATEWAY_REDIS_URL")], []
     except Overloaded as refusal:
         why = str(refusal.__cause__).rstrip(".")
-        told = f"{where} cannot be used: {why}; limits are kept per process, budgets are refused"
+        told = f"{place} cannot be used: {why}; limits are kept per process, budgets are refused"
         return [error("store", told, "start it, or correct GATEWAY_REDIS_URL (host, port, password, TLS)")], []
-    findings = [one for server in found for one in _server(server, where)]
+    findings = [one for server in found for one in _server(server, place)]
     return list(dict.fromkeys(findings)), [server.ahead for server in found]
 
 
-def _server(server: ServerSetup, where: str) -> list[Finding]:
-    found = [ok("store", f"{where} answers, version {server.version}")]
+def _server(server: ServerSetup, place: str) -> list[Finding]:
+    found = [ok("store", f"{place} answers, version {server.version}")]
     if server.evicts.startswith("allkeys"):
-        told = f"{where} may evict API keys and ledgers when its memory is full ({server.evicts})"
+        told = f"{place} may evict API keys and ledgers when its memory is full ({server.evicts})"
         found.append(error("store", told, "maxmemory-policy volatile-lru"))
     if not server.saves:
-        told = f"{where} writes no append-only file: keys and the ledger end with it, or go back to the last snapshot"
+        told = f"{place} writes no append-only file: keys and the ledger end with it, or go back to the last snapshot"
         found.append(warning("store", told, "appendonly yes"))
     if server.took > SLOW:
-        told = f"{where} takes {server.took * 1000:.0f} ms for an answer, which each request waits for"
+        told = f"{place} takes {server.took * 1000:.0f} ms for an answer, which each request waits for"
         found.append(warning("store", told, "run it nearer"))
     return found

@@ -58,10 +58,19 @@ __all__ = [
     "Turn",
     "open_store",
     "setups",
+    "where",
 ]
 
 
 # The client for servers is imported only where a store is shared: it takes memory.
+
+
+def where(url: str) -> str:
+    """What may be seen of a store's address: its servers and database, without user, password and options."""
+    place, _, options = url.partition("?")
+    if "@" in options:  # a password that is not escaped, before them or among them
+        return "***"
+    return place.partition("://")[2].rpartition("@")[2]
 
 
 def open_store(url: str | None) -> Store:

@@ -59,12 +59,17 @@ def opening(url: str) -> Opening:
         raise ValueError(f"a store's address has no {min(unknown)}; known: {', '.join(sorted(OPTIONS))}")
     user = options.get("username") or unquote(parts.username or "")
     password = options.get("password") or unquote(parts.password or "")
-    database = options.get("db") or ("" if parts.scheme == "unix" else parts.path.strip("/"))
+    database = options.get("db") or ("" if parts.scheme == "unix" else parts.path.strip("/")) or "0"
+    try:
+        port, number = parts.port or PORT, int(database)
+    except ValueError:  # whose text may be a part of the password
+        told = "a store's port and database are numbers; in a password, / is written as %2F, # as %23, ? as %3F"
+        raise ValueError(told) from None
     return Opening(
-        greeting=tuple(map(written, _greeting(user, password, int(database or 0)))),
+        greeting=tuple(map(written, _greeting(user, password, number))),
         timeout=float(options.get("socket_timeout", TIMEOUT)),
         host=parts.hostname or "localhost",
-        port=parts.port or PORT,
+        port=port,
         path=unquote(parts.path) if parts.scheme == "unix" else "",
         tls=_tls(options) if parts.scheme == "rediss" else None,
     )

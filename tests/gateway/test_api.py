@@ -194,6 +194,8 @@ def test_a_servers_4xx_passes_unchanged(flash: Sim, pro: Sim) -> None:
             assert answer.json()["error"]["type"] == "BadRequestError", "in the server's words"
             assert answer.headers["content-type"] == "application/json"
             assert pro.seen() == []
+            flash.config(status=499)  # nginx's, of no name that HTTP knows
+            assert (await gate.ask(body(model="flash"))).status == 499
 
     asyncio.run(main())
 

@@ -267,6 +267,9 @@ def with_piece(piece: str) -> ChatRequest:
     "piece",
     [
         '{"type":"image_url","image_url":{"url":"http://169.254.169.254/"}}',
+        '{"type":"image_url","image_url":null,"uuid":"another-callers"}',
+        '{"type":"image_url","image_url":{"url":"data:image/png;base64,AA"},"uuid":7}',
+        '{"type":"prompt_embeds","data":"AA"}',
         '{"type":"image_url","image_url":"file:///etc/passwd"}',
         '{"type":"video_url","image_url":"data:x","video_url":{"url":"https://h"}}',
         '{"type":"audio_url","image_url":null,"audio_url":{"url":"//h"}}',

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from gateway.store import VALUE_LIMIT, open_store
+from gateway.store import VALUE_LIMIT, open_store, where
 from gateway.store.line import FAULTS, Line
 from gateway.store.opening import opening
 from tests.gateway.loopback import Run, run  # noqa: F401  a fixture
@@ -121,7 +121,7 @@ def test_where_the_database_is_not_there_nothing_is_written_into_another(run: Ru
     ("url", "told"),
     [
         ("redis://h?socket_timout=1", "no socket_timout; known: .*socket_timeout"),
-        ("redis://h/main", "main"),
+        ("redis://h/main", "numbers"),
         ("redis://h?socket_timeout=soon", "soon"),
         ("rediss://h?ssl_ca_certs=/nowhere/ca.pem", "No such file"),
         ("rediss://h?ssl_cert_reqs=never", "none, optional, required"),
@@ -130,6 +130,31 @@ def test_where_the_database_is_not_there_nothing_is_written_into_another(run: Ru
 def test_an_address_that_cannot_be_meant_so_is_refused(url: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("redis://user:hunter2@h:1/0?socket_timeout=1", "h:1/0"),
+        ("valkey+cluster://:hunter2@h:1,i:2", "h:1,i:2"),
+        ("unix://:hunter2@/run/store.sock", "/run/store.sock"),
+        ("redis+sentinel://h/main?sentinel_password=hunter2", "h/main"),
+        ("redis://h?password=hunter2", "h"),
+        ("redis://h?password=a@hunter2", "***"),
+        ("redis://:a/hunter2@h:1", "h:1"),
+        ("redis://:a#hunter2@h:1", "h:1"),
+        ("redis://:hunter2?a@h:1", "***"),
+    ],
+)
+def test_of_an_address_nothing_secret_is_shown(address: str, told: str) -> None:
+    assert where(address) == told
+
+
+@pytest.mark.parametrize("address", ["redis://:a/hunter2@h:1", "redis://:hunter2#a@h:1", "redis://:hunter2?a@h:1"])
+def test_a_password_that_is_not_escaped_is_not_told(address: str) -> None:
+    with pytest.raises(ValueError, match="numbers") as refusal:
+        open_store(address)
+    assert "hunter2" not in str(refusal.value)
 
 
 def test_what_was_put_is_sent_though_nobody_waits_and_the_line_is_closed(run: Run, valkey: str) -> None:  # noqa: F811
