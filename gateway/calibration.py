@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,8 +11,22 @@ import msgspec
 SCHEMA = 1
 BELIEVED = ("score", "p_complex")  # inputs that are probabilities of their own; taken as log odds
 EDGE = 0.001  # log odds are taken from probabilities that keep this far from 0 and 1
+ALIKE = 0.25  # part that trees have in p; measured beside more and less (LOG.md, 2026-11-22)
 
 Row = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A branch of a tree: an input less than `cut` leads `below`. A number ends it: the probability there."""
+
+    name: str
+    cut: float
+    below: "Split | float"
+    above: "Split | float"
+
+
+Node = Split | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +34,8 @@ class Layer:
     """Weights by input name, for inputs less their mean in units of their scale. A missing input counts as its mean.
 
     `saved`: this one says that Flash fails, and that one that Pro does not where Flash does; None: this one says both.
+    `trees` each tell what came of requests that look alike; without any, and where they ask for an input that is
+    missing, p is by the weights alone.
     """
 
     intercept: float
@@ -27,11 +43,13 @@ class Layer:
     means: Mapping[str, float]
     scales: Mapping[str, float]
     saved: "Layer | None" = None
+    trees: tuple[Node, ...] = ()
 
     @property
     def inputs(self) -> set[str]:
         """The names of all that p depends on."""
-        return {*self.weights, *(self.saved.inputs if self.saved else ())}
+        named = {split.name for split in _splits(self.trees)}
+        return {*self.weights, *(self.saved.inputs if self.saved else ()), *named}
 
     def p(self, row: Row) -> float:
         """The probability that Pro is needed, from 0 to 1."""
@@ -39,7 +57,30 @@ class Layer:
         for name, weight in self.weights.items():
             if name in row:
                 total += weight * (taken(name, row[name]) - self.means[name]) / self.scales[name]
-        return sigmoid(total) * (self.saved.p(row) if self.saved else 1.0)
+        p = sigmoid(total) * (self.saved.p(row) if self.saved else 1.0)
+        try:
+            found = [_leaf(tree, row) for tree in self.trees]
+        except KeyError:  # a verdict that did not come, or records of before
+            return p
+        return p + ALIKE * (sum(found) / len(found) - p) if found else p
+
+
+def _leaf(node: Node, row: Row) -> float:
+    while isinstance(node, Split):
+        node = node.below if row[node.name] < node.cut else node.above
+    return node
+
+
+def _splits(nodes: Iterable[Node]) -> Iterator[Split]:
+    for node in nodes:
+        if isinstance(node, Split):
+            yield node
+            yield from _splits((node.below, node.above))
+
+
+def _leaves(nodes: Iterable[Node]) -> Iterator[float]:
+    for node in nodes:
+        yield from _leaves((node.below, node.above)) if isinstance(node, Split) else (node,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +140,8 @@ def load(text: str) -> Fitted:
         raise ValueError(f"not a whole calibration: {error!r}") from None
     if not all(map(math.isfinite, (whole, *edges))):
         raise ValueError("its numbers are not finite")
+    if not all(0 <= leaf <= 1 for leaf in _leaves(layer.trees)):
+        raise ValueError("its trees do not end in probabilities")
     if list(edges) != sorted(edges):
         raise ValueError("edges are not in order")
     if basis and (len(basis.counts) != len(basis.edges) + 1 or min(basis.counts) < 1):

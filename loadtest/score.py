@@ -19,14 +19,14 @@ from pathlib import Path
 from backends.evals.metrics import Pair, auroc, bootstrap, mean_skill, percentile, skill
 from backends.evals.prompts import Row, sets
 from gateway.calibrate import GOOD, Example, calibrate, fit, parse, told
-from gateway.score import MEASURES, WEIGHTS, Axes, Score, Table, read_table, score_text
+from gateway.score import WEIGHTS, Axes, Score, Table, read_table, score_text
 
 LABELS = 300
 TRAFFIC = 2000  # records a calibration sees, LABELS of them with an outcome
 SHARE = 0.25
 GAP = 0.04  # by which the strong model of another pair is better
 EACH = 800  # rows of each other set that weights are fitted to
-TEXT = [name for name in MEASURES if name not in ("turns", "tools")]  # what single prompts have
+TEXT = [name for name in WEIGHTS if name not in ("turns", "tools")]  # what the score weighs of single prompts
 LENGTHS = (100, 1_000, 10_000, 100_000, 1_000_000)
 WORST = ("a_", "$a", "分析", "x ", "A. x\n", "( ", " \n", "1,")
 
@@ -54,7 +54,7 @@ def by_set(data: dict[str, list[Scored]]) -> Iterator[str]:
     columns: list[list[list[Pair]]] = [[], [], [], [], []]
     for name, scored in data.items():
         others = [rows for other, rows in data.items() if other != name]
-        held = [measure for measure in MEASURES if holds(measure, others)]
+        held = [measure for measure in TEXT if holds(measure, others)]
         alone = by_measures(scored, ["length"])
         ways = [gains(scored), by_length(scored), alone, by_measures(scored, held), by_fit(scored, others)]
         for column, way in zip(columns, ways, strict=True):

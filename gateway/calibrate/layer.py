@@ -2,6 +2,8 @@
 
 That Pro is needed is two things: Flash fails, and Pro does not. They are fitted apart, so where few outcomes tell which
 of Flash's failures Pro saves, one probability does for all of them, and the order is that of the failures.
+
+Weights know a direction for each measure; trees beside them know kinds of requests, by how a text looks as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +11,9 @@ from dataclasses import replace
 
 from gateway.calibrate.logistic import Prior, fit
 from gateway.calibrate.outcomes import Example, told
+from gateway.calibrate.trees import Outcome, grown
 from gateway.calibration import BELIEVED, Layer, Row
+from gateway.score import AXES, LOOKS
 
 # Chosen on 23 pairs of models over four labelled sets, and checked on 23 others (LOG.md, 2026-11-22).
 BELIEF = 0.4  # weight of the score, and of the verdict, before any outcome, per standard deviation
@@ -36,6 +40,17 @@ def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -
     rows = [told(one) for one in records]
     names = [name for name in _common(rows) if len({row.get(name) for row in rows}) > 1]
     used = [name for name in names if measures or name in BELIEVED]
+    seen = [name for name in used if name not in AXES] if {*used} - {*BELIEVED} else []
+    outcomes = [
+        Outcome([row[name] for name in seen], hit, one.weight)
+        for row, one in zip(rows, records, strict=True)
+        if (hit := label(one)) is not None and row.keys() >= {*seen}
+    ]
+    layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label)
+    return replace(layer, trees=grown(outcomes, seen))
+
+
+def _weighed(records: Sequence[Example], rows: Sequence[Row], used: Sequence[str], label: Label) -> Layer:
     weights = [one.weight for one in records]
     saved = [one.pro_ok if one.failed else None for one in records]
     if label is not needed or min(saved.count(True), saved.count(False)) < LEAST_OF_EACH:

@@ -13,7 +13,7 @@ from gateway.body import Fields, Message
 from gateway.score.axes import NAMES as AXES
 from gateway.score.axes import Axes
 from gateway.score.question import sampled
-from gateway.score.surface import MEASURES, measures
+from gateway.score.surface import LOOKS, MEASURES, measures
 from gateway.score.table import EMBEDDED, HEAD, Table
 from gateway.score.table import read as read_table
 
@@ -21,6 +21,7 @@ __all__ = [
     "AXES",
     "EMBEDDED",
     "HEAD",
+    "LOOKS",
     "MEASURES",
     "Axes",
     "Score",
@@ -34,8 +35,11 @@ __all__ = [
 
 # Up: parts to keep in mind, exact steps, a program to write. Down: a wish to be short, a question for one fact.
 # All count alike: weights fitted to three sets of labelled prompts were worse on the fourth (LOG.md). How much turns
-# and tools say was not measured, so they say little.
-WEIGHTS = dict.fromkeys(MEASURES, 1.0) | {"short": -1.0, "fact": -1.0, "turns": 0.3, "tools": 0.3}
+# and tools say was not measured, so they say little. Which looks are hard depends on the traffic: they are there for
+# calibrations, and say nothing here.
+WEIGHTS = {name: 1.0 for name in MEASURES if name not in LOOKS} | {
+    "short": -1.0, "fact": -1.0, "turns": 0.3, "tools": 0.3,
+}  # fmt: skip
 MIDDLE = 2.0  # the weighted sum that scores 0.5
 STEEP = 1.5
 FOLLOW_UP = 40  # bytes: a turn this short ("yes, do it") is read together with the turn before it
@@ -61,9 +65,9 @@ def score_text(text: str, turns: int = 1, tools: int = 0, table: Table | Axes | 
     and `tools` as in `measures`."""
     found = measures(text, turns, tools)
     total = 0.0
-    for name, value in found.items():
-        if value:
-            total += WEIGHTS[name] * value
+    for name, weight in WEIGHTS.items():
+        if value := found[name]:
+            total += weight * value
     seen = 1 / (1 + math.exp(STEEP * (MIDDLE - total)))
     if not table:
         return Score(seen, found)

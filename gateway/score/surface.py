@@ -37,12 +37,14 @@ _WORDS = "".join(chr(point) if _WORD.match(chr(point)) else " " for point in ran
 # Of a shape, as numbers: those are found in bytes at once, where `in` first tries whether a text is one.
 ZERO, POINT, COMMA, COLON, PAUSE, OPEN, EQUALS = b"0.,:P(="
 DENSITY = 2.5  # letters of a spaced script that one character of Chinese, Japanese, Korean or Thai stands for
+MANY = 63  # lines
 LONG = 2048  # characters from which a question counts as long
 LOOKUP = 15, 120  # words and characters of a question that only looks a fact up
 
+LOOKS = "whole", "lines", "line", "capitals", "digits", "blanks", "marks"  # of all that is read, not of the question
 MEASURES = (
     "length", "clauses", "numbers", "maths", "formula", "code", "options", "task",
-    "depth", "program", "short", "fact", "turns", "tools",
+    "depth", "program", "short", "fact", "turns", "tools", *LOOKS,
 )  # fmt: skip
 
 
@@ -99,6 +101,24 @@ def measures(text: str, turns: int = 1, tools: int = 0) -> Mapping[str, float]:
         "fact": float(fact),
         "turns": _FIFTEEN.get(turns - 1, 1.0),
         "tools": _FIFTEEN.get(tools, 1.0),
+        **looks(text, seen if question is text else shape(text)),
+    }
+
+
+def looks(text: str, seen: bytes) -> Mapping[str, float]:
+    """What kind of text it is: its size, and the parts that kinds of characters have in it, in thousandths."""
+    size, lines = len(text), text.count("\n")
+    thousandth = max(size, 1) / 1000
+    capitals, digits, blanks = seen.count(b"X") + seen.count(b"A"), seen.count(b"0"), seen.count(b" ") - 2
+    marks = size - capitals - digits - blanks - seen.count(b"x") - seen.count(b"a") - seen.count(b"w")
+    return {
+        "whole": much(size, LONG),
+        "lines": much(lines, MANY),
+        "line": much(size // (lines + 1), LONG),
+        "capitals": capitals // thousandth / 1000,
+        "digits": digits // thousandth / 1000,
+        "blanks": blanks // thousandth / 1000,
+        "marks": marks // thousandth / 1000,
     }
 
 

@@ -119,6 +119,27 @@ def test_a_measure_that_tells_something_moves_p_and_one_that_does_not_hardly_doe
     assert max(abs(useless["x"]), abs(useless["noise"])) < 0.1
 
 
+def test_kinds_of_requests_are_told_apart_where_no_direction_tells_them() -> None:
+    def in_the_middle(score: float, x: float) -> float:
+        return 0.7 if 0.3 < x < 0.7 else 0.1
+
+    layer = calibrate(traffic(600, in_the_middle), parse("pro_share=0.25")).layer
+    low, middle, high = (layer.p({"score": 0.5, "x": x, "noise": 0.5}) for x in (0.1, 0.5, 0.9))
+    assert middle > max(low, high) + 0.05
+    assert replace(layer, trees=()).p({"score": 0.5, "x": 0.5}) < max(low, high) + 0.05
+
+
+def test_looks_tell_kinds_and_axes_directions() -> None:
+    records = [
+        replace(one, measures={"marks": one.measures["x"], "axis1": one.measures["noise"]})
+        for one in traffic(600, by_measure)
+    ]
+    layer = calibrate(records, parse("pro_share=0.25")).layer
+    assert set(layer.weights) == {"score", "axis1"}
+    assert replace(layer, weights={}).inputs == {"score", "marks"}
+    assert layer.p({"score": 0.5, "marks": 0.9}) > layer.p({"score": 0.5, "marks": 0.1}) + 0.05
+
+
 def test_a_measure_that_short_texts_lack_counts_where_it_is_known() -> None:
     records = [
         replace(one, measures={"noise": one.measures["noise"]}) if at % 4 == 0 else one

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from gateway.calibration import Basis, load
+from gateway.calibration import ALIKE, Basis, load
 
 WHOLE = {
     "schema": 1,
@@ -40,6 +40,15 @@ def test_a_layer_in_two_parts_gives_their_product() -> None:
     assert layer.p({"score": 0.75, "length": 2.0}) == pytest.approx(0.9 / (1 + math.exp(-4)))
 
 
+def test_trees_have_their_part_in_p_where_they_know_what_they_ask_for() -> None:
+    tree = {"name": "lines", "cut": 0.5, "below": 0.1, "above": {"name": "marks", "cut": 0.2, "below": 0.3, "above": 1}}
+    layer = load(json.dumps(WHOLE | {"layer": {**WHOLE["layer"], "trees": [tree, 0.5]}})).layer  # type: ignore[dict-item]
+    assert layer.inputs == {"score", "lines", "marks"}
+    assert layer.p({"score": 0.5, "lines": 0.5, "marks": 0.2}) == pytest.approx(0.5 + ALIKE * 0.25)
+    assert layer.p({"score": 0.5, "lines": 0.4}) == pytest.approx(0.5 - ALIKE * 0.2)
+    assert layer.p({"score": 0.5}) == layer.p({"score": 0.5, "lines": 0.9}) == 0.5
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -48,6 +57,8 @@ def test_a_layer_in_two_parts_gives_their_product() -> None:
         {"layer": {**WHOLE["layer"], "weights": ["score"]}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "scales": {"score": 0}}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "intercept": math.nan}},  # type: ignore[dict-item]
+        {"layer": {**WHOLE["layer"], "trees": [1.5]}},  # type: ignore[dict-item]
+        {"layer": {**WHOLE["layer"], "trees": [{"name": "lines", "cut": 0, "below": 0, "above": math.nan}]}},  # type: ignore[dict-item]
         {"edges": [0.5, 0.2]},
         {"edges": [math.nan]},
         {"edges": None},
@@ -57,5 +68,5 @@ def test_a_layer_in_two_parts_gives_their_product() -> None:
     ],
 )
 def test_a_file_that_is_no_whole_calibration_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"calibration|order|finite|basis"):
+    with pytest.raises(ValueError, match=r"calibration|order|finite|basis|probabilities"):
         load(json.dumps(WHOLE | change))

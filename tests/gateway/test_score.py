@@ -1,6 +1,7 @@
 """The local score: what it says of prompts in many languages, and what it does not look at."""
 
 import itertools
+import math
 import re
 import string
 import unicodedata
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.body import Fields
-from gateway.score import MEASURES, measures, reasons, score, score_text, surface, words
+from gateway.score import LOOKS, MEASURES, WEIGHTS, measures, reasons, score, score_text, surface, words
 from gateway.score.remembered import LONGEST, WORDS
 
 QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
@@ -69,7 +70,7 @@ def test_worked_examples_do_not_make_a_question_harder() -> None:
 def test_options_to_choose_from_count_apart_from_the_question() -> None:
     options = "\nA. 4 hours\nB. 10 hours\nC. 12 hours\nD. 17 hours"
     alone, shown = measures(QUESTION), measures(QUESTION + options)
-    assert [name for name in MEASURES if alone[name] != shown[name]] == ["options"]
+    assert [name for name in MEASURES if alone[name] != shown[name] and name not in LOOKS] == ["options"]
 
 
 def test_a_long_prompt_is_read_at_its_ends_only() -> None:
@@ -94,6 +95,15 @@ def test_completions_and_prompts_of_token_ids_have_a_score() -> None:
     assert score(asked(prompt=QUESTION)) == score(said(QUESTION))
     assert score(asked(prompt=[QUESTION, "and why?"])).value > 0
     assert score(asked(prompt=[1, 2, 3])).value == score_text("").value
+
+
+def test_how_a_text_looks_is_told_of_all_of_it_and_moves_no_score() -> None:
+    found = measures("def f(x):\n    return A[1]\n")
+    assert {name: found[name] for name in ("capitals", "digits", "marks")} == {
+        "capitals": 0.038, "digits": 0.038, "marks": 0.192,
+    }  # fmt: skip
+    assert found["lines"] == pytest.approx(math.log(3) / math.log(64), abs=1e-4)
+    assert not {*LOOKS} & {*WEIGHTS}
 
 
 def test_the_reasons_name_what_moved_the_score_most() -> None:
