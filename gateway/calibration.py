@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, SCHEMA)  # the first has no trees
 BELIEVED = ("score", "p_complex")  # inputs that are probabilities of their own; taken as log odds
 EDGE = 0.001  # log odds are taken from probabilities that keep this far from 0 and 1
 ALIKE = 0.25  # part that trees have in p; measured beside more and less (LOG.md, 2026-11-22)
@@ -127,9 +128,9 @@ def sigmoid(x: float) -> float:
 
 
 def load(text: str) -> Fitted:
-    """What a file's text holds. Raises ValueError for anything but a calibration of this schema."""
+    """What a file's text holds. Raises ValueError for anything but a calibration of a schema in READ."""
     told = json.loads(text)
-    if not isinstance(told, dict) or told.get("schema") != SCHEMA:
+    if not isinstance(told, dict) or told.get("schema") not in READ:
         raise ValueError(f"no calibration of schema {SCHEMA}")
     try:
         layer = msgspec.convert(told["layer"], Layer)

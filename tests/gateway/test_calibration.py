@@ -52,7 +52,7 @@ def test_trees_have_their_part_in_p_where_they_know_what_they_ask_for() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 3},
         {"layer": {}},
         {"layer": {**WHOLE["layer"], "weights": ["score"]}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "scales": {"score": 0}}},  # type: ignore[dict-item]
