@@ -1,4 +1,5 @@
-"""What do a model's experts answer on real text? Kept as a sample, to train the predictor and to set bounds."""
+"""What do a model's routers select on real text, and how large are the experts' outputs?   A sample of tokens for each
+MoE layer, to train the predictor and to rank experts for pruning."""
 
 import gzip
 import json
@@ -16,19 +17,19 @@ from backends.flashmoe.experts import layers, outputs, run_with
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Tokens of one layer."""
+    """N tokens in one layer."""
 
-    hidden: Tensor  # [N, H] the router's input
-    ids: Tensor  # [N, k]
-    weights: Tensor  # [N, k]
-    norms: Tensor  # [N, k] of the asked experts' unweighted outputs
+    hidden: Tensor  # [N, H] fp16: the router's input
+    ids: Tensor  # [N, k] selected experts
+    weights: Tensor  # [N, k] router weights
+    norms: Tensor  # [N, k] norms of the experts' outputs, without the router weight
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class Reservoir:
-    """Keeps a uniform sample of at most `size` tokens of one layer, however many pass."""
+    """A uniform sample of at most `size` rows of a stream (reservoir sampling)."""
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self.size, self.seen = size, 0
@@ -36,7 +37,7 @@ class Reservoir:
         self.rows: tuple[Tensor, ...] = ()
 
     def add(self, *columns: Tensor) -> None:
-        """Columns are [n, ...] each; rows belong together."""
+        """Takes n rows; each column is a tensor [n, ...]."""
         n = len(columns[0])
         at = torch.arange(self.seen, self.seen + n)
         late = at >= self.size
@@ -53,7 +54,8 @@ class Reservoir:
 
 
 def texts(path: Path) -> Iterator[str]:
-    """The texts of a JSONL file (`.gz` too): `text`, or the contents of `messages`. Errors name the line."""
+    """The texts of a JSONL file (`.gz` too): `text`, or the contents of `messages`. Raises ValueError for a line that
+    has neither."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         for number, line in enumerate(file, 1):
             record = json.loads(line)
@@ -67,7 +69,7 @@ def texts(path: Path) -> Iterator[str]:
 
 @contextmanager
 def capture(model: Any, size: int) -> Iterator[list[Reservoir]]:
-    """While it is open, every forward of the model fills a reservoir for each layer of experts."""
+    """While it is open, every forward fills the reservoirs, one for each MoE layer, with up to `size` tokens."""
     found = layers(model)
     kept = [Reservoir(size, seed) for seed in range(len(found))]
 

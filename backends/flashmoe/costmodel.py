@@ -1,8 +1,8 @@
-"""What can reading fewer experts gain, before anything is measured?
+"""By how much can a decode step become faster when fewer experts are read?   Upper bounds from the model's shape.
 
-Decoding reads weights: a step takes at least the bytes of the distinct experts it touches over the memory's rate. All
-of it follows from a model's published shape; nothing here was timed. Bytes are bytes, rates are per second, times are
-seconds. Experts are taken as asked uniformly and independently, which skewed routing only lowers.
+Decoding is bound by memory bandwidth: a step takes at least the bytes of the weights it reads over the bandwidth. All
+follows from a model's published shape; nothing here was timed. Routing is taken as uniform and independent between
+tokens; skewed routing reads fewer distinct experts, so there is less to gain. Sizes are bytes, times seconds.
 """
 
 import itertools
@@ -10,28 +10,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-H200_RATE = 4.3e12  # bytes a second that a copy reaches on an H200
-H200_FLOPS = 791e12  # dense bfloat16
-BYTES = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.53125}  # of a parameter; mxfp4: four bits, and a scale byte per 32
+H200_RATE = 4.3e12  # memory bandwidth that a copy reaches on an H200, bytes a second
+H200_FLOPS = 791e12  # dense bf16, operations a second
+BYTES = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.53125}  # of a parameter; mxfp4: four bits, and a scale byte for 32
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A mixture-of-experts model as its card describes it."""
+    """The dimensions of a mixture-of-experts model, from its model card."""
 
     name: str
     layers: int
     experts: int  # routed, in one layer
     top_k: int
     hidden: int
-    inner: int  # an expert's width
-    active: float  # parameters that one token touches
-    format: str  # of the routed experts
-    rest: str  # of everything else
+    inner: int  # an expert's intermediate size
+    active: float  # active parameters of a token
+    format: str  # of the routed experts' weights, a key of BYTES
+    rest: str  # of all other weights
 
     @property
     def expert_params(self) -> int:
-        """Gate, up and down of one expert."""
+        """Parameters of one expert: gate, up and down projection."""
         return 3 * self.hidden * self.inner
 
     @property
@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def rest_bytes(self) -> float:
-        """What every step reads beside routed experts: attention, shared experts, head."""
+        """Bytes that every step reads beside the routed experts: attention, shared experts, head."""
         return (self.active - self.layers * self.top_k * self.expert_params) * BYTES[self.rest]
 
 
@@ -50,27 +50,27 @@ MIXTRAL = Shape("Mixtral-8x7B", 32, 8, 2, 4096, 14336, 12.9e9, "bf16", "bf16")
 
 
 def distinct(experts: int, k: float, batch: int) -> float:
-    """Expected distinct experts that `batch` tokens ask in one layer, k each."""
+    """Expected number of distinct experts of a layer for `batch` tokens with k experts each."""
     return experts * (1 - (1 - k / experts) ** batch)
 
 
 def layer_bound(shape: Shape, k: float, batch: int) -> float:
-    """How many times faster the routed experts can become when each token asks k of them."""
+    """The largest speed-up of a layer's routed experts with k instead of top_k experts a token."""
     return distinct(shape.experts, shape.top_k, batch) / distinct(shape.experts, k, batch)
 
 
 def step_bound(shape: Shape, k: float, batch: int) -> float:
-    """How many times faster a whole decode step can become; k = 0 skips all routed experts."""
+    """The largest speed-up of a whole decode step with k experts a token; k = 0 skips all routed experts."""
     return _step_bytes(shape, shape.top_k, batch) / _step_bytes(shape, k, batch)
 
 
 def compute_bound_from(shape: Shape) -> float:
-    """Tokens an expert must be asked by, in one step, before its arithmetic takes longer than reading it on an H200."""
+    """Tokens of one step that an expert must have before it is bound by compute, not by memory, on an H200."""
     return shape.expert_bytes / H200_RATE * H200_FLOPS / (2 * shape.expert_params)
 
 
 def between(points: Sequence[tuple[float, float]], at: float) -> float:
-    """What lies at `at` on the straight lines between measured (x, y); NaN outside of them."""
+    """Linear interpolation between points (x, y) at x = `at`; NaN outside of them."""
     for (left, low), (right, high) in itertools.pairwise(sorted(points)):
         if left <= at <= right:
             return low + (high - low) * ((at - left) / (right - left) if right > left else 0.0)
@@ -82,7 +82,7 @@ def _step_bytes(shape: Shape, k: float, batch: int) -> float:
 
 
 def tables() -> str:
-    """The figures that the design rests on, as Markdown."""
+    """Bounds for several models, k and batch sizes, as a Markdown table."""
     batches = (1, 4, 8, 16, 32, 64, 128, 256)
     head = " | ".join(f"B={batch}" for batch in batches)
     lines = [f"| step / layer bound | {head} |", "|---" * (len(batches) + 1) + "|"]

@@ -1,10 +1,10 @@
-"""Can a model learn to do with fewer experts?
+"""Can a model be trained to need fewer experts a token?
 
     python -m backends.flashmoe.distill --model DIR --out DIR [--data FILE.jsonl] [--control]
 
-Elastic self-distillation: each step runs the student with another number of experts a token and holds it half to the
-text, half to what the frozen original says with all of them. `--control` spends the same steps on the same text with
-all experts, so that a gain by mere training is not taken for a gain by distillation.
+Elastic self-distillation: each step runs the student with another k. The loss is the mean of the cross-entropy on the
+text and the KL divergence from the frozen original with all k experts. `--control` trains for the same steps on the
+same text with all experts, so that a gain from more training is not taken for one from distillation.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from backends.flashmoe.policy import TopK
 from backends.flashmoe.session import Plan, Session
 
 LENGTH, BATCH = 256, 4  # tokens of a sequence, sequences of a step
-WIDTHS = (8, 3, 4, 3, 2, 3)  # experts a token, in turn
+WIDTHS = (8, 3, 4, 3, 2, 3)  # experts a token (k), step by step, repeated
 
 
 def batches(ids: Tensor, seed: int) -> Iterator[Tensor]:
-    """Endless random stretches of a text's ids [N]: [BATCH, LENGTH]."""
+    """An endless stream of random windows of a text's ids [N]: [BATCH, LENGTH]."""
     rng = random.Random(seed)
     while True:
         starts = [rng.randrange(len(ids) - LENGTH) for _ in range(BATCH)]
@@ -37,7 +37,7 @@ def batches(ids: Tensor, seed: int) -> Iterator[Tensor]:
 
 
 def loss(student: Any, teacher: Any, ids: Tensor) -> Tensor:
-    """Half the loss on the text, half the divergence from the teacher: nats a token."""
+    """The mean of the cross-entropy on ids [B, T] and the KL divergence from the teacher, nats a token."""
     logits = student(input_ids=ids, use_cache=False).logits.flatten(0, 1)
     with torch.no_grad():
         told = teacher(input_ids=ids, use_cache=False).logits.flatten(0, 1).log_softmax(-1)
@@ -47,7 +47,7 @@ def loss(student: Any, teacher: Any, ids: Tensor) -> Tensor:
 
 
 def distill(student: Any, teacher: Any, data: Iterator[Tensor], steps: int, widths: tuple[int, ...] = WIDTHS) -> None:
-    """Trains the student in place. Widths of all experts alone make the control."""
+    """Trains the student in place; `widths`: the k of each step, repeated."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.05)
     student.train()

@@ -2,9 +2,10 @@
 
     tiergate backends estimate --hardware h200x4 --policy off batch-aware=4 --batch 1 16 64 [--kernels FILE]
 
-A decode step reads the experts that its batch asks, all other weights, and the context of every sequence. How long that
-takes is measured where FILE (`grid.json` of `python -m loadtest.kernels grid`) has it, and else bytes over a rate. The
-answer says of each figure which it is. Nothing else is counted, so a real server is slower: see ASSUMED.
+A decode step reads the distinct experts of its batch, all other weights, and the KV cache of every sequence. The time
+of the experts is interpolated between measured ones where FILE (`grid.json` of `python -m loadtest.kernels grid`) has
+them; all else is bytes over bandwidth. The output says of each figure which it is. Nothing else is counted, so a real
+server is slower: see ASSUMED.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from backends.recipes.models import ENTRY, INDEX, MODELS, Model
 from backends.recipes.size import SPEEDS
 
 STRATEGIES = ("dep", "tep", "tp")
-REACHED = H200_RATE / GPUS["h200"].rate  # of the published rate, by a copy on an H200
+REACHED = H200_RATE / GPUS["h200"].rate  # the part of the published bandwidth that a copy reaches on an H200
 CHOSEN, WINDOW = 512, 128  # compressed entries that a CSA layer attends to; last tokens that every layer attends to
-SHAPE, FORMAT = "v4-flash", "mxfp4"  # of the rows of FILE that speak of this tier
+SHAPE, FORMAT = "v4-flash", "mxfp4"  # the rows of FILE that are used
 ASSUMED = (
     "experts are asked uniformly and spread evenly over GPUs: skewed routing reads fewer, the fullest GPU more",
     "no time for communication between GPUs, launches outside of the experts, sampling and scheduling; no prompts",
@@ -39,14 +40,14 @@ ASSUMED = (
 
 @dataclass(frozen=True, slots=True)
 class Skipping:
-    """A policy, by what is read: the experts that each token asks for itself."""
+    """A policy, reduced to `k`, the mean number of experts of a token."""
 
     name: str
     k: float
 
     @classmethod
     def read(cls, text: str) -> "Skipping":
-        """From `off`, `top-k=4` or `batch-aware=3`, as the plug-in names them. Raises ValueError."""
+        """From `off`, `top-k=4` or `batch-aware=3`, the plug-in's names. Raises ValueError."""
         mode, _, value = text.partition("=")
         if text == "off":
             return cls(text, V4_FLASH.top_k)
@@ -60,7 +61,7 @@ class Skipping:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What serves, and at which price. `context`: tokens of each sequence; `usd`: of a GPU for an hour."""
+    """A tier's hardware, parallelism and price. `context`: tokens of each sequence; `usd`: US dollars a GPU-hour."""
 
     hardware: Hardware
     strategy: str
@@ -70,26 +71,29 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """`rate`: bytes a second; `layer`: bytes that a layer's experts take and seconds measured for them, upwards."""
+    """`rate`: memory bandwidth, bytes a second, `said` its source; `layer`: measured (bytes, seconds) of a layer's
+    experts, ascending; empty: nothing was measured."""
 
     rate: float
-    said: str  # of the rate
+    said: str
     layer: tuple[tuple[float, float], ...] = ()
 
     def seconds(self, read: float) -> tuple[float, bool]:
-        """Of one layer's experts, and whether the measured bytes reach from below to above these."""
+        """The time to read so many bytes of one layer's experts, and whether it lies between measured points."""
         if not self.layer:
             return read / self.rate, False
         inside = between(self.layer, read)
         if not math.isnan(inside):
             return inside, True
-        (least, fast), (most, slow) = self.layer[0], self.layer[-1]  # beyond: no faster than the least, in proportion
+        (least, fast), (most, slow) = self.layer[0], self.layer[-1]  # below: the least time; above: in proportion
         return (fast, False) if read < least else (slow * read / most, False)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A policy at a batch size. `experts`: read in a layer, on all GPUs; `gain`: tokens a second against `off`."""
+    """A policy at a batch size. `experts`: distinct ones read in a layer, over all GPUs; `tokens_s`, `stream_s`: tokens
+    a second of the tier, of one sequence; `usd_million`: US dollars for a million tokens; `gain`: speed-up over `off`;
+    `measured`: the experts' time lies between measured points."""
 
     policy: str
     batch: int
@@ -103,7 +107,7 @@ class Row:
 
 
 def published(metal: Hardware) -> Speed:
-    """From what its vendor says of its memory. Raises ValueError where that is nothing."""
+    """The speed from the GPU's published memory bandwidth. Raises ValueError where none is known."""
     if not metal.gpu.rate:
         raise ValueError(f"no memory rate is known of {metal.name}")
     rate = metal.gpu.rate * REACHED
@@ -112,7 +116,7 @@ def published(metal: Hardware) -> Speed:
 
 
 def measured(path: Path, metal: Hardware) -> Speed:
-    """From the benchmark's file. Raises ValueError for another GPU's, one of no GPU, and one without the rows."""
+    """The speed from the benchmark's file. Raises ValueError for a file of another GPU, of none, or without the rows."""
     try:
         found = json.loads(path.read_text())
         gpu, read = found["gpu"], found["ceilings"].get("read")
@@ -127,7 +131,7 @@ def measured(path: Path, metal: Hardware) -> Speed:
         raise ValueError(f"{path} was measured on {gpu}, which says nothing of {metal.name}")
     if not read or len(points) < 2:
         raise ValueError(f"{path} lacks what is needed: the read rate, and times of {SHAPE} in {FORMAT}")
-    slowest = itertools.accumulate((seconds for _, seconds in points), max)  # noise must not make reading more faster
+    slowest = itertools.accumulate((seconds for _, seconds in points), max)  # noise must not make more bytes faster
     layer = tuple(zip((sizes for sizes, _ in points), slowest, strict=True))
     return Speed(float(read), f"{read / 1e12:.2f} TB/s, read on {gpu}", layer)
 
@@ -156,7 +160,7 @@ def row(tier: Tier, speed: Speed, policy: Skipping, batch: int, whole: float) ->
 
 
 def step(tier: Tier, speed: Speed, k: float, batch: int) -> tuple[float, bool]:
-    """Seconds of a decode step of `batch` sequences, and whether its experts' were measured."""
+    """Seconds of a decode step of `batch` sequences, and whether the experts' time lies between measured points."""
     gpus, apart = tier.hardware.count, tier.strategy == "dep"
     layer, inside = speed.seconds(distinct(V4_FLASH.experts, k, batch) / gpus * V4_FLASH.expert_bytes)
     rest = V4_FLASH.rest_bytes if apart else V4_FLASH.rest_bytes / gpus
@@ -165,20 +169,20 @@ def step(tier: Tier, speed: Speed, k: float, batch: int) -> tuple[float, bool]:
 
 
 def attended(model: Model, context: int) -> float:
-    """Bytes of context that one token of one sequence reads, over all layers."""
+    """Bytes of KV cache that a decode step reads for one sequence, over all layers."""
     entry, index = ENTRY["fp8"], INDEX["fp8"]
     chosen = context / 4 * index + min(context / 4, CHOSEN) * entry
     return model.csa * chosen + model.hca * context / 128 * entry + model.layers * min(context, WINDOW) * entry
 
 
 def room(tier: Tier) -> int:
-    """Tokens of context that the tier holds. Raises Impossible, with the arithmetic, where the model does not fit."""
+    """Tokens that the tier's KV cache holds. Raises Impossible, with the arithmetic, where the model does not fit."""
     wish = Wish("flash", tier.hardware, tier.strategy, context=tier.context)
     return check(wish).held * (wish.ranks if tier.strategy == "dep" else 1)
 
 
 def sources(tier: Tier, speed: Speed, found: Sequence[Row]) -> dict[str, tuple[str, ...]]:
-    """What the figures rest on, and what others measured on the same hardware."""
+    """The sources of the figures by kind, and others' measurements on the same hardware."""
     inside = sum(one.measured for one in found)
     timed = (f"times of a layer's experts in {inside} of {len(found)} rows",) if speed.layer else ()
     rate = (f"memory: {speed.said}",)
@@ -201,7 +205,7 @@ def sources(tier: Tier, speed: Speed, found: Sequence[Row]) -> dict[str, tuple[s
 
 
 def table(tier: Tier, speed: Speed, found: Sequence[Row]) -> Iterator[str]:
-    """For people: at most so many tokens, at least so much money."""
+    """The rows as text: upper bounds for tokens a second, lower bounds for cost."""
     unmeasured = "  beyond" if speed.layer else "  bound"
     where = f"{tier.hardware.name} ({tier.strategy}), {tier.context} tokens of context"
     yield f"V4-Flash on {where}, {tier.usd:.2f} US dollars a GPU and hour"
@@ -230,7 +234,7 @@ def options(words: Sequence[str]) -> argparse.Namespace:
 
 
 def written(asked: argparse.Namespace) -> str:
-    """Raises Impossible and ValueError, with the reason."""
+    """The output for the command line. Raises Impossible and ValueError, with the reason."""
     tier = Tier(hardware(asked.hardware), asked.strategy, asked.context, asked.gpu_hour)
     policies = [Skipping.read(text) for text in asked.policy]
     speed = measured(asked.kernels, tier.hardware) if asked.kernels else published(tier.hardware)

@@ -1,4 +1,4 @@
-"""What do the kept experts answer, and with what weight?
+"""How are the experts of one MoE layer computed in torch, leaving out the skipped ones?
 
 Works on every transformers class that `use_experts_implementation` covers: it reads their layout flags.
 """
@@ -17,23 +17,23 @@ from backends.flashmoe.policy import SKIPPED
 NAME = "flashmoe"  # as an experts implementation of transformers
 
 
-# How one layer is run: (experts, hidden [N, H], ids [N, k], weights [N, k]) -> [N, H].
+# Computes one MoE layer: (module of experts, hidden [N, H], ids [N, k], router weights [N, k]) -> [N, H].
 Runner = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 
 
 def register() -> None:
-    """Makes transformers know NAME; again is harmless."""
+    """Registers NAME as an experts implementation of transformers; safe to call twice."""
     ALL_EXPERTS_FUNCTIONS.register(NAME, _run)
 
 
 def layers(model: Any) -> list[Any]:
-    """The modules of a model that hold stacked routed experts, in their order."""
+    """The modules of a model that hold the stacked routed experts, one for each MoE layer, in order."""
     return [module for module in model.modules() if hasattr(module, "_apply_gate") and hasattr(module, "num_experts")]
 
 
 @contextmanager
 def run_with(model: Any, runners: Sequence[Runner]) -> Iterator[None]:
-    """Runs each layer of experts by its runner, and as it was before afterwards."""
+    """Computes each MoE layer by its runner; restores the former runners and implementation on leaving."""
     found = layers(model)
     before = [getattr(experts, "runner", None) for experts in found]
     implementation = model.config._experts_implementation
@@ -47,7 +47,7 @@ def run_with(model: Any, runners: Sequence[Runner]) -> Iterator[None]:
 
 
 def install(model: Any, runners: Sequence[Runner | None]) -> None:
-    """Runs each layer of experts by its runner from here on; None runs all that the router asks."""
+    """Computes each MoE layer by its runner from here on; None: by `mix`, which skips nothing of its own."""
     register()
     model.set_experts_implementation(NAME)
     for experts, runner in zip(layers(model), runners, strict=True):
@@ -55,9 +55,9 @@ def install(model: Any, runners: Sequence[Runner | None]) -> None:
 
 
 def answers(experts: Any, hidden: Tensor, expert: int) -> Tensor:
-    """What one expert makes of the tokens given to it: [n, H] -> [n, H], unweighted.
+    """The output of one expert for n tokens: [n, H] -> [n, H], without the router weight.
 
-    `experts` is a module that holds all experts of a layer as stacked tensors, as transformers lays them out.
+    `experts` is a module that holds all experts of a layer as stacked tensors, in transformers' layout.
     """
     if experts.has_gate:
         inner = experts._apply_gate(_linear(experts, hidden, "gate_up_proj", expert))
@@ -68,7 +68,7 @@ def answers(experts: Any, hidden: Tensor, expert: int) -> Tensor:
 
 
 def asked(ids: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The experts that `ids` [N, k] asks, each with the flat slots (row * k + column) that ask it."""
+    """The distinct experts in `ids` [N, k], each with its flat slots (row * k + column)."""
     flat = ids.reshape(-1)
     order = flat.argsort(stable=True)
     hit, counts = torch.unique_consecutive(flat[order], return_counts=True)
@@ -78,9 +78,9 @@ def asked(ids: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of the experts each token asks: hidden [N, H], ids and weights [N, k] -> [N, H].
+    """The weighted sum of each token's experts: hidden [N, H], ids and weights [N, k] -> [N, H].
 
-    A slot whose id is SKIPPED adds nothing, and an expert that no slot asks is not read.
+    A slot whose id is SKIPPED adds nothing, and the weights of an expert without a slot are not read.
     """
     out = torch.zeros_like(hidden)
     flat = weights.reshape(-1, 1)
@@ -91,7 +91,7 @@ def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def outputs(experts: Any, hidden: Tensor, ids: Tensor) -> Tensor:
-    """What each asked expert answers to each token, unweighted and unsummed: [N, k, H]; zero where skipped."""
+    """The output of each slot's expert, without the router weight: [N, k, H]; zero where skipped."""
     out = hidden.new_zeros(ids.numel(), hidden.shape[1])
     for expert, slots in asked(ids):
         out[slots] = answers(experts, hidden[slots // ids.shape[1]], expert).to(out.dtype)

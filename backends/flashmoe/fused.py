@@ -1,7 +1,7 @@
-"""Which layers of a transformers model do the kernels run, and how?
+"""Which MoE layers of a transformers model can our Triton kernels compute, and how?
 
-They read bf16 matrices where the model has them, so nothing is held twice; those that a class stores transposed are
-turned once, in their place.
+The kernels read the model's own bf16 tensors, without a copy. Matrices of classes that store them transposed are put
+into row-major order once, in place.
 """
 
 from functools import cache, lru_cache
@@ -18,14 +18,15 @@ from backends.flashmoe.kernels.gate_up import SWIGLU, Activation, activated, gat
 from backends.flashmoe.kernels.launch import Format, Launch, Shape
 from backends.flashmoe.kernels.weights import INTERPRETED, Weights
 
-OLDEST = 80  # compute capability, times ten, with bf16 products and copies that nobody waits for
+OLDEST = 80  # the first compute capability, times ten, with bf16 tensor cores and asynchronous copies
 INTERPRETER = Device(OLDEST, processors=1, shared=0, measured={})
-AT_ONCE = 8192  # tokens; between the launches lie four bytes for each slot and hidden unit
-PROBED = 64  # values of gate and up that an activation is told by
+AT_ONCE = 8192  # tokens of one launch; partial products take four bytes for each slot and hidden unit
+PROBED = 64  # points of gate and up at which an activation is compared
 
 
 def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor, at_once: int = AT_ONCE) -> Tensor:
-    """As `experts.mix`, by the kernels, so many tokens at once. ValueError: what keeps them from running this layer."""
+    """As `experts.mix`, by the kernels, in chunks of `at_once` tokens. Raises ValueError when they cannot run this
+    layer."""
     wrong = unfit(experts, hidden, ids.shape[1])
     if wrong:
         raise ValueError(f"the kernels cannot run this layer: {wrong}")
@@ -35,13 +36,13 @@ def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor, at_once: int
 
 
 def mix_where_fit(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """By the kernels on CUDA where they can, else as `experts.mix`."""
+    """As `experts.mix`: by the kernels on CUDA where they can, else in torch."""
     fit = hidden.is_cuda and not unfit(experts, hidden, ids.shape[1])
     return (mix if fit else loop.mix)(experts, hidden, ids, weights)
 
 
 def unfit(experts: Any, hidden: Tensor, top: int) -> str:
-    """What keeps the kernels from running a module of stacked experts on these tokens, in words; empty if nothing."""
+    """Why the kernels cannot run this module of experts on these tokens, with top_k `top`; "" if they can."""
     if not INTERPRETED and (not hidden.is_cuda or _device(hidden.get_device()).capability < OLDEST):
         return f"they need CUDA with compute capability {OLDEST / 10}"
     if torch.is_grad_enabled() and (hidden.requires_grad or experts.down_proj.requires_grad):
@@ -74,7 +75,7 @@ def _shape(experts: Any, top: int) -> Shape:
 
 
 def _matrix(experts: Any, name: str) -> Weights:
-    """One of the module's two, row by row."""
+    """The module's parameter `name` as row-major weights."""
     parameter = getattr(experts, name)
     if experts.is_transposed and not parameter.transpose(1, 2).is_contiguous():
         parameter.data = parameter.data.transpose(1, 2).contiguous().transpose(1, 2)
@@ -84,7 +85,8 @@ def _matrix(experts: Any, name: str) -> Weights:
 
 
 def _activation(experts: Any) -> Activation | None:
-    """The one of ours that does what the module's own does, found by trying once; None if there is none."""
+    """The kernels' activation that equals the module's own at the probed points; None if none does. Found once and
+    kept on the module."""
     if not hasattr(experts, "flash_activation"):
         limit, alpha = getattr(experts, "limit", None) or 0.0, getattr(experts, "alpha", 1.0)
         ours = [SWIGLU, Activation(limit), Activation(limit, alpha, shift=1.0, interleaved=True)]
@@ -98,7 +100,7 @@ def _activation(experts: Any) -> Activation | None:
 
 @cache
 def _device(index: int) -> Device:
-    """The GPU of that number; -1 is the processor, where Triton's interpreter runs."""
+    """The GPU of that index; -1: the CPU, where Triton's interpreter runs."""
     if index < 0:
         return INTERPRETER
     facts = torch.cuda.get_device_properties(index)

@@ -1,9 +1,10 @@
-"""Is skipping still as harmless as it was when it was calibrated?
+"""Is the error that skipping makes still as small as when it was calibrated?
 
-In one step of `every` both answers are computed from the same hidden states: what is skipped and what is whole. Their
-distance, smoothed, is held against a calibrated bound. Above it the pressure to skip is halved, below it the pressure
-rises slowly; far above it, or above it with nothing left to ease, the guard trips: whole answers are served, and it is
-the skipped ones that are computed aside. It lets go when they have been good for a while, twice as long each time.
+In one step of `every`, each layer is computed twice from the same hidden states, with and without skipping. A moving
+average of the relative error is compared with a calibrated bound. Above the bound the pressure to skip is halved, below
+it the pressure rises slowly. Far above the bound, or above it at the lowest pressure, the guard trips: nothing is
+skipped any more, and the steps that are compared compute the skipping output aside. It resets after a number of good
+comparisons in a row, which doubles with each trip.
 """
 
 from collections.abc import Mapping
@@ -15,57 +16,59 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a guard acts. Steps are decode steps; looks are the steps in which it compares."""
+    """A guard's parameters. Steps are decode steps; a look is a step in which it compares."""
 
-    every: int = 16  # steps from look to look
-    smooth: float = 0.2  # what a look weighs in the moving average
+    every: int = 16  # steps from one look to the next
+    smooth: float = 0.2  # weight of a new value in the moving average
     settle: int = 4  # looks between two changes of pressure
-    rise: float = 0.05  # pressure gained by a good settle, of 1
-    floor: float = 0.125  # pressure below which there is nothing left to ease
-    trip: float = 2.0  # times the bound
-    calm: int = 32  # good looks before a tripped guard lets go the first time
-    slack: float = 0.95  # of the bound; what counts as good while tripped
+    rise: float = 0.05  # added to the pressure after `settle` looks within the bound
+    floor: float = 0.125  # the lowest pressure; above the bound there, the guard trips
+    trip: float = 2.0  # trips above this multiple of the bound
+    calm: int = 32  # good looks in a row before a guard that tripped once resets
+    slack: float = 0.95  # a look is good, while tripped, below this part of the bound
 
 
 @dataclass(slots=True)
 class Guard:
-    """Bounds are what each gauge's moving average may reach: an error by layer name, `kl` for the final answer."""
+    """`bounds`: what the moving average of each gauge may reach; a gauge is `layer N` (relative error of its output) or
+    `kl` (KL divergence of the model's output, nats a token)."""
 
     bounds: Mapping[str, float]
     terms: Terms = field(default_factory=Terms)
     pressure: float = 1.0  # 1: policies as given; toward 0: they skip less
-    exact: bool = False  # tripped: whole answers are served
-    looking: bool = False  # this step is compared
+    exact: bool = False  # tripped: nothing is skipped
+    looking: bool = False  # this step is a look
     steps: int = 0
     trips: int = 0
     means: dict[str, float] = field(default_factory=dict)
     _looks: int = 0  # since pressure last changed
-    _good: int = 0  # in a row, while tripped
-    _fresh: set[str] = field(default_factory=set)  # gauges watched since pressure last changed
+    _good: int = 0  # good looks in a row, while tripped
+    _fresh: set[str] = field(default_factory=set)  # gauges with a new value since pressure last changed
 
     def begin(self, steps: int) -> None:
-        """So many steps start: closes the last look, and says whether to look at these."""
+        """Starts a forward of so many steps: acts on the last look, and sets `looking` for this one."""
         if self.looking:
             self._decide()
         before, self.steps = self.steps, self.steps + steps
         self.looking = before // self.terms.every != self.steps // self.terms.every
 
     def look(self, layer: int, skipped: Tensor, whole: Tensor) -> None:
-        """Compares a layer's two answers to the same hidden states: the size of the difference, of the whole."""
+        """Compares a layer's outputs [N, H] with and without skipping, for the same hidden states."""
         self.watch(f"layer {layer}", distance(skipped, whole))
 
     def watch(self, gauge: str, value: float) -> None:
+        """Adds a value to a gauge's moving average."""
         mean = self.means.get(gauge, value)
         self.means[gauge] = mean + self.terms.smooth * (value - mean)
         self._fresh.add(gauge)
 
     @property
     def strain(self) -> float:
-        """The worst gauge that has a bound, as a multiple of it."""
+        """The largest moving average over its bound; 0 without one."""
         return self._worst(self.bounds.keys())
 
     def metrics(self) -> dict[str, float]:
-        """What a dashboard shows: names follow Prometheus."""
+        """The guard's values by Prometheus series."""
         own = {"pressure": self.pressure, "exact": float(self.exact), "trips": self.trips, "strain": self.strain}
         gauges = {f"error{{gauge={gauge!r}}}": mean for gauge, mean in self.means.items()}
         return {f"flashmoe_guard_{name}": float(value) for name, value in {**own, **gauges}.items()}
@@ -79,7 +82,7 @@ class Guard:
         self._looks += 1
         if self._looks < self.terms.settle:
             return
-        strain = self._worst(self._fresh)  # a gauge that is seldom watched must not be held against it twice
+        strain = self._worst(self._fresh)  # an old value of a gauge that is seldom watched must not count twice
         self._looks, self._fresh = 0, set()
         if strain > self.terms.trip or (strain > 1 and self.pressure <= self.terms.floor):
             self.exact, self.trips, self.pressure = True, self.trips + 1, 1.0
@@ -94,10 +97,11 @@ class Guard:
 
 
 def distance(skipped: Tensor, whole: Tensor) -> float:
-    """The norm of the difference, of the whole's."""
+    """The relative error: norm of the difference over the norm of `whole`."""
     return ((skipped - whole).norm() / whole.norm()).item()
 
 
 def bound(values: Tensor, smooth: float, sigmas: float = 6.0) -> float:
-    """What the moving average of such values [n] should stay below: `sigmas` of its own deviations above the mean."""
+    """A bound for the moving average, of weight `smooth`, of values [n]: their mean plus `sigmas` standard deviations
+    of that average."""
     return (values.mean() + sigmas * values.std() * (smooth / (2 - smooth)) ** 0.5).item()

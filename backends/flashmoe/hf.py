@@ -1,9 +1,9 @@
-"""How does a user of transformers get a model that skips?
+"""How does a user of transformers load a model that skips experts?
 
     model = FlashMoEForCausalLM.from_pretrained("path", predictor_weights="predictor.safetensors", budget=0.1)
 
-What comes back is the transformers model of its own class, with an open session as `model.flash`. Works for every class
-whose experts transformers can be told to run by name: DeepSeek-V4, Qwen3-MoE, Mixtral, gpt-oss and others.
+Returns the model in its own transformers class, with an open session as `model.flash`. Works for every class with an
+experts implementation that can be chosen by name: DeepSeek-V4, Qwen3-MoE, Mixtral, gpt-oss and others.
 """
 
 import json
@@ -33,13 +33,13 @@ class FlashMoEForCausalLM:
         budget: float | None = None,
         **options: Any,
     ) -> Any:
-        """The model `name`, skipping by `policy`, or at the price that costs at most `budget` perplexity.
+        """The model `name`, skipping by `policy`, or by the `Price` that costs at most `budget` perplexity.
 
-        `budget` needs a predictor whose card has a price for it. With neither, what was saved beside the model holds;
-        else half the experts and whatever the batch reads anyway. `batch_invariant=True` among the options makes a
-        token's answer independent of the tokens decoded with it; `kernels` says what runs the experts, "torch",
-        "triton" or "auto": Triton on CUDA for what it can run. The other options are transformers' own. ValueError: a
-        predictor of another model, a budget without a price.
+        `budget` needs a predictor whose card has a price for it. Without `policy` and `budget`, the policy that was
+        saved with the model is taken, else half of top_k with piggyback. Of `options`, `batch_invariant=True` makes
+        what a token skips independent of the tokens decoded with it; `kernels` is "torch", "triton" or "auto" (Triton
+        on CUDA for layers it can run). The others are transformers' own. Raises ValueError for a predictor of another
+        model and for a budget without a price.
         """
         invariant, kernels = options.pop("batch_invariant", None), options.pop("kernels", "auto")
         model = AutoModelForCausalLM.from_pretrained(name, **options)
@@ -60,7 +60,7 @@ class FlashMoEForCausalLM:
 
     @staticmethod
     def save(model: Any, path: str | Path) -> None:
-        """Writes the model, its predictor and how it skips, so that `from_pretrained(path)` gives the same again."""
+        """Writes the model, its predictor and its policy, so that `from_pretrained(path)` loads the same again."""
         path, session = Path(path), model.flash
         session.close()  # so that the saved configuration is one that transformers alone can load
         model.save_pretrained(path)
@@ -75,13 +75,13 @@ class FlashMoEForCausalLM:
 
 
 def default(model: Any) -> list[Policy]:
-    """What holds when nothing is said: each token's better half, and what others read."""
+    """The policy if none is given: half of top_k, and slots whose experts other tokens of the step keep."""
     config = model.config.get_text_config()
     return [TopK(max(1, config.num_experts_per_tok // 2)), Piggyback()]
 
 
 def price_for(card: dict[str, Any], budget: float) -> float:
-    """The dearest price on a predictor's card that costs at most `budget` perplexity."""
+    """The largest price on a predictor's card that costs at most `budget` perplexity. Raises ValueError without one."""
     within = [price for cost, price in card.get("prices", {}).items() if float(cost) <= budget]
     if not within:
         raise ValueError(f"no price for a budget of {budget}: it needs a predictor whose card has one")

@@ -1,4 +1,4 @@
-"""What does a way of running a model cost in quality?"""
+"""How much perplexity does a way of running a model cost?"""
 
 import gzip
 import math
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TINY = Path(__file__).parent / "tiny"  # the model that ships, and the texts it is measured with
+TINY = Path(__file__).parent / "tiny"  # the shipped model and its texts
 LENGTH, BATCH = 256, 16  # bytes of a sequence; sequences decoded together
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Losses of N sequences, in nats a token, paired by sequence with those of another way of running."""
+    """Losses of N sequences, nats a token; two ways of running are compared sequence by sequence."""
 
     losses: Tensor  # [N]
 
@@ -25,7 +25,7 @@ class Quality:
         return math.exp(self.losses.mean().item())
 
     def over(self, exact: "Quality") -> float:
-        """By how much perplexity is higher."""
+        """The increase of perplexity over `exact`."""
         return self.perplexity - exact.perplexity
 
     def error(self, exact: "Quality") -> float:
@@ -35,14 +35,14 @@ class Quality:
 
 
 def held_out(sequences: int) -> Tensor:
-    """Text the tiny model never saw, as ids [sequences, LENGTH]."""
+    """Text that the tiny model was not trained on: ids [sequences, LENGTH]."""
     data = gzip.decompress((TINY / "held_out.bin.gz").read_bytes())[: sequences * LENGTH]
     return torch.tensor(list(data)).view(sequences, LENGTH)
 
 
 @torch.inference_mode()
 def quality(model: Any, ids: Tensor, batch: int = BATCH) -> Quality:
-    """Teacher-forced losses of ids [N, T], so many sequences at a time."""
+    """Teacher-forced losses of ids [N, T], `batch` sequences at a time."""
     losses = []
     for some in ids.split(batch):
         logits = model(input_ids=some, use_cache=False).logits[:, :-1]

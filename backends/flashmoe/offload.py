@@ -1,8 +1,8 @@
-"""How does a model run whose experts do not all fit?
+"""How often is an expert already in fast memory, if a model's experts do not all fit there?
 
-Each layer keeps its last used experts near (on the device) and fetches others from where the model was loaded to. While
-a layer runs, the next layer's router is asked early, with this layer's input, which experts will be wanted; those are
-fetched ahead. A fetch that nobody foresaw is waited for: on a real link that costs as much as many layers.
+Each layer has an LRU cache of copied experts; a miss copies one from the model's own tensors. Before a layer is
+computed, the next layer's router is run on this layer's input to predict its experts, which are prefetched. Memory is
+only simulated here: copies stay on the same device, and what counts is the hit rate, not a time.
 """
 
 from collections import OrderedDict
@@ -20,26 +20,25 @@ NAMES = ("gate_up_proj", "gate_up_proj_bias", "up_proj", "up_proj_bias", "down_p
 
 
 class Pages:
-    """One layer's near experts, at most `room`; the least recently used goes first."""
+    """One layer's LRU cache of at most `room` experts: `near`, the copied parameters by expert and name."""
 
-    def __init__(self, experts: Any, room: int, device: str) -> None:
-        self.experts, self.room, self.device = experts, room, device
+    def __init__(self, experts: Any, room: int) -> None:
+        self.experts, self.room = experts, room
         self.names = [name for name in NAMES if getattr(experts, name, None) is not None]
         self.near: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
-        self.hits = self.misses = self.ahead = 0
+        self.hits = self.misses = 0
 
     def fetch(self, expert: int) -> None:
-        """Makes an expert near, and the most recent."""
+        """Copies an expert into the cache, if it is missing, and makes it the most recently used."""
         if expert not in self.near:
             while len(self.near) >= self.room:
                 self.near.popitem(last=False)
-            far = {name: getattr(self.experts, name)[expert] for name in self.names}
-            self.near[expert] = {name: tensor.to(self.device, copy=True) for name, tensor in far.items()}
+            self.near[expert] = {name: getattr(self.experts, name)[expert].clone() for name in self.names}
         self.near.move_to_end(expert)
 
     def run(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """The layer's answer. Experts are run one by one, so `room` may be less than what a step asks; those that are
-        near come first, before a fetch drives them out."""
+        """The layer's output: hidden [N, H], ids and weights [N, k] -> [N, H]. Experts are computed one by one, so a
+        step may need more than `room`; cached ones come first, before a miss evicts them."""
         out = torch.zeros_like(hidden)
         asked = [expert for expert in ids.unique().tolist() if expert != SKIPPED]
         for expert in sorted(asked, key=lambda expert: expert not in self.near):
@@ -50,23 +49,22 @@ class Pages:
         return out
 
     def foresee(self, experts: list[int]) -> None:
-        """Fetches what will probably be asked; the likeliest come last, so that they stay longest."""
-        self.ahead += sum(expert not in self.near for expert in experts)
+        """Prefetches experts, the least likely first, so that the likeliest are evicted last."""
         for expert in experts:
             self.fetch(expert)
 
     def _only(self, expert: int) -> Any:
-        """Experts as `mix` reads them, of which one is there."""
+        """A stand-in for the module of experts, as `mix` reads it, with the parameters of one cached expert."""
         layout = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_apply_gate", "act_fn")
         parts = {name: getattr(self.experts, name) for name in layout if hasattr(self.experts, name)}
         return SimpleNamespace(**parts, **{name: {expert: near} for name, near in self.near[expert].items()})
 
 
 class Offload:
-    """Runs a model with `room` near experts a layer, of which up to `ahead` are fetched early."""
+    """Runs a model with `room` cached experts a layer; `ahead`: how many are prefetched for the next layer."""
 
-    def __init__(self, model: Any, room: int, ahead: int = 0, device: str = "cpu") -> None:
-        self.pages = [Pages(experts, room, device) for experts in layers(model)]
+    def __init__(self, model: Any, room: int, ahead: int = 0) -> None:
+        self.pages = [Pages(experts, room) for experts in layers(model)]
         self.routers = [router_of(model, experts) for experts in layers(model)]
         self.ahead = min(ahead, room)
 
@@ -82,7 +80,8 @@ class Offload:
         return run
 
     def _guess(self, layer: int, hidden: Tensor) -> list[int]:
-        """The experts that the layer's router would give most weight if it saw this input, the heaviest last."""
+        """The `ahead` experts with the largest router weight, summed over tokens, if the layer had this input; the
+        largest last."""
         scores = self.routers[layer](hidden)
         weights, ids = scores[1], scores[2]
         total = hidden.new_zeros(self.pages[layer].experts.num_experts).index_add(0, ids.flatten(), weights.flatten())
@@ -91,6 +90,6 @@ class Offload:
 
     @property
     def hit_rate(self) -> float:
-        """Of the experts asked in a step, those that were near."""
+        """The part of the experts needed in a layer and step that were cached."""
         hits = sum(pages.hits for pages in self.pages)
         return hits / max(1, hits + sum(pages.misses for pages in self.pages))

@@ -1,9 +1,10 @@
-"""Which of the routed experts are worth reading?
+"""Which of the routed experts are computed, and which are skipped?
 
-A policy is a pure function from what the router said (`Routing`) and a mask of the slots kept so far to a new mask.
-Policies compose in order: `(TopK(3), Piggyback())` is batch-aware selection as published under the name OEA. After the
-last one the slot worth most is put back wherever a token was left with none; the shared expert is no slot and stays.
-Weights are left as they are unless `renormalise` is asked for: a smaller sum is nearer to the truth than a wrong share.
+A slot is one of the k experts that the router selected for a token; the shared expert is no slot and always runs. A
+policy is a pure function from the router's output (`Routing`) and the mask of slots kept so far to a new mask. Policies
+are applied in order: `(TopK(3), Piggyback())` is the batch-aware selection published as OEA. After the last one, a
+token that was left with no slot gets back the one with the largest worth. Router weights of the kept slots stay as they
+are unless `renormalise` is set: scaling them up to the old sum makes the layer's output worse.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,24 +14,25 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-SKIPPED = -1  # the id of a slot that is not read; vLLM's router marks its padding by the same
+SKIPPED = -1  # the expert id of a skipped slot; vLLM's router marks padding with the same
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What is known of N tokens in one layer before an expert is read. The k slots of a token are in no order."""
+    """The router's output for N tokens in one layer. The k slots of a token are in no order."""
 
     layer: int
     experts: int  # E, in this layer
-    ids: Tensor  # [N, k] int64; SKIPPED where none is asked, with weight and worth 0
-    weights: Tensor  # [N, k]
+    ids: Tensor  # [N, k] int64 expert ids; SKIPPED for padding, with weight and worth 0
+    weights: Tensor  # [N, k] router weights
     worth: Tensor  # [N, k] the estimated norm of weight * expert output; the weight itself without a predictor
-    step: Tensor  # [N] int64 from 0; tokens of one step are computed together, so they share what is read
-    steps: int | None = None  # how many, if known: to look it up waits for the device
+    step: Tensor  # [N] int64 from 0: the decode step of each token; a step's tokens share the expert weights they read
+    steps: int | None = None  # the number of steps; None: taken from `step`, which synchronises with the device
 
 
 class Policy(Protocol):
-    """`keep` [N, k] bool -> [N, k] bool. `eased` is the policy under less pressure: 1 as given, near 0 skips little."""
+    """`keep` [N, k] bool -> [N, k] bool. `eased(pressure)`: the policy with milder parameters; 1 leaves it as it is,
+    near 0 skips hardly anything."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -41,7 +43,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Keeps the k slots worth most."""
+    """Keeps the k slots of a token with the largest worth."""
 
     k: int
 
@@ -54,7 +56,7 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Keeps the fewest slots whose worth makes up `share` of the token's total."""
+    """Keeps the fewest slots whose worth adds up to `share` of the token's total worth (top-p over slots)."""
 
     share: float
 
@@ -64,14 +66,14 @@ class Share:
     def __call__(self, routing: Routing, keep: Tensor) -> Tensor:
         worth = routing.worth.masked_fill(~keep, 0)
         ordered, order = worth.sort(dim=1, descending=True)
-        before = ordered.cumsum(1) - ordered  # what the better slots already make up
+        before = ordered.cumsum(1) - ordered  # worth of the larger slots before each
         needed = before < self.share * ordered.sum(1, keepdim=True)
         return keep & torch.zeros_like(keep).scatter(1, order, needed)
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Skips slots worth less than `ratio` of the token's best (NAEE's rule, for any k)."""
+    """Skips slots whose worth is below `ratio` times the token's largest (NAEE's rule, for any k)."""
 
     ratio: float
 
@@ -84,7 +86,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Piggyback:
-    """Puts back every slot whose expert a token of the step reads anyway."""
+    """Puts back every slot whose expert another token of the same step keeps: its weights are read anyway."""
 
     def eased(self, pressure: float) -> Policy:
         return self
@@ -95,7 +97,7 @@ class Piggyback:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Reads at most `experts` in a step: those whose slots are worth most together."""
+    """Keeps at most `experts` distinct experts a step: those with the largest worth summed over tokens."""
 
     experts: int
 
@@ -109,11 +111,12 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Reads an expert in a step if the squares of what it is to each token, on average, reach `price`.
+    """Keeps an expert in a step if its squared share of a token's worth, averaged over the step's tokens, is at least
+    `price`. The share is 0 for tokens that the expert was not selected for.
 
-    What an expert is to a token is its slot's share of the token's worth, 0 where it was not asked. Skipped outputs lie
-    nearly at right angles, so the square of what a token loses is about the sum of the squares of what is skipped, and
-    one price for all experts, layers and steps loses least for what is read.
+    Outputs of different experts are nearly orthogonal, so a token's squared error is about the sum of the squared norms
+    of the outputs it skips. One threshold for all experts, layers and steps then gives the least error for the experts
+    that are read.
     """
 
     price: float
@@ -130,7 +133,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """Another list of policies for each layer; layers that are not named keep all."""
+    """A list of policies by layer number; layers that are not named skip nothing."""
 
     plan: Mapping[int, Sequence[Policy]]
 
@@ -144,7 +147,7 @@ class LayerPlan:
 
 
 def decide(routing: Routing, policies: Sequence[Policy]) -> Tensor:
-    """The mask that a list of policies leaves: [N, k] bool, at least one slot kept of each token that asks for any."""
+    """The mask of the kept slots after all policies: [N, k] bool, at least one for each token that is no padding."""
     asked = keep = routing.ids != SKIPPED
     for policy in policies:
         keep = policy(routing, keep)
@@ -153,7 +156,8 @@ def decide(routing: Routing, policies: Sequence[Policy]) -> Tensor:
 
 
 def skip(routing: Routing, keep: Tensor, renormalise: bool = False) -> tuple[Tensor, Tensor]:
-    """Ids and weights [N, k] with what is not kept marked: id SKIPPED, weight 0."""
+    """Expert ids and router weights [N, k], with id SKIPPED and weight 0 where `keep` is False. `renormalise`: the kept
+    weights are scaled up to the sum of all."""
     weights = routing.weights * keep
     if renormalise:
         weights = weights * (routing.weights.sum(1, keepdim=True) / weights.sum(1, keepdim=True)).nan_to_num(0)
@@ -161,7 +165,7 @@ def skip(routing: Routing, keep: Tensor, renormalise: bool = False) -> tuple[Ten
 
 
 def rank(values: Tensor) -> Tensor:
-    """The place of each value in its row, 0 for the largest; the first of equals comes first."""
+    """The rank of each value in its row [N, k], 0 for the largest; of equal values the first comes first."""
     order = values.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(values.shape[1], device=values.device).expand_as(order)
     return torch.empty_like(order).scatter(1, order, places)
@@ -170,18 +174,18 @@ def rank(values: Tensor) -> Tensor:
 def per_expert(routing: Routing, values: Tensor) -> Tensor:
     """Sums values [N, k] for each step and expert: [steps, E]."""
     steps = int(routing.step.max()) + 1 if routing.steps is None else routing.steps
-    cell = routing.step[:, None] * routing.experts + routing.ids.clamp(min=0)  # what is not asked adds its 0
+    cell = routing.step[:, None] * routing.experts + routing.ids.clamp(min=0)  # padding adds its 0 to expert 0
     total = values.new_zeros(steps * routing.experts).index_add(0, cell.reshape(-1), values.reshape(-1))
     return total.view(steps, routing.experts)
 
 
 def _at_slots(routing: Routing, table: Tensor) -> Tensor:
-    """What a table [steps, E] says of each slot: [N, k]."""
+    """A table [steps, E] looked up for the step and expert of each slot: [N, k]."""
     return table[routing.step].gather(1, routing.ids.clamp(min=0))
 
 
 def written(policy: Policy) -> dict[str, Any]:
-    """A policy as JSON can hold it; `named` reads it."""
+    """A policy as JSON data, which `named` reads back."""
     if isinstance(policy, LayerPlan):
         return {"kind": "LayerPlan", "plan": {at: [written(one) for one in plan] for at, plan in policy.plan.items()}}
     values = {each.name: getattr(policy, each.name) for each in fields(policy)}
@@ -189,7 +193,7 @@ def written(policy: Policy) -> dict[str, Any]:
 
 
 def named(entry: Mapping[str, Any]) -> Policy:
-    """The policy that `written` wrote."""
+    """The policy in the JSON data of `written`."""
     values = {name: value for name, value in entry.items() if name != "kind"}
     if entry["kind"] == "LayerPlan":
         return LayerPlan({int(at): [named(one) for one in plan] for at, plan in values["plan"].items()})

@@ -1,8 +1,8 @@
-"""How much will an expert say, before it is read?
+"""How large will an expert's output be, before the expert is computed?
 
-The router knows how well an expert fits, not how large its answer is. A small network on the router's own input
-estimates the logarithm of each expert's output norm; a slot is worth its weight times that norm. The first matrix has
-the router's input and no bias, so a kernel can stack it under the router's and pay one multiplication for both.
+The router scores how well an expert fits a token, not the norm of its output. A small MLP on the router's input, the
+hidden state, estimates the log norm of each expert's output; a slot's worth is its router weight times that norm. The
+MLP's first matrix takes the same input as the router and has no bias, so both can be one stacked matrix product.
 """
 
 import json
@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-TRUNK = 64  # inner width
+TRUNK = 64  # width of the MLP's hidden layers
 
 
 class Head(nn.Module):
-    """One layer's estimate: router input [N, H] -> log norms of all experts' outputs [N, E]."""
+    """The MLP of one layer: hidden states [N, H] -> log norms of all experts' outputs [N, E] fp32."""
 
     def __init__(self, hidden: int, experts: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Head(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A head for each layer of routed experts, in their order."""
+    """One head for each MoE layer, in the order of the layers."""
 
     def __init__(self, hidden: int, experts: Sequence[int]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Predictor(nn.Module):
 
 
 def load(path: Path | str) -> tuple[Predictor, dict[str, Any]]:
-    """A predictor and its card, as `save` wrote them."""
+    """A predictor, without gradients, and its card, from a file that `save` wrote."""
     with safe_open(path, "pt") as file:
         noted = file.metadata()
         predictor = Predictor(**json.loads(noted["shape"]))

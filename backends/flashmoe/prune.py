@@ -1,8 +1,8 @@
-"""Which experts can a model lose for good, so that it needs less memory?
+"""Which experts can be removed from a model, so that it needs less memory?
 
-An expert's saliency is the mean norm of what it adds to the tokens that ask it. The least salient are cut out of the
-weights and of the router; what remains is an ordinary, smaller checkpoint. Skipping saves reads and no memory: over a
-few steps every expert is asked by someone.
+An expert's saliency is the mean norm of its weighted output over the tokens routed to it. The least salient are removed
+from the experts' weights and the router; what remains is an ordinary, smaller checkpoint. Skipping, by contrast, saves
+memory traffic and no memory: over a few steps every expert is used.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from backends.flashmoe.calib import Sample
 from backends.flashmoe.experts import layers
 
-COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")  # what configurations call E
+COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")  # names of the number of experts in configurations
 
 
 def saliency(sample: Sample, experts: int) -> Tensor:
-    """[E], from what a layer's experts answered; 0 where none was asked."""
+    """The saliency of each expert of a layer: [E]; 0 for one that no token of the sample was routed to."""
     added = (sample.weights * sample.norms).flatten().float()
     total = torch.zeros(experts).index_add(0, sample.ids.flatten(), added)
     return total / torch.bincount(sample.ids.flatten(), minlength=experts).clamp_min(1)
 
 
 def prune(model: Any, saliencies: Sequence[Tensor], keep: int) -> None:
-    """Leaves each layer its `keep` most salient experts, in place. ValueError: fewer than a token asks, or a layer
-    whose experts are named by a table of tokens and not chosen by a router."""
+    """Leaves each layer its `keep` most salient experts, in place; `saliencies` holds [E] for each layer. Raises
+    ValueError when `keep` is below top_k, or a layer is hash-routed: its experts come from a table of token ids."""
     if keep < model.config.num_experts_per_tok:
         raise ValueError(f"{keep} experts are fewer than the {model.config.num_experts_per_tok} that a token asks")
     routers = [router_of(model, experts) for experts in layers(model)]
@@ -44,13 +44,13 @@ def prune(model: Any, saliencies: Sequence[Tensor], keep: int) -> None:
 
 
 def router_of(model: Any, experts: Any) -> Any:
-    """The module beside the experts that scores them."""
+    """The router of a module of experts: its sibling with a weight matrix."""
     block = next(module for module in model.modules() if experts in list(module.children()))
     return next(child for child in block.children() if getattr(child, "weight", torch.empty(0)).ndim == 2)
 
 
 def _cut(module: Any, kept: Tensor, experts: int) -> None:
-    """Drops the rows of experts that are not kept from every parameter and buffer that has one for each."""
+    """Keeps the rows `kept` of every parameter and buffer whose first dimension is the number of experts."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         if len(parameter) == experts:
             setattr(module, name, nn.Parameter(parameter.data[kept], requires_grad=parameter.requires_grad))

@@ -1,4 +1,4 @@
-"""Do the claims hold? Measures them on the tiny model and prints the tables, misses included.
+"""Do the claims about skipping hold?   Measures them on the tiny model; prints tables, missed goals included.
 
 python -m backends.flashmoe.report [--elastic DIR --control DIR]
 """
@@ -19,11 +19,11 @@ from backends.flashmoe.session import Plan
 from backends.flashmoe.train_predictor import judge, samples
 from backends.flashmoe.trials import Bench, Point, by_batch, by_layer, curves, damage_at, experts_at
 
-PRICE = 0.0021  # about what the predictor's card says costs 0.1
+PRICE = 0.0021  # about the predictor card's price for 0.1 perplexity
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Markdown."""
+    """A Markdown table."""
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     yield from ("| " + " | ".join(map(str, row)) + " |" for row in rows)
@@ -31,7 +31,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str
 
 
 def goal(name: str, found: float, least: float | None = None, most: float | None = None) -> tuple[str, ...]:
-    """One line of the verdict. NaN misses."""
+    """A row: what was measured against its bound, held or missed. NaN misses."""
     held = (least is None or found >= least) and (most is None or found <= most)
     bound = f">= {least:g}" if most is None else f"<= {most:g}"
     return (name, f"{found:.3f}", bound, "held" if held else "missed")
@@ -46,7 +46,7 @@ def policies(found: dict[str, list[Point]]) -> Iterator[str]:
 
 
 def goals(found: dict[str, list[Point]]) -> list[tuple[str, ...]]:
-    """What is asked of the price, held against the others."""
+    """The goals of the `Price` policy against the others."""
     ours, oea = found["price by predictor"], found["OEA as published"]
     at = {name: experts_at(points, 0.1) for name, points in found.items()}
     static = min(at["top-k"], at["top-k, renormalised"])
@@ -65,7 +65,7 @@ def goals(found: dict[str, list[Point]]) -> list[tuple[str, ...]]:
 
 
 def heads(bench: Bench) -> Iterator[str]:
-    """What the predictor knows, layer by layer, on the held-out text."""
+    """The fit of the predictor in each layer, on the held-out text."""
     found = [
         judge(head, sample)
         for head, sample in zip(bench.predictor.heads, samples(bench.model, bench.ids, 40_960), strict=True)
@@ -78,7 +78,8 @@ def heads(bench: Bench) -> Iterator[str]:
 
 
 def distilled(bench: Bench, elastic: Path, control: Path) -> Iterator[str]:
-    """Students with few experts, beside the original; by a predictor of their own where there is one."""
+    """Distilled and control student at several k, against the original; also with the student's own predictor, if it
+    has one."""
     rows = []
     for name, path in (("elastic", elastic), ("control", control)):
         student = Bench(AutoModelForCausalLM.from_pretrained(path).eval(), bench.predictor, bench.ids, bench.exact)

@@ -1,8 +1,7 @@
-"""Can an expert's last answer stand for its next one? Seldom: measured, it is off unless someone turns it on.
+"""Can an expert's last output be used again for the sequence's next token? Seldom; off unless someone turns it on.
 
-An answer is used again for the same sequence only if the router's input is nearly what it was: their cosine is at least
-`bound`. Consecutive tokens ask many of the same experts, but with inputs that differ, so a low bound does worse than
-leaving the expert out.
+An output is reused for the same sequence only if the cosine similarity of the two hidden states is at least `bound`.
+Consecutive tokens share many experts, but their hidden states differ, so a low bound does worse than skipping.
 """
 
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from backends.flashmoe.policy import SKIPPED
 
 @dataclass(slots=True)
 class Memory:
-    """One layer's last answers: by sequence and expert."""
+    """One layer's last input and output of each expert, for each sequence."""
 
     inputs: Tensor  # [B, E, H]; zero: none
-    answers: Tensor  # [B, E, H]
+    answers: Tensor  # [B, E, H], without the router weight
 
 
 class Reuse:
-    """Runs layers with a memory of answers for B sequences that are decoded together. Off: bound above 1."""
+    """Computes layers with reuse, for `sequences` that are decoded together. Nothing is reused at a bound above 1."""
 
     def __init__(self, model: Any, sequences: int, bound: float) -> None:
         self.sequences, self.bound = sequences, bound
@@ -36,12 +35,12 @@ class Reuse:
         return [self._runner(layer) for layer in range(len(self.memories))]
 
     def forget(self) -> None:
-        """Before other sequences are decoded."""
+        """Drops all outputs; to be called before other sequences are decoded."""
         self.memories = [None] * len(self.memories)
 
     def _runner(self, layer: int) -> Runner:
         def run(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-            """Tokens come sequence by sequence, so a step takes every length-th."""
+            """hidden [B * T, H], sequence after sequence, so a step's tokens are every T-th row."""
             memory = self.memories[layer]
             if memory is None:
                 zero = hidden.new_zeros(self.sequences, experts.num_experts, hidden.shape[1])
@@ -55,7 +54,7 @@ class Reuse:
         return run
 
     def _step(self, memory: Memory, experts: Any, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Answers of one step, each read or remembered: hidden [B, H], ids [B, k] -> [B, k, H]."""
+        """Outputs of one step, computed or reused: hidden [B, H], ids [B, k] -> [B, k, H]."""
         rows = torch.arange(len(ids))[:, None]
         near = functional.cosine_similarity(memory.inputs[rows, ids], hidden[:, None], dim=2) >= self.bound
         each = outputs(experts, hidden, ids.masked_fill(near, SKIPPED))

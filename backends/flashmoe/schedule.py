@@ -1,8 +1,8 @@
-"""Which requests should be decoded together? Those that ask the same experts, if they cannot all be.
+"""Which requests should share a data-parallel rank? Those whose tokens are routed to the same experts.
 
-One batch reads an expert once for everyone, so splitting a batch never helps an engine that could run it whole. What
-helps is where there are several engines anyway (data-parallel ranks): place by profile. A profile [E] is how likely a
-request asks each expert in its next step.
+A batch reads an expert's weights once for all its tokens, so splitting a batch that one engine could run never helps.
+Where requests are spread over several ranks anyway, they are placed by profile: [E], for each expert the probability
+that the request's next token is routed to it.
 """
 
 import torch
@@ -10,26 +10,26 @@ from torch import Tensor
 
 
 def profile(asked: Tensor, experts: int) -> Tensor:
-    """A request's profile from the experts it asked in its last steps: [steps, k] -> [E]."""
+    """A request's profile from the experts of its last tokens: [steps, k] -> [E]."""
     return torch.bincount(asked.flatten(), minlength=experts).float() / len(asked)
 
 
 def reads(profiles: Tensor) -> float:
-    """Expected distinct experts of one step of a batch: profiles [R, E]."""
+    """Expected number of distinct experts in a decode step of a batch of R requests: profiles [R, E]."""
     return (1 - (1 - profiles.clamp(max=1)).prod(0)).sum().item()
 
 
 def place(profiles: Tensor, ranks: int) -> list[list[int]]:
-    """Requests for each rank, equally many (the first ranks take what is over), so that all together read little.
+    """Indices of the requests for each rank, so that the ranks read few experts in sum; sizes differ by one at most.
 
-    Greedy: each rank is founded by the request least like those already taken, then filled by what adds least.
+    Greedy: a rank starts with the request that would read most experts, then takes the one that adds fewest.
     """
     left = list(range(len(profiles)))
     placed = []
     for rank in range(ranks):
         size = len(profiles) // ranks + (rank < len(profiles) % ranks)
         mine: list[int] = []
-        unread = torch.ones(profiles.shape[1])  # the chance that no one here asks the expert
+        unread = torch.ones(profiles.shape[1])  # the probability that no request of this rank reads the expert
         for _ in range(size):
             added = (profiles[left] * unread).sum(1)
             best = left.pop(int(added.argmax() if not mine else added.argmin()))
@@ -40,5 +40,5 @@ def place(profiles: Tensor, ranks: int) -> list[list[int]]:
 
 
 def worth_splitting(profiles: Tensor, groups: list[list[int]]) -> bool:
-    """Whether running groups one after the other reads fewer experts than running all in one pass."""
+    """Whether decoding the groups one after the other reads fewer experts than decoding all in one batch."""
     return sum(reads(profiles[group]) for group in groups) < reads(profiles)

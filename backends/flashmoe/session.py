@@ -1,7 +1,7 @@
-"""How is a model run so that each decode step reads few experts?
+"""How is a transformers model run so that each decode step reads few experts?
 
-A session stands between the router and the experts of every layer. It decides by its policies, counts what was read,
-and lets a guard look. Prompts (more than one token a sequence) are run whole: their time is arithmetic, not reading.
+A session runs between the router and the experts of every MoE layer: it applies the policies, counts what was read, and
+lets a guard compare. Prefill (more than one token a sequence) skips nothing: it is bound by compute, not by memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ from backends.flashmoe.predictor import Predictor
 
 @dataclass(slots=True)
 class Tally:
-    """What one layer read."""
+    """Counts of what one layer read."""
 
     steps: int = 0
     tokens: int = 0
     experts: int = 0  # distinct, summed over steps
-    slots: int = 0
+    slots: int = 0  # kept
 
     def add(self, routing: Routing, keep: Tensor) -> None:
         """Counts one call; the routing's steps are those that are really computed together."""
@@ -40,23 +40,23 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is skipped, by policies in their order, and what runs the rest."""
+    """What is skipped, by policies in their order, and which implementation computes the rest."""
 
     policies: Sequence[Policy]
-    predictor: Predictor | None = None  # without one a slot is worth its weight
-    renormalise: bool = False  # the kept weights up to the sum of all, as a checkpoint of smaller k does it
-    batch_invariant: bool = False  # each token is a step of its own: what is skipped never depends on its batch
-    kernels: str = "auto"  # as `running`
+    predictor: Predictor | None = None  # without one a slot's worth is its router weight
+    renormalise: bool = False  # scale the kept weights up to the sum of all, as a checkpoint of smaller k does
+    batch_invariant: bool = False  # decide for each token by itself: what is skipped never depends on its batch
+    kernels: str = "auto"  # one of the words that `running` takes
 
 
 class Session:
     """Skipping for one model, from `open` to `close`."""
 
     def __init__(self, model: Any, plan: Plan, guard: Guard | None = None, *, lockstep: bool = False) -> None:
-        """`lockstep`: sequences of many tokens are taken as so many decode steps, the n-th tokens of all sequences
-        being one step. That is how a plan is measured without decoding."""
+        """`lockstep`: a forward over sequences of T tokens is taken as T decode steps, the n-th tokens of all
+        sequences forming one step. So a plan is measured by teacher forcing, without decoding."""
         self.model, self.plan, self.guard, self.lockstep = model, plan, guard, lockstep
-        self.steps: Tensor | None = None  # of the tokens of this forward; None: nothing is skipped
+        self.steps: Tensor | None = None  # [tokens of this forward]; None: prefill, nothing is skipped
         self.tallies = [Tally() for _ in layers(model)]
         self._mix = running(plan.kernels)
         self._hook: Any = None
@@ -109,12 +109,12 @@ class Session:
 
     @property
     def policies(self) -> Sequence[Policy]:
-        """The plan's, as far as the guard lets them."""
+        """The plan's policies, eased to the guard's pressure."""
         pressure = self.guard.pressure if self.guard else 1.0
         return self.plan.policies if pressure == 1 else [policy.eased(pressure) for policy in self.plan.policies]
 
     def routing(self, layer: int, experts: int, hidden: Tensor, asked: tuple[Tensor, Tensor]) -> Routing:
-        """What is known of the tokens before an expert is read."""
+        """The router's output `asked`, ids and weights [N, k], with each slot's worth and step."""
         ids, weights = asked
         worth = self.plan.predictor.worth(layer, hidden, ids, weights) if self.plan.predictor else weights.float()
         steps = torch.arange(len(ids), device=ids.device) if self.plan.batch_invariant else self.steps
@@ -122,9 +122,10 @@ class Session:
 
     @torch.no_grad()
     def audit(self, ids: Tensor) -> float:
-        """How far the final answer is from the whole model's, on ids [B, T] taken as T decode steps: nats a token.
+        """KL divergence of the model's output distribution from the one without skipping, nats a token, on ids [B, T]
+        taken as T decode steps. The guard is told.
 
-        Runs the model twice without its cache, so it is for a small part of the traffic. The guard is told.
+        Runs two forwards without the KV cache, so it is for a small part of the traffic.
         """
         guard, lockstep, logits = self.guard, self.lockstep, []
         self.guard = None
@@ -140,19 +141,19 @@ class Session:
 
     @property
     def distinct(self) -> float:
-        """Distinct experts read in a layer and step, on average."""
+        """Mean number of distinct experts read in a layer and step."""
         return sum(tally.experts for tally in self.tallies) / max(1, sum(tally.steps for tally in self.tallies))
 
     @property
     def kept(self) -> float:
-        """Experts kept of each token, on average."""
+        """Mean number of slots kept of a token in a layer."""
         return sum(tally.slots for tally in self.tallies) / max(1, sum(tally.tokens for tally in self.tallies))
 
 
 def running(kernels: str) -> Runner:
-    """What runs layers: `torch`, a product for each expert; `triton`, our kernels; `auto`, these where they can.
+    """The runner by its name: `torch`, a loop over experts; `triton`, our kernels; `auto`, the kernels where they can.
 
-    ValueError: another word, or `triton` without Triton.
+    Raises ValueError for another name, and for `triton` without Triton.
     """
     if kernels not in {"auto", "torch", "triton"}:
         raise ValueError(f"kernels are auto, torch or triton, not {kernels}")
@@ -168,16 +169,16 @@ def running(kernels: str) -> Runner:
 
 @torch.no_grad()
 def decode(model: Any, ids: Tensor) -> Iterator[Tensor]:
-    """Feeds ids [B, T] one step at a time, with the cache: the logits [B, V] of each step."""
+    """Decodes ids [B, T] step by step with the KV cache, teacher-forced: the logits [B, V] of each step."""
     cache = DynamicCache(config=model.config)
     for step in ids.split(1, dim=1):
         yield model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1]
 
 
 def calibrated(model: Any, plan: Plan, ids: Tensor) -> Guard:
-    """A guard for a plan, its bounds found by decoding ids [B, T]: text like that which it will see.
+    """A guard for a plan, with bounds from decoding ids [B, T]; the text should be like that of the traffic.
 
-    A layer's bound is on its error a step, the final answer's (`kl`) on `Session.audit` of 32 tokens.
+    A layer's bound is on its relative error in a step (`distance`), that of `kl` on `Session.audit` of 32 tokens.
     """
     terms = Terms()
     probe = Guard({}, Terms(every=1, smooth=1.0))

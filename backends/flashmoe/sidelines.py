@@ -1,4 +1,4 @@
-"""What do the other ideas gain, on the tiny model? Guard, reuse, scheduling, pruning, offload: small, and measured."""
+"""What do guard, reuse, scheduling, pruning and offload give on the tiny model?   A table each, for `report`."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[object]]]
 
 
 def all_of(bench: Bench, price: float) -> Iterator[Table]:
-    """Title, heads and rows of each."""
+    """Title, column heads and rows of each table."""
     yield guarded(bench, price)
     yield reused(bench)
     yield from scheduled(bench)
@@ -56,7 +56,7 @@ def follow(bench: Bench, guard: Guard, plan: Plan, stream: Tensor) -> int:
 
 
 def reused(bench: Bench) -> Table:
-    """How often an answer can be used again, and what that costs, by how near the input must be."""
+    """The part of slots reused and the loss in perplexity, by the bound on the cosine similarity."""
     ids = bench.ids[:32]
     exact = measure.quality(bench.model, ids)
     rows = []
@@ -73,7 +73,8 @@ def reused(bench: Bench) -> Table:
 
 
 def scheduled(bench: Bench) -> Iterator[Table]:
-    """Sixty-four requests: what steps read on four ranks, by chance and by profile, and in one batch."""
+    """Distinct experts that 64 requests read in a step: on four ranks, placed by chance and by profile, or in one
+    batch."""
     ids = bench.ids[:64]
     slots = asked(bench.model, ids)  # [layers, 64, T, k]
     count, cut = layers(bench.model)[0].num_experts, 192
@@ -91,7 +92,7 @@ def scheduled(bench: Bench) -> Iterator[Table]:
 
 
 def read(slots: Tensor, experts: int) -> float:
-    """Distinct experts a layer and step: [layers, R, T, k]."""
+    """Mean number of distinct experts in a layer and step: expert ids [layers, R, T, k]."""
     seen = torch.zeros(slots.shape[0], slots.shape[2], experts)
     flat = slots.transpose(1, 2).flatten(2)
     return seen.scatter(2, flat, 1.0).sum(2).mean().item()
@@ -110,7 +111,7 @@ def pruned(bench: Bench) -> Table:
 
 
 def offloaded(bench: Bench) -> Table:
-    """How often an asked expert is near, decoding one sequence and four."""
+    """The hit rate of the expert cache by its size, decoding one sequence and four, with and without prefetch."""
     rows = [
         (f"{room / 32:.0%}", sequences, *(f"{hits(bench, room, sequences, ahead):.3f}" for ahead in (0, 8)))
         for room in (8, 16, 24)

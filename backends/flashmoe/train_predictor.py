@@ -1,11 +1,11 @@
-"""How is a predictor made for a model?
+"""How is a predictor trained for a model?
 
     python -m backends.flashmoe.train_predictor --data FILE.jsonl --model DIR --out predictor.safetensors
 
-Runs the model over the text once and keeps, for a sample of tokens, the router's input and the norms of the experts it
-asked; learns each layer's norms; reports on the last tenth, which it did not learn from; and looks up which price costs
-how much perplexity there. The card with all of it goes into the file's header. An interrupted run goes on with the
-layers that are missing.
+Runs the model over the text once and keeps, for a sample of tokens, the router's input and the norms of the selected
+experts' outputs; fits a head to each layer; evaluates on the last tenth of the text, which is held out; and finds there
+the threshold of `Price` for each perplexity budget. All of that goes as the card into the file's header. An interrupted
+run resumes with the layers that are missing.
 """
 
 import argparse
@@ -29,22 +29,22 @@ from backends.flashmoe.policy import Price
 from backends.flashmoe.predictor import Head, Predictor
 from backends.flashmoe.session import Plan, Session
 
-BUDGETS = (0.02, 0.05, 0.1, 0.2)  # perplexity that a price on the card may cost
-HELD_OUT = 0.1  # the part of the text that is not learned from
+BUDGETS = (0.02, 0.05, 0.1, 0.2)  # increases of perplexity for which the card has a price
+HELD_OUT = 0.1  # the part of the text that is not trained on
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well a head ranks the experts of tokens it never saw."""
+    """How well a head does on held-out tokens."""
 
-    explained: float  # the part of the log norms' variance
-    usual: float  # the same by each expert's mean alone, with no look at the token
-    agreement: float  # the part of slot pairs put in the order of their true worth
-    router: float  # the same for the router's weights alone
+    explained: float  # explained variance (R squared) of the log norms
+    usual: float  # the same of each expert's mean log norm, independent of the token
+    agreement: float  # the part of a token's pairs of slots that are ranked as by true worth
+    router: float  # the same of the router weights alone
 
 
 def fit(sample: Sample, experts: int, steps: int, seed: int = 0) -> Head:
-    """A head that knows a layer's log norms: least squares over the slots that were asked. Made where the sample is."""
+    """A head fitted by least squares to the log norms of the sample's slots, on its device."""
     torch.manual_seed(seed)
     head = Head(sample.hidden.shape[1], experts).to(sample.hidden.device)
     norms = sample.norms.clamp_min(1e-6).log()
@@ -62,13 +62,13 @@ def fit(sample: Sample, experts: int, steps: int, seed: int = 0) -> Head:
 
 
 def means(ids: Tensor, norms: Tensor, experts: int) -> Tensor:
-    """Each expert's mean over the slots that ask it, 0 if none does: [N, k] twice -> [E]."""
+    """Each expert's mean of `norms` [N, k] over its slots in `ids` [N, k], 0 without one: [E]."""
     asked = torch.bincount(ids.flatten(), minlength=experts).clamp_min(1)
     return norms.new_zeros(experts).index_add(0, ids.flatten(), norms.flatten()) / asked
 
 
 def judge(head: Head, sample: Sample) -> Fit:
-    """Holds a head against a sample."""
+    """Evaluates a head on a sample."""
     norms = sample.norms.clamp_min(1e-6).log()
     estimate = head(sample.hidden.float()).gather(1, sample.ids)
     explained = 1 - (estimate - norms).square().mean() / norms.var()
@@ -83,14 +83,15 @@ def judge(head: Head, sample: Sample) -> Fit:
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
-    """The part of a row's pairs that both put in the same order: 0.5 is chance. Both [N, k]."""
+    """The part of all pairs in a row that `first` and `second` [N, k] rank alike; 0.5 is chance."""
     orders = [torch.sign(values[:, :, None] - values[:, None, :]) for values in (first, second)]
     pairs = first.shape[0] * first.shape[1] * (first.shape[1] - 1)
     return ((orders[0] * orders[1]) > 0).sum().item() / pairs
 
 
 def prices(model: Any, predictor: Predictor, ids: Tensor) -> dict[str, float]:
-    """The price that costs about so much perplexity on ids [N, T], for each of BUDGETS; found by halving."""
+    """By budget, the largest threshold of `Price` found whose increase of perplexity on ids [N, T] is within it; by
+    bisection."""
     exact = measure.quality(model, ids)
     found = {}
     for budget in BUDGETS:
@@ -105,14 +106,14 @@ def prices(model: Any, predictor: Predictor, ids: Tensor) -> dict[str, float]:
 
 
 def encode(tokenizer: Any, data: Path, length: int) -> Tensor:
-    """The text as sequences of equal length: ids [N, length]."""
+    """The text in `data` as ids [N, length]; a shorter rest is dropped."""
     ids = tokenizer("\n".join(calib.texts(data)))["input_ids"]
     rows = len(ids) // length
     return torch.tensor(ids[: rows * length]).view(rows, length)
 
 
 def samples(model: Any, ids: Tensor, tokens: int) -> list[Sample]:
-    """What each layer's experts answered over ids [N, T], a sample of so many tokens each."""
+    """For each MoE layer a sample of so many `tokens` of ids [N, T]."""
     with calib.capture(model, tokens) as kept:
         for batch in track(ids.split(measure.BATCH), "capturing"):
             model(input_ids=batch, use_cache=False)
@@ -120,7 +121,7 @@ def samples(model: Any, ids: Tensor, tokens: int) -> list[Sample]:
 
 
 def heads(learned: Sequence[Sample], experts: Sequence[int], steps: int, resume: Path) -> Predictor:
-    """Heads for all layers. Each is kept in `resume` when it is done, and taken from there when it is there."""
+    """Fits the heads of all layers. Each is saved in the folder `resume` when done, and loaded if present."""
     predictor = Predictor(learned[0].hidden.shape[1], experts)
     resume.mkdir(parents=True, exist_ok=True)
     for layer, sample in enumerate(learned):
@@ -132,7 +133,7 @@ def heads(learned: Sequence[Sample], experts: Sequence[int], steps: int, resume:
 
 
 def make(model: Any, ids: Tensor, tokens: int, steps: int, resume: Path) -> tuple[Predictor, dict[str, object]]:
-    """A predictor, and what is to say about it, from the text ids [N, T]."""
+    """A predictor and its card, from ids [N, T]."""
     at = round(len(ids) * (1 - HELD_OUT))
     unseen = samples(model, ids[at:], tokens)
     counts = [experts.num_experts for experts in layers(model)]
@@ -165,7 +166,7 @@ def main() -> None:
 
 
 def digest(path: Path) -> str:
-    """Names a file's contents, so that a predictor is not used with another model."""
+    """The first twelve hex digits of a file's SHA-256, "" without a file; on the card it names model and data."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
 
 

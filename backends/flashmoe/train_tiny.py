@@ -2,8 +2,8 @@
 
     python -m backends.flashmoe.train_tiny --out backends/flashmoe/tiny
 
-A byte-level DeepSeek-V4 of about a million parameters: three layers, 32 routed experts of which eight answer, one
-shared, `sqrtsoftplus` scores, selection corrected by a balancing bias. One thread, about 20 minutes.
+A byte-level DeepSeek-V4 of about a million parameters: three layers, 32 routed experts with top_k 8, one shared,
+`sqrtsoftplus` scores, load balancing by a selection bias (no auxiliary loss). One thread, about 20 minutes.
 """
 
 import argparse
@@ -24,20 +24,20 @@ from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4TopKR
 from backends.flashmoe import corpus
 
 LENGTH, BATCH = 256, 4  # bytes of a sequence, sequences of a step
-BALANCE = 2e-3  # how far a step moves the selection bias of an expert
-HELD_OUT = 512  # sequences that ship, of files that were not learned from
-CALIBRATION, STRETCH = 192, 2048  # stretches of learned text that ship, and their bytes
+BALANCE = 2e-3  # step size of an expert's selection bias
+HELD_OUT = 512  # shipped sequences, of files that are not trained on
+CALIBRATION, STRETCH = 192, 2048  # shipped excerpts of the training text, and their bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a model of this kind may have more of."""
+    """The dimensions of a model."""
 
     layers: int
     hidden: int
-    inner: int  # of an expert
+    inner: int  # an expert's intermediate size
     experts: int
-    top: int
+    top: int  # k
     heads: int
 
 
@@ -45,7 +45,7 @@ SHIPPED = Size(layers=3, hidden=96, inner=32, experts=32, top=8, heads=4)
 
 
 def config(size: Size = SHIPPED) -> DeepseekV4Config:
-    """A V4 with everything small and no compressed attention: 256 bytes need none."""
+    """A small V4 without compressed attention, which sequences of 256 bytes do not need."""
     return DeepseekV4Config(
         vocab_size=256,
         hidden_size=size.hidden,
@@ -84,13 +84,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def windows(data: bytes, count: int, rng: random.Random) -> torch.Tensor:
-    """`count` random stretches of the text: ids [count, LENGTH]."""
+    """`count` random windows of the text: ids [count, LENGTH]."""
     starts = [rng.randrange(len(data) - LENGTH) for _ in range(count)]
     return torch.tensor([list(data[start : start + LENGTH]) for start in starts])
 
 
 def balance(router: DeepseekV4TopKRouter, _: object, out: tuple[torch.Tensor, ...]) -> None:
-    """Moves the selection bias against experts that were asked more than their share."""
+    """Forward hook: lowers the selection bias of experts with more than the mean number of tokens, raises others'."""
     if router.training:
         asked = torch.bincount(out[2].reshape(-1), minlength=router.num_experts).float()
         router.e_score_correction_bias += BALANCE * torch.sign(asked.mean() - asked)
@@ -102,13 +102,13 @@ def rate(step: int, steps: int) -> float:
 
 
 def balanced(model: DeepseekV4ForCausalLM) -> None:
-    """From here on, what the model learns from moves its routers' selection bias."""
+    """Hooks `balance` to every router; it acts in training mode only."""
     for router in (module for module in model.modules() if isinstance(module, DeepseekV4TopKRouter)):
         router.register_forward_hook(balance)
 
 
 def learner(model: DeepseekV4ForCausalLM, most: float) -> torch.optim.Optimizer:
-    """What trains the model, with a learning rate of `most` at its highest."""
+    """The optimiser, with a peak learning rate of `most`."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.05},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -117,7 +117,7 @@ def learner(model: DeepseekV4ForCausalLM, most: float) -> torch.optim.Optimizer:
 
 
 def train(steps: int, seed: int) -> DeepseekV4ForCausalLM:
-    """A model trained for so many steps; the same for the same library, seed and machine."""
+    """A model trained for so many steps; reproducible with the same library, seed and machine."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     data = corpus.text(held_out=False)
@@ -140,7 +140,7 @@ def train(steps: int, seed: int) -> DeepseekV4ForCausalLM:
 
 
 def save(model: DeepseekV4ForCausalLM, out: Path) -> None:
-    """Writes the checkpoint, its tokenizer and the texts it is measured with. Matrices are kept as bfloat16."""
+    """Writes the checkpoint (matrices in bf16), its tokenizer, the held-out text and the calibration text."""
     state = {name: t.bfloat16() if t.ndim >= 2 else t for name, t in model.state_dict().items()}
     model.save_pretrained(out, state_dict=state)
     tokenizer().save_pretrained(out)

@@ -1,4 +1,4 @@
-"""What does each way of skipping cost on the tiny model? One function for each claim; `report` prints them."""
+"""What does each policy cost on the tiny model?   The measurements that `report` prints."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ from backends.flashmoe.session import Plan, Session
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A plan, measured."""
+    """The measurement of a plan."""
 
     name: str
-    kept: float  # experts a token
-    distinct: float  # experts a layer and step
-    damage: float  # perplexity above that of the whole model
-    error: float  # its standard error
+    kept: float  # mean experts of a token in a layer
+    distinct: float  # mean distinct experts in a layer and step
+    damage: float  # increase of perplexity over the model without skipping
+    error: float  # standard error of `damage`
 
 
 class Oracle:
-    """Stands where a predictor stands, and knows: it reads every expert to tell which were worth it."""
+    """In place of a predictor: the true norms, from computing every selected expert."""
 
     def __init__(self, model: Any) -> None:
         self.experts = layers(model)
@@ -44,7 +44,7 @@ class Bench:
     model: Any
     predictor: Predictor
     ids: Tensor  # [N, T]
-    exact: Quality  # of the whole model
+    exact: Quality  # without skipping
 
     def point(self, name: str, plan: Plan, batch: int = measure.BATCH) -> Point:
         with Session(self.model, plan, lockstep=True) as session:
@@ -54,7 +54,7 @@ class Bench:
 
 
 def ways(bench: Bench) -> dict[str, Callable[[float], Plan]]:
-    """Every way to skip by its name, which makes a plan of a knob."""
+    """By name, a function from a policy's parameter to the plan: each policy by router weight, predictor and oracle."""
 
     def way(policies: Callable[[float], Sequence[Policy]], by: Any = None, scaled: bool = False) -> Any:
         return lambda knob: Plan(policies(knob), by, renormalise=scaled)
@@ -74,7 +74,7 @@ def ways(bench: Bench) -> dict[str, Callable[[float], Plan]]:
 
 
 def curves(bench: Bench) -> dict[str, list[Point]]:
-    """Every policy over its knob, at batch 16."""
+    """Each policy over values of its parameter, at batch size 16."""
     ks, dear = (6, 5, 4, 3, 2), (0.0005, 0.0008, 0.0012, 0.0016, 0.002, 0.0024, 0.0032, 0.0044)
     tried: dict[str, Sequence[float]] = {
         "top-k, renormalised": ks,
@@ -102,17 +102,17 @@ def curves(bench: Bench) -> dict[str, list[Point]]:
 
 
 def experts_at(points: Sequence[Point], damage: float) -> float:
-    """Distinct experts at which a curve does so much damage: straight lines between its points. NaN: not reached."""
+    """Distinct experts at which a curve has that damage, by linear interpolation; NaN where it does not reach it."""
     return between([(point.damage, point.distinct) for point in points], damage)
 
 
 def damage_at(points: Sequence[Point], distinct: float) -> float:
-    """The damage a curve does when it reads so many experts."""
+    """The damage of a curve at so many distinct experts; NaN where it does not reach them."""
     return between([(point.distinct, point.damage) for point in points], distinct)
 
 
 def by_batch(bench: Bench, price: float) -> list[tuple[int, float, Point]]:
-    """One price at several batch sizes, beside what the whole model reads there."""
+    """Batch size, distinct experts without skipping, and the point of `Price(price)`, for several batch sizes."""
     found = []
     for batch in (1, 4, 16, 64):
         whole = bench.point("whole", Plan([TopK(99)]), batch).distinct
@@ -121,14 +121,14 @@ def by_batch(bench: Bench, price: float) -> list[tuple[int, float, Point]]:
 
 
 def by_layer(bench: Bench, price: float) -> list[float]:
-    """Distinct experts that a price leaves each layer."""
+    """Mean distinct experts a step in each layer, under `Price(price)`."""
     with Session(bench.model, Plan([Price(price)], bench.predictor), lockstep=True) as session:
         measure.quality(bench.model, bench.ids)
     return [tally.experts / tally.steps for tally in session.tallies]
 
 
 def asked(model: Any, ids: Tensor) -> Tensor:
-    """The experts that each token asks in each layer: ids [N, T] -> [layers, N, T, k]."""
+    """The experts selected for each token in each layer: ids [N, T] -> [layers, N, T, k]."""
     kept: list[list[Tensor]] = [[] for _ in layers(model)]
 
     def runner(layer: int) -> Any:

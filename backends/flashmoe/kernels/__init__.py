@@ -1,1 +1,2 @@
-"""The experts of one layer in four launches of Triton: route, gate and up, down, sum. A skipped expert is not read."""
+"""The experts of one MoE layer as Triton kernels in four launches: route, gate_up, down, sum. The weights of a skipped
+expert are not read."""

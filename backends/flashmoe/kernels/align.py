@@ -1,4 +1,7 @@
-"""Which slots does each expert work on? Slots by expert, in blocks that a matrix kernel takes one at a time."""
+"""Which slots does each expert compute?   Slots sorted by expert and padded to blocks, as vLLM's moe_align_block_size.
+
+A slot is one of a token's top-k experts, numbered token * k + place. A matrix kernel takes one block at a time.
+"""
 
 from dataclasses import dataclass
 
@@ -11,24 +14,24 @@ from torch.nn import functional
 from backends.flashmoe.kernels.launch import ROUTED, most_blocks
 from backends.flashmoe.policy import SKIPPED
 
-TOKENS = 16  # that the program holds at once
-ALONE = {"num_warps": 8, "num_stages": 1, "maxnreg": 255}  # for one program, which shares no registers with others
+TOKENS = 16  # tokens that the program handles in one iteration
+ALONE = {"num_warps": 8, "num_stages": 1, "maxnreg": 255}  # one program has the multiprocessor's registers to itself
 _SKIPPED, _TOKENS = tl.constexpr(SKIPPED), tl.constexpr(TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Slots by expert, in blocks of `rows`. Only what `work` counts is written."""
+    """Slots by expert, in blocks of `rows`. Of the tensors only the first `work[0]` blocks are valid."""
 
-    top: int
+    top: int  # k
     rows: int
-    slots: Tensor  # [most blocks, rows] int32: token * top + place, -1 to fill a block
-    expert: Tensor  # [most blocks] int32
-    work: Tensor  # [2] int32: blocks, distinct experts
+    slots: Tensor  # [most blocks, rows] int32: token * top + place, -1 as padding
+    expert: Tensor  # [most blocks] int32: the expert of each block
+    work: Tensor  # [2] int32: the number of blocks, the number of distinct experts
 
 
 def reference_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
-    """The blocks of ids [N, k]: experts in their order, the slots of each in the order of tokens."""
+    """The blocks of expert ids [N, k]: by expert, then by token; in torch, to test the kernel against."""
     of = [(ids.reshape(-1) == expert).nonzero()[:, 0].split(rows) for expert in range(experts)]
     parts = [(expert, part) for expert, split in enumerate(of) for part in split if part.numel()]
     owners = [expert for expert, _ in parts]
@@ -39,7 +42,7 @@ def reference_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
 
 
 def align(ids: Tensor, experts: int, rows: int) -> Blocks:
-    """The blocks of ids [N, k] int32 that were chosen elsewhere, SKIPPED where none is."""
+    """The blocks of expert ids [N, k] int32, SKIPPED for slots that are skipped."""
     tokens, top = ids.shape
     assert ids.dtype == torch.int32 and ids.is_contiguous() and tokens > 0
     if tokens > ROUTED:
@@ -51,9 +54,10 @@ def align(ids: Tensor, experts: int, rows: int) -> Blocks:
 
 
 def sorted_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
-    """As `align`, by a dozen of torch's own kernels: for prompts, whose tokens one program would take one by one."""
+    """As `align`, by a dozen of torch's own kernels: for prefill, whose many tokens one program would take too long
+    for."""
     flat = ids.reshape(-1)
-    owner = flat.masked_fill(flat < 0, experts).long()  # what is skipped comes last
+    owner = flat.masked_fill(flat < 0, experts).long()  # skipped slots are sorted last
     order = owner.argsort(stable=True)
     count = owner.new_zeros(experts + 1).scatter_add_(0, owner, torch.ones_like(owner))
     blocks = (count + rows - 1) // rows
@@ -61,7 +65,7 @@ def sorted_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
     owner = owner[order]
     most = most_blocks(flat.numel(), experts, rows)
     place = first[owner] * rows + torch.arange(flat.numel(), device=ids.device) - before[owner]
-    place = place.masked_fill(owner == experts, most * rows)  # one cell behind the last takes all of what is skipped
+    place = place.masked_fill(owner == experts, most * rows)  # skipped slots all go into one extra cell at the end
     slots = ids.new_full((most * rows + 1,), SKIPPED).scatter_(0, place, order.int())
     number = torch.arange(most, device=ids.device)
     expert = torch.searchsorted((first + blocks)[:experts], number, right=True).clamp(max=experts - 1)
@@ -70,18 +74,18 @@ def sorted_blocks(ids: Tensor, experts: int, rows: int) -> Blocks:
 
 
 def constants(experts: int, top: int, rows: int) -> dict[str, object]:
-    """What the kernel is compiled for."""
+    """The kernel's constexpr arguments."""
     width = triton.next_power_of_2(experts)
     return {"E": experts, "WIDTH": width, "TOP": top, "ROWS": rows}
 
 
 def empty(ids: Tensor, experts: int, rows: int) -> Blocks:
-    """Room for the blocks of ids [N, k]."""
+    """Uninitialised blocks, large enough for any ids of the shape [N, k]."""
     blocks = most_blocks(ids.numel(), experts, rows)
     return Blocks(ids.shape[1], rows, ids.new_empty(blocks, rows), ids.new_empty(blocks), ids.new_empty(2))
 
 
-@triton.jit(do_not_specialize=["tokens"])  # one program for any number, which is the one that was checked
+@triton.jit(do_not_specialize=["tokens"])  # one program for all, the one that machine_code.py checks
 def align_kernel(
     ids, slots, expert_of, work, tokens,
     E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, ROWS: tl.constexpr,
@@ -109,7 +113,7 @@ def align_kernel(
 
 @triton.jit
 def _asked(ids, at, tokens, expert, TOP: tl.constexpr, WIDTH: tl.constexpr):
-    """How many slots of each token ask each expert: [TOKENS, WIDTH]."""
+    """How many slots of each token, from `at` on, have each expert: [TOKENS, WIDTH] int32."""
     slot = (at + tl.arange(0, _TOKENS)) * TOP
     asked = tl.zeros((_TOKENS, WIDTH), tl.int32)
     for which in tl.static_range(TOP):
@@ -120,7 +124,8 @@ def _asked(ids, at, tokens, expert, TOP: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def begin(count, slots, expert_of, work, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Writes all of the blocks of `count` [WIDTH] slots of each expert but the slots; where each expert's begin."""
+    """Writes expert, work and the padding of the blocks, given the number of slots of each expert, `count` [WIDTH].
+    Returns the offset in `slots` at which each expert's begin: [WIDTH]."""
     expert = tl.arange(0, WIDTH)
     blocks = (count + ROWS - 1) // ROWS
     first = tl.cumsum(blocks, 0) - blocks
@@ -138,7 +143,8 @@ def begin(count, slots, expert_of, work, WIDTH: tl.constexpr, ROWS: tl.constexpr
 
 @triton.jit
 def place(slot, start, slots):
-    """Writes the slots [TOKENS, WIDTH] of the next tokens, -1 for none, from `start` on; where the next begin."""
+    """Writes the slots [TOKENS, WIDTH] of the next tokens, -1 for none, at offsets `start` [WIDTH] on. Returns the
+    offsets behind them: [WIDTH]."""
     mine = (slot >= 0).to(tl.int32)
     tl.store(slots + start[None, :] + tl.cumsum(mine, 0) - mine, slot, mask=slot >= 0)
     return start + tl.sum(mine, 0)

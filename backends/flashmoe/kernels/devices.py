@@ -1,8 +1,7 @@
-"""Which launches were measured on a device, and what is there to compute the others from?
+"""Which launch configuration does a GPU take?   Measured ones from its file, others computed.
 
-`configs/NAME.json` describes a device, NAME being what CUDA calls it, in lower case and with dashes. Its `measured` is
-a list of {"shape": {...}, "format": "bf16", "tokens": 16, "launch": {...}}, shape and launch with the fields that
-`Shape` and `Launch` have.
+`configs/NAME.json` describes a GPU, NAME being CUDA's device name in lower case with dashes. Its `measured` is a list
+of {"shape": {...}, "format": "bf16", "tokens": 16, "launch": {...}}, with the fields of `Shape` and `Launch`.
 """
 
 import json
@@ -23,18 +22,16 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A GPU, as far as a launch depends on it."""
+    """The properties of a GPU that a launch depends on."""
 
     capability: int  # compute capability, times ten
-    processors: int
-    shared: int  # bytes of a multiprocessor that its programs share
+    processors: int  # streaming multiprocessors
+    shared: int  # bytes of shared memory of a multiprocessor
     measured: Mapping[tuple[Shape, Format, int], Launch]
 
     def launch(self, shape: Shape, form: Format, tokens: int) -> Launch:
-        """The launch measured for the nearest number of tokens within a factor of two, else a computed one.
-
-        ValueError: the shape fits no tile of this format.
-        """
+        """The launch measured for the nearest number of tokens within a factor of two, else a computed one. Raises
+        ValueError when no tile of this format divides the shape."""
         counts = [count for at, kind, count in self.measured if (at, kind) == (shape, form)]
         near = [count for count in counts if tokens <= 2 * count and count <= 2 * tokens]
         if near:
@@ -44,13 +41,13 @@ class Device:
 
 @cache
 def known(name: str) -> Device | None:
-    """The device that CUDA or its file calls so; None without a file. ValueError: a bad file."""
+    """The device of that name, CUDA's or its file's; None without a file. Raises ValueError for an invalid file."""
     path = CONFIGS / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
     return parse(path.read_text(), path.name) if path.exists() else None
 
 
 def parse(text: str, where: str) -> Device:
-    """The device that a file's text describes. ValueError: says what is wrong at which place of `where`."""
+    """The device in a file's text. Raises ValueError with the place and the reason; `where` names the file."""
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -75,7 +72,7 @@ def _entry(found: Any, where: str) -> tuple[tuple[Shape, Format, int], Launch]:
 
 
 def _read(kind: type[Value], found: Any, where: str) -> Value:
-    """A count above 0, or a dataclass of them."""
+    """A whole number above 0, or a dataclass of such. Raises ValueError."""
     if kind is int:
         if type(found) is not int or found < 1:
             raise ValueError(f"{where}: {found!r} is no count above 0")

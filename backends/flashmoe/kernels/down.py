@@ -1,4 +1,4 @@
-"""What a token is answered: each kept slot's last matrix, its parts and the token's slots summed in one fixed order."""
+"""The down projection of each kept slot, and the weighted sum over a token's slots, always in the same order."""
 
 import torch
 import triton
@@ -9,12 +9,12 @@ from backends.flashmoe.kernels.align import Blocks
 from backends.flashmoe.kernels.launch import Tile
 from backends.flashmoe.kernels.weights import INTERPRETED, Weights, add_product, dense
 
-SUMMED = 1024  # outputs that one program of the sum writes
+SUMMED = 1024  # hidden units that one program of the sum writes
 SUMMING = {"num_warps": 4, "num_stages": 1}
 
 
 def reference(inner: Tensor, weights: Weights, ids: Tensor, share: Tensor) -> Tensor:
-    """inner [N * k, I], weights [E, H, I], ids and share [N, k] -> [N, H] fp32."""
+    """inner [N * k, I], weights [E, H, I], expert ids and router weights `share` [N, k] -> [N, H] fp32."""
     matrix = dense(weights)[ids.clamp_min(0)]  # [N, k, H, I]
     answers = torch.einsum("nki,nkhi->nkh", inner.float().view(*ids.shape, -1), matrix)
     if weights.bias is not None:
@@ -25,7 +25,10 @@ def reference(inner: Tensor, weights: Weights, ids: Tensor, share: Tensor) -> Te
 def down(
     inner: Tensor, weights: Weights, ids: Tensor, share: Tensor, blocks: Blocks, tile: Tile, programs: int
 ) -> Tensor:
-    """As `reference`, in bf16. Rows of `inner` of skipped slots are not read. The same to the bit in each run."""
+    """As `reference`, in bf16. Rows of `inner` of skipped slots are not read. Deterministic to the bit.
+
+    `blocks` holds the kept slots of `ids`; `programs`: of the persistent matrix kernel.
+    """
     experts, outputs, inputs = weights.shape
     pairs, width = inner.shape
     assert inner.dtype == torch.bfloat16 and inner.is_contiguous() and weights.data.is_contiguous()
@@ -48,7 +51,7 @@ def down(
 
 
 def constants(weights: Weights, tile: Tile, programs: int) -> dict[str, object]:
-    """What the matrix kernel is compiled for, but WIDE."""
+    """The matrix kernel's constexpr arguments but WIDE."""
     _, outputs, inputs = weights.shape
     return {
         "HIDDEN": outputs,
@@ -65,7 +68,7 @@ def constants(weights: Weights, tile: Tile, programs: int) -> dict[str, object]:
 
 
 def sum_constants(weights: Weights, top: int, tile: Tile) -> dict[str, object]:
-    """What the sum is compiled for."""
+    """The constexpr arguments of the sum."""
     return {
         "TOP": top,
         "HIDDEN": weights.shape[1],
@@ -75,14 +78,15 @@ def sum_constants(weights: Weights, top: int, tile: Tile) -> dict[str, object]:
     }
 
 
-@triton.jit(do_not_specialize=["pairs"])  # one program for any number, which is the one that was checked
+@triton.jit(do_not_specialize=["pairs"])  # one program for all, the one that machine_code.py checks
 def kernel(
     inner, data, scales, parts, slots, expert_of, work, pairs,
     HIDDEN: tl.constexpr, INNER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     SPLITS: tl.constexpr, PROGRAMS: tl.constexpr, FORM: tl.constexpr, MATRIX: tl.constexpr, SCALES: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One program takes every PROGRAMS-th piece of work; parts [SPLITS, pairs, HIDDEN] are not weighted yet."""
+    """Persistent, split-K: each program takes every PROGRAMS-th (block, tile, split). Writes the partial products
+    parts [SPLITS, pairs, HIDDEN] fp32, without router weights."""
     TILES: tl.constexpr = HIDDEN // COLUMNS
     PART: tl.constexpr = INNER // SPLITS
     item = tl.program_id(0)

@@ -1,4 +1,4 @@
-"""What is inside an expert, between its first matrices and its last: act(gate(x), up(x)) for each kept slot."""
+"""The gate and up projections with the activation: act(gate(x), up(x)) for each kept slot."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from backends.flashmoe.kernels.weights import INTERPRETED, Weights, add_product,
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """gate * sigmoid(alpha * gate) * (up + shift), with gate cut above `limit` and up on both sides; 0 cuts nothing.
+    """gate * sigmoid(alpha * gate) * (up + shift), gate clamped to at most `limit` and up to +-`limit`; 0: no limit.
 
     `interleaved`: gate and up are the even and the odd rows of the matrix, not its first and its second half.
     """
@@ -40,7 +40,7 @@ def reference(hidden: Tensor, weights: Weights, ids: Tensor, act: Activation) ->
 
 
 def activated(both: Tensor, act: Activation) -> Tensor:
-    """What is made of gate and up: [..., 2 I] -> [..., I]."""
+    """The activation of stacked gate and up: [..., 2 I] -> [..., I]."""
     gate, up = (both[..., ::2], both[..., 1::2]) if act.interleaved else both.chunk(2, -1)
     if act.limit:
         gate, up = gate.clamp(max=act.limit), up.clamp(-act.limit, act.limit)
@@ -48,7 +48,7 @@ def activated(both: Tensor, act: Activation) -> Tensor:
 
 
 def gate_up(hidden: Tensor, weights: Weights, blocks: Blocks, act: Activation, tile: Tile, programs: int) -> Tensor:
-    """hidden [N, H] bf16, weights [E, 2 I, H] -> [N * k, I] bf16; rows of skipped slots are not written."""
+    """hidden [N, H] bf16, weights [E, 2 I, H] -> [N * k, I] bf16; rows of skipped slots stay uninitialised."""
     experts, outputs, inputs = weights.shape
     tokens, width = hidden.shape
     assert hidden.dtype == torch.bfloat16 and hidden.is_contiguous() and weights.data.is_contiguous()
@@ -75,7 +75,7 @@ def gate_up(hidden: Tensor, weights: Weights, blocks: Blocks, act: Activation, t
 
 
 def constants(weights: Weights, top: int, act: Activation, tile: Tile, programs: int) -> dict[str, object]:
-    """What the kernel is compiled for, but WIDE."""
+    """The kernel's constexpr arguments but WIDE."""
     _, outputs, inputs = weights.shape
     return {
         "TOP": top,
@@ -104,7 +104,8 @@ def kernel(
     LIMIT: tl.constexpr, ALPHA: tl.constexpr, SHIFT: tl.constexpr, MATRIX: tl.constexpr, SCALES: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One program takes every PROGRAMS-th tile of the blocks that `work` counts, so one graph serves any skip."""
+    """Persistent: each program takes every PROGRAMS-th tile of the blocks that `work` counts. The grid does not depend
+    on how much is skipped, so one CUDA graph serves all."""
     TILES: tl.constexpr = INNER // COLUMNS
     item = tl.program_id(0)
     todo = tl.load(work) * TILES

@@ -1,46 +1,46 @@
-"""How is each kernel launched? Pure functions of shapes, so that the choice is tested where there is no GPU."""
+"""Which tile sizes and grid does each kernel get?   Pure functions of shapes, so testable without a GPU."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """How weights lie in memory."""
+    """The storage format of weights."""
 
     BF16 = "bf16"
-    FP8 = "fp8"  # e4m3, one fp32 scale for each 128 x 128
-    MXFP4 = "mxfp4"  # e2m1, two to a byte, the first in the low bits, one e8m0 scale for 32 of a row
+    FP8 = "fp8"  # e4m3, one fp32 scale for each block of 128 x 128
+    MXFP4 = "mxfp4"  # e2m1, two to a byte, the first in the low bits; one e8m0 scale for 32 values of a row
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One layer of experts."""
+    """The dimensions of one MoE layer."""
 
     experts: int
-    top: int  # slots of a token
+    top: int  # k, experts of a token
     hidden: int
-    inner: int
+    inner: int  # an expert's intermediate size
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One matrix kernel. Rows are slots, columns outputs; `splits` parts of the inner dimension are summed later."""
+    """The tile of one matrix kernel, with Triton's `num_warps` and `num_stages`."""
 
-    rows: int
-    columns: int
-    depth: int
+    rows: int  # slots
+    columns: int  # outputs
+    depth: int  # of the reduced dimension, in one step
     warps: int
     stages: int
-    splits: int
+    splits: int  # split-K: partial products, which the sum kernel adds
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """All matrix kernels of a layer; they share `rows`, as they share the list of blocks."""
+    """The tiles of a layer's two matrix kernels, with equal `rows`, as both take the same blocks."""
 
     gate_up: Tile
     down: Tile
-    programs: int  # that run at once; each takes work until there is none
+    programs: int  # the grid of the persistent matrix kernels
 
 
 SHAPES = {
@@ -50,13 +50,13 @@ SHAPES = {
     "gpt-oss-20b": Shape(32, 4, 2880, 2880),
 }
 H200 = 132  # multiprocessors
-RESIDENT = 2  # programs a multiprocessor is given at once
-MXFP4_ROWS = 32  # at most: Triton 3.6 cannot decode for a warp group's product
-ROUTED = 256  # tokens up to which one program routes all
+RESIDENT = 2  # programs that run on a multiprocessor at once
+MXFP4_ROWS = 32  # at most: with more, Triton 3.6 takes wgmma, for which it cannot decode MXFP4
+ROUTED = 256  # up to so many tokens one program routes or aligns all
 
 
 def choose(shape: Shape, form: Format, tokens: int, processors: int = H200) -> Launch:
-    """The launch for `tokens` tokens. ValueError: the shape fits no tile of this format."""
+    """The launch for `tokens` tokens. Raises ValueError when no tile of this format divides the shape."""
     rows = _rows(shape, tokens, MXFP4_ROWS if form is Format.MXFP4 else 64)
     programs = RESIDENT * processors
     down = _tile(form, rows, shape.hidden, shape.inner)
@@ -67,7 +67,7 @@ def choose(shape: Shape, form: Format, tokens: int, processors: int = H200) -> L
 
 
 def fault(shape: Shape, form: Format, launch: Launch) -> str:
-    """What keeps the launch from running this shape, in words; empty if nothing does."""
+    """Why the launch cannot run this shape; "" if it can."""
     into, back = launch.gate_up, launch.down
     depths = {into.depth, back.depth}
     wrong = {
@@ -90,13 +90,14 @@ def _sizes(tile: Tile) -> tuple[int, ...]:
 
 
 def most_blocks(pairs: int, experts: int, rows: int) -> int:
-    """The most blocks of `rows` slots that `pairs` slots can fall into, however they are spread over the experts."""
+    """The most blocks of `rows` slots that `pairs` slots can need, whatever their experts."""
     asked = min(pairs, experts)
     return asked + (pairs - asked) // rows
 
 
 def _rows(shape: Shape, tokens: int, most: int) -> int:
-    """Enough for what an expert is expected to get, up to `most`, and no fewer than a tensor core takes."""
+    """Enough rows for the mean number of slots of a read expert under uniform routing; from 16, the least of a tensor
+    core, to `most`."""
     read = shape.experts * (1 - (1 - shape.top / shape.experts) ** tokens)
     each = tokens * shape.top / read
     return next((rows for rows in (16, 32) if each <= rows), most)
@@ -111,6 +112,6 @@ def _tile(form: Format, rows: int, outputs: int, inputs: int) -> Tile:
 
 
 def _splits(work: int, steps: int, programs: int) -> int:
-    """The fewest parts that give every program something, of those that divide the steps evenly."""
+    """The fewest splits with at least one tile for every program, of those that divide the number of steps."""
     fitting = [parts for parts in (1, 2, 4) if steps % parts == 0]
     return next((parts for parts in fitting if work * parts >= programs), fitting[-1])

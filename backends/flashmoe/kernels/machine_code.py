@@ -1,10 +1,10 @@
-"""Do the kernels become the machine code they should? Says so without a GPU.
+"""Do the kernels compile to the machine code they should?   Needs no GPU.
 
     python -m backends.flashmoe.kernels.machine_code [nvidia-h200 ...] [--tokens 1,64]
 
-Every shipped launch, that is of each device with a file in `configs/`, is compiled by Triton and by the ptxas that
-comes with it, which says what registers each program has and what it spills. Prints a line for each program; the exit
-status is 1 if one spills, outgrows its machine or misses the instructions it was written for.
+Compiles every launch of each device with a file in `configs/`, by Triton and its ptxas, which reports registers and
+spills. Prints a line for each program. The exit status is 1 if one spills, takes more registers or shared memory than
+the device has, or lacks tensor core instructions or asynchronous copies.
 """
 
 import argparse
@@ -34,11 +34,11 @@ from backends.flashmoe.kernels.route import Rule
 from backends.flashmoe.kernels.weights import Weights
 
 TOKENS = (1, 16, 64, 256)  # what launches are compiled for; those that are the same are compiled once
-RESERVED = 1024  # bytes of shared memory that CUDA takes for each program
+RESERVED = 1024  # bytes of shared memory that CUDA reserves for each program
 REGISTERS = 65536  # of a multiprocessor
 WARP = 32
-FP8_FROM = 89  # the first capability with instructions that read e4m3
-ASYNC = "cp.async"  # copies to shared memory that nobody waits for
+FP8_FROM = 89  # the first capability with instructions for e4m3
+ASYNC = "cp.async"  # asynchronous copies to shared memory
 WARP_GROUP = "wgmma"
 TENSOR = {"mma", WARP_GROUP, "tcgen05.mma"}
 INSTRUCTION = re.compile(
@@ -61,7 +61,7 @@ DATA = {Format.BF16: ("*bf16", "*fp32"), Format.FP8: ("*fp8e4nv", "*fp32"), Form
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel with all that it is compiled for."""
+    """A kernel with its constexpr arguments and compiler options."""
 
     name: str
     kernel: Any
@@ -72,10 +72,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Code:
-    """What a program became."""
+    """What the compiler reports of a program."""
 
     registers: int  # of a thread
-    spilled: int  # bytes that a thread stores and loads for want of registers
+    spilled: int  # bytes of spill stores and loads of a thread
     shared: int  # bytes of a program
     instructions: Counter[str]  # those of TENSOR and ASYNC
 
@@ -92,7 +92,7 @@ def shipped(device: Device, tokens: Sequence[int]) -> list[Program]:
 
 
 def compiled(program: Program, capability: int) -> Code:
-    """The program for a GPU of that compute capability, times ten."""
+    """Compiles the program; `capability`: compute capability, times ten."""
     names = program.kernel.arg_names
     types = TYPES | {"bias": "*fp32" if program.kernel is route.kernel else "*bf16"}
     if program.form:
@@ -108,7 +108,7 @@ def compiled(program: Program, capability: int) -> Code:
 
 
 def faults(program: Program, code: Code, device: Device) -> list[str]:
-    """What is wrong with the code, in words."""
+    """What is wrong with the code, a phrase each."""
     threads = program.options["num_warps"] * WARP
     resident = RESIDENT if program.form else 1
     grouped = device.capability == 90 and program.constants["ROWS"] == 64 if program.form else False
@@ -124,7 +124,7 @@ def faults(program: Program, code: Code, device: Device) -> list[str]:
 
 
 def verdict(device: Device, program: Program) -> tuple[str, bool]:
-    """The line on a program, and whether it is as it should be."""
+    """The line to print on a program, and whether it has no faults."""
     code = compiled(program, device.capability)
     words = " ".join(f"{word}:{count}" for word, count in sorted(code.instructions.items()))
     wrong = ", ".join(faults(program, code, device))
@@ -133,7 +133,7 @@ def verdict(device: Device, program: Program) -> tuple[str, bool]:
 
 
 def main(names: list[str], tokens: list[int]) -> int:
-    """Compiles all for each device and prints what came of it."""
+    """Compiles all programs of the devices and prints the lines; returns the exit status."""
     jobs = [(name, at, tokens) for name in names for at in range(len(shipped(_device(name), tokens)))]
     with ProcessPoolExecutor() as pool:
         verdicts = list(pool.map(_job, jobs))
@@ -144,7 +144,7 @@ def main(names: list[str], tokens: list[int]) -> int:
 
 
 def _job(job: tuple[str, int, list[int]]) -> tuple[str, bool]:
-    name, at, tokens = job  # and not the program, which does not travel between processes
+    name, at, tokens = job  # an index, as a program cannot be pickled
     device = _device(name)
     return verdict(device, shipped(device, tokens)[at])
 
@@ -193,7 +193,7 @@ def _routes(name: str, shape: Shape, device: Device, tokens: int) -> Iterator[Pr
 
 
 def _shaped(experts: int, rows: int, columns: int, form: Format, bias: bool) -> Weights:
-    """Weights without values."""
+    """Weights on the meta device: shapes without values."""
     with torch.device("meta"):
         half = 2 if form is Format.MXFP4 else 1
         scales = {Format.BF16: (0,), Format.FP8: (experts, rows // 128, columns // 128)}
@@ -206,7 +206,7 @@ def _shaped(experts: int, rows: int, columns: int, form: Format, bias: bool) -> 
 
 
 def _ptxas(ptx: str, capability: int) -> str:
-    """What the compiler of machine code says of it."""
+    """The output of ptxas --verbose."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)

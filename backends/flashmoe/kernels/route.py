@@ -1,7 +1,7 @@
-"""Which slots are kept, and which blocks of slots does each expert work on? One launch of one program.
+"""Which slots are kept, and which blocks of slots does each expert compute?   Top-k, skipping and align in one launch.
 
-What a token's slots are worth is its weights, or with a predictor's head their product with the estimated norm of the
-expert's answer. Slots come out in the order of their worth.
+A slot's worth is its router weight, with a predictor's head times the estimated norm of the expert's output. A token's
+slots are sorted by worth, largest first.
 """
 
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ _SKIPPED, _TOKENS, _TRUNK = tl.constexpr(SKIPPED), tl.constexpr(TOKENS), tl.cons
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How logits become slots, and which of them are kept."""
+    """How router logits become weights, and which slots are kept."""
 
-    top: int
+    top: int  # k
     score: str = "softmax"  # or "sqrtsoftplus"
-    scale: float = 1.0  # of the weights, which sum up to it before any is skipped
+    scale: float = 1.0  # the sum of a token's k weights before any is skipped
     share: float = 1.0  # as policy.Share
     piggyback: bool = False  # as policy.Piggyback
 
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """What the router and the rule say of N tokens."""
+    """The routing of N tokens, with the rule applied."""
 
     ids: Tensor  # [N, k] int32, SKIPPED where a slot is not kept
     weights: Tensor  # [N, k] fp32, 0 where a slot is not kept
@@ -43,9 +43,10 @@ class Routed:
 def reference(
     logits: Tensor, bias: Tensor, budget: Tensor, rule: Rule, norms: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Ids [N, k] and weights [N, k] of logits [N, E], a bias [E] on the choice and budgets [N] of slots.
+    """Expert ids [N, k] and weights [N, k] from logits [N, E], a selection bias [E] and the most slots of each token,
+    `budget` [N]; 0 marks padding.
 
-    `norms` [N, E] are the estimated log norms of the experts' answers. A budget of 0 marks a token that is padding.
+    `norms` [N, E]: the estimated log norms of the experts' outputs.
     """
     scores = functional.softplus(logits).sqrt() if rule.score == "sqrtsoftplus" else logits.softmax(1)
     real = budget[:, None] > 0
@@ -67,7 +68,7 @@ def reference(
 def route(
     logits: Tensor, bias: Tensor, budget: Tensor, rule: Rule, rows: int, head: "Estimate | None" = None
 ) -> Routed:
-    """As `reference`, with the blocks. Logits [N, E] fp32, N up to ROUTED; budget [N] int32."""
+    """As `reference`, with the blocks of `rows` slots. Logits [N, E] fp32, N up to ROUTED; budget [N] int32."""
     tokens, experts = logits.shape
     assert logits.dtype == bias.dtype == torch.float32 and budget.dtype == torch.int32
     assert logits.is_contiguous() and bias.shape == (experts,) and budget.shape == (tokens,)
@@ -86,10 +87,10 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A predictor's head for N tokens: its trunk's product with them, which the router's multiplication gives."""
+    """A predictor's head for N tokens, its first matrix product already done (stacked under the router's)."""
 
-    trunk: Tensor  # [N, TRUNK] fp32
-    matrices: tuple[Tensor, ...]  # weight [out, in] and bias of the two inner layers and of the last, fp32
+    trunk: Tensor  # [N, TRUNK] fp32: that product
+    matrices: tuple[Tensor, ...]  # weight [out, in] and bias of the two inner layers and of the output layer, fp32
 
     @classmethod
     def of(cls, head: Head, trunk: Tensor) -> "Estimate":
@@ -99,7 +100,7 @@ class Estimate:
 
 
 def constants(rule: Rule, experts: int, rows: int, head: bool) -> dict[str, object]:
-    """What the kernel is compiled for."""
+    """The kernel's constexpr arguments."""
     return {
         "E": experts,
         "WIDTH": triton.next_power_of_2(experts),
@@ -120,12 +121,12 @@ def kernel(
     SOFTMAX: tl.constexpr, SCALE: tl.constexpr, SHARE: tl.constexpr, PIGGYBACK: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
     asked = tl.zeros((WIDTH,), tl.int32)  # slots of each expert, kept or not
-    based = tl.zeros((WIDTH,), tl.int32)  # of them, kept without a thought for other tokens
+    based = tl.zeros((WIDTH,), tl.int32)  # of them, kept by budget and share, before piggyback
     expert = tl.arange(0, WIDTH)
     at = 0
     while at < tokens:
         row, at = at + tl.arange(0, _TOKENS), at + _TOKENS
-        if HEAD:  # first, while few registers are taken
+        if HEAD:  # first, while few registers are live
             norm = _norms(trunk, w1, b1, w2, b2, w3, b3, row, tokens, E, WIDTH)
             tl.debug_barrier()
         allowed = tl.load(budget + row, mask=row < tokens, other=0)
@@ -160,9 +161,9 @@ def kernel(
 def _weights(
     x, bias, real, E: tl.constexpr, WIDTH: tl.constexpr, TOP: tl.constexpr, SOFTMAX: tl.constexpr, SCALE: tl.constexpr
 ):
-    """The weights of the chosen experts, 0 for the others: [TOKENS, WIDTH]."""
+    """The router weights of the top-k experts, 0 for the others: [TOKENS, WIDTH]."""
     expert = tl.arange(0, WIDTH)
-    if SOFTMAX:  # the divisor cancels out of the weights, but not beside the bias
+    if SOFTMAX:  # the divisor cancels out of the weights, but matters where the bias is added
         raised = tl.where(real, tl.exp(x - tl.max(tl.where(real, x, float("-inf")), 1)[:, None]), 0.0)
         score = raised / tl.maximum(tl.sum(raised, 1), 1e-30)[:, None]
     else:
@@ -171,14 +172,14 @@ def _weights(
     weight = tl.zeros_like(score)
     for _ in range(TOP):
         hit = tl.argmax(left, 1)[:, None] == expert[None, :]
-        weight = tl.where(hit & real, tl.maximum(score, 1e-30), weight)  # > 0 says: chosen
+        weight = tl.where(hit & real, tl.maximum(score, 1e-30), weight)  # above 0 marks the top-k
         left = tl.where(hit, float("-inf"), left)
     return weight / tl.maximum(tl.sum(weight, 1), 1e-30)[:, None] * SCALE
 
 
 @triton.jit
 def _norms(trunk, w1, b1, w2, b2, w3, b3, row, tokens, E: tl.constexpr, WIDTH: tl.constexpr):
-    """The head's estimates of the log norms: [TOKENS, WIDTH]."""
+    """The head's estimated log norms: [TOKENS, WIDTH]."""
     unit, expert = tl.arange(0, _TRUNK), tl.arange(0, WIDTH)
     square = unit[None, :] * _TRUNK + unit[:, None]  # transposed
     x = tl.load(trunk + row[:, None] * _TRUNK + unit[None, :], mask=(row < tokens)[:, None], other=0.0)
@@ -193,7 +194,7 @@ def _sort(
     worth, weight, chosen, allowed, ids, weights, kept, row, tokens,
     WIDTH: tl.constexpr, TOP: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
-    """Writes the chosen slots in the order of worth; which of them are kept by share and budget: [TOKENS, WIDTH]."""
+    """Writes the top-k slots sorted by worth. Returns 1 for those kept by share and budget: [TOKENS, WIDTH] int32."""
     expert = tl.arange(0, WIDTH)
     left = tl.where(chosen, worth, -1.0)
     limit = tl.sum(tl.where(chosen, worth, 0.0), 1) * SHARE

@@ -1,4 +1,4 @@
-"""How do a layer's matrices lie in memory, and how does a kernel read a tile of them?"""
+"""How are a layer's expert matrices stored, and how does a kernel load a tile of them?"""
 
 import os
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from backends.flashmoe.kernels.launch import Format
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # its bf16 products are wrong, so it multiplies in fp32
 BLOCK = 128  # rows and columns that share a scale of Format.FP8
 GROUP = 32  # columns that share a scale of Format.MXFP4
-LARGEST = 128  # exponent of an e8m0 scale that a kernel can apply: 2 ** (128 - 127)
+LARGEST = 128  # the largest e8m0 scale that the kernels can apply: 2 ** (128 - 127)
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _BLOCK, _GROUP = tl.constexpr(BLOCK), tl.constexpr(GROUP)
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A matrix [rows, columns] for each of E experts, row by row, as a linear layer has it, and maybe a bias."""
+    """A matrix [rows, columns] for each of E experts, row-major as in torch's Linear ([out, in])."""
 
     form: Format
     data: Tensor  # [E, rows, columns] bf16 or float8_e4m3fn; MXFP4: [E, rows, columns / 2] uint8
@@ -36,7 +36,7 @@ class Weights:
 
 
 def pack(dense: Tensor, form: Format, bias: Tensor | None = None) -> Weights:
-    """Weights nearest to `dense` [E, rows, columns]. ValueError: MXFP4 of values beyond 12."""
+    """`dense` [E, rows, columns] quantised to `form`. Raises ValueError for MXFP4 of absolute values above 12."""
     none = dense.new_empty(0, dtype=torch.float32)
     kept = None if bias is None else bias.bfloat16().contiguous()
     if form is Format.BF16:
@@ -46,7 +46,7 @@ def pack(dense: Tensor, form: Format, bias: Tensor | None = None) -> Weights:
 
 
 def dense(weights: Weights) -> Tensor:
-    """The values that the weights stand for: [E, rows, columns] fp32."""
+    """The dequantised weights: [E, rows, columns] fp32."""
     if weights.form is Format.BF16:
         return weights.data.float()
     if weights.form is Format.FP8:
@@ -80,7 +80,8 @@ def _mxfp4(values: Tensor) -> tuple[Tensor, Tensor]:
 def add_product(
     total, x, data, scales, rows, at, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, FORM: tl.constexpr, WIDE: tl.constexpr
 ):
-    """`total` + x [M, DEPTH] times columns at : at + DEPTH of `rows` [N] of one expert's matrix, transposed: [M, N]."""
+    """`total` [M, N] + x [M, DEPTH] @ W[rows, at : at + DEPTH].T, W being one expert's matrix, rows [N]. `WIDE`:
+    multiply in fp32."""
     if FORM == "mxfp4":
         tile = _read_fp4(data, scales, rows, at, COLUMNS, DEPTH)
     else:
@@ -96,11 +97,11 @@ def add_product(
 
 @triton.jit
 def _read_fp4(data, scales, rows, at, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):
-    """A tile [N, DEPTH] of MXFP4 in bf16."""
+    """A tile [N, DEPTH] of MXFP4, dequantised to bf16."""
     half = tl.arange(0, DEPTH // 2)
     pair = tl.load(data + rows[:, None] * (COLUMNS // 2) + (at // 2 + half)[None, :]).to(tl.int32)
     power = tl.load(scales + rows[:, None] * (COLUMNS // _GROUP) + ((at + 2 * half) // _GROUP)[None, :])
-    # The code's exponent and mantissa, where fp32 has its own, are the value times 2**-126, in the subnormals for 0.5.
+    # A code's exponent and mantissa bits, put where fp32 has its own, read as the value times 2**-126 (0.5: subnormal).
     scale = ((power.to(tl.int32) + 126) << 23).to(tl.float32, bitcast=True)
     low = ((pair & 7) << 22) | ((pair & 8) << 28)
     high = ((pair & 112) << 18) | ((pair & 128) << 24)

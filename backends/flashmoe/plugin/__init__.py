@@ -1,7 +1,7 @@
-"""Skips experts inside of vLLM, which keeps its own kernels: the entry point `flashmoe` of `vllm.general_plugins`.
+"""Skips experts inside of vLLM, with vLLM's own kernels: the entry point `flashmoe` of `vllm.general_plugins`.
 
-Without FLASHMOE_VLLM nothing happens (`settings` says what it holds). With it, vLLM's `RoutedExperts` is replaced, by
-vLLM's own registry, by one that asks fewer experts after the router has spoken and before any weight is read.
+Without FLASHMOE_VLLM nothing happens (its values: `settings`). With it, vLLM's `RoutedExperts` is replaced, through
+vLLM's registry, by a subclass that masks slots between the router and the kernels that read the experts' weights.
 """
 
 import importlib
@@ -16,10 +16,10 @@ log = logging.getLogger("vllm.flashmoe")  # below vLLM's own, so that its format
 
 
 def register() -> None:
-    """Called by vLLM in each of its processes; again is harmless.
+    """Called by vLLM in each of its processes; safe to call twice.
 
-    Raises ValueError, which ends the server's start, when FLASHMOE_VLLM cannot be read. A vLLM whose classes have
-    another shape than the one this was written for is left as it is, and an error in the log says so.
+    Raises ValueError, which ends the server's start, when FLASHMOE_VLLM is invalid. A vLLM whose classes have another
+    interface than the one this was written for is left as it is, and an error is logged.
     """
     settings = parse(os.environ.get(VARIABLE, ""))
     if settings is None:
@@ -36,7 +36,7 @@ def register() -> None:
 
 
 def _open_decisions() -> None:
-    """Lets vLLM ask DeepSeek V4 for decisions as it asks Qwen3: by the log-probabilities of the first token."""
+    """Enables vLLM's decisions endpoint for DeepSeek V4, by the log-probabilities of the first token, as for Qwen3."""
     known: Any = next(filter(None, map(_module, shape.STRATEGIES)), None)
     if not hasattr(known, "READ_STRATEGIES") or not hasattr(known, "NextTokenStrategy"):
         log.error("flashmoe opens no decisions for DeepSeek V4: this vLLM has them elsewhere than 0.32.0 and 0.33.0")

@@ -1,7 +1,5 @@
-"""How does this server skip, and what did that come to?   `GET /v1/flashmoe`, of `vllm.endpoint_plugins`.
-
-vLLM loads it where VLLM_PLUGINS names it. Below /v1, so that vLLM's own --api-key holds for it.
-"""
+"""What is this server's policy, and how much did it skip?   `GET /v1/flashmoe`, an entry point of
+`vllm.endpoint_plugins`, which vLLM loads if VLLM_PLUGINS names it. Below /v1, so that vLLM's --api-key protects it."""
 
 import os
 from typing import Any
@@ -22,10 +20,10 @@ class Endpoint:
         app.add_api_route("/v1/flashmoe", shown, methods=["GET"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """It asks no engine: the workers tell their figures themselves."""
+        """Nothing to do: the figures come from the workers' files, not from the engine."""
 
 
 def shown() -> dict[str, Any]:
-    """The policy as it was given, null while the plug-in is off, and what each worker tells."""
+    """The policy as it was set, null while the plug-in is off, and the figures of each worker."""
     text = os.environ.get(VARIABLE, "")
     return {"policy": entries(text), "workers": told()} if text.strip() else {"policy": None, "workers": {}}

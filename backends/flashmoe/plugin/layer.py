@@ -1,4 +1,4 @@
-"""vLLM's layer of experts, asking fewer of them. Imports what `shape` found to be there."""
+"""How do vLLM's MoE layers skip experts?   Subclasses of its classes. Import only after `shape.unfit` gave None."""
 
 import logging
 import re
@@ -16,14 +16,14 @@ from backends.flashmoe.plugin.slots import distinct, masked, reduced, routed, wi
 from backends.flashmoe.plugin.worker import Worker
 
 log = logging.getLogger("vllm.flashmoe")
-# Kernels that leave out a single slot with id -1 when they sum a token's experts. Most do so for padding only, where
-# all slots of a token are -1: Marlin without a map of experts adds rows that were never written, TritonExperts reads
-# what -1 points to, and the CPU's kernel counts at index -1.
+# Kernels that leave out a single slot with id -1 when they sum a token's experts. Most take -1 for padding only, where
+# all slots of a token are -1: Marlin without an expert map adds rows that were never written, TritonExperts reads at
+# index -1, and the CPU kernel counts at index -1.
 TAKES_SKIPPED = {"HummingIndexedExperts"}
 
 
 def install(settings: Settings) -> None:
-    """Puts both classes into vLLM's registry, once. Another plug-in's class stays in place, and the log says so."""
+    """Registers both classes with vLLM, once. Where another plug-in registered one, only logs an error."""
     taken = [op_registry_oot[name] for name in ("RoutedExperts", "GateLinear") if name in op_registry_oot]
     if taken == [Experts, _Gate]:
         return
@@ -37,7 +37,7 @@ def install(settings: Settings) -> None:
 
 
 class Experts(RoutedExperts):
-    """Asks the experts that the policies of its layer leave; all where they are none."""
+    """vLLM's RoutedExperts with the policies of its layer applied to the router's output."""
 
     settings: Settings
     worker: Worker | None = None
@@ -75,14 +75,15 @@ class Experts(RoutedExperts):
     def forward_monolithic(
         self, x: Tensor, router_logits: Tensor | None = None, input_ids: Tensor | None = None
     ) -> Any:
-        """Refuses: its kernel routes inside. Comes in the run that vLLM starts with, so the server does not start."""
+        """Raises RuntimeError: such a kernel does the routing itself. vLLM calls it in its profile run, so the server
+        does not start."""
         raise RuntimeError(
             f"{VARIABLE}: {type(self.quant_method).__name__} routes inside of its kernel, where none can be skipped;"
             " choose another --moe-backend, or start without the variable"
         )
 
     def _fewer(self, weights: Tensor, ids: Tensor, exact: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weights and ids of the slots that are read; all of them where `exact` is set."""
+        """Router weights and expert ids [N, k] with the policies applied; where `exact` is set, nothing is skipped."""
         policies: Sequence[Any] = self._plan
         if self.flashmoe_k is not None:
             policies = with_brought(policies, self.flashmoe_k[: len(ids)])
@@ -94,7 +95,7 @@ class Experts(RoutedExperts):
         return lighter.to(weights.dtype), fewer.to(ids.dtype)
 
     def _look(self, x: Tensor, weights: Tensor, ids: Tensor) -> None:
-        """Lets the guard compare. Copies, as a kernel may write its answer where it read."""
+        """Lets the guard compare the outputs with and without skipping. On copies, as a kernel may work in place."""
         skipped = super().forward_modular(x.clone(), *self._fewer(weights, ids, None))
         whole = super().forward_modular(x.clone(), weights, ids)
         if self._watch and isinstance(skipped, Tensor) and isinstance(whole, Tensor):
@@ -112,7 +113,8 @@ class Experts(RoutedExperts):
 
 
 class _Gate(GateLinear):
-    """vLLM's gate as it is. MegaMoE has a gate but no layer of experts, so this is where it is met."""
+    """vLLM's router linear, unchanged. MegaMoE has one but no RoutedExperts, so MegaMoE is refused here, by a
+    RuntimeError."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         backend = str(get_current_vllm_config().kernel_config.moe_backend)
@@ -125,12 +127,12 @@ class _Gate(GateLinear):
 
 
 def number(name: str) -> int:
-    """ "model.layers.7.mlp.experts" -> 7. A name without a number is no layer that settings can name: -1."""
+    """ "model.layers.7.mlp.experts" -> 7. -1 for a name without a number."""
     found: Sequence[str] = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
     return int(found[0]) if found else -1
 
 
 def hash_layers(config: Any) -> int:
-    """How many layers, from the first, route by a table of token ids."""
+    """The number of hash-routed layers (experts by token id); they are the first ones."""
     kinds = getattr(config, "mlp_layer_types", None) or ()
     return getattr(config, "num_hash_layers", None) or sum(kind == "hash_moe" for kind in kinds)

@@ -1,8 +1,8 @@
-"""Which k does each token's own request bring?
+"""Which k does the request of each token in a batch ask for?
 
-A request says it as `vllm_xargs: {"flashmoe_k": 2}`, and means the tokens that it generates; its prompt is read as the
-layer's mode says, so that who shares the prompt's KV blocks shares what that mode made. vLLM hands a layer tokens and
-not whose they are, so the runner's own list of a step's requests is read where it prepares that step.
+A request sets it as `vllm_xargs: {"flashmoe_k": 2}`, for the tokens that it generates; its prompt follows the layer's
+mode, as other requests may share the prompt's KV blocks. vLLM gives a layer the tokens of a step without their
+requests, so the requests are read from the model runner where it prepares the step.
 """
 
 import functools
@@ -18,25 +18,25 @@ from backends.flashmoe.plugin.shape import parameters
 
 KEY = "flashmoe_k"
 SCHEDULED = "vllm.v1.core.sched.output"
-READ = {  # there, of a step
+READ = {  # the attributes used, by class
     "SchedulerOutput": ("scheduled_new_reqs", "finished_req_ids", "num_scheduled_tokens"),
     "NewRequestData": ("req_id", "prompt_len", "sampling_params"),
 }
-Batch = tuple[Sequence[str], Iterable[int], Iterable[int]]  # by request, in the batch's order: tokens now, and before
+Batch = tuple[Sequence[str], Iterable[int], Iterable[int]]  # request ids, tokens of this step, tokens before it
 
 
 class Own:
-    """`k` [most tokens of a step] int32 on the model's device: 0 where no request brings one. Its address stays, so a
-    CUDA graph may hold it."""
+    """`k` [most tokens of a step] int32 on the model's device: each token's k, 0 where its request sets none. The
+    tensor is never reallocated, so a CUDA graph may hold its address."""
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         self.k = torch.zeros(tokens, dtype=torch.int32, device=device)
-        self.tokens = 0  # whose request brought a k
-        self._brought: dict[str, tuple[int, int]] = {}  # by request: the tokens of its prompt, its k
-        self._filled = 0  # rows of `k` that may be other than 0
+        self.tokens = 0  # generated with a k of their request, so far
+        self._brought: dict[str, tuple[int, int]] = {}  # by request id: prompt tokens, k
+        self._filled = 0  # leading rows of `k` that may be other than 0
 
     def learn(self, scheduled: Any) -> None:
-        """Takes in what a step's SchedulerOutput says of requests that came and went."""
+        """Updates the requests with a k from the new and finished ones of a step's SchedulerOutput."""
         for name in scheduled.finished_req_ids:
             self._brought.pop(name, None)
         for one in scheduled.scheduled_new_reqs:
@@ -44,7 +44,7 @@ class Own:
                 self._brought[one.req_id] = (one.prompt_len, k)
 
     def spread(self, names: Sequence[str], counts: Iterable[int], done: Iterable[int]) -> None:
-        """Sets `k` for a step: its requests in the batch's order, the tokens that each has in it and had before it."""
+        """Sets `k` for a step. By request, in the batch's order: its id, its tokens in this step and those before."""
         if not self._brought and not self._filled:
             return
         sizes = [int(n) for n in counts]
@@ -62,15 +62,16 @@ class Own:
 
 
 def brought(params: Any) -> int:
-    """A request's k; 0 for none. What is no whole number from 1 up is none: the worker must not fall over it."""
+    """A request's k, at most 1024; 0 for none, and for what is no whole number from 1 up: an error would end the
+    worker."""
     k = ((params and params.extra_args) or {}).get(KEY)
     return min(k, 1024) if isinstance(k, int) and not isinstance(k, bool) and k >= 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Where one of vLLM's runners prepares a step, and how the step's requests are read there: what `Own.spread` takes.
-    `batch` is given the runner, the SchedulerOutput and what `prepare` made."""
+    """A model runner of vLLM: its module, the method that prepares a step, that method's parameters, and a function
+    from the runner, the SchedulerOutput and the method's result to the arguments of `Own.spread`."""
 
     place: str
     prepare: str
@@ -104,7 +105,7 @@ RUNNERS = {
 
 
 def unfit(config: Any) -> str | None:
-    """Why a server of this VllmConfig cannot take a k of single requests; None if it can."""
+    """Why a server with this VllmConfig cannot take a k from requests; None if it can."""
     parallel = config.parallel_config
     if parallel.data_parallel_size > 1 or parallel.use_sequence_parallel_moe:
         return "with data or sequence parallelism a layer is given other tokens than the runner prepared"
@@ -131,7 +132,7 @@ def _has(kind: Any, name: str) -> bool:
 
 
 def attach(config: Any, own: Own) -> None:
-    """Lets the runner's class tell `own` of each step. Once in a process."""
+    """Wraps two methods of the runner's class so that `own` is updated in each step. To be called once in a process."""
     known = RUNNERS[config.use_v2_model_runner]
     runner = importlib.import_module(known.place).GPUModelRunner
     execute, prepare = runner.execute_model, getattr(runner, known.prepare)

@@ -1,17 +1,18 @@
-"""What should be skipped in which layer? Read from one environment variable.
+"""What is skipped in which layer?   Read from one environment variable.
 
 FLASHMOE_VLLM is JSON or, where no layer differs, names and values: `mode=top-k,k=4,hash_layers=exact`.
 
-- `mode`: `off` counts and skips nothing; `top-k` takes `k`, `share` takes `share`, `threshold` takes `threshold`;
-  `batch-aware` takes `k` (each token's best k, and what the batch reads anyway) or `experts` (at most so many a step).
-- `layers`: {"0-2": {"mode": "off"}, "7": {"mode": "top-k", "k": 3}}; what is not named has the mode above.
-- `hash_layers`: `exact` leaves layers alone that route by a table of token ids; `skip`, the default, does not.
-- `renormalise`: whether what is left weighs as much as all did; false.
-- `requests`: whether a request may bring a k of its own for what it generates (`own` says how); false.
-- `guard`: the distance to whole answers, of their size, above which answers are whole again; null: no guard.
+- `mode`: `off` skips nothing but counts; `top-k` takes `k`, `share` takes `share`, `threshold` takes `threshold`;
+  `batch-aware` takes `k` (each token's best k, and experts that other tokens of the step keep) or `experts` (the most
+  distinct experts of a step).
+- `layers`: {"0-2": {"mode": "off"}, "7": {"mode": "top-k", "k": 3}}; layers that are not named have the mode above.
+- `hash_layers`: `exact` skips nothing in hash-routed layers; `skip`, the default, treats them as the others.
+- `renormalise`: whether the kept router weights are scaled up to the sum of all; false.
+- `requests`: whether a request may set its own k for the tokens it generates (see `own`); false.
+- `guard`: the relative error of a layer's output above which nothing is skipped any more; null: no guard.
   `every`: steps from one comparison to the next; 64.
-- `decisions`: whether vLLM's decisions endpoint, which knows no DeepSeek V4, is opened for it; false.
-- `log_s`: seconds between two lines with the counts; 60. With 0 nothing is counted.
+- `decisions`: whether vLLM's decisions endpoint, which does not support DeepSeek V4, is enabled for it; false.
+- `log_s`: seconds between two log lines with the counts; 60. With 0 nothing is counted.
 """
 
 import json
@@ -40,7 +41,7 @@ Plan = tuple[Policy, ...]
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """How the guard looks."""
+    """The guard's settings: the bound on the relative error, the steps between comparisons."""
 
     bound: float
     every: int
@@ -48,9 +49,11 @@ class Looks:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """FLASHMOE_VLLM, parsed; its keys are explained at the top of this file."""
+
     plan: Plan
     layers: Mapping[int, Plan]
-    hash_layers: bool  # whether they skip as the others do
+    hash_layers: bool  # whether they skip as the others
     renormalise: bool
     requests: bool
     decisions: bool
@@ -58,19 +61,19 @@ class Settings:
     log_s: float
 
     def at(self, layer: int, hashed: bool) -> Plan:
-        """The policies of a layer, in order; none of them keeps all."""
+        """The policies of a layer, in order; () skips nothing. `hashed`: the layer is hash-routed."""
         if hashed and not self.hash_layers:
             return ()
         return self.layers.get(layer, self.plan)
 
     def takes_own(self, layer: int, hashed: bool) -> bool:
-        """Whether a request's k holds in a layer: not in one that is left alone by name or kind."""
+        """Whether a request's k applies in a layer: not where `layers` turns it off, nor in exact hash-routed ones."""
         alone = (hashed and not self.hash_layers) or self.layers.get(layer) == ()
         return self.requests and not alone
 
 
 def parse(text: str) -> Settings | None:
-    """None for an empty text. Raises ValueError in one line that names the variable."""
+    """The settings in the variable's text; None for an empty one. Raises ValueError with a message of one line."""
     if not text.strip():
         return None
     try:
@@ -80,7 +83,7 @@ def parse(text: str) -> Settings | None:
 
 
 def entries(text: str) -> dict[str, Any]:
-    """The names and values of either form. Raises ValueError."""
+    """The names and values in either form, JSON or name=value. Raises ValueError."""
     if text.lstrip().startswith("{"):
         found: dict[str, Any] = json.loads(text)
         return found

@@ -1,7 +1,7 @@
 """Is this the vLLM that the plug-in was written for?
 
-The layer of experts changed its class twice (`FusedMoE` alone; then a runner; then `RoutedExperts`), so its shape is
-compared and not its version number. Read and tested: vLLM 0.32.0.
+vLLM's MoE layer changed its class twice (`FusedMoE` alone; then a runner; then `RoutedExperts`), so its interface is
+compared and not the version number. Tested with vLLM 0.32.0.
 """
 
 import importlib
@@ -10,11 +10,11 @@ from typing import Any
 
 LAYER = ("vllm.model_executor.layers.fused_moe.routed_experts", "RoutedExperts")
 GATE = ("vllm.model_executor.layers.fused_moe.router.gate_linear", "GateLinear")
-STRATEGIES = (  # of decisions: where 0.32.0 and 0.33.0 have them
+STRATEGIES = (  # modules of the decisions endpoint, in 0.32.0 and in 0.33.0
     "vllm.entrypoints.generate.structured_decisions.strategies",
     "vllm.entrypoints.openai.decisions.strategies",
 )
-# Method -> its parameters, to the letter: one more may be one that must be passed on.
+# The exact parameters of each method that is overridden: an additional one might have to be passed on.
 METHODS = {
     "forward_modular": ("self", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
     "forward_monolithic": ("self", "x", "router_logits", "input_ids"),
@@ -22,7 +22,7 @@ METHODS = {
 
 
 def unfit() -> str | None:
-    """Why the vLLM beside us cannot be extended; None if it can."""
+    """Why the installed vLLM cannot be extended; None if it can."""
     try:
         layer, gate = (getattr(importlib.import_module(module), name) for module, name in (LAYER, GATE))
     except (ImportError, AttributeError) as error:
@@ -31,7 +31,7 @@ def unfit() -> str | None:
 
 
 def other_shape(layer: Any) -> str | None:
-    """What of a class of experts is not as METHODS has it."""
+    """The first difference between a class and METHODS; None without one."""
     for name, expected in METHODS.items():
         if not (has := parameters(layer, name)):
             return f"{layer.__name__} has no {name}"
@@ -41,7 +41,7 @@ def other_shape(layer: Any) -> str | None:
 
 
 def parameters(owner: Any, name: str) -> tuple[str, ...]:
-    """The names of what a method takes, itself included; () for a method that is not there."""
+    """The names of a method's parameters, `self` included; () if there is no such method."""
     found = getattr(owner, name, None)
     return tuple(inspect.signature(found).parameters) if found else ()
 

@@ -1,4 +1,4 @@
-"""What do the processes of one server tell each other?   A small file each, in a folder that the first one makes."""
+"""How does the API server get the workers' figures?   From a JSON file of each, in a temporary folder."""
 
 import atexit
 import json
@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-FOLDER = "FLASHMOE_VLLM_FOLDER"  # set by the first process for those that it starts
+FOLDER = "FLASHMOE_VLLM_FOLDER"  # set by the first process, inherited by those that it starts
 
 
 def folder() -> Path:
-    """The server's folder. It goes with the process that made it."""
+    """The server's folder; made by its first process, and removed when that ends."""
     if FOLDER not in os.environ:
         os.environ[FOLDER] = tempfile.mkdtemp(prefix="flashmoe-")
         atexit.register(_remove, os.environ[FOLDER], os.getpid())
@@ -20,7 +20,7 @@ def folder() -> Path:
 
 
 def tell(worker: str, figures: dict[str, Any]) -> None:
-    """Puts a worker's figures in the place of what it told before. A folder that is gone is nobody's loss."""
+    """Replaces a worker's file, atomically. Does nothing when the folder is gone: the server is ending."""
     file = folder() / f"{worker}.json"
     try:
         file.with_suffix(".new").write_text(json.dumps(figures))

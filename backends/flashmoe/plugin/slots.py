@@ -1,6 +1,6 @@
-"""Which slots does a kernel get, and how many experts does it read for them?
+"""Which slots does vLLM's kernel get, and how many distinct experts does it read?
 
-Free of waits for the device and of shapes that depend on values, so a CUDA graph may hold it.
+Without synchronising with the device and without shapes that depend on values, so that CUDA graphs can capture it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from backends.flashmoe.policy import SKIPPED, Policy, Routing, decide, rank, ski
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """Keeps the best k slots of tokens whose request brings a k, and of others what `otherwise` keeps."""
+    """Keeps the k slots of largest worth of tokens whose request sets a k; of others what `otherwise` keeps."""
 
     k: Tensor  # [N] int32; 0: none
     otherwise: Sequence[Policy]
@@ -30,16 +30,16 @@ class Brought:
 
 
 def with_brought(policies: Sequence[Policy], k: Tensor) -> Sequence[Policy]:
-    """The policies of a layer where a request's k takes the place of the first one; what comes after it still holds:
-    what the batch reads anyway is kept for everyone."""
+    """A layer's policies with the first one replaced by a request's `k` [N] where that is set. Later ones, such as
+    piggyback, apply to all tokens."""
     return [Brought(k, policies[:1]), *policies[1:]]
 
 
 def reduced(routing: Routing, keep: Tensor, renormalise: bool, takes_skipped: bool) -> tuple[Tensor, Tensor]:
-    """Ids and weights [N, k] with what is not kept at weight 0.
+    """Expert ids and router weights [N, k], with weight 0 where `keep` is False.
 
-    Its id is SKIPPED for a kernel that `takes_skipped`; else that of the token's best slot, which is read anyway, so no
-    expert is read for it. Of padding, whose slots all came SKIPPED, they stay so.
+    Such a slot's id is SKIPPED for a kernel that `takes_skipped`; else it is that of the token's largest kept slot,
+    which is read anyway. Padding stays SKIPPED.
     """
     ids, weights = skip(routing, keep, renormalise)
     if not takes_skipped:
@@ -49,13 +49,13 @@ def reduced(routing: Routing, keep: Tensor, renormalise: bool, takes_skipped: bo
 
 
 def masked(routing: Routing, policies: Sequence[Policy], exact: Tensor | None) -> Tensor:
-    """What the policies keep [N, k]; everything that is asked where `exact` [1] bool is set."""
+    """The mask [N, k] bool of the slots that the policies keep; all but padding where `exact` [1] bool is set."""
     keep = decide(routing, policies)
     return keep if exact is None else keep | (exact & (routing.ids != SKIPPED))
 
 
 def routed(layer: int, experts: int, ids: Tensor, weights: Tensor) -> Routing:
-    """What vLLM's router says of N tokens of one step; the weight is what a slot is worth."""
+    """vLLM's router output for the N tokens of one step as a Routing; a slot's worth is its weight."""
     long = ids.long()
     weights = weights.masked_fill(long == SKIPPED, 0)
     step = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
@@ -63,6 +63,6 @@ def routed(layer: int, experts: int, ids: Tensor, weights: Tensor) -> Routing:
 
 
 def distinct(ids: Tensor, experts: int) -> Tensor:
-    """How many different experts ids [N, k] name, SKIPPED not counted: [] int64."""
+    """The number of distinct experts in ids [N, k], without SKIPPED: [] int64."""
     named = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device)
     return named.scatter(0, ids.reshape(-1).long() + 1, 1)[1:].sum()

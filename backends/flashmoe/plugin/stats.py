@@ -1,4 +1,4 @@
-"""What did the experts of this server come to?   The class of `vllm.stat_logger_plugins`, for vLLM's own /metrics."""
+"""Which series of ours does vLLM's own /metrics show?   A class of `vllm.stat_logger_plugins`."""
 
 import os
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ GUARD: dict[str, Shown] = {
 
 
 class Stats(StatLoggerBase):
-    """Shows what the workers tell, when it is asked for; nothing while the plug-in is off."""
+    """Registers the workers' figures with prometheus_client, once; nothing while the plug-in is off."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         if os.environ.get(VARIABLE, "").strip() and not Figures.shown:
@@ -35,14 +35,14 @@ class Stats(StatLoggerBase):
             REGISTRY.register(Figures())
 
     def record(self, *args: Any, **kwargs: Any) -> None:
-        """What vLLM counts is vLLM's to show."""
+        """Nothing to do: vLLM shows its own figures."""
 
     def log_engine_initialized(self) -> None:
-        """Nothing of ours begins here."""
+        """Nothing to do."""
 
 
 class Figures(Collector):
-    """The workers' figures in Prometheus's form."""
+    """The workers' figures as Prometheus metric families, read at each scrape."""
 
     shown = False
 

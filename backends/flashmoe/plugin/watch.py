@@ -1,8 +1,8 @@
-"""Are the answers of layers that skip still near to whole ones? As `guard` decides, inside of vLLM.
+"""Is the error that skipping makes still small, inside of vLLM?   `guard` decides.
 
-In one step of `every` a layer computes aside what it would answer skipping and what it would answer whole. Steps that a
-CUDA graph replays run no Python, so only others are looked at. What a recorded graph can obey is one flag on the
-device: `exact`, with which everything is kept. So this guard has nothing to ease, and trips at its bound.
+In one step of `every` a layer computes its output with and without skipping and compares them. Steps that replay a CUDA
+graph run no Python, so only others are compared. A captured graph can only follow one flag on the device, `exact`, with
+which nothing is skipped: so this guard has no pressure to lower, and trips at its bound.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ from backends.flashmoe.plugin.settings import Looks
 
 
 class Watch:
-    """One guard for the layers of a process. Ranks that share a layer's experts come to the same verdict."""
+    """One guard for all layers of a process. The ranks of a tensor-parallel group decide alike."""
 
     def __init__(self, looks: Looks, device: torch.device) -> None:
         self.exact = torch.zeros(1, dtype=torch.bool, device=device)
         self._bound, self._bounds = looks.bound, dict[str, float]()
         self._guard = Guard(self._bounds, Terms(every=looks.every, floor=1.0))
-        self._step: Any = None  # vLLM's record of the forward that was seen last
+        self._step: Any = None  # vLLM's forward context of the last step seen
 
     def looking(self) -> bool:
-        """Whether this step is compared; asked by each layer."""
+        """Whether this step is compared; called by each layer."""
         step = get_forward_context()
         if step.attn_metadata is None or step.cudagraph_runtime_mode != CUDAGraphMode.NONE:
-            return False  # a trial run, or a graph's
+            return False  # a profile run, or a CUDA graph's
         if step is not self._step:
             self._step = step
             self._guard.begin(1)
@@ -38,12 +38,13 @@ class Watch:
         return self._guard.looking
 
     def look(self, layer: int, skipped: Tensor, whole: Tensor) -> None:
-        """Compares the two answers to the same hidden states. Waits for the device."""
+        """Compares a layer's outputs with and without skipping, summed over ranks. Synchronises with the device."""
         sums = torch.stack([(skipped - whole).float().square().sum(), whole.float().square().sum()])
         apart, size = tensor_model_parallel_all_reduce(sums).tolist()
         self._bounds[f"layer {layer}"] = self._bound
         self._guard.watch(f"layer {layer}", (apart / size) ** 0.5 if size else 0.0)
 
     def figures(self) -> dict[str, float]:
+        """The guard's values by the names that `stats.GUARD` has."""
         guard = self._guard
         return {"exact": float(guard.exact), "trips": guard.trips, "strain": guard.strain, "steps": guard.steps}

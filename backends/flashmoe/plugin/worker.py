@@ -1,4 +1,4 @@
-"""What do the layers of one worker share?   Its counts, the k that requests bring, its guard."""
+"""What do the layers of one worker share?   Its counts, the k that requests set, its guard."""
 
 import logging
 from typing import Any
@@ -16,9 +16,9 @@ log = logging.getLogger("vllm.flashmoe")
 
 
 class Worker:
-    """Made with the first layer, of vLLM's VllmConfig and the model's device. Tells its figures while it lives.
+    """Made with the first layer, from vLLM's VllmConfig and the model's device. Publishes its figures.
 
-    Raises RuntimeError, which ends the server's start, for a guard that could not look.
+    Raises RuntimeError, which ends the server's start, for a guard that could never compare.
     """
 
     def __init__(self, settings: Settings, config: Any, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class Worker:
         publish(f"{parallel.data_parallel_rank}.{parallel.rank}", self.figures, settings.log_s)
 
     def figures(self) -> dict[str, Any]:
-        """What is told of it: numbers by name, those of the guard under `guard`."""
+        """The worker's figures by name, those of the guard under `guard`."""
         found = self.counts.figures()
         if self.own:
             found["own_tokens"] = self.own.tokens
@@ -42,7 +42,7 @@ class Worker:
 
 
 def _own(config: Any, device: torch.device) -> Own | None:
-    """None, and a line in the log, where requests cannot bring a k: they are answered as if they brought none."""
+    """None, and an error in the log, where requests cannot set a k: theirs is then ignored."""
     if unfit := own.unfit(config):
         log.error("flashmoe passes over %s of requests: %s", own.KEY, unfit)
         return None
