@@ -1,1 +1,1 @@
-"""What needs to know the model; meets the gateway over HTTP only."""
+"""All code that depends on the model or its servers; the gateway reaches it over HTTP only."""

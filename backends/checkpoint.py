@@ -1,12 +1,12 @@
-"""How is a V4 checkpoint with fewer experts a token made?   python -m backends.checkpoint convert|revert
+"""How is a V4 checkpoint with a smaller top_k made?   python -m backends.checkpoint convert|revert
 
-Only what says how many experts there are is written: the configuration, the index, and the tables of the hash-routed
-layers (backends/tid2eid.py), in a shard of their own. All else is linked, a `model.safetensors` under another name:
-loaders take such a file before an index.
+Written are only the files that depend on top_k: the configuration, the index, and a shard of the `tid2eid` tables of
+the hash-routed layers (backends/tid2eid.py). All other files are symbolic links; a `model.safetensors` gets another
+name, as loaders prefer that name to an index.
 
 transformers takes a tensor from the last shard that has it, so links to the old shards are enough for it. vLLM and
-SGLang load every tensor of every shard and stop at a table of the old width: `--shards own` copies the shards that hold
-one, without it (where the file system shares blocks, most of their bytes are shared).
+SGLang load every tensor of every shard and fail at a table of the old width: `--shards own` copies the shards that hold
+one, without it (on a file system with reflinks most of their bytes are shared).
 """
 
 import argparse
@@ -25,13 +25,13 @@ from backends.tid2eid import Choice, cut, ids_of, ranked, scores_of
 from backends.v4 import INDEX, JSON, SINGLE, Checkpoint, CheckpointError, digests, files_of, homes_of, json_of, read
 
 MANIFEST = "tid2eid_manifest.json"
-RENAMED = "model_rest.safetensors"  # what was `model.safetensors`
+RENAMED = "model_rest.safetensors"  # the link to `model.safetensors`
 COUNTS = {"config.json": "num_experts_per_tok", "inference/config.json": "n_activated_experts"}
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is asked for."""
+    """The requested variant. `calibration`: the file of scores, for "calibrated" only."""
 
     top_k: int
     tid2eid: Choice = "first"
@@ -41,8 +41,8 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What is to be made: a shard of cut tables (dtype, shape, bytes), texts by path; paths in the source to copy, and
-    to link."""
+    """The files of a variant: a `shard` of cut tables (dtype, shape, bytes), `texts` by path; paths in the source of
+    shards to copy without their tables, and of files to link."""
 
     shard: str
     tables: dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -52,12 +52,12 @@ class Variant:
 
     @property
     def written(self) -> int:
-        """Bytes without those of copied shards."""
+        """Bytes to write, those of copied shards left out."""
         return sum(map(len, self.texts.values())) + sum(len(values) for _, _, values in self.tables.values())
 
 
 def variant(found: Checkpoint, wish: Wish) -> Variant:
-    """What the wish makes of the checkpoint. Raises CheckpointError or ShardError when it does not fit, OSError."""
+    """The files of the requested variant. Raises CheckpointError or ShardError when it cannot be made, OSError."""
     if not 1 <= wish.top_k < found.top_k:
         raise CheckpointError(f"top_k {wish.top_k} is not from 1 to {found.top_k - 1}")
     shard, holders = f"model_top{wish.top_k}.safetensors", {shard for shard, _ in found.tables.values()}
@@ -78,7 +78,7 @@ def variant(found: Checkpoint, wish: Wish) -> Variant:
 
 
 def _named(shard: str) -> str:
-    """What a file of the source is called in the variant."""
+    """The name of a file of the source in the variant."""
     return RENAMED if shard == SINGLE else shard
 
 
@@ -93,7 +93,7 @@ def _narrowed(found: Checkpoint, name: str, wish: Wish) -> tuple[str, tuple[int,
 
 
 def _manifest(found: Checkpoint, wish: Wish, shard: str) -> JSON:
-    """What undoing the conversion needs: where the tables were, and what the texts said."""
+    """What `revert` needs: shards and digests of the original tables, and the original configuration files."""
     texts = {name: (found.place / name).read_text("utf-8") for name in COUNTS if (found.place / name).exists()}
     return {"source": str(found.place.resolve()), "top_k": {"was": found.top_k, "is": wish.top_k},
             "tid2eid": wish.tid2eid, "shards": wish.shards, "shard": shard, "texts": texts,
@@ -105,7 +105,7 @@ def _text(told: JSON) -> bytes:
 
 
 def convert(source: Path, target: Path, wish: Wish) -> Variant:
-    """Makes the variant. Raises CheckpointError, ShardError, OSError; then there is no target, and no half of one."""
+    """Makes the variant in the folder `target`. Raises CheckpointError, ShardError, OSError, leaving nothing."""
     made = variant(read(source), wish)
     with _whole(target, source) as place:
         for name in made.linked:
@@ -120,7 +120,7 @@ def convert(source: Path, target: Path, wish: Wish) -> Variant:
 
 
 def revert(source: Path, target: Path) -> None:
-    """Makes a folder like the one that `source` was converted from, of links. Raises as `convert` does."""
+    """Makes the checkpoint that `source` was converted from, of links. Raises as `convert` does."""
     told = json_of(source / MANIFEST)
     try:
         origin, homes, was = Path(told["source"]), homes_of(told["homes"], source / MANIFEST), told["sha256"]
@@ -141,7 +141,8 @@ def revert(source: Path, target: Path) -> None:
 
 @contextmanager
 def _whole(target: Path, *others: Path) -> Iterator[Path]:
-    """A folder to fill beside the target, which then becomes the target. Raises CheckpointError, OSError."""
+    """A temporary folder beside the target; renamed to it at the end, removed on an error. Raises CheckpointError,
+    OSError."""
     place = _beside(target, *others)
     place.mkdir(parents=True)
     try:
@@ -153,7 +154,8 @@ def _whole(target: Path, *others: Path) -> Iterator[Path]:
 
 
 def _beside(target: Path, *others: Path) -> Path:
-    """Where the target is filled. Raises CheckpointError when it cannot be."""
+    """The temporary folder's path. Raises CheckpointError when target and other folders contain one another, or the
+    target exists."""
     place, real = target.parent / f".{target.name}.partial", target.resolve()
     for other in (one.resolve() for one in others):
         if real.is_relative_to(other) or other.is_relative_to(real):
@@ -165,7 +167,7 @@ def _beside(target: Path, *others: Path) -> Path:
 
 
 def _link(real: Path, name: Path) -> None:
-    """A relative symbolic link to the file itself: it holds wherever both folders are mounted together."""
+    """Makes `name` a relative symbolic link to the resolved file, valid wherever both folders are mounted together."""
     name.parent.mkdir(parents=True, exist_ok=True)
     name.symlink_to(os.path.relpath(real.resolve(), name.parent.resolve()))
 
@@ -178,7 +180,7 @@ def _put(path: Path, text: bytes) -> None:
 
 
 def told(made: Variant, source: Path, wish: Wish, done: bool) -> Iterator[str]:
-    """The conversion in words."""
+    """The summary for the command line; `done` False: of a dry run."""
     copied = sum((source / name).stat().st_size for name in made.copied)
     verb = "written" if done else "would write"
     yield f"{verb}: {made.written / 1e6:.1f} MB: {made.shard} and {', '.join(sorted(made.texts))}"

@@ -1,9 +1,9 @@
-"""What text does DeepSeek V4 read for a conversation, and which message is in the text it writes?
+"""How is a conversation encoded into DeepSeek V4's prompt, and its completion decoded into a message?
 
-The format is DeepSeek's (README and test vectors beside the V4 checkpoints, MIT); the words of the tool section and of
-the efforts are part of it, to the byte. Two generations exist: `preview` (April), where only effort `max` adds words,
-and `0731`, where `high` adds those and `max` stronger ones. Text only. Nothing is escaped: as in DeepSeek's own
-encoder, a marker written in a message is read as that marker.
+The format is DeepSeek's (README and test vectors beside the V4 checkpoints, MIT); the texts on tools and reasoning
+effort are part of it, to the byte. Two generations exist: `preview` (April), where only effort `max` adds a text, and
+`0731`, where `high` adds that one and `max` a stronger one. Text content only. Nothing is escaped: as in DeepSeek's own
+encoder, a special token's text in a message becomes that token.
 """
 
 import json
@@ -84,7 +84,7 @@ _json = partial(json.dumps, ensure_ascii=False)
 
 
 class EncodingError(ValueError):
-    """Messages that the format cannot hold, or a completion that is not in it; says which."""
+    """Messages that the format cannot express, or a completion that violates it; says which."""
 
 
 def encode_messages(  # noqa: PLR0913  (the options of DeepSeek's own encoder, and its generations)
@@ -97,10 +97,10 @@ def encode_messages(  # noqa: PLR0913  (the options of DeepSeek's own encoder, a
     reasoning_effort: str | None = None,
     generation: Generation = "0731",
 ) -> str:
-    """The prompt for OpenAI-style messages; `context`: messages before them that are encoded already.
+    """The prompt for OpenAI-style messages; `context`: messages before them whose prompt exists already.
 
     Beyond OpenAI's, a message may have `reasoning` (or `reasoning_content`), `task` (a quick instruction), `tools` and
-    `response_format` (of a system or developer message), and `wo_eos` (an assistant's turn that goes on). With
+    `response_format` (of a system or developer message), and `wo_eos` (an assistant's turn without the end token). With
     `drop_thinking`, reasoning before the last question is left out, unless a message has tools. Raises EncodingError.
     """
     if thinking_mode not in ("chat", "thinking"):
@@ -125,7 +125,7 @@ def encode_messages(  # noqa: PLR0913  (the options of DeepSeek's own encoder, a
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[Message]:
-    """The messages with a request's tools where vLLM puts them: on the first system message, or on one made for it."""
+    """The messages with a request's tools on the first system message, or on a new one, as vLLM does it."""
     if not tools:
         return list(messages)
     at = next((i for i, message in enumerate(messages) if message.get("role") == "system"), None)
@@ -135,7 +135,7 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Message]) -> list[Me
 
 
 def _merged(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Turns: tool results and users' messages in a row become one turn of a user, with `blocks` (call id, text)."""
+    """Turns: consecutive user messages and tool results become one user turn with `blocks` (call id or None, text)."""
     turns: list[dict[str, Any]] = []
     for message in messages:
         role, said = message.get("role"), text(message)
@@ -153,7 +153,7 @@ def _merged(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def text(message: Message) -> str:
-    """A message's content; parts are joined by an empty line. Raises EncodingError for what is not text."""
+    """A message's content; parts are joined by an empty line. Raises EncodingError for content that is not text."""
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""
@@ -164,7 +164,7 @@ def text(message: Message) -> str:
 
 
 def _ordered(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The turns, tool results in the order of their calls."""
+    """The turns with tool results sorted in the order of their calls."""
     order: dict[str, int] = {}
     for turn in turns:
         if turn.get("role") == "assistant" and turn.get("tool_calls"):
@@ -177,18 +177,18 @@ def _ordered(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _last(turns: Sequence[Message]) -> int:
-    """Index of the last question, -1 without one."""
+    """Index of the last user or developer turn, -1 without one."""
     return max((i for i, turn in enumerate(turns) if turn.get("role") in _ASKS), default=-1)
 
 
 def _dropped(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The turns without developers' ones before the last question; reasoning is left out where a turn is written."""
+    """The turns without developers' ones before the last question; earlier reasoning is left out by `_turn`."""
     last, kept = _last(turns), ("user", "system", "assistant", "latest_reminder")
     return [turn for i, turn in enumerate(turns) if i >= last or turn.get("role") in kept]
 
 
 def _turn(turn: Message, thought: bool) -> str:
-    """One turn; `thought`: an assistant's begins with its reasoning, if any, and the marker that ends it."""
+    """The text of one turn; `thought`: an assistant's begins with its reasoning, if any, and END_THINK."""
     role = turn.get("role")
     if role == "system":
         return text(turn) + _extras(turn)
@@ -222,7 +222,7 @@ def _function(tool: Message) -> Message:
 
 
 def _call(call: Message) -> str:
-    """One call in DSML. Arguments that are no JSON object go whole into a parameter `arguments`."""
+    """One call in DSML, V4's XML-like form. Arguments that are no JSON object become one parameter `arguments`."""
     function = _function(call)
     given = function.get("arguments") or "{}"
     with suppress(ValueError):
@@ -238,7 +238,7 @@ def _parameter(name: str, value: object) -> str:
 
 
 def _transition(turns: Sequence[Message], index: int, thinking: bool, thinks: bool) -> str:
-    """What follows a turn when the assistant's is next: its marker, how it starts, or a task's token."""
+    """What follows a turn before the assistant's: its token with THINK or END_THINK, or a task's token; else ""."""
     role, following = turns[index].get("role"), turns[index + 1].get("role") if index + 1 < len(turns) else "assistant"
     if following not in ("assistant", "latest_reminder"):
         return ""
@@ -252,10 +252,10 @@ def _transition(turns: Sequence[Message], index: int, thinking: bool, thinks: bo
 
 
 def parse_message_from_completion_text(text: str, thinking_mode: Thinking) -> dict[str, Any]:
-    """The assistant's message in a whole completion, its end marker included.
+    """The assistant's message in a complete completion, its end token included.
 
-    Gives role, content, reasoning_content and tool_calls (OpenAI's form, without ids). Raises EncodingError for a text
-    that is cut off or not in the format; nothing is guessed.
+    Has role, content, reasoning_content and tool_calls (OpenAI's form, without ids). Raises EncodingError for a text
+    that is truncated or not in the format; nothing is repaired.
     """
     reasoning, rest = "", text
     if thinking_mode == "thinking":
@@ -275,7 +275,7 @@ def parse_message_from_completion_text(text: str, thinking_mode: Thinking) -> di
 
 
 def _called(name: str, body: str) -> dict[str, Any]:
-    """One tool call. Raises EncodingError for a parameter that is there twice, or whose value is not JSON."""
+    """One tool call, in OpenAI's form. Raises EncodingError for a parameter that occurs twice or is not JSON."""
     arguments: dict[str, str] = {}
     for found in _each(_PARAMETER, "" if body == "\n" else body):
         key, string, value = found.groups()
@@ -290,7 +290,7 @@ def _called(name: str, body: str) -> dict[str, Any]:
 
 
 def _each(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """The matches that make up the whole text. Raises EncodingError where something else stands."""
+    """Consecutive matches that cover the whole text. Raises EncodingError where they do not."""
     at = 0
     while at < len(text):
         found = pattern.match(text, at)

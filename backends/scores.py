@@ -1,8 +1,8 @@
-"""How much does a token use each of its experts?   python -m backends.scores CHECKPOINT TEXTS OUT
+"""How much does a token use each expert of a hash-routed layer?   python -m backends.scores CHECKPOINT TEXTS OUT
 
-Reads texts (JSON lines with `text`) with a V4 checkpoint in transformers and measures, in the hash-routed layers, the
-mean of gate weight times the norm of the expert's output for each column of each token's row. OUT is what `convert
---tid2eid calibrated --calibration OUT` takes; tokens that occur in no text are NaN there. Needs torch and transformers.
+Runs a V4 checkpoint in transformers over texts (JSON lines with `text`). The score of a token id and a column of its
+`tid2eid` row is the mean of gate weight times the norm of the expert's output. OUT is a safetensors file for `convert
+--tid2eid calibrated --calibration OUT`; tokens that occur in no text are NaN. Needs torch and transformers.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from backends.v4 import CheckpointError, read
 
 
 class Tally:
-    """Sums for one layer: `total` [vocabulary, top_k] and how often each token was `seen`."""
+    """Sums for one layer: `total` [vocabulary, top_k] of gate weight times norm, `seen` [vocabulary] of occurrences."""
 
     def __init__(self, block: Any, torch: Any) -> None:
         table = block.gate.tid2eid
@@ -33,7 +33,7 @@ class Tally:
         self._hook = block.register_forward_hook(self._take, with_kwargs=True)
 
     def _take(self, block: Any, given: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
-        """Each column's expert alone on the block's input, weighed by the gate."""
+        """Forward hook: runs each column's expert alone on the block's input."""
         tokens = named["input_ids"].reshape(-1)
         states = given[0].reshape(-1, given[0].shape[-1])
         _logits, weights, experts = block.gate(given[0], named["input_ids"])
@@ -44,13 +44,13 @@ class Tally:
             self.total[:, column].index_add_(0, tokens, (weights[:, column] * alone.norm(dim=-1)).double())
 
     def mean(self) -> bytes:
-        """As F32, row by row; NaN for tokens never seen."""
+        """The scores [vocabulary, top_k] as F32 bytes, row-major; NaN for tokens never seen. Removes the hook."""
         self._hook.remove()
         return array("f", (self.total / self.seen[:, None]).flatten().tolist()).tobytes()
 
 
 def measured(place: Path, texts: list[str]) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """The scores by their names in the file. Raises CheckpointError, ShardError, OSError."""
+    """The tensors (dtype, shape, bytes) of the file of scores. Raises CheckpointError, ShardError, OSError."""
     names = {layer(name): (name, table.shape) for name, (_, table) in read(place).tables.items() if "layers." in name}
     torch, transformers = import_module("torch"), import_module("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(place)
@@ -66,7 +66,7 @@ def measured(place: Path, texts: list[str]) -> dict[str, tuple[str, tuple[int, .
 
 
 def layer(name: str) -> int:
-    """The number of the layer that a tensor or module belongs to."""
+    """The layer's number in the name of a tensor or module. Raises CheckpointError without one."""
     found = re.search(r"layers\.(\d+)\.", name)
     if found is None:
         raise CheckpointError(f"{name} belongs to no layer")

@@ -1,6 +1,6 @@
-"""What is in a shard?   The safetensors format: the header's length in 8 bytes, a JSON header, bytes without gaps.
+"""What is in a shard, a safetensors file?   The header's length in 8 bytes, a JSON header, tensors without gaps.
 
-https://github.com/huggingface/safetensors#format. It is so small that to read it here is less than a dependency.
+https://github.com/huggingface/safetensors#format. Read here, as the format is smaller than a dependency.
 """
 
 import json
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
-CODES = {"I32": "i", "I64": "q", "F32": "f"}  # what is computed with here; arrays and files are little-endian
+CODES = {"I32": "i", "I64": "q", "F32": "f"}  # dtypes that `numbers` reads, with array's codes; little-endian, as files
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8}
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64}
-STEP, BLOCK = 1 << 28, 4096  # bytes copied at a time, and the size that file systems share
+STEP, BLOCK = 1 << 28, 4096  # bytes copied at a time; the block size of reflinks
 
 
 class ShardError(ValueError):
-    """A file that is no safetensors file, or a tensor that is not as it should be; says which."""
+    """A file that is no valid safetensors file, or a tensor of an unexpected dtype or shape; says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's tensors by name in the order of their bytes, its metadata, and where the bytes begin."""
+    """A file's tensors by name in the order of their offsets, its metadata, and the offset of the first tensor."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -43,7 +43,7 @@ class Header:
 
 
 def header(path: Path) -> Header:
-    """What the file says it holds. Raises ShardError unless that is what its length can hold, OSError."""
+    """A file's header. Raises ShardError unless its tensors fill the file without gaps, OSError."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if not 8 < start <= LARGEST_HEADER:
@@ -74,7 +74,7 @@ def _tensor(told: object, start: int) -> Tensor:
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes."""
+    """A tensor's size in bytes, from dtype and shape."""
     bits = BITS[tensor.dtype]
     for length in tensor.shape:
         bits *= length
@@ -91,7 +91,7 @@ def numbers(path: Path, tensor: Tensor) -> "array[int] | array[float]":
 
 
 def write(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata: Mapping[str, str]) -> None:
-    """A new file of tensors (dtype, shape, bytes), on disk when this returns. Raises FileExistsError, OSError."""
+    """Writes a new file of tensors (dtype, shape, bytes), synced to disk. Raises FileExistsError, OSError."""
     with path.open("xb") as file:
         placed, at = {}, 0
         for name, (dtype, shape, values) in tensors.items():
@@ -103,7 +103,7 @@ def write(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]],
 
 
 def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], least: int = 0) -> bytes:
-    """The beginning of a file, at least so long; the tensors' offsets count from its end."""
+    """Length and header of a file, padded to at least `least` bytes; the tensors' offsets count from its end."""
     told: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, one in tensors.items():
         told[name] = {"dtype": one.dtype, "shape": one.shape, "data_offsets": [one.start, one.end]}
@@ -113,9 +113,9 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], least: int
 
 
 def without(source: Path, target: Path, dropped: Collection[str]) -> None:
-    """A new copy of a file without some of its tensors, on disk when this returns. Raises ShardError, OSError.
+    """Copies a file without some of its tensors, synced to disk. Raises ShardError, OSError.
 
-    What is kept stays at its place in a block where the dropped sizes allow that, so that blocks can be shared.
+    Where the dropped sizes allow it, bytes keep their offset within a block, so that the file system can share blocks.
     """
     found = header(source)
     placed, at = {}, 0
@@ -133,7 +133,7 @@ def without(source: Path, target: Path, dropped: Collection[str]) -> None:
 
 
 def _copy(old: BinaryIO, new: BinaryIO, start: int, end: int) -> None:
-    """Appends the bytes from `start` to `end`, in the kernel; whole blocks apart from the edges."""
+    """Appends the bytes from `start` to `end` of `old`, copied in the kernel; whole blocks apart from the edges."""
     while start < end:
         wanted = min(-start % BLOCK or STEP, end - start)
         try:
@@ -146,6 +146,6 @@ def _copy(old: BinaryIO, new: BinaryIO, start: int, end: int) -> None:
 
 
 def settled(file: BinaryIO) -> None:
-    """What was written is on disk when this returns."""
+    """Flushes and syncs a file to disk."""
     file.flush()
     os.fsync(file.fileno())

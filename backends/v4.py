@@ -1,4 +1,8 @@
-"""Is this a V4 checkpoint, and where are its tables?   The configuration, the index and the shards' headers."""
+"""Is this a complete V4 checkpoint, and where are its `tid2eid` tables?   Reads configuration, index, shard headers.
+
+V4's first layers are hash-routed: a token's experts come from the table `tid2eid` [vocabulary, top_k] of token id to
+expert ids, not from the router's scores.
+"""
 
 import hashlib
 import json
@@ -14,12 +18,12 @@ JSON = dict[str, Any]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint, a wish or a target that does not fit; says why."""
+    """A checkpoint, requested variant or target folder that is not valid; says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A V4 checkpoint as it lies on disk; `tables`: where each hash-routed layer's is (shard, tensor)."""
+    """A V4 checkpoint on disk. `headers`: by shard; `tables`: shard and tensor of each tid2eid table, by its name."""
 
     place: Path
     top_k: int
@@ -30,7 +34,7 @@ class Checkpoint:
 
 
 def read(place: Path) -> Checkpoint:
-    """The checkpoint in a folder. Raises CheckpointError or ShardError unless it is V4's and whole, OSError."""
+    """The checkpoint in a folder. Raises CheckpointError or ShardError unless it is V4's and complete, OSError."""
     config = json_of(place / "config.json")
     if config.get("model_type") != "deepseek_v4":
         raise CheckpointError(f"{place}: model_type is {config.get('model_type')!r}, not 'deepseek_v4'")
@@ -49,7 +53,8 @@ def read(place: Path) -> Checkpoint:
 
 
 def homes_of(told: Any, path: Path) -> dict[str, str]:
-    """Shards by what they hold. Raises CheckpointError for one that is not a file beside the others."""
+    """A `weight_map`, shard by tensor name, checked. Raises CheckpointError for a shard that is not a plain file name,
+    and for an empty map."""
     homes: dict[str, str] = told if isinstance(told, dict) else {}
     odd = [home for home in homes.values() if not isinstance(home, str) or Path(home).name != home]
     if not homes or odd:
@@ -58,7 +63,8 @@ def homes_of(told: Any, path: Path) -> dict[str, str]:
 
 
 def _check(config: JSON, tables: dict[str, Tensor]) -> tuple[int, int]:
-    """top_k and the number of experts. Raises CheckpointError unless the tables are those of the configuration."""
+    """top_k and the number of experts. Raises CheckpointError unless number, shape and dtype of the tables fit the
+    configuration."""
     counts: JSON = {key: config.get(key) for key in ("num_experts_per_tok", "n_routed_experts", "vocab_size")}
     for key, count in counts.items():
         if not isinstance(count, int):
@@ -77,7 +83,7 @@ def _check(config: JSON, tables: dict[str, Tensor]) -> tuple[int, int]:
 
 
 def json_of(path: Path) -> JSON:
-    """The object in a file. Raises CheckpointError."""
+    """The JSON object in a file. Raises CheckpointError."""
     try:
         told = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -90,12 +96,12 @@ def json_of(path: Path) -> JSON:
 
 
 def digests(found: Checkpoint) -> dict[str, str]:
-    """Of the tables as they are."""
+    """SHA-256 of each table's values, in hex, by the table's name."""
     values = {name: numbers(found.place / shard, table) for name, (shard, table) in found.tables.items()}
     return {name: hashlib.sha256(one).hexdigest() for name, one in values.items()}
 
 
 def files_of(place: Path) -> list[str]:
-    """Paths of the files in a folder, hidden ones left out."""
+    """Relative paths of the files below a folder, hidden top-level ones left out."""
     found = (path.relative_to(place) for path in place.rglob("*") if path.is_file())
     return sorted(str(path) for path in found if not path.parts[0].startswith("."))
