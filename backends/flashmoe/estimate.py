@@ -116,7 +116,7 @@ def published(metal: Hardware) -> Speed:
 
 
 def measured(path: Path, metal: Hardware) -> Speed:
-    """The speed from the benchmark's file. Raises ValueError for a file of another GPU, of none, or without the rows."""
+    """The speed from the benchmark's file. Raises ValueError for another GPU's, for none, and without the rows."""
     try:
         found = json.loads(path.read_text())
         gpu, read = found["gpu"], found["ceilings"].get("read")

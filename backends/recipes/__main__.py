@@ -1,4 +1,4 @@
-"""What does `tiergate backends` say?   list, command, size."""
+"""The command line of `tiergate backends`: list, command, size."""
 
 import argparse
 import dataclasses
@@ -29,7 +29,7 @@ SMALL = ("rtx6000x8", "sparkx2", "stationx1")
 
 
 class Plain(yaml.SafeDumper):
-    """YAML without anchors: what is the same twice is written twice."""
+    """YAML without anchors and aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def wish_of(options: argparse.Namespace) -> Wish:
-    """Raises Impossible for hardware that is none."""
+    """Raises Impossible for an unknown name of hardware."""
     usual = "tp" if options.engine == "sglang" else "dep"
     names = ("tier", "engine", "context", "think_max", "speculate", "graphs", "quant")
     own = {name: getattr(options, name) for name in names}
@@ -80,7 +80,7 @@ def wish_of(options: argparse.Namespace) -> Wish:
 
 
 def written(options: argparse.Namespace) -> str:
-    """The command, in its format. Raises Impossible."""
+    """The command in the requested format. Raises Impossible."""
     wish = wish_of(options)
     if options.format == "shell":
         return shell(wish)
@@ -118,7 +118,7 @@ def _room(wish: Wish) -> str:
 
 
 def sized(options: argparse.Namespace) -> str:
-    """Raises ValueError where nothing published answers."""
+    """The output of `size`. Raises ValueError, as `parts`."""
     load = Load(options.rps, options.prompt, options.output, options.pro_share, options.cached, options.tpot / 1000)
     found = parts(load)
     cost = usd(load, found, options.gpu_hour, options.core_hour)

@@ -1,4 +1,4 @@
-"""Does it fit into memory?   Weights and KV cache against what each GPU has."""
+"""Does a model fit on the hardware?   Weights and KV cache against each GPU's memory."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ UTILISATION = 0.9  # vLLM's default share of the memory
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What an operator asks for. `context` None: what the recipe says. `speculate`: none, mtp or dspark."""
+    """What an operator asks for. `context`: tokens, None for the recipe's; `speculate`: none, mtp or dspark; `graphs`:
+    a key of servers.GRAPHS, None for the recipe's; `quant`: for llama.cpp only."""
 
     tier: str
     hardware: Hardware
@@ -31,12 +32,12 @@ class Wish:
 
     @property
     def tight(self) -> bool:
-        """Pro on Hopper: what vLLM's recipe sets apart from all others."""
+        """Pro on Hopper, for which vLLM's recipe has settings of its own to save memory."""
         return self.tier == "pro" and self.hardware.gpu.family == "hopper"
 
     @property
     def tokens(self) -> int:
-        """The context that a server is started with."""
+        """The context length, in tokens, that a server is started with."""
         usual = 32_768 if self.engine == "llama.cpp" else 200_000 if self.tight else self.model.context
         if self.context is not None:
             return self.context
@@ -48,13 +49,13 @@ class Wish:
 
     @property
     def ranks(self) -> int:
-        """GPUs that hold the weights together: in prefill/decode each half has them all."""
+        """GPUs that share one copy of the weights; with prefill and decode apart each half has a copy."""
         return self.hardware.count // (2 if self.strategy == "pd" else 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """GiB of one GPU, or of the machine. `held`: tokens of context that the KV cache of one rank has room for."""
+    """Memory in GiB of one GPU, or without GPUs of the machine. `held`: tokens that the KV cache of one rank holds."""
 
     usable: float
     weights: float
@@ -67,7 +68,7 @@ class Budget:
 
 
 def budget(wish: Wish) -> Budget:
-    """The arithmetic, whatever comes out of it."""
+    """The memory budget of a wish, whether it fits or not."""
     model, gpu = wish.model, wish.hardware.gpu
     if wish.engine == "llama.cpp":
         usable, weights, reserve = gpu.gib * 0.75, GGUF[wish.quant] / GIB, 2.0
@@ -83,7 +84,7 @@ def budget(wish: Wish) -> Budget:
 
 
 def check(wish: Wish) -> Budget:
-    """The budget of a wish that can be served. Raises Impossible, with all reasons, for another."""
+    """The budget of a wish. Raises Impossible, with all reasons, when it cannot be served."""
     if reasons := _shape(wish):
         raise Impossible("; ".join(reasons))
     found = budget(wish)
@@ -104,7 +105,7 @@ def check(wish: Wish) -> Budget:
 
 
 def _shape(wish: Wish) -> list[str]:
-    """What is wrong with the wish itself, whatever the memory."""
+    """Why the wish cannot be served, memory aside."""
     model, metal, ranks = wish.model, wish.hardware, wish.ranks
     said = {
         f"Think Max is cut short by a context below {THINK_MAX} tokens": wish.think_max and wish.tokens < THINK_MAX,

@@ -1,4 +1,4 @@
-"""How is a server written down?   For a shell, for docker-compose.yml, for Kubernetes (`kubernetes.py`)."""
+"""How is a server's command written for a shell and for docker-compose.yml?   For Kubernetes: `kubernetes.py`."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from backends.recipes.hardware import Impossible
 from backends.recipes.servers import GRAPHS, VLLM, Server, servers
 
 Json = dict[str, Any]
-LOOPBACK = {"flash": 8001, "pro": 8002}  # published ports
+LOOPBACK = {"flash": 8001, "pro": 8002}  # ports published on the host's loopback
 CHECK = (
     "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); "
     "c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"
@@ -18,7 +18,7 @@ CHECK = (
 
 
 def shell(wish: Wish) -> str:
-    """Commands for one host after the other, on loopback where one host is all there is."""
+    """The shell commands, host by host, after comments with the notes. On a single host they bind to loopback."""
     made = servers(wish)
     lines = [f"# {note}" for note in notes(wish, made)]
     for server in made:
@@ -32,7 +32,7 @@ def shell(wish: Wish) -> str:
 
 
 def notes(wish: Wish, made: list[Server]) -> list[str]:
-    """What whoever runs the commands must know."""
+    """Notes for the operator on security, policy, ports and known problems."""
     said = [
         "vLLM's --api-key protects /v1 alone; /metrics, /invocations and others stay open: let only the gateway in."
     ]
@@ -54,19 +54,19 @@ def notes(wish: Wish, made: list[Server]) -> list[str]:
 
 
 def _broken(said: list[str]) -> str:
-    """A flag a line."""
+    """The command with each flag on a line of its own."""
     program = list(itertools.takewhile(lambda word: not word.lstrip("'\"").startswith("-"), said))
     return " \\\n  ".join([" ".join(program), *said[len(program) :]])
 
 
 def words(argv: tuple[str, ...]) -> list[str]:
-    """Quoted for a POSIX shell; $ stays where an argument names a variable of a LeaderWorkerSet."""
+    """Quoted for a POSIX shell; a LeaderWorkerSet's variables (LWS_*) still expand."""
     ours = re.compile(r"\$(\{LWS_|\(\(LWS_)")
     return [f'"{word}"' if ours.search(word) else shlex.quote(word) for word in argv]
 
 
 def compose(wish: Wish, first_gpu: int = 0) -> Json:
-    """The tier's service in docker-compose.yml. Raises Impossible for what is more than one vLLM on one host."""
+    """The tier's service in docker-compose.yml. Raises Impossible for all but one vLLM on one host with NVIDIA GPUs."""
     server, *more = servers(wish)
     if more or wish.engine != "vllm" or server.image != VLLM:
         raise Impossible("docker-compose.yml has one vLLM a tier, on one host with NVIDIA GPUs: --format shell, or k8s")
@@ -76,7 +76,7 @@ def compose(wish: Wish, first_gpu: int = 0) -> Json:
         "profiles": ["gpu"],
         "user": "2000:0",
         "read_only": True,
-        "tmpfs": ["/tmp:exec"],  # noqa: S108  kernels that are compiled at run time are loaded from there
+        "tmpfs": ["/tmp:exec"],  # noqa: S108  kernels compiled at run time are loaded from there
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "restart": "unless-stopped",

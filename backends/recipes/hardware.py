@@ -12,8 +12,8 @@ class Impossible(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """`gib`: as the driver reports it, GiB. `node`: how many share a host. `rate`: bytes a second of its memory, as its
-    vendor publishes it; 0 where nothing is known of it."""
+    """`gib`: memory as the driver reports it, GiB. `node`: GPUs of a host. `rate`: published memory bandwidth, bytes a
+    second; 0: unknown."""
 
     gib: float
     node: int
@@ -24,7 +24,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What one replica of a tier gets. `count` 0: no GPU, `gpu.gib` is main memory."""
+    """The hardware of one replica. `count`: GPUs; 0: none, `gpu.gib` is main memory."""
 
     name: str
     gpu: Gpu
@@ -53,7 +53,7 @@ GPUS = {
 
 
 def hardware(name: str) -> Hardware:
-    """Raises Impossible for a name that says nothing, or a count that no hosts add up to."""
+    """The hardware of a name. Raises Impossible for an unknown one, and a count that is no whole number of hosts."""
     if found := re.fullmatch(r"(ram|mac)(\d{1,4})", name):
         return Hardware(name, Gpu(float(found[2]), 1, found[1]), 0)
     found = re.fullmatch(r"([a-z]+\d*)x(\d{1,3})", name)

@@ -8,12 +8,13 @@ from backends.recipes.hardware import Impossible
 from backends.recipes.servers import PORT, ROCM, SHUTDOWN, Server, servers
 
 Json = dict[str, Any]
-TIER = {"app.kubernetes.io/component": "tier"}  # by which the network and Prometheus know them
-SEEN = 5  # seconds in which every proxy learns that a pod leaves
+TIER = {"app.kubernetes.io/component": "tier"}  # what network policies and Prometheus select by
+SEEN = 5  # seconds until every proxy has taken a terminating pod out of its endpoints
 
 
 def objects(wish: Wish) -> list[Json]:
-    """What an overlay needs for a tier but for the claim `models`. Raises Impossible for what is no plain vLLM."""
+    """A tier's objects but for the claim `models`. Raises Impossible for other engines and for prefill and decode
+    apart."""
     made = servers(wish)
     if wish.engine != "vllm" or wish.strategy == "pd":
         raise Impossible(
@@ -47,20 +48,21 @@ def _deployment(tier: str, server: Server) -> Json:
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": _labels(tier)},
-            "strategy": {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},  # no GPUs wait for a second one
+            "strategy": {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},  # there are no GPUs for a surge pod
             "template": _pod(tier, server, list(server.argv[:2]), list(server.argv[2:])),
         },
     }
 
 
 def _set(tier: str, made: list[Server], nodes: int) -> Json:
-    """One group of pods, a host each; all begin anew when one fails. The set makes the variables in their arguments."""
+    """A LeaderWorkerSet: one group of pods, a host each, restarted together when one fails. It sets the LWS_ variables
+    in their arguments."""
     pods = [_pod(tier, server, ["sh", "-c"], ["exec " + " ".join(words(server.argv))]) for server in made]
     template = {"size": nodes, "restartPolicy": "RecreateGroupOnPodRestart", "leaderTemplate": pods[0]}
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
-        "metadata": {"name": f"{tier}-hosts", "labels": _labels(tier) | TIER},  # a Service of this name is made, too
+        "metadata": {"name": f"{tier}-hosts", "labels": _labels(tier) | TIER},  # it makes a Service of this name, too
         "spec": {
             "replicas": 1,
             "startupPolicy": "LeaderCreated",  # a leader is ready when its workers are
@@ -119,7 +121,7 @@ def _gpu(server: Server) -> str:
 
 
 def _env(server: Server) -> list[Json]:
-    """Weights and compiled kernels are kept with the models; a token is needed for weights behind a gate alone."""
+    """The environment: weights and compiled kernels are cached on the models' volume; gated weights need a token."""
     token = {"name": "hugging-face", "key": "token", "optional": True}
     kept = {"HF_HOME": "/models", "VLLM_CACHE_ROOT": "/models/vllm", "HOME": "/tmp"}  # noqa: S108
     known = [{"name": name, "value": value} for name, value in (kept | server.env).items()]
@@ -127,7 +129,7 @@ def _env(server: Server) -> list[Json]:
 
 
 def _answers() -> Json:
-    """Port, probes and leaving of a server that is asked over HTTP. Weights take up to two hours to come."""
+    """Port, probes and preStop hook of a server with HTTP. Downloading the weights may take up to two hours."""
     asked = {"httpGet": {"path": "/health", "port": "http"}}
     return {
         "ports": [{"name": "http", "containerPort": PORT}],

@@ -1,4 +1,4 @@
-"""Which processes serve a tier, and with which arguments?"""
+"""Which processes serve a tier, and with which command lines?"""
 
 import json
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from backends.recipes.fit import Wish, check
 VLLM = "vllm/vllm-openai:v0.25.0"
 ROCM = "vllm/vllm-openai-rocm:v0.25.0"
 PORT = 8000
-SHUTDOWN = 600  # seconds in which a server that is told to leave ends its answers: a tier's longest (`total`)
-RPC = 13345  # between the ranks of one server over several hosts
+SHUTDOWN = 600  # seconds a server has after SIGTERM to complete its answers: a tier's longest (`total`)
+RPC = 13345  # port between the data-parallel ranks of a server on several hosts
 
-# How kernels are launched: the flag, and what the record says of it.
+# How kernels are launched (CUDA graphs or not): the flag, and what is known of it.
 GRAPHS = {
     "full": (
         '--compilation-config={"cudagraph_mode":"FULL_AND_PIECEWISE","custom_ops":["all"]}',
@@ -39,12 +39,12 @@ GRAPHS = {
 SERVED = (
     "--trust-remote-code",
     "--kv-cache-dtype=fp8",
-    "--block-size=256",  # the attention kernels know no other
+    "--block-size=256",  # the only one that the attention kernels support
     "--tokenizer-mode=deepseek_v4",
     "--tool-call-parser=deepseek_v4",
     "--enable-auto-tool-choice",
     "--reasoning-parser=deepseek_v4",
-    "--enable-prompt-tokens-details",  # cached tokens in `usage`, for what callers pay
+    "--enable-prompt-tokens-details",  # cached tokens in `usage`, which have a price of their own
     f"--shutdown-timeout={SHUTDOWN}",
 )
 MOONCAKE = json.dumps(
@@ -58,7 +58,7 @@ MOONCAKE = json.dumps(
     separators=(",", ":"),
 )
 
-# What others have published to run: vLLM's recipes, and for the small boxes their owners.
+# Combinations that others report to work: vLLM's recipes; for rtx6000, spark and station, users.
 PUBLISHED = {
     "flash": {
         "dep": {"h200x4", "b200x4", "b300x4", "gb200x4", "gb300x4"},
@@ -77,7 +77,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One process. `gpus`: which of its host's; `port` 0: it answers nobody."""
+    """One process. `gpus`: their indices on its host; `port` 0: it serves no HTTP."""
 
     role: str
     argv: tuple[str, ...]
@@ -88,12 +88,12 @@ class Server:
 
 
 def published(wish: Wish) -> bool:
-    """Whether somebody says that it ran, not our arithmetic alone."""
+    """Whether others report that it works, so that it rests on more than our arithmetic."""
     return wish.engine == "vllm" and wish.hardware.name in PUBLISHED[wish.tier][wish.strategy]
 
 
 def servers(wish: Wish) -> list[Server]:
-    """In the order in which they start. Raises Impossible for what does not fit."""
+    """The processes in the order in which they start. Raises Impossible for a wish that cannot be served."""
     check(wish)
     if wish.engine == "llama.cpp":
         return [_llama(wish)]
@@ -116,7 +116,7 @@ def _vllm(wish: Wish, role: str, parallel: tuple[str, ...], port: int = PORT, gp
 
 
 def _named(wish: Wish) -> tuple[str, ...]:
-    """The weights, under the name that the policies ask for."""
+    """The model argument; released weights are served under the name that the policies use."""
     if wish.speculate == "dspark":
         return (wish.model.released, f"--served-model-name={wish.model.name}")
     return (wish.model.name,)
@@ -128,7 +128,8 @@ def _alone(wish: Wish) -> tuple[str, ...]:
 
 
 def _spread(wish: Wish, node: int) -> tuple[str, ...]:
-    """Over several hosts. A LeaderWorkerSet sets the two variables; elsewhere export them."""
+    """Parallelism over several hosts. A LeaderWorkerSet sets LWS_WORKER_INDEX and LWS_LEADER_ADDRESS; elsewhere export
+    them."""
     index = "${LWS_WORKER_INDEX}"
     if wish.strategy == "dep":
         local = wish.hardware.per_node
@@ -144,14 +145,14 @@ def _spread(wish: Wish, node: int) -> tuple[str, ...]:
 
 
 def _tuned(wish: Wish) -> tuple[str, ...]:
-    """What vLLM's recipes set for the hardware."""
+    """The flags that vLLM's recipes set for the hardware."""
     family, found = wish.hardware.gpu.family, []
     if wish.tight:
         found += ["--gpu-memory-utilization=0.95", "--max-num-seqs=16", "--no-enable-flashinfer-autotune"]
     if family == "blackwell":
         found.append("--attention_config.use_fp4_indexer_cache=True")
     if family == "blackwell" and wish.strategy != "tp":
-        found.append("--moe-backend=deep_gemm_mega_moe")  # needs whole experts; asks no plug-in that skips some
+        found.append("--moe-backend=deep_gemm_mega_moe")  # needs whole experts a rank; bypasses the plug-in that skips
     if family == "station":
         found += ["--gpu-memory-utilization=0.92", "--attention_config.use_fp4_indexer_cache=True"]
     if family == "amd":
@@ -172,7 +173,7 @@ def _drafts(wish: Wish) -> str:
 
 
 def _apart(wish: Wish) -> list[Server]:
-    """Prefill and decode each on half of one host, the KV cache handed over by Mooncake, vllm-router in front."""
+    """Disaggregated prefill and decode, each on half a host; Mooncake transfers KV caches, vllm-router is in front."""
     half = wish.ranks
     parallel = (f"--data-parallel-size={half}", "--enable-expert-parallel")
     handed = ("--no-disable-hybrid-kv-cache-manager", f"--kv-transfer-config={MOONCAKE}")
@@ -207,7 +208,7 @@ def _sglang(wish: Wish) -> Server:
 
 
 def _llama(wish: Wish) -> Server:
-    """The file is the operator's, named here by its quantisation."""
+    """llama-server with a GGUF file of the operator's; its name here is an example with the quantisation."""
     argv = ["llama-server", f"--model=DeepSeek-V4-Flash-{wish.quant}.gguf", f"--alias={wish.model.name}"]
     layers = ["--n-gpu-layers=99"] if wish.hardware.gpu.family == "mac" else []
     return Server("server", (*argv, f"--ctx-size={wish.tokens}", *layers, "--jinja", f"--port={PORT}"))

@@ -1,4 +1,4 @@
-"""How many of everything does a load take, and what does that cost?   From published and measured figures."""
+"""How many servers and processes does a load need, and what do they cost?   From published and measured figures."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One published measurement: 8,192 tokens in, 1,024 out. Seconds."""
+    """One published measurement with 8,192 tokens in, 1,024 out; times in seconds."""
 
     concurrency: int
     ttft: float
@@ -15,7 +15,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """A tier on its hardware. `prefill`: seconds a token of prompt takes the server, from TTFT at concurrency 1."""
+    """A tier on its hardware. `prefill`: seconds of the server for a prompt token, from TTFT at concurrency 1."""
 
     hardware: str
     gpus: int
@@ -23,11 +23,11 @@ class Speed:
     points: tuple[Point, ...]
 
     def decode(self, point: Point) -> float:
-        """Seconds of the server a token: what a request takes at this concurrency, less its prefill, by its tokens."""
+        """Seconds of the server for an output token: a request's time by concurrency, less prefill, over its tokens."""
         return ((point.ttft + 1023 * point.tpot) / point.concurrency - 8192 * self.prefill) / 1024
 
 
-# The sources stand in `backends/sim/settings.py`, which simulates these same servers.
+# Sources: `backends/sim/settings.py`, which simulates the same servers.
 SPEEDS = {
     "flash": Speed(
         "h200x4",
@@ -40,20 +40,20 @@ SPEEDS = {
 PRICES = {
     "flash": (0.3, 0.006, 1.2),
     "pro": (1.32, 0.044, 3.96),
-}  # US dollars a million: in, cached, out; policies/hosted.yaml
+}  # US dollars a million tokens: input, cached input, output; as policies/hosted.yaml
 VERDICT = 10  # tokens of a verdict
-# Of one process, one core, LOG.md 2026-11-22: a request with triage, a chunk of a stream.
+# Microseconds of one gateway process on one core for a request with triage, and a chunk of a stream; LOG.md 2026-11-22.
 GATEWAY_US, CHUNK_US = 512.0, 27.7
-# Of one Valkey, its whole process, for an admission and its settlement: LOG.md 2026-11-22 (`python -m loadtest.fleet`),
-# at the lower rates, where it wakes up for each request. Busier ones cost it less.
+# Microseconds of one Valkey process for admission and settlement, LOG.md 2026-11-22 (`python -m loadtest.fleet`),
+# at low rates, where it wakes up for each request. At higher rates it takes less.
 STORE_US = 230.0
-BUSY = {"model": 0.7, "gateway": 0.6, "store": 0.5}  # how much of each is used; the rest is for bursts
+BUSY = {"model": 0.7, "gateway": 0.6, "store": 0.5}  # target utilisation; the rest is for bursts
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`rps`: requests a second. `pro`: the share that Pro answers. `cached`: the share of prompt tokens that a
-    prefix cache has. `tpot`: seconds a token may take at most."""
+    """`rps`: requests a second; `prompt`, `output`: tokens of each. `pro`: the share that Pro answers. `cached`: the
+    share of prompt tokens found in the prefix cache. `tpot`: the most seconds for an output token."""
 
     rps: float
     prompt: int
@@ -65,7 +65,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """`busy`: how many would be busy all the time; `count`: how many to run."""
+    """One kind of server or process. `busy`: how many the load keeps busy; `count`: how many to run; `gpus`: of all."""
 
     name: str
     count: int
@@ -75,7 +75,7 @@ class Part:
 
 
 def parts(load: Load) -> list[Part]:
-    """Raises ValueError for a load that is none, and where no published measurement keeps to `load.tpot`."""
+    """What to run for a load. Raises ValueError for a load out of range, and where no published point has the TPOT."""
     if min(load.rps, load.prompt, load.output) <= 0 or not (0 <= load.pro <= 1 and 0 <= load.cached <= 1):
         raise ValueError("rates and lengths are above 0, shares from 0 to 1")
     return [*(_tier(tier, load) for tier in SPEEDS), *_fronts(load)]
@@ -88,7 +88,7 @@ def _tier(tier: str, load: Load) -> Part:
         raise ValueError(f"{tier}: no published point has a TPOT of at most {load.tpot * 1000:g} ms")
     point, fresh = within[-1], load.prompt * (1 - load.cached)
     decode = speed.decode(point)
-    if tier == "flash":  # reads every prompt, for the verdict; its own answers share that prefill (`layout: suffix`)
+    if tier == "flash":  # prefills every prompt for the verdict; its answers reuse that (`layout: suffix`)
         each = fresh * speed.prefill + VERDICT * decode + (1 - load.pro) * load.output * decode
     else:
         each = load.pro * (fresh * speed.prefill + load.output * decode)
@@ -121,13 +121,14 @@ def _fronts(load: Load) -> list[Part]:
 
 
 def usd(load: Load, found: list[Part], gpu_hour: float, core_hour: float) -> dict[str, float]:
-    """US dollars: what runs, an hour and a million requests; and the same tokens from DeepSeek's API at peak hours."""
+    """US dollars of the parts for an `hour`, for a `million` requests, and of these from DeepSeek's API at peak hours
+    (`hosted_million`)."""
     hour = sum(part.gpus * gpu_hour if part.gpus else part.count * core_hour for part in found)
     hosted = 0.0
     for tier, share in (("flash", 1 - load.pro), ("pro", load.pro)):
         fresh, cached, out = PRICES[tier]
         prompt = load.prompt * ((1 - load.cached) * fresh + load.cached * cached)
-        hosted += share * (prompt + load.output * out)  # dollars a million requests
+        hosted += share * (prompt + load.output * out)  # US dollars for a million requests
     fresh, cached, out = PRICES["flash"]
     hosted += load.pro * load.prompt * ((1 - load.cached) * fresh + load.cached * cached) + VERDICT * out
     return {"hour": hour, "million": hour / (load.rps * 3600) * 1e6, "hosted_million": hosted}
