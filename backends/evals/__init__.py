@@ -1,1 +1,1 @@
-"""Evaluations that speak to the gateway, or to a model server, over HTTP only."""
+"""Quality of models and of routing decisions, measured over HTTP."""

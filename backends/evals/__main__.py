@@ -3,10 +3,10 @@
     python -m backends.evals run --url URL --model NAME --out FOLDER [--tasks humaneval,mmlu_pro,gsm8k,perplexity]
     python -m backends.evals compare --url URL --model A --against URL --against-model B --out FOLDER
 
-Any server with OpenAI's API is asked, or with --local a folder that transformers can load. Without --data the few
-bundled items are used, which show that it runs and nothing else; --data FILE_OR_FOLDER takes the published sets. What
-is done is kept in FOLDER, so a command that was stopped goes on where it was; report.json and report.md are written at
-the end. `compare` asks both models the same items and tests the difference. Exit status 1: something got no answer.
+The model is any server with OpenAI's API, or with --local a folder that transformers can load. Without --data the few
+bundled items are used, which test the setup only; --data FILE_OR_FOLDER takes the published sets. Outcomes are kept in
+FOLDER, so an interrupted command resumes; report.json and report.md are written at the end. `compare` runs both models
+on the same items and tests the difference. Exit status 1: an item got no answer.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def evaluated(
 
 
 def sandbox() -> list[str]:
-    """What holds programs here. Raises DataError where none can be run: all of them would count as wrong."""
+    """What isolates programs here (jail.py). Raises DataError where none can be run: all would count as wrong."""
     found = executed("pass")
     if not found.passed:
         raise DataError(f"programs cannot be run here: {found.why}")
@@ -137,7 +137,7 @@ def known(tasks: str) -> list[str]:
 
 
 def opened(asked: argparse.Namespace, url: str | None, local: Path | None, name: str | None, extra: JSON) -> Model:
-    """Raises DataError without a model to ask."""
+    """The model to evaluate. Raises DataError when none is named."""
     if local:
         try:
             return Local(local)
@@ -155,7 +155,7 @@ def digest(some: Sequence[Item]) -> str:
 
 
 def kept(out: Path, settings: JSON) -> None:
-    """Writes the settings down. Raises DataError when the folder has outcomes of other ones."""
+    """Writes the settings file. Raises DataError when the folder has outcomes from other settings."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "settings.json"
     was = json.loads(path.read_text()) if path.exists() else settings

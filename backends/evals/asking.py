@@ -1,4 +1,4 @@
-"""How is a model asked?   Any server with OpenAI's API, or a local model (local.py) with the same two verbs."""
+"""How is a model asked?   A client for servers with OpenAI's API; a local model (local.py) has the same methods."""
 
 import http.client
 import json
@@ -12,17 +12,17 @@ from typing import Any, Protocol
 
 JSON = dict[str, Any]
 TRIES = 4
-LATER = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+LATER = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses that are tried again
 OFF: JSON = {"chat_template_kwargs": {"thinking": False, "enable_thinking": False}}
 
 
 class AskError(Exception):
-    """A model that gives no answer, also when asked again; says why."""
+    """A model that gives no answer, after all tries; says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A model's words; `cut`: the limit of tokens ended them. Tokens and seconds as far as known."""
+    """A completion. `cut`: it ended at the token limit. Numbers of tokens are 0 where the server gives none."""
 
     text: str
     cut: bool
@@ -40,7 +40,7 @@ class Score:
 
 
 class Model(Protocol):
-    """What is evaluated. Both verbs raise AskError."""
+    """The model under evaluation. Both methods raise AskError."""
 
     def answer(self, prompt: str, tokens: int) -> Answer: ...
     def score(self, text: str) -> Score: ...
@@ -48,7 +48,8 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server with OpenAI's API at `url` (…/v1). `extra` is laid over each request's body."""
+    """A server with OpenAI's API at `url` (…/v1). `extra` overrides fields of a chat request's body; `pause`: seconds
+    before the second try, doubled for each later one."""
 
     url: str
     model: str
@@ -58,7 +59,7 @@ class Endpoint:
     extra: JSON = field(default_factory=dict)
 
     def answer(self, prompt: str, tokens: int) -> Answer:
-        """The answer to one message of a user, greedy unless `extra` says otherwise."""
+        """The answer to a single user message, greedy unless `extra` says otherwise."""
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens}
         started = time.perf_counter()
         told = self._post("/chat/completions", {**body, "temperature": 0, **self.extra})
@@ -71,7 +72,7 @@ class Endpoint:
         return Answer(text, cut, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), seconds)
 
     def score(self, text: str) -> Score:
-        """How likely the model finds the text: by `prompt_logprobs` (vLLM), or else by `echo`."""
+        """The text's likelihood, from `prompt_logprobs` (vLLM), or else from `echo` with `logprobs`."""
         body = {"model": self.model, "prompt": text, "max_tokens": 1, "temperature": 0}
         told = self._post("/completions", {**body, "prompt_logprobs": 0})
         if _prompt_logprobs(told) is None:
@@ -82,7 +83,7 @@ class Endpoint:
         return Score(-sum(found), len(found))
 
     def _post(self, path: str, body: JSON) -> JSON:
-        """What the server answers. Raises AskError when it refuses, or stays away for all tries."""
+        """The server's JSON answer. Raises AskError when it refuses, or does not answer in any of the tries."""
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.key}"} if self.key else {})
         asked = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)  # noqa: S310  (the operator's)
         why = ""
@@ -104,17 +105,19 @@ class Endpoint:
 
 
 def _seconds(told: str | None, otherwise: float) -> float:
+    """Seconds in a Retry-After header, at most 60; `otherwise` without one."""
     return min(float(told), 60.0) if told and told.replace(".", "", 1).isdigit() else otherwise
 
 
 def _prompt_logprobs(told: JSON) -> Sequence[float] | None:
-    """vLLM's form: for each token after the first {id: {"logprob": ...}}, the token itself first."""
+    """Log-probabilities in vLLM's form: for each token after the first {id: {"logprob": ...}}, its own id first. None
+    without them."""
     found = (told.get("choices") or [{}])[0].get("prompt_logprobs")
     return [next(iter(one.values()))["logprob"] for one in found if one] if found else None
 
 
 def _echoed(told: JSON) -> Sequence[float]:
-    """OpenAI's form: the prompt's tokens before those of the answer, the first without a value."""
+    """Log-probabilities of the prompt from OpenAI's form, in which those of the answer follow."""
     choice, count = (told.get("choices") or [{}])[0], (told.get("usage") or {}).get("prompt_tokens", 0)
     values = (choice.get("logprobs") or {}).get("token_logprobs") or []
     return [value for value in values[:count] if value is not None]

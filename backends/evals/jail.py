@@ -1,10 +1,10 @@
-"""What holds a program that a model wrote?   A script of its own: `python -I -S -B jail.py FOLDER SECONDS MEGABYTES`.
+"""How is a program that a model wrote isolated?   A script: `python -I -S -B jail.py FOLDER SECONDS MEGABYTES`.
 
-Reads the program from stdin, runs it in a child, and says in one line of JSON how that ended: {"passed": bool, "why":
-str, "held": [...]}. `held` names what the kernel granted: `processes` (a PID namespace: what it starts dies with it),
-`network` (a network namespace without a way out), `files` (Landlock: it writes nowhere but in FOLDER). The limits on
-time, memory, file size and open files are always there. It is no wall against someone who knows it: run evaluations
-where no secret can be read.
+Reads the program from stdin, runs it in a child, and prints one line of JSON: {"passed": bool, "why": str, "held":
+[...]}. `held` names the isolation that the kernel allowed: `processes` (a PID namespace: what the program starts dies
+with it), `network` (an empty network namespace), `files` (Landlock: it writes in FOLDER only). Limits on time, memory,
+file size and open files always apply. It does not stop a deliberate attack: run evaluations where no secret can be
+read.
 """
 
 import ctypes
@@ -18,15 +18,15 @@ import traceback
 
 NEW_USER, NEW_IPC, NEW_PID, NEW_NET = 0x10000000, 0x08000000, 0x20000000, 0x40000000
 NO_NEW_PRIVILEGES = 38
-PROCESSES = 32  # and threads, of a program
+PROCESSES = 32  # the most processes and threads of a program
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls
-# Landlock's rights to change files: write, remove and make; since its second and third version move and truncate.
+# By Landlock version, the bits of the rights to write, remove and make files; later also to move and truncate.
 CHANGES = {1: 0b1111111110010, 2: 0b11111111110010, 3: 0b111111111110010}
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def limit(seconds: float, megabytes: int) -> None:
-    """Memory, processor time, file size, open files and core dumps of this process and its children."""
+    """Limits memory, CPU time, file size, open files and core dumps of this process and its children."""
     wanted = {
         resource.RLIMIT_AS: megabytes << 20,
         resource.RLIMIT_CPU: int(seconds) + 1,
@@ -40,14 +40,15 @@ def limit(seconds: float, megabytes: int) -> None:
 
 
 def part() -> list[str]:
-    """Leaves the network and the other processes behind where the kernel allows it. Says which."""
+    """Enters new PID, IPC and network namespaces if the kernel allows it. Returns the names for `held`."""
     if LIBC.unshare(NEW_USER | NEW_IPC | NEW_PID | NEW_NET) == 0 or LIBC.unshare(NEW_IPC | NEW_PID | NEW_NET) == 0:
         return ["processes", "network"]
     return []
 
 
 def seal(folder: str) -> list[str]:
-    """From here on this process changes files in the folder only, where the kernel knows Landlock. Says so."""
+    """Restricts this process to changing files in the folder, if the kernel has Landlock. Returns the name for
+    `held`."""
     version = LIBC.syscall(CREATE_RULESET, None, 0, 1)
     if version < 1 or LIBC.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0):
         return []
@@ -62,7 +63,7 @@ def seal(folder: str) -> list[str]:
 
 
 def child(program: str, answer: int, nothing: int) -> None:
-    """Runs the program to its end and writes one line on how that was; never returns."""
+    """Runs the program, writes "passed" or its error to the pipe `answer`, and exits. `nothing`: /dev/null."""
     os.setsid()
     for number in (0, 1, 2):
         os.dup2(nothing, number)
@@ -70,7 +71,7 @@ def child(program: str, answer: int, nothing: int) -> None:
     try:
         exec(compile(program, "answer.py", "exec"), {"__name__": "__main__"})  # noqa: S102  (what this file is for)
         said = "passed"
-    except BaseException as error:  # noqa: BLE001  (whatever a program does is an answer)
+    except BaseException as error:  # noqa: BLE001  (any error is a result)
         said = "".join(traceback.format_exception_only(error)).strip()[-300:]
     os.write(answer, said.encode(errors="replace"))
     os._exit(0)

@@ -1,4 +1,4 @@
-"""How is a model in this process asked?   A folder that transformers can load, on the CPU or what it finds."""
+"""How is a model asked that runs in this process?   From a folder that transformers can load."""
 
 import time
 from importlib import import_module
@@ -18,7 +18,7 @@ class Local:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(place).eval()
 
     def answer(self, prompt: str, tokens: int) -> Answer:
-        """Greedy. The tokenizer's chat template is used where there is one, else the prompt and a line's end."""
+        """Greedy decoding, with the tokenizer's chat template if it has one, else after the prompt and a newline."""
         started = time.perf_counter()
         text = f"{prompt}\n"
         if self._tokenizer.chat_template:
@@ -33,7 +33,7 @@ class Local:
         return Answer(said_text, cut, asked.shape[1], len(made), time.perf_counter() - started)
 
     def score(self, text: str) -> Score:
-        """In one pass. Raises AskError for a text of less than two tokens."""
+        """The text's likelihood, from one forward. Raises AskError for a text of less than two tokens."""
         tokens = self._tokenizer(text, return_tensors="pt")["input_ids"]
         if tokens.shape[1] < 2:
             raise AskError("a text of less than two tokens has no likelihood")

@@ -1,7 +1,8 @@
 """How good is a routing decision?   The measures of RouteLLM (arXiv 2406.18665, section 3), in plain Python.
 
-gain: the strong model's score less the weak one's, per prompt. With prompts sent upward from the highest score down,
-APGR is the area under the recovered part of the whole gain over the share sent; chance has 0.5.
+A prompt's gain is the strong model's score less the weak one's. If prompts are sent upward, to the strong model, in the
+order of the router's score, APGR is the area under the recovered part of the total gain over the share sent; random
+routing has 0.5.
 """
 
 import math
@@ -10,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-DRAWS = 200
-Z = 1.959964  # the normal distribution's middle 95 %
+DRAWS = 200  # bootstrap samples
+Z = 1.959964  # the normal distribution's 97.5 % quantile
 SEED = 20261122
 
 Pair = tuple[float, float]
@@ -30,9 +31,9 @@ class Estimate:
 
 
 def area(pairs: Sequence[Pair]) -> float:
-    """Area under the mean gain reached over the share sent upward; `pairs` holds score and gain.
+    """Area under the recovered gain (a mean over all prompts) over the share sent upward; `pairs`: (score, gain).
 
-    Equal scores count as a random order among themselves.
+    Prompts of equal score count as in random order.
     """
     total = reached = 0.0
     for _, tied in groupby(sorted(pairs, key=lambda pair: -pair[0]), key=lambda pair: pair[0]):
@@ -43,21 +44,23 @@ def area(pairs: Sequence[Pair]) -> float:
 
 
 def skill(pairs: Sequence[Pair]) -> float:
-    """0 for chance, 1 for knowing each prompt's gain. NaN when no order is better than another."""
+    """`area` scaled so that random order has 0 and the order by gain 1; NaN when all gains are equal."""
     chance = sum(gain for _, gain in pairs) / len(pairs) / 2
     perfect = area([(gain, gain) for _, gain in pairs])
     return (area(pairs) - chance) / (perfect - chance) if perfect > chance else math.nan
 
 
 def lift(pairs: Sequence[Pair]) -> float:
-    """The part of the gain that decisions (score 1: upward, 0: not) recover, less their share; chance has 0."""
+    """The part of the total gain that decisions (score 1: upward, 0: not) recover, less the share sent upward; random
+    decisions have 0. NaN without a positive total."""
     whole = sum(gain for _, gain in pairs)
     sent = [gain for decision, gain in pairs if decision]
     return sum(sent) / whole - len(sent) / len(pairs) if whole > 0 else math.nan
 
 
 def auroc(pairs: Sequence[Pair]) -> float:
-    """The probability that a prompt labelled 1 scores above one labelled 0. NaN with one label only."""
+    """The probability that a prompt labelled 1 scores above one labelled 0, a tie counting half; `pairs`: (score,
+    label). NaN with one label only."""
     ranked = sorted(pairs)
     ranks, before = 0.0, 0
     for _, tied in groupby(ranked, key=lambda pair: pair[0]):
@@ -70,19 +73,19 @@ def auroc(pairs: Sequence[Pair]) -> float:
 
 
 def bootstrap(pairs: Sequence[Pair], measure: Callable[[Sequence[Pair]], float]) -> Estimate:
-    """The measure with its interval over resampled prompts."""
+    """The measure with its bootstrap interval over prompts."""
     return spread(measure(pairs), [measure(one) for one in _resampled(pairs)])
 
 
 def mean_skill(sets: Sequence[Sequence[Pair]]) -> Estimate:
-    """Mean skill over sets, each counted alike, with its interval over prompts resampled within the sets."""
+    """Mean skill over sets with equal weight; the bootstrap resamples prompts within each set."""
     drawn = [[skill(one) for one in _resampled(pairs)] for pairs in sets]
     means = [sum(values) / len(sets) for values in zip(*drawn, strict=True)]
     return spread(sum(map(skill, sets)) / len(sets), means)
 
 
 def spread(value: float, drawn: Sequence[float]) -> Estimate:
-    """A value with the middle 95 % of its draws."""
+    """A value with the 2.5 and 97.5 percentiles of its bootstrap samples; NaN samples are left out."""
     found = sorted(one for one in drawn if not math.isnan(one))
     if not found:
         return Estimate(value, math.nan, math.nan)
@@ -95,7 +98,7 @@ def _resampled(pairs: Sequence[Pair]) -> list[list[Pair]]:
 
 
 def wilson(successes: int, of: int) -> Estimate:
-    """A rate with Wilson's 95 % interval; all NaN of none."""
+    """The rate `successes / of` with Wilson's 95 % interval; all NaN when `of` is 0."""
     if not of:
         return Estimate(math.nan, math.nan, math.nan)
     rate, weight = successes / of, Z * Z / of
@@ -105,10 +108,8 @@ def wilson(successes: int, of: int) -> Estimate:
 
 
 def paired_difference(gained: int, lost: int, of: int) -> Estimate:
-    """The second's rate less the first's over the same items, with Agresti's and Min's 95 % interval.
-
-    gained, lost: items that only the second, only the first has right. (Statistics in Medicine 24, 2005, 729-740.)
-    """
+    """The second model's accuracy less the first's on the same `of` items, with Agresti and Min's 95 % interval
+    (Statistics in Medicine 24, 2005, 729-740). gained, lost: items that only the second, only the first has right."""
     if not of:
         return Estimate(math.nan, math.nan, math.nan)
     b, c, n = gained + 0.5, lost + 0.5, of + 2
@@ -117,7 +118,7 @@ def paired_difference(gained: int, lost: int, of: int) -> Estimate:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """How likely so uneven a change is when neither is better: the exact two-sided p."""
+    """The p-value of McNemar's exact two-sided test, from the items that only one of two models has right."""
     changed, ways, tail = gained + lost, 1, 0
     for k in range(min(gained, lost) + 1):
         tail += ways
@@ -126,10 +127,11 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def per_unit(pairs: Sequence[Pair]) -> float:
-    """The sum of the first over the sum of the second; NaN over nothing."""
+    """The sum of the first values over the sum of the second; NaN when that is 0."""
     units = sum(unit for _, unit in pairs)
     return sum(value for value, _ in pairs) / units if units else math.nan
 
 
 def percentile(values: Sequence[float], part: float) -> float:
+    """The value at `part` (0 to 1) of the sorted ones, which must not be empty; no interpolation."""
     return sorted(values)[min(int(part * len(values)), len(values) - 1)]

@@ -1,4 +1,4 @@
-"""Which prompts are decisions judged on?   Rows of JSON lines, plain or gzip'd, one file a set."""
+"""On which prompts are routing decisions evaluated?   JSON lines, plain or gzipped, one file for each set."""
 
 import gzip
 import json
@@ -10,8 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A prompt with what is known of it: scores from 0 to 1 of a weak and a strong model, and of `others` by name, or a
-    label (0 simple, 1 complex)."""
+    """A prompt with the scores (0 to 1) of a weak model, a strong one and `others` by name, or a label (0 simple, 1
+    complex). `gain`: strong less weak."""
 
     id: str
     prompt: str
@@ -24,7 +24,7 @@ class Row:
 
 
 def sets(places: Sequence[Path]) -> Iterator[tuple[str, list[Row]]]:
-    """Every set by name, from files and from the *.jsonl and *.jsonl.gz of folders."""
+    """Name and rows of each set, from files and from the *.jsonl and *.jsonl.gz of folders."""
     for place in places:
         files = sorted((*place.glob("*.jsonl"), *place.glob("*.jsonl.gz"))) if place.is_dir() else [place]
         for file in files:
@@ -33,7 +33,7 @@ def sets(places: Sequence[Path]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def row(told: dict[str, Any]) -> Row:
-    """Reads id, prompt, weak_score, strong_score, label, lang, scores. Raises KeyError without the first two."""
+    """A row from id, prompt, weak_score, strong_score, label, lang, scores. Raises KeyError without the first two."""
     weak, strong = told.get("weak_score"), told.get("strong_score")
     gain = None if weak is None or strong is None else strong - weak
     others = told.get("scores") or {}

@@ -1,4 +1,4 @@
-"""What do the outcomes say?   As JSON, and as Markdown for people; intervals are of 95 %."""
+"""Which figures follow from the outcomes?   As JSON data and as Markdown; all intervals are of 95 %."""
 
 import math
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from backends.evals.metrics import Estimate, Z, bootstrap, mcnemar, paired_diffe
 from backends.evals.running import Outcome, Run
 
 JSON = dict[str, Any]
-CUT_SHARE = 0.01  # above it a score is one of the limit, too
+CUT_SHARE = 0.01  # above this share of truncated answers the report has a note
 
 
 def summed_up(run: Run) -> JSON:
-    """One task's figures."""
+    """The figures of one task, as JSON data."""
     found = run.outcomes
     common = {"items": len(found) + len(run.failed), "done": len(found), "failed": run.failed}
     if run.task == "perplexity":
@@ -42,10 +42,10 @@ def _likelihood(found: Sequence[Outcome]) -> JSON:
 
 
 def compared(first: Run, second: Run, margin: float) -> JSON:
-    """The second against the first on the items that both did; `margin`: the loss that would not matter.
+    """The second run against the first on the items that both completed. `margin`: the non-inferiority margin.
 
-    For answers the margin is in the rate of right ones, for texts in the part of the first's bits a byte. Raises
-    ValueError when there is no item that both did.
+    The margin is one of accuracy, for perplexity one of bits per byte, relative to the first's. Raises ValueError when
+    no item was completed by both.
     """
     others = {one.id: one for one in second.outcomes}
     pairs = [(one, others[one.id]) for one in first.outcomes if one.id in others]
@@ -66,7 +66,7 @@ def compared(first: Run, second: Run, margin: float) -> JSON:
 
 
 def _changed(pairs: Sequence[tuple[Outcome, Outcome]]) -> JSON:
-    """Items that only the second, only the first has right, and what that shows."""
+    """Numbers of items that only the second, only the first has right, the difference of accuracy, and the p-value."""
     gained = sum(b.correct and not a.correct for a, b in pairs)
     lost = sum(a.correct and not b.correct for a, b in pairs)
     difference = asdict(paired_difference(gained, lost, len(pairs)))
@@ -74,7 +74,7 @@ def _changed(pairs: Sequence[tuple[Outcome, Outcome]]) -> JSON:
 
 
 def _compared_likelihood(pairs: Sequence[tuple[Outcome, Outcome]], margin: float) -> JSON:
-    """In bits a byte, so that tokenizers may differ; a positive difference is the second's gain."""
+    """In bits per byte, so that tokenizers may differ; a positive difference: the second model is better."""
     bits = [((a.nats - b.nats) / math.log(2), float(a.bytes)) for a, b in pairs]
     was = per_unit([(a.nats / math.log(2), float(a.bytes)) for a, _ in pairs])
     gain = bootstrap(bits, per_unit)
@@ -83,7 +83,7 @@ def _compared_likelihood(pairs: Sequence[tuple[Outcome, Outcome]], margin: float
 
 
 def verdict(difference: Estimate, margin: float) -> str:
-    """What an interval of the second's gain shows."""
+    """What the interval of the difference shows of the second model."""
     if difference.low > 0:
         return "better"
     if difference.high < 0:
@@ -94,7 +94,7 @@ def verdict(difference: Estimate, margin: float) -> str:
 
 
 def in_words(settings: JSON, tasks: JSON) -> str:
-    """The report on one model."""
+    """The report on one model, in Markdown."""
     lines = [f"# {settings['model']}", "", "| task | done | score | without answer | cut | tokens in / out | s p50 |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for name, told in tasks.items():
@@ -125,7 +125,7 @@ def _settings(settings: JSON) -> list[str]:
 
 
 def comparison_in_words(first: JSON, second: JSON, tasks: JSON) -> str:
-    """The report on two models."""
+    """The report on two models, in Markdown."""
     titles = "| task | items | gained | lost | difference | p | shown: the second is | items for the margin |"
     lines = [f"# {second['model']} against {first['model']}", "", titles, "|" + "---|" * 8]
     for name, told in tasks.items():

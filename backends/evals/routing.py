@@ -1,15 +1,15 @@
-"""How well does a gateway decide?   Sends labelled prompts to its decision-only endpoint and scores the answers.
+"""How well does a gateway route?   Sends labelled prompts to its decision-only endpoint and scores the decisions.
 
     python -m backends.evals.routing DATA... --gateway URL [--key KEY] [--by p_complex|score|tier] [--first flash]
                                      [--repeats 3]
 
-DATA: files or folders of JSON lines (backends/evals/prompts.py). Asked is `POST /v1/route` with a chat body; the answer
-is {"route": {"tier", ...}, "verdict": {"label", "p_complex", ...} or null, "score": {"value": 0..1, ...} or null, ...}.
-Nothing is generated, so the same command runs on simulated tiers and on real weights.
---by says what ranks the prompts: the verdict's p_complex (the local score where there is none), the local score alone,
-or the tier alone, which also stands in for a score that the gateway's policy has no use for. The decision that is
-scored is always whether the route leaves the first tier. --repeats asks each prompt so often and tells the part that
-was decided alike each time; the policy must not remember verdicts then (`triage: {cache: null}`).
+DATA: files or folders of JSON lines (backends/evals/prompts.py). Each prompt goes to `POST /v1/route` as a chat; the
+answer is {"route": {"tier", ...}, "verdict": {"label", "p_complex", ...} or null, "score": {"value": 0..1, ...} or
+null, ...}. No answer is generated.
+--by: the prompts' ranking score: the verdict's p_complex (the local score where there is none), the local score alone,
+or the tier alone, which also replaces a missing score. The decision that is scored is always whether the route leaves
+the first tier. --repeats: how often each prompt is sent; the table has the part that got the same decision each time.
+The policy must not cache verdicts then (`triage: {cache: null}`).
 """
 
 import argparse
@@ -33,7 +33,8 @@ By = Literal["p_complex", "score", "tier"]
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What the gateway said to one prompt. `failed`: a verdict was asked for and has no label."""
+    """The decision on one prompt. `rank`: its ranking score; `upward`: the route leaves the first tier; `failed`: the
+    verdict has no label; `seconds`: of the request."""
 
     rank: float
     upward: bool
@@ -43,7 +44,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Whom to ask, and what of the answer counts."""
+    """The gateway's URL and key, the ranking score, the name of the first tier."""
 
     gateway: str
     key: str | None
@@ -66,7 +67,7 @@ def decide(prompt: str, asking: Asking) -> Decided | None:
 
 
 def decided(told: dict[str, Any], asking: Asking, seconds: float) -> Decided:
-    """The decision in an answer. Raises KeyError for an answer that is not of the contract."""
+    """The decision in an answer of /v1/route. Raises KeyError for another form."""
     upward = told["route"]["tier"] != asking.first
     verdict, tier = told["verdict"] or {}, float(upward)
     score = told["score"]["value"] if told["score"] else tier
@@ -76,7 +77,7 @@ def decided(told: dict[str, Any], asking: Asking, seconds: float) -> Decided:
 
 
 def report(name: str, found: Sequence[tuple[Row, Sequence[Decided | None]]]) -> str:
-    """One line of the table. The first decision on a prompt is scored."""
+    """One line of the table. Of repeated decisions the first is scored."""
     known = [(row, said[0]) for row, said in found if said[0]]
     if not known:
         return f"| {name} | {len(found)} | nothing was decided |"

@@ -1,4 +1,4 @@
-"""What did a model make of the items?   Each outcome is on disk before the next is waited for."""
+"""How is a task run on a model?   Each outcome is written to a journal at once, so that a run can be resumed."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,12 +9,13 @@ from pathlib import Path
 from backends.evals.asking import AskError, Model
 from backends.evals.tasks import TASKS, Item
 
-GIVE_UP = 8  # items without one answer: then the server is not there
+GIVE_UP = 8  # a run ends after so many failed items if none succeeded
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One item done: graded (what was `said`, why it failed, the `text`), or scored (`nats`, `tokens`, `bytes`)."""
+    """One completed item: graded (`said`: the extracted answer, `why` it is wrong, `text`: the completion), or scored
+    (`nats`, `tokens`, `bytes`)."""
 
     id: str
     group: str
@@ -33,7 +34,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A task's outcomes in the order of its items, and the items that got none, with why."""
+    """A task's outcomes in the order of its items; `failed`: the reason by id of each item without an answer."""
 
     task: str
     outcomes: tuple[Outcome, ...]
@@ -41,7 +42,7 @@ class Run:
 
 
 def done(journal: Path) -> dict[str, Outcome]:
-    """The outcomes in a journal by item. A last line that was cut off by a kill is taken off the file."""
+    """The outcomes in a journal by item. A last line that is incomplete is removed from the file."""
     if not journal.exists():
         return {}
     raw = journal.read_bytes()
@@ -65,7 +66,7 @@ def outcome(task: str, item: Item, model: Model, tokens: int) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """How a task is run: how many at once, an answer's tokens, and who is told of each item that is done."""
+    """How a task is run: concurrent requests, the most tokens of an answer, and what to call after each item."""
 
     callers: int
     tokens: int
@@ -73,9 +74,9 @@ class Running:
 
 
 def run(task: str, items: Sequence[Item], model: Model, journal: Path, how: Running) -> Run:
-    """Does what the journal has not. Items that the model gave no answer to are tried again by the next run.
+    """Runs the items that are not in the journal. Items without an answer are tried again by the next run.
 
-    Raises AskError when the model answers none of the first items.
+    Raises AskError when the model answers none of the first GIVE_UP items.
     """
     found, failed = done(journal), dict[str, str]()
     left = [item for item in items if item.id not in found]
@@ -98,7 +99,7 @@ def run(task: str, items: Sequence[Item], model: Model, journal: Path, how: Runn
 
 
 def _note(future: "Future[Outcome]", item: str, found: dict[str, Outcome], failed: dict[str, str]) -> None:
-    """Takes down what became of an item."""
+    """Records a finished item in `found` or `failed`."""
     try:
         found[item] = future.result()
     except AskError as error:

@@ -1,4 +1,4 @@
-"""Does a program that a model wrote pass its tests?   In a process of its own (jail.py), with limits."""
+"""Does a program that a model wrote pass its tests?   Runs it in an isolated process (jail.py)."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ from pathlib import Path
 
 JAIL = Path(__file__).with_name("jail.py")
 GRACE = 5.0  # seconds for the jail itself, beyond the program's
-MEGABYTES = 1024  # of memory that a program may take
+MEGABYTES = 1024  # memory limit of a program
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`why`: the error that ended the program; `held`: what the kernel granted (jail.py)."""
+    """`why`: the error that ended the program; `held`: the isolation that the kernel allowed (jail.py)."""
 
     passed: bool
     why: str
@@ -22,7 +22,7 @@ class Verdict:
 
 
 def executed(program: str, seconds: float = 10.0) -> Verdict:
-    """Runs the program; it passed when it came to its end without an error."""
+    """Runs the program for at most `seconds`; it passes if it ends without an error."""
     with tempfile.TemporaryDirectory(prefix="answer-") as folder:
         command = [sys.executable, "-I", "-S", "-B", str(JAIL), folder, str(seconds), str(MEGABYTES)]
         try:

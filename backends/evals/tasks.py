@@ -1,8 +1,8 @@
-"""What is asked, and is the answer right?   HumanEval, MMLU-Pro and GSM8K in their published forms.
+"""What are a task's prompts, and is an answer right?   HumanEval, MMLU-Pro, GSM8K, and perplexity on texts.
 
-Rows are read as published: HumanEval (openai/human-eval, openai_humaneval), MMLU-Pro (TIGER-Lab/MMLU-Pro), GSM8K
-(openai/gsm8k), as .jsonl, .jsonl.gz or .parquet. Every task is asked without examples, and an answer in which none of
-the asked forms is found is wrong, never guessed.
+Rows are read in their published forms, HumanEval (openai/human-eval, openai_humaneval), MMLU-Pro (TIGER-Lab/MMLU-Pro),
+GSM8K (openai/gsm8k), as .jsonl, .jsonl.gz or .parquet. All prompts are zero-shot; an answer that has none of the known
+forms is wrong, nothing is guessed.
 """
 
 import gzip
@@ -22,12 +22,12 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class DataError(ValueError):
-    """Rows that cannot be read, or are not of the task's form; says which."""
+    """Rows that cannot be read or have not the task's form, or wrong options; says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question of a task; `key` is what its grading needs to know."""
+    """One question of a task. `group`: its category, "" for none; `key`: what grading needs, as the right answer."""
 
     id: str
     group: str
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """`said`: what was taken for the answer, None when there was none."""
+    """`said`: the answer extracted from the completion, None when there is none; `why`: the error, for programs."""
 
     correct: bool
     said: str | None
@@ -46,7 +46,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How a row becomes an item, and how an answer is graded. `tokens`: what an answer may take."""
+    """How a row becomes an item, and how an answer is graded. `tokens`: the most of an answer."""
 
     item: Callable[[JSON, int], Item]
     grade: Callable[[Item, str], Grade]
@@ -78,9 +78,10 @@ def _parquet(path: Path) -> list[JSON]:
 
 
 def items(name: str, place: Path | None, limit: int | None = None) -> list[Item]:
-    """A task's items: from a file, from the files in a folder that are named for the task, or the bundled ones.
+    """The first `limit` items of a task: from a file, from the files in a folder that are named for the task, or the
+    bundled ones.
 
-    Raises DataError for a row that is not of the task's form, or when there is none; OSError.
+    Raises DataError for a row that has not the task's form, equal ids, and when there are none; OSError.
     """
     found: list[Item] = []
     for path in [BUNDLED / f"{name}.jsonl"] if place is None else _paths(name, place):
@@ -96,11 +97,11 @@ def items(name: str, place: Path | None, limit: int | None = None) -> list[Item]
     return found[:limit]
 
 
-OTHERS = re.compile(r"train|valid|(^|[-_/])dev|socratic", re.IGNORECASE)  # splits that are not the test's
+OTHERS = re.compile(r"train|valid|(^|[-_/])dev|socratic", re.IGNORECASE)  # other splits than the test split
 
 
 def _paths(name: str, place: Path) -> Sequence[Path]:
-    """A file itself; of a folder the files named for the task, or for a test split in a folder named for it."""
+    """A file itself; in a folder, the files named for the task, else test splits in subfolders named for it."""
     if place.is_file():
         return [place]
     own = re.compile(name.replace("_", "[-_]?"), re.IGNORECASE)
@@ -120,9 +121,9 @@ def _code_item(row: JSON, number: int) -> Item:
 
 
 def program(key: JSON, answer: str) -> str | None:
-    """The answer's function under its tests; None when the answer holds no code.
+    """The program of the answer's function and its tests; None when the answer has no code.
 
-    What stands before the function in the question (imports, functions that it may call) stands before the answer.
+    Code before the function in the question (imports, other functions) is put before the answer's, too.
     """
     blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", answer, re.DOTALL | re.IGNORECASE)
     defined = re.compile(rf"^(async )?def {re.escape(key['entry_point'])}\b", re.MULTILINE)
@@ -156,14 +157,14 @@ def _choice_item(row: JSON, number: int) -> Item:
     return Item(str(row["question_id"]), str(row.get("category", "")), prompt, row["answer"])
 
 
-# "I" before a small letter is the speaker.
+# "I" before a lower-case word is the pronoun, not option I.
 CALLED = re.compile(r"(?i:answer)\**\s*(?:(?i:is|would be)\b\s*:?|:)\s*(?i:option\s+)?[\s*\\($]*(?!I [a-z])([A-J])\b")
 BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-J])\b")
 BARE = re.compile(r"\s*\(?([A-J])\)?[.:]?\s*")
 
 
 def choice(answer: str) -> str | None:
-    """The letter in the last place that names an answer."""
+    """The letter of the last statement of an answer; None without one."""
     bare = BARE.fullmatch(answer)
     found = CALLED.findall(answer) or BOXED.findall(answer) or ([bare[1]] if bare else [])
     return found[-1] if found else None
@@ -186,7 +187,7 @@ NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
 def plain(text: str) -> str:
-    """A number without commas, unit, sign of money or zeros at its end. Raises IndexError without one."""
+    """The first number in a text without commas, currency sign and trailing zeros. Raises IndexError without one."""
     found = NUMBER.findall(text)[0].replace(",", "").replace("$", "")
     whole, point, part = found.partition(".")
     part = part.rstrip("0")
@@ -194,7 +195,7 @@ def plain(text: str) -> str:
 
 
 def figure(answer: str) -> str | None:
-    """The number behind the last "####", or else boxed, or else the last of all."""
+    """The number after the last "####", else in the last \\boxed, else the last number at all; None without one."""
     answer = answer.replace("{,}", ",")  # TeX's way to group digits
     marked = answer.rpartition("####")[2] if "####" in answer else ""
     for told in (marked, *re.findall(r"\\boxed\{([^}]*)\}", answer)[-1:]):
