@@ -1,4 +1,4 @@
-"""Which answer does a request get?"""
+"""The simulator as an ASGI application: which code answers a request, and with which fault?"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -105,7 +105,7 @@ class Simulator:
         return methods[scope["method"]]
 
     async def _generate(self, scope: Scope, body: bytes, wire: Wire) -> None:
-        """Answer a chat or text completion and keep its entry true, however it ends."""
+        """Answer a generating request; its entry in the state is closed however it ends."""
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k != b"authorization"}
         given = _header(scope, b"x-request-id") or replies.new_id()
         entry = self.state.open(given, scope["path"], headers, body)
@@ -151,7 +151,7 @@ class Simulator:
         await (stream if request.stream else whole)(generation, shaped, wire=wire)
 
     def _tells(self, fault: Fault) -> bool:
-        """Whether logprobs are given where they are asked for."""
+        """Whether the server returns logprobs when they are requested."""
         return not fault.no_logprobs and self.settings.engine != "transformers"
 
     def _read(self, scope: Scope, body: bytes) -> Request:

@@ -1,4 +1,4 @@
-"""What form must the output have?"""
+"""Which constraint on the output does a request have (structured outputs)?"""
 
 import json
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from backends.sim.verdict import PAIRS
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """Either some allowed strings, or a JSON schema, or nothing."""
+    """The allowed strings, or a JSON schema, or neither: unconstrained."""
 
     choices: tuple[str, ...] = ()
     schema: Any = None
 
     @property
     def labels(self) -> list[str] | None:
-        """The allowed labels if the output is constrained, else None."""
+        """The labels that the output may be or have in its JSON; [] for a schema without them, None without a
+        constraint."""
         if self.choices:
             return list(self.choices)
         if self.schema is None or self.schema == ANY_OBJECT:

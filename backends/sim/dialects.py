@@ -1,4 +1,4 @@
-"""What do vLLM's /v1/messages, /v1/responses and /v1/embeddings ask and answer?   Both kinds of turns become a chat."""
+"""What are the bodies of vLLM's /v1/messages, /v1/responses and /v1/embeddings?   The first two become chats."""
 
 import base64
 import math
@@ -111,7 +111,7 @@ def as_chat(path: str, body: bytes) -> ChatRequest:
 
 
 def embedded(body: bytes, model: str) -> JSON:
-    """Vectors of length 1 that the text decides. Raises RequestError."""
+    """The answer of /v1/embeddings: unit vectors, a function of the text. Raises RequestError."""
     request = decode(body, EmbeddingsRequest)
     given, vector = request.input, _encoded if request.encoding_format == "base64" else _vector
     texts: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
@@ -128,7 +128,7 @@ def _vector(text: str) -> list[float]:
 
 
 def _encoded(text: str) -> str:
-    """The same as base64 of little-endian floats of 32 bits."""
+    """The vector as base64 of little-endian float32."""
     return base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *_vector(text))).decode()
 
 
@@ -139,7 +139,7 @@ def _format(asked: JSON) -> JSON | None:
 
 
 def _text(content: Any) -> str:
-    """The words of a string, of a piece or of pieces. Raises RequestError for media."""
+    """The text of a string, a content block or a list of blocks. Raises RequestError for media."""
     if isinstance(content, list):
         return "\n".join(map(_text, content))
     if isinstance(content, dict):
@@ -150,7 +150,7 @@ def _text(content: Any) -> str:
 
 
 def _turns(message: JSON) -> list[JSON]:
-    """An Anthropic message as chat's, its tool results before it."""
+    """An Anthropic message as chat messages; its tool results come first, as messages of their own."""
     content, role = message.get("content"), message.get("role")
     blocks = [b for b in content if isinstance(b, dict)] if isinstance(content, list) else []
     results = [{"role": "tool", "content": _text(b.get("content"))} for b in blocks if b.get("type") == "tool_result"]
@@ -162,7 +162,7 @@ def _turns(message: JSON) -> list[JSON]:
 
 
 class Block(NamedTuple):
-    """A run of tokens of one kind: an Anthropic content block, an output item of a response."""
+    """Consecutive tokens of one kind: a content block of Anthropic's, an output item of /v1/responses."""
 
     kind: str
     call: JSON | None
@@ -183,7 +183,7 @@ def blocks(steps: list[Step]) -> list[Block]:
 
 
 def message_usage(generation: Generation) -> JSON:
-    """As vLLM and Anthropic tell it: `input_tokens` without the cached ones."""
+    """The usage object as vLLM and Anthropic give it: `input_tokens` without the cached ones."""
     prompt, cached = len(generation.sequence.tokens), generation.sequence.cached
     return {"input_tokens": prompt - cached, "output_tokens": generation.entry.tokens,
             "cache_read_input_tokens": cached, "cache_creation_input_tokens": 0}  # fmt: skip
@@ -205,14 +205,14 @@ def _message(shaped: Shape, content: list[JSON], stop: str | None, usage: JSON) 
 
 
 async def message(generation: Generation, shaped: Shape, wire: Wire) -> None:
-    """A whole answer of `/v1/messages`."""
+    """Send a non-streamed answer of `/v1/messages`."""
     made = (await collected(generation))[0]
     stop = STOPS[generation.plans[0].finish]
     await wire.json(200, _message(shaped, [_content(b) for b in blocks(made)], stop, message_usage(generation)))
 
 
 async def message_stream(generation: Generation, shaped: Shape, wire: Wire) -> None:
-    """A stream of `/v1/messages`."""
+    """Send a streamed answer of `/v1/messages`."""
     said, begun = _Blocks(wire), False
     async for _, step in generation.steps():
         if not begun:
@@ -227,7 +227,7 @@ async def message_stream(generation: Generation, shaped: Shape, wire: Wire) -> N
 
 
 class _Blocks:
-    """Content blocks in events: each is opened, said token by token and closed."""
+    """Sends content blocks as events: start, a delta for each token, stop."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._index, self._kind = wire, -1, ""

@@ -1,4 +1,4 @@
-"""When does a sequence get its slot, its first token, its next one?"""
+"""When is a sequence scheduled, and when are its first and its next tokens ready?   The timing model."""
 
 import asyncio
 import heapq
@@ -13,25 +13,26 @@ from backends.sim.settings import Settings
 
 @dataclass(slots=True)
 class Sequence:
-    """One generation in the engine. Times are loop seconds, 0.0 until they happened."""
+    """One generation in the engine. Times are seconds of the event loop's clock, 0.0 until they happened."""
 
-    tokens: list[str]
+    tokens: list[str]  # the prompt
     salt: str = ""
     priority: int = 0
-    cached: int = 0
-    produced: list[str] = field(default_factory=list)
+    cached: int = 0  # prompt tokens found in the prefix cache
+    produced: list[str] = field(default_factory=list)  # generated tokens
     arrived: float = 0.0
-    started: float = 0.0
+    started: float = 0.0  # when it got a slot
     first_token: float = 0.0
-    due: float = 0.0
+    due: float = 0.0  # when the last token was ready
 
 
 class Engine:
     """A continuous-batching scheduler in wall time: bounded running set, waiting queue, prefix cache.
 
-    Decoding slows linearly with the number running, up to `time_factor_under_load` at `max_num_seqs`; prefill by the
-    square root of that. Against the published Flash table (settings.py) this gives TPOT 8, 27, 105 ms at 16, 64, 256
-    (published 8.4, 38, 105) and TTFT 2.1, 4.0, 7.8 times (published 2.1, 5.3, 6.3).
+    TPOT rises linearly with the number of running sequences, to `time_factor_under_load` times at `max_num_seqs`; TTFT
+    rises by the square root of that factor. Against the published Flash table (settings.py) this gives, at concurrency
+    16, 64, 256, TPOT of 8, 27, 105 ms (published 8.4, 38, 105) and 2.1, 4.0, 7.8 times the TTFT of concurrency 1
+    (published 2.1, 5.3, 6.3).
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -48,7 +49,7 @@ class Engine:
         return sum(1 for _, _, turn in self._waiting if not turn.done())
 
     def load_factor(self) -> float:
-        """How much slower than alone a decoding step is."""
+        """The time of a decode step, relative to that of a sequence alone."""
         most = self.settings.max_num_seqs
         if most <= 1:
             return 1.0
@@ -57,7 +58,7 @@ class Engine:
 
     @asynccontextmanager
     async def slot(self, sequence: Sequence) -> AsyncIterator[None]:
-        """Hold one of `max_num_seqs` places; leaving, also by cancellation, frees it at once."""
+        """Hold one of `max_num_seqs` slots; leaving, also by cancellation, frees it at once."""
         loop = asyncio.get_running_loop()
         sequence.arrived = loop.time()
         await self._turn(sequence.priority)
@@ -71,7 +72,7 @@ class Engine:
             self._give_back()
 
     async def _turn(self, priority: int) -> None:
-        """Return with one place taken: `running` counts it from the moment it is granted."""
+        """Wait for a slot; `running` counts it from the moment it is granted."""
         if self.running < self.settings.max_num_seqs:
             self.running += 1
             return
@@ -87,7 +88,7 @@ class Engine:
             raise
 
     def _give_back(self) -> None:
-        """Hand the place to the next in the queue, else free it."""
+        """Pass the slot on to the next in the queue, else free it."""
         while self._waiting:
             _, _, turn = heapq.heappop(self._waiting)
             if not turn.done():
@@ -96,7 +97,8 @@ class Engine:
         self.running -= 1
 
     async def prefill(self, sequence: Sequence) -> None:
-        """Compute the prompt: what the cache holds is free, but for the wait until who computes it is done."""
+        """Wait for the time of prefill. Cached blocks take none, except the rest of another sequence's prefill that is
+        still computing them."""
         loop = asyncio.get_running_loop()
         settings = self.settings
         blocks = chain(sequence.tokens, settings.block_size, sequence.salt)
@@ -121,7 +123,7 @@ class Engine:
         sequence.due = loop.time()
 
     async def token(self, sequence: Sequence, piece: str) -> None:
-        """Return when `piece` has been decoded; the first one is prefill's."""
+        """Return when the token `piece` is decoded; the first one comes with prefill, without a wait."""
         loop = asyncio.get_running_loop()
         if not sequence.produced:
             sequence.first_token = loop.time()
@@ -132,6 +134,6 @@ class Engine:
         sequence.produced.append(piece)
 
     def keep(self, sequence: Sequence) -> None:
-        """Leave the finished sequence's blocks, answer included, in the cache."""
+        """Put the blocks of a finished sequence, prompt and output, into the prefix cache."""
         for block in chain(sequence.tokens + sequence.produced, self.settings.block_size, sequence.salt):
             self.cache.add(block, 0.0)

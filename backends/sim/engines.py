@@ -1,4 +1,4 @@
-"""What do other servers than vLLM make of a request?"""
+"""What do other servers than vLLM, and vLLM's /v1/decisions, do with a request?"""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ VLLMS_OWN = {
 
 
 class Option(msgspec.Struct, forbid_unknown_fields=True):
-    """One choice of a question."""
+    """One allowed answer to a question."""
 
     value: str
     description: str = ""
 
 
 class Question(msgspec.Struct, forbid_unknown_fields=True):
-    """The one type of question that triage asks."""
+    """The type of question that triage uses."""
 
     type: str
     instructions: str
@@ -45,9 +45,9 @@ class Decisions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def adapted(request: Request, engine: str, body: bytes) -> Request:
-    """The request as `engine` understands it: none but vLLM knows `choice`, llama.cpp's server streams no
-    log-probabilities where there are tools, llama-cpp-python's refuses `json_schema`, `transformers serve` ignores
-    `response_format` and refuses fields of vLLM's. Raises RequestError."""
+    """The request as `engine` reads it: only vLLM supports `choice`, llama.cpp's server refuses to stream logprobs
+    with tools, llama-cpp-python's fails at `json_schema`, `transformers serve` ignores `response_format` and refuses
+    fields of vLLM's own. Raises RequestError."""
     if engine == "vllm":
         return request
     foreign = [name for name in decode(body, JSON) if name in VLLMS_OWN]
@@ -66,9 +66,9 @@ def adapted(request: Request, engine: str, body: bytes) -> Request:
 
 
 def deciding(body: bytes, settings: Settings) -> ChatRequest:
-    """A decision as the read of one token that it is: the state, the question, and one label of the choices.
+    """The body of /v1/decisions as a chat that generates one token, constrained to the choices' labels.
 
-    Raises RequestError: 404 without the endpoint (vLLM before 0.33 too), 501 for a model that it does not support.
+    Raises RequestError: 404 for an engine without the endpoint, 501 for a model that it does not support.
     """
     if settings.engine != "vllm":
         raise RequestError("Not Found", status=404, kind=DETAIL)
@@ -85,7 +85,7 @@ def deciding(body: bytes, settings: Settings) -> ChatRequest:
 
 
 def decided(shaped: Shape, plan: Plan, usage: JSON, choices: list[str]) -> JSON:
-    """vLLM's answer to one unnamed choice question: a probability for each label."""
+    """vLLM's answer to one unnamed choice question: a probability for each label, from the first token's logprobs."""
     step = plan.steps[0]
     known = {step.text: step.p, **dict(step.others)}
     mass = {choice: sum(p for text, p in known.items() if choice.startswith(text)) for choice in choices}

@@ -1,4 +1,4 @@
-"""What goes wrong with this request?"""
+"""Which faults are injected into a request's answer?"""
 
 import random
 from collections.abc import Mapping
@@ -15,28 +15,28 @@ Weakness = Literal["unsure", "loop", "refusal", "filter", "sorry", "empty"]
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All faults of one request; the defaults are none. Seconds are real, `speed` does not scale them."""
+    """The faults of one request; the defaults are none. Seconds are wall time, not scaled by `speed`."""
 
     only: Literal["all", "triage", "answer"] = "all"
-    count: Count | None = None  # the next so many requests, then none
+    count: Count | None = None  # hits the next so many requests, then none
     error_rate: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None  # share of requests answered with `status`
-    status: Annotated[int, Meta(ge=400, le=599)] | None = None  # alone: every request
-    retry_after: Seconds | None = None  # header of that answer
+    status: Annotated[int, Meta(ge=400, le=599)] | None = None  # without `error_rate`: every request
+    retry_after: Seconds | None = None  # the Retry-After header of that error
     stall_first: Seconds = 0.0  # before the first byte, headers included
-    stall_after: Count | None = None  # chunks, then nothing for `stall`
+    stall_after: Count | None = None  # after so many events nothing comes for `stall`
     stall: Seconds = 3600.0
-    drip: Seconds = 0.0  # between pieces of `drip_bytes`
+    drip: Seconds = 0.0  # pause between pieces of `drip_bytes`
     drip_bytes: Annotated[int, Meta(ge=1)] = 1
-    cut_after: Count | None = None  # chunks, then the connection ends; a JSON body ends at half
+    cut_after: Count | None = None  # after so many events the connection ends; a JSON body ends at half
     cut_by: Literal["reset", "close"] = "reset"
-    no_done: bool = False
-    no_finish: bool = False
+    no_done: bool = False  # a stream without [DONE]
+    no_finish: bool = False  # a stream without finish_reason
     bad_json: Literal["garbage", "truncated"] | None = None  # a non-streamed body
-    malformed_sse: bool = False  # every third event is no JSON
-    html: bool = False  # status 200, text/html
-    verdict: VerdictFault | None = None  # triage requests only
-    weak: Weakness | None = None  # answers only
-    weak_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # of the answers
+    malformed_sse: bool = False  # every third event is not JSON
+    html: bool = False  # status 200 with text/html in place of JSON
+    verdict: VerdictFault | None = None  # a bad verdict; triage requests only
+    weak: Weakness | None = None  # a bad answer; not for triage requests
+    weak_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0  # the share of answers that `weak` hits
     ignore_response_format: bool = False
     no_logprobs: bool = False
 
@@ -51,7 +51,7 @@ def error_type(status: int) -> str:
 
 
 def read(values: Mapping[str, Any], base: Fault = NONE) -> Fault:
-    """`base` with `values` laid over it. Raises msgspec.ValidationError on an unknown key or a wrong value."""
+    """`base` overridden by `values`. Raises msgspec.ValidationError on an unknown key or a wrong value."""
     return msgspec.convert({**msgspec.to_builtins(base), **values}, Fault)
 
 
@@ -64,7 +64,7 @@ def from_header(text: str) -> Fault:
 
 
 def _scalar(text: str) -> Any:
-    """A number, a truth value (nothing is true), or the text itself."""
+    """A number, a truth value ("" is true), or the text itself."""
     if text in ("", "true", "false"):
         return text != "false"
     try:
@@ -74,7 +74,7 @@ def _scalar(text: str) -> Any:
 
 
 class Faults:
-    """The faults set by the operator, and whom they hit."""
+    """The faults that are set for the server, and which requests they hit."""
 
     def __init__(self, failure_injection_rate: float, seed: int) -> None:
         self._start = Fault(error_rate=failure_injection_rate / 100.0, status=500) if failure_injection_rate else NONE
@@ -82,15 +82,15 @@ class Faults:
         self.current = self._start
 
     def reset(self) -> None:
-        """Back to what the command line said."""
+        """Back to the faults of the command line."""
         self.current = self._start
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Lay `values` over what is set. Raises msgspec.ValidationError."""
+        """Override single values of what is set. Raises msgspec.ValidationError."""
         self.current = read(values, self.current)
 
     def take(self, triage: bool, own: Fault | None) -> Fault:
-        """The fault for one request, its `own` (from a header) before the operator's; uses up one of `count`."""
+        """The fault for one request: its `own` (from a header) if it has one, else the server's. Decrements `count`."""
         fault = own or self.current
         if fault.only == ("answer" if triage else "triage") or (own is None and fault.count == 0):
             return NONE

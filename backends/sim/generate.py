@@ -1,4 +1,4 @@
-"""How does one generation run, from queue to last token?"""
+"""How does one generation run, from the waiting queue to the last token, and how is it sent?"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ class Generation:
         self.sequence, self.plans, self.entry = sequence, plans, entry
 
     async def steps(self) -> AsyncIterator[tuple[int, Step]]:
-        """Each choice's tokens in decoding order, in time. Cancelling frees the slot at once."""
+        """(choice, token) in decoding order, each when it is ready. Cancelling frees the slot at once."""
         self.entry.phase = "waiting"
         async with self._engine.slot(self.sequence), self._measured():
             self.entry.phase = "prefill"
@@ -55,19 +55,19 @@ class Generation:
                 yield pair
 
     def usage(self) -> JSON:
-        """Usage so far."""
+        """The usage object for the tokens so far."""
         return replies.usage(len(self.sequence.tokens), self.entry.tokens, self.sequence.cached)
 
 
 async def decision(generation: Generation, shaped: Shape, choices: list[str], wire: Wire) -> None:
-    """Answer a decisions request in one JSON body."""
+    """Answer a /v1/decisions request in one JSON body."""
     async for _ in generation.steps():
         pass
     await wire.json(200, decided(shaped, generation.plans[0], generation.usage(), choices))
 
 
 async def collected(generation: Generation) -> list[list[Step]]:
-    """Each choice's tokens, when all are made."""
+    """All tokens of each choice, after the last is generated."""
     made: list[list[Step]] = [[] for _ in generation.plans]
     async for index, step in generation.steps():
         made[index].append(step)
@@ -85,9 +85,9 @@ async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:
 
 
 async def stream(generation: Generation, shaped: Shape, request: Request, wire: Wire) -> None:
-    """Answer in server-sent events: roles, tokens, one finish for each choice, usage if asked, [DONE].
+    """Answer in server-sent events: roles, tokens, a finish_reason for each choice, usage if asked, [DONE].
 
-    A server whose streams have no end of their own tells the usage with the finish.
+    A server whose streams have no [DONE] (`Shape.ends`) sends the usage with the finish_reason.
     """
     left = [len(plan.steps) for plan in generation.plans]
     begun = False

@@ -1,4 +1,4 @@
-"""How likely does the model find the prompt itself?   What `echo` and `prompt_logprobs` add to a text completion."""
+"""Which log-probabilities do the prompt's tokens have?   For `echo` and `prompt_logprobs` of a text completion."""
 
 import math
 import zlib
@@ -10,18 +10,18 @@ JSON = dict[str, Any]
 
 
 def logprob(model: str, piece: str) -> float:
-    """A value that is the model's own and the same each time: that of a probability from 0.05 to 0.95."""
+    """A made-up log-probability, a fixed function of model and token; the probability is from 0.05 to 0.95."""
     return math.log(0.05 + 0.9 * (zlib.crc32(f"{model} {piece}".encode()) % 1000) / 1000)
 
 
 def values(model: str, prompt: str) -> list[tuple[str, float | None]]:
-    """The prompt's tokens; the first has no value, as nothing stands before it."""
+    """The prompt's tokens with their log-probabilities; None for the first, which has no context."""
     found = pieces(prompt)
     return [(piece, logprob(model, piece) if at else None) for at, piece in enumerate(found)]
 
 
 def echoed(choice: JSON, prompt: str, model: str) -> JSON:
-    """The choice with its prompt in front, in its logprobs, too."""
+    """The choice with the prompt prepended to its text and logprobs."""
     told = {**choice, "text": prompt + choice["text"]}
     if choice["logprobs"] is None:
         return told
@@ -38,7 +38,7 @@ def echoed(choice: JSON, prompt: str, model: str) -> JSON:
 
 
 def scored(prompt: str, model: str) -> list[JSON | None]:
-    """vLLM's `prompt_logprobs`: for each token but the first its id with its value."""
+    """vLLM's `prompt_logprobs`: None for the first token, for others {id: {"logprob", ...}}."""
     found: list[JSON | None] = []
     for piece, value in values(model, prompt):
         told = {"logprob": value, "rank": 1, "decoded_token": piece}

@@ -1,4 +1,4 @@
-"""What does vLLM's /metrics say?"""
+"""Which series does vLLM's /metrics have?"""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -59,16 +59,16 @@ class Metrics:
         return made.labels(*self._labels)
 
     def prefilled(self, sequence: Sequence) -> None:
-        """A prompt has been computed."""
+        """Counts a finished prefill."""
         self._queries.inc(len(sequence.tokens))
         self._hits.inc(sequence.cached)
         self._prompt.inc(len(sequence.tokens))
         self._queue.observe(sequence.started - sequence.arrived)
 
     def ended(self, sequence: Sequence, now: float, reason: str) -> None:
-        """A sequence that had its slot is over: `stop`, `length` or `abort`.
+        """Counts a sequence that leaves its slot; `reason`: stop, length or abort, `now`: loop seconds.
 
-        Of one whose caller left vLLM counts the tokens and nothing else (0.32), for all that it has a reason "abort".
+        Of an aborted one vLLM (0.32) counts the generated tokens only, although it has a reason "abort".
         """
         made = len(sequence.produced)
         self._generation.inc(made)

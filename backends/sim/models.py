@@ -1,4 +1,4 @@
-"""Which models are here, how do they tokenize?"""
+"""What do vLLM's /v1/models and /tokenize answer?"""
 
 import time
 
@@ -24,7 +24,7 @@ def _card(name: str, settings: Settings) -> JSON:
 
 
 def tokenized(body: bytes, settings: Settings) -> JSON:
-    """vLLM's `/tokenize`: for a prompt, or for a chat as it would be rendered. Raises RequestError."""
+    """vLLM's `/tokenize`: the tokens of a prompt, or of a chat after its template. Raises RequestError."""
     request = decode(body, TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise RequestError("Exactly one of `prompt` and `messages` is needed.", "prompt")

@@ -1,4 +1,4 @@
-"""Which tokens will the model produce?"""
+"""Which tokens will the model generate for a request?   Decided before any is timed."""
 
 import itertools
 import json
@@ -20,19 +20,19 @@ from backends.sim.verdict import LABELS, Verdict, judge, question_at, spelled, s
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token: where it goes, its text, its probability, the next likeliest with theirs."""
+    """One token."""
 
-    kind: str
+    kind: str  # content, reasoning, refusal or tool
     text: str
-    p: float
-    others: tuple[tuple[str, float], ...] = ()
-    call: JSON | None = None
-    index: int = 0
+    p: float  # its probability
+    others: tuple[tuple[str, float], ...] = ()  # next likely tokens with their probabilities
+    call: JSON | None = None  # id and name of a tool call that begins here
+    index: int = 0  # of the tool call
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One choice, decided whole before its first token is timed."""
+    """One choice: its tokens, `finish`: finish_reason, `stop`: the stop string that ended it."""
 
     steps: tuple[Step, ...]
     finish: str
@@ -41,8 +41,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was found out about a request before planning: its constraint, whether it is triage, its verdict if so, and
-    the words for simple and complex."""
+    """What planning needs to know of a request: its constraint on the output, whether it is a triage request and its
+    verdict then, `hardness` (0 to 1: the probability of complex), `last`: the last user message, `words`: the labels
+    for simple and complex."""
 
     constraint: Constraint
     triage: bool = False
@@ -54,7 +55,7 @@ class Asked:
 
 
 def asked(request: Request, settings: Settings) -> Asked:
-    """Read the request as the model would. Raises RequestError on an impossible constraint."""
+    """Analyses the request. Raises RequestError on an invalid constraint."""
     bound = constraint(request)
     if isinstance(request, CompletionRequest):
         prompt = "\n".join(completion_texts(request))
@@ -71,7 +72,7 @@ def asked(request: Request, settings: Settings) -> Asked:
 
 
 def plans(request: Request, known: Asked, settings: Settings, fault: Fault) -> list[Plan]:
-    """One plan for each of `n` choices, of each prompt if there are several; the same request gives the same plans."""
+    """One plan for each prompt and each of its `n` choices. Deterministic: the same request gives the same plans."""
     if isinstance(request, ChatRequest):
         heads: list[tuple[object, Asked]] = [(request.messages, known)]
     else:
@@ -122,9 +123,9 @@ def _content(request: Request, known: Asked, bound: Constraint, settings: Settin
 
 
 def _verdict_steps(judged: Verdict, known: Asked, free: bool, rng: random.Random) -> list[Step]:
-    """The label, bare or in its JSON object, its first token carrying the verdict's probability.
+    """The tokens of the label, bare or in a JSON object; its first token has the verdict's probability.
 
-    `free` is what a server writes that reads the question but enforces no format: a sentence, or JSON with spaces.
+    `free`: as from a server that does not enforce the constraint: in a sentence, or JSON with spaces.
     """
     bound, hard = known.constraint, judged.label == LABELS[1]
     word, other = known.words[hard], known.words[not hard]
@@ -144,13 +145,13 @@ def _verdict_steps(judged: Verdict, known: Asked, free: bool, rng: random.Random
 
 
 def _member(known: Asked, word: str) -> str:
-    """The name that the question gives the label's member."""
+    """The name of the JSON member for the label in the question's text."""
     found = re.search(rf'"(\w+)":"{word}"', known.last)
     return found[1] if found else "complexity"
 
 
 def _value_at(steps: list[Step], character: int) -> int:
-    """Index of the step that starts at or, if none does, holds the character."""
+    """Index of the step whose text has the character at that offset of the whole text."""
     ends = itertools.accumulate(len(step.text) for step in steps)
     return next(i for i, end in enumerate(ends) if end > character)
 
@@ -161,7 +162,7 @@ def _call_steps(index: int, call: JSON, rng: random.Random) -> list[Step]:
 
 
 def spell(kind: str, written: str, rng: random.Random, sure: bool = False) -> list[Step]:
-    """`written` token by token, each with a probability; `sure` is what a grammar leaves no choice in."""
+    """`written` as tokens of a kind, with random probabilities; `sure`: with 0.999, as under a grammar."""
     steps = []
     for piece in pieces(written):
         p = 0.999 if sure else 0.55 + 0.44 * rng.random()
@@ -170,7 +171,7 @@ def spell(kind: str, written: str, rng: random.Random, sure: bool = False) -> li
 
 
 def dump(value: Any) -> str:
-    """Compact JSON, as xgrammar writes it without whitespace."""
+    """Compact JSON, as generated under xgrammar without whitespace."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -206,7 +207,7 @@ def _weakened(plan: Plan, how: str, rng: random.Random) -> Plan:
 
 
 def _bounded(plan: Plan, request: Request) -> Plan:
-    """Cut at the first stop string in the visible text, then at the token limit."""
+    """The plan cut at the first stop string in its content, then at the token limit; padded under `ignore_eos`."""
     steps, finish, hit = plan.steps, plan.finish, None
     visible = "".join(step.text for step in steps if step.kind == "content")
     ends = [(visible.find(stop), stop) for stop in request.stops() if stop in visible]

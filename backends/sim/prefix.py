@@ -1,11 +1,11 @@
-"""Which blocks of a prompt are in the KV cache, since when?"""
+"""Which blocks of a prompt are in the prefix cache, and when are they ready?"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 
 def chain(tokens: Sequence[str], block_size: int, salt: str) -> list[int]:
-    """Hashes of the full blocks of `tokens`, each over its own tokens and all before it; `salt` enters the first."""
+    """Hashes of the full blocks of `tokens`, each over its own tokens and all before it; seeded with `salt`."""
     hashes = []
     last = hash(("salt", salt))
     for start in range(0, len(tokens) - block_size + 1, block_size):
@@ -15,7 +15,7 @@ def chain(tokens: Sequence[str], block_size: int, salt: str) -> list[int]:
 
 
 class PrefixCache:
-    """Blocks by chained hash, least recently used out first; each knows when its computation ends (loop seconds)."""
+    """An LRU cache of `capacity` blocks by chained hash, with the time (loop seconds) when each is computed."""
 
     def __init__(self, capacity: int) -> None:
         self._ready: OrderedDict[int, float] = OrderedDict()
@@ -25,7 +25,7 @@ class PrefixCache:
         return len(self._ready)
 
     def lookup(self, blocks: Sequence[int]) -> tuple[int, float]:
-        """How many leading blocks are held, when the last of them is ready (0.0 if none)."""
+        """The number of leading blocks in the cache, and when all of them are ready (0.0 if none)."""
         ready = 0.0
         for held, block in enumerate(blocks):
             if block not in self._ready:
@@ -35,14 +35,14 @@ class PrefixCache:
         return len(blocks), ready
 
     def add(self, block: int, ready: float) -> None:
-        """Hold a block from now on; it is usable by another sequence from `ready`."""
+        """Insert a block; other sequences can use it from `ready` on."""
         self._ready[block] = ready
         self._ready.move_to_end(block)
         if len(self._ready) > self.capacity:
             self._ready.popitem(last=False)
 
     def drop_unready(self, blocks: Sequence[int], now: float) -> None:
-        """Forget those of `blocks` whose computation had not ended at `now`."""
+        """Remove those of `blocks` that are not ready at `now`."""
         for block in blocks:
             if self._ready.get(block, 0.0) > now:
                 del self._ready[block]

@@ -1,4 +1,4 @@
-"""What does the model read?"""
+"""Which tokens is a request's prompt?"""
 
 import msgspec
 
@@ -16,7 +16,7 @@ _LOW = frozenset({"low", "minimal", "medium"})
 
 
 def thinks(request: ChatRequest, default: bool) -> bool:
-    """Does the model think? Template kwargs rule over `reasoning_effort`, that over the server's default."""
+    """Whether the model thinks: by chat template kwargs, else `reasoning_effort`, else the server's default."""
     kwargs = request.chat_template_kwargs or {}
     for key in ("thinking", "enable_thinking"):
         if key in kwargs:
@@ -26,7 +26,7 @@ def thinks(request: ChatRequest, default: bool) -> bool:
 
 
 def effort(request: ChatRequest) -> str:
-    """`low`, `high` or `max`: vLLM's three levels, from the two places a client may set it."""
+    """`low`, `high` or `max`, from chat template kwargs or the request's `reasoning_effort`."""
     kwargs = request.chat_template_kwargs or {}
     asked = str(kwargs.get("reasoning_effort", request.reasoning_effort))
     if asked in _LOW:
@@ -47,7 +47,7 @@ def chat_prompt(request: ChatRequest, thinking: bool) -> list[str]:
 
 
 def completion_texts(request: CompletionRequest) -> list[str]:
-    """The text of each prompt; a token id stands as itself, written out."""
+    """The text of each prompt; a token id is written as a marker with its number."""
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     ids = [item for item in prompts if isinstance(item, int)]
     return [_written(ids)] if ids else [_written(item) for item in prompts if not isinstance(item, int)]

@@ -1,4 +1,4 @@
-"""What did the client ask for, in vLLM's words?"""
+"""Which fields does a request have, and which requests does vLLM refuse?"""
 
 from typing import Annotated, Any, TypeVar
 
@@ -14,7 +14,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class RequestError(Exception):
-    """A request vLLM refuses: its status, error type, message and the field to blame."""
+    """A request that vLLM refuses: message, the invalid field, HTTP status and error type."""
 
     def __init__(
         self, message: str, param: str | None = None, status: int = 400, kind: str = "BadRequestError"
@@ -23,7 +23,7 @@ class RequestError(Exception):
         self.message, self.param, self.status, self.kind = message, param, status, kind
 
     def body(self) -> JSON:
-        """vLLM's error object, or what its web framework says itself."""
+        """vLLM's error object, or that of its web framework (FastAPI)."""
         if self.kind == DETAIL:
             return {"detail": self.message}
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}

@@ -1,4 +1,4 @@
-"""What does vLLM's answer look like on the wire?"""
+"""Which JSON objects does vLLM answer with?"""
 
 import math
 import time
@@ -18,18 +18,18 @@ _FIELDS = {"reasoning": ("reasoning",), "reasoning_content": ("reasoning_content
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What every object of one reply shares."""
+    """What all objects of one reply have in common, and which optional parts they have."""
 
     id: str
     model: str
     chat: bool
     created: int
-    reasoning: tuple[str, ...]
-    top: int | None
+    reasoning: tuple[str, ...]  # names of the fields with the reasoning
+    top: int | None  # the number of top_logprobs; None: no logprobs
     ends: bool  # streams end with [DONE]
-    echoes: bool = False
-    scores: bool = False
-    prompts: tuple[str, ...] = ()  # of each choice, where one of the two is asked for
+    echoes: bool = False  # `echo`
+    scores: bool = False  # `prompt_logprobs`
+    prompts: tuple[str, ...] = ()  # each choice's prompt, in text completions
 
     def envelope(self, streamed: bool) -> JSON:
         """id, object, created, model."""
@@ -87,7 +87,7 @@ def delta(step: Step, shaped: Shape) -> JSON | str:
 
 
 def chunk(shaped: Shape, index: int, body: JSON | str, step: Step | None) -> JSON:
-    """One unfinished streamed object for one choice: `body` is a chat delta or completion text."""
+    """One chunk of a stream for one choice, without a finish_reason; `body`: a chat delta or completion text."""
     logprobs = None if step is None or shaped.top is None else logprob_content([step], shaped)
     choice = {"index": index, "delta" if shaped.chat else "text": body, "logprobs": logprobs, "finish_reason": None}
     return {**shaped.envelope(True), "choices": [choice]}
@@ -105,7 +105,7 @@ def logprob_content(steps: list[Step], shaped: Shape) -> JSON:
 
 
 def _ranked(step: Step, top: int) -> list[tuple[str, float]]:
-    """The `top` likeliest tokens with their logprobs; what the plan does not know is filled with unlikely ones."""
+    """The `top` likeliest tokens with their logprobs; beyond the plan's own, filler tokens share the rest."""
     known = sorted(((step.text, step.p), *step.others), key=lambda pair: -pair[1])
     left = max(1e-9, 1.0 - sum(p for _, p in known))
     filler = [(text, left / 2 ** (i + 1)) for i, text in enumerate(_FILLER) if text not in dict(known)]

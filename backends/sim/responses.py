@@ -19,7 +19,7 @@ async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:
 
 
 async def stream(generation: Generation, shaped: Shape, wire: Wire) -> None:
-    """Every event is numbered. A kind's first token opens its item."""
+    """Send a streamed answer of /v1/responses: numbered events; each output item is added, sent by deltas, and done."""
     said = _Numbered(wire)
     made: list[Step] = []
     async for _, step in generation.steps():

@@ -1,4 +1,4 @@
-"""Which JSON value fits this schema?"""
+"""Which JSON value is valid under a schema?"""
 
 import random
 from typing import Any
@@ -9,10 +9,10 @@ _NODES = 2000
 
 
 def fit(schema: Any, rng: random.Random, words: list[str]) -> Any:
-    """A value valid under a JSON schema, or null where its bounds (16 levels, 2,000 nodes) end.
+    """A random value valid under a JSON schema; null below 16 levels and after 2,000 nodes.
 
-    `words` fill the free strings. Understands $ref to local definitions, const, enum, anyOf/oneOf/allOf, type lists
-    and the usual bounds; ignores `pattern` and keywords it does not know.
+    Free strings are made of `words`. Supports $ref to local definitions, const, enum, anyOf/oneOf/allOf, type lists and
+    the usual bounds; ignores `pattern` and unknown keywords.
     """
     return _Fitter(schema, rng, words).value(schema, _DEPTH)
 
@@ -29,7 +29,7 @@ def label_field(schema: Any, labels: tuple[str, ...]) -> str | None:
 
 
 def resolve(root: Any, schema: Any) -> JSON:
-    """`schema` with a local $ref followed; {} for what is no object or leads nowhere."""
+    """`schema` with local $refs resolved; {} for one that is no object or cannot be resolved."""
     for _ in range(_DEPTH):
         if not isinstance(schema, dict):
             return {}

@@ -1,4 +1,4 @@
-"""What is this simulated server, how fast is it?"""
+"""Which model and engine is simulated, and with which speed?   Settings, their defaults by tier, the command line."""
 
 import argparse
 import math
@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One simulated server. Times are milliseconds at `speed` 1; `speed` 0 or infinity waits for nothing."""
+    """One simulated server. Times are milliseconds and divided by `speed`; at `speed` 0 or infinity nothing waits.
+
+    `kv_cache_size`: of the prefix cache, in blocks of `block_size` tokens. `time_to_first_token`: a fixed TTFT, 0 for
+    the model of overhead and time per prompt token. `time_factor_under_load`: the slow-down of decoding at
+    `max_num_seqs` sequences. `obedient`: the classifier obeys instructions in the prompt. `failure_injection_rate`:
+    percent of requests that fail.
+    """
 
     tier: str
     served_model_name: tuple[str, ...]
@@ -35,11 +41,11 @@ class Settings:
 
     @property
     def model(self) -> str:
-        """The name under which this server answers."""
+        """The model name in answers: the first served one."""
         return self.served_model_name[0]
 
     def seconds(self, milliseconds: float) -> float:
-        """Real seconds to wait for a simulated time."""
+        """Simulated milliseconds as seconds of wall time."""
         if self.speed <= 0 or math.isinf(self.speed):
             return 0.0
         return milliseconds / 1000.0 / self.speed
@@ -90,7 +96,7 @@ def milliseconds(text: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; names follow llm-d-inference-sim and vLLM where they have one, unset is the tier's default."""
+    """The command line; names as in llm-d-inference-sim and vLLM where these have one. Unset: the tier's default."""
     p = argparse.ArgumentParser(prog="python -m backends.sim", description="A simulated vLLM server.")
     p.add_argument("--tier", choices=sorted(TIERS), required=True)
     p.add_argument("--host", default="127.0.0.1")
@@ -126,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings(args: argparse.Namespace) -> Settings:
-    """The tier's defaults with the given flags laid over them."""
+    """The tier's defaults, overridden by the given flags."""
     base = TIERS[args.tier]
     values = {}
     for field in fields(Settings):

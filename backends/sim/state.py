@@ -1,4 +1,4 @@
-"""What has this server been asked, and how did it end?"""
+"""Which requests did this server get, and how did they end?   For /admin/state."""
 
 import hashlib
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from backends.sim.protocol import JSON
 
-KEPT = 200
+KEPT = 200  # requests
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Entry:
     ended_ms: float | None = None
 
     def end(self, state: str) -> None:
-        """Close the entry; a second end changes nothing."""
+        """End the entry; a second call does nothing."""
         if self.state == "running":
             self.state = state
             self.ended_at, self.ended_ms = time.time(), time.monotonic() * 1000
@@ -48,14 +48,14 @@ class Entry:
 
 
 class State:
-    """The last `KEPT` requests and counts over all of them."""
+    """The last `KEPT` requests, and counts over all since the start or a reset."""
 
     def __init__(self, record_bodies: bool) -> None:
         self._record_bodies = record_bodies
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; requests still running stay uncounted."""
+        """Drop requests and counts."""
         self._entries: deque[Entry] = deque(maxlen=KEPT)
         self._counts: dict[str, int] = {}
 

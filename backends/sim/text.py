@@ -1,4 +1,4 @@
-"""What would this model say?"""
+"""Which text does the model generate?"""
 
 import random
 import re
@@ -51,20 +51,20 @@ _THOUGHT = (
 
 
 def keywords(text: str) -> list[str]:
-    """The telling words of `text` in order, at most twelve, never empty."""
+    """Up to twelve words of `text` that are not common ones, in order; never empty."""
     found = [w for w in _WORD.findall(text[-4000:]) if not _COMMON.fullmatch(w)]
     return list(dict.fromkeys(found))[:12] or ["this"]
 
 
 def topic(text: str) -> str:
-    """A short phrase for what `text` is about: its first line, cut at 80 characters."""
+    """The first line of `text`, cut at 80 characters and quoted."""
     line = next((part.strip() for part in text.splitlines() if part.strip()), "this")
     line = line.rstrip("?.! ")
     return f'"{line[:80]}"'
 
 
 def words_wanted(text: str, hardness: float) -> int:
-    """Plausible length of an answer in words; `hardness` is a probability."""
+    """The length of an answer in words; `hardness`: 0 to 1."""
     asked = _LENGTH.search(text)
     if asked:
         return max(1, min(int(asked.group(1)), 4000))
@@ -89,7 +89,7 @@ def answer(text: str, model: str, hardness: float, rng: random.Random) -> str:
 
 
 def thought(text: str, hardness: float, rng: random.Random) -> str:
-    """What the model thinks before it answers; never fewer than sixty words, longer when hard."""
+    """The reasoning before an answer: 60 words or more, longer with `hardness` (0 to 1)."""
     wanted = 60 + int(240 * hardness)
     said = [_line(_THOUGHT[0], text, rng)]
     while sum(len(s.split()) for s in said) < wanted:

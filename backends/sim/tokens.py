@@ -1,4 +1,4 @@
-"""How does the simulated model cut text into tokens?"""
+"""How is text tokenized?"""
 
 import re
 import zlib

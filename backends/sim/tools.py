@@ -1,4 +1,4 @@
-"""Does the model call a tool?"""
+"""Which tools does the model call, and with which arguments?"""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""How hard is this conversation, as a small model would guess?"""
+"""Which verdict does the simulated classifier give on a conversation?   By surface features of the text."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from backends.sim.protocol import JSON, ChatRequest, content_text
 
 LABELS = ("simple", "complex")
-PAIRS = (LABELS, ("likely", "unlikely"))  # the words that questions use for the two
+PAIRS = (LABELS, ("likely", "unlikely"))  # the labels that questions use for simple and complex
 
 # Surface features, each with its weight in log-odds of `complex`. They read structure first (code, formulas, several
 # constraints, length), then words of five languages; chosen by hand, never fitted to a benchmark.
@@ -50,14 +50,14 @@ _JSON_ASK = re.compile(r"\bjson\b|\{", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the classifier says of a conversation: its label and the probability of `complex`."""
+    """The classifier's label for a conversation, and the probability of `complex`."""
 
     label: str
     p_complex: float
 
 
 def log_odds(text: str, turns: int) -> float:
-    """Log-odds that `text`, the user's side of `turns` user turns, is complex."""
+    """Log-odds of `complex`, from the recent user messages `text` and the number of user turns."""
     score = -1.9
     for pattern, weight in _FEATURES:
         hits = len(pattern.findall(text[:20_000]))
@@ -71,7 +71,7 @@ def log_odds(text: str, turns: int) -> float:
 
 
 def judge(messages: list[JSON], obedient: bool) -> Verdict:
-    """Verdict on a conversation; an `obedient` classifier lets any text in it tell it the label."""
+    """The verdict on a conversation; `obedient`: a label demanded in its text is taken (prompt injection works)."""
     said = [content_text(m) for m in messages if m["role"] == "user"] or [content_text(m) for m in messages]
     recent = "\n".join(said[-3:])
     order = _ORDER.search("\n".join(content_text(m) for m in messages)) if obedient else None
@@ -84,10 +84,10 @@ def judge(messages: list[JSON], obedient: bool) -> Verdict:
 
 
 def question_at(request: ChatRequest, allowed: list[str] | None) -> int | None:
-    """Index of the triage question among the messages, or None when this is no triage request.
+    """Index of the triage question among the messages, None when this is no triage request.
 
-    It is one when the constrained output may be both labels, or, unconstrained, when the last message asks for JSON
-    and names both.
+    It is one when both labels are among the `allowed` outputs, or, if the output is unconstrained (None), when the last
+    message asks for JSON and has both labels in quotes.
     """
     last = len(request.messages) - 1
     if allowed is not None:
@@ -96,12 +96,12 @@ def question_at(request: ChatRequest, allowed: list[str] | None) -> int | None:
 
 
 def pair(words: list[str]) -> tuple[str, str] | None:
-    """The two labels that are both among `words`."""
+    """The pair of labels that is among `words`, None without one."""
     return next((pair for pair in PAIRS if set(pair) <= set(words)), None)
 
 
 def spelled(request: ChatRequest, allowed: list[str] | None) -> tuple[str, str]:
-    """The words in which a triage question wants its verdict: simple's, then complex's."""
+    """The labels that a triage question uses for simple and complex."""
     return pair(allowed if allowed is not None else _quoted(request)) or LABELS
 
 
@@ -114,8 +114,8 @@ def _asked(request: ChatRequest) -> str:
 
 
 def subject(messages: list[JSON], question: int, *, whole: bool = False) -> list[JSON]:
-    """The conversation the question is about: all before it, or, where the question stands in the system message,
-    the rest. `whole`: with the system messages that are part of it."""
+    """The conversation to classify: the messages before the question, or, if there are none but system messages, those
+    from it on. `whole`: with the system messages before it."""
     before = [m for m in messages[:question] if m["role"] not in ("system", "developer")]
     return (messages[:question] if whole else before) if before else messages[question:]
 

@@ -1,4 +1,4 @@
-"""How do an answer's bytes leave, whole or damaged?"""
+"""How is an answer sent, and how do transport faults damage it?"""
 
 import asyncio
 import socket
@@ -18,11 +18,11 @@ Receive = Callable[[], Awaitable[Message]]
 
 
 class Cut(Exception):
-    """The connection is to end here, mid-answer."""
+    """Raised to end the connection in the middle of an answer."""
 
 
 class Wire:
-    """One response on its way out, with the transport faults of `fault`; `extra` headers go with it."""
+    """Sends one response, with the transport faults of `fault` and the headers `extra`."""
 
     def __init__(self, scope: Scope, send: Send, fault: Fault, headers: dict[str, str]) -> None:
         self._scope, self._send, self.fault, self.extra = scope, send, fault, headers
@@ -40,7 +40,7 @@ class Wire:
         await self.whole(status, raw, "application/json")
 
     async def whole(self, status: int, raw: bytes, kind: str) -> None:
-        """Send a body of known length; a cut leaves half of it out."""
+        """Send a body of known length, or half of it under `cut_after`."""
         await self._start(status, {"content-type": kind, "content-length": str(len(raw))})
         if status == 200 and self.fault.cut_after is not None:
             await self._bytes(raw[: len(raw) // 2], more=True)
@@ -48,7 +48,7 @@ class Wire:
         await self._bytes(raw, more=False)
 
     async def event(self, body: JSON, name: str = "") -> None:
-        """Send one server-sent event, named or not; the first one sends the headers."""
+        """Send one server-sent event, with an event name if given; before the first one, the headers."""
         if not self.started:
             await self._start(200, {"content-type": "text/event-stream; charset=utf-8"})
         await self._trouble()
@@ -65,7 +65,7 @@ class Wire:
         await self._bytes(b"" if self.fault.no_done else last, more=False)
 
     async def _trouble(self) -> None:
-        """Stall or cut, when this many chunks have left."""
+        """Stall or raise Cut, if so many events have been sent."""
         if self.fault.stall_after is not None and self._chunks == self.fault.stall_after:
             await asyncio.sleep(self.fault.stall)
         if self.fault.cut_after is not None and self._chunks >= self.fault.cut_after:
