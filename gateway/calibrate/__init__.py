@@ -1,4 +1,4 @@
-"""Where should the threshold be on this traffic?"""
+"""Which threshold on the probability of complex fits recorded traffic and a target?"""
 
 from gateway.calibrate.file import dump
 from gateway.calibrate.fitted import Calibration, Split, Unproven, calibrate

@@ -1,9 +1,9 @@
-"""Up to which threshold does Flash's failure rate stay below a bound, with what confidence?
+"""Up to which threshold is Flash's failure rate below a bound, with a given confidence?
 
-Fixed-sequence testing (Learn then Test, arXiv 2110.01052) with exact binomial tails: thresholds are tried from the one
-that keeps the fewest requests on Flash, and the first that cannot be certified ends it. So the chance that the chosen
-one breaks the bound is at most 1 - confidence, whatever the score is worth. It holds for requests drawn like those that
-were judged, by a score that was fitted on others.
+Fixed-sequence testing (Learn then Test, arXiv 2110.01052) with exact binomial tails: thresholds are tested from the one
+that keeps the fewest requests on Flash, until one cannot be certified. So the probability that the chosen one breaks
+the bound is at most 1 - confidence, however good or bad p is. It holds for requests from the same distribution as the
+judged ones, and if p was fitted on others.
 """
 
 import math
@@ -17,7 +17,7 @@ SHARE_OF_BOUND = 0.5  # the sequence starts where a failure rate of half the bou
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """Below `threshold` (of p) stay `kept` of the judged requests, of which `failures` failed on Flash."""
+    """`kept`: the judged requests with p below `threshold`; `failures`: those of them that failed on Flash."""
 
     threshold: float
     kept: int
@@ -25,7 +25,7 @@ class Certified:
 
 
 def tail(failures: int, trials: int, rate: float) -> float:
-    """The probability of at most that many failures when each trial fails at that rate."""
+    """The binomial distribution function: the probability of at most `failures` in `trials` at that failure rate."""
     if rate >= 1:
         return float(failures >= trials)
     logs = (
@@ -37,7 +37,7 @@ def tail(failures: int, trials: int, rate: float) -> float:
 
 
 def fewest(rate: float, confidence: float) -> int:
-    """The fewest kept requests of which half the bounded rate may fail and the bound still be certified."""
+    """The fewest kept requests that certify the bound if they fail at half its rate."""
     kept = 1
     while tail(math.floor(kept * rate * SHARE_OF_BOUND), kept, rate) > 1 - confidence:
         kept += 1
@@ -45,9 +45,9 @@ def fewest(rate: float, confidence: float) -> int:
 
 
 def certify(judged: Sequence[tuple[float, bool]], rate: float, confidence: float) -> Certified | None:
-    """The threshold that keeps most on Flash and is certified; `judged` holds p and whether Flash failed.
+    """The largest threshold that is certified; `judged`: (p, whether Flash failed).
 
-    None when not even the strictest is: too few requests, or too many failures among those with the lowest p.
+    None when not even the first is: too few requests, or too many failures among those with the lowest p.
     """
     ranked = sorted(judged)
     first = fewest(rate, confidence)

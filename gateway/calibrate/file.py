@@ -1,4 +1,4 @@
-"""How does a calibration stand in its file?   JSON, versioned; the policy names the file."""
+"""What is in a calibration's file?   JSON with a schema version; the policy names the file."""
 
 import json
 from dataclasses import asdict

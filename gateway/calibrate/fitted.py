@@ -28,9 +28,9 @@ from gateway.calibrate.target import Target
 from gateway.calibration import Basis, Layer, Row
 from gateway.estimate import Z, effective
 
-PARTS = 10  # of equally many records, by p: what later traffic is compared with
-LEAST = 100  # records, and records with an outcome
-CLOSE = 0.03  # a share that may be further from its target than this, by chance alone, is worth a caveat
+PARTS = 10  # bins of equally many records by p, with which later traffic is compared
+LEAST = 100  # the fewest records, and the fewest with an outcome
+CLOSE = 0.03  # above this 95 % sampling error of a share there is a caveat
 SEED = 20261122
 
 Split = Literal["time", "caller", "id"]
@@ -42,10 +42,10 @@ class Unproven(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`edges` part p into bands, the simplest first: one edge for two tiers.
+    """`edges`: thresholds that divide p into bands, the simplest first; one edge for two tiers.
 
-    p is the probability that Pro is needed; for a bound on failures, that Flash fails. `report` is on records that
-    nothing was fitted on. `proven`: the bound is certified; for shares, that they buy more than chance would.
+    p is the probability that Pro is needed; for a bound on failures, that Flash fails. `report` is on held-out records.
+    `proven`: the bound is certified; for shares, that the gain over random routing is significant.
     """
 
     target: Target
@@ -63,10 +63,10 @@ class Calibration:
 
 
 def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -> Calibration:
-    """Fits on one half of the records and judges on the other; what is written is then fitted on both.
+    """Fits on one half of the records and evaluates on the other. For shares the result is then fitted on both halves;
+    a bound holds only for the layer that it was certified with, so that one stays.
 
-    A bound holds for the layer that it was certified with, so that one is written. split: "time" fits on the older
-    half; "caller" keeps each caller's requests together; "id" parts by chance.
+    split: "time" fits on the older half; "caller" keeps each caller's requests together; "id" splits at random.
     Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: their edges
     follow all records, and without outcomes they follow the score alone, and the calibration is not `proven`.
     """
@@ -100,7 +100,7 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
 def _edges(
     layer: Layer, records: Sequence[Example], target: Target, hits: Sequence[Judged]
 ) -> tuple[tuple[float, ...], dict[str, Any]]:
-    """The edges of p, and what their bound was certified on: shares follow `records`, a bound follows `hits`."""
+    """The edges and, for a bound, the counts that certify it: shares come from `records`, a bound from `hits`."""
     if target.kind == "shares":
         return thresholds([layer.p(told(one)) for one in records], target.shares), {}
     bound = _certified([(one.p, bool(one.value)) for one in thinned(hits)], target)
@@ -108,7 +108,7 @@ def _edges(
 
 
 def basis_of(p: Sequence[float], fitted: Sequence[Example], target: Target, label: Label) -> Basis:
-    """`p` is that of all records, of which `fitted` were fitted on."""
+    """The basis of a calibration: `p` of all records, of which the layer was fitted on `fitted`."""
     ranked = sorted(p)
     cuts = {ranked[len(ranked) * at // PARTS] for at in range(1, PARTS)} - {ranked[0]}
     ends = [0, *(bisect_left(ranked, cut) for cut in sorted(cuts)), len(ranked)]
@@ -121,7 +121,7 @@ def basis_of(p: Sequence[float], fitted: Sequence[Example], target: Target, labe
 
 
 def question_of(records: Sequence[Example]) -> str | None:
-    """What all verdicts answered, None: there is none. Raises Unproven where they answered several."""
+    """The question that all verdicts answer, None without verdicts. Raises Unproven when there are several."""
     found = Counter(one.question for one in records if one.question is not None)
     if len(found) > 1:
         told = ", ".join(f"{question!r} ({count})" for question, count in found.most_common())
@@ -130,13 +130,13 @@ def question_of(records: Sequence[Example]) -> str | None:
 
 
 def gains(report: Mapping[str, Any]) -> bool:
-    """Whether the interval of the gain over chance lies above 0."""
+    """Whether the 95 % interval of the lift lies above 0."""
     found = report.get("lift")
     return found is not None and found["low"] > 0
 
 
 def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], list[Example]]:
-    """The records to fit on and those to judge on. Raises Unproven when they lack what the split goes by."""
+    """The records to fit on, and those to evaluate on. Raises Unproven when they cannot be split so."""
     if split == "time":
         if any(one.at is None for one in records):
             raise Unproven("a split by time needs `at` in every record")
@@ -155,7 +155,7 @@ def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], lis
 
 
 def few_outcomes(half: Sequence[Example], label: Label) -> str | None:
-    """What to say of a half with too few outcomes; None when there are enough."""
+    """A message if a half has too few outcomes, by effective sample size; else None."""
     known = [one.weight for one in half if label(one) is not None]
     worth = effective(known)
     if worth >= LEAST // 2:
@@ -165,7 +165,7 @@ def few_outcomes(half: Sequence[Example], label: Label) -> str | None:
 
 
 def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
-    """What to say of a half whose outcomes are nearly all the same; None when they are not."""
+    """A message if nearly all outcomes of a half are equal; else None."""
     known = [hit for one in half if (hit := label(one)) is not None]
     if min(sum(known), len(known) - sum(known)) >= LEAST_OF_EACH // 2:
         return None
@@ -173,7 +173,7 @@ def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
 
 
 def thresholds(p: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
-    """The edges that part these requests into those shares, the lowest p first."""
+    """The quantiles of p that divide the requests into those shares, the lowest p first."""
     ranked = sorted(p)
     ends = list(accumulate(shares))[:-1]
     return tuple(ranked[min(round(end * len(ranked)), len(ranked) - 1)] for end in ends)
@@ -198,7 +198,7 @@ def _shares(p: Sequence[float], edges: Sequence[float]) -> list[dict[str, float]
 
 
 def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], edges: Sequence[float]) -> dict[str, Any]:
-    """How far p is right and what the last edge buys, on judged records."""
+    """Calibration and discrimination of p, and the lift of the last edge, on held-out records."""
     won = [Judged(p, float(one.gain or 0), one.weight) for p, one in outcomes]
     kept = [Judged(p, float(bool(one.failed)), one.weight) for p, one in outcomes if p < edges[0]]
     rate = mean(hits)
@@ -215,7 +215,7 @@ def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], ed
 
 
 def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
-    """What the report's reader must know."""
+    """The caveats that hold, as sentences."""
     p = [(layer.p(told(one)), one) for one in records]
     known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None]
     weighted = any(one.weight != 1 for one in known)  # then they stand for the others, too
@@ -247,7 +247,7 @@ def _caveats(records: Sequence[Example], report: Mapping[str, Any], target: Targ
 
 
 def _of_shares(report: Mapping[str, Any], target: Target, fitted: int) -> list[str]:
-    """What the report's reader must know of the shares: `fitted` records had set the edges that were judged."""
+    """The caveats on shares that hold; `fitted`: the number of records that the evaluated edges come from."""
     records = fitted + report["judged"]
     once = max((math.sqrt(share * (1 - share)) for share in target.shares), default=0.0)
     by_chance = Z * once * math.sqrt(1 / fitted + 1 / report["judged"])

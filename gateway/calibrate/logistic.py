@@ -1,4 +1,4 @@
-"""How likely is it?   A logistic layer over what a decision was made on, held near what is believed beforehand."""
+"""How are the layer's weights fitted?   Penalised logistic regression on a decision's inputs, with Gaussian priors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from gateway.calibration import EDGE, Layer, Row, sigmoid, taken
 from gateway.estimate import effective
 
 STEPS = 25
-Prior = tuple[float, float]  # a weight per standard deviation before any outcome, and the penalty on leaving it
+Prior = tuple[float, float]  # a weight's mean, for a standardised input, and its precision (L2 penalty)
 
 
 def fit(
@@ -16,11 +16,10 @@ def fit(
     priors: Mapping[str, Prior],
     stand_for: Sequence[float] | None = None,
 ) -> Layer:
-    """The layer for these outcomes (None: not known), on the inputs that `priors` name.
+    """The layer fitted to the outcomes `hits` (None: not known), on the inputs that `priors` name.
 
-    `stand_for`: for how many requests each outcome stands, by default for one; together they count for as many as that
-    leaves effective. Means and scales are those of all rows, so the layer of rows without any outcome is what is
-    believed beforehand.
+    `stand_for`: importance weights of the outcomes, 1 by default; they are scaled to sum up to the effective sample
+    size. Means and scales are those of all rows, so without any outcome the layer has the priors' means.
     """
     columns = {name: [taken(name, row[name]) for row in rows if name in row] for name in priors}
     means = {name: sum(column) / len(column) for name, column in columns.items()}
@@ -38,15 +37,15 @@ def fit(
 
 
 def _spread(column: Sequence[float], mean: float) -> float:
-    """The standard deviation; 1 for a constant."""
+    """The standard deviation; 1 if that is 0."""
     return math.sqrt(sum((value - mean) ** 2 for value in column) / len(column)) or 1.0
 
 
 def _newton(
     inputs: Sequence[Sequence[float]], outcomes: Sequence[tuple[bool, float]], priors: Sequence[Prior]
 ) -> list[float]:
-    """Weights of the greatest penalized likelihood, each drawn to its prior's mean with its prior's penalty; an outcome
-    counts so many times."""
+    """The weights of maximum penalised likelihood (MAP), by Newton's method with bounded steps; `outcomes`: hit and
+    weight."""
     size = len(priors)
     weights = [mean for mean, _ in priors]
     for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""What do recorded decisions say of which tier was needed?"""
+"""Which examples, inputs with outcomes, do recorded decisions give?"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,15 +80,15 @@ def example(one: Recorded, agree: float = GOOD) -> Example | None:
 
 
 def stands_for(one: Recorded, first: Sequence[str]) -> float:
-    """For how many requests the first tier's outcome stands: where it is known only since chance let that tier answer,
-    for those as well that chance sent elsewhere."""
+    """The importance weight of the first tier's outcome: one over its propensity, where that tier answered because
+    exploration chose it at random; else 1."""
     chances, answered = one.route.chances, one.tier or one.route.tier
     by_chance = one.outcome is not None and first and answered == first[0] == one.route.tier
     return 1 / chances[first[0]] if by_chance and chances.get(first[0]) else 1.0
 
 
 def good(one: Recorded, tier: Sequence[str], least: float) -> bool | None:
-    """Whether that tier's answer was good; None where nobody judged it, or there is no such tier."""
+    """Whether that tier's answer was good; None when nobody judged it or there is no such tier."""
     if one.outcome is None or not tier:
         return None
     known = {one.tier or one.route.tier: one.outcome.quality, **one.outcome.tiers}

@@ -1,4 +1,4 @@
-"""What is a threshold worth on requests that it was not fitted on?"""
+"""How good are p and its threshold on held-out requests?"""
 
 import math
 import random
@@ -17,7 +17,7 @@ ROUNDING = 1e-9  # of sums of weights
 
 
 class Judged(NamedTuple):
-    """A request with its outcome: p, what happened (1 or 0) or was gained, and for how many requests it stands."""
+    """A request with its predicted probability p, the outcome (1 or 0) or gain, and its importance weight."""
 
     p: float
     value: float
@@ -34,18 +34,18 @@ class Estimate:
 
 
 def mean(judged: Sequence[Judged]) -> float:
-    """The mean value."""
+    """The weighted mean of the values."""
     return sum(one.weight * one.value for one in judged) / sum(one.weight for one in judged)
 
 
 def brier(judged: Sequence[Judged]) -> float:
-    """Mean squared distance of p from what happened; 0 is best."""
+    """Brier score: the weighted mean squared difference of p and outcome; 0 is best."""
     return mean([Judged(one.p, (one.p - one.value) ** 2, one.weight) for one in judged])
 
 
 def ece(judged: Sequence[Judged]) -> float:
-    """Mean distance of stated from observed probability, over ten bins of equally many requests."""
-    ranked = sorted(judged, key=lambda one: one.p)  # equal p keep their order, whatever happened
+    """Expected calibration error: mean |p - observed rate| over ten bins of equal weight."""
+    ranked = sorted(judged, key=lambda one: one.p)  # by p alone: outcomes must not order ties
     total, before, off = sum(one.weight for one in judged), 0.0, [0.0] * BINS
     for one in ranked:
         off[min(int(BINS * before / total + ROUNDING), BINS - 1)] += one.weight * (one.p - one.value)
@@ -54,11 +54,11 @@ def ece(judged: Sequence[Judged]) -> float:
 
 
 def lift(judged: Sequence[Judged], threshold: float) -> float:
-    """The part of Pro's gain, here the values, that is caught at or above the threshold, less what chance would catch
-    at that share. NaN when Pro gains nothing over all.
+    """The part of Pro's total gain (the values) in requests with p at or above the threshold, less the part of such
+    requests, which random routing would get. NaN when the total is not positive.
     """
     whole = total = caught = share = 0.0
-    for p, value, weight in judged:  # once: a report asks this of 400 samples
+    for p, value, weight in judged:  # one pass: called for 400 bootstrap samples
         whole += weight * value
         total += weight
         if p >= threshold:
@@ -68,7 +68,7 @@ def lift(judged: Sequence[Judged], threshold: float) -> float:
 
 
 def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], float]) -> Estimate:
-    """The measure, and its 95 % interval over resampled requests."""
+    """The measure with its 95 % bootstrap interval over requests."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
     drawn = (measure(chance.choices(judged, k=len(judged))) for _ in range(DRAWS))
     found = sorted(value for value in drawn if not math.isnan(value))
@@ -83,19 +83,20 @@ def share_interval(hits: int, of: int) -> Estimate:
 
 
 def rate_interval(judged: Sequence[Judged]) -> Estimate:
-    """The mean of what happened or not, with Wilson's interval for as many requests as the weights leave."""
+    """The weighted rate of outcomes, with Wilson's 95 % interval at the effective sample size."""
     rate = mean(judged)
     return Estimate(rate, *wilson(rate, round(effective([one.weight for one in judged]))))
 
 
 def thinned(judged: Sequence[Judged]) -> list[Judged]:
-    """A sample in which each stands for itself: by chance each stays as often as its weight says. All of equal ones."""
+    """An unweighted sample: each request is kept with a probability proportional to its weight (rejection sampling);
+    all of them when weights are equal."""
     chance, most = random.Random(SEED), max((one.weight for one in judged), default=1.0)  # noqa: S311  (as above)
     return [Judged(one.p, one.value) for one in judged if chance.random() * most < one.weight]
 
 
 def apart(some: Sequence[Judged], others: Sequence[float]) -> bool:
-    """Whether p differs in distribution between some requests and others (Kolmogorov and Smirnov, at 5 %)."""
+    """Whether the distributions of p differ: Kolmogorov-Smirnov test at 5 %, `some` weighted."""
     if not some or not others:
         return False
     here, there = sorted(one.p for one in some), sorted(others)

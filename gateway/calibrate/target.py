@@ -1,4 +1,4 @@
-"""What does the operator want?   pro_share=0.25 | shares=0.5/0.3/0.2 | cost=0.4 | flash_failure=0.05@0.95"""
+"""What is a calibration's target?   pro_share=0.25 | shares=0.5/0.3/0.2 | cost=0.4 | flash_failure=0.05@0.95"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,13 +8,13 @@ FORMS = "pro_share=0.25, shares=0.5/0.3/0.2, cost=0.4 (of sending all to Pro), f
 
 
 class TargetError(Exception):
-    """A target that means nothing; the message says why."""
+    """An invalid target; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`text` as the operator wrote it. shares: `shares` of requests, the simplest first, together 1.
-    flash_failure: at most `rate` of what stays on Flash fails, with `confidence`.
+    """`text`: as the operator wrote it. Kind "shares": the tiers' `shares` of requests, the simplest first, sum 1.
+    Kind "flash_failure": at most `rate` of the requests that stay on Flash fail, with `confidence`.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Target:
 
 
 def parse(text: str, price_ratio: float | None = None) -> Target:
-    """The target that `text` spells; `price_ratio` is what Pro costs for one of Flash. Raises TargetError."""
+    """The target in `text`; `price_ratio`: Pro's price over Flash's. Raises TargetError."""
     name, _, said = text.partition("=")
     if name == "pro_share":
         share = _number(text, said)
@@ -60,7 +60,7 @@ def _shares(text: str, said: str) -> tuple[float, ...]:
 
 
 def _affordable(text: str, cost: float, price_ratio: float | None) -> float:
-    """The share of requests that Pro may answer for that part of Pro's whole cost, equal lengths assumed."""
+    """Pro's share of requests at which the cost is that part of the cost of Pro alone; lengths are taken as equal."""
     if price_ratio is None or price_ratio <= 1:
         raise TargetError(f"{text}: needs what Pro costs for one of Flash, more than 1 (--price-ratio)")
     least = 1 / price_ratio
