@@ -1,4 +1,4 @@
-"""When did which part of one streamed answer come?"""
+"""What are the latencies of one streamed answer: TTFT, TPOT and the total?"""
 
 import json
 import math
@@ -14,14 +14,14 @@ class Failed(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """One stream as its caller saw it. Times in milliseconds since the request was due."""
+    """One stream as the caller saw it. Times are milliseconds since the request was due."""
 
     pieces: list[float] = field(default_factory=list)
     end: float = 0.0
     tokens: int = 0
 
     def times(self) -> dict[str, float]:
-        """By kind; without what too short an answer does not have."""
+        """Times by kind; a kind that a short answer does not have is left out."""
         found = {"e2e": self.end}
         if self.pieces:
             found["ttft"] = self.pieces[0]
@@ -33,7 +33,7 @@ class Answer:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The smallest of `values` that at least this part of them does not exceed."""
+    """The percentile by nearest rank: the smallest value that is not below that part of `values`."""
     return sorted(values)[max(math.ceil(part * len(values)), 1) - 1]
 
 

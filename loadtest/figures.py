@@ -1,4 +1,4 @@
-"""What do the answers of a load test come to?   Times, goodput and routing, from one record for each request.
+"""Which figures follow from a load test's requests?   Times, goodput and routing, from one record for each request.
 
   TTFT     ms to the first text, of the reasoning or of the answer.
   TPOT     (E2E - TTFT) / (completion tokens - 1), in ms, tokens by the server's own usage. Not GuideLLM's, which takes
@@ -24,7 +24,7 @@ SHAPES = ("flat", "steps", "spike", "soak")
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What came of one request. `at`: seconds since the start when it was due; `late`: ms from then to its sending;
+    """One request's outcome. `at`: seconds since the start when it was due; `late`: ms from then to its sending;
     `label`: what its prompt is, simple or complex, where the gateway had to find out."""
 
     at: float
@@ -37,7 +37,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """The most milliseconds of each kind, for all tiers or for one."""
+    """Latency limits in milliseconds by kind, for all tiers or for one."""
 
     bounds: dict[tuple[str | None, str], float]
 
@@ -54,7 +54,7 @@ class Objectives:
         return cls(bounds)
 
     def met(self, one: Exchange) -> bool:
-        """An answer without a time of a kind, such as one of a single token, has none to be too long."""
+        """Whether an answer's times are within the limits. A kind that it lacks (TPOT of one token) is no miss."""
         if one.problem:
             return False
         return all(value <= self._most(one.tier, kind) for kind, value in one.times.items())
@@ -75,7 +75,7 @@ def level(shape: str, part: float) -> float:
 
 
 def summary(exchanges: Sequence[Exchange], objectives: Objectives, seconds: float) -> dict[str, Any]:
-    """Figures of all and by tier; what was asked directly is a tier, and no part of all."""
+    """Figures of all requests and by tier; requests sent directly to a server are a tier of their own, not in "all"."""
     own = [one for one in exchanges if one.tier != DIRECT]
     tiers = {name: [one for one in exchanges if one.tier == name] for name in sorted({one.tier for one in exchanges})}
     return {
@@ -86,7 +86,7 @@ def summary(exchanges: Sequence[Exchange], objectives: Objectives, seconds: floa
 
 
 def figures(exchanges: Sequence[Exchange], objectives: Objectives, seconds: float) -> dict[str, Any]:
-    """Counts, rates and quantiles. `achieved` and `goodput` are answers a second."""
+    """Counts, rates and percentiles. `achieved` and `goodput`: answers a second."""
     whole = [one for one in exchanges if not one.problem]
     good = sum(map(objectives.met, whole))
     return {
@@ -105,7 +105,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def routing(exchanges: Sequence[Exchange]) -> dict[str, tuple[int, int]]:
-    """Prompts that went where their label asks for, of how many: by label, and together as `all`."""
+    """(prompts that were routed as their label demands, prompts), by label and as `all`."""
     found: dict[str, tuple[int, int]] = {}
     for one in exchanges:
         fits = one.tier.startswith(STRONG) == (one.label == "complex")
@@ -116,7 +116,7 @@ def routing(exchanges: Sequence[Exchange]) -> dict[str, tuple[int, int]]:
 
 
 def ratios(pairs: Sequence[tuple[Exchange, Exchange]]) -> dict[str, float]:
-    """Of each prompt asked twice, first through the gateway: the middle of the times' ratios, by kind."""
+    """The median ratio of times, by kind, of prompts that were sent twice: through the gateway over directly."""
     found = {}
     for kind in KINDS:
         both = [(a.times.get(kind), b.times.get(kind)) for a, b in pairs if not (a.problem or b.problem)]
@@ -126,7 +126,7 @@ def ratios(pairs: Sequence[tuple[Exchange, Exchange]]) -> dict[str, float]:
 
 
 def told(found: Mapping[str, Any]) -> Iterator[str]:
-    """For people: a run and what is known of its parts."""
+    """The report as text: of the run, and of its parts where there are some."""
     for name, part in found.get("parts", {}).items():
         yield f"--- {name}"
         yield from told(part)

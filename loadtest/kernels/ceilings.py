@@ -1,4 +1,4 @@
-"""What can this device do at best?   Reading, copying, multiplying, launching; and what does routing cost?"""
+"""What are the device's limits?   Memory bandwidth, bf16 throughput, launch overhead; and the time of routing."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def read_kernel(data, out, blocks, BLOCK: tl.constexpr):
 
 @triton.jit
 def idle_kernel(out):
-    """Does next to nothing."""
+    """An empty kernel but for one store, to time a launch."""
     tl.store(out + tl.program_id(0), 0)
 
 
@@ -69,14 +69,14 @@ def memory(book: Book, tiny: bool) -> None:
 
 
 def product(book: Book, tiny: bool) -> None:
-    """Operations a second of a large bf16 product of random numbers."""
+    """Operations a second of a large bf16 matrix product of random numbers."""
     size = 64 if tiny else 8192
     a, b = (torch.randn(size, size, device=device()).bfloat16() for _ in range(2))
     book.write("ceiling", name="bf16", value=2 * size**3 / timed([lambda: a @ b]).seconds)
 
 
 def launches(book: Book, tiny: bool) -> None:
-    """Seconds that a kernel takes which does nothing: in a graph, and launched from Python."""
+    """Seconds of an empty kernel: in a CUDA graph, and launched from Python."""
     out = torch.zeros(1, dtype=torch.int32, device=device())
     calls = [lambda: idle_kernel[(1,)](out)] * (2 if tiny else 100)
     book.write("ceiling", name="launch, graph", value=timed(calls).seconds)

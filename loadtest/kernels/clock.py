@@ -1,4 +1,4 @@
-"""How long does a call take on this device?   CUDA events around replays of a graph; a plain clock without a GPU."""
+"""How long does a call take?   CUDA events around replays of a CUDA graph; the wall clock without a GPU."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ WARM = 3  # replays before the first that counts
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """`seconds` of one call, the median; `noise`: how far the medians of the two halves are apart, as a part of it."""
+    """`seconds`: the median time of one call; `noise`: the relative difference of the medians of both halves."""
 
     seconds: float
     noise: float

@@ -1,4 +1,4 @@
-"""Do the kernels say on this device what torch says, also when one graph is replayed with other skips?"""
+"""Do the kernels agree with torch on this device, also when one CUDA graph is replayed with other masks?"""
 
 from dataclasses import replace
 from itertools import product
@@ -30,19 +30,19 @@ def measure(book: Book, name: str, which: str, tiny: bool) -> None:
 
 
 def _few(name: str, form: Format) -> Layer:
-    """A layer of few experts, so that torch can unpack them; its launch is that of the whole one."""
+    """A layer with few experts, so that torch can dequantise them; its launch is that of the full layer."""
     whole = shape_of(name)
     return layer(name, replace(whole, experts=2 * whole.top), form, seed=1)
 
 
 def _poison(one: Layer, draw: Draw, splits: int) -> None:
-    """Puts NaN where the kernels will allocate: a value that is read and was not written would show."""
+    """Fills the allocator's free memory with NaN, so that a read of uninitialised memory shows."""
     for size in (one.shape.inner, one.shape.hidden * 2 * splits):
         torch.full((draw.ids.numel() * size,), float("nan"), dtype=torch.bfloat16, device=draw.hidden.device)
 
 
 def _replays(book: Book, name: str, one: Layer, batch: int) -> None:
-    """One recorded graph, replayed with what other masks leave: the launch must not depend on what is skipped."""
+    """One captured CUDA graph, replayed with the routings of other masks: a launch must not depend on the mask."""
     (draw,) = draws(one.shape, batch, FULL, "uniform", 1)
     launch = launched(shape_of(name), one.form, batch)
     said: list[Any] = []

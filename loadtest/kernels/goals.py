@@ -1,4 +1,4 @@
-"""Is each goal met?   Pure, from the results of the commands: met, missed, or why there is no answer."""
+"""Is each goal met?   From the results of the commands: met, missed, or not measured, with the reason."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ PRICE, OEA, STATIC = "price by predictor", "OEA as published", ("top-k", "top-k,
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`least` or `most`: what is asked. `found`: NaN where nothing was measured; `note`: of what it is the worst."""
+    """`least` or `most`: the bound. `found`: NaN where nothing was measured; `note`: the case that was the worst."""
 
     name: str
     found: float
@@ -31,12 +31,12 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """NaN is not."""
+        """Whether the bound holds; False for NaN."""
         return self.found >= self.least if self.least is not None else self.found <= (self.most or 0.0)
 
 
 def verdict(goal: Goal, counts: bool) -> str:
-    """`counts`: the figures are a GPU's, on the shapes that ship."""
+    """`counts`: the figures were measured on a GPU at full shapes."""
     if not counts:
         return "no GPU figure"
     if math.isnan(goal.found):
@@ -72,14 +72,14 @@ def right(checks: Sequence[Row]) -> Goal:
 
 
 def efficiency(rows: Sequence[Row]) -> Goal:
-    """Time saved against bytes saved, for every skip of up to 64 tokens."""
+    """The part of the time saved over the part of the bytes saved, for each mask at up to 64 tokens."""
     found = [(paid(one, whole), named(one)) for one, whole in skipped(rows) if one["batch"] <= 64]
     held = f"{sum(value <= 1.10 for value, _ in found)} of {len(found)} hold"
     return worst("time(skip)/time(full) over bytes(skip)/bytes(full)", found, most=1.10, of=held)
 
 
 def skipped(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
-    """Our rows with a mask, each with the same case without."""
+    """Our rows with a mask, each paired with the same case without one."""
     keys = ("shape", "format", "batch", "routing")
     whole = {tuple(one[key] for key in keys): one for one in own(rows) if one["mask"] == FULL.name}
     for one in own(rows):
@@ -105,7 +105,7 @@ def bandwidth(rows: Sequence[Row], read: float, least: int, most: int, bound: fl
 
 
 def beside(rows: Sequence[Row]) -> Goal:
-    """Our time over vLLM's, case by case."""
+    """Our time over that of vLLM's kernel, by case."""
     keys = ("shape", "format", "batch", "mask", "routing")
     mine = {tuple(one[key] for key in keys): one for one in own(rows)}
     pairs = [(mine.get(tuple(one[key] for key in keys)), one) for one in rows if one["way"] == "vllm"]
@@ -133,7 +133,7 @@ def layer(grid: Mapping[str, Any], points: Sequence[Row], shape: str, form: str)
 
 
 def damages(points: Sequence[Row]) -> list[Goal]:
-    """What the trained model says of the policies at batch 16."""
+    """The goals on quality: policies on the trained model at batch 16."""
     ours, oea = experts_at(points, PRICE), experts_at(points, OEA)
     static = min((experts_at(points, name) for name in STATIC), key=lambda value: (math.isnan(value), value))
     level = [(one["distinct"], one["damage"]) for one in curve(points, PRICE)]
@@ -167,7 +167,7 @@ def speedup(times: Sequence[Row], kind: str, bound: float) -> Goal:
 def worst(
     name: str, found: Iterable[tuple[float, str]], least: float | None = None, most: float | None = None, of: str = ""
 ) -> Goal:
-    """The figure that is farthest from the goal, and what it is of."""
+    """The worst of the figures, with its case as the note."""
     pick = min if most is None else max
     value, note = pick(found, default=(math.nan, ""))
     return Goal(name, value, least, most, "; ".join(filter(None, (note, of))) if note else "")
@@ -192,5 +192,5 @@ def experts_at(points: Sequence[Row], name: str) -> float:
 
 
 def distinct(points: Sequence[Row]) -> float:
-    """Of the whole model in a layer and step."""
+    """Distinct experts in a layer and step without skipping."""
     return next((float(one["distinct"]) for one in curve(points, "whole")), math.nan)

@@ -1,4 +1,4 @@
-"""Which layers and routings are measured?   Random ones, made on the device; the kernels' public launchers on them."""
+"""Which layers and routings are measured?   Random ones, made on the device, and our kernels' launchers on them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one step asks of a layer."""
+    """The routing of one step in a layer."""
 
     hidden: Tensor  # [B, H] bf16
     ids: Tensor  # [B, k] int32, SKIPPED where a slot is not kept; in the order of their weights
@@ -41,12 +41,12 @@ class Draw:
 
     @property
     def distinct(self) -> int:
-        """Experts that are read."""
+        """The number of distinct experts that are read."""
         return int(self.ids[self.ids != SKIPPED].unique().numel())
 
 
 def layer(name: str, shape: Shape, form: Format, seed: int = 0) -> Layer:
-    """A layer whose outputs are of the size of its inputs."""
+    """A layer of random weights, scaled so that outputs have about the norm of inputs."""
     chance = torch.Generator(device()).manual_seed(seed)
     act = V4 if name in {"v4-flash", "tiny"} else SWIGLU
     first = _weights(form, (shape.experts, 2 * shape.inner, shape.hidden), chance)
@@ -54,7 +54,7 @@ def layer(name: str, shape: Shape, form: Format, seed: int = 0) -> Layer:
 
 
 def draws(shape: Shape, batch: int, mask: Mask, routing: str, count: int) -> list[Draw]:
-    """`count` routings of `batch` tokens; what the router asks is the same for every format and mask."""
+    """`count` routings of `batch` tokens, before the mask the same for every format and mask."""
     chance = torch.Generator(device()).manual_seed(batch)
     popular = torch.randperm(shape.experts, generator=chance, device=chance.device).float() + 1
     bias = -popular.log() if routing == "zipf" else torch.zeros_like(popular)
@@ -62,7 +62,7 @@ def draws(shape: Shape, batch: int, mask: Mask, routing: str, count: int) -> lis
 
 
 def launched(shape: Shape, form: Format, tokens: int) -> Launch:
-    """The launch that ships for such a layer on this device."""
+    """The launch configuration for such a layer on this device."""
     if device().type != "cuda":
         return choose(shape, form, tokens, FEW)
     facts = torch.cuda.get_device_properties(0)
@@ -71,14 +71,14 @@ def launched(shape: Shape, form: Format, tokens: int) -> Launch:
 
 
 def ours(one: Layer, draw: Draw, launch: Launch) -> Tensor:
-    """Our kernels, from ids on: [B, H]."""
+    """The layer's output [B, H] by our kernels, from expert ids on."""
     blocks = align(draw.ids, one.shape.experts, launch.down.rows)
     inner = gate_up.gate_up(draw.hidden, one.up, blocks, one.act, launch.gate_up, launch.programs)
     return down.down(inner, one.down, draw.ids, draw.share, blocks, launch.down, launch.programs)
 
 
 def truth(one: Layer, draw: Draw) -> Tensor:
-    """What torch says, in fp32 but for the inner values: [B, H]. Only asked experts are unpacked."""
+    """The layer's output [B, H] by torch, in fp32 but for the inner values. Only read experts are dequantised."""
     asked, ids = draw.ids.clamp_min(0).unique(return_inverse=True)
     ids = ids.int().masked_fill(draw.ids == SKIPPED, SKIPPED)
     first, last = (_chosen(weights, asked) for weights in (one.up, one.down))
@@ -90,7 +90,7 @@ def truth(one: Layer, draw: Draw) -> Tensor:
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """The norm of the difference, as a part of the norm of what is expected; NaN and infinity are never small."""
+    """The relative error: norm of the difference over the expected norm; infinite where values are not finite."""
     apart = (found.float() - expected).norm() / expected.norm().clamp_min(1e-30)
     return float(apart.nan_to_num(float("inf")))
 

@@ -25,7 +25,7 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What became of a part. `state`: ran, failed, out of time, not run."""
+    """A part's end. `state`: ran, failed, out of time, not run."""
 
     name: str
     seconds: float
@@ -37,7 +37,7 @@ Outcome = tuple[Ended, list[Line]]  # of a part: what became of it, and every li
 
 
 class Book:
-    """Where a part writes its figures, and how long it may go on."""
+    """A part's file of figures (JSON lines) and its deadline."""
 
     def __init__(self, file: TextIO, seconds: float) -> None:
         self.file, self.end = file, time.monotonic() + seconds
@@ -48,19 +48,19 @@ class Book:
         self.file.flush()
 
     def left(self) -> float:
-        """Seconds; negative when the part should have ended."""
+        """Seconds to the deadline; negative after it."""
         return self.end - time.monotonic()
 
     @contextmanager
     def figure(self, name: str) -> Iterator[None]:
-        """What breaks in it costs this figure alone, and is written down."""
+        """An error inside the block loses this figure only, and is recorded as left."""
         try:
             yield
         except Exception as error:  # noqa: BLE001  a compiler's, a driver's, a rival's: whatever it is, the others go on
             self.write("left", name=name, why=f"broke: {type(error).__name__}: {error}"[:300].replace("\n", " "))
 
     def within(self, todo: Sequence[Any], name: Any = str) -> Iterator[Any]:
-        """The items for which there is time; the others are written down as left."""
+        """Yields items until the deadline; records the others as left."""
         for at, item in enumerate(todo):
             if self.left() <= 0:
                 for rest in todo[at:]:

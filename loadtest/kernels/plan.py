@@ -1,4 +1,4 @@
-"""What is measured, in which order, and how many bytes must each case read?   Pure: no torch, no GPU."""
+"""What is measured, in which order, and how many bytes must each case read?   Needs neither torch nor a GPU."""
 
 import math
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ RIVALS = ("eager", "grouped_mm", "batched_mm", "grouped_mm in a graph", "batched
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which slots of a token are kept: so many of the best, and maybe what the batch reads anyway."""
+    """Which slots are kept: each token's best, and with piggyback those whose experts the batch reads anyway."""
 
     name: str
     part: float  # of the token's slots
@@ -24,7 +24,7 @@ class Mask:
     piggyback: bool = False
 
     def base(self, top: int) -> float:
-        """Slots kept of each token for its own sake, on average; at least one."""
+        """Mean slots kept of a token before piggyback; at least one."""
         return min(max(1.0, self.part * top + self.more), top)
 
 
@@ -87,12 +87,12 @@ TINY_PARTS: dict[str, tuple[Together, ...]] = {
 
 
 def shape_of(name: str) -> Shape:
-    """Raises KeyError for a name that is none."""
+    """The shape of that name. Raises KeyError."""
     return TINY_SHAPE if name == "tiny" else SHAPES[name]
 
 
 def cases(name: str) -> Iterator[Case]:
-    """Every case of a shape, the most telling first: what time does not suffice for falls off the end."""
+    """Every case of a shape, the most important first, as the last are left out when time is short."""
     if name == "tiny":
         yield from (Case(name, form, 3, mask, "uniform", OURS) for form, mask in product(Format, (FULL, RIDING)))
         yield from (Case(name, Format.BF16, 3, FULL, "uniform", way) for way in RIVALS)
@@ -109,7 +109,7 @@ def cases(name: str) -> Iterator[Case]:
 
 
 def expert_bytes(shape: Shape, form: Format) -> float:
-    """Gate, up and down of one expert, with their scales."""
+    """Bytes of one expert: gate, up and down projection, with their scales."""
     scales = 3 * shape.hidden * shape.inner / 128**2 * 4 if form is Format.FP8 else 0.0
     return 3 * shape.hidden * shape.inner * BYTES[form] + scales
 
@@ -120,5 +120,5 @@ def copied(shape: Shape, batch: int) -> float:
 
 
 def repeats(each: float) -> int:
-    """How often to measure what takes so long: a fifth of a second's worth, from 10 to 60 times."""
+    """Repetitions of a call that takes so long: a fifth of a second in sum, from 10 to 60."""
     return max(10, min(60, math.ceil(0.2 / max(each, 1e-9))))

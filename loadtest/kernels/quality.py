@@ -36,7 +36,7 @@ SAMPLED = 65_536  # tokens of each layer that a predictor learns from
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much of everything. `training`: the part of the time; `sequences`: held out, of LENGTH bytes."""
+    """Sizes. `training`: the part of the time for it; `sequences`: held-out ones, of LENGTH bytes."""
 
     size: Size
     batch: int
@@ -48,7 +48,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A policy with its knob, at a batch size."""
+    """A policy with its parameter, at a batch size."""
 
     curve: str
     knob: float
@@ -65,7 +65,7 @@ TINY = Scale(Size(layers=2, hidden=64, inner=32, experts=8, top=4, heads=2), 4, 
 
 
 def measure(book: Book, tiny: bool) -> None:
-    """Writes the whole model as a point, then each policy there is time for."""
+    """Writes a point without skipping, then one for each policy there is time for."""
     scale = TINY if tiny else LARGE
     model, steps, loss = trained(scale, time.monotonic() + scale.training * book.left())
     model.requires_grad_(False).set_experts_implementation("eager")
@@ -171,7 +171,7 @@ def predicted(model: Any, scale: Scale) -> Predictor:
 
 
 def held_out(sequences: int) -> Tensor:
-    """Text that the model never saw: ids [sequences, LENGTH]."""
+    """Held-out text: ids [sequences, LENGTH]."""
     return windows(corpus.text(held_out=True), sequences, random.Random(1)).to(device())
 
 

@@ -1,4 +1,4 @@
-"""How do the results read?   One page of Markdown, misses and gaps included."""
+"""How are the results reported?   As one page of Markdown, with missed goals and missing measurements."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +11,12 @@ Found = Mapping[str, Any]
 
 
 def page(results: Results) -> str:
-    """Of the commands that were run, by their names."""
+    """The page, from the results of the commands that were run, by name."""
     return "\n".join(_lines(results))
 
 
 def counts(results: Results) -> bool:
-    """Whether these are figures of a GPU, on the shapes that ship."""
+    """Whether these figures count: measured on a GPU, at full shapes."""
     return bool(results) and all(one["gpu"] and not one["tiny"] for one in results.values())
 
 
@@ -37,7 +37,7 @@ def _lines(results: Results) -> Iterator[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Nothing for no rows."""
+    """A Markdown table; nothing without rows."""
     if rows:
         yield "| " + " | ".join(head) + " |"
         yield "|" + "---|" * len(head)
@@ -46,7 +46,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str
 
 
 def ran(name: str, found: Found) -> Iterator[str]:
-    """What was run, on what, and what broke."""
+    """The command, its environment, and the parts that failed."""
     versions = ", ".join(f"{key} {value}" for key, value in found["env"].items() if key not in {"gpu", "cpus"})
     yield f"`python -m loadtest.kernels {name}{' --tiny' * found['tiny']}`: {found['gpu'] or 'no GPU'}; {versions}.\n"
     broken = [one for one in found["parts"] if one["state"] != "ran"]

@@ -1,4 +1,4 @@
-"""What are our kernels held against?   transformers' ways to run experts, and vLLM's Triton kernel where it is.
+"""What are our kernels compared with?   transformers' ways to run experts, and vLLM's Triton kernel where it is.
 
 They get ids and weights; converting those, and vLLM's lists of blocks, are made beforehand and not timed.
 """
@@ -31,7 +31,7 @@ class Rivals:
         self.vllm = Vllm(folder)
 
     def graphed(self, way: str) -> bool:
-        """Whether it can be recorded and replayed; the others are launched from Python as their users launch them."""
+        """Whether it can be captured in a CUDA graph; the others are launched from Python, as their users do."""
         return way.endswith(GRAPH) or way == "vllm"
 
     def of(self, way: str, layer: Layer, batch: int) -> Prepared:

@@ -1,4 +1,4 @@
-"""How soon comes the first token, and how fast the others?   Whole models of random weights, in transformers.
+"""What are TTFT and TPOT with each way to run experts?   Whole models of random weights, in transformers.
 
 Random weights ask their experts nearly uniformly and say nothing of sense: these are times, and no quality. Prompts are
 never skipped, and above 256 tokens our way runs them by torch's grouped product. A decode step at a fixed context is
@@ -138,7 +138,7 @@ def step(model: Any, asked: Asked, context: int) -> tuple[Timing, str]:
 
 
 def _stepping(model: Any, token: Tensor, cache: Any, context: int) -> Callable[[], Tensor]:
-    """A step after `context` tokens, again and again. The cache is empty: what is in it takes no more time."""
+    """A repeated decode step after `context` tokens. The KV cache is not filled: its values do not change the time."""
     places = torch.full((1, 1), context, device=token.device)
 
     def go() -> Tensor:

@@ -30,7 +30,7 @@ NAIVE = 4  # times fewer slots than experts: then each slot is a block, and no l
 
 
 class Unfit(ValueError):
-    """There is nothing to compare; the message says why."""
+    """Raised when a rival cannot be compared; the message says why."""
 
 
 @triton.jit
@@ -89,7 +89,7 @@ class Vllm:
         self.kernel, self.rules = getattr(found, KERNEL), names[RULES]
 
     def _config(self, layer: Layer, batch: int) -> dict[str, int]:
-        """Its tuned tiles for an H200 where it ships some for the shape, else by its rules."""
+        """vLLM's tuned tiles for an H200 if it has some for the shape, else by its heuristics."""
         shape = layer.shape
         tuned = Path(self.folder or ".") / "configs" / f"E={shape.experts},N={shape.inner},device_name=NVIDIA_H200.json"
         if tuned.exists():
