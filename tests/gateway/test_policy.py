@@ -645,8 +645,8 @@ def test_a_calibration_is_part_of_the_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ({"schema": 2}, "no calibration: no calibration of schema 1"),
-        ([], "no calibration: no calibration of schema 1"),
+        ({"schema": 3}, "no calibration: no calibration of schema 2"),
+        ([], "no calibration: no calibration of schema 2"),
         (
             {"schema": 1, "layer": LAYER | {"weights": {"mood": 1}, "means": {"mood": 0}}, "edges": []},
             "no calibration: not a whole",
