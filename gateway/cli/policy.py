@@ -179,7 +179,7 @@ def body(message: str | None, request: Path | None) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": message}]}
     try:
         found = json.loads(request.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{request}: {error}") from None
     if not isinstance(found, dict):
         raise typer.BadParameter(f"{request}: expected a JSON object")

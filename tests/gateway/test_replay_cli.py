@@ -55,6 +55,7 @@ def files(tmp_path: Path) -> dict[str, str]:
         "broken.yaml": TEXT.replace("route: flash", "route: nobody"),
         "records": "".join(line(at) + "\n" for at in range(100)),
         "bad": "{\n",
+        "negative": line(1).replace('"rule": "triaged"', '"chances": {"flash": -0.5, "pro": 1.5}'),
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -118,6 +119,7 @@ def test_a_condition_sets_the_exit_status(files: dict[str, str], conditions: lis
     [
         ("header.yaml", "records", "rule tiny looks at header.x-phase, which record r0"),
         ("a.yaml", "bad", "bad:1: "),
+        ("a.yaml", "negative", "`$.route.chances[...]`"),
         ("broken.yaml", "records", "no tier is named"),
         ("none.yaml", "records", "cannot be read"),
     ],
