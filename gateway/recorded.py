@@ -83,7 +83,7 @@ class Chosen(msgspec.Struct, frozen=True):
     tiers: tuple[str, ...] = ()
     rule: str = ""
     reason: str = ""
-    chances: dict[str, float] = {}
+    chances: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]] = {}
 
     @property
     def logged(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 import msgspec
 
 from gateway.body import read
-from gateway.errors import Refusal
+from gateway.errors import BadRequest, Refusal
 from gateway.facts import observe
 from gateway.policy import (
     Bands,
@@ -96,8 +96,13 @@ def outcome(test: PolicyTest, policy: Policy) -> dict[str, Any]:
 
 
 def facts_of(test: PolicyTest, policy: Policy) -> Facts:
-    """The facts of a test's request, as the gateway would see them."""
-    body, fields = read(msgspec.json.encode(test.request))
+    """The facts of a test's request, as the gateway would see them. Raises Refusal, also for a text that no request can
+    have: with half of a surrogate pair.
+    """
+    try:
+        body, fields = read(msgspec.json.encode(test.request))
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"The request is no Unicode text: {error.reason}.") from None
     caller = Caller("test", test.caller.name, test.caller.plan or policy.callers.default.plan, "")
     path = "/v1/completions" if fields.prompt is not None else "/v1/chat/completions"
     headers = {name.lower(): value for name, value in test.headers.items()}

@@ -114,18 +114,24 @@ class Server(uvicorn.Server):
             listening.close()
         for connection in list(state.connections):
             connection.shutdown()
-        await self._ended(self._settings.drain)
+        await self._until(self._settings.drain, self._serves)
         for task in state.tasks:
             task.cancel()
-        await self._ended(LAST_WORDS)
+        await self._until(LAST_WORDS, lambda: bool(state.connections or state.tasks))
         for connection in list(state.connections):
             connection.transport.abort()
         await self.lifespan.shutdown()
 
-    async def _ended(self, seconds: float) -> None:
-        """Returns when no connection is open, after `seconds`, or when a second signal came."""
+    def _serves(self) -> bool:
+        """Whether an answer is under way. Over TLS a connection that we closed stays until its caller says goodbye: one
+        that keeps it for later reads nothing, and would be waited for."""
+        left = [one.transport for one in self.server_state.connections]
+        return bool(self.server_state.tasks) or any(not one.is_closing() or one.get_write_buffer_size() for one in left)
+
+    async def _until(self, seconds: float, waits: Callable[[], bool]) -> None:
+        """Returns when nothing `waits`, after `seconds`, or when a second signal came."""
         end = time.monotonic() + seconds
-        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < end:
+        while waits() and time.monotonic() < end:
             if self.force_exit and seconds != LAST_WORDS:
                 return
             await asyncio.sleep(TICK)

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -164,7 +164,7 @@ class Facts(msgspec.Struct, frozen=True):
     may: tuple[str, ...] | None = None
     score: float | None = None
     measures: Mapping[str, float] = {}
-    chance: float = 1.0
+    chance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     session: Session | None = None
 
 

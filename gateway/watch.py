@@ -57,8 +57,8 @@ class Watch:
 
 
 def folders(names: Iterable[str]) -> set[Path]:
-    """The folders of these files, and of the targets of symbolic links among them."""
-    return {path.parent for name in names for path in (Path(name).absolute(), Path(name).resolve())}
+    """The folders of these files, and of the targets of symbolic links among them; a link to itself has none."""
+    return {path.parent for name in names for path in (Path(name).absolute(), Path(os.path.realpath(name)))}
 
 
 def _can(libc: ctypes.CDLL) -> bool:

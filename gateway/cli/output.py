@@ -11,8 +11,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def stop(command: str, message: str) -> typer.Exit:
     """Prints the message on stderr; the exit, with status 1, is for the caller to raise."""
-    typer.echo(f"tiergate {command}: {message}", err=True)
+    typer.echo(f"tiergate {command}: {visible(message)}", err=True)
     return typer.Exit(1)
+
+
+def visible(text: str) -> str:
+    """Text of a file or a server for a terminal: what could steer that is spelt out, such as `\\x1b`."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def encoded(value: object) -> str:

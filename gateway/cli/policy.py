@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.output import Json, encoded
+from gateway.cli.output import Json, encoded, visible
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
@@ -79,7 +79,7 @@ def run_tests(file: File = None, how: How = Format.text, as_json: Json = False) 
         print(encoded({"file": str(path), "ok": not problems, "tests": found}))
     elif how is Format.text:
         for trial in found:
-            print(f"{'fails' if trial.problems else 'passes':<6}  {trial.name}{came(trial)}")
+            print(f"{'fails' if trial.problems else 'passes':<6}  {visible(trial.name)}{came(trial)}")
     if problems and how is not Format.json:
         tell(path, problems, how)
     raise typer.Exit(int(bool(problems)))
@@ -116,7 +116,7 @@ def tell(path: Path, problems: list[Problem], how: Format) -> None:
             place = f"file={escaped(problem.file)},line={problem.line},col={problem.column}"
             print(f"::error {place}::{escaped(f'{problem.path}: {problem.message}')}")
         else:
-            print(problem, file=sys.stderr)
+            print(visible(str(problem)), file=sys.stderr)
     if how is Format.text:
         print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", file=sys.stderr)
 
@@ -157,7 +157,7 @@ def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
     try:
         found = explained(facts_of(test, policy), stub(test, policy), policy)
     except Refusal as refusal:
-        print(f"refused with status {refusal.status}: {refusal.message}", file=sys.stderr)
+        print(f"refused with status {refusal.status}: {visible(refusal.message)}", file=sys.stderr)
         raise typer.Exit(1) from None
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -179,7 +179,7 @@ def body(message: str | None, request: Path | None) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": message}]}
     try:
         found = json.loads(request.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{request}: {error}") from None
     if not isinstance(found, dict):
         raise typer.BadParameter(f"{request}: expected a JSON object")
@@ -205,7 +205,7 @@ def draw(found: dict[str, Any], out: Console) -> None:
     policy, facts = found["policy"], found["facts"]
     said = {name: value for name, value in facts.items() if value not in (None, False, [], {})}
     out.print(escape(f"policy  {policy['name']} {policy['revision']} ({policy['digest']})"))
-    out.print(escape("facts   " + ", ".join(f"{name} {value}" for name, value in said.items())))
+    out.print(escape("facts   " + visible(", ".join(f"{name} {value}" for name, value in said.items()))))
     if found["score"]:
         out.print(escape(f"score   {found['score']['value']:.3f}  ({', '.join(found['score']['reasons'])})"))
     out.print(rules_table(found["rules"]))

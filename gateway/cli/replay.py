@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.output import Json
+from gateway.cli.output import Json, visible
 from gateway.cli.policy import Format as ProblemFormat
 from gateway.cli.policy import tell
 from gateway.cli.progress import reading, working
@@ -141,7 +141,7 @@ def lines_of(files: list[Path]) -> list[Recorded]:
 
 
 def stop(message: str) -> typer.Exit:
-    typer.echo(message, err=True)
+    typer.echo(visible(message), err=True)
     return typer.Exit(UNJUDGED)
 
 
@@ -175,6 +175,6 @@ def quality(arm: Arm) -> str:
 def moves_table(moves: tuple[Move, ...]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for move in moves:
-        where = f"{move.origin} -> {move.to}"
-        table.add_row(f"{move.count}", where, escape(move.rule), escape(", ".join(move.examples)))
+        told = f"{move.origin} -> {move.to}", move.rule, ", ".join(move.examples)
+        table.add_row(f"{move.count}", *(escape(visible(text)) for text in told))
     return table

@@ -8,7 +8,7 @@ import typer
 
 from gateway.cli.output import stop
 from gateway.errors import Overloaded
-from gateway.store import Store, open_store
+from gateway.store import Store, open_store, where
 
 T = TypeVar("T")
 TRIES, PAUSE = 10, 0.05  # for the store's first answer, and seconds between: a person can wait where a request cannot
@@ -28,7 +28,7 @@ def on(command: str, url: str | None, work: Callable[[Store], Awaitable[T]]) -> 
     except ValueError as error:
         raise stop(command, str(error)) from error
     except Overloaded as error:
-        raise stop(command, f"the store at {url.rpartition('@')[2]} does not answer") from error
+        raise stop(command, f"the store at {where(url)} does not answer") from error
 
 
 async def _opened(url: str, work: Callable[[Store], Awaitable[T]]) -> T:

@@ -90,8 +90,8 @@ def page_routes(guard: Guard, client: Client, policy: Callable[[], Policy]) -> A
 def _read(record: dict[str, Any]) -> Recorded:
     """Raises BadRequest for what is no record."""
     try:
-        return msgspec.convert(record, Recorded)
-    except msgspec.ValidationError as error:
+        return msgspec.json.decode(msgspec.json.encode(record), type=Recorded)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise BadRequest(str(error)) from None
 
 
@@ -108,8 +108,6 @@ def _facts(one: Recorded, policy: Policy) -> Facts:
         refuse_unrecorded(one, policy, policy.once(seen))
     except (RecordError, Unrecorded) as error:
         raise BadRequest(str(error)) from None
-    if facts.wish not in {None, "fast", "best", *policy.tiers}:
-        raise BadRequest(f"the caller asked for {facts.wish}, which is no tier of the policy in force")
     return facts
 
 

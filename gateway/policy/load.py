@@ -14,6 +14,7 @@ from gateway.policy.problems import Path, PolicyError, Problem, dotted, place_in
 
 MAX_DEPTH = 40
 MAX_NODES = 50_000
+MAX_PROBLEMS = 100  # who wrote a file with more of them reads no more
 NULLS = ("", "~", "null", "Null", "NULL")
 BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 TRAPS = {"on": "true", "yes": "true", "y": "true", "off": "false", "no": "false", "n": "false"}
@@ -54,9 +55,17 @@ class Document:
     others: Collection[str] | None = None
 
     def blame(self, path: Path, message: str, *, key: bool = False) -> None:
-        """Note a problem at the value of `path`, or at its key. Only the first at each path: others follow from it."""
+        """Note a problem at the value of `path`, or at its key. Only the first at each path: others follow from it.
+        Raises PolicyError, as `note`.
+        """
         if dotted(path) not in {problem.path for problem in self.problems}:
-            self.problems.append(self.problem(path, message, key=key))
+            self.note(self.problem(path, message, key=key))
+
+    def note(self, problem: Problem) -> None:
+        """Add a problem. Raises PolicyError once there are MAX_PROBLEMS."""
+        self.problems.append(problem)
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise PolicyError(self.problems)
 
     def problem(self, path: Path, message: str, *, key: bool = False) -> Problem:
         """A problem with its place; one about something missing is placed at the mapping that lacks it."""
@@ -98,29 +107,45 @@ def read(text: str, file: str, env: Mapping[str, str]) -> Document:
 
 def place_of(node: yaml.Node) -> Place:
     """Line and column of a node, from 1."""
-    return node.start_mark.line + 1, node.start_mark.column + 1
+    return place_at(node.start_mark)
+
+
+def place_at(mark: Any) -> Place:
+    """Line and column of one of YAML's marks, from 1; the start of the file for None."""
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 def compose(document: Document) -> yaml.Node | None:
-    """The one YAML document of the text. Raises PolicyError where it is not YAML."""
+    """The one YAML document of the text. Raises PolicyError where it is not YAML, or nested too deeply."""
     try:
+        refuse_deep(document)
         loader = Loader(document.text)
         try:
             return loader.get_single_node()
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        place = place_at(error.problem_mark or error.context_mark)
         what = f"not YAML: {error.problem or error.context}"
     except yaml.reader.ReaderError as error:
         place = place_in(document.text.encode(), error.position)
         what = f"not YAML: {error.reason} (#x{error.character:02x})"
     except (yaml.YAMLError, UnicodeError) as error:
         place, what = (1, 1), f"not YAML: {str(error).splitlines()[0]}"
-    except RecursionError:
-        place, what = (1, 1), "not YAML that we read: nested too deeply"
     raise PolicyError([Problem(document.file, *place, "", what)])
+
+
+def refuse_deep(document: Document) -> None:
+    """Raises PolicyError where collections are nested more than MAX_DEPTH deep, and what YAML's parser raises.
+    Composing nodes recurses in C without a bound: 50,000 open brackets would end the process.
+    """
+    depth = 0
+    for event in yaml.parse(document.text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise PolicyError(
+                [Problem(document.file, *place_at(event.start_mark), "", "nested too deeply or too long")]
+            )
 
 
 class Reader:
@@ -149,14 +174,13 @@ class Reader:
         for key, item in node.value:
             place = place_of(key)
             if not isinstance(key, yaml.ScalarNode):
-                self.document.problems.append(Problem(self.document.file, *place, dotted(path), "a key must be text"))
+                self.document.note(Problem(self.document.file, *place, dotted(path), "a key must be text"))
                 continue
             inner = (*path, key.value)
             if key.value in found:
                 first = self.document.keys[inner][0]
-                self.document.problems.append(
-                    Problem(self.document.file, *place, dotted(inner), f"given twice, first on line {first}")
-                )
+                told = f"given twice, first on line {first}"
+                self.document.note(Problem(self.document.file, *place, dotted(inner), told))
                 continue
             self.document.keys[inner] = place
             found[key.value] = self.value(item, inner)

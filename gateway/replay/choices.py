@@ -93,7 +93,11 @@ def as_recorded(one: Recorded) -> Way:
 
 
 def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
-    """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question."""
+    """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question, and
+    when the caller asked for a tier that `policy` does not have."""
+    wish = one.facts.get("wish")
+    if wish not in (None, "fast", "best", *policy.tiers):
+        raise Unrecorded(f"the caller of record {one.id} asked for {wish}, which is no tier of the policy")
     for rule in policy.rules:
         of_session = ["session"] if policy.sessions and not isinstance(rule.route, str) else []
         missing = next((fact for fact in wanted(rule, policy) + of_session if not holds(one, fact, looks)), None)

@@ -127,6 +127,13 @@ def test_explain_refuses_arguments_that_mean_nothing(arguments: tuple[str, ...])
     assert (found.exit_code, found.stdout) == (2, "")
 
 
+def test_explain_refuses_a_request_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    path = tmp_path / "request.json"
+    path.write_text('{"a":' * 5000)
+    found = run("explain", DEFAULT, "--request", str(path))
+    assert (found.exit_code, found.stdout) == (2, "")
+
+
 def test_explain_of_an_unknown_model_says_so(tmp_path: Path) -> None:
     path = tmp_path / "request.json"
     path.write_text('{"model": "nope"}', encoding="utf-8")

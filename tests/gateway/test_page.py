@@ -180,7 +180,13 @@ def test_what_a_candidate_decided_is_explained_by_the_candidate(flash: Sim, pro:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("record", [{}, {"id": "x"}, {"id": "x", "route": {"tier": "flash"}, "facts": {"plan": 3}}, []])
+FACTS = {"model": "auto", "caller": "ann", "plan": "usual"}
+HALF = {"v": 1, "id": "x", "policy": "\ud800", "route": {"tier": "flash"}, "facts": FACTS}  # of a surrogate pair
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"id": "x"}, {"id": "x", "route": {"tier": "flash"}, "facts": {"plan": 3}}, [], HALF]
+)
 def test_what_is_no_record_is_refused(record: Any, flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with looked_at(policy_for(flash, pro)) as gate:

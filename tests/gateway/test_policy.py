@@ -557,6 +557,10 @@ def test_several_mistakes_are_told_together_in_the_order_of_the_file() -> None:
     assert [problem.split(":")[0] for problem in refused(text)] == ["1", "6", "7"]
 
 
+def test_of_a_file_with_mistakes_without_number_a_hundred_are_told() -> None:
+    assert len(refused("".join(f"a{at}: !x yes\n" for at in range(2_000)))) == 100
+
+
 def test_a_file_that_is_not_there_is_a_policy_error(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="cannot be read"):
         load_policy(tmp_path / "none.yaml")
@@ -569,7 +573,11 @@ def test_a_file_that_is_not_utf_8_is_a_policy_error(tmp_path: Path) -> None:
         load_policy(path)
 
 
-@pytest.mark.parametrize("text", ["&a [*a]", "{a: &a {b: *a}}", "[" * 900, "{a: " * 5000, "a: \ud800", "a: \x00"])
+BRACKETS, DASHES = "[" * 200_000, "- " * 200_000  # composed, they would end the process
+HOSTILE = ["&a [*a]", "{a: &a {b: *a}}", "[" * 900, BRACKETS, DASHES, "{a: " * 5000, "a: \ud800", "a: \x00"]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:8])
 def test_hostile_yaml_is_a_policy_error(text: str) -> None:
     assert refused(text)
 

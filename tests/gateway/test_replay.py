@@ -220,9 +220,17 @@ def test_a_policy_with_sessions_is_not_judged_by_records_that_know_none() -> Non
     assert replay(records, more).records == 3
 
 
-def test_facts_of_another_type_are_refused() -> None:
+def test_a_wish_for_a_tier_that_the_candidate_does_not_have_cannot_be_judged() -> None:
+    facts = Facts(model="max", caller="ann", plan="gold", wish="max", wished_by="name")
+    wished = msgspec.structs.replace(traffic(1)[0], facts=msgspec.to_builtins(facts))
+    with pytest.raises(Unrecorded, match="asked for max, which is no tier"):
+        replay([wished], A)
+
+
+@pytest.mark.parametrize(("fact", "value"), [("turns", "many"), ("chance", -1.0), ("chance", 1.5)])
+def test_facts_that_no_gateway_writes_are_refused(fact: str, value: object) -> None:
     records = traffic(1)
-    records[0].facts["turns"] = "many"
+    records[0].facts[fact] = value
     with pytest.raises(RecordError, match="record r0"):
         replay(records, A)
 

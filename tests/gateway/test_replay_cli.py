@@ -26,9 +26,8 @@ SEEN = msgspec.to_builtins(seen(load_policy(TEXT, {})))
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(
-        app, ["policy", *arguments], env={"NO_COLOR": "1", "COLUMNS": "160", "FLASH_URL": "http://x"}
-    )
+    env = {"NO_COLOR": "1", "COLUMNS": "160", "FLASH_URL": "http://x"}
+    return CliRunner().invoke(app, ["policy", *arguments], env=env, color=True)  # it strips no escapes
 
 
 def line(at: int) -> str:
@@ -51,10 +50,12 @@ def files(tmp_path: Path) -> dict[str, str]:
         "b.yaml": TEXT.replace("threshold: 0.5", "threshold: 0.3").replace(
             "  - {id: triaged", "  - {id: long, when: {characters: {min: 9000}}, route: pro}\n  - {id: triaged"
         ),
+        "cheap.yaml": TEXT.replace("complex: pro", "complex: flash"),
         "header.yaml": TEXT.replace("when: {characters: {max: 10}}", "when: {header: {x-phase: plan}}"),
         "broken.yaml": TEXT.replace("route: flash", "route: nobody"),
         "records": "".join(line(at) + "\n" for at in range(100)),
         "bad": "{\n",
+        "negative": line(1).replace('"rule": "triaged"', '"chances": {"flash": -0.5, "pro": 1.5}'),
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -66,6 +67,18 @@ def test_replay_tells_moves_shares_cost_quality_and_controls(files: dict[str, st
     assert found.exit_code == 0
     for told in ("20 go elsewhere", "flash -> pro", "r30", "70.0%", "50.0%", "shuffle", "all flash", "had no chance"):
         assert told in found.stdout
+
+
+STEERING = "x\x1b]0;x\x07[/]\x9b"  # sets a terminal's title; to rich it is the end of a style that nobody began
+
+
+def test_nothing_in_a_record_steers_a_terminal(files: dict[str, str]) -> None:
+    made = json.loads(line(90)) | {"id": STEERING, "tier": STEERING, "route": {"tier": STEERING}}
+    Path(files["records"]).write_text(json.dumps(made))
+    found = run("replay", "--policy", files["cheap.yaml"], "--records", files["records"])
+    assert found.stdout.count("x\\x1b]0;x\\x07[/]\\x9b") == 2
+    refused = run("replay", "--policy", files["header.yaml"], "--records", files["records"])
+    assert not set(found.output + refused.output) & {"\x1b", "\x07", "\x9b"}
 
 
 def test_replay_as_json_has_every_figure(files: dict[str, str]) -> None:
@@ -106,6 +119,7 @@ def test_a_condition_sets_the_exit_status(files: dict[str, str], conditions: lis
     [
         ("header.yaml", "records", "rule tiny looks at header.x-phase, which record r0"),
         ("a.yaml", "bad", "bad:1: "),
+        ("a.yaml", "negative", "`$.route.chances[...]`"),
         ("broken.yaml", "records", "no tier is named"),
         ("none.yaml", "records", "cannot be read"),
     ],

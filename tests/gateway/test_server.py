@@ -21,7 +21,7 @@ from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running
 from tests.gateway.identity import CERTIFICATE, KEY, pem
-from tests.gateway.serving import Answer, Line, Port, body, eventually, parsed
+from tests.gateway.serving import PATIENCE, Answer, Line, Port, body, eventually, parsed
 from tests.tiers import JSON, policy_for, until
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
@@ -230,7 +230,15 @@ def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, t
             line.close()
             with suppress(ConnectionError):
                 await line.wait_closed()
+        kept = await asyncio.to_thread(secured, settings.port, trusting)  # as a pool of connections does
+        kept.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert (await asyncio.to_thread(kept.recv, 4096)).startswith(b"HTTP/1.1 200 ")
         server.leave()
-        await running
+        await asyncio.wait_for(running, PATIENCE)  # it says no goodbye, for which TLS would wait half a minute
+        kept.close()
 
     asyncio.run(main())
+
+
+def secured(port: int, trusting: ssl.SSLContext) -> ssl.SSLSocket:
+    return trusting.wrap_socket(socket.create_connection(("localhost", port), PATIENCE), server_hostname="localhost")

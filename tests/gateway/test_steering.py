@@ -164,6 +164,7 @@ def test_a_decision_is_explained_without_asking_a_model(flash: Sim, pro: Sim, fi
                 assert found["route"]["tier"] == tier
             for wrong in ({"verdict": "maybe"}, {"plan": "none"}, {"policy": "schema: ["}, {"unknown": 1}):
                 await put(gate, "/explain", {"request": HI["request"], **wrong}, status=400)
+            await put(gate, "/explain", {"request": {"messages": [{"role": "user", "content": "\ud800"}]}}, status=400)
             assert flash.state()["requests"] == []
 
     asyncio.run(main())

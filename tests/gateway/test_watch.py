@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.watch import Watch
+from gateway.watch import Watch, folders
 
 LONG = 20.0  # seconds; a wake by the time alone would end the test in failure
 
@@ -69,3 +69,11 @@ def test_waiting_ends_by_its_time_and_by_a_wake(tmp_path: Path) -> None:
             watch.close()
 
     asyncio.run(main())
+
+
+def test_a_link_is_followed_to_its_targets_folder_and_one_to_itself_nowhere(tmp_path: Path) -> None:
+    link, knot = tmp_path / "link", tmp_path / "knot"
+    link.symlink_to(tmp_path / "there" / "p.yaml")
+    knot.symlink_to(knot.name)
+    assert folders([str(link)]) == {tmp_path, tmp_path / "there"}
+    assert folders([str(knot)]) == {tmp_path}
