@@ -21,6 +21,7 @@ def test_a_caller_has_as_many_bodies_under_way_as_it_may_have_requests(flash: Si
 
     async def main() -> None:
         async with gateway(policy_for(flash, pro, callers=LIMIT)) as gate:
+            assert (await gate.ask(whole, path)).status == 200  # what serves the path is there from now on
             half = [await gate.open(whole[:9], path, content_length=str(len(whole))) for _ in range(2)]
             await asyncio.sleep(0.1)
             other = await gate.ask(whole[:9], path, content_length=str(len(whole)))
