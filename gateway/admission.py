@@ -24,8 +24,8 @@ class Admission(msgspec.Struct, eq=False):
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
-    account, the caller's and that of all callers. Holders: the block that opened it, a reply that it `keep`s, and an
-    answer on its way to several callers (`through`).
+    account, the caller's and that of all callers. Holders: the block that opened it, a reply that it `keep`s, an answer
+    on its way to several callers (`through`), and a task that may yet have that made (`until`).
     """
 
     request: ChatRequest
@@ -50,6 +50,11 @@ class Admission(msgspec.Struct, eq=False):
             self.holders += 1
             reply.closed = self.close
         return reply
+
+    def until(self, task: "asyncio.Task[None]") -> None:
+        """The task holds the admission until it is done."""
+        self.holders += 1
+        task.add_done_callback(self.close)
 
     async def through(self, making: Awaitable[Reply]) -> Reply:
         """The reply that `making` returns, which holds the admission until it is closed: several callers may read it,

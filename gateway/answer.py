@@ -31,7 +31,8 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
             return admission.through(decide(request, admission.standing, policy, upstream, flights.verdicts))
 
         try:
-            reply = replay(admission.entry, key, request) or await flights.share(admission.turn, request, policy, make)
+            known, turn = replay(admission.entry, key, request), admission.turn
+            reply = known or await flights.share(turn, request, policy, make, admission.until)
         except Refusal as refusal:
             reply = Reply.refused(refusal)
         return admission.keep(reply)
