@@ -16,7 +16,7 @@ from gateway.pricing import Terms, bound, lines, terms
 from gateway.sessions import follow, key_of, recalling
 from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, stands
 from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
-from gateway.types import Caller, ChatRequest, Reply, Standing
+from gateway.types import Caller, ChatRequest, Reply, Session, Standing
 
 
 class Admission(msgspec.Struct, eq=False):
@@ -24,8 +24,8 @@ class Admission(msgspec.Struct, eq=False):
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
-    account, the caller's and that of all callers. Holders: the block that opened it, a reply that it `keep`s, and an
-    answer on its way to several callers (`through`).
+    account, the caller's and that of all callers. Holders: the block that opened it, a reply that it `keep`s, an answer
+    on its way to several callers (`through`), and a task that may yet have that made (`until`).
     """
 
     request: ChatRequest
@@ -50,6 +50,11 @@ class Admission(msgspec.Struct, eq=False):
             self.holders += 1
             reply.closed = self.close
         return reply
+
+    def until(self, task: "asyncio.Task[None]") -> None:
+        """The task holds the admission until it is done."""
+        self.holders += 1
+        task.add_done_callback(self.close)
 
     async def through(self, making: Awaitable[Reply]) -> Reply:
         """The reply that `making` returns, which holds the admission until it is closed: several callers may read it,
@@ -102,7 +107,8 @@ async def admit(
     session = key_of(request, policy) if policy.sessions else None
     remembered = recalling(request, session, store) if session else None
     if own_terms.together:
-        own, all_ = await held({caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}, store)
+        both = {caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}
+        own, all_ = await held(both, recall, store)
     else:
         own, all_ = await asking, None
     told_limits = limit_lines(own)
@@ -112,14 +118,14 @@ async def admit(
     leases = {caller.id: own.lease} if own.lease else {}
     if all_:
         if all_.verdict and own.entry is None:
-            leave_turn(recall, own, caller, store)
             raise OverLimit(refusal_text(all_, "all"), all_, told_limits)
         standing = gravest(standing, stands(all_, policy.budget, "all"))
         leases |= {ALL: all_.lease} if all_.lease else {}
     if standing.budget:
         told_limits += budget_lines(standing)
     if remembered and own.entry is None:
-        standing = replace(standing, session=await remembered)
+        granted = {caller.id: own, ALL: all_} if all_ else {caller.id: own}
+        standing = replace(standing, session=await met(remembered, granted, recall, store))
     turn = whose(recall, own) if recall else None
     leases = {} if own.entry else leases
     return Admission(request, policy, own_terms, store, own.entry, turn, standing, told_limits, session, leases)
@@ -143,12 +149,6 @@ def whose(key: bytes, own: Admitted) -> Turn:
     return Turn(key, own.lease.encode(), own.turn)
 
 
-def leave_turn(key: bytes | None, own: Admitted, caller: Caller, store: Store) -> None:
-    """Releases the turn of an admission that leads to no answer."""
-    if key and own.lease:
-        store.end_turn(caller.id, key, own.lease.encode())
-
-
 async def count(caller: Caller, policy: Policy, store: Store) -> None:
     """Counts a request that no model server is asked for. Raises OverLimit, Overloaded as `admit` does."""
     found = await store.admit(caller.id, terms(caller, policy).undiluted, None)
@@ -158,7 +158,7 @@ async def count(caller: Caller, policy: Policy, store: Store) -> None:
         store.settle(caller.id, found.lease)
 
 
-async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -> list[Admitted]:
+async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], recall: bytes | None, store: Store) -> list[Admitted]:
     """The answers of several accounts, asked in one write: all admit the request, or none reserves anything. What one
     reserved is given back when another refuses, or has the answer in its cache.
     """
@@ -171,20 +171,39 @@ async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], store: Store) -
         for account, task in tasks.items():
             found[account] = await task
     except (Overloaded, asyncio.CancelledError):
-        await give_back(found, tasks, store)
+        give_back(found, recall, store)
+        for account in tasks.keys() - found.keys():
+            tasks[account].add_done_callback(partial(unheard, account, store))
+            tasks[account].cancel()
         raise
     if not all(one.lease for one in found.values()):
-        await give_back(found, tasks, store)
+        for settled in give_back(found, recall, store):
+            await settled
     return list(found.values())
 
 
-async def give_back(found: dict[str, Admitted], tasks: dict[str, asyncio.Task[Admitted]], store: Store) -> None:
-    """Cancels the admissions that are under way, and settles those that were granted."""
-    for task in tasks.values():
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks.values())
-    granted = {name: task.result() for name, task in tasks.items() if not task.cancelled() and not task.exception()}
-    settling = [store.settle(name, one.lease) for name, one in (found | granted).items() if one.lease]
-    for settled in settling:
-        await settled
+async def met(
+    remembered: Awaitable[Session | None], granted: dict[str, Admitted], recall: bytes | None, store: Store
+) -> Session | None:
+    """The session of a request that was admitted already: who leaves before it is known gives back what was granted."""
+    try:
+        return await remembered
+    except asyncio.CancelledError:
+        give_back(granted, recall, store)
+        raise
+
+
+def give_back(granted: dict[str, Admitted], recall: bytes | None, store: Store) -> list[Awaitable[None]]:
+    """Settles admissions that lead to no answer, and ends the turn that came with one: at once, so that nobody can be
+    cancelled in the middle of it. What is returned may be awaited."""
+    leases = {account: one.lease for account, one in granted.items() if one.lease}
+    for account, lease in leases.items():
+        if recall and granted[account].turn == lease.encode():
+            store.end_turn(account, recall, lease.encode())
+    return [store.settle(account, lease) for account, lease in leases.items()]
+
+
+def unheard(account: str, store: Store, asked: asyncio.Task[Admitted]) -> None:
+    """An admission that nobody waits for any more has ended."""
+    if not asked.cancelled() and not asked.exception():
+        give_back({account: asked.result()}, None, store)

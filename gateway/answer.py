@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.admission import admit
+from gateway.admission import Admission, admit
 from gateway.cache import Flights, Verdicts, lookup, replay, verdict_key
 from gateway.draft import drafting
 from gateway.errors import Refusal
@@ -25,16 +25,29 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
     key = lookup(request, policy)  # None: this answer may be neither recalled nor shared
     if key is None:
         upstream.shed(request, policy)
-    with await admit(request, key, policy, store) as admission:
+    admission, known = await admitted(request, key, policy, store)
+    with admission:
 
         def make() -> Coroutine[Any, Any, Reply]:
             return admission.through(decide(request, admission.standing, policy, upstream, flights.verdicts))
 
         try:
-            reply = replay(admission.entry, key, request) or await flights.share(admission.turn, request, policy, make)
+            reply = known or await flights.share(admission.turn, request, policy, make, admission.until)
         except Refusal as refusal:
             reply = Reply.refused(refusal)
         return admission.keep(reply)
+
+
+async def admitted(
+    request: ChatRequest, key: bytes | None, policy: Policy, store: Store
+) -> tuple[Admission, Reply | None]:
+    """The request's admission, and its answer from the cache, if any. An entry reserved nothing: where it cannot be
+    given in this request's form, the request is admitted once more, as one whose answer comes from a model."""
+    admission = await admit(request, key, policy, store)
+    known = replay(admission.entry, key, request)
+    if admission.entry is None or known:
+        return admission, known
+    return await admit(request, None, policy, store), None
 
 
 async def decision(

@@ -183,7 +183,7 @@ class Shadows:
         limits |= {ALL: together} if together else {}
         try:
             asking = {name: self._store.admit(name, each, None, most) for name, each in limits.items()}
-            found = dict(zip(asking, await held(asking, self._store), strict=True))
+            found = dict(zip(asking, await held(asking, None, self._store), strict=True))
         except Overloaded:
             raise LeftOut("budget") from None
         if not all(one.lease for one in found.values()):

@@ -66,6 +66,13 @@ def split(data: bytes, whole: int) -> list[bytes]:
     return [data] if whole == 1 else [event + b"\n\n" for event in data[:-2].split(b"\n\n")]
 
 
+def events_of(data: bytes) -> list[bytes]:
+    """The events of `data`, which ends with one: no line feed will follow its last carriage return."""
+    splitter = Splitter()
+    events = splitter.feed(data)
+    return [*events, rest] if (rest := splitter.rest()) else events
+
+
 def data_of(event: bytes) -> bytes:
     """The event's data, its `data:` lines joined by a line feed; b"" for a comment."""
     if event[:6] == b"data: " and event.partition(b"\n")[2] == b"\n" and CR not in event:

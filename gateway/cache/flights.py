@@ -25,6 +25,7 @@ AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest read
 WHOLE = (bytes, Refusal)  # bodies that are there at once
 
 Make = Callable[[], Coroutine[Any, Any, Reply]]
+Hold = Callable[[asyncio.Task[None]], object]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
@@ -66,9 +67,12 @@ class Flights:
         self.verdicts = Verdicts(store)
         self._flights: dict[Form, Flight] = {}
 
-    def share(self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make) -> Coroutine[Any, Any, Reply]:
+    def share(
+        self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make, hold: Hold
+    ) -> Coroutine[Any, Any, Reply]:
         """The reply of a flight with the same key and form, or of a new one that `make` fills. Without a turn the
-        answer is neither shared nor remembered."""
+        answer is neither shared nor remembered. `hold` is called with a new flight's task: whose request it is
+        may leave before `make` is called, and that makes the answer for others on this request's account."""
         if turn is None or not policy.caching:
             return make()
         form = (turn.key, form_of(request.fields))
@@ -78,7 +82,7 @@ class Flights:
                 self._store.end_turn(request.caller.id, turn.key, turn.token)
             return flight.board("coalesced")
         flight = self._flights[form] = Flight(self._flights, form)
-        flight.begin(self._fly(flight, turn, request, policy.caching, make))
+        hold(flight.begin(self._fly(flight, turn, request, policy.caching, make)))
         return flight.board("miss")
 
     async def _fly(self, flight: "Flight", turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> None:
@@ -119,9 +123,10 @@ class Flight:
         self.error: BaseException | None = None
         self.moved = asyncio.Event()  # a reader has taken something, or left
 
-    def begin(self, flying: Coroutine[Any, Any, None]) -> None:
+    def begin(self, flying: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Starts the task that fills it. A task of its own: the caller who came first may leave while others wait."""
-        self._task = asyncio.get_running_loop().create_task(flying)
+        self._task = task = asyncio.get_running_loop().create_task(flying)
+        return task
 
     async def board(self, cache: Literal["miss", "coalesced"]) -> Reply:
         """A reply that reads this flight from its start. Raises what ended the flight before it had a reply."""

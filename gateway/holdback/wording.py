@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import UNREADABLE
-from gateway.sse import Splitter, data_of
+from gateway.sse import data_of, events_of
 
 
 class _Top(msgspec.Struct):
@@ -78,7 +78,7 @@ class Start:
         """Add whole events, or a JSON answer; b"" is the end. What cannot be read is ignored."""
         if not piece:
             self.finish = self.finish or "end"
-        for data in map(data_of, Splitter().feed(piece)) if stream else [piece]:
+        for data in map(data_of, events_of(piece)) if stream else [piece]:
             try:
                 self._note(_ANSWER.decode(data))
             except UNREADABLE:
@@ -119,7 +119,7 @@ def unprobed(piece: bytes, stream: bool) -> bytes:
     bytes stay as they are."""
     if b'"logprobs"' not in piece:
         return piece
-    return b"".join(map(_without, Splitter().feed(piece))) if stream else _without(piece)
+    return b"".join(map(_without, events_of(piece))) if stream else _without(piece)
 
 
 def _without(event: bytes) -> bytes:

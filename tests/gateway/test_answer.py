@@ -4,7 +4,7 @@ import json
 import pytest
 
 from gateway.answer import answer
-from gateway.cache import Flights
+from gateway.cache import Flights, lookup
 from gateway.errors import NotFound
 from gateway.policy import Policy
 from gateway.standing import OverLimit
@@ -108,6 +108,23 @@ def test_the_reply_holds_the_callers_slot_until_it_is_closed(flash: Sim, pro: Si
             with pytest.raises(NotFound):
                 await collected(unknown)
             await (await answers(body(), policy, door, store)).close()
+
+    asyncio.run(main())
+
+
+def test_an_answer_is_limited_and_paid_where_the_cache_holds_one_that_cannot_be_given(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        plans = {"plans": {"usual": {"concurrency": 1}}}
+        policy, fields = policy_for(flash, pro, callers=plans, caching={"ttl": "1m"}), body(temperature=0)
+        store, request = MemoryStore(), asked(fields)
+        await store.remember("ann", lookup(request, policy) or b"", b"of a form that nobody can read", 60.0)
+        async with upstream() as door:
+            reply = await answers(fields, policy, door, store)
+            with pytest.raises(OverLimit):
+                await answers(body(), policy, door, store)
+            assert b"flash-model" in await collected(reply)
+            booked = [line for line in await store.ledger() if line.kind == "answer"]
+            assert sum(line.requests for line in booked) == 1
 
     asyncio.run(main())
 

@@ -133,6 +133,28 @@ def test_of_coalesced_callers_the_flight_is_paid_once_and_a_hit_costs_nothing(fl
     asyncio.run(main())
 
 
+def test_an_answer_is_paid_though_who_asked_first_left_before_a_model_was_asked(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with gateway(policy_for(flash, pro, tiers=PRICES, caching={"ttl": "10m"}), store) as gate:
+            flash.config(stall_first=0.5)
+            same = body(SIMPLE, model="flash", temperature=0)
+            stream = await gate.open({**same, "stream": True})
+            await asyncio.sleep(0.05)
+            first = await gate.open(same)  # waits for what may come of the stream
+            await asyncio.sleep(0.05)
+            second = await gate.open(same)
+            await asyncio.sleep(0.05)
+            await first.leave()
+            await stream.leave()
+            assert (await second.answer()).headers["x-route-cache"] == "coalesced"
+        (answer,) = [line for line in await store.ledger() if not line.estimated]
+        assert (answer.kind, answer.requests, answer.completion) == ("answer", 1, flash.seen()[-1]["tokens"])
+        assert store._accounts["anonymous"].leases == {}
+
+    asyncio.run(main())
+
+
 def test_a_failover_costs_what_the_tier_that_answered_counted(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         store = MemoryStore()

@@ -9,7 +9,7 @@ import redis
 
 from gateway.admission import Admission, admit
 from gateway.body import read
-from gateway.policy import load_policy
+from gateway.policy import Policy, load_policy
 from gateway.pricing import limits_of_all
 from gateway.standing import OverLimit
 from gateway.store import ALL, NANO, Limits, Money, Store
@@ -31,6 +31,7 @@ callers:
 budget: {usd: 0.1, warn: 0.5, then: refuse}
 """
 POLICY = load_policy(TEXT, {})
+TALKS = load_policy(TEXT.rpartition("budget:")[0] + "sessions: {}\n", {})
 SOFT = load_policy(TEXT.replace("then: refuse", "then: flash_only"), {})
 FIT = 9  # calls of a cent and a bit in a budget of ten
 
@@ -151,18 +152,27 @@ def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of
     on(url, main)
 
 
-def test_a_cancelled_admission_leaves_nothing_held_in_either_account(url: str | None) -> None:
+@pytest.mark.parametrize(("policy", "hit"), [(POLICY, False), (POLICY, True), (TALKS, False)])
+def test_a_cancelled_admission_leaves_nothing_held_in_either_account(
+    url: str | None, policy: Policy, hit: bool
+) -> None:
     async def main(store: Store) -> None:
         await scripts_known(store)
+        if hit:
+            await store.remember("ann", b"key", b"answer", 60.0)
         for turns in range(9):
-            task = asyncio.create_task(admit(asking("ann"), None, POLICY, store))
+            request = asking("ann", metadata={"session_id": "s"})
+            task = asyncio.create_task(admit(request, b"key", policy, store))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
             if not task.cancelled():
                 task.result().close()
+                if turn := task.result().turn:
+                    await store.end_turn("ann", b"key", turn.token)
         assert [await used(store, account) for account in ("ann", ALL)] == [0, 0]
+        assert hit or (await store.take_turn("ann", b"key", b"next", 1.0)).holder == b"next"
 
     on(url, main)
 

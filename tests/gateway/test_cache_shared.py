@@ -102,7 +102,7 @@ def both(url: str, scenario: Callable[[Share, Share], Awaitable[None]]) -> None:
 
 async def share(flights: Flights, server: Server) -> Reply:
     return await flights.share(
-        Turn(b"key", secrets.token_bytes(8)), asked(body(temperature=0, stream=server.stream)), POLICY, server.make
+        Turn(b"key", secrets.token_bytes(8)), asked(body(temperature=0, stream=server.stream)), POLICY, server.make, id
     )
 
 
@@ -223,7 +223,9 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
             mark = b'{"choices": [], "of": "%s"}' % caller.id.encode()
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)
-            reply = found or await flights[at].share(Turn(key, secrets.token_bytes(8)), request, POLICY, server.make)
+            reply = found or await flights[at].share(
+                Turn(key, secrets.token_bytes(8)), request, POLICY, server.make, id
+            )
             data = await collected(reply)
             assert data.strip() == mark
             return True

@@ -176,12 +176,20 @@ def test_what_cannot_be_read_says_nothing(data: bytes) -> None:
     assert (start.text, start.tokens, start.finish) == ("", 0, "" if data else "end")
 
 
+def test_the_last_event_of_a_piece_is_seen_whatever_ends_its_lines() -> None:
+    for end in (b"\n\n", b"\r\n\r\n", b"\r\r"):
+        start = Start()
+        start.see(b'data: {"choices":[{"delta":{"content":"a"}}]}' + end, True)
+        assert (start.text, start.tokens) == ("a", 1)
+
+
 def test_log_probabilities_become_null_and_no_other_byte_changes() -> None:
     told = b'{"content":[{"token":"a","logprob":-1e-3,"bytes":[97]}]}'
     said = rb'"delta":{"content":"\"logprobs\":{\"content\": [] } and \"logprobs\": 1"}'
     for pattern in (
         b'data: {"id" : "x", "choices":[{%s,"logprobs":@}], "logprobs": {}}\n\n',
         b'data: {"choices":[{"logprobs" : @ ,%s},{"index":1,%s,"logprobs":@}]}\r\n\r\n',
+        b'data: {"choices":[{%s}]}\r\rdata: {"choices":[{"logprobs":@,%s}]}\r\r',
         b'data: {"choices":[{%s}]}\n\ndata: {"choices":[{"logprobs":@}]}\n\n: ping\n\ndata: [DONE]\n\n',
     ):
         whole = pattern.replace(b"%s", said)
