@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import UNREADABLE
-from gateway.sse import Splitter, data_of
+from gateway.sse import data_of, events_of
 
 READ = 10_000  # characters of a text that are compared
 # A number, one character of a script without spaces (Chinese, Japanese, Thai), or a word.
@@ -68,7 +68,7 @@ class Said:
 def said(data: bytes, stream: bool) -> Said:
     """What chat's or a completion's JSON answer, or all of its events, say. What cannot be read says nothing."""
     found = Said()
-    for each in map(data_of, Splitter().feed(data)) if stream else [data]:
+    for each in map(data_of, events_of(data)) if stream else [data]:
         try:
             answer = _ANSWER.decode(each)
         except UNREADABLE:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -18,16 +18,16 @@ Row = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class Branch:
     """A branch of a tree: an input less than `cut` leads `below`. A number ends it: the probability there."""
 
     name: str
     cut: float
-    below: "Split | float"
-    above: "Split | float"
+    below: "Branch | float"
+    above: "Branch | float"
 
 
-Node = Split | float
+Node = Branch | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Layer:
     @property
     def inputs(self) -> set[str]:
         """The names of all that p depends on."""
-        named = {split.name for split in _splits(self.trees)}
+        named = {branch.name for branch in _branches(self.trees)}
         return {*self.weights, *(self.saved.inputs if self.saved else ()), *named}
 
     def p(self, row: Row) -> float:
@@ -67,21 +67,21 @@ class Layer:
 
 
 def _leaf(node: Node, row: Row) -> float:
-    while isinstance(node, Split):
+    while isinstance(node, Branch):
         node = node.below if row[node.name] < node.cut else node.above
     return node
 
 
-def _splits(nodes: Iterable[Node]) -> Iterator[Split]:
+def _branches(nodes: Iterable[Node]) -> Iterator[Branch]:
     for node in nodes:
-        if isinstance(node, Split):
+        if isinstance(node, Branch):
             yield node
-            yield from _splits((node.below, node.above))
+            yield from _branches((node.below, node.above))
 
 
 def _leaves(nodes: Iterable[Node]) -> Iterator[float]:
     for node in nodes:
-        yield from _leaves((node.below, node.above)) if isinstance(node, Split) else (node,)
+        yield from _leaves((node.below, node.above)) if isinstance(node, Branch) else (node,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,13 @@ def sigmoid(x: float) -> float:
 
 def load(text: str) -> Fitted:
     """What a file's text holds. Raises ValueError for anything but a calibration of a schema in READ."""
-    told = json.loads(text)
+    try:
+        return _fitted(json.loads(text))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _fitted(told: Any) -> Fitted:
     if not isinstance(told, dict) or told.get("schema") not in READ:
         raise ValueError(f"no calibration of schema {SCHEMA}")
     try:

@@ -18,7 +18,7 @@ from gateway.trace import Trace
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
-_WHOLE = (bytes, Refusal)
+WHOLE = (bytes, Refusal)  # bodies that are there at once
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
@@ -267,7 +267,7 @@ class Reply(msgspec.Struct):
     @property
     def chunks(self) -> AsyncGenerator[bytes, None]:
         """The answer in pieces, in any case."""
-        return _pieces(self.body) if isinstance(self.body, _WHOLE) else self.body
+        return _pieces(self.body) if isinstance(self.body, WHOLE) else self.body
 
     def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
         """This reply with the decision that chose it; `waited` adds seconds spent waiting for a verdict."""
@@ -276,11 +276,11 @@ class Reply(msgspec.Struct):
 
     def close(self) -> Awaitable[None]:
         """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
-        return self._end() if self.shut is nothing and isinstance(self.body, _WHOLE) else self._close()
+        return self._end() if self.shut is nothing and isinstance(self.body, WHOLE) else self._close()
 
     async def _close(self) -> None:
         try:
-            if not isinstance(self.body, _WHOLE):
+            if not isinstance(self.body, WHOLE):
                 await self.body.aclose()
         finally:
             try:

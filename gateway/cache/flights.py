@@ -13,16 +13,14 @@ from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
 from gateway.cache.turn import Place, Turns
 from gateway.cache.verdicts import Verdicts
-from gateway.errors import Refusal, UpstreamFailed
+from gateway.errors import UpstreamFailed
 from gateway.policy import Caching, Policy
 from gateway.store import Store, Turn
 from gateway.stream import Pieces
-from gateway.types import ChatRequest, Reply
+from gateway.types import WHOLE, ChatRequest, Reply
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
 AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest reader
-
-WHOLE = (bytes, Refusal)  # bodies that are there at once
 
 Make = Callable[[], Coroutine[Any, Any, Reply]]
 Hold = Callable[[asyncio.Task[None]], object]

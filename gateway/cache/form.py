@@ -12,7 +12,7 @@ import msgspec
 from gateway.body import Fields
 from gateway.cache.entry import Entry
 from gateway.errors import UNREADABLE
-from gateway.sse import DONE, Splitter, data_of, event
+from gateway.sse import DONE, data_of, event, events_of
 
 JSON = b""
 BARE, WITH_USAGE = b"{}", b'{"include_usage":true}'
@@ -123,7 +123,7 @@ def converted(entry: Entry, form: bytes) -> bytes | None:
 def assembled(data: bytes, usage: bytes) -> bytes | None:
     """A whole stream as one JSON answer; `usage` (JSON) is put in where the stream has none."""
     try:
-        chunks = [_ANSWER.decode(said) for said in map(data_of, Splitter().feed(data)) if said and said != DONE]
+        chunks = [_ANSWER.decode(said) for said in map(data_of, events_of(data)) if said and said != DONE]
         return _encode(_whole(chunks, msgspec.Raw(usage or b"null")))
     except _UNFAITHFUL:
         return None

@@ -40,6 +40,7 @@ def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -
     rows = [told(one) for one in records]
     names = [name for name in _common(rows) if len({row.get(name) for row in rows}) > 1]
     used = [name for name in names if measures or name in BELIEVED]
+    # The score and the verdict alone have one direction each: trees are for measures.
     seen = [name for name in used if name not in AXES] if {*used} - {*BELIEVED} else []
     outcomes = [
         Outcome([row[name] for name in seen], hit, one.weight)

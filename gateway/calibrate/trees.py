@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gateway.calibration import Node, Split
+from gateway.calibration import Branch, Node
 
 TREES = 20  # more say the same (LOG.md, 2026-11-22)
 LEAVES = 15  # of a tree, at most: each has at least its part of the outcomes
@@ -50,7 +50,7 @@ def _grow(outcomes: Sequence[Outcome], names: Sequence[str], least: float, chanc
     if halves is None:
         return hits / whole
     name, cut, below, above = halves
-    return Split(name, cut, _grow(below, names, least, chance), _grow(above, names, least, chance))
+    return Branch(name, cut, _grow(below, names, least, chance), _grow(above, names, least, chance))
 
 
 def _sums(outcomes: Sequence[Outcome]) -> tuple[float, float]:

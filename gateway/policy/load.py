@@ -143,9 +143,7 @@ def refuse_deep(document: Document) -> None:
     for event in yaml.parse(document.text, Loader=Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise PolicyError(
-                [Problem(document.file, *place_at(event.start_mark), "", "nested too deeply or too long")]
-            )
+            raise PolicyError([Problem(document.file, *place_at(event.start_mark), "", "nested too deeply")])
 
 
 class Reader:

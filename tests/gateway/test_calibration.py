@@ -70,3 +70,10 @@ def test_trees_have_their_part_in_p_where_they_know_what_they_ask_for() -> None:
 def test_a_file_that_is_no_whole_calibration_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"calibration|order|finite|basis|probabilities"):
         load(json.dumps(WHOLE | change))
+
+
+def test_a_file_whose_trees_are_too_deep_to_be_read_is_refused() -> None:
+    deep = '{"name": "lines", "cut": 0.5, "above": 0.1, "below": ' * 5000 + "0.2" + "}" * 5000
+    whole = json.dumps(WHOLE | {"layer": {**WHOLE["layer"], "trees": ["DEEP"]}})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="too deeply"):
+        load(whole.replace('"DEEP"', deep))
