@@ -99,7 +99,8 @@ def test_list_shows_all_but_secrets_and_hashes(url: str) -> None:
     assert [key["name"] for key in json.loads(listed)] == ["ann", "bob"]
     assert [line.split()[0] for line in text.splitlines()] == [key["id"] for key in made]
     for key in made:
-        assert key["key"].rpartition("-")[2] not in text + listed
+        secret = key["key"].partition(key["id"] + "-")[2]
+        assert len(secret) == 43 and secret not in text + listed
     assert "hash" not in listed
 
 
