@@ -2,7 +2,7 @@
 
 Each outcome has a weight: the probability that the judged policy chooses what was chosen, over the probability that it
 had when it was chosen (the propensity). The weighted mean is unbiased if every choice of the judged policy had a
-chance.
+chance. Values lie between 0 and 1.
 """
 
 import math
@@ -35,8 +35,10 @@ class Unknown(Exception):
     """The outcomes do not say enough; the message says why."""
 
 
-def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
+def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0, promised: float = math.inf) -> Estimate:
     """The mean value. `unsupported`: the part of the choices that could not have been made when these were.
+    `promised`: how many effective outcomes the propensities let expect. There seem to be more where the rare choices,
+    which weigh most, have not come yet.
 
     The same outcomes give the same interval. Raises Unknown when choices lack support or too few outcomes count.
     """
@@ -45,12 +47,12 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
     if unsupported > 0:
         raise Unknown(f"{unsupported:.1%} of its choices had no chance when these were made: no outcome tells of them")
     total = sum(weight for weight, _ in outcomes)
-    worth = effective([weight for weight, _ in outcomes])
+    worth = min(effective([weight for weight, _ in outcomes]), promised)
     if worth < LEAST:
         raise Unknown(f"{worth:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
     valued = sum(weight * value for weight, value in outcomes)
-    low, high = interval(outcomes)
-    return Estimate(valued / total, low, high, valued / len(outcomes), worth, len(outcomes))
+    value, (low, high) = valued / total, interval(outcomes)
+    return Estimate(value, min(low, value), max(high, value), valued / len(outcomes), worth, len(outcomes))
 
 
 def effective(weights: Sequence[float]) -> float:
@@ -60,7 +62,10 @@ def effective(weights: Sequence[float]) -> float:
 
 
 def interval(outcomes: Sequence[Weighed]) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % of the self-normalised mean."""
+    """The percentile bootstrap's 95 % of the self-normalised mean. One bad and one good outcome more, of mean effective
+    weight, stand for what has not been seen: of outcomes that are all alike the interval would have no width."""
+    unit = sum(weight * weight for weight, _ in outcomes) / sum(weight for weight, _ in outcomes)
+    outcomes = [*outcomes, (unit, 0.0), (unit, 1.0)]
     blocks = [(0.0, 0.0)] * min(BLOCKS, len(outcomes))
     for at, (weight, value) in enumerate(outcomes):
         total, valued = blocks[at % len(blocks)]

@@ -88,7 +88,7 @@ class Chosen(msgspec.Struct, frozen=True):
     @property
     def logged(self) -> dict[str, float]:
         """The propensity of each tier; tiers that are missing could not be chosen."""
-        return self.chances or {self.tier: 1.0}
+        return {tier: p for tier, p in self.chances.items() if p} or {self.tier: 1.0}
 
 
 class Used(msgspec.Struct, frozen=True):

@@ -185,7 +185,19 @@ def judged(rows: Sequence[Recorded], ways: Sequence[Way]) -> Estimate:
     if all(chances.keys() <= values.keys() for values, chances in told):
         return estimate([(1.0, sum(p * values[tier] for tier, p in chances.items())) for values, chances in told])
     weighed = [(supported(one, way) / one.route.p, said.quality) for one, said, way in known]
-    return estimate(weighed, sum(lost(one, way) for one, _, way in known) / len(known))
+    pairs = [(one, way) for one, _, way in known]
+    return estimate(weighed, sum(lost(*pair) for pair in pairs) / len(pairs), promised(pairs))
+
+
+def promised(pairs: Sequence[tuple[Recorded, Way]]) -> float:
+    """How many effective outcomes the propensities let expect: those of the choices that came, in the mean."""
+    squares = sum(
+        p * p / logged
+        for one, way in pairs
+        for tier, logged in one.route.logged.items()
+        if (p := way.chances.get(tier))
+    )
+    return len(pairs) ** 2 / squares if squares else 0.0
 
 
 def supported(one: Recorded, way: Way) -> float:

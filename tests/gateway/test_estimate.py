@@ -27,6 +27,31 @@ def test_weighed_outcomes_estimate_a_policy_that_was_not_in_force() -> None:
     assert all(run.low < run.value < run.high for run in runs)
 
 
+@pytest.mark.parametrize(
+    ("count", "explored", "good"), [(50, 1.0, 0.98), (300, 0.2, 0.98), (1500, 0.05, 0.98), (300, 0.2, 0.5)]
+)
+def test_nine_intervals_of_ten_hold_the_truth_also_where_nearly_all_is_good(
+    count: int, explored: float, good: float
+) -> None:
+    """They are to hold it 95 times of 100; 60 draws tell that from the half of it where rare failures go unseen."""
+    chance = Random(3)
+    held = 0
+    for _ in range(60):
+        outcomes = [
+            (1 / explored if chance.random() < explored else 0.0, float(chance.random() < good)) for _ in range(count)
+        ]
+        found = estimate(outcomes)
+        held += found.low <= good <= found.high
+    assert held >= 53
+
+
+def test_an_interval_has_a_width_though_all_that_is_known_is_good() -> None:
+    few, many = estimate([(1.0, 1.0)] * 40), estimate([(1.0, 1.0)] * 4000)
+    assert (few.value, few.high, many.high) == (1.0, 1.0, 1.0)
+    assert 0.85 < few.low < 0.95  # an exact interval begins at 0.91
+    assert 0.998 < many.low < 1.0
+
+
 def test_the_effective_number_is_that_of_the_outcomes_that_count() -> None:
     found = estimate(logged(1000, 1, 0.2))
     assert found.outcomes == 1000
@@ -45,6 +70,8 @@ def test_too_few_effective_outcomes_are_refused_however_many_there_are() -> None
         estimate([(0.0, 1.0)] * 100)
     with pytest.raises(Unknown, match="no outcome"):
         estimate([])
+    with pytest.raises(Unknown, match="9 effective outcomes of 50"):
+        estimate([(1.05, 1.0)] * 50, promised=8.6)
 
 
 def test_choices_that_chance_never_made_are_refused() -> None:

@@ -246,6 +246,22 @@ def test_another_policys_quality_is_estimated_from_what_was_explored() -> None:
     assert sum(one.low <= expected <= one.high for one in known) >= 4
 
 
+def test_that_the_rare_choices_did_not_come_does_not_make_the_others_enough() -> None:
+    records = [one for one in triaged(70, better) if one.route.reason != "explored"]
+    bold = replay(records, policy(("threshold: 0.5", "threshold: 0.25"), (", explore: 0.2", ""))).arms["candidate"]
+    assert bold.quality is None
+    assert "effective outcomes of" in (bold.unknown or "")
+    assert replay(records, A).arms["candidate"].quality
+
+
+def test_a_choice_that_had_no_chance_is_not_supported_though_it_is_listed() -> None:
+    records = triaged(300, better)
+    for one in records:
+        one.route = msgspec.structs.replace(one.route, p=1.0, chances={"flash": 0.0, "pro": 0.0, one.route.tier: 1.0})
+    found = replay(records, policy(("threshold: 0.5", "threshold: 0.25"), (", explore: 0.2", ""))).arms["candidate"]
+    assert "had no chance" in (found.unknown or "")
+
+
 def test_without_exploration_only_what_was_done_can_be_judged() -> None:
     records = triaged(300, better)
     for one in records:
