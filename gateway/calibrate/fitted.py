@@ -9,16 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
-from gateway.calibrate.bound import Certified, certify, fewest
+from gateway.calibrate.bound import ALL, Certified, certify, fewest
 from gateway.calibrate.layer import LEAST_OF_EACH, Label, failed, layer_for, needed
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import (
     Judged,
     apart,
-    bootstrap,
     brier,
     ece,
-    lift,
+    lift_interval,
     mean,
     rate_interval,
     share_interval,
@@ -86,6 +85,8 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     edges, report = _edges(layer, fitted, target, hits)
     report |= {"judged": len(judged), "shares": _shares([layer.p(told(one)) for one in judged], edges)}
     report |= {} if few else _worth(hits, outcomes, edges)
+    if alike:
+        report.pop("lift", None)  # of so few gains resampling knows no interval
     caveats = [*_caveats(records, report, target, layer), *_of_shares(report, target, len(fitted))]
     if target.kind == "shares":
         fitted, layer = list(records), layer_for(records, label, measures)
@@ -173,10 +174,12 @@ def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
 
 
 def thresholds(p: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]:
-    """The quantiles of p that divide the requests into those shares, the lowest p first."""
+    """The values of p, or ALL, that divide the requests as nearly as can be into those shares, the lowest p first:
+    requests of equal p stay together."""
     ranked = sorted(p)
+    below = {ranked[at]: at for at in reversed(range(len(ranked)))} | {ALL: len(ranked)}
     ends = list(accumulate(shares))[:-1]
-    return tuple(ranked[min(round(end * len(ranked)), len(ranked) - 1)] for end in ends)
+    return tuple(min(below, key=lambda edge: abs(below[edge] - end * len(ranked))) for end in ends)
 
 
 def _certified(judged: Sequence[tuple[float, bool]], target: Target) -> Certified:
@@ -207,7 +210,7 @@ def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], ed
         "effective": effective([one.weight for one in hits]),
         "rate": rate,
         "flash_failure": asdict(rate_interval(kept)) if kept else None,
-        "lift": asdict(bootstrap(won, lambda sample: lift(sample, edges[-1]))) if mean(won) > 0 else None,
+        "lift": asdict(lift_interval(won, edges[-1])) if mean(won) > 0 else None,
         "brier": brier(hits),
         "brier_of_the_rate": rate * (1 - rate),
         "ece": ece(hits),

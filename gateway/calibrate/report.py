@@ -4,7 +4,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -75,6 +75,18 @@ def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], fl
     if not found:
         return Estimate(math.nan, -math.inf, math.inf)
     return Estimate(measure(judged), found[int(0.025 * len(found))], found[int(0.975 * (len(found) - 1))])
+
+
+def lift_interval(judged: Sequence[Judged], threshold: float) -> Estimate:
+    """The lift with its 95 % bootstrap interval. Its upper end is that with one gain more above the threshold, of mean
+    effective weight: where gains are few, resampling knows only of those that came."""
+
+    def measure(sample: Sequence[Judged]) -> float:
+        return lift(sample, threshold)
+
+    unit = sum(one.weight**2 for one in judged) / sum(one.weight for one in judged)
+    more = Judged(math.inf, 1.0, unit)
+    return replace(bootstrap(judged, measure), high=bootstrap([*judged, more], measure).high)
 
 
 def share_interval(hits: int, of: int) -> Estimate:

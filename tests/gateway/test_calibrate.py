@@ -20,7 +20,7 @@ from gateway.calibrate import (
     told,
 )
 from gateway.calibrate.bound import certify, fewest, tail
-from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, thinned
+from gateway.calibrate.report import Judged, apart, brier, ece, lift, lift_interval, thinned
 from gateway.calibration import load
 
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
@@ -177,6 +177,12 @@ def test_every_record_counts_in_the_edges_with_an_outcome_or_without() -> None:
     assert realised(found, records) == pytest.approx([0.5, 0.3, 0.2], abs=1.5 / len(records))
 
 
+@pytest.mark.parametrize(("simple", "share"), [(0.5, 0.5), (0.76, 0.24), (0.9, 0.1), (1.0, 0.0)])
+def test_equal_scores_stay_together_on_the_side_that_comes_nearest_to_the_share(simple: float, share: float) -> None:
+    records = [Example(id=str(at), score=0.1 if at < 200 * simple else 0.9) for at in range(200)]
+    assert realised(calibrate(records, parse("pro_share=0.25")), records)[1] == pytest.approx(share)
+
+
 def test_how_close_so_many_records_set_a_share_is_said_where_it_is_not_close() -> None:
     few, many = (calibrate(traffic(n, by_score), parse("pro_share=0.25")).caveats for n in (300, 900))
     assert "300 records set a share to within 0.049 (95 %), 801 to within 0.03" in "\n".join(few)
@@ -202,6 +208,14 @@ def test_outcomes_that_are_all_alike_prove_no_share() -> None:
     found = calibrate(traffic(1000, lambda score, x: 0.0), parse("pro_share=0.25"))
     assert not found.proven
     assert any("nearly all alike" in caveat for caveat in found.caveats)
+
+
+def test_a_handful_of_failures_prove_nothing_though_all_of_them_look_hard() -> None:
+    records = [Example(id=str(at), score=0.1 + 0.8 * (at < 8), flash_ok=at >= 8) for at in range(200)]
+    found = calibrate(records, parse("pro_share=0.25"))
+    assert any("nearly all alike" in caveat for caveat in found.caveats)
+    assert not found.proven
+    assert "lift" not in found.report
 
 
 def test_a_score_that_tells_nothing_is_not_proven() -> None:
@@ -378,7 +392,14 @@ def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> No
     assert lift(pairs, 0.5) == pytest.approx(0.8)
     assert lift(pairs, 0.0) == 0
     assert math.isnan(lift([Judged(0.5, 0.0)], 0.1))
-    assert bootstrap(pairs, lambda sample: lift(sample, 0.5)).low > 0.7
+    assert lift_interval(pairs, 0.5).low > 0.7
+
+
+def test_a_few_gains_that_are_all_missed_do_not_exclude_chance() -> None:
+    few = [Judged(at / 100, float(at in {5, 20, 35, 50, 65})) for at in range(100)]  # one draw of chance in four
+    found = lift_interval(few, 0.75)
+    assert found.value == pytest.approx(-0.25)
+    assert found.low < -0.25 < 0 < found.high < 0.3
 
 
 def test_ece_is_0_for_true_chances_and_the_distance_for_shifted_ones() -> None:
