@@ -1,6 +1,6 @@
 """Which examples, inputs with outcomes, do recorded decisions give?"""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.calibration import row
@@ -50,13 +50,22 @@ class Example:
         return -1 if worse else int(self.needed)
 
 
-def examples(records: Iterable[Recorded], agree: float = GOOD) -> list[Example]:
+def examples(records: Sequence[Recorded], agree: float = GOOD) -> list[Example]:
     """The decisions that have a local score; a caller's wish has none. `agree`: from which agreement with another
     tier's answer the first tier's counts as good. Raises RecordError."""
-    return [found for one in records if (found := example(one, agree))]
+    whoever = any(tells_of_another(one) for one in records)
+    return [found for one in records if (found := example(one, agree, whoever))]
 
 
-def example(one: Recorded, agree: float = GOOD) -> Example | None:
+def tells_of_another(one: Recorded) -> bool:
+    """Whether the outcome tells how good the first tier's answer was, though another tier answered."""
+    first = one.seen.tiers[0] if one.seen and one.seen.tiers else ""
+    return one.outcome is not None and first in one.outcome.tiers and first != (one.tier or one.route.tier)
+
+
+def example(one: Recorded, agree: float = GOOD, whoever: bool = False) -> Example | None:
+    """The decision; None without a local score. `whoever`: outcomes that tell of several tiers come whoever answered,
+    so that each stands for its own request alone."""
     facts = one.read_facts()
     if facts.score is None:
         return None
@@ -75,7 +84,7 @@ def example(one: Recorded, agree: float = GOOD) -> Example | None:
         flash_ok=good(one, tiers[:1], least),
         pro_ok=good(one, tiers[1:][-1:], least),
         agree=agree if compared else None,
-        weight=stands_for(one, tiers[:1]),
+        weight=1.0 if whoever and one.outcome and one.outcome.tiers else stands_for(one, tiers[:1]),
     )
 
 

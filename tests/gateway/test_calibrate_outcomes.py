@@ -68,6 +68,19 @@ def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
     assert [one.weight for one in examples([decision(outcome=judged)])] == [1.0]
 
 
+def test_who_judges_both_tiers_whoever_answers_stands_for_no_other_request() -> None:
+    chances = {"pro": 0.9, "flash": 0.1}
+    down, up = Chosen("flash", 0.1, chances=chances), Chosen("pro", 0.9, chances=chances)
+    both, alone, upward = (
+        decision("both", outcome=Outcome(1.0, tiers={"pro": 1.0})),
+        decision("alone", outcome=Outcome(1.0)),
+        decision("upward", "pro", outcome=Outcome(1.0, tiers={"flash": 0.0})),
+    )
+    both.route, alone.route, upward.route = down, down, up
+    assert [one.weight for one in examples([both, alone, upward])] == [1.0, 10.0, 1.0]
+    assert [one.weight for one in examples([both, alone])] == [10.0, 10.0], "Pro is asked behind Flash's answers only"
+
+
 def test_from_which_agreement_flash_counts_as_good_is_the_operators_to_say() -> None:
     records = [decision("a", outcome=Outcome(0.4, SHADOW)), decision("b", outcome=Outcome(0.4))]
     assert [(one.flash_ok, one.agree) for one in examples(records)] == [(False, 0.5), (False, None)]
