@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from backends.evals.metrics import Pair, auroc, bootstrap, mean_skill, percentile, skill
+from backends.evals.metrics import Pair, auroc_interval, bootstrap, mean_skill, percentile, skill
 from backends.evals.prompts import Row, sets
 from gateway.calibrate import GOOD, Example, calibrate, fit, parse, told
 from gateway.score import WEIGHTS, Axes, Score, Table, read_table, score_text
@@ -95,7 +95,7 @@ def by_label(scored: Sequence[Scored]) -> Iterator[str]:
     yield "\n| prompts | label AUROC |\n|---|---|"
     for name, wanted in (("English", (True,)), ("other languages", (False,)), ("all", (True, False))):
         pairs = [(score.value, float(row.label or 0)) for row, score in scored if (row.language == "en") in wanted]
-        yield f"| {name}, {len(pairs)} | {bootstrap(pairs, auroc)} |"
+        yield f"| {name}, {len(pairs)} | {auroc_interval(pairs)} |"
 
 
 def recorded(row: Row, score: Score, known: bool) -> Example:

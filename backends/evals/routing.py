@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backends.evals.metrics import Pair, auroc, bootstrap, lift, mean_skill, percentile, skill
+from backends.evals.metrics import Pair, auroc_interval, bootstrap, lift, mean_skill, percentile, skill
 from backends.evals.prompts import Row, sets
 
 TIMEOUT = 30.0
@@ -93,11 +93,11 @@ def report(name: str, found: Sequence[tuple[Row, Sequence[Decided | None]]]) -> 
         str(bootstrap(gains, skill)) if gains else "",
         f"{sum(said.upward for _, said in known) / len(known):.3f}",
         str(bootstrap(moved, lift)) if moved and any(up for up, _ in moved) else "",
-        str(bootstrap(labels, auroc)) if labels else "",
+        str(auroc_interval(labels)) if labels else "",
         f"{sum(said.failed for _, said in known) / len(known):.4f}",
         f"{percentile(times, 0.5):.1f} / {percentile(times, 0.95):.1f}",
         f"{sum(alike) / len(alike):.3f}" if len(found[0][1]) > 1 else "",
-        str(bootstrap(pays, auroc)) if pays else "",
+        str(auroc_interval(pays)) if pays else "",
     ]
     return "| " + " | ".join(cells) + " |"
 
