@@ -12,7 +12,7 @@ from random import Random
 
 LEAST = 30.0  # effective outcomes below which nothing is claimed
 RESAMPLES = 500
-BLOCKS = 100  # outcomes are resampled in so many groups: as good as one by one, in bounded time
+BLOCKS = 100  # outcomes are resampled in so many runs: in bounded time, and turns of one conversation stay together
 Z = 1.959964  # of 95 %
 
 Weighed = tuple[float, float]  # weight, value
@@ -62,14 +62,17 @@ def effective(weights: Sequence[float]) -> float:
 
 
 def interval(outcomes: Sequence[Weighed]) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % of the self-normalised mean. One bad and one good outcome more, of mean effective
-    weight, stand for what has not been seen: of outcomes that are all alike the interval would have no width."""
+    """The percentile bootstrap's 95 % of the self-normalised mean; `outcomes` in the order of time.
+
+    One bad and one good outcome more, of mean effective weight, stand for what has not been seen: of outcomes that are
+    all alike the interval would have no width."""
     unit = sum(weight * weight for weight, _ in outcomes) / sum(weight for weight, _ in outcomes)
     outcomes = [*outcomes, (unit, 0.0), (unit, 1.0)]
     blocks = [(0.0, 0.0)] * min(BLOCKS, len(outcomes))
     for at, (weight, value) in enumerate(outcomes):
-        total, valued = blocks[at % len(blocks)]
-        blocks[at % len(blocks)] = (total + weight, valued + weight * value)
+        run = at * len(blocks) // len(outcomes)
+        total, valued = blocks[run]
+        blocks[run] = (total + weight, valued + weight * value)
     chance = Random(0)  # noqa: S311  (the same interval each time)
     means = sorted(_mean(chance.choices(blocks, k=len(blocks))) for _ in range(RESAMPLES))
     return means[round(0.025 * (RESAMPLES - 1))], means[round(0.975 * (RESAMPLES - 1))]

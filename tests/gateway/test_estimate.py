@@ -45,6 +45,17 @@ def test_nine_intervals_of_ten_hold_the_truth_also_where_nearly_all_is_good(
     assert held >= 53
 
 
+def test_an_interval_is_wider_where_outcomes_that_follow_each_other_are_alike() -> None:
+    chance = Random(4)
+    talks = [float(chance.random() < 0.7) for _ in range(300)]
+    turns = [(1.0, good) for good in talks for _ in range(5)]
+    mixed = chance.sample(turns, len(turns))
+    found, independent = estimate(turns), estimate(mixed)
+    assert found.high - found.low > 1.7 * (
+        independent.high - independent.low
+    )  # the root of 5, if all were kept together
+
+
 def test_an_interval_has_a_width_though_all_that_is_known_is_good() -> None:
     few, many = estimate([(1.0, 1.0)] * 40), estimate([(1.0, 1.0)] * 4000)
     assert (few.value, few.high, many.high) == (1.0, 1.0, 1.0)
