@@ -68,8 +68,8 @@ class Replay:
         """The candidate's figures, by the names that a `--fail-if` condition has for them; None: not known."""
         candidate, before = self.arms["candidate"], self.arms["recorded"]
         told: dict[str, float | None] = {
-            "pro_share": candidate.pro_share,
-            "cost_usd": candidate.cost_usd,
+            "pro_share": candidate.pro_share if self.decided else None,
+            "cost_usd": candidate.cost_usd if self.decided else None,
             "cost_ratio": candidate.cost_usd / before.cost_usd if before.cost_usd else None,
             "quality": candidate.quality.value if candidate.quality else None,
             "quality_low": candidate.quality.low if candidate.quality else None,
