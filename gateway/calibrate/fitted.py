@@ -13,6 +13,7 @@ from gateway.calibrate.bound import ALL, Certified, certify, fewest
 from gateway.calibrate.layer import LEAST_OF_EACH, Label, failed, layer_for, needed
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import (
+    KIND,
     Judged,
     apart,
     brier,
@@ -65,7 +66,8 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     """Fits on one half of the records and evaluates on the other. For shares the result is then fitted on both halves;
     a bound holds only for the layer that it was certified with, so that one stays.
 
-    split: "time" fits on the older half; "caller" keeps each caller's requests together; "id" splits at random.
+    split: "time" fits on the older half; "caller" keeps each caller's requests together; "id" splits at random, but
+    keeps a request that was sent again on one side.
     Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: their edges
     follow all records, and without outcomes they follow the score alone, and the calibration is not `proven`.
     """
@@ -82,7 +84,9 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     layer = layer_for(fitted, label, measures)
     outcomes = [(layer.p(told(one)), one) for one in judged if label(one) is not None]
     hits = [Judged(p, float(bool(label(one))), one.weight) for p, one in outcomes]
-    edges, report = _edges(layer, fitted, target, hits)
+    names = repeats([one for _, one in outcomes])
+    once = {names[one.id]: hit for hit, (_, one) in zip(hits, outcomes, strict=True)}
+    edges, report = _edges(layer, fitted, target, list(once.values()))
     report |= {"judged": len(judged), "shares": _shares([layer.p(told(one)) for one in judged], edges)}
     report |= {} if few else _worth(hits, outcomes, edges)
     if alike:
@@ -94,7 +98,9 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     basis = basis_of([layer.p(told(one)) for one in records], fitted, target, label)
     basis = replace(basis, question=question if "p_complex" in layer.inputs else None)
     shown = target.kind == "flash_failure" or gains(report)
-    lacks = [lack for lack in (few, alike) if lack]
+    again = len(hits) - len(once) if target.kind == "flash_failure" else 0
+    told_again = f"{again} outcomes are of requests sent again: in the bound each request counts once" if again else ""
+    lacks = [lack for lack in (few, alike, told_again) if lack]
     return Calibration(target, layer, edges, basis, report, (*caveats, *lacks), shown)
 
 
@@ -143,7 +149,7 @@ def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], lis
             raise Unproven("a split by time needs `at` in every record")
         ranked = sorted(records, key=lambda one: one.at or 0.0)
         return ranked[: len(ranked) // 2], ranked[len(ranked) // 2 :]
-    keys = {one.id: (one.caller or "") if split == "caller" else one.id for one in records}
+    keys = {one.id: one.caller or "" for one in records} if split == "caller" else repeats(records)
     groups = sorted(set(keys.values()))
     if len(groups) < 2:
         raise Unproven("a split by caller needs two callers")
@@ -153,6 +159,15 @@ def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], lis
     for one in records:
         halves[keys[one.id] not in first].append(one)
     return halves
+
+
+def repeats(records: Sequence[Example]) -> dict[str, str]:
+    """By id, a name for what must stay in one half: requests with the same inputs are one that was sent again, and it
+    must not be judged by what was learned from itself. Where they are more than one in KIND they are a kind of
+    requests, and stand each for itself."""
+    rows = {one.id: repr(sorted(told(one).items())) if one.measures else one.id for one in records}
+    counts = Counter(rows.values())
+    return {name: row if counts[row] * KIND <= len(records) else name for name, row in rows.items()}
 
 
 def few_outcomes(half: Sequence[Example], label: Label) -> str | None:

@@ -3,9 +3,10 @@
 import math
 import random
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 from gateway.estimate import effective, wilson
@@ -14,6 +15,7 @@ BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
+KIND = 10  # where more than one request in so many are equal, they are no repeats of one
 
 
 class Judged(NamedTuple):
@@ -68,13 +70,23 @@ def lift(judged: Sequence[Judged], threshold: float) -> float:
 
 
 def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], float]) -> Estimate:
-    """The measure with its 95 % bootstrap interval over requests."""
+    """The measure with its 95 % bootstrap interval over requests; repeats of one are drawn together."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
-    drawn = (measure(chance.choices(judged, k=len(judged))) for _ in range(DRAWS))
+    groups = distinct(judged)
+    drawn = (measure(list(chain(*chance.choices(groups, k=len(groups))))) for _ in range(DRAWS))
     found = sorted(value for value in drawn if not math.isnan(value))
     if not found:
         return Estimate(math.nan, -math.inf, math.inf)
     return Estimate(measure(judged), found[int(0.025 * len(found))], found[int(0.975 * (len(found) - 1))])
+
+
+def distinct(judged: Sequence[Judged]) -> list[list[Judged]]:
+    """The requests, those of equal p together: mostly it was one request, again and again."""
+    counts = Counter(one.p for one in judged)
+    groups: dict[tuple[float, int], list[Judged]] = {}
+    for at, one in enumerate(judged):
+        groups.setdefault((one.p, -1 if counts[one.p] * KIND <= len(judged) else at), []).append(one)
+    return list(groups.values())
 
 
 def lift_interval(judged: Sequence[Judged], threshold: float) -> Estimate:

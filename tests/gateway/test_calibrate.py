@@ -218,6 +218,28 @@ def test_a_handful_of_failures_prove_nothing_though_all_of_them_look_hard() -> N
     assert "lift" not in found.report
 
 
+def again(n: int, times: int, fails: Chance, seed: int) -> list[Example]:
+    """Requests that are sent several times in a row, and fare alike."""
+    return [
+        replace(one, id=f"{one.id}-{turn}", at=one.at and one.at + turn / times)
+        for one in traffic(n, fails, seed=seed)
+        for turn in range(times)
+    ]
+
+
+@pytest.mark.parametrize("split", ["id", "time"])
+def test_requests_sent_again_prove_no_gain_by_themselves(split: str) -> None:
+    found = [calibrate(again(100, 4, by_nothing, seed), parse("pro_share=0.25"), split) for seed in (1, 11)]  # type: ignore[arg-type]
+    assert [one.proven for one in found] == [False, False]
+
+
+def test_requests_sent_again_count_once_in_a_bound() -> None:
+    found = calibrate(traffic(700, lambda score, x: 0.01), parse("flash_failure=0.05@0.95"))
+    assert found.report["bound"]["kept"] > 300
+    with pytest.raises(Unproven, match="that takes 153 judged outcomes"):
+        calibrate(again(140, 5, lambda score, x: 0.01, 1), parse("flash_failure=0.05@0.95"))
+
+
 def test_a_score_that_tells_nothing_is_not_proven() -> None:
     found = calibrate(traffic(1000, by_nothing), parse("pro_share=0.25"))
     assert not found.proven
