@@ -15,8 +15,8 @@ The policy must not cache verdicts then (`triage: {cache: null}`).
 import argparse
 import json
 import math
+import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,16 +54,23 @@ class Asking:
 
 def decide(prompt: str, asking: Asking) -> Decided | None:
     """The decision on one prompt; None when the gateway refused it or cannot be reached."""
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {asking.key}"} if asking.key else {})
-    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": prompt}]}).encode()
-    asked = urllib.request.Request(f"{asking.gateway}/v1/route", body, headers)  # noqa: S310  (the operator's URL)
     started = time.perf_counter()
     try:
-        with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:  # noqa: S310
-            told = json.load(answer)
-    except (urllib.error.URLError, TimeoutError, ValueError):
+        told = asked(prompt, asking)
+    except (OSError, ValueError):
         return None
     return decided(told, asking, time.perf_counter() - started)
+
+
+def asked(prompt: str, asking: Asking) -> dict[str, Any]:
+    """What /v1/route answers. Raises OSError when the gateway refuses it or cannot be reached, ValueError for another
+    answer than JSON."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {asking.key}"} if asking.key else {})
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": prompt}]}).encode()
+    request = urllib.request.Request(f"{asking.gateway}/v1/route", body, headers)  # noqa: S310  (the operator's URL)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+        told: dict[str, Any] = json.load(answer)
+    return told
 
 
 def decided(told: dict[str, Any], asking: Asking, seconds: float) -> Decided:
@@ -136,6 +143,10 @@ def main() -> None:
     said.add_argument("--repeats", type=int, default=1, help="times that each prompt is asked about")
     told = said.parse_args()
     asking = Asking(told.gateway.rstrip("/"), told.key, told.by, told.first)
+    try:
+        asked("hi", asking)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{asking.gateway} decides nothing: {error}")
     for line in run(told.data, asking, told.limit, told.callers, told.repeats):
         print(line, flush=True)
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +15,7 @@ import pytest
 from backends.evals.prompts import sets
 from backends.evals.routing import Asking, By, decide, run
 
+ROOT = Path(__file__).parents[3]
 ROWS = [
     {"id": "a", "prompt": "easy", "weak_score": 1, "strong_score": 1, "label": 0},
     {"id": "b", "prompt": "hard", "weak_score": 0, "strong_score": 1, "label": 1},
@@ -96,6 +99,14 @@ def test_prompts_that_are_refused_are_counted(gateway: str, tmp_path: Path) -> N
     assert table(gateway, tmp_path, "tier", [*ROWS, refused])[0][1] == "4 of 5"
     assert decide("easy", Asking(gateway, "wrong", "tier", "flash")) is None
     assert decide("easy", Asking("http://127.0.0.1:9", None, "tier", "flash")) is None
+
+
+@pytest.mark.parametrize("key", ["wrong", "k"])
+def test_a_gateway_that_decides_nothing_ends_the_command_with_why(gateway: str, tmp_path: Path, key: str) -> None:
+    (tmp_path / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = [sys.executable, "-m", "backends.evals.routing", str(tmp_path), "--gateway", gateway, "--key", key]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, "decides nothing: HTTP Error 403" in ended.stderr) == ((0, False), (1, True))[key != "k"]
 
 
 def test_sets_are_read_plain_and_packed_by_name(tmp_path: Path) -> None:
