@@ -444,8 +444,10 @@ def test_a_request_that_does_not_come_in_time_is_408(flash: Sim, pro: Sim) -> No
 def test_a_second_request_that_drips_is_408_and_the_first_is_answered(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
-            raw = await drip(gate.port, GET + b"\r\n" + GET, b"x" * 200)
-            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
+            begun = GET + b"\r\n"
+            slow = drip(gate.port, begun + GET, b"x" * 200), drip(gate.port, begun, b"\r\n" * 100)
+            for raw in await asyncio.gather(*slow):
+                assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
 
     asyncio.run(main())
 
