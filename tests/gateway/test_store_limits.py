@@ -68,6 +68,23 @@ def test_never_more_than_the_share_may_go_up_and_what_stayed_below_makes_room(ur
     assert more == 20
 
 
+def test_a_share_begins_anew_with_its_window_and_what_an_earlier_one_held_makes_no_room(url: str | None) -> None:
+    async def main(store: Store) -> tuple[str | None, str | None]:
+        seconds = 0.4
+        limits = replace(WIDE, share=Portion(0.1, seconds))
+        while True:
+            old = await ask(store, limits)
+            await asyncio.sleep(seconds)
+            began = time.time() // seconds
+            first = await ask(store, limits)
+            await store.settle("ann", old.lease or "", above=False)
+            second = await ask(store, limits)
+            if time.time() // seconds == began:
+                return first.capped, second.capped
+
+    assert on(url, main) == (None, "share")
+
+
 def test_a_settled_call_leaves_what_was_used(url: str | None) -> None:
     async def main(store: Store) -> None:
         both, started = replace(TOKENS, money=Money(10_000, DAY, degrade=False)), time.monotonic()
