@@ -305,7 +305,7 @@ def test_an_answer_that_nobody_read_does_not_stop_the_next_one(run: Run) -> None
 def test_idle_connections_close_in_time_and_with_the_client(run: Run) -> None:
     async def main() -> None:
         async with serving(saying(OK, end=False), client=Client(keep_alive=0.1)) as (client, origin, server):
-            await told(client, origin)
+            await told(client, origin, Limits(60, 60, 60, 60))
             assert server.open == 1
             started = time.monotonic()
             await server.emptied()

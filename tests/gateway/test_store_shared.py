@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import subprocess
 import sys
+import time
 
 import pytest
 import redis
@@ -47,14 +48,17 @@ def test_of_two_processes_that_make_the_first_key_one_does(valkey: str) -> None:
 
 
 def test_a_crowd_of_requests_and_of_large_values_is_no_outage(valkey: str) -> None:
-    """It takes longer than any one reply may."""
+    """It takes longer than any one reply may, on a machine that is busy with other things as well."""
 
     async def crowd(store: Store) -> tuple[int, str]:
         answers = asyncio.create_task(burst(store, 16_000, limits(10)))
         await asyncio.gather(*(store.remember("ann", b"%d" % n, b"x" * VALUE_LIMIT, 10.0) for n in range(40)))
         return granted(await answers), store.state
 
-    assert on(valkey.partition("?")[0] + "?socket_timeout=0.5", crowd) == (10, "ok")
+    started = time.monotonic()
+    assert on(valkey, crowd) == (10, "ok")
+    patience = max(0.5, (time.monotonic() - started) / 3)
+    assert on(f"{valkey.partition('?')[0]}?socket_timeout={patience}", crowd) == (0, "ok")
 
 
 def test_a_server_that_forgot_its_scripts_gets_them_again(valkey: str) -> None:
