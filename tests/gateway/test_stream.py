@@ -280,6 +280,7 @@ FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
         (chunk("b", usage=COUNTS, **FINISH), "whole", True),
         (chunk("b", usage=COUNTS, **FINISH), "cut", False),
         (chunk("b", **FINISH), "whole", False),
+        (chunk("b", usage=None, **FINISH), "whole", False),
         (chunk("b", usage=COUNTS), "whole", False),
         (chunk("b", usage=COUNTS, **FINISH) + chunk("c", usage=COUNTS), "whole", False),
     ],
