@@ -85,6 +85,8 @@ def test_of_two_processes_each_keeps_half_of_a_local_limit_and_tells_it() -> Non
         assert spent.limits.money == Money(500_000, 86400.0, degrade=True)
         tokens = [await store.admit("dora", replace(WIDE, tokens_per_minute=399), None, COSTLY) for _ in range(3)]
         assert [answer.allowed for answer in tokens] == [True, True, False]
+        shared = await burst(store, replace(WIDE, share=Portion(0.25, 86400.0)), "fay")  # a part of what each is asked
+        assert sum(not answer.capped for answer in shared) == 10
 
     frozen(main)
 
