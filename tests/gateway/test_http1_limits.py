@@ -48,11 +48,18 @@ async def hinting(peer: Peer) -> None:
         await asyncio.sleep(0.02)
 
 
+async def halting(peer: Peer) -> None:
+    await peer.request()
+    await peer.answer(CHUNKED + b"1\r\nx\r\n")
+    await peer.left()
+
+
 @pytest.mark.parametrize(
     ("talk", "limits", "kind"),
     [
         (silence, Limits(60, 0.1, 60, 60), "first_byte"),
         (hinting, Limits(60, 0.1, 60, 60), "first_byte"),
+        (halting, Limits(60, 60, 0.1, 60), "idle"),
         (silence, Limits(60, 60, 60, 0.1), "total"),
         (dripping, Limits(60, 60, 60, 0.1), "total"),
     ],

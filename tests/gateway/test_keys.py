@@ -1,5 +1,6 @@
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -244,6 +245,21 @@ def test_an_expired_key_is_401() -> None:
         await store.put_key(replace(record, expires=record.created - 1))
         refusal = await refused(Keys(store), f"Bearer {key}")
         assert (refusal.status, refusal.code) == (401, "expired_api_key")
+
+    with_store(main)
+
+
+def test_a_key_of_the_file_lets_its_caller_in_no_more_once_it_expires(tmp_path: Path) -> None:
+    async def main(store: CountingStore) -> None:
+        written = KeyFileStore(tmp_path / "keys.json")
+        expires = time.time() + 1.0
+        key, record = new_key(await written.secret(), "ann", expires=expires)
+        await written.put_key(record)
+        keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
+        assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
+        await asyncio.sleep(expires - time.time() + 0.01)
+        assert keys.known(f"Bearer {key}", CALLERS) is None
+        assert (await refused(keys, f"Bearer {key}")).code == "expired_api_key"
 
     with_store(main)
 
