@@ -75,6 +75,21 @@ def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> No
     run(main())
 
 
+def test_an_exchange_on_a_kept_connection_has_limits_of_its_own(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(OK)
+        await peer.left()
+
+    async def main() -> None:
+        async with serving(talk, client=Client(keep_alive=60)) as (client, origin, server):
+            await told(client, origin, Limits(60, 60, 60, 60))
+            assert (await broken(client, origin, Limits(60, 0.1, 60, 60))).kind == "first_byte"
+            assert server.connections == 1
+
+    run(main())
+
+
 def test_the_rest_of_an_answer_may_be_given_less_time_but_never_more(run: Run) -> None:
     async def main() -> None:
         async with serving(dripping) as (client, origin, server):

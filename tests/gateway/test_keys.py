@@ -125,9 +125,10 @@ def test_a_key_with_one_character_changed_is_401() -> None:
     with_store(main)
 
 
-def test_the_scheme_is_matched_in_any_case() -> None:
+def test_the_scheme_is_matched_in_any_case_and_is_the_only_one() -> None:
     async def main(store: CountingStore) -> None:
         assert (await identify(f"bearer {RAW}", Keys(store, RAW), CALLERS)).id == "default"
+        assert (await refused(Keys(store, RAW), f"Basic {RAW}")).status == 401
 
     with_store(main)
 

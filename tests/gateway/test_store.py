@@ -148,6 +148,7 @@ def test_a_cancelled_admission_leaves_no_slot_taken(url: str | None) -> None:
             left = asking.done()
             asking.cancel()
             await asyncio.wait([asking])
+            assert left or asking.cancelled()
             if left:
                 await store.settle("ann", asking.result().lease or "")
         return (await store.admit("ann", what, None)).allowed

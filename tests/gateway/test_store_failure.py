@@ -67,7 +67,8 @@ def test_a_denied_budget_refuses_at_once_and_who_has_none_does_not_notice() -> N
         await refused(asked(PAID))
         for limits in [PAID] * 20:
             await refused(at_once(asked(limits)))
-        assert (await at_once(asked(WIDE))).allowed
+        for limits in (WIDE, replace(WIDE, outage=Outage(share="deny"))):
+            assert (await at_once(asked(limits))).allowed
         await refused(at_once(asked(replace(WIDE, outage=Outage(requests="deny")))))
         await refused(at_once(asked(replace(WIDE, tokens_per_minute=5, outage=Outage(tokens="deny")))))
 

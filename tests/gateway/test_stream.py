@@ -340,6 +340,7 @@ def test_an_error_of_the_server_passes_and_is_the_only_one(
         (counted(7), False, Usage()),
         (chunk("a", usage=None), True, Usage()),
         (chunk("a", usage=COUNTS), True, Usage(7, None, 5)),
+        (chunk("a", usage=None, type=["message_stop"]), True, Usage()),
         (event(b'{"usage": '), True, Usage()),
         (event(b'{"usage": "\xff"}'), True, Usage()),
         (event(b'{"x": ' + b"[" * 9999 + b'"usage"'), True, Usage()),
