@@ -488,6 +488,26 @@ def test_the_time_of_an_answer_is_not_the_callers(flash: Sim, pro: Sim) -> None:
     asyncio.run(main())
 
 
+def test_a_connection_that_is_asked_again_is_not_idle(flash: Sim, pro: Sim) -> None:
+    first, other = POST + LENGTH + b"\r\n", POST + LENGTH + b"x: y\r\n\r\n"
+
+    async def again(port: int, second: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for asked, status in ((first + b"?" * len(QUESTION), b"400"), (second + QUESTION, b"200")):
+            writer.write(asked)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 " + status)
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r")[0]))
+        writer.close()
+
+    async def main() -> None:
+        flash.config(stall_first=0.8)
+        async with gateway(policy_for(flash, pro), idle_timeout=0.5) as gate:
+            await asyncio.gather(again(gate.port, first), again(gate.port, other))
+
+    asyncio.run(main())
+
+
 def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         flash.config(stall_first=0.2)

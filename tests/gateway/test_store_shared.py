@@ -9,7 +9,7 @@ import time
 import pytest
 import redis
 
-from gateway.store import VALUE_LIMIT, KeyRecord, Store, open_store
+from gateway.store import VALUE_LIMIT, KeyRecord, Line, Store, open_store
 from gateway.store.opening import written
 from gateway.store.scripts import ADMIT
 from gateway.store.words import account, run
@@ -59,6 +59,21 @@ def test_a_crowd_of_requests_and_of_large_values_is_no_outage(valkey: str) -> No
     assert on(valkey, crowd) == (10, "ok")
     patience = max(0.5, (time.monotonic() - started) / 3)
     assert on(f"{valkey.partition('?')[0]}?socket_timeout={patience}", crowd) == (0, "ok")
+
+
+def test_all_that_is_kept_of_a_caller_is_kept_for_a_time(valkey: str) -> None:
+    """So that a server can drop what is asked for least when its memory is full."""
+
+    async def main(store: Store) -> dict[str, bool]:
+        done, _ = await burst(store, 2, limits(), KEY)
+        await store.settle("ann", done.lease or "", [Line("pro", "answer", False, 1, 0, 1, 1)])
+        await store.remember("ann", b"another", b"answer", 10.0)
+        with redis.Redis.from_url(valkey, decode_responses=True) as client:
+            names = client.keys("*{ann}*")
+            return {name.split(":")[2]: client.ttl(name) > 0 for name in names}
+
+    kinds = ("account", "leases", "holds", "ledger", "turn", "entry")
+    assert on(valkey, main) == dict.fromkeys(kinds, True)
 
 
 def test_a_server_that_forgot_its_scripts_gets_them_again(valkey: str) -> None:
