@@ -12,7 +12,7 @@ from msgspec import structs
 from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
 from gateway.keyfile import KeyFile
-from gateway.keys import Keys, identify, key_hash, new_key
+from gateway.keys import BELIEVED, Keys, identify, key_hash, new_key
 from gateway.policy import load_policy
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.pricing import terms
@@ -182,6 +182,20 @@ def test_whom_a_key_let_in_is_asked_anew_when_the_plans_or_the_secret_change() -
         store.known_secret = b"other" * 7
         assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
         assert (await who(keys, RAW)).salt != before[1].salt
+
+    with_store(main)
+
+
+def test_whom_a_key_let_in_is_refused_once_the_store_has_no_such_key() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        keys = Keys(store)
+        await who(keys, key)
+        del store._keys[record.id]
+        await asyncio.sleep(BELIEVED)
+        for _ in range(2):
+            assert keys.known(f"Bearer {key}", CALLERS) is None
+            assert (await refused(keys, f"Bearer {key}")).status == 401
 
     with_store(main)
 
