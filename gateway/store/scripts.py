@@ -75,10 +75,10 @@ local function book(tier, kind, estimated, prompt, cached, completion, money, re
 end
 
 local function take(lease)
+  redis.call('ZREM', KEYS[2], lease)
   local text = redis.call('HGET', KEYS[3], lease)
   if not text then return nil end
   redis.call('HDEL', KEYS[3], lease)
-  redis.call('ZREM', KEYS[2], lease)
   local held = cjson.decode(text)
   a.tokens = a.tokens - held[1] - held[2]
   a.money = a.money - held[3]

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.protocol import MAX_FIELDS, MAX_HEAD, MAX_WAITING
 from loadtest.servers import Sim
-from tests.gateway.serving import SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
+from tests.gateway.serving import PATIENCE, SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
 from tests.tiers import policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -504,6 +504,19 @@ def test_a_connection_that_is_asked_again_is_not_idle(flash: Sim, pro: Sim) -> N
         flash.config(stall_first=0.8)
         async with gateway(policy_for(flash, pro), idle_timeout=0.5) as gate:
             await asyncio.gather(again(gate.port, first), again(gate.port, other))
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_is_asked_no_more_is_closed_in_time_however_early_its_timer_ran(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), idle_timeout=0.3) as gate:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            for _ in range(2):
+                writer.write(GET + b"\r\n")
+                await reader.readuntil(b"}")
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
 
     asyncio.run(main())
 

@@ -68,6 +68,15 @@ def test_never_more_than_the_share_may_go_up_and_what_stayed_below_makes_room(ur
     assert more == 20
 
 
+def test_what_goes_to_the_first_tier_takes_nothing_of_the_share(url: str | None) -> None:
+    async def main(store: Store) -> list[str | None]:
+        limits = replace(WIDE, share=Portion(0.1, DAY))
+        low = replace(COSTLY, tier="flash")
+        return [(await ask(store, limits, bound)).capped for bound in (low, low, COSTLY, COSTLY)]
+
+    assert on(url, main) == [None, None, None, "share"]
+
+
 def test_a_share_begins_anew_with_its_window_and_what_an_earlier_one_held_makes_no_room(url: str | None) -> None:
     async def main(store: Store) -> tuple[str | None, str | None]:
         seconds = 0.4
