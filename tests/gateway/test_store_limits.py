@@ -72,9 +72,11 @@ def test_what_goes_to_the_first_tier_takes_nothing_of_the_share(url: str | None)
     async def main(store: Store) -> list[str | None]:
         limits = replace(WIDE, share=Portion(0.1, DAY))
         low = replace(COSTLY, tier="flash")
-        return [(await ask(store, limits, bound)).capped for bound in (low, low, COSTLY, COSTLY)]
+        seen = [(await ask(store, limits, bound)).capped for bound in (low, low, COSTLY, COSTLY)]
+        none = replace(WIDE, share=Portion(0.0, DAY))
+        return seen + [(await store.admit("bob", none, None, bound)).capped for bound in (low, COSTLY)]
 
-    assert on(url, main) == [None, None, None, "share"]
+    assert on(url, main) == [None, None, None, "share", None, "share"]
 
 
 def test_a_share_begins_anew_with_its_window_and_what_an_earlier_one_held_makes_no_room(url: str | None) -> None:
