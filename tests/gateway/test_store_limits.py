@@ -72,7 +72,7 @@ def test_what_goes_to_the_first_tier_takes_nothing_of_the_share(url: str | None)
     async def main(store: Store) -> list[str | None]:
         limits = replace(WIDE, share=Portion(0.1, DAY))
         low = replace(COSTLY, tier="flash")
-        seen = [(await ask(store, limits, bound)).capped for bound in (low, low, COSTLY, COSTLY)]
+        seen: list[str | None] = [(await ask(store, limits, bound)).capped for bound in (low, low, COSTLY, COSTLY)]
         none = replace(WIDE, share=Portion(0.0, DAY))
         return seen + [(await store.admit("bob", none, None, bound)).capped for bound in (low, COSTLY)]
 
