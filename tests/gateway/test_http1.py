@@ -310,7 +310,7 @@ def test_idle_connections_close_in_time_and_with_the_client(run: Run) -> None:
             started = time.monotonic()
             await server.emptied()
             assert time.monotonic() - started > 0.05
-        async with serving(saying(OK, end=False)) as (client, origin, server):
+        async with serving(saying(OK, end=False), client=Client(keep_alive=60)) as (client, origin, server):
             await told(client, origin)
             open_one = await ask(client, origin)
             await told(client, origin)

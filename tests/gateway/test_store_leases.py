@@ -149,6 +149,16 @@ def test_a_process_that_was_stopped_settles_what_nobody_missed(valkey: str) -> N
     on(valkey, main)
 
 
+def test_what_was_settled_is_renewed_no_more(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        held = [await store.admit("ann", TWO, None) for _ in range(2)]
+        for one in held:
+            await store.settle("ann", one.lease or "")
+        assert not any(store._beat._held.values())  # type: ignore[attr-defined]
+
+    on(valkey, main)
+
+
 @pytest.mark.parametrize("lost", ["leases holds", "holds"])
 def test_a_slot_whose_books_were_lost_returns_with_its_answer(valkey: str, lost: str) -> None:
     """A server that drops keys may have lost them; a lease that is there no more is not renewed either."""
