@@ -82,8 +82,6 @@ class FastConnection(Connection):
         cycle: Any = self.cycle
         cycle.take(data[at:], len(data) - at)
         cycle.end()
-        if self._receiving:
-            self._received()
         return True
 
     def usual(self) -> bytes:

@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._break(f"the server's answer is not HTTP: {error}")
-        if self._sink and self._chunks and self._sink(self.take(self._idle)) and not (self.complete or self._error):
+        if self._sink and self._chunks and self._sink(self.take(self._idle)) and not self.complete:
             return  # there is more to come for the sink
         if self._size > LIMIT_QUIET:
             self._bound()
@@ -203,7 +203,6 @@ class Connection(asyncio.Protocol):
             return False
         self._resting = True
         self._chunks.clear()
-        self._size = 0
         self._end = self._deadline = end = self._loop.time() + self._keep_alive
         if self._fires > end:
             self._set_timer(end)

@@ -70,7 +70,7 @@ class Account:
 
     def _turn(self, limits: Limits) -> None:
         """Take over changed limits. Where they count for the first time, what leases hold already is counted."""
-        counted, self.limits, self.interval = self.counts, limits, limits.interval
+        self.limits, self.interval = limits, limits.interval
         self.most = limits.requests_per_minute * self.interval
         self.rate = limits.tokens_per_minute or 0
         self.span = int(limits.money.seconds * 1e6) if limits.money else 0
@@ -80,7 +80,7 @@ class Account:
             self.level = 0
         if not self.span:
             self.spent = self.window = 0
-        for lease, held in self.leases.items() if self.counts and not counted else ():
+        for lease, held in self.leases.items() if self.counts else ():
             if not isinstance(held, tuple):
                 self.leases[lease] = self._count(known(held))
 

@@ -75,10 +75,10 @@ local function book(tier, kind, estimated, prompt, cached, completion, money, re
 end
 
 local function take(lease)
+  redis.call('ZREM', KEYS[2], lease)
   local text = redis.call('HGET', KEYS[3], lease)
   if not text then return nil end
   redis.call('HDEL', KEYS[3], lease)
-  redis.call('ZREM', KEYS[2], lease)
   local held = cjson.decode(text)
   a.tokens = a.tokens - held[1] - held[2]
   a.money = a.money - held[3]
@@ -170,8 +170,8 @@ return answer(0, 0, capped, nil, maker)
 )
 
 # KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines, each an array of
-# Line's fields. The lines are booked for a lease that is held still, or once for `pushed`. -> 1 if they were. With a
-# lease of "" only what expired is booked.
+# Line's fields. The lines are booked for a lease that is held still, or once for `pushed`. With a lease of "" only what
+# expired is booked.
 SETTLE: Final = script(
     words=1,
     text=OPENING
@@ -185,7 +185,6 @@ if held or first then
   for _, line in ipairs(lines) do book(unpack(line)) end
 end
 save()
-return (held or first) and 1 or 0
 """,
 )
 

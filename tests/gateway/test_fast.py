@@ -219,13 +219,14 @@ def test_many_requests_on_one_connection_are_each_answered_and_none_is_left(flas
 def test_a_body_is_asked_for_where_the_caller_waits_for_that(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
-            reader, writer = await connected(gate)
             head, _, data = raw(body(model="flash"), "1.1", "expect: 100-continue").partition(b"\r\n\r\n")
-            writer.write(head + b"\r\n\r\n")
-            assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(data)
-            assert (await asyncio.wait_for(reader.readline(), 5)) == b"HTTP/1.1 200 OK\r\n"
-            writer.close()
+            for path in (b"/v1/chat/completions", b"/v1/route"):
+                reader, writer = await connected(gate)
+                writer.write(head.replace(b"/v1/chat/completions", path) + b"\r\n\r\n")
+                assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+                writer.write(data)
+                assert (await asyncio.wait_for(reader.readline(), 5)) == b"HTTP/1.1 200 OK\r\n"
+                writer.close()
 
     asyncio.run(main())
 

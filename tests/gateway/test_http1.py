@@ -6,7 +6,7 @@ import time
 import pytest
 
 from gateway.http1 import Client, Limits, Origin, TransportError
-from gateway.http1.connection import Connection
+from gateway.http1.connection import HIGH_WATER, Connection
 from tests.gateway.loopback import CHUNKED, MIB, OK, POST, USUAL, Peer, Run, ask, broken, run, saying, serving, told
 from tests.gateway.serving import eventually
 
@@ -278,15 +278,39 @@ def test_a_connection_whose_request_is_still_under_way_is_not_used_again(run: Ru
     run(main())
 
 
+def test_an_answer_that_nobody_read_does_not_stop_the_next_one(run: Run) -> None:
+    """It is as long as makes the client read no more before it is taken."""
+    size = HIGH_WATER + 10
+
+    async def main() -> None:
+        headed = asyncio.Event()
+
+        async def talk(peer: Peer) -> None:
+            while True:
+                await peer.request()
+                await peer.answer(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+                await headed.wait()
+                await peer.answer(bytes(size))
+
+        async with serving(talk) as (client, origin, _):
+            response = await ask(client, origin)
+            headed.set()
+            await eventually(lambda: response.complete)
+            response.close()
+            assert await told(client, origin) == (200, bytes(size))
+
+    run(main())
+
+
 def test_idle_connections_close_in_time_and_with_the_client(run: Run) -> None:
     async def main() -> None:
         async with serving(saying(OK, end=False), client=Client(keep_alive=0.1)) as (client, origin, server):
-            await told(client, origin)
+            await told(client, origin, Limits(60, 60, 60, 60))
             assert server.open == 1
             started = time.monotonic()
             await server.emptied()
             assert time.monotonic() - started > 0.05
-        async with serving(saying(OK, end=False)) as (client, origin, server):
+        async with serving(saying(OK, end=False), client=Client(keep_alive=60)) as (client, origin, server):
             await told(client, origin)
             open_one = await ask(client, origin)
             await told(client, origin)

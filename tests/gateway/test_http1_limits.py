@@ -48,11 +48,18 @@ async def hinting(peer: Peer) -> None:
         await asyncio.sleep(0.02)
 
 
+async def halting(peer: Peer) -> None:
+    await peer.request()
+    await peer.answer(CHUNKED + b"1\r\nx\r\n")
+    await peer.left()
+
+
 @pytest.mark.parametrize(
     ("talk", "limits", "kind"),
     [
         (silence, Limits(60, 0.1, 60, 60), "first_byte"),
         (hinting, Limits(60, 0.1, 60, 60), "first_byte"),
+        (halting, Limits(60, 60, 0.1, 60), "idle"),
         (silence, Limits(60, 60, 60, 0.1), "total"),
         (dripping, Limits(60, 60, 60, 0.1), "total"),
     ],
@@ -64,6 +71,21 @@ def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> No
             assert (await broken(client, origin, limits)).kind == kind
             assert 0.09 < time.monotonic() - started < 30
             await server.emptied()
+
+    run(main())
+
+
+def test_an_exchange_on_a_kept_connection_has_limits_of_its_own(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(OK)
+        await peer.left()
+
+    async def main() -> None:
+        async with serving(talk, client=Client(keep_alive=60)) as (client, origin, server):
+            await told(client, origin, Limits(60, 60, 60, 60))
+            assert (await broken(client, origin, Limits(60, 0.1, 60, 60))).kind == "first_byte"
+            assert server.connections == 1
 
     run(main())
 

@@ -1,5 +1,6 @@
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from msgspec import structs
 from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
 from gateway.keyfile import KeyFile
-from gateway.keys import Keys, identify, key_hash, new_key
+from gateway.keys import BELIEVED, Keys, identify, key_hash, new_key
 from gateway.policy import load_policy
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.pricing import terms
@@ -124,9 +125,10 @@ def test_a_key_with_one_character_changed_is_401() -> None:
     with_store(main)
 
 
-def test_the_scheme_is_matched_in_any_case() -> None:
+def test_the_scheme_is_matched_in_any_case_and_is_the_only_one() -> None:
     async def main(store: CountingStore) -> None:
         assert (await identify(f"bearer {RAW}", Keys(store, RAW), CALLERS)).id == "default"
+        assert (await refused(Keys(store, RAW), f"Basic {RAW}")).status == 401
 
     with_store(main)
 
@@ -180,6 +182,20 @@ def test_whom_a_key_let_in_is_asked_anew_when_the_plans_or_the_secret_change() -
         store.known_secret = b"other" * 7
         assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
         assert (await who(keys, RAW)).salt != before[1].salt
+
+    with_store(main)
+
+
+def test_whom_a_key_let_in_is_refused_once_the_store_has_no_such_key() -> None:
+    async def main(store: CountingStore) -> None:
+        key, record = await kept(store)
+        keys = Keys(store)
+        await who(keys, key)
+        del store._keys[record.id]
+        await asyncio.sleep(BELIEVED)
+        for _ in range(2):
+            assert keys.known(f"Bearer {key}", CALLERS) is None
+            assert (await refused(keys, f"Bearer {key}")).status == 401
 
     with_store(main)
 
@@ -244,6 +260,21 @@ def test_an_expired_key_is_401() -> None:
         await store.put_key(replace(record, expires=record.created - 1))
         refusal = await refused(Keys(store), f"Bearer {key}")
         assert (refusal.status, refusal.code) == (401, "expired_api_key")
+
+    with_store(main)
+
+
+def test_a_key_of_the_file_lets_its_caller_in_no_more_once_it_expires(tmp_path: Path) -> None:
+    async def main(store: CountingStore) -> None:
+        written = KeyFileStore(tmp_path / "keys.json")
+        expires = time.time() + 1.0
+        key, record = new_key(await written.secret(), "ann", expires=expires)
+        await written.put_key(record)
+        keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
+        assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
+        await asyncio.sleep(expires - time.time() + 0.01)
+        assert keys.known(f"Bearer {key}", CALLERS) is None
+        assert (await refused(keys, f"Bearer {key}")).code == "expired_api_key"
 
     with_store(main)
 

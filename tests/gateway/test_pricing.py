@@ -8,7 +8,7 @@ from msgspec import structs
 
 from gateway.body import MAX_TOKENS, read
 from gateway.policy import Price, load_policy
-from gateway.pricing import DEFAULT_ANSWER, bound, cost, lines, terms
+from gateway.pricing import DEFAULT_ANSWER, bound, cost, lines, sizes, terms
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
 
 POLICY = load_policy(
@@ -93,6 +93,13 @@ def test_an_answer_that_was_cut_is_estimated_and_never_above_its_bound() -> None
     most = bound(whole, BOTH, POLICY)
     (line,) = lines(whole, POLICY)
     assert (line.prompt, line.completion, line.money) == (most.prompt, most.completion, most.money)
+
+
+@pytest.mark.parametrize("usage", [Usage(None, None, 20, complete=True), Usage(100, None, None, complete=True)])
+def test_an_answer_of_which_the_server_counted_one_side_only_is_estimated(usage: Usage) -> None:
+    asked = request(Bill("pro", "answer", usage), max_tokens=50)
+    (line,) = lines(asked, POLICY)
+    assert (line.prompt, line.completion, line.estimated) == (*sizes(asked), True)
 
 
 def test_a_stream_without_a_bound_that_is_cut_costs_a_token_for_each_event_that_came() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.protocol import MAX_FIELDS, MAX_HEAD, MAX_WAITING
 from loadtest.servers import Sim
-from tests.gateway.serving import SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
+from tests.gateway.serving import PATIENCE, SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
 from tests.tiers import policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -337,6 +337,7 @@ def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash: Sim,
 
     async def main() -> None:
         async with gateway(policy_for(flash, pro), hosts="localhost, gateway", request_timeout=0.2) as gate:
+            await (await gate.open(b"{", content_length="9")).leave()  # is late, too, but nobody is refused
             for status, vector in refused.items():
                 await said(gate.port, vector)
                 shown = (await gate.get("/metrics")).data.decode()
@@ -444,8 +445,10 @@ def test_a_request_that_does_not_come_in_time_is_408(flash: Sim, pro: Sim) -> No
 def test_a_second_request_that_drips_is_408_and_the_first_is_answered(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
-            raw = await drip(gate.port, GET + b"\r\n" + GET, b"x" * 200)
-            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
+            begun = GET + b"\r\n"
+            slow = drip(gate.port, begun + GET, b"x" * 200), drip(gate.port, begun, b"\r\n" * 100)
+            for raw in await asyncio.gather(*slow):
+                assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
 
     asyncio.run(main())
 
@@ -485,13 +488,51 @@ def test_the_time_of_an_answer_is_not_the_callers(flash: Sim, pro: Sim) -> None:
     asyncio.run(main())
 
 
-def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash: Sim, pro: Sim) -> None:
+def test_a_connection_that_is_asked_again_is_not_idle(flash: Sim, pro: Sim) -> None:
+    first, other = POST + LENGTH + b"\r\n", POST + LENGTH + b"x: y\r\n\r\n"
+
+    async def again(port: int, second: bytes) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for asked, status in ((first + b"?" * len(QUESTION), b"400"), (second + QUESTION, b"200")):
+            writer.write(asked)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 " + status)
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r")[0]))
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b"", "then it is"
+        writer.close()
+
     async def main() -> None:
-        flash.config(stall_first=0.2)
-        async with gateway(policy_for(flash, pro)) as gate:
-            good = POST + LENGTH + b"\r\n" + QUESTION
-            for bad in (b"nonsense\r\n\r\n", CHUNKED + b"\r\nxyz\r\n"):
-                raw = await said(gate.port, good + GET + b"\r\n" + bad)
+        flash.config(stall_first=0.8)
+        async with gateway(policy_for(flash, pro), idle_timeout=0.5) as gate:
+            await asyncio.gather(again(gate.port, first), again(gate.port, other))
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_is_asked_no_more_is_closed_in_time_however_early_its_timer_ran(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), idle_timeout=0.3) as gate:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            for _ in range(2):
+                writer.write(GET + b"\r\n")
+                await reader.readuntil(b"}")
+            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash: Sim, pro: Sim) -> None:
+    """Neither what follows it nor the time that it had takes them from their caller."""
+
+    async def main() -> None:
+        flash.config(stall_first=0.8)
+        async with gateway(policy_for(flash, pro), request_timeout=0.6) as gate:
+            good = POST + LENGTH + b"\r\n" + QUESTION + GET + b"\r\n"
+            wrong = [
+                said(gate.port, good + bad, b"what", b"ever") for bad in (b"nonsense\r\n\r\n", CHUNKED + b"\r\nxyz\r\n")
+            ]
+            for raw in await asyncio.gather(*wrong):
                 assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
                 assert b'"flash-model"' in raw
 

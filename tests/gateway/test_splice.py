@@ -160,6 +160,8 @@ def test_a_request_that_sets_nothing_of_ours_is_plain_and_so_is_a_stream_that_as
     for more in (',"stream":true,"stream_options":{}', ',"cache_salt":"x"', ',"top_p":null', ',"priority":1'):
         request = asked(f'{{"model":"auto",{TALK}{more}}}')
         assert plain(request, "flash", POLICY) is None
+    request = asked(f'{{"model":"auto",{TALK},"chat_template_kwargs":{{"x":1}}}}')
+    assert [plain(request, name, POLICY) for name in POLICY.tiers] == [None] * len(POLICY.tiers)
 
 
 def test_the_model_is_the_tiers_even_when_none_was_named() -> None:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, MemoryStore, Store, Taken
+from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, Line, MemoryStore, Store, Taken
 from tests.stores import burst, granted, limits, on, scripts_known
 
 KEY = b"k" * 32
@@ -148,6 +148,7 @@ def test_a_cancelled_admission_leaves_no_slot_taken(url: str | None) -> None:
             left = asking.done()
             asking.cancel()
             await asyncio.wait([asking])
+            assert left or asking.cancelled()
             if left:
                 await store.settle("ann", asking.result().lease or "")
         return (await store.admit("ann", what, None)).allowed
@@ -328,12 +329,20 @@ def test_memory_forgets_the_least_recently_used_entries_above_its_bound() -> Non
     assert on(None, fill) == [True, False, True, True]
 
 
-def test_memory_forgets_idle_callers() -> None:
+def test_memory_forgets_idle_callers_but_neither_what_they_used_nor_who_has_to_wait() -> None:
     async def pass_by() -> int:
         store = MemoryStore()
+        spender, waiter = (
+            await store.admit("spender", limits(6_000_000), None),
+            await store.admit("waiter", limits(1), None),
+        )
+        await store.settle("spender", spender.lease or "", [Line("pro", "answer", False, 1, 0, 1, 1)])
+        await store.settle("waiter", waiter.lease or "")
         for n in range(5000):
             found = await store.admit(f"caller {n}", limits(6_000_000), None)
             await store.settle(f"caller {n}", found.lease or "")
+        assert [line.money for line in await store.ledger("spender")] == [1]
+        assert not (await store.admit("waiter", limits(1), None)).allowed
         return len(store._accounts)
 
     assert asyncio.run(pass_by()) < 100

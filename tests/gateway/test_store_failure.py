@@ -67,7 +67,8 @@ def test_a_denied_budget_refuses_at_once_and_who_has_none_does_not_notice() -> N
         await refused(asked(PAID))
         for limits in [PAID] * 20:
             await refused(at_once(asked(limits)))
-        assert (await at_once(asked(WIDE))).allowed
+        for limits in (WIDE, replace(WIDE, outage=Outage(share="deny"))):
+            assert (await at_once(asked(limits))).allowed
         await refused(at_once(asked(replace(WIDE, outage=Outage(requests="deny")))))
         await refused(at_once(asked(replace(WIDE, tokens_per_minute=5, outage=Outage(tokens="deny")))))
 
@@ -85,6 +86,8 @@ def test_of_two_processes_each_keeps_half_of_a_local_limit_and_tells_it() -> Non
         assert spent.limits.money == Money(500_000, 86400.0, degrade=True)
         tokens = [await store.admit("dora", replace(WIDE, tokens_per_minute=399), None, COSTLY) for _ in range(3)]
         assert [answer.allowed for answer in tokens] == [True, True, False]
+        shared = await burst(store, replace(WIDE, share=Portion(0.25, 86400.0)), "fay")  # a part of what each is asked
+        assert sum(not answer.capped for answer in shared) == 10
 
     frozen(main)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import redis
 
 from gateway.store import Bound, Limits, Line, Money, Store, open_store
 from tests.stores import on
@@ -146,3 +147,30 @@ def test_a_process_that_was_stopped_settles_what_nobody_missed(valkey: str) -> N
         assert await affords(store)
 
     on(valkey, main)
+
+
+def test_what_was_settled_is_renewed_no_more(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        held = [await store.admit("ann", TWO, None) for _ in range(2)]
+        for one in held:
+            await store.settle("ann", one.lease or "")
+        assert not any(store._beat._held.values())  # type: ignore[attr-defined]
+
+    on(valkey, main)
+
+
+@pytest.mark.parametrize("lost", ["leases holds", "holds"])
+def test_a_slot_whose_books_were_lost_returns_with_its_answer(valkey: str, lost: str) -> None:
+    """A server that drops keys may have lost them; a lease that is there no more is not renewed either."""
+
+    async def main(store: Store) -> list[bool]:
+        held = await asyncio.gather(*(store.admit("ann", TWO, None) for _ in range(2)))
+        with redis.Redis.from_url(valkey) as client:
+            client.delete(*(f"tg3:{{ann}}:{name}" for name in lost.split()))
+            await asyncio.sleep(LEASE / 2)  # it would be renewed meanwhile
+            assert bool(client.exists("tg3:{ann}:leases")) is (lost == "holds")
+        for one in held:
+            await store.settle("ann", one.lease or "")
+        return [(await store.admit("ann", TWO, None)).allowed for _ in range(3)]
+
+    assert on(valkey, main) == [True, True, False]

@@ -68,6 +68,34 @@ def test_never_more_than_the_share_may_go_up_and_what_stayed_below_makes_room(ur
     assert more == 20
 
 
+def test_what_goes_to_the_first_tier_takes_nothing_of_the_share(url: str | None) -> None:
+    async def main(store: Store) -> list[str | None]:
+        limits = replace(WIDE, share=Portion(0.1, DAY))
+        low = replace(COSTLY, tier="flash")
+        seen: list[str | None] = [(await ask(store, limits, bound)).capped for bound in (low, low, COSTLY, COSTLY)]
+        none = replace(WIDE, share=Portion(0.0, DAY))
+        return seen + [(await store.admit("bob", none, None, bound)).capped for bound in (low, COSTLY)]
+
+    assert on(url, main) == [None, None, None, "share", None, "share"]
+
+
+def test_a_share_begins_anew_with_its_window_and_what_an_earlier_one_held_makes_no_room(url: str | None) -> None:
+    async def main(store: Store) -> tuple[str | None, str | None]:
+        seconds = 0.4
+        limits = replace(WIDE, share=Portion(0.1, seconds))
+        while True:
+            old = await ask(store, limits)
+            await asyncio.sleep(seconds)
+            began = time.time() // seconds
+            first = await ask(store, limits)
+            await store.settle("ann", old.lease or "", above=False)
+            second = await ask(store, limits)
+            if time.time() // seconds == began:
+                return first.capped, second.capped
+
+    assert on(url, main) == (None, "share")
+
+
 def test_a_settled_call_leaves_what_was_used(url: str | None) -> None:
     async def main(store: Store) -> None:
         both, started = replace(TOKENS, money=Money(10_000, DAY, degrade=False)), time.monotonic()

@@ -4,11 +4,12 @@ import asyncio
 import hashlib
 import subprocess
 import sys
+import time
 
 import pytest
 import redis
 
-from gateway.store import VALUE_LIMIT, KeyRecord, Store, open_store
+from gateway.store import VALUE_LIMIT, KeyRecord, Line, Store, open_store
 from gateway.store.opening import written
 from gateway.store.scripts import ADMIT
 from gateway.store.words import account, run
@@ -47,14 +48,32 @@ def test_of_two_processes_that_make_the_first_key_one_does(valkey: str) -> None:
 
 
 def test_a_crowd_of_requests_and_of_large_values_is_no_outage(valkey: str) -> None:
-    """It takes longer than any one reply may."""
+    """It takes longer than any one reply may, on a machine that is busy with other things as well."""
 
     async def crowd(store: Store) -> tuple[int, str]:
         answers = asyncio.create_task(burst(store, 16_000, limits(10)))
         await asyncio.gather(*(store.remember("ann", b"%d" % n, b"x" * VALUE_LIMIT, 10.0) for n in range(40)))
         return granted(await answers), store.state
 
-    assert on(valkey.partition("?")[0] + "?socket_timeout=0.5", crowd) == (10, "ok")
+    started = time.monotonic()
+    assert on(valkey, crowd) == (10, "ok")
+    patience = max(0.5, (time.monotonic() - started) / 3)
+    assert on(f"{valkey.partition('?')[0]}?socket_timeout={patience}", crowd) == (0, "ok")
+
+
+def test_all_that_is_kept_of_a_caller_is_kept_for_a_time(valkey: str) -> None:
+    """So that a server can drop what is asked for least when its memory is full."""
+
+    async def main(store: Store) -> dict[str, bool]:
+        done, _ = await burst(store, 2, limits(), KEY)
+        await store.settle("ann", done.lease or "", [Line("pro", "answer", False, 1, 0, 1, 1)])
+        await store.remember("ann", b"another", b"answer", 10.0)
+        with redis.Redis.from_url(valkey, decode_responses=True) as client:
+            names = client.keys("*{ann}*")
+            return {name.split(":")[2]: client.ttl(name) > 0 for name in names}
+
+    kinds = ("account", "leases", "holds", "ledger", "turn", "entry")
+    assert on(valkey, main) == dict.fromkeys(kinds, True)
 
 
 def test_a_server_that_forgot_its_scripts_gets_them_again(valkey: str) -> None:
