@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
         self._close_at: float | None = None
         self._most = 0  # connections
         self._coming: list[bool] = []  # one for each accepted in this turn, which uvicorn does not count yet
-        self._shaking: set[asyncio.Task[None]] = set()  # one for each in its TLS handshake, likewise
+        self._shaking: set[asyncio.Task[None]] = set()  # one for each in its TLS handshake, and a turn longer
         chain, key = settings.tls_cert, settings.tls_key
         self._certificate = Certificate(chain, key) if chain and key else None
         self._following: asyncio.Task[None] | None = None

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ import uvloop
 
 from gateway.app import across_origins, create_app
 from gateway.cli.serve import addressed
+from gateway.fast import FastConnection
 from gateway.keys import Keys
 from gateway.server import Listener, Server, bind, files
 from gateway.settings import Settings
@@ -290,11 +292,13 @@ def test_a_handshake_that_does_not_end_is_one_of_the_connections(
             with suppress(ConnectionError):
                 assert await asyncio.wait_for(lines[-1][0].read(), PATIENCE) == b"", "no place is left"
             assert await asyncio.to_thread(healthy, first), "who is in stays in"
+            gc.collect()
+            assert sum(type(one) is FastConnection for one in gc.get_objects()) == 1, "the others cost little"
             assert not await asyncio.to_thread(let_in, port, trusting)
             lines[0][1].close()
             await asyncio.to_thread(until, lambda: let_in(port, trusting))
         with suppress(ConnectionError):
-            assert await lines[1][0].read() == b"", "the end does not wait for it"
+            assert await asyncio.wait_for(lines[1][0].read(), PATIENCE) == b"", "the end does not wait for it"
         first.close()
         for _, writer in lines:
             writer.close()
