@@ -1,6 +1,7 @@
 """How does the gateway listen, and how does it shut down?"""
 
 import asyncio
+import logging
 import resource
 import socket
 import time
@@ -13,6 +14,7 @@ from typing import Any, cast
 import uvicorn
 
 from gateway.asgi import ASGI, Front
+from gateway.certificate import Certificate
 from gateway.errors import Overloaded
 from gateway.fast import FastConnection
 from gateway.protocol import Connection
@@ -21,7 +23,10 @@ from gateway.settings import Settings
 LAST_WORDS = 2.0  # seconds for answers that are cut off at the end to send their error
 TICK = 0.05  # seconds
 LISTENERS = 8  # for each socket: uvloop accepts one connection per listener and turn of the loop, and turns get long
+AT_ONCE = 8  # handshakes begun in a turn of the loop: each takes a millisecond, for which streams wait
+BREATH = 1.0  # seconds without new connections where no file or memory is left for one
 USUAL_FILES = 1 << 16  # open files that a process allows itself; a connection with half a head takes 27 KB
+log = logging.getLogger("gateway")
 
 
 class Server(uvicorn.Server):
@@ -34,6 +39,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, front: Front, app: ASGI, told: Callable[[], None] | None = None) -> None:
+        """Raises OSError when the certificate cannot be used."""
         settings = front.settings
         super().__init__(
             uvicorn.Config(
@@ -45,13 +51,17 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                ssl_certfile=settings.tls_cert,
-                ssl_keyfile=settings.tls_key,
                 log_level="warning",
             )
         )
         self._front, self._settings, self._told = front, settings, told
         self._close_at: float | None = None
+        self._most = 0  # connections
+        self._coming: list[bool] = []  # one for each accepted in this turn, which uvicorn does not count yet
+        self._shaking: set[asyncio.Task[None]] = set()  # one for each in its TLS handshake, and a turn longer
+        chain, key = settings.tls_cert, settings.tls_key
+        self._certificate = Certificate(chain, key) if chain and key else None
+        self._following: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""
@@ -68,38 +78,61 @@ class Server(uvicorn.Server):
         self.config.encoded_headers.append((b"connection", b"close"))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, with limits for connections and for the TLS handshake, which uvicorn gives a minute. Raises
-        OSError."""
+        """As uvicorn's, with limits for connections and for the TLS handshake. Raises OSError."""
         await super().startup(sockets=[])
-        config, state = self.config, self.lifespan.state
-        protocol: Any = config.http_protocol_class  # what `connection` gave, whatever its type says
-        limit = self._settings.request_timeout if config.ssl else None
-        asked = self._settings.connections
+        asked, backlog, loop = self._settings.connections, self.config.backlog, asyncio.get_running_loop()
         opens = files(2 * asked if asked else USUAL_FILES)
-        most, loop = asked or opens // 2, asyncio.get_running_loop()
-        coming: list[bool] = []  # one for each connection accepted in this turn, which uvicorn does not count yet
-
-        def meet() -> asyncio.Protocol:
-            if len(self.server_state.connections) + len(coming) >= most:
-                self._front.doors.telemetry.meters.unread.add("503")
-                return Crowded()
-            coming.append(True)
-            loop.call_soon(coming.pop)
-            made: asyncio.Protocol = protocol(config=config, server_state=self.server_state, app_state=state)
-            return made
-
+        self._most = asked or opens // 2
         bound = sockets or bind(self._settings, shared=False)
-        for listening in [*bound, *(one.dup() for one in bound * (LISTENERS - 1))]:
-            made = await loop.create_server(
-                meet,
-                sock=listening,
-                ssl=config.ssl,
-                ssl_handshake_timeout=limit,
-                backlog=config.backlog,
-            )
-            self.servers.append(made)
+        if self._certificate:
+            self._following = loop.create_task(self._certificate.watch())
+            listeners: Any = [Listener(one, backlog, partial(self._take, self._certificate)) for one in bound]
+            self.servers += listeners
+        else:
+            for one in [*bound, *(one.dup() for one in bound * (LISTENERS - 1))]:
+                self.servers.append(await loop.create_server(self._meet, sock=one, backlog=backlog))
         if self._told and self.started:
             self._told()
+
+    def _full(self) -> bool:
+        """Whether one more connection would be too many; if so, it is counted as refused."""
+        if len(self.server_state.connections) + len(self._coming) + len(self._shaking) < self._most:
+            return False
+        self._front.doors.telemetry.meters.unread.add("503")
+        return True
+
+    def _made(self) -> asyncio.Protocol:
+        protocol: Any = self.config.http_protocol_class  # what `connection` gave, whatever its type says
+        found = protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return cast("asyncio.Protocol", found)
+
+    def _meet(self) -> asyncio.Protocol:
+        """For a connection without TLS."""
+        if self._full():
+            return Crowded()
+        self._coming.append(True)
+        asyncio.get_running_loop().call_soon(self._coming.pop)
+        return self._made()
+
+    def _take(self, certificate: Certificate, line: socket.socket) -> None:
+        """A connection over TLS: its handshake begins. One too many is closed without a word: to tell it so would take
+        a handshake, which is most of the work of a short exchange."""
+        if self._full():
+            line.close()
+            return
+        task = asyncio.create_task(self._shake(certificate, line))
+        self._shaking.add(task)
+        task.add_done_callback(self._shaking.discard)
+
+    async def _shake(self, certificate: Certificate, line: socket.socket) -> None:
+        with suppress(OSError):  # of ssl, of a caller who leaves, and of one who takes too long
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(Arrival, self._made),
+                line,
+                ssl=certificate.context,
+                ssl_handshake_timeout=self._settings.request_timeout,
+                ssl_shutdown_timeout=self._settings.stall_timeout,
+            )
 
     async def on_tick(self, counter: int) -> bool:
         if self._close_at is not None and time.monotonic() >= self._close_at:
@@ -112,6 +145,10 @@ class Server(uvicorn.Server):
             server.close()
         for listening in sockets or []:
             listening.close()
+        for handshake in self._shaking:
+            handshake.cancel()
+        if self._following:
+            self._following.cancel()
         for connection in list(state.connections):
             connection.shutdown()
         await self._until(self._settings.drain, self._serves)
@@ -135,6 +172,57 @@ class Server(uvicorn.Server):
             if self.force_exit and seconds != LAST_WORDS:
                 return
             await asyncio.sleep(TICK)
+
+
+class Listener:
+    """Accepts connections and gives them to `take`; uvicorn takes it for one of its servers. Those of asyncio tell of
+    a connection over TLS only once its handshake has ended, so that nobody could count those that never end it.
+    """
+
+    def __init__(self, listening: socket.socket, backlog: int, take: Callable[[socket.socket], None]) -> None:
+        self.sockets, self._take = (listening,), take
+        self._loop = asyncio.get_running_loop()
+        self._pausing: asyncio.TimerHandle | None = None
+        listening.setblocking(False)
+        listening.listen(backlog)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self.sockets[0], self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                line, _ = self.sockets[0].accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("no connection can be accepted: %s", error)
+                self._loop.remove_reader(self.sockets[0])
+                self._pausing = self._loop.call_later(BREATH, self._listen)
+                return
+            line.setblocking(False)
+            self._take(line)
+
+    def close(self) -> None:
+        if self._pausing:
+            self._pausing.cancel()
+        self._loop.remove_reader(self.sockets[0])
+        self.sockets[0].close()
+
+
+class Arrival(asyncio.Protocol):
+    """The protocol of a connection until its TLS handshake has ended, from when on it is the one that `made` gives. One
+    for HTTP takes 8 KB, and would leave them to the garbage collector where the handshake never ends.
+    """
+
+    def __init__(self, made: Callable[[], asyncio.Protocol]) -> None:
+        self._made = made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        made = self._made()
+        transport.set_protocol(made)
+        made.connection_made(transport)
 
 
 class Crowded(asyncio.Protocol):

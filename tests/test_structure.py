@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "certificate"},
     {"trace", "ids", "watch", "head"},
     {"body", "store", "openapi", "workers", "agreement"},
     {"dialects"},

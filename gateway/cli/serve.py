@@ -6,7 +6,6 @@ import gc
 import logging
 import signal
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
@@ -17,6 +16,7 @@ import typer
 import uvicorn
 
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
+from gateway.certificate import loaded
 from gateway.cli.settings import InvalidSettings, read_settings
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
@@ -148,10 +148,10 @@ async def permitted(settings: Settings, store: Store, served: str | None = None)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         stop("GATEWAY_TLS_CERT and GATEWAY_TLS_KEY belong together")
     try:
-        if settings.tls_cert:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+        if settings.tls_cert and settings.tls_key:
+            loaded(settings.tls_cert, settings.tls_key)
     except OSError as error:
-        stop(f"cannot use the certificate {settings.tls_cert}: {error}")
+        stop(f"cannot use the certificate {error}")
     try:
         policy = await usable(settings.policy or packaged(), store, served)
         file = KeyFile(settings.keys_file) if settings.keys_file else None

@@ -2,9 +2,9 @@
 
 import os
 import resource
-import ssl
 from pathlib import Path
 
+from gateway.certificate import loaded
 from gateway.doctor.finding import Finding, error, ok, warning
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.server import bind
@@ -41,12 +41,12 @@ def certificate(settings: Settings) -> list[Finding]:
     if (cert is None) != (key is None):
         told = "a certificate without its key, or a key without"
         return [error("tls", told, "set both GATEWAY_TLS_CERT and GATEWAY_TLS_KEY")]
-    if cert is None:
+    if cert is None or key is None:
         return []
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+        loaded(cert, key)
     except OSError as wrong:
-        return [error("tls", f"{cert}: {wrong}", "are they PEM files, and do they belong together?")]
+        return [error("tls", str(wrong), "are they PEM files, and do they belong together?")]
     return [ok("tls", str(cert))]
 
 

@@ -1,26 +1,30 @@
 import asyncio
+import gc
 import json
+import os
 import resource
 import signal
 import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
 from gateway.app import across_origins, create_app
 from gateway.cli.serve import addressed
+from gateway.fast import FastConnection
 from gateway.keys import Keys
-from gateway.server import Server, bind, files
+from gateway.server import Listener, Server, bind, files
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running
-from tests.gateway.identity import CERTIFICATE, KEY, pem
+from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, pem
 from tests.gateway.serving import PATIENCE, Answer, Line, Port, body, eventually, parsed
 from tests.tiers import JSON, policy_for, until
 
@@ -205,40 +209,142 @@ def test_sockets_for_several_processes_are_seen_to_be_tcp_and_share_with_their_l
             bind(same, shared=False)
 
 
-def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, tmp_path: Path) -> None:
-    files = {"TLS_CERT": tmp_path / "cert.pem", "TLS_KEY": tmp_path / "key.pem"}
-    files["TLS_CERT"].write_text(pem("CERTIFICATE", CERTIFICATE))
-    files["TLS_KEY"].write_text(pem("PRIVATE KEY", KEY))
-    trusting = ssl.create_default_context(cafile=str(files["TLS_CERT"]))
-    settings = Settings(port=free_port(), request_timeout=0.3, **{name.lower(): file for name, file in files.items()})  # type: ignore[arg-type]
+@asynccontextmanager
+async def over_tls(flash: Sim, pro: Sim, folder: Path, **settings: Any) -> AsyncIterator[int]:
+    """The port of a gateway with a certificate; it has left when the block has."""
+    known = Settings(port=free_port(), tls_cert=folder / "tls.crt", tls_key=folder / "tls.key", **settings)
+    front = create_app(known, policy_for(flash, pro), MemoryStore(), Keys(MemoryStore(), everyone=True))
+    server = Server(front, across_origins(front, known), lambda: None)
+    running = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    try:
+        yield known.port
+    finally:
+        server.leave()
+        await asyncio.wait_for(running, PATIENCE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """That of a certificate and its key."""
+    renew(tmp_path, CERTIFICATE, KEY)
+    return tmp_path
+
+
+def renew(folder: Path, certificate: str, key: str) -> ssl.SSLContext:
+    """Puts the pair there; returns what trusts it."""
+    (folder / "tls.crt").write_text(pem("CERTIFICATE", certificate))
+    (folder / "tls.key").write_text(pem("PRIVATE KEY", key))
+    return ssl.create_default_context(cafile=str(folder / "tls.crt"))
+
+
+def secured(port: int, trusting: ssl.SSLContext) -> ssl.SSLSocket:
+    return trusting.wrap_socket(socket.create_connection(("localhost", port), PATIENCE), server_hostname="localhost")
+
+
+def healthy(line: ssl.SSLSocket) -> bool:
+    line.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    return line.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, folder: Path) -> None:
+    trusting = renew(folder, CERTIFICATE, KEY)
 
     async def main() -> None:
-        store = MemoryStore()
-        front = create_app(settings, policy_for(flash, pro), store, Keys(store, everyone=True))
-        server = Server(front, across_origins(front, settings), lambda: None)
-        running = asyncio.create_task(server.serve())
-        await eventually(lambda: server.started)
-        reader, writer = await asyncio.open_connection("localhost", settings.port, ssl=trusting)
-        writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        assert parsed(await reader.read()).json() == {"status": "ok"}
-        heard, plain = await asyncio.open_connection("localhost", settings.port)
-        plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert b"HTTP" not in await heard.read(), "not reached"
-        unheard, silent = await asyncio.open_connection("localhost", settings.port)
-        assert await asyncio.wait_for(unheard.read(), 5) == b"", "a handshake has as long as a request"
-        for line in (writer, plain, silent):
-            line.close()
+        async with over_tls(flash, pro, folder, request_timeout=0.3) as port:
+            reader, writer = await asyncio.open_connection("localhost", port, ssl=trusting)
+            writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert parsed(await reader.read()).json() == {"status": "ok"}
+            heard, plain = await asyncio.open_connection("localhost", port)
+            plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert b"HTTP" not in await heard.read(), "not reached"
+            unheard, silent = await asyncio.open_connection("localhost", port)
+            assert await asyncio.wait_for(unheard.read(), 5) == b"", "a handshake has as long as a request"
+            for line in (writer, plain, silent):
+                line.close()
+                with suppress(ConnectionError):
+                    await line.wait_closed()
+            kept = await asyncio.to_thread(secured, port, trusting)  # as a pool of connections does
+            assert await asyncio.to_thread(healthy, kept)
+        kept.close()  # it said no goodbye, for which TLS would have waited half a minute
+
+    asyncio.run(main())
+
+
+def let_in(port: int, trusting: ssl.SSLContext) -> bool:
+    try:
+        with secured(port, trusting) as line:
+            return healthy(line)
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("loops", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_a_handshake_that_does_not_end_is_one_of_the_connections(
+    flash: Sim, pro: Sim, folder: Path, loops: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    trusting = renew(folder, CERTIFICATE, KEY)
+
+    async def main() -> None:
+        async with over_tls(flash, pro, folder, connections=PLACES, request_timeout=60) as port:
+            first = await asyncio.to_thread(secured, port, trusting)
+            lines = [await asyncio.open_connection("localhost", port) for _ in range(PLACES)]
             with suppress(ConnectionError):
-                await line.wait_closed()
-        kept = await asyncio.to_thread(secured, settings.port, trusting)  # as a pool of connections does
-        kept.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert (await asyncio.to_thread(kept.recv, 4096)).startswith(b"HTTP/1.1 200 ")
-        server.leave()
-        await asyncio.wait_for(running, PATIENCE)  # it says no goodbye, for which TLS would wait half a minute
+                assert await asyncio.wait_for(lines[-1][0].read(), PATIENCE) == b"", "no place is left"
+            assert await asyncio.to_thread(healthy, first), "who is in stays in"
+            gc.collect()
+            assert sum(type(one) is FastConnection for one in gc.get_objects()) == 1, "the others cost little"
+            assert not await asyncio.to_thread(let_in, port, trusting)
+            lines[0][1].close()
+            await asyncio.to_thread(until, lambda: let_in(port, trusting))
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(lines[1][0].read(), PATIENCE) == b"", "the end does not wait for it"
+        first.close()
+        for _, writer in lines:
+            writer.close()
+
+    with asyncio.Runner(loop_factory=loops) as runner:
+        runner.run(main())
+
+
+def test_a_renewed_certificate_is_shown_to_who_comes_and_who_is_in_stays(flash: Sim, pro: Sim, folder: Path) -> None:
+    before = renew(folder, CERTIFICATE, KEY)
+
+    async def main() -> None:
+        async with over_tls(flash, pro, folder) as port:
+            kept = await asyncio.to_thread(secured, port, before)
+            after = renew(folder, NEXT_CERTIFICATE, NEXT_KEY)
+            await asyncio.to_thread(until, lambda: let_in(port, after))
+            assert not await asyncio.to_thread(let_in, port, before)
+            assert await asyncio.to_thread(healthy, kept)
         kept.close()
 
     asyncio.run(main())
 
 
-def secured(port: int, trusting: ssl.SSLContext) -> ssl.SSLSocket:
-    return trusting.wrap_socket(socket.create_connection(("localhost", port), PATIENCE), server_hostname="localhost")
+def test_where_no_file_is_left_callers_wait_and_nothing_spins(caplog: pytest.LogCaptureFixture) -> None:
+    taken: list[socket.socket] = []
+
+    async def main() -> None:
+        (listening,) = bind(Settings(port=0), shared=False)
+        listener = Listener(listening, 8, taken.append)
+        caller = socket.create_connection(listening.getsockname())
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (caller.fileno() + 1, most[1]))
+        spare: list[int] = []
+        with suppress(OSError):
+            while True:
+                spare.append(os.dup(caller.fileno()))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert (taken, len(caplog.messages)) == ([], 1)
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        for one in spare:
+            os.close(one)
+        await eventually(lambda: bool(taken))
+        listener.close()
+        for line in (caller, *taken):
+            line.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

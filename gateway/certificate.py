@@ -1,0 +1,69 @@
+"""Which certificate do callers see?   That of two PEM files, followed as they change."""
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+LOOK = 0.5  # seconds between two looks at the files
+log = logging.getLogger("gateway")
+
+
+class Certificate:
+    """The certificate chain of one file with the key of another, for handshakes to come.
+
+    `context` is replaced, never changed: each handshake has the one that it began with. While the files are missing,
+    are no PEM or do not belong together, that of the pair before stays. `problem` says what is wrong with them, None:
+    nothing. Their whole content is compared, as that of a file of keys is.
+    """
+
+    def __init__(self, chain: Path, key: Path) -> None:
+        """Raises OSError when the pair cannot be used."""
+        self._files = chain, key
+        self._seen = self._used = self._text()
+        self.context = loaded(chain, key)
+        self.problem: str | None = None
+
+    async def watch(self) -> None:
+        """Look at the files until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Use the pair if it changed, is the same as at the look before (one file is written after the other), and is
+        valid; logs when it is used, and when it becomes invalid.
+        """
+        text = self._text()
+        settled, self._seen = text == self._seen, text
+        if not settled or (text == self._used and not self.problem):
+            return
+        try:
+            self.context = loaded(*self._files)
+        except OSError as error:
+            self._tell(str(error))
+            return
+        self._used, self.problem = text, None
+        log.warning("certificate: %s is shown from here on", self._files[0])
+
+    def _tell(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("certificate: the one read before stays in force: %s", problem)
+        self.problem = problem
+
+    def _text(self) -> tuple[bytes, bytes] | None:
+        chain, key = self._files
+        try:
+            return chain.read_bytes(), key.read_bytes()
+        except OSError:
+            return None
+
+
+def loaded(chain: Path, key: Path) -> ssl.SSLContext:
+    """What shows this certificate. Raises OSError, which names the files."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(chain, key, password="")  # else OpenSSL asks for one at the terminal
+    except OSError as error:
+        raise OSError(f"{chain} with the key {key}: {error.strerror or error}") from None
+    return context
