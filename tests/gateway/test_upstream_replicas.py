@@ -120,17 +120,33 @@ def test_the_last_replica_is_asked_however_often_it_failed_and_bad_requests_are_
     asyncio.run(main())
 
 
-def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pro: Sim) -> None:
+@pytest.mark.parametrize(("status", "told"), [(500, 502), (429, 429)])
+def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pro: Sim, status: int, told: int) -> None:
     async def main() -> None:
         for sim in (flash, pro):
-            sim.config(status=500)
-        both = {sim.model.partition("-")[0]: {"replicas": [sim.url, alias(sim)]} for sim in (flash, pro)}
+            sim.config(status=status, retry_after=7.0)
+        turns: Any = {"balance": "round_robin"}
+        both = {sim.model.partition("-")[0]: turns | {"replicas": [sim.url, alias(sim)]} for sim in (flash, pro)}
         policy = policy_for(flash, pro, tiers=both)
         async with upstream() as door:
             for turn in range(100):
                 caller = BOB if turn % 2 else asked(body()).caller
-                assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == 502
+                assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == told
             assert 100 < len(flash.seen()) + len(pro.seen()) <= 130
+
+    asyncio.run(main())
+
+
+def test_a_busy_tier_is_tried_again_as_soon_as_it_answers(flash: Sim) -> None:
+    async def main() -> None:
+        flash.config(status=500)
+        some = [plain(b"{}", "429 Busy", retry_after="9"), *[plain(GOOD)] * 30]
+        async with scripted(*some) as (url, _), upstream() as door:
+            policy = policy_for(flash, Sim(url, "m"))
+            for turn in range(len(some)):
+                reply = await door.send(asked(body()), BOTH, policy)
+                assert reply.status == (200 if turn else 429)
+                await reply.close()
 
     asyncio.run(main())
 
