@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from gateway.errors import Overloaded, UpstreamFailed
+from gateway.http1 import Client
 from gateway.policy import Policy
 from gateway.types import Caller
 from gateway.upstream import Upstream
 from gateway.upstream.breaker import FAILURES, FIRST_REST
 from gateway.upstream.loads import load
-from gateway.upstream.replicas import FRESH, Replicas
+from gateway.upstream.places import Places
+from gateway.upstream.queues import EVERY, Queues
+from gateway.upstream.replicas import FRESH, Replica, Replicas
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, plain, scripted, upstream
 from tests.gateway.test_upstream import BOTH, FIRST, GOOD, NOWHERE, broke
@@ -212,6 +215,24 @@ def test_queues_are_read_from_servers_and_what_cannot_be_read_stays_unknown(flas
             assert door.waiting(policy) == {}
             await eventually(lambda: door.waiting(policy) == {"flash": 0})
             assert door._replicas.at(NOWHERE.url).waiting(asyncio.get_running_loop().time()) is None
+
+    asyncio.run(main())
+
+
+def test_servers_at_whose_queues_nobody_looks_any_more_are_left_in_peace() -> None:
+    async def main() -> None:
+        text = plain(b"vllm:num_requests_waiting 2")
+        async with scripted(*[text] * 9) as (url, seen):
+            client, replica = Client(), Replica(url)
+            queues = Queues(client, lapse=0.5)
+            queues.look({Places("flash"): [replica]})
+            await eventually(lambda: replica.waiting(asyncio.get_running_loop().time()) == 2)
+            await asyncio.sleep(1.5 * EVERY)
+            assert len(seen) == 1
+            queues.look({Places("flash"): [replica]})
+            await eventually(lambda: len(seen) == 2)
+            await queues.close()
+            client.close()
 
     asyncio.run(main())
 
