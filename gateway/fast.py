@@ -279,7 +279,7 @@ class Cycle:
         self._transport.write(data)
         if not more:
             self.response_complete, self._pieces = True, []  # an idle connection holds no body
-            if not self.keep_alive:
+            if not (self.keep_alive or self.more_body):
                 self._transport.close()
             self._connection.on_response_complete()
         return DONE

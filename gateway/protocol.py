@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
 from gateway.head import checked_headers, without_upgrade
+from gateway.last import Last
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
@@ -97,10 +98,12 @@ class Connection(HttpToolsProtocol):
             self._fail(TooLarge(f"The request body is over {self._settings.max_body} bytes."))
         elif self._in_body and self._read - self._body > 2 * MAX_HEAD + self._body // CONTENT:
             self._fail(BadRequest("The chunks of the request are too small for what is in them."))
-        elif self._in_body or not self._unanswered:
+        elif self._in_body or (not self._unanswered and (self._in_head or self._read)):
             self._expect()
         else:
             self._received()
+            if not self._unanswered:  # it was answered before it was complete
+                self._rest()
 
     # -- what the parser finds
     def on_message_begin(self) -> None:
@@ -145,6 +148,8 @@ class Connection(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
+        if not self.cycle.keep_alive:
+            self.cycle.__class__ = Last
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
@@ -240,9 +245,16 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         if self._in_head or self._in_body:
-            self._expect()
+            self._owed()
         elif not self._unanswered:
             self._rest()
+
+    def _owed(self) -> None:
+        """More of a request is to come. One that has its answer already may have been the connection's last."""
+        if self._in_body and not self._unanswered and (self.version == "1.0" or not self.parser.should_keep_alive()):
+            self._hang_up()
+        elif not self._refusal:
+            self._expect()
 
     def _rest(self) -> None:
         """The connection is idle: its keep-alive timer starts."""
@@ -282,9 +294,7 @@ class Connection(HttpToolsProtocol):
     def _hang_up(self) -> None:
         """Writes no more; what still comes is dropped, and the connection closed after LINGER seconds."""
         self._over, self.headers = True, []
-        if not self.transport.can_write_eof():
-            self.transport.close()
-        else:
-            self.transport.write_eof()
-        self._unstall()
-        self._stalling = self.loop.call_later(LINGER, self.transport.abort)
+        self._received()
+        self.flow.resume_reading()
+        self.transport.write_eof() if self.transport.can_write_eof() else self.transport.close()
+        self._receiving = self.loop.call_later(LINGER, self.transport.abort)

@@ -22,21 +22,6 @@ async def connected(gate: Gateway) -> tuple[asyncio.StreamReader, asyncio.Stream
     return await asyncio.open_connection("127.0.0.1", gate.port)
 
 
-def test_a_stream_for_http_1_0_is_not_chunked_and_ends_with_the_connection(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            reader, writer = await connected(gate)
-            writer.write(raw(body(model="flash", stream=True), "1.0"))
-            head, _, data = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
-            writer.close()
-            assert b"transfer-encoding" not in head
-            assert b"connection: close" in head
-            assert data.startswith(b"data: ")
-            assert data.endswith(b"data: [DONE]\n\n")
-
-    asyncio.run(main())
-
-
 def test_pipelined_requests_are_answered_in_their_order(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.protocol import MAX_FIELDS, MAX_HEAD, MAX_WAITING
 from loadtest.servers import Sim
-from tests.gateway.serving import SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
+from tests.gateway.serving import SIMPLE, Answer, Gateway, body, eventually, gateway, parsed, plain, scripted
 from tests.tiers import policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -450,6 +450,23 @@ def test_a_second_request_that_drips_is_408_and_the_first_is_answered(flash: Sim
     asyncio.run(main())
 
 
+def test_a_request_that_was_answered_before_its_end_leaves_an_idle_connection(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            writer.write(POST.replace(b"chat", b"no") + LENGTH + b"\r\n" + QUESTION[:10])
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+            assert head.startswith(b"HTTP/1.1 404 ")
+            writer.write(QUESTION[10:])
+            await asyncio.sleep(0.6)
+            writer.write(GET + b"\r\n")
+            assert (await asyncio.wait_for(reader.readline(), 20)) == b"HTTP/1.1 200 OK\r\n"
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_an_answer_to_half_a_request_does_not_keep_its_line_open(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(
@@ -494,6 +511,34 @@ def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash:
                 raw = await said(gate.port, good + GET + b"\r\n" + bad)
                 assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
                 assert b'"flash-model"' in raw
+
+    asyncio.run(main())
+
+
+def test_who_is_refused_owes_nothing_while_the_earlier_answers_are_awaited(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=0.5)
+        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+            raw = await said(gate.port, 2 * (POST + LENGTH + b"\r\n" + QUESTION) + b"nonsense\r\n\r\n")
+            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
+
+    asyncio.run(main())
+
+
+def test_who_reads_late_and_never_closes_is_closed_after_a_refusal(pro: Sim) -> None:
+    async def main() -> None:
+        long = plain(b'{"choices": [], "model": "' + b"m" * 9_000_000 + b'"}')
+        async with scripted(long) as (url, _), gateway(policy_for(Sim(url, "m"), pro)) as gate:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            writer.write(POST + LENGTH + b"\r\n" + QUESTION + b"nonsense\r\n\r\n")
+            await asyncio.sleep(0.2)  # so that much is still to be written when the refusal is
+            raw = await asyncio.wait_for(reader.read(), 20)
+            assert raw.rindex(b"HTTP/1.1 400 ") > 9_000_000
+            async with asyncio.timeout(20):
+                while not writer.transport.is_closing():  # what we still send is answered by a reset
+                    writer.write(b"x")
+                    await asyncio.sleep(0.05)
+            writer.close()
 
     asyncio.run(main())
 
