@@ -87,10 +87,10 @@ class FastConnection(Connection):
         return True
 
     def usual(self) -> bytes:
-        """The server's default headers as lines; it makes new ones each second (Date)."""
+        """The server's default headers as lines, save connection; it makes new ones each second (Date)."""
         headers = self.server_state.default_headers
         if headers is not self._usual[0]:
-            self._usual = headers, header_lines(headers)
+            self._usual = headers, header_lines([pair for pair in headers if pair[0] != b"connection"])
         return self._usual[1]
 
     def begin(self) -> None:
@@ -255,6 +255,7 @@ class Cycle:
 
     def start(self, status: int, headers: bytes, length: int | None = None) -> None:
         self.response_started = True
+        self.keep_alive = self.keep_alive and not self._connection.front.doors.leaving
         self._chunked = length is None and not self._old and self.method != "HEAD"
         usual, last = self._connection.usual(), b""
         if length is not None:

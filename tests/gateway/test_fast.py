@@ -184,6 +184,20 @@ def test_nothing_is_served_after_a_request_that_ends_its_connection(flash: Sim, 
     asyncio.run(main())
 
 
+def test_who_holds_a_connection_to_a_gateway_that_leaves_gets_an_answer_and_the_end(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body(model="flash")))
+            assert b"connection" not in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            gate.front.leave()
+            writer.write(raw(body(model="flash")))
+            assert (await asyncio.wait_for(reader.read(), 5)).count(b"connection: close\r\n") == 1
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_many_requests_on_one_connection_are_each_answered_and_none_is_left(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
