@@ -34,8 +34,8 @@ class Connection(HttpToolsProtocol):
     """
 
     __slots__ = (  # beside uvicorn's, they would be more than Python finds quickly
-        "_again", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_over", "_read", "_receiving",
-        "_refusal", "_refused", "_settings", "_since", "_stalling", "_unanswered", "told", "version",
+        "_again", "_began", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_over", "_read",
+        "_receiving", "_refusal", "_refused", "_settings", "_since", "_stalling", "_unanswered", "told", "version",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, refused: Callable[[str], None], **uvicorn: Any) -> None:
@@ -50,7 +50,7 @@ class Connection(HttpToolsProtocol):
         self._idle_since = 0.0  # when the last answer ended; 0 while something is under way
         self.told: dict[str, str] = {}  # the request's headers, names in lower case; of several the last one
         self._read = self._body = 0  # bytes of this request, of its body
-        self._came = 0  # bytes that came last: those of this request among them that came with one before
+        self._came = self._began = 0  # bytes that came last, and with the first of this request: of others, too
         self._in_head = self._in_body = self._over = False
         self._unanswered = 0  # requests whose head came
         self._refusal: Refusal | None = None
@@ -108,7 +108,7 @@ class Connection(HttpToolsProtocol):
     # -- what the parser finds
     def on_message_begin(self) -> None:
         self.url, self.headers = b"", []
-        self._in_head, self._body = True, 0
+        self._in_head, self._body, self._began = True, 0, self._came
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer, which may not pass for a header
@@ -162,7 +162,7 @@ class Connection(HttpToolsProtocol):
 
     def _check(self) -> None:
         """Checks the head. Raises Refusal for one that is too large, ambiguous, or for another host."""
-        size = self._read + self._came
+        size = self._read + self._began
         if size > MAX_HEAD:  # the head may not have come alone
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD:

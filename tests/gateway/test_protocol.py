@@ -370,6 +370,22 @@ def test_a_head_over_32_kb_is_431_however_it_comes(flash: Sim, pro: Sim) -> None
     asyncio.run(main())
 
 
+def test_a_head_over_32_kb_is_431_though_it_begins_in_the_wake_of_another_request(flash: Sim, pro: Sim) -> None:
+    good = POST + LENGTH + b"\r\n" + QUESTION
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for first in (GET + b"\r\n", good):
+                reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+                writer.write(first + GET + b"x: " + b"a" * (MAX_HEAD - 1000))
+                await asyncio.wait_for(reader.readuntil(b"}"), 20)
+                writer.write(b"a" * 1000 + b"\r\n\r\n")
+                assert b"HTTP/1.1 431 " in await asyncio.wait_for(reader.read(), 20)
+                writer.close()
+
+    asyncio.run(main())
+
+
 def test_what_surrounds_a_body_is_bounded_too(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
