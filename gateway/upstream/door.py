@@ -166,12 +166,14 @@ class Upstream:
         tier, places = policy.tiers[name], self._placed(name)
         if not places.free(tier.limits):
             raise places.overloaded()
-        exchange = Exchange(name, self._choose(request, name, tier), request.caller.id)
+        replica = self._choose(request, name, tier)
+        exchange = Exchange(name, replica, request.caller.id)
         exchange.place = places
-        call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT), request.trace)
-        request.bills.append(call.bill)
+        bill = Bill(name, "triage", stream=path == CHAT, server=replica.url)
+        call = Call(name, path, request.id + "-triage", body, bill, request.trace)
+        request.bills.append(bill)
         sent = self._ask(exchange, call, tier, brief(tier, seconds))
-        return Asking(exchange, sent, call.bill.usage, self._endings)
+        return Asking(exchange, sent, bill.usage, self._endings)
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
@@ -224,7 +226,16 @@ class Upstream:
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
         if len(tier.replicas) == 1:
             return self._replicas.at(tier.replicas[0])
-        return self._pick(request, name, tier, ()) or self._replicas.at(tier.replicas[0])
+        found = self._asked(request, tier) or self._pick(request, name, tier, ())
+        return found or self._replicas.at(tier.replicas[0])
+
+    def _asked(self, request: ChatRequest, tier: Tier) -> Replica | None:
+        """The one that our question about the request went to: it has the prompt's KV cache, or is about to."""
+        for bill in request.bills if tier.balance == "prefix_affinity" else ():
+            if bill.server in tier.replicas:
+                replica = self._replicas.at(bill.server)
+                return replica if replica.breaker.lets(_now()) else None
+        return None
 
     def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:
         """Another replica to try while there is time."""
