@@ -8,7 +8,7 @@ from typing import Any
 from gateway.fast import Cycle
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway
+from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway, plain, scripted
 from tests.tiers import JSON, policy_for
 
 
@@ -193,6 +193,24 @@ def test_who_holds_a_connection_to_a_gateway_that_leaves_gets_an_answer_and_the_
             gate.front.leave()
             writer.write(raw(body(model="flash")))
             assert (await asyncio.wait_for(reader.read(), 5)).count(b"connection: close\r\n") == 1
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_who_reads_late_and_never_closes_is_closed_after_a_refusal(pro: Sim) -> None:
+    async def main() -> None:
+        long = plain(b'{"choices": [], "model": "' + b"m" * 9_000_000 + b'"}')
+        async with scripted(long) as (url, _), gateway(policy_for(Sim(url, "m"), pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body(model="flash")) + b"nonsense\r\n\r\n")
+            await asyncio.sleep(0.2)  # so that much is still to be written when the refusal is
+            answers = await asyncio.wait_for(reader.read(), 20)
+            assert answers.rindex(b"HTTP/1.1 400 ") > 9_000_000
+            async with asyncio.timeout(20):
+                while not writer.transport.is_closing():  # what we still send is answered by a reset
+                    writer.write(b"x")
+                    await asyncio.sleep(0.05)
             writer.close()
 
     asyncio.run(main())
