@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 BOUND = 1.25  # a replica takes at most this multiple of the mean load before the next one is tried
+FEW = 4  # calls that crowd no replica, however idle the others are: they would fill their KV caches anew
 _32 = 0xFFFFFFFF
 
 
@@ -27,7 +28,7 @@ def pick(replicas: Sequence[str], balance: str, load: Mapping[str, int], key: in
     ranked = sorted(replicas, key=lambda url: _mixed(zlib.crc32(url.encode()) ^ key), reverse=True)
     if balance in ("least_inflight", "least_waiting"):
         return min(ranked, key=lambda url: load.get(url, 0))
-    most = math.ceil(BOUND * (sum(load.get(url, 0) for url in replicas) + 1) / len(replicas))
+    most = max(FEW, math.ceil(BOUND * (sum(load.get(url, 0) for url in replicas) + 1) / len(replicas)))
     return next((url for url in ranked if load.get(url, 0) < most), ranked[0])
 
 

@@ -85,10 +85,10 @@ class FastConnection(Connection):
         return True
 
     def usual(self) -> bytes:
-        """The server's default headers as lines; it makes new ones each second (Date)."""
+        """The server's default headers as lines, save connection; it makes new ones each second (Date)."""
         headers = self.server_state.default_headers
         if headers is not self._usual[0]:
-            self._usual = headers, header_lines(headers)
+            self._usual = headers, header_lines([pair for pair in headers if pair[0] != b"connection"])
         return self._usual[1]
 
     def begin(self) -> None:
@@ -253,6 +253,7 @@ class Cycle:
 
     def start(self, status: int, headers: bytes, length: int | None = None) -> None:
         self.response_started = True
+        self.keep_alive = self.keep_alive and not self._connection.front.doors.leaving
         self._chunked = length is None and not self._old and self.method != "HEAD"
         usual, last = self._connection.usual(), b""
         if length is not None:
@@ -277,7 +278,7 @@ class Cycle:
         self._transport.write(data)
         if not more:
             self.response_complete, self._pieces = True, []  # an idle connection holds no body
-            if not self.keep_alive:
+            if not (self.keep_alive or self.more_body):
                 self._transport.close()
             self._connection.on_response_complete()
         return DONE

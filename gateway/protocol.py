@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
 from gateway.head import checked_headers, without_upgrade
+from gateway.last import Last
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
@@ -33,8 +34,8 @@ class Connection(HttpToolsProtocol):
     """
 
     __slots__ = (  # beside uvicorn's, they would be more than Python finds quickly
-        "_again", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_over", "_read", "_receiving",
-        "_refusal", "_refused", "_settings", "_since", "_stalling", "_unanswered", "told", "version",
+        "_again", "_began", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_over", "_read",
+        "_receiving", "_refusal", "_refused", "_settings", "_since", "_stalling", "_unanswered", "told", "version",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, refused: Callable[[str], None], **uvicorn: Any) -> None:
@@ -49,7 +50,7 @@ class Connection(HttpToolsProtocol):
         self._idle_since = 0.0  # when the last answer ended; 0 while something is under way
         self.told: dict[str, str] = {}  # the request's headers, names in lower case; of several the last one
         self._read = self._body = 0  # bytes of this request, of its body
-        self._came = 0  # bytes that came last: those of this request among them that came with one before
+        self._came = self._began = 0  # bytes that came last, and with the first of this request: of others, too
         self._in_head = self._in_body = self._over = False
         self._unanswered = 0  # requests whose head came
         self._refusal: Refusal | None = None
@@ -97,15 +98,17 @@ class Connection(HttpToolsProtocol):
             self._fail(TooLarge(f"The request body is over {self._settings.max_body} bytes."))
         elif self._in_body and self._read - self._body > 2 * MAX_HEAD + self._body // CONTENT:
             self._fail(BadRequest("The chunks of the request are too small for what is in them."))
-        elif self._in_body or not self._unanswered:
+        elif self._in_body or (not self._unanswered and (self._in_head or self._read)):
             self._expect()
         else:
             self._received()
+            if not self._unanswered:  # it was answered before it was complete
+                self._rest()
 
     # -- what the parser finds
     def on_message_begin(self) -> None:
         self.url, self.headers = b"", []
-        self._in_head, self._body = True, 0
+        self._in_head, self._body, self._began = True, 0, self._came
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # else a trailer, which may not pass for a header
@@ -145,6 +148,8 @@ class Connection(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
+        if not self.cycle.keep_alive:
+            self.cycle.__class__ = Last
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
@@ -157,7 +162,7 @@ class Connection(HttpToolsProtocol):
 
     def _check(self) -> None:
         """Checks the head. Raises Refusal for one that is too large, ambiguous, or for another host."""
-        size = self._read + self._came
+        size = self._read + self._began
         if size > MAX_HEAD:  # the head may not have come alone
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD:
@@ -240,9 +245,16 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         if self._in_head or self._in_body:
-            self._expect()
+            self._owed()
         elif not self._unanswered:
             self._rest()
+
+    def _owed(self) -> None:
+        """More of a request is to come. One that has its answer already may have been the connection's last."""
+        if self._in_body and not self._unanswered and (self.version == "1.0" or not self.parser.should_keep_alive()):
+            self._hang_up()
+        elif not self._refusal:
+            self._expect()
 
     def _rest(self) -> None:
         """The connection is idle: its keep-alive timer starts."""
@@ -282,9 +294,7 @@ class Connection(HttpToolsProtocol):
     def _hang_up(self) -> None:
         """Writes no more; what still comes is dropped, and the connection closed after LINGER seconds."""
         self._over, self.headers = True, []
-        if not self.transport.can_write_eof():
-            self.transport.close()
-        else:
-            self.transport.write_eof()
-        self._unstall()
-        self._stalling = self.loop.call_later(LINGER, self.transport.abort)
+        self._received()
+        self.flow.resume_reading()
+        self.transport.write_eof() if self.transport.can_write_eof() else self.transport.close()
+        self._receiving = self.loop.call_later(LINGER, self.transport.abort)

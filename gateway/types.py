@@ -58,8 +58,8 @@ class Usage:
 
 
 class Bill(msgspec.Struct):
-    """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
-    `stream`: what it made came in events. `at`: time.perf_counter() when it was asked for."""
+    """One call to a tier for a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
+    `stream`: it makes events. `at`: time.perf_counter() when it was asked for. `server`: a question's replica."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]
@@ -68,6 +68,7 @@ class Bill(msgspec.Struct):
     lost: bool = False
     stream: bool = False
     at: float = msgspec.field(default_factory=time.perf_counter)
+    server: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,10 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """What a caller asked: the few fields that we decide on, and the rest of the body untouched.
-
-    `path` is the upstream path, and says the dialect; `headers` has lower-case names; `started` is time.perf_counter()
-    when the head arrived. `bills` gathers the calls to tiers made for it, `costs` is what they came to, once settled.
-    `chance`, from 0 up to 1, is drawn for it: at 1 nothing is explored. `trace`: where it is sampled."""
+    """What a caller asked: the few fields that we decide on, and the rest of the body untouched. `path` is the upstream
+    path, and says the dialect; `headers` has lower-case names; `started` is time.perf_counter() when the head arrived.
+    `bills` gathers the calls to tiers made for it, `costs` is what they came to, once settled. `chance`, from 0 to
+    1, is drawn for it: at 1 nothing is explored. `trace`: where it is sampled."""
 
     id: str
     caller: Caller

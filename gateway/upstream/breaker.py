@@ -10,11 +10,12 @@ class Breaker:
     """Counts what becomes of a replica's calls: transport errors, timeouts and 5xx are failures, all else is none.
 
     Closed until half of at least FAILURES calls in WINDOW failed; then open for FIRST_REST, twice as long each time in
-    a row; then one call goes through as a probe, whose outcome closes it or opens it again. A caller whose own requests
-    break servers opens nothing while the same replica answers others. Times are in the loop's seconds.
+    a row; then one call goes through as a probe, whose outcome closes it or opens it again; the next one goes when it
+    has none after LONGEST_REST. A caller whose own requests break servers opens nothing while the same replica answers
+    others, in this window or the one before. Times are in the loop's seconds.
     """
 
-    __slots__ = ("_answered", "_failed", "_failing", "_good", "_probing", "_rest", "_since", "_until")
+    __slots__ = ("_answered", "_awaited", "_before", "_failed", "_failing", "_good", "_rest", "_since", "_until")
 
     def __init__(self) -> None:
         self.close()
@@ -23,12 +24,13 @@ class Breaker:
         """Close the breaker: a trial call was answered (or the replica is new)."""
         self._until = 0.0  # open until then; 0.0 is closed
         self._rest = FIRST_REST
-        self._probing = False
+        self._awaited = 0.0  # until then no other probe
+        self._answered: set[str] = set()  # callers, two at most: whether there is another one is all that counts
         self._begin(0.0)
 
     def _begin(self, now: float) -> None:
         self._since, self._good, self._failed = now, 0, 0
-        self._answered: set[str] = set()  # callers, two at most: whether there is another one is all that counts
+        self._before, self._answered = self._answered, set()
         self._failing: set[str] = set()
 
     @property
@@ -37,19 +39,16 @@ class Breaker:
 
     def lets(self, now: float) -> bool:
         """Whether a call may go through: always while closed; while open only as the probe, once the rest is over."""
-        return not self._until or (now >= self._until and not self._probing)
+        return not self._until or (now >= self._until and now >= self._awaited)
 
-    def asked(self) -> bool:
-        """A call begins. Returns whether it is a trial, one made while the breaker is open: the probe, or a call for
-        which there was no better replica."""
-        if not self._until:
-            return False
-        self._probing = True
-        return True
+    def tried(self, now: float) -> None:
+        """A trial begins, a call made while the breaker is open: the probe, or one for which there was no better
+        replica."""
+        self._awaited = now + LONGEST_REST
 
     def dropped(self) -> None:
         """A trial ended without an outcome."""
-        self._probing = False
+        self._awaited = 0.0
 
     def passed(self, caller: str) -> None:
         self._good += 1
@@ -66,13 +65,13 @@ class Breaker:
         self._failed += 1
         if len(self._failing) < 2:
             self._failing.add(caller or "")
-        own = caller is not None and len(self._failing) == 1 and not self._answered <= self._failing
+        own = caller is not None and len(self._failing) == 1 and not self._answered | self._before <= self._failing
         if self._failed >= FAILURES and self._failed >= self._good and not own:
             self._until = now + self._rest
 
     def _fail_again(self, now: float, trial: bool) -> None:
         """Only a trial's failure counts, and only once a rest: calls from before the break fail late."""
-        self._probing = self._probing and not trial
+        self._awaited = 0.0 if trial else self._awaited
         if trial and now >= self._until:
             self._rest = min(2 * self._rest, LONGEST_REST)
             self._until = now + self._rest

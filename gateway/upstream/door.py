@@ -23,10 +23,10 @@ from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
-from gateway.upstream.places import Places
+from gateway.upstream.places import LONGEST_ADVICE, Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
-from gateway.upstream.replies import Failed, begun, busy, failed, stream, whole
+from gateway.upstream.replies import Failed, begun, busy, failed, stream, wait, whole
 from gateway.upstream.waste import Early, Waste
 
 
@@ -63,7 +63,7 @@ class Upstream:
     def _waiting(self, policy: Policy) -> Mapping[str, int]:
         watched = {name: self._replicas.of(policy.tiers[name]) for name in policy.watched_queues}
         self._queues.look({self._placed(name): replicas for name, replicas in watched.items()})
-        now = asyncio.get_running_loop().time()
+        now = _now()
         found = {name: waiting(replicas, now) for name, replicas in watched.items()}
         return {name: count for name, count in found.items() if count is not None}
 
@@ -107,7 +107,7 @@ class Upstream:
             return Reply.refused(UpstreamFailed("The route names no tier."))
         reply = await (first or self.attempt(request, route.tiers[0], policy))
         for before, name in pairwise(route.tiers) if reply.failure in policy.failover.on else ():
-            if self._replicas.down(policy.tiers[name]) and not self._spend(name):
+            if self._replicas.down(policy.tiers[name], _now()) and not self._spend(name):
                 break  # where everything is down, failover too would only multiply the calls
             self._retried(before, str(reply.failure), "tier")
             waited = reply.waited
@@ -166,12 +166,14 @@ class Upstream:
         tier, places = policy.tiers[name], self._placed(name)
         if not places.free(tier.limits):
             raise places.overloaded()
-        exchange = Exchange(name, self._choose(request, name, tier), request.caller.id)
+        replica = self._choose(request, name, tier)
+        exchange = Exchange(name, replica, request.caller.id)
         exchange.place = places
-        call = Call(name, path, request.id + "-triage", body, Bill(name, "triage", stream=path == CHAT), request.trace)
-        request.bills.append(call.bill)
+        bill = Bill(name, "triage", stream=path == CHAT, server=replica.url)
+        call = Call(name, path, request.id + "-triage", body, bill, request.trace)
+        request.bills.append(bill)
         sent = self._ask(exchange, call, tier, brief(tier, seconds))
-        return Asking(exchange, sent, call.bill.usage, self._endings)
+        return Asking(exchange, sent, bill.usage, self._endings)
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
@@ -205,6 +207,7 @@ class Upstream:
             if not reply:
                 exchange.close()
         exchange.passed()
+        replica.busy = 0.0 if reply.status != 429 else _now() + min(wait(response), LONGEST_ADVICE)
         exchange.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))
@@ -223,7 +226,16 @@ class Upstream:
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:
         if len(tier.replicas) == 1:
             return self._replicas.at(tier.replicas[0])
-        return self._pick(request, name, tier, ()) or self._replicas.at(tier.replicas[0])
+        found = self._asked(request, tier) or self._pick(request, name, tier, ())
+        return found or self._replicas.at(tier.replicas[0])
+
+    def _asked(self, request: ChatRequest, tier: Tier) -> Replica | None:
+        """The one that our question about the request went to: it has the prompt's KV cache, or is about to."""
+        for bill in request.bills if tier.balance == "prefix_affinity" else ():
+            if bill.server in tier.replicas:
+                replica = self._replicas.at(bill.server)
+                return replica if replica.breaker.lets(_now()) else None
+        return None
 
     def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:
         """Another replica to try while there is time."""
@@ -234,16 +246,20 @@ class Upstream:
 
     def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
         key = self._turns[name] if tier.balance == "round_robin" else affinity(request.fields.opening())
-        return self._replicas.choose(tier, key, tried, asyncio.get_running_loop().time())
+        return self._replicas.choose(tier, key, tried, _now())
 
     def _spend(self, name: str) -> bool:
-        return self._budgets[name].spend(asyncio.get_running_loop().time())
+        return self._budgets[name].spend(_now())
 
     def _placed(self, name: str) -> Places:
         found = self._places.get(name)
         if found is None:
             found = self._places[name] = Places(name)
         return found
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _rest(request: ChatRequest, tier: Tier) -> float:

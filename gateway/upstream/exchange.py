@@ -22,7 +22,9 @@ class Exchange:
         self.response: Response | None = None
         self.leg: Leg | None = None
         self._open, self._outcome = True, False
-        self._trial = replica.breaker.asked()
+        self._trial = replica.breaker.open
+        if self._trial:
+            replica.breaker.tried(asyncio.get_running_loop().time())
         replica.inflight += 1
 
     def passed(self) -> None:

@@ -14,16 +14,17 @@ FRESH = 3.0  # seconds for which a reading of a server's queue is believed
 
 
 class Replica:
-    """One server. `inflight` counts our open calls to it, of all tiers that it runs."""
+    """One server. `inflight` counts our open calls to it, of all tiers that it runs. `busy`: until when it wants to be
+    left alone, by its last answer."""
 
-    __slots__ = ("_read", "_running", "_then", "_waiting", "breaker", "inflight", "origin", "url")
+    __slots__ = ("_read", "_running", "_then", "_waiting", "breaker", "busy", "inflight", "origin", "url")
 
     def __init__(self, url: str) -> None:
         self.url, self.origin = url, Origin.parse(url)
         self.breaker = Breaker()
         self.inflight = self._waiting = self._then = 0
         self._running: int | None = None
-        self._read = -math.inf
+        self._read, self.busy = -math.inf, 0.0
 
     def passed_trial(self) -> None:
         """A call that was a trial was answered."""
@@ -83,9 +84,9 @@ class Replicas:
             return usable[0] if usable else None
         return self.at(pick([one.url for one in usable], *_measure(usable, tier.balance, now), key))
 
-    def down(self, tier: Tier) -> bool:
-        """Every server's breaker is open."""
-        return all(replica.breaker.open for replica in self.of(tier))
+    def down(self, tier: Tier, now: float) -> bool:
+        """Every server fails, or is busy."""
+        return all(replica.breaker.open or now < replica.busy for replica in self.of(tier))
 
 
 def waiting(replicas: Collection[Replica], now: float) -> int | None:

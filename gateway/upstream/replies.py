@@ -1,6 +1,8 @@
 """What becomes of a model server's answer?   A reply of ours, or a failure before its first byte."""
 
 import logging
+import time
+from email.utils import parsedate_to_datetime
 
 from gateway.done import nothing
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
@@ -68,6 +70,18 @@ def begun(exchange: Exchange, response: Response) -> tuple[Headers, bool]:
     return headers, status == 200 and kind.startswith(b"text/event-stream")
 
 
+def wait(response: Response) -> float:
+    """The seconds for which a busy server asks to be left alone; RETRY_AFTER where it names no time to come."""
+    told = response.header(b"retry-after")
+    if told.isdigit():
+        return min(float(told), LONGEST_WAIT)
+    try:
+        seconds = parsedate_to_datetime(told.decode("latin-1")).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return RETRY_AFTER
+    return min(max(seconds, RETRY_AFTER), LONGEST_WAIT)
+
+
 def whole(response: Response, headers: Headers, data: bytes, bill: Bill) -> Reply:
     """The server's answer as ours; nothing is open any more. Raises UpstreamFailed."""
     read_whole(data, response.status, bill.usage)
@@ -99,8 +113,6 @@ def _refused(response: Response, exchange: Exchange) -> Failed:
     if response.status != 503:
         refusal = UpstreamFailed(f"The model server failed (status {response.status}).")
         return Failed(None if final else "5xx", refusal)
-    after = response.header(b"retry-after")
-    seconds = min(float(after), LONGEST_WAIT) if after.isdigit() else RETRY_AFTER
-    overloaded = Overloaded("The model server is overloaded.", retry_after=seconds)
+    overloaded = Overloaded("The model server is overloaded.", retry_after=wait(response))
     overloaded.should_retry = False if final else None
     return Failed(None if final else "overloaded", overloaded)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.balance import BOUND, affinity, pick
+from gateway.balance import BOUND, FEW, affinity, pick
 
 CHANCE = random.Random(7)
 KEYS = [affinity(f"You are a bot.\nquestion {i}") for i in range(6000)]
@@ -52,6 +52,13 @@ def test_no_replica_is_crowded_beyond_the_bound() -> None:
         load[pick(urls(4), "prefix_affinity", load, KEYS[0] if CHANCE.random() < 0.9 else CHANCE.choice(KEYS))] += 1
     assert max(load.values()) <= BOUND * 1000 / 4 + 1
     assert load[pick(urls(4), "prefix_affinity", {}, KEYS[0])] > 1000 / 4
+
+
+def test_a_few_calls_send_no_conversation_away_from_its_replica() -> None:
+    for key in KEYS[:50]:
+        home = pick(urls(8), "prefix_affinity", {}, key)
+        assert pick(urls(8), "prefix_affinity", {home: FEW - 1}, key) == home
+        assert pick(urls(8), "prefix_affinity", {home: FEW}, key) != home
 
 
 def test_least_inflight_takes_the_emptiest_and_keeps_affinity_among_equals() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.fast import Cycle
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway
+from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway, plain, scripted
 from tests.tiers import JSON, policy_for
 
 
@@ -20,21 +20,6 @@ def raw(fields: JSON, version: str = "1.1", *headers: str) -> bytes:
 
 async def connected(gate: Gateway) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", gate.port)
-
-
-def test_a_stream_for_http_1_0_is_not_chunked_and_ends_with_the_connection(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            reader, writer = await connected(gate)
-            writer.write(raw(body(model="flash", stream=True), "1.0"))
-            head, _, data = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
-            writer.close()
-            assert b"transfer-encoding" not in head
-            assert b"connection: close" in head
-            assert data.startswith(b"data: ")
-            assert data.endswith(b"data: [DONE]\n\n")
-
-    asyncio.run(main())
 
 
 def test_pipelined_requests_are_answered_in_their_order(flash: Sim, pro: Sim) -> None:
@@ -195,6 +180,38 @@ def test_nothing_is_served_after_a_request_that_ends_its_connection(flash: Sim, 
             answers = await asyncio.wait_for(reader.read(), 20)
             writer.close()
             assert answers.count(b"HTTP/1.1 200 OK") == len(flash.seen()) == 1
+
+    asyncio.run(main())
+
+
+def test_who_holds_a_connection_to_a_gateway_that_leaves_gets_an_answer_and_the_end(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body(model="flash")))
+            assert b"connection" not in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            gate.front.leave()
+            writer.write(raw(body(model="flash")))
+            assert (await asyncio.wait_for(reader.read(), 5)).count(b"connection: close\r\n") == 1
+            writer.close()
+
+    asyncio.run(main())
+
+
+def test_who_reads_late_and_never_closes_is_closed_after_a_refusal(pro: Sim) -> None:
+    async def main() -> None:
+        long = plain(b'{"choices": [], "model": "' + b"m" * 9_000_000 + b'"}')
+        async with scripted(long) as (url, _), gateway(policy_for(Sim(url, "m"), pro)) as gate:
+            reader, writer = await connected(gate)
+            writer.write(raw(body(model="flash")) + b"nonsense\r\n\r\n")
+            await asyncio.sleep(0.2)  # so that much is still to be written when the refusal is
+            answers = await asyncio.wait_for(reader.read(), 20)
+            assert answers.rindex(b"HTTP/1.1 400 ") > 9_000_000
+            async with asyncio.timeout(20):
+                while not writer.transport.is_closing():  # what we still send is answered by a reset
+                    writer.write(b"x")
+                    await asyncio.sleep(0.05)
+            writer.close()
 
     asyncio.run(main())
 

@@ -236,6 +236,25 @@ def test_after_a_storm_of_cancelled_calls_every_call_works(run: Run) -> None:
     run(main())
 
 
+def test_connections_that_closed_are_let_go_when_another_server_is_asked(run: Run) -> None:
+    talk = saying(OK, end=False)
+
+    async def main() -> None:
+        mine = Client(keep_alive=0.05)
+        async with serving(talk, client=mine) as (client, gone, _), serving(talk, client=mine) as (_, other, _):
+            answers = await asyncio.gather(*(ask(client, gone) for _ in range(9)))
+            for answer in answers:
+                await answer.read(9)
+                answer.close()
+            kept = client._idle[gone]
+            assert len(kept) == 9
+            await eventually(lambda: not any(connection.keep for connection in kept))
+            assert await told(client, other) == (200, b"ok")
+            assert not kept
+
+    run(main())
+
+
 def test_what_cannot_be_reached_is_a_connect_error(run: Run) -> None:
     async def main() -> None:
         client = Client()

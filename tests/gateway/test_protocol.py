@@ -371,6 +371,22 @@ def test_a_head_over_32_kb_is_431_however_it_comes(flash: Sim, pro: Sim) -> None
     asyncio.run(main())
 
 
+def test_a_head_over_32_kb_is_431_though_it_begins_in_the_wake_of_another_request(flash: Sim, pro: Sim) -> None:
+    good = POST + LENGTH + b"\r\n" + QUESTION
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            for first in (GET + b"\r\n", good):
+                reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+                writer.write(first + GET + b"x: " + b"a" * (MAX_HEAD - 1000))
+                await asyncio.wait_for(reader.readuntil(b"}"), 20)
+                writer.write(b"a" * 1000 + b"\r\n\r\n")
+                assert b"HTTP/1.1 431 " in await asyncio.wait_for(reader.read(), 20)
+                writer.close()
+
+    asyncio.run(main())
+
+
 def test_what_surrounds_a_body_is_bounded_too(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(policy_for(flash, pro)) as gate:
@@ -449,6 +465,23 @@ def test_a_second_request_that_drips_is_408_and_the_first_is_answered(flash: Sim
             slow = drip(gate.port, begun + GET, b"x" * 200), drip(gate.port, begun, b"\r\n" * 100)
             for raw in await asyncio.gather(*slow):
                 assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
+
+    asyncio.run(main())
+
+
+def test_a_request_that_was_answered_before_its_end_leaves_an_idle_connection(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            writer.write(POST.replace(b"chat", b"no") + LENGTH + b"\r\n" + QUESTION[:10])
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+            assert head.startswith(b"HTTP/1.1 404 ")
+            writer.write(QUESTION[10:])
+            await asyncio.sleep(0.6)
+            writer.write(GET + b"\r\n")
+            assert (await asyncio.wait_for(reader.readline(), 20)) == b"HTTP/1.1 200 OK\r\n"
+            writer.close()
 
     asyncio.run(main())
 
@@ -535,6 +568,16 @@ def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash:
             for raw in await asyncio.gather(*wrong):
                 assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
                 assert b'"flash-model"' in raw
+
+    asyncio.run(main())
+
+
+def test_who_is_refused_owes_nothing_while_the_earlier_answers_are_awaited(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(stall_first=0.5)
+        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+            raw = await said(gate.port, 2 * (POST + LENGTH + b"\r\n" + QUESTION) + b"nonsense\r\n\r\n")
+            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
 
     asyncio.run(main())
 

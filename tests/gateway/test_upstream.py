@@ -1,6 +1,7 @@
 import asyncio
 import json
 import time
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -159,6 +160,25 @@ def test_what_is_no_answer_fails_over_and_never_hangs(pro: Sim, answer: bytes) -
                 reply = await door.send(asked(body(stream=True)), BOTH, policy_for(Sim(url, "m"), pro))
             assert reply.tier == "pro"
             assert (await collected(reply)).endswith(b"data: [DONE]\n\n")
+
+    asyncio.run(main())
+
+
+COME_BACK = {
+    "7": (7, 7), "in a minute": (30, 60), "Wed, 21 Oct 2015 07:28:00 GMT": (1, 1),
+    "31 Dec 9999 23:59:59": (86_400,) * 2,
+    "-3": (1, 1), "1.5": (1, 1), "soon": (1, 1), "": (1, 1), "9" * 400: (86_400,) * 2, "21 Oct 9" + "9" * 40: (1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("told", COME_BACK)
+def test_a_server_says_in_any_form_when_to_come_back(pro: Sim, told: str) -> None:
+    async def main() -> None:
+        after = told if told != "in a minute" else formatdate(time.time() + 60, usegmt=True)
+        async with scripted(plain(b"x", "503 Busy", retry_after=after)) as (url, _), upstream() as door:
+            refusal = await broke(await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), pro)))
+            least, most = COME_BACK[told]
+            assert least <= int(dict(refusal.headers())[b"retry-after"]) <= most
 
     asyncio.run(main())
 

@@ -8,7 +8,7 @@ def broken(*callers: str | None, at: float = 100.0) -> Breaker:
     """A breaker that has seen failures of these callers' calls."""
     breaker = Breaker()
     for caller in callers:
-        breaker.failed(caller, at, trial=breaker.asked())
+        breaker.failed(caller, at, trial=False)
     return breaker
 
 
@@ -28,6 +28,18 @@ def test_a_caller_whose_requests_break_servers_opens_nothing_while_others_are_an
     assert not breaker.open
     breaker.failed("good", 100.0, trial=False)
     assert breaker.open
+
+
+def test_a_burst_of_one_callers_failures_opens_nothing_where_others_were_answered_just_before() -> None:
+    breaker = Breaker()
+    for start in (100.0, 101.0 + WINDOW, 102.0 + 2 * WINDOW):
+        breaker.passed("good")
+        for _ in range(50):
+            breaker.failed("bad", start, trial=False)
+        assert not breaker.open
+    for _ in range(FAILURES):
+        breaker.failed("bad", 103.0 + 3 * WINDOW, trial=False)
+    assert breaker.open, "by now it answers nobody else"
 
 
 def test_who_asks_alone_opens_it_and_refused_connections_need_no_second_caller() -> None:
@@ -60,14 +72,14 @@ def test_one_probe_goes_through_and_its_outcome_decides() -> None:
         now += min(rest, LONGEST_REST)
         assert not breaker.lets(now - 0.01)
         assert breaker.lets(now)
-        assert breaker.asked()
+        breaker.tried(now)
         assert not breaker.lets(now), "one probe at a time"
         breaker.failed("a", now, trial=True)
         assert breaker.open
         rest *= 2
     now += LONGEST_REST
     assert breaker.lets(now)
-    assert breaker.asked()
+    breaker.tried(now)
     breaker.close()
     breaker.passed("a")
     assert not breaker.open
@@ -76,17 +88,26 @@ def test_one_probe_goes_through_and_its_outcome_decides() -> None:
 
 def test_a_probe_without_an_outcome_makes_room_for_another() -> None:
     breaker = broken(*"ababa")
-    breaker.asked()
+    breaker.tried(100.0)
     assert not breaker.lets(100.0 + FIRST_REST)
     breaker.dropped()
     assert breaker.lets(100.0 + FIRST_REST)
+
+
+def test_a_probe_that_has_no_outcome_for_long_makes_room_for_another() -> None:
+    breaker, due = broken(*"ababa"), 100.0 + FIRST_REST
+    breaker.tried(due)
+    assert not breaker.lets(due + LONGEST_REST - 0.01)
+    assert breaker.lets(due + LONGEST_REST)
+    breaker.tried(due + LONGEST_REST)
+    assert not breaker.lets(due + LONGEST_REST), "one more at a time"
 
 
 def test_calls_from_before_the_break_decide_nothing_when_they_end_late() -> None:
     breaker = broken(*"ababa")
     breaker.passed("c")
     assert breaker.open
-    breaker.asked()
+    breaker.tried(100.0 + FIRST_REST)
     breaker.failed("c", 100.0 + FIRST_REST, trial=False)
     assert not breaker.lets(100.0 + FIRST_REST), "the probe is still out"
     breaker.failed("c", 100.0 + FIRST_REST, trial=True)

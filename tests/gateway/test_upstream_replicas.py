@@ -6,15 +6,19 @@ from typing import Any
 
 import pytest
 
+from gateway.balance import FEW
 from gateway.errors import Overloaded, UpstreamFailed
+from gateway.http1 import Client
 from gateway.policy import Policy
 from gateway.types import Caller
 from gateway.upstream import Upstream
 from gateway.upstream.breaker import FAILURES, FIRST_REST
 from gateway.upstream.loads import load
-from gateway.upstream.replicas import FRESH, Replicas
+from gateway.upstream.places import Places
+from gateway.upstream.queues import EVERY, Queues
+from gateway.upstream.replicas import FRESH, Replica, Replicas
 from loadtest.servers import Sim
-from tests.gateway.serving import asked, body, collected, eventually, plain, scripted, upstream
+from tests.gateway.serving import CHAT, asked, body, collected, eventually, plain, scripted, upstream
 from tests.gateway.test_upstream import BOTH, FIRST, GOOD, NOWHERE, broke
 from tests.tiers import policy_for
 
@@ -120,17 +124,33 @@ def test_the_last_replica_is_asked_however_often_it_failed_and_bad_requests_are_
     asyncio.run(main())
 
 
-def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pro: Sim) -> None:
+@pytest.mark.parametrize(("status", "told"), [(500, 502), (429, 429)])
+def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pro: Sim, status: int, told: int) -> None:
     async def main() -> None:
         for sim in (flash, pro):
-            sim.config(status=500)
-        both = {sim.model.partition("-")[0]: {"replicas": [sim.url, alias(sim)]} for sim in (flash, pro)}
+            sim.config(status=status, retry_after=7.0)
+        turns: Any = {"balance": "round_robin"}
+        both = {sim.model.partition("-")[0]: turns | {"replicas": [sim.url, alias(sim)]} for sim in (flash, pro)}
         policy = policy_for(flash, pro, tiers=both)
         async with upstream() as door:
             for turn in range(100):
                 caller = BOB if turn % 2 else asked(body()).caller
-                assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == 502
+                assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == told
             assert 100 < len(flash.seen()) + len(pro.seen()) <= 130
+
+    asyncio.run(main())
+
+
+def test_a_busy_tier_is_tried_again_as_soon_as_it_answers(flash: Sim) -> None:
+    async def main() -> None:
+        flash.config(status=500)
+        some = [plain(b"{}", "429 Busy", retry_after="9"), *[plain(GOOD)] * 30]
+        async with scripted(*some) as (url, _), upstream() as door:
+            policy = policy_for(flash, Sim(url, "m"))
+            for turn in range(len(some)):
+                reply = await door.send(asked(body()), BOTH, policy)
+                assert reply.status == (200 if turn else 429)
+                await reply.close()
 
     asyncio.run(main())
 
@@ -200,6 +220,29 @@ def test_queues_are_read_from_servers_and_what_cannot_be_read_stays_unknown(flas
     asyncio.run(main())
 
 
+def test_servers_at_whose_queues_nobody_looks_any_more_are_left_in_peace() -> None:
+    async def main() -> None:
+        text = plain(b"vllm:num_requests_waiting 2")
+        async with scripted(*[text] * 9) as (url, seen):
+            client, replica = Client(), Replica(url)
+            queues = Queues(client, lapse=0.5)
+            watched, now = {Places("flash"): [replica]}, asyncio.get_running_loop().time
+
+            def reads(more: int) -> bool:
+                queues.look(watched)
+                return replica.waiting(now()) == 2 and len(seen) >= more
+
+            await eventually(lambda: reads(1))
+            found = len(seen)
+            await asyncio.sleep(2.5 * EVERY)
+            assert len(seen) <= found + 1, "one that was due already"
+            await eventually(lambda: reads(found + 2))
+            await queues.close()
+            client.close()
+
+    asyncio.run(main())
+
+
 def test_a_conversation_leaves_its_replica_when_that_is_crowded(flash: Sim) -> None:
     async def main() -> None:
         flash.config(stall_after=1)
@@ -211,6 +254,23 @@ def test_a_conversation_leaves_its_replica_when_that_is_crowded(flash: Sim) -> N
             await asyncio.gather(*(anext(reply.chunks) for reply in held))
             for reply in held:
                 await reply.close()
+
+    asyncio.run(main())
+
+
+def test_an_answer_goes_where_its_question_went_though_that_replica_is_crowded(flash: Sim) -> None:
+    async def main() -> None:
+        policy = two(flash, alias(flash))
+        async with upstream() as door:
+            for text in "abcdefgh":
+                request = asked(body(text, stream=True))
+                async with door.asking(request, CHAT, b"{}", policy, 5.0):
+                    (home,) = (one for one in door._replicas.of(policy.tiers["flash"]) if one.inflight)
+                    home.inflight += FEW
+                    reply = await door.send(request, FIRST, policy)
+                    assert home.inflight == FEW + 2
+                    await reply.close()
+                    home.inflight -= FEW
 
     asyncio.run(main())
 
