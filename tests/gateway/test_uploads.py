@@ -1,12 +1,13 @@
 """Who sends many bodies at once holds no more of them than it may have requests."""
 
 import asyncio
+import gc
 import json
 
 import pytest
 
-from gateway.errors import RateLimited
-from gateway.uploads import Uploads
+from gateway.errors import BadRequest, RateLimited
+from gateway.uploads import SWEPT, Uploads
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, body, gateway
 from tests.tiers import policy_for
@@ -33,6 +34,23 @@ def test_a_caller_has_as_many_bodies_under_way_as_it_may_have_requests(flash: Si
             assert (await gate.ask(whole, path)).status == 200
 
     asyncio.run(main())
+
+
+def test_bodies_of_requests_that_failed_do_not_add_up(flash: Sim, pro: Sim) -> None:
+    policy = policy_for(flash, pro, tiers={name: {"can": {"context": 4096}} for name in ("flash", "pro")})
+    large = json.dumps(body("word " * (SWEPT // 40))).encode()
+
+    async def main() -> None:
+        async with gateway(policy) as gate:
+            for _ in range(10):
+                assert (await gate.ask(large)).status == 400
+            assert sum(isinstance(one, BadRequest) for one in gc.get_objects()) < 8
+
+    gc.disable()  # as if few objects came with the bytes
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_a_body_that_ended_counts_no_more_and_callers_do_not_count_for_each_other() -> None:
