@@ -100,7 +100,8 @@ def test_list_shows_all_but_secrets_and_hashes(url: str) -> None:
     assert [line.split()[0] for line in text.splitlines()] == [key["id"] for key in made]
     for key in made:
         secret = key["key"].partition(key["id"] + "-")[2]
-        assert len(secret) == 43 and secret not in text + listed
+        assert len(secret) == 43
+        assert secret not in text + listed
     assert "hash" not in listed
 
 
