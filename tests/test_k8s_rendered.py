@@ -356,6 +356,7 @@ def commands(program: str) -> list[list[str]]:
 
 def test_the_page_applies_overlays_that_are_there_and_names_each() -> None:
     paths = [words[words.index("-k") + 1] for words in commands("kubectl") if "-k" in words]
+    paths += [words[1] for words in commands("kubectl") if words[0] == "kustomize"]
     assert {Path(path).name for path in paths} <= set(OVERLAYS) | {"policies"}
     assert [path for path in paths if not (ROOT / path).is_dir()] == []
     for folder in FOLDERS:
