@@ -169,8 +169,7 @@ class Exchange:
             self._task.cancel()
 
     async def _body(self, caller: Caller) -> bytes | None:
-        """The request's body; None when the caller left before its end, or was too slow. Raises TooLarge; RateLimited
-        when the caller is sending too many bodies at once."""
+        """Its body; None when the caller left before its end, or was too slow. Raises TooLarge, RateLimited."""
         limit = self._settings.max_body
         length = self._headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > limit:
@@ -178,6 +177,7 @@ class Exchange:
         started = time.perf_counter()
         with self._doors.uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
             data = await self._wire.read(limit)
+        self._doors.uploads.came(len(data or b""))
         self._uploading = time.perf_counter() - started
         return data
 

@@ -83,6 +83,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         with doors.uploads.one(caller.id, plan.concurrency):
             data = await received(request.stream(), settings.max_body)
+        doors.uploads.came(len(data))
         asked = parsed(data, caller, request)
         made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))

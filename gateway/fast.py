@@ -239,7 +239,9 @@ class Cycle:
             return None
         if self.size > limit:
             raise TooLarge(f"The request body is over {limit} bytes.")
-        return b"".join(self._pieces)
+        whole = b"".join(self._pieces)
+        self._pieces.clear()  # else the exchange holds its body twice
+        return whole
 
     def watch(self, left: Callable[[], None]) -> None:
         self._left = left

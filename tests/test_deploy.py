@@ -1,6 +1,7 @@
 """Do Dockerfile, compose file and load test fit each other and the program?"""
 
 import ast
+import asyncio
 import json
 import os
 import re
@@ -24,8 +25,13 @@ from backends.recipes.hardware import hardware
 from backends.sim.settings import parser, settings
 from gateway.cli import app as cli
 from gateway.cli.demo import TIERS
+from gateway.doctor.shared import store as examined
 from gateway.policy import load_policy
 from gateway.settings import Settings
+from gateway.store import Line, Store
+from loadtest.clusters import Node
+from loadtest.servers import free_port
+from tests.stores import limits, on
 
 JSON = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -48,6 +54,8 @@ LISTENING = {  # inside; of images that are not ours by their documentation
     "prometheus": {9090},
     "jaeger": {4317, 16686},
 }
+LINE = Line("flash", "answer", estimated=False, prompt=9, cached=0, completion=9, money=1000)
+ANSWER = b"x" * 16_000
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
@@ -244,6 +252,42 @@ def test_the_gateway_goes_by_a_policy_of_a_folder_here_which_it_follows() -> Non
     policy = Path(service["environment"]["GATEWAY_POLICY"])
     assert str(policy.parent) == place
     assert load_policy(ROOT / source / policy.name, {}).name == "default"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Node]:
+    """The store as the compose file starts it."""
+    node = Node(free_port(), tmp_path, SERVICES["valkey"]["command"][1:])
+    node.start()
+    yield node
+    node.close()
+
+
+def test_the_doctor_has_nothing_to_say_of_the_store(store: Node) -> None:
+    found, _ = asyncio.run(examined(Settings(redis_url=f"redis://127.0.0.1:{store.port}/0")))
+    assert [one.told for one in found if one.fix not in {"", "run it nearer"}] == []  # a busy machine answers late
+    assert store.ask("CONFIG", "GET", "save") == {b"save": b""}, "a snapshot beside the append-only file"
+
+
+def test_a_full_store_forgets_answers_and_never_what_callers_spent(store: Node) -> None:
+    callers = [f"c{number}" for number in range(20)]
+
+    async def spend(shared: Store) -> None:
+        for caller in callers:
+            held = await shared.admit(caller, limits(), None)
+            await shared.settle(caller, held.lease or "", (LINE,))
+
+    async def remember(shared: Store) -> None:
+        for number in range(20):
+            await asyncio.gather(*(shared.remember("ann", b"%d/%d" % (number, n), ANSWER, 600.0) for n in range(100)))
+
+    url = f"redis://127.0.0.1:{store.port}/0?socket_timeout=10"
+    on(url, spend)
+    store.ask("CONFIG", "SET", "maxmemory", store.ask("INFO", "memory")["used_memory"] + 200 * len(ANSWER))
+    on(url, remember)
+    assert len(store.ask("KEYS", "tg1:{ann}:entry:*")) in range(50, 500), "the store was not filled"
+    kept = {name for caller in callers for name in (f"tg3:{{{caller}}}:account", f"tg3:{{{caller}}}:ledger")}
+    assert kept - {name.decode() for name in store.ask("KEYS", "tg3:*")} == set()
 
 
 def test_the_load_test_runs_with_the_locust_of_the_lock_file() -> None:

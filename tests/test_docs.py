@@ -5,6 +5,7 @@ import json
 import re
 import secrets
 import shlex
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
+from gateway.policy import load_policy
 from gateway.settings import Settings
 from loadtest.servers import Sim, free_port, running, sim, valkey
-from tests.tiers import until
+from tests.tiers import merged, until
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "policies/README.md", "gateway/README.md")
@@ -165,6 +168,25 @@ def curl(house: House, line: str) -> None:
         else:
             url = word
     house.ask(method, url.removeprefix(house.url), body, **headers)
+
+
+def snippets() -> list[str]:
+    """What the pages show of a policy, in blocks and within a line; but for what needs files that none ships."""
+    shown = [text for page in PAGES for text in blocks(page, "yaml")]
+    for page in PAGES:
+        shown += re.findall(r"`((?:sessions|record|triage|when): \{[^`]*\})`", (ROOT / page).read_text())
+    return [text for text in shown if "FOLDER" not in text]
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_what_a_page_shows_of_a_policy_fits_the_one_that_ships(snippet: str, tmp_path: Path) -> None:
+    for file in (ROOT / "policies").glob("*.yaml"):
+        shutil.copy(file, tmp_path)
+    policy, shown = yaml.safe_load((tmp_path / "default.yaml").read_text()), yaml.safe_load(snippet)
+    if "when" in shown:
+        shown = {"sessions": {}, "rules": [{"id": "shown", "route": "flash", **shown}, *policy["rules"]]}
+    (tmp_path / "default.yaml").write_text(yaml.safe_dump(merged(policy, shown), sort_keys=False))
+    load_policy(tmp_path / "default.yaml", {})
 
 
 def test_every_target_of_make_that_a_page_names_is_there() -> None:

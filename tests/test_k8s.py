@@ -140,6 +140,27 @@ def test_only_the_gateway_reaches_the_tiers_and_the_store() -> None:
         assert [p["port"] for p in door["ports"]] == [p["containerPort"] for p in CONTAINERS[f"{pod}/{pod}"]["ports"]]
 
 
+def size(text: str) -> int:
+    """Bytes, of Kubernetes' or Valkey's notation."""
+    number, unit = re.fullmatch(r"(\d+)(\w+)", text).groups()  # type: ignore[union-attr]
+    return int(number) << {"mb": 20, "Mi": 20, "Gi": 30}[unit]
+
+
+def test_one_caller_of_the_default_plan_cannot_send_more_than_a_gateway_holds() -> None:
+    callers = load_policy(ROOT / "policies" / "default.yaml").callers
+    sent = callers.plans[callers.default.plan].concurrency * Settings().max_body
+    held = size(CONTAINERS["gateway/gateway"]["resources"]["limits"]["memory"])
+    assert held >= (64 << 20) + 2.5 * sent
+
+
+def test_the_store_s_volume_holds_its_append_only_file_while_that_is_rewritten() -> None:
+    (claim,) = next(o for o in OBJECTS if o["kind"] == "StatefulSet")["spec"]["volumeClaimTemplates"]
+    args = CONTAINERS["valkey/valkey"]["args"]
+    most = size(args[args.index("--maxmemory") + 1])
+    assert size(claim["spec"]["resources"]["requests"]["storage"]) >= 6 * most
+    assert size(CONTAINERS["valkey/valkey"]["resources"]["limits"]["memory"]) >= 2 * most
+
+
 def test_a_leaving_gateway_may_finish_the_longest_answer() -> None:
     spec = PODS["gateway"]["spec"]
     fields = {key: value for key, value in environment("gateway/gateway").items() if key.startswith("GATEWAY_")}

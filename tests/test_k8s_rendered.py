@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from backends.recipes.__main__ import parser, written
+from backends.recipes.kubernetes import SEEN
 from backends.sim import metrics as simulated
 from gateway.cli import app as cli
 from gateway.policy import load_policy
@@ -163,6 +164,8 @@ def test_a_leaving_server_may_finish_the_longest_answer(overlay: str) -> None:
         waits = spec["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         if name == "gateway" or (overlay in GPU and name in tier_pods(overlay)):
             assert spec["terminationGracePeriodSeconds"] > longest + waits, name
+        if overlay in GPU and name in tier_pods(overlay):
+            assert waits == SEEN, f"{name} refuses what is new while others still let it in"
 
 
 # hardened
@@ -353,6 +356,7 @@ def commands(program: str) -> list[list[str]]:
 
 def test_the_page_applies_overlays_that_are_there_and_names_each() -> None:
     paths = [words[words.index("-k") + 1] for words in commands("kubectl") if "-k" in words]
+    paths += [words[1] for words in commands("kubectl") if words[0] == "kustomize"]
     assert {Path(path).name for path in paths} <= set(OVERLAYS) | {"policies"}
     assert [path for path in paths if not (ROOT / path).is_dir()] == []
     for folder in FOLDERS:

@@ -106,6 +106,7 @@ def _container(tier: str, server: Server, command: list[str], args: list[str]) -
         "args": args,
         "env": _env(server),
         **(_answers() if server.port else {}),
+        "lifecycle": {"preStop": {"sleep": {"seconds": SEEN}}},  # a leader's workers refuse what is new from SIGTERM on
         "resources": {"requests": {"cpu": "8", "memory": "64Gi"} | gpus, "limits": {"memory": "256Gi"} | gpus},
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -129,12 +130,11 @@ def _env(server: Server) -> list[Json]:
 
 
 def _answers() -> Json:
-    """Port, probes and preStop hook of a server with HTTP. Downloading the weights may take up to two hours."""
+    """Port and probes of a server with HTTP. Downloading the weights may take up to two hours."""
     asked = {"httpGet": {"path": "/health", "port": "http"}}
     return {
         "ports": [{"name": "http", "containerPort": PORT}],
         "startupProbe": asked | {"periodSeconds": 10, "failureThreshold": 720},
         "readinessProbe": asked | {"periodSeconds": 5, "timeoutSeconds": 3},
         "livenessProbe": asked | {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
-        "lifecycle": {"preStop": {"sleep": {"seconds": SEEN}}},
     }

@@ -39,7 +39,7 @@ Http = Annotated[
     str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
 ]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-YOUNG = 20_000  # objects between two collections; a request leaves some hundred and no cycle
+YOUNG = 20_000  # objects between two collections; an answered request leaves some hundred and no cycle
 Redis = Annotated[
     str | None,
     typer.Option(

@@ -33,9 +33,10 @@ async def store(settings: Settings) -> tuple[list[Finding], list[float]]:
 
 def _server(server: ServerSetup, place: str) -> list[Finding]:
     found = [ok("store", f"{place} answers, version {server.version}")]
-    if server.evicts.startswith("allkeys"):
-        told = f"{place} may evict API keys and ledgers when its memory is full ({server.evicts})"
-        found.append(error("store", told, "maxmemory-policy volatile-lru"))
+    if server.evicts.startswith(("allkeys", "volatile")) and server.evicts != "volatile-ttl":
+        lost = "API keys, budgets and ledgers" if server.evicts.startswith("allkeys") else "budgets and ledgers"
+        told = f"{place} may evict {lost} when its memory is full ({server.evicts})"
+        found.append(error("store", told, "maxmemory-policy volatile-ttl"))
     if not server.saves:
         told = f"{place} writes no append-only file: keys and the ledger end with it, or go back to the last snapshot"
         found.append(warning("store", told, "appendonly yes"))

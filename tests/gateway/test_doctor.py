@@ -127,17 +127,20 @@ def test_the_servers_of_a_candidate_are_looked_at_too(tmp_path: Path, flash: Sim
     assert said(found, "ok").count(f"{flash.url} serves") == 1, "what both have is told once"
 
 
-def test_a_store_that_may_drop_keys_is_told(good: Path, valkey: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "lost"), [("allkeys-lru", "API keys, budgets and ledgers"), ("volatile-lru", "budgets and ledgers")]
+)
+def test_a_store_that_may_drop_more_than_answers_is_told(good: Path, valkey: str, policy: str, lost: str) -> None:
     with redis.Redis.from_url(valkey) as server:
         before = server.config_get("maxmemory*")
         server.config_set("maxmemory", "200mb")
-        server.config_set("maxmemory-policy", "allkeys-lru")
+        server.config_set("maxmemory-policy", policy)
         try:
             status, found = look(good, REDIS_URL=valkey)
         finally:
             for name in ("maxmemory", "maxmemory-policy"):
                 server.config_set(name, before[name])
-    assert (status, "may evict API keys" in said(found, "error")) == (1, True)
+    assert (status, f"may evict {lost} when" in said(found, "error")) == (1, True)
 
 
 def test_keys_are_counted_and_those_whose_plan_is_gone_are_told(good: Path, valkey: str, tmp_path: Path) -> None:
