@@ -9,7 +9,6 @@ from typing import Any, Self
 import msgspec
 from msgspec.structs import replace
 
-from gateway.done import nothing
 from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
@@ -24,8 +23,8 @@ class Admission(msgspec.Struct, eq=False):
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
-    account, the caller's and that of all callers. Holders: the block that opened it, a reply that it `keep`s, an answer
-    on its way to several callers (`through`), and a task that may yet have that made (`until`).
+    account, the caller's and that of all callers. Holders: a reply that it `keep`s, and each block that enters it: the
+    request's own, and the one that makes the answer, for others who wait when that caller has left.
     """
 
     request: ChatRequest
@@ -38,37 +37,24 @@ class Admission(msgspec.Struct, eq=False):
     limits: bytes
     session: bytes | None
     leases: dict[str, str]
-    holders: int = 1
+    holders: int = 0
 
     def __enter__(self) -> Self:
+        self.holders += 1
         return self
 
     def keep(self, reply: Reply) -> Reply:
         """`reply`, which holds the admission until it is closed, and gets the headers of the caller's limits."""
-        reply.limits = self.limits
-        if reply.closed is nothing:
-            self.holders += 1
-            reply.closed = self.close
+        self.holders += 1
+        reply.closed, reply.limits = self.close, self.limits
         return reply
 
-    def until(self, task: "asyncio.Task[None]") -> None:
-        """The task holds the admission until it is done."""
-        self.holders += 1
-        task.add_done_callback(self.close)
+    def through(self, making: Coroutine[Any, Any, Reply]) -> Coroutine[Any, Any, Reply]:
+        """The reply that `making` returns. Its session is updated."""
+        return self._followed(making, self.session) if self.session else making
 
-    async def through(self, making: Awaitable[Reply]) -> Reply:
-        """The reply that `making` returns, which holds the admission until it is closed: several callers may read it,
-        and the one who asked first may leave. Its session is updated."""
-        self.holders += 1
-        try:
-            reply = await making
-            if self.session:
-                reply = follow(reply, self.session, self.request, self.policy, self.store)
-        except BaseException:
-            self.close()
-            raise
-        reply.closed = self.close
-        return reply
+    async def _followed(self, making: Awaitable[Reply], session: bytes) -> Reply:
+        return follow(await making, session, self.request, self.policy, self.store)
 
     def close(self, *_: object) -> None:
         """One holder is done; the last one settles."""

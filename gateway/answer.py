@@ -32,7 +32,7 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
             return admission.through(decide(request, admission.standing, policy, upstream, flights.verdicts))
 
         try:
-            reply = known or await flights.share(admission.turn, request, policy, make, admission.until)
+            reply = known or await flights.share(admission.turn, request, policy, make, admission)
         except Refusal as refusal:
             reply = Reply.refused(refusal)
         return admission.keep(reply)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -13,8 +14,9 @@ from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
 from gateway.cache.turn import Place, Turns
 from gateway.cache.verdicts import Verdicts
+from gateway.done import nothing
 from gateway.errors import UpstreamFailed
-from gateway.policy import Caching, Policy
+from gateway.policy import Policy
 from gateway.store import Store, Turn
 from gateway.stream import Pieces
 from gateway.types import WHOLE, ChatRequest, Reply
@@ -23,7 +25,7 @@ LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop do
 AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest reader
 
 Make = Callable[[], Coroutine[Any, Any, Reply]]
-Hold = Callable[[asyncio.Task[None]], object]
+Hold = AbstractContextManager[object, None]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
@@ -69,8 +71,8 @@ class Flights:
         self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make, hold: Hold
     ) -> Coroutine[Any, Any, Reply]:
         """The reply of a flight with the same key and form, or of a new one that `make` fills. Without a turn the
-        answer is neither shared nor remembered. `hold` is called with a new flight's task: whose request it is
-        may leave before `make` is called, and that makes the answer for others on this request's account."""
+        answer is neither shared nor remembered. A new flight holds `hold` until its end: whose request it is may leave
+        before `make` is called, and that makes the answer for others on this request's account."""
         if turn is None or not policy.caching:
             return make()
         form = (turn.key, form_of(request.fields))
@@ -80,25 +82,27 @@ class Flights:
                 self._store.end_turn(request.caller.id, turn.key, turn.token)
             return flight.board("coalesced")
         flight = self._flights[form] = Flight(self._flights, form)
-        hold(flight.begin(self._fly(flight, turn, request, policy.caching, make)))
+        place = Place(self._turns, request.caller.id, turn, policy.caching)
+        flight.begin(_fly(flight, place, request, make, hold))
         return flight.board("miss")
 
-    async def _fly(self, flight: "Flight", turn: Turn, request: ChatRequest, rules: Caching, make: Make) -> None:
-        """Fills the flight: with the answer that another process is making, if it comes in time, else with `make`'s,
-        which is remembered at its end."""
-        with flight, Place(self._turns, request.caller.id, turn) as place:
-            reply, waited = None, 0.0
-            if not place.ours:
-                started = time.perf_counter()
-                entry = await place.come(rules.wait)
-                waited = time.perf_counter() - started
-                reply = replay(entry, place.key, request)
-            reply = reply or await make()
-            reply.waited += waited
-            data = await flight.carry(reply)
-            if worth := remembered(request, reply, data):
-                pack = partial(kept, worth, place.key, request.caller)
-                place.keep(await asyncio.to_thread(pack) if len(data) > LONG else pack(), rules.ttl)
+
+async def _fly(flight: "Flight", place: Place, request: ChatRequest, make: Make, hold: Hold) -> None:
+    """Fills the flight: with the answer that another process is making, if it comes in time, else with `make`'s, which
+    is remembered at its end."""
+    with hold, flight, place:
+        reply, waited = None, 0.0
+        if not place.ours:
+            started = time.perf_counter()
+            entry = await place.come()
+            waited = time.perf_counter() - started
+            reply = replay(entry, place.key, request)
+        reply = reply or await make()
+        reply.waited += waited
+        data = await flight.carry(reply)
+        if worth := remembered(request, reply, data):
+            pack = partial(kept, worth, place.key, request.caller)
+            place.keep(await asyncio.to_thread(pack) if len(data) > LONG else pack())
 
 
 class Flight:
@@ -106,8 +110,8 @@ class Flight:
     listed in `flights`, for others to join. As a context manager it ends with the block that fills it."""
 
     __slots__ = (
-        "_flights", "_form", "_freed", "_freed_bytes", "_reply", "_seats", "_size", "_task", "chunks", "complete",
-        "error", "moved",
+        "_flights", "_form", "_freed", "_freed_bytes", "_moved", "_reply", "_seats", "_size", "_task", "chunks",
+        "complete", "error",
     )  # fmt: skip
 
     def __init__(self, flights: "dict[Form, Flight]", form: Form) -> None:
@@ -119,12 +123,11 @@ class Flight:
         self.chunks: list[bytes] = []
         self.complete = False
         self.error: BaseException | None = None
-        self.moved = asyncio.Event()  # a reader has taken something, or left
+        self._moved: asyncio.Future[None] | None = None  # what a long answer waits for
 
-    def begin(self, flying: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def begin(self, flying: Coroutine[Any, Any, None]) -> None:
         """Starts the task that fills it. A task of its own: the caller who came first may leave while others wait."""
-        self._task = task = asyncio.get_running_loop().create_task(flying)
-        return task
+        self._task = asyncio.get_running_loop().create_task(flying)
 
     async def board(self, cache: Literal["miss", "coalesced"]) -> Reply:
         """A reply that reads this flight from its start. Raises what ended the flight before it had a reply."""
@@ -139,11 +142,14 @@ class Flight:
         first = self._reply
         if not first:
             raise self.error or UpstreamFailed("The answer was interrupted.")
-        body = first.body if isinstance(first.body, WHOLE) else seat
+        whole = first.body if isinstance(first.body, WHOLE) else None
+        if whole is not None:  # nothing more will come: the seat is empty again
+            self._seats.discard(seat)
         waited = first.waited if cache == "miss" else time.perf_counter() - started
         return Reply(  # by position: names take twice as long
-            first.status, first.headers, body, first.stream, first.tier, partial(self._step_off, seat), first.usage,
-            waited, first.route, first.decision, "coalesced" if first.cache == "hit" else cache,
+            first.status, first.headers, seat if whole is None else whole, first.stream, first.tier,
+            partial(self._step_off, seat) if whole is None else nothing, first.usage, waited, first.route,
+            first.decision, "coalesced" if first.cache == "hit" else cache,
         )  # fmt: skip
 
     async def carry(self, reply: Reply) -> bytes:
@@ -188,8 +194,8 @@ class Flight:
     async def _caught_up(self) -> None:
         """Returns when no reader is far behind."""
         while self._seats and self._behind() > AHEAD:
-            self.moved.clear()
-            await self.moved.wait()
+            self._moved = asyncio.get_running_loop().create_future()
+            await self._moved
 
     def _behind(self) -> int:
         """The bytes that the slowest reader has yet to take; what all have taken is dropped."""
@@ -199,11 +205,16 @@ class Flight:
             self._freed = at + 1
         return self._size - self._freed_bytes
 
+    def moved(self) -> None:
+        """A reader has taken something, or left."""
+        if self._moved and not self._moved.done():
+            self._moved.set_result(None)
+
     async def _step_off(self, seat: "Seat") -> None:
         """A reader leaves; safe to call twice. The last one to leave cancels the flight, unless its answer is
         complete."""
         self._seats.discard(seat)
-        self.moved.set()
+        self.moved()
         if self.complete or self._seats or not self._task or self._task.done():
             return
         self._leave()
@@ -251,7 +262,7 @@ class Seat(Pieces):
                 raise flight.error
             await self.news()
         self.taken += 1
-        flight.moved.set()
+        flight.moved()
         return flight.chunks[self.taken - 1]
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:

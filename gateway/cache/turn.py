@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Self
 
+from gateway.policy import Caching
 from gateway.store import HELD, OVER, VALUE_LIMIT, Store, Taken, Turn
 
 RENEWED = 0.4  # seconds between two renewals
@@ -42,18 +43,18 @@ class Place:
     `ours`: we hold the lock, or may hold it: the store did not answer.
     """
 
-    __slots__ = ("_caller", "_renewing", "_store", "_token", "_turns", "key", "ours")
+    __slots__ = ("_caller", "_renewing", "_rules", "_store", "_token", "_turns", "key", "ours")
 
-    def __init__(self, turns: Turns, caller: str, turn: Turn) -> None:
-        self._turns, self._store, self._caller = turns, turns.store, caller
+    def __init__(self, turns: Turns, caller: str, turn: Turn, rules: Caching) -> None:
+        self._turns, self._store, self._caller, self._rules = turns, turns.store, caller, rules
         self.key, self._token = turn.key, turn.token
         self._renewing: asyncio.Task[Taken] | None = None
         self.ours = turn.holder == turn.token
 
-    async def come(self, wait: float) -> bytes | None:
+    async def come(self) -> bytes | None:
         """Waits for an answer that another process is making, and returns its entry. None when this process shall
-        answer: it got the lock, `wait` seconds are over, no entry will come, or the store does not answer."""
-        end, pause, self.ours = time.monotonic() + wait, POLLS[0], True
+        answer: it got the lock, the rules' `wait` is over, no entry will come, or the store does not answer."""
+        end, pause, self.ours = time.monotonic() + self._rules.wait, POLLS[0], True
         while time.monotonic() < end:
             taken = await self._store.take_turn(self._caller, self.key, self._token, HELD)
             if taken.holder == self._token:
@@ -68,11 +69,11 @@ class Place:
     def renew(self) -> None:
         self._renewing = asyncio.create_task(self._store.take_turn(self._caller, self.key, self._token, HELD))
 
-    def keep(self, value: bytes, ttl: float) -> None:
+    def keep(self, value: bytes) -> None:
         """Remember the answer, which releases the lock; nothing happens for one above VALUE_LIMIT."""
         if len(value) > VALUE_LIMIT:
             return
-        self._store.remember(self._caller, self.key, value, ttl, self._token if self.ours else b"")
+        self._store.remember(self._caller, self.key, value, self._rules.ttl, self._token if self.ours else b"")
         self.ours = False
 
     def __enter__(self) -> Self:

@@ -115,17 +115,16 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
     asyncio.run(main(MemoryStore()))
 
 
-def test_what_a_request_holds_is_settled_when_the_last_of_its_replies_is_closed() -> None:
+def test_what_a_request_holds_is_settled_when_the_last_of_its_holders_is_done() -> None:
     async def main(store: MemoryStore) -> None:
         request = asking()
         with await admit(request, None, POLICY, store) as admission:
-            on_its_way = await admission.through(made())
-            own = admission.keep(await made())
-        request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
-        await own.close()
-        await own.close()
-        assert (await store.ledger("ann"), request.costs) == ([], [])
-        await on_its_way.close()
+            with admission:  # the request itself has ended, what makes its answer for others has not
+                own = admission.keep(await made())
+            request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
+            await own.close()
+            await own.close()
+            assert (await store.ledger("ann"), request.costs) == ([], [])
         (booked,) = await store.ledger("ann")
         assert (booked.prompt, booked.completion) == (10, 5)
         assert request.costs == lines(request, POLICY)
@@ -133,12 +132,12 @@ def test_what_a_request_holds_is_settled_when_the_last_of_its_replies_is_closed(
     asyncio.run(main(MemoryStore()))
 
 
-def test_a_reply_that_goes_through_and_is_kept_settles_once() -> None:
+def test_a_reply_that_is_kept_settles_once() -> None:
     async def main(store: MemoryStore) -> None:
         request = asking()
         request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
         with await admit(request, None, POLICY, store) as admission:
-            reply = admission.keep(await admission.through(made()))
+            reply = admission.keep(await made())
         assert await store.ledger("ann") == []
         await reply.close()
         assert [line.requests for line in await store.ledger("ann")] == [1]

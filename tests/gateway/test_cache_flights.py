@@ -1,6 +1,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -119,7 +120,11 @@ def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: Mem
 
         async def share(server: Server | Poured) -> Reply:
             return await flights.share(
-                Turn(b"key", b"%d" % next(tokens)), STREAM if server.stream else REQUEST, POLICY, server.make, id
+                Turn(b"key", b"%d" % next(tokens)),
+                STREAM if server.stream else REQUEST,
+                POLICY,
+                server.make,
+                nullcontext(),
             )
 
         await scenario(share, kept)
@@ -202,9 +207,9 @@ def test_who_boards_a_flight_gives_its_own_turn_back() -> None:
         server = Server(b"x", stream=False)
         server.run()
         await store.take_turn("ann", b"key", b"his", 60.0)
-        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make, id))
+        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make, nullcontext()))
         await asyncio.sleep(0)
-        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make, id)
+        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make, nullcontext())
         replies = await asyncio.wait_for(asyncio.gather(first, second), 1.0)
         assert [await collected(reply) for reply in replies] == [b"x", b"x"]
 

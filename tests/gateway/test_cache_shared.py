@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from gateway.cache import Flights, lookup, replay
 from gateway.cache.turn import Place, Turns
 from gateway.errors import UpstreamFailed
-from gateway.policy import load_policy
+from gateway.policy import Caching, load_policy
 from gateway.store import HELD, Store, Turn, open_store
 from gateway.types import Caller, Reply
 from loadtest.servers import Process, Sim
@@ -102,7 +102,11 @@ def both(url: str, scenario: Callable[[Share, Share], Awaitable[None]]) -> None:
 
 async def share(flights: Flights, server: Server) -> Reply:
     return await flights.share(
-        Turn(b"key", secrets.token_bytes(8)), asked(body(temperature=0, stream=server.stream)), POLICY, server.make, id
+        Turn(b"key", secrets.token_bytes(8)),
+        asked(body(temperature=0, stream=server.stream)),
+        POLICY,
+        server.make,
+        nullcontext(),
     )
 
 
@@ -164,11 +168,12 @@ def test_when_no_entry_comes_all_who_waited_ask_at_once(valkey: str, spoilt: JSO
 
 def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
     async def wait(store: Store) -> float:
-        first, second = [Place(Turns(store), "ann", Turn(b"key", token)) for token in (b"1", b"2")]
+        first = Place(Turns(store), "ann", Turn(b"key", b"1"), Caching())
+        second = Place(Turns(store), "ann", Turn(b"key", b"2"), Caching(wait=0.1))
         started = time.monotonic()
         with first, second:
-            assert await first.come(60.0) is None
-            assert await second.come(0.1) is None
+            assert await first.come() is None
+            assert await second.come() is None
         return time.monotonic() - started
 
     assert 0.1 <= on(valkey, wait) < 30
@@ -176,8 +181,8 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
 
 def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
     async def live(store: Store) -> bytes | None:
-        with Place(Turns(store), "ann", Turn(b"key", b"1")) as place:
-            await place.come(1.0)
+        with Place(Turns(store), "ann", Turn(b"key", b"1"), Caching()) as place:
+            await place.come()
             await asyncio.sleep(1.7)
             return (await store.take_turn("ann", b"key", b"other", 1.0)).holder
 
@@ -224,7 +229,7 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)
             reply = found or await flights[at].share(
-                Turn(key, secrets.token_bytes(8)), request, POLICY, server.make, id
+                Turn(key, secrets.token_bytes(8)), request, POLICY, server.make, nullcontext()
             )
             data = await collected(reply)
             assert data.strip() == mark
