@@ -65,7 +65,7 @@ def test_a_share_is_met_within_3_points_on_records_that_it_has_not_seen() -> Non
     assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
     assert found.proven
     assert found.report["lift"]["low"] > 0
-    assert not any("not shown" in caveat for caveat in found.caveats)
+    assert not any("not shown" in caveat or "no better" in caveat for caveat in found.caveats)
 
 
 def test_agreements_order_requests_but_prove_no_bound() -> None:
@@ -187,6 +187,7 @@ def test_every_record_counts_in_the_edges_with_an_outcome_or_without() -> None:
     records = traffic(1200, by_score, labels=300)
     found = calibrate(records, parse("shares=0.5/0.3/0.2"))
     assert realised(found, records) == pytest.approx([0.5, 0.3, 0.2], abs=1.5 / len(records))
+    assert found.basis.counts == (120,) * 10
 
 
 def test_how_close_so_many_records_set_a_share_is_said_where_it_is_not_close() -> None:
@@ -220,6 +221,7 @@ def test_a_score_that_tells_nothing_is_not_proven() -> None:
     found = calibrate(traffic(1000, by_nothing), parse("pro_share=0.25"))
     assert not found.proven
     assert any("not shown" in caveat for caveat in found.caveats)
+    assert any("no better than the mean rate" in caveat for caveat in found.caveats)
 
 
 @pytest.mark.parametrize("split", ["id", "time", "caller"])
@@ -240,11 +242,16 @@ def test_a_split_by_caller_keeps_each_callers_requests_together() -> None:
     assert (len(first) + len(second), first & second) == (7, set())
 
 
+def test_a_split_by_time_fits_on_the_older_half_whatever_the_order_of_the_records() -> None:
+    older, later = parted(traffic(400, by_score)[::-1], "time")
+    assert [one.at for one in older + later] == [float(at) for at in range(400)]
+
+
 def test_requests_that_all_look_alike_fall_on_one_side_and_are_counted_each() -> None:
     records = [replace(one, score=0.5, measures={}) for one in traffic(400, by_nothing)]
     found = calibrate(records, parse("pro_share=0.25"))
     assert [share["value"] for share in found.report["shares"]] == [0.0, 1.0]
-    assert found.basis.counts == (400,)
+    assert (found.basis.counts, found.report["flash_failure"]) == ((400,), None)
     assert any("scores are equal" in caveat for caveat in found.caveats)
 
 
@@ -428,6 +435,8 @@ def test_ece_is_0_for_true_chances_and_the_distance_for_shifted_ones() -> None:
     pairs = [Judged(0.2, float(i % 5 == 0)) for i in range(1000)]
     assert ece(pairs) == pytest.approx(0, abs=1e-9)
     assert ece([Judged(one.p + 0.3, one.value) for one in pairs]) == pytest.approx(0.3)
+    both = [Judged(p, float(i % 2)) for p in (0.2, 0.8) for i in range(500)]
+    assert ece(both) == pytest.approx(0.3), "too low here does not make up for too high there"
 
 
 def test_samples_of_one_kind_are_not_apart_and_shifted_ones_are() -> None:

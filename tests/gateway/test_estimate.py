@@ -62,5 +62,6 @@ def test_the_interval_of_a_share_stays_within_0_and_1() -> None:
     low, high = wilson(0.0, 50)
     assert low == 0.0
     assert 0.05 < high < 0.1
+    assert wilson(0.1, 50) == pytest.approx((0.0435, 0.2136), abs=0.0001)
     low, high = wilson(0.5, 10_000)
     assert [low, high] == pytest.approx([0.49, 0.51], abs=0.001)

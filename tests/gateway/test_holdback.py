@@ -247,13 +247,16 @@ def test_a_weak_start_is_let_out_when_the_other_tier_does_not_answer(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("failover", [["pro"], []])
-def test_a_start_that_breaks_is_failover_and_no_escalation(flash: Sim, pro: Sim, failover: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("failover", "goes_on"),
+    [({"tiers": {"flash": ["pro"]}}, True), ({"tiers": {"flash": []}}, False), ({"on": ["first_byte"]}, False)],
+)
+def test_a_start_that_breaks_is_failover_and_no_escalation(flash: Sim, pro: Sim, failover: JSON, goes_on: bool) -> None:
     async def main() -> None:
         flash.config(cut_after=3)
-        async with gateway(held_back(flash, pro, failover={"tiers": {"flash": failover}})) as gate:
+        async with gateway(held_back(flash, pro, failover=failover)) as gate:
             answer = await gate.ask(body(stream=True))
-            if failover:
+            if goes_on:
                 assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
                 assert answer.headers["x-route-reason"] == "rule"
                 assert answer.data.endswith(b"data: [DONE]\n\n")
@@ -324,18 +327,21 @@ def test_those_who_ask_the_same_share_one_escalation(flash: Sim, pro: Sim) -> No
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("outcome", "fault"), [("kept", {}), ("escalated", {"weak": "loop"}), ("broken", {"cut_after": 6})]
+)
 def test_time_for_the_start_is_the_servers_and_not_the_gateways(
-    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
+    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str], outcome: str, fault: JSON
 ) -> None:
     async def main() -> None:
-        flash.config(stall_after=4, stall=0.3)
+        flash.config(stall_after=4, stall=0.3, **fault)
         async with gateway(held_back(flash, pro), log_exchanges=True) as gate:
             answer = await gate.ask(body(stream=True))
             assert float(answer.headers["x-gateway-overhead-ms"]) < 300
 
     asyncio.run(main())
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert line["holdback"]["outcome"] == "kept"
+    assert line["holdback"]["outcome"] == outcome
     assert line["ttft"] >= line["holdback"]["seconds"] >= 0.25
 
 

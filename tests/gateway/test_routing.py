@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import BadRequest, Forbidden, Refusal
+from gateway.errors import BadRequest, Forbidden, QuotaUsed, Refusal
 from gateway.explain import explain
 from gateway.policy import Policy, load_policy
 from gateway.routing import alike, placed, route
@@ -113,6 +113,8 @@ def test_nobody_is_asked_when_both_ways_lead_to_one_tier() -> None:
     assert routed(facts(model="same")) == Route(("flash", "pro", "think"), "same", "both ways flash")
     assert routed(facts(plan="batch")) == Route(("flash",), "triaged", "both ways flash")
     assert routed(facts(plan="silver", model="steep")).reason == "both ways pro"
+    assert routed(facts(model="same", capped="share")).reason == "both ways flash"
+    assert routed(facts(capped="share")).reason == "share"
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,14 @@ def test_a_need_that_no_permitted_tier_has_is_a_bad_request_that_names_it() -> N
         route(facts(context=9000), None, POLICY)
     with pytest.raises(BadRequest, match=r"plan batch .* vision"):
         route(facts(plan="batch", vision=True), None, POLICY)
+
+
+@pytest.mark.parametrize("why", ["budget", "share"])
+def test_a_need_that_only_a_tier_above_the_budget_or_share_has_is_a_quota_that_is_used_up(why: str) -> None:
+    with pytest.raises(QuotaUsed, match=f"The {why} that is left does not reach a tier that has context"):
+        route(facts(capped=why, context=2000), None, POLICY)
+    with pytest.raises(BadRequest, match="context"):
+        route(facts(capped=why, context=9000), None, POLICY)
 
 
 def test_a_draft_starts_where_a_simple_prompt_goes() -> None:
