@@ -313,6 +313,13 @@ def test_requests_that_look_alike_are_all_kept_or_none_and_all_counted() -> None
     assert certify([(0.5, at < 3) for at in range(200)], 0.1, 0.9) == Certified(ALL, 200, 3)
 
 
+def test_the_fewest_requests_that_can_show_a_bound_show_it_and_one_less_does_not() -> None:
+    enough = fewest(0.1, 0.9)
+    good = [(at / enough, False) for at in range(enough)]
+    assert certify(good, 0.1, 0.9) == Certified(ALL, enough, 0)
+    assert certify(good[:-1], 0.1, 0.9) is None
+
+
 def test_the_rate_of_a_useless_score_just_above_the_bound_is_rarely_certified() -> None:
     chance = random.Random(6)
     found = [certify([(chance.random(), chance.random() < 0.101) for _ in range(400)], 0.1, 0.9) for _ in range(300)]
@@ -420,6 +427,7 @@ def test_the_tail_is_the_binomial_one() -> None:
 def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> None:
     pairs = [Judged(0.9, 1.0)] * 20 + [Judged(0.1, 0.0)] * 80
     assert lift(pairs, 0.5) == pytest.approx(0.8)
+    assert lift(pairs, 0.9) == pytest.approx(0.8), "at the threshold is above"
     assert lift(pairs, 0.0) == 0
     assert math.isnan(lift([Judged(0.5, 0.0)], 0.1))
     assert bootstrap(pairs, lambda sample: lift(sample, 0.5)).low > 0.7

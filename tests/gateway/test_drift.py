@@ -75,6 +75,12 @@ def test_outcomes_that_are_as_stated_alarm_about_as_seldom() -> None:
     assert alarms <= 4 * LOOKS * FALSE_ALARMS
 
 
+def test_how_far_outcomes_are_off_is_told_in_deviations_of_what_came_and_of_what_was_fitted_on() -> None:
+    judged = [(0.5, at < 60) for at in range(100)]
+    assert miscalibrated(judged, 10**9) == pytest.approx((0.1, 2.0))
+    assert miscalibrated(judged, 100) == pytest.approx((0.1, 2.0 / 2**0.5))
+
+
 def test_scores_that_moved_are_told_and_so_is_their_return(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     policy, drift, chance = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False)), random.Random(3)
     for turn, shift in enumerate((0.0, 0.3, 0.3, 0.0)):

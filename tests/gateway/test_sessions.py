@@ -167,7 +167,8 @@ def test_neither_chance_nor_a_failed_verdict_nor_a_cap_changes_what_was_decided(
     assert standing(None, chance, "pro", UNTIL, EASY).level == "flash"
     failed = Route(("pro", "flash"), "triaged", "timeout")
     assert standing(None, failed, "pro", UNTIL, Verdict(None, None, "timeout")).level == "flash"
-    assert standing(PRO, Route(("flash",), "triaged", "share"), "flash", UNTIL, None).level == "pro"
+    for policy in (UNTIL, ALWAYS):
+        assert standing(PRO, Route(("flash",), "triaged", "share"), "flash", policy, None).level == "pro"
     assert standing(PRO, Route(("flash",), "triaged", "simple"), "flash", TURN, EASY).level == "flash"
 
 
