@@ -215,6 +215,9 @@ def test_a_rule_on_the_score_is_judged_where_the_score_was_recorded() -> None:
     assert choices([wished], steep)[0].to == "flash"
     with pytest.raises(Unrecorded, match="rule hard looks at score, which record"):
         choices(traffic(1), steep)
+    for_failures = policy(("triage: {", "triage: {otherwise: {timeout: local}, "))
+    with pytest.raises(Unrecorded, match="looks at score, which record"):
+        choices(traffic(1), for_failures)
 
 
 def test_a_policy_with_sessions_is_not_judged_by_records_that_know_none() -> None:

@@ -196,6 +196,14 @@ def test_when_idle_starts_no_draft_for_what_looks_complex(score: float | None, d
     assert asked(facts(score=score)).draft == draft
 
 
+def test_a_queue_that_nobody_knows_is_neither_short_nor_long() -> None:
+    short = "  - {id: short, when: {load: {pro: {waiting: {max: 3}}}}, route: pro}\n  - {id: sql"
+    made = load_policy(TEXT.replace("  - {id: sql", short), {})
+    assert routed(facts(waiting={"pro": 3}), policy=made).rule == "short"
+    for waiting in ({}, {"flash": 0}, {"pro": 4}):
+        assert asked(facts(waiting=waiting), made).rule == "triaged"
+
+
 def test_always_and_never_look_at_neither_load_nor_score() -> None:
     assert asked(facts(load={"flash": 999}, score=0.9), speculating("always")).draft == "flash"
     assert asked(facts(), speculating("never")).draft is None
