@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
 from gateway.pricing import cost
-from gateway.routing import band, first_match, placed, route, steps_of, weighed, why
+from gateway.routing import band, first_match, placed, route, stays, steps_of, weighed, why
 from gateway.score import reasons
-from gateway.sessions import OUTPUT_TOKENS
+from gateway.sessions import FOLLOWED, OUTPUT_TOKENS
 from gateway.store import NANO
 from gateway.types import Ask, Facts, Route, Verdict
 
@@ -134,8 +134,9 @@ def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
 
 def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route | Refusal:
     """Where a verdict in that band sends the request."""
+    there = stays(facts, policy, step.tier)
     try:
-        return placed(facts, policy, step.tier, (rule.id, why(rule, step)))
+        return placed(facts, policy, there, (rule.id, why(rule, step) if there == step.tier else FOLLOWED))
     except Refusal as refusal:
         return refusal
 

@@ -25,9 +25,8 @@ class Certified:
 
 
 def tail(failures: int, trials: int, rate: float) -> float:
-    """The binomial distribution function: the probability of at most `failures` in `trials` at that failure rate."""
-    if rate >= 1:
-        return float(failures >= trials)
+    """The binomial distribution function: the probability of at most `failures` in `trials` at that failure rate, which
+    is above 0 and below 1."""
     logs = (
         math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
         + k * math.log(rate) + (trials - k) * math.log1p(-rate)
@@ -56,7 +55,9 @@ def certify(judged: Sequence[tuple[float, bool]], rate: float, confidence: float
         kept = first + (len(ranked) - first) * step // STRIDES
         threshold = ranked[kept][0] if kept < len(ranked) else ALL
         below = [failed for p, failed in ranked if p < threshold]
-        if not below or tail(sum(below), len(below), rate) > 1 - confidence:
+        if len(below) < first:  # equal p are kept together, or not at all
+            continue
+        if tail(sum(below), len(below), rate) > 1 - confidence:
             break
         found = Certified(threshold, len(below), sum(below))
     return found

@@ -12,7 +12,7 @@ from dataclasses import replace
 from gateway.calibrate.logistic import Prior, fit
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.trees import Outcome, grown
-from gateway.calibration import BELIEVED, Layer, Row
+from gateway.calibration import BELIEVED, Layer, Row, taken
 from gateway.score import AXES, LOOKS
 
 # Chosen on 23 pairs of models over four labelled sets, and checked on 23 others (LOG.md, 2026-11-22).
@@ -38,7 +38,7 @@ def failed(one: Example) -> bool | None:
 def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -> Layer:
     """The layer for these outcomes: of what is believed beforehand, and of the measures where they are wanted."""
     rows = [told(one) for one in records]
-    names = [name for name in _common(rows) if len({row.get(name) for row in rows}) > 1]
+    names = [name for name in _common(rows) if len({taken(name, row[name]) for row in rows if name in row}) > 1]
     used = [name for name in names if measures or name in BELIEVED]
     # The score and the verdict alone have one direction each: trees are for measures.
     seen = [name for name in used if name not in AXES] if {*used} - {*BELIEVED} else []

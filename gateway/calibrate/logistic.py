@@ -16,7 +16,8 @@ def fit(
     priors: Mapping[str, Prior],
     stand_for: Sequence[float] | None = None,
 ) -> Layer:
-    """The layer fitted to the outcomes `hits` (None: not known), on the inputs that `priors` name.
+    """The layer fitted to the outcomes `hits` (None: not known), on the inputs that `priors` name, each with two values
+    or more.
 
     `stand_for`: importance weights of the outcomes, 1 by default; they are scaled to sum up to the effective sample
     size. Means and scales are those of all rows, so without any outcome the layer has the priors' means.
@@ -37,8 +38,8 @@ def fit(
 
 
 def _spread(column: Sequence[float], mean: float) -> float:
-    """The standard deviation; 1 if that is 0."""
-    return math.sqrt(sum((value - mean) ** 2 for value in column) / len(column)) or 1.0
+    """The standard deviation."""
+    return math.sqrt(sum((value - mean) ** 2 for value in column) / len(column))
 
 
 def _newton(

@@ -112,6 +112,27 @@ def test_of_two_budgets_the_one_from_which_more_follows_is_told() -> None:
     assert on(None, main)[-2:] == [("warn", "caller"), ("flash_only", "caller")]
 
 
+def test_a_share_that_is_used_up_caps_also_where_the_budget_of_all_only_warns() -> None:
+    shared = TEXT.replace("budget: {usd: 0.05}", "pro_share: {max: 0.5}").replace("warn: 0.5", "warn: 0.05")
+
+    async def main(store: Store) -> None:
+        found = [(await admit(asking("ann"), None, load_policy(shared, {}), store)).standing for _ in range(4)]
+        assert [standing.capped for standing in found] == [None, "share", None, "share"]
+        assert {(standing.budget, standing.budget_of) for standing in found} == {("warn", "all")}
+
+    on(None, main)
+
+
+def test_a_budget_that_need_not_warn_is_silent_until_it_is_used_up() -> None:
+    silent = load_policy(TEXT.replace("0.05}", "0.05, warn: null}").replace("warn: 0.5", "warn: null"), {})
+
+    async def main(store: Store) -> None:
+        found = [(await admit(asking("ann"), None, silent, store)).standing for _ in range(5)]
+        assert [standing.budget for standing in found] == [None] * 4 + ["flash_only"]
+
+    on(None, main)
+
+
 def test_a_hit_is_given_though_the_budget_of_all_is_spent_and_takes_nothing_of_it(url: str | None) -> None:
     async def main(store: Store) -> None:
         await store.remember("ann", b"key", b"answer", 10.0)

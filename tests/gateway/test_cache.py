@@ -4,13 +4,14 @@ import tracemalloc
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gateway.cache import lookup, replay
 from gateway.cache.entry import Entry, kept, opened, sealed, unsealed
 from gateway.keys import new_key
 from gateway.policy import Policy
 from gateway.store import MemoryStore
-from gateway.types import Caller
+from gateway.types import Caller, Own
 from loadtest.servers import Sim
 from tests.gateway.serving import ANN, CHAT, asked, body, gateway
 from tests.tiers import JSON, policy_for
@@ -96,6 +97,18 @@ def test_callers_plans_policies_paths_models_and_routing_headers_miss() -> None:
     assert None not in keys
 
 
+def test_a_key_that_may_use_other_tiers_misses() -> None:
+    owners = [replace(ANN, own=Own(may=may)) for may in (None, (), ("pro",))]
+    assert len({lookup(asked(BASE, caller=one), POLICY) for one in owners}) == 3
+
+
+def test_the_same_body_misses_on_another_path() -> None:
+    fields: JSON = {"messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x", "max_tokens": 5}
+    paths = (CHAT, "/v1/completions", "/v1/responses", "/v1/messages")
+    keys = {key(fields | {"temperature": 0, "functions": ["f"]}, path=path) for path in paths}
+    assert len(keys - {None}) == len(paths)
+
+
 def test_tiers_that_skip_other_experts_miss_also_where_the_environment_says_so() -> None:
     skipping = [
         policy_for(FLASH, PRO, caching={"ttl": "1m"}, tiers={"flash": {"skips": "${SKIPS}"}}, env={"SKIPS": name})
@@ -109,6 +122,12 @@ def test_tiers_that_skip_other_experts_miss_also_where_the_environment_says_so()
 def test_what_is_not_meant_to_repeat_is_not_remembered(fields: JSON) -> None:
     assert key(fields) is None
     assert key(BASE, policy_for(FLASH, PRO)) is None
+
+
+def test_answers_are_remembered_between_both_ends_of_the_temperatures_that_the_policy_names() -> None:
+    warm = policy_for(FLASH, PRO, caching={"when": {"temperature": {"min": 0.25, "max": 0.5}}})
+    kept = [key(body(temperature=at), warm) is not None for at in (0, 0.24, 0.25, 0.5, 0.51)]
+    assert kept == [False, False, True, True, False]
 
 
 ENTRY = Entry(b"", b"application/json", b"null", "flash", "r", b'{"choices": []}' * 100)

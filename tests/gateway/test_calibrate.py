@@ -19,8 +19,9 @@ from gateway.calibrate import (
     parse,
     told,
 )
-from gateway.calibrate.bound import certify, fewest, tail
-from gateway.calibrate.report import Judged, apart, brier, ece, lift, lift_interval, thinned
+from gateway.calibrate.bound import ALL, Certified, certify, fewest, tail
+from gateway.calibrate.fitted import parted
+from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval, mean, thinned
 from gateway.calibration import load
 
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
@@ -64,6 +65,7 @@ def test_a_share_is_met_within_3_points_on_records_that_it_has_not_seen() -> Non
     assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
     assert found.proven
     assert found.report["lift"]["low"] > 0
+    assert not any("not shown" in caveat or "no better" in caveat for caveat in found.caveats)
 
 
 def test_agreements_order_requests_but_prove_no_bound() -> None:
@@ -76,6 +78,8 @@ def test_agreements_order_requests_but_prove_no_bound() -> None:
     )
     with pytest.raises(Unproven, match="0 outcomes"):
         calibrate(agreed, parse("flash_failure=0.2"))
+    mixed = [*agreed[:1000], *traffic(2000, by_score)[1000:]]
+    assert [calibrate(some, parse("pro_share=0.25")).basis.judged for some in (agreed, mixed)] == [False, True]
 
 
 def test_bands_have_the_shares_that_were_asked_for() -> None:
@@ -151,6 +155,14 @@ def test_a_measure_that_short_texts_lack_counts_where_it_is_known() -> None:
     assert set(calibrate(rare, parse("pro_share=0.25")).layer.weights) == {"score"}
 
 
+def test_a_measure_that_is_always_the_same_where_it_is_known_tells_nothing() -> None:
+    records = [
+        replace(one, measures={"noise": one.measures["noise"]} | ({"x": 0.3} if one.failed else {}))
+        for one in traffic(1200, lambda score, x: 0.6)
+    ]
+    assert "x" not in calibrate(records, parse("pro_share=0.25")).layer.inputs
+
+
 def test_which_failures_pro_saves_is_learned_beside_where_flash_fails() -> None:
     def tried(seed: int) -> list[Example]:
         chance = random.Random(seed)
@@ -175,6 +187,7 @@ def test_every_record_counts_in_the_edges_with_an_outcome_or_without() -> None:
     records = traffic(1200, by_score, labels=300)
     found = calibrate(records, parse("shares=0.5/0.3/0.2"))
     assert realised(found, records) == pytest.approx([0.5, 0.3, 0.2], abs=1.5 / len(records))
+    assert found.basis.counts == (120,) * 10
 
 
 @pytest.mark.parametrize(("simple", "share"), [(0.5, 0.5), (0.76, 0.24), (0.9, 0.1), (1.0, 0.0)])
@@ -244,6 +257,7 @@ def test_a_score_that_tells_nothing_is_not_proven() -> None:
     found = calibrate(traffic(1000, by_nothing), parse("pro_share=0.25"))
     assert not found.proven
     assert any("not shown" in caveat for caveat in found.caveats)
+    assert any("no better than the mean rate" in caveat for caveat in found.caveats)
 
 
 @pytest.mark.parametrize("split", ["id", "time", "caller"])
@@ -255,6 +269,26 @@ def test_nothing_is_judged_on_what_it_was_fitted_on(split: str) -> None:
         flipped = [replace(one, flash_ok=not one.flash_ok) for one in records[200:]]
         report = calibrate([*records[:200], *flipped], parse("pro_share=0.25"), "time").report
         assert report["lift"]["value"] < 0, "what the older half taught is wrong of the later one"
+
+
+def test_a_split_by_caller_keeps_each_callers_requests_together() -> None:
+    halves = parted(traffic(400, by_score), "caller")
+    first, second = ({one.caller for one in half} for half in halves)
+    assert sum(map(len, halves)) == 400
+    assert (len(first) + len(second), first & second) == (7, set())
+
+
+def test_a_split_by_time_fits_on_the_older_half_whatever_the_order_of_the_records() -> None:
+    older, later = parted(traffic(400, by_score)[::-1], "time")
+    assert [one.at for one in older + later] == [float(at) for at in range(400)]
+
+
+def test_requests_that_all_look_alike_fall_on_one_side_and_are_counted_each() -> None:
+    records = [replace(one, score=0.5, measures={}) for one in traffic(400, by_nothing)]
+    found = calibrate(records, parse("pro_share=0.25"))
+    assert [share["value"] for share in found.report["shares"]] == [0.0, 1.0]
+    assert (found.basis.counts, found.report["flash_failure"]) == ((400,), None)
+    assert any("scores are equal" in caveat for caveat in found.caveats)
 
 
 def test_outcomes_of_some_requests_only_are_said_to_be_so() -> None:
@@ -289,6 +323,8 @@ def test_a_target_that_means_nothing_is_refused(text: str) -> None:
 
 
 def test_a_cost_that_not_even_flash_meets_is_refused() -> None:
+    with pytest.raises(TargetError, match="more than 1"):
+        parse("cost=0.4", 1.0)
     with pytest.raises(TargetError, match="all on Flash costs"):
         parse("cost=0.05", 10.0)
 
@@ -303,6 +339,21 @@ def test_a_certified_bound_is_broken_no_more_often_than_its_confidence_allows() 
         broken += found is not None and 0.05 + 0.8 * min(found.threshold, 1.0) ** 2 / 3 > 0.1
     assert drawn > 100
     assert broken <= 300 * 0.1 + 16  # three standard deviations
+
+
+def test_requests_that_look_alike_are_all_kept_or_none_and_all_counted() -> None:
+    bad_above = [(0.1, False)] * 200 + [(0.5, True)] * 200
+    assert certify(bad_above, 0.1, 0.9) == Certified(0.5, 200, 0)
+    few_below = [(0.1, False)] * 5 + [(0.2, at % 2 == 0) for at in range(200)] + [(0.9, False)] * 200
+    assert certify(few_below, 0.1, 0.9) is None, "five good ones show little, and with the next there are too many bad"
+    assert certify([(0.5, at < 3) for at in range(200)], 0.1, 0.9) == Certified(ALL, 200, 3)
+
+
+def test_the_fewest_requests_that_can_show_a_bound_show_it_and_one_less_does_not() -> None:
+    enough = fewest(0.1, 0.9)
+    good = [(at / enough, False) for at in range(enough)]
+    assert certify(good, 0.1, 0.9) == Certified(ALL, enough, 0)
+    assert certify(good[:-1], 0.1, 0.9) is None
 
 
 def test_the_rate_of_a_useless_score_just_above_the_bound_is_rarely_certified() -> None:
@@ -412,6 +463,7 @@ def test_the_tail_is_the_binomial_one() -> None:
 def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> None:
     pairs = [Judged(0.9, 1.0)] * 20 + [Judged(0.1, 0.0)] * 80
     assert lift(pairs, 0.5) == pytest.approx(0.8)
+    assert lift(pairs, 0.9) == pytest.approx(0.8), "at the threshold is above"
     assert lift(pairs, 0.0) == 0
     assert math.isnan(lift([Judged(0.5, 0.0)], 0.1))
     assert lift_interval(pairs, 0.5).low > 0.7
@@ -424,10 +476,18 @@ def test_a_few_gains_that_are_all_missed_do_not_exclude_chance() -> None:
     assert found.low < -0.25 < 0 < found.high < 0.3
 
 
+def test_a_bootstrapped_interval_is_as_wide_as_the_mean_of_so_many_is_uncertain() -> None:
+    coins = [Judged(0.5, float(at % 2)) for at in range(400)]
+    found = bootstrap(coins, mean)
+    assert [found.low, found.high] == pytest.approx([0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.012)
+
+
 def test_ece_is_0_for_true_chances_and_the_distance_for_shifted_ones() -> None:
     pairs = [Judged(0.2, float(i % 5 == 0)) for i in range(1000)]
     assert ece(pairs) == pytest.approx(0, abs=1e-9)
     assert ece([Judged(one.p + 0.3, one.value) for one in pairs]) == pytest.approx(0.3)
+    both = [Judged(p, float(i % 2)) for p in (0.2, 0.8) for i in range(500)]
+    assert ece(both) == pytest.approx(0.3), "too low here does not make up for too high there"
 
 
 def test_samples_of_one_kind_are_not_apart_and_shifted_ones_are() -> None:
@@ -438,6 +498,8 @@ def test_samples_of_one_kind_are_not_apart_and_shifted_ones_are() -> None:
     half = [Judged(p, 0.0, 1 / p) for p in (chance.random() for _ in range(4000)) if chance.random() < p]
     assert not apart(half, [chance.random() for _ in range(500)]), "weights make up for what chance left out"
     assert apart([Judged(one.p, 0.0) for one in half], [chance.random() for _ in range(500)])
+    even = [at / 1000 for at in range(1000)]  # of two samples of 1000, 0.061 between the two is one in twenty
+    assert [apart([Judged(p + off, 0.0) for p in even], even) for off in (0.059, 0.0625)] == [False, True]
 
 
 def test_a_calibration_decides_from_its_file_as_it_did_before() -> None:

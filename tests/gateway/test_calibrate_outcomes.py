@@ -26,7 +26,10 @@ def test_an_example_holds_what_the_decision_was_made_on() -> None:
     assert found == wanted
     assert told(found) == {"score": 0.25, "p_complex": 0.75, "length": 0.5}
     (alone,) = examples([decision(verdict=None)])
-    assert told(alone) == {"score": 0.25, "length": 0.5}
+    assert (told(alone), alone.question) == ({"score": 0.25, "length": 0.5}, None)
+    unseen = decision()
+    unseen.seen = None
+    assert [one.question for one in examples([unseen])] == [None]
 
 
 def test_a_decision_without_a_score_is_no_example() -> None:

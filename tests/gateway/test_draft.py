@@ -217,6 +217,47 @@ def test_an_early_start_is_cancelled_and_counts_as_waste_when_the_verdict_says_s
     asyncio.run(main())
 
 
+def test_nothing_of_either_tier_starts_early_while_too_much_was_wasted(flash: Sim, pro: Sim) -> None:
+    rules = {"early": {"max_share": 1.0}, "waste": {"max": 0.5}}
+
+    async def main() -> None:
+        async with upstream() as door:
+            door.waste.add(wasted=10_000)
+            assert drafting(asked(body()), EARLY, policy_for(flash, pro, triage=rules), door) is None
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("ask", "inflight", "starts"),
+    [
+        (ASK, 1, True),
+        (ASK, 2, False),
+        (EARLY, 2, True),
+        (EARLY, 3, False),
+    ],
+)
+def test_an_adaptive_tier_keeps_a_quarter_of_its_places_for_answers_that_are_needed(
+    flash: Sim, pro: Sim, ask: Ask, inflight: int, starts: bool
+) -> None:
+    limits = {"limits": {"max_inflight": 4, "adaptive": True}}
+    triage: JSON = {"speculate": "when_idle", "early": {"max_share": 1.0}}
+    policy = policy_for(flash, pro, tiers={"flash": limits, "pro": limits}, triage=triage)
+
+    async def main() -> None:
+        async with upstream() as door:
+            taken = [door._placed(tier) for tier in ("flash", "pro")] * inflight
+            assert all(places.free(policy.tiers["flash"].limits) for places in taken)
+            draft = drafting(asked(body()), ask, policy, door)
+            assert (draft is not None) is starts
+            if draft:
+                await draft.drop()
+            for places in taken:
+                places.give_back()
+
+    asyncio.run(main())
+
+
 def test_above_its_share_the_draft_is_the_ordinary_one(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with upstream() as door:
@@ -284,7 +325,7 @@ def test_without_a_tier_to_draft_on_there_is_none(flash: Sim, pro: Sim) -> None:
 
 def test_drafts_stop_while_too_much_of_them_was_wasted(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
-        async with gateway(policy_for(flash, pro, triage={"cache": None, "waste": {"max": 0.5}})) as gate:
+        async with gateway(policy_for(flash, pro, triage={"waste": {"max": 0.5}})) as gate:
 
             async def drafted(text: str) -> str:
                 told: str = (await gate.ask(body(text), x_route_explain="1")).json()["route"]["draft"]
@@ -293,7 +334,7 @@ def test_drafts_stop_while_too_much_of_them_was_wasted(flash: Sim, pro: Sim) -> 
             waste = gate.upstream.waste
             assert await drafted(SIMPLE) == "kept"
             waste.add(wasted=10_000)
-            assert await drafted(SIMPLE) == "none"
+            assert await drafted(SIMPLE + "!") == "none"
             waste.add(kept=20_000)
             assert await drafted(COMPLEX) == "wasted"
             metrics = (await gate.get("/metrics")).data.decode()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -73,6 +74,28 @@ def test_outcomes_that_are_as_stated_alarm_about_as_seldom() -> None:
         judged = [(fitted, chance.random() < 0.3) for _ in range(JUDGED)]
         alarms += abs(miscalibrated(judged, 150)[1]) > Z
     assert alarms <= 4 * LOOKS * FALSE_ALARMS
+
+
+def test_how_far_outcomes_are_off_is_told_in_deviations_of_what_came_and_of_what_was_fitted_on() -> None:
+    judged = [(0.5, at < 60) for at in range(100)]
+    assert miscalibrated(judged, 10**9) == pytest.approx((0.1, 2.0))
+    assert miscalibrated(judged, 100) == pytest.approx((0.1, 2.0 / 2**0.5))
+
+
+def test_bands_are_compared_with_as_many_degrees_of_freedom_as_there_are_less_one(tmp_path: Path) -> None:
+    policy = calibrated(tmp_path, POLICY)
+    assert policy.basis
+    halves = replace(policy, basis=replace(policy.basis, edges=policy.basis.edges[4:5], counts=(500, 500)))
+    for low, alarm in ((210, False), (200, True)):  # 8.6 and 13.4; above 10.8 is one in a thousand
+        drift = Drift(Telemetry(log=False))
+        for at in range(WINDOW):
+            drift.decided(decision(0.0 if at < low else 1.0), halves)
+        assert told(drift, halves, "scores") == (1, alarm)
+
+
+def test_the_stability_index_of_shares_that_moved_is_the_one_of_the_books() -> None:
+    assert psi([8000, 2000], [5000, 5000]) == pytest.approx(0.3 * math.log(8 / 5) + 0.3 * math.log(5 / 2), abs=0.001)
+    assert psi([8000, 2000], [800, 200]) == pytest.approx(0.0, abs=0.001)
 
 
 def test_scores_that_moved_are_told_and_so_is_their_return(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

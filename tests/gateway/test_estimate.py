@@ -74,6 +74,11 @@ def test_the_same_outcomes_give_the_same_interval() -> None:
     assert estimate(logged(500, 2, 0.5)) == estimate(logged(500, 2, 0.5))
 
 
+def test_the_interval_is_as_wide_as_the_mean_of_so_many_is_uncertain() -> None:
+    found = estimate([(1.0, float(at % 2)) for at in Random(3).sample(range(400), 400)])
+    assert [found.low, found.high] == pytest.approx([0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.012)
+
+
 def test_too_few_effective_outcomes_are_refused_however_many_there_are() -> None:
     with pytest.raises(Unknown, match="effective outcomes of 2000"):
         estimate([(100.0, 1.0)] * 5 + [(0.01, 1.0)] * 1995)
@@ -95,5 +100,6 @@ def test_the_interval_of_a_share_stays_within_0_and_1() -> None:
     low, high = wilson(0.0, 50)
     assert low == 0.0
     assert 0.05 < high < 0.1
+    assert wilson(0.1, 50) == pytest.approx((0.0435, 0.2136), abs=0.0001)
     low, high = wilson(0.5, 10_000)
     assert [low, high] == pytest.approx([0.49, 0.51], abs=0.001)

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.explain import explain
 from gateway.policy import load_policy
-from gateway.types import Facts, Verdict
+from gateway.types import Facts, Session, Verdict
 
 SOURCE = """\
 schema: 1
@@ -112,6 +112,15 @@ def test_both_sides_of_the_threshold_are_told() -> None:
 def test_each_band_is_told() -> None:
     found = explain(facts(model="bands"), None, POLICY)["sides"]
     assert (found["<0.4"]["tier"], found["else"]["tier"]) == ("flash", "pro")
+
+
+def test_a_side_from_which_the_session_holds_the_request_is_told_as_the_tier_that_would_answer() -> None:
+    text = SOURCE.replace("  pro: {", "  think: {extends: flash}\n  pro: {") + "sessions: {stay: until_escalated}\n"
+    kept = facts(session=Session("think", "think", turns=1))
+    found = explain(kept, Verdict("simple", 0.2), load_policy(text, {}))
+    assert found["sides"]["simple"] == found["route"]
+    assert (found["route"]["tier"], found["route"]["reason"]) == ("think", "session")
+    assert found["sides"]["complex"]["tier"] == "pro"
 
 
 def test_without_a_question_there_are_no_sides_and_no_verdict() -> None:

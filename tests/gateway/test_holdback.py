@@ -63,7 +63,7 @@ def test_a_weak_start_is_answered_by_the_other_tier(flash: Sim, pro: Sim, weakne
             form: JSON = {"response_format": FORM} if reason == "schema_violation" else {}
             answer, decision = await told(gate, body(stream=stream, **form))
             assert answer.headers["x-route-tier"] == decision["tier"] == "pro"
-            assert answer.headers["x-route-reason"] == "escalated"
+            assert (answer.headers["x-route-reason"], decision["draft"]) == ("escalated", "none")
             held = decision["holdback"]
             assert (held["outcome"], held["reason"]) == ("escalated", reason)
             assert decision["route"]["tier"] == "flash", "what was decided stays told"
@@ -199,6 +199,19 @@ def test_a_start_is_let_out_after_so_many_tokens_or_when_its_time_is_over(flash:
     asyncio.run(main())
 
 
+def test_the_time_of_a_start_counts_from_its_first_token_however_many_follow(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        flash.config(drip=0.01, drip_bytes=60)  # at least a second for the whole of it
+        async with gateway(held_back(flash, pro, {"tokens": 1000, "wait": "300ms"})) as gate:
+            line = await gate.open(body(stream=True))
+            assert b"x-route-tier: flash" in await line.some()
+            await line.leave()
+            await eventually(lambda: not any(gate.upstream.load().values()))
+            assert 'outcome="kept",reason="wait"' in (await gate.get("/metrics")).data.decode()
+
+    asyncio.run(main())
+
+
 def test_nothing_of_a_start_goes_out_while_it_is_kept_back_and_leaving_stops_it(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         flash.config(stall_after=5)
@@ -215,13 +228,16 @@ def test_nothing_of_a_start_goes_out_while_it_is_kept_back_and_leaving_stops_it(
     asyncio.run(main())
 
 
-def test_a_draft_is_held_back_too_and_wasted_when_it_is_weak(flash: Sim, pro: Sim) -> None:
+def test_a_draft_is_held_back_too_and_wasted_only_when_it_is_weak(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         flash.config(weak="sorry")
         rules = [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}]
         async with gateway(held_back(flash, pro, rules=rules)) as gate:
             _, decision = await told(gate, body(SIMPLE, stream=True))
             assert (decision["tier"], decision["draft"]) == ("pro", "wasted")
+            flash.config(weak=None)
+            _, decision = await told(gate, body(SIMPLE + "!", stream=True))
+            assert (decision["tier"], decision["draft"], decision["holdback"]["outcome"]) == ("flash", "kept", "kept")
             _, decision = await told(gate, body(COMPLEX, stream=True))
             assert (decision["tier"], decision["holdback"]) == ("pro", None)
 
@@ -247,13 +263,16 @@ def test_a_weak_start_is_let_out_when_the_other_tier_does_not_answer(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("failover", [["pro"], []])
-def test_a_start_that_breaks_is_failover_and_no_escalation(flash: Sim, pro: Sim, failover: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("failover", "goes_on"),
+    [({"tiers": {"flash": ["pro"]}}, True), ({"tiers": {"flash": []}}, False), ({"on": ["first_byte"]}, False)],
+)
+def test_a_start_that_breaks_is_failover_and_no_escalation(flash: Sim, pro: Sim, failover: JSON, goes_on: bool) -> None:
     async def main() -> None:
         flash.config(cut_after=3)
-        async with gateway(held_back(flash, pro, failover={"tiers": {"flash": failover}})) as gate:
+        async with gateway(held_back(flash, pro, failover=failover)) as gate:
             answer = await gate.ask(body(stream=True))
-            if failover:
+            if goes_on:
                 assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
                 assert answer.headers["x-route-reason"] == "rule"
                 assert answer.data.endswith(b"data: [DONE]\n\n")
@@ -324,18 +343,28 @@ def test_those_who_ask_the_same_share_one_escalation(flash: Sim, pro: Sim) -> No
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("outcome", "fault", "of_pro"),
+    [
+        ("kept", {}, {}),
+        ("kept", {"weak": "loop"}, {"stall_first": 0.3, "status": 503}),
+        ("escalated", {"weak": "loop"}, {}),
+        ("broken", {"cut_after": 6}, {}),
+    ],
+)
 def test_time_for_the_start_is_the_servers_and_not_the_gateways(
-    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
+    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str], outcome: str, fault: JSON, of_pro: JSON
 ) -> None:
     async def main() -> None:
-        flash.config(stall_after=4, stall=0.3)
+        flash.config(stall_after=4, stall=0.3, **fault)
+        pro.config(**of_pro)
         async with gateway(held_back(flash, pro), log_exchanges=True) as gate:
             answer = await gate.ask(body(stream=True))
             assert float(answer.headers["x-gateway-overhead-ms"]) < 300
 
     asyncio.run(main())
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert line["holdback"]["outcome"] == "kept"
+    assert line["holdback"]["outcome"] == outcome
     assert line["ttft"] >= line["holdback"]["seconds"] >= 0.25
 
 

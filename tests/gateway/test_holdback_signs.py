@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 from gateway.body import Fields
-from gateway.holdback.signs import doubtful, figures, loops, shown, violates
+from gateway.holdback.signs import doubtful, figures, loops, over, shown, violates
 from gateway.holdback.wording import Start, unprobed
-from gateway.policy import Most, PolicyError, Weak, load_policy
+from gateway.policy import Holdback, Most, PolicyError, Weak, load_policy
 from gateway.sse import event
 
 ANY: dict[str, Any] = {"type": "json_object"}
@@ -84,6 +84,12 @@ def test_what_ends_before_it_is_whole_is_a_violation() -> None:
     assert not violates(Start('{"role": 1'), wanted(PERSON)), "it may become 12"
 
 
+def test_a_number_may_have_a_fraction_and_an_object_of_a_list_may_still_become_it() -> None:
+    assert not violates(Start("1.5", finish="stop"), wanted({"type": "number"}))
+    assert violates(Start("1.5", finish="stop"), wanted({"type": "integer"}))
+    assert not violates(Start('{"a": 1'), wanted({"enum": [{"a": 12}]}))
+
+
 @pytest.mark.parametrize("schema", [None, True, 7, [], {"type": 3}, {"type": ["no such"]}, {"enum": "x"}, {"items": 1}])
 def test_a_schema_that_says_nothing_we_know_fits_everything(schema: Any) -> None:
     for value in (1, "x", None, [1], {"a": 1}, True):
@@ -131,6 +137,20 @@ def test_what_shows_before_the_start_is_over(start: Start, sign: str | None) -> 
     weak = Weak(refusal=True, refusal_words=("^No can do",), empty=True)
     assert shown(start, weak, Fields()) == sign
     assert shown(start, Weak(repetition=True), Fields()) is None, "only what is looked for"
+
+
+def test_a_start_is_over_with_its_last_token_or_with_the_answer() -> None:
+    rules = Holdback(("flash",), "pro", Weak(empty=True), tokens=4)
+    assert [over(start, rules) for start in (Start("a b c", 3), Start("a b c d", 4))] == [None, "tokens"]
+    assert over(Start("a", 1, finish="stop"), rules) == "end"
+
+
+def test_a_sign_that_is_not_looked_for_does_not_count() -> None:
+    figures_only, form = Weak(mean_logprob=Most(-9.0)), Fields(response_format=ANY)
+    for start in (Start(finish="stop"), Start("no", refused=True), Start("again and " * 20), Start("no JSON")):
+        assert shown(start, figures_only, form) is None
+    assert shown(Start("again and " * 20), Weak(repetition=True), form) == "repetition"
+    assert shown(Start("no JSON"), Weak(schema_violation=True), form) == "schema_violation"
 
 
 def test_figures_are_means_over_all_that_was_kept() -> None:

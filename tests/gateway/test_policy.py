@@ -359,6 +359,14 @@ BAD = {
         ),
         "7:31: rules.1.when: never reached: the rule on line 6 matches all that this one does",
     ),
+    "same range": (
+        changed(
+            "rules:",
+            "rules:\n  - {id: a, route: pro, when: {characters: {min: 2, max: 9}}}\n"
+            "  - {id: b, route: pro, when: {characters: {min: 2, max: 9}, tools: true}}",
+        ),
+        "7:31: rules.1.when: never reached: the rule on line 6 matches all that this one does",
+    ),
     "less than a rule before it": (
         changed(
             "rules:",

@@ -174,6 +174,12 @@ def test_what_was_not_recorded_is_refused_by_rule_and_fact(change: tuple[str, st
         replay(traffic(20), load_policy(text, {}))
 
 
+def test_who_was_never_asked_may_be_asked_another_question() -> None:
+    facts = Facts(model="auto", caller="ann", plan="gold", characters=5)
+    asks_otherwise = policy(("triage: {", "triage: {strategy: choice, "), ("max: 10", "max: 3"))
+    assert [choice.to for choice in choices([record("tiny", facts, None)], asks_otherwise)] == ["undecided"]
+
+
 def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
     records = traffic(3)
     for one in records:
@@ -209,6 +215,9 @@ def test_a_rule_on_the_score_is_judged_where_the_score_was_recorded() -> None:
     assert choices([wished], steep)[0].to == "flash"
     with pytest.raises(Unrecorded, match="rule hard looks at score, which record"):
         choices(traffic(1), steep)
+    for_failures = policy(("triage: {", "triage: {otherwise: {timeout: local}, "))
+    with pytest.raises(Unrecorded, match="looks at score, which record"):
+        choices(traffic(1), for_failures)
 
 
 def test_a_policy_with_sessions_is_not_judged_by_records_that_know_none() -> None:
@@ -340,6 +349,7 @@ def test_moves_are_counted_by_tiers_and_rule_with_some_of_their_ids() -> None:
     rows = traffic(20)
     found = moved(["flash"] * 20, [Choice("pro", "x")] * 12 + [Choice("undecided")] * 8, rows)
     assert [(move.count, move.to, len(move.examples)) for move in found] == [(12, "pro", 5)]
+    assert moved(["undecided"] * 20, [Choice("pro", "x")] * 20, rows) == (), "nobody knows where they went"
 
 
 def test_a_choice_has_all_its_chances() -> None:

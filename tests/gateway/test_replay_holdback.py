@@ -103,6 +103,7 @@ def test_starts_that_nobody_saw_count_as_let_out_and_are_told() -> None:
     found = replay(records, held(-0.9, old="threshold: 0.5", new="threshold: 0.95"))
     assert found.unseen == 1
     assert found.arms["candidate"].shares["flash"] == pytest.approx(91 / 101)
+    assert replay(records, load_policy(PLAIN.replace("threshold: 0.5", "threshold: 0.95"), {})).unseen == 0
 
 
 def test_quality_under_another_bound_needs_both_answers() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import BadRequest, Forbidden, Refusal
+from gateway.errors import BadRequest, Forbidden, QuotaUsed, Refusal
 from gateway.explain import explain
 from gateway.policy import Policy, load_policy
 from gateway.routing import alike, placed, route
@@ -113,6 +113,8 @@ def test_nobody_is_asked_when_both_ways_lead_to_one_tier() -> None:
     assert routed(facts(model="same")) == Route(("flash", "pro", "think"), "same", "both ways flash")
     assert routed(facts(plan="batch")) == Route(("flash",), "triaged", "both ways flash")
     assert routed(facts(plan="silver", model="steep")).reason == "both ways pro"
+    assert routed(facts(model="same", capped="share")).reason == "both ways flash"
+    assert routed(facts(capped="share")).reason == "share"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,14 @@ def test_a_need_that_no_permitted_tier_has_is_a_bad_request_that_names_it() -> N
         route(facts(plan="batch", vision=True), None, POLICY)
 
 
+@pytest.mark.parametrize("why", ["budget", "share"])
+def test_a_need_that_only_a_tier_above_the_budget_or_share_has_is_a_quota_that_is_used_up(why: str) -> None:
+    with pytest.raises(QuotaUsed, match=f"The {why} that is left does not reach a tier that has context"):
+        route(facts(capped=why, context=2000), None, POLICY)
+    with pytest.raises(BadRequest, match="context"):
+        route(facts(capped=why, context=9000), None, POLICY)
+
+
 def test_a_draft_starts_where_a_simple_prompt_goes() -> None:
     assert asked(facts(model="bands"), speculating("always")).draft == "flash"
     assert asked(facts(tools=True), speculating("always")).draft == "flash"
@@ -184,6 +194,14 @@ def test_when_idle_leaves_a_quarter_of_the_places_free(inflight: int, draft: str
 @pytest.mark.parametrize(("score", "draft"), [(None, "flash"), (0.94, "flash"), (0.95, None), (1.0, None)])
 def test_when_idle_starts_no_draft_for_what_looks_complex(score: float | None, draft: str | None) -> None:
     assert asked(facts(score=score)).draft == draft
+
+
+def test_a_queue_that_nobody_knows_is_neither_short_nor_long() -> None:
+    short = "  - {id: short, when: {load: {pro: {waiting: {max: 3}}}}, route: pro}\n  - {id: sql"
+    made = load_policy(TEXT.replace("  - {id: sql", short), {})
+    assert routed(facts(waiting={"pro": 3}), policy=made).rule == "short"
+    for waiting in ({}, {"flash": 0}, {"pro": 4}):
+        assert asked(facts(waiting=waiting), made).rule == "triaged"
 
 
 def test_always_and_never_look_at_neither_load_nor_score() -> None:

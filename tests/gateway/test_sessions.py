@@ -89,6 +89,12 @@ def test_a_tools_result_goes_where_its_turn_went(policy: Policy) -> None:
         assert tier(facts(session), None, policy) == session.tier
 
 
+def test_where_each_request_has_its_verdict_a_tools_result_goes_where_that_says() -> None:
+    by_request = load_policy(TEXT.replace("STAY", "turn") + "triage: {unit: request}\n", {})
+    result = facts(Session("pro", "pro", continues=True), context=500)
+    assert (tier(result, EASY, TURN), tier(result, EASY, by_request)) == ("pro", "flash")
+
+
 def test_a_wish_and_a_rule_with_one_tier_go_before_the_session() -> None:
     assert route(facts(PRO, wish="flash", wished_by="name"), None, UNTIL).rule == "caller"
     assert tier(facts(PRO, wish="flash", wished_by="name"), None, UNTIL) == "flash"
@@ -136,6 +142,8 @@ def test_moving_down_pays_for_a_short_conversation_and_not_for_a_long_one() -> N
     assert saved(pro, flash, (5000, None), 1) < 0 < saved(pro, flash, (5000, None), 9)
     assert saved(pro, flash, (1000, 10), 3) < 0
     assert saved(Price(), Price(), (100_000, None), 3) == 0
+    assert saved(pro, flash, (1000, None), 0) == saved(pro, flash, (1000, None), 1), "the request itself at least"
+    assert saved(pro, flash, (1000, None), 1) == pytest.approx((500 * 0.59 - 1000 * 0.0244 - 1000 * 0.112) / 1e6)
 
 
 def test_by_turn_a_conversation_goes_up_at_once_and_down_only_where_it_pays() -> None:
@@ -159,7 +167,8 @@ def test_neither_chance_nor_a_failed_verdict_nor_a_cap_changes_what_was_decided(
     assert standing(None, chance, "pro", UNTIL, EASY).level == "flash"
     failed = Route(("pro", "flash"), "triaged", "timeout")
     assert standing(None, failed, "pro", UNTIL, Verdict(None, None, "timeout")).level == "flash"
-    assert standing(PRO, Route(("flash",), "triaged", "share"), "flash", UNTIL, None).level == "pro"
+    for policy in (UNTIL, ALWAYS):
+        assert standing(PRO, Route(("flash",), "triaged", "share"), "flash", policy, None).level == "pro"
     assert standing(PRO, Route(("flash",), "triaged", "simple"), "flash", TURN, EASY).level == "flash"
 
 
@@ -230,6 +239,21 @@ def test_what_is_judged_ends_with_the_users_turn(after: list[JSON]) -> None:
     assert judged_part(request, UNTIL) == json.dumps(turn).encode()
     by_request = load_policy(TEXT.replace("{stay: STAY}", "{}\ntriage: {unit: request}"), {})
     assert judged_part(request, by_request) == request.body.raw("messages")
+
+
+def test_a_user_who_repeats_a_message_is_judged_with_its_last_one_and_what_stands_behind_it() -> None:
+    again = {"role": "user", "content": "Go on."}
+    talk: list[JSON] = [again, {"role": "assistant", "content": "Done."}, again]
+    assert judged_part(asked({"messages": [*talk, RESULT]}), UNTIL) == json.dumps(talk).encode()
+    told: list[JSON] = [*talk, {"role": "system", "content": "Be brief."}]
+    assert judged_part(asked({"messages": told}), UNTIL) == json.dumps(told).encode()
+
+
+def test_an_instruction_behind_a_tools_result_is_no_turn_of_the_users() -> None:
+    talk: list[JSON] = [{"role": "user", "content": "Fix it."}, RESULT]
+    for role, goes_on in (("system", True), ("developer", True), ("user", False)):
+        request = asked(body(messages=[*talk, {"role": role, "content": "Be brief."}]))
+        assert continues(request.fields) == goes_on
 
 
 LOOP: JSON = {
@@ -337,6 +361,19 @@ def test_a_weak_start_that_was_given_up_escalates_the_conversation_a_broken_one_
         made = Decision(facts(None), EASY, Route(("flash",), "triaged", "simple"), held=Held(outcome, "why", 0.1))  # type: ignore[arg-type]
         kept = after(made, "pro", STAY["until_escalated"])
         assert (kept.tier, kept.level) == ("pro", level)
+
+
+def test_a_conversation_that_begins_like_another_is_not_taken_for_it(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(sessions(flash, pro)) as gate:
+            for _ in range(2):
+                found = await gate.ask(body(COMPLEX))
+                assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "complex")
+            talk = [{"role": "user", "content": COMPLEX}, {"role": "assistant", "content": "Done."}]
+            found = await gate.ask(body(messages=[*talk, {"role": "user", "content": SIMPLE}]))
+            assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
+
+    asyncio.run(main())
 
 
 def test_an_error_and_a_wish_leave_the_conversation_where_it_is(flash: Sim, pro: Sim) -> None:

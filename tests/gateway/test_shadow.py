@@ -113,6 +113,20 @@ def test_who_opts_out_chose_the_tier_or_may_not_reach_pro_is_not_shadowed(flash:
     asyncio.run(main())
 
 
+def test_neither_errors_nor_several_answers_at_once_are_shadowed(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(shadowed(flash, pro)) as gate:
+            flash.config(status=400, only="answer")
+            assert (await gate.ask(body())).status == 400
+            flash.reset()
+            assert (await gate.ask({"model": "auto", "prompt": ["a", "b"]}, "/v1/completions")).status == 200
+            await gate.ask(body())
+            await became(gate, "compared")
+            assert len(pro.seen()) == 1
+
+    asyncio.run(main())
+
+
 def test_what_pro_answers_is_not_asked_again(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(shadowed(flash, pro)) as gate:

@@ -288,7 +288,10 @@ def test_the_timeout_holds_for_a_server_that_never_answers() -> None:
             silent = Sim(f"http://127.0.0.1:{deaf.getsockname()[1]}", "m")
             async with upstream() as door:
                 policy = policy_for(silent, PRO, triage={"timeout": "150ms"})
-                assert (await asyncio.wait_for(ask(policy, door), 20)).reason == "timeout"
+                for headers in ({}, {"x-request-timeout": "1000"}):  # a caller's patience makes it no longer
+                    request = asked(body(), headers=headers)
+                    asking = triage(request, policy, door, question(request, policy))
+                    assert (await asyncio.wait_for(asking, 20)).reason == "timeout"
 
     asyncio.run(main())
 

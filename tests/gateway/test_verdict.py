@@ -167,6 +167,18 @@ def test_the_probability_is_there_when_the_label_is() -> None:
     assert answer.verdict().p_complex == pytest.approx(0.2)
 
 
+def test_a_chunk_with_malformed_probabilities_costs_the_probability_and_not_the_label() -> None:
+    def piece(text: str, tokens: Any) -> bytes:
+        return json.dumps({"choices": [{"delta": {"content": text}, "logprobs": {"content": tokens}}]}).encode()
+
+    likely = [{"token": "simple", "logprob": -0.1, "top_logprobs": [{"token": "simple", "logprob": -0.1}]}]
+    for tokens, known in (([{"token": '"}', "logprob": 0.0}], True), ("odd", False)):
+        answer = Said(reading(PLAIN))
+        for text, told in (('{"complexity":"', None), ("simp", likely), ("le", tokens)):
+            answer.add(piece(text, told))
+        assert (answer.verdict().label, answer.verdict().p_complex is not None) == ("simple", known)
+
+
 @pytest.mark.parametrize(
     ("texts", "finish", "reason"),
     [

@@ -17,6 +17,7 @@ from backends.evals.metrics import (
     paired_difference,
     per_unit,
     skill,
+    spread,
     wilson,
 )
 
@@ -79,6 +80,11 @@ def test_intervals_hold_the_value_and_shrink_with_more_prompts() -> None:
     assert few.low < few.value < few.high
     assert many.high - many.low < (few.high - few.low) / 2
     assert mean_skill([drawn(100), drawn(100)]).value == pytest.approx(few.value)
+
+
+def test_an_interval_leaves_out_one_sample_in_forty_on_either_side() -> None:
+    found = spread(0.5, [math.nan, *(at / 1000 for at in reversed(range(1001)))])
+    assert (found.low, found.value, found.high) == pytest.approx((0.025, 0.5, 0.975))
 
 
 def test_a_rates_interval_is_wilsons() -> None:

@@ -83,6 +83,19 @@ def test_a_tripped_guard_lets_go_after_a_calm_while() -> None:
     assert not guard.exact
 
 
+@pytest.mark.parametrize(("trips", "looks"), [(1, 32), (2, 64), (3, 128)])
+def test_each_trip_doubles_the_good_looks_in_a_row_after_which_it_lets_go(trips: int, looks: int) -> None:
+    guard = Guard({"layer 0": 1.0}, exact=True, trips=trips)
+    stream(guard, 16 * looks, lambda _: 0.1)
+    assert guard.exact
+    stream(guard, 1, lambda _: 0.1)  # acts on the last look
+    assert not guard.exact
+
+
+def test_a_bound_is_as_many_deviations_of_the_moving_average_above_the_mean() -> None:
+    assert bound(torch.tensor([1.0, 3.0]), smooth=0.2) == pytest.approx(2 + 6 * 2**0.5 * (0.2 / 1.8) ** 0.5)
+
+
 def test_the_divergence_of_the_final_answer_counts_like_a_layers_error() -> None:
     guard = Guard({"layer 0": 1.0, "kl": 0.01})
     guard.watch("kl", 0.05)
