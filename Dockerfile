@@ -32,9 +32,12 @@ ENV PATH=/opt/tiergate/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYT
     GATEWAY_HOST=0.0.0.0 GATEWAY_PORT=8080
 USER 65532:65532
 EXPOSE 8080
-# http.client, not urllib: a proxy in the environment must not be asked for a loopback address.
+# http.client, not urllib: a proxy in the environment must not be asked for a loopback address. The certificate is no loopback address's, either.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["python", "-c", \
-    "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ['GATEWAY_PORT']), timeout=2); \
-c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+    "import http.client as h, os, ssl, sys; e = os.environ; at = '127.0.0.1', int(e['GATEWAY_PORT']); \
+name = e.get('GATEWAY_HOSTS', '').partition(',')[0].strip() or 'localhost'; \
+tls = {'context': ssl._create_unverified_context()} if e.get('GATEWAY_TLS_CERT') else {}; \
+c = (h.HTTPSConnection if tls else h.HTTPConnection)(*at, timeout=2, **tls); \
+c.request('GET', '/health', headers={'Host': name}); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["tiergate"]
 CMD ["serve"]

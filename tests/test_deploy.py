@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -31,11 +32,13 @@ from gateway.settings import Settings
 from gateway.store import Line, Store
 from loadtest.clusters import Node
 from loadtest.servers import free_port
+from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.stores import limits, on
 
 JSON = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+(CHECK,) = re.findall(r'"(import http.client.+)"\]', DOCKERFILE.replace("\\\n", ""))
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
 PROMTOOL = shutil.which("promtool")
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -393,7 +396,7 @@ def test_health_checks_tell_a_healthy_server_from_another(
     name: str, status: int, server: HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "Dockerfile":
-        code, port = re.findall(r'"(import http.client.+)"\]', DOCKERFILE.replace("\\\n", ""))[0], "8080"
+        code, port = CHECK, "8080"
         monkeypatch.setenv("GATEWAY_PORT", str(server.server_port))
     else:
         service = SERVICES[name]
@@ -405,6 +408,25 @@ def test_health_checks_tell_a_healthy_server_from_another(
     with pytest.raises(SystemExit) as ended:
         exec(code.replace(f"', {port},", f"', {server.server_port},"), {})
     assert bool(ended.value.code) is (status != 200)
+
+
+def test_the_images_check_passes_where_the_gateway_speaks_tls_and_serves_named_hosts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in ("key", pem("PRIVATE KEY", KEY)), ("cert", pem("CERTIFICATE", CERTIFICATE)):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setenv(f"GATEWAY_TLS_{name.upper()}", str(tmp_path / name))
+    monkeypatch.setenv("GATEWAY_HOSTS", "llm.example, localhost")
+    monkeypatch.setenv("GATEWAY_PORT", str(free_port()))
+    check = [sys.executable, "-c", CHECK]
+    with subprocess.Popen([sys.executable, "-m", "gateway", "serve"], cwd=ROOT, stderr=subprocess.DEVNULL) as served:
+        try:
+            started = time.monotonic()
+            while subprocess.run(check, check=False, capture_output=True).returncode:
+                assert time.monotonic() < started + 30
+                time.sleep(0.1)
+        finally:
+            served.terminate()
 
 
 # the load test
