@@ -38,6 +38,7 @@ Workers = Annotated[int | None, typer.Option(help="Processes on the port; severa
 Http = Annotated[
     str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
 ]
+PATIENCE = 3.0  # seconds for the store to answer at the start
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 YOUNG = 20_000  # objects between two collections; an answered request leaves some hundred and no cycle
 Redis = Annotated[
@@ -155,11 +156,25 @@ async def permitted(settings: Settings, store: Store, served: str | None = None)
     try:
         policy = await usable(settings.policy or packaged(), store, served)
         file = KeyFile(settings.keys_file) if settings.keys_file else None
-        return policy, Keys(store, settings.api_key, await open_to_everyone(settings, store, file), file)
+        everyone = await in_time(lambda: open_to_everyone(settings, store, file))
+        return policy, Keys(store, settings.api_key, everyone, file)
     except (PolicyError, NoKeys) as error:
         stop(str(error))
     except Overloaded:
         stop("the store does not answer: without it nobody knows the API keys")
+
+
+async def in_time(ask: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
+    """What the store says. One that is busy, as where everything starts at once, has PATIENCE seconds; Overloaded is
+    raised after that."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await ask()
+        except Overloaded:
+            if time.monotonic() >= end:
+                raise
+        await asyncio.sleep(0.1)
 
 
 async def usable(path: Path, store: Store, served: str | None) -> Policy:

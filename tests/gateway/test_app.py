@@ -3,15 +3,17 @@ import secrets
 from pathlib import Path
 
 import pytest
+import redis
 from typer.testing import CliRunner
 
 from gateway.app import NoKeys, open_to_everyone
 from gateway.cli import app
 from gateway.cli.keyfile import KeyFileStore
+from gateway.cli.serve import permitted
 from gateway.keyfile import KeyFile
 from gateway.keys import new_admin_key, new_key
 from gateway.settings import Settings
-from gateway.store import MemoryStore
+from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, body, gateway
 from tests.tiers import policy_for
@@ -70,6 +72,20 @@ def test_pages_of_listed_origins_only_may_ask_and_read_the_headers(flash: Sim, p
         async with gateway(policy_for(flash, pro)) as gate:
             refused = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
             assert (refused.status, "access-control-allow-origin" in refused.headers) == (405, False)
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_busy_at_the_start_has_time_to_answer(valkey: str) -> None:
+    quick = Settings(redis_url=valkey.partition("?")[0])  # whose replies have 0.1 s
+
+    async def main() -> None:
+        store = open_store(quick.redis_url)
+        with redis.Redis.from_url(valkey) as server:
+            server.client_pause(700)
+        _, keys = await permitted(quick, store)
+        assert keys.everyone
+        await store.close()
 
     asyncio.run(main())
 
