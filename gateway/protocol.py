@@ -149,7 +149,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
         if not self.cycle.keep_alive:
-            self.cycle.__class__ = Last
+            self.cycle.__class__ = Last  # uvicorn made it, and asks nobody of which kind
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
