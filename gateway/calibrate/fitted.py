@@ -25,7 +25,7 @@ from gateway.calibrate.report import (
     thinned,
 )
 from gateway.calibrate.target import Target
-from gateway.calibration import Basis, Layer, Row
+from gateway.calibration import Basis, Layer
 from gateway.estimate import Z, effective
 
 PARTS = 10  # bins of equally many records by p, with which later traffic is compared
@@ -56,11 +56,6 @@ class Calibration:
     caveats: tuple[str, ...]
     proven: bool
 
-    def band(self, row: Row) -> int:
-        """Which band a request falls into: 0 is the simplest."""
-        p = self.layer.p(row)
-        return sum(p >= edge for edge in self.edges)
-
 
 def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -> Calibration:
     """Fits on one half of the records and evaluates on the other. For shares the result is then fitted on both halves;
@@ -88,9 +83,8 @@ def calibrate(records: Sequence[Example], target: Target, split: Split = "id") -
     once = {names[one.id]: hit for hit, (_, one) in zip(hits, outcomes, strict=True)}
     edges, report = _edges(layer, fitted, target, list(once.values()))
     report |= {"judged": len(judged), "shares": _shares([layer.p(told(one)) for one in judged], edges)}
-    report |= {} if few else _worth(hits, outcomes, edges)
-    if alike:
-        report.pop("lift", None)  # of so few gains resampling knows no interval
+    report |= {} if few else _worth(hits, outcomes, edges[0])
+    report |= {} if few or alike else _lift(outcomes, edges[-1])  # of too few gains resampling knows no interval
     caveats = [*_caveats(records, report, target, layer), *_of_shares(report, target, len(fitted))]
     if target.kind == "shares":
         fitted, layer = list(records), layer_for(records, label, measures)
@@ -215,17 +209,21 @@ def _shares(p: Sequence[float], edges: Sequence[float]) -> list[dict[str, float]
     return [asdict(share_interval(sum(low <= one < high for one in p), len(p))) for low, high in bounds]
 
 
-def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], edges: Sequence[float]) -> dict[str, Any]:
-    """Calibration and discrimination of p, and the lift of the last edge, on held-out records."""
+def _lift(outcomes: Sequence[tuple[float, Example]], edge: float) -> dict[str, Any]:
+    """The lift of sending what is at or above the edge to Pro, on held-out records; None where Pro gains nothing."""
     won = [Judged(p, float(one.gain or 0), one.weight) for p, one in outcomes]
-    kept = [Judged(p, float(bool(one.failed)), one.weight) for p, one in outcomes if p < edges[0]]
+    return {"lift": asdict(lift_interval(won, edge)) if mean(won) > 0 else None}
+
+
+def _worth(hits: Sequence[Judged], outcomes: Sequence[tuple[float, Example]], edge: float) -> dict[str, Any]:
+    """How well p is calibrated, and how often Flash fails below the edge, on held-out records."""
+    kept = [Judged(p, float(bool(one.failed)), one.weight) for p, one in outcomes if p < edge]
     rate = mean(hits)
     return {
         "outcomes": len(hits),
         "effective": effective([one.weight for one in hits]),
         "rate": rate,
         "flash_failure": asdict(rate_interval(kept)) if kept else None,
-        "lift": asdict(lift_interval(won, edges[-1])) if mean(won) > 0 else None,
         "brier": brier(hits),
         "brier_of_the_rate": rate * (1 - rate),
         "ece": ece(hits),
