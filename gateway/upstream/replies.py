@@ -32,7 +32,7 @@ class Failed(Exception):
 def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
     """The failure of an exchange that broke. Its replica's breaker counts it, unless our configuration is to blame."""
     if not (isinstance(error, Failed) and error.ours):
-        exchange.failed(error if isinstance(error, TransportError) else None)
+        exchange.failed(error)
     if isinstance(error, Failed):
         return error
     if isinstance(error, TransportError) and error.kind == "connect":
