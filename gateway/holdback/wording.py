@@ -2,20 +2,22 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from gateway.errors import UNREADABLE
 from gateway.sse import data_of, events_of
 
+Logprob = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # means of what is beyond can overflow
+
 
 class _Top(msgspec.Struct):
-    logprob: float
+    logprob: Logprob
 
 
 class _Token(msgspec.Struct):
-    logprob: float
+    logprob: Logprob
     top_logprobs: list[_Top] | None = None
 
 
@@ -23,8 +25,8 @@ class _Logprobs(msgspec.Struct):
     """`content` in chat; the two others are lists by token in text completions."""
 
     content: list[_Token] | None = None
-    token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
+    token_logprobs: list[Logprob | None] | None = None
+    top_logprobs: list[dict[str, Logprob] | None] | None = None
 
 
 class _Said(msgspec.Struct):

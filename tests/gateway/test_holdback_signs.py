@@ -181,6 +181,13 @@ def test_tokens_are_counted_by_their_log_probabilities_or_one_an_event() -> None
     assert (told.logprobs, told.margins) == ([-1, -1], [0.25, 0.25])
 
 
+def test_log_probabilities_that_no_token_has_are_in_no_mean() -> None:
+    for key in ("logprob", "top_logprobs"):
+        token = {"logprob": -1, "top_logprobs": []} | {key: 1e308 if key == "logprob" else [{"logprob": -1e308}] * 2}
+        told = seen({"choices": [{"delta": {"content": "ab"}, "logprobs": {"content": [token, token]}}]})
+        assert figures(told) == {}
+
+
 def test_text_completions_are_read_as_chat_is() -> None:
     logprobs = {"token_logprobs": [None, -2.0], "top_logprobs": [None, {"a": -2.0, "b": -2.5}]}
     told = seen({"choices": [{"text": "x y", "logprobs": logprobs, "finish_reason": "stop"}]}, stream=False)
