@@ -58,6 +58,7 @@ class _Told(msgspec.Struct):
     choices: list[_Probed] = []
 
 
+_KEY = re.compile(rb'"logprobs"\s*:\s*')
 _ANSWER, _TOLD = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Told)
 
 
@@ -129,8 +130,11 @@ def _without(event: bytes) -> bytes:
         told = _TOLD.decode(data_of(event) or event)
     except UNREADABLE:
         return event
-    for choice in told.choices:
-        value = bytes(choice.logprobs)
-        if value != b"null":  # inside of a string its quotes would be escaped: it stands nowhere else behind this key
-            event = re.sub(rb'("logprobs"\s*:\s*)' + re.escape(value), rb"\1null", event, count=1)
-    return event
+    parts, done, keys = [], 0, _KEY.finditer(event)
+    for value in [bytes(choice.logprobs) for choice in told.choices]:
+        # Inside of a string its quotes would be escaped: the value stands nowhere else behind this key.
+        ends = (key.end() for key in keys if event.startswith(value, key.end()))
+        if value != b"null" and (at := next(ends, 0)):
+            parts += [event[done:at], b"null"]
+            done = at + len(value)
+    return b"".join([*parts, event[done:]])
