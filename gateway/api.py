@@ -208,7 +208,7 @@ class Exchange:
         if (first := await anext(body, None)) is not None:
             self._ttft = time.perf_counter() - self._started
             await wire.write(self._explaining(reply, first), more=True)
-        total = self._policy.tiers[reply.tier].timeouts.total
+        total = self._policy.tiers[reply.tier].timeouts.total + LAST_WORD  # what ends the server's part is told first
         pulse = Pulse(wire, self._settings.keepalive, total, self._late)
         try:
             last = await self._rest(reply, body)

@@ -14,6 +14,7 @@ from gateway.http1 import Response, TransportError
 from gateway.sse import DONE, Splitter, alike, data_of, event, none_like, split
 from gateway.types import Usage
 
+Heard = Callable[[UpstreamFailed], None]
 MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
 TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 
@@ -54,12 +55,10 @@ class Events(Pieces):
     event of its dialect nor an error event of the server raises UpstreamFailed: a cut answer is never passed off as a
     finished one. `transformers serve` (5.19) sends no `[DONE]`: it is added where the last event has finish_reason and
     usage. An incomplete event at the end is left out, so that an error event can follow it. `error`: the server's error
-    event, once it came. `failed` is called when the server breaks off after the first batch.
+    event, once it came. `failed` is called with the error when the server breaks off after the first batch.
     """
 
-    def __init__(
-        self, response: Response, usage: Usage, answers: Answers, hide_usage: bool, failed: Callable[[], None]
-    ) -> None:
+    def __init__(self, response: Response, usage: Usage, answers: Answers, hide_usage: bool, failed: Heard) -> None:
         self._response, self._usage, self._failed = response, usage, failed
         self._hide_usage = hide_usage and answers.usage_on_request
         self._ends, self._marks, self._text = answers.ends, answers.marks, answers.text
@@ -85,8 +84,8 @@ class Events(Pieces):
         if self._open and not self._here:
             try:
                 await self.more()
-            except UpstreamFailed:
-                self._failed()
+            except UpstreamFailed as error:
+                self._failed(error)
                 raise
         batch, self._here = self._here, b""
         if not batch:
@@ -119,7 +118,7 @@ class Events(Pieces):
         if not self._ended:
             await self._response.pour(sunk)
         if broken:
-            self._failed()
+            self._failed(broken[0])
             raise broken[0]
         if self._ended and self._response.complete:
             return batch

@@ -47,8 +47,7 @@ def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
 
 def remembered(request: ChatRequest, reply: Reply, data: bytes) -> Entry | None:
     """The reply, whose whole answer is `data`, as it is to be remembered."""
-    holds = request.dialect.answers.holds
-    if not worth_keeping(reply, data, holds) or reply.stream != bool(request.fields.stream):
+    if not worth_keeping(reply, data, request.dialect.answers.holds):
         return None
     usage = msgspec.json.encode(reply.usage.said)
     rule = reply.route.rule if reply.route else ""

@@ -87,5 +87,5 @@ def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply
     kind = entry.kind if entry.form == form else b"application/json" if form == JSON else b"text/event-stream"
     route, stream = Route((entry.tier,), entry.rule, "cache"), form != JSON
     usage = Usage()
-    fill(usage, msgspec.json.decode(entry.usage))
+    fill(usage, msgspec.Raw(entry.usage))
     return Reply(200, [(b"content-type", kind)], told, stream, entry.tier, nothing, usage, route=route, cache="hit")

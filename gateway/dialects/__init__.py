@@ -6,7 +6,7 @@ from typing import Literal
 
 from gateway.body import Body, Fields
 from gateway.body import read as chat
-from gateway.dialects.answers import CHUNKS, MESSAGES, RESPONSES, Answers, Counted, Seen, Whole
+from gateway.dialects.answers import CHUNKS, COUNTS, EMBEDDINGS, MESSAGES, RESPONSES, Answers, Counted, Seen, Whole
 from gateway.dialects.requests import count, embeddings, messages, responses
 from gateway.errors import BadRequest
 
@@ -58,7 +58,7 @@ DIALECTS = {
         _NOT_MESSAGES,
         names={"max_completion_tokens": "max_tokens", "stop": "stop_sequences"},
     ),
-    "/v1/messages/count_tokens": Dialect("messages", count, MESSAGES, _MESSAGES_PROMPT, _NOT_MESSAGES, "count"),
+    "/v1/messages/count_tokens": Dialect("messages", count, COUNTS, _MESSAGES_PROMPT, _NOT_MESSAGES, "count"),
     # Nobody may read a response again: which server would have it is not known, nor whose it is.
     "/v1/responses": Dialect(
         "responses",
@@ -70,7 +70,7 @@ DIALECTS = {
         always={"store": b"false"},
     ),
     "/v1/embeddings": Dialect(
-        "embeddings", embeddings, CHUNKS, ("input",), ("messages", "prompt"), "embed", templated=False
+        "embeddings", embeddings, EMBEDDINGS, ("input",), ("messages", "prompt"), "embed", templated=False
     ),
 }
 # Members that end up in a prompt, in any dialect.

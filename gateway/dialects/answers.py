@@ -1,7 +1,7 @@
 """How does each dialect answer: what ends a stream, what was used, how is an error told?"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -142,6 +142,7 @@ MESSAGES = Answers(
     lambda refusal, _: sse.named_event("error", _anthropic(refusal)),
     id_name=b"request-id",
 )
+EMBEDDINGS, COUNTS = replace(CHUNKS, holds=b'"data"'), replace(MESSAGES, holds=b'"input_tokens"')
 RESPONSES = Answers(
     b'"output"',
     frozenset({"response.completed", "response.incomplete", "response.failed"}),

@@ -180,7 +180,8 @@ def _alone(body: Body, asked: _Responses) -> None:
     if isinstance(asked.input, list) and any(item.type == "item_reference" for item in asked.input):
         kept.append("input")
     if kept:
-        raise BadRequest("No response is kept here: send the whole conversation as 'input'.", param=kept[0])
+        told = "No response is kept here: send the whole conversation as 'input', as SDKs do with 'store': false."
+        raise BadRequest(told, param=kept[0])
     if body.raw("background") not in (None, b"false"):
         raise BadRequest("No response is made in the background here.", param="background")
 

@@ -2,20 +2,22 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from gateway.errors import UNREADABLE
 from gateway.sse import data_of, events_of
 
+Logprob = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]  # means of what is beyond can overflow
+
 
 class _Top(msgspec.Struct):
-    logprob: float
+    logprob: Logprob
 
 
 class _Token(msgspec.Struct):
-    logprob: float
+    logprob: Logprob
     top_logprobs: list[_Top] | None = None
 
 
@@ -23,8 +25,8 @@ class _Logprobs(msgspec.Struct):
     """`content` in chat; the two others are lists by token in text completions."""
 
     content: list[_Token] | None = None
-    token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
+    token_logprobs: list[Logprob | None] | None = None
+    top_logprobs: list[dict[str, Logprob] | None] | None = None
 
 
 class _Said(msgspec.Struct):
@@ -56,6 +58,7 @@ class _Told(msgspec.Struct):
     choices: list[_Probed] = []
 
 
+_KEY = re.compile(rb'"logprobs"\s*:\s*')
 _ANSWER, _TOLD = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Told)
 
 
@@ -127,8 +130,11 @@ def _without(event: bytes) -> bytes:
         told = _TOLD.decode(data_of(event) or event)
     except UNREADABLE:
         return event
-    for choice in told.choices:
-        value = bytes(choice.logprobs)
-        if value != b"null":  # inside of a string its quotes would be escaped: it stands nowhere else behind this key
-            event = re.sub(rb'("logprobs"\s*:\s*)' + re.escape(value), rb"\1null", event, count=1)
-    return event
+    parts, done, keys = [], 0, _KEY.finditer(event)
+    for value in [bytes(choice.logprobs) for choice in told.choices]:
+        # Inside of a string its quotes would be escaped: the value stands nowhere else behind this key.
+        ends = (key.end() for key in keys if event.startswith(value, key.end()))
+        if value != b"null" and (at := next(ends, 0)):
+            parts += [event[done:at], b"null"]
+            done = at + len(value)
+    return b"".join([*parts, event[done:]])

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from gateway.errors import UpstreamFailed
 from gateway.http1 import Response, TransportError
 from gateway.stream import Noted
 from gateway.types import Usage
@@ -30,7 +31,10 @@ class Asking:
                 exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
             exchange.close()
             raise
-        exchange.failed() if response.status >= 500 else exchange.passed()
+        if response.status >= 500:
+            exchange.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
+        else:
+            exchange.passed()
         self._noted = Noted(response, self._usage)
         return self._noted
 

@@ -195,12 +195,13 @@ class Upstream:
         exchange, reply = Exchange(call.tier, replica, request.caller.id), None
         try:
             exchange.response = response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
-            headers, streams = begun(exchange, response)
+            headers, streams = begun(exchange, response, call.bill.stream)
             if streams:
                 reply = await stream(request, exchange, response, headers, call.bill.usage)
             else:
                 data = response.ready(MAX_JSON)
-                reply = whole(response, headers, await response.read(MAX_JSON) if data is None else data, call.bill)
+                data = await response.read(MAX_JSON) if data is None else data
+                reply = whole(response, headers, data, call.bill, request.dialect.answers.holds)
         except (TransportError, UpstreamFailed, Failed) as error:
             raise failed(exchange, error) from None
         finally:

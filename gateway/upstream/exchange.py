@@ -36,14 +36,14 @@ class Exchange:
         if self.leg:
             self.leg.first = time.perf_counter()
 
-    def failed(self, error: TransportError | None = None) -> None:
-        """The call failed; `error` where no answer began."""
+    def failed(self, error: Exception) -> None:
+        """The call failed by `error`."""
         self._outcome = True
-        connecting = error is not None and error.kind == "connect"
+        kind = error.kind if isinstance(error, TransportError) else "broken"
         now = asyncio.get_running_loop().time()
-        self.replica.failed(None if connecting else self._caller, now, self._trial)
+        self.replica.failed(None if kind == "connect" else self._caller, now, self._trial, str(error))
         if self.leg:
-            self.leg.error = error.kind if error else "broken"
+            self.leg.error = kind
 
     def close(self) -> None:
         """Stop the server if it still answers. Safe to call twice."""

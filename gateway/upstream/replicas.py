@@ -32,12 +32,12 @@ class Replica:
             log.warning("%s:%d answers again", self.origin.host, self.origin.port)
         self.breaker.close()
 
-    def failed(self, caller: str | None, now: float, trial: bool) -> None:
+    def failed(self, caller: str | None, now: float, trial: bool, why: str) -> None:
         """A call failed; `caller` None: no request can be the cause."""
         open_before = self.breaker.open
         self.breaker.failed(caller, now, trial=trial)
         if self.breaker.open and not open_before:
-            log.warning("%s:%d fails and is left alone for a while", self.origin.host, self.origin.port)
+            log.warning("%s:%d fails and is left alone for a while: %s", self.origin.host, self.origin.port, why)
 
     def told(self, waiting: int, now: float, running: int | None = None) -> None:
         """The server told how many requests wait in its queue and, maybe, how many it works on."""

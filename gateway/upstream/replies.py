@@ -32,7 +32,7 @@ class Failed(Exception):
 def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
     """The failure of an exchange that broke. Its replica's breaker counts it, unless our configuration is to blame."""
     if not (isinstance(error, Failed) and error.ours):
-        exchange.failed(error if isinstance(error, TransportError) else None)
+        exchange.failed(error)
     if isinstance(error, Failed):
         return error
     if isinstance(error, TransportError) and error.kind == "connect":
@@ -46,8 +46,9 @@ def busy(reply: Reply) -> bool:
     return reply.status == 429 and (b"x-should-retry", b"false") not in reply.headers
 
 
-def begun(exchange: Exchange, response: Response) -> tuple[Headers, bool]:
-    """What the caller gets of the server's headers, and whether a stream follows. Raises Failed."""
+def begun(exchange: Exchange, response: Response, streams: bool) -> tuple[Headers, bool]:
+    """What the caller gets of the server's headers, and whether a stream follows; `streams`: one was asked for. Raises
+    Failed."""
     status = response.status
     if status >= 500 or status in (401, 403):
         raise _refused(response, exchange)
@@ -65,9 +66,11 @@ def begun(exchange: Exchange, response: Response) -> tuple[Headers, bool]:
             headers.append((b"x-upstream-request-id", value))
         else:
             headers.append((name, value))
-    if 200 < status < 400 or coding not in (b"", b"identity"):
-        raise Failed("5xx", UpstreamFailed("The model server's answer is in a form that was not asked for."))
-    return headers, status == 200 and kind.startswith(b"text/event-stream")
+    odd = 200 < status < 400 or (status == 200 and kind.startswith(b"text/event-stream") != streams)
+    if odd or coding not in (b"", b"identity"):
+        refusal = UpstreamFailed("The model server's answer is in a form that was not asked for.")
+        raise Failed("5xx", refusal, void=status != 200)
+    return headers, streams and status == 200
 
 
 def wait(response: Response) -> float:
@@ -82,9 +85,12 @@ def wait(response: Response) -> float:
     return min(max(seconds, RETRY_AFTER), LONGEST_WAIT)
 
 
-def whole(response: Response, headers: Headers, data: bytes, bill: Bill) -> Reply:
-    """The server's answer as ours; nothing is open any more. Raises UpstreamFailed."""
+def whole(response: Response, headers: Headers, data: bytes, bill: Bill, holds: bytes) -> Reply:
+    """The server's answer as ours; nothing is open any more. Raises UpstreamFailed, also for a 200 without what every
+    answer of the dialect `holds`: an error told as a success, or the word of a server that is none for models."""
     read_whole(data, response.status, bill.usage)
+    if response.status == 200 and data.find(holds) < 0:
+        raise UpstreamFailed("The model server failed before it answered.")
     return Reply(response.status, headers, data, False, bill.tier, nothing, bill.usage)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gateway.agreement import Said, agreement, said
+from gateway.agreement import DEEP, Said, agreement, said
 from tests.tiers import JSON
 
 
@@ -36,6 +36,11 @@ def called(name: str, **arguments: object) -> JSON:
 def test_the_figure_is_the_part_of_the_words_that_both_have(one: str, other: str, figure: float) -> None:
     assert agreement(whole(one), whole(other)) == pytest.approx(figure)
     assert agreement(whole(other), whole(one)) == pytest.approx(figure)
+
+
+def test_json_is_looked_into_as_deep_as_answers_are() -> None:
+    one, other = ("[" * 900 + ",".join(["1"] * 3900 + [last]) + "]" * 900 for last in "12")
+    assert agreement(whole(one), whole(other)) == DEEP / (DEEP + 1)
 
 
 def test_tool_calls_agree_by_their_arguments_and_not_with_words() -> None:

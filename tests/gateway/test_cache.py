@@ -13,7 +13,7 @@ from gateway.policy import Policy
 from gateway.store import MemoryStore
 from gateway.types import Caller, Own
 from loadtest.servers import Sim
-from tests.gateway.serving import ANN, CHAT, asked, body, gateway
+from tests.gateway.serving import ANN, CHAT, asked, body, gateway, plain, scripted
 from tests.tiers import JSON, policy_for
 
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
@@ -185,6 +185,21 @@ def test_one_callers_answers_are_never_anothers(flash: Sim, pro: Sim) -> None:
         assert len(flash.seen()) == 2
         salts = {json.loads(entry["body"])["cache_salt"] for entry in flash.seen()}
         assert len(salts) == 2
+
+    asyncio.run(main())
+
+
+def test_an_answer_whose_usage_is_no_text_is_given_again_as_it_came(pro: Sim) -> None:
+    said = b'{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "by": "\xff"}}'
+
+    async def main() -> None:
+        async with (
+            scripted(plain(said)) as (url, _),
+            gateway(policy_for(Sim(url, "m"), pro, caching={"ttl": "1m"})) as gate,
+        ):
+            for cache in ("miss", "hit"):
+                answer = await gate.ask(body(model="flash", temperature=0))
+                assert (answer.status, answer.headers["x-route-cache"], answer.data) == (200, cache, said)
 
     asyncio.run(main())
 

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -181,6 +182,13 @@ def test_tokens_are_counted_by_their_log_probabilities_or_one_an_event() -> None
     assert (told.logprobs, told.margins) == ([-1, -1], [0.25, 0.25])
 
 
+def test_log_probabilities_that_no_token_has_are_in_no_mean() -> None:
+    for key in ("logprob", "top_logprobs"):
+        token = {"logprob": -1, "top_logprobs": []} | {key: 1e308 if key == "logprob" else [{"logprob": -1e308}] * 2}
+        told = seen({"choices": [{"delta": {"content": "ab"}, "logprobs": {"content": [token, token]}}]})
+        assert figures(told) == {}
+
+
 def test_text_completions_are_read_as_chat_is() -> None:
     logprobs = {"token_logprobs": [None, -2.0], "top_logprobs": [None, {"a": -2.0, "b": -2.5}]}
     told = seen({"choices": [{"text": "x y", "logprobs": logprobs, "finish_reason": "stop"}]}, stream=False)
@@ -217,6 +225,17 @@ def test_log_probabilities_become_null_and_no_other_byte_changes() -> None:
     answer = b'{\n "choices": [{"logprobs": @, "message": {"content": "\n\n"}}]\n}'.replace(b"\n\n", rb"\n\n")
     assert unprobed(answer.replace(b"@", told), False) == answer.replace(b"@", b"null")
     assert unprobed(b'"logprobs" is no answer', False) == b'"logprobs" is no answer'
+
+
+def test_the_log_probabilities_of_a_long_answer_are_taken_out_at_no_more_than_a_few_copies_of_it() -> None:
+    tokens = [
+        {"token": f" {at}", "logprob": -0.1, "top_logprobs": [{"token": "x", "logprob": -3}]} for at in range(500)
+    ]
+    answer = json.dumps({"choices": [{"logprobs": {"content": tokens}}]}).encode()
+    tracemalloc.start()
+    assert unprobed(answer, False) == b'{"choices": [{"logprobs": null}]}'
+    assert tracemalloc.get_traced_memory()[1] < 5 * len(answer)
+    tracemalloc.stop()
 
 
 POLICY = """\

@@ -1,10 +1,12 @@
 import asyncio
 import json
+import time
 from functools import partial
 from typing import Any
 
 from gateway.pulse import COMMENT, Pulse
 from loadtest.servers import Sim
+from tests.gateway.loopback import Peer, serving
 from tests.gateway.serving import body, eventually, gateway
 from tests.tiers import policy_for
 
@@ -22,6 +24,25 @@ def test_a_stream_that_stands_still_gets_comments_between_its_events(flash: Sim,
             flash.config(stall_after=None)
             assert b"keep-alive" not in (await gate.ask(body(model="flash", stream=True))).data
             assert b"keep-alive" not in (await gate.ask(body(model="flash"))).data
+
+    asyncio.run(main())
+
+
+def test_a_server_whose_time_is_over_is_told_of_also_by_a_gateway_that_stood_still_then(pro: Sim) -> None:
+    begun = b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {"choices": []}\n\n'
+
+    async def begin(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(begun)
+        await peer.left()
+
+    async def main() -> None:
+        async with serving(begin) as (_, origin, _):
+            sim, tiers = Sim(f"http://{origin.authority}", "m"), {"flash": {"timeouts": {"total": "100ms"}}}
+            async with gateway(policy_for(sim, pro, tiers=tiers)) as gate:
+                asyncio.get_running_loop().call_later(0.05, time.sleep, 0.15)
+                answer = await gate.ask(body(model="flash", stream=True))
+                assert (answer.complete, b"upstream_timeout" in answer.events()[-1]) == (True, True)
 
     asyncio.run(main())
 

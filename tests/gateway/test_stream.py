@@ -55,7 +55,7 @@ class Seen:
     usage: Usage = field(default_factory=Usage)
     refusal: UpstreamFailed | None = None
     error: Any = None
-    told: bool = False
+    told: UpstreamFailed | None = None
 
 
 async def relayed(talk: Talk, *, path: str = CHAT, hide_usage: bool = True) -> Seen:
@@ -71,7 +71,7 @@ async def relayed(talk: Talk, *, path: str = CHAT, hide_usage: bool = True) -> S
 
 async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
     seen = Seen()
-    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage, partial(setattr, seen, "told", True))
+    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage, partial(setattr, seen, "told"))
     try:
         await events.more()
         async for batch in events:
@@ -87,7 +87,7 @@ async def read(response: Any, *, path: str = CHAT, hide_usage: bool) -> Seen:
 async def pour(response: Any, *, path: str = CHAT, hide_usage: bool, most: int = 3) -> Seen:
     """So many pieces are too much for who takes them, so that the next one has to be asked for."""
     seen, took = Seen(), 0
-    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage, partial(setattr, seen, "told", True))
+    events = Events(response, seen.usage, DIALECTS[path].answers, hide_usage, partial(setattr, seen, "told"))
 
     def sink(data: bytes) -> bool:
         nonlocal took
@@ -104,7 +104,7 @@ async def pour(response: Any, *, path: str = CHAT, hide_usage: bool, most: int =
         seen.refusal = refusal
     finally:
         response.close()
-    assert seen.told == (seen.refusal is not None), "who asked the server hears of its failures, and of nothing else"
+    assert seen.told is seen.refusal, "who asked the server hears of its failures, and of nothing else"
     seen.error = events.error
     return seen
 
@@ -166,7 +166,7 @@ def test_the_last_event_may_leave_with_the_end_where_both_have_come(run: Run, to
     async def main() -> None:
         async with serving(talk) as (client, origin, _):
             response, taken = await ask(client, origin), list[bytes]()
-            events = Events(response, Usage(), DIALECTS[CHAT].answers, True, lambda: None)
+            events = Events(response, Usage(), DIALECTS[CHAT].answers, True, lambda _: None)
             assert await anext(events) == chunk("a")
             last = await events.pour(partial(taking, taken))
             assert (last, taken) == (chunk("b") + DONE if together else None, [])

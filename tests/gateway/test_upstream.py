@@ -145,6 +145,7 @@ def events(*data: str) -> bytes:
         plain(b"x", "302 Found", location="http://elsewhere"),
         plain(b"", "204 No Content"),
         plain(GOOD, content_encoding="gzip"),
+        plain(GOOD),
         plain(b"<html>", content_type="text/html"),
         plain(b"garbage"),
         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{",
@@ -160,6 +161,25 @@ def test_what_is_no_answer_fails_over_and_never_hangs(pro: Sim, answer: bytes) -
                 reply = await door.send(asked(body(stream=True)), BOTH, policy_for(Sim(url, "m"), pro))
             assert reply.tier == "pro"
             assert (await collected(reply)).endswith(b"data: [DONE]\n\n")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        events('{"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}', "[DONE]"),
+        plain(b'{"error": {"message": "no", "code": 500}}'),
+        plain(b'{"error": "no", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'),
+        plain(b'{"status": "ok"}'),
+    ],
+)
+def test_a_success_without_an_answer_in_the_form_that_was_asked_for_fails_over(pro: Sim, answer: bytes) -> None:
+    async def main() -> None:
+        async with scripted(answer) as (url, _), upstream() as door:
+            reply = await door.send(asked(body()), BOTH, policy_for(Sim(url, "m"), pro))
+            assert (reply.status, reply.tier) == (200, "pro")
+            assert b'"choices"' in await collected(reply)
 
     asyncio.run(main())
 

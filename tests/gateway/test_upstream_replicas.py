@@ -108,6 +108,22 @@ def test_a_replica_that_fails_is_left_alone_and_comes_back_by_one_probe(flash: S
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(b"garbage", "the server's answer is not HTTP"), (plain(b"", "500 No"), "(status 500)"), (plain(b"{"), "JSON")],
+)
+def test_the_log_says_why_a_replica_is_left_alone(caplog: pytest.LogCaptureFixture, answer: bytes, why: str) -> None:
+    async def main() -> None:
+        async with scripted(*[answer] * FAILURES) as (url, _), upstream() as door:
+            for _ in range(FAILURES):
+                await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), NOWHERE))
+            (line,) = (record.getMessage() for record in caplog.records)
+            assert "fails and is left alone" in line
+            assert why in line
+
+    asyncio.run(main())
+
+
 def test_the_last_replica_is_asked_however_often_it_failed_and_bad_requests_are_no_failures(flash: Sim) -> None:
     async def main() -> None:
         policy = policy_for(flash, NOWHERE)
