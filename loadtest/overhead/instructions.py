@@ -1,11 +1,12 @@
-"""How many instructions does an answer take?   Counted by valgrind, so other work on the machine changes nothing.
+"""How many instructions does an answer take?   Counted by valgrind, so other work on the machine changes little.
 
     python -m loadtest.overhead.instructions [--only WAY]... [--point POINT] [--seconds 8] [--functions 0]
 
 The same ways and points as `python -m loadtest.overhead`, each process under callgrind (Debian's package valgrind);
-what the kernel does is not counted. Two runs of one tree differ by about 1 %, so a change of 2 % can be seen here,
-where times on a shared machine differ by half. Instructions are no time: wrong guesses of branches and waiting for
-memory come on top.
+what the kernel does is not counted. Two runs of one tree differ by 1 to 2 % where each counted 1,000 answers, so a
+change of 3 % can be seen here, where times on a shared machine differ by half. With fewer, what is done once a second
+or a connection weighs too much: on a busy machine take more --seconds. Instructions are no time: wrong guesses of
+branches and waiting for memory come on top.
 """
 
 import argparse
