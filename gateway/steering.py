@@ -27,9 +27,9 @@ from gateway.policy import (
     schema,
 )
 from gateway.recorded import Recorded, RecordError
-from gateway.reload import Trial, facts_of, parsed_verdict, stub
+from gateway.reload import Attempt, Trial, attempted, facts_of, parsed_verdict, stub
 from gateway.replay import Unrecorded, between
-from gateway.revisions import PREVIOUS, Attempt, Revision, Revisions, attempted
+from gateway.revisions import PREVIOUS, Revision, Revisions
 from gateway.uploads import received
 
 LONGEST = 1 << 20  # bytes of a policy's text
