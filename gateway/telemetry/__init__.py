@@ -21,8 +21,6 @@ from gateway.telemetry.meters import Meters
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
 
-__all__ = ["DRIFTING", "METRICS", "Telemetry", "line"]
-
 METRICS = CONTENT_TYPE_LATEST
 # vLLM >= 0.28 thinks unless told not to.
 THINKS = (

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import AHEAD, LONGEST, Flights, replay, worth_keeping
+from gateway.cache import Flights, replay
+from gateway.cache.entry import LONGEST
+from gateway.cache.flights import AHEAD, worth_keeping
 from gateway.done import DONE
 from gateway.errors import UpstreamFailed
 from gateway.store import MemoryStore, Turn
