@@ -11,8 +11,9 @@ from pydantic import Field
 
 from gateway.calibration import Basis, Layer
 from gateway.policy.holdback import Holdback
+from gateway.policy.keeping import Caching, Sessions
 from gateway.policy.matching import STRICT
-from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Share, Tier, Triage
+from gateway.policy.model import Failover, Name, Printable, Share, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
 from gateway.policy.rules import Rule
