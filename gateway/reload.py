@@ -1,4 +1,4 @@
-"""Is a policy file right, and does the policy do what the file's own tests say?"""
+"""Is a policy file right, its own tests included?"""
 
 import os
 from collections.abc import Collection, Mapping, Sequence

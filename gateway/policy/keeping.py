@@ -1,4 +1,4 @@
-"""What may an operator decide about answers that are remembered, and conversations?"""
+"""What may an operator decide about what is remembered?"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
