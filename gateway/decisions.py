@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.admission import count
 from gateway.answer import decision
-from gateway.api import Doors, draw
+from gateway.api import draw
 from gateway.body import Body
 from gateway.dialects import read
+from gateway.doors import Doors
 from gateway.errors import UNREADABLE, BadRequest, Forbidden
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign

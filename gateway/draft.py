@@ -7,8 +7,9 @@ from functools import partial
 from typing import Literal
 
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.routing import IDLE_SHARE
-from gateway.types import Ask, Bill, ChatRequest, Reply, Route
+from gateway.types import Ask, Bill, ChatRequest, Route
 from gateway.upstream import Upstream, Waste
 
 RATE = 100.0  # tokens a second that a server makes for one answer, about; of a cancelled draft it tells no count

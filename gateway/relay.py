@@ -12,11 +12,11 @@ from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import BadRequest
 from gateway.explain import explain
 from gateway.policy import Policy
+from gateway.reply import NOBODY, Reply
 from gateway.splice import stripped
-from gateway.types import ChatRequest, Reply
+from gateway.types import ChatRequest
 from gateway.wire import header_lines
 
-NOBODY = "none"  # the tier, rule and reason of an answer that no model gave
 _LAST = re.compile(
     rb"(?:^|\n\n|\r\r|\r\n\r\n)(data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))\b)"
 )

@@ -21,12 +21,13 @@ from gateway.policy import Policy, Shadow
 from gateway.pricing import bound, lease, limits_of_all, lines
 from gateway.recorded import SHADOW, Outcome
 from gateway.records import Records
+from gateway.reply import Reply
 from gateway.routing import lacks
 from gateway.splice import OFF
 from gateway.store import ALL, NANO, UNLIMITED, Limits, Money, Store
 from gateway.store import SHADOW as ACCOUNT
 from gateway.telemetry import Telemetry
-from gateway.types import ChatRequest, Reply
+from gateway.types import ChatRequest
 from gateway.upstream import Upstream
 
 MOST = 16  # answers that are copied or compared at once

@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api import LEFT, Doors
+from gateway.api import LEFT
 from gateway.dialects import DIALECTS
+from gateway.doors import Doors
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import listed_models, resolved
 from gateway.keys import credentials, identify

@@ -11,9 +11,10 @@ from gateway.cache.entry import LONGEST
 from gateway.cache.flights import AHEAD, worth_keeping
 from gateway.done import DONE
 from gateway.errors import UpstreamFailed
+from gateway.reply import Reply
 from gateway.store import MemoryStore, Turn
 from gateway.stream import Pieces
-from gateway.types import Decision, Facts, Reply, Route, Usage, Verdict
+from gateway.types import Decision, Facts, Route, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, gateway, watched
 from tests.tiers import policy_for
