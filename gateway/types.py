@@ -93,6 +93,9 @@ class Standing(msgspec.Struct, frozen=True):
     session: Session | None = None
 
 
+EVEN = Standing()  # no budget and no share restrict the caller
+
+
 class ChatRequest(msgspec.Struct, frozen=True):
     """What a caller asked: the few fields that we decide on, and the rest of the body untouched. `path` is the upstream
     path, and says the dialect; `headers` has lower-case names; `started` is time.perf_counter() when the head arrived.
