@@ -66,9 +66,8 @@ def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]
     }
     if decision:
         return explain(decision.facts, decision.verdict, policy) | found
-    named = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
     chosen = {"tier": reply.tier, "rule": route.rule, "reason": route.reason} if route else None
-    return {"policy": named, "route": chosen} | found
+    return {"policy": policy.told(), "route": chosen} | found
 
 
 def explained_json(data: bytes, told: dict[str, Any]) -> bytes:

@@ -201,7 +201,7 @@ class Revisions:
         if not found.policy:
             if found.problems != said:
                 told = "; ".join(map(str, found.problems))
-                log.warning("policy: %s stays in force: %s", named(self.policy), told)
+                log.warning("policy: %s stays in force: %s", self.policy, told)
             return
         text = rollback.text if rollback else found.files[str(self.path)]
         first, same = self.text is None, identity(found.policy) == identity(self.policy)
@@ -210,7 +210,7 @@ class Revisions:
             self.policy, self.since = found.policy, self.at
             self._use(found.policy)
         if said or not (first or same):
-            log.warning("policy: %s is in force%s", named(self.policy), ", by a rollback" if rollback else "")
+            log.warning("policy: %s is in force%s", self.policy, ", by a rollback" if rollback else "")
         if not rollback and text is not None:
             await self._keep(text)
 
@@ -257,7 +257,3 @@ def fingerprint(text: str) -> str:
 
 def identity(policy: Policy) -> tuple[str, str | None]:
     return policy.digest, policy.candidate.policy.digest if policy.candidate else None
-
-
-def named(policy: Policy) -> str:
-    return f"{policy.name} {policy.revision} ({policy.digest})"

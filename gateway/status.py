@@ -45,7 +45,7 @@ def status_routes(
             "processes": store.processes,
             **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
             "limits": kept(policy.callers, store.state),
-            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest, **revisions.told()},
+            "policy": policy.told() | revisions.told(),
             "load": dict(upstream.load()),
             "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
             **{name: tell() for name, tell in told.items()},

@@ -140,6 +140,13 @@ class Policy:
     def _worked_out(self, function: Callable[..., T], *values: Hashable) -> T:
         return function(*values, self)
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.revision} ({self.digest})"
+
+    def told(self) -> dict[str, str]:
+        """What it is called, as JSON data."""
+        return {"name": self.name, "revision": self.revision, "digest": self.digest}
+
     def skips(self, tier: str | None) -> str | None:
         """How a tier's servers skip experts; None where they do not, and for no tier of this policy."""
         found = self.tiers.get(tier) if tier else None

@@ -74,7 +74,7 @@ class Telemetry:
         self._count()
         self.meters.use(policy)
         self.policy.clear()
-        self.policy.labels(policy.name, policy.revision, policy.digest).set(1)
+        self.policy.labels(**policy.told()).set(1)
         for gauge in (self.inflight, self.queued, self.places, self.replicas):
             gauge.clear()
         self.store.set_function(lambda: float(store() != "down"))
