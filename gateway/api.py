@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
 from functools import partial
 from random import SystemRandom
 from typing import Any
@@ -20,7 +19,7 @@ from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.recorded import Record
 from gateway.relay import ending, explained_events, explained_json, explanation, told, withheld
-from gateway.reply import Reply
+from gateway.reply import Chunks, Reply
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
@@ -190,7 +189,7 @@ class Exchange:
         finally:
             pulse.stop()
 
-    async def _rest(self, reply: Reply, body: AsyncGenerator[bytes, None]) -> bytes:
+    async def _rest(self, reply: Reply, body: Chunks) -> bytes:
         """Writes what follows the first piece. Returns its last bytes, which can go out together with the end."""
         push = None if self._explained else self._wire.push
         pour = partial(body.pour, push) if push and isinstance(body, Pieces) else None

@@ -1,6 +1,7 @@
 """What is an answer on its way out?"""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 import msgspec
 
@@ -10,6 +11,16 @@ from gateway.types import Decision, Headers, Route, Usage
 
 NOBODY = "none"  # the tier, rule and reason of an answer that no model gave
 WHOLE = (bytes, Refusal)  # bodies that are there at once
+
+
+class Chunks(Protocol):
+    """The pieces of an answer on their way. `aclose`: nobody wants more."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def __anext__(self) -> Awaitable[bytes]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
 
 
 class Reply(msgspec.Struct):
@@ -23,7 +34,7 @@ class Reply(msgspec.Struct):
 
     status: int
     headers: Headers
-    body: bytes | Refusal | AsyncGenerator[bytes, None]
+    body: bytes | Refusal | Chunks
     stream: bool
     tier: str
     shut: Callable[[], Awaitable[None]]
@@ -42,7 +53,7 @@ class Reply(msgspec.Struct):
         return cls(refusal.status, [], refusal, False, "", nothing)
 
     @property
-    def chunks(self) -> AsyncGenerator[bytes, None]:
+    def chunks(self) -> Chunks:
         """The answer in pieces, in any case."""
         return _pieces(self.body) if isinstance(self.body, WHOLE) else self.body
 

@@ -21,7 +21,7 @@ from gateway.policy import Policy, Shadow
 from gateway.pricing import bound, lease, limits_of_all, lines
 from gateway.recorded import SHADOW, Outcome
 from gateway.records import Records
-from gateway.reply import Reply
+from gateway.reply import WHOLE, Chunks, Reply
 from gateway.routing import lacks
 from gateway.splice import OFF
 from gateway.store import ALL, NANO, UNLIMITED, Limits, Money, Store
@@ -64,10 +64,10 @@ class Copy:
     async def close(self) -> None:
         """Closes the reply's pieces, which a reader that never began would leave open. Safe to call twice."""
         self.closed = True
-        if isinstance(self._body, AsyncGenerator):
+        if not isinstance(self._body, WHOLE):
             await self._body.aclose()
 
-    async def _all(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _all(self, pieces: Chunks) -> AsyncGenerator[bytes, None]:
         async for piece in pieces:
             self._add(piece)
             yield piece

@@ -253,7 +253,7 @@ class Seat(Pieces):
         self._sink: Callable[[bytes], bool] | None = None
         self._news: asyncio.Future[None] | None = None
 
-    async def asend(self, _: None) -> bytes:
+    async def __anext__(self) -> bytes:
         """The next chunk. Raises what ended the flight."""
         flight = self._flight
         while self.taken == len(flight.chunks):

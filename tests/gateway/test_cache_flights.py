@@ -102,7 +102,7 @@ class Poured(Pieces):
     async def make(self) -> Reply:
         return a_reply(stream=True, body=self)
 
-    async def asend(self, _: None) -> bytes:
+    async def __anext__(self) -> bytes:
         return self.pieces.pop(0)
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
