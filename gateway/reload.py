@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import msgspec
 
 from gateway.body import read
+from gateway.dialects import CHAT, TEXT
 from gateway.errors import BadRequest, Refusal
 from gateway.facts import observe
 from gateway.policy import (
@@ -142,7 +143,7 @@ def facts_of(test: PolicyTest, policy: Policy) -> Facts:
     except UnicodeEncodeError as error:
         raise BadRequest(f"The request is no Unicode text: {error.reason}.") from None
     caller = Caller("test", test.caller.name, test.caller.plan or policy.callers.default.plan, "")
-    path = "/v1/completions" if fields.prompt is not None else "/v1/chat/completions"
+    path = CHAT if fields.prompt is None else TEXT
     headers = {name.lower(): value for name, value in test.headers.items()}
     request = ChatRequest(id="test", caller=caller, path=path, body=body, fields=fields, headers=headers, started=0.0)
     given, goes_on = test.session, continues(fields)
