@@ -12,10 +12,11 @@ from msgspec.structs import replace
 from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
+from gateway.reply import Reply
 from gateway.sessions import follow, key_of, recalling
 from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, stands
 from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
-from gateway.types import Caller, ChatRequest, Reply, Session, Standing
+from gateway.types import Caller, ChatRequest, Session, Standing
 
 
 class Admission(msgspec.Struct, eq=False):

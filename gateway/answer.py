@@ -13,10 +13,11 @@ from gateway.errors import Refusal
 from gateway.facts import observe
 from gateway.holdback import hold
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.routing import route
 from gateway.store import Store
 from gateway.triage import question, triage
-from gateway.types import Ask, ChatRequest, Decision, Facts, Reply, Route, Standing, Verdict
+from gateway.types import Ask, ChatRequest, Decision, Facts, Route, Standing, Verdict
 from gateway.upstream import Upstream
 
 

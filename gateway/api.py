@@ -4,35 +4,27 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 from functools import partial
 from random import SystemRandom
 from typing import Any
 
 from gateway.answer import answer
-from gateway.cache import Flights
-from gateway.comparison import Comparison
 from gateway.dialects import DIALECTS, read
+from gateway.doors import Doors
 from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
 from gateway.ids import request_id
-from gateway.keys import Keys, credentials, identify, refuse_foreign
-from gateway.policy import Policy, serving
+from gateway.keys import credentials, identify, refuse_foreign
+from gateway.policy import serving
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.recorded import Record
-from gateway.records import Records
 from gateway.relay import ending, explained_events, explained_json, explanation, told, withheld
+from gateway.reply import Chunks, Reply
 from gateway.settings import Settings
-from gateway.shadow import Shadows
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
-from gateway.store import Store
 from gateway.stream import Pieces
-from gateway.telemetry import Telemetry
-from gateway.types import Caller, ChatRequest, Reply
-from gateway.uploads import Uploads
-from gateway.upstream import Upstream
+from gateway.types import Caller, ChatRequest
 from gateway.wire import Wire, header_lines
 
 LAST_WORD = 1.0  # seconds for the caller to take the error event that ends a stream
@@ -43,26 +35,6 @@ STREAMED = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 log = logging.getLogger("gateway")
 draw = SystemRandom().random  # a caller must not be able to foresee what is explored
 SURE = 1.0  # a value of ChatRequest.chance at which nothing is explored
-
-
-@dataclass(slots=True)
-class Doors:
-    """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with.
-
-    `leaving`: the process shuts down; load balancers should send it no more requests.
-    """
-
-    policy: Policy
-    store: Store
-    upstream: Upstream
-    flights: Flights
-    keys: Keys
-    telemetry: Telemetry
-    records: Records
-    shadows: Shadows
-    comparison: Comparison
-    uploads: Uploads = field(default_factory=Uploads)
-    leaving: bool = False
 
 
 class Exchange:
@@ -217,7 +189,7 @@ class Exchange:
         finally:
             pulse.stop()
 
-    async def _rest(self, reply: Reply, body: AsyncGenerator[bytes, None]) -> bytes:
+    async def _rest(self, reply: Reply, body: Chunks) -> bytes:
         """Writes what follows the first piece. Returns its last bytes, which can go out together with the end."""
         push = None if self._explained else self._wire.push
         pour = partial(body.pour, push) if push and isinstance(body, Pieces) else None

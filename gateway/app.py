@@ -9,10 +9,10 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.api import Doors
 from gateway.asgi import ASGI, Front, Lazy
 from gateway.cache import Flights
 from gateway.comparison import Comparison
+from gateway.doors import Doors
 from gateway.drift import Drift
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile

@@ -5,8 +5,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from gateway.api import Doors, Exchange
+from gateway.api import Exchange
 from gateway.dialects import DIALECTS
+from gateway.doors import Doors
 from gateway.errors import TooLarge
 from gateway.ids import request_id
 from gateway.settings import Settings

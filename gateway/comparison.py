@@ -14,6 +14,7 @@ from gateway.facts import observe
 from gateway.policy import Candidate, Policy
 from gateway.recorded import Record
 from gateway.records import seen
+from gateway.reply import NOBODY
 from gateway.types import Ask, ChatRequest, Decision, Route, Standing
 
 WAITING = 100  # decisions that wait to be compared, each with its request; while so many wait, others are skipped
@@ -61,7 +62,7 @@ class Comparison:
             self._candidate = candidate
             self.served, self.compared, self.counts, self.disagreements = Counter(), Counter(), Counter(), {}
         if policy is candidate.policy:
-            self.served[record.status, record.tier or "none"] += 1
+            self.served[record.status, record.tier or NOBODY] += 1
         elif policy.candidate is candidate and request and record.decision and _draw() < candidate.shadow:
             self._put(Due(request, record.decision, policy))
 

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.admission import count
 from gateway.answer import decision
-from gateway.api import Doors, draw
+from gateway.api import draw
 from gateway.body import Body
-from gateway.dialects import read
+from gateway.dialects import CHAT, TEXT, read
+from gateway.doors import Doors
 from gateway.errors import UNREADABLE, BadRequest, Forbidden
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
@@ -26,7 +27,7 @@ from gateway.uploads import received
 FEEDBACK_BYTES = 4096
 ROUTE = "/v1/route"
 # The member that holds the conversation -> the path that a request with it would have.
-ASKED = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
+ASKED = {"messages": CHAT, "prompt": TEXT, "input": "/v1/responses"}
 
 
 class Feedback(msgspec.Struct, forbid_unknown_fields=True):

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Literal
 
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.routing import IDLE_SHARE
-from gateway.types import Ask, Bill, ChatRequest, Reply, Route
+from gateway.types import Ask, Bill, ChatRequest, Route
 from gateway.upstream import Upstream, Waste
 
 RATE = 100.0  # tokens a second that a server makes for one answer, about; of a cancelled draft it tells no count
@@ -86,7 +87,7 @@ def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream)
         return None
     bill = Bill(tier, "draft", stream=bool(request.fields.stream))
     task = asyncio.create_task(_start(request, tier, policy, upstream, bill))
-    draft = Draft(bill, task, partial(_send, request, policy, upstream), upstream.waste)
+    draft = Draft(bill, task, lambda chosen, first: upstream.send(request, chosen, policy, first), upstream.waste)
     if request.fields.stream:
         task.add_done_callback(draft.begins)
     else:
@@ -121,9 +122,3 @@ async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upst
     the question's prefill. The other way round the verdict would wait for two prefills."""
     await asyncio.sleep(0)
     return await upstream.attempt(request, tier, policy, bill)
-
-
-async def _send(
-    request: ChatRequest, policy: Policy, upstream: Upstream, chosen: Route, first: Awaitable[Reply]
-) -> Reply:
-    return await upstream.send(request, chosen, policy, first)

@@ -30,7 +30,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     counts = weighed(facts, verdict, policy) if triaged and verdict else None
     ways, prices = sides(facts, policy) if triaged else None, costs(facts, policy)
     return {
-        "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest},
+        "policy": policy.told(),
         "facts": told_facts(facts),
         "score": None if facts.score is None else {"value": facts.score, "reasons": list(reasons(facts.measures))},
         "rules": told_rules(facts, policy),

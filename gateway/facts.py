@@ -8,7 +8,7 @@ from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
 from gateway.score import score
-from gateway.types import ChatRequest, Facts, Standing
+from gateway.types import EVEN, ChatRequest, Facts, Standing
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
 LONGEST_MODEL = 256  # characters of a name that an alias ending in * stands for: records keep it
@@ -17,7 +17,6 @@ SCAN = 20_000  # characters of the last user turn that signals see
 # Usage"). A character outside ASCII takes one to three further bytes of UTF-8, so 0.15 a byte makes up the difference.
 TOKENS_PER_CHARACTER = 0.3
 TOKENS_PER_FURTHER_BYTE = 0.15
-EVEN = Standing()  # no budget and no share restrict the caller
 EMPTY: Mapping[str, Any] = {}
 Counts = Mapping[str, int]  # by tier
 NONE: frozenset[str] = frozenset()

@@ -13,8 +13,8 @@ from fastapi.telemetry import TelemetryConfig
 
 from gateway import __version__
 from gateway.admin import Guard, Recent, admin_routes
-from gateway.api import Doors
 from gateway.decisions import decision_routes
+from gateway.doors import Doors
 from gateway.errors import BadRequest
 from gateway.http1 import Client
 from gateway.openapi import document

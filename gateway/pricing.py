@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 
 from gateway.body import MAX_TOKENS
-from gateway.dialects import PROMPTS
+from gateway.dialects import PROMPTS, TEXT
 from gateway.policy import Budget, Plan, Policy, Price
 from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
 
-TEXT = "/v1/completions"
 DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation

@@ -12,11 +12,11 @@ from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import BadRequest
 from gateway.explain import explain
 from gateway.policy import Policy
+from gateway.reply import NOBODY, Reply
 from gateway.splice import stripped
-from gateway.types import ChatRequest, Reply
+from gateway.types import ChatRequest
 from gateway.wire import header_lines
 
-NOBODY = "none"  # the tier, rule and reason of an answer that no model gave
 _LAST = re.compile(
     rb"(?:^|\n\n|\r\r|\r\n\r\n)(data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))\b)"
 )
@@ -66,9 +66,8 @@ def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]
     }
     if decision:
         return explain(decision.facts, decision.verdict, policy) | found
-    named = {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
     chosen = {"tier": reply.tier, "rule": route.rule, "reason": route.reason} if route else None
-    return {"policy": named, "route": chosen} | found
+    return {"policy": policy.told(), "route": chosen} | found
 
 
 def explained_json(data: bytes, told: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
-"""Does a policy do what its file's own tests say?"""
+"""Is a policy file right, its own tests included?"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import msgspec
 
 from gateway.body import read
+from gateway.dialects import CHAT, TEXT
 from gateway.errors import BadRequest, Refusal
 from gateway.facts import observe
 from gateway.policy import (
@@ -21,11 +22,15 @@ from gateway.policy import (
     Reason,
     StubVerdict,
     TestVerdict,
-    open_policy,
+    file_text,
+    read_document,
+    whole,
 )
 from gateway.routing import band, first_match, route
 from gateway.sessions import continues
 from gateway.types import Ask, Caller, ChatRequest, Facts, Label, Session, Standing, Verdict
+
+Texts = Mapping[str, str | None]  # of files, by name; None: cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +42,49 @@ class Trial:
     problems: list[Problem]
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The result of loading and testing a policy's text: the policy, or what is wrong. `files` were read for it;
+    `document` None: it is not YAML.
+    """
+
+    policy: Policy | None
+    problems: Sequence[Problem]
+    files: Texts
+    trials: Sequence[Trial] = ()
+    document: Document | None = None
+
+
 def checked(path: Path, env: Mapping[str, str] | None = None) -> Policy:
     """The policy in a file, checked, and its own tests passed. `env` fills its variables, os.environ by default.
 
     Raises PolicyError; for a failing test it names the line of the expectation that does not hold.
     """
-    policy, document = open_policy(path, os.environ if env is None else env)
-    if problems := [problem for trial in trials(policy, document) for problem in trial.problems]:
-        raise PolicyError(problems)
-    return policy
+    found = attempted(path, env=env)
+    if not found.policy:
+        raise PolicyError(found.problems)
+    return found.policy
+
+
+def attempted(
+    path: Path,
+    text: str | None = None,
+    env: Mapping[str, str] | None = None,
+    others: Collection[str] | None = None,
+) -> Attempt:
+    """Loads and tests the file, or `text` in its place; `env` fills its variables, os.environ by default. `others`: the
+    files in other folders that it may name, None: any."""
+    document: Document | None = None
+    try:
+        text = file_text(path) if text is None else text
+        document = read_document(text, str(path), os.environ if env is None else env)
+        document.others = others
+        policy = whole(document)
+    except PolicyError as error:
+        return Attempt(None, error.problems, document.files if document else {str(path): text}, (), document)
+    found = trials(policy, document)
+    problems = tuple(problem for trial in found for problem in trial.problems)
+    return Attempt(None if problems else policy, problems, document.files, found, document)
 
 
 def trials(policy: Policy, document: Document) -> list[Trial]:
@@ -104,7 +143,7 @@ def facts_of(test: PolicyTest, policy: Policy) -> Facts:
     except UnicodeEncodeError as error:
         raise BadRequest(f"The request is no Unicode text: {error.reason}.") from None
     caller = Caller("test", test.caller.name, test.caller.plan or policy.callers.default.plan, "")
-    path = "/v1/completions" if fields.prompt is not None else "/v1/chat/completions"
+    path = CHAT if fields.prompt is None else TEXT
     headers = {name.lower(): value for name, value in test.headers.items()}
     request = ChatRequest(id="test", caller=caller, path=path, body=body, fields=fields, headers=headers, started=0.0)
     given, goes_on = test.session, continues(fields)

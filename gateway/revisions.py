@@ -4,17 +4,15 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from gateway.errors import BadRequest, NotFound, Overloaded
-from gateway.policy import Document, Policy, PolicyError, Problem, file_text, read_document, whole
-from gateway.reload import Trial, trials
+from gateway.policy import Policy, PolicyError, Problem, file_text
+from gateway.reload import Attempt, Texts, Trial, attempted
 from gateway.store import Store
 from gateway.watch import Watch, folders
 
@@ -26,7 +24,6 @@ TOLD = 10  # problems in /ready
 PREVIOUS = "previous"
 REVISIONS = "policy.revisions."  # in the store, before the policy's name
 log = logging.getLogger("gateway")
-Texts = Mapping[str, str | None]  # of files, by name; None: cannot be read
 
 
 class Revision(msgspec.Struct, frozen=True):
@@ -48,19 +45,6 @@ class Rollback(msgspec.Struct, frozen=True):
     digest: str
     text: str
     at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """The result of loading and testing a policy's text: the policy, or what is wrong. `files` were read for it;
-    `document` None: it is not YAML.
-    """
-
-    policy: Policy | None
-    problems: Sequence[Problem]
-    files: Texts
-    trials: Sequence[Trial] = ()
-    document: Document | None = None
 
 
 class Revisions:
@@ -217,7 +201,7 @@ class Revisions:
         if not found.policy:
             if found.problems != said:
                 told = "; ".join(map(str, found.problems))
-                log.warning("policy: %s stays in force: %s", named(self.policy), told)
+                log.warning("policy: %s stays in force: %s", self.policy, told)
             return
         text = rollback.text if rollback else found.files[str(self.path)]
         first, same = self.text is None, identity(found.policy) == identity(self.policy)
@@ -226,7 +210,7 @@ class Revisions:
             self.policy, self.since = found.policy, self.at
             self._use(found.policy)
         if said or not (first or same):
-            log.warning("policy: %s is in force%s", named(self.policy), ", by a rollback" if rollback else "")
+            log.warning("policy: %s is in force%s", self.policy, ", by a rollback" if rollback else "")
         if not rollback and text is not None:
             await self._keep(text)
 
@@ -239,27 +223,6 @@ class Revisions:
         self._known = merged([Revision(policy.digest, policy.name, policy.revision, time.time(), text)], known)
         with contextlib.suppress(Overloaded):
             await self._store.keep(REVISIONS + self._name, msgspec.json.encode(self._known))
-
-
-def attempted(
-    path: Path,
-    text: str | None = None,
-    env: Mapping[str, str] | None = None,
-    others: Collection[str] | None = None,
-) -> Attempt:
-    """Loads and tests the file, or `text` in its place; `env` fills its variables, os.environ by default. `others`: the
-    files in other folders that it may name, None: any."""
-    document: Document | None = None
-    try:
-        text = file_text(path) if text is None else text
-        document = read_document(text, str(path), os.environ if env is None else env)
-        document.others = others
-        policy = whole(document)
-    except PolicyError as error:
-        return Attempt(None, error.problems, document.files if document else {str(path): text}, (), document)
-    found = trials(policy, document)
-    problems = tuple(problem for trial in found for problem in trial.problems)
-    return Attempt(None if problems else policy, problems, document.files, found, document)
 
 
 async def stored(store: Store, name: str) -> list[Revision]:
@@ -294,7 +257,3 @@ def fingerprint(text: str) -> str:
 
 def identity(policy: Policy) -> tuple[str, str | None]:
     return policy.digest, policy.candidate.policy.digest if policy.candidate else None
-
-
-def named(policy: Policy) -> str:
-    return f"{policy.name} {policy.revision} ({policy.digest})"

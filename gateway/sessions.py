@@ -18,8 +18,9 @@ import msgspec
 
 from gateway.body import Fields
 from gateway.policy import Policy, Price
+from gateway.reply import Reply
 from gateway.store import Store
-from gateway.types import ChatRequest, Decision, Reply, Session
+from gateway.types import ChatRequest, Decision, Session
 
 BUDGET = 0.05  # seconds that the store has to return or to keep a session
 OUTPUT_TOKENS = 500  # assumed length of an answer

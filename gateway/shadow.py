@@ -21,12 +21,13 @@ from gateway.policy import Policy, Shadow
 from gateway.pricing import bound, lease, limits_of_all, lines
 from gateway.recorded import SHADOW, Outcome
 from gateway.records import Records
+from gateway.reply import WHOLE, Chunks, Reply
 from gateway.routing import lacks
-from gateway.splice import OFF
+from gateway.splice import lets
 from gateway.store import ALL, NANO, UNLIMITED, Limits, Money, Store
 from gateway.store import SHADOW as ACCOUNT
 from gateway.telemetry import Telemetry
-from gateway.types import ChatRequest, Reply
+from gateway.types import ChatRequest
 from gateway.upstream import Upstream
 
 MOST = 16  # answers that are copied or compared at once
@@ -63,10 +64,10 @@ class Copy:
     async def close(self) -> None:
         """Closes the reply's pieces, which a reader that never began would leave open. Safe to call twice."""
         self.closed = True
-        if isinstance(self._body, AsyncGenerator):
+        if not isinstance(self._body, WHOLE):
             await self._body.aclose()
 
-    async def _all(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _all(self, pieces: Chunks) -> AsyncGenerator[bytes, None]:
         async for piece in pieces:
             self._add(piece)
             yield piece
@@ -227,12 +228,8 @@ def comparable(request: ChatRequest, reply: Reply, rules: Shadow, policy: Policy
     Not where the caller chose the tier, opts out, or may not reach the other one; nor what no model was asked for this
     time, several answers at once, and other dialects than chat's.
     """
-    decision, fields, ranks = reply.decision, request.fields, list(policy.tiers)
-    if decision is None or reply.status != 200 or reply.cache not in ("miss", "bypass"):
-        return False
-    if request.dialect.api != "chat" or (fields.n or 1) > 1 or isinstance(fields.prompt, list):
-        return False
-    if OFF in (request.headers.get("x-route-shadow"), (fields.metadata or {}).get("shadow")):
+    decision, ranks = reply.decision, list(policy.tiers)
+    if decision is None or reply.status != 200 or reply.cache not in ("miss", "bypass") or not lets(request, "shadow"):
         return False
     reach = policy.reach(request.caller.plan, request.caller.own.may)
     below = reply.tier in ranks[: ranks.index(rules.tier)] and rules.tier in reach

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -54,8 +54,6 @@ PRIVILEGED = (
 _PRIVILEGED = frozenset(PRIVILEGED)
 _STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
-
-OFF = "off"
 
 COUNTED = (b'{"include_usage":true}', b'{"include_usage": true}')  # asks for its usage itself, once
 
@@ -131,19 +129,21 @@ def uncounted(request: ChatRequest) -> bool:
 
 
 def holdback_of(request: ChatRequest, name: str, policy: Policy) -> Holdback | None:
-    """The rules by which the start of this tier's answer to the request is held back; None: it is not.
-
-    Callers opt out by `x-route-holdback: off` or `metadata.holdback: "off"`. Never held back:
-    several answers at once (`n`), dialects other than chat, and where the caller may not reach the other tier.
-    """
-    rules, fields = policy.holdback, request.fields
-    if rules is None or name not in rules.tiers or request.dialect.api != "chat":
-        return None
-    if (fields.n or 1) > 1 or isinstance(fields.prompt, list):
-        return None
-    if OFF in (request.headers.get("x-route-holdback"), (fields.metadata or {}).get("holdback")):
+    """The rules by which the start of this tier's answer to the request is held back; None: it is not, nor where the
+    caller may not reach the other tier."""
+    rules = policy.holdback
+    if rules is None or name not in rules.tiers or not lets(request, "holdback"):
         return None
     return rules if rules.to in policy.reach(request.caller.plan, request.caller.own.may) else None
+
+
+def lets(request: ChatRequest, what: Literal["holdback", "shadow"]) -> bool:
+    """Whether this may be done with the answer: it is one answer of chat, and its caller does not opt out by
+    `x-route-WHAT: off` or `metadata.WHAT: "off"`."""
+    fields = request.fields
+    if request.dialect.api != "chat" or (fields.n or 1) > 1 or isinstance(fields.prompt, list):
+        return False
+    return "off" not in (request.headers.get(f"x-route-{what}"), (fields.metadata or {}).get(what))
 
 
 def extra_logprobs(request: ChatRequest, name: str, policy: Policy) -> Changes:

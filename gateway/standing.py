@@ -7,14 +7,13 @@ from msgspec.structs import replace
 from gateway.errors import RateLimited
 from gateway.policy import Budget, Callers
 from gateway.store import Admitted, State
-from gateway.types import Headers, Standing
+from gateway.types import EVEN, Headers, Standing
 
 CODES = {"concurrency": "concurrency_limit_exceeded", "money": "insufficient_quota"}
 WHOSE = {"caller": "this API key", "all": "all callers together"}
 THEN = (None, "warn", "flash_only")
 LIMITS = ("requests", "concurrency", "tokens", "budget", "pro_share")
 SHORT = (b"0s", *(b"%dms" % milliseconds for milliseconds in range(1, 1000)))  # durations of less than a second
-EVEN = Standing()  # no budget and no share restrict the caller
 MODES = ("shared", "local", "deny", "allow")
 REQUESTS, TOKENS = (
     b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % (what, what, what)

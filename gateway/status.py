@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api import LEFT, Doors
+from gateway.api import LEFT
 from gateway.dialects import DIALECTS
+from gateway.doors import Doors
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import listed_models, resolved
 from gateway.keys import credentials, identify
@@ -44,7 +45,7 @@ def status_routes(
             "processes": store.processes,
             **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
             "limits": kept(policy.callers, store.state),
-            "policy": {"name": policy.name, "revision": policy.revision, "digest": policy.digest, **revisions.told()},
+            "policy": policy.told() | revisions.told(),
             "load": dict(upstream.load()),
             "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
             **{name: tell() for name, tell in told.items()},

@@ -27,9 +27,9 @@ from gateway.policy import (
     schema,
 )
 from gateway.recorded import Recorded, RecordError
-from gateway.reload import Trial, facts_of, parsed_verdict, stub
+from gateway.reload import Attempt, Trial, attempted, facts_of, parsed_verdict, stub
 from gateway.replay import Unrecorded, between
-from gateway.revisions import PREVIOUS, Attempt, Revision, Revisions, attempted
+from gateway.revisions import PREVIOUS, Revision, Revisions
 from gateway.uploads import received
 
 LONGEST = 1 << 20  # bytes of a policy's text
@@ -176,9 +176,9 @@ def shown(revisions: Revisions, known: list[Revision]) -> Json:
     """The answer of GET /admin/policy; times are Unix seconds."""
     policy, found, rollback = revisions.policy, revisions.policy.candidate, revisions.rollback
     wrong = {"at": revisions.at, "problems": [asdict(one) for one in revisions.problems]}
-    named = {"canary": found.canary, "shadow": found.shadow, **brief(found.policy)} if found else None
+    named = {"canary": found.canary, "shadow": found.shadow, **found.policy.told()} if found else None
     return {
-        **brief(policy),
+        **policy.told(),
         "text": revisions.text,
         "file": str(revisions.path) if revisions.path else None,
         "source": "rollback" if rollback else "file",
@@ -193,19 +193,11 @@ def shown(revisions: Revisions, known: list[Revision]) -> Json:
                 "name": one.name,
                 "revision": one.revision,
                 "at": one.at,
-                "current": here(one, policy),
+                "current": one.digest == policy.digest,
             }
             for one in known
         ],
     }
-
-
-def brief(policy: Policy) -> Json:
-    return {"name": policy.name, "revision": policy.revision, "digest": policy.digest}
-
-
-def here(one: Revision, policy: Policy) -> bool:
-    return one.digest == policy.digest
 
 
 def compared(policy: Policy, comparison: Comparison) -> Json | None:
@@ -220,7 +212,7 @@ def compared(policy: Policy, comparison: Comparison) -> Json | None:
         for (one, other), n in comparison.counts.most_common()
     ]
     told = {"served": served, "compared": dict(comparison.compared), "disagreements": differing}
-    return {**brief(found.policy), "canary": found.canary, "shadow": found.shadow, **told}
+    return {**found.policy.told(), "canary": found.canary, "shadow": found.shadow, **told}
 
 
 def tried(text: str, revisions: Revisions) -> Attempt:

@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -24,13 +24,10 @@ _SEEN, _WHOLE = msgspec.json.Decoder(Seen), msgspec.json.Decoder(Whole)
 _COUNTED = msgspec.json.Decoder(Counted)
 
 
-class Pieces(AsyncGenerator[bytes, None]):
+class Pieces(AsyncIterator[bytes]):
     """An answer on its way: an iterator of its pieces that can also pour them."""
 
     __slots__ = ()
-
-    def __anext__(self) -> Coroutine[Any, Any, bytes]:
-        return self.asend(None)
 
     @abstractmethod
     async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
@@ -39,13 +36,9 @@ class Pieces(AsyncGenerator[bytes, None]):
         the iterator has more. Raises Refusal.
         """
 
-    def aclose(self) -> Any:
+    def aclose(self) -> Awaitable[None]:
         """Nobody wants more."""
         return nothing()
-
-    async def athrow(self, kind: Any, *_: Any) -> bytes:
-        self.aclose()
-        raise kind
 
 
 class Events(Pieces):
@@ -79,7 +72,7 @@ class Events(Pieces):
         if not self._here and not self._response.complete:
             await to_end(self._response)
 
-    async def asend(self, _: None) -> bytes:
+    async def __anext__(self) -> bytes:
         """The batch that `more` waits for. Raises as that does."""
         if self._open and not self._here:
             try:
@@ -93,7 +86,7 @@ class Events(Pieces):
             raise StopAsyncIteration
         return batch
 
-    def aclose(self) -> Any:
+    def aclose(self) -> Awaitable[None]:
         self._open, self._here = False, b""
         return nothing()
 

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -10,15 +10,13 @@ import msgspec
 
 from gateway.body import Body, Fields
 from gateway.dialects import DIALECTS, Api, Dialect
-from gateway.done import DONE, nothing
-from gateway.errors import BadRequest, Refusal
+from gateway.errors import BadRequest
 from gateway.store import Line
 from gateway.trace import Trace
 
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
-WHOLE = (bytes, Refusal)  # bodies that are there at once
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
@@ -93,6 +91,9 @@ class Standing(msgspec.Struct, frozen=True):
     budget_of: str | None = None
     capped: str | None = None
     session: Session | None = None
+
+
+EVEN = Standing()  # no budget and no share restrict the caller
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -234,67 +235,3 @@ class Decision(msgspec.Struct, frozen=True):
     wasted: int = 0
     won: float = 0.0
     held: Held | None = None
-
-
-class Reply(msgspec.Struct):
-    """An answer on its way out; the one object with a lifetime: its holder closes it.
-    `body` is the whole answer, the Refusal that it breaks with before its first byte, or the pieces on their way (of a
-    stream whole SSE events), which raise Refusal when the answer breaks. `tier` is the one that answered, "" for
-    nobody. `waited` is seconds spent waiting for model servers before the first byte, for a place with them included.
-    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced. `failure`, of `failover.on`:
-    another tier may be asked, nothing is held open. `closed` hears the end. `limits` are more headers, as lines."""
-
-    status: int
-    headers: Headers
-    body: bytes | Refusal | AsyncGenerator[bytes, None]
-    stream: bool
-    tier: str
-    shut: Callable[[], Awaitable[None]]
-    usage: Usage = msgspec.field(default_factory=Usage)
-    waited: float = 0.0
-    route: Route | None = None
-    decision: Decision | None = None
-    cache: str = "bypass"
-    failure: str | None = None
-    closed: Callable[[], object] = nothing
-    limits: bytes = b""
-
-    @classmethod
-    def refused(cls, refusal: Refusal) -> "Reply":
-        """A reply that breaks with `refusal` before its first byte."""
-        return cls(refusal.status, [], refusal, False, "", nothing)
-
-    @property
-    def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The answer in pieces, in any case."""
-        return _pieces(self.body) if isinstance(self.body, WHOLE) else self.body
-
-    def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
-        """This reply with the decision that chose it; `waited` adds seconds spent waiting for a verdict."""
-        self.decision, self.route, self.waited = decision, decision.route, self.waited + waited
-        return self
-
-    def close(self) -> Awaitable[None]:
-        """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
-        return self._end() if self.shut is nothing and isinstance(self.body, WHOLE) else self._close()
-
-    async def _close(self) -> None:
-        try:
-            if not isinstance(self.body, WHOLE):
-                await self.body.aclose()
-        finally:
-            try:
-                await self.shut()
-            finally:
-                self._end()
-
-    def _end(self) -> Awaitable[None]:
-        closed, self.closed = self.closed, nothing
-        closed()
-        return DONE
-
-
-async def _pieces(body: bytes | Refusal) -> AsyncGenerator[bytes, None]:
-    if isinstance(body, Refusal):
-        raise body
-    yield body

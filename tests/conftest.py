@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import inspect
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import redis
@@ -20,6 +22,18 @@ gc.disable()  # modules and tests stay: looking through them for garbage would b
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine runs in a loop of its own, or by its fixture `run`."""
+    test = pyfuncitem.obj
+    given: dict[str, Any] = pyfuncitem.funcargs
+    if not inspect.iscoroutinefunction(test):
+        return None
+    run = given.get("run", asyncio.run)
+    run(test(**{name: given[name] for name in inspect.signature(test).parameters}))
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 
 from backends.evals.routing import Asking, run
 from loadtest.servers import DEFAULT, Sim, free_port, gateway, sim
+from tests.tiers import until
 
 SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = (
@@ -55,14 +56,6 @@ def client(place: Place) -> Iterator[openai.OpenAI]:
 def ask(client: openai.OpenAI, text: str, **more: Any) -> Any:
     more.setdefault("model", "auto")
     return client.chat.completions.with_raw_response.create(messages=[{"role": "user", "content": text}], **more)
-
-
-def until(check: Any, seconds: float = 2.0) -> None:
-    """Wait for `check()` to hold; fail after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
 
 
 def test_a_simple_prompt_is_answered_by_flash_and_says_why(client: openai.OpenAI) -> None:

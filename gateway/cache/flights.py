@@ -17,9 +17,10 @@ from gateway.cache.verdicts import Verdicts
 from gateway.done import nothing
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
+from gateway.reply import WHOLE, Reply
 from gateway.store import Store, Turn
 from gateway.stream import Pieces
-from gateway.types import WHOLE, ChatRequest, Reply
+from gateway.types import ChatRequest
 
 LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop does not wait for them
 AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest reader
@@ -251,7 +252,7 @@ class Seat(Pieces):
         self._sink: Callable[[bytes], bool] | None = None
         self._news: asyncio.Future[None] | None = None
 
-    async def asend(self, _: None) -> bytes:
+    async def __anext__(self) -> bytes:
         """The next chunk. Raises what ended the flight."""
         flight = self._flight
         while self.taken == len(flight.chunks):

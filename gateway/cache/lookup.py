@@ -7,8 +7,9 @@ from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
 from gateway.dialects import CHAT
 from gateway.done import nothing
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.stream import fill
-from gateway.types import ChatRequest, Reply, Route, Usage
+from gateway.types import ChatRequest, Route, Usage
 
 # Members that do not change the answer (IGNORED), or only its form: JSON or stream.
 IGNORED = frozenset({"user", "safety_identifier", "prompt_cache_key", "request_id", "priority"})

@@ -9,7 +9,7 @@ from gateway.cli.progress import counting
 from gateway.cli.store import Redis, on
 from gateway.store import Store
 
-cache = typer.Typer(help="Answers and verdicts that are remembered in the shared store.", no_args_is_help=True)
+cache = typer.Typer(no_args_is_help=True)
 
 
 @cache.callback()

@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from gateway.embedded import NotInstalled, embedded
-from gateway.http1 import Client, Limits, Origin, TransportError
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.keys import new_admin_key
 from gateway.sse import Splitter, data_of
 
@@ -114,8 +114,7 @@ async def _ready(client: Client, port: int) -> None:
     deadline = time.monotonic() + READY
     while True:
         try:
-            response = await client.request(_origin(port), _head("GET", "/health"), b"", LIMITS)
-            response.close()
+            await fetch(client, _origin(port), "GET /health", LIMITS)
             return
         except TransportError:
             if time.monotonic() > deadline:
@@ -129,7 +128,7 @@ async def _row(client: Client, port: int, prompt: str, extra: dict[str, Any]) ->
     asked = {"model": "auto", "stream": True, "messages": [{"role": "user", "content": prompt}], **extra}
     body = msgspec.json.encode(asked)
     started = time.perf_counter()
-    response = await client.request(_origin(port), _head("POST", "/v1/chat/completions", len(body)), body, LIMITS)
+    response = await client.request(_origin(port), _head(len(body)), body, LIMITS)
     try:
         chunk = await response.chunk()
         first, events, splitter = time.perf_counter() - started, [], Splitter()
@@ -172,8 +171,8 @@ def _origin(port: int) -> Origin:
     return Origin(HOST, port, False, "")
 
 
-def _head(method: str, path: str, length: int = 0) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", f"host: {HOST}", f"content-length: {length}", "x-route-explain: 1"]
+def _head(length: int) -> bytes:
+    lines = ["POST /v1/chat/completions HTTP/1.1", f"host: {HOST}", f"content-length: {length}", "x-route-explain: 1"]
     return ("\r\n".join([*lines, "content-type: application/json"]) + "\r\n\r\n").encode()
 
 

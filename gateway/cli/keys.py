@@ -12,7 +12,7 @@ from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.output import Json, date, encoded, stop
 from gateway.cli.store import Redis, on
 from gateway.keys import ADMIN, id_of, mistake, new_admin_key, new_key, shown, until
-from gateway.policy import Policy, PolicyError, load_policy
+from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
 keys = typer.Typer(help="API keys, kept as keyed hashes in the shared store or in a file.", no_args_is_help=True)
@@ -42,8 +42,13 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 ) -> None:
     """Make a key and print it. It is shown this once: only a keyed hash is kept."""
     own: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    own |= {"usd": usd, "explain": explain, "may": tuple(may) if may else None, "expires": _until(expires)}
-    if wrong := mistake(_policy(policy), name, plan, may or ()):
+    own |= {"usd": usd, "explain": explain, "may": tuple(may) if may else None}
+    try:
+        own["expires"] = until(expires)
+        wrong = mistake(load_policy(policy) if policy else None, name, plan, may or ())
+    except (PolicyError, ValueError) as error:
+        wrong = str(error)
+    if wrong:
         raise stop("keys", wrong)
 
     async def make(store: Store | KeyFileStore) -> tuple[str, KeyRecord]:
@@ -53,20 +58,6 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 
     key, record = _on(file, redis, make)
     typer.echo(encoded({"key": key, **shown(record)}) if json else key)
-
-
-def _until(expires: str | None) -> float | None:
-    try:
-        return until(expires)
-    except ValueError as error:
-        raise stop("keys", str(error)) from None
-
-
-def _policy(path: Path | None) -> Policy | None:
-    try:
-        return None if path is None else load_policy(path)
-    except PolicyError as error:
-        raise stop("keys", str(error)) from None
 
 
 @keys.command()

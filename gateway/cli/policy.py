@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from gateway.errors import Refusal
 from gateway.explain import explain as explained
 from gateway.policy import (
     LOCAL,
+    Document,
     Expect,
     Policy,
     PolicyError,
@@ -23,7 +25,6 @@ from gateway.policy import (
     Problem,
     StubVerdict,
     TestCaller,
-    load_policy,
     open_policy,
     packaged,
 )
@@ -56,7 +57,7 @@ def check(
     try:
         policy = checked(path)
     except PolicyError as error:
-        tell(path, list(error.problems), how)
+        tell(path, error.problems, how)
         raise typer.Exit(1) from None
     if how is Format.json:
         print(json.dumps({"file": str(path), "ok": True, "digest": policy.digest, "problems": []}))
@@ -68,12 +69,7 @@ def check(
 def run_tests(file: File = None, how: How = Format.text, as_json: Json = False) -> None:
     """Run a policy file's own tests, and those of its candidate, one by one. Exit status 1 when one fails."""
     path, how = file or packaged(), Format.json if as_json else how
-    try:
-        policy, document = open_policy(path)
-    except PolicyError as error:
-        tell(path, list(error.problems), how)
-        raise typer.Exit(1) from None
-    found = trials(policy, document)
+    found = trials(*opened(path, how))
     problems = [problem for trial in found for problem in trial.problems]
     if how is Format.json:
         print(encoded({"file": str(path), "ok": not problems, "tests": found}))
@@ -105,7 +101,16 @@ def summary(policy: Policy) -> str:
     return ", ".join(f"{count} {what}" for what, count in counts.items()) + f"; digest {policy.digest}"
 
 
-def tell(path: Path, problems: list[Problem], how: Format) -> None:
+def opened(path: Path, how: Format = Format.text, status: int = 1) -> tuple[Policy, Document]:
+    """The policy in a file, and its document. Exits with `status` when the file is wrong."""
+    try:
+        return open_policy(path)
+    except PolicyError as error:
+        tell(path, error.problems, how)
+        raise typer.Exit(status) from None
+
+
+def tell(path: Path, problems: Sequence[Problem], how: Format) -> None:
     """Problems for people (stderr), for programs (stdout), or for GitHub's annotations (stdout)."""
     if how is Format.json:
         found = [{name: getattr(problem, name) for name in Problem.__slots__} for problem in problems]
@@ -139,11 +144,7 @@ def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
     as_json: Json = False,
 ) -> None:
     """Show every rule, why it matched or not, the route, and what each tier would cost. No server is asked."""
-    try:
-        policy = load_policy(file or packaged())
-    except PolicyError as error:
-        tell(file or packaged(), list(error.problems), Format.text)
-        raise typer.Exit(1) from None
+    policy, _ = opened(file or packaged())
     if plan and plan not in policy.callers.plans:
         raise typer.BadParameter(f"no plan is named {plan}; known: {', '.join(policy.callers.plans)}")
     test = PolicyTest(

@@ -14,10 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli.output import Json, visible
-from gateway.cli.policy import Format as ProblemFormat
-from gateway.cli.policy import tell
+from gateway.cli.policy import opened
 from gateway.cli.progress import reading, working
-from gateway.policy import Document, Policy, PolicyError, differences, open_policy
+from gateway.policy import differences
 from gateway.recorded import Recorded, RecordError, read
 from gateway.replay import Arm, Move, Replay, Unrecorded, between
 from gateway.replay import replay as replayed
@@ -58,7 +57,7 @@ def replay(
     Exit status 1 when a condition holds, 2 when something cannot be judged.
     """
     conditions = [condition(text) for text in fail_if or []]
-    candidate, _ = opened(policy)
+    candidate, _ = opened(policy, status=UNJUDGED)
     lines = lines_of(records)
     try:
         with working(f"deciding {len(lines)} requests anew"):
@@ -80,7 +79,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """What two policy files say differently, and which recorded requests go elsewhere under the second."""
-    (old, before), (new, after) = opened(a), opened(b)
+    (old, before), (new, after) = (opened(path, status=UNJUDGED) for path in (a, b))
     changes = differences(before, after)
     lines = lines_of(records or [])
     try:
@@ -122,14 +121,6 @@ def held(found: Replay, name: str, sign: str, number: float) -> int:
         return 0
     typer.echo(f"fails: {name} is {value:g}, {sign} {number:g}", err=True)
     return FAILED
-
-
-def opened(path: Path) -> tuple[Policy, Document]:
-    try:
-        return open_policy(path)
-    except PolicyError as error:
-        tell(path, list(error.problems), ProblemFormat.text)
-        raise typer.Exit(UNJUDGED) from None
 
 
 def lines_of(files: list[Path]) -> list[Recorded]:

@@ -21,8 +21,7 @@ def status(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
             typer.echo(f"on trial: {named(candidate)}, canary {candidate['canary']:g}, shadow {candidate['shadow']:g}")
         if found["rollback"]:
             typer.echo(found["rollback"]["note"], err=True)
-    for one in wrong:
-        typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
+    tell(wrong)
     raise typer.Exit(int(bool(wrong)))
 
 
@@ -54,8 +53,7 @@ def reload(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
         typer.echo(encoded(found))
     else:
         typer.echo(f"in force: {found['digest']}")
-    for one in found["problems"]:
-        typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
+    tell(found["problems"])
     raise typer.Exit(int(not found["ok"]))
 
 
@@ -72,6 +70,11 @@ def rollback(
     typer.echo(encoded(found) if json else f"in force: {found['digest']}")
     if not json:
         typer.echo(found["note"], err=True)
+
+
+def tell(problems: list[dict[str, Any]]) -> None:
+    for one in problems:
+        typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
 
 
 def named(policy: dict[str, Any]) -> str:

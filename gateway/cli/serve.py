@@ -23,8 +23,8 @@ from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
 from gateway.policy import Policy, PolicyError, packaged
-from gateway.reload import checked
-from gateway.revisions import attempted, stored
+from gateway.reload import attempted, checked
+from gateway.revisions import stored
 from gateway.server import Server, bind
 from gateway.settings import Settings
 from gateway.store import Store, open_store, where

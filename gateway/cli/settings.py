@@ -12,7 +12,7 @@ from gateway.cli.output import Json
 from gateway.settings import Settings
 from gateway.store import where
 
-config = typer.Typer(help="Settings of this program; what is routed where stands in the policy.", no_args_is_help=True)
+config = typer.Typer(no_args_is_help=True)
 SECRET = {"api_key", "admin_key"}
 
 

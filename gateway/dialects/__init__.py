@@ -10,7 +10,7 @@ from gateway.dialects.answers import CHUNKS, COUNTS, EMBEDDINGS, MESSAGES, RESPO
 from gateway.dialects.requests import count, embeddings, messages, responses
 from gateway.errors import BadRequest
 
-__all__ = ["DIALECTS", "PROMPTS", "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read"]
+__all__ = ["CHAT", "DIALECTS", "PROMPTS", "TEXT", "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read"]
 
 Api = Literal["chat", "messages", "responses", "embeddings"]
 SHORT = 16  # bytes; an empty array takes no more
@@ -46,10 +46,10 @@ class Dialect:
 
 _MESSAGES_PROMPT, _NOT_MESSAGES = ("system", "messages"), ("prompt", "input")
 _OUTPUT = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
-CHAT = "/v1/chat/completions"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 DIALECTS = {
     CHAT: Dialect("chat", chat, CHUNKS, ("messages",), ("prompt",)),
-    "/v1/completions": Dialect("chat", chat, CHUNKS, ("prompt",), ("messages",), templated=False),
+    TEXT: Dialect("chat", chat, CHUNKS, ("prompt",), ("messages",), templated=False),
     "/v1/messages": Dialect(
         "messages",
         messages,

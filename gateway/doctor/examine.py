@@ -51,5 +51,5 @@ def policy_findings(file: Path, env: Mapping[str, str]) -> tuple[list[Finding], 
         first, *more = wrong.problems
         others = f" (and {len(more)} more)" if more else ""
         return [error("policy", f"{first}{others}", f"tiergate policy check {file}")], None
-    told = f"{policy.name} {policy.revision} ({policy.digest}), {len(policy.tests)} tests passed"
+    told = f"{policy}, {len(policy.tests)} tests passed"
     return [ok("policy", told)], policy

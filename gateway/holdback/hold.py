@@ -12,9 +12,10 @@ from gateway.holdback.opening import Opening
 from gateway.holdback.signs import doubtful, figures, over, shown
 from gateway.holdback.wording import Start, unprobed
 from gateway.policy import Holdback, Policy
+from gateway.reply import Reply
 from gateway.routing import lacks, reachable
 from gateway.splice import extra_logprobs, holdback_of
-from gateway.types import Bill, ChatRequest, Decision, Facts, Held, Reply, Route
+from gateway.types import Bill, ChatRequest, Decision, Facts, Held, Route
 from gateway.upstream import Upstream
 
 Send = Callable[[Route], Awaitable[Reply]]

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from gateway.types import Reply
+from gateway.reply import Reply
 
 
 class Opening:

@@ -8,32 +8,16 @@ from gateway.policy.candidate import whole
 from gateway.policy.differences import differences
 from gateway.policy.file import Candidate, Policy, serving
 from gateway.policy.holdback import Holdback, Most, Weak
+from gateway.policy.keeping import Caching
 from gateway.policy.load import Document
 from gateway.policy.load import read as read_document
-from gateway.policy.matching import Range
-from gateway.policy.model import (
-    LOCAL,
-    Caching,
-    CachingWhen,
-    Can,
-    Early,
-    Failover,
-    Price,
-    Reason,
-    Sessions,
-    Tier,
-    TierLimits,
-    Timeouts,
-    Triage,
-    TriageInput,
-    seconds,
-)
+from gateway.policy.model import LOCAL, Price, Reason, Tier, TierLimits, Triage, seconds
 from gateway.policy.packaged import packaged
-from gateway.policy.plans import Budget, Callers, OnStoreFailure, Plan, ProShare
+from gateway.policy.plans import Budget, Callers, Plan
 from gateway.policy.problems import PolicyError, Problem, meant, place_in
 from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording, Shadow
-from gateway.policy.rules import Bands, Rule, Split, Step, When
+from gateway.policy.rules import Bands, Rule, Split, Step
 from gateway.policy.schema import schema
 from gateway.policy.trials import Expect, PolicyTest, StubVerdict, TestCaller, TestVerdict
 
@@ -42,30 +26,22 @@ __all__ = [
     "Bands",
     "Budget",
     "Caching",
-    "CachingWhen",
     "Callers",
-    "Can",
     "Candidate",
     "Document",
-    "Early",
     "Expect",
-    "Failover",
     "Holdback",
     "Most",
-    "OnStoreFailure",
     "Plan",
     "Policy",
     "PolicyError",
     "PolicyTest",
     "Price",
-    "ProShare",
     "Problem",
     "Prompt",
-    "Range",
     "Reason",
     "Recording",
     "Rule",
-    "Sessions",
     "Shadow",
     "Split",
     "Step",
@@ -74,11 +50,8 @@ __all__ = [
     "TestVerdict",
     "Tier",
     "TierLimits",
-    "Timeouts",
     "Triage",
-    "TriageInput",
     "Weak",
-    "When",
     "differences",
     "file_text",
     "load_policy",

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from gateway.calibration import Basis, Layer
 from gateway.policy.holdback import Holdback
+from gateway.policy.keeping import Caching, Sessions
 from gateway.policy.matching import STRICT
-from gateway.policy.model import Caching, Failover, Name, Printable, Sessions, Share, Tier, Triage
+from gateway.policy.model import Failover, Name, Printable, Share, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
 from gateway.policy.rules import Rule
@@ -138,6 +139,13 @@ class Policy:
 
     def _worked_out(self, function: Callable[..., T], *values: Hashable) -> T:
         return function(*values, self)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.revision} ({self.digest})"
+
+    def told(self) -> dict[str, str]:
+        """What it is called, as JSON data."""
+        return {"name": self.name, "revision": self.revision, "digest": self.digest}
 
     def skips(self, tier: str | None) -> str | None:
         """How a tier's servers skip experts; None where they do not, and for no tier of this policy."""

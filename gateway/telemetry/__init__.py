@@ -16,12 +16,10 @@ from gateway.policy import Callers, Policy
 from gateway.recorded import Record
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import State
-from gateway.telemetry.lines import Lines, line
+from gateway.telemetry.lines import line, write
 from gateway.telemetry.meters import Meters
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
-
-__all__ = ["DRIFTING", "METRICS", "Telemetry", "line"]
 
 METRICS = CONTENT_TYPE_LATEST
 # vLLM >= 0.28 thinks unless told not to.
@@ -46,7 +44,7 @@ class Telemetry:
         self._counting = threading.Lock()
         self._untold: list[Record] = []  # of this turn of the event loop
         self._registry = registry = CollectorRegistry()
-        self._log = Lines() if log else None
+        self._log = log
         self._ratio = trace_ratio
         self._export = None
         if trace_ratio:
@@ -76,7 +74,7 @@ class Telemetry:
         self._count()
         self.meters.use(policy)
         self.policy.clear()
-        self.policy.labels(policy.name, policy.revision, policy.digest).set(1)
+        self.policy.labels(**policy.told()).set(1)
         for gauge in (self.inflight, self.queued, self.places, self.replicas):
             gauge.clear()
         self.store.set_function(lambda: float(store() != "down"))
@@ -125,7 +123,7 @@ class Telemetry:
                 self._export.put(record, record.trace, model, self.meters.models)
         if self._log and told:
             at = int(time.time() * 1000) / 1000
-            self._log.write([line(record, model, at) for record, model in told])
+            write([line(record, model, at) for record, model in told])
 
     def _alarm(self, verdict: Verdict) -> None:
         """Logs when the classifier starts to answer without content, and when it answers again: a line each."""

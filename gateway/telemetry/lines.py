@@ -90,12 +90,10 @@ def _microseconds(seconds: float) -> float:
     return int(seconds * 1e6 + 0.5) / 1e6
 
 
-class Lines:
+def write(lines: Sequence[Told]) -> None:
     """Writes log lines to standard output."""
-
-    def write(self, lines: Sequence[Told]) -> None:
-        try:
-            sys.stdout.write(_encoder.encode_lines(lines).decode())
-            sys.stdout.flush()
-        except (OSError, ValueError) as error:  # a closed pipe loses lines, not answers
-            print(f"{len(lines)} exchange lines were not written: {error}", file=sys.stderr)
+    try:
+        sys.stdout.write(_encoder.encode_lines(lines).decode())
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:  # a closed pipe loses lines, not answers
+        print(f"{len(lines)} exchange lines were not written: {error}", file=sys.stderr)

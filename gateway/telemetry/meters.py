@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from gateway.policy import Policy, Price
 from gateway.pricing import cost
 from gateway.recorded import PHASES, Record
+from gateway.reply import NOBODY
 from gateway.store import NANO
 from gateway.telemetry.counts import Counts, Spreads
 from gateway.telemetry.names import OPERATIONS, PROVIDER
@@ -27,7 +28,6 @@ GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model
 SHADOWED = ("compared", "busy", "budget", "failed", "cut", "unrecorded")
 RELOADS = ("accepted", "rejected")
 CACHED = ("hit", "coalesced")
-NOBODY = "none"  # the tier and model of an answer that no model gave
 
 
 class Meters:

@@ -16,9 +16,10 @@ from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
+from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
-from gateway.types import Bill, ChatRequest, Reply, Route, TierState, Usage
+from gateway.types import Bill, ChatRequest, Route, TierState, Usage
 from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits

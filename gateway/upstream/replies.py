@@ -7,8 +7,9 @@ from email.utils import parsedate_to_datetime
 from gateway.done import nothing
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
+from gateway.reply import Reply
 from gateway.stream import Events, broken, read_whole
-from gateway.types import Bill, ChatRequest, Headers, Reply, Usage
+from gateway.types import Bill, ChatRequest, Headers, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
 

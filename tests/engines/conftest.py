@@ -58,7 +58,7 @@ class Engines(NamedTuple):
 
 
 @contextlib.contextmanager
-def client_of(policy: str, engines: Engines) -> Iterator[openai.OpenAI]:
+def client_of(policy: str, engines: Sequence[Sim]) -> Iterator[openai.OpenAI]:
     """A client of a gateway with this policy in front of these servers."""
     with (
         running(policy, engines) as (url, _),

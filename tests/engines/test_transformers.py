@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from loadtest.servers import Sim, free_port, running
-from tests.engines.conftest import PYTHON, engine, wait
+from tests.engines.conftest import PYTHON, client_of, engine, wait
 from tests.engines.test_vllm import ask, decision, doctor, ready, streamed, until
 from tests.engines.tiny import TEMPLATE, make
 
@@ -48,10 +48,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def client(server: Sim) -> Iterator[openai.OpenAI]:
-    with (
-        running(POLICY % (server.model, "openai"), [server]) as (url, _),
-        openai.OpenAI(base_url=f"{url}/v1", api_key="anything", max_retries=0, timeout=60) as made,
-    ):
+    with client_of(POLICY % (server.model, "openai"), [server]) as made:
         yield made
 
 

@@ -14,9 +14,9 @@ import openai
 import pytest
 
 from backends.encoding import encode_messages, with_tools
-from loadtest.servers import Sim, running
+from loadtest.servers import Sim
 from tests.engines import tiny_v4
-from tests.engines.conftest import DEEPSEEK_V4, QUIET, Engines, installed
+from tests.engines.conftest import DEEPSEEK_V4, QUIET, Engines, client_of, installed
 from tests.engines.test_vllm import GO_ON, POLICY, WEATHER, ask, decision, streamed
 
 ARCHITECTURES = [DEEPSEEK_V4]
@@ -52,10 +52,7 @@ def tokens(text: str) -> int:
 @pytest.fixture(scope="module")
 def client(engines: Engines) -> Iterator[openai.OpenAI]:
     """Of a gateway whose tiers say nothing about thinking."""
-    with (
-        running(UNSAID, engines) as (url, _),
-        openai.OpenAI(base_url=f"{url}/v1", api_key="anything", max_retries=0, timeout=60) as made,
-    ):
+    with client_of(UNSAID, engines) as made:
         yield made
 
 

@@ -20,10 +20,11 @@ from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.server import connection
 from gateway.settings import Settings
 from gateway.store import MemoryStore, Store
-from gateway.types import Caller, ChatRequest, Reply
+from gateway.types import Caller, ChatRequest
 from gateway.upstream import Upstream
 from tests.tiers import JSON
 

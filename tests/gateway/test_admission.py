@@ -10,9 +10,10 @@ from gateway.body import read
 from gateway.errors import RateLimited
 from gateway.policy import load_policy
 from gateway.pricing import lines
+from gateway.reply import Reply
 from gateway.standing import OverLimit
 from gateway.store import MemoryStore
-from gateway.types import Bill, Caller, ChatRequest, Reply, Usage
+from gateway.types import Bill, Caller, ChatRequest, Usage
 
 ANN = Caller("ann", "ann", "silver", "salt")
 POLICY = load_policy(

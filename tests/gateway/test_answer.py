@@ -7,9 +7,9 @@ from gateway.answer import answer
 from gateway.cache import Flights, lookup
 from gateway.errors import NotFound
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.standing import OverLimit
 from gateway.store import MemoryStore
-from gateway.types import Reply
 from gateway.upstream import Upstream
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, eventually, gateway, upstream

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import AHEAD, LONGEST, Flights, replay, worth_keeping
+from gateway.cache import Flights, replay
+from gateway.cache.entry import LONGEST
+from gateway.cache.flights import AHEAD, worth_keeping
 from gateway.done import DONE
 from gateway.errors import UpstreamFailed
+from gateway.reply import Reply
 from gateway.store import MemoryStore, Turn
 from gateway.stream import Pieces
-from gateway.types import Decision, Facts, Reply, Route, Usage, Verdict
+from gateway.types import Decision, Facts, Route, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, collected, eventually, gateway, watched
 from tests.tiers import policy_for
@@ -99,7 +102,7 @@ class Poured(Pieces):
     async def make(self) -> Reply:
         return a_reply(stream=True, body=self)
 
-    async def asend(self, _: None) -> bytes:
+    async def __anext__(self) -> bytes:
         return self.pieces.pop(0)
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:

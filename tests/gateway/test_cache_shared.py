@@ -18,8 +18,9 @@ from gateway.cache import Flights, lookup, replay
 from gateway.cache.turn import Place, Turns
 from gateway.errors import UpstreamFailed
 from gateway.policy import Caching, load_policy
+from gateway.reply import Reply
 from gateway.store import HELD, Store, Turn, open_store
-from gateway.types import Caller, Reply
+from gateway.types import Caller
 from loadtest.servers import Process, Sim
 from loadtest.servers import running as serving
 from tests.gateway.serving import Port, asked, body, collected, eventually, gateway

@@ -4,7 +4,8 @@ import pytest
 
 from gateway.errors import Refusal
 from gateway.relay import explained_events, explained_json, explanation, told
-from gateway.types import Reply, Route
+from gateway.reply import Reply
+from gateway.types import Route
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body
 from tests.tiers import policy_for

@@ -10,8 +10,8 @@ import pytest
 
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
-from gateway.reload import checked
-from gateway.revisions import KEPT, Revision, Revisions, attempted, merged
+from gateway.reload import attempted, checked
+from gateway.revisions import KEPT, Revision, Revisions, merged
 from gateway.store import MemoryStore, Store
 from tests.gateway.serving import eventually
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gateway.errors import BadRequest, Forbidden, QuotaUsed, Refusal
 from gateway.explain import explain
 from gateway.policy import Policy, load_policy
-from gateway.routing import alike, placed, route
+from gateway.routing import placed, route
+from gateway.routing.reach import alike
 from gateway.types import Ask, Facts, Route, Verdict
 
 TEXT = """\

@@ -11,7 +11,8 @@ import pytest
 
 from gateway.dialects import DIALECTS, Whole
 from gateway.errors import UpstreamFailed, UpstreamTimeout
-from gateway.http1 import Kind, Limits, TransportError
+from gateway.http1 import Limits, TransportError
+from gateway.http1.connection import Kind
 from gateway.sse import event, named_event
 from gateway.stream import MAX_JSON, Events, broken, fill, read_whole
 from gateway.types import Usage

@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.policy import Policy
 from gateway.recorded import PHASES, Record
-from gateway.telemetry import TOGETHER, Telemetry, line
+from gateway.telemetry import TOGETHER, Telemetry
+from gateway.telemetry.lines import line
 from gateway.types import Caller, Decision, Facts, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, body, gateway

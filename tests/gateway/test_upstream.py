@@ -8,7 +8,8 @@ import pytest
 
 from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client
-from gateway.types import Reply, Route
+from gateway.reply import Reply
+from gateway.types import Route
 from gateway.upstream import Upstream
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body, collected, eventually, plain, scripted, upstream

@@ -1,23 +1,19 @@
-"""Which tiers answer?   Pure and synchronous: explain, tests and replay call the same function."""
+"""Which tiers does a wish, a rule or a verdict choose?"""
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Sequence
+from typing import overload
 
 from msgspec.structs import replace
 
 from gateway.calibration import row
-from gateway.errors import BadRequest, Forbidden, QuotaUsed
 from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
-from gateway.sessions import CALLER, FOLLOWED, held
+from gateway.routing.reach import alike, followers, granted, placed, stands
+from gateway.sessions import FOLLOWED, held
 from gateway.types import Ask, Facts, Label, Route, Verdict
 
-T = TypeVar("T")
 DOUBTFUL = 0.95  # local score from which no draft starts: so high, as a wasted draft costs little and a missed one much
 IDLE_SHARE = 0.75  # a quarter of a tier's places stays free for answers that are sure to be needed
-NEEDS = ("tools", "json_schema", "vision")
-WISHED = {"name": "asked for by name", "header": "asked for by header", "metadata": "asked for by metadata"}
-WISHED["path"] = "nothing to judge"
 
 
 @overload
@@ -176,103 +172,6 @@ def unjudged(verdict: Verdict, policy: Policy) -> str:
     """The tier that answers without a verdict; the first one where the score was to decide and there is none."""
     given = fallback(verdict, policy)
     return next(iter(policy.tiers)) if given == LOCAL else given
-
-
-def alike(function: Callable[..., T], facts: Facts, policy: Policy, *given: Hashable) -> T:
-    """`function(facts, policy, *given)`, cached by the facts that it depends on; long prompts are placed each anew."""
-    if facts.context > policy.context:
-        return function(facts, policy, *given)
-    looked = (facts.plan, facts.may, facts.capped, facts.api, facts.tools, facts.json_schema, facts.vision)
-    found: T = policy.once(_alike, function, looked, given)
-    return found
-
-
-def _alike(function: Callable[..., T], looked: tuple[Any, ...], given: tuple[Hashable, ...], policy: Policy) -> T:
-    plan, may, capped, api, tools, json_schema, vision = looked
-    facts = Facts("", "", plan, api, tools=tools, json_schema=json_schema, vision=vision, capped=capped, may=may)
-    return function(facts, policy, *given)
-
-
-def permitted(facts: Facts, policy: Policy) -> Sequence[str]:
-    """The tiers that a caller may use, as they rank. A plan that this policy does not know has the first one."""
-    return policy.reach(facts.plan, facts.may)
-
-
-def reachable(facts: Facts, policy: Policy) -> Sequence[str]:
-    """The tiers that this request may use, as they rank."""
-    allowed = permitted(facts, policy)
-    return allowed[:1] if facts.capped else allowed
-
-
-def granted(facts: Facts, policy: Policy, wish: str, wished_by: str | None) -> Route:
-    """The route of a caller's wish; going down is always allowed. Raises Forbidden above the plan's cap."""
-    allowed = permitted(facts, policy)
-    tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
-    ranks = tuple(policy.tiers)
-    if ranks.index(tier) <= ranks.index(allowed[-1]):
-        return placed(facts, policy, tier, (CALLER, WISHED.get(wished_by or "", "asked for")))
-    raise Forbidden(
-        f"Plan {facts.plan} may not use tier {tier}; the highest it may use is {allowed[-1]}.",
-        param="model" if wished_by == "name" else None,
-        code="tier_not_permitted",
-    )
-
-
-def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Route:
-    """The route for a tier that `said` (rule, reason) chose, once permitted (`place`), with its failover."""
-    chosen, change = place(facts, policy, tier)
-    rule, reason = said
-    return Route((chosen, *followers(facts, policy, chosen)), rule, change or reason)
-
-
-def stands(facts: Facts, policy: Policy, tier: str) -> str:
-    """The permitted tier that answers in place of `tier`, mostly itself. Raises as `place` does."""
-    return alike(place, facts, policy, tier)[0]
-
-
-def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
-    """The permitted tier that answers in place of `tier`, and why it is another one (None: it is not). Raises
-    BadRequest when no tier has what the request needs, QuotaUsed when one does that budget or share does not allow."""
-    allowed, ranks = reachable(facts, policy), tuple(policy.tiers)
-    at, moved = ranks.index(tier) - ranks.index(allowed[0]), None
-    if at < 0:
-        at, moved = 0, "floor"
-    elif at >= len(allowed):
-        at, moved = len(allowed) - 1, facts.capped or "capped"
-    missing = lacks(facts, policy.tiers[allowed[at]])
-    if missing is None:
-        return allowed[at], moved
-    for other in (*allowed[at + 1 :], *reversed(allowed[:at])):
-        if lacks(facts, policy.tiers[other]) is None:
-            return other, f"needs {missing}"
-    if facts.capped and any(lacks(facts, policy.tiers[other]) is None for other in permitted(facts, policy)):
-        raise QuotaUsed(f"The {facts.capped} that is left does not reach a tier that has {missing}.")
-    message = f"No tier that plan {facts.plan} may use has what this request needs: {missing}."
-    raise BadRequest(message, param=param(missing))
-
-
-def lacks(facts: Facts, tier: Tier) -> str | None:
-    """The first thing that the request needs and the tier has not."""
-    if not tier.serves(facts.api):
-        return f"the {facts.api} API"
-    for need in NEEDS if facts.tools or facts.json_schema or facts.vision else ():
-        if getattr(facts, need) and not getattr(tier.can, need):
-            return need
-    return "context" if facts.context > tier.can.context else None
-
-
-def param(need: str) -> str:
-    """The request field that asks for `need`."""
-    if need.endswith(" API"):
-        return "model"
-    return {"tools": "tools", "json_schema": "response_format"}.get(need, "messages")
-
-
-def followers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
-    """The failover of a tier: those that are permitted and able, each once."""
-    allowed = reachable(facts, policy)
-    tiers = dict.fromkeys(policy.failover.tiers.get(chosen, ()))
-    return tuple(t for t in tiers if t != chosen and t in allowed and lacks(facts, policy.tiers[t]) is None)
 
 
 def draft(facts: Facts, policy: Policy, tier: str) -> str | None:

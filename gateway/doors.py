@@ -1,0 +1,34 @@
+"""What does serving need from outside?"""
+
+from dataclasses import dataclass, field
+
+from gateway.cache import Flights
+from gateway.comparison import Comparison
+from gateway.keys import Keys
+from gateway.policy import Policy
+from gateway.records import Records
+from gateway.shadow import Shadows
+from gateway.store import Store
+from gateway.telemetry import Telemetry
+from gateway.uploads import Uploads
+from gateway.upstream import Upstream
+
+
+@dataclass(slots=True)
+class Doors:
+    """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with.
+
+    `leaving`: the process shuts down; load balancers should send it no more requests.
+    """
+
+    policy: Policy
+    store: Store
+    upstream: Upstream
+    flights: Flights
+    keys: Keys
+    telemetry: Telemetry
+    records: Records
+    shadows: Shadows
+    comparison: Comparison
+    uploads: Uploads = field(default_factory=Uploads)
+    leaving: bool = False
