@@ -75,7 +75,7 @@ class RedisStore:
         self._line.put(b"GET", SECRET).add_done_callback(self._learn)
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
-        if answered(reply):
+        if answered(reply) and reply.result():  # a server that refuses to write has none
             self._secret = self.known_secret = reply.result()
 
     async def _ask(self, *command: Word) -> Any:
@@ -232,11 +232,11 @@ class RedisStore:
 
     async def _share_secret(self) -> None:
         """The first secret on the server wins."""
-        found = await asked(self._line, b"GET", SECRET)
-        if found is None:
+        if await asked(self._line, b"GET", SECRET) is None:
             self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
-            found = await self._line.put(b"GET", SECRET)
-        self._secret = self.known_secret = found
+        reply = self._line.put(b"GET", SECRET)
+        await reply
+        self._learn(reply)
 
     async def kept(self, name: str) -> bytes | None:
         found: bytes | None = await self._ask(b"GET", _kept(name))
