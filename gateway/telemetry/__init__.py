@@ -18,10 +18,11 @@ from gateway.standing import LIMITS, MODES, kept
 from gateway.store import State
 from gateway.telemetry.lines import Lines, line
 from gateway.telemetry.meters import Meters
+from gateway.telemetry.outlet import Outlet
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
 
-__all__ = ["DRIFTING", "METRICS", "Telemetry", "line"]
+__all__ = ["DRIFTING", "METRICS", "Outlet", "Telemetry", "line"]
 
 METRICS = CONTENT_TYPE_LATEST
 # vLLM >= 0.28 thinks unless told not to.
@@ -139,6 +140,8 @@ class Telemetry:
     def close(self) -> None:
         """Write the lines of what ended in this turn, send what is left of its spans."""
         self._tell()
+        if self._log:
+            self._log.close()
         if self._export:
             self._export.close()
 
