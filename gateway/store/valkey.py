@@ -27,7 +27,7 @@ from gateway.store.owed import Owed
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, Script
-from gateway.store.words import Names, account, booked, milliseconds, pushed, run, settled, wanted, whole
+from gateway.store.words import Names, account, booked, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -51,7 +51,7 @@ class RedisStore:
         self.known_secret: bytes | None = None
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed = Owed(self._line)
+        self._owed = Owed(self._line, self._process)
         self._beat = Beat(self._line, self._process, self._agree)
 
     @property
@@ -123,10 +123,7 @@ class RedisStore:
             self._beat.drop(lease)
             return self._owed.pay(lease, account(caller).names, settled(lease, lines, above))
         done = self._local.settle(caller, lease, lines, above)
-        if not lines:
-            return done
-        name = self._process + lease
-        return self._owed.pay(name, account(caller).names, pushed(caller, name), settled(name, lines, above))
+        return self._owed.push(caller, lines) if lines else done
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         callers = [caller] if caller is not None else sorted(await self._callers() - {ALL})
