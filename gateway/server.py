@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                log_config=None,
                 log_level="warning",
             )
         )

@@ -1,11 +1,13 @@
 """How does the gateway start?"""
 
 import asyncio
+import atexit
 import contextlib
 import gc
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
@@ -28,6 +30,7 @@ from gateway.revisions import stored
 from gateway.server import Server, bind
 from gateway.settings import Settings
 from gateway.store import Store, open_store, where
+from gateway.telemetry import Outlet
 from gateway.workers import Failed, Member, Supervisor
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
@@ -204,8 +207,11 @@ def addressed(settings: Settings, keys: Keys) -> Settings:
 def _loop(main: Coroutine[Any, Any, None]) -> None:
     """Run `main` to its end, on uvloop where it is installed. Log lines begin with the time, in UTC."""
     logging.Formatter.converter = time.gmtime
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
-    made: Callable[[], asyncio.AbstractEventLoop] | None = uvicorn.Config("", loop="auto").get_loop_factory()
+    out = Outlet(sys.__stderr__)
+    atexit.register(out.close)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ", stream=out)
+    asked = uvicorn.Config("", loop="auto", log_config=None)
+    made: Callable[[], asyncio.AbstractEventLoop] | None = asked.get_loop_factory()
     with asyncio.Runner(loop_factory=made) as runner:
         runner.run(main)
 

@@ -9,7 +9,7 @@ from gateway.policy.differences import differences
 from gateway.policy.file import Candidate, Policy, serving
 from gateway.policy.holdback import Holdback, Most, Weak
 from gateway.policy.keeping import Caching
-from gateway.policy.load import Document
+from gateway.policy.load import Document, contents
 from gateway.policy.load import read as read_document
 from gateway.policy.model import LOCAL, Price, Reason, Tier, TierLimits, Triage, seconds
 from gateway.policy.packaged import packaged
@@ -84,7 +84,7 @@ def open_policy(source: str | Path, env: Mapping[str, str] | None = None) -> tup
 def file_text(path: Path) -> str:
     """The file's text. Raises PolicyError when it cannot be read as UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return contents(str(path)).decode("utf-8")
     except OSError as error:
         raise PolicyError([Problem(str(path), 1, 1, "", f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from gateway.store.refusals import ResponseError, refusal
 
 GRACE = 0.02  # seconds more after a timeout: the reply may be there, unread because this process was busy
 WRITE = 128 * 1024  # bytes after which a write gets no further command, so that backpressure can stop the next one
+PIECE = 512  # bytes that count as a sign of life where no reply ends with them: fewer could be sent for ever
 FAULTS = (ResponseError, hiredis.HiredisError, OSError)  # TimeoutError is an OSError
 NOT_YET: Final = object()  # the next reply is not complete
 
@@ -66,7 +67,7 @@ class Line(asyncio.Protocol):
         self._transport: Any = None
         self._reader: Any = None
         self._paused = False
-        self._heard = 0.0  # when the last reply came, or the line set to work after a rest
+        self._heard = 0.0  # when the last reply or piece of one came, or the line set to work after a rest
         self._clock: asyncio.TimerHandle | None = None
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
@@ -136,7 +137,7 @@ class Line(asyncio.Protocol):
         self._write()
 
     def data_received(self, data: bytes) -> None:
-        self._heard = time.monotonic()
+        before = len(self._sent)
         self._reader.feed(data)
         try:
             self._read()
@@ -144,6 +145,8 @@ class Line(asyncio.Protocol):
             self._fail(error)
         except (IndexError, ValueError) as error:  # a reply to no command, an error that does not say what it must
             self._fail(ConnectionError(f"the server does not keep to its protocol: {error}"))
+        if len(self._sent) < before or len(data) >= PIECE:
+            self._heard = time.monotonic()
 
     def _read(self) -> None:
         replies, sent = self._reader.gets, self._sent

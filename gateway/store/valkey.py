@@ -27,7 +27,7 @@ from gateway.store.owed import Owed
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, Script
-from gateway.store.words import Names, account, booked, milliseconds, pushed, run, settled, wanted, whole
+from gateway.store.words import Names, account, booked, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -51,7 +51,7 @@ class RedisStore:
         self.known_secret: bytes | None = None
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed = Owed(self._line)
+        self._owed = Owed(self._line, self._process)
         self._beat = Beat(self._line, self._process, self._agree)
 
     @property
@@ -75,7 +75,7 @@ class RedisStore:
         self._line.put(b"GET", SECRET).add_done_callback(self._learn)
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
-        if answered(reply):
+        if answered(reply) and reply.result():  # a server that refuses to write has none
             self._secret = self.known_secret = reply.result()
 
     async def _ask(self, *command: Word) -> Any:
@@ -123,10 +123,7 @@ class RedisStore:
             self._beat.drop(lease)
             return self._owed.pay(lease, account(caller).names, settled(lease, lines, above))
         done = self._local.settle(caller, lease, lines, above)
-        if not lines:
-            return done
-        name = self._process + lease
-        return self._owed.pay(name, account(caller).names, pushed(caller, name), settled(name, lines, above))
+        return self._owed.push(caller, lines) if lines else done
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         callers = [caller] if caller is not None else sorted(await self._callers() - {ALL})
@@ -232,11 +229,11 @@ class RedisStore:
 
     async def _share_secret(self) -> None:
         """The first secret on the server wins."""
-        found = await asked(self._line, b"GET", SECRET)
-        if found is None:
+        if await asked(self._line, b"GET", SECRET) is None:
             self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
-            found = await self._line.put(b"GET", SECRET)
-        self._secret = self.known_secret = found
+        reply = self._line.put(b"GET", SECRET)
+        await reply
+        self._learn(reply)
 
     async def kept(self, name: str) -> bytes | None:
         found: bytes | None = await self._ask(b"GET", _kept(name))

@@ -16,10 +16,13 @@ from gateway.policy import Callers, Policy
 from gateway.recorded import Record
 from gateway.standing import LIMITS, MODES, kept
 from gateway.store import State
-from gateway.telemetry.lines import line, write
+from gateway.telemetry.lines import Lines, line
 from gateway.telemetry.meters import Meters
+from gateway.telemetry.outlet import Outlet
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
+
+__all__ = ["DRIFTING", "METRICS", "Outlet", "Telemetry"]
 
 METRICS = CONTENT_TYPE_LATEST
 # vLLM >= 0.28 thinks unless told not to.
@@ -44,7 +47,7 @@ class Telemetry:
         self._counting = threading.Lock()
         self._untold: list[Record] = []  # of this turn of the event loop
         self._registry = registry = CollectorRegistry()
-        self._log = log
+        self._log = Lines() if log else None
         self._ratio = trace_ratio
         self._export = None
         if trace_ratio:
@@ -123,7 +126,7 @@ class Telemetry:
                 self._export.put(record, record.trace, model, self.meters.models)
         if self._log and told:
             at = int(time.time() * 1000) / 1000
-            write([line(record, model, at) for record, model in told])
+            self._log.write([line(record, model, at) for record, model in told])
 
     def _alarm(self, verdict: Verdict) -> None:
         """Logs when the classifier starts to answer without content, and when it answers again: a line each."""
@@ -137,6 +140,8 @@ class Telemetry:
     def close(self) -> None:
         """Write the lines of what ended in this turn, send what is left of its spans."""
         self._tell()
+        if self._log:
+            self._log.close()
         if self._export:
             self._export.close()
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway.recorded import Record
+from gateway.telemetry.outlet import Outlet
 from gateway.types import Facts, Held, Verdict
 
 _encoder = msgspec.json.Encoder()
@@ -90,10 +91,12 @@ def _microseconds(seconds: float) -> float:
     return int(seconds * 1e6 + 0.5) / 1e6
 
 
-def write(lines: Sequence[Told]) -> None:
+class Lines:
     """Writes log lines to standard output."""
-    try:
-        sys.stdout.write(_encoder.encode_lines(lines).decode())
-        sys.stdout.flush()
-    except (OSError, ValueError) as error:  # a closed pipe loses lines, not answers
-        print(f"{len(lines)} exchange lines were not written: {error}", file=sys.stderr)
+
+    def __init__(self) -> None:
+        self._out = Outlet(sys.stdout)
+        self.close = self._out.close
+
+    def write(self, lines: Sequence[Told]) -> None:
+        self._out.write(_encoder.encode_lines(lines).decode())

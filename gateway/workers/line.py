@@ -4,6 +4,7 @@ Messages on a unix stream socket: one line `word number length`, then `length` b
 at its other end is gone.
 
     worker -> supervisor    serving 0        I serve callers
+                            here 0           my event loop turns: every BEAT seconds from then on
                             ask ID           what are the metrics of all workers, summed?
                             ask ID + "N T"   what are the N newest records since T of each worker?
                             told ID          my own metrics, for the supervisor's question ID
@@ -17,6 +18,8 @@ at its other end is gone.
 
 import asyncio
 from typing import NamedTuple
+
+BEAT = 2.0  # seconds
 
 
 class Message(NamedTuple):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Self
 
 from gateway.errors import Overloaded
-from gateway.workers.line import Message, receive, send
+from gateway.workers.line import BEAT, Message, receive, send
 
 PATIENCE = 5.0  # seconds for the supervisor to answer
 
@@ -20,27 +20,33 @@ class Member:
     newest records, a line each; both are called in a thread.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, beat: float = BEAT) -> None:
+        self._reader, self._writer, self._seconds = reader, writer, beat
         self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._names = itertools.count()
         self._hearing: asyncio.Task[None] | None = None
+        self._beating: asyncio.TimerHandle | None = None
         self.alive = 0
         self.render: Callable[[], bytes] = bytes
         self.recent: Callable[[int, float], list[bytes]] = lambda most, after: []
 
     @classmethod
-    async def join(cls, line: socket.socket) -> Self:
+    async def join(cls, line: socket.socket, beat: float = BEAT) -> Self:
         """Connects over `line`, the worker's end of a socket pair."""
-        return cls(*await asyncio.open_connection(sock=line))
+        return cls(*await asyncio.open_connection(sock=line), beat)
 
     def hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
         """Both are called when we are told to; `leave` also when the supervisor is gone."""
         self._hearing = asyncio.create_task(self._hear(leave, reload))
 
     def serving(self) -> None:
-        """Say that callers are served here."""
+        """Say that callers are served here, and from here on that the loop turns."""
         send(self._writer, Message("serving", 0))
+        self._beat()
+
+    def _beat(self) -> None:
+        send(self._writer, Message("here", 0))
+        self._beating = asyncio.get_running_loop().call_later(self._seconds, self._beat)
 
     async def metrics(self) -> bytes:
         """The metrics of all workers. Raises Overloaded when they do not come in time: those of some workers alone
@@ -65,6 +71,8 @@ class Member:
 
     async def aclose(self) -> None:
         self._writer.close()
+        if self._beating:
+            self._beating.cancel()
         if self._hearing:
             self._hearing.cancel()
             with suppress(asyncio.CancelledError):

@@ -12,13 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gateway.settings import Settings
-from gateway.workers.line import Message, receive, send
+from gateway.workers.line import BEAT, Message, receive, send
 from gateway.workers.sums import counts, total
 
 STEADY = 60.0  # seconds that a worker must have run for its end not to count as one more in a series of crashes
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, doubled within a series
 TELLING = 2.0  # seconds for workers to send their metrics; for one that does not, those that it sent last count
 ENDING = 5.0  # seconds for a process to end once its work is done
+SILENT = 15  # beats without a word after which a worker that serves is taken to stand still
 SPAWN = multiprocessing.get_context("spawn")
 log = logging.getLogger("gateway")
 Work = Callable[[Settings, socket.socket], None]
@@ -30,23 +31,26 @@ class Failed(Exception):
 
 @dataclass(eq=False)
 class Worker:
-    """One process. `text`: the metrics that it said last; `answers`: the questions that it has not answered yet."""
+    """One process. `silent`: beats since its last word; `text`: the metrics that it said last; `answers`: the questions
+    that it has not answered yet.
+    """
 
     process: multiprocessing.process.BaseProcess
     writer: asyncio.StreamWriter
     serves: bool = False
+    silent: int = 0
     text: bytes = b""
     answers: dict[int, asyncio.Future[bytes]] = field(default_factory=dict)
 
 
 class Supervisor:
     """Keeps `settings.workers` processes running that do `work`. They ignore signals, and leave when told to or when
-    the supervisor is gone. Metrics are summed here, so that no counter falls when a worker dies and no stream waits for
-    it.
+    the supervisor is gone. One that stands still is killed: the kernel would go on to give it its share of the callers.
+    Metrics are summed here, so that no counter falls when a worker dies and no stream waits for it.
     """
 
-    def __init__(self, settings: Settings, work: Work) -> None:
-        self._settings, self._work = settings, work
+    def __init__(self, settings: Settings, work: Work, beat: float = BEAT) -> None:
+        self._settings, self._work, self._beat = settings, work, beat
         self._workers: set[Worker] = set()
         self._ended = b""  # the counts of workers that are gone
         self._served = False
@@ -60,12 +64,25 @@ class Supervisor:
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._leave)
         loop.add_signal_handler(signal.SIGHUP, self._tell, "reload")
+        watching = asyncio.create_task(self._watch())
         try:
             async with asyncio.TaskGroup() as slots:
                 for _ in range(self._settings.workers):
                     slots.create_task(self._keep())
         except* Failed:
             raise Failed from None
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Counts beats, not seconds: where the whole machine stood still, no worker is to blame."""
+        while True:
+            await asyncio.sleep(self._beat)
+            for worker in self._workers:
+                worker.silent += worker.serves
+            for worker in [one for one in self._workers if one.silent == SILENT]:
+                log.warning("a worker stands still: process %d is killed", worker.process.pid)
+                worker.process.kill()
 
     def _leave(self) -> None:
         loop, settings = asyncio.get_running_loop(), self._settings
@@ -137,6 +154,7 @@ class Supervisor:
         self._tell_alive()
 
     def _heard(self, worker: Worker, message: Message) -> None:
+        worker.silent = 0
         if message.word == "serving":
             self._served = worker.serves = True
             self._tell_alive()
@@ -146,7 +164,7 @@ class Supervisor:
             task = asyncio.create_task(self._told(worker, message))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
-        elif answer := worker.answers.get(message.number):
+        elif message.word != "here" and (answer := worker.answers.get(message.number)):
             worker.text = message.data if message.word == "told" else worker.text
             answer.set_result(message.data)
 

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.policy import Policy, PolicyError, Problem, Split, load_policy, open_policy, schema, seconds
+from gateway.policy.load import contents
 
 POLICIES = Path(__file__).parents[2] / "policies"
 SHIPPED = ("default.yaml", "reference.yaml", "hosted.yaml")
@@ -694,3 +697,19 @@ def test_a_calibration_that_is_not_there_is_told_at_its_place(tmp_path: Path) ->
     (tmp_path / "policy.yaml").write_text(f"{SMALLEST}triage: {{calibration: none.json}}\n")
     with pytest.raises(PolicyError, match=r"policy.yaml:7:23: triage.calibration: cannot be read: No such file"):
         load_policy(tmp_path / "policy.yaml", {})
+
+
+def test_a_file_that_became_a_pipe_is_read_as_far_as_it_speaks_and_never_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(TimeoutError, match="nothing comes from this pipe"):
+        contents(str(pipe), patience=0.01)
+    speaking = os.open(pipe, os.O_RDWR)
+    os.write(speaking, b"schema: 1")
+    with pytest.raises(TimeoutError, match="nothing comes from this pipe"):
+        contents(str(pipe), patience=0.01)
+    os.close(speaking)
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(contents, str(pipe))
+        pipe.write_text(SMALLEST)
+        assert read.result(20) == SMALLEST.encode()

@@ -151,6 +151,17 @@ def test_a_file_that_is_named_in_it_is_followed_too(house: House) -> None:
     follows(house, work)
 
 
+def test_a_file_that_is_named_in_it_and_has_the_line_ends_of_windows_is_loaded_once(house: House) -> None:
+    (house.path.parent / "next.yaml").write_bytes(text("n").replace("\n", "\r\n").encode())
+    house.path.write_text(text("a", more="candidate: {policy: next.yaml, canary: 0.5}"))
+
+    async def work(revisions: Revisions) -> None:
+        assert not await revisions.look()
+        assert house.counted == ["accepted"]
+
+    follows(house, work)
+
+
 def test_an_earlier_revision_comes_back_until_the_file_is_written(house: House) -> None:
     async def work(revisions: Revisions) -> None:
         for revision in "bc":

@@ -128,6 +128,29 @@ def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_the_serv
     asyncio.run(main())
 
 
+def test_however_long_an_outage_what_was_used_in_it_is_kept_as_sums_and_booked_whole() -> None:
+    async def main() -> None:
+        async with embedded() as url:
+            with redis.Redis.from_url(url) as client:
+                pid = int(client.info("server")["process_id"])
+            store = RedisStore(url + SECONDS)
+            await store.secret()
+            os.kill(pid, signal.SIGSTOP)
+            triage = Line("flash", "triage", False, 5, 0, 1, 10)
+            for caller in ["ann", "bob"] * 50:
+                held = await store.admit(caller, WIDE, None, COSTLY)
+                await store.settle(caller, held.lease or "", [*USED, triage])
+            assert len(store._owed) <= 3, "the two callers, and the admission that may have been heard"
+            os.kill(pid, signal.SIGCONT)
+            await eventually(lambda: store.state == "ok" and not len(store._owed))
+            for caller in ("ann", "bob"):
+                booked = [(one.kind, one.requests, one.prompt, one.money) for one in await store.ledger(caller)]
+                assert booked == [("triage", 50, 250, 500), ("answer", 50, 400, 15_000)]
+            await store.close()
+
+    asyncio.run(main())
+
+
 def test_a_gateway_tells_how_its_limits_are_kept(flash: Sim, pro: Sim) -> None:
     callers = {"plans": {"usual": {"budget": {"usd": 1.0}}}, "on_store_failure": {"tokens": "allow"}}
 

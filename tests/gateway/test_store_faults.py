@@ -134,6 +134,21 @@ def test_a_server_that_refuses_is_down_for_as_long_as_it_does_and_says_so_once(
     assert said(caplog) == ["store down", "store ok"]
 
 
+def test_where_the_server_cannot_keep_the_secret_the_process_keeps_its_own(valkey: str) -> None:
+    async def main(store: Store, client: redis.Redis) -> None:
+        refuse_memory(client)
+        try:
+            secret = await store.secret()
+            assert len(secret) == 32
+            assert (await store.admit("ann", PLENTY, b"key")).allowed
+            assert await store.secret() == secret
+        finally:
+            accept_memory(client)
+
+    with redis.Redis.from_url(valkey) as client:
+        on(valkey, lambda store: main(store, client))
+
+
 def test_a_wrong_password_is_an_outage_with_one_line(valkey: str, caplog: pytest.LogCaptureFixture) -> None:
     wrong = valkey.replace("unix://", "unix://nobody:wrong@")
 

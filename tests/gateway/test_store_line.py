@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from gateway.store import VALUE_LIMIT, open_store, where
-from gateway.store.line import FAULTS, Line
+from gateway.store.line import FAULTS, PIECE, Line
 from gateway.store.opening import opening
 from tests.gateway.loopback import Run, run  # noqa: F401  a fixture
 from tests.gateway.serving import eventually, watched
@@ -207,3 +207,51 @@ def test_who_does_not_keep_to_the_protocol_is_a_server_that_fails(run: Run, repl
         assert troubles == []
 
     run(main())
+
+
+@contextlib.asynccontextmanager
+async def slow(piece: bytes, pieces: int, seconds: float, faults: list[Exception]) -> AsyncIterator[Line]:
+    """A line to a server that sends a reply of so many pieces, `seconds` after each other, a third of the line's
+    timeout."""
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"$%d\r\n" % (len(piece) * pieces))
+        for _ in range(pieces):
+            await asyncio.sleep(seconds)
+            writer.write(piece)
+        writer.write(b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(100):
+                pass
+        writer.close()
+        over.set()
+
+    over = asyncio.Event()
+    async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?socket_timeout={3 * seconds}"
+        async with line(url, faults) as lane:
+            yield lane
+            lane.drop()
+        await over.wait()
+    await asyncio.sleep(0)
+
+
+def test_a_reply_that_drips_is_none_in_time() -> None:
+    async def main() -> None:
+        faults: list[Exception] = []
+        async with slow(b"x", 12, 0.02, faults) as lane:
+            with pytest.raises(TimeoutError):
+                await lane.put(b"GET", b"name")
+        assert len(faults) == 1
+
+    asyncio.run(main())
+
+
+def test_a_large_reply_may_take_longer_than_the_timeout() -> None:
+    async def main() -> None:
+        faults: list[Exception] = []
+        async with slow(b"x" * PIECE, 6, 0.04, faults) as lane:
+            assert await lane.put(b"GET", b"name") == b"x" * 6 * PIECE
+        assert faults == []
+
+    asyncio.run(main())

@@ -114,14 +114,15 @@ def test_who_left_before_the_first_byte_is_no_measure_of_overhead() -> None:
     assert value(made, "gateway_overhead_seconds_count") == 0
 
 
-def test_nothing_a_caller_writes_becomes_a_label_value_or_a_log_word(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_a_caller_writes_becomes_a_label_value_or_a_log_word(capfd: pytest.CaptureFixture[str]) -> None:
     made = telemetry(log=True)
     for turn in range(50):
         made.record(record(model=f"{CANARY}-{turn}", tier="flash", path=f"/{CANARY}{turn}", status=404))
     lines = shown(made)
+    made.close()
     assert CANARY not in lines
     assert len(re.findall("^gen_ai_server_request_duration_seconds_count", lines, re.MULTILINE)) == 1
-    logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    logged = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert {line["model"] for line in logged} == {"other"}
 
 
@@ -141,7 +142,7 @@ def test_the_policy_in_force_is_the_only_one_shown() -> None:
 
 
 def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
-    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
+    flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def main() -> str:
         async with gateway(policy_for(flash, pro), log_exchanges=True) as gate:
@@ -160,7 +161,7 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
 
     began = time.time() - 0.001
     metrics = asyncio.run(main())
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["status"] for line in lines] == [200, 404, 400, 200]
     assert [line["error"] for line in lines] == [None, "model_not_found", "invalid_json", "upstream_failed"]
@@ -171,9 +172,7 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
     assert CANARY not in out + metrics
 
 
-def test_a_line_tells_who_was_to_answer_beside_who_did(
-    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_line_tells_who_was_to_answer_beside_who_did(flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
         policy = policy_for(flash, pro, failover={"tiers": {"flash": ["pro"]}})
         async with gateway(policy, log_exchanges=True) as gate:
@@ -182,7 +181,7 @@ def test_a_line_tells_who_was_to_answer_beside_who_did(
             await gate.ask(body(model="flash"))
 
     asyncio.run(main())
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [(line["chosen"], line["tier"]) for line in lines] == [("flash", "flash"), ("flash", "pro")]
 
 
@@ -209,23 +208,21 @@ def test_a_value_counts_in_the_bucket_that_ends_at_it_and_in_all_above() -> None
     assert value(made, f"{name}_sum") == pytest.approx(5.00065)
 
 
-def test_the_lines_of_one_turn_of_the_loop_are_written_together_and_none_is_lost_at_the_end(
-    capsys: pytest.CaptureFixture[str],
+def test_lines_are_written_in_order_and_none_is_lost_at_the_end(
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     made = telemetry(log=True)
 
     async def main() -> None:
         for n in range(3):
             made.record(record(id=f"a{n}"))
-        assert capsys.readouterr().out == ""
         await asyncio.sleep(0)
-        assert [json.loads(line)["request_id"] for line in capsys.readouterr().out.splitlines()] == ["a0", "a1", "a2"]
         made.record(record(id="last"))
         made.close()
-        assert '"last"' in capsys.readouterr().out
 
     asyncio.run(main())
-    assert capsys.readouterr().out == ""
+    written = [json.loads(line)["request_id"] for line in capfd.readouterr().out.splitlines()]
+    assert written == ["a0", "a1", "a2", "last"]
 
 
 def test_exchanges_wait_to_be_counted_until_they_are_many_or_the_policy_changes() -> None:

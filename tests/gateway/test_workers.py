@@ -18,10 +18,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from gateway.workers import Member
+from gateway.settings import Settings
+from gateway.workers import Member, Supervisor
 from gateway.workers.sums import counts, read, total
 from loadtest.servers import POLICY, READY, Process, Sim, running
-from tests.gateway.serving import Port, body
+from tests.gateway import still
+from tests.gateway.serving import Port, body, eventually
 from tests.tiers import JSON, until
 
 ADMIN = secrets.token_hex(32)
@@ -195,6 +197,31 @@ def test_who_has_ended_counts_but_is_not_open_any_more() -> None:
     assert b"took_seconds_bucket" in text
     assert b"gateway_inflight_requests" not in text
     assert total([text, metrics(1, 1, 0)]).count(b"# TYPE asked_total counter") == 1
+
+
+def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        running = asyncio.create_task(Supervisor(Settings(workers=1), still.work, beat=0.002).run())
+        await eventually(lambda: "another one takes its place" in caplog.text)
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(main())
+    still_one, ended, *_ = caplog.messages
+    number = re.findall(r"process (\d+)", still_one)[0]
+    assert ended == f"a worker ended: process {number}, signal 9; another one takes its place in 0.1 s"
+
+
+def test_a_worker_that_serves_says_again_and_again_that_it_is_there() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        async with aclosing(await Member.join(theirs, beat=0.01)) as member:
+            member.serving()
+            assert [await reader.readline() for _ in range(3)] == [b"serving 0 0\n", b"here 0 0\n", b"here 0 0\n"]
+        writer.close()
+
+    asyncio.run(main())
 
 
 def test_a_worker_hears_on_when_an_answer_comes_as_its_question_is_given_up() -> None:

@@ -1,0 +1,104 @@
+"""A log whose reader stands still, is gone, or was never there."""
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from typing import TextIO
+
+import pytest
+
+from gateway.telemetry import Outlet
+from gateway.telemetry.outlet import MOST
+from tests.gateway.serving import PATIENCE
+from tests.gateway.test_telemetry import record, telemetry
+
+LINE = "x" * 99 + "\n"
+ROOM = 1 << 16  # bytes of a pipe
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[int, TextIO]]:
+    """The end of a pipe that nobody reads from, and the one to write to."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        yield reading, file
+
+
+def test_a_reader_that_stands_still_holds_nobody_up_and_what_it_missed_is_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pipe() as (reading, file):
+        outlet, written = Outlet(file), 3 * MOST
+
+        def write() -> None:
+            for _ in range(written):
+                outlet.write(LINE)
+
+        writing = threading.Thread(target=write, daemon=True)
+        writing.start()
+        writing.join(PATIENCE)
+        assert not writing.is_alive()
+        found, lost, end = b"", 0, time.monotonic() + PATIENCE
+        os.set_blocking(reading, False)
+        while found.count(b"\n") + lost < written and time.monotonic() < end:
+            time.sleep(0.01)
+            with contextlib.suppress(BlockingIOError):
+                found += os.read(reading, ROOM)
+            lost = sum(map(int, re.findall(r"(\d+) log lines were lost", caplog.text)))
+        os.close(reading)
+        outlet.close()
+        assert {*found.splitlines()} == {LINE.strip().encode()}
+        assert found.count(b"\n") == written - lost < written
+
+
+def test_exchanges_do_not_wait_for_who_reads_their_lines() -> None:
+    with pipe() as (reading, file):
+        with redirect_stdout(file):
+            made = telemetry(log=True)
+
+        def work() -> None:
+            for n in range(ROOM // 100):
+                made.record(record(id=f"i{n}"))
+
+        recording = threading.Thread(target=work, daemon=True)
+        recording.start()
+        recording.join(PATIENCE)
+        assert not recording.is_alive()
+        os.close(reading)
+        made.close()
+
+
+def test_lines_of_several_processes_on_one_pipe_stay_whole() -> None:
+    with pipe() as (reading, file):
+        outlets = [Outlet(file), Outlet(file)]
+        for letter, outlet in zip("ab", outlets, strict=True):
+            for _ in range(2 * ROOM // 500):
+                outlet.write(letter * 499 + "\n")
+        found = b""
+        while len(found) < 4 * (ROOM // 500) * 500:
+            found += os.read(reading, 1000)
+        os.close(reading)
+        assert {*found.splitlines()} == {b"a" * 499, b"b" * 499}
+        for outlet in outlets:
+            outlet.close()
+
+
+def test_a_reader_that_is_gone_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    with pipe() as (reading, file), caplog.at_level(logging.WARNING):
+        os.close(reading)
+        outlet = Outlet(file)
+        for _ in range(2):
+            outlet.write(LINE)
+            outlet.close()
+        assert [message.partition(":")[0] for message in caplog.messages] == ["log lines cannot be written"]
+
+
+def test_a_process_without_standard_output_goes_on() -> None:
+    outlet = Outlet(None)
+    outlet.write(LINE)
+    outlet.close()
