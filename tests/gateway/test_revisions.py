@@ -185,6 +185,22 @@ def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_befor
     follows(house, work)
 
 
+def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_there_again(house: House) -> None:
+    async def work(revisions: Revisions) -> None:
+        house.path.write_text(text("b"))
+        await revisions.look()
+        house.path.unlink()
+        await revisions.look()
+        await revisions.roll_back("previous")
+        assert (revisions.policy.revision, revisions.problems) == ("a", ())
+        house.path.write_text(text("b"))
+        await revisions.look()
+        assert (revisions.policy.revision, revisions.rollback) == ("b", None)
+        assert revisions.note() == f"{house.path} counts."
+
+    follows(house, work)
+
+
 def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(house: House) -> None:
     async def main() -> None:
         one, other = house.revisions(), house.revisions()
@@ -225,8 +241,14 @@ def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
                 await revisions.roll_back(to)
 
     follows(house, work)
-    with pytest.raises(BadRequest):
-        asyncio.run(Revisions(None, checked(house.path, {}), house.store, print, print).roll_back("previous"))
+
+
+def test_where_no_file_is_followed_there_is_nothing_to_roll_back_or_forward(house: House) -> None:
+    revisions = Revisions(None, checked(house.path, {}), house.store, print, print)
+    for asked in (lambda: revisions.roll_back("previous"), revisions.roll_forward):
+        with pytest.raises(BadRequest) as refusal:
+            asyncio.run(asked())
+        assert refusal.value.code == "no_policy_file"
 
 
 def test_revisions_are_bounded_and_each_is_kept_once_where_it_came_into_force_last() -> None:
