@@ -198,3 +198,22 @@ def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
         assert seen == [None, "share", None, "share", None, "share"]
 
     asyncio.run(main(MemoryStore()))
+
+
+@pytest.mark.parametrize(
+    ("tier", "seen"), [("pro", [None, "share", None, "share"]), ("flash", [None] * 4)], ids=["above", "below"]
+)
+def test_what_the_strong_tier_answered_takes_of_the_share_and_what_another_did_makes_room(
+    tier: str, seen: list[str | None]
+) -> None:
+    async def main(store: MemoryStore) -> list[str | None]:
+        found = []
+        for _ in range(4):
+            request = asking("even")
+            with await admit(request, None, POLICY, store) as admission:
+                found.append(admission.standing.capped)
+                answers = tier if found[-1] is None else "flash"
+                request.bills.append(Bill(answers, "answer", Usage(10, 0, 5, complete=True)))
+        return found
+
+    assert asyncio.run(main(MemoryStore())) == seen
