@@ -233,14 +233,20 @@ def test_the_ledgers_of_callers_are_apart_and_all_are_found(url: str | None) -> 
     assert on(url, main) == [("ann", 1), ("bob", 2)]
 
 
-def test_a_limit_that_is_lifted_and_set_again_begins_empty(url: str | None) -> None:
-    async def main(store: Store) -> int:
-        for limits in (TOKENS, WIDE):
-            held = await ask(store, limits)
-            await store.settle("ann", held.lease or "", [replace(USED, completion=5000)])
-        return (await ask(store, TOKENS, Bound())).tokens
+def test_a_limit_that_changes_keeps_what_was_used_and_one_that_is_lifted_and_set_again_begins_empty(
+    url: str | None,
+) -> None:
+    async def main(store: Store) -> list[tuple[int, int]]:
+        first = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
+        larger = replace(WIDE, tokens_per_minute=6001, money=Money(20_000, DAY, degrade=True))
+        seen = []
+        for limits in (first, larger, WIDE, first):
+            found = await ask(store, limits, Bound())
+            seen.append((round(found.tokens, -3), found.money))
+            await store.settle("ann", found.lease or "", [replace(USED, completion=3000)])
+        return seen
 
-    assert on(url, main) == 0
+    assert on(url, main) == [(0, 0), (3000, 300), (0, 0), (0, 0)]
 
 
 def test_what_was_admitted_without_limits_counts_from_the_first_one_on(url: str | None) -> None:
