@@ -163,6 +163,7 @@ def test_tokens_are_told_where_they_are_limited_and_used_up_is_429() -> None:
         with pytest.raises(OverLimit) as refusal:
             await admit(asking("metered", max_tokens=300), None, POLICY, store)
         assert (refusal.value.limit, refusal.value.code) == ("tokens", "rate_limit_exceeded")
+        assert "tokens per minute: limit 1000" in refusal.value.message
         assert 0 < (refusal.value.retry_after or 0) <= 60
 
     asyncio.run(main(MemoryStore()))

@@ -69,6 +69,7 @@ def test_each_prompt_of_a_completion_has_its_answers() -> None:
     body = {"messages": None, "max_tokens": 5}
     assert bound(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
     assert bound(request(**body, prompt=[1, 2, 3]), BOTH, POLICY).completion == 5
+    assert bound(request(**body, prompt=[]), BOTH, POLICY).completion == 5
 
 
 def test_no_request_holds_more_than_a_store_can_add_up() -> None:

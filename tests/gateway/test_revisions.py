@@ -133,6 +133,19 @@ def test_a_file_that_turns_wrong_changes_nothing_and_says_where(
         follows(house, work)
 
 
+def test_a_file_that_is_read_again_and_says_the_same_is_taken_over_without_a_word(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(revisions: Revisions) -> None:
+        since = revisions.since
+        assert await revisions.look(again=True)
+        assert (revisions.since, house.used, house.counted) == (since, [], ["accepted"] * 2)
+
+    with caplog.at_level(logging.WARNING, "gateway"):
+        follows(house, work)
+    assert caplog.messages == []
+
+
 def test_a_file_that_is_named_in_it_is_followed_too(house: House) -> None:
     beside = house.path.parent / "next.yaml"
     beside.write_text(text("n"))
@@ -158,7 +171,7 @@ def test_an_earlier_revision_comes_back_until_the_file_is_written(house: House) 
             await revisions.look()
         assert [one.revision for one in await revisions.known()] == ["c", "b", "a"]
         back = await revisions.roll_back("previous")
-        assert (back.revision, revisions.policy.revision) == ("b", "b")
+        assert (back.revision, revisions.policy.revision, revisions.text) == ("b", "b", back.text)
         assert revisions.told()["source"] == "rollback"
         assert "still says otherwise" in revisions.note()
         assert (await revisions.roll_back("previous")).revision == "a"
@@ -216,6 +229,20 @@ def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_to
         await other.roll_forward()
         await one.look()
         assert one.policy.revision == "b"
+
+    asyncio.run(main())
+
+
+def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: House) -> None:
+    async def main() -> None:
+        before = house.revisions()
+        for revision in ("a", "b"):
+            house.path.write_text(text(revision))
+            await before.look()
+        after = house.revisions()
+        await after.look()
+        assert [one.revision for one in await after.known()] == ["b", "a"]
+        assert (await after.roll_back("previous")).revision == "a"
 
     asyncio.run(main())
 

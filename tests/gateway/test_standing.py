@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy import load_policy
-from gateway.standing import duration, kept, limit_lines
-from gateway.store import Admitted, Limits
+from gateway.policy import Budget, load_policy
+from gateway.standing import duration, kept, limit_lines, stands
+from gateway.store import Admitted, Limits, Money
 
 CALLERS = load_policy(
     """\
@@ -62,6 +62,17 @@ def test_what_is_left_of_a_limit_is_told_and_how_long_it_takes_until_nothing_is_
     for what, limit, left in ((b"requests", b"6", requests_left), (b"tokens", b"6000", tokens_left)):
         assert told[b"x-ratelimit-limit-" + what] == limit
         assert told[b"x-ratelimit-remaining-" + what] + b" in " + told[b"x-ratelimit-reset-" + what] == left
+
+
+@pytest.mark.parametrize(
+    ("nano", "used", "budget"), [(499, 0.499, None), (500, 0.5, "warn"), (1000, 1.0, "warn"), (1500, 1.0, "warn")]
+)
+def test_a_budget_warns_from_its_part_on_and_what_is_overdrawn_is_all_of_it(
+    nano: int, used: float, budget: str | None
+) -> None:
+    limits = Limits(6, 1, 60.0, money=Money(1000, 60.0, degrade=False))
+    found = stands(Admitted(limits, "lease", 0, 0, money=nano), Budget(0.000001, warn=0.5), "caller")
+    assert (found.budget_used, found.budget) == (used, budget)
 
 
 def test_a_limit_is_shared_while_the_store_answers_and_does_as_the_policy_says_while_it_does_not() -> None:
