@@ -51,12 +51,12 @@ def test_a_crowd_of_requests_and_of_large_values_is_no_outage(valkey: str) -> No
     """It takes longer than any one reply may, on a machine that is busy with other things as well."""
 
     async def crowd(store: Store) -> tuple[int, str]:
-        answers = asyncio.create_task(burst(store, 16_000, limits(10)))
+        answers = asyncio.create_task(burst(store, 16_000, limits(1)))
         await asyncio.gather(*(store.remember("ann", b"%d" % n, b"x" * VALUE_LIMIT, 10.0) for n in range(40)))
         return granted(await answers), store.state
 
     started = time.monotonic()
-    assert on(valkey, crowd) == (10, "ok")
+    assert on(valkey, crowd) == (1, "ok")  # and in a minute, which is patience enough, no other one
     patience = max(0.5, (time.monotonic() - started) / 3)
     assert on(f"{valkey.partition('?')[0]}?socket_timeout={patience}", crowd) == (0, "ok")
 
