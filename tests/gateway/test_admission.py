@@ -76,6 +76,7 @@ def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> 
         with pytest.raises(RateLimited) as refusal:
             await admit(asking(), None, POLICY, store)
         assert (refusal.value.code, refusal.value.retry_after) == ("concurrency_limit_exceeded", 1.0)
+        assert refusal.value.message == "Too many requests at the same time: limit 2. Try again in 1s."
         one.close()
         one.close()
         await admit(asking(), None, POLICY, store)
