@@ -203,7 +203,7 @@ class Revisions:
                 told = "; ".join(map(str, found.problems))
                 log.warning("policy: %s stays in force: %s", self.policy, told)
             return
-        text = rollback.text if rollback else found.files[str(self.path)]
+        text = found.files[str(self.path)]
         first, same = self.text is None, identity(found.policy) == identity(self.policy)
         self.text, self.trials, self.rollback = text, found.trials, rollback
         if not same:

@@ -52,8 +52,8 @@ class Account:
     ledger: dict[Heading, Sums] = field(default_factory=dict)
 
     def is_idle(self, now: int) -> bool:
-        """Whether it may be forgotten."""
-        return not (self.leases or self.ledger or self.level or self.spent or self.asked) and self.idle_at <= now
+        """Whether it may be forgotten. What was used, and so counts against a limit, stands in the ledger."""
+        return not (self.leases or self.ledger) and self.idle_at <= now
 
     def begin(self, limits: Limits, now: int) -> int:
         """Bring the account up to date under `limits`; returns the microseconds until their request limit is idle."""

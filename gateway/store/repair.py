@@ -20,6 +20,7 @@ TYPES = {
     b"secret": b"string",
     b"kept": b"string",
     b"processes": b"zset",
+    b"records": b"stream",
 }
 # KEYS  names in one slot; ARGV  the type of each. -> the names whose keys held another type and were deleted
 REPAIR: Final = b"""

@@ -77,6 +77,7 @@ def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> 
         with pytest.raises(RateLimited) as refusal:
             await admit(asking(), None, POLICY, store)
         assert (refusal.value.code, refusal.value.retry_after) == ("concurrency_limit_exceeded", 1.0)
+        assert refusal.value.message == "Too many requests at the same time: limit 2. Try again in 1s."
         one.close()
         one.close()
         await admit(asking(), None, POLICY, store)
@@ -164,6 +165,7 @@ def test_tokens_are_told_where_they_are_limited_and_used_up_is_429() -> None:
         with pytest.raises(OverLimit) as refusal:
             await admit(asking("metered", max_tokens=300), None, POLICY, store)
         assert (refusal.value.limit, refusal.value.code) == ("tokens", "rate_limit_exceeded")
+        assert "tokens per minute: limit 1000" in refusal.value.message
         assert 0 < (refusal.value.retry_after or 0) <= 60
 
     asyncio.run(main(MemoryStore()))
@@ -199,3 +201,22 @@ def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
         assert seen == [None, "share", None, "share", None, "share"]
 
     asyncio.run(main(MemoryStore()))
+
+
+@pytest.mark.parametrize(
+    ("tier", "seen"), [("pro", [None, "share", None, "share"]), ("flash", [None] * 4)], ids=["above", "below"]
+)
+def test_what_the_strong_tier_answered_takes_of_the_share_and_what_another_did_makes_room(
+    tier: str, seen: list[str | None]
+) -> None:
+    async def main(store: MemoryStore) -> list[str | None]:
+        found = []
+        for _ in range(4):
+            request = asking("even")
+            with await admit(request, None, POLICY, store) as admission:
+                found.append(admission.standing.capped)
+                answers = tier if found[-1] is None else "flash"
+                request.bills.append(Bill(answers, "answer", Usage(10, 0, 5, complete=True)))
+        return found
+
+    assert asyncio.run(main(MemoryStore())) == seen

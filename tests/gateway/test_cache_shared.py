@@ -200,6 +200,19 @@ def test_without_a_store_each_process_answers_by_itself() -> None:
     asyncio.run(main())
 
 
+def test_while_the_store_does_not_answer_identical_requests_to_one_process_make_one_call(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=0.25)
+
+    async def main() -> None:
+        store = open_store("redis://127.0.0.1:1")
+        async with gateway(load_policy(TEXT.format(flash.url, pro.url)), store) as gate:
+            answers = await asyncio.gather(*(gate.ask(ASKED) for _ in range(9)))
+        assert [answer.headers["x-route-cache"] for answer in answers].count("coalesced") == 8
+
+    asyncio.run(main())
+    assert len(flash.seen()) == 1
+
+
 @pytest.mark.parametrize(("size", "kept"), [(4 << 20, False), (3 << 19, False), (1 << 19, True)])
 def test_an_answer_of_4_mb_is_not_stored_nor_one_that_stays_too_large(valkey: str, size: int, kept: bool) -> None:
     data = b'{"choices": "' + base64.b64encode(os.urandom(size)) + b'"}'

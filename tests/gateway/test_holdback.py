@@ -153,6 +153,13 @@ def test_answers_in_other_dialects_than_chats_are_let_out_at_once(flash: Sim, pr
     assert extra_logprobs(asked(fields, "/v1/messages"), "flash", policy) == {}
 
 
+def test_where_no_sign_is_a_figure_no_server_is_asked_for_log_probabilities(flash: Sim, pro: Sim) -> None:
+    request = asked(body(max_tokens=9))
+    assert extra_logprobs(request, "flash", held_back(flash, pro)) == {"logprobs": b"true", "top_logprobs": b"2"}
+    signs = {"escalate_when": {"mean_logprob": None, "margin": None, "empty": True}}
+    assert extra_logprobs(request, "flash", held_back(flash, pro, signs)) == {}
+
+
 def test_a_tier_that_is_not_named_is_not_held_back(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         pro.config(weak="empty")

@@ -59,6 +59,7 @@ def test_yaml_and_json_hold_records_with_all_that_the_store_keeps() -> None:
         (text(ANN, ANN), r"k:12:10: keys.1.id: given twice"),
         (text("ann"), r"keys.0: expected a mapping"),
         (text(secret="short"), r"secret: expected 64 hex"),
+        (text(secret=[SECRET]), r"secret: expected 64 hex"),
         (text(keys=None), r"keys: expected a list"),
         (text(schema=2), r"schema: expected 1"),
         (text(keyz=[]), r'keyz: unknown key; did you mean "keys"'),

@@ -12,7 +12,7 @@ from msgspec import structs
 from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
 from gateway.keyfile import KeyFile
-from gateway.keys import BELIEVED, Keys, identify, key_hash, new_key
+from gateway.keys import BELIEVED, REMEMBERED, Keys, Opened, identify, key_hash, new_key
 from gateway.policy import load_policy
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.pricing import terms
@@ -190,7 +190,7 @@ def test_whom_a_key_let_in_is_refused_once_the_store_has_no_such_key() -> None:
     async def main(store: CountingStore) -> None:
         key, record = await kept(store)
         keys = Keys(store)
-        await who(keys, key)
+        assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
         del store._keys[record.id]
         await asyncio.sleep(BELIEVED)
         for _ in range(2):
@@ -211,6 +211,40 @@ def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revocation_
         await store.revoke_key(record.id)
         await asyncio.sleep(1.01)
         assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
+
+    with_store(main)
+
+
+@pytest.mark.parametrize(
+    ("key", "asked"),
+    [("sk-tg-" + "a" * 8 + "-x", True), ("sk-tg-" + "a" * 32 + "-x", True), ("sk-tg-" + "a" * 12 + "-x-y", True),
+     ("sk-tg-" + "a" * 7 + "-x", False), ("sk-tg-" + "a" * 33 + "-x", False), ("sk-tg-" + "a" * 12 + "-", False),
+     ("sk-tg-" + "a" * 12, False), ("sk-" + "a" * 12 + "-x", False), ("a" * 12 + "-x", False)],
+)  # fmt: skip
+def test_a_store_is_asked_for_a_key_that_it_may_have_made_and_no_other(key: str, asked: bool) -> None:
+    async def main(store: CountingStore) -> None:
+        await refused(Keys(store), f"Bearer {key}")
+        assert len(store.asked) == asked
+
+    with_store(main)
+
+
+def test_of_more_keys_than_are_remembered_the_one_found_first_is_forgotten() -> None:
+    async def main(store: CountingStore) -> None:
+        _, record = await kept(store)
+        keys = Keys(store)
+        opened = Opened(await identify(None, Keys(store, everyone=True), CALLERS), None, b"", CALLERS)
+        for n in range(REMEMBERED + 1):
+            store._keys[f"{n}"] = record
+            assert await keys.record(f"{n}") == record
+            keys.remember(f"{n}", opened)
+        asked = len(store.asked)
+        assert [keys.opened(f"{n}") for n in (0, 1, REMEMBERED)] == [None, opened, opened]
+        await keys.record("1")
+        await keys.record(f"{REMEMBERED}")
+        assert len(store.asked) == asked
+        await keys.record("0")
+        assert len(store.asked) == asked + 1
 
     with_store(main)
 

@@ -1,6 +1,7 @@
 """What a request may use at most, and what it used: bounds that hold, prices that are right."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from msgspec import structs
 
 from gateway.body import MAX_TOKENS, read
 from gateway.policy import Price, load_policy
-from gateway.pricing import DEFAULT_ANSWER, bound, cost, lines, sizes, terms
+from gateway.pricing import DEFAULT_ANSWER, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
 
 POLICY = load_policy(
@@ -68,6 +69,7 @@ def test_each_prompt_of_a_completion_has_its_answers() -> None:
     body = {"messages": None, "max_tokens": 5}
     assert bound(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
     assert bound(request(**body, prompt=[1, 2, 3]), BOTH, POLICY).completion == 5
+    assert bound(request(**body, prompt=[]), BOTH, POLICY).completion == 5
 
 
 def test_no_request_holds_more_than_a_store_can_add_up() -> None:
@@ -93,6 +95,20 @@ def test_an_answer_that_was_cut_is_estimated_and_never_above_its_bound() -> None
     most = bound(whole, BOTH, POLICY)
     (line,) = lines(whole, POLICY)
     assert (line.prompt, line.completion, line.money) == (most.prompt, most.completion, most.money)
+
+
+def test_a_question_of_triage_that_was_not_counted_costs_its_own_size_and_not_the_answers() -> None:
+    asked = request(Bill("flash", "triage"), max_tokens=5000)
+    (line,) = lines(asked, POLICY)
+    verdict = POLICY.triage.prompts[POLICY.triage.prompt].tokens
+    assert (line.prompt, line.completion) == (sizes(asked)[0] + TRIAGE_ASKED, verdict)
+    assert (line.kind, line.estimated, verdict < 100) == ("triage", True, True)
+
+
+def test_what_a_killed_process_held_returns_within_a_minute_or_after_the_longest_exchange() -> None:
+    short = {name: replace(tier, timeouts=replace(tier.timeouts, total=2.0)) for name, tier in POLICY.tiers.items()}
+    assert lease(POLICY) == 60.0
+    assert lease(replace(POLICY, tiers=short)) == POLICY.triage.timeout + 2.0 + 2.0 + 2.0
 
 
 @pytest.mark.parametrize("usage", [Usage(None, None, 20, complete=True), Usage(100, None, None, complete=True)])

@@ -34,7 +34,9 @@ def test_the_decision_comes_right_before_the_end(before: bytes, done: bytes) -> 
     assert found.startswith(before)
     assert found.endswith(done)
     chunk = json.loads(found[len(before) : -len(done)].removeprefix(b"data: "))
+    assert chunk.keys() == {"id", "object", "created", "model", "choices", "route"}
     assert (chunk["id"], chunk["route"], chunk["choices"]) == (REQUEST.id, TOLD, [])
+    assert (chunk["object"], chunk["model"], type(chunk["created"])) == ("chat.completion.chunk", "f", int)
 
 
 @pytest.mark.parametrize(
@@ -71,4 +73,5 @@ def test_a_remembered_answer_is_explained_by_what_is_remembered() -> None:
     reply.tier, reply.cache, reply.route = "pro", "hit", Route(("pro",), "triaged", "cache")
     found = explanation(reply, POLICY, 0.001)
     assert found["route"] == {"tier": "pro", "rule": "triaged", "reason": "cache"}
+    assert found["policy"] == {"name": POLICY.name, "revision": POLICY.revision, "digest": POLICY.digest}
     assert (found["tier"], found["cache"], found["overhead_ms"], found["draft"]) == ("pro", "hit", 1.0, "none")

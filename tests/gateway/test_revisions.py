@@ -133,6 +133,19 @@ def test_a_file_that_turns_wrong_changes_nothing_and_says_where(
         follows(house, work)
 
 
+def test_a_file_that_is_read_again_and_says_the_same_is_taken_over_without_a_word(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(revisions: Revisions) -> None:
+        since = revisions.since
+        assert await revisions.look(again=True)
+        assert (revisions.since, house.used, house.counted) == (since, [], ["accepted"] * 2)
+
+    with caplog.at_level(logging.WARNING, "gateway"):
+        follows(house, work)
+    assert caplog.messages == []
+
+
 def test_a_file_that_is_named_in_it_is_followed_too(house: House) -> None:
     beside = house.path.parent / "next.yaml"
     beside.write_text(text("n"))
@@ -169,7 +182,7 @@ def test_an_earlier_revision_comes_back_until_the_file_is_written(house: House) 
             await revisions.look()
         assert [one.revision for one in await revisions.known()] == ["c", "b", "a"]
         back = await revisions.roll_back("previous")
-        assert (back.revision, revisions.policy.revision) == ("b", "b")
+        assert (back.revision, revisions.policy.revision, revisions.text) == ("b", "b", back.text)
         assert revisions.told()["source"] == "rollback"
         assert "still says otherwise" in revisions.note()
         assert (await revisions.roll_back("previous")).revision == "a"
@@ -196,6 +209,22 @@ def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_befor
     follows(house, work)
 
 
+def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_there_again(house: House) -> None:
+    async def work(revisions: Revisions) -> None:
+        house.path.write_text(text("b"))
+        await revisions.look()
+        house.path.unlink()
+        await revisions.look()
+        await revisions.roll_back("previous")
+        assert (revisions.policy.revision, revisions.problems) == ("a", ())
+        house.path.write_text(text("b"))
+        await revisions.look()
+        assert (revisions.policy.revision, revisions.rollback) == ("b", None)
+        assert revisions.note() == f"{house.path} counts."
+
+    follows(house, work)
+
+
 def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(house: House) -> None:
     async def main() -> None:
         one, other = house.revisions(), house.revisions()
@@ -211,6 +240,20 @@ def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_to
         await other.roll_forward()
         await one.look()
         assert one.policy.revision == "b"
+
+    asyncio.run(main())
+
+
+def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: House) -> None:
+    async def main() -> None:
+        before = house.revisions()
+        for revision in ("a", "b"):
+            house.path.write_text(text(revision))
+            await before.look()
+        after = house.revisions()
+        await after.look()
+        assert [one.revision for one in await after.known()] == ["b", "a"]
+        assert (await after.roll_back("previous")).revision == "a"
 
     asyncio.run(main())
 
@@ -236,8 +279,14 @@ def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
                 await revisions.roll_back(to)
 
     follows(house, work)
-    with pytest.raises(BadRequest):
-        asyncio.run(Revisions(None, checked(house.path, {}), house.store, print, print).roll_back("previous"))
+
+
+def test_where_no_file_is_followed_there_is_nothing_to_roll_back_or_forward(house: House) -> None:
+    revisions = Revisions(None, checked(house.path, {}), house.store, print, print)
+    for asked in (lambda: revisions.roll_back("previous"), revisions.roll_forward):
+        with pytest.raises(BadRequest) as refusal:
+            asyncio.run(asked())
+        assert refusal.value.code == "no_policy_file"
 
 
 def test_revisions_are_bounded_and_each_is_kept_once_where_it_came_into_force_last() -> None:

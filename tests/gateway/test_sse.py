@@ -48,6 +48,7 @@ def test_cuts_change_nothing_and_no_byte_is_lost(stream: bytes, cuts: list[int])
 )
 @example(b"data: a\n\ndata: b\n\n", 0)
 @example(b"data: a\n\n\ndata: b\n\n", 0)
+@example(b"data: a\ndata: b\n\n", 8)
 def test_what_events_say_is_told_of_the_same_events(stream: bytes, at: int) -> None:
     events, said = Splitter(), Splitter()
     for part in cut(stream, [at]):

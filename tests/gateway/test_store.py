@@ -329,6 +329,16 @@ def test_memory_forgets_the_least_recently_used_entries_above_its_bound() -> Non
     assert on(None, fill) == [True, False, True, True]
 
 
+def test_memory_counts_an_entry_that_took_the_place_of_another_once() -> None:
+    async def fill(store: Store) -> bytes | None:
+        await store.remember("ann", b"other", b"there", 10.0)
+        for _ in range(65):
+            await store.remember("ann", b"again", b"x" * VALUE_LIMIT, 10.0)
+        return await store.recall("ann", b"other")
+
+    assert on(None, fill) == b"there"
+
+
 def test_memory_forgets_idle_callers_but_neither_what_they_used_nor_who_has_to_wait() -> None:
     async def pass_by() -> int:
         store = MemoryStore()

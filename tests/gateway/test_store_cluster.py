@@ -12,8 +12,11 @@ import pytest
 from redis.crc import key_slot
 
 from gateway.store import Limits, Store, open_store
-from gateway.store.cluster import HOPS, TRY_AGAIN, WAIT
+from gateway.store.circuit import _beside as beside
+from gateway.store.cluster import HOPS, TRY_AGAIN, WAIT, Cluster
 from gateway.store.cluster import key_slot as slot_of
+from gateway.store.valkey import RedisStore
+from gateway.store.words import account, pushed
 from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot, until
 from tests.stores import at_once, recovered
 
@@ -219,3 +222,29 @@ def test_servers_that_cannot_be_read_are_refused(rest: str) -> None:
 @pytest.mark.parametrize("name", [b"", b"a", b"a{b}c{d}", b"{}a", b"a{}{b}", b"{a", b"a}b{c}", b"tg3:{ann}:account"])
 def test_a_key_is_looked_for_in_the_slot_where_the_cluster_has_it(name: bytes) -> None:
     assert slot_of(name) == key_slot(name)
+
+
+@pytest.mark.parametrize("name", [b"tg1:keys", b"tg1:{ann}:turn:k", *account("ann").names.all])
+def test_a_server_is_tried_again_by_a_key_in_the_slot_of_one_that_it_holds_where_nothing_is_kept(name: bytes) -> None:
+    assert slot_of(beside(name)) == slot_of(name)
+    assert beside(name) != name
+
+
+def test_all_keys_that_one_decision_is_about_are_in_one_slot() -> None:
+    ann = account("ann")
+    keys = [*ann.names.all, ann.entry + b"k", ann.turn + b"k", pushed("ann", "m1")]
+    assert len({slot_of(key) for key in keys}) == 1
+    assert slot_of(pushed("bob", "m1")) != slot_of(keys[0])
+
+
+def test_servers_are_reached_where_the_map_says_not_where_the_one_was_that_gave_it(nodes: Nodes) -> None:
+    async def main() -> set[str]:
+        store = open_store(f"redis+cluster://localhost:{nodes[0].port}?socket_timeout=10")
+        assert [count async for count in store.purge()] == [0, 0, 0]
+        assert isinstance(store, RedisStore)
+        assert isinstance(store._line, Cluster)
+        reached = {host for host, _ in store._line._nodes}
+        await store.close()
+        return reached
+
+    assert asyncio.run(main()) == {"127.0.0.1"}

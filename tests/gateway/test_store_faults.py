@@ -8,7 +8,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 
-from gateway.store import KeyRecord, Limits, Store, open_store
+from gateway.store import KeyRecord, Limits, Line, Store, open_store
+from gateway.store.refusals import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, refusal
+from gateway.store.repair import TYPES, _kind
+from tests.gateway.serving import eventually
 from tests.stores import on, recovered
 
 PLENTY = Limits(1_000_000, 100_000, 60.0)
@@ -52,6 +55,11 @@ async def shares_the_secret(store: Store) -> None:
     assert await store.secret() == await store.secret()
 
 
+async def notes(store: Store) -> None:
+    await store.note([b"line"], 10)
+    assert [lines async for lines in store.noted()] == [[b"line"]]
+
+
 @pytest.mark.parametrize(
     ("command", "works"),
     [
@@ -61,8 +69,9 @@ async def shares_the_secret(store: Store) -> None:
         ((b"RPUSH", b"tg1:{ann}:entry:entry", b"x"), recalls),
         ((b"SET", b"tg1:keys", b"x"), keeps_keys),
         ((b"RPUSH", b"tg1:secret", b"x"), shares_the_secret),
+        ((b"SET", b"tg1:records", b"x"), notes),
     ],
-    ids=["rate", "slots", "entry", "recall", "keys", "secret"],
+    ids=["rate", "slots", "entry", "recall", "keys", "secret", "records"],
 )
 def test_a_key_of_a_wrong_type_is_deleted_and_the_decision_repeated(
     url: str, command: tuple[bytes, ...], works: Callable[[Store], Awaitable[None]], caplog: pytest.LogCaptureFixture
@@ -75,6 +84,24 @@ def test_a_key_of_a_wrong_type_is_deleted_and_the_decision_repeated(
     with caplog.at_level(logging.INFO):
         on(url, main)
     assert said(caplog) == ["store repaired"]
+
+
+def test_every_key_that_the_store_makes_is_told_from_one_of_a_wrong_type(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        await keeps_keys(store)
+        await recalls(store)
+        await notes(store)
+        await store.keep("policy.revisions.house", b"")
+        held = [await store.admit("ann", PLENTY, b"turn") for _ in range(2)]
+        line = Line("pro", "answer", False, 1, 0, 1, 1)
+        for lease in (held[0].lease or "", "m1"):  # "m1": granted in an outage
+            await store.settle("ann", lease, [line])
+        await store.secret()
+        with redis.Redis.from_url(valkey) as client:
+            await eventually(lambda: client.exists("tg1:processes"))
+            assert {_kind(name): client.type(name) for name in client.scan_iter()} == TYPES
+
+    on(valkey, main)
 
 
 def test_a_release_of_a_slot_whose_key_was_spoiled_is_not_owed_for_ever(valkey: str) -> None:
@@ -147,6 +174,25 @@ def test_where_the_server_cannot_keep_the_secret_the_process_keeps_its_own(valke
 
     with redis.Redis.from_url(valkey) as client:
         on(valkey, lambda store: main(store, client))
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("LOADING Redis is loading the dataset in memory", ConnectionError),
+        ("NOAUTH Authentication required.", ConnectionError),
+        ("WRONGPASS invalid username-password pair or user is disabled.", ConnectionError),
+        ("ERR max number of clients reached", ConnectionError),
+        ("READONLY You can't write against a read only replica.", ConnectionError),
+        ("ERR unknown command", ResponseError),
+        ("NOSCRIPT No matching script.", NoScriptError),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", TryAgainError),
+        ("ASK 7 h:1", AskError),
+        ("MOVED 7 h:1", MovedError),
+    ],
+)
+def test_a_servers_error_is_the_commands_or_the_connections(reply: str, kind: type[Exception]) -> None:
+    assert type(refusal(reply)) is kind
 
 
 def test_a_wrong_password_is_an_outage_with_one_line(valkey: str, caplog: pytest.LogCaptureFixture) -> None:

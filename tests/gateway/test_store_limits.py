@@ -156,7 +156,8 @@ def test_a_budget_returns_with_the_next_window_less_what_is_still_held(url: str 
         one, two = await burst(store, limits, 2)
         await store.settle("ann", one.lease or "", [replace(USED, money=1400)])
         refusal = await ask(store, limits)
-        await asyncio.sleep(max(refusal.retry_after, 0.0) + 0.01)
+        assert 0.0 < refusal.retry_after <= 0.3
+        await asyncio.sleep(refusal.retry_after + 0.01)
         after = await ask(store, limits)
         assert two.lease
         return after.allowed, after.money
@@ -201,23 +202,24 @@ def test_overhead_is_booked_and_counts_against_no_limit(url: str | None) -> None
     on(url, main)
 
 
-def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None) -> None:
-    async def main(store: Store) -> list[tuple[str, int]]:
+@pytest.mark.parametrize("used", [[USED], []])
+def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None, used: list[Line]) -> None:
+    async def main(store: Store) -> list[int]:
         held = await ask(store, WIDE)
         today = int(time.time() // DAY)
-        for age in (399, 401):
+        for age in (400, 401):
             if isinstance(store, MemoryStore):
                 store._accounts["ann"].ledger[today - age, "pro", "answer", False] = (1, 0, 0, 0, age)
                 store._accounts["ann"].midnight = 0
         if url is not None:
             with redis.Redis.from_url(url) as client:
-                for age in (399, 401):
+                for age in (400, 401):
                     client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
                 client.hset("tg3:{ann}:account", "day", today - 1)
-        await store.settle("ann", held.lease or "", [USED])
-        return [(line.tier, line.money) for line in await store.ledger("ann")]
+        await store.settle("ann", held.lease or "", used)
+        return [line.money for line in await store.ledger("ann")]
 
-    assert on(url, main) == [("pro", 399), ("pro", 300)]
+    assert on(url, main) == [400, *(line.money for line in used)]
 
 
 def test_the_ledgers_of_callers_are_apart_and_all_are_found(url: str | None) -> None:
@@ -231,14 +233,20 @@ def test_the_ledgers_of_callers_are_apart_and_all_are_found(url: str | None) -> 
     assert on(url, main) == [("ann", 1), ("bob", 2)]
 
 
-def test_a_limit_that_is_lifted_and_set_again_begins_empty(url: str | None) -> None:
-    async def main(store: Store) -> int:
-        for limits in (TOKENS, WIDE):
-            held = await ask(store, limits)
-            await store.settle("ann", held.lease or "", [replace(USED, completion=5000)])
-        return (await ask(store, TOKENS, Bound())).tokens
+def test_a_limit_that_changes_keeps_what_was_used_and_one_that_is_lifted_and_set_again_begins_empty(
+    url: str | None,
+) -> None:
+    async def main(store: Store) -> list[tuple[int, int]]:
+        first = replace(TOKENS, money=Money(10_000, DAY, degrade=False))
+        larger = replace(WIDE, tokens_per_minute=6001, money=Money(20_000, DAY, degrade=True))
+        seen = []
+        for limits in (first, larger, WIDE, first):
+            found = await ask(store, limits, Bound())
+            seen.append((round(found.tokens, -3), found.money))
+            await store.settle("ann", found.lease or "", [replace(USED, completion=3000)])
+        return seen
 
-    assert on(url, main) == 0
+    assert on(url, main) == [(0, 0), (3000, 300), (0, 0), (0, 0)]
 
 
 def test_what_was_admitted_without_limits_counts_from_the_first_one_on(url: str | None) -> None:

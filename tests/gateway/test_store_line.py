@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,10 +13,12 @@ import pytest
 import redis
 
 from gateway.store import VALUE_LIMIT, open_store, where
+from gateway.store.address import _joined, hosts
 from gateway.store.line import FAULTS, PIECE, Line
-from gateway.store.opening import opening
+from gateway.store.opening import TIMEOUT, Word, opening, written
+from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.gateway.loopback import Run, run  # noqa: F401  a fixture
-from tests.gateway.serving import eventually, watched
+from tests.gateway.serving import PATIENCE, eventually, watched
 from tests.gateway.test_http1_limits import identity  # noqa: F401  a fixture
 
 BIG = b"x" * VALUE_LIMIT
@@ -118,8 +122,68 @@ def test_where_the_database_is_not_there_nothing_is_written_into_another(run: Ru
 
 
 @pytest.mark.parametrize(
+    ("url", "greeting", "place", "seconds"),
+    [
+        ("redis://h", [], ("h", 6379, ""), TIMEOUT),
+        ("redis://:p%40ss@[::1]:7", [(b"AUTH", "p@ss")], ("::1", 7, ""), TIMEOUT),
+        ("redis://ann:a@h/3?socket_timeout=2", [(b"AUTH", "ann", "a"), (b"SELECT", 3)], ("h", 6379, ""), 2.0),
+        ("redis://h?username=ann&password=a&db=3", [(b"AUTH", "ann", "a"), (b"SELECT", 3)], ("h", 6379, ""), TIMEOUT),
+        ("redis:///4", [(b"SELECT", 4)], ("localhost", 6379, ""), TIMEOUT),
+        ("unix://:a@/run/a%20b?db=1", [(b"AUTH", "a"), (b"SELECT", 1)], ("localhost", 6379, "/run/a b"), TIMEOUT),
+    ],
+)
+def test_an_address_says_where_who_and_how_long(
+    url: str, greeting: list[tuple[Word, ...]], place: tuple[str, int, str], seconds: float
+) -> None:
+    found = opening(url)
+    assert found.greeting == tuple(map(written, greeting))
+    assert ((found.host, found.port, found.path), found.timeout, found.tls) == (place, seconds, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "names_are_checked", "mode"),
+    [
+        ("", True, ssl.CERT_REQUIRED),
+        ("?ssl_cert_reqs=none", False, ssl.CERT_NONE),
+        ("?ssl_cert_reqs=optional", True, ssl.CERT_OPTIONAL),
+        ("?ssl_check_hostname=False", False, ssl.CERT_REQUIRED),
+        ("?ssl_check_hostname=no&ssl_cert_reqs=required", False, ssl.CERT_REQUIRED),
+        ("?ssl_check_hostname=0", False, ssl.CERT_REQUIRED),
+    ],
+)
+def test_who_answers_in_tls_is_checked_unless_the_address_says_otherwise(
+    options: str, names_are_checked: bool, mode: ssl.VerifyMode
+) -> None:
+    tls = opening(f"rediss://h{options}").tls
+    assert tls
+    assert (tls.check_hostname, tls.verify_mode) == (names_are_checked, mode)
+
+
+def test_a_certificate_of_our_own_has_its_key_in_the_same_file_or_another(tmp_path: Path) -> None:
+    chain, key, both = (tmp_path / name for name in ("chain.pem", "key.pem", "both.pem"))
+    chain.write_text(pem("CERTIFICATE", CERTIFICATE))
+    key.write_text(pem("PRIVATE KEY", KEY))
+    both.write_text(chain.read_text() + key.read_text())
+    assert opening(f"rediss://h?ssl_certfile={both}").tls
+    assert opening(f"rediss://h?ssl_certfile={chain}&ssl_keyfile={key}").tls
+    with pytest.raises(ValueError, match="cannot be used"):
+        opening(f"rediss://h?ssl_certfile={chain}")
+
+
+def test_the_servers_of_a_cluster_are_told_by_name_or_number_with_a_port_or_without() -> None:
+    told = "ann:a@[::1]:7000,h,[fe80::2],10.0.0.1:7001/?db=0"
+    servers = [("::1", 7000), ("h", 6379), ("fe80::2", 6379), ("10.0.0.1", 7001)]
+    assert hosts(told) == servers
+    assert hosts(",".join(map(_joined, servers))) == servers
+
+
+@pytest.mark.parametrize(
     ("url", "told"),
     [
+        ("redis", "begins with one of redis://"),
+        ("http://h", "begins with one of redis://"),
+        ("redis+cluster://h:x", "host:port"),
+        ("redis+cluster://:7000", "host:port"),
         ("redis://h?socket_timout=1", "no socket_timout; known: .*socket_timeout"),
         ("redis://h/main", "numbers"),
         ("redis://h?socket_timeout=soon", "soon"),
@@ -185,6 +249,47 @@ def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_command
         assert len(faults) == 1
 
     run(main())
+
+
+def test_a_connection_that_ends_while_it_takes_no_more_is_followed_by_one_that_does(run: Run) -> None:  # noqa: F811
+    met: list[asyncio.StreamWriter] = []
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.append(writer)
+        if len(met) > 1:  # the first one reads nothing
+            await reader.readuntil(b"PING\r\n")
+            writer.write(b"+PONG\r\n")
+            writer.close()
+
+    async def main() -> None:
+        faults: list[Exception] = []
+        async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+            url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?socket_timeout=10"
+            async with line(url, faults) as lane:
+                asked = [lane.put(b"SET", b"name", BIG) for _ in range(16)]
+                await eventually(lambda: lane._paused)
+                met[0].transport.abort()
+                assert {type(one) for one in await asyncio.gather(*asked, return_exceptions=True)} == {type(faults[0])}
+                assert await lane.put(b"PING") == b"PONG"
+
+    run(main())
+
+
+def test_a_server_that_takes_no_connection_is_given_up_in_time(run: Run) -> None:  # noqa: F811
+    async def main() -> None:
+        faults: list[Exception] = []
+        url = f"redis://127.0.0.1:{listening.getsockname()[1]}?socket_timeout=0.05"
+        async with line(url, faults) as lane, asyncio.timeout(PATIENCE):
+            with pytest.raises(TimeoutError, match="no reply"):
+                await lane.put(b"PING")
+        assert len(faults) == 1
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, contextlib.ExitStack() as queue:
+        for _ in range(4):  # the kernel lets no more wait
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        run(main())
 
 
 @pytest.mark.parametrize("reply", [b"+OK\r\n+OK\r\n", b"-MOVED elsewhere\r\n", b"-ASK 1 host:port\r\n", b"-MOVED\r\n"])

@@ -4,13 +4,16 @@ import asyncio
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gateway.store import Limits, Store, open_store
+from gateway.store.opening import opening
+from gateway.store.sentinel import named
 from loadtest.clusters import Node, free_ports, until
 from tests.gateway.identity import CERTIFICATE, KEY, pem
 
@@ -183,6 +186,43 @@ def test_sentinels_are_asked_with_a_password_of_their_own() -> None:
         eye = watching(server.port)
         eye.ask("ACL", "SETUSER", "default", ">open sesame")
         assert asyncio.run(main(eye)) == [True, False, False]
+
+
+async def primary_of(ports: Sequence[int | None], seconds: float) -> int:
+    """The port of the primary by sentinels that each name one, None: say nothing. The first one is heard first."""
+    heard = asyncio.Event()
+
+    async def told(port: int | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"main\r\n")
+        if port is not ports[0]:
+            await heard.wait()
+        if port is not None:
+            writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n%d\r\n" % port)
+        await reader.read()
+        heard.set()
+        writer.close()
+
+    async with AsyncExitStack() as stack:
+        ways = []
+        for port in ports:
+            server = await stack.enter_async_context(await asyncio.start_server(partial(told, port), "127.0.0.1", 0))
+            ways.append(opening(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}{PATIENT}"))
+        return (await asyncio.wait_for(named(ways, "main", seconds), WAIT))[1]
+
+
+@pytest.mark.parametrize(
+    ("ports", "seconds", "primary"),
+    [((7001, 7002, 7002), 60.0, 7002), ((7001, 7001, None), 60.0, 7001), ((7001, None, None), 0.1, 7001)],
+)
+def test_a_majority_of_the_sentinels_says_or_most_of_those_that_answer_in_time(
+    ports: Sequence[int | None], seconds: float, primary: int
+) -> None:
+    assert asyncio.run(primary_of(ports, seconds)) == primary
+
+
+def test_where_no_sentinel_answers_in_time_there_is_no_primary() -> None:
+    with pytest.raises(ConnectionError, match="no sentinel names a primary for main"):
+        asyncio.run(primary_of((None, None), 0.05))
 
 
 def test_sentinels_that_are_gone_cost_no_request() -> None:
