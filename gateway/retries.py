@@ -85,9 +85,9 @@ class Retries:
         try:
             async with asyncio.timeout(BUDGET):
                 data = await self._store.recall(caller.id, name)
-        except TimeoutError:
+            known = _ANSWERED.decode(data) if data else None
+        except (TimeoutError, msgspec.DecodeError):
             return
-        known = _ANSWERED.decode(data) if data else None
         if known and ended.asked - known.at > within:
             known = None
         if known or ended.whole:
