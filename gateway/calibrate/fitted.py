@@ -79,13 +79,14 @@ def calibrate(
     report = bound | _report(held, edges, mix) | {"sources": sources_of(decided)}
     report |= {} if few else _worth(held, edges[0])
     report |= {} if few or alike else _lift(held, edges[-1])  # of too few gains resampling knows no interval
-    caveats = [*caveats_on(decided, report, target, layer), *filter(None, (few, alike, bound and _again(held)))]
+    lacks = [few, alike, _again(held) if bound else None]
+    caveats = (*caveats_on(decided, report, target, layer), *filter(None, lacks))
     if target.kind == "shares":
         fitted, layer = decided, layer_for(decided, label, measures)
         edges = thresholds([layer.p(told(one)) for one in decided], wanted)
     basis = basis_of(layer, decided, fitted, label)
     basis = replace(basis, question=question if "p_complex" in layer.inputs else None)
-    return Calibration(target, layer, edges, basis, report, tuple(caveats), bool(bound) or gains(report))
+    return Calibration(target, layer, edges, basis, report, caveats, bool(bound) or gains(report))
 
 
 class Held(NamedTuple):

@@ -206,6 +206,13 @@ def test_neighbours_of_a_caller_are_in_one_half_and_what_was_sent_again_is_with_
     assert changes <= RUNS - 1, "halves of single turns would change at every other one"
 
 
+def test_each_half_has_its_part_of_outcomes_that_are_all_of_one_time() -> None:
+    records = traffic(4000, labels=100)
+    halves = parted(records, "id")
+    assert [sum(one.failed is not None for one in half) for half in halves] == pytest.approx([50, 50], abs=5)
+    assert [len(half) for half in halves] == pytest.approx([2000, 2000], abs=100)
+
+
 def test_a_source_can_be_left_out() -> None:
     lines = [recorded(at, 0.5, "flash", outcome=Outcome(0.0, source)) for at, source in enumerate(("caller", RETRY))]
     assert [one.source for one in examples(lines)] == ["caller", "retry"]

@@ -61,7 +61,7 @@ async def nothing_else(gate: Gateway) -> AsyncIterator[None]:
 def test_an_answer_has_an_outcome_once_the_same_is_asked_again(flash: Sim, pro: Sim) -> None:
     async def main() -> None:
         async with gateway(looking(flash, pro)) as gate:
-            asked = {
+            asked: dict[str, JSON] = {
                 "plain": {},
                 "stream": {"stream": True},
                 "dearer": {"model": "pro"},
