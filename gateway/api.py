@@ -17,7 +17,7 @@ from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import serving
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
-from gateway.recorded import Record
+from gateway.recorded import Record, phases
 from gateway.relay import ending, explained_events, explained_json, explanation, told, withheld
 from gateway.reply import Chunks, Reply
 from gateway.settings import Settings
@@ -243,9 +243,12 @@ class Exchange:
     def _record(self) -> None:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy
         model, stream, costs = None, False, []
+        parts: tuple[float, ...] = ()
         if request:
             model, stream = request.fields.model or "auto", bool(request.fields.stream)
             costs = request.costs or lines(request, policy)
+            read, bills = self._read_at - self._started - self._uploading, request.bills
+            parts = phases(self._overhead, read, bills[0].at - self._read_at if bills else None)
         tier, route, decision, cache, usage = None, None, None, "bypass", None
         if reply:
             tier, route, decision, cache, usage = reply.tier, reply.route, reply.decision, reply.cache, reply.usage
@@ -254,19 +257,11 @@ class Exchange:
         error = self._error or ("upstream_error" if usage and usage.failed else None)
         record = Record(  # by position: so many take six times as long by name
             self._id, self._wire.path, status, seconds, self._overhead, policy.version, self._ttft, self._caller,
-            model, stream, tier or None, route, decision, cache, usage, error, costs, self._limited, self._phases(),
-            self._trace,
+            model, stream, tier or None, route, decision, cache, usage, error, costs, self._limited, parts, self._trace,
         )  # fmt: skip
         doors.telemetry.record(record)
         doors.records.keep(record, policy)
+        if policy.record.retry_within and request:
+            doors.retries.saw(record, request, policy)
         if candidate := doors.policy.candidate:
             doors.comparison.saw(record, request, policy, candidate)
-
-    def _phases(self) -> tuple[float, ...]:
-        """Seconds of each of PHASES."""
-        if self._overhead is None or not self._request:
-            return ()
-        read, bills = self._read_at - self._started - self._uploading, self._request.bills
-        rest = self._overhead - read if self._overhead > read else 0.0
-        decide = bills[0].at - self._read_at if bills else rest
-        return (read, decide, rest - decide) if decide < rest else (read, rest, 0.0)

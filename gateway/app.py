@@ -20,6 +20,7 @@ from gateway.keys import ADMIN, Keys, expired
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records, newest
+from gateway.retries import Retries
 from gateway.revisions import Revisions
 from gateway.settings import Settings
 from gateway.shadow import Shadows
@@ -43,8 +44,9 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     upstream = Upstream(client, telemetry.meters.retries.add)
     records = Records(store, settings.records, drift := Drift(telemetry))
     shadows = Shadows(store, upstream, records, telemetry)
+    retries = Retries(store, records)
     comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows, comparison)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows, retries, comparison)
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
         member.render, member.recent = telemetry.render, records.recent
@@ -82,7 +84,7 @@ async def _running(doors: Doors, client: Client, revisions: Revisions, probe: Pr
 
 async def _close(doors: Doors, client: Client) -> None:
     """Background work ends first, then what it works on."""
-    await asyncio.gather(doors.comparison.close(), doors.shadows.close())
+    await asyncio.gather(doors.comparison.close(), doors.shadows.close(), doors.retries.close())
     await doors.upstream.close()
     client.close()
     await doors.records.close()

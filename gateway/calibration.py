@@ -89,7 +89,8 @@ class Basis:
     """What a calibration was fitted on: how p was spread over its records (`counts` below, between and above `edges`),
     and with how many effective outcomes. `label` is what those count: needed | failed. `judged`: somebody's judgements
     were among them. `agree`: agreements were, and from which one Flash's answer counted as good. `question`: what the
-    verdicts answered that p goes by; None: p goes by none, or nobody knows.
+    verdicts answered that p goes by; None: p goes by none, or nobody knows. `asked`: of the requests that verdicts
+    decided, no others.
     """
 
     edges: tuple[float, ...]
@@ -99,6 +100,7 @@ class Basis:
     judged: bool
     agree: float | None
     question: str | None = None
+    asked: bool = False
 
 
 class Fitted(NamedTuple):

@@ -18,7 +18,7 @@ from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
 from gateway.pricing import lines, terms
-from gateway.recorded import SHADOW, Outcome, Record
+from gateway.recorded import WEAK, Outcome, Record
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.types import Caller, ChatRequest, Decision
@@ -120,8 +120,8 @@ def judged(data: bytes, policy: Policy) -> Feedback:
         told = _FEEDBACK.decode(data)
     except UNREADABLE as error:
         raise BadRequest(f"Not an outcome: {error}") from None
-    if told.outcome.source == SHADOW:
-        raise BadRequest(f"'{SHADOW}' is the gateway's own source: give another.", param="outcome.source")
+    if told.outcome.source in WEAK:
+        raise BadRequest(f"'{told.outcome.source}' is the gateway's own source: give another.", param="outcome.source")
     unknown = [tier for tier in told.outcome.tiers if tier not in policy.tiers]
     if unknown:
         raise BadRequest(f"Unknown tier: {unknown[0]}. Known tiers: {', '.join(policy.tiers)}.", param="outcome.tiers")

@@ -7,6 +7,7 @@ from gateway.comparison import Comparison
 from gateway.keys import Keys
 from gateway.policy import Policy
 from gateway.records import Records
+from gateway.retries import Retries
 from gateway.shadow import Shadows
 from gateway.store import Store
 from gateway.telemetry import Telemetry
@@ -29,6 +30,7 @@ class Doors:
     telemetry: Telemetry
     records: Records
     shadows: Shadows
+    retries: Retries
     comparison: Comparison
     uploads: Uploads = field(default_factory=Uploads)
     leaving: bool = False

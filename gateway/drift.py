@@ -66,7 +66,7 @@ class Drift:
         if policy.basis is None or facts.score is None:
             return
         seen = self._of(policy)
-        if seen is None:
+        if seen is None or (seen.basis.asked and decision.verdict is None):
             return
         p_complex = decision.verdict.p_complex if decision.verdict else None
         p = seen.layer.p(row(facts.score, p_complex, facts.measures))
@@ -82,10 +82,10 @@ class Drift:
     def judged(self, one: Recorded, policy: Policy) -> None:
         """A decision got its first outcome."""
         seen = self._of(policy)
-        if seen is None:
+        if seen is None or (seen.basis.asked and one.verdict is None):
             return
         found = example(one, GOOD if seen.basis.agree is None else seen.basis.agree)
-        if found is None or not comparable(found.agree, seen.basis):
+        if found is None or found.retried or not comparable(found.agree, seen.basis):
             return
         hit = found.needed if seen.basis.label == "needed" else found.failed
         if hit is None:

@@ -3,25 +3,34 @@
 Each outcome has a weight: the probability that the judged policy chooses what was chosen, over the probability that it
 had when it was chosen (the propensity). The weighted mean is unbiased if every choice of the judged policy had a
 chance. Values lie between 0 and 1.
+
+Requests that the policy sends where few were sent have few outcomes, of great weight. How many there are of them is
+known, so their mean is taken apart: by weights alone they would count as much as chance happened to choose for them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
+from typing import NamedTuple
 
 LEAST = 30.0  # effective outcomes below which nothing is claimed
-RESAMPLES = 500
-BLOCKS = 100  # outcomes are resampled in so many runs: in bounded time, and turns of one conversation stay together
+RARE = 2.0  # expected square of a weight above which a request was mostly sent elsewhere
+FEWEST, MOST, TURNS = 30, 100, 5  # outcomes vary in so many runs, of so many neighbours where there are enough
 Z = 1.959964  # of 95 %
 
-Weighed = tuple[float, float]  # weight, value
+
+class Weighed(NamedTuple):
+    """An outcome. `square`: what the weight's square was expected to be, by the propensities; 0 where all is known."""
+
+    weight: float
+    value: float
+    square: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A self-normalised mean (SNIPS) with its bootstrapped 95 % interval. `plain` is not normalised (IPS). `effective`:
-    the effective sample size of these `outcomes`."""
+    """A self-normalised mean (SNIPS) with its 95 % interval. `plain` is not normalised (IPS). `effective`: the
+    effective sample size of these `outcomes`."""
 
     value: float
     low: float
@@ -31,56 +40,105 @@ class Estimate:
     outcomes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How much better one way to choose is than another, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Unknown(Exception):
     """The outcomes do not say enough; the message says why."""
 
 
-def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0, promised: float = math.inf) -> Estimate:
-    """The mean value. `unsupported`: the part of the choices that could not have been made when these were.
-    `promised`: how many effective outcomes the propensities let expect. There seem to be more where the rare choices,
-    which weigh most, have not come yet.
+@dataclass(slots=True)
+class Mean:
+    """A mean `value`, and the `middle` of its interval. `pulls`: what each outcome has to do with it; `unseen`: what
+    one bad and one good outcome more would have, of the requests that fewest outcomes tell of: of outcomes that are all
+    alike the interval would have no width. `worth`: the effective number of outcomes."""
 
-    The same outcomes give the same interval. Raises Unknown when choices lack support or too few outcomes count.
+    value: float
+    middle: float
+    pulls: list[float]
+    unseen: list[float]
+    worth: float
+
+
+def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
+    """The mean value of `outcomes`, in an order in which those that are alike follow each other. `unsupported`: the
+    part of the choices that could not have been made when these were.
+
+    Raises Unknown when choices lack support or too few outcomes count: those that came, or those that the propensities
+    let expect. There seem to be more where the rare choices, which weigh most, have not come yet.
     """
     if not outcomes:
         raise Unknown("no outcome is known")
     if unsupported > 0:
         raise Unknown(f"{unsupported:.1%} of its choices had no chance when these were made: no outcome tells of them")
-    total = sum(weight for weight, _ in outcomes)
-    worth = min(effective([weight for weight, _ in outcomes]), promised)
-    if worth < LEAST:
-        raise Unknown(f"{worth:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
-    valued = sum(weight * value for weight, value in outcomes)
-    value, (low, high) = valued / total, interval(outcomes)
-    return Estimate(value, min(low, value), max(high, value), valued / len(outcomes), worth, len(outcomes))
+    mean = mean_of(outcomes)
+    if mean.worth < LEAST:
+        raise Unknown(f"{mean.worth:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
+    off = deviation(mean.pulls, mean.unseen)
+    low, high = max(0.0, min(mean.middle - off, mean.value)), min(1.0, max(mean.middle + off, mean.value))
+    plain = sum(one.weight * one.value for one in outcomes) / len(outcomes)
+    return Estimate(mean.value, low, high, plain, mean.worth, len(outcomes))
+
+
+def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Difference:
+    """How much better the first way is, by outcomes of the same requests in the same order: what both ways do alike
+    does not blur it. Raises Unknown."""
+    if list(one) == list(other):
+        return Difference(0.0, 0.0, 0.0)
+    here, there = mean_of(one), mean_of(other)
+    pulls = [mine - yours for mine, yours in zip(here.pulls, there.pulls, strict=True)]
+    value, middle = here.value - there.value, here.middle - there.middle
+    off = deviation(pulls, [*here.unseen, *there.unseen])
+    return Difference(value, max(-1.0, min(middle - off, value)), min(1.0, max(middle + off, value)))
+
+
+def mean_of(outcomes: Sequence[Weighed]) -> Mean:
+    """The mean of the rare ones and that of the others, as many as there are of each. Raises Unknown."""
+    found, variance = Mean(0.0, 0.0, [0.0] * len(outcomes), [], 0.0), 0.0
+    rare = [at for at, one in enumerate(outcomes) if one.square > RARE]
+    others = [at for at, one in enumerate(outcomes) if one.square <= RARE]
+    for rows in (others, rare):
+        if rows:
+            variance += _add(found, outcomes, rows)
+    found.pulls = [pull - found.middle / len(outcomes) for pull in found.pulls]
+    found.worth = 1 / variance
+    return found
+
+
+def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int]) -> float:
+    """Adds to the mean that of `rows`; the variance that it brings, of values whose own is 1."""
+    mine, part = [outcomes[at] for at in rows], len(rows) / len(outcomes)
+    total, squares = sum(one.weight for one in mine), sum(one.weight**2 for one in mine)
+    if not total:
+        raise Unknown(f"0 effective outcomes of {part:.1%} of the requests")
+    valued, unit, expected = sum(one.weight * one.value for one in mine), squares / total, sum(o.square for o in mine)
+    whole, middle = total + 2 * unit, (valued + unit) / (total + 2 * unit)
+    mean.value += part * valued / total
+    mean.middle += part * middle
+    for at, one in zip(rows, mine, strict=True):
+        mean.pulls[at] = part * one.weight * (one.value - middle) / whole + middle / len(outcomes)
+    mean.unseen = [part * unit * (value - middle) / whole for value in (0.0, 1.0)]
+    return part * part / min(total * total / squares, len(rows) ** 2 / expected if expected else math.inf)
+
+
+def deviation(pulls: Sequence[float], unseen: Sequence[float]) -> float:
+    """Half of a 95 % interval. Turns of one conversation, which are alike, vary together."""
+    runs = [0.0] * min(len(pulls), MOST, max(FEWEST, len(pulls) // TURNS))
+    for at, pull in enumerate(pulls):
+        runs[at * len(runs) // len(pulls)] += pull
+    return Z * math.sqrt(sum(run * run for run in (*runs, *unseen)))
 
 
 def effective(weights: Sequence[float]) -> float:
     """The effective sample size of weighted outcomes (Kish)."""
     total, squares = sum(weights), sum(weight * weight for weight in weights)
     return total * total / squares if squares else 0.0
-
-
-def interval(outcomes: Sequence[Weighed]) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % of the self-normalised mean; `outcomes` in the order of time.
-
-    One bad and one good outcome more, of mean effective weight, stand for what has not been seen: of outcomes that are
-    all alike the interval would have no width."""
-    unit = sum(weight * weight for weight, _ in outcomes) / sum(weight for weight, _ in outcomes)
-    outcomes = [*outcomes, (unit, 0.0), (unit, 1.0)]
-    blocks = [(0.0, 0.0)] * min(BLOCKS, len(outcomes))
-    for at, (weight, value) in enumerate(outcomes):
-        run = at * len(blocks) // len(outcomes)
-        total, valued = blocks[run]
-        blocks[run] = (total + weight, valued + weight * value)
-    chance = Random(0)  # noqa: S311  (the same interval each time)
-    means = sorted(_mean(chance.choices(blocks, k=len(blocks))) for _ in range(RESAMPLES))
-    return means[round(0.025 * (RESAMPLES - 1))], means[round(0.975 * (RESAMPLES - 1))]
-
-
-def _mean(blocks: Sequence[Weighed]) -> float:
-    total = sum(weight for weight, _ in blocks)
-    return sum(valued for _, valued in blocks) / total if total else 0.0
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -16,6 +16,8 @@ VERSION: Literal[1] = 1
 # model server is asked for the first time, or to the first byte where none is; relay: the rest.
 PHASES = ("read", "decide", "relay")
 SHADOW = "shadow"  # source of outcomes that are the agreement with another tier's answer, and no judgement
+RETRY = "retry"  # and of those that tell no more than that the same was asked again
+WEAK = (RETRY, SHADOW)  # none replaces one that comes later here, nor a judgement
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
@@ -49,6 +51,14 @@ class Record(msgspec.Struct, frozen=True):
     limited: str | None = None
     phases: Sequence[float] = ()
     trace: Trace | None = None
+
+
+def phases(overhead: float | None, read: float, decide: float | None) -> tuple[float, ...]:
+    """Seconds of each of PHASES; `decide` None: no model server was asked. () without an overhead."""
+    if overhead is None:
+        return ()
+    rest = overhead - read if overhead > read else 0.0
+    return (read, decide, rest - decide) if decide is not None and decide < rest else (read, rest, 0.0)
 
 
 class RecordError(Exception):
@@ -108,9 +118,13 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     tiers: Annotated[dict[Word, Quality], msgspec.Meta(max_length=8)] = {}
 
     def over(self, known: "Outcome | None") -> "Outcome":
-        """The one of two outcomes of a request that counts, where `known` came first: the later one, save that an
-        agreement never replaces a judgement."""
-        return known if known and self.source == SHADOW != known.source else self
+        """The one of two outcomes of a request that counts, where `known` came first: the later one, save that a weaker
+        one (WEAK) never replaces a stronger one."""
+        return known if known and self.strength < known.strength else self
+
+    @property
+    def strength(self) -> int:
+        return WEAK.index(self.source) if self.source in WEAK else len(WEAK)
 
 
 class Recorded(msgspec.Struct, kw_only=True):

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from gateway.errors import NotFound
 from gateway.policy import Policy, Recording
-from gateway.recorded import Chosen, Judged, Outcome, Record, Recorded, Seen, Used
+from gateway.recorded import RETRY, Chosen, Judged, Outcome, Record, Recorded, Seen, Used
 from gateway.store import Store
 from gateway.types import Caller, Decision
 
@@ -168,7 +168,7 @@ class Records:
         if kept.at + rules.feedback < time.time():
             return False
         known, kept.outcome = kept.outcome, outcome.over(kept.outcome)
-        if self._watch and not known:
+        if self._watch and (known is None or known.source == RETRY):  # which nobody watches
             self._watch.judged(_LINE.decode(kept.line()), policy)
         return True
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads"},
-    {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "drift"},
+    {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "retries", "drift"},
     {"abilities", "doors"},
     {"answer", "relay", "admin", "probe", "replay"},
     {"api", "steering"},

@@ -1,7 +1,8 @@
 """Which threshold on the probability of complex fits recorded traffic and a target?"""
 
 from gateway.calibrate.file import dump
-from gateway.calibrate.fitted import Calibration, Split, Unproven, calibrate
+from gateway.calibrate.fitted import Calibration, calibrate
+from gateway.calibrate.halves import Split, Unproven
 from gateway.calibrate.logistic import fit
 from gateway.calibrate.outcomes import GOOD, Example, example, examples, told
 from gateway.calibrate.target import FORMS, Target, TargetError, parse

@@ -32,11 +32,12 @@ def needed(one: Example) -> bool | None:
 
 def failed(one: Example) -> bool | None:
     """A bound on failures is proven by judgements alone."""
-    return one.failed if one.agree is None else None
+    return one.failed if one.agree is None and not one.retried else None
 
 
 def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -> Layer:
     """The layer for these outcomes: of what is believed beforehand, and of the measures where they are wanted."""
+    records = evened(records)
     rows = [told(one) for one in records]
     names = [name for name in _common(rows) if len({taken(name, row[name]) for row in rows if name in row}) > 1]
     used = [name for name in names if measures or name in BELIEVED]
@@ -49,6 +50,16 @@ def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -
     ]
     layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label)
     return replace(layer, trees=grown(outcomes, seen))
+
+
+def evened(records: Sequence[Example]) -> Sequence[Example]:
+    """The records, in which all of Flash's failures weigh as much as those do that were judged: retries tell which
+    requests failed, and nobody tells which of the others did not."""
+    bad = [one for one in records if one.failed]
+    judged, whole = sum(one.weight for one in bad if not one.retried), sum(one.weight for one in bad)
+    if judged == whole:
+        return records
+    return [replace(one, weight=one.weight * judged / whole) if one.failed else one for one in records]
 
 
 def _weighed(records: Sequence[Example], rows: Sequence[Row], used: Sequence[str], label: Label) -> Layer:

@@ -1,10 +1,12 @@
 """Which examples, inputs with outcomes, do recorded decisions give?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from gateway.calibration import row
-from gateway.recorded import SHADOW, Recorded
+from gateway.recorded import RETRY, SHADOW, Recorded
 
 GOOD = 0.5  # the quality from which an answer counts as good
 
@@ -16,7 +18,8 @@ class Example:
     `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agree`: nobody
     judged, the first tier's answer counts as good from this agreement with another's. `weight`: for how many
     requests the outcome stands, one over how likely chance made the first tier the one that answered. `question`: what
-    the classifier was asked for `p_complex`.
+    the classifier was asked for `p_complex`. `source` says who judged. `fixed`: the rank of the tier that it got
+    without a verdict, None where one decided; `explored`: how likely chance was to send it another way.
     """
 
     id: str
@@ -30,6 +33,14 @@ class Example:
     pro_ok: bool | None = None
     agree: float | None = None
     weight: float = 1.0
+    source: str = ""
+    fixed: int | None = None
+    explored: float = 0.0
+
+    @property
+    def retried(self) -> bool:
+        """Whether all that is known is that the same was asked again: such outcomes are bad ones, all of them."""
+        return self.source == RETRY
 
     @property
     def needed(self) -> bool | None:
@@ -50,11 +61,13 @@ class Example:
         return -1 if worse else int(self.needed)
 
 
-def examples(records: Sequence[Recorded], agree: float = GOOD) -> list[Example]:
+def examples(records: Sequence[Recorded], agree: float = GOOD, without: Collection[str] = ()) -> list[Example]:
     """The decisions that have a local score; a caller's wish has none. `agree`: from which agreement with another
-    tier's answer the first tier's counts as good. Raises RecordError."""
-    whoever = any(tells_of_another(one) for one in records)
-    return [found for one in records if (found := example(one, agree, whoever))]
+    tier's answer the first tier's counts as good. Outcomes of the sources `without` are left out. Where verdicts were
+    asked for, decisions without one are `fixed`. Raises RecordError."""
+    kept = [replace(one, outcome=None) if one.outcome and one.outcome.source in without else one for one in records]
+    whoever, asked = any(map(tells_of_another, kept)), any(one.verdict for one in kept)
+    return [found for one in kept if (found := example(one, agree, whoever, asked))]
 
 
 def tells_of_another(one: Recorded) -> bool:
@@ -63,9 +76,9 @@ def tells_of_another(one: Recorded) -> bool:
     return one.outcome is not None and first in one.outcome.tiers and first != (one.tier or one.route.tier)
 
 
-def example(one: Recorded, agree: float = GOOD, whoever: bool = False) -> Example | None:
+def example(one: Recorded, agree: float = GOOD, whoever: bool = False, asked: bool = False) -> Example | None:
     """The decision; None without a local score. `whoever`: outcomes that tell of several tiers come whoever answered,
-    so that each stands for its own request alone."""
+    so that each stands for its own request alone. `asked`: what has no verdict is decided otherwise."""
     facts = one.read_facts()
     if facts.score is None:
         return None
@@ -85,7 +98,15 @@ def example(one: Recorded, agree: float = GOOD, whoever: bool = False) -> Exampl
         pro_ok=good(one, tiers[1:][-1:], least),
         agree=agree if compared else None,
         weight=1.0 if whoever and one.outcome and one.outcome.tiers else stands_for(one, tiers[:1]),
+        source=one.outcome.source if one.outcome else "",
+        fixed=rank(one, tiers) if asked and one.verdict is None else None,
+        explored=1 - max(one.route.logged.values()),
     )
+
+
+def rank(one: Recorded, tiers: Sequence[str]) -> int:
+    """The rank of the tier that the decision chose; of one that is gone the lowest."""
+    return tiers.index(one.route.tier) if one.route.tier in tiers else 0
 
 
 def stands_for(one: Recorded, first: Sequence[str]) -> float:

@@ -15,6 +15,7 @@ BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
+FEWEST, TURNS = 30, 5  # runs at the fewest, and neighbours in each where there are enough
 KIND = 10  # where more than one request in so many are equal, they are no repeats of one
 
 
@@ -70,9 +71,9 @@ def lift(judged: Sequence[Judged], threshold: float) -> float:
 
 
 def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], float]) -> Estimate:
-    """The measure with its 95 % bootstrap interval over requests; repeats of one are drawn together."""
+    """The measure with its 95 % bootstrap interval over runs of neighbours (`runs`)."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
-    groups = distinct(judged)
+    groups = runs(judged)
     drawn = (measure(list(chain(*chance.choices(groups, k=len(groups))))) for _ in range(DRAWS))
     found = sorted(value for value in drawn if not math.isnan(value))
     if not found:
@@ -80,12 +81,16 @@ def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], fl
     return Estimate(measure(judged), found[int(0.025 * len(found))], found[int(0.975 * (len(found) - 1))])
 
 
-def distinct(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """The requests, those of equal p together: mostly it was one request, again and again."""
-    counts = Counter(one.p for one in judged)
-    groups: dict[tuple[float, int], list[Judged]] = {}
+def runs(judged: Sequence[Judged]) -> list[list[Judged]]:
+    """The requests, neighbours together: turns of one conversation are alike. With them those of equal p: mostly it was
+    one request, again and again."""
+    counts, size = Counter(one.p for one in judged), len(judged)
+    several = min(size, max(FEWEST, size // TURNS))
+    groups: dict[int, list[Judged]] = {}
+    first: dict[tuple[float, int], int] = {}
     for at, one in enumerate(judged):
-        groups.setdefault((one.p, -1 if counts[one.p] * KIND <= len(judged) else at), []).append(one)
+        name = (one.p, -1 if counts[one.p] * KIND <= size else at)
+        groups.setdefault(first.setdefault(name, at * several // size), []).append(one)
     return list(groups.values())
 
 

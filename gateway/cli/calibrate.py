@@ -10,7 +10,7 @@ import typer
 
 from gateway.calibrate import FORMS, GOOD, Calibration, Split, TargetError, Unproven, dump, examples, parse
 from gateway.calibrate import calibrate as fitted
-from gateway.cli.output import Json, encoded, stop
+from gateway.cli.output import Json, encoded, stop, visible
 from gateway.cli.progress import reading, working
 from gateway.recorded import RecordError, read
 
@@ -26,6 +26,12 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     ] = "id",
     price_ratio: Annotated[float | None, typer.Option(help="What Pro costs for one of Flash; for cost=...")] = None,
     agree: Annotated[float, typer.Option(min=0, max=1, help="Flash is good from this agreement with a shadow.")] = GOOD,
+    without: Annotated[
+        list[str] | None, typer.Option(help="A source whose outcomes are left out, such as retry; may come again.")
+    ] = None,
+    explore: Annotated[
+        float | None, typer.Option(min=0, max=0.5, help="The rule's `explore`, where the records show another.")
+    ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when no gain over chance is shown.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -39,24 +45,31 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
         raise typer.BadParameter(str(error), param_hint="--target") from None
     try:
         with reading(records) as advance:
-            decisions = examples(read(records, advance), agree)
+            decisions = examples(read(records, advance), agree, without or ())
         with working(f"fitting to {len(decisions)} outcomes"):
-            found = fitted(decisions, wanted, split)
+            found = fitted(decisions, wanted, split, explore)
     except (RecordError, Unproven) as error:
         raise stop("policy calibrate", str(error)) from None
-    if as_json:
-        print(encoded({"inputs": list(found.layer.weights), "thresholds": found.edges, "proven": found.proven,
-                       "report": found.report, "caveats": found.caveats}))  # fmt: skip
-    else:
-        print("\n".join(in_words(found)))
+    print(as_data(found) if as_json else "\n".join(in_words(found)))
     if not found.proven and not anyway:
         raise stop("policy calibrate", "no gain over chance is shown; nothing is written (--anyway writes it)")
+    write(out, found, records, len(decisions))
+    print(f"written to {out}", file=sys.stderr if as_json else sys.stdout)
+
+
+def write(out: Path, found: Calibration, records: list[Path], decisions: int) -> None:
+    """Writes the calibration's file."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in records)).hexdigest()
     try:
-        out.write_text(dump(found, digest, len(decisions), time.time()))
+        out.write_text(dump(found, digest, decisions, time.time()))
     except OSError as error:
         raise stop("policy calibrate", f"{out}: {error.strerror}") from None
-    print(f"written to {out}", file=sys.stderr if as_json else sys.stdout)
+
+
+def as_data(found: Calibration) -> str:
+    """The report for programs."""
+    named = {"inputs": list(found.layer.weights), "thresholds": found.edges, "proven": found.proven}
+    return encoded(named | {"report": found.report, "caveats": found.caveats})
 
 
 def in_words(found: Calibration) -> list[str]:
@@ -67,6 +80,13 @@ def in_words(found: Calibration) -> list[str]:
         f"thresholds   {', '.join(f'{edge:.4f}' for edge in found.edges)}",
         f"shares       {', '.join(map(interval, report['shares']))} of {report['judged']} judged records",
     ]
+    if report["fixed"] or report["explore"]:
+        lines.append(
+            f"in them      {report['fixed']:.1%} have their tier without a verdict; of the others explore sends "
+            f"{report['explore']:.1%} another way"
+        )
+    if report["sources"]:
+        lines.append(f"sources      {', '.join(heard(*one) for one in report['sources'].items())}")
     if bound := report.get("bound"):
         lines.append(
             f"bound        at most {found.target.rate:g} of what stays on Flash fails, confidence "
@@ -82,6 +102,11 @@ def in_words(found: Calibration) -> list[str]:
     if report.get("flash_failure"):
         lines.append(f"Flash fails  {interval(report['flash_failure'])} of what stays")
     return lines + [f"caveat       {text}" for text in found.caveats]
+
+
+def heard(source: str, found: dict[str, float]) -> str:
+    """A source of outcomes."""
+    return f"{visible(source)} {found['outcomes']} outcomes ({found['failed']:.0%} bad)"
 
 
 def interval(found: dict[str, Any]) -> str:

@@ -149,10 +149,13 @@ def draw(found: Replay, out: Console) -> None:
     if found.unseen:
         out.print(f"of {found.unseen:.0f} hold-back would judge a start that nobody saw; they count as let out")
     out.print(moves_table(found.moves))
-    table = Table("", "Pro share", "cost USD", "counted", "quality", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = "", "Pro share", "cost USD", "counted", "quality", "candidate better by"
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, arm in found.arms.items():
         share = f"{arm.pro_share:.1%} ({arm.low:.1%} - {arm.high:.1%})"
-        table.add_row(escape(name), share, f"{arm.cost_usd:.6f}", f"{arm.counted:.0%}", escape(quality(arm)))
+        better = f"{arm.behind.value:+.3f} ({arm.behind.low:+.3f} - {arm.behind.high:+.3f})" if arm.behind else ""
+        told = escape(name), share, f"{arm.cost_usd:.6f}", f"{arm.counted:.0%}", escape(quality(arm))
+        table.add_row(*told, "" if name == "candidate" else better)
     out.print(table)
 
 

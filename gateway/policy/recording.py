@@ -36,3 +36,11 @@ class Recording:
     shadow: Annotated[
         Shadow | None, Field(description="answers that a higher tier gives once more, to compare; null: none")
     ] = None
+    retry_within: Annotated[
+        Duration | None,
+        Field(description="an answer to the same, asked again so soon, is an outcome; null: nobody looks"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.retry_within and self.retry_within > self.feedback:
+            raise ValueError("retry_within is longer than feedback: so late no outcome is taken")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from gateway.estimate import Estimate, Unknown, estimate, wilson
+from gateway.estimate import Difference, Estimate, Unknown, Weighed, difference, estimate, wilson
 from gateway.holdback import answered
 from gateway.policy import Policy
 from gateway.pricing import cost
-from gateway.recorded import SHADOW, Outcome, Recorded
+from gateway.recorded import WEAK, Outcome, Recorded
 from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Way, as_recorded, choices
 from gateway.routing import place, reachable
 from gateway.sessions import OUTPUT_TOKENS
@@ -36,7 +36,8 @@ class Move:
 class Arm:
     """One way to choose tiers: the shares of the tiers; the share above the first tier (`pro_share`) with its 95 %
     interval (`low`, `high`); cost in US dollars. `counted`: the part of the cost for tokens that servers counted; the
-    rest is estimated. `quality`, or `unknown`: why it is not known.
+    rest is estimated. `quality`, or `unknown`: why it is not known. `behind`: how much better the candidate is, where
+    both are known.
     """
 
     shares: dict[str, float]
@@ -47,6 +48,7 @@ class Arm:
     counted: float
     quality: Estimate | None
     unknown: str | None
+    behind: Difference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,16 @@ class Replay:
     def figures(self) -> dict[str, float | None]:
         """The candidate's figures, by the names that a `--fail-if` condition has for them; None: not known."""
         candidate, before = self.arms["candidate"], self.arms["recorded"]
+        gain = before.behind
         told: dict[str, float | None] = {
             "pro_share": candidate.pro_share if self.decided else None,
             "cost_usd": candidate.cost_usd if self.decided else None,
             "cost_ratio": candidate.cost_usd / before.cost_usd if before.cost_usd else None,
             "quality": candidate.quality.value if candidate.quality else None,
             "quality_low": candidate.quality.low if candidate.quality else None,
+            "gain": gain.value if gain else None,
+            "gain_low": gain.low if gain else None,
+            "gain_high": gain.high if gain else None,
             "moved": self.moved / self.records if self.records else None,
             "undecided": self.undecided / self.records if self.records else None,
             "refused": self.refused / self.records if self.records else None,
@@ -98,6 +104,7 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
     counts = Counter(choice.to for choice in found)
     moves = moved([answered(apart(one, policy)) for one in records], found, records)
     prices, theirs = Prices(rows, policy), [apart(one, policy) for one in rows]
+    told = {name: weighed(rows if name == "recorded" else theirs, ways) for name, ways in arms.items()}
     return Replay(
         len(records),
         len(rows),
@@ -107,7 +114,7 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
         sum(judgement(one) is not None for one in rows),
         sum(move.count for move in moves),
         moves,
-        {name: arm(rows, ways, prices, rows if name == "recorded" else theirs) for name, ways in arms.items()},
+        {name: arm(rows, ways, prices, (told[name], told["candidate"])) for name, ways in arms.items()},
     )
 
 
@@ -152,8 +159,8 @@ def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) 
     return [Way(shares[kind]) for kind in kinds]
 
 
-def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: Sequence[Recorded]) -> Arm:
-    """The figures of one way to choose; `told`: the rows by whose outcomes its quality is estimated."""
+def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: tuple["Told", "Told"]) -> Arm:
+    """The figures of one way to choose; `told`: what outcomes tell of it, and of the candidate."""
     count, chosen = len(rows) or 1, [way.answers for way in ways]
     tiers = dict.fromkeys(tier for chances in chosen for tier in chances)
     shares = {tier: sum(chances.get(tier, 0.0) for chances in chosen) / count for tier in tiers}
@@ -161,43 +168,51 @@ def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: S
     costs = [prices.of(one, tier, p) for one, chances in zip(rows, chosen, strict=True) for tier, p in chances.items()]
     usd = sum(part for part, _ in costs)
     counted = sum(part for part, known in costs if known) / usd if usd else 1.0
-    try:
-        quality, unknown = judged(told, ways), None
-    except Unknown as why:
-        quality, unknown = None, str(why)
-    return Arm(shares, above, *wilson(above, len(rows)), usd, counted, quality, unknown)
+    (quality, unknown), (best, _) = map(judged, told)
+    behind = difference(told[1].outcomes, told[0].outcomes) if quality and best else None
+    return Arm(shares, above, *wilson(above, len(rows)), usd, counted, quality, unknown, behind)
 
 
 def judgement(one: Recorded) -> Outcome | None:
-    """The outcome, if somebody judged the answer; None also for an agreement with another tier's answer."""
-    return None if one.outcome is None or one.outcome.source == SHADOW else one.outcome
+    """The outcome, if somebody judged the answer; None for agreements and retries."""
+    return None if one.outcome is None or one.outcome.source in WEAK else one.outcome
 
 
-def judged(rows: Sequence[Recorded], ways: Sequence[Way]) -> Estimate:
-    """The estimated quality of these ways. Raises Unknown.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What outcomes tell of one way to choose. `unsupported`: the part of its choices that none can tell of."""
+
+    outcomes: list[Weighed]
+    unsupported: float
+
+
+def judged(told: Told) -> tuple[Estimate | None, str | None]:
+    """The estimated quality, or why it is not known."""
+    try:
+        return estimate(told.outcomes, told.unsupported), None
+    except Unknown as why:
+        return None, str(why)
+
+
+def weighed(rows: Sequence[Recorded], ways: Sequence[Way]) -> Told:
+    """The outcomes of these ways, each caller's in the order of time.
 
     Where every outcome covers every tier that may answer, as in labelled data, no weights are needed. Else outcomes are
     weighted by propensity, and count only for the tier that was chosen then.
     """
     found = [(one, judgement(one), way) for one, way in zip(rows, ways, strict=True)]
     known = [(one, said, way) for one, said, way in found if said]
+    known.sort(key=lambda each: (each[0].caller, each[0].at))
     told = [({one.tier or one.route.tier: said.quality, **said.tiers}, way.answers) for one, said, way in known]
     if all(chances.keys() <= values.keys() for values, chances in told):
-        return estimate([(1.0, sum(p * values[tier] for tier, p in chances.items())) for values, chances in told])
-    weighed = [(supported(one, way) / one.route.p, said.quality) for one, said, way in known]
-    pairs = [(one, way) for one, _, way in known]
-    return estimate(weighed, sum(lost(*pair) for pair in pairs) / len(pairs), promised(pairs))
+        return Told([Weighed(1.0, sum(p * values[to] for to, p in chances.items())) for values, chances in told], 0.0)
+    outcomes = [Weighed(supported(one, way) / one.route.p, said.quality, square(one, way)) for one, said, way in known]
+    return Told(outcomes, sum(lost(one, way) for one, _, way in known) / len(known))
 
 
-def promised(pairs: Sequence[tuple[Recorded, Way]]) -> float:
-    """How many effective outcomes the propensities let expect: those of the choices that came, in the mean."""
-    squares = sum(
-        p * p / logged
-        for one, way in pairs
-        for tier, logged in one.route.logged.items()
-        if (p := way.chances.get(tier))
-    )
-    return len(pairs) ** 2 / squares if squares else 0.0
+def square(one: Recorded, way: Way) -> float:
+    """What the square of the outcome's weight was expected to be: that of the choices which could come, in the mean."""
+    return sum(p * p / logged for tier, logged in one.route.logged.items() if (p := way.chances.get(tier)))
 
 
 def supported(one: Recorded, way: Way) -> float:

@@ -20,7 +20,7 @@ from gateway.calibrate import (
     told,
 )
 from gateway.calibrate.bound import ALL, Certified, certify, fewest, tail
-from gateway.calibrate.fitted import parted
+from gateway.calibrate.halves import parted
 from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval, mean, thinned
 from gateway.calibration import load
 
@@ -369,7 +369,7 @@ def test_the_rate_of_a_useless_score_just_above_the_bound_is_rarely_certified() 
 
 
 def test_a_bound_is_certified_where_flash_is_good_enough() -> None:
-    found = calibrate(traffic(4000, by_score), parse("flash_failure=0.15@0.95"))
+    found = calibrate(traffic(4000, by_score, seed=6), parse("flash_failure=0.15@0.95"))
     fresh = [one for one in traffic(4000, by_score, seed=2) if band(found, one) == 0]
     assert len(fresh) > 1000
     assert sum(bool(one.failed) for one in fresh) / len(fresh) < 0.17
@@ -410,7 +410,7 @@ def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
     records = explored(2000, by_score, 0.1)
     found = calibrate(records, parse("pro_share=0.25"))
     blind = calibrate([replace(one, weight=1.0) for one in records], parse("pro_share=0.25"))
-    assert found.report["rate"] == pytest.approx(0.3167, abs=0.05)
+    assert found.report["rate"] == pytest.approx(0.3167, abs=0.08)
     assert blind.report["rate"] < 0.2
     assert found.report["effective"] < 0.5 * found.report["outcomes"]
     assert blind.report["effective"] == blind.report["outcomes"] == found.report["outcomes"]
@@ -424,7 +424,7 @@ def jumps(score: float, x: float) -> float:
 
 
 def test_a_bound_from_explored_outcomes_holds_for_all_requests() -> None:
-    records, fresh = explored(4000, jumps, 0.2), traffic(2000, jumps, seed=2)
+    records, fresh = explored(4000, jumps, 0.2, seed=6), traffic(2000, jumps, seed=2)
 
     def failing(known: list[Example]) -> float:
         found = calibrate(known, parse("flash_failure=0.25@0.9"))
@@ -467,7 +467,7 @@ def test_the_tail_is_the_binomial_one() -> None:
 
 
 def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> None:
-    pairs = [Judged(0.9, 1.0)] * 20 + [Judged(0.1, 0.0)] * 80
+    pairs = random.Random(3).sample([Judged(0.9, 1.0)] * 20 + [Judged(0.1, 0.0)] * 80, 100)
     assert lift(pairs, 0.5) == pytest.approx(0.8)
     assert lift(pairs, 0.9) == pytest.approx(0.8), "at the threshold is above"
     assert lift(pairs, 0.0) == 0
@@ -483,9 +483,17 @@ def test_a_few_gains_that_are_all_missed_do_not_exclude_chance() -> None:
 
 
 def test_a_bootstrapped_interval_is_as_wide_as_the_mean_of_so_many_is_uncertain() -> None:
-    coins = [Judged(0.5, float(at % 2)) for at in range(400)]
+    coins = [Judged(0.5, float(at % 2)) for at in random.Random(3).sample(range(400), 400)]
     found = bootstrap(coins, mean)
     assert [found.low, found.high] == pytest.approx([0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.012)
+
+
+def test_an_interval_is_wider_where_neighbours_are_alike() -> None:
+    chance = random.Random(4)
+    talks = [float(chance.random() < 0.3) for _ in range(60)]
+    turns = [Judged(0.5 + at / 1000, talks[at // 5]) for at in range(300)]
+    together, mixed = bootstrap(turns, mean), bootstrap(chance.sample(turns, len(turns)), mean)
+    assert together.high - together.low > 1.6 * (mixed.high - mixed.low), "the root of 5"
 
 
 def test_ece_is_0_for_true_chances_and_the_distance_for_shifted_ones() -> None:

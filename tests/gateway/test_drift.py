@@ -13,11 +13,11 @@ import pytest
 from gateway.calibrate import calibrate, dump, parse
 from gateway.drift import CHI, JUDGED, WINDOW, Drift, Z, miscalibrated, psi, spread
 from gateway.policy import Policy, load_policy
-from gateway.recorded import SHADOW, Outcome
+from gateway.recorded import RETRY, SHADOW, Outcome
 from gateway.records import Records, to_keep
 from gateway.store import MemoryStore
 from gateway.telemetry import Telemetry
-from gateway.types import Caller, Decision, Facts, Route
+from gateway.types import Caller, Decision, Facts, Route, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import gateway
 from tests.gateway.test_calibrate import by_score, traffic
@@ -127,6 +127,7 @@ def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: py
                 score, name = chance.random(), f"{turn}-{at}"
                 kept.keep(ended(name, score=score), policy)
                 bad = chance.random() < by_score(score, 0) + worse
+                await kept.judge(ANN, name, Outcome(0.0, RETRY), policy)
                 for _ in range(2):
                     await kept.judge(ANN, name, Outcome(float(not bad)), policy)
                 kept.keep(ended("other", score=score), policy)
@@ -135,6 +136,17 @@ def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: py
         assert len(caplog.messages) == 1
 
     asyncio.run(main())
+
+
+def test_where_verdicts_decide_what_has_none_is_not_looked_at(tmp_path: Path) -> None:
+    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
+    assert policy.basis
+    asked = replace(policy, basis=replace(policy.basis, asked=True))
+    for at in range(WINDOW):
+        drift.decided(decision(0.01), asked)
+        made = decision(at / WINDOW)
+        drift.decided(Decision(made.facts, Verdict("simple", 0.1), made.route), asked)
+    assert told(drift, asked, "scores") == (1, False)
 
 
 def test_a_calibration_on_agreements_is_held_against_agreements(tmp_path: Path) -> None:

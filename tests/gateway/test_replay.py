@@ -10,10 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.estimate import estimate
 from gateway.policy import Policy, load_policy
-from gateway.recorded import SHADOW, Outcome, Record, Recorded, RecordError
+from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError
 from gateway.records import seen, to_keep
 from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
+from gateway.replay.choices import as_recorded
+from gateway.replay.compared import weighed
 from gateway.routing import route
 from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
 
@@ -309,14 +312,53 @@ def test_outcomes_that_tell_of_every_tier_need_no_weights() -> None:
     assert quality["all flash"] < quality["shuffle"] < quality["candidate"] < quality["all pro"]
 
 
-def test_how_much_two_answers_agree_is_no_quality() -> None:
+@pytest.mark.parametrize("source", [SHADOW, RETRY])
+def test_neither_how_much_two_answers_agree_nor_that_one_was_asked_for_again_is_quality(source: str) -> None:
     records = triaged(400, better)
     judged = replay(records, A).arms["candidate"].quality
     for one in triaged(200, better, seed=1):
-        one.outcome = Outcome(0.1, SHADOW)
+        one.outcome = Outcome(0.1, source)
         records.append(one)
     found = replay(records, A)
     assert (found.outcomes, found.arms["candidate"].quality) == (400, judged)
+
+
+def test_how_much_better_the_candidate_is_than_each_other_way_has_its_interval() -> None:
+    bold = policy(("threshold: 0.5", "threshold: 0.25"), (", explore: 0.2", ""))
+    gains = []
+    for seed in range(4):
+        found = replay(triaged(300, better, seed), bold)
+        figures, arms = found.figures(), found.arms
+        gain = arms["recorded"].behind
+        assert gain
+        gains.append(gain)
+        assert (figures["gain"], figures["gain_low"], figures["gain_high"]) == (gain.value, gain.low, gain.high)
+        assert arms["candidate"].behind
+        assert arms["candidate"].behind.high == 0.0
+    # Of the quarter that moves Pro answers all, not a fifth; of the rest the policy in force sent a fifth elsewhere.
+    expected = 0.25 * 0.8 * 0.8 * 0.375 - 0.2 * 0.25 * 0.8 * 0.125 + 0.2 * 0.5 * 0.8 * 0.75
+    assert sum(gain.value for gain in gains) / 4 == pytest.approx(expected, abs=0.04)
+    assert sum(gain.low <= expected <= gain.high for gain in gains) >= 3
+    alike = replay(triaged(100, better), A).arms
+    assert alike["recorded"].behind
+    assert alike["recorded"].behind.value == alike["recorded"].behind.high == 0.0
+
+
+def test_turns_of_one_conversation_stay_together_though_others_come_between() -> None:
+    rows = triaged(100, better)
+    turns = [
+        msgspec.structs.replace(one, at=float(turn), caller=f"k{at}")
+        for turn in range(5)
+        for at, one in enumerate(rows)
+    ]
+    found = [estimate(weighed(some, list(map(as_recorded, some))).outcomes) for some in (turns, alone(turns))]
+    together, mixed = (one.high - one.low for one in found)
+    assert together > 1.8 * mixed, "the root of 5 times as wide"
+
+
+def alone(rows: list[Recorded]) -> list[Recorded]:
+    """The same with nothing that tells whose they are."""
+    return [msgspec.structs.replace(one, caller="") for one in rows]
 
 
 def test_cost_is_what_was_counted_and_else_as_long_as_that_tiers_answers_are() -> None:

@@ -69,6 +69,19 @@ def test_replay_tells_moves_shares_cost_quality_and_controls(files: dict[str, st
         assert told in found.stdout
 
 
+def test_a_gain_that_is_not_sure_fails_where_it_must_be(files: dict[str, str]) -> None:
+    lines = [json.loads(line(at)) for at in range(100)]
+    for one in lines:
+        one["outcome"] = {"quality": 0.9, "tiers": {"flash": 0.5, "pro": 1.0}}
+    Path(files["records"]).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    replay = "replay", "--policy", files["b.yaml"], "--records", files["records"]
+    assert "+0.100 (+0.0" in run(*replay).stdout
+    assert [run(*replay, "--fail-if", condition).exit_code for condition in ("gain_low < 0", "gain_low < 0.1")] == [
+        0,
+        1,
+    ]
+
+
 STEERING = "x\x1b]0;x\x07[/]\x9b"  # sets a terminal's title; to rich it is the end of a style that nobody began
 
 
@@ -86,6 +99,7 @@ def test_replay_as_json_has_every_figure(files: dict[str, str]) -> None:
     found = json.loads(told)
     assert found["figures"] | {"pro_share": 0.7, "share.pro": 0.7, "moved": 0.2, "quality": None} == found["figures"]
     assert found["arms"]["recorded"]["quality"]["value"] == pytest.approx(0.75)
+    assert found["arms"]["recorded"]["behind"] is None, "where nothing was explored nobody knows the candidate"
     assert found["figures"]["cost_ratio"] == pytest.approx((30 * 1 + 70 * 10) / (50 * 1 + 50 * 10))
 
 
@@ -99,6 +113,7 @@ def test_replay_as_json_has_every_figure(files: dict[str, str]) -> None:
         (["cost_ratio <= 1"], 0),
         (["undecided == 0"], 1),
         (["quality < 0.5"], 2),
+        (["gain_low < -0.02"], 2),
         (["nobody > 1"], 2),
         (["pro_share > 0.3", "nobody > 1"], 2),
         (["pro_share"], 2),

@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 
 from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, Line, MemoryStore, Store, Taken
+from gateway.store.memory import ENTRY
 from tests.stores import burst, granted, limits, on, scripts_known
 
 KEY = b"k" * 32
@@ -321,9 +322,9 @@ def test_a_store_says_what_it_is(url: str | None) -> None:
 def test_memory_forgets_the_least_recently_used_entries_above_its_bound() -> None:
     async def fill(store: Store) -> list[bool]:
         for n in range(64):
-            await store.remember("ann", b"%d" % n, b"x" * VALUE_LIMIT, 10.0)
+            await store.remember("ann", b"%d" % n, b"x" * (VALUE_LIMIT - ENTRY), 10.0)
         await store.recall("ann", b"0")
-        await store.remember("ann", b"one more", b"x" * VALUE_LIMIT, 10.0)
+        await store.remember("ann", b"one more", b"x" * (VALUE_LIMIT - ENTRY), 10.0)
         return [await store.recall("ann", key) is not None for key in (b"0", b"1", b"2", b"one more")]
 
     assert on(None, fill) == [True, False, True, True]
@@ -337,6 +338,17 @@ def test_memory_counts_an_entry_that_took_the_place_of_another_once() -> None:
         return await store.recall("ann", b"other")
 
     assert on(None, fill) == b"there"
+
+
+def test_memory_counts_what_small_entries_take_beside_their_values() -> None:
+    async def fill(store: Store) -> list[bool]:
+        for n in range(63):
+            await store.remember("ann", b"%d" % n, b"x" * VALUE_LIMIT, 10.0)
+        for n in range(VALUE_LIMIT // ENTRY):
+            await store.remember("ann", b"small %d" % n, b"x", 10.0)
+        return [await store.recall("ann", key) is not None for key in (b"0", b"1", b"small 0")]
+
+    assert on(None, fill) == [False, True, True]
 
 
 def test_memory_forgets_idle_callers_but_neither_what_they_used_nor_who_has_to_wait() -> None:

@@ -1,0 +1,128 @@
+"""What must be said beside a calibration?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.calibrate.layer import LEAST_OF_EACH, Label
+from gateway.calibrate.outcomes import Example, told
+from gateway.calibrate.report import Judged, apart
+from gateway.calibrate.target import Target
+from gateway.calibration import Layer
+from gateway.estimate import Z, effective
+
+LEAST = 100  # the fewest records, and the fewest with an outcome
+CLOSE = 0.03  # above this 95 % sampling error of a share there is a caveat
+HEARD = 20  # outcomes of a source that are enough to compare it with the others
+UNLIKE = 3.29  # standard deviations between two rates, beyond which they differ
+NEARLY = 0.9  # from this part of the requests on, those who judge are nearly all
+
+
+def gains(report: Mapping[str, Any]) -> bool:
+    """Whether the 95 % interval of the lift lies above 0."""
+    found = report.get("lift")
+    return found is not None and found["low"] > 0
+
+
+def few_outcomes(half: Sequence[Example], label: Label) -> str | None:
+    """A message if a half has too few outcomes, by effective sample size; else None."""
+    known = [one.weight for one in half if label(one) is not None and not one.retried]
+    worth = effective(known)
+    if worth >= LEAST // 2:
+        return None
+    told_worth = "" if worth > len(known) - 1 else f", worth {2 * worth:.0f} by their propensities"
+    return f"{2 * len(known)} outcomes or so{told_worth}; at least {LEAST} are needed"
+
+
+def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
+    """A message if nearly all outcomes of a half are equal; else None."""
+    known = [hit for one in half if (hit := label(one)) is not None and not one.retried]
+    if min(sum(known), len(known) - sum(known)) >= LEAST_OF_EACH // 2:
+        return None
+    return f"outcomes are nearly all alike: {sum(known)} of {len(known)} in one half count against Flash"
+
+
+def sources_of(records: Sequence[Example]) -> dict[str, dict[str, float]]:
+    """By source of outcomes on Flash's answers: how many there are, and which part of them was bad."""
+    found: dict[str, list[bool]] = {}
+    for one in records:
+        if one.failed is not None:
+            found.setdefault(one.source, []).append(one.failed)
+    return {source: {"outcomes": len(bad), "failed": sum(bad) / len(bad)} for source, bad in sorted(found.items())}
+
+
+def unlike(records: Sequence[Example]) -> bool:
+    """Whether those who judge Flash's answers differ in how many they find bad: one source and all others do."""
+    told = sources_of([one for one in records if not one.retried and one.agree is None]).values()
+    whole, bad = sum(one["outcomes"] for one in told), sum(one["outcomes"] * one["failed"] for one in told)
+    for one in told:
+        rest, rate = whole - one["outcomes"], bad / whole
+        if min(rest, one["outcomes"]) < HEARD or not 0 < rate < 1:
+            continue
+        others = (bad - one["outcomes"] * one["failed"]) / rest
+        deviation = math.sqrt(rate * (1 - rate) * (1 / rest + 1 / one["outcomes"]))
+        if abs(one["failed"] - others) > UNLIKE * deviation:
+            return True
+    return False
+
+
+def caveats_on(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
+    """The caveats that hold, as sentences."""
+    return [*_of_outcomes(records, report, target, layer), *_of_shares(report, target, len(records))]
+
+
+def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
+    p = [(layer.p(told(one)), one) for one in records]
+    known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None and not one.retried]
+    weighted = any(one.weight != 1 for one in known)  # then they stand for the others, too
+    others = [value for value, one in p if weighted or one.failed is None]
+    volunteered = sum(one.failed is not None and one.agree is None for one in records)
+    checks = {
+        "requests with an outcome differ from those without: what holds for the ones need not hold for the others": (
+            apart(known, others)
+        ),
+        "not every answer was judged: where it takes a bad one to be told, failures are overstated, though their order "
+        "need not be wrong": 0 < volunteered < NEARLY * len(records),
+        "those who judge differ in how many answers they find bad (see sources): not all of them hear a fair sample": (
+            unlike(records)
+        ),
+        "explore sends requests to Flash that p would not: the bound is none on those": (
+            target.kind == "flash_failure" and report["explore"] > 0
+        ),
+        "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain": (
+            any(one.failed and one.pro_ok is None for one in records)
+        ),
+        "outcomes that are agreements with another tier's answer say where words differ, not who is right": (
+            target.kind == "shares" and any(one.agree is not None for one in records)
+        ),
+        "p is no better than the mean rate (Brier)": (
+            "brier" in report and report["brier"] >= report["brier_of_the_rate"]
+        ),
+        "the bound holds for requests like the judged ones; after drift, or another model behind a tier, it does not": (
+            target.kind == "flash_failure"
+        ),
+        "Pro's answers are no better than Flash's over all: there is nothing to gain": (
+            "lift" in report and report["lift"] is None
+        ),
+        "the gain over random at an equal share is not shown: its interval reaches 0": (
+            report.get("lift") is not None and not gains(report)
+        ),
+    }
+    return [text for text, holds in checks.items() if holds]
+
+
+def _of_shares(report: Mapping[str, Any], target: Target, records: int) -> list[str]:
+    """The caveats on shares that hold; those `records` that were not judged set the evaluated edges."""
+    fitted = records - report["judged"]
+    once = max((math.sqrt(share * (1 - share)) for share in target.shares), default=0.0)
+    by_chance = Z * once * math.sqrt(1 / fitted + 1 / report["judged"])
+    off = [abs(got["value"] - want) for got, want in zip(report["shares"], target.shares, strict=False)]
+    near, enough = Z * once / math.sqrt(records), math.ceil((Z * once / CLOSE) ** 2)
+    checks = {
+        f"{records} records set a share to within {near:.3f} (95 %), {enough} to within {CLOSE:g}; "
+        "those without an outcome count, too": near > CLOSE,
+        "a realised share is further from its target than chance would have it: traffic changes, or scores are equal": (
+            any(value > by_chance for value in off)
+        ),
+    }
+    return [text for text, holds in checks.items() if holds]

@@ -1,0 +1,73 @@
+"""Which records is a calibration fitted on, and which judge it?"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from gateway.calibrate.outcomes import Example, told
+from gateway.calibrate.report import KIND
+
+RUNS = 20  # of neighbours, each in one half
+SEED = 20261122
+
+Split = Literal["time", "caller", "id"]
+
+
+class Unproven(Exception):
+    """The records do not show what was asked for; the message says what is missing."""
+
+
+def in_order(records: Sequence[Example]) -> list[Example]:
+    """Each caller's records one after another, so that turns of a conversation are neighbours."""
+    return sorted(records, key=lambda one: (one.caller or "", one.at or 0.0))
+
+
+def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], list[Example]]:
+    """The records to fit on, and those to evaluate on. Raises Unproven when they cannot be split so."""
+    if split == "time":
+        if any(one.at is None for one in records):
+            raise Unproven("a split by time needs `at` in every record")
+        ranked = sorted(records, key=lambda one: one.at or 0.0)
+        return ranked[: len(ranked) // 2], ranked[len(ranked) // 2 :]
+    first = of_callers(records) if split == "caller" else of_neighbours(records)
+    halves: tuple[list[Example], list[Example]] = ([], [])
+    for one in records:
+        halves[one.id not in first].append(one)
+    return halves
+
+
+def of_callers(records: Sequence[Example]) -> set[str]:
+    """The ids in one half, where each caller's records stay together. Raises Unproven for a single caller."""
+    callers = sorted({one.caller or "" for one in records})
+    if len(callers) < 2:
+        raise Unproven("a split by caller needs two callers")
+    random.Random(SEED).shuffle(callers)  # noqa: S311  (repeatable, not secret)
+    first = {*callers[: len(callers) // 2]}
+    return {one.id for one in records if (one.caller or "") in first}
+
+
+def of_neighbours(records: Sequence[Example]) -> set[str]:
+    """The ids in one half, where runs of neighbours stay together, and with them what was sent again. Turns of one
+    conversation are alike, and so is what comes of them: those must not be judged by what was learned from these.
+
+    Of two runs that follow each other each half has one; those with outcomes are parted by themselves, as they may all
+    be of one time.
+    """
+    chance = random.Random(SEED)  # noqa: S311  (repeatable, not secret)
+    sides = [side for _ in range(RUNS // 2) for side in chance.sample((True, False), 2)]
+    names, found = repeats(records), dict[str, bool]()
+    for known in (True, False):
+        rows = [one for one in records if (one.failed is not None) is known]
+        for at, one in enumerate(rows):
+            found.setdefault(names[one.id], sides[at * RUNS // len(rows)])
+    return {one.id for one in records if found[names[one.id]]}
+
+
+def repeats(records: Sequence[Example]) -> dict[str, str]:
+    """By id, a name for what must stay in one half: requests with the same inputs are one that was sent again, and it
+    must not be judged by what was learned from itself. Where they are more than one in KIND they are a kind of
+    requests, and stand each for itself."""
+    rows = {one.id: repr(sorted(told(one).items())) if one.measures else one.id for one in records}
+    counts = Counter(rows.values())
+    return {name: row if counts[row] * KIND <= len(records) else name for name, row in rows.items()}
