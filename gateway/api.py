@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
 from typing import Any
@@ -14,7 +14,7 @@ from gateway.answer import answer
 from gateway.cache import Flights
 from gateway.comparison import Comparison
 from gateway.dialects import DIALECTS, read
-from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
+from gateway.errors import Forbidden, Leaving, Refusal, TooLate, WrongMethod
 from gateway.ids import request_id
 from gateway.keys import Keys, credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
@@ -31,7 +31,7 @@ from gateway.store import Store
 from gateway.stream import Pieces
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, ChatRequest, Reply
-from gateway.uploads import Uploads
+from gateway.uploads import Uploads, announced
 from gateway.upstream import Upstream
 from gateway.wire import Wire, header_lines
 
@@ -39,7 +39,6 @@ LAST_WORD = 1.0  # seconds for the caller to take the error event that ends a st
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
 JSON = b"content-type: application/json\r\n"
 STREAMED = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-
 log = logging.getLogger("gateway")
 draw = SystemRandom().random  # a caller must not be able to foresee what is explored
 SURE = 1.0  # a value of ChatRequest.chance at which nothing is explored
@@ -61,7 +60,7 @@ class Doors:
     records: Records
     shadows: Shadows
     comparison: Comparison
-    uploads: Uploads = field(default_factory=Uploads)
+    uploads: Uploads
     leaving: bool = False
 
 
@@ -69,9 +68,9 @@ class Exchange:
     """One request and its answer on one connection."""
 
     __slots__ = (
-        "_caller", "_doors", "_error", "_explained", "_headers", "_id", "_left", "_limited", "_overhead", "_policy",
-        "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading",
-        "_wire",
+        "_caller", "_doors", "_error", "_explained", "_headers", "_held", "_id", "_left", "_limited", "_overhead",
+        "_policy", "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft",
+        "_uploading", "_wire",
     )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire, task: "asyncio.Task[Any] | None") -> None:
@@ -86,7 +85,7 @@ class Exchange:
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
         self._reply: Reply | None = None
-        self._uploading = 0.0
+        self._uploading, self._held = 0.0, 0
         self._status = 0
         self._overhead: float | None = None
         self._ttft: float | None = None
@@ -102,12 +101,15 @@ class Exchange:
             await self._stopped()
         except Refusal as refusal:
             await self._refuse(refusal)
+            refusal.__traceback__ = None  # the frames in it hold the reply, which may hold the refusal
         except Exception:
             log.exception("request %s failed", self._id)
             await self._refuse(Refusal("The gateway failed.", code="internal_error"))
         finally:
             if self._reply:
                 await self._reply.close()
+            if self._held and self._caller:
+                self._doors.uploads.keep(self._caller.id, 0, self._held)
             self._record()
 
     async def _stopped(self) -> None:
@@ -169,15 +171,12 @@ class Exchange:
             self._task.cancel()
 
     async def _body(self, caller: Caller) -> bytes | None:
-        """Its body; None when the caller left before its end, or was too slow. Raises TooLarge, RateLimited."""
-        limit = self._settings.max_body
-        length = self._headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-            raise TooLarge(f"The request body is over {limit} bytes.")
-        started = time.perf_counter()
-        with self._doors.uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
+        """Its body; None when the caller left before its end. Raises TooLarge, RateLimited, Overloaded."""
+        started, uploads, limit = time.perf_counter(), self._doors.uploads, self._settings.max_body
+        with uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
+            self._held = await uploads.take(caller.id, announced(self._headers, limit))
             data = await self._wire.read(limit)
-        self._doors.uploads.came(len(data or b""))
+        self._held = uploads.keep(caller.id, len(data or b""), self._held)
         self._uploading = time.perf_counter() - started
         return data
 

@@ -17,6 +17,7 @@ from gateway.drift import Drift
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, expired
+from gateway.memory import allowed
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records, newest
@@ -26,9 +27,11 @@ from gateway.shadow import Shadows
 from gateway.status import ERRORS, Prefixes, model_routes, status_routes
 from gateway.store import KeyRecord, Store
 from gateway.telemetry import Telemetry
+from gateway.uploads import Uploads
 from gateway.upstream import Upstream
 from gateway.workers import Member
 
+PART = 6  # of the memory is for bodies as they came: an exchange takes thrice its body, six times beside an emoji
 LAZY = ("/admin/", "/docs", "/openapi.json", "/ui", "/v1/feedback", "/v1/route")  # how the paths of gateway.lazy begin
 
 
@@ -44,7 +47,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     records = Records(store, settings.records, drift := Drift(telemetry))
     shadows = Shadows(store, upstream, records, telemetry)
     comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows, comparison)
+    uploads = Uploads(settings.bodies or allowed() // PART // settings.workers)
+    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows, comparison, uploads)
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
         member.render, member.recent = telemetry.render, records.recent

@@ -8,11 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "certificate"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "memory"},
     {"trace", "ids", "watch", "head", "last"},
     {"body", "store", "openapi", "workers", "agreement"},
     {"dialects"},
-    {"types", "protocol", "score"},
+    {"types", "protocol", "score", "certificate"},
     {"policy", "usage", "recorded", "wire"},
     {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},

@@ -1,0 +1,28 @@
+"""How much memory may the gateway take?"""
+
+import ctypes
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+# Where the kernel tells a container's limit, by version of cgroups.
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+LARGE = 128 * 1024  # bytes: bodies, and a TLS connection's buffer
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+
+
+def allowed(limits: Iterable[Path] = LIMITS) -> int:
+    """Bytes: what the machine has, or the container's limit where that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in limits:
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            found.append(int(limit.read_text()))
+    return min(found)
+
+
+def give_back_large() -> None:
+    """From here on large pieces go back to the system when they are freed. glibc does so until the first one is freed;
+    then it keeps room for the next, with whatever small has come to lie between."""
+    with suppress(AttributeError):  # another libc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
