@@ -67,7 +67,10 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         routes=[*routes, Prefixes(LAZY, Lazy(later))], exception_handlers=ERRORS, lifespan=lambda _: running()
     )
     rest.router.redirect_slashes = False
-    return Front(doors, settings, rest, running, revisions.nudge)
+    front = Front(doors, settings, rest, running, revisions.nudge)
+    if settings.tls_cert:
+        told["certificate"] = lambda: "broken" if front.certificate and front.certificate.problem else "ok"
+    return front
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 # Where the kernel tells a container's limit, by version of cgroups.
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 LARGE = 128 * 1024  # bytes: bodies, and a TLS connection's buffer
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+_THRESHOLDS = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h; both begin at LARGE
 
 
 def allowed(limits: Iterable[Path] = LIMITS) -> int:
@@ -24,5 +24,6 @@ def allowed(limits: Iterable[Path] = LIMITS) -> int:
 def give_back_large() -> None:
     """From here on large pieces go back to the system when they are freed. glibc does so until the first one is freed;
     then it keeps room for the next, with whatever small has come to lie between."""
-    with suppress(AttributeError):  # another libc
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
+    for threshold in _THRESHOLDS:
+        with suppress(AttributeError):  # another libc
+            ctypes.CDLL(None).mallopt(threshold, LARGE)

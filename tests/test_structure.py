@@ -9,10 +9,10 @@ ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "memory"},
-    {"trace", "ids", "watch", "head", "last"},
+    {"trace", "ids", "watch", "head", "last", "certificate"},
     {"body", "store", "openapi", "workers", "agreement"},
     {"dialects"},
-    {"types", "protocol", "score", "certificate"},
+    {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire"},
     {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
