@@ -106,10 +106,10 @@ class Exchange:
             log.exception("request %s failed", self._id)
             await self._refuse(Refusal("The gateway failed.", code="internal_error"))
         finally:
-            if self._reply:
-                await self._reply.close()
             if self._held and self._caller:
                 self._doors.uploads.keep(self._caller.id, 0, self._held)
+            if self._reply:
+                await self._reply.close()
             self._record()
 
     async def _stopped(self) -> None:

@@ -22,7 +22,6 @@ from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
-from gateway.memory import give_back_large
 from gateway.policy import Policy, PolicyError, packaged
 from gateway.reload import checked
 from gateway.revisions import attempted, stored
@@ -216,7 +215,6 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, 10, 100)
-    give_back_large()
 
 
 def opened(url: str | None) -> Store:
