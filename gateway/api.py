@@ -11,7 +11,7 @@ from typing import Any
 from gateway.answer import answer
 from gateway.dialects import DIALECTS, read
 from gateway.doors import Doors
-from gateway.errors import Forbidden, Leaving, Refusal, TooLarge, TooLate, WrongMethod
+from gateway.errors import Forbidden, Leaving, Refusal, TooLate, WrongMethod
 from gateway.ids import request_id
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import serving
@@ -25,13 +25,13 @@ from gateway.splice import refuse_links
 from gateway.standing import OverLimit
 from gateway.stream import Pieces
 from gateway.types import Caller, ChatRequest
+from gateway.uploads import announced
 from gateway.wire import Wire, header_lines
 
 LAST_WORD = 1.0  # seconds for the caller to take the error event that ends a stream
 LEFT = 499  # nginx's status for a caller who left before the answer was complete
 JSON = b"content-type: application/json\r\n"
 STREAMED = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-
 log = logging.getLogger("gateway")
 draw = SystemRandom().random  # a caller must not be able to foresee what is explored
 SURE = 1.0  # a value of ChatRequest.chance at which nothing is explored
@@ -41,9 +41,9 @@ class Exchange:
     """One request and its answer on one connection."""
 
     __slots__ = (
-        "_caller", "_doors", "_error", "_explained", "_headers", "_id", "_left", "_limited", "_overhead", "_policy",
-        "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft", "_uploading",
-        "_wire",
+        "_caller", "_doors", "_error", "_explained", "_headers", "_held", "_id", "_left", "_limited", "_overhead",
+        "_policy", "_read_at", "_reply", "_request", "_settings", "_started", "_status", "_task", "_trace", "_ttft",
+        "_uploading", "_wire",
     )  # fmt: skip
 
     def __init__(self, doors: Doors, settings: Settings, wire: Wire, task: "asyncio.Task[Any] | None") -> None:
@@ -58,7 +58,7 @@ class Exchange:
         self._caller: Caller | None = None
         self._request: ChatRequest | None = None
         self._reply: Reply | None = None
-        self._uploading = 0.0
+        self._uploading, self._held = 0.0, 0
         self._status = 0
         self._overhead: float | None = None
         self._ttft: float | None = None
@@ -74,10 +74,13 @@ class Exchange:
             await self._stopped()
         except Refusal as refusal:
             await self._refuse(refusal)
+            refusal.__traceback__ = None  # the frames in it hold the reply, which may hold the refusal
         except Exception:
             log.exception("request %s failed", self._id)
             await self._refuse(Refusal("The gateway failed.", code="internal_error"))
         finally:
+            if self._held and self._caller:
+                self._doors.uploads.keep(self._caller.id, 0, self._held)
             if self._reply:
                 await self._reply.close()
             self._record()
@@ -141,15 +144,12 @@ class Exchange:
             self._task.cancel()
 
     async def _body(self, caller: Caller) -> bytes | None:
-        """Its body; None when the caller left before its end, or was too slow. Raises TooLarge, RateLimited."""
-        limit = self._settings.max_body
-        length = self._headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-            raise TooLarge(f"The request body is over {limit} bytes.")
-        started = time.perf_counter()
-        with self._doors.uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
+        """Its body; None when the caller left before its end. Raises TooLarge, RateLimited, Overloaded."""
+        started, uploads, limit = time.perf_counter(), self._doors.uploads, self._settings.max_body
+        with uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
+            self._held = await uploads.take(caller.id, announced(self._headers, limit))
             data = await self._wire.read(limit)
-        self._doors.uploads.came(len(data or b""))
+        self._held = uploads.keep(caller.id, len(data or b""), self._held)
         self._uploading = time.perf_counter() - started
         return data
 

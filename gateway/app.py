@@ -17,6 +17,7 @@ from gateway.drift import Drift
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, Keys, expired
+from gateway.memory import allowed
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.records import Records, newest
@@ -27,9 +28,11 @@ from gateway.shadow import Shadows
 from gateway.status import ERRORS, Prefixes, model_routes, status_routes
 from gateway.store import KeyRecord, Store
 from gateway.telemetry import Telemetry
+from gateway.uploads import Uploads
 from gateway.upstream import Upstream
 from gateway.workers import Member
 
+PART = 6  # of the memory is for bodies as they came: an exchange takes thrice its body, six times beside an emoji
 LAZY = ("/admin/", "/docs", "/openapi.json", "/ui", "/v1/feedback", "/v1/route")  # how the paths of gateway.lazy begin
 
 
@@ -46,7 +49,10 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     shadows = Shadows(store, upstream, records, telemetry)
     retries = Retries(store, records)
     comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)
-    doors = Doors(policy, store, upstream, Flights(store), keys, telemetry, records, shadows, retries, comparison)
+    uploads = Uploads(settings.bodies or allowed() // PART // settings.workers)
+    doors = Doors(
+        policy, store, upstream, Flights(store), keys, telemetry, records, shadows, retries, comparison, uploads
+    )
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
         member.render, member.recent = telemetry.render, records.recent
@@ -65,7 +71,10 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
         routes=[*routes, Prefixes(LAZY, Lazy(later))], exception_handlers=ERRORS, lifespan=lambda _: running()
     )
     rest.router.redirect_slashes = False
-    return Front(doors, settings, rest, running, revisions.nudge)
+    front = Front(doors, settings, rest, running, revisions.nudge)
+    if settings.tls_cert:
+        told["certificate"] = lambda: "broken" if front.certificate and front.certificate.problem else "ok"
+    return front
 
 
 @asynccontextmanager

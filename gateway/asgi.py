@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from gateway.api import Exchange
+from gateway.certificate import Certificate
 from gateway.dialects import DIALECTS
 from gateway.doors import Doors
 from gateway.errors import TooLarge
@@ -31,6 +32,7 @@ class Front:
         self, doors: Doors, settings: Settings, rest: ASGI, running: Running, reload: Callable[[], None]
     ) -> None:
         self.doors, self.settings, self._rest, self.running, self.reload = doors, settings, rest, running, reload
+        self.certificate: Certificate | None = None  # what the server shows
 
     def leave(self) -> None:
         """From here on /ready says no."""

@@ -22,7 +22,7 @@ from gateway.recorded import WEAK, Outcome, Record
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.types import Caller, ChatRequest, Decision
-from gateway.uploads import received
+from gateway.uploads import announced, received
 
 FEEDBACK_BYTES = 4096
 ROUTE = "/v1/route"
@@ -82,11 +82,15 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         plan = terms(caller, policy).plan
         if not plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
-        with doors.uploads.one(caller.id, plan.concurrency):
-            data = await received(request.stream(), settings.max_body)
-        doors.uploads.came(len(data))
-        asked = parsed(data, caller, request)
-        made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
+        held, uploads = 0, doors.uploads
+        try:
+            with uploads.one(caller.id, plan.concurrency):
+                held = await uploads.take(caller.id, announced(request.headers, settings.max_body))
+                data = await received(request.stream(), settings.max_body)
+            asked = parsed(data, caller, request)
+            made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
+        finally:
+            uploads.keep(caller.id, 0, held)
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
         return answered(explain(made.facts, made.verdict, policy))
 

@@ -1,6 +1,6 @@
 """What does serving need from outside?"""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gateway.cache import Flights
 from gateway.comparison import Comparison
@@ -32,5 +32,5 @@ class Doors:
     shadows: Shadows
     retries: Retries
     comparison: Comparison
-    uploads: Uploads = field(default_factory=Uploads)
+    uploads: Uploads
     leaving: bool = False

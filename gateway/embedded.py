@@ -17,7 +17,7 @@ KEEPER = '"$@" & read -r _; kill -9 $!; wait; rm -rf -- "$0"'
 
 
 class NotInstalled(RuntimeError):
-    """The server that the embedded store needs is not on this machine."""
+    """What the embedded store needs is not on this machine."""
 
 
 @contextlib.asynccontextmanager
@@ -50,9 +50,13 @@ def _binary() -> Path:
 
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
-    """A private directory whose path is short enough for a unix socket."""
-    parent = None if len(tempfile.gettempdir()) < LONGEST_SOCKET - 30 else "/tmp"  # noqa: S108  a private directory is made in it
-    with tempfile.TemporaryDirectory(prefix="tiergate-", dir=parent) as name:
+    """A private directory whose path is short enough for a unix socket. Raises NotInstalled."""
+    try:
+        parent = None if len(tempfile.gettempdir()) < LONGEST_SOCKET - 30 else "/tmp"  # noqa: S108  a private directory is made in it
+        made = tempfile.TemporaryDirectory(prefix="tiergate-", dir=parent)
+    except OSError as error:
+        raise NotInstalled(f"the embedded store needs a directory for its socket: {error}") from error
+    with made as name:
         yield Path(name)
 
 

@@ -120,8 +120,7 @@ class FastConnection(Connection):
 
     async def _serve(self) -> None:
         """Serves exchanges until the connection is lost; a task for each would cost more than most of the work in it.
-        An exchange that ends before its answer is complete ends the connection.
-        """
+        An exchange that ends before its answer is complete ends the connection."""
         task: Any = self._task
         try:
             while self._next or not self._lost:
@@ -138,12 +137,13 @@ class FastConnection(Connection):
         finally:
             self.tasks.discard(task)
             self.transport.close()
+            self._task = None
+            self._let_go()
 
     def on_body(self, body: bytes) -> None:
         cycle: object = self.cycle
         if type(cycle) is Cycle:
-            size = len(body)
-            self._body += size
+            self._body += (size := len(body))
             cycle.take(body, size)
         else:
             super().on_body(body)
@@ -163,6 +163,11 @@ class FastConnection(Connection):
             if cycle:
                 cycle.lost()
         self._wake()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lost and not self._task:  # else cycles and connection hold each other, and over TLS 256 KB
+            self.cycle = self.serving = None  # type: ignore[assignment]
 
 
 class Cycle:
@@ -192,8 +197,7 @@ class Cycle:
 
     @property
     def message_event(self) -> "Cycle":
-        """uvicorn's event: `set` is called when something came. A property, as an attribute would be a reference
-        cycle."""
+        """uvicorn's event: `set` is called when something came. As an attribute it would be a reference cycle."""
         return self
 
     def set(self) -> None:

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
 from gateway.head import checked_headers, without_upgrade
+from gateway.ids import request_id
 from gateway.last import Last
 from gateway.settings import Settings
 
@@ -30,8 +31,7 @@ class Connection(HttpToolsProtocol):
 
     Timers run only while the caller owes something: the rest of a request, within `request_timeout`, or reading what
     was written to it, within `stall_timeout`. A refusal waits for the answers to the requests before it, then closes
-    the connection; `refused` is called with its status.
-    """
+    the connection; `refused` is called with its status."""
 
     __slots__ = (  # beside uvicorn's, they would be more than Python finds quickly
         "_again", "_began", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_over", "_read",
@@ -128,8 +128,7 @@ class Connection(HttpToolsProtocol):
 
     def _decline(self) -> None:
         """A body comes with an offer of another protocol, as every Java client makes one (h2c). The parser takes what
-        follows for that protocol, so that it gets to read the request again, without the offer.
-        """
+        follows for that protocol, so that it gets to read the request again, without the offer."""
         if "upgrade" not in self.told:  # CONNECT: to read it again would end nowhere
             raise BadRequest("This server opens no tunnels.")
         if self._unanswered:
@@ -221,8 +220,7 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = None
         if not self._idle_since:
             return
-        due = self._idle_since + self.timeout_keep_alive
-        if due > self.loop.time():
+        if (due := self._idle_since + self.timeout_keep_alive) > self.loop.time():
             self.timeout_keep_alive_task = self.loop.call_at(due, self.timeout_keep_alive_handler)
             return
         super().timeout_keep_alive_handler()
@@ -283,12 +281,14 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         self._refused(str(refusal.status))
+        told, parser = self.told if self._in_body else {}, self.parser  # else they are those of a request before
         spoken = DIALECTS.get(self.url.partition(b"?")[0].decode("latin-1"))
         body = spoken.answers.error(refusal) if spoken else refusal.body()
         head = [b"HTTP/1.1 %d %s" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]
         head += [b"%s: %s" % pair for pair in self.server_state.default_headers]
         head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
-        self.transport.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        head += [b"x-request-id: %b" % request_id(told).encode(), b""]
+        self.transport.write(b"\r\n".join([*head, b"" if parser and parser.get_method() == b"HEAD" else body]))
         self._hang_up()
 
     def _hang_up(self) -> None:

@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
         self._coming: list[bool] = []  # one for each accepted in this turn, which uvicorn does not count yet
         self._shaking: set[asyncio.Task[None]] = set()  # one for each in its TLS handshake, and a turn longer
         chain, key = settings.tls_cert, settings.tls_key
-        self._certificate = Certificate(chain, key) if chain and key else None
+        front.certificate = self._certificate = Certificate(chain, key) if chain and key else None
         self._following: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

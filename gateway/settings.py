@@ -32,7 +32,8 @@ class Settings(BaseModel):
     `policy` None: the policy that ships with the program.
     `redis_url` None: memory, one process. `workers`: processes on the port. `api_key`: one caller key beside those in
     the store. `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did. `keys_file`: keys
-    that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes. `connections` of
+    that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes, `bodies` of all
+    exchanges of one process (None: a sixth of the memory, that of all workers together). `connections` of
     callers to one process at most (None: half of the files that it may open, as each may need one to a server).
     `hosts`: the names that a request's Host may have; none: any, without keys those of this machine. `cors_origins`:
     whose pages browsers let ask us, `*`: all; none: nobody's. `tls_cert`, `tls_key`: PEM files; with them the
@@ -60,6 +61,7 @@ class Settings(BaseModel):
     admin_key: str | None = Field(default=None, repr=False)
     keys_file: Path | None = None
     max_body: int = Field(default=32 * 1024 * 1024, ge=1024)
+    bodies: int | None = Field(default=None, ge=1024)
     connections: int | None = Field(default=None, ge=1)
     hosts: Names = ()
     cors_origins: Names = ()

@@ -1,22 +1,27 @@
-"""How many bodies may a caller be sending at once?   Each takes memory before a limit in the store can refuse it."""
+"""How many bodies may be here at once?   Each takes memory before a limit in the store can refuse it."""
 
-import gc
-from collections.abc import AsyncIterable, Iterator
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from gateway.errors import RateLimited, TooLarge
+from gateway.errors import Overloaded, RateLimited, TooLarge
 from gateway.standing import CODES
 
 AGAIN = 1.0  # seconds until a refused caller may try again
-SWEPT = 64 << 20  # bytes of bodies between two collections
+PATIENCE = 5.0  # seconds; less than a caller has to send a request
+SMALL = 64 * 1024  # bytes for which no room is needed: a connection reads as many before it asks
 
 
 class Uploads:
-    """Counts the bodies that this process is receiving, by caller."""
+    """Counts the bodies that this process is receiving, by caller, and the bytes of those that it has room for."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int, patience: float = PATIENCE) -> None:
+        """`room`: bytes of all bodies; `patience`: seconds that one may wait for it."""
         self._open: dict[str, int] = {}
-        self._came = 0  # bytes since the last collection
+        self._room, self._patience = room, patience
+        self._held = Counter[str]()  # bytes, by caller
+        self._waiting: dict[asyncio.Future[None], int] = {}
 
     @contextmanager
     def one(self, caller: str, most: int) -> Iterator[None]:
@@ -33,13 +38,54 @@ class Uploads:
             if not self._open[caller]:
                 del self._open[caller]
 
-    def came(self, size: int) -> None:
-        """A body of so many bytes came. An exchange that failed is in a cycle with its exception, and keeps its body
-        until garbage is collected, which Python does by the number of objects, however large."""
-        self._came += size
-        if self._came >= SWEPT:
-            self._came = 0
-            gc.collect()
+    async def take(self, caller: str, size: int) -> int:
+        """Takes room for a body of so many bytes; returns how many are to be given back. Who waits for it waits behind
+        smaller ones. Raises Overloaded where there is none in time."""
+        if size <= SMALL:
+            return 0
+        try:
+            async with asyncio.timeout(self._patience):
+                while not self._fits(caller, size):
+                    await self._change(size)
+        except TimeoutError:
+            raise Overloaded("Too many large requests at the same time.", retry_after=AGAIN) from None
+        self._held[caller] += size
+        return size
+
+    def keep(self, caller: str, size: int, held: int) -> int:
+        """Gives back what was taken above `size`; returns what is held still."""
+        if size >= held:
+            return held
+        self._held[caller] -= held - size
+        if not self._held[caller]:
+            del self._held[caller]
+        for waiting in sorted(self._waiting, key=self._waiting.__getitem__):
+            if not waiting.done():
+                waiting.set_result(None)
+        return size
+
+    def _fits(self, caller: str, size: int) -> bool:
+        """Whether the caller's bodies would take no more than they leave to others; the only one fits, however long."""
+        held = self._held.total()
+        return not held or self._held[caller] + size <= self._room - held - size
+
+    async def _change(self, size: int) -> None:
+        """Returns when room was given back."""
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting[waiting] = size
+        try:
+            await waiting
+        finally:
+            del self._waiting[waiting]
+
+
+def announced(headers: Mapping[str, str], limit: int) -> int:
+    """The bytes that a request's body will have at most. Raises TooLarge above `limit`."""
+    length = headers.get("content-length", "")
+    size = int(length[:20]) if length.isascii() and length.isdigit() else limit
+    if size > limit:
+        raise TooLarge(f"The request body is over {limit} bytes.")
+    return size
 
 
 async def received(parts: AsyncIterable[bytes], limit: int) -> bytes:

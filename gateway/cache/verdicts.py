@@ -77,7 +77,7 @@ class Asking:
         self._judge, self._keep, self._leave = judge, keep, leave
         self._waiting: set[asyncio.Future[Verdict]] = set()
         self._said: Verdict | None = None
-        self._task = asyncio.create_task(self._run())
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
 
     async def wait(self) -> Verdict:
@@ -90,7 +90,7 @@ class Asking:
             return await one
         except asyncio.CancelledError:
             self._waiting.discard(one)
-            if not self._waiting and not self._said:
+            if self._task and not self._waiting and not self._said:
                 self._leave(self)
                 self._task.cancel()
                 await asyncio.wait([self._task])
@@ -105,6 +105,7 @@ class Asking:
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._leave(self)
+        self._task = None  # it remembers where it was cancelled, and with that this object: a cycle
         error = None if task.cancelled() else task.exception()
         for one in self._waiting:
             if not one.done():

@@ -3,7 +3,8 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -128,7 +129,7 @@ class Client:
 
         A kept connection that the server closed before a byte of the answer is replaced once. Raises TransportError.
         """
-        loop, data = asyncio.get_running_loop(), head + body
+        loop = asyncio.get_running_loop()
         now = loop.time()
         end = now + limits.total
         idle = self._idle.get(origin)
@@ -142,7 +143,7 @@ class Client:
             if connection is None:
                 connection, now = await self._connect(origin, limits, end), loop.time()
             try:
-                connection.send(data, now + limits.first_byte, end)
+                connection.send(head, body, now + limits.first_byte, end)
                 while not connection.head:
                     await connection.news()
                 return Response(self, idle, connection, limits.idle)
@@ -176,7 +177,7 @@ class Client:
             self._tls = ssl.create_default_context()  # 20 ms of reading certificates, for those who need them
         tls = self._tls if origin.tls else None
         try:
-            async with asyncio.timeout(seconds):
+            async with _patience(seconds):
                 _, connection = await loop.create_connection(
                     lambda: Connection(loop, self._keep_alive), origin.host, origin.port, ssl=tls
                 )
@@ -186,6 +187,18 @@ class Client:
         except (OSError, UnicodeError) as error:
             raise TransportError("connect", f"no connection to {origin.host}:{origin.port}: {error}") from None
         return connection
+
+
+@asynccontextmanager
+async def _patience(seconds: float) -> AsyncIterator[None]:
+    """As asyncio.timeout, in two halves: a loop that was held up for all of them sees between the two what came."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as whole:
+        half = loop.call_later(seconds / 2, lambda: whole.reschedule(loop.time() + seconds / 2))
+        try:
+            yield
+        finally:
+            half.cancel()
 
 
 def _thin(idle: deque[Connection]) -> None:

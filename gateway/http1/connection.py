@@ -20,6 +20,7 @@ import msgspec
 
 KEEP_ALIVE = 4.0  # seconds a connection may lie idle: uvicorn, which vLLM runs on, closes after 5
 HIGH_WATER = 256 * 1024  # bytes that may wait for a slow reader before we stop reading from the server
+LARGE = 64 * 1024  # bytes of a request's body that is not copied once more, to send it with its head
 LIMIT_QUIET = 64 * 1024  # bytes (headers, trailers, chunk sizes) that may come without an answer's head or body in them
 FRAMING = (b"content-length", b"transfer-encoding")
 
@@ -34,6 +35,10 @@ class TransportError(Exception):
         super().__init__(message)
         self.kind: Kind = kind
         self.started = started
+
+    def again(self) -> "TransportError":
+        """The same, to be raised: an error that is kept would hold the frames that it passed, and they its keeper."""
+        return TransportError(self.kind, str(self), started=self.started)
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -107,6 +112,7 @@ class Connection(asyncio.Protocol):
         elif not self.complete:
             self._error = self._error or self._gone()
         self._wake()
+        del self._parser  # which holds the connection
 
     # -- the parser's side -------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
@@ -133,7 +139,7 @@ class Connection(asyncio.Protocol):
         return self.status in (204, 304) or any(name in FRAMING for name, _ in self.headers)
 
     # -- our side ----------------------------------------------------------------------------------------------------
-    def send(self, data: bytes, deadline: float, end: float) -> None:
+    def send(self, head: bytes, body: bytes, deadline: float, end: float) -> None:
         """Send the request's bytes. `deadline` of the head and the first body bytes and `end` are in the loop's time.
 
         Until `head` is set wait for `news`; who fails or gives up then closes the connection with `abort`.
@@ -147,7 +153,10 @@ class Connection(asyncio.Protocol):
         self._kind = "first_byte"
         if self._fires > deadline or self._fires > end:
             self._set_timer(min(deadline, end))
-        self._transport.write(data)
+        if len(body) > LARGE:
+            self._transport.writelines((head, body))  # uvloop copies neither
+        else:
+            self._transport.write(head + body)
 
     async def read(self, idle: float) -> bytes:
         """All body bytes that have arrived, at least one; b"" at the end. Raises TransportError after what arrived."""
@@ -220,7 +229,7 @@ class Connection(asyncio.Protocol):
         """A future that is done when something came. A connection has one reader, so an older future is one that was
         given up. Raises TransportError."""
         if self._error:
-            raise self._error
+            raise self._error.again()
         self._waiter = self._loop.create_future()
         return self._waiter
 

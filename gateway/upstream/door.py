@@ -178,11 +178,11 @@ class Upstream:
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
-        Raises Failed: `error` itself where they do not.
+        Raises Failed, as `error` is, where they do not.
         """
         other = self._other(request, call.tier, policy, first)
         if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
-            raise error
+            raise Failed(error.kind, error.refusal, error.void)  # not `error`: it would hold this frame, and that it
         self._retried(call.tier, error.kind, "replica")
         request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()

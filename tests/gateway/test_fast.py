@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable
 from typing import Any
 
-from gateway.fast import Cycle
+from gateway.fast import Cycle, FastConnection
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway, plain, scripted
@@ -271,6 +271,25 @@ def test_a_request_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> Non
             assert left == 1, "only the connection's last one"
 
     asyncio.run(main())
+
+
+def test_a_connection_that_ended_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            before = sum(isinstance(one, FastConnection) for one in gc.get_objects())
+            answered = await gate.open(body(model="flash"))
+            assert (await answered.answer()).status == 200
+            half = await gate.open(b"{", content_length="9")
+            await eventually(lambda: bool(gate.front.doors.uploads._open))
+            await half.leave(reset=True)
+            await eventually(lambda: sum(isinstance(one, FastConnection) for one in gc.get_objects()) == before)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 def test_a_connection_that_lies_idle_holds_no_body(flash: Sim, pro: Sim) -> None:

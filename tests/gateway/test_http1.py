@@ -1,6 +1,8 @@
 """The client against servers that frame well and badly, keep connections and break them."""
 
 import asyncio
+import contextlib
+import gc
 import time
 
 import pytest
@@ -122,6 +124,36 @@ def test_an_answer_that_broke_unseen_is_told_of_by_reading_not_by_pouring(run: R
     run(main())
 
 
+def test_an_exchange_that_broke_leaves_nothing_for_the_collector(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.left()
+
+    async def main() -> None:
+        async with serving(talk) as (client, origin, _):
+            before = sum(isinstance(one, Connection) for one in gc.get_objects())
+            gc.disable()
+            with contextlib.suppress(TransportError):
+                await ask(client, origin, Limits(1, 0.01, 1, 5))
+            await eventually(lambda: sum(isinstance(one, Connection) for one in gc.get_objects()) == before)
+
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
+def test_a_loop_that_was_held_up_does_not_take_a_connection_for_one_that_failed(run: Run) -> None:
+    async def main() -> None:
+        async with serving(saying(OK)) as (client, origin, _):
+            asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+            response = await ask(client, origin, Limits(0.1, 2, 2, 5))
+            assert await response.read(64) == b"ok"
+            response.close()
+
+    run(main())
+
+
 def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         pass
@@ -131,7 +163,7 @@ def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
         async with serving(talk) as (_, origin, server):
             _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
             await asyncio.sleep(0.02)
-            connection.send(POST, loop.time() + 1, loop.time() + 1)
+            connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
             with pytest.raises(TransportError) as error:
                 await connection.news()
             assert (error.value.kind, error.value.started, server.connections) == ("closed", False, 1)
@@ -197,7 +229,7 @@ def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) -> Non
         async with serving(talk) as (_, origin, _):
             _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
             await eventually(lambda: connection.started)
-            connection.send(POST, loop.time() + 1, loop.time() + 1)
+            connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
             with pytest.raises(TransportError) as error:
                 await connection.news()
             assert (error.value.kind, connection.keep) == ("closed", False)

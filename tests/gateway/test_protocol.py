@@ -346,6 +346,29 @@ def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash: Sim,
     asyncio.run(main())
 
 
+def test_a_refusal_has_the_id_of_the_request_that_it_refuses(flash: Sim, pro: Sim) -> None:
+    named, wrong = b"x-request-id: mine\r\n", CHUNKED + b"x-request-id: other\r\n\r\nxyz\r\n"
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            assert parsed(await said(gate.port, wrong)).headers["x-request-id"] == "other"
+            _, second = (await said(gate.port, GET + named + b"\r\n", b"nonsense\r\n\r\n")).split(b"HTTP/1.1 400")
+            assert len(second.partition(b"x-request-id: ")[2].partition(b"\r\n")[0]) == 32, "one of its own"
+
+    asyncio.run(main())
+
+
+def test_head_is_refused_without_a_body(flash: Sim, pro: Sim) -> None:
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro)) as gate:
+            raw = await said(gate.port, GET.replace(b"GET", b"HEAD") + b"host: another\r\n\r\n")
+            assert raw.startswith(b"HTTP/1.1 400 ")
+            assert raw.endswith(b"\r\n\r\n")
+            assert b"content-length: 0" not in raw
+
+    asyncio.run(main())
+
+
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running
 from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, pem
-from tests.gateway.serving import PATIENCE, Answer, Line, Port, body, eventually, parsed
+from tests.gateway.serving import PATIENCE, Answer, Line, Port, body, eventually, gateway, parsed
 from tests.tiers import JSON, policy_for, until
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
@@ -348,3 +348,20 @@ def test_where_no_file_is_left_callers_wait_and_nothing_spins(caplog: pytest.Log
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+def test_ready_tells_of_a_certificate_that_cannot_be_renewed(flash: Sim, pro: Sim, folder: Path) -> None:
+    files = folder / "tls.crt", folder / "tls.key"
+
+    async def main() -> None:
+        async with gateway(policy_for(flash, pro), tls_cert=files[0], tls_key=files[1]) as gate:
+            Server(gate.front, gate.front)
+            shown = gate.front.certificate
+            assert shown
+            assert (await gate.get("/ready")).json()["certificate"] == "ok"
+            files[1].write_text("half a k")
+            for _ in range(2):
+                shown.look()
+            assert (await gate.get("/ready")).json()["certificate"] == "broken"
+
+    asyncio.run(main())
