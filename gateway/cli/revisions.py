@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.output import Json, date, encoded
+from gateway.cli.output import Json, date, encoded, visible
 from gateway.cli.running import HERE, Key, Url, call
 
 
@@ -21,8 +21,7 @@ def status(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
             typer.echo(f"on trial: {named(candidate)}, canary {candidate['canary']:g}, shadow {candidate['shadow']:g}")
         if found["rollback"]:
             typer.echo(found["rollback"]["note"], err=True)
-    for one in wrong:
-        typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
+    told(wrong)
     raise typer.Exit(int(bool(wrong)))
 
 
@@ -54,8 +53,7 @@ def reload(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
         typer.echo(encoded(found))
     else:
         typer.echo(f"in force: {found['digest']}")
-    for one in found["problems"]:
-        typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
+    told(found["problems"])
     raise typer.Exit(int(not found["ok"]))
 
 
@@ -72,6 +70,12 @@ def rollback(
     typer.echo(encoded(found) if json else f"in force: {found['digest']}")
     if not json:
         typer.echo(found["note"], err=True)
+
+
+def told(problems: list[dict[str, Any]]) -> None:
+    for one in problems:
+        place = f"{one['file']}:{one['line']}:{one['column']}"
+        typer.echo(visible(f"{place}: {one['path']}: {one['message']}"), err=True)
 
 
 def named(policy: dict[str, Any]) -> str:
