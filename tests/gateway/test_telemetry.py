@@ -137,6 +137,8 @@ def test_the_policy_in_force_is_the_only_one_shown() -> None:
     assert value(made, "gateway_store_up") == 0
     assert value(made, 'gateway_limits{kept="deny",limit="budget"}') == 1
     assert value(made, 'gateway_limits{kept="shared",limit="budget"}') == 0
+    made.use(POLICY, lambda: STATES, lambda: "ok")
+    assert value(made, "gateway_store_up") == 1
 
 
 def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
