@@ -277,6 +277,22 @@ def test_what_an_answer_saves_is_counted_against_the_last_tier(
     assert value(made, f"gateway_saved_usd_total{{{series}}}") == pytest.approx(saved)
 
 
+def test_an_answer_that_the_last_tier_would_have_given_for_less_makes_no_counter_fall() -> None:
+    dear = {"input_per_m": 3.0, "cached_input_per_m": 0.1, "output_per_m": 3.0}
+    cheap = {"input_per_m": 1.0, "cached_input_per_m": 0.2, "output_per_m": 1.0}
+    sims = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
+    made = telemetry(policy_for(*sims, tiers={"flash": {"price": cheap}, "pro": {"price": dear}}))
+    saved, told = 'gateway_saved_usd_total{how="routed",tier="flash"}', []
+    for cached in (0, 1_000_000, 500_000):
+        made.record(record(tier="flash", model="auto", usage=Usage(1_000_000, cached, 10_000)))
+        told.append((value(made, saved), value(made, "gateway_dearer_usd_total")))
+    assert told == [
+        (pytest.approx(2.02), 0.0),
+        (pytest.approx(2.02), pytest.approx(0.08)),
+        (pytest.approx(2.99), pytest.approx(0.08)),
+    ]
+
+
 def test_what_the_cache_gave_is_no_use_of_tokens() -> None:
     made = telemetry()
     for cache in ("miss", "hit", "coalesced"):
