@@ -141,6 +141,20 @@ def test_the_policy_in_force_is_the_only_one_shown() -> None:
     assert value(made, "gateway_store_up") == 1
 
 
+def test_a_line_tells_of_a_budget_that_is_used_and_has_null_for_what_there_was_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = telemetry(log=True)
+    held = Facts("auto", "ann", "usual", budget="degrade", budget_used=0.98765432, budget_of="all")
+    made.record(record(status=499, overhead=None))
+    made.record(record(decision=Decision(held, None, ROUTE, "kept", won=0.25), route=ROUTE, overhead=0.0012345678))
+    left, kept = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (left["overhead"], left["ttft"], left["tokens"], left["chosen"]) == (None,) * 4
+    assert not {"budget", "verdict"} & left.keys()
+    assert kept["budget"] == {"used": 0.987654, "then": "degrade", "of": "all"}
+    assert (kept["overhead"], kept["won"], kept["chosen"], kept["rule"]) == (0.001235, 0.25, "pro", "triaged")
+
+
 def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
     flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str]
 ) -> None:
