@@ -99,6 +99,16 @@ def test_who_shares_an_answer_does_not_count_its_tokens_verdict_and_draft_again(
     assert value(made, 'gateway_requests_total{status="200",tier="pro"}') == 3
 
 
+def test_what_is_waited_for_is_0_before_it_comes_so_that_the_first_one_is_a_rise() -> None:
+    made = telemetry()
+    for result in ("accepted", "rejected"):
+        assert value(made, f'gateway_policy_reloads_total{{result="{result}"}}') == 0
+    for outcome in ("compared", "failed"):
+        assert value(made, f'gateway_shadow_answers_total{{outcome="{outcome}"}}') == 0
+    for what in ("scores", "outcomes"):
+        assert value(made, f'gateway_drift{{what="{what}"}}') == 0
+
+
 def test_a_failed_answer_still_counts_its_verdict() -> None:
     made = telemetry()
     made.record(record(status=502, error="upstream_failed", route=ROUTE, decision=DECISION))
