@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.policy import Policy
 from gateway.recorded import PHASES, Record
+from gateway.store import Line
 from gateway.telemetry import TOGETHER, Telemetry, line
 from gateway.types import Caller, Decision, Facts, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
@@ -299,6 +300,49 @@ def test_what_an_answer_saves_is_counted_against_the_last_tier(
     made = telemetry(priced())
     made.record(record(tier=tier, cache=cache, model="auto", usage=Usage(1000, 400, 400)))
     assert value(made, f"gateway_saved_usd_total{{{series}}}") == pytest.approx(saved)
+
+
+def test_what_calls_come_to_is_counted_in_dollars_by_tier_and_kind() -> None:
+    made = telemetry()
+    costs = [Line("pro", "answer", False, 10, 0, 5, 2_500_000), Line("flash", "triage", False, 10, 0, 1, 1_000)]
+    for lines in (costs, costs[:1]):
+        made.record(record(tier="pro", costs=lines))
+    assert value(made, 'gateway_cost_usd_total{kind="answer",tier="pro"}') == pytest.approx(0.005)
+    assert value(made, 'gateway_cost_usd_total{kind="triage",tier="flash"}') == pytest.approx(0.000001)
+
+
+def test_failures_that_are_alike_are_counted_each() -> None:
+    made = telemetry()
+    for at in range(3):
+        made.record(record(id=f"{at}", status=429, error="rate_limit_exceeded", limited="requests"))
+    assert value(made, 'gateway_refusals_total{code="rate_limit_exceeded"}') == 3
+    assert value(made, 'gateway_limited_total{limit="requests"}') == 3
+
+
+@pytest.mark.parametrize(
+    ("tier", "status", "usage"),
+    [
+        ("gone", 200, Usage(1000, 400, 400)),
+        ("flash", 499, Usage(1000, 400, 400)),
+        ("flash", 200, Usage(None, None, 400)),
+        ("flash", 200, Usage(1000)),
+        ("flash", 200, None),
+    ],
+)
+def test_an_answer_that_was_not_given_or_not_counted_saves_nothing(tier: str, status: int, usage: Usage | None) -> None:
+    made = telemetry(priced())
+    made.record(record(tier=tier, status=status, cache="miss", model="auto", usage=usage))
+    assert value(made, f'gateway_saved_usd_total{{how="routed",tier="{tier}"}}') == 0.0
+
+
+@pytest.mark.parametrize(("usage", "tokens"), [(Usage(7, 0, 9, events=4), 9), (Usage(events=4), 4), (None, 30)])
+def test_a_kept_draft_made_what_the_server_counted_else_its_events_else_what_came_of_it(
+    usage: Usage | None, tokens: int
+) -> None:
+    made = telemetry()
+    kept = Decision(Facts("auto", "ann", "usual"), None, ROUTE, "kept", 30)
+    made.record(record(tier="pro", decision=kept, usage=usage))
+    assert value(made, 'gateway_draft_tokens_total{outcome="kept"}') == tokens
 
 
 def test_an_answer_that_the_last_tier_would_have_given_for_less_makes_no_counter_fall() -> None:
