@@ -64,7 +64,7 @@ def test_aurocs_interval_holds_the_truth_nine_times_of_ten_also_for_a_rare_label
 
 
 def test_aurocs_interval_ends_where_the_area_is_z_of_newcombes_deviations_away() -> None:
-    """His form of the variance (method 5), with half of all prompts for each of both kinds."""
+    """The variance as method 5 gives it, in which half of all prompts stand for either label's."""
     pairs = [(float(at % 7), float(at % 3 == 0)) for at in range(30)]
     found, half, cells = auroc_interval(pairs), 30 / 2, 10 * 20
     for end in (found.low, found.high):
