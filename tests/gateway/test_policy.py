@@ -563,6 +563,12 @@ def test_a_mistake_that_another_tier_inherits_is_told_once_where_it_stands() -> 
     assert found[0].startswith("4:48: tiers.pro.limits.max_inflight: input should be greater")
 
 
+def test_a_mistake_in_a_mapping_that_a_tier_takes_in_part_is_told_once_where_it_stands() -> None:
+    text = changed("model: org/Pro", "model: org/Pro, limits: {max_inflight: 0}")
+    found = refused(text.replace("rules:", "  deep: {extends: pro, limits: {queue: x}}\nrules:"))
+    assert [problem.partition(": ")[0] for problem in found] == ["4:48", "5:40"]
+
+
 def test_a_mistake_in_what_a_tier_adds_is_told_at_that_tier() -> None:
     found = refused(changed("rules:", "  deep: {extends: pro, can: {context: many}}\nrules:"))
     assert found == ['5:39: tiers.deep.can.context: expected a whole number, got "many"']
