@@ -51,7 +51,7 @@ def certify(judged: Sequence[tuple[float, bool]], rate: float, confidence: float
     ranked = sorted(judged)
     first = fewest(rate, confidence)
     found = None
-    for step in range(STRIDES + 1 if first <= len(ranked) else 0):
+    for step in range(STRIDES + 1):
         kept = first + (len(ranked) - first) * step // STRIDES
         threshold = ranked[kept][0] if kept < len(ranked) else ALL
         below = [failed for p, failed in ranked if p < threshold]

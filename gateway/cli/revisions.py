@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.output import Json, date, encoded
+from gateway.cli.output import Json, date, encoded, visible
 from gateway.cli.running import HERE, Key, Url, call
 
 
@@ -74,7 +74,8 @@ def rollback(
 
 def tell(problems: list[dict[str, Any]]) -> None:
     for one in problems:
-        typer.echo(f"{one['file']}:{one['line']}:{one['column']}: {one['path']}: {one['message']}", err=True)
+        place = f"{one['file']}:{one['line']}:{one['column']}"
+        typer.echo(visible(f"{place}: {one['path']}: {one['message']}"), err=True)
 
 
 def named(policy: dict[str, Any]) -> str:

@@ -95,7 +95,7 @@ class Lines:
     """Writes log lines to standard output."""
 
     def __init__(self) -> None:
-        self._out = Outlet(sys.stdout)
+        self._out = Outlet(sys.__stdout__)
         self.close = self._out.close
 
     def write(self, lines: Sequence[Told]) -> None:

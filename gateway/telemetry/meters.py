@@ -54,6 +54,8 @@ class Meters:
         self.cost = Counts("gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"])
         saved = "What answers cost less than they would have on the last tier; cached: nothing was asked."
         self.saved = Counts("gateway_saved_usd", saved, ["tier", "how"])
+        dearer = "What answers cost more than they would have on the last tier: to be taken off what was saved."
+        self.dearer = Counts("gateway_dearer_usd", dearer, [])
         self.unsent = Counts("gateway_traces_dropped", "Spans that could not be sent.", [])
         self.reloads = Counts("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
         for result in RELOADS:
@@ -188,7 +190,8 @@ class Meters:
         self.ttft.put(self.ttft.cell(*labels), [record.ttft for record in alike if record.ttft is not None])
         used = [record.usage for record in alike if record.usage]
         saved = self._saving(tier, used, cached=cached) if one.status == 200 else 0.0
-        self.saved.add(tier, "cached" if cached else "routed", amount=saved)
+        self.saved.add(tier, "cached" if cached else "routed", amount=max(saved, 0.0))
+        self.dearer.add(amount=max(-saved, 0.0))  # a counter that falls looks like one that began anew
         made = [] if cached else used
         cells = [self.tokens.cell(*labels, kind) for kind in ("input", "cached_input", "output")]
         self.tokens.put(cells[0], [usage.prompt for usage in made if usage.prompt is not None])

@@ -54,6 +54,20 @@ def test_tool_calls_agree_by_their_arguments_and_not_with_words() -> None:
     assert agreement(one, whole("search a 3")) == 0.0
 
 
+def test_arguments_that_are_no_json_or_not_there_agree_with_their_like() -> None:
+    def bare(arguments: str | None) -> Said:
+        return whole(tool_calls=[{"function": {"name": "f", "arguments": arguments}}], finish="tool_calls")
+
+    assert agreement(bare("{a"), bare("{a")) == 1.0
+    assert agreement(bare("{a"), bare("{b")) == 0.0
+    assert agreement(bare(None), bare("")) == 1.0
+
+
+def test_who_calls_a_tool_and_who_does_not_agree_in_nothing_though_their_words_are_the_same() -> None:
+    calls, talks = whole("let me see", tool_calls=[called("search")]), whole("let me see")
+    assert agreement(calls, talks) == agreement(talks, calls) == 0.0
+
+
 def test_a_refusal_agrees_with_refusals_only() -> None:
     assert agreement(whole("no", refusal="I will not"), whole("no")) == 0.0
     assert agreement(whole("no", finish="content_filter"), whole("no", refusal="I will not")) == 1.0
@@ -76,6 +90,13 @@ def test_a_stream_says_what_its_json_answer_does() -> None:
     found = said(data, stream=True)
     assert (found.text, found.calls, found.whole) == ("looking", {0: ["search", '{"q": "a"}']}, True)
     assert agreement(found, whole(tool_calls=[call], finish="tool_calls")) == 1.0
+
+
+def test_a_stream_that_refused_at_some_point_refused() -> None:
+    deltas: list[tuple[JSON, str | None]] = [({"refusal": "I will"}, None), ({"content": ""}, None), ({}, "stop")]
+    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
+    found = said(b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events), stream=True)
+    assert (found.refused, found.whole) == (True, True)
 
 
 def test_a_completion_says_its_text() -> None:

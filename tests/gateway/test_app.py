@@ -104,3 +104,22 @@ def test_serve_refuses_to_start_without_a_strong_admin_key(flags: list[str], env
     assert told in done.stderr
     assert "openssl rand -hex 32" in done.stderr
     assert not any(key in done.stderr for key in env.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "told"),
+    [
+        ((), {"TLS_CERT": "a.pem"}, "GATEWAY_TLS_CERT and GATEWAY_TLS_KEY belong together"),
+        ((), {"TLS_KEY": "a.pem"}, "GATEWAY_TLS_CERT and GATEWAY_TLS_KEY belong together"),
+        ((), {"TLS_CERT": "a.pem", "TLS_KEY": "b.pem"}, "cannot use the certificate a.pem with the key b.pem: No such"),
+        (("--policy", "none.yaml"), {}, "none.yaml:1:1: cannot be read: No such file or directory"),
+        (("--keys", "none.json"), {}, "none.json:1:1: cannot be read: No such file or directory"),
+        (("--workers", "2", "--redis", "redis://host"), {"RECORDS": "r"}, "GATEWAY_RECORDS is a file of one process"),
+    ],
+)
+def test_serve_says_why_it_does_not_start(flags: tuple[str, ...], env: dict[str, str], told: str) -> None:
+    named = {f"GATEWAY_{name}": value for name, value in env.items()}
+    done = CliRunner().invoke(app, ["serve", "--port", "0", *flags], env=named)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1

@@ -49,8 +49,13 @@ def test_a_calibration_is_reported_and_written(tmp_path: Path) -> None:
     records.write_bytes(b"".join(map(line, traffic(1000, by_score))))
     ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out))
     assert ran.exit_code == 0, ran.stderr
-    assert "above chance at an equal share" in ran.stdout
+    shown = ran.stdout.splitlines()
+    heads = ["inputs", "thresholds", "shares", "lift", "reliability", "Flash fails", f"written to {out}"]
+    assert [one.split("  ")[0] for one in shown] == heads
+    assert "above chance at an equal share" in shown[3]
+    assert shown[4].endswith("500 outcomes, 500 effective")
     written = json.loads(out.read_text())
+    assert shown[:2] == ["inputs       score", f"thresholds   {written['edges'][0]:.4f}"]
     assert (written["proven"], written["records"]["n"]) == (True, 1000)
     assert written["records"]["sha256"] == hashlib.sha256(records.read_bytes()).hexdigest()
     policy = tmp_path / "policy.yaml"
@@ -72,8 +77,11 @@ def test_what_is_not_shown_is_written_only_when_told_to(tmp_path: Path) -> None:
     ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out))
     assert (ran.exit_code, out.exists()) == (1, False)
     assert "no gain over chance is shown" in ran.stderr
-    assert calibrate(records, "--target", "pro_share=0.25", "--out", str(out), "--anyway").exit_code == 0
-    assert json.loads(out.read_text())["proven"] is False
+    ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out), "--anyway", "--json")
+    assert (ran.exit_code, ran.stderr) == (0, f"written to {out}\n"), "stdout is for the JSON alone"
+    told, written = json.loads(ran.stdout), json.loads(out.read_text())
+    assert (told["proven"], told["thresholds"]) == (written["proven"], written["edges"]) == (False, written["edges"])
+    assert told["inputs"] == list(written["layer"]["weights"])
 
 
 def test_a_calibration_tells_the_question_and_verdicts_on_several_are_refused(tmp_path: Path) -> None:

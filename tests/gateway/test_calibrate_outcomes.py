@@ -55,6 +55,26 @@ def test_a_tiers_outcome_is_known_where_it_answered_or_somebody_judged_it(
     assert (found.flash_ok, found.pro_ok) == (flash, pro)
 
 
+def test_an_outcome_is_of_the_tier_that_answered_in_place_of_the_one_chosen() -> None:
+    chosen = Chosen("flash", 0.1, chances={"pro": 0.9, "flash": 0.1})
+    found = []
+    for tier in ("flash", "pro", None):
+        one = decision(outcome=Outcome(1.0))
+        one.route, one.tier = chosen, tier
+        found += [(made.flash_ok, made.pro_ok, made.weight) for made in examples([one])]
+    assert found == [(True, None, 10.0), (None, True, 1.0), (True, None, 10.0)]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "pro"), [(("flash", "think", "pro"), True), (("flash", "pro"), True), (("flash",), None)]
+)
+def test_the_last_of_several_tiers_is_the_strong_one(tiers: tuple[str, ...], pro: bool | None) -> None:
+    one = decision(outcome=Outcome(0.0, tiers={"think": 0.0, "pro": 1.0}))
+    one.seen = Seen({}, (), tiers, "")
+    (found,) = examples([one])
+    assert (found.flash_ok, found.pro_ok) == (False, pro)
+
+
 def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
     by_chance = Chosen("flash", 0.1, chances={"pro": 0.9, "flash": 0.1})
     upward = Chosen("pro", 0.9, chances={"pro": 0.9, "flash": 0.1})

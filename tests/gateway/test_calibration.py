@@ -32,6 +32,12 @@ def test_an_input_that_is_missing_counts_as_its_mean() -> None:
     assert layer.p({}) == layer.p({"p_complex": 0.9}) == layer.p({"score": 0.5})
 
 
+def test_p_stays_a_probability_however_far_an_input_is_from_what_was_seen() -> None:
+    length = {"intercept": 0.0, "weights": {"length": 1.0}, "means": {"length": 0.0}, "scales": {"length": 1.0}}
+    layer = load(json.dumps(WHOLE | {"layer": length})).layer
+    assert (layer.p({"length": -1e9}), layer.p({"length": 1e9})) == (0.0, 1.0)
+
+
 def test_a_layer_in_two_parts_gives_their_product() -> None:
     saved = {**WHOLE["layer"], "weights": {"length": 2.0}, "means": {"length": 0.0}, "scales": {"length": 1.0}}  # type: ignore[dict-item]
     layer = load(json.dumps(WHOLE | {"layer": {**WHOLE["layer"], "saved": saved}})).layer  # type: ignore[dict-item]
@@ -57,6 +63,7 @@ def test_trees_have_their_part_in_p_where_they_know_what_they_ask_for() -> None:
         {"layer": {**WHOLE["layer"], "weights": ["score"]}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "scales": {"score": 0}}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "intercept": math.nan}},  # type: ignore[dict-item]
+        {"edges": [10**400]},
         {"layer": {**WHOLE["layer"], "trees": [1.5]}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "trees": [{"name": "lines", "cut": 0, "below": 0, "above": math.nan}]}},  # type: ignore[dict-item]
         {"edges": [0.5, 0.2]},

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -12,6 +13,22 @@ from gateway.policy import packaged, schema
 POLICIES = Path(__file__).parents[2] / "policies"
 DEFAULT = str(POLICIES / "default.yaml")
 HARD = "Prove that there are infinitely many primes."
+HOUSE = """\
+schema: 1
+name: house
+revision: r1
+tiers:
+  flash: {model: f, replicas: ["http://h"], price: {output_per_m: 1}}
+  pro: {model: p, replicas: ["http://h"], price: {output_per_m: 10}}
+  deep: {model: d, replicas: ["http://h"], price: {output_per_m: 30}}
+triage: {otherwise: {timeout: local, parse: pro}, calibration: found.json}
+rules:
+  - {id: tiny, when: {characters: {max: 5}}, route: flash}
+  - {id: code, when: {tools: true}, route: {p_complex: {"<0.3": flash, "<0.6": pro, else: deep}}}
+  - {id: triaged, route: {simple: flash, complex: pro}}
+failover: {tiers: {flash: [pro, deep]}}
+"""
+LAYER = {"intercept": 0, "weights": {"p_complex": 1}, "means": {"p_complex": 0.5}, "scales": {"p_complex": 1}}
 
 
 def run(*arguments: str) -> Result:
@@ -24,6 +41,15 @@ def broken(tmp_path: Path) -> str:
     path.write_text(
         "schema: 1\ntiers: {a: {model: m, replicas: ['http://h']}}\nrules: [{id: x, route: b}]\n", encoding="utf-8"
     )
+    return str(path)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> str:
+    """A policy with bands, and with a calibration that makes less of a probability."""
+    path = tmp_path / "house.yaml"
+    path.write_text(HOUSE, encoding="utf-8")
+    (tmp_path / "found.json").write_text(json.dumps({"schema": 1, "layer": LAYER, "edges": [0.6]}))
     return str(path)
 
 
@@ -54,6 +80,17 @@ def test_check_as_json_is_data(broken: str) -> None:
 def test_check_for_github_is_an_annotation(broken: str) -> None:
     found = run("check", broken, "--format", "github").stdout
     assert found == f'::error file={broken},line=3,col=24::rules.0.route: no tier is named "b"; known: a\n'
+
+
+def test_several_problems_are_counted_and_each_is_one_annotation_whatever_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "100%.yaml"
+    path.write_text('schema: 1\n"x\\n::error ::y": 1\n"z\\r%": 1\n' + HOUSE.partition("\n")[2])
+    found = run("check", str(path), "--format", "github").stdout.splitlines()
+    assert found[0].startswith(f"::error file={tmp_path}/100%25.yaml,line=2,col=1::x%0A::error ::y: unknown key")
+    assert "z%0D%25: unknown key" in found[1]
+    told = run("check", str(path))
+    assert told.stderr.splitlines()[-1] == f"{len(found)} problems"
+    assert json.loads(run("check", str(path), "--json").stdout)["file"] == str(path)
 
 
 def test_test_tells_each_test_and_where_it_went() -> None:
@@ -101,6 +138,65 @@ def test_explain_takes_a_verdict_a_plan_and_headers() -> None:
         "refused with status 403"
         in run("explain", "-m", HARD, "--header", "x-route-tier=pro", "--plan", "batch").stdout
     )
+
+
+DECIDED = """\
+score   0.511  (task, length, depth)
+rule              why not
+tiny     no       characters is 17, wanted max 5
+code     no       tools is false, wanted true
+triaged  decides
+verdict complex: p_complex 0.708125 (said 0.8, calibrated), threshold 0.6, margin +0.108125
+route   pro  (rule triaged: complex)
+  flash, then pro, deep  if simple, timeout, truncated, empty, overloaded, error
+  pro                    if complex, parse
+instead flash (simple) would cost $0.004500 less
+cost    flash $0.000500, pro $0.005000, deep $0.015000 for 5 tokens in, 500 out (assumed), nothing cached
+"""
+
+
+def test_explain_tells_people_the_whole_decision(house: str) -> None:
+    found = run("explain", house, "-m", "Prove it, please.", "--verdict", "0.8").stdout
+    shown = [line.rstrip() for line in found.splitlines()]
+    assert shown[0].startswith("policy  house r1 (")
+    assert shown[1] == (
+        "facts   model auto, caller test, plan default, api chat, characters 17, turns 1, context 5, chance 1.0"
+    )
+    assert shown[2:] == DECIDED.splitlines()
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "verdict", "told"),
+    [
+        ("hi", {}, "", ["tiny     decides", "code     no", "triaged  matches", "verdict not wanted: nobody is asked",
+                        "route   flash, then pro, deep  (rule tiny: rule)"]),
+        (HARD, {}, "", ["verdict wanted; both sides follow", "route   rule triaged asks first; draft on flash"]),
+        (HARD, {}, "timeout", ["verdict simple: by the local score, for timeout: 0.5, threshold 0.6, margin -0.1",
+                               "instead pro (complex) would cost $0.004500 more"]),
+        (HARD, {}, "parse", ["verdict failed: parse", "route   pro  (rule triaged: parse)"]),
+        (HARD, {"tools": TOOLS, "max_tokens": 100}, "", ["  pro                    if <0.6, timeout, parse",
+                                                         "  deep                   if else", "100 out (max_tokens)"]),
+        (HARD, {"tools": TOOLS}, "0.45", ["verdict <0.6: p_complex 0.331664 (said 0.45, calibrated), threshold 0.3",
+                                          "instead flash (<0.3) would cost $0.004500 less"]),
+    ],
+)  # fmt: skip
+def test_explain_says_in_a_line_what_the_classifier_has_to_do_with_it(
+    house: str, tmp_path: Path, text: str, more: dict[str, Any], verdict: str, told: list[str]
+) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"messages": [{"role": "user", "content": text}], **more}))
+    words = ("--verdict", verdict) if verdict else ()
+    shown = run("explain", house, "--request", str(request), *words).stdout
+    assert [line for line in told if line not in shown] == []
+
+
+def test_explain_refuses_a_request_that_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    found = run("explain", DEFAULT, "--request", str(tmp_path / "list.json"))
+    assert (found.exit_code, found.stdout, "expected a JSON object" in found.stderr) == (2, "", True)
 
 
 def test_explain_takes_a_request_file_and_gives_json(tmp_path: Path) -> None:

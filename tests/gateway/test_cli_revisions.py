@@ -26,7 +26,7 @@ class House(NamedTuple):
 
     def run(self, *arguments: str, key: str = ADMIN) -> Result:
         env = {"GATEWAY_URL": self.url, "GATEWAY_ADMIN_KEY": key, "NO_COLOR": "1"}
-        return CliRunner().invoke(app, ["policy", *arguments], env=env)
+        return CliRunner().invoke(app, ["policy", *arguments], env=env, color=True)  # it strips no escapes
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,11 @@ def test_a_policy_is_written_told_rolled_back_and_counts_again(house: House, fla
     assert (wrong.exit_code, json.loads(wrong.stdout)["ok"]) == (1, False)
     assert f"{house.file}:1:1: tiers: missing" in wrong.stderr
     assert house.run("status").exit_code == 1
+    house.file.write_text('"x\\e[2J": 1')
+    for command in ("reload", "status"):
+        told = house.run(command).stderr
+        assert f"{house.file}:1:1: x\\x1b[2J: unknown key" in told
+        assert "\x1b" not in told
     house.file.write_text(second)
     assert house.run("reload").exit_code == 0
 

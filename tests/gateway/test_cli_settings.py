@@ -28,6 +28,7 @@ def test_every_setting_is_shown_with_where_it_comes_from() -> None:
 def test_what_has_its_default_may_be_left_out() -> None:
     assert show("--set", PORT="9090").stdout.split() == ["GATEWAY_PORT", "9090", "environment", "GATEWAY_PORT"]
     assert show("--set", PORT="").stdout == "", "an empty variable counts as unset"
+    assert show("--set", REDIS_URL="embedded").stdout.split()[1] == "embedded"
 
 
 def test_no_secret_is_shown() -> None:

@@ -55,11 +55,13 @@ def test_a_server_that_is_no_vllm_need_not_list_what_it_serves(tmp_path: Path, f
 
 
 def test_a_variable_that_is_nearly_a_setting_is_told_and_what_is_kubernetes_own_is_not(good: Path) -> None:
-    _, found = look(good, REDIS="redis://h", ADMIN_KY="k", SERVICE_PORT="1", PORT_8080_TCP="x", URL="http://h")
+    others = {"SERVICE_PORT": "1", "PORT_8080_TCP": "x", "URL": "http://h", "log_exchanges": "1"}
+    _, found = look(good, REDIS="redis://h", ADMIN_KY="k", log_exchangs="1", **others)
     told = said(found, "warning")
     assert "settings: GATEWAY_REDIS is no setting -> GATEWAY_REDIS_URL, if that is meant" in told
     assert "GATEWAY_ADMIN_KY is no setting -> GATEWAY_ADMIN_KEY" in told
-    assert told.count("is no setting") == 2
+    assert "GATEWAY_log_exchangs is no setting -> GATEWAY_LOG_EXCHANGES" in told, "case does not count"
+    assert told.count("is no setting") == 3
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
     }
     policy.write_text(policy_text(flash, pro, tiers=tiers))
     gone = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
-    weak = {"API_KEY": "secret", "ADMIN_KEY": "changeme" * 5, "TLS_CERT": str(policy)}
+    weak = {"API_KEY": "secret", "ADMIN_KEY": "changeme" * 5, "TLS_CERT": str(policy), "WORKERS": "many"}
     status, found = look(policy, PORT=str(taken), REDIS_URL=gone, RECORDS="/no/such/folder/records", **weak)
     errors = said(found, "error")
     for told in (
@@ -97,6 +99,7 @@ def test_a_broken_set_up_is_told_at_each_place_with_its_repair_and_exits_with_1(
         "cannot be used: [Errno 111] Connect call failed",
         "GATEWAY_API_KEY: it has 6 characters",
         "GATEWAY_ADMIN_KEY: it has 7 different characters",
+        "GATEWAY_WORKERS: Input should be a valid integer, unable to parse string as an integer -> correct it",
         f"cannot listen on 127.0.0.1:{taken}",
         "a certificate without its key",
         "/no/such/folder/records cannot be written",
@@ -166,6 +169,15 @@ def test_a_gateway_that_others_can_reach_needs_keys(good: Path, host: str, statu
     found = look(good, HOST=host)
     assert found[0] == status
     assert ("it will not start" in said(found[1], "error")) is bool(status)
+
+
+def test_without_a_policy_the_packaged_one_is_looked_at() -> None:
+    dead = f"http://127.0.0.1:{free_port()}"
+    env = {"FLASH_URL": dead, "PRO_URL": dead, "GATEWAY_PORT": str(free_port())}
+    found = CliRunner().invoke(app, ["doctor"], env=env)
+    assert (found.exit_code, "ok      policy: default " in found.stdout) == (1, True)
+    assert f"error   tier flash, flash_think, pro: {dead} does not answer" in found.stdout
+    assert found.stdout.splitlines()[-1].startswith("1 error, ")
 
 
 def test_people_get_lines_and_the_sum_of_it(good: Path) -> None:

@@ -97,6 +97,19 @@ def test_a_verdict_in_bands_comes_with_its_band_and_how_far_the_edge_is(
     assert (found["side"], found["threshold"], found["margin"]) == (side, 0.4, margin)
 
 
+@pytest.mark.parametrize(
+    ("p_complex", "threshold", "margin", "other"),
+    [(0.1, 0.4, -0.3, "<0.7"), (0.45, 0.4, 0.05, "<0.4"), (0.65, 0.7, -0.05, "else"), (0.9, 0.7, 0.2, "<0.7")],
+)
+def test_of_several_edges_the_nearest_is_told_and_where_its_other_side_leads(
+    p_complex: float, threshold: float, margin: float, other: str
+) -> None:
+    three = load_policy(SOURCE.replace('"<0.4": flash, else: pro', '"<0.4": flash, "<0.7": pro, else: pro'), {})
+    found = explain(facts(model="bands"), Verdict("complex", p_complex), three)
+    assert (found["verdict"]["threshold"], found["verdict"]["margin"]) == (threshold, margin)
+    assert found["instead"]["side"] == other
+
+
 def test_both_sides_of_the_threshold_are_told() -> None:
     found = explain(facts(), Verdict("complex", 0.8), POLICY)["sides"]
     assert (found["simple"]["tier"], found["complex"]["tier"]) == ("flash", "pro")

@@ -200,6 +200,20 @@ def test_a_completions_prompt_counts_like_a_turn(prompt: Any, characters: int, c
     assert (found.characters, found.turns, found.context) == (characters, 1, context)
 
 
+def test_a_signal_is_seen_in_a_completions_prompt_and_in_any_text_of_a_turn() -> None:
+    for said in (
+        {"messages": None, "prompt": "select 1"},
+        user([{"type": "text", "text": t} for t in ("x", "select")]),
+    ):
+        assert seen(said).signals == {"sql"}
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "system", "content": "select"}]])
+def test_a_conversation_in_which_no_user_speaks_has_no_turn(messages: Any) -> None:
+    found = seen({"messages": messages})
+    assert (found.characters, found.signals) == (0, frozenset())
+
+
 def test_facts_hold_no_prompt_text() -> None:
     assert "xyzzy" not in repr(seen(user("xyzzy select")))
 

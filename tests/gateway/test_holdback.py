@@ -360,7 +360,7 @@ def test_those_who_ask_the_same_share_one_escalation(flash: Sim, pro: Sim) -> No
     ],
 )
 def test_time_for_the_start_is_the_servers_and_not_the_gateways(
-    flash: Sim, pro: Sim, capsys: pytest.CaptureFixture[str], outcome: str, fault: JSON, of_pro: JSON
+    flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str], outcome: str, fault: JSON, of_pro: JSON
 ) -> None:
     async def main() -> None:
         flash.config(stall_after=4, stall=0.3, **fault)
@@ -370,7 +370,7 @@ def test_time_for_the_start_is_the_servers_and_not_the_gateways(
             assert float(answer.headers["x-gateway-overhead-ms"]) < 300
 
     asyncio.run(main())
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    line = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert line["holdback"]["outcome"] == outcome
     assert line["ttft"] >= line["holdback"]["seconds"] >= 0.25
 

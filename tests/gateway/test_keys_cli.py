@@ -1,14 +1,17 @@
 import asyncio
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.admin import Guard
+from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.keys import keys
 from gateway.errors import Refusal, Unauthorized
-from gateway.keys import Keys, identify
+from gateway.keys import Keys, identify, new_key
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.store import open_store
 from gateway.types import Caller
@@ -91,6 +94,37 @@ def test_an_admin_key_opens_admin_and_nothing_else_and_takes_the_place_of_the_on
         caller(url, second)
     assert run("revoke", "admin", url=url).exit_code == 0
     assert not administers(url, second)
+
+
+def test_first_may_answer_in_json_with_null_for_what_there_was(url: str) -> None:
+    made, again = (json.loads(run("first", "--json", url=url).stdout) for _ in range(2))
+    assert caller(url, made["key"]).name == "first"
+    assert administers(url, made["admin_key"])
+    assert again == {"key": None, "admin_key": None}
+
+
+def test_list_tells_plan_and_state_of_each_key(tmp_path: Path) -> None:
+    file, hour = KeyFileStore(tmp_path / "keys.json"), 3600
+
+    async def fill() -> None:
+        secret, now = await file.secret(), time.time()
+        for name, plan, own in (
+            ("ann", "gold", {}),
+            ("bob", None, {"expires": now + hour}),
+            ("cid", None, {"expires": now - hour}),
+            ("dan", None, {"expires": now + hour, "revoked": 1.0}),
+        ):
+            await file.put_key(new_key(secret, name, plan, **own)[1])
+
+    asyncio.run(fill())
+    listed = run("list", "--file", str(tmp_path / "keys.json")).stdout.splitlines()
+    told = [re.sub(r"  20\S+Z|20\S+Z", "", line).split("  ")[1:] for line in listed]
+    assert told == [
+        ["ann", "gold", "active"],
+        ["bob", "(default plan)", "expires "],
+        ["cid", "(default plan)", "expired "],
+        ["dan", "(default plan)", "revoked 1970-01-01T00:00:01Z"],
+    ]
 
 
 def test_list_shows_all_but_secrets_and_hashes(url: str) -> None:

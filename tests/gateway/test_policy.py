@@ -54,6 +54,12 @@ def test_the_smallest_file_has_sensible_defaults() -> None:
     assert policy.caching is None
 
 
+def test_a_caller_may_write_a_served_name_in_any_case_and_without_its_organisation() -> None:
+    names = load_policy(SMALLEST + "aliases: {GPT-4o: pro}\n", {}).names
+    wanted = {"flash": "flash", "org/flash": "flash", "pro": "pro", "org/pro": "pro", "gpt-4o": "pro"}
+    assert names == {"auto": "auto", "auto:fast": "fast", "auto:best": "best", **wanted}
+
+
 def test_every_value_is_frozen() -> None:
     policy = load_policy(SMALLEST, {})
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -170,6 +176,13 @@ def test_a_prompt_named_like_a_built_in_one_or_asked_for_a_bare_word_against_its
     bare = OWN.replace("STRATEGY", "choice").replace("BEFORE", "plan")
     told = "9:13: triage.strategy: house.v2 writes before its label: ask it by auto, json_logprobs or json"
     assert refused(SMALLEST + bare) == [told]
+
+
+def test_a_prompt_with_words_before_its_label_is_asked_as_json_and_another_one_in_any_way() -> None:
+    own = load_policy(SMALLEST + OWN.replace("STRATEGY", "json").replace("BEFORE", "plan"), {})
+    assert (own.triage.strategy, own.triage.prompts["house.v2"].before) == ("json", "plan")
+    plain = load_policy(SMALLEST + "triage: {prompt: p_solve.v1, strategy: choice}\n", {})
+    assert (plain.triage.prompt, plain.triage.strategy) == ("p_solve.v1", "choice")
 
 
 def test_every_key_of_triage_is_kept() -> None:
@@ -390,6 +403,14 @@ BAD = {
         changed("id: triaged", "id: a, route: pro, when: {budget_used: {min: 90}}}\n  - {id: triaged"),
         "6:45: rules.0.when.budget_used: goes from 0 to 1: 0.9 is 90 %",
     ),
+    "percents at the upper end": (
+        changed("id: triaged", "id: a, route: pro, when: {score: {max: 90}}}\n  - {id: triaged"),
+        "6:39: rules.0.when.score: goes from 0 to 1: 0.9 is 90 %",
+    ),
+    "a shadow of the first tier": (
+        SMALLEST + "record: {shadow: {tier: flash}}\n",
+        '7:25: record.shadow.tier: no tier ranks below "flash"',
+    ),
     "no catch-all": (
         changed("id: triaged", "id: triaged, when: {tools: true}"),
         "6:5: rules.0: the last rule must match every",
@@ -494,6 +515,10 @@ BAD = {
         + "sessions: {}\n",
         f'6:54: rules.0.when.session.tier.not: no tier is named "flsh"; {NEAR}',
     ),
+    "dangling tier of a tested session": (
+        SMALLEST + "sessions: {}\ntests: [{name: x, request: {}, expect: {}, session: {tier: flsh}}]\n",
+        f'8:60: tests.0.session.tier: no tier is named "flsh"; {NEAR}',
+    ),
     "empty session": (
         changed("id: triaged", "id: a, route: pro, when: {session: {}}}\n  - {id: triaged") + "sessions: {}\n",
         "6:41: rules.0.when.session: give tier, age, turns or several",
@@ -508,6 +533,10 @@ BAD = {
     ),
     "prefix before others": (
         SMALLEST + "sessions: {key: [prefix, 'header:x-session-id']}\n",
+        "7:11: sessions: every conversation has a prefix: it must be the last key",
+    ),
+    "prefix between others": (
+        SMALLEST + "sessions: {key: ['header:x-a', prefix, 'header:x-b']}\n",
         "7:11: sessions: every conversation has a prefix: it must be the last key",
     ),
     "stay": (
@@ -537,9 +566,21 @@ def test_a_mistake_that_another_tier_inherits_is_told_once_where_it_stands() -> 
     assert found[0].startswith("4:48: tiers.pro.limits.max_inflight: input should be greater")
 
 
+def test_a_mistake_in_a_mapping_that_a_tier_takes_in_part_is_told_once_where_it_stands() -> None:
+    text = changed("model: org/Pro", "model: org/Pro, limits: {max_inflight: 0}")
+    found = refused(text.replace("rules:", "  deep: {extends: pro, limits: {queue: x}}\nrules:"))
+    assert [problem.partition(": ")[0] for problem in found] == ["4:48", "5:40"]
+
+
 def test_a_mistake_in_what_a_tier_adds_is_told_at_that_tier() -> None:
     found = refused(changed("rules:", "  deep: {extends: pro, can: {context: many}}\nrules:"))
     assert found == ['5:39: tiers.deep.can.context: expected a whole number, got "many"']
+
+
+def test_a_mistake_from_the_environment_that_another_tier_inherits_is_told_once_and_not_shown() -> None:
+    text = changed("model: org/Pro", 'model: org/Pro, limits: {max_inflight: "${A}"}')
+    found = refused(text.replace("rules:", "  deep: {extends: pro}\nrules:"), {"A": "hunter2"})
+    assert found == ["4:48: tiers.pro.limits.max_inflight: expected a whole number, got a variable's value"]
 
 
 @pytest.mark.parametrize(
@@ -566,6 +607,34 @@ def test_a_rule_that_something_is_left_for_is_taken(earlier: str, later: str) ->
 def test_several_mistakes_are_told_together_in_the_order_of_the_file() -> None:
     text = changed("schema: 1", "schema: 2").replace("simple: flash", "simple: flsh") + "triage: {threshold: x}\n"
     assert [problem.split(":")[0] for problem in refused(text)] == ["1", "6", "7"]
+
+
+def test_a_list_without_an_item_is_told_beside_a_mistake_elsewhere_and_one_with_a_wrong_item_as_that() -> None:
+    without = changed("  - {id: triaged, route: {simple: flash, complex: pro}}\n", "  []\n")
+    told = [problem.split(":")[2] for problem in refused(without + "triage: {timeout: 800}\n")]
+    assert told == [" rules", " triage.timeout"]
+    (only,) = refused(changed('"http://127.0.0.1:8001"', "5"))
+    assert only.startswith("3:40: tiers.flash.replicas.0: expected text")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits"),
+    [
+        (".{1,1000}x", True),
+        (".{0,1000}x", False),
+        ("x{5000,5009}", True),
+        ("a{1,300}b|c{1,300}d|e{1,300}f|g{1,300}h", True),
+        ("(?:ab|cd){1,7}e", True),
+        ("(?:ab|cd){1,8}e", False),
+        ("(?:a{1,20}|b{1,20}){2}c", False),
+    ],
+)
+def test_a_signal_may_try_a_thousand_ways_from_one_place(pattern: str, fits: bool) -> None:
+    text = f"{SMALLEST}signals: {{a: '{pattern}'}}\n"
+    if fits:
+        assert load_policy(text, {}).signals["a"].pattern == pattern
+    else:
+        assert "can take too long" in refused(text)[0]
 
 
 def test_of_a_file_with_mistakes_without_number_a_hundred_are_told() -> None:

@@ -124,6 +124,14 @@ def test_the_newest_records_stay_in_memory() -> None:
     assert names(kept, 1) == ["r3"]
 
 
+def test_a_decision_that_no_chance_made_has_a_propensity_of_one_and_no_chances() -> None:
+    kept = Records(MemoryStore())
+    kept.keep(ended("r"), policy())
+    assert json.loads(kept.recent(1)[0])["route"] == (
+        {"tier": "flash", "p": 1.0, "tiers": ["flash"], "rule": "all", "reason": "rule", "chances": {}}
+    )
+
+
 def test_who_asks_for_what_came_after_a_line_does_not_get_that_line_again() -> None:
     kept = Records(MemoryStore())
     for at in range(50):

@@ -183,6 +183,19 @@ def test_who_was_never_asked_may_be_asked_another_question() -> None:
     assert [choice.to for choice in choices([record("tiny", facts, None)], asks_otherwise)] == ["undecided"]
 
 
+def test_a_record_that_does_not_say_what_was_looked_at_is_judged_by_its_facts_alone() -> None:
+    facts = Facts(model="auto", caller="ann", plan="gold", characters=50)
+    one = record("r0", facts, Verdict("complex", 0.9))
+    one.seen = None
+    plain = policy(
+        ("  - {id: sql, when: {signals: [sql]}, route: pro}\n", ""),
+        ("  - {id: phase, when: {header: {x-phase: plan}}, route: pro}\n", ""),
+    )
+    assert [choice.to for choice in choices([one], plain)] == ["pro"]
+    with pytest.raises(Unrecorded, match=r"rule sql looks at signals\.sql, which record r0"):
+        choices([one], A)
+
+
 def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
     records = traffic(3)
     for one in records:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.body import Fields
 from gateway.score import LOOKS, MEASURES, WEIGHTS, measures, reasons, score, score_text, surface, words
+from gateway.score.question import split
 from gateway.score.remembered import LONGEST, WORDS
 
 QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
@@ -65,6 +66,23 @@ def test_worked_examples_do_not_make_a_question_harder() -> None:
     alone, shown = measures(f"Q: {QUESTION}\nA:"), measures(3 * EXAMPLE + f"Q: {QUESTION}\nA:")
     assert shown["length"] == pytest.approx(alone["length"], abs=0.05)
     assert shown["numbers"] == alone["numbers"]
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "options"),
+    [
+        ("Q: one?\nA: 1\nQ: two?\nA: 2\nQ: three?", "Q: three?", ""),
+        ("问：一？\n答：一\n问：二？\n答：二\n问：三？", "问：三？", ""),
+        ("Note: one.\nWhy: two?", "Note: one.\nWhy: two?", ""),
+        ("Which?\n(A) x\n(B) y\n\nHow many?\n(A) 1\n(B) 2", "How many?", "(A) 1\n(B) 2"),
+        ("Read this.\n\nHow many?\n(A) 1\n(B) 2", "Read this.\n\nHow many?", "(A) 1\n(B) 2"),
+        ("How many?\n(A) 1", "How many?\n(A) 1", ""),
+    ],
+)
+def test_the_question_is_what_stands_after_worked_examples_and_before_its_options(
+    text: str, question: str, options: str
+) -> None:
+    assert split(text) == (question, options)
 
 
 def test_options_to_choose_from_count_apart_from_the_question() -> None:

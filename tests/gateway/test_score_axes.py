@@ -1,6 +1,7 @@
 """The first numbers of a static embedding as measures: of a model that the test makes itself. No weights ship."""
 
 import json
+import math
 import random
 import struct
 from pathlib import Path
@@ -130,4 +131,15 @@ def test_a_calibration_may_weigh_them_and_no_others(tmp_path: Path) -> None:
 def test_what_has_no_axes_is_refused_at_its_place(tmp_path: Path, change: JSON, told: str) -> None:
     model(tmp_path, **change)
     with pytest.raises(PolicyError, match=told):
+        policy(tmp_path)
+
+
+@pytest.mark.parametrize("number", [0.0, math.nan, math.inf])
+def test_numbers_that_are_all_0_or_not_finite_are_refused(tmp_path: Path, number: float) -> None:
+    model(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    start = 8 + int(struct.unpack("<Q", data[:8])[0])
+    file.write_bytes(data[:start] + struct.pack("<f", number) * ((len(data) - start) // 4))
+    with pytest.raises(PolicyError, match="not finite, or all 0"):
         policy(tmp_path)

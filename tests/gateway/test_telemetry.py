@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.policy import Policy
 from gateway.recorded import PHASES, Record
+from gateway.store import Line
 from gateway.telemetry import TOGETHER, Telemetry
 from gateway.telemetry.lines import line
 from gateway.types import Caller, Decision, Facts, Route, TierState, Usage, Verdict
@@ -100,6 +101,16 @@ def test_who_shares_an_answer_does_not_count_its_tokens_verdict_and_draft_again(
     assert value(made, 'gateway_requests_total{status="200",tier="pro"}') == 3
 
 
+def test_what_is_waited_for_is_0_before_it_comes_so_that_the_first_one_is_a_rise() -> None:
+    made = telemetry()
+    for result in ("accepted", "rejected"):
+        assert value(made, f'gateway_policy_reloads_total{{result="{result}"}}') == 0
+    for outcome in ("compared", "failed"):
+        assert value(made, f'gateway_shadow_answers_total{{outcome="{outcome}"}}') == 0
+    for what in ("scores", "outcomes"):
+        assert value(made, f'gateway_drift{{what="{what}"}}') == 0
+
+
 def test_a_failed_answer_still_counts_its_verdict() -> None:
     made = telemetry()
     made.record(record(status=502, error="upstream_failed", route=ROUTE, decision=DECISION))
@@ -139,6 +150,22 @@ def test_the_policy_in_force_is_the_only_one_shown() -> None:
     assert value(made, "gateway_store_up") == 0
     assert value(made, 'gateway_limits{kept="deny",limit="budget"}') == 1
     assert value(made, 'gateway_limits{kept="shared",limit="budget"}') == 0
+    made.use(POLICY, lambda: STATES, lambda: "ok")
+    assert value(made, "gateway_store_up") == 1
+
+
+def test_a_line_tells_of_a_budget_that_is_used_and_has_null_for_what_there_was_not(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    made = telemetry(log=True)
+    held = Facts("auto", "ann", "usual", budget="degrade", budget_used=0.98765432, budget_of="all")
+    made.record(record(status=499, overhead=None))
+    made.record(record(decision=Decision(held, None, ROUTE, "kept", won=0.25), route=ROUTE, overhead=0.0012345678))
+    left, kept = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert (left["overhead"], left["ttft"], left["tokens"], left["chosen"]) == (None,) * 4
+    assert not {"budget", "verdict"} & left.keys()
+    assert kept["budget"] == {"used": 0.987654, "then": "degrade", "of": "all"}
+    assert (kept["overhead"], kept["won"], kept["chosen"], kept["rule"]) == (0.001235, 0.25, "pro", "triaged")
 
 
 def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
@@ -271,6 +298,60 @@ def test_what_an_answer_saves_is_counted_against_the_last_tier(
     made = telemetry(priced())
     made.record(record(tier=tier, cache=cache, model="auto", usage=Usage(1000, 400, 400)))
     assert value(made, f"gateway_saved_usd_total{{{series}}}") == pytest.approx(saved)
+
+
+def test_what_calls_come_to_is_counted_in_dollars_by_tier_and_kind() -> None:
+    made = telemetry()
+    costs = [Line("pro", "answer", False, 10, 0, 5, 2_500_000), Line("flash", "triage", False, 10, 0, 1, 1_000)]
+    for lines in (costs, costs[:1]):
+        made.record(record(tier="pro", costs=lines))
+    assert value(made, 'gateway_cost_usd_total{kind="answer",tier="pro"}') == pytest.approx(0.005)
+    assert value(made, 'gateway_cost_usd_total{kind="triage",tier="flash"}') == pytest.approx(0.000001)
+
+
+def test_failures_that_are_alike_are_counted_each() -> None:
+    made = telemetry()
+    for at in range(3):
+        made.record(record(id=f"{at}", status=429, error="rate_limit_exceeded", limited="requests"))
+    assert value(made, 'gateway_refusals_total{code="rate_limit_exceeded"}') == 3
+    assert value(made, 'gateway_limited_total{limit="requests"}') == 3
+
+
+@pytest.mark.parametrize(
+    ("tier", "status", "usage"),
+    [
+        ("gone", 200, Usage(1000, 400, 400)),
+        ("flash", 499, Usage(1000, 400, 400)),
+        ("flash", 200, Usage(None, None, 400)),
+        ("flash", 200, Usage(1000)),
+        ("flash", 200, None),
+    ],
+)
+def test_an_answer_that_was_not_given_or_not_counted_saves_nothing(tier: str, status: int, usage: Usage | None) -> None:
+    made = telemetry(priced())
+    made.record(record(tier=tier, status=status, cache="miss", model="auto", usage=usage))
+    assert value(made, f'gateway_saved_usd_total{{how="routed",tier="{tier}"}}') == 0.0
+
+
+@pytest.mark.parametrize(("usage", "tokens"), [(Usage(7, 0, 9, events=4), 9), (Usage(events=4), 4), (None, 30)])
+def test_a_kept_draft_made_what_the_server_counted_else_its_events_else_what_came_of_it(
+    usage: Usage | None, tokens: int
+) -> None:
+    made = telemetry()
+    kept = Decision(Facts("auto", "ann", "usual"), None, ROUTE, "kept", 30)
+    made.record(record(tier="pro", decision=kept, usage=usage))
+    assert value(made, 'gateway_draft_tokens_total{outcome="kept"}') == tokens
+
+
+def test_an_answer_that_the_last_tier_would_have_given_for_less_makes_no_counter_fall() -> None:
+    dear = {"input_per_m": 3.0, "cached_input_per_m": 0.1, "output_per_m": 3.0}
+    cheap = {"input_per_m": 1.0, "cached_input_per_m": 0.2, "output_per_m": 1.0}
+    sims = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
+    made = telemetry(policy_for(*sims, tiers={"flash": {"price": cheap}, "pro": {"price": dear}}))
+    for cached, saved, dearer in ((0, 2.02, 0.0), (1_000_000, 2.02, 0.08), (500_000, 2.99, 0.08)):
+        made.record(record(tier="flash", model="auto", usage=Usage(1_000_000, cached, 10_000)))
+        assert value(made, 'gateway_saved_usd_total{how="routed",tier="flash"}') == pytest.approx(saved)
+        assert value(made, "gateway_dearer_usd_total") == pytest.approx(dearer)
 
 
 def test_what_the_cache_gave_is_no_use_of_tokens() -> None:

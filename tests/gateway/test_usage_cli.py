@@ -26,6 +26,13 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
     assert "answers: 0.002500 USD" in shown
     assert "overhead: 0.000001 USD" in shown
     today = time.strftime("%Y-%m-%d", time.gmtime())
+    assert [line.split() for line in shown.splitlines()[1:-2]] == [
+        [today, "ann", "pro", "answer", "1", "10", "2", "5", "0.002000"],
+        [today, "ann", "pro", "triage", "estimated", "1", "10", "2", "5", "0.000001"],
+        [today, "bob", "pro", "answer", "1", "10", "2", "5", "0.000500"],
+    ]
+    by_nothing_else = usage("--redis", valkey, "--by", "tier").stdout.splitlines()[1:-2]
+    assert [line.split()[:3] for line in by_nothing_else] == [["pro", "answer", "2"], ["pro", "overhead", "estimated"]]
     report = json.loads(usage("--redis", valkey, "--caller", "ann", "--from", today, "--to", today, "--json").stdout)
     assert [(row["kind"], row["overhead"], row["estimated"], row["usd"], row["day"]) for row in report["rows"]] == [
         ("answer", False, False, 0.002, today), ("triage", True, True, 0.000001, today),

@@ -129,6 +129,8 @@ def spelled(*texts: str, at: int, tops: dict[str, float]) -> list[JSON]:
         (GOOD, [token('I say "complexity": "complex". ', 0.9),
                 *spelled('{"complexity":"', "simple", at=1, tops={"simple": 0.8, "complex": 0.2})], 0.2),
         (GOOD, [token(GOOD, 0.9)], 0.1),
+        (GOOD, [{"token": GOOD, "logprob": math.log(0.9)}], 0.1),
+        (HARD, [token(HARD, 0.9) | {"top_logprobs": None}], 0.9),
         (HARD, [token('{"complexity":"', 0.9), token("complex", 0.7), token('"}', 1.0)], 0.7),
         (GOOD, spelled('{"complexity":"', "simple", '"}', at=1, tops={"simple": 0.9}), 0.001),
         (GOOD, [token('{"complexity":"', 1.0), token("simple", 0.0001, The=0.9, It=0.05)], None),

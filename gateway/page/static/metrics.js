@@ -9,6 +9,7 @@ export const NAMES = {
   refusals: "gateway_refusals_total",
   cost: "gateway_cost_usd_total",
   saved: "gateway_saved_usd_total",
+  dearer: "gateway_dearer_usd_total",
   inflight: "gateway_inflight_requests",
   queued: "gateway_queued_requests",
   up: "gateway_replica_up",

@@ -92,7 +92,7 @@ class Overview {
     tiles["First token, median"](time(quantile(span.ttft, 0.5)), `95 % within ${time(quantile(span.ttft, 0.95))}`);
     tiles["Own time, median"](time(quantile(span.overhead, 0.5)), `95 % within ${time(quantile(span.overhead, 0.95))}`);
     const aside = sum(span.cost, ({ kind }) => kind !== "answer");
-    tiles["Saved, net"](usd(sum(span.saved) - aside), `after ${usd(aside)} overhead`);
+    tiles["Saved, net"](usd(sum(span.saved) - sum(span.dearer) - aside), `after ${usd(aside)} overhead`);
     const asked = sum(span.verdicts);
     const good = sum(span.verdicts, ({ outcome }) => JUDGED.has(outcome));
     tiles.Verdicts(percent(asked ? good / asked : null), asked ? `${count(asked - good)} of ${count(asked)} failed` : "none wanted yet");
@@ -176,7 +176,8 @@ function aside(span) {
     ["Spent in all", usd(sum(span.cost))],
     ["Spent on triage", usd(sum(span.cost, ({ kind }) => kind === "triage"))],
     ["Spent on drafts thrown away", usd(sum(span.cost, ({ kind }) => kind === "draft"))],
-    ["Saved by routing, by the cache", ["routed", "cached"].map((way) => usd(sum(span.saved, ({ how }) => how === way))).join(", ")],
+    ["Saved by routing, by the cache", [sum(span.saved, ({ how }) => how === "routed") - sum(span.dearer),
+      sum(span.saved, ({ how }) => how === "cached")].map(usd).join(", ")],
     ["Errors of ours", refused || "none"],
   ];
 }

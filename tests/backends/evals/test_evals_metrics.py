@@ -63,6 +63,16 @@ def test_aurocs_interval_holds_the_truth_nine_times_of_ten_also_for_a_rare_label
     assert held >= 180
 
 
+def test_aurocs_interval_ends_where_the_area_is_z_of_newcombes_deviations_away() -> None:
+    """The variance as method 5 gives it, in which half of all prompts stand for either label's."""
+    pairs = [(float(at % 7), float(at % 3 == 0)) for at in range(30)]
+    found, half, cells = auroc_interval(pairs), 30 / 2, 10 * 20
+    for end in (found.low, found.high):
+        variance = end * (1 - end) * (2 * half - 1 - (3 * half - 3) / ((2 - end) * (1 + end))) / cells
+        assert (end - found.value) ** 2 == pytest.approx(1.959964**2 * variance, rel=1e-5)
+    assert 0 < found.low < found.value < found.high < 1
+
+
 def test_aurocs_interval_has_a_width_for_a_perfect_order() -> None:
     found = auroc_interval([(float(at), float(at >= 25)) for at in range(50)])
     assert (found.value, found.high) == (1.0, 1.0)
@@ -111,6 +121,14 @@ def test_the_interval_of_a_difference_holds_it_nineteen_times_in_twenty() -> Non
         held += found.low <= -0.04 <= found.high
     assert 930 <= held <= 970
     assert paired_difference(0, 0, 10).low < 0 < paired_difference(0, 0, 10).high
+
+
+def test_a_paired_difference_has_agresti_and_mins_interval_within_what_is_possible() -> None:
+    found = paired_difference(10, 4, 100)  # 10.5 and 4.5 of 102
+    middle, reach = 6 / 102, 1.959964 * math.sqrt(15 - 36 / 102) / 102
+    assert (found.value, found.low, found.high) == pytest.approx((0.06, middle - reach, middle + reach))
+    assert paired_difference(2, 0, 2).high == 1.0
+    assert paired_difference(0, 2, 2).low == -1.0
 
 
 def test_a_mean_per_unit_weighs_the_units() -> None:
