@@ -50,10 +50,10 @@ def test_a_calibration_is_reported_and_written(tmp_path: Path) -> None:
     ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out))
     assert ran.exit_code == 0, ran.stderr
     shown = ran.stdout.splitlines()
-    heads = ["inputs", "thresholds", "shares", "lift", "reliability", "Flash fails", f"written to {out}"]
+    heads = ["inputs", "thresholds", "shares", "sources", "lift", "reliability", "Flash fails", f"written to {out}"]
     assert [one.split("  ")[0] for one in shown] == heads
-    assert "above chance at an equal share" in shown[3]
-    assert shown[4].endswith("500 outcomes, 500 effective")
+    assert "above chance at an equal share" in shown[4]
+    assert shown[5].endswith("500 outcomes, 500 effective")
     written = json.loads(out.read_text())
     assert shown[:2] == ["inputs       score", f"thresholds   {written['edges'][0]:.4f}"]
     assert (written["proven"], written["records"]["n"]) == (True, 1000)

@@ -161,6 +161,7 @@ def test_a_line_tells_of_a_budget_that_is_used_and_has_null_for_what_there_was_n
     held = Facts("auto", "ann", "usual", budget="degrade", budget_used=0.98765432, budget_of="all")
     made.record(record(status=499, overhead=None))
     made.record(record(decision=Decision(held, None, ROUTE, "kept", won=0.25), route=ROUTE, overhead=0.0012345678))
+    made.close()
     left, kept = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert (left["overhead"], left["ttft"], left["tokens"], left["chosen"]) == (None,) * 4
     assert not {"budget", "verdict"} & left.keys()
