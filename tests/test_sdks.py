@@ -1,6 +1,5 @@
 """Do the official clients of the other dialects get what they expect, from real processes over sockets?"""
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -197,18 +196,15 @@ def test_embeddings_come_from_the_tier_that_makes_them(clients: Clients, flash: 
 
 
 @pytest.mark.parametrize("first", ["stream", "json"])
-def test_the_official_client_reads_both_forms_of_one_entry(flash: Sim, pro: Sim, first: str) -> None:
-    async def main() -> None:
-        policy = policy_for(flash, pro, caching={"ttl": "1m"})
-        async with serving.gateway(policy) as gate:
-            url = f"http://127.0.0.1:{gate.port}/v1"
-            async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
-                for streamed in (True, False) if first == "stream" else (False, True):
-                    texts = await read(client, streamed)
-                    assert texts[0] == texts[1]
-            assert len(flash.seen()) == 1
-
-    asyncio.run(main())
+async def test_the_official_client_reads_both_forms_of_one_entry(flash: Sim, pro: Sim, first: str) -> None:
+    policy = policy_for(flash, pro, caching={"ttl": "1m"})
+    async with serving.gateway(policy) as gate:
+        url = f"http://127.0.0.1:{gate.port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="x", max_retries=0) as client:
+            for streamed in (True, False) if first == "stream" else (False, True):
+                texts = await read(client, streamed)
+                assert texts[0] == texts[1]
+        assert len(flash.seen()) == 1
 
 
 async def read(client: openai.AsyncOpenAI, streamed: bool) -> list[Any]:

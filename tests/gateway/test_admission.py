@@ -45,59 +45,51 @@ async def made() -> Reply:
     return Reply(200, [], b"{}", False, "pro", nothing)
 
 
-def test_an_admitted_request_tells_its_limits() -> None:
-    async def main(store: MemoryStore) -> None:
-        admission = await admit(asking(), None, POLICY, store)
-        assert admission.entry is None
-        assert admission.limits.split(b"\r\n") == [
-            b"x-ratelimit-limit-requests: 6",
-            b"x-ratelimit-remaining-requests: 5",
-            b"x-ratelimit-reset-requests: 10s",
-            b"",
-        ]
-
-    asyncio.run(main(MemoryStore()))
+async def test_an_admitted_request_tells_its_limits() -> None:
+    store = MemoryStore()
+    admission = await admit(asking(), None, POLICY, store)
+    assert admission.entry is None
+    assert admission.limits.split(b"\r\n") == [
+        b"x-ratelimit-limit-requests: 6",
+        b"x-ratelimit-remaining-requests: 5",
+        b"x-ratelimit-reset-requests: 10s",
+        b"",
+    ]
 
 
-def test_a_used_up_minute_is_429_and_says_when_to_come_back() -> None:
-    async def main(store: MemoryStore) -> None:
-        for _ in range(6):
-            (await admit(asking(), None, POLICY, store)).close()
-        with pytest.raises(RateLimited) as refusal:
-            await admit(asking(), None, POLICY, store)
-        assert refusal.value.code == "rate_limit_exceeded"
-        assert 9.0 < (refusal.value.retry_after or 0.0) <= 10.0
-
-    asyncio.run(main(MemoryStore()))
-
-
-def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> None:
-    async def main(store: MemoryStore) -> None:
-        one, _ = [await admit(asking(), None, POLICY, store) for _ in range(2)]
-        with pytest.raises(RateLimited) as refusal:
-            await admit(asking(), None, POLICY, store)
-        assert (refusal.value.code, refusal.value.retry_after) == ("concurrency_limit_exceeded", 1.0)
-        assert refusal.value.message == "Too many requests at the same time: limit 2. Try again in 1s."
-        one.close()
-        one.close()
+async def test_a_used_up_minute_is_429_and_says_when_to_come_back() -> None:
+    store = MemoryStore()
+    for _ in range(6):
+        (await admit(asking(), None, POLICY, store)).close()
+    with pytest.raises(RateLimited) as refusal:
         await admit(asking(), None, POLICY, store)
-        with pytest.raises(RateLimited):
-            await admit(asking(), None, POLICY, store)
-
-    asyncio.run(main(MemoryStore()))
+    assert refusal.value.code == "rate_limit_exceeded"
+    assert 9.0 < (refusal.value.retry_after or 0.0) <= 10.0
 
 
-def test_a_hit_comes_with_its_entry_and_holds_no_slot() -> None:
-    async def main(store: MemoryStore) -> None:
-        await store.remember("ann", b"key", b"answer", 10.0)
-        hits = [await admit(asking(), b"key", POLICY, store) for _ in range(4)]
-        assert [hit.entry for hit in hits] == [b"answer"] * 4
+async def test_one_request_too_many_at_the_same_time_is_429_until_another_closes() -> None:
+    store = MemoryStore()
+    one, _ = [await admit(asking(), None, POLICY, store) for _ in range(2)]
+    with pytest.raises(RateLimited) as refusal:
+        await admit(asking(), None, POLICY, store)
+    assert (refusal.value.code, refusal.value.retry_after) == ("concurrency_limit_exceeded", 1.0)
+    assert refusal.value.message == "Too many requests at the same time: limit 2. Try again in 1s."
+    one.close()
+    one.close()
+    await admit(asking(), None, POLICY, store)
+    with pytest.raises(RateLimited):
         await admit(asking(), None, POLICY, store)
 
-    asyncio.run(main(MemoryStore()))
+
+async def test_a_hit_comes_with_its_entry_and_holds_no_slot() -> None:
+    store = MemoryStore()
+    await store.remember("ann", b"key", b"answer", 10.0)
+    hits = [await admit(asking(), b"key", POLICY, store) for _ in range(4)]
+    assert [hit.entry for hit in hits] == [b"answer"] * 4
+    await admit(asking(), None, POLICY, store)
 
 
-def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> None:
+async def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> None:
     async def hold(admission: Admission, holding: asyncio.Event) -> None:
         try:
             holding.set()
@@ -105,46 +97,40 @@ def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back() -> No
         finally:
             admission.close()
 
-    async def main(store: MemoryStore) -> None:
-        for _ in range(3):
-            holding = asyncio.Event()
-            task = asyncio.create_task(hold(await admit(asking(), None, POLICY, store), holding))
-            await holding.wait()
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled()
-
-    asyncio.run(main(MemoryStore()))
+    store = MemoryStore()
+    for _ in range(3):
+        holding = asyncio.Event()
+        task = asyncio.create_task(hold(await admit(asking(), None, POLICY, store), holding))
+        await holding.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
 
 
-def test_what_a_request_holds_is_settled_when_the_last_of_its_holders_is_done() -> None:
-    async def main(store: MemoryStore) -> None:
-        request = asking()
-        with await admit(request, None, POLICY, store) as admission:
-            with admission:  # the request itself has ended, what makes its answer for others has not
-                own = admission.keep(await made())
-            request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
-            await own.close()
-            await own.close()
-            assert (await store.ledger("ann"), request.costs) == ([], [])
-        (booked,) = await store.ledger("ann")
-        assert (booked.prompt, booked.completion) == (10, 5)
-        assert request.costs == lines(request, POLICY)
-
-    asyncio.run(main(MemoryStore()))
-
-
-def test_a_reply_that_is_kept_settles_once() -> None:
-    async def main(store: MemoryStore) -> None:
-        request = asking()
+async def test_what_a_request_holds_is_settled_when_the_last_of_its_holders_is_done() -> None:
+    store = MemoryStore()
+    request = asking()
+    with await admit(request, None, POLICY, store) as admission:
+        with admission:  # the request itself has ended, what makes its answer for others has not
+            own = admission.keep(await made())
         request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
-        with await admit(request, None, POLICY, store) as admission:
-            reply = admission.keep(await made())
-        assert await store.ledger("ann") == []
-        await reply.close()
-        assert [line.requests for line in await store.ledger("ann")] == [1]
+        await own.close()
+        await own.close()
+        assert (await store.ledger("ann"), request.costs) == ([], [])
+    (booked,) = await store.ledger("ann")
+    assert (booked.prompt, booked.completion) == (10, 5)
+    assert request.costs == lines(request, POLICY)
 
-    asyncio.run(main(MemoryStore()))
+
+async def test_a_reply_that_is_kept_settles_once() -> None:
+    store = MemoryStore()
+    request = asking()
+    request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
+    with await admit(request, None, POLICY, store) as admission:
+        reply = admission.keep(await made())
+    assert await store.ledger("ann") == []
+    await reply.close()
+    assert [line.requests for line in await store.ledger("ann")] == [1]
 
 
 async def nothing() -> None:
@@ -156,51 +142,43 @@ async def headers(plan: str, store: MemoryStore, **fields: Any) -> dict[str, str
     return dict(line.split(": ") for line in admission.limits.decode().splitlines())
 
 
-def test_tokens_are_told_where_they_are_limited_and_used_up_is_429() -> None:
-    async def main(store: MemoryStore) -> None:
-        told = [await headers("metered", store, max_tokens=300) for _ in range(2)]
-        left = [int(each["x-ratelimit-remaining-tokens"]) for each in told]
-        assert told[0]["x-ratelimit-limit-tokens"] == "1000"
-        assert 1000 - 300 > left[0] > left[1] >= 0
-        with pytest.raises(OverLimit) as refusal:
-            await admit(asking("metered", max_tokens=300), None, POLICY, store)
-        assert (refusal.value.limit, refusal.value.code) == ("tokens", "rate_limit_exceeded")
-        assert "tokens per minute: limit 1000" in refusal.value.message
-        assert 0 < (refusal.value.retry_after or 0) <= 60
-
-    asyncio.run(main(MemoryStore()))
+async def test_tokens_are_told_where_they_are_limited_and_used_up_is_429() -> None:
+    store = MemoryStore()
+    told = [await headers("metered", store, max_tokens=300) for _ in range(2)]
+    left = [int(each["x-ratelimit-remaining-tokens"]) for each in told]
+    assert told[0]["x-ratelimit-limit-tokens"] == "1000"
+    assert 1000 - 300 > left[0] > left[1] >= 0
+    with pytest.raises(OverLimit) as refusal:
+        await admit(asking("metered", max_tokens=300), None, POLICY, store)
+    assert (refusal.value.limit, refusal.value.code) == ("tokens", "rate_limit_exceeded")
+    assert "tokens per minute: limit 1000" in refusal.value.message
+    assert 0 < (refusal.value.retry_after or 0) <= 60
 
 
-def test_what_does_not_fit_the_budget_goes_to_the_first_tier_then_is_refused_for_good() -> None:
-    async def main(store: MemoryStore) -> None:
-        seen = [(await admit(asking("frugal", max_tokens=400), None, POLICY, store)).standing for _ in range(4)]
-        assert [standing.capped for standing in seen] == [None, None, "budget", "budget"]
-        assert [standing.budget for standing in seen] == [None, "warn", "flash_only", "flash_only"]
-        with pytest.raises(OverLimit) as refusal:
-            await admit(asking("frugal", max_tokens=4000), None, POLICY, store)
-        assert (refusal.value.type, refusal.value.code) == ("insufficient_quota", "insufficient_quota")
-        assert (b"x-should-retry", b"false") in refusal.value.headers()
-        with pytest.raises(OverLimit):
-            await admit(asking("strict", max_tokens=1100), None, POLICY, MemoryStore())
-
-    asyncio.run(main(MemoryStore()))
+async def test_what_does_not_fit_the_budget_goes_to_the_first_tier_then_is_refused_for_good() -> None:
+    store = MemoryStore()
+    seen = [(await admit(asking("frugal", max_tokens=400), None, POLICY, store)).standing for _ in range(4)]
+    assert [standing.capped for standing in seen] == [None, None, "budget", "budget"]
+    assert [standing.budget for standing in seen] == [None, "warn", "flash_only", "flash_only"]
+    with pytest.raises(OverLimit) as refusal:
+        await admit(asking("frugal", max_tokens=4000), None, POLICY, store)
+    assert (refusal.value.type, refusal.value.code) == ("insufficient_quota", "insufficient_quota")
+    assert (b"x-should-retry", b"false") in refusal.value.headers()
+    with pytest.raises(OverLimit):
+        await admit(asking("strict", max_tokens=1100), None, POLICY, MemoryStore())
 
 
-def test_a_warning_is_told() -> None:
-    async def main(store: MemoryStore) -> None:
-        assert "x-budget" not in await headers("frugal", store, max_tokens=400)
-        told = await headers("frugal", store, max_tokens=400)
-        assert (told["x-budget"], told["x-budget-used"][:3]) == ("warn", "0.8")
-
-    asyncio.run(main(MemoryStore()))
+async def test_a_warning_is_told() -> None:
+    store = MemoryStore()
+    assert "x-budget" not in await headers("frugal", store, max_tokens=400)
+    told = await headers("frugal", store, max_tokens=400)
+    assert (told["x-budget"], told["x-budget-used"][:3]) == ("warn", "0.8")
 
 
-def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
-    async def main(store: MemoryStore) -> None:
-        seen = [(await admit(asking("even"), None, POLICY, store)).standing.capped for _ in range(6)]
-        assert seen == [None, "share", None, "share", None, "share"]
-
-    asyncio.run(main(MemoryStore()))
+async def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
+    store = MemoryStore()
+    seen = [(await admit(asking("even"), None, POLICY, store)).standing.capped for _ in range(6)]
+    assert seen == [None, "share", None, "share", None, "share"]
 
 
 @pytest.mark.parametrize(

@@ -87,93 +87,78 @@ def test_with_random_leavers_the_ledger_is_never_below_what_the_servers_counted(
     on(valkey, main)
 
 
-def test_who_has_spent_its_budget_goes_to_flash_and_is_refused_when_that_does_not_fit_either(
+async def test_who_has_spent_its_budget_goes_to_flash_and_is_refused_when_that_does_not_fit_either(
     flash: Sim, pro: Sim
 ) -> None:
-    async def main() -> None:
-        budget = {"usd": 0.0021, "warn": 0.3}
-        policy = policy_for(flash, pro, tiers=PRICES, callers=plan(budget=budget))
-        async with gateway(policy, MemoryStore()) as gate:
-            fields = {"max_tokens": 150, "model": "pro"}
-            answers = [await gate.ask(body(SIMPLE, **fields)) for _ in range(30)]
-            tiers = [answer.headers["x-route-tier"] for answer in answers if answer.status == 200]
-            assert tiers[0] == "pro"
-            assert "flash" in tiers
-            degraded = answers[tiers.index("flash")]
-            assert (degraded.headers["x-route-reason"], degraded.headers["x-budget"]) == ("budget", "flash_only")
-            refusal = await gate.ask(body(SIMPLE, max_tokens=100_000))
-            assert (refusal.status, refusal.json()["error"]["code"]) == (429, "insufficient_quota")
-            assert refusal.headers["x-should-retry"] == "false"
-            metrics = (await gate.get("/metrics")).data.decode()
-            assert 'gateway_limited_total{limit="money"}' in metrics
-            assert 'gateway_cost_usd_total{kind="answer",tier="pro"}' in metrics
-
-    asyncio.run(main())
+    budget = {"usd": 0.0021, "warn": 0.3}
+    policy = policy_for(flash, pro, tiers=PRICES, callers=plan(budget=budget))
+    async with gateway(policy, MemoryStore()) as gate:
+        fields = {"max_tokens": 150, "model": "pro"}
+        answers = [await gate.ask(body(SIMPLE, **fields)) for _ in range(30)]
+        tiers = [answer.headers["x-route-tier"] for answer in answers if answer.status == 200]
+        assert tiers[0] == "pro"
+        assert "flash" in tiers
+        degraded = answers[tiers.index("flash")]
+        assert (degraded.headers["x-route-reason"], degraded.headers["x-budget"]) == ("budget", "flash_only")
+        refusal = await gate.ask(body(SIMPLE, max_tokens=100_000))
+        assert (refusal.status, refusal.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert refusal.headers["x-should-retry"] == "false"
+        metrics = (await gate.get("/metrics")).data.decode()
+        assert 'gateway_limited_total{limit="money"}' in metrics
+        assert 'gateway_cost_usd_total{kind="answer",tier="pro"}' in metrics
 
 
-def test_of_coalesced_callers_the_flight_is_paid_once_and_a_hit_costs_nothing(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        policy = policy_for(flash, pro, tiers=PRICES, caching={"ttl": "10m"}, callers=plan(budget={"usd": 1.0}))
-        async with gateway(policy, store) as gate:
-            flash.config(stall_first=0.2)
-            same = body(SIMPLE, model="flash", temperature=0)
-            leader = await gate.open(same)
-            await asyncio.sleep(0.05)
-            followers = [await gate.open(same) for _ in range(5)]
-            await asyncio.sleep(0.05)
-            await leader.leave()
-            assert {(await line.answer()).headers["x-route-cache"] for line in followers} == {"coalesced"}
-            assert (await gate.ask(same)).headers["x-route-cache"] == "hit"
-        found = await booked(store, "answer")
-        assert {name: found[name] for name in SUMS} == counted(flash)
-        assert found["requests"] == 1
-        assert store._accounts["anonymous"].money == 0
-
-    asyncio.run(main())
+async def test_of_coalesced_callers_the_flight_is_paid_once_and_a_hit_costs_nothing(flash: Sim, pro: Sim) -> None:
+    store = MemoryStore()
+    policy = policy_for(flash, pro, tiers=PRICES, caching={"ttl": "10m"}, callers=plan(budget={"usd": 1.0}))
+    async with gateway(policy, store) as gate:
+        flash.config(stall_first=0.2)
+        same = body(SIMPLE, model="flash", temperature=0)
+        leader = await gate.open(same)
+        await asyncio.sleep(0.05)
+        followers = [await gate.open(same) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        await leader.leave()
+        assert {(await line.answer()).headers["x-route-cache"] for line in followers} == {"coalesced"}
+        assert (await gate.ask(same)).headers["x-route-cache"] == "hit"
+    found = await booked(store, "answer")
+    assert {name: found[name] for name in SUMS} == counted(flash)
+    assert found["requests"] == 1
+    assert store._accounts["anonymous"].money == 0
 
 
-def test_an_answer_is_paid_though_who_asked_first_left_before_a_model_was_asked(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        async with gateway(policy_for(flash, pro, tiers=PRICES, caching={"ttl": "10m"}), store) as gate:
-            flash.config(stall_first=0.5)
-            same = body(SIMPLE, model="flash", temperature=0)
-            stream = await gate.open({**same, "stream": True})
-            await asyncio.sleep(0.05)
-            first = await gate.open(same)  # waits for what may come of the stream
-            await asyncio.sleep(0.05)
-            second = await gate.open(same)
-            await asyncio.sleep(0.05)
-            await first.leave()
-            await stream.leave()
-            assert (await second.answer()).headers["x-route-cache"] == "coalesced"
-        (answer,) = [line for line in await store.ledger() if not line.estimated]
-        assert (answer.kind, answer.requests, answer.completion) == ("answer", 1, flash.seen()[-1]["tokens"])
-        assert store._accounts["anonymous"].leases == {}
-
-    asyncio.run(main())
+async def test_an_answer_is_paid_though_who_asked_first_left_before_a_model_was_asked(flash: Sim, pro: Sim) -> None:
+    store = MemoryStore()
+    async with gateway(policy_for(flash, pro, tiers=PRICES, caching={"ttl": "10m"}), store) as gate:
+        flash.config(stall_first=0.5)
+        same = body(SIMPLE, model="flash", temperature=0)
+        stream = await gate.open({**same, "stream": True})
+        await asyncio.sleep(0.05)
+        first = await gate.open(same)  # waits for what may come of the stream
+        await asyncio.sleep(0.05)
+        second = await gate.open(same)
+        await asyncio.sleep(0.05)
+        await first.leave()
+        await stream.leave()
+        assert (await second.answer()).headers["x-route-cache"] == "coalesced"
+    (answer,) = [line for line in await store.ledger() if not line.estimated]
+    assert (answer.kind, answer.requests, answer.completion) == ("answer", 1, flash.seen()[-1]["tokens"])
+    assert store._accounts["anonymous"].leases == {}
 
 
-def test_a_failover_costs_what_the_tier_that_answered_counted(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        flash.config(status=500)
-        async with gateway(policy_for(flash, pro, tiers=PRICES), store) as gate:
-            assert (await gate.ask(body(SIMPLE, model="flash"))).headers["x-route-tier"] == "pro"
-        (line,) = await store.ledger()
-        assert (line.tier, line.kind, line.estimated) == ("pro", "answer", False)
-
-    asyncio.run(main())
+async def test_a_failover_costs_what_the_tier_that_answered_counted(flash: Sim, pro: Sim) -> None:
+    store = MemoryStore()
+    flash.config(status=500)
+    async with gateway(policy_for(flash, pro, tiers=PRICES), store) as gate:
+        assert (await gate.ask(body(SIMPLE, model="flash"))).headers["x-route-tier"] == "pro"
+    (line,) = await store.ledger()
+    assert (line.tier, line.kind, line.estimated) == ("pro", "answer", False)
 
 
-def test_a_wasted_draft_is_the_operators(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        async with gateway(policy_for(flash, pro, tiers=PRICES, callers=plan(budget={"usd": 1.0})), store) as gate:
-            assert (await gate.ask(body(COMPLEX))).headers["x-route-tier"] == "pro"
-        kinds = {line.kind: line for line in await store.ledger()}
-        assert (kinds["answer"].tier, kinds["draft"].tier, kinds["triage"].tier) == ("pro", "flash", "flash")
-        assert store._accounts["anonymous"].spent == kinds["answer"].money < NANO
-
-    asyncio.run(main())
+async def test_a_wasted_draft_is_the_operators(flash: Sim, pro: Sim) -> None:
+    store = MemoryStore()
+    async with gateway(policy_for(flash, pro, tiers=PRICES, callers=plan(budget={"usd": 1.0})), store) as gate:
+        assert (await gate.ask(body(COMPLEX))).headers["x-route-tier"] == "pro"
+    kinds = {line.kind: line for line in await store.ledger()}
+    assert (kinds["answer"].tier, kinds["draft"].tier, kinds["triage"].tier) == ("pro", "flash", "flash")
+    assert store._accounts["anonymous"].spent == kinds["answer"].money < NANO

@@ -1,4 +1,3 @@
-import asyncio
 import secrets
 from pathlib import Path
 
@@ -21,73 +20,63 @@ from tests.tiers import policy_for
 KEY = "a-key-that-is-long-enough"
 
 
-def test_others_are_served_only_with_a_callers_key_and_an_admin_key(tmp_path: Path) -> None:
-    async def main() -> None:
-        store, here, everywhere = MemoryStore(), Settings(host="127.0.0.1"), Settings(host="0.0.0.0")
-        assert await open_to_everyone(here, store)
-        with pytest.raises(NoKeys, match=r"no API key .* listen on 0\.0\.0\.0"):
-            await open_to_everyone(everywhere, store)
-        with pytest.raises(NoKeys, match=r"no admin key .* listen on 0\.0\.0\.0"):
-            await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY), store)
-        assert not await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY, admin_key=secrets.token_hex(32)), store)
-        await store.put_key(new_admin_key(b"")[1])
-        assert await open_to_everyone(here, store), "the admin key is nobody's who calls"
-        with pytest.raises(NoKeys, match="no API key"):
-            await open_to_everyone(everywhere, store)
-        await store.put_key(new_key(b"", "ann")[1])
-        assert not await open_to_everyone(everywhere, store)
-        file = tmp_path / "keys.json"
-        await KeyFileStore(file).secret()
-        assert not await open_to_everyone(here, MemoryStore(), KeyFile(file)), "a file without keys serves nobody"
-        with pytest.raises(NoKeys, match="no admin key"):
-            await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
-        await KeyFileStore(file).put_key(new_admin_key(b"")[1])
-        assert not await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
-        await store.revoke_key("admin")
-        with pytest.raises(NoKeys, match="no admin key"):
-            await open_to_everyone(everywhere, store)
-
-    asyncio.run(main())
+async def test_others_are_served_only_with_a_callers_key_and_an_admin_key(tmp_path: Path) -> None:
+    store, here, everywhere = MemoryStore(), Settings(host="127.0.0.1"), Settings(host="0.0.0.0")
+    assert await open_to_everyone(here, store)
+    with pytest.raises(NoKeys, match=r"no API key .* listen on 0\.0\.0\.0"):
+        await open_to_everyone(everywhere, store)
+    with pytest.raises(NoKeys, match=r"no admin key .* listen on 0\.0\.0\.0"):
+        await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY), store)
+    assert not await open_to_everyone(Settings(host="0.0.0.0", api_key=KEY, admin_key=secrets.token_hex(32)), store)
+    await store.put_key(new_admin_key(b"")[1])
+    assert await open_to_everyone(here, store), "the admin key is nobody's who calls"
+    with pytest.raises(NoKeys, match="no API key"):
+        await open_to_everyone(everywhere, store)
+    await store.put_key(new_key(b"", "ann")[1])
+    assert not await open_to_everyone(everywhere, store)
+    file = tmp_path / "keys.json"
+    await KeyFileStore(file).secret()
+    assert not await open_to_everyone(here, MemoryStore(), KeyFile(file)), "a file without keys serves nobody"
+    with pytest.raises(NoKeys, match="no admin key"):
+        await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
+    await KeyFileStore(file).put_key(new_admin_key(b"")[1])
+    assert not await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
+    await store.revoke_key("admin")
+    with pytest.raises(NoKeys, match="no admin key"):
+        await open_to_everyone(everywhere, store)
 
 
-def test_pages_of_listed_origins_only_may_ask_and_read_the_headers(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        asks = {
-            "access_control_request_method": "POST",
-            "access_control_request_headers": "authorization,x-stainless-os",
-        }
-        async with gateway(policy_for(flash, pro), cors_origins="https://app.example") as gate:
-            allowed = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
-            assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, "https://app.example")
-            assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
-            answer = await gate.ask(body(), origin="https://app.example")
-            assert answer.headers["access-control-allow-origin"] == "https://app.example"
-            assert answer.headers["access-control-expose-headers"] == "*"
-            assert "access-control-allow-credentials" not in answer.headers
-            for foreign in (
-                await gate.get(CHAT, "OPTIONS", origin="https://evil.example", **asks),
-                await gate.ask(body(), origin="https://evil.example"),
-            ):
-                assert "access-control-allow-origin" not in foreign.headers
-        async with gateway(policy_for(flash, pro)) as gate:
-            refused = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
-            assert (refused.status, "access-control-allow-origin" in refused.headers) == (405, False)
-
-    asyncio.run(main())
+async def test_pages_of_listed_origins_only_may_ask_and_read_the_headers(flash: Sim, pro: Sim) -> None:
+    asks = {
+        "access_control_request_method": "POST",
+        "access_control_request_headers": "authorization,x-stainless-os",
+    }
+    async with gateway(policy_for(flash, pro), cors_origins="https://app.example") as gate:
+        allowed = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
+        assert (allowed.status, allowed.headers["access-control-allow-origin"]) == (200, "https://app.example")
+        assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
+        answer = await gate.ask(body(), origin="https://app.example")
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["access-control-expose-headers"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+        for foreign in (
+            await gate.get(CHAT, "OPTIONS", origin="https://evil.example", **asks),
+            await gate.ask(body(), origin="https://evil.example"),
+        ):
+            assert "access-control-allow-origin" not in foreign.headers
+    async with gateway(policy_for(flash, pro)) as gate:
+        refused = await gate.get(CHAT, "OPTIONS", origin="https://app.example", **asks)
+        assert (refused.status, "access-control-allow-origin" in refused.headers) == (405, False)
 
 
-def test_a_store_that_is_busy_at_the_start_has_time_to_answer(valkey: str) -> None:
+async def test_a_store_that_is_busy_at_the_start_has_time_to_answer(valkey: str) -> None:
     quick = Settings(redis_url=valkey.partition("?")[0])  # whose replies have 0.1 s
-
-    async def main() -> None:
-        store = open_store(quick.redis_url)
-        with redis.Redis.from_url(valkey) as server:
-            server.client_pause(700)
-        _, keys = await permitted(quick, store)
-        assert keys.everyone
-        await store.close()
-
-    asyncio.run(main())
+    store = open_store(quick.redis_url)
+    with redis.Redis.from_url(valkey) as server:
+        server.client_pause(700)
+    _, keys = await permitted(quick, store)
+    assert keys.everyone
+    await store.close()
 
 
 @pytest.mark.parametrize(

@@ -114,25 +114,22 @@ def test_an_exchange_that_has_ended_is_gone_without_the_collectors_help(flash: S
         gc.enable()
 
 
-def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a_failure() -> None:
-    async def main() -> None:
-        makings, asked = 0, []
+async def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a_failure() -> None:
+    makings, asked = 0, []
 
-        async def app(scope: Any, *_: Any) -> None:
-            asked.append(scope["path"])
+    async def app(scope: Any, *_: Any) -> None:
+        asked.append(scope["path"])
 
-        def make() -> ASGI:
-            nonlocal makings
-            makings += 1
-            if makings == 1:
-                raise OSError("no file")
-            return app
+    def make() -> ASGI:
+        nonlocal makings
+        makings += 1
+        if makings == 1:
+            raise OSError("no file")
+        return app
 
-        late, deaf = Lazy(make), asyncio.Queue[Any]()
-        for expected in ([OSError, OSError], [type(None), type(None)]):
-            scopes = [{"path": path} for path in "ab"]
-            asking = [late(scope, deaf.get, deaf.put) for scope in scopes]
-            assert [type(found) for found in await asyncio.gather(*asking, return_exceptions=True)] == expected
-        assert (makings, asked) == (2, ["a", "b"])
-
-    asyncio.run(main())
+    late, deaf = Lazy(make), asyncio.Queue[Any]()
+    for expected in ([OSError, OSError], [type(None), type(None)]):
+        scopes = [{"path": path} for path in "ab"]
+        asking = [late(scope, deaf.get, deaf.put) for scope in scopes]
+        assert [type(found) for found in await asyncio.gather(*asking, return_exceptions=True)] == expected
+    assert (makings, asked) == (2, ["a", "b"])

@@ -33,7 +33,7 @@ async def trap() -> AsyncIterator[tuple[str, list[object]]]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", came
 
 
-def test_only_headers_of_ours_go_to_a_model_server_and_only_known_ones_come_back(pro: Sim) -> None:
+async def test_only_headers_of_ours_go_to_a_model_server_and_only_known_ones_come_back(pro: Sim) -> None:
     hop_by_hop = {
         "connection": "close, x-canary", "keep_alive": "timeout=5", "te": "trailers", "trailer": "x-canary",
         "proxy_authorization": "canary", "proxy_connection": "keep-alive", "x_canary": "canary", "cookie": "canary",
@@ -44,92 +44,74 @@ def test_only_headers_of_ours_go_to_a_model_server_and_only_known_ones_come_back
         x_secret="canary", proxy_authenticate="canary", upgrade="h2c", location="http://canary", retry_after="7",
         x_request_id="its-own", content_security_policy="canary", access_control_allow_origin="*",
     )  # fmt: skip
-
-    async def main() -> None:
-        async with (
-            scripted(answer) as (url, seen),
-            gateway(policy_for(Sim(url, "flash-model"), pro)) as gate,
-        ):
-            told = await gate.ask(body(model="flash"), **hop_by_hop)
-            (head,) = seen
-            names = {line.partition(b":")[0].decode() for line in head.split(b"\r\n\r\n")[0].split(b"\r\n")[1:]}
-            assert names == SENT
-            assert b"canary" not in head
-            assert (told.status, told.data) == (200, ANSWER)
-            assert told.headers.keys() <= TOLD
-            assert "canary" not in str(told.headers)
-            assert (told.headers["retry-after"], told.headers["x-upstream-request-id"]) == ("7", "its-own")
-
-    asyncio.run(main())
+    async with (
+        scripted(answer) as (url, seen),
+        gateway(policy_for(Sim(url, "flash-model"), pro)) as gate,
+    ):
+        told = await gate.ask(body(model="flash"), **hop_by_hop)
+        (head,) = seen
+        names = {line.partition(b":")[0].decode() for line in head.split(b"\r\n\r\n")[0].split(b"\r\n")[1:]}
+        assert names == SENT
+        assert b"canary" not in head
+        assert (told.status, told.data) == (200, ANSWER)
+        assert told.headers.keys() <= TOLD
+        assert "canary" not in str(told.headers)
+        assert (told.headers["retry-after"], told.headers["x-upstream-request-id"]) == ("7", "its-own")
 
 
-def test_no_text_of_a_caller_becomes_a_header(flash: Sim, pro: Sim) -> None:
+async def test_no_text_of_a_caller_becomes_a_header(flash: Sim, pro: Sim) -> None:
     texts = ["canary\r\nx-evil: 1", "canary\x00", "canary\u6f22", "canary" * 3000, "canary: auto", "auto:canary"]
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for text in texts:
-                for asked in (body(model=text), body(user=text, metadata={"tier": text}), {text: 1, **body()}):
-                    answer = await gate.ask(asked)
-                    assert 200 <= answer.status < 500, "not dropped, not broken"
-                    assert "canary" not in str(answer.headers)
-            wished = await gate.ask(body(), x_route_tier="canary")
-            assert "canary" not in str(wished.headers)
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for text in texts:
+            for asked in (body(model=text), body(user=text, metadata={"tier": text}), {text: 1, **body()}):
+                answer = await gate.ask(asked)
+                assert 200 <= answer.status < 500, "not dropped, not broken"
+                assert "canary" not in str(answer.headers)
+        wished = await gate.ask(body(), x_route_tier="canary")
+        assert "canary" not in str(wished.headers)
 
 
-def test_only_two_paths_are_ever_asked_of_a_model_server(flash: Sim, pro: Sim) -> None:
+async def test_only_two_paths_are_ever_asked_of_a_model_server(flash: Sim, pro: Sim) -> None:
     paths = [
         "/pause", "/v1/load_lora_adapter", "/metrics", "/tokenize", "/abort_requests", "/v1/chat/completions/../pause",
         "/v1/chat/completions?x=/pause", "/v1/completions%2f..%2fpause", "/invocations", "/update_weights", "/v1/score",
     ]  # fmt: skip
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for path in paths:
-                await gate.ask(body(model="flash"), path)
-            asked = {one["path"] for sim in (flash, pro) for one in sim.state()["requests"]}
-            assert asked == {CHAT}, "by the one whose query alone is strange"
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for path in paths:
+            await gate.ask(body(model="flash"), path)
+        asked = {one["path"] for sim in (flash, pro) for one in sim.state()["requests"]}
+        assert asked == {CHAT}, "by the one whose query alone is strange"
 
 
-def test_no_address_that_a_caller_names_is_ever_connected_to(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with trap() as (place, came), gateway(policy_for(flash, pro)) as gate:
-            url = f"http://{place}/"
-            names = ["api_base", "base_url", "api_url", "endpoint", "webhook", "callback_url", "url", "proxy", "file"]
-            host, _, port = place.partition(":")
-            spelled = [
-                url,
-                f"http://0x7f000001:{port}/",
-                f"http://2130706433:{port}/",
-                f"//{place}/",
-                f"http:\\\\{place}",
-            ]
-            for link in spelled:
-                image = {"type": "image_url", "image_url": {"url": link}}
-                refused = await gate.ask({"model": "flash", "messages": [{"role": "user", "content": [image]}]})
-                assert (refused.status, refused.json()["error"]["param"]) == (400, "messages[0].content[0]")
-                await gate.ask(body(model="flash", **dict.fromkeys(names, link)))
-                await gate.ask(body(model="flash"), host=place, x_forwarded_host=host, x_route_upstream=link)
-            assert came == []
-            assert all(one["status"] == 200 for one in flash.seen())
-
-    asyncio.run(main())
+async def test_no_address_that_a_caller_names_is_ever_connected_to(flash: Sim, pro: Sim) -> None:
+    async with trap() as (place, came), gateway(policy_for(flash, pro)) as gate:
+        url = f"http://{place}/"
+        names = ["api_base", "base_url", "api_url", "endpoint", "webhook", "callback_url", "url", "proxy", "file"]
+        host, _, port = place.partition(":")
+        spelled = [
+            url,
+            f"http://0x7f000001:{port}/",
+            f"http://2130706433:{port}/",
+            f"//{place}/",
+            f"http:\\\\{place}",
+        ]
+        for link in spelled:
+            image = {"type": "image_url", "image_url": {"url": link}}
+            refused = await gate.ask({"model": "flash", "messages": [{"role": "user", "content": [image]}]})
+            assert (refused.status, refused.json()["error"]["param"]) == (400, "messages[0].content[0]")
+            await gate.ask(body(model="flash", **dict.fromkeys(names, link)))
+            await gate.ask(body(model="flash"), host=place, x_forwarded_host=host, x_route_upstream=link)
+        assert came == []
+        assert all(one["status"] == 200 for one in flash.seen())
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/route"])
-def test_where_no_key_is_asked_for_no_page_from_elsewhere_is_answered(flash: Sim, pro: Sim, path: str) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for origin in ("https://evil.example", "null", "http://localhost.evil.example", "http://localhost:1"):
-                answer = await gate.ask(body(model="flash"), path, origin=origin, content_type="text/plain")
-                assert (answer.status, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
-            assert flash.seen() == []
-            assert (await gate.ask(body(model="flash"), path, origin="http://localhost")).status == 200, "our own page"
-        async with gateway(policy_for(flash, pro), cors_origins="https://chat.example") as gate:
-            assert (await gate.ask(body(model="flash"), path, origin="https://chat.example")).status == 200
-
-    asyncio.run(main())
+async def test_where_no_key_is_asked_for_no_page_from_elsewhere_is_answered(flash: Sim, pro: Sim, path: str) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for origin in ("https://evil.example", "null", "http://localhost.evil.example", "http://localhost:1"):
+            answer = await gate.ask(body(model="flash"), path, origin=origin, content_type="text/plain")
+            assert (answer.status, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
+        assert flash.seen() == []
+        assert (await gate.ask(body(model="flash"), path, origin="http://localhost")).status == 200, "our own page"
+    async with gateway(policy_for(flash, pro), cors_origins="https://chat.example") as gate:
+        assert (await gate.ask(body(model="flash"), path, origin="https://chat.example")).status == 200

@@ -167,64 +167,51 @@ def test_an_entry_that_unpacks_without_end_is_a_miss() -> None:
         tracemalloc.stop()
 
 
-def test_one_callers_answers_are_never_anothers(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        keys = []
-        for name in ("ann", "bob"):
-            secret, record = new_key(await store.secret(), name, None)
-            await store.put_key(record)
-            keys.append(f"Bearer {secret}")
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"}), store, everyone=False) as gate:
-            fields = body(temperature=0, model="flash")
-            flash.config(stall_first=0.1)
-            together = await asyncio.gather(*(gate.ask(fields, authorization=key) for key in keys))
-            again = [await gate.ask(fields, authorization=key) for key in keys]
-        assert [answer.headers["x-route-cache"] for answer in together] == ["miss", "miss"]
-        assert [answer.headers["x-route-cache"] for answer in again] == ["hit", "hit"]
-        assert len(flash.seen()) == 2
-        salts = {json.loads(entry["body"])["cache_salt"] for entry in flash.seen()}
-        assert len(salts) == 2
-
-    asyncio.run(main())
+async def test_one_callers_answers_are_never_anothers(flash: Sim, pro: Sim) -> None:
+    store = MemoryStore()
+    keys = []
+    for name in ("ann", "bob"):
+        secret, record = new_key(await store.secret(), name, None)
+        await store.put_key(record)
+        keys.append(f"Bearer {secret}")
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"}), store, everyone=False) as gate:
+        fields = body(temperature=0, model="flash")
+        flash.config(stall_first=0.1)
+        together = await asyncio.gather(*(gate.ask(fields, authorization=key) for key in keys))
+        again = [await gate.ask(fields, authorization=key) for key in keys]
+    assert [answer.headers["x-route-cache"] for answer in together] == ["miss", "miss"]
+    assert [answer.headers["x-route-cache"] for answer in again] == ["hit", "hit"]
+    assert len(flash.seen()) == 2
+    salts = {json.loads(entry["body"])["cache_salt"] for entry in flash.seen()}
+    assert len(salts) == 2
 
 
-def test_an_answer_whose_usage_is_no_text_is_given_again_as_it_came(pro: Sim) -> None:
+async def test_an_answer_whose_usage_is_no_text_is_given_again_as_it_came(pro: Sim) -> None:
     said = b'{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "by": "\xff"}}'
-
-    async def main() -> None:
-        async with (
-            scripted(plain(said)) as (url, _),
-            gateway(policy_for(Sim(url, "m"), pro, caching={"ttl": "1m"})) as gate,
-        ):
-            for cache in ("miss", "hit"):
-                answer = await gate.ask(body(model="flash", temperature=0))
-                assert (answer.status, answer.headers["x-route-cache"], answer.data) == (200, cache, said)
-
-    asyncio.run(main())
+    async with (
+        scripted(plain(said)) as (url, _),
+        gateway(policy_for(Sim(url, "m"), pro, caching={"ttl": "1m"})) as gate,
+    ):
+        for cache in ("miss", "hit"):
+            answer = await gate.ask(body(model="flash", temperature=0))
+            assert (answer.status, answer.headers["x-route-cache"], answer.data) == (200, cache, said)
 
 
-def test_what_failover_or_a_missing_verdict_gave_is_asked_again(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
-            fields = body(temperature=0)
-            flash.config(only="triage", verdict="garbage")
-            assert (await gate.ask(fields)).headers["x-route-reason"] == "parse"
-            flash.config(only="answer", verdict=None, status=500)
-            assert (await gate.ask(fields)).headers["x-route-tier"] == "pro"
-            flash.config(status=None)
-            assert [(await gate.ask(fields)).headers["x-route-cache"] for _ in range(2)] == ["miss", "hit"]
-
-    asyncio.run(main())
+async def test_what_failover_or_a_missing_verdict_gave_is_asked_again(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+        fields = body(temperature=0)
+        flash.config(only="triage", verdict="garbage")
+        assert (await gate.ask(fields)).headers["x-route-reason"] == "parse"
+        flash.config(only="answer", verdict=None, status=500)
+        assert (await gate.ask(fields)).headers["x-route-tier"] == "pro"
+        flash.config(status=None)
+        assert [(await gate.ask(fields)).headers["x-route-cache"] for _ in range(2)] == ["miss", "hit"]
 
 
 @pytest.mark.parametrize("told", ["no-cache", "max-age=0, No-Store"])
-def test_a_caller_may_have_an_answer_made_afresh(flash: Sim, pro: Sim, told: str) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
-            headers: list[JSON] = [{}, {"cache_control": told}, {"cache_control": "max-age=0"}]
-            found = [(await gate.ask(body(temperature=0), **more)).headers["x-route-cache"] for more in headers]
-            assert found == ["miss", "bypass", "hit"]
-            assert len(flash.seen()) == 2
-
-    asyncio.run(main())
+async def test_a_caller_may_have_an_answer_made_afresh(flash: Sim, pro: Sim, told: str) -> None:
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+        headers: list[JSON] = [{}, {"cache_control": told}, {"cache_control": "max-age=0"}]
+        found = [(await gate.ask(body(temperature=0), **more)).headers["x-route-cache"] for more in headers]
+        assert found == ["miss", "bypass", "hit"]
+        assert len(flash.seen()) == 2

@@ -138,57 +138,48 @@ def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: Mem
     asyncio.run(main())
 
 
-def test_200_identical_requests_make_one_call_and_all_get_every_byte(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(only="answer", stall_first=0.3)
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
-            fields = body(temperature=0, stream=True, model="flash")
-            answers = await asyncio.gather(*(gate.ask(fields) for _ in range(200)))
-            assert len(flash.seen()) == 1
-            assert len({answer.data for answer in answers}) == 1
-            assert answers[0].events()[-1] == b"[DONE]"
-            kinds = [answer.headers["x-route-cache"] for answer in answers]
-            assert (kinds.count("miss"), kinds.count("coalesced")) == (1, 199)
-            assert (await gate.ask(fields)).headers["x-route-cache"] == "hit"
-            assert all(float(answer.headers["x-gateway-overhead-ms"]) >= 0 for answer in answers)
-
-    asyncio.run(main())
+async def test_200_identical_requests_make_one_call_and_all_get_every_byte(flash: Sim, pro: Sim) -> None:
+    flash.config(only="answer", stall_first=0.3)
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+        fields = body(temperature=0, stream=True, model="flash")
+        answers = await asyncio.gather(*(gate.ask(fields) for _ in range(200)))
+        assert len(flash.seen()) == 1
+        assert len({answer.data for answer in answers}) == 1
+        assert answers[0].events()[-1] == b"[DONE]"
+        kinds = [answer.headers["x-route-cache"] for answer in answers]
+        assert (kinds.count("miss"), kinds.count("coalesced")) == (1, 199)
+        assert (await gate.ask(fields)).headers["x-route-cache"] == "hit"
+        assert all(float(answer.headers["x-gateway-overhead-ms"]) >= 0 for answer in answers)
 
 
-def test_the_leader_may_leave_and_the_others_get_everything(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(only="answer", drip=0.001, drip_bytes=64)
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
-            fields = body(temperature=0, stream=True, model="flash")
-            leader = await gate.open(fields)
-            await leader.some()
-            followers = [asyncio.create_task(gate.ask(fields)) for _ in range(20)]
-            await asyncio.sleep(0.05)
-            await leader.leave(reset=True)
-            answers = [await follower for follower in followers]
-            assert {answer.events()[-1] for answer in answers} == {b"[DONE]"}
-            assert len({answer.data for answer in answers}) == 1
-            assert [entry["state"] for entry in flash.seen()] == ["finished"]
-
-    asyncio.run(main())
+async def test_the_leader_may_leave_and_the_others_get_everything(flash: Sim, pro: Sim) -> None:
+    flash.config(only="answer", drip=0.001, drip_bytes=64)
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+        fields = body(temperature=0, stream=True, model="flash")
+        leader = await gate.open(fields)
+        await leader.some()
+        followers = [asyncio.create_task(gate.ask(fields)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        await leader.leave(reset=True)
+        answers = [await follower for follower in followers]
+        assert {answer.events()[-1] for answer in answers} == {b"[DONE]"}
+        assert len({answer.data for answer in answers}) == 1
+        assert [entry["state"] for entry in flash.seen()] == ["finished"]
 
 
-def test_when_all_have_left_the_server_is_stopped_and_the_next_one_starts_anew(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(only="answer", stall_after=3)
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
-            fields = body(temperature=0, stream=True, model="flash")
-            lines = [await gate.open(fields) for _ in range(3)]
-            for line in lines:
-                await line.some()
-            for line in lines:
-                assert flash.seen()[0]["state"] == "running"
-                await line.leave()
-            await eventually(lambda: flash.seen()[0]["state"] == "aborted")
-            flash.config(stall_after=None)
-            assert (await gate.ask(fields)).headers["x-route-cache"] == "miss"
-
-    asyncio.run(main())
+async def test_when_all_have_left_the_server_is_stopped_and_the_next_one_starts_anew(flash: Sim, pro: Sim) -> None:
+    flash.config(only="answer", stall_after=3)
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+        fields = body(temperature=0, stream=True, model="flash")
+        lines = [await gate.open(fields) for _ in range(3)]
+        for line in lines:
+            await line.some()
+        for line in lines:
+            assert flash.seen()[0]["state"] == "running"
+            await line.leave()
+        await eventually(lambda: flash.seen()[0]["state"] == "aborted")
+        flash.config(stall_after=None)
+        assert (await gate.ask(fields)).headers["x-route-cache"] == "miss"
 
 
 def test_a_follower_who_leaves_disturbs_nobody() -> None:

@@ -1,6 +1,5 @@
 """One entry for both forms, told faithfully or not at all."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -169,25 +168,22 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("path", "fields"), ASKED)
-def test_what_was_remembered_in_one_form_is_what_a_server_says_in_the_other(
+async def test_what_was_remembered_in_one_form_is_what_a_server_says_in_the_other(
     flash: Sim, pro: Sim, path: str, fields: JSON
 ) -> None:
-    async def main() -> None:
-        policy = policy_for(flash, pro, caching={"ttl": "1m", "when": {"tools": True}})
-        asked = {"model": "flash", "temperature": 0, "seed": 1, "max_tokens": 40, **fields}
-        asked |= {"prompt": "Hi"} if path != CHAT else {"messages": body("Hi")["messages"]}
-        streamed = asked | {"stream": True}
-        async with gateway(policy) as one, gateway(policy) as other:
-            said = await one.ask(asked, path)
-            events = await other.ask(streamed, path)
-            seen = len(flash.seen())
-            for form, gate, first in ((streamed, one, said), (asked, other, events)):
-                found = await gate.ask(form, path)
-                assert found.headers["x-route-cache"] == "hit"
-                fresh = events if gate is one else said
-                assert found.headers["content-type"].split(";")[0] == fresh.headers["content-type"].split(";")[0]
-                assert (await gate.ask({**form, "stream": not form.get("stream")}, path)).data == first.data
-            assert plain((await other.ask(asked, path)).json()) == plain(said.json())
-            assert len(flash.seen()) == seen
-
-    asyncio.run(main())
+    policy = policy_for(flash, pro, caching={"ttl": "1m", "when": {"tools": True}})
+    asked = {"model": "flash", "temperature": 0, "seed": 1, "max_tokens": 40, **fields}
+    asked |= {"prompt": "Hi"} if path != CHAT else {"messages": body("Hi")["messages"]}
+    streamed = asked | {"stream": True}
+    async with gateway(policy) as one, gateway(policy) as other:
+        said = await one.ask(asked, path)
+        events = await other.ask(streamed, path)
+        seen = len(flash.seen())
+        for form, gate, first in ((streamed, one, said), (asked, other, events)):
+            found = await gate.ask(form, path)
+            assert found.headers["x-route-cache"] == "hit"
+            fresh = events if gate is one else said
+            assert found.headers["content-type"].split(";")[0] == fresh.headers["content-type"].split(";")[0]
+            assert (await gate.ask({**form, "stream": not form.get("stream")}, path)).data == first.data
+        assert plain((await other.ask(asked, path)).json()) == plain(said.json())
+        assert len(flash.seen()) == seen

@@ -190,14 +190,11 @@ def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
     assert on(valkey, live) not in (None, b"other")
 
 
-def test_without_a_store_each_process_answers_by_itself() -> None:
-    async def main() -> None:
-        store = open_store("redis://127.0.0.1:1")
-        reply = await share(Flights(store), running())
-        assert (reply.cache, await collected(reply)) == ("miss", b'{"choices": []}')
-        await store.close()
-
-    asyncio.run(main())
+async def test_without_a_store_each_process_answers_by_itself() -> None:
+    store = open_store("redis://127.0.0.1:1")
+    reply = await share(Flights(store), running())
+    assert (reply.cache, await collected(reply)) == ("miss", b'{"choices": []}')
+    await store.close()
 
 
 def test_while_the_store_does_not_answer_identical_requests_to_one_process_make_one_call(flash: Sim, pro: Sim) -> None:

@@ -20,48 +20,39 @@ SURE = Verdict("complex", 0.75, "ok", "triage", 0.2, True, "choice", "p_solve.v1
 BOB = Caller("bob", "bob", "usual", "salt-of-bob")
 
 
-def test_a_second_request_is_routed_at_once_without_question_or_draft(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            first, again = [await gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(2)]
-            assert len(flash.seen("triage")) == 1
-            assert len(flash.seen()) == 1, "the draft beside the question"
-            assert again.headers["x-route-tier"] == "pro"
-            told, said = first.json()["route"]["verdict"], again.json()["route"]["verdict"]
-            assert (said["source"], said["seconds"]) == ("cache", 0.0)
-            assert (said["label"], said["p_complex"]) == (told["label"], told["p_complex"])
-            metrics = (await gate.get("/metrics")).data
-            for source in (b"triage", b"cache"):
-                assert b'gateway_verdicts_total{outcome="complex",source="%s"} 1.0' % source in metrics
-            await gate.ask(body(SIMPLE))
-            assert len(flash.seen("triage")) == 2
-
-    asyncio.run(main())
+async def test_a_second_request_is_routed_at_once_without_question_or_draft(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        first, again = [await gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(2)]
+        assert len(flash.seen("triage")) == 1
+        assert len(flash.seen()) == 1, "the draft beside the question"
+        assert again.headers["x-route-tier"] == "pro"
+        told, said = first.json()["route"]["verdict"], again.json()["route"]["verdict"]
+        assert (said["source"], said["seconds"]) == ("cache", 0.0)
+        assert (said["label"], said["p_complex"]) == (told["label"], told["p_complex"])
+        metrics = (await gate.get("/metrics")).data
+        for source in (b"triage", b"cache"):
+            assert b'gateway_verdicts_total{outcome="complex",source="%s"} 1.0' % source in metrics
+        await gate.ask(body(SIMPLE))
+        assert len(flash.seen("triage")) == 2
 
 
 @pytest.mark.parametrize("fault", [{"verdict": "garbage"}, {"status": 503}, {"verdict": "null"}])
-def test_a_failure_is_never_remembered(flash: Sim, pro: Sim, fault: JSON) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            flash.config(only="triage", **fault)
-            assert (await gate.ask(body(COMPLEX))).headers["x-route-tier"] == "flash"
-            flash.reset()
-            assert (await gate.ask(body(COMPLEX))).headers["x-route-tier"] == "pro"
-
-    asyncio.run(main())
+async def test_a_failure_is_never_remembered(flash: Sim, pro: Sim, fault: JSON) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        flash.config(only="triage", **fault)
+        assert (await gate.ask(body(COMPLEX))).headers["x-route-tier"] == "flash"
+        flash.reset()
+        assert (await gate.ask(body(COMPLEX))).headers["x-route-tier"] == "pro"
 
 
-def test_twenty_same_questions_at_once_are_one_call(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(only="triage", stall_first=0.2)
-        async with gateway(policy_for(flash, pro)) as gate:
-            answers = await asyncio.gather(*(gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(20)))
-            assert {answer.headers["x-route-tier"] for answer in answers} == {"pro"}
-            sources = [answer.json()["route"]["verdict"]["source"] for answer in answers]
-            assert (sources.count("triage"), sources.count("shared")) == (1, 19)
-            assert len(flash.seen("triage")) == 1
-
-    asyncio.run(main())
+async def test_twenty_same_questions_at_once_are_one_call(flash: Sim, pro: Sim) -> None:
+    flash.config(only="triage", stall_first=0.2)
+    async with gateway(policy_for(flash, pro)) as gate:
+        answers = await asyncio.gather(*(gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(20)))
+        assert {answer.headers["x-route-tier"] for answer in answers} == {"pro"}
+        sources = [answer.json()["route"]["verdict"]["source"] for answer in answers]
+        assert (sources.count("triage"), sources.count("shared")) == (1, 19)
+        assert len(flash.seen("triage")) == 1
 
 
 def test_the_question_is_the_key() -> None:
@@ -112,17 +103,13 @@ def test_a_verdict_is_given_again_to_its_caller_only_and_only_whole() -> None:
     judging(scenario)
 
 
-def test_switched_off_every_question_is_asked(flash: Sim, pro: Sim) -> None:
+async def test_switched_off_every_question_is_asked(flash: Sim, pro: Sim) -> None:
     policy = policy_for(flash, pro)
     policy = replace(policy, triage=replace(policy.triage, cache=None))
-
-    async def main() -> None:
-        async with gateway(policy) as gate:
-            answers = [await gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(2)]
-            assert [answer.json()["route"]["verdict"]["source"] for answer in answers] == ["triage", "triage"]
-            assert len(flash.seen("triage")) == 2
-
-    asyncio.run(main())
+    async with gateway(policy) as gate:
+        answers = [await gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(2)]
+        assert [answer.json()["route"]["verdict"]["source"] for answer in answers] == ["triage", "triage"]
+        assert len(flash.seen("triage")) == 2
 
 
 def test_who_leaves_disturbs_nobody_and_the_last_one_stops_the_question() -> None:

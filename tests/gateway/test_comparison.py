@@ -1,6 +1,5 @@
 """A candidate serves its part of the callers, and is compared with what was decided without it."""
 
-import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -53,19 +52,18 @@ def test_a_caller_stays_on_its_side_and_a_larger_part_takes_more_callers(place: 
     assert {"caller-0", "caller-100"} < some, "what every process says"
 
 
-def test_whom_the_candidate_serves_has_its_answers_headers_and_decisions(place: Path, flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        policy = on_trial(place, flash, pro, {"canary": 1.0, "shadow": 1.0}, rules=UP)
-        async with gateway(policy, MemoryStore()) as gate:
-            answer = await gate.ask(body())
-            assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
-            assert answer.headers["x-route-policy"].startswith("next@")
-            assert (await gate.ask(body(), "/v1/route")).json()["policy"]["name"] == "next"
-            await eventually(lambda: gate.front.doors.comparison.served.total() == 1)
-            assert gate.front.doors.comparison.served == {(200, "pro"): 1}
-            assert compared(gate) == {}, "a candidate is not compared with itself"
-
-    asyncio.run(main())
+async def test_whom_the_candidate_serves_has_its_answers_headers_and_decisions(
+    place: Path, flash: Sim, pro: Sim
+) -> None:
+    policy = on_trial(place, flash, pro, {"canary": 1.0, "shadow": 1.0}, rules=UP)
+    async with gateway(policy, MemoryStore()) as gate:
+        answer = await gate.ask(body())
+        assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
+        assert answer.headers["x-route-policy"].startswith("next@")
+        assert (await gate.ask(body(), "/v1/route")).json()["policy"]["name"] == "next"
+        await eventually(lambda: gate.front.doors.comparison.served.total() == 1)
+        assert gate.front.doors.comparison.served == {(200, "pro"): 1}
+        assert compared(gate) == {}, "a candidate is not compared with itself"
 
 
 @pytest.mark.parametrize(
@@ -81,52 +79,43 @@ def test_whom_the_candidate_serves_has_its_answers_headers_and_decisions(place: 
         ({"tiers": {"pro": {"can": {"chat": False}}}, "rules": UP}, "Why?", "same"),
     ],
 )  # fmt: skip
-def test_a_decision_is_compared_by_its_own_verdict_and_with_the_facts_that_the_candidate_looks_at(
+async def test_a_decision_is_compared_by_its_own_verdict_and_with_the_facts_that_the_candidate_looks_at(
     place: Path, flash: Sim, pro: Sim, changes: dict[str, Any], text: str, came: str
 ) -> None:
-    async def main() -> None:
-        policy = on_trial(place, flash, pro, {"shadow": 1.0}, **changes)
-        async with gateway(policy, MemoryStore()) as gate:
-            before = len(flash.seen("triage"))
-            assert (await gate.ask(body(text))).headers["x-route-policy"].startswith("test@")
-            await eventually(lambda: compared(gate) != {})
-            assert compared(gate) == {came: 1}
-            assert len(flash.seen("triage")) == before + 1, "nobody is asked for the candidate's sake"
-
-    asyncio.run(main())
+    policy = on_trial(place, flash, pro, {"shadow": 1.0}, **changes)
+    async with gateway(policy, MemoryStore()) as gate:
+        before = len(flash.seen("triage"))
+        assert (await gate.ask(body(text))).headers["x-route-policy"].startswith("test@")
+        await eventually(lambda: compared(gate) != {})
+        assert compared(gate) == {came: 1}
+        assert len(flash.seen("triage")) == before + 1, "nobody is asked for the candidate's sake"
 
 
-def test_a_candidate_that_would_refuse_differs_by_the_refusal(place: Path, flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        alone = {"tiers": {"pro": None}, "failover": None, "rules": [{"id": "x", "route": "flash"}]}
-        policy = on_trial(place, flash, pro, {"shadow": 1.0}, **alone, callers={"plans": {"usual": {"may": []}}})
-        async with gateway(policy, MemoryStore()) as gate:
-            assert (await gate.ask(body(model="pro"))).status == 200
-            await eventually(lambda: compared(gate) == {"differs": 1})
-            ((_, there),) = gate.front.doors.comparison.counts
-            assert there == ("model_not_found", "refused")
-
-    asyncio.run(main())
+async def test_a_candidate_that_would_refuse_differs_by_the_refusal(place: Path, flash: Sim, pro: Sim) -> None:
+    alone = {"tiers": {"pro": None}, "failover": None, "rules": [{"id": "x", "route": "flash"}]}
+    policy = on_trial(place, flash, pro, {"shadow": 1.0}, **alone, callers={"plans": {"usual": {"may": []}}})
+    async with gateway(policy, MemoryStore()) as gate:
+        assert (await gate.ask(body(model="pro"))).status == 200
+        await eventually(lambda: compared(gate) == {"differs": 1})
+        ((_, there),) = gate.front.doors.comparison.counts
+        assert there == ("model_not_found", "refused")
 
 
-def test_decisions_that_pile_up_are_skipped_and_counted(place: Path, flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        policy, told, differing = on_trial(place, flash, pro, {"shadow": 1.0}, rules=UP), list[str](), list[str]()
-        assert policy.candidate
-        comparison = Comparison(told.append, lambda *sides: differing.extend(sides))
-        request = asked(body())
-        facts = observe(request, policy, {})
-        made = Decision(facts, VERDICT, outcome(facts, VERDICT, policy))  # type: ignore[arg-type]
-        record = Record(request.id, request.path, 200, 0.1, 0.0, "", decision=made)
-        for _ in range(WAITING + 7):
-            comparison.saw(record, request, policy, policy.candidate)
-        await comparison.close()
-        assert comparison.compared == {"differs": WAITING, "skipped": 7} == Counter(told)
-        assert differing == ["triaged", "flash", "up", "pro"] * WAITING
-        ((_, examples),) = comparison.disagreements.items()
-        assert examples == [request.id] * EXAMPLES
-
-    asyncio.run(main())
+async def test_decisions_that_pile_up_are_skipped_and_counted(place: Path, flash: Sim, pro: Sim) -> None:
+    policy, told, differing = on_trial(place, flash, pro, {"shadow": 1.0}, rules=UP), list[str](), list[str]()
+    assert policy.candidate
+    comparison = Comparison(told.append, lambda *sides: differing.extend(sides))
+    request = asked(body())
+    facts = observe(request, policy, {})
+    made = Decision(facts, VERDICT, outcome(facts, VERDICT, policy))  # type: ignore[arg-type]
+    record = Record(request.id, request.path, 200, 0.1, 0.0, "", decision=made)
+    for _ in range(WAITING + 7):
+        comparison.saw(record, request, policy, policy.candidate)
+    await comparison.close()
+    assert comparison.compared == {"differs": WAITING, "skipped": 7} == Counter(told)
+    assert differing == ["triaged", "flash", "up", "pro"] * WAITING
+    ((_, examples),) = comparison.disagreements.items()
+    assert examples == [request.id] * EXAMPLES
 
 
 @pytest.mark.parametrize(

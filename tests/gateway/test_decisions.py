@@ -22,34 +22,28 @@ def lines(gate: Gateway) -> list[JSON]:
     return [json.loads(line) for line in gate.front.doors.records.recent(100)]
 
 
-def test_the_decision_alone_is_the_one_that_an_answer_follows(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for text, tier in ((SIMPLE, "flash"), (COMPLEX, "pro")):
-                flash.reset()
-                alone = await gate.ask(body(text), ROUTE)
-                told = alone.json()
-                assert (alone.status, told["route"]["tier"], told["route"]["p"]) == (200, tier, 1.0)
-                assert (len(flash.seen("triage")), flash.seen(), pro.seen()) == (1, [], [])
-                after = (await gate.ask(body(text), x_route_explain="1")).json()["route"]
-                assert after["verdict"]["source"] == "cache"
-                assert told["verdict"]["margin"] == after["verdict"]["margin"]
-                told["facts"] |= {"load": after["facts"]["load"], "chance": after["facts"]["chance"]}
-                for part in ("policy", "facts", "rules", "route", "triaged", "sides", "instead", "cost"):
-                    assert told[part] == after[part]
-            await eventually(lambda: len(lines(gate)) == 2)  # the answers' alone
-
-    asyncio.run(main())
+async def test_the_decision_alone_is_the_one_that_an_answer_follows(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for text, tier in ((SIMPLE, "flash"), (COMPLEX, "pro")):
+            flash.reset()
+            alone = await gate.ask(body(text), ROUTE)
+            told = alone.json()
+            assert (alone.status, told["route"]["tier"], told["route"]["p"]) == (200, tier, 1.0)
+            assert (len(flash.seen("triage")), flash.seen(), pro.seen()) == (1, [], [])
+            after = (await gate.ask(body(text), x_route_explain="1")).json()["route"]
+            assert after["verdict"]["source"] == "cache"
+            assert told["verdict"]["margin"] == after["verdict"]["margin"]
+            told["facts"] |= {"load": after["facts"]["load"], "chance": after["facts"]["chance"]}
+            for part in ("policy", "facts", "rules", "route", "triaged", "sides", "instead", "cost"):
+                assert told[part] == after[part]
+        await eventually(lambda: len(lines(gate)) == 2)  # the answers' alone
 
 
-def test_a_decision_takes_a_completions_prompt_and_a_callers_wish(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            assert (await gate.ask({"prompt": SIMPLE}, ROUTE)).json()["route"]["tier"] == "flash"
-            wish = (await gate.ask(body(SIMPLE), ROUTE, x_route_tier="pro")).json()
-            assert (wish["route"]["reason"], wish["verdict"]) == ("asked for by header", None)
-
-    asyncio.run(main())
+async def test_a_decision_takes_a_completions_prompt_and_a_callers_wish(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        assert (await gate.ask({"prompt": SIMPLE}, ROUTE)).json()["route"]["tier"] == "flash"
+        wish = (await gate.ask(body(SIMPLE), ROUTE, x_route_tier="pro")).json()
+        assert (wish["route"]["reason"], wish["verdict"]) == ("asked for by header", None)
 
 
 NO_REQUESTS = [
@@ -63,113 +57,89 @@ NO_REQUESTS = [
 ]
 
 
-def test_what_is_no_request_is_refused(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), max_body=150_000) as gate:
-            for data, status, code in NO_REQUESTS:
-                answer = await gate.ask(data, ROUTE)
-                assert (answer.status, answer.json()["error"]["code"]) == (status, code), data[:50]
-
-    asyncio.run(main())
+async def test_what_is_no_request_is_refused(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), max_body=150_000) as gate:
+        for data, status, code in NO_REQUESTS:
+            answer = await gate.ask(data, ROUTE)
+            assert (answer.status, answer.json()["error"]["code"]) == (status, code), data[:50]
 
 
-def test_a_decision_counts_as_a_request_and_holds_no_tokens_or_share(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        plan = {"requests_per_minute": 3, "tokens_per_minute": 5000, "pro_share": {"max": 0.5}}
-        callers = {"plans": {"usual": plan}}
-        store = MemoryStore()
-        async with gateway(policy_for(flash, pro, callers=callers), store) as gate:
-            for _ in range(2):
-                assert (await gate.ask(body(COMPLEX), ROUTE)).status == 200
-            account = store._accounts["anonymous"]
-            assert (account.used, account.asked, account.above, account.leases) == (0, 0, 0, {})
-            assert {line.kind for line in await store.ledger()} == {"triage"}
+async def test_a_decision_counts_as_a_request_and_holds_no_tokens_or_share(flash: Sim, pro: Sim) -> None:
+    plan = {"requests_per_minute": 3, "tokens_per_minute": 5000, "pro_share": {"max": 0.5}}
+    callers = {"plans": {"usual": plan}}
+    store = MemoryStore()
+    async with gateway(policy_for(flash, pro, callers=callers), store) as gate:
+        for _ in range(2):
             assert (await gate.ask(body(COMPLEX), ROUTE)).status == 200
-            refused = await gate.ask(body(COMPLEX), ROUTE)
-            assert (refused.status, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-
-    asyncio.run(main())
-
-
-def test_a_decision_is_what_is_left_of_the_budget(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        dear = {"price": {"input_per_m": 1000, "output_per_m": 1000}}
-        callers = {"plans": {"usual": {"budget": {"usd": 0.01}}}}
-        async with gateway(policy_for(flash, pro, tiers={"pro": dear}, callers=callers)) as gate:
-            told = (await gate.ask(body(COMPLEX), ROUTE)).json()
-            assert (told["route"]["tier"], told["route"]["reason"]) == ("flash", "budget")
-
-    asyncio.run(main())
+        account = store._accounts["anonymous"]
+        assert (account.used, account.asked, account.above, account.leases) == (0, 0, 0, {})
+        assert {line.kind for line in await store.ledger()} == {"triage"}
+        assert (await gate.ask(body(COMPLEX), ROUTE)).status == 200
+        refused = await gate.ask(body(COMPLEX), ROUTE)
+        assert (refused.status, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
 
 
-def test_a_caller_who_may_not_have_explanations_may_not_have_decisions(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        callers = {"plans": {"usual": {"explain": False}}}
-        async with gateway(policy_for(flash, pro, callers=callers)) as gate:
-            answer = await gate.ask(body(), ROUTE)
-            assert (answer.status, answer.json()["error"]["code"]) == (403, "explain_not_allowed")
-            assert flash.seen("triage") == []
-
-    asyncio.run(main())
+async def test_a_decision_is_what_is_left_of_the_budget(flash: Sim, pro: Sim) -> None:
+    dear = {"price": {"input_per_m": 1000, "output_per_m": 1000}}
+    callers = {"plans": {"usual": {"budget": {"usd": 0.01}}}}
+    async with gateway(policy_for(flash, pro, tiers={"pro": dear}, callers=callers)) as gate:
+        told = (await gate.ask(body(COMPLEX), ROUTE)).json()
+        assert (told["route"]["tier"], told["route"]["reason"]) == ("flash", "budget")
 
 
-def test_both_paths_take_a_key_and_post_alone(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), everyone=False, api_key=KEY) as gate:
-            for path in (ROUTE, FEEDBACK):
-                assert (await gate.ask(body(), path)).status == 401
-                assert (await gate.get(path, authorization=f"Bearer {KEY}")).status == 405
-            told = (await gate.get("/openapi.json")).json()["paths"]
-            assert told[FEEDBACK]["post"]["requestBody"]["content"]["application/json"]["schema"]["required"]
-            assert "post" in told[ROUTE]
-
-    asyncio.run(main())
+async def test_a_caller_who_may_not_have_explanations_may_not_have_decisions(flash: Sim, pro: Sim) -> None:
+    callers = {"plans": {"usual": {"explain": False}}}
+    async with gateway(policy_for(flash, pro, callers=callers)) as gate:
+        answer = await gate.ask(body(), ROUTE)
+        assert (answer.status, answer.json()["error"]["code"]) == (403, "explain_not_allowed")
+        assert flash.seen("triage") == []
 
 
-def test_an_outcome_is_attached_to_the_answer_of_the_same_caller(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        keys = []
-        for name in ("ann", "bob"):
-            key, record = new_key(await store.secret(), name, None)
-            await store.put_key(record)
-            keys.append({"authorization": f"Bearer {key}"})
-        ann, bob = keys
-        async with gateway(policy_for(flash, pro), store, everyone=False) as gate:
-            answer = await gate.ask(body(), **ann)
-            name = answer.headers["x-request-id"]
-            await eventually(lambda: len(lines(gate)) == 1)
-            tried = ((bob, name), (ann, name + "x"))
-            asked = [gate.ask(judged(known, GOOD), FEEDBACK, **who) for who, known in tried]
-            for refused in await asyncio.gather(*asked):
-                assert (refused.status, refused.json()["error"]["code"]) == (404, "request_not_found")
-            assert lines(gate)[0]["outcome"] is None
-            taken = await gate.ask(judged(name, {"quality": 0.5, "tiers": {"pro": 1}}), FEEDBACK, **ann)
-            assert (taken.status, taken.json()) == (200, {"request_id": name, "recorded": True})
-            assert lines(gate)[0]["outcome"] == {"quality": 0.5, "tiers": {"pro": 1.0}}
-
-    asyncio.run(main())
+async def test_both_paths_take_a_key_and_post_alone(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), everyone=False, api_key=KEY) as gate:
+        for path in (ROUTE, FEEDBACK):
+            assert (await gate.ask(body(), path)).status == 401
+            assert (await gate.get(path, authorization=f"Bearer {KEY}")).status == 405
+        told = (await gate.get("/openapi.json")).json()["paths"]
+        assert told[FEEDBACK]["post"]["requestBody"]["content"]["application/json"]["schema"]["required"]
+        assert "post" in told[ROUTE]
 
 
-def test_who_is_faster_than_the_record_of_an_answer_is_waited_for(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for at in range(20):
-                await gate.ask(body(), x_request_id=f"r{at}")
-                assert (await gate.ask(judged(f"r{at}", GOOD), FEEDBACK)).status == 200
+async def test_an_outcome_is_attached_to_the_answer_of_the_same_caller(flash: Sim, pro: Sim) -> None:
+    store = MemoryStore()
+    keys = []
+    for name in ("ann", "bob"):
+        key, record = new_key(await store.secret(), name, None)
+        await store.put_key(record)
+        keys.append({"authorization": f"Bearer {key}"})
+    ann, bob = keys
+    async with gateway(policy_for(flash, pro), store, everyone=False) as gate:
+        answer = await gate.ask(body(), **ann)
+        name = answer.headers["x-request-id"]
+        await eventually(lambda: len(lines(gate)) == 1)
+        tried = ((bob, name), (ann, name + "x"))
+        asked = [gate.ask(judged(known, GOOD), FEEDBACK, **who) for who, known in tried]
+        for refused in await asyncio.gather(*asked):
+            assert (refused.status, refused.json()["error"]["code"]) == (404, "request_not_found")
+        assert lines(gate)[0]["outcome"] is None
+        taken = await gate.ask(judged(name, {"quality": 0.5, "tiers": {"pro": 1}}), FEEDBACK, **ann)
+        assert (taken.status, taken.json()) == (200, {"request_id": name, "recorded": True})
+        assert lines(gate)[0]["outcome"] == {"quality": 0.5, "tiers": {"pro": 1.0}}
 
-    asyncio.run(main())
+
+async def test_who_is_faster_than_the_record_of_an_answer_is_waited_for(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for at in range(20):
+            await gate.ask(body(), x_request_id=f"r{at}")
+            assert (await gate.ask(judged(f"r{at}", GOOD), FEEDBACK)).status == 200
 
 
-def test_an_outcome_counts_as_a_request(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        callers = {"plans": {"usual": {"requests_per_minute": 2}}}
-        async with gateway(policy_for(flash, pro, callers=callers)) as gate:
-            name = (await gate.ask(body())).headers["x-request-id"]
-            told = [(await gate.ask(judged(name, GOOD), FEEDBACK)).status for _ in range(2)]
-            assert told == [200, 429]
-
-    asyncio.run(main())
+async def test_an_outcome_counts_as_a_request(flash: Sim, pro: Sim) -> None:
+    callers = {"plans": {"usual": {"requests_per_minute": 2}}}
+    async with gateway(policy_for(flash, pro, callers=callers)) as gate:
+        name = (await gate.ask(body())).headers["x-request-id"]
+        told = [(await gate.ask(judged(name, GOOD), FEEDBACK)).status for _ in range(2)]
+        assert told == [200, 429]
 
 
 NO_OUTCOMES: list[JSON] = [
@@ -185,31 +155,25 @@ NO_OUTCOMES: list[JSON] = [
 ]
 
 
-def test_an_outcome_of_another_form_is_refused(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            answer = await gate.ask(body())
-            name = answer.headers["x-request-id"]
-            await eventually(lambda: len(lines(gate)) == 1)
-            for outcome in NO_OUTCOMES:
-                refused = await gate.ask(judged(name, outcome), FEEDBACK)
-                assert (refused.status, refused.json()["error"]["type"]) == (400, "invalid_request_error"), outcome
-            assert (await gate.ask(b"\xff", FEEDBACK)).status == 400
-            assert (await gate.ask(judged("x" * 5000, GOOD), FEEDBACK)).status == 413
-
-    asyncio.run(main())
+async def test_an_outcome_of_another_form_is_refused(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        answer = await gate.ask(body())
+        name = answer.headers["x-request-id"]
+        await eventually(lambda: len(lines(gate)) == 1)
+        for outcome in NO_OUTCOMES:
+            refused = await gate.ask(judged(name, outcome), FEEDBACK)
+            assert (refused.status, refused.json()["error"]["type"]) == (400, "invalid_request_error"), outcome
+        assert (await gate.ask(b"\xff", FEEDBACK)).status == 400
+        assert (await gate.ask(judged("x" * 5000, GOOD), FEEDBACK)).status == 413
 
 
-def test_what_is_explored_is_recorded_with_its_chance(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        rules = [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}, "explore": 0.5}]
-        async with gateway(policy_for(flash, pro, rules=rules)) as gate:
-            answers = [await gate.ask(body()) for _ in range(40)]
-            await eventually(lambda: len(lines(gate)) == 40)
-            tiers = {answer.headers["x-route-tier"] for answer in answers}
-            told = lines(gate)
-        assert tiers == {"flash", "pro"}
-        assert {line["route"]["p"] for line in told} == {0.5}
-        assert {line["route"]["reason"] for line in told} == {"simple", "explored"}
-
-    asyncio.run(main())
+async def test_what_is_explored_is_recorded_with_its_chance(flash: Sim, pro: Sim) -> None:
+    rules = [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}, "explore": 0.5}]
+    async with gateway(policy_for(flash, pro, rules=rules)) as gate:
+        answers = [await gate.ask(body()) for _ in range(40)]
+        await eventually(lambda: len(lines(gate)) == 40)
+        tiers = {answer.headers["x-route-tier"] for answer in answers}
+        told = lines(gate)
+    assert tiers == {"flash", "pro"}
+    assert {line["route"]["p"] for line in told} == {0.5}
+    assert {line["route"]["reason"] for line in told} == {"simple", "explored"}

@@ -1,6 +1,5 @@
 """Messages, responses and embeddings: read, routed, relayed, remembered, booked and refused as chat is."""
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -291,84 +290,72 @@ def test_nobody_judges_what_no_model_answers(path: str, fields: JSON) -> None:
 @each_front
 @each_dialect
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_servers_bytes_pass_and_are_remembered_in_their_form_only(
+async def test_the_servers_bytes_pass_and_are_remembered_in_their_form_only(
     flash: Sim, pro: Sim, path: str, made: Any, stream: bool
 ) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
-            fields = made(temperature=0)
-            answers = [await gate.ask(fields | {"stream": stream}, path) for _ in range(2)]
-            other = await gate.ask(fields | {"stream": not stream}, path)
-            again = await gate.ask(fields | {"stream": stream}, path)
-            found = [answer.headers["x-route-cache"] for answer in (*answers, other, again)]
-            assert found == ["miss", "hit", "miss", "hit"], "the two forms do not displace each other"
-            assert answers[0].data == answers[1].data
-            assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
-            assert answers[0].headers["x-route-reason"] == "simple"
-            assert len(flash.seen()) == 2
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+        fields = made(temperature=0)
+        answers = [await gate.ask(fields | {"stream": stream}, path) for _ in range(2)]
+        other = await gate.ask(fields | {"stream": not stream}, path)
+        again = await gate.ask(fields | {"stream": stream}, path)
+        found = [answer.headers["x-route-cache"] for answer in (*answers, other, again)]
+        assert found == ["miss", "hit", "miss", "hit"], "the two forms do not displace each other"
+        assert answers[0].data == answers[1].data
+        assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
+        assert answers[0].headers["x-route-reason"] == "simple"
+        assert len(flash.seen()) == 2
 
 
 @each_front
 @each_dialect
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_ledger_is_what_the_server_counted(flash: Sim, pro: Sim, path: str, made: Any, stream: bool) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        async with gateway(policy_for(flash, pro, tiers=PRICES, triage={"speculate": "never"}), store) as gate:
-            long = SIMPLE * 60  # more than one block of the KV cache
-            for _ in range(2):
-                assert (await gate.ask(made(long, model="flash", stream=stream), path)).status == 200
-            counted = await gate.ask(message(), COUNT)
-            assert counted.json()["input_tokens"] > 0
-            found, seen = await booked(store, "answer"), flash.seen()
-            assert found["requests"] == len(seen) == 2, "counting tokens is free"
-            for name, key in (("prompt", "prompt_tokens"), ("cached", "cached_tokens"), ("completion", "tokens")):
-                assert found[name] == sum(entry[key] for entry in seen) > 0
-
-    asyncio.run(main())
+async def test_the_ledger_is_what_the_server_counted(flash: Sim, pro: Sim, path: str, made: Any, stream: bool) -> None:
+    store = MemoryStore()
+    async with gateway(policy_for(flash, pro, tiers=PRICES, triage={"speculate": "never"}), store) as gate:
+        long = SIMPLE * 60  # more than one block of the KV cache
+        for _ in range(2):
+            assert (await gate.ask(made(long, model="flash", stream=stream), path)).status == 200
+        counted = await gate.ask(message(), COUNT)
+        assert counted.json()["input_tokens"] > 0
+        found, seen = await booked(store, "answer"), flash.seen()
+        assert found["requests"] == len(seen) == 2, "counting tokens is free"
+        for name, key in (("prompt", "prompt_tokens"), ("cached", "cached_tokens"), ("completion", "tokens")):
+            assert found[name] == sum(entry[key] for entry in seen) > 0
 
 
 @each_front
 @each_dialect
 @pytest.mark.parametrize("fault", [{"cut_after": 3}, {"no_done": True}])
-def test_a_stream_that_breaks_off_says_so_and_is_not_remembered(
+async def test_a_stream_that_breaks_off_says_so_and_is_not_remembered(
     flash: Sim, pro: Sim, path: str, made: Any, fault: JSON
 ) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
-            flash.config(only="answer", **fault)
-            for _ in range(2):
-                cut = await gate.ask(made(stream=True, temperature=0), path)
-                *before, last = [part for part in cut.data.split(b"\n\n") if part]
-                name, data = last.split(b"\ndata: ")
-                told = json.loads(data)
-                assert (name, told["type"], cut.headers["x-route-cache"]) == (b"event: error", "error", "miss")
-                assert told["error"]["type"] == ("api_error" if path == MESSAGES else "server_error")
-                assert path == MESSAGES or (told["sequence_number"], told["code"]) == (len(before), "upstream_failed")
-                assert b"event: message_stop" not in cut.data
-                assert b"event: response.completed" not in cut.data
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"})) as gate:
+        flash.config(only="answer", **fault)
+        for _ in range(2):
+            cut = await gate.ask(made(stream=True, temperature=0), path)
+            *before, last = [part for part in cut.data.split(b"\n\n") if part]
+            name, data = last.split(b"\ndata: ")
+            told = json.loads(data)
+            assert (name, told["type"], cut.headers["x-route-cache"]) == (b"event: error", "error", "miss")
+            assert told["error"]["type"] == ("api_error" if path == MESSAGES else "server_error")
+            assert path == MESSAGES or (told["sequence_number"], told["code"]) == (len(before), "upstream_failed")
+            assert b"event: message_stop" not in cut.data
+            assert b"event: response.completed" not in cut.data
 
 
 @each_front
 @each_dialect
-def test_the_decision_is_told_in_the_answer_and_before_the_last_event(
+async def test_the_decision_is_told_in_the_answer_and_before_the_last_event(
     flash: Sim, pro: Sim, path: str, made: Any
 ) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            whole = await gate.ask(made(COMPLEX), path, x_route_explain="1")
-            stream = await gate.ask(made(COMPLEX, stream=True), path, x_route_explain="1")
-            *_, told, last = stream.data.removesuffix(b"\n\n").split(b"\n\n")
-            assert told.startswith(b"event: route\ndata: ")
-            for found in (whole.json()["route"], json.loads(told.partition(b"data: ")[2])["route"]):
-                assert (found["tier"], found["facts"]["api"]) == ("pro", DIALECTS[path].api)
-            assert last.startswith((b"event: message_stop", b"event: response."))
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        whole = await gate.ask(made(COMPLEX), path, x_route_explain="1")
+        stream = await gate.ask(made(COMPLEX, stream=True), path, x_route_explain="1")
+        *_, told, last = stream.data.removesuffix(b"\n\n").split(b"\n\n")
+        assert told.startswith(b"event: route\ndata: ")
+        for found in (whole.json()["route"], json.loads(told.partition(b"data: ")[2])["route"]):
+            assert (found["tier"], found["facts"]["api"]) == ("pro", DIALECTS[path].api)
+        assert last.startswith((b"event: message_stop", b"event: response."))
 
 
 def test_an_event_is_never_torn_by_words_that_look_like_the_last_one() -> None:
@@ -380,22 +367,19 @@ def test_an_event_is_never_torn_by_words_that_look_like_the_last_one() -> None:
 
 
 @each_front
-def test_a_key_may_come_as_anthropic_sends_it(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        key = "a-key-that-is-long-enough"
-        async with gateway(policy_for(flash, pro), everyone=False, api_key=key) as gate:
-            given: list[JSON] = [
-                {"x_api_key": key},
-                {"authorization": f"Bearer {key}"},
-                {"x_api_key": "wrong"},
-                {"authorization": "Bearer wrong", "x_api_key": key},
-                {},
-            ]
-            found = [(await gate.ask(message(model="flash"), MESSAGES, **headers)).status for headers in given]
-            assert found == [200, 200, 401, 401, 401], "one who shows two keys is known by the first"
-            assert (await gate.get("/v1/models", x_api_key=key)).status == 200
-
-    asyncio.run(main())
+async def test_a_key_may_come_as_anthropic_sends_it(flash: Sim, pro: Sim) -> None:
+    key = "a-key-that-is-long-enough"
+    async with gateway(policy_for(flash, pro), everyone=False, api_key=key) as gate:
+        given: list[JSON] = [
+            {"x_api_key": key},
+            {"authorization": f"Bearer {key}"},
+            {"x_api_key": "wrong"},
+            {"authorization": "Bearer wrong", "x_api_key": key},
+            {},
+        ]
+        found = [(await gate.ask(message(model="flash"), MESSAGES, **headers)).status for headers in given]
+        assert found == [200, 200, 401, 401, 401], "one who shows two keys is known by the first"
+        assert (await gate.get("/v1/models", x_api_key=key)).status == 200
 
 
 @each_front
@@ -409,29 +393,23 @@ def test_a_key_may_come_as_anthropic_sends_it(flash: Sim, pro: Sim) -> None:
         (MESSAGES, "POST", b" " * 2000, 413, "request_too_large"),
     ],
 )
-def test_messages_are_refused_with_anthropics_error(
+async def test_messages_are_refused_with_anthropics_error(
     flash: Sim, pro: Sim, path: str, method: str, fields: Any, status: int, kind: str
 ) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), max_body=1500) as gate:
-            answer = await gate.ask(fields, path, method)
-            told = answer.json()
-            assert (answer.status, told["type"], told["error"]["type"]) == (status, "error", kind)
-            assert told["error"].keys() == {"type", "message"}
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro), max_body=1500) as gate:
+        answer = await gate.ask(fields, path, method)
+        told = answer.json()
+        assert (answer.status, told["type"], told["error"]["type"]) == (status, "error", kind)
+        assert told["error"].keys() == {"type", "message"}
 
 
 @each_front
-def test_a_connections_own_refusal_speaks_the_paths_dialect(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            twice = {"transfer_encoding": "chunked"}  # beside a content-length
-            found = [(await gate.ask(message(), path, **twice)).json() for path in (MESSAGES, RESPONSES)]
-            assert [told["error"]["type"] for told in found] == ["invalid_request_error"] * 2
-            assert [told.get("type") for told in found] == ["error", None]
-
-    asyncio.run(main())
+async def test_a_connections_own_refusal_speaks_the_paths_dialect(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        twice = {"transfer_encoding": "chunked"}  # beside a content-length
+        found = [(await gate.ask(message(), path, **twice)).json() for path in (MESSAGES, RESPONSES)]
+        assert [told["error"]["type"] for told in found] == ["invalid_request_error"] * 2
+        assert [told.get("type") for told in found] == ["error", None]
 
 
 @pytest.mark.parametrize(
@@ -452,10 +430,7 @@ def test_each_refusal_has_its_kind_in_anthropics_words(refusal: Refusal, kind: s
 
 
 @each_front
-def test_a_servers_4xx_passes_in_its_own_words(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            answer = await gate.ask(message(model="flash", temperature=-5), MESSAGES)
-            assert (answer.status, answer.json()["error"]["type"]) == (400, "BadRequestError")
-
-    asyncio.run(main())
+async def test_a_servers_4xx_passes_in_its_own_words(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        answer = await gate.ask(message(model="flash", temperature=-5), MESSAGES)
+        assert (answer.status, answer.json()["error"]["type"]) == (400, "BadRequestError")

@@ -3,13 +3,10 @@ import asyncio
 from gateway.done import DONE, nothing
 
 
-def test_what_is_done_is_not_waited_for() -> None:
-    async def main() -> None:
-        turned: list[bool] = []
-        asyncio.get_running_loop().call_soon(turned.append, True)
-        for _ in range(2):
-            await DONE
-            await nothing()
-        assert not turned
-
-    asyncio.run(main())
+async def test_what_is_done_is_not_waited_for() -> None:
+    turned: list[bool] = []
+    asyncio.get_running_loop().call_soon(turned.append, True)
+    for _ in range(2):
+        await DONE
+        await nothing()
+    assert not turned

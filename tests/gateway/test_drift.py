@@ -1,6 +1,5 @@
 """What drift is seen, how often it is seen where there is none, and that it only tells."""
 
-import asyncio
 import json
 import math
 import random
@@ -117,25 +116,22 @@ def test_a_candidate_on_trial_does_not_disturb_what_is_watched(tmp_path: Path) -
     assert (told(drift, policy, "scores"), told(drift, other, "scores")) == ((1, False), (1, False))
 
 
-def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
-        kept = Records(MemoryStore(), watch=drift)
-        chance = random.Random(4)
-        for turn, worse in enumerate((0.0, 0.4)):
-            for at in range(JUDGED):
-                score, name = chance.random(), f"{turn}-{at}"
-                kept.keep(ended(name, score=score), policy)
-                bad = chance.random() < by_score(score, 0) + worse
-                await kept.judge(ANN, name, Outcome(0.0, RETRY), policy)
-                for _ in range(2):
-                    await kept.judge(ANN, name, Outcome(float(not bad)), policy)
-                kept.keep(ended("other", score=score), policy)
-                await kept.judge(ANN, "other", Outcome(0.0, SHADOW), policy)
-            assert told(drift, policy, "outcomes") == (turn + 1, worse > 0), "each request counts once"
-        assert len(caplog.messages) == 1
-
-    asyncio.run(main())
+async def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
+    kept = Records(MemoryStore(), watch=drift)
+    chance = random.Random(4)
+    for turn, worse in enumerate((0.0, 0.4)):
+        for at in range(JUDGED):
+            score, name = chance.random(), f"{turn}-{at}"
+            kept.keep(ended(name, score=score), policy)
+            bad = chance.random() < by_score(score, 0) + worse
+            await kept.judge(ANN, name, Outcome(0.0, RETRY), policy)
+            for _ in range(2):
+                await kept.judge(ANN, name, Outcome(float(not bad)), policy)
+            kept.keep(ended("other", score=score), policy)
+            await kept.judge(ANN, "other", Outcome(0.0, SHADOW), policy)
+        assert told(drift, policy, "outcomes") == (turn + 1, worse > 0), "each request counts once"
+    assert len(caplog.messages) == 1
 
 
 def test_where_verdicts_decide_what_has_none_is_not_looked_at(tmp_path: Path) -> None:
@@ -176,23 +172,20 @@ def test_the_distance_is_none_for_the_same_and_grows() -> None:
     assert same < other < far
 
 
-def test_a_gateway_tells_it_and_changes_nothing(flash: Sim, pro: Sim, tmp_path: Path) -> None:
-    async def main() -> None:
-        rules = json.loads(POLICY)
-        rules["tiers"]["flash"]["replicas"], rules["tiers"]["pro"]["replicas"] = [flash.url], [pro.url]
-        policy = calibrated(tmp_path, json.dumps(rules))
-        async with gateway(policy) as gate:
-            for at in range(WINDOW):
-                gate.front.doors.records.keep(ended(f"{at}", score=0.99), policy)
-            ready = (await gate.get("/ready")).json()
-            assert ready["drift"]["scores"]["alarm"] is True
-            assert ready["drift"]["scores"]["last"] > 1
-            assert ready["drift"]["outcomes"] == {"looks": 0, "last": None, "alarm": False}
-            metrics = (await gate.get("/metrics")).data.decode()
-            assert 'gateway_drift{what="scores"} 1.0' in metrics
-            assert "gateway_drift_psi_count 1.0" in metrics
-            assert ready["policy"]["digest"] == policy.digest
-        async with gateway(policy_for(flash, pro)) as gate:
-            assert (await gate.get("/ready")).json()["drift"] is None
-
-    asyncio.run(main())
+async def test_a_gateway_tells_it_and_changes_nothing(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    rules = json.loads(POLICY)
+    rules["tiers"]["flash"]["replicas"], rules["tiers"]["pro"]["replicas"] = [flash.url], [pro.url]
+    policy = calibrated(tmp_path, json.dumps(rules))
+    async with gateway(policy) as gate:
+        for at in range(WINDOW):
+            gate.front.doors.records.keep(ended(f"{at}", score=0.99), policy)
+        ready = (await gate.get("/ready")).json()
+        assert ready["drift"]["scores"]["alarm"] is True
+        assert ready["drift"]["scores"]["last"] > 1
+        assert ready["drift"]["outcomes"] == {"looks": 0, "last": None, "alarm": False}
+        metrics = (await gate.get("/metrics")).data.decode()
+        assert 'gateway_drift{what="scores"} 1.0' in metrics
+        assert "gateway_drift_psi_count 1.0" in metrics
+        assert ready["policy"]["digest"] == policy.digest
+    async with gateway(policy_for(flash, pro)) as gate:
+        assert (await gate.get("/ready")).json()["drift"] is None

@@ -47,12 +47,9 @@ def test_it_answers_on_a_private_socket_saves_nothing_and_leaves_nothing() -> No
     assert not place.exists()
 
 
-def test_two_do_not_meet() -> None:
-    async def use() -> None:
-        async with embedded() as one, embedded() as other:
-            assert server_pid(one) != server_pid(other)
-
-    asyncio.run(use())
+async def test_two_do_not_meet() -> None:
+    async with embedded() as one, embedded() as other:
+        assert server_pid(one) != server_pid(other)
 
 
 def test_it_ends_also_when_it_is_frozen() -> None:

@@ -55,54 +55,45 @@ async def told(gate: Gateway, fields: JSON, **headers: str) -> tuple[Answer, JSO
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("weakness", WEAK)
-def test_a_weak_start_is_answered_by_the_other_tier(flash: Sim, pro: Sim, weakness: str, stream: bool) -> None:
-    async def main() -> None:
-        fault, reason = WEAK[weakness]
-        flash.config(only="answer", **fault)
-        async with gateway(held_back(flash, pro)) as gate:
-            form: JSON = {"response_format": FORM} if reason == "schema_violation" else {}
-            answer, decision = await told(gate, body(stream=stream, **form))
-            assert answer.headers["x-route-tier"] == decision["tier"] == "pro"
-            assert (answer.headers["x-route-reason"], decision["draft"]) == ("escalated", "none")
-            held = decision["holdback"]
-            assert (held["outcome"], held["reason"]) == ("escalated", reason)
-            assert decision["route"]["tier"] == "flash", "what was decided stays told"
-            assert b"pro-model" in answer.data
-            assert b"flash-model" not in answer.data.partition(b'"policy"')[0]
-            assert len(pro.seen()) == len(flash.seen()) == 1
-            metrics = (await gate.get("/metrics")).data.decode()
-            assert f'gateway_holdback_total{{outcome="escalated",reason="{reason}"}} 1.0' in metrics
-            recorded = json.loads(gate.front.doors.records.recent(1)[0])
-            assert recorded["held"] == held
-            assert (recorded["route"]["tier"], recorded["tier"]) == ("flash", "pro")
-
-    asyncio.run(main())
+async def test_a_weak_start_is_answered_by_the_other_tier(flash: Sim, pro: Sim, weakness: str, stream: bool) -> None:
+    fault, reason = WEAK[weakness]
+    flash.config(only="answer", **fault)
+    async with gateway(held_back(flash, pro)) as gate:
+        form: JSON = {"response_format": FORM} if reason == "schema_violation" else {}
+        answer, decision = await told(gate, body(stream=stream, **form))
+        assert answer.headers["x-route-tier"] == decision["tier"] == "pro"
+        assert (answer.headers["x-route-reason"], decision["draft"]) == ("escalated", "none")
+        held = decision["holdback"]
+        assert (held["outcome"], held["reason"]) == ("escalated", reason)
+        assert decision["route"]["tier"] == "flash", "what was decided stays told"
+        assert b"pro-model" in answer.data
+        assert b"flash-model" not in answer.data.partition(b'"policy"')[0]
+        assert len(pro.seen()) == len(flash.seen()) == 1
+        metrics = (await gate.get("/metrics")).data.decode()
+        assert f'gateway_holdback_total{{outcome="escalated",reason="{reason}"}} 1.0' in metrics
+        recorded = json.loads(gate.front.doors.records.recent(1)[0])
+        assert recorded["held"] == held
+        assert (recorded["route"]["tier"], recorded["tier"]) == ("flash", "pro")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_narrow_lead_over_the_second_likeliest_token_is_weak(flash: Sim, pro: Sim, stream: bool) -> None:
-    async def main() -> None:
-        flash.config(weak="unsure")
-        signs = {"escalate_when": {"margin": {"max": 0.2}}}
-        for path, fields in (("chat/completions", body()), ("completions", {"model": "auto", "prompt": SIMPLE})):
-            async with gateway(held_back(flash, pro, signs)) as gate:
-                answer = await gate.ask({**fields, "stream": stream}, path=f"/v1/{path}")
-                assert answer.headers["x-route-tier"] == "pro"
-
-    asyncio.run(main())
+async def test_a_narrow_lead_over_the_second_likeliest_token_is_weak(flash: Sim, pro: Sim, stream: bool) -> None:
+    flash.config(weak="unsure")
+    signs = {"escalate_when": {"margin": {"max": 0.2}}}
+    for path, fields in (("chat/completions", body()), ("completions", {"model": "auto", "prompt": SIMPLE})):
+        async with gateway(held_back(flash, pro, signs)) as gate:
+            answer = await gate.ask({**fields, "stream": stream}, path=f"/v1/{path}")
+            assert answer.headers["x-route-tier"] == "pro"
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_good_start_is_let_out_byte_for_byte(flash: Sim, pro: Sim, stream: bool) -> None:
-    async def main() -> None:
-        async with upstream() as door, gateway(held_back(flash, pro)) as gate:
-            answer = await gate.ask(body(stream=stream))
-            assert answer.headers["x-route-tier"] == "flash"
-            assert json.loads(flash.seen()[0]["body"])["logprobs"] is True
-            reply = await door.attempt(asked(body(stream=stream)), "flash", policy_for(flash, pro))
-            assert like(answer.data) == like(await read(reply)), "as if nobody had asked for log-probabilities"
-
-    asyncio.run(main())
+async def test_a_good_start_is_let_out_byte_for_byte(flash: Sim, pro: Sim, stream: bool) -> None:
+    async with upstream() as door, gateway(held_back(flash, pro)) as gate:
+        answer = await gate.ask(body(stream=stream))
+        assert answer.headers["x-route-tier"] == "flash"
+        assert json.loads(flash.seen()[0]["body"])["logprobs"] is True
+        reply = await door.attempt(asked(body(stream=stream)), "flash", policy_for(flash, pro))
+        assert like(answer.data) == like(await read(reply)), "as if nobody had asked for log-probabilities"
 
 
 def like(data: bytes) -> list[JSON]:
@@ -113,16 +104,13 @@ def like(data: bytes) -> list[JSON]:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_log_probabilities_that_the_caller_asked_for_stay(flash: Sim, pro: Sim, stream: bool) -> None:
-    async def main() -> None:
-        async with gateway(held_back(flash, pro)) as gate:
-            answer = await gate.ask(body(stream=stream, logprobs=True))
-            assert b'"logprob":' in answer.data
-            assert "top_logprobs" not in json.loads(flash.seen()[0]["body"])
-            answer = await gate.ask(body(stream=stream, logprobs=False))
-            assert b'"logprob":' not in answer.data
-
-    asyncio.run(main())
+async def test_log_probabilities_that_the_caller_asked_for_stay(flash: Sim, pro: Sim, stream: bool) -> None:
+    async with gateway(held_back(flash, pro)) as gate:
+        answer = await gate.ask(body(stream=stream, logprobs=True))
+        assert b'"logprob":' in answer.data
+        assert "top_logprobs" not in json.loads(flash.seen()[0]["body"])
+        answer = await gate.ask(body(stream=stream, logprobs=False))
+        assert b'"logprob":' not in answer.data
 
 
 @pytest.mark.parametrize(
@@ -134,16 +122,15 @@ def test_log_probabilities_that_the_caller_asked_for_stay(flash: Sim, pro: Sim, 
         ({"n": 2}, {}),
     ],
 )
-def test_who_opts_out_or_chooses_the_tier_gets_it_as_it_is(flash: Sim, pro: Sim, fields: JSON, headers: JSON) -> None:
-    async def main() -> None:
-        flash.config(weak="unsure")
-        async with gateway(held_back(flash, pro)) as gate:
-            _, decision = await told(gate, body(**fields), **headers)
-            assert (decision["tier"], decision["holdback"]) == ("flash", None)
-            asks = "logprobs" in json.loads(flash.seen()[0]["body"])
-            assert asks is (fields.get("model") == "flash"), "not even the server is asked for more"
-
-    asyncio.run(main())
+async def test_who_opts_out_or_chooses_the_tier_gets_it_as_it_is(
+    flash: Sim, pro: Sim, fields: JSON, headers: JSON
+) -> None:
+    flash.config(weak="unsure")
+    async with gateway(held_back(flash, pro)) as gate:
+        _, decision = await told(gate, body(**fields), **headers)
+        assert (decision["tier"], decision["holdback"]) == ("flash", None)
+        asks = "logprobs" in json.loads(flash.seen()[0]["body"])
+        assert asks is (fields.get("model") == "flash"), "not even the server is asked for more"
 
 
 def test_answers_in_other_dialects_than_chats_are_let_out_at_once(flash: Sim, pro: Sim) -> None:
@@ -160,14 +147,11 @@ def test_where_no_sign_is_a_figure_no_server_is_asked_for_log_probabilities(flas
     assert extra_logprobs(request, "flash", held_back(flash, pro, signs)) == {}
 
 
-def test_a_tier_that_is_not_named_is_not_held_back(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        pro.config(weak="empty")
-        async with gateway(held_back(flash, pro, rules=[{"id": "all", "route": "pro"}])) as gate:
-            _, decision = await told(gate, body())
-            assert (decision["tier"], decision["holdback"]) == ("pro", None)
-
-    asyncio.run(main())
+async def test_a_tier_that_is_not_named_is_not_held_back(flash: Sim, pro: Sim) -> None:
+    pro.config(weak="empty")
+    async with gateway(held_back(flash, pro, rules=[{"id": "all", "route": "pro"}])) as gate:
+        _, decision = await told(gate, body())
+        assert (decision["tier"], decision["holdback"]) == ("pro", None)
 
 
 CAPS: dict[str, JSON] = {
@@ -178,176 +162,145 @@ CAPS: dict[str, JSON] = {
 
 
 @pytest.mark.parametrize("cap", CAPS)
-def test_nobody_is_escalated_above_plan_share_or_budget(flash: Sim, pro: Sim, cap: str) -> None:
-    async def main() -> None:
-        flash.config(weak="empty")
-        tiers = {"pro": {"price": {"output_per_m": 1.0}}}
-        policy = held_back(flash, pro, tiers=tiers, callers={"plans": {"usual": CAPS[cap]}})
-        async with gateway(policy) as gate:
-            _, decision = await told(gate, body())
-            assert (decision["tier"], decision["holdback"]) == ("flash", None)
-            assert pro.seen() == []
-
-    asyncio.run(main())
+async def test_nobody_is_escalated_above_plan_share_or_budget(flash: Sim, pro: Sim, cap: str) -> None:
+    flash.config(weak="empty")
+    tiers = {"pro": {"price": {"output_per_m": 1.0}}}
+    policy = held_back(flash, pro, tiers=tiers, callers={"plans": {"usual": CAPS[cap]}})
+    async with gateway(policy) as gate:
+        _, decision = await told(gate, body())
+        assert (decision["tier"], decision["holdback"]) == ("flash", None)
+        assert pro.seen() == []
 
 
-def test_a_start_is_let_out_after_so_many_tokens_or_when_its_time_is_over(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_after=9)
-        for reason, rules in (("tokens", {"tokens": 4}), ("wait", {"tokens": 1000, "wait": "30ms"})):
-            async with gateway(held_back(flash, pro, rules)) as gate:
-                line = await gate.open(body(stream=True))
-                first = await line.some()
-                assert b"x-route-tier: flash" in first
-                await line.leave()
-                await eventually(lambda: not any(gate.upstream.load().values()))
-                assert f'outcome="kept",reason="{reason}"' in (await gate.get("/metrics")).data.decode()
-
-    asyncio.run(main())
-
-
-def test_the_time_of_a_start_counts_from_its_first_token_however_many_follow(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(drip=0.01, drip_bytes=60)  # at least a second for the whole of it
-        async with gateway(held_back(flash, pro, {"tokens": 1000, "wait": "300ms"})) as gate:
+async def test_a_start_is_let_out_after_so_many_tokens_or_when_its_time_is_over(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_after=9)
+    for reason, rules in (("tokens", {"tokens": 4}), ("wait", {"tokens": 1000, "wait": "30ms"})):
+        async with gateway(held_back(flash, pro, rules)) as gate:
             line = await gate.open(body(stream=True))
-            assert b"x-route-tier: flash" in await line.some()
+            first = await line.some()
+            assert b"x-route-tier: flash" in first
             await line.leave()
             await eventually(lambda: not any(gate.upstream.load().values()))
-            assert 'outcome="kept",reason="wait"' in (await gate.get("/metrics")).data.decode()
-
-    asyncio.run(main())
+            assert f'outcome="kept",reason="{reason}"' in (await gate.get("/metrics")).data.decode()
 
 
-def test_nothing_of_a_start_goes_out_while_it_is_kept_back_and_leaving_stops_it(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_after=5)
-        for caching in (None, {"ttl": "1m"}):
-            flash._call("DELETE", "/admin/state")
-            async with gateway(held_back(flash, pro, caching=caching)) as gate:
-                line = await gate.open(body(stream=True, temperature=0))
-                await eventually(lambda: bool(flash.seen()) and flash.seen()[0]["tokens"] > 2)
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(line.reader.read(1), 0.1)
-                await line.leave()
-                await eventually(lambda: flash.seen()[0]["state"] == "aborted")
-
-    asyncio.run(main())
+async def test_the_time_of_a_start_counts_from_its_first_token_however_many_follow(flash: Sim, pro: Sim) -> None:
+    flash.config(drip=0.01, drip_bytes=60)  # at least a second for the whole of it
+    async with gateway(held_back(flash, pro, {"tokens": 1000, "wait": "300ms"})) as gate:
+        line = await gate.open(body(stream=True))
+        assert b"x-route-tier: flash" in await line.some()
+        await line.leave()
+        await eventually(lambda: not any(gate.upstream.load().values()))
+        assert 'outcome="kept",reason="wait"' in (await gate.get("/metrics")).data.decode()
 
 
-def test_a_draft_is_held_back_too_and_wasted_only_when_it_is_weak(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(weak="sorry")
-        rules = [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}]
-        async with gateway(held_back(flash, pro, rules=rules)) as gate:
-            _, decision = await told(gate, body(SIMPLE, stream=True))
-            assert (decision["tier"], decision["draft"]) == ("pro", "wasted")
-            flash.config(weak=None)
-            _, decision = await told(gate, body(SIMPLE + "!", stream=True))
-            assert (decision["tier"], decision["draft"], decision["holdback"]["outcome"]) == ("flash", "kept", "kept")
-            _, decision = await told(gate, body(COMPLEX, stream=True))
-            assert (decision["tier"], decision["holdback"]) == ("pro", None)
+async def test_nothing_of_a_start_goes_out_while_it_is_kept_back_and_leaving_stops_it(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_after=5)
+    for caching in (None, {"ttl": "1m"}):
+        flash._call("DELETE", "/admin/state")
+        async with gateway(held_back(flash, pro, caching=caching)) as gate:
+            line = await gate.open(body(stream=True, temperature=0))
+            await eventually(lambda: bool(flash.seen()) and flash.seen()[0]["tokens"] > 2)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(line.reader.read(1), 0.1)
+            await line.leave()
+            await eventually(lambda: flash.seen()[0]["state"] == "aborted")
 
-    asyncio.run(main())
+
+async def test_a_draft_is_held_back_too_and_wasted_only_when_it_is_weak(flash: Sim, pro: Sim) -> None:
+    flash.config(weak="sorry")
+    rules = [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}]
+    async with gateway(held_back(flash, pro, rules=rules)) as gate:
+        _, decision = await told(gate, body(SIMPLE, stream=True))
+        assert (decision["tier"], decision["draft"]) == ("pro", "wasted")
+        flash.config(weak=None)
+        _, decision = await told(gate, body(SIMPLE + "!", stream=True))
+        assert (decision["tier"], decision["draft"], decision["holdback"]["outcome"]) == ("flash", "kept", "kept")
+        _, decision = await told(gate, body(COMPLEX, stream=True))
+        assert (decision["tier"], decision["holdback"]) == ("pro", None)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 400}, {"cut_after": 0}])
-def test_a_weak_start_is_let_out_when_the_other_tier_does_not_answer(
+async def test_a_weak_start_is_let_out_when_the_other_tier_does_not_answer(
     flash: Sim, pro: Sim, fault: JSON, stream: bool
 ) -> None:
-    async def main() -> None:
-        flash.config(weak="sorry")
-        pro.config(**fault)
-        async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
-            for _ in range(2):
-                answer, decision = await told(gate, body(stream=stream, temperature=0))
-                assert answer.headers["x-route-cache"] == "miss", "it is not remembered"
-                assert answer.headers["x-route-tier"] == "flash"
-                assert (decision["holdback"]["outcome"], decision["holdback"]["reason"]) == ("kept", "unanswered")
-                assert b"sorry" in answer.data
-
-    asyncio.run(main())
+    flash.config(weak="sorry")
+    pro.config(**fault)
+    async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
+        for _ in range(2):
+            answer, decision = await told(gate, body(stream=stream, temperature=0))
+            assert answer.headers["x-route-cache"] == "miss", "it is not remembered"
+            assert answer.headers["x-route-tier"] == "flash"
+            assert (decision["holdback"]["outcome"], decision["holdback"]["reason"]) == ("kept", "unanswered")
+            assert b"sorry" in answer.data
 
 
 @pytest.mark.parametrize(
     ("failover", "goes_on"),
     [({"tiers": {"flash": ["pro"]}}, True), ({"tiers": {"flash": []}}, False), ({"on": ["first_byte"]}, False)],
 )
-def test_a_start_that_breaks_is_failover_and_no_escalation(flash: Sim, pro: Sim, failover: JSON, goes_on: bool) -> None:
-    async def main() -> None:
-        flash.config(cut_after=3)
-        async with gateway(held_back(flash, pro, failover=failover)) as gate:
-            answer = await gate.ask(body(stream=True))
-            if goes_on:
-                assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
-                assert answer.headers["x-route-reason"] == "rule"
-                assert answer.data.endswith(b"data: [DONE]\n\n")
-            else:
-                assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_failed")
-            metrics = (await gate.get("/metrics")).data.decode()
-            assert 'gateway_holdback_total{outcome="broken",reason="5xx"} 1.0' in metrics
-
-    asyncio.run(main())
-
-
-def test_what_failover_brought_is_not_held_back(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        pro.config(status=503, only="answer")
-        flash.config(weak="unsure")
-        async with gateway(held_back(flash, pro, rules=[{"id": "all", "route": "pro"}])) as gate:
-            answer, decision = await told(gate, body())
-            assert (decision["tier"], decision["holdback"]) == ("flash", None)
-            assert answer.json()["choices"][0]["logprobs"] is None
-
-    asyncio.run(main())
+async def test_a_start_that_breaks_is_failover_and_no_escalation(
+    flash: Sim, pro: Sim, failover: JSON, goes_on: bool
+) -> None:
+    flash.config(cut_after=3)
+    async with gateway(held_back(flash, pro, failover=failover)) as gate:
+        answer = await gate.ask(body(stream=True))
+        if goes_on:
+            assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
+            assert answer.headers["x-route-reason"] == "rule"
+            assert answer.data.endswith(b"data: [DONE]\n\n")
+        else:
+            assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_failed")
+        metrics = (await gate.get("/metrics")).data.decode()
+        assert 'gateway_holdback_total{outcome="broken",reason="5xx"} 1.0' in metrics
 
 
-def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(weak="loop")
-        async with gateway(held_back(flash, pro)) as gate:
-            answer = await gate.ask(body(stream=True))
-            assert answer.headers["x-route-tier"] == "pro"
-            store = gate.front.doors.store
-            await eventually(lambda: not any(gate.upstream.load().values()))
-            report = reported(await store.ledger(), Asked(by=("tier", "kind")))
-            assert {(row.tier, row.kind, row.overhead) for row in report.rows} == {
-                ("flash", "draft", True),
-                ("pro", "answer", False),
-            }
+async def test_what_failover_brought_is_not_held_back(flash: Sim, pro: Sim) -> None:
+    pro.config(status=503, only="answer")
+    flash.config(weak="unsure")
+    async with gateway(held_back(flash, pro, rules=[{"id": "all", "route": "pro"}])) as gate:
+        answer, decision = await told(gate, body())
+        assert (decision["tier"], decision["holdback"]) == ("flash", None)
+        assert answer.json()["choices"][0]["logprobs"] is None
 
-    asyncio.run(main())
+
+async def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, pro: Sim) -> None:
+    flash.config(weak="loop")
+    async with gateway(held_back(flash, pro)) as gate:
+        answer = await gate.ask(body(stream=True))
+        assert answer.headers["x-route-tier"] == "pro"
+        store = gate.front.doors.store
+        await eventually(lambda: not any(gate.upstream.load().values()))
+        report = reported(await store.ledger(), Asked(by=("tier", "kind")))
+        assert {(row.tier, row.kind, row.overhead) for row in report.rows} == {
+            ("flash", "draft", True),
+            ("pro", "answer", False),
+        }
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_is_remembered_is_what_the_caller_got(flash: Sim, pro: Sim, stream: bool) -> None:
-    async def main() -> None:
-        for weak in (None, "sorry"):
-            flash.config(weak=weak)
-            async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
-                first = await gate.ask(body(stream=stream, temperature=0))
-                again = await gate.ask(body(stream=stream, temperature=0))
-                assert (again.headers["x-route-cache"], again.data) == ("hit", first.data)
-                other = await gate.ask(body(stream=not stream, temperature=0))
-                assert other.headers["x-route-cache"] == "hit", "in the other form, too"
-                own = await gate.ask(body(stream=stream, temperature=0), x_route_holdback="off")
-                assert (own.headers["x-route-cache"], own.headers["x-route-tier"]) == ("miss", "flash")
-
-    asyncio.run(main())
-
-
-def test_those_who_ask_the_same_share_one_escalation(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(weak="sorry", stall_first=0.1)
+async def test_what_is_remembered_is_what_the_caller_got(flash: Sim, pro: Sim, stream: bool) -> None:
+    for weak in (None, "sorry"):
+        flash.config(weak=weak)
         async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
-            asking = [gate.ask(body(stream=True, temperature=0)) for _ in range(4)]
-            answers = await asyncio.gather(*asking)
-            assert len({answer.data for answer in answers}) == len(pro.seen()) == len(flash.seen()) == 1
-            metrics = (await gate.get("/metrics")).data.decode()
-            assert 'gateway_holdback_total{outcome="escalated",reason="refusal"} 1.0' in metrics
+            first = await gate.ask(body(stream=stream, temperature=0))
+            again = await gate.ask(body(stream=stream, temperature=0))
+            assert (again.headers["x-route-cache"], again.data) == ("hit", first.data)
+            other = await gate.ask(body(stream=not stream, temperature=0))
+            assert other.headers["x-route-cache"] == "hit", "in the other form, too"
+            own = await gate.ask(body(stream=stream, temperature=0), x_route_holdback="off")
+            assert (own.headers["x-route-cache"], own.headers["x-route-tier"]) == ("miss", "flash")
 
-    asyncio.run(main())
+
+async def test_those_who_ask_the_same_share_one_escalation(flash: Sim, pro: Sim) -> None:
+    flash.config(weak="sorry", stall_first=0.1)
+    async with gateway(held_back(flash, pro, caching={"ttl": "1m"})) as gate:
+        asking = [gate.ask(body(stream=True, temperature=0)) for _ in range(4)]
+        answers = await asyncio.gather(*asking)
+        assert len({answer.data for answer in answers}) == len(pro.seen()) == len(flash.seen()) == 1
+        metrics = (await gate.get("/metrics")).data.decode()
+        assert 'gateway_holdback_total{outcome="escalated",reason="refusal"} 1.0' in metrics
 
 
 @pytest.mark.parametrize(
@@ -473,14 +426,11 @@ def test_what_a_caller_gets_is_of_exactly_one_answer(seed: int) -> None:
     assert seen.tiers == {"flash", "pro"}
 
 
-def test_cancelling_at_any_moment_leaks_nothing(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(weak="loop")
-        async with gateway(held_back(flash, pro)) as gate:
-            for turns in range(40):
-                line = await gate.open(body(stream=True))
-                await asyncio.sleep(turns * 0.0005)
-                await line.leave(reset=True)
-            await eventually(lambda: not any(gate.upstream.load().values()))
-
-    asyncio.run(main())
+async def test_cancelling_at_any_moment_leaks_nothing(flash: Sim, pro: Sim) -> None:
+    flash.config(weak="loop")
+    async with gateway(held_back(flash, pro)) as gate:
+        for turns in range(40):
+            line = await gate.open(body(stream=True))
+            await asyncio.sleep(turns * 0.0005)
+            await line.leave(reset=True)
+        await eventually(lambda: not any(gate.upstream.load().values()))

@@ -31,20 +31,16 @@ WHOLE = {
 
 @pytest.mark.parametrize("form", WHOLE)
 @pytest.mark.parametrize("size", [1, 7, 4096])
-def test_an_answer_is_whole_however_it_is_framed_and_cut(run: Run, form: str, size: int) -> None:
+async def test_an_answer_is_whole_however_it_is_framed_and_cut(run: Run, form: str, size: int) -> None:
     wire, body = WHOLE[form]
-
-    async def main() -> None:
-        parts = [wire[at : at + size] for at in range(0, len(wire), size)]
-        async with serving(saying(*parts)) as (client, origin, server):
-            response = await ask(client, origin)
-            assert (response.status, response.header(b"x-sum")) == (200, b"")
-            assert await response.read(64) == body
-            assert await response.chunk() == b""
-            response.close()
-            await server.emptied()
-
-    run(main())
+    parts = [wire[at : at + size] for at in range(0, len(wire), size)]
+    async with serving(saying(*parts)) as (client, origin, server):
+        response = await ask(client, origin)
+        assert (response.status, response.header(b"x-sum")) == (200, b"")
+        assert await response.read(64) == body
+        assert await response.chunk() == b""
+        response.close()
+        await server.emptied()
 
 
 BROKEN = {
@@ -74,54 +70,45 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("form", BROKEN)
-def test_an_answer_that_is_not_whole_or_not_http_is_refused(run: Run, form: str) -> None:
+async def test_an_answer_that_is_not_whole_or_not_http_is_refused(run: Run, form: str) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(BROKEN[form])
         if len(BROKEN[form]) > MIB:
             await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            error = await broken(client, origin)
-            assert (error.kind, error.started) == ("closed", form != "nothing")
-            assert (server.requests, server.connections) == (1, 1)
-            await server.emptied()
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        error = await broken(client, origin)
+        assert (error.kind, error.started) == ("closed", form != "nothing")
+        assert (server.requests, server.connections) == (1, 1)
+        await server.emptied()
 
 
-def test_an_answer_by_the_connections_end_is_not_ended_by_us(run: Run) -> None:
+async def test_an_answer_by_the_connections_end_is_not_ended_by_us(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(b"HTTP/1.1 200 OK\r\n\r\nhalf")
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, _):
-            assert (await broken(client, origin, Limits(1, 1, 0.05, 5))).kind == "idle"
-
-    run(main())
+    async with serving(talk) as (client, origin, _):
+        assert (await broken(client, origin, Limits(1, 1, 0.05, 5))).kind == "idle"
 
 
-def test_an_answer_that_broke_unseen_is_told_of_by_reading_not_by_pouring(run: Run) -> None:
+async def test_an_answer_that_broke_unseen_is_told_of_by_reading_not_by_pouring(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(CHUNKED + b"2\r\nok\r\n")
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            response = await ask(client, origin)
-            assert await response.chunk() == b"ok"
-            await server.emptied()
-            await asyncio.sleep(0.02)
-            await response.pour(lambda data: pytest.fail(f"poured {data!r}"))
-            with pytest.raises(TransportError) as error:
-                await response.chunk()
-            assert error.value.kind == "closed"
-            response.close()
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        response = await ask(client, origin)
+        assert await response.chunk() == b"ok"
+        await server.emptied()
+        await asyncio.sleep(0.02)
+        await response.pour(lambda data: pytest.fail(f"poured {data!r}"))
+        with pytest.raises(TransportError) as error:
+            await response.chunk()
+        assert error.value.kind == "closed"
+        response.close()
 
 
 def test_an_exchange_that_broke_leaves_nothing_for_the_collector(run: Run) -> None:
@@ -143,32 +130,26 @@ def test_an_exchange_that_broke_leaves_nothing_for_the_collector(run: Run) -> No
         gc.enable()
 
 
-def test_a_loop_that_was_held_up_does_not_take_a_connection_for_one_that_failed(run: Run) -> None:
-    async def main() -> None:
-        async with serving(saying(OK)) as (client, origin, _):
-            asyncio.get_running_loop().call_soon(time.sleep, 0.2)
-            response = await ask(client, origin, Limits(0.1, 2, 2, 5))
-            assert await response.read(64) == b"ok"
-            response.close()
-
-    run(main())
+async def test_a_loop_that_was_held_up_does_not_take_a_connection_for_one_that_failed(run: Run) -> None:
+    async with serving(saying(OK)) as (client, origin, _):
+        asyncio.get_running_loop().call_soon(time.sleep, 0.2)
+        response = await ask(client, origin, Limits(0.1, 2, 2, 5))
+        assert await response.read(64) == b"ok"
+        response.close()
 
 
-def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
+async def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         pass
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        async with serving(talk) as (_, origin, server):
-            _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
-            await asyncio.sleep(0.02)
-            connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
-            with pytest.raises(TransportError) as error:
-                await connection.news()
-            assert (error.value.kind, error.value.started, server.connections) == ("closed", False, 1)
-
-    run(main())
+    loop = asyncio.get_running_loop()
+    async with serving(talk) as (_, origin, server):
+        _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
+        await asyncio.sleep(0.02)
+        connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
+        with pytest.raises(TransportError) as error:
+            await connection.news()
+        assert (error.value.kind, error.value.started, server.connections) == ("closed", False, 1)
 
 
 @pytest.mark.parametrize(
@@ -182,16 +163,13 @@ def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> None:
         (OK.replace(b"1.1", b"1.0"), 3),
     ],
 )
-def test_a_connection_carries_exchange_after_exchange_unless_the_server_objects(
+async def test_a_connection_carries_exchange_after_exchange_unless_the_server_objects(
     run: Run, answer: bytes, connections: int
 ) -> None:
-    async def main() -> None:
-        async with serving(saying(answer, end=False)) as (client, origin, server):
-            for _ in range(3):
-                await told(client, origin)
-            assert (server.requests, server.connections) == (3, connections)
-
-    run(main())
+    async with serving(saying(answer, end=False)) as (client, origin, server):
+        for _ in range(3):
+            await told(client, origin)
+        assert (server.requests, server.connections) == (3, connections)
 
 
 def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
@@ -217,144 +195,122 @@ def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
     run(main())
 
 
-def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) -> None:
+async def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.answer(OK.replace(b"ok", b"no"))
         await peer.request()
         await peer.answer(OK)
         await peer.left()
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        async with serving(talk) as (_, origin, _):
-            _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
-            await eventually(lambda: connection.started)
-            connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
-            with pytest.raises(TransportError) as error:
-                await connection.news()
-            assert (error.value.kind, connection.keep) == ("closed", False)
-
-    run(main())
+    loop = asyncio.get_running_loop()
+    async with serving(talk) as (_, origin, _):
+        _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
+        await eventually(lambda: connection.started)
+        connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
+        with pytest.raises(TransportError) as error:
+            await connection.news()
+        assert (error.value.kind, connection.keep) == ("closed", False)
 
 
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 500 No\r\ncontent-length: 3\r\nx: y\r\n\r\nbad", b"bad", b"\x00" * 9])
 @pytest.mark.parametrize("together", [True, False])
-def test_bytes_after_the_end_are_nobodys_answer(run: Run, extra: bytes, together: bool) -> None:
+async def test_bytes_after_the_end_are_nobodys_answer(run: Run, extra: bytes, together: bool) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(*([OK + extra] if together else [OK, extra]))
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            for _ in range(3):
-                response = await ask(client, origin)
-                assert (response.status, response.headers) == (200, [(b"content-length", b"2")])
-                assert await response.read(99) == b"ok"
-                response.close()
-                await server.emptied()
-            assert server.connections == 3
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        for _ in range(3):
+            response = await ask(client, origin)
+            assert (response.status, response.headers) == (200, [(b"content-length", b"2")])
+            assert await response.read(99) == b"ok"
+            response.close()
+            await server.emptied()
+        assert server.connections == 3
 
 
-def test_a_kept_connection_that_the_server_closed_is_replaced_once(run: Run) -> None:
+async def test_a_kept_connection_that_the_server_closed_is_replaced_once(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(OK)
         if peer.server.connections < 3:
             await peer.request()  # and closes without a word
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            first, second = await asyncio.gather(ask(client, origin), ask(client, origin))
-            for response in (first, second):
-                await response.read(9)
-                response.close()
-            assert await told(client, origin) == (200, b"ok")
-            assert (server.connections, server.requests) == (3, 4)
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        first, second = await asyncio.gather(ask(client, origin), ask(client, origin))
+        for response in (first, second):
+            await response.read(9)
+            response.close()
+        assert await told(client, origin) == (200, b"ok")
+        assert (server.connections, server.requests) == (3, 4)
 
 
-def test_a_request_is_not_repeated_when_a_byte_of_its_answer_came(run: Run) -> None:
+async def test_a_request_is_not_repeated_when_a_byte_of_its_answer_came(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(OK)
         await peer.request()
         await peer.answer(OK[:9])
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            await told(client, origin)
-            error = await broken(client, origin)
-            assert (error.kind, error.started, server.requests, server.connections) == ("closed", True, 2, 1)
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        await told(client, origin)
+        error = await broken(client, origin)
+        assert (error.kind, error.started, server.requests, server.connections) == ("closed", True, 2, 1)
 
 
-def test_a_connection_whose_request_is_still_under_way_is_not_used_again(run: Run) -> None:
+async def test_a_connection_whose_request_is_still_under_way_is_not_used_again(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")
         await peer.answer(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            for _ in range(2):
-                response = await client.request(origin, POST, b"x" * 32 * MIB, USUAL)
-                assert (response.status, await response.read(9)) == (413, b"no")
-                response.close()
-            assert server.connections == 2
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        for _ in range(2):
+            response = await client.request(origin, POST, b"x" * 32 * MIB, USUAL)
+            assert (response.status, await response.read(9)) == (413, b"no")
+            response.close()
+        assert server.connections == 2
 
 
-def test_an_answer_that_nobody_read_does_not_stop_the_next_one(run: Run) -> None:
+async def test_an_answer_that_nobody_read_does_not_stop_the_next_one(run: Run) -> None:
     """It is as long as makes the client read no more before it is taken."""
     size = HIGH_WATER + 10
+    headed = asyncio.Event()
 
-    async def main() -> None:
-        headed = asyncio.Event()
+    async def talk(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.answer(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+            await headed.wait()
+            await peer.answer(bytes(size))
 
-        async def talk(peer: Peer) -> None:
-            while True:
-                await peer.request()
-                await peer.answer(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
-                await headed.wait()
-                await peer.answer(bytes(size))
-
-        async with serving(talk) as (client, origin, _):
-            response = await ask(client, origin)
-            headed.set()
-            await eventually(lambda: response.complete)
-            response.close()
-            assert await told(client, origin) == (200, bytes(size))
-
-    run(main())
+    async with serving(talk) as (client, origin, _):
+        response = await ask(client, origin)
+        headed.set()
+        await eventually(lambda: response.complete)
+        response.close()
+        assert await told(client, origin) == (200, bytes(size))
 
 
-def test_idle_connections_close_in_time_and_with_the_client(run: Run) -> None:
-    async def main() -> None:
-        async with serving(saying(OK, end=False), client=Client(keep_alive=0.1)) as (client, origin, server):
-            await told(client, origin, Limits(60, 60, 60, 60))
-            assert server.open == 1
-            started = time.monotonic()
-            await server.emptied()
-            assert time.monotonic() - started > 0.05
-        async with serving(saying(OK, end=False), client=Client(keep_alive=60)) as (client, origin, server):
-            await told(client, origin)
-            open_one = await ask(client, origin)
-            await told(client, origin)
-            assert server.open == 2
-            client.close()
-            assert await open_one.read(9) == b"ok"
-            open_one.close()
-            await server.emptied()
-            with pytest.raises(TransportError):
-                await open_one.chunk()
-
-    run(main())
+async def test_idle_connections_close_in_time_and_with_the_client(run: Run) -> None:
+    async with serving(saying(OK, end=False), client=Client(keep_alive=0.1)) as (client, origin, server):
+        await told(client, origin, Limits(60, 60, 60, 60))
+        assert server.open == 1
+        started = time.monotonic()
+        await server.emptied()
+        assert time.monotonic() - started > 0.05
+    async with serving(saying(OK, end=False), client=Client(keep_alive=60)) as (client, origin, server):
+        await told(client, origin)
+        open_one = await ask(client, origin)
+        await told(client, origin)
+        assert server.open == 2
+        client.close()
+        assert await open_one.read(9) == b"ok"
+        open_one.close()
+        await server.emptied()
+        with pytest.raises(TransportError):
+            await open_one.chunk()
 
 
 def test_an_origin_is_read_from_a_url() -> None:

@@ -64,46 +64,37 @@ async def halting(peer: Peer) -> None:
         (dripping, Limits(60, 60, 60, 0.1), "total"),
     ],
 )
-def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> None:
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            started = time.monotonic()
-            assert (await broken(client, origin, limits)).kind == kind
-            assert 0.09 < time.monotonic() - started < 30
-            await server.emptied()
-
-    run(main())
+async def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> None:
+    async with serving(talk) as (client, origin, server):
+        started = time.monotonic()
+        assert (await broken(client, origin, limits)).kind == kind
+        assert 0.09 < time.monotonic() - started < 30
+        await server.emptied()
 
 
-def test_an_exchange_on_a_kept_connection_has_limits_of_its_own(run: Run) -> None:
+async def test_an_exchange_on_a_kept_connection_has_limits_of_its_own(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(OK)
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk, client=Client(keep_alive=60)) as (client, origin, server):
-            await told(client, origin, Limits(60, 60, 60, 60))
-            assert (await broken(client, origin, Limits(60, 0.1, 60, 60))).kind == "first_byte"
-            assert server.connections == 1
-
-    run(main())
+    async with serving(talk, client=Client(keep_alive=60)) as (client, origin, server):
+        await told(client, origin, Limits(60, 60, 60, 60))
+        assert (await broken(client, origin, Limits(60, 0.1, 60, 60))).kind == "first_byte"
+        assert server.connections == 1
 
 
-def test_the_rest_of_an_answer_may_be_given_less_time_but_never_more(run: Run) -> None:
-    async def main() -> None:
-        async with serving(dripping) as (client, origin, server):
-            for total, hurries in ((60.0, (0.2,)), (0.2, (60.0,)), (60.0, (0.2, 60.0))):
-                response = await ask(client, origin, Limits(60, 60, 60, total))
-                for seconds in hurries:
-                    response.hurry(seconds)
-                with pytest.raises(TransportError) as error:
-                    await asyncio.wait_for(response.read(MIB), 20)
-                assert error.value.kind == "total"
-                response.close()
-            await server.emptied()
-
-    run(main())
+async def test_the_rest_of_an_answer_may_be_given_less_time_but_never_more(run: Run) -> None:
+    async with serving(dripping) as (client, origin, server):
+        for total, hurries in ((60.0, (0.2,)), (0.2, (60.0,)), (60.0, (0.2, 60.0))):
+            response = await ask(client, origin, Limits(60, 60, 60, total))
+            for seconds in hurries:
+                response.hurry(seconds)
+            with pytest.raises(TransportError) as error:
+                await asyncio.wait_for(response.read(MIB), 20)
+            assert error.value.kind == "total"
+            response.close()
+        await server.emptied()
 
 
 def test_the_idle_limit_starts_anew_with_each_chunk(run: Run) -> None:
@@ -129,25 +120,22 @@ def test_the_idle_limit_starts_anew_with_each_chunk(run: Run) -> None:
 
 
 @pytest.mark.parametrize("size", [2, MIB])
-def test_a_reader_that_is_slow_is_no_idle_server_but_has_a_total_too(run: Run, size: int) -> None:
+async def test_a_reader_that_is_slow_is_no_idle_server_but_has_a_total_too(run: Run, size: int) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(CHUNKED + b"%x\r\n%s\r\n" % (size, b"x" * size))
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            response = await ask(client, origin, Limits(1, 0.05, 0.05, 0.25))
-            await asyncio.sleep(0.12)
-            assert server.open == 1
-            await server.emptied(0.4)
-            assert set(await response.chunk()) == set(b"x")
-            with pytest.raises(TransportError) as error:
-                await response.chunk()
-            assert error.value.kind == "total"
-            response.close()
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        response = await ask(client, origin, Limits(1, 0.05, 0.05, 0.25))
+        await asyncio.sleep(0.12)
+        assert server.open == 1
+        await server.emptied(0.4)
+        assert set(await response.chunk()) == set(b"x")
+        with pytest.raises(TransportError) as error:
+            await response.chunk()
+        assert error.value.kind == "total"
+        response.close()
 
 
 def test_a_slow_reader_slows_the_server(run: Run) -> None:
@@ -176,34 +164,28 @@ def test_a_slow_reader_slows_the_server(run: Run) -> None:
     run(main())
 
 
-def test_an_answer_longer_than_asked_for_is_refused(run: Run) -> None:
-    async def main() -> None:
-        async with serving(saying(OK, end=False)) as (client, origin, server):
-            response = await ask(client, origin)
-            with pytest.raises(TransportError, match="too long"):
-                await response.read(1)
-            response.close()
-            assert server.connections == 1
-
-    run(main())
+async def test_an_answer_longer_than_asked_for_is_refused(run: Run) -> None:
+    async with serving(saying(OK, end=False)) as (client, origin, server):
+        response = await ask(client, origin)
+        with pytest.raises(TransportError, match="too long"):
+            await response.read(1)
+        response.close()
+        assert server.connections == 1
 
 
 @pytest.mark.parametrize("talk", [silence, hinting, dripping, saying(OK[:-1] + b"", end=False)])
-def test_a_cancelled_call_closes_its_connection_at_once(run: Run, talk: Talk) -> None:
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            task = asyncio.create_task(told(client, origin))
-            await eventually(lambda: server.open == 1)
-            await asyncio.sleep(0.05)  # it is in the midst of its answer
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled()
-            await server.emptied(1)  # no limit ends it so early
-
-    run(main())
+async def test_a_cancelled_call_closes_its_connection_at_once(run: Run, talk: Talk) -> None:
+    async with serving(talk) as (client, origin, server):
+        task = asyncio.create_task(told(client, origin))
+        await eventually(lambda: server.open == 1)
+        await asyncio.sleep(0.05)  # it is in the midst of its answer
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await server.emptied(1)  # no limit ends it so early
 
 
-def test_after_a_storm_of_cancelled_calls_every_call_works(run: Run) -> None:
+async def test_after_a_storm_of_cancelled_calls_every_call_works(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         while True:
             head = await peer.request()
@@ -212,60 +194,50 @@ def test_after_a_storm_of_cancelled_calls_every_call_works(run: Run) -> None:
             await asyncio.sleep(0 if b"quick" in head else 0.005)
             await peer.answer(b"k")
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
+    async with serving(talk) as (client, origin, server):
 
-            async def impatient(seed: int) -> int:
-                late = 0
-                for i in range(ROUNDS):
-                    try:
-                        async with asyncio.timeout(((seed * 31 + i * 7) % 30) / 1000):
-                            await told(client, origin)
-                    except TimeoutError:
-                        late += 1
-                return late
+        async def impatient(seed: int) -> int:
+            late = 0
+            for i in range(ROUNDS):
+                try:
+                    async with asyncio.timeout(((seed * 31 + i * 7) % 30) / 1000):
+                        await told(client, origin)
+                except TimeoutError:
+                    late += 1
+            return late
 
-            assert sum(await asyncio.gather(*map(impatient, range(30)))) > 20 * ROUNDS
-            quick = POST.replace(b"/x", b"/quick")
-            for _ in range(5):
-                answers = await asyncio.gather(*(told(client, origin, head=quick) for _ in range(20)))
-                assert answers == [(200, b"ok")] * 20
-            client.close()
-            await server.emptied()
-
-    run(main())
+        assert sum(await asyncio.gather(*map(impatient, range(30)))) > 20 * ROUNDS
+        quick = POST.replace(b"/x", b"/quick")
+        for _ in range(5):
+            answers = await asyncio.gather(*(told(client, origin, head=quick) for _ in range(20)))
+            assert answers == [(200, b"ok")] * 20
+        client.close()
+        await server.emptied()
 
 
-def test_connections_that_closed_are_let_go_when_another_server_is_asked(run: Run) -> None:
+async def test_connections_that_closed_are_let_go_when_another_server_is_asked(run: Run) -> None:
     talk = saying(OK, end=False)
-
-    async def main() -> None:
-        mine = Client(keep_alive=0.05)
-        async with serving(talk, client=mine) as (client, gone, _), serving(talk, client=mine) as (_, other, _):
-            answers = await asyncio.gather(*(ask(client, gone) for _ in range(9)))
-            for answer in answers:
-                await answer.read(9)
-                answer.close()
-            kept = client._idle[gone]
-            assert len(kept) == 9
-            await eventually(lambda: not any(connection.keep for connection in kept))
-            assert await told(client, other) == (200, b"ok")
-            assert not kept
-
-    run(main())
+    mine = Client(keep_alive=0.05)
+    async with serving(talk, client=mine) as (client, gone, _), serving(talk, client=mine) as (_, other, _):
+        answers = await asyncio.gather(*(ask(client, gone) for _ in range(9)))
+        for answer in answers:
+            await answer.read(9)
+            answer.close()
+        kept = client._idle[gone]
+        assert len(kept) == 9
+        await eventually(lambda: not any(connection.keep for connection in kept))
+        assert await told(client, other) == (200, b"ok")
+        assert not kept
 
 
-def test_what_cannot_be_reached_is_a_connect_error(run: Run) -> None:
-    async def main() -> None:
-        client = Client()
-        listening = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-        port = listening.sockets[0].getsockname()[1]
-        listening.close()
-        await listening.wait_closed()
-        for host in ("127.0.0.1", "a" * 70 + ".invalid", "b..invalid"):
-            assert (await broken(client, Origin(host, port, False, ""))).kind == "connect"
-
-    run(main())
+async def test_what_cannot_be_reached_is_a_connect_error(run: Run) -> None:
+    client = Client()
+    listening = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    listening.close()
+    await listening.wait_closed()
+    for host in ("127.0.0.1", "a" * 70 + ".invalid", "b..invalid"):
+        assert (await broken(client, Origin(host, port, False, ""))).kind == "connect"
 
 
 @pytest.fixture(scope="module")
@@ -279,49 +251,38 @@ def identity() -> ssl.SSLContext:
     return context
 
 
-def test_tls_trusts_whom_it_was_told_to(run: Run, identity: ssl.SSLContext) -> None:
+async def test_tls_trusts_whom_it_was_told_to(run: Run, identity: ssl.SSLContext) -> None:
     trusting = ssl.create_default_context(cadata=pem("CERTIFICATE", CERTIFICATE))
-
-    async def main() -> None:
-        async with serving(saying(OK, end=False), identity, Client(trusting)) as (client, origin, server):
-            assert [await told(client, origin) for _ in range(2)] == [(200, b"ok")] * 2
-            assert server.connections == 1
-            assert (await broken(client, origin._replace(host="127.0.0.2"))).kind == "connect"
-        async with serving(saying(OK), identity) as (client, origin, server):
-            error = await broken(client, origin)
-            assert (error.kind, server.requests) == ("connect", 0)
-            assert "certificate" in str(error).lower()
-
-    run(main())
+    async with serving(saying(OK, end=False), identity, Client(trusting)) as (client, origin, server):
+        assert [await told(client, origin) for _ in range(2)] == [(200, b"ok")] * 2
+        assert server.connections == 1
+        assert (await broken(client, origin._replace(host="127.0.0.2"))).kind == "connect"
+    async with serving(saying(OK), identity) as (client, origin, server):
+        error = await broken(client, origin)
+        assert (error.kind, server.requests) == ("connect", 0)
+        assert "certificate" in str(error).lower()
 
 
-def test_tls_believes_the_authorities_of_the_environment_and_names_the_host(
+async def test_tls_believes_the_authorities_of_the_environment_and_names_the_host(
     run: Run, identity: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "ca.pem").write_text(pem("CERTIFICATE", CERTIFICATE))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     named: list[str | None] = []
     identity.sni_callback = lambda _, name, __: named.append(name)
-
-    async def main() -> None:
-        async with serving(saying(OK), identity) as (client, origin, _):
-            assert await told(client, origin._replace(host="localhost")) == (200, b"ok")
-            assert named == ["localhost"]
-
-    run(main())
+    async with serving(saying(OK), identity) as (client, origin, _):
+        assert await told(client, origin._replace(host="localhost")) == (200, b"ok")
+        assert named == ["localhost"]
 
 
-def test_a_handshake_that_does_not_come_is_given_up(run: Run) -> None:
-    async def main() -> None:
-        async with serving(silence) as (client, origin, server):
-            secure = origin._replace(tls=True)
-            for limits, kind in ((Limits(0.1, 60, 60, 60), "connect"), (Limits(60, 60, 60, 0.1), "total")):
-                assert (await asyncio.wait_for(broken(client, secure, limits), 30)).kind == kind
-                await server.emptied()
-            task = asyncio.create_task(told(client, secure))
-            await asyncio.sleep(0.05)
-            task.cancel()
-            await asyncio.wait([task])
-            await server.emptied(0.1)
-
-    run(main())
+async def test_a_handshake_that_does_not_come_is_given_up(run: Run) -> None:
+    async with serving(silence) as (client, origin, server):
+        secure = origin._replace(tls=True)
+        for limits, kind in ((Limits(0.1, 60, 60, 60), "connect"), (Limits(60, 60, 60, 0.1), "total")):
+            assert (await asyncio.wait_for(broken(client, secure, limits), 30)).kind == kind
+            await server.emptied()
+        task = asyncio.create_task(told(client, secure))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        await server.emptied(0.1)

@@ -1,6 +1,5 @@
 """Is what FastAPI serves there when it is asked for, and not in memory before?"""
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -34,21 +33,18 @@ def test_fastapi_is_in_memory_once_somebody_asks_for_what_it_serves() -> None:
     assert told.stdout.split() == ["False", "True", "200", "200", "403"]
 
 
-def test_all_paths_of_the_openapi_document_are_served_those_of_completions_with_their_headers(
+async def test_all_paths_of_the_openapi_document_are_served_those_of_completions_with_their_headers(
     flash: Sim, pro: Sim
 ) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for _ in range(2):
-                told = (await gate.get("/openapi.json")).json()
-                chat = told["paths"]["/v1/chat/completions"]["post"]
-                answer = await gate.ask(body(priority=1))
-                ours = {name for name in answer.headers if re.match("x-(?!ratelimit-re)", name)}
-                assert ours | {"x-route-stripped", "x-budget"} <= chat["responses"]["200"]["headers"].keys()
-                assert {"x-route-shadow", "x-session-id"} < {one["name"] for one in chat["parameters"]}
-                assert told["paths"].keys() >= {"/v1/models", "/health", "/admin/keys"} | DIALECTS.keys()
-                assert "422" not in str(told)
-            answers = {path: await gate.get(path) for path in told["paths"]}
-            assert [path for path, answer in answers.items() if b"Unknown path" in answer.data] == []
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for _ in range(2):
+            told = (await gate.get("/openapi.json")).json()
+            chat = told["paths"]["/v1/chat/completions"]["post"]
+            answer = await gate.ask(body(priority=1))
+            ours = {name for name in answer.headers if re.match("x-(?!ratelimit-re)", name)}
+            assert ours | {"x-route-stripped", "x-budget"} <= chat["responses"]["200"]["headers"].keys()
+            assert {"x-route-shadow", "x-session-id"} < {one["name"] for one in chat["parameters"]}
+            assert told["paths"].keys() >= {"/v1/models", "/health", "/admin/keys"} | DIALECTS.keys()
+            assert "422" not in str(told)
+        answers = {path: await gate.get(path) for path in told["paths"]}
+        assert [path for path, answer in answers.items() if b"Unknown path" in answer.data] == []

@@ -1,6 +1,5 @@
 """What the page is made of, and what only it asks for. What it shows in a browser is in tests/test_browser.py."""
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -39,41 +38,37 @@ async def explained(gate: Gateway, record: Any) -> Any:
     return await gate.ask(record, "/admin/records/explain", **RIGHT)
 
 
-def test_the_pages_files_come_without_a_key_and_run_nothing_but_themselves(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with looked_at(policy_for(flash, pro)) as gate:
-            there = await gate.get("/ui")
-            assert (there.status, there.headers["location"]) == (307, "ui/")
-            for path, file in files().items():
-                answer = await gate.get(f"/ui/{path}")
-                assert (answer.status, answer.data) == (200, file.body)
-                assert answer.headers["content-security-policy"] == POLICY
-                assert answer.headers["x-content-type-options"] == "nosniff"
-                again = await gate.get(f"/ui/{path}", if_none_match=answer.headers["etag"])
-                assert (again.status, again.data) == (304, b"")
-            for path in ("nothing", "../files.py", "uplot", "%2e%2e/files.py", "uplot/LICENSE"):
-                assert (await gate.get(f"/ui/{path}")).status == 404
-
-    asyncio.run(main())
+async def test_the_pages_files_come_without_a_key_and_run_nothing_but_themselves(flash: Sim, pro: Sim) -> None:
+    async with looked_at(policy_for(flash, pro)) as gate:
+        there = await gate.get("/ui")
+        assert (there.status, there.headers["location"]) == (307, "ui/")
+        for path, file in files().items():
+            answer = await gate.get(f"/ui/{path}")
+            assert (answer.status, answer.data) == (200, file.body)
+            assert answer.headers["content-security-policy"] == POLICY
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            again = await gate.get(f"/ui/{path}", if_none_match=answer.headers["etag"])
+            assert (again.status, again.data) == (304, b"")
+        for path in ("nothing", "../files.py", "uplot", "%2e%2e/files.py", "uplot/LICENSE"):
+            assert (await gate.get(f"/ui/{path}")).status == 404
 
 
-def test_the_description_runs_two_files_of_one_version_by_their_hashes_and_nothing_else(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with looked_at(policy_for(flash, pro)) as gate:
-            answer = await gate.get("/docs")
-            page, allowed = answer.data.decode(), answer.headers["content-security-policy"]
-            named = re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"]+)"[^>]*integrity="(sha384-[^"]{64})"', page)
-            assert len(named) == len(re.findall("(?:src|href)=", page)) == 2
-            for address, _ in named:
-                assert re.search(r"@\d+\.\d+\.\d+/", address), "a version that stays what it is"
-                assert address in allowed
-            (own,) = re.findall("<script>(.*)</script>", page)
-            digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
-            assert f"'sha256-{digest}'" in allowed
-            assert "script-src 'unsafe-inline'" not in allowed
-            assert "connect-src 'self'" in allowed
-
-    asyncio.run(main())
+async def test_the_description_runs_two_files_of_one_version_by_their_hashes_and_nothing_else(
+    flash: Sim, pro: Sim
+) -> None:
+    async with looked_at(policy_for(flash, pro)) as gate:
+        answer = await gate.get("/docs")
+        page, allowed = answer.data.decode(), answer.headers["content-security-policy"]
+        named = re.findall(r'<(?:script|link)[^>]*(?:src|href)="([^"]+)"[^>]*integrity="(sha384-[^"]{64})"', page)
+        assert len(named) == len(re.findall("(?:src|href)=", page)) == 2
+        for address, _ in named:
+            assert re.search(r"@\d+\.\d+\.\d+/", address), "a version that stays what it is"
+            assert address in allowed
+        (own,) = re.findall("<script>(.*)</script>", page)
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in allowed
+        assert "script-src 'unsafe-inline'" not in allowed
+        assert "connect-src 'self'" in allowed
 
 
 def test_the_page_is_small_holds_no_script_or_style_of_its_own_and_names_no_other_host() -> None:
@@ -102,82 +97,67 @@ def test_uplot_is_as_npm_has_it_with_its_licence() -> None:
     assert "MIT License" in (place / "LICENSE").read_text()
 
 
-def test_the_metrics_that_the_page_reads_exist(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with looked_at(policy_for(flash, pro)) as gate:
-            await gate.ask(body())
-            told = (await gate.get("/metrics")).data.decode()
-        shown = re.findall(r'"((?:gateway|gen_ai)_\w+)"', files()["metrics.js"].body.decode())
-        assert len(shown) > 10
-        assert {name for name in shown if f" {name.removesuffix('_bucket')} " not in told} == set()
-
-    asyncio.run(main())
+async def test_the_metrics_that_the_page_reads_exist(flash: Sim, pro: Sim) -> None:
+    async with looked_at(policy_for(flash, pro)) as gate:
+        await gate.ask(body())
+        told = (await gate.get("/metrics")).data.decode()
+    shown = re.findall(r'"((?:gateway|gen_ai)_\w+)"', files()["metrics.js"].body.decode())
+    assert len(shown) > 10
+    assert {name for name in shown if f" {name.removesuffix('_bucket')} " not in told} == set()
 
 
-def test_tiers_say_how_busy_their_servers_are_and_which_do_not_answer(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        both = {"replicas": [flash.url, NOWHERE.url]}
-        async with looked_at(policy_for(flash, pro, tiers={"flash": both})) as gate:
-            answer = await gate.get("/admin/tiers", **RIGHT)
-            low, high = json.loads(answer.data)
-            assert (low["name"], low["model"], high["name"]) == ("flash", flash.model, "pro")
-            here, nowhere = low["replicas"]
-            assert here["url"] == flash.url
-            assert (here["load"]["running"], here["load"]["waiting"], here["load"]["kv_cache"]) == (0, 0, 0.0)
-            assert nowhere == {"url": NOWHERE.url, "load": None}
-            assert (await gate.get("/admin/tiers")).status == 401
-
-    asyncio.run(main())
+async def test_tiers_say_how_busy_their_servers_are_and_which_do_not_answer(flash: Sim, pro: Sim) -> None:
+    both = {"replicas": [flash.url, NOWHERE.url]}
+    async with looked_at(policy_for(flash, pro, tiers={"flash": both})) as gate:
+        answer = await gate.get("/admin/tiers", **RIGHT)
+        low, high = json.loads(answer.data)
+        assert (low["name"], low["model"], high["name"]) == ("flash", flash.model, "pro")
+        here, nowhere = low["replicas"]
+        assert here["url"] == flash.url
+        assert (here["load"]["running"], here["load"]["waiting"], here["load"]["kv_cache"]) == (0, 0, 0.0)
+        assert nowhere == {"url": NOWHERE.url, "load": None}
+        assert (await gate.get("/admin/tiers")).status == 401
 
 
-def test_a_recorded_decision_is_explained_as_it_was_when_it_was_made(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with looked_at(policy_for(flash, pro)) as gate:
-            for text in (SIMPLE, COMPLEX):
-                await gate.ask(body(text))
-            for record, tier in zip(await records(gate, 2), ("flash", "pro"), strict=True):
-                found = (await explained(gate, record)).json()
-                assert found["same"]
-                whole = found["explanation"]
-                assert (whole["route"]["tier"], whole["route"]["rule"]) == (tier, "triaged")
-                assert whole["verdict"]["p_complex"] == record["verdict"]["p_complex"]
-                assert [rule["id"] for rule in whole["rules"]] == ["triaged"]
-            assert (await gate.ask(record, "/admin/records/explain")).status == 401
-
-    asyncio.run(main())
-
-
-def test_a_record_of_another_policy_is_explained_by_the_one_in_force_or_not_at_all(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with looked_at(policy_for(flash, pro)) as gate:
-            await gate.ask(body(model="pro"))
-            (record,) = await records(gate, 1)
-            gate.front.doors.policy = policy_for(flash, pro, revision="r2")
+async def test_a_recorded_decision_is_explained_as_it_was_when_it_was_made(flash: Sim, pro: Sim) -> None:
+    async with looked_at(policy_for(flash, pro)) as gate:
+        for text in (SIMPLE, COMPLEX):
+            await gate.ask(body(text))
+        for record, tier in zip(await records(gate, 2), ("flash", "pro"), strict=True):
             found = (await explained(gate, record)).json()
-            assert (found["same"], found["policy"]) == (False, record["policy"])
-            phase = {"id": "phase", "when": {"header": {"x-phase": "plan"}}, "route": "pro"}
-            gate.front.doors.policy = policy_for(flash, pro, rules=[phase, {"id": "all", "route": "flash"}])
-            answer = await explained(gate, record)
-            assert (answer.status, "header.x-phase" in answer.json()["error"]["message"]) == (400, True)
-            gone: JSON = {"tiers": {"pro": None}, "rules": [{"id": "all", "route": "flash"}], "failover": None}
-            gate.front.doors.policy = policy_for(flash, pro, **gone, callers={"plans": {"usual": {"may": []}}})
-            answer = await explained(gate, record)
-            assert (answer.status, "pro" in answer.json()["error"]["message"]) == (400, True)
-
-    asyncio.run(main())
+            assert found["same"]
+            whole = found["explanation"]
+            assert (whole["route"]["tier"], whole["route"]["rule"]) == (tier, "triaged")
+            assert whole["verdict"]["p_complex"] == record["verdict"]["p_complex"]
+            assert [rule["id"] for rule in whole["rules"]] == ["triaged"]
+        assert (await gate.ask(record, "/admin/records/explain")).status == 401
 
 
-def test_what_a_candidate_decided_is_explained_by_the_candidate(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        trial = policy_for(flash, pro, name="trial", rules=[{"id": "all", "route": "pro"}])
-        async with looked_at(replace(policy_for(flash, pro), candidate=Candidate(trial, 1.0, 0.0))) as gate:
-            await gate.ask(body())
-            (record,) = await records(gate, 1)
-            found = (await explained(gate, record)).json()
-            assert (found["same"], found["explanation"]["policy"]["name"]) == (True, "trial")
-            assert found["explanation"]["route"]["rule"] == "all"
+async def test_a_record_of_another_policy_is_explained_by_the_one_in_force_or_not_at_all(flash: Sim, pro: Sim) -> None:
+    async with looked_at(policy_for(flash, pro)) as gate:
+        await gate.ask(body(model="pro"))
+        (record,) = await records(gate, 1)
+        gate.front.doors.policy = policy_for(flash, pro, revision="r2")
+        found = (await explained(gate, record)).json()
+        assert (found["same"], found["policy"]) == (False, record["policy"])
+        phase = {"id": "phase", "when": {"header": {"x-phase": "plan"}}, "route": "pro"}
+        gate.front.doors.policy = policy_for(flash, pro, rules=[phase, {"id": "all", "route": "flash"}])
+        answer = await explained(gate, record)
+        assert (answer.status, "header.x-phase" in answer.json()["error"]["message"]) == (400, True)
+        gone: JSON = {"tiers": {"pro": None}, "rules": [{"id": "all", "route": "flash"}], "failover": None}
+        gate.front.doors.policy = policy_for(flash, pro, **gone, callers={"plans": {"usual": {"may": []}}})
+        answer = await explained(gate, record)
+        assert (answer.status, "pro" in answer.json()["error"]["message"]) == (400, True)
 
-    asyncio.run(main())
+
+async def test_what_a_candidate_decided_is_explained_by_the_candidate(flash: Sim, pro: Sim) -> None:
+    trial = policy_for(flash, pro, name="trial", rules=[{"id": "all", "route": "pro"}])
+    async with looked_at(replace(policy_for(flash, pro), candidate=Candidate(trial, 1.0, 0.0))) as gate:
+        await gate.ask(body())
+        (record,) = await records(gate, 1)
+        found = (await explained(gate, record)).json()
+        assert (found["same"], found["explanation"]["policy"]["name"]) == (True, "trial")
+        assert found["explanation"]["route"]["rule"] == "all"
 
 
 FACTS = {"model": "auto", "caller": "ann", "plan": "usual"}
@@ -187,10 +167,7 @@ HALF = {"v": 1, "id": "x", "policy": "\ud800", "route": {"tier": "flash"}, "fact
 @pytest.mark.parametrize(
     "record", [{}, {"id": "x"}, {"id": "x", "route": {"tier": "flash"}, "facts": {"plan": 3}}, [], HALF]
 )
-def test_what_is_no_record_is_refused(record: Any, flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with looked_at(policy_for(flash, pro)) as gate:
-            answer = await explained(gate, record)
-            assert (answer.status, answer.json()["error"]["type"]) == (400, "invalid_request_error")
-
-    asyncio.run(main())
+async def test_what_is_no_record_is_refused(record: Any, flash: Sim, pro: Sim) -> None:
+    async with looked_at(policy_for(flash, pro)) as gate:
+        answer = await explained(gate, record)
+        assert (answer.status, answer.json()["error"]["type"]) == (400, "invalid_request_error")

@@ -157,15 +157,11 @@ def test_a_server_that_starts_later_or_comes_back_is_asked_again(caplog: pytest.
     ]
 
 
-def test_a_server_that_was_busy_is_asked_again_though_it_stayed(flash: Sim) -> None:
+async def test_a_server_that_was_busy_is_asked_again_though_it_stayed(flash: Sim) -> None:
     flash.config(status=503, count=2)
-
-    async def main() -> None:
-        async with probing(auto(flash)) as (probe, _):
-            assert probe.told()["strategy"] == "json", "what it could do then"
-            await eventually(lambda: probe.told()["strategy"] == "choice")
-
-    asyncio.run(main())
+    async with probing(auto(flash)) as (probe, _):
+        assert probe.told()["strategy"] == "json", "what it could do then"
+        await eventually(lambda: probe.told()["strategy"] == "choice")
 
 
 def test_a_server_of_another_kind_is_not_sent_vllms_own_fields(flash: Sim) -> None:
@@ -174,44 +170,33 @@ def test_a_server_of_another_kind_is_not_sent_vllms_own_fields(flash: Sim) -> No
     assert not [entry for entry in flash.state()["requests"] if "structured_outputs" in entry["body"]]
 
 
-def test_the_start_waits_for_a_silent_server_no_longer_than_its_bound(flash: Sim) -> None:
+async def test_the_start_waits_for_a_silent_server_no_longer_than_its_bound(flash: Sim) -> None:
     flash.config(stall_first=60.0)
-
-    async def main() -> None:
-        client = Client()
-        probe = Probe(client, Upstream(client), lambda: auto(flash), pause=0.05)
-        async with probe.running(wait=0.1):
-            assert probe.told()["strategy"] == "json_logprobs"
-        client.close()
-
-    asyncio.run(main())
+    client = Client()
+    probe = Probe(client, Upstream(client), lambda: auto(flash), pause=0.05)
+    async with probe.running(wait=0.1):
+        assert probe.told()["strategy"] == "json_logprobs"
+    client.close()
 
 
-def test_a_gateway_starts_with_what_was_found_and_says_so(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro, triage={"strategy": "auto"})) as gate:
-            ready = (await gate.get("/ready")).json()
-            assert ready["triage"]["strategy"] == "choice"
-            verdict = (await gate.ask(body(COMPLEX), x_route_explain="1")).json()["route"]["verdict"]
-            assert (verdict["label"], verdict["strategy"], verdict["prompt"]) == ("complex", "choice", "complexity.v1")
-            alone = (await gate.ask(body(COMPLEX), "/v1/route")).json()["verdict"]
-            assert (alone["source"], alone["strategy"]) == ("cache", "choice"), "a decision alone is asked the same way"
-
-    asyncio.run(main())
+async def test_a_gateway_starts_with_what_was_found_and_says_so(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro, triage={"strategy": "auto"})) as gate:
+        ready = (await gate.get("/ready")).json()
+        assert ready["triage"]["strategy"] == "choice"
+        verdict = (await gate.ask(body(COMPLEX), x_route_explain="1")).json()["route"]["verdict"]
+        assert (verdict["label"], verdict["strategy"], verdict["prompt"]) == ("complex", "choice", "complexity.v1")
+        alone = (await gate.ask(body(COMPLEX), "/v1/route")).json()["verdict"]
+        assert (alone["source"], alone["strategy"]) == ("cache", "choice"), "a decision alone is asked the same way"
 
 
-def test_a_decision_routes_by_its_probabilities(engines: dict[str, Sim], pro: Sim) -> None:
+async def test_a_decision_routes_by_its_probabilities(engines: dict[str, Sim], pro: Sim) -> None:
     policy = policy_for(engines["decisions"], pro, triage={"strategy": "decisions"})
-
-    async def main() -> None:
-        async with gateway(policy) as gate:
-            for text, tier in ((SIMPLE, "flash"), (COMPLEX, "pro")):
-                answer = await gate.ask(body(text), x_route_explain="1")
-                verdict = answer.json()["route"]["verdict"]
-                assert (answer.headers["x-route-tier"], verdict["strategy"]) == (tier, "decisions")
-                assert (verdict["p_complex"] >= 0.5) == (tier == "pro")
-
-    asyncio.run(main())
+    async with gateway(policy) as gate:
+        for text, tier in ((SIMPLE, "flash"), (COMPLEX, "pro")):
+            answer = await gate.ask(body(text), x_route_explain="1")
+            verdict = answer.json()["route"]["verdict"]
+            assert (answer.headers["x-route-tier"], verdict["strategy"]) == (tier, "decisions")
+            assert (verdict["p_complex"] >= 0.5) == (tier == "pro")
 
 
 def test_a_server_that_thinks_by_itself_is_an_alarm_that_names_the_repair(

@@ -129,21 +129,18 @@ HOSTS = [
 ]
 
 
-def test_what_two_readers_could_read_in_two_ways_is_refused_and_the_line_closed(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            vectors = AMBIGUOUS | {f"Host: {host!r}": GET.replace(b"gateway", host) + b"\r\n" for host in HOSTS}
-            for name, vector in vectors.items():
-                answer = only(await said(gate.port, vector + SMUGGLED))
-                assert answer.status == 400, name
-                assert answer.headers["connection"] == "close", name
-                assert answer.json()["error"].keys() == {"message", "type", "param", "code"}, name
-            assert flash.seen() == [], "nothing of these reached a model"
-
-    asyncio.run(main())
+async def test_what_two_readers_could_read_in_two_ways_is_refused_and_the_line_closed(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        vectors = AMBIGUOUS | {f"Host: {host!r}": GET.replace(b"gateway", host) + b"\r\n" for host in HOSTS}
+        for name, vector in vectors.items():
+            answer = only(await said(gate.port, vector + SMUGGLED))
+            assert answer.status == 400, name
+            assert answer.headers["connection"] == "close", name
+            assert answer.json()["error"].keys() == {"message", "type", "param", "code"}, name
+        assert flash.seen() == [], "nothing of these reached a model"
 
 
-def test_what_was_in_order_of_one_request_does_not_excuse_the_next_one(flash: Sim, pro: Sim) -> None:
+async def test_what_was_in_order_of_one_request_does_not_excuse_the_next_one(flash: Sim, pro: Sim) -> None:
     """Its headers are looked at again unless they are the same."""
     key, upgrade = b"authorization: Bearer a\r\n", b"upgrade: h2c\r\nconnection: upgrade\r\n"
     pairs = [
@@ -157,59 +154,45 @@ def test_what_was_in_order_of_one_request_does_not_excuse_the_next_one(flash: Si
         (POST + LENGTH, POST + LENGTH.replace(b"content-length", b"transfer-encoding")),
         (POST + LENGTH, POST.replace(b"1.1", b"1.2") + LENGTH),
     ]
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for good, bad in pairs:
-                raw = await said(gate.port, good + b"\r\n" + QUESTION + bad + b"\r\n" + QUESTION + SMUGGLED)
-                assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"], bad
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for good, bad in pairs:
+            raw = await said(gate.port, good + b"\r\n" + QUESTION + bad + b"\r\n" + QUESTION + SMUGGLED)
+            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"], bad
 
 
-def test_hosts_in_form_are_served(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for host in ("gateway", "GATEWAY:80", "10.0.0.1:8080", "[::1]:8080", "a_b.example.", "xn--e1a"):
-                assert (await gate.get("/health", host=host)).status == 200, host
-
-    asyncio.run(main())
+async def test_hosts_in_form_are_served(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for host in ("gateway", "GATEWAY:80", "10.0.0.1:8080", "[::1]:8080", "a_b.example.", "xn--e1a"):
+            assert (await gate.get("/health", host=host)).status == 200, host
 
 
-def test_only_hosts_that_are_listed_are_served_when_some_are(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), hosts="api.example, [::1]") as gate:
-            for host, status in (
-                ("API.example:80", 200),
-                ("[::1]:80", 200),
-                ("evil.example", 421),
-                ("api.example.", 421),
-            ):
-                assert (await gate.get("/health", host=host)).status == status
-
-    asyncio.run(main())
+async def test_only_hosts_that_are_listed_are_served_when_some_are(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), hosts="api.example, [::1]") as gate:
+        for host, status in (
+            ("API.example:80", 200),
+            ("[::1]:80", 200),
+            ("evil.example", 421),
+            ("api.example.", 421),
+        ):
+            assert (await gate.get("/health", host=host)).status == status
 
 
-def test_a_path_has_one_spelling(flash: Sim, pro: Sim) -> None:
+async def test_a_path_has_one_spelling(flash: Sim, pro: Sim) -> None:
     spelled = [
         "/%68ealth", "/health%2f", "//health", "/./health", "/v1/../health", "/v1/%2e%2e/health", "/health;x",
         "/HEALTH", "/v1/chat%2Fcompletions", "/v1/%63hat/completions", "//v1/chat/completions", "/v1//chat/completions",
         "/v1/chat/completions/.", "/v1\\chat\\completions", "/v1/chat/completions%00", "/%6detrics", "/metrics%3f",
     ]  # fmt: skip
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for path in spelled:
-                for method in ("GET", "POST"):
-                    answer = await gate.ask(QUESTION, path, method)
-                    assert answer.status in {400, 404}, path
-            assert flash.seen() == []
-            assert (await gate.get("/v1/models/%66lash")).json()["id"] == "flash", "a model's name may be escaped"
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for path in spelled:
+            for method in ("GET", "POST"):
+                answer = await gate.ask(QUESTION, path, method)
+                assert answer.status in {400, 404}, path
+        assert flash.seen() == []
+        assert (await gate.get("/v1/models/%66lash")).json()["id"] == "flash", "a model's name may be escaped"
 
 
-def test_framing_that_is_in_order_is_served(flash: Sim, pro: Sim) -> None:
+async def test_framing_that_is_in_order_is_served(flash: Sim, pro: Sim) -> None:
     close = b"connection: close\r\n\r\n"
     in_order = [
         POST + LENGTH + close + QUESTION,
@@ -220,40 +203,30 @@ def test_framing_that_is_in_order_is_served(flash: Sim, pro: Sim) -> None:
         POST + LENGTH + b"expect: 100-continue\r\n" + close + QUESTION,
         POST.replace(b"HTTP/1.1", b"HTTP/1.0") + LENGTH + b"\r\n" + QUESTION,
     ]
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for vector in in_order:
-                for parts in ([vector], [vector[i : i + 7] for i in range(0, len(vector), 7)]):
-                    answer = only((await said(gate.port, *parts)).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n"))
-                    assert answer.status == 200, (vector, answer.data)
-                    assert answer.json()["model"] == "flash-model"
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for vector in in_order:
+            for parts in ([vector], [vector[i : i + 7] for i in range(0, len(vector), 7)]):
+                answer = only((await said(gate.port, *parts)).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n"))
+                assert answer.status == 200, (vector, answer.data)
+                assert answer.json()["model"] == "flash-model"
 
 
-def test_a_refusal_reaches_a_caller_who_sends_on(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
-            writer.write(CHUNKED + b"\r\n1\r\n{\r\n+")
-            for _ in range(5):
-                await asyncio.sleep(0.01)
-                writer.write(b"more")
-            assert only(await asyncio.wait_for(reader.read(), 5)).status == 400
-            writer.close()
-
-    asyncio.run(main())
+async def test_a_refusal_reaches_a_caller_who_sends_on(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        writer.write(CHUNKED + b"\r\n1\r\n{\r\n+")
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+            writer.write(b"more")
+        assert only(await asyncio.wait_for(reader.read(), 5)).status == 400
+        writer.close()
 
 
-def test_an_upgrade_is_not_taken_and_what_follows_it_is_not_read(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            asked = GET + b"upgrade: websocket\r\nconnection: upgrade\r\n\r\n"
-            for parts in ([asked + SMUGGLED], [asked, SMUGGLED]):
-                assert only(await said(gate.port, *parts)).status == 200
-
-    asyncio.run(main())
+async def test_an_upgrade_is_not_taken_and_what_follows_it_is_not_read(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        asked = GET + b"upgrade: websocket\r\nconnection: upgrade\r\n\r\n"
+        for parts in ([asked + SMUGGLED], [asked, SMUGGLED]):
+            assert only(await said(gate.port, *parts)).status == 200
 
 
 def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None:
@@ -282,97 +255,72 @@ def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None
     asyncio.run(main())
 
 
-def test_a_tunnel_is_refused_whatever_comes_with_it(flash: Sim, pro: Sim) -> None:
+async def test_a_tunnel_is_refused_whatever_comes_with_it(flash: Sim, pro: Sim) -> None:
     tunnel = (POST + LENGTH).replace(b"POST", b"CONNECT") + b"\r\n" + QUESTION
     offering = tunnel.replace(b"\r\n", b"\r\n" + OFFER, 1)
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for parts in ([tunnel], [tunnel[:50], tunnel[50:]], [offering], [offering.replace(b"Connection:", b"x:")]):
-                assert only(await said(gate.port, *parts)).status == 400
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for parts in ([tunnel], [tunnel[:50], tunnel[50:]], [offering], [offering.replace(b"Connection:", b"x:")]):
+            assert only(await said(gate.port, *parts)).status == 400
 
 
-def test_an_offer_that_does_not_wait_for_its_turn_is_refused(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            raw = await said(gate.port, (POST + LENGTH + OFFER + b"\r\n" + QUESTION) * 1000)
-            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
-
-    asyncio.run(main())
+async def test_an_offer_that_does_not_wait_for_its_turn_is_refused(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        raw = await said(gate.port, (POST + LENGTH + OFFER + b"\r\n" + QUESTION) * 1000)
+        assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
 
 
-def test_no_more_requests_wait_on_a_connection_than_there_is_room_for(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for one in (GET + b"\r\n", POST + LENGTH + b"\r\n" + QUESTION):
-                raw = await said(gate.port, one * 400)
-                statuses = [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]]
-                assert statuses == [b"200"] * (MAX_WAITING + 1) + [b"400"]
-
-    asyncio.run(main())
+async def test_no_more_requests_wait_on_a_connection_than_there_is_room_for(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for one in (GET + b"\r\n", POST + LENGTH + b"\r\n" + QUESTION):
+            raw = await said(gate.port, one * 400)
+            statuses = [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]]
+            assert statuses == [b"200"] * (MAX_WAITING + 1) + [b"400"]
 
 
-def test_a_head_of_many_short_lines_is_too_large_before_and_at_its_end(flash: Sim, pro: Sim) -> None:
+async def test_a_head_of_many_short_lines_is_too_large_before_and_at_its_end(flash: Sim, pro: Sim) -> None:
     lines = [b"%x:\r\n" % number for number in range(MAX_FIELDS + 1)]
     head, fits = GET + b"".join(lines), GET + b"connection: close\r\n" + b"".join(lines[3:])
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            assert only(await said(gate.port, fits + b"\r\n")).status == 200
-            for parts in ([head], [head + b"\r\n"], [head[:99], head[99:]]):
-                assert only(await said(gate.port, *parts)).status == 431
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        assert only(await said(gate.port, fits + b"\r\n")).status == 200
+        for parts in ([head], [head + b"\r\n"], [head[:99], head[99:]]):
+            assert only(await said(gate.port, *parts)).status == 431
 
 
-def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash: Sim, pro: Sim) -> None:
+async def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash: Sim, pro: Sim) -> None:
     refused = {
         400: POST + b"content-length: 1, 2\r\n\r\n",
         408: GET,
         421: GET.replace(b"gateway", b"elsewhere") + b"\r\n",
         431: GET + b"x: " + b"a" * MAX_HEAD + b"\r\n\r\n",
     }
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), hosts="localhost, gateway", request_timeout=0.2) as gate:
-            await (await gate.open(b"{", content_length="9")).leave()  # is late, too, but nobody is refused
-            for status, vector in refused.items():
-                await said(gate.port, vector)
-                shown = (await gate.get("/metrics")).data.decode()
-                assert f'gateway_protocol_refusals_total{{status="{status}"}} 1.0' in shown
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro), hosts="localhost, gateway", request_timeout=0.2) as gate:
+        await (await gate.open(b"{", content_length="9")).leave()  # is late, too, but nobody is refused
+        for status, vector in refused.items():
+            await said(gate.port, vector)
+            shown = (await gate.get("/metrics")).data.decode()
+            assert f'gateway_protocol_refusals_total{{status="{status}"}} 1.0' in shown
 
 
-def test_a_refusal_has_the_id_of_the_request_that_it_refuses(flash: Sim, pro: Sim) -> None:
+async def test_a_refusal_has_the_id_of_the_request_that_it_refuses(flash: Sim, pro: Sim) -> None:
     named, wrong = b"x-request-id: mine\r\n", CHUNKED + b"x-request-id: other\r\n\r\nxyz\r\n"
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            assert parsed(await said(gate.port, wrong)).headers["x-request-id"] == "other"
-            _, second = (await said(gate.port, GET + named + b"\r\n", b"nonsense\r\n\r\n")).split(b"HTTP/1.1 400")
-            assert len(second.partition(b"x-request-id: ")[2].partition(b"\r\n")[0]) == 32, "one of its own"
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        assert parsed(await said(gate.port, wrong)).headers["x-request-id"] == "other"
+        _, second = (await said(gate.port, GET + named + b"\r\n", b"nonsense\r\n\r\n")).split(b"HTTP/1.1 400")
+        assert len(second.partition(b"x-request-id: ")[2].partition(b"\r\n")[0]) == 32, "one of its own"
 
 
-def test_head_is_refused_without_a_body(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            raw = await said(gate.port, GET.replace(b"GET", b"HEAD") + b"host: another\r\n\r\n")
-            assert raw.startswith(b"HTTP/1.1 400 ")
-            assert raw.endswith(b"\r\n\r\n")
-            assert b"content-length: 0" not in raw
-
-    asyncio.run(main())
+async def test_head_is_refused_without_a_body(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        raw = await said(gate.port, GET.replace(b"GET", b"HEAD") + b"host: another\r\n\r\n")
+        assert raw.startswith(b"HTTP/1.1 400 ")
+        assert raw.endswith(b"\r\n\r\n")
+        assert b"content-length: 0" not in raw
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_head_over_32_kb_is_431_however_it_comes(flash: Sim, pro: Sim) -> None:
+async def test_a_head_over_32_kb_is_431_however_it_comes(flash: Sim, pro: Sim) -> None:
     many = b"".join(b"x-%d: %s\r\n" % (i, b"a" * 90) for i in range(400))
     heads = [
         GET + b"x: " + b"a" * MAX_HEAD + b"\r\n\r\n",
@@ -382,57 +330,41 @@ def test_a_head_over_32_kb_is_431_however_it_comes(flash: Sim, pro: Sim) -> None
         b"GET /" + b"a" * MAX_HEAD + b" HTTP/1.1\r\nhost: g\r\n\r\n",
         GET + b"\r\n" + GET + b"x: " + b"a" * MAX_HEAD + b"\r\n\r\n",
     ]
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for head in heads:
-                raw = await said(gate.port, head)
-                last = parsed(raw[raw.rindex(b"HTTP/1.1 ") :])
-                assert (last.status, last.json()["error"]["code"]) == (431, "headers_too_large")
-            assert (await gate.get("/health", x="a" * (MAX_HEAD - 200))).status == 200
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for head in heads:
+            raw = await said(gate.port, head)
+            last = parsed(raw[raw.rindex(b"HTTP/1.1 ") :])
+            assert (last.status, last.json()["error"]["code"]) == (431, "headers_too_large")
+        assert (await gate.get("/health", x="a" * (MAX_HEAD - 200))).status == 200
 
 
-def test_a_head_over_32_kb_is_431_though_it_begins_in_the_wake_of_another_request(flash: Sim, pro: Sim) -> None:
+async def test_a_head_over_32_kb_is_431_though_it_begins_in_the_wake_of_another_request(flash: Sim, pro: Sim) -> None:
     good = POST + LENGTH + b"\r\n" + QUESTION
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for first in (GET + b"\r\n", good):
-                reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
-                writer.write(first + GET + b"x: " + b"a" * (MAX_HEAD - 1000))
-                await asyncio.wait_for(reader.readuntil(b"}"), 20)
-                writer.write(b"a" * 1000 + b"\r\n\r\n")
-                assert b"HTTP/1.1 431 " in await asyncio.wait_for(reader.read(), 20)
-                writer.close()
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for first in (GET + b"\r\n", good):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            writer.write(first + GET + b"x: " + b"a" * (MAX_HEAD - 1000))
+            await asyncio.wait_for(reader.readuntil(b"}"), 20)
+            writer.write(b"a" * 1000 + b"\r\n\r\n")
+            assert b"HTTP/1.1 431 " in await asyncio.wait_for(reader.read(), 20)
+            writer.close()
 
 
-def test_what_surrounds_a_body_is_bounded_too(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            crumbs = b"1\r\nx\r\n" * 50_000
-            for padding in (b"1;" + b"a" * 200_000, b"1\r\nx\r\n0\r\nx: " + b"a" * 200_000, crumbs):
-                assert only(await said(gate.port, CHUNKED + b"\r\n", padding)).status == 400
-            small = b"".join(b"1\r\n%c\r\n" % byte for byte in QUESTION)
-            assert (
-                only(await said(gate.port, CHUNKED + b"connection: close\r\n\r\n" + small + b"0\r\n\r\n")).status == 200
-            )
-
-    asyncio.run(main())
+async def test_what_surrounds_a_body_is_bounded_too(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        crumbs = b"1\r\nx\r\n" * 50_000
+        for padding in (b"1;" + b"a" * 200_000, b"1\r\nx\r\n0\r\nx: " + b"a" * 200_000, crumbs):
+            assert only(await said(gate.port, CHUNKED + b"\r\n", padding)).status == 400
+        small = b"".join(b"1\r\n%c\r\n" % byte for byte in QUESTION)
+        assert only(await said(gate.port, CHUNKED + b"connection: close\r\n\r\n" + small + b"0\r\n\r\n")).status == 200
 
 
-def test_a_body_for_another_path_is_bounded_while_it_comes(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), max_body=4096) as gate:
-            raw = await said(
-                gate.port, b"POST /v1/none HTTP/1.1\r\nhost: g\r\ncontent-length: 9000000\r\n\r\n", bytes(400_000)
-            )
-            assert only(raw).status in {404, 413}
-
-    asyncio.run(main())
+async def test_a_body_for_another_path_is_bounded_while_it_comes(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), max_body=4096) as gate:
+        raw = await said(
+            gate.port, b"POST /v1/none HTTP/1.1\r\nhost: g\r\ncontent-length: 9000000\r\n\r\n", bytes(400_000)
+        )
+        assert only(raw).status in {404, 413}
 
 
 # -- patience ----------------------------------------------------------------------------------------------------------
@@ -469,82 +401,64 @@ SLOW = {
 }
 
 
-def test_a_request_that_does_not_come_in_time_is_408(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
-            answers = await asyncio.gather(*(drip(gate.port, *slow) for slow in SLOW.values()))
-            for slow, raw in zip(SLOW, answers, strict=True):
-                answer = only(raw)
-                assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout"), slow
-            assert flash.seen() == []
-
-    asyncio.run(main())
+async def test_a_request_that_does_not_come_in_time_is_408(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+        answers = await asyncio.gather(*(drip(gate.port, *slow) for slow in SLOW.values()))
+        for slow, raw in zip(SLOW, answers, strict=True):
+            answer = only(raw)
+            assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout"), slow
+        assert flash.seen() == []
 
 
-def test_a_second_request_that_drips_is_408_and_the_first_is_answered(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
-            begun = GET + b"\r\n"
-            slow = drip(gate.port, begun + GET, b"x" * 200), drip(gate.port, begun, b"\r\n" * 100)
-            for raw in await asyncio.gather(*slow):
-                assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
-
-    asyncio.run(main())
+async def test_a_second_request_that_drips_is_408_and_the_first_is_answered(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+        begun = GET + b"\r\n"
+        slow = drip(gate.port, begun + GET, b"x" * 200), drip(gate.port, begun, b"\r\n" * 100)
+        for raw in await asyncio.gather(*slow):
+            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"408"]
 
 
-def test_a_request_that_was_answered_before_its_end_leaves_an_idle_connection(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
-            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
-            writer.write(POST.replace(b"chat", b"no") + LENGTH + b"\r\n" + QUESTION[:10])
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
-            await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
-            assert head.startswith(b"HTTP/1.1 404 ")
-            writer.write(QUESTION[10:])
-            await asyncio.sleep(0.6)
-            writer.write(GET + b"\r\n")
-            assert (await asyncio.wait_for(reader.readline(), 20)) == b"HTTP/1.1 200 OK\r\n"
-            writer.close()
-
-    asyncio.run(main())
+async def test_a_request_that_was_answered_before_its_end_leaves_an_idle_connection(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        writer.write(POST.replace(b"chat", b"no") + LENGTH + b"\r\n" + QUESTION[:10])
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+        assert head.startswith(b"HTTP/1.1 404 ")
+        writer.write(QUESTION[10:])
+        await asyncio.sleep(0.6)
+        writer.write(GET + b"\r\n")
+        assert (await asyncio.wait_for(reader.readline(), 20)) == b"HTTP/1.1 200 OK\r\n"
+        writer.close()
 
 
-def test_an_answer_to_half_a_request_does_not_keep_its_line_open(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(
-            policy_for(flash, pro), everyone=False, api_key="a-key-that-is-long-enough", request_timeout=0.3
-        ) as gate:
-            assert only(await drip(gate.port, POST + LENGTH + b"\r\n", b"x" * 200)).status == 401
-
-    asyncio.run(main())
+async def test_an_answer_to_half_a_request_does_not_keep_its_line_open(flash: Sim, pro: Sim) -> None:
+    async with gateway(
+        policy_for(flash, pro), everyone=False, api_key="a-key-that-is-long-enough", request_timeout=0.3
+    ) as gate:
+        assert only(await drip(gate.port, POST + LENGTH + b"\r\n", b"x" * 200)).status == 401
 
 
-def test_a_body_that_comes_steadily_may_take_longer(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), request_timeout=0.2) as gate:
-            data = json.dumps(body("word " * 8000, model="flash")).encode()
-            line = await gate.open(data[:10_000], content_length=str(len(data)))
-            for at in range(10_000, len(data), 10_000):
-                await asyncio.sleep(0.15)
-                line.writer.write(data[at : at + 10_000])
-            assert (await line.answer()).status == 200
-
-    asyncio.run(main())
+async def test_a_body_that_comes_steadily_may_take_longer(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), request_timeout=0.2) as gate:
+        data = json.dumps(body("word " * 8000, model="flash")).encode()
+        line = await gate.open(data[:10_000], content_length=str(len(data)))
+        for at in range(10_000, len(data), 10_000):
+            await asyncio.sleep(0.15)
+            line.writer.write(data[at : at + 10_000])
+        assert (await line.answer()).status == 200
 
 
-def test_the_time_of_an_answer_is_not_the_callers(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_first=0.5)
-        async with gateway(policy_for(flash, pro), request_timeout=0.2, idle_timeout=0.2) as gate:
-            raw = await said(gate.port, POST + LENGTH + b"\r\n" + QUESTION + GET + b"\r\n")
-            assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200"], (
-                "then closed for idleness, unsaid"
-            )
-
-    asyncio.run(main())
+async def test_the_time_of_an_answer_is_not_the_callers(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=0.5)
+    async with gateway(policy_for(flash, pro), request_timeout=0.2, idle_timeout=0.2) as gate:
+        raw = await said(gate.port, POST + LENGTH + b"\r\n" + QUESTION + GET + b"\r\n")
+        assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200"], (
+            "then closed for idleness, unsaid"
+        )
 
 
-def test_a_connection_that_is_asked_again_is_not_idle(flash: Sim, pro: Sim) -> None:
+async def test_a_connection_that_is_asked_again_is_not_idle(flash: Sim, pro: Sim) -> None:
     first, other = POST + LENGTH + b"\r\n", POST + LENGTH + b"x: y\r\n\r\n"
 
     async def again(port: int, second: bytes) -> None:
@@ -557,52 +471,41 @@ def test_a_connection_that_is_asked_again_is_not_idle(flash: Sim, pro: Sim) -> N
         assert await asyncio.wait_for(reader.read(), PATIENCE) == b"", "then it is"
         writer.close()
 
-    async def main() -> None:
-        flash.config(stall_first=0.8)
-        async with gateway(policy_for(flash, pro), idle_timeout=0.5) as gate:
-            await asyncio.gather(again(gate.port, first), again(gate.port, other))
-
-    asyncio.run(main())
+    flash.config(stall_first=0.8)
+    async with gateway(policy_for(flash, pro), idle_timeout=0.5) as gate:
+        await asyncio.gather(again(gate.port, first), again(gate.port, other))
 
 
-def test_a_connection_that_is_asked_no_more_is_closed_in_time_however_early_its_timer_ran(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), idle_timeout=0.3) as gate:
-            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
-            for _ in range(2):
-                writer.write(GET + b"\r\n")
-                await reader.readuntil(b"}")
-            assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
-            writer.close()
+async def test_a_connection_that_is_asked_no_more_is_closed_in_time_however_early_its_timer_ran(
+    flash: Sim, pro: Sim
+) -> None:
+    async with gateway(policy_for(flash, pro), idle_timeout=0.3) as gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        for _ in range(2):
+            writer.write(GET + b"\r\n")
+            await reader.readuntil(b"}")
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        writer.close()
 
-    asyncio.run(main())
 
-
-def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash: Sim, pro: Sim) -> None:
+async def test_what_is_wrong_with_a_later_request_waits_for_the_earlier_answers(flash: Sim, pro: Sim) -> None:
     """Neither what follows it nor the time that it had takes them from their caller."""
-
-    async def main() -> None:
-        flash.config(stall_first=0.8)
-        async with gateway(policy_for(flash, pro), request_timeout=0.6) as gate:
-            good = POST + LENGTH + b"\r\n" + QUESTION + GET + b"\r\n"
-            wrong = [
-                said(gate.port, good + bad, b"what", b"ever") for bad in (b"nonsense\r\n\r\n", CHUNKED + b"\r\nxyz\r\n")
-            ]
-            for raw in await asyncio.gather(*wrong):
-                assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
-                assert b'"flash-model"' in raw
-
-    asyncio.run(main())
-
-
-def test_who_is_refused_owes_nothing_while_the_earlier_answers_are_awaited(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_first=0.5)
-        async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
-            raw = await said(gate.port, 2 * (POST + LENGTH + b"\r\n" + QUESTION) + b"nonsense\r\n\r\n")
+    flash.config(stall_first=0.8)
+    async with gateway(policy_for(flash, pro), request_timeout=0.6) as gate:
+        good = POST + LENGTH + b"\r\n" + QUESTION + GET + b"\r\n"
+        wrong = [
+            said(gate.port, good + bad, b"what", b"ever") for bad in (b"nonsense\r\n\r\n", CHUNKED + b"\r\nxyz\r\n")
+        ]
+        for raw in await asyncio.gather(*wrong):
             assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
+            assert b'"flash-model"' in raw
 
-    asyncio.run(main())
+
+async def test_who_is_refused_owes_nothing_while_the_earlier_answers_are_awaited(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=0.5)
+    async with gateway(policy_for(flash, pro), request_timeout=0.3) as gate:
+        raw = await said(gate.port, 2 * (POST + LENGTH + b"\r\n" + QUESTION) + b"nonsense\r\n\r\n")
+        assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
 
 
 class Endless:
@@ -640,20 +543,14 @@ async def unread(pro: Sim, stall_timeout: float, **changes: Any) -> AsyncIterato
         line.writer.close()
 
 
-def test_a_caller_who_reads_nothing_pauses_the_server_and_is_left(pro: Sim) -> None:
-    async def main() -> None:
-        async with unread(pro, 0.5) as (endless, _):
-            await asyncio.wait_for(endless.stopped.wait(), 5)
-            assert endless.written < 40_000_000, "what the kernel holds, and a little"
-
-    asyncio.run(main())
+async def test_a_caller_who_reads_nothing_pauses_the_server_and_is_left(pro: Sim) -> None:
+    async with unread(pro, 0.5) as (endless, _):
+        await asyncio.wait_for(endless.stopped.wait(), 5)
+        assert endless.written < 40_000_000, "what the kernel holds, and a little"
 
 
-def test_a_stream_that_is_not_taken_in_the_tiers_whole_time_ends_as_one_whose_caller_left(pro: Sim) -> None:
-    async def main() -> None:
-        tiers = {"flash": {"timeouts": {"first_byte": "1s", "idle": "1s", "total": "1s"}}}
-        async with unread(pro, 60.0, tiers=tiers) as (endless, gate):
-            await asyncio.wait_for(endless.stopped.wait(), 5)
-            await eventually(lambda: b'status="499"' in gate.front.doors.telemetry.render())
-
-    asyncio.run(main())
+async def test_a_stream_that_is_not_taken_in_the_tiers_whole_time_ends_as_one_whose_caller_left(pro: Sim) -> None:
+    tiers = {"flash": {"timeouts": {"first_byte": "1s", "idle": "1s", "total": "1s"}}}
+    async with unread(pro, 60.0, tiers=tiers) as (endless, gate):
+        await asyncio.wait_for(endless.stopped.wait(), 5)
+        await eventually(lambda: b'status="499"' in gate.front.doors.telemetry.render())

@@ -11,24 +11,21 @@ from tests.gateway.serving import body, eventually, gateway
 from tests.tiers import policy_for
 
 
-def test_a_stream_that_stands_still_gets_comments_between_its_events(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_after=3, stall=0.5)
-        async with gateway(policy_for(flash, pro), keepalive=0.1) as gate:
-            answer = await gate.ask(body(model="flash", stream=True))
-            still = [event for event in answer.events() if event.startswith(b": ")]
-            said = [event for event in answer.events() if not event.startswith(b": ")]
-            assert set(still) == {b": keep-alive"}
-            assert said[-1] == b"[DONE]"
-            assert all(json.loads(event) for event in said[:-1])
-            flash.config(stall_after=None)
-            assert b"keep-alive" not in (await gate.ask(body(model="flash", stream=True))).data
-            assert b"keep-alive" not in (await gate.ask(body(model="flash"))).data
-
-    asyncio.run(main())
+async def test_a_stream_that_stands_still_gets_comments_between_its_events(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_after=3, stall=0.5)
+    async with gateway(policy_for(flash, pro), keepalive=0.1) as gate:
+        answer = await gate.ask(body(model="flash", stream=True))
+        still = [event for event in answer.events() if event.startswith(b": ")]
+        said = [event for event in answer.events() if not event.startswith(b": ")]
+        assert set(still) == {b": keep-alive"}
+        assert said[-1] == b"[DONE]"
+        assert all(json.loads(event) for event in said[:-1])
+        flash.config(stall_after=None)
+        assert b"keep-alive" not in (await gate.ask(body(model="flash", stream=True))).data
+        assert b"keep-alive" not in (await gate.ask(body(model="flash"))).data
 
 
-def test_a_server_whose_time_is_over_is_told_of_also_by_a_gateway_that_stood_still_then(pro: Sim) -> None:
+async def test_a_server_whose_time_is_over_is_told_of_also_by_a_gateway_that_stood_still_then(pro: Sim) -> None:
     begun = b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {"choices": []}\n\n'
 
     async def begin(peer: Peer) -> None:
@@ -36,15 +33,12 @@ def test_a_server_whose_time_is_over_is_told_of_also_by_a_gateway_that_stood_sti
         await peer.answer(begun)
         await peer.left()
 
-    async def main() -> None:
-        async with serving(begin) as (_, origin, _):
-            sim, tiers = Sim(f"http://{origin.authority}", "m"), {"flash": {"timeouts": {"total": "100ms"}}}
-            async with gateway(policy_for(sim, pro, tiers=tiers)) as gate:
-                asyncio.get_running_loop().call_later(0.05, time.sleep, 0.15)
-                answer = await gate.ask(body(model="flash", stream=True))
-                assert (answer.complete, b"upstream_timeout" in answer.events()[-1]) == (True, True)
-
-    asyncio.run(main())
+    async with serving(begin) as (_, origin, _):
+        sim, tiers = Sim(f"http://{origin.authority}", "m"), {"flash": {"timeouts": {"total": "100ms"}}}
+        async with gateway(policy_for(sim, pro, tiers=tiers)) as gate:
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 0.15)
+            answer = await gate.ask(body(model="flash", stream=True))
+            assert (answer.complete, b"upstream_timeout" in answer.events()[-1]) == (True, True)
 
 
 class Line:
@@ -65,27 +59,24 @@ def beating(wire: Any, seconds: float, total: float = 60.0, told: list[bool] | N
     return Pulse(wire, seconds, total, partial(late.append, True))
 
 
-def test_no_comment_comes_after_the_stop_nor_while_the_stream_moves() -> None:
-    async def main() -> None:
-        wire = Line()
-        pulse = beating(wire, 0.1)
-        for _ in range(20):
-            await asyncio.sleep(0.01)
-            wire.moved = asyncio.get_running_loop().time()
-        assert wire.written == []
-        await eventually(lambda: wire.written == [COMMENT])
-        for end in (pulse.rest, pulse.stop, pulse.stop):
-            end()
-        wire.taken.set()
-        await asyncio.sleep(0.15)
-        assert wire.written == [COMMENT]
-        beating(wire, 0.0).stop()
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
+async def test_no_comment_comes_after_the_stop_nor_while_the_stream_moves() -> None:
+    wire = Line()
+    pulse = beating(wire, 0.1)
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+        wire.moved = asyncio.get_running_loop().time()
+    assert wire.written == []
+    await eventually(lambda: wire.written == [COMMENT])
+    for end in (pulse.rest, pulse.stop, pulse.stop):
+        end()
+    wire.taken.set()
+    await asyncio.sleep(0.15)
+    assert wire.written == [COMMENT]
+    beating(wire, 0.0).stop()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def test_a_stream_that_takes_too_long_is_late_once_whether_it_moves_or_not() -> None:
+async def test_a_stream_that_takes_too_long_is_late_once_whether_it_moves_or_not() -> None:
     async def late(seconds: float, rests: bool) -> list[bytes]:
         """What was written when a stream that nobody takes is late."""
         told: list[bool] = []
@@ -101,9 +92,6 @@ def test_a_stream_that_takes_too_long_is_late_once_whether_it_moves_or_not() -> 
         assert told == [True]
         return wire.written
 
-    async def main() -> None:
-        assert await late(0.0, rests=False) == []
-        assert await late(0.01, rests=False) == [COMMENT], "one at a time"
-        assert await late(0.01, rests=True) == []
-
-    asyncio.run(main())
+    assert await late(0.0, rests=False) == []
+    assert await late(0.01, rests=False) == [COMMENT], "one at a time"
+    assert await late(0.01, rests=True) == []

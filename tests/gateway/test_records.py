@@ -49,52 +49,46 @@ def names(kept: Records, most: int = 1000) -> list[str]:
     return [json.loads(line)["id"] for line in kept.recent(most)]
 
 
-def test_an_exchange_becomes_a_line_with_what_was_decided_and_used(flash: Sim, pro: Sim, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "records.jsonl"
-        rules = [
-            {"id": "phase", "when": {"header": {"x-phase": "plan"}, "signals": "proof"}, "route": "pro"},
-            {"id": "triaged", "route": {"simple": "flash", "complex": "pro"}},
-        ]
-        made = policy_for(flash, pro, rules=rules, signals={"proof": "Prove"})
-        async with gateway(made, records=path) as gate:
-            for text in (SIMPLE, COMPLEX):
-                await gate.ask(body(text), x_request_id=text[:4], x_phase="w" * 500)
-            await gate.ask(body(model="nobody"), x_request_id="refused")
-        first, second = sorted(read([path]), key=lambda one: one.id, reverse=True)
-        assert [(one.id, one.tier, one.route.rule, one.status) for one in (first, second)] == [
-            ("What", "flash", "triaged", 200),
-            ("Prov", "pro", "triaged", 200),
-        ]
-        assert second.verdict
-        assert (second.verdict.label, second.verdict.source, second.route.p) == ("complex", "triage", 1.0)
-        assert second.used
-        assert (second.used.prompt or 0) > 0
-        facts = second.read_facts()
-        assert facts.characters == len(COMPLEX)
-        assert facts.signals == frozenset({"proof"})
-        assert facts.headers == {"x-phase": "w" * 128}
-        assert second.seen
-        assert (second.seen.headers, second.seen.tiers) == (("x-phase",), ("flash", "pro"))
-        assert "4k+3" not in path.read_text(encoding="utf-8")
-        assert path.stat().st_mode & 0o777 == 0o600
-
-    asyncio.run(main())
+async def test_an_exchange_becomes_a_line_with_what_was_decided_and_used(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    rules = [
+        {"id": "phase", "when": {"header": {"x-phase": "plan"}, "signals": "proof"}, "route": "pro"},
+        {"id": "triaged", "route": {"simple": "flash", "complex": "pro"}},
+    ]
+    made = policy_for(flash, pro, rules=rules, signals={"proof": "Prove"})
+    async with gateway(made, records=path) as gate:
+        for text in (SIMPLE, COMPLEX):
+            await gate.ask(body(text), x_request_id=text[:4], x_phase="w" * 500)
+        await gate.ask(body(model="nobody"), x_request_id="refused")
+    first, second = sorted(read([path]), key=lambda one: one.id, reverse=True)
+    assert [(one.id, one.tier, one.route.rule, one.status) for one in (first, second)] == [
+        ("What", "flash", "triaged", 200),
+        ("Prov", "pro", "triaged", 200),
+    ]
+    assert second.verdict
+    assert (second.verdict.label, second.verdict.source, second.route.p) == ("complex", "triage", 1.0)
+    assert second.used
+    assert (second.used.prompt or 0) > 0
+    facts = second.read_facts()
+    assert facts.characters == len(COMPLEX)
+    assert facts.signals == frozenset({"proof"})
+    assert facts.headers == {"x-phase": "w" * 128}
+    assert second.seen
+    assert (second.seen.headers, second.seen.tiers) == (("x-phase",), ("flash", "pro"))
+    assert "4k+3" not in path.read_text(encoding="utf-8")
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_tier_that_skips_experts_is_named_in_the_answer_its_explanation_and_its_record(
+async def test_a_tier_that_skips_experts_is_named_in_the_answer_its_explanation_and_its_record(
     flash: Sim, pro: Sim, tmp_path: Path
 ) -> None:
-    async def main() -> None:
-        path = tmp_path / "records.jsonl"
-        made = policy_for(flash, pro, tiers={"flash": {"skips": "top3"}})
-        async with gateway(made, records=path) as gate:
-            few, all_of_them = [await gate.ask(body(text), x_route_explain="1") for text in (SIMPLE, COMPLEX)]
-        told = [(answer.headers.get("x-route-skips"), answer.json()["route"]["skips"]) for answer in (few, all_of_them)]
-        assert told == [("top3", "top3"), (None, None)]
-        assert {one.tier: one.skips for one in read([path])} == {"flash": "top3", "pro": None}
-
-    asyncio.run(main())
+    path = tmp_path / "records.jsonl"
+    made = policy_for(flash, pro, tiers={"flash": {"skips": "top3"}})
+    async with gateway(made, records=path) as gate:
+        few, all_of_them = [await gate.ask(body(text), x_route_explain="1") for text in (SIMPLE, COMPLEX)]
+    told = [(answer.headers.get("x-route-skips"), answer.json()["route"]["skips"]) for answer in (few, all_of_them)]
+    assert told == [("top3", "top3"), (None, None)]
+    assert {one.tier: one.skips for one in read([path])} == {"flash": "top3", "pro": None}
 
 
 def test_a_classifier_that_skips_experts_is_asked_another_question() -> None:
@@ -102,17 +96,16 @@ def test_a_classifier_that_skips_experts_is_asked_another_question() -> None:
     assert asked[1] == f"{asked[0]} top3"
 
 
-def test_recalled_and_coalesced_answers_are_no_decisions_of_their_own(flash: Sim, pro: Sim, tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "records.jsonl"
-        flash.config(only="answer", stall_first=0.1)
-        async with gateway(policy_for(flash, pro, caching={"ttl": "1m"}), records=path) as gate:
-            same = body(temperature=0)
-            answers = [*await asyncio.gather(gate.ask(same), gate.ask(same)), await gate.ask(same)]
-            assert sorted(answer.headers["x-route-cache"] for answer in answers) == ["coalesced", "hit", "miss"]
-        assert len(read([path])) == 1
-
-    asyncio.run(main())
+async def test_recalled_and_coalesced_answers_are_no_decisions_of_their_own(
+    flash: Sim, pro: Sim, tmp_path: Path
+) -> None:
+    path = tmp_path / "records.jsonl"
+    flash.config(only="answer", stall_first=0.1)
+    async with gateway(policy_for(flash, pro, caching={"ttl": "1m"}), records=path) as gate:
+        same = body(temperature=0)
+        answers = [*await asyncio.gather(gate.ask(same), gate.ask(same)), await gate.ask(same)]
+        assert sorted(answer.headers["x-route-cache"] for answer in answers) == ["coalesced", "hit", "miss"]
+    assert len(read([path])) == 1
 
 
 def test_the_newest_records_stay_in_memory() -> None:
@@ -153,49 +146,40 @@ def test_a_share_of_the_decisions_is_recorded() -> None:
     assert none.recent(1000) == []
 
 
-def test_an_outcome_is_attached_for_its_caller_alone_and_for_a_time() -> None:
-    async def main() -> None:
-        kept = Records(MemoryStore())
-        kept.keep(ended("r"), policy())
-        await kept.judge(ANN, "r", Outcome(0.5), policy())
-        await kept.judge(ANN, "r", GOOD, policy())
-        assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
-        others = [(BOB, "r", policy()), (ANN, "R", policy()), (ANN, "", policy()), (ANN, "r", policy(feedback="1ms"))]
-        await asyncio.sleep(0.01)
-        tried = [kept.judge(caller, name, Outcome(0.0), rules) for caller, name, rules in others]
-        assert [type(one) for one in await asyncio.gather(*tried, return_exceptions=True)] == [NotFound] * 4
-        assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
-
-    asyncio.run(main())
+async def test_an_outcome_is_attached_for_its_caller_alone_and_for_a_time() -> None:
+    kept = Records(MemoryStore())
+    kept.keep(ended("r"), policy())
+    await kept.judge(ANN, "r", Outcome(0.5), policy())
+    await kept.judge(ANN, "r", GOOD, policy())
+    assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
+    others = [(BOB, "r", policy()), (ANN, "R", policy()), (ANN, "", policy()), (ANN, "r", policy(feedback="1ms"))]
+    await asyncio.sleep(0.01)
+    tried = [kept.judge(caller, name, Outcome(0.0), rules) for caller, name, rules in others]
+    assert [type(one) for one in await asyncio.gather(*tried, return_exceptions=True)] == [NotFound] * 4
+    assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
 
 
-def test_an_outcome_is_written_behind_its_decision(tmp_path: Path) -> None:
-    async def main() -> None:
-        kept = Records(MemoryStore(), tmp_path / "a")
-        kept.keep(ended("r"), policy())
-        await kept.judge(ANN, "r", GOOD, policy())
-        await kept.close()
-        (one,) = read([tmp_path / "a"])
-        assert one.outcome == GOOD
-
-    asyncio.run(main())
+async def test_an_outcome_is_written_behind_its_decision(tmp_path: Path) -> None:
+    kept = Records(MemoryStore(), tmp_path / "a")
+    kept.keep(ended("r"), policy())
+    await kept.judge(ANN, "r", GOOD, policy())
+    await kept.close()
+    (one,) = read([tmp_path / "a"])
+    assert one.outcome == GOOD
 
 
-def test_an_agreement_never_takes_the_place_of_a_judgement(tmp_path: Path) -> None:
-    async def main() -> None:
-        kept = Records(MemoryStore(), tmp_path / "a")
-        agreed, judged = Outcome(0.2, SHADOW), Outcome(0.9)
-        for name, told in (("r", (judged, agreed)), ("s", (agreed, judged)), ("t", (agreed, agreed))):
-            kept.keep(ended(name), policy())
-            for outcome in told:
-                await kept.judge(ANN, name, outcome, policy())
-        await kept.close()
-        expected = {"r": judged, "s": judged, "t": agreed}
-        assert {one.id: one.outcome for one in read([tmp_path / "a"])} == expected
-        lines = [json.loads(line) for line in kept.recent(3)]
-        assert {line["id"]: line["outcome"]["quality"] for line in lines} == {"r": 0.9, "s": 0.9, "t": 0.2}
-
-    asyncio.run(main())
+async def test_an_agreement_never_takes_the_place_of_a_judgement(tmp_path: Path) -> None:
+    kept = Records(MemoryStore(), tmp_path / "a")
+    agreed, judged = Outcome(0.2, SHADOW), Outcome(0.9)
+    for name, told in (("r", (judged, agreed)), ("s", (agreed, judged)), ("t", (agreed, agreed))):
+        kept.keep(ended(name), policy())
+        for outcome in told:
+            await kept.judge(ANN, name, outcome, policy())
+    await kept.close()
+    expected = {"r": judged, "s": judged, "t": agreed}
+    assert {one.id: one.outcome for one in read([tmp_path / "a"])} == expected
+    lines = [json.loads(line) for line in kept.recent(3)]
+    assert {line["id"]: line["outcome"]["quality"] for line in lines} == {"r": 0.9, "s": 0.9, "t": 0.2}
 
 
 def test_a_full_file_makes_room_for_one_more(tmp_path: Path) -> None:
@@ -241,16 +225,13 @@ def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_
     ]
 
 
-def test_lines_that_cannot_be_written_in_time_do_not_pile_up(tmp_path: Path) -> None:
-    async def main() -> None:
-        kept = Records(MemoryStore(), tmp_path / "a")
-        rules = policy(keep=1)
-        for at in range(room.WAITING + 7):
-            kept.keep(ended(f"r{at}"), rules)
-        await kept.close()
-        assert (kept.lost, len(read([tmp_path / "a"]))) == (7, room.WAITING)
-
-    asyncio.run(main())
+async def test_lines_that_cannot_be_written_in_time_do_not_pile_up(tmp_path: Path) -> None:
+    kept = Records(MemoryStore(), tmp_path / "a")
+    rules = policy(keep=1)
+    for at in range(room.WAITING + 7):
+        kept.keep(ended(f"r{at}"), rules)
+    await kept.close()
+    assert (kept.lost, len(read([tmp_path / "a"]))) == (7, room.WAITING)
 
 
 def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valkey: str) -> None:
@@ -306,27 +287,21 @@ def test_the_stream_keeps_about_as_many_as_it_is_told(valkey: str) -> None:
     assert msgspec.json.decode(newest)["id"] == "r999"
 
 
-def test_a_store_that_is_gone_costs_nothing_but_the_lines(tmp_path: Path) -> None:
-    async def main() -> None:
-        store = open_store(f"unix://{tmp_path}/nobody.sock")
-        kept = Records(store)
-        kept.keep(ended("r"), policy(stream=100))
-        await kept.close()
-        with pytest.raises(NotFound):
-            await kept.judge(ANN, "other", GOOD, policy(stream=100))
-        await store.close()
-        assert names(kept) == ["r"]
-
-    asyncio.run(main())
+async def test_a_store_that_is_gone_costs_nothing_but_the_lines(tmp_path: Path) -> None:
+    store = open_store(f"unix://{tmp_path}/nobody.sock")
+    kept = Records(store)
+    kept.keep(ended("r"), policy(stream=100))
+    await kept.close()
+    with pytest.raises(NotFound):
+        await kept.judge(ANN, "other", GOOD, policy(stream=100))
+    await store.close()
+    assert names(kept) == ["r"]
 
 
-def test_a_gateway_that_ends_writes_what_is_due(flash: Sim, pro: Sim, tmp_path: Path) -> None:
-    async def main() -> None:
-        store = MemoryStore()
-        keys = Keys(store, everyone=True)
-        front = create_app(Settings(records=tmp_path / "a"), policy_for(flash, pro), store, keys)
-        async with front.running():
-            front.doors.records.keep(ended("r"), policy())
-        assert len(read([tmp_path / "a"])) == 1
-
-    asyncio.run(main())
+async def test_a_gateway_that_ends_writes_what_is_due(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    store = MemoryStore()
+    keys = Keys(store, everyone=True)
+    front = create_app(Settings(records=tmp_path / "a"), policy_for(flash, pro), store, keys)
+    async with front.running():
+        front.doors.records.keep(ended("r"), policy())
+    assert len(read([tmp_path / "a"])) == 1

@@ -58,20 +58,17 @@ async def nothing_else(gate: Gateway) -> AsyncIterator[None]:
     await retried(gate, "before")
 
 
-def test_an_answer_has_an_outcome_once_the_same_is_asked_again(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(looking(flash, pro)) as gate:
-            asked: dict[str, JSON] = {
-                "plain": {},
-                "stream": {"stream": True},
-                "dearer": {"model": "pro"},
-                "other-draw": {"temperature": 0.9, "seed": 7},
-                "other-name": {"metadata": {"trace": "2"}},
-            }
-            await asyncio.gather(*(twice(gate, name, {"stream": True}, second) for name, second in asked.items()))
-            await retried(gate, *asked)
-
-    asyncio.run(main())
+async def test_an_answer_has_an_outcome_once_the_same_is_asked_again(flash: Sim, pro: Sim) -> None:
+    async with gateway(looking(flash, pro)) as gate:
+        asked: dict[str, JSON] = {
+            "plain": {},
+            "stream": {"stream": True},
+            "dearer": {"model": "pro"},
+            "other-draw": {"temperature": 0.9, "seed": 7},
+            "other-name": {"metadata": {"trace": "2"}},
+        }
+        await asyncio.gather(*(twice(gate, name, {"stream": True}, second) for name, second in asked.items()))
+        await retried(gate, *asked)
 
 
 OTHERS: dict[str, JSON] = {
@@ -83,131 +80,109 @@ OTHERS: dict[str, JSON] = {
 }
 
 
-def test_something_else_another_conversation_a_library_and_a_loop_are_no_retries(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(looking(flash, pro, sessions={"ttl": "1m"})) as gate, nothing_else(gate):
-            for at in range(3):
-                await gate.ask(body("A loop."), x_request_id=f"loop-{at}")
-            await asyncio.gather(
-                *(twice(gate, name, None, second) for name, second in OTHERS.items()),
-                *(gate.ask(body("At once."), x_request_id=f"at-once-{at}") for at in range(2)),
-                twice(gate, "session", x_session_id="s"),
-                twice(gate, "library", x_stainless_retry_count="1"),
-            )
-
-    asyncio.run(main())
+async def test_something_else_another_conversation_a_library_and_a_loop_are_no_retries(flash: Sim, pro: Sim) -> None:
+    async with gateway(looking(flash, pro, sessions={"ttl": "1m"})) as gate, nothing_else(gate):
+        for at in range(3):
+            await gate.ask(body("A loop."), x_request_id=f"loop-{at}")
+        await asyncio.gather(
+            *(twice(gate, name, None, second) for name, second in OTHERS.items()),
+            *(gate.ask(body("At once."), x_request_id=f"at-once-{at}") for at in range(2)),
+            twice(gate, "session", x_session_id="s"),
+            twice(gate, "library", x_stainless_retry_count="1"),
+        )
 
 
-def test_who_asks_a_third_time_has_said_it_all(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(looking(flash, pro)) as gate:
-            await twice(gate, "watched")
-            await asyncio.sleep(SOON)
-            await gate.ask(body(f"{SIMPLE} watched"), x_request_id="third")
-            await eventually(lambda: "third" in outcomes(gate))
-            await retried(gate, "watched")
-
-    asyncio.run(main())
+async def test_who_asks_a_third_time_has_said_it_all(flash: Sim, pro: Sim) -> None:
+    async with gateway(looking(flash, pro)) as gate:
+        await twice(gate, "watched")
+        await asyncio.sleep(SOON)
+        await gate.ask(body(f"{SIMPLE} watched"), x_request_id="third")
+        await eventually(lambda: "third" in outcomes(gate))
+        await retried(gate, "watched")
 
 
-def test_what_failed_or_was_left_had_no_answer_to_retry(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(looking(flash, pro)) as gate, nothing_else(gate):
-            faults: list[JSON] = [{"cut_after": 2}, {"status": 500}, {"status": 429}]
-            for at, fault in enumerate(faults):
-                flash.config(only="answer", **fault)
-                pro.config(only="answer", **fault)
-                await gate.ask(body(f"{SIMPLE} {at}", stream=True), x_request_id=f"failed-{at}")
-            flash.config(only="answer", stall_after=2)
-            line = await gate.open(body(f"{SIMPLE} 3", stream=True), x_request_id="left")
-            await line.some()
-            await line.leave()
-            await eventually(lambda: "left" in outcomes(gate))
-            flash.reset()
-            pro.reset()
-            await asyncio.sleep(SOON)
-            await asyncio.gather(*(gate.ask(body(f"{SIMPLE} {at}", stream=True)) for at in range(4)))
-
-    asyncio.run(main())
+async def test_what_failed_or_was_left_had_no_answer_to_retry(flash: Sim, pro: Sim) -> None:
+    async with gateway(looking(flash, pro)) as gate, nothing_else(gate):
+        faults: list[JSON] = [{"cut_after": 2}, {"status": 500}, {"status": 429}]
+        for at, fault in enumerate(faults):
+            flash.config(only="answer", **fault)
+            pro.config(only="answer", **fault)
+            await gate.ask(body(f"{SIMPLE} {at}", stream=True), x_request_id=f"failed-{at}")
+        flash.config(only="answer", stall_after=2)
+        line = await gate.open(body(f"{SIMPLE} 3", stream=True), x_request_id="left")
+        await line.some()
+        await line.leave()
+        await eventually(lambda: "left" in outcomes(gate))
+        flash.reset()
+        pro.reset()
+        await asyncio.sleep(SOON)
+        await asyncio.gather(*(gate.ask(body(f"{SIMPLE} {at}", stream=True)) for at in range(4)))
 
 
-def test_the_cache_is_asked_again_as_a_matter_of_course_but_not_by_who_wants_another_answer(
+async def test_the_cache_is_asked_again_as_a_matter_of_course_but_not_by_who_wants_another_answer(
     flash: Sim, pro: Sim
 ) -> None:
-    async def main() -> None:
-        async with gateway(looking(flash, pro, caching={"ttl": "1m"})) as gate:
-            zero: JSON = {"temperature": 0}
-            await twice(gate, "cached", zero, zero)
-            await twice(gate, "afresh", zero, zero, cache_control="no-cache")
-            await retried(gate, "afresh")
-
-    asyncio.run(main())
+    async with gateway(looking(flash, pro, caching={"ttl": "1m"})) as gate:
+        zero: JSON = {"temperature": 0}
+        await twice(gate, "cached", zero, zero)
+        await twice(gate, "afresh", zero, zero, cache_control="no-cache")
+        await retried(gate, "afresh")
 
 
-def test_an_answer_long_ago_and_a_policy_that_does_not_look_leave_no_outcome(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        for policy in (looking(flash, pro, within=f"{int(SOON * 500)}ms"), policy_for(flash, pro)):
-            store = MemoryStore()
-            async with gateway(policy, store) as gate:
-                await twice(gate, "r")
-                await eventually(lambda: len(outcomes(gate)) == 2)
-                await gate.front.doors.retries.close()
-                assert set(outcomes(gate).values()) == {None}
-
-    asyncio.run(main())
+async def test_an_answer_long_ago_and_a_policy_that_does_not_look_leave_no_outcome(flash: Sim, pro: Sim) -> None:
+    for policy in (looking(flash, pro, within=f"{int(SOON * 500)}ms"), policy_for(flash, pro)):
+        store = MemoryStore()
+        async with gateway(policy, store) as gate:
+            await twice(gate, "r")
+            await eventually(lambda: len(outcomes(gate)) == 2)
+            await gate.front.doors.retries.close()
+            assert set(outcomes(gate).values()) == {None}
 
 
-def test_no_caller_retries_anothers_answer(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store, keys = MemoryStore(), []
-        for name in ("ann", "bob"):
-            key, record = new_key(await store.secret(), name, None)
-            await store.put_key(record)
-            keys.append({"authorization": f"Bearer {key}"})
-        ann, bob = keys
-        async with gateway(looking(flash, pro), store, everyone=False) as gate:
+async def test_no_caller_retries_anothers_answer(flash: Sim, pro: Sim) -> None:
+    store, keys = MemoryStore(), []
+    for name in ("ann", "bob"):
+        key, record = new_key(await store.secret(), name, None)
+        await store.put_key(record)
+        keys.append({"authorization": f"Bearer {key}"})
+    ann, bob = keys
+    async with gateway(looking(flash, pro), store, everyone=False) as gate:
 
-            async def ask(name: str, who: Mapping[str, str]) -> None:
-                await gate.ask(body(), x_request_id=name, **who)
+        async def ask(name: str, who: Mapping[str, str]) -> None:
+            await gate.ask(body(), x_request_id=name, **who)
 
-            await ask("of-ann", ann)
+        await ask("of-ann", ann)
+        await asyncio.sleep(SOON)
+        await ask("of-bob", bob)
+        await asyncio.sleep(SOON)
+        await ask("again", bob)
+        await retried(gate, "of-bob")
+
+
+async def test_a_judgement_stands_whether_it_comes_before_or_after(flash: Sim, pro: Sim) -> None:
+    policy = looking(flash, pro)
+    async with gateway(policy) as gate:
+        good, judge = Outcome(1.0, "tests"), gate.front.doors.records.judge
+        await gate.ask(body(), x_request_id="judged")
+        await judge(EVERYONE, "judged", good, policy)
+        await asyncio.gather(asyncio.sleep(SOON), twice(gate, "later"))
+        await gate.ask(body())
+        await eventually(lambda: outcomes(gate)["later"] == RETRIED)
+        await judge(EVERYONE, "later", good, policy)
+        assert [outcomes(gate)[name] for name in ("judged", "later")] == [{"quality": 1.0, "source": "tests"}] * 2
+
+
+async def test_a_retry_is_seen_in_another_process_that_shares_store_and_records(
+    flash: Sim, pro: Sim, valkey: str
+) -> None:
+    policy = looking(flash, pro, record={"stream": 100})
+    for name in ("r", "again"):
+        async with gateway(policy, open_store(valkey)) as gate:
+            await gate.ask(body(), x_request_id=name)
             await asyncio.sleep(SOON)
-            await ask("of-bob", bob)
-            await asyncio.sleep(SOON)
-            await ask("again", bob)
-            await retried(gate, "of-bob")
-
-    asyncio.run(main())
-
-
-def test_a_judgement_stands_whether_it_comes_before_or_after(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        policy = looking(flash, pro)
-        async with gateway(policy) as gate:
-            good, judge = Outcome(1.0, "tests"), gate.front.doors.records.judge
-            await gate.ask(body(), x_request_id="judged")
-            await judge(EVERYONE, "judged", good, policy)
-            await asyncio.gather(asyncio.sleep(SOON), twice(gate, "later"))
-            await gate.ask(body())
-            await eventually(lambda: outcomes(gate)["later"] == RETRIED)
-            await judge(EVERYONE, "later", good, policy)
-            assert [outcomes(gate)[name] for name in ("judged", "later")] == [{"quality": 1.0, "source": "tests"}] * 2
-
-    asyncio.run(main())
-
-
-def test_a_retry_is_seen_in_another_process_that_shares_store_and_records(flash: Sim, pro: Sim, valkey: str) -> None:
-    async def main() -> None:
-        policy = looking(flash, pro, record={"stream": 100})
-        for name in ("r", "again"):
-            async with gateway(policy, open_store(valkey)) as gate:
-                await gate.ask(body(), x_request_id=name)
-                await asyncio.sleep(SOON)
-        async with gateway(policy, store := open_store(valkey)):
-            lines = [json.loads(line) async for step in store.noted() for line in step]
-        assert [(line["id"], line.get("outcome")) for line in lines] == [("r", None), ("again", None), ("r", RETRIED)]
-
-    asyncio.run(main())
+    async with gateway(policy, store := open_store(valkey)):
+        lines = [json.loads(line) async for step in store.noted() for line in step]
+    assert [(line["id"], line.get("outcome")) for line in lines] == [("r", None), ("again", None), ("r", RETRIED)]
 
 
 def test_nobody_can_ask_to_look_longer_than_outcomes_are_taken(flash: Sim, pro: Sim) -> None:

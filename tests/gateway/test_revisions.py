@@ -63,23 +63,20 @@ def follows(house: House, work: Callable[[Revisions], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_what_the_file_comes_to_say_is_in_force_within_a_moment(house: House) -> None:
-    async def main() -> None:
-        revisions = house.revisions()
-        await revisions.look()
-        running = asyncio.create_task(revisions.run())
-        for revision in ("b", "c"):
-            await asyncio.sleep(0.02)
-            house.path.write_text(text(revision))
-            await eventually(lambda revision=revision: revisions.policy.revision == revision)  # type: ignore[misc]
-        running.cancel()
-        await asyncio.wait([running])
-        assert house.used == ["b", "c"]
-
-    asyncio.run(main())
+async def test_what_the_file_comes_to_say_is_in_force_within_a_moment(house: House) -> None:
+    revisions = house.revisions()
+    await revisions.look()
+    running = asyncio.create_task(revisions.run())
+    for revision in ("b", "c"):
+        await asyncio.sleep(0.02)
+        house.path.write_text(text(revision))
+        await eventually(lambda revision=revision: revisions.policy.revision == revision)  # type: ignore[misc]
+    running.cancel()
+    await asyncio.wait([running])
+    assert house.used == ["b", "c"]
 
 
-def test_every_swap_of_a_mounted_configmap_is_seen(tmp_path: Path) -> None:
+async def test_every_swap_of_a_mounted_configmap_is_seen(tmp_path: Path) -> None:
     def mount(revision: str) -> None:
         (tmp_path / f"..{revision}").mkdir()
         (tmp_path / f"..{revision}" / "p.yaml").write_text(text(revision))
@@ -89,19 +86,15 @@ def test_every_swap_of_a_mounted_configmap_is_seen(tmp_path: Path) -> None:
     mount("a")
     (tmp_path / "p.yaml").symlink_to("..data/p.yaml")
     house = House(tmp_path / "p.yaml")
-
-    async def main() -> None:
-        revisions = house.revisions()
-        await revisions.look()
-        running = asyncio.create_task(revisions.run())
-        for revision in ("b", "c", "d"):
-            await asyncio.sleep(0.02)
-            mount(revision)
-            await eventually(lambda revision=revision: revisions.policy.revision == revision)  # type: ignore[misc]
-        running.cancel()
-        await asyncio.wait([running])
-
-    asyncio.run(main())
+    revisions = house.revisions()
+    await revisions.look()
+    running = asyncio.create_task(revisions.run())
+    for revision in ("b", "c", "d"):
+        await asyncio.sleep(0.02)
+        mount(revision)
+        await eventually(lambda revision=revision: revisions.policy.revision == revision)  # type: ignore[misc]
+    running.cancel()
+    await asyncio.wait([running])
 
 
 @pytest.mark.parametrize(
@@ -225,51 +218,42 @@ def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_ther
     follows(house, work)
 
 
-def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(house: House) -> None:
-    async def main() -> None:
-        one, other = house.revisions(), house.revisions()
-        for revision in ("a", "b"):
-            house.path.write_text(text(revision))
-            for each in (one, other):
-                await each.look()
-        await one.roll_back("previous")
-        await other.look()
-        anew = house.revisions()
-        await anew.look()
-        assert [each.policy.revision for each in (one, other, anew)] == ["a", "a", "a"]
-        await other.roll_forward()
-        await one.look()
-        assert one.policy.revision == "b"
-
-    asyncio.run(main())
-
-
-def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: House) -> None:
-    async def main() -> None:
-        before = house.revisions()
-        for revision in ("a", "b"):
-            house.path.write_text(text(revision))
-            await before.look()
-        after = house.revisions()
-        await after.look()
-        assert [one.revision for one in await after.known()] == ["b", "a"]
-        assert (await after.roll_back("previous")).revision == "a"
-
-    asyncio.run(main())
-
-
-def test_gateways_with_policies_of_other_names_share_nothing_on_one_store(house: House, tmp_path: Path) -> None:
-    async def main() -> None:
-        other = House(tmp_path / "other.yaml", house.store)
-        other.path.write_text(text("z").replace("house", "other"))
-        one, two = house.revisions(), other.revisions()
-        for each in (one, two):
+async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(house: House) -> None:
+    one, other = house.revisions(), house.revisions()
+    for revision in ("a", "b"):
+        house.path.write_text(text(revision))
+        for each in (one, other):
             await each.look()
-        assert [revision.name for revision in await one.known()] == ["house"]
-        with pytest.raises(NotFound):
-            await two.roll_back("previous")
+    await one.roll_back("previous")
+    await other.look()
+    anew = house.revisions()
+    await anew.look()
+    assert [each.policy.revision for each in (one, other, anew)] == ["a", "a", "a"]
+    await other.roll_forward()
+    await one.look()
+    assert one.policy.revision == "b"
 
-    asyncio.run(main())
+
+async def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: House) -> None:
+    before = house.revisions()
+    for revision in ("a", "b"):
+        house.path.write_text(text(revision))
+        await before.look()
+    after = house.revisions()
+    await after.look()
+    assert [one.revision for one in await after.known()] == ["b", "a"]
+    assert (await after.roll_back("previous")).revision == "a"
+
+
+async def test_gateways_with_policies_of_other_names_share_nothing_on_one_store(house: House, tmp_path: Path) -> None:
+    other = House(tmp_path / "other.yaml", house.store)
+    other.path.write_text(text("z").replace("house", "other"))
+    one, two = house.revisions(), other.revisions()
+    for each in (one, two):
+        await each.look()
+    assert [revision.name for revision in await one.known()] == ["house"]
+    with pytest.raises(NotFound):
+        await two.roll_back("previous")
 
 
 def test_a_rollback_to_nowhere_is_refused(house: House) -> None:

@@ -1,6 +1,5 @@
 """A static embedding and a head as the local score: of a model that the test makes itself. No weights ship."""
 
-import asyncio
 import json
 import math
 import random
@@ -156,15 +155,12 @@ def test_a_rule_about_the_score_is_not_replayed_on_anothers_score(tmp_path: Path
         replay([one], plain)
 
 
-def test_a_gateway_decides_by_it(flash: Sim, pro: Sim, tmp_path: Path) -> None:
-    async def main() -> None:
-        model(tmp_path)
-        rules = [{"id": "hard", "when": {"score": {"min": 0.8}}, "route": "pro"}, {"id": "rest", "route": "flash"}]
-        made = policy_for(flash, pro, rules=rules, triage={"embeddings": str(tmp_path)})
-        async with gateway(made) as gate:
-            for text, tier in (("prove", "pro"), ("hello", "flash")):
-                answer = await gate.ask(body(text), x_route_explain="1")
-                assert answer.headers["x-route-tier"] == tier
-                assert answer.json()["route"]["score"]["reasons"] == [EMBEDDED]
-
-    asyncio.run(main())
+async def test_a_gateway_decides_by_it(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+    model(tmp_path)
+    rules = [{"id": "hard", "when": {"score": {"min": 0.8}}, "route": "pro"}, {"id": "rest", "route": "flash"}]
+    made = policy_for(flash, pro, rules=rules, triage={"embeddings": str(tmp_path)})
+    async with gateway(made) as gate:
+        for text, tier in (("prove", "pro"), ("hello", "flash")):
+            answer = await gate.ask(body(text), x_route_explain="1")
+            assert answer.headers["x-route-tier"] == tier
+            assert answer.json()["route"]["score"]["reasons"] == [EMBEDDED]

@@ -73,65 +73,53 @@ async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer
     return tasks
 
 
-def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        with serving(flash, pro, DRAIN_WAIT="1") as (gate, process):
-            flash.config(drip=0.004, drip_bytes=64)
-            tasks = await streams(gate, 20, flash)
-            process.send_signal(signal.SIGTERM)
-            await eventually(lambda: ready(gate.port) != 200)
-            status, said = await asyncio.to_thread(told, gate.port)
-            assert (status, said["status"]) == (503, "leaving")
-            late = await gate.ask(body(model="pro"))
-            assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
-            answers = await asyncio.gather(*tasks)
-            assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
-            await eventually(lambda: ready(gate.port) == 0)
-
-    asyncio.run(main())
+async def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
+    with serving(flash, pro, DRAIN_WAIT="1") as (gate, process):
+        flash.config(drip=0.004, drip_bytes=64)
+        tasks = await streams(gate, 20, flash)
+        process.send_signal(signal.SIGTERM)
+        await eventually(lambda: ready(gate.port) != 200)
+        status, said = await asyncio.to_thread(told, gate.port)
+        assert (status, said["status"]) == (503, "leaving")
+        late = await gate.ask(body(model="pro"))
+        assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
+        answers = await asyncio.gather(*tasks)
+        assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
+        await eventually(lambda: ready(gate.port) == 0)
 
 
-def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        with serving(flash, pro, DRAIN="0.3") as (gate, process):
-            flash.config(stall_after=3)
-            (stream,) = await streams(gate, 1, flash)
-            flash.config(stall_first=60.0)
-            whole = asyncio.create_task(gate.ask(body(model="flash")))
-            await asyncio.sleep(0.2)
-            process.send_signal(signal.SIGTERM)
-            cut, refused = await stream, await whole
-            assert (cut.complete, json.loads(cut.events()[-1])["error"]["code"]) == (True, "gateway_leaving")
-            assert (refused.status, refused.json()["error"]["code"]) == (503, "gateway_leaving")
-            assert b"[DONE]" not in cut.data
-            until(lambda: all(one["state"] == "aborted" for one in flash.seen()))
-
-    asyncio.run(main())
+async def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Sim, pro: Sim) -> None:
+    with serving(flash, pro, DRAIN="0.3") as (gate, process):
+        flash.config(stall_after=3)
+        (stream,) = await streams(gate, 1, flash)
+        flash.config(stall_first=60.0)
+        whole = asyncio.create_task(gate.ask(body(model="flash")))
+        await asyncio.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        cut, refused = await stream, await whole
+        assert (cut.complete, json.loads(cut.events()[-1])["error"]["code"]) == (True, "gateway_leaving")
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "gateway_leaving")
+        assert b"[DONE]" not in cut.data
+        until(lambda: all(one["state"] == "aborted" for one in flash.seen()))
 
 
-def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        with serving(flash, pro, DRAIN_WAIT="60") as (gate, process):
-            flash.config(stall_after=3)
-            (stream,) = await streams(gate, 1, flash)
-            process.send_signal(signal.SIGTERM)
-            until(lambda: ready(gate.port) == 503)
-            process.send_signal(signal.SIGTERM)
-            cut = await stream
-            assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
-            await asyncio.to_thread(process.wait, 60)  # the drain would have been 600 s
-
-    asyncio.run(main())
+async def test_a_second_sigterm_ends_at_once(flash: Sim, pro: Sim) -> None:
+    with serving(flash, pro, DRAIN_WAIT="60") as (gate, process):
+        flash.config(stall_after=3)
+        (stream,) = await streams(gate, 1, flash)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: ready(gate.port) == 503)
+        process.send_signal(signal.SIGTERM)
+        cut = await stream
+        assert json.loads(cut.events()[-1])["error"]["code"] == "gateway_leaving"
+        await asyncio.to_thread(process.wait, 60)  # the drain would have been 600 s
 
 
-def test_where_no_key_is_asked_for_only_names_of_this_machine_are_served(small: Port) -> None:
-    async def main() -> None:
-        for host in ("localhost", f"127.0.0.1:{small.port}", "[::1]"):
-            assert (await small.get("/health", host=host)).status == 200
-        for host in ("evil.example", "localhost.evil.example", "10.0.0.1"):
-            assert (await small.ask(body(), host=host)).status == 421, "a page of that site asks"
-
-    asyncio.run(main())
+async def test_where_no_key_is_asked_for_only_names_of_this_machine_are_served(small: Port) -> None:
+    for host in ("localhost", f"127.0.0.1:{small.port}", "[::1]"):
+        assert (await small.get("/health", host=host)).status == 200
+    for host in ("evil.example", "localhost.evil.example", "10.0.0.1"):
+        assert (await small.ask(body(), host=host)).status == 421, "a page of that site asks"
 
 
 def test_a_key_or_a_list_of_hosts_decides_otherwise() -> None:
@@ -141,22 +129,19 @@ def test_a_key_or_a_list_of_hosts_decides_otherwise() -> None:
     assert "[::1]" in addressed(Settings(host="::1"), open_).hosts
 
 
-def test_callers_who_only_hold_connections_leave_files_for_the_servers(small: Port) -> None:
-    async def main() -> None:
-        await asyncio.sleep(0.2)  # until the connection that asked whether it is ready has gone
-        lines = [Line(*await asyncio.open_connection("127.0.0.1", small.port)) for _ in range(PLACES + 1)]
-        first, *held, last = lines
-        crowded = await last.answer()
-        assert (crowded.status, crowded.headers["retry-after"]) == (503, "1")
-        assert crowded.json()["error"]["code"] == "overloaded"
-        first.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        assert (await first.answer()).status == 200, "who is in stays in"
-        shown = (await small.get("/metrics")).data
-        assert b'gateway_protocol_refusals_total{status="503"} 1.0' in shown
-        for line in held:
-            await line.leave()
-
-    asyncio.run(main())
+async def test_callers_who_only_hold_connections_leave_files_for_the_servers(small: Port) -> None:
+    await asyncio.sleep(0.2)  # until the connection that asked whether it is ready has gone
+    lines = [Line(*await asyncio.open_connection("127.0.0.1", small.port)) for _ in range(PLACES + 1)]
+    first, *held, last = lines
+    crowded = await last.answer()
+    assert (crowded.status, crowded.headers["retry-after"]) == (503, "1")
+    assert crowded.json()["error"]["code"] == "overloaded"
+    first.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    assert (await first.answer()).status == 200, "who is in stays in"
+    shown = (await small.get("/metrics")).data
+    assert b'gateway_protocol_refusals_total{status="503"} 1.0' in shown
+    for line in held:
+        await line.leave()
 
 
 @pytest.mark.parametrize("most", [1000, 20])
@@ -247,28 +232,24 @@ def healthy(line: ssl.SSLSocket) -> bool:
     return line.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
-def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, folder: Path) -> None:
+async def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: Sim, folder: Path) -> None:
     trusting = renew(folder, CERTIFICATE, KEY)
-
-    async def main() -> None:
-        async with over_tls(flash, pro, folder, request_timeout=0.3) as port:
-            reader, writer = await asyncio.open_connection("localhost", port, ssl=trusting)
-            writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-            assert parsed(await reader.read()).json() == {"status": "ok"}
-            heard, plain = await asyncio.open_connection("localhost", port)
-            plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            assert b"HTTP" not in await heard.read(), "not reached"
-            unheard, silent = await asyncio.open_connection("localhost", port)
-            assert await asyncio.wait_for(unheard.read(), 5) == b"", "a handshake has as long as a request"
-            for line in (writer, plain, silent):
-                line.close()
-                with suppress(ConnectionError):
-                    await line.wait_closed()
-            kept = await asyncio.to_thread(secured, port, trusting)  # as a pool of connections does
-            assert await asyncio.to_thread(healthy, kept)
-        kept.close()  # it said no goodbye, for which TLS would have waited half a minute
-
-    asyncio.run(main())
+    async with over_tls(flash, pro, folder, request_timeout=0.3) as port:
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=trusting)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        assert parsed(await reader.read()).json() == {"status": "ok"}
+        heard, plain = await asyncio.open_connection("localhost", port)
+        plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert b"HTTP" not in await heard.read(), "not reached"
+        unheard, silent = await asyncio.open_connection("localhost", port)
+        assert await asyncio.wait_for(unheard.read(), 5) == b"", "a handshake has as long as a request"
+        for line in (writer, plain, silent):
+            line.close()
+            with suppress(ConnectionError):
+                await line.wait_closed()
+        kept = await asyncio.to_thread(secured, port, trusting)  # as a pool of connections does
+        assert await asyncio.to_thread(healthy, kept)
+    kept.close()  # it said no goodbye, for which TLS would have waited half a minute
 
 
 def let_in(port: int, trusting: ssl.SSLContext) -> bool:
@@ -307,19 +288,17 @@ def test_a_handshake_that_does_not_end_is_one_of_the_connections(
         runner.run(main())
 
 
-def test_a_renewed_certificate_is_shown_to_who_comes_and_who_is_in_stays(flash: Sim, pro: Sim, folder: Path) -> None:
+async def test_a_renewed_certificate_is_shown_to_who_comes_and_who_is_in_stays(
+    flash: Sim, pro: Sim, folder: Path
+) -> None:
     before = renew(folder, CERTIFICATE, KEY)
-
-    async def main() -> None:
-        async with over_tls(flash, pro, folder) as port:
-            kept = await asyncio.to_thread(secured, port, before)
-            after = renew(folder, NEXT_CERTIFICATE, NEXT_KEY)
-            await asyncio.to_thread(until, lambda: let_in(port, after))
-            assert not await asyncio.to_thread(let_in, port, before)
-            assert await asyncio.to_thread(healthy, kept)
-        kept.close()
-
-    asyncio.run(main())
+    async with over_tls(flash, pro, folder) as port:
+        kept = await asyncio.to_thread(secured, port, before)
+        after = renew(folder, NEXT_CERTIFICATE, NEXT_KEY)
+        await asyncio.to_thread(until, lambda: let_in(port, after))
+        assert not await asyncio.to_thread(let_in, port, before)
+        assert await asyncio.to_thread(healthy, kept)
+    kept.close()
 
 
 def test_where_no_file_is_left_callers_wait_and_nothing_spins(caplog: pytest.LogCaptureFixture) -> None:
@@ -350,18 +329,14 @@ def test_where_no_file_is_left_callers_wait_and_nothing_spins(caplog: pytest.Log
         runner.run(main())
 
 
-def test_ready_tells_of_a_certificate_that_cannot_be_renewed(flash: Sim, pro: Sim, folder: Path) -> None:
+async def test_ready_tells_of_a_certificate_that_cannot_be_renewed(flash: Sim, pro: Sim, folder: Path) -> None:
     files = folder / "tls.crt", folder / "tls.key"
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), tls_cert=files[0], tls_key=files[1]) as gate:
-            Server(gate.front, gate.front)
-            shown = gate.front.certificate
-            assert shown
-            assert (await gate.get("/ready")).json()["certificate"] == "ok"
-            files[1].write_text("half a k")
-            for _ in range(2):
-                shown.look()
-            assert (await gate.get("/ready")).json()["certificate"] == "broken"
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro), tls_cert=files[0], tls_key=files[1]) as gate:
+        Server(gate.front, gate.front)
+        shown = gate.front.certificate
+        assert shown
+        assert (await gate.get("/ready")).json()["certificate"] == "ok"
+        files[1].write_text("half a k")
+        for _ in range(2):
+            shown.look()
+        assert (await gate.get("/ready")).json()["certificate"] == "broken"

@@ -1,6 +1,5 @@
 """Where a conversation stays and when it moves: the arithmetic, and whole conversations over sockets."""
 
-import asyncio
 import contextlib
 import json
 from typing import Any
@@ -295,65 +294,53 @@ async def told(gate: Gateway, text: str = SIMPLE, session: str = "a", **more: An
     return found.headers["x-route-tier"], found.headers["x-route-reason"]
 
 
-def test_yes_commit_it_does_not_bring_an_escalated_conversation_back(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(sessions(flash, pro)) as gate:
-            assert await told(gate) == ("flash", "simple")
-            assert await told(gate, COMPLEX) == ("pro", "complex")
-            asked_so_far = len(flash.seen("triage"))
-            assert await told(gate, "yes, commit it") == ("pro", "session")
-            assert len(flash.seen("triage")) == asked_so_far
-            assert await told(gate, "yes, commit it", session="b") == ("flash", "simple")
-            assert await told(gate, metadata={"session": "none"}) == ("flash", "simple")
-            explained = await gate.ask(body(), x_session_id="a", x_route_explain="1")
-            found = explained.json()["route"]["facts"]["session"]
-            assert (found["tier"], found["turns"], found["continues"]) == ("pro", 2, False)
-            line = json.loads(gate.front.doors.records.recent(1)[0])
-            assert line["facts"]["session"] == found
-            assert "commit it" not in json.dumps(line)
-
-    asyncio.run(main())
+async def test_yes_commit_it_does_not_bring_an_escalated_conversation_back(flash: Sim, pro: Sim) -> None:
+    async with gateway(sessions(flash, pro)) as gate:
+        assert await told(gate) == ("flash", "simple")
+        assert await told(gate, COMPLEX) == ("pro", "complex")
+        asked_so_far = len(flash.seen("triage"))
+        assert await told(gate, "yes, commit it") == ("pro", "session")
+        assert len(flash.seen("triage")) == asked_so_far
+        assert await told(gate, "yes, commit it", session="b") == ("flash", "simple")
+        assert await told(gate, metadata={"session": "none"}) == ("flash", "simple")
+        explained = await gate.ask(body(), x_session_id="a", x_route_explain="1")
+        found = explained.json()["route"]["facts"]["session"]
+        assert (found["tier"], found["turns"], found["continues"]) == ("pro", 2, False)
+        line = json.loads(gate.front.doors.records.recent(1)[0])
+        assert line["facts"]["session"] == found
+        assert "commit it" not in json.dumps(line)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_ten_tool_results_ask_for_one_verdict(flash: Sim, pro: Sim, stream: bool) -> None:
-    async def main() -> None:
-        async with gateway(sessions(flash, pro)) as gate:
-            talk: list[JSON] = [{"role": "user", "content": COMPLEX}]
-            for step in range(11):
-                found = await gate.ask({"model": "auto", "messages": talk, "tools": TOOLS, "stream": stream})
-                assert found.headers["x-route-tier"] == "pro"
-                assert found.headers["x-route-reason"] == ("session" if step else "complex")
-                talk += [{"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]
-            assert (len(flash.seen("triage")), len(pro.seen())) == (1, 11)
-            assert pro.seen()[-1]["cached_tokens"] > 0
-
-    asyncio.run(main())
+async def test_ten_tool_results_ask_for_one_verdict(flash: Sim, pro: Sim, stream: bool) -> None:
+    async with gateway(sessions(flash, pro)) as gate:
+        talk: list[JSON] = [{"role": "user", "content": COMPLEX}]
+        for step in range(11):
+            found = await gate.ask({"model": "auto", "messages": talk, "tools": TOOLS, "stream": stream})
+            assert found.headers["x-route-tier"] == "pro"
+            assert found.headers["x-route-reason"] == ("session" if step else "complex")
+            talk += [{"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT]
+        assert (len(flash.seen("triage")), len(pro.seen())) == (1, 11)
+        assert pro.seen()[-1]["cached_tokens"] > 0
 
 
-def test_without_a_session_a_tools_result_is_judged_as_its_turn_was(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            turn = [{"role": "user", "content": COMPLEX}]
-            call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-            for messages in (turn, [*turn, call, RESULT]):
-                found = await gate.ask({"messages": messages, "tools": TOOLS})
-                assert found.headers["x-route-tier"] == "pro"
-            assert len(flash.seen("triage")) == 1  # the second one was remembered
-
-    asyncio.run(main())
+async def test_without_a_session_a_tools_result_is_judged_as_its_turn_was(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        turn = [{"role": "user", "content": COMPLEX}]
+        call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+        for messages in (turn, [*turn, call, RESULT]):
+            found = await gate.ask({"messages": messages, "tools": TOOLS})
+            assert found.headers["x-route-tier"] == "pro"
+        assert len(flash.seen("triage")) == 1  # the second one was remembered
 
 
-def test_a_failover_is_remembered_and_escalates_nothing(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(sessions(flash, pro, triage={"speculate": "never"})) as gate:
-            flash.config(only="answer", status=503, count=1)
-            assert (await told(gate))[0] == "pro"
-            result = [{"role": "user", "content": SIMPLE}, {"role": "assistant", "tool_calls": [CALL]}, RESULT]
-            assert await told(gate, messages=result) == ("pro", "session")
-            assert await told(gate) == ("flash", "simple")
-
-    asyncio.run(main())
+async def test_a_failover_is_remembered_and_escalates_nothing(flash: Sim, pro: Sim) -> None:
+    async with gateway(sessions(flash, pro, triage={"speculate": "never"})) as gate:
+        flash.config(only="answer", status=503, count=1)
+        assert (await told(gate))[0] == "pro"
+        result = [{"role": "user", "content": SIMPLE}, {"role": "assistant", "tool_calls": [CALL]}, RESULT]
+        assert await told(gate, messages=result) == ("pro", "session")
+        assert await told(gate) == ("flash", "simple")
 
 
 def test_a_weak_start_that_was_given_up_escalates_the_conversation_a_broken_one_does_not() -> None:
@@ -363,89 +350,75 @@ def test_a_weak_start_that_was_given_up_escalates_the_conversation_a_broken_one_
         assert (kept.tier, kept.level) == ("pro", level)
 
 
-def test_a_conversation_that_begins_like_another_is_not_taken_for_it(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(sessions(flash, pro)) as gate:
-            for _ in range(2):
-                found = await gate.ask(body(COMPLEX))
-                assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "complex")
-            talk = [{"role": "user", "content": COMPLEX}, {"role": "assistant", "content": "Done."}]
-            found = await gate.ask(body(messages=[*talk, {"role": "user", "content": SIMPLE}]))
-            assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
-
-    asyncio.run(main())
+async def test_a_conversation_that_begins_like_another_is_not_taken_for_it(flash: Sim, pro: Sim) -> None:
+    async with gateway(sessions(flash, pro)) as gate:
+        for _ in range(2):
+            found = await gate.ask(body(COMPLEX))
+            assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "complex")
+        talk = [{"role": "user", "content": COMPLEX}, {"role": "assistant", "content": "Done."}]
+        found = await gate.ask(body(messages=[*talk, {"role": "user", "content": SIMPLE}]))
+        assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
 
 
-def test_an_error_and_a_wish_leave_the_conversation_where_it_is(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(sessions(flash, pro, failover=None)) as gate:
-            assert (await told(gate, model="pro"))[0] == "pro"
-            assert await told(gate) == ("flash", "simple")
-            pro.config(status=400)
-            assert (await gate.ask(body(COMPLEX), x_session_id="a")).status == 400
-            assert await told(gate) == ("flash", "simple")
-
-    asyncio.run(main())
+async def test_an_error_and_a_wish_leave_the_conversation_where_it_is(flash: Sim, pro: Sim) -> None:
+    async with gateway(sessions(flash, pro, failover=None)) as gate:
+        assert (await told(gate, model="pro"))[0] == "pro"
+        assert await told(gate) == ("flash", "simple")
+        pro.config(status=400)
+        assert (await gate.ask(body(COMPLEX), x_session_id="a")).status == 400
+        assert await told(gate) == ("flash", "simple")
 
 
-def test_a_session_is_its_callers_alone(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        store, keys = MemoryStore(), {}
-        for name in ("ann", "bob"):
-            keys[name], record = new_key(await store.secret(), name)
-            await store.put_key(record)
-        async with gateway(sessions(flash, pro), store, everyone=False) as gate:
-            found = []
-            for name, text in (("ann", COMPLEX), ("bob", SIMPLE), ("ann", SIMPLE)):
-                answer = await gate.ask(body(text), x_session_id="a", authorization=f"Bearer {keys[name]}")
-                found.append((answer.headers["x-route-tier"], answer.headers["x-route-reason"]))
-            assert found == [("pro", "complex"), ("flash", "simple"), ("pro", "session")]
-
-    asyncio.run(main())
+async def test_a_session_is_its_callers_alone(flash: Sim, pro: Sim) -> None:
+    store, keys = MemoryStore(), {}
+    for name in ("ann", "bob"):
+        keys[name], record = new_key(await store.secret(), name)
+        await store.put_key(record)
+    async with gateway(sessions(flash, pro), store, everyone=False) as gate:
+        found = []
+        for name, text in (("ann", COMPLEX), ("bob", SIMPLE), ("ann", SIMPLE)):
+            answer = await gate.ask(body(text), x_session_id="a", authorization=f"Bearer {keys[name]}")
+            found.append((answer.headers["x-route-tier"], answer.headers["x-route-reason"]))
+        assert found == [("pro", "complex"), ("flash", "simple"), ("pro", "session")]
 
 
-def test_a_remembered_answer_of_another_conversation_is_not_given_to_an_escalated_one(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(sessions(flash, pro, caching={})) as gate:
-            cold: JSON = body(SIMPLE, temperature=0)
-            first = await gate.ask(cold, x_session_id="b")
-            assert (await gate.ask(cold, x_session_id="b")).headers["x-route-cache"] == "hit"
-            assert await told(gate, COMPLEX) == ("pro", "complex")
-            again = await gate.ask(cold, x_session_id="a")
-            assert (first.headers["x-route-tier"], again.headers["x-route-tier"]) == ("flash", "pro")
-            assert again.headers["x-route-cache"] == "miss"
-
-    asyncio.run(main())
-
-
-def test_a_caller_above_its_share_comes_down_and_goes_up_again_with_its_conversation(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        plan = {"usual": {"pro_share": {"max": 0.5}}}
-        async with gateway(sessions(flash, pro, callers={"plans": plan})) as gate:
-            assert (await told(gate, COMPLEX))[0] == "pro"
-            found = [await told(gate, session="a") for _ in range(5)]
-            assert {("flash", "share"), ("pro", "session")} == set(found)
-
-    asyncio.run(main())
+async def test_a_remembered_answer_of_another_conversation_is_not_given_to_an_escalated_one(
+    flash: Sim, pro: Sim
+) -> None:
+    async with gateway(sessions(flash, pro, caching={})) as gate:
+        cold: JSON = body(SIMPLE, temperature=0)
+        first = await gate.ask(cold, x_session_id="b")
+        assert (await gate.ask(cold, x_session_id="b")).headers["x-route-cache"] == "hit"
+        assert await told(gate, COMPLEX) == ("pro", "complex")
+        again = await gate.ask(cold, x_session_id="a")
+        assert (first.headers["x-route-tier"], again.headers["x-route-tier"]) == ("flash", "pro")
+        assert again.headers["x-route-cache"] == "miss"
 
 
-def test_thoughts_of_earlier_turns_reach_either_tier_byte_by_byte(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(sessions(flash, pro)) as gate:
-            thought = {
-                "reasoning_content": "First, \u00e9\\n 1.50",
-                "reasoning": "Or\tso",
-                "reasoning_details": [{"n": 1.0}],
-            }
-            answer = {"role": "assistant", "content": None, "tool_calls": [CALL], **thought}
-            for text, wanted in ((SIMPLE, flash), (COMPLEX, pro)):
-                messages = [{"role": "user", "content": "Look."}, answer, RESULT, {"role": "user", "content": text}]
-                spelled = json.dumps(messages, indent=1)
-                data = f'{{"model": "auto", "messages": {spelled}, "tools": {json.dumps(TOOLS)}}}'.encode()
-                found = await gate.ask(data, x_session_id="a")
-                assert found.headers["x-route-tier"] == ("flash" if wanted is flash else "pro")
-                sent = wanted.seen()[-1]["body"]
-                assert spelled in sent
-            assert json.loads(flash.seen("triage")[-1]["body"])["messages"][1] == answer
+async def test_a_caller_above_its_share_comes_down_and_goes_up_again_with_its_conversation(
+    flash: Sim, pro: Sim
+) -> None:
+    plan = {"usual": {"pro_share": {"max": 0.5}}}
+    async with gateway(sessions(flash, pro, callers={"plans": plan})) as gate:
+        assert (await told(gate, COMPLEX))[0] == "pro"
+        found = [await told(gate, session="a") for _ in range(5)]
+        assert {("flash", "share"), ("pro", "session")} == set(found)
 
-    asyncio.run(main())
+
+async def test_thoughts_of_earlier_turns_reach_either_tier_byte_by_byte(flash: Sim, pro: Sim) -> None:
+    async with gateway(sessions(flash, pro)) as gate:
+        thought = {
+            "reasoning_content": "First, \u00e9\\n 1.50",
+            "reasoning": "Or\tso",
+            "reasoning_details": [{"n": 1.0}],
+        }
+        answer = {"role": "assistant", "content": None, "tool_calls": [CALL], **thought}
+        for text, wanted in ((SIMPLE, flash), (COMPLEX, pro)):
+            messages = [{"role": "user", "content": "Look."}, answer, RESULT, {"role": "user", "content": text}]
+            spelled = json.dumps(messages, indent=1)
+            data = f'{{"model": "auto", "messages": {spelled}, "tools": {json.dumps(TOOLS)}}}'.encode()
+            found = await gate.ask(data, x_session_id="a")
+            assert found.headers["x-route-tier"] == ("flash" if wanted is flash else "pro")
+            sent = wanted.seen()[-1]["body"]
+            assert spelled in sent
+        assert json.loads(flash.seen("triage")[-1]["body"])["messages"][1] == answer

@@ -90,24 +90,21 @@ def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits(flash
     asyncio.run(main())
 
 
-def test_while_the_store_stands_still_requests_are_decided_without_their_session(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with embedded() as url:
-            with redis.Redis.from_url(url) as client:
-                pid = int(client.info("server")["process_id"])
-            store = RedisStore(url)
-            async with gateway(sessions(flash, pro), store) as gate:
-                kept = []
-                for name in "abc":  # a look-up that takes its whole budget, on a busy machine, is as none
-                    assert (await gate.ask(body(COMPLEX), x_session_id=name)).headers["x-route-tier"] == "pro"
-                    kept.append((await gate.ask(body(), x_session_id=name)).headers["x-route-tier"])
-                assert "pro" in kept
-                os.kill(pid, signal.SIGSTOP)
-                try:
-                    found = [await gate.ask(body(), x_session_id="a") for _ in range(3)]
-                finally:
-                    os.kill(pid, signal.SIGCONT)
-                assert [answer.status for answer in found] == [200] * 3
-                assert {answer.headers["x-route-tier"] for answer in found} == {"flash"}
-
-    asyncio.run(main())
+async def test_while_the_store_stands_still_requests_are_decided_without_their_session(flash: Sim, pro: Sim) -> None:
+    async with embedded() as url:
+        with redis.Redis.from_url(url) as client:
+            pid = int(client.info("server")["process_id"])
+        store = RedisStore(url)
+        async with gateway(sessions(flash, pro), store) as gate:
+            kept = []
+            for name in "abc":  # a look-up that takes its whole budget, on a busy machine, is as none
+                assert (await gate.ask(body(COMPLEX), x_session_id=name)).headers["x-route-tier"] == "pro"
+                kept.append((await gate.ask(body(), x_session_id=name)).headers["x-route-tier"])
+            assert "pro" in kept
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                found = [await gate.ask(body(), x_session_id="a") for _ in range(3)]
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert [answer.status for answer in found] == [200] * 3
+            assert {answer.headers["x-route-tier"] for answer in found} == {"flash"}

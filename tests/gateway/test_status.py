@@ -11,63 +11,54 @@ KEY = "a-key-that-is-long-enough"
 OWN = ["/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/docs"]
 
 
-def test_every_other_path_is_a_404_error_object(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for path in (
-                "/",
-                "/v1",
-                "/v1/chat",
-                "/v1/chat/completions/",
-                "/pause",
-                "/health/",
-                "/v1/models/x%2f..",
-                "//",
-            ):
-                for method in ("GET", "POST", "OPTIONS"):
-                    answer = await gate.get(path, method)
-                    assert answer.status == 404 or (method != "GET" and path.startswith("/v1/models/"))
-                    error = answer.json()["error"]
-                    assert error.keys() == {"message", "type", "param", "code"}
-                    assert "location" not in answer.headers
-                    assert len(answer.headers["x-request-id"]) == 32
-
-    asyncio.run(main())
+async def test_every_other_path_is_a_404_error_object(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for path in (
+            "/",
+            "/v1",
+            "/v1/chat",
+            "/v1/chat/completions/",
+            "/pause",
+            "/health/",
+            "/v1/models/x%2f..",
+            "//",
+        ):
+            for method in ("GET", "POST", "OPTIONS"):
+                answer = await gate.get(path, method)
+                assert answer.status == 404 or (method != "GET" and path.startswith("/v1/models/"))
+                error = answer.json()["error"]
+                assert error.keys() == {"message", "type", "param", "code"}
+                assert "location" not in answer.headers
+                assert len(answer.headers["x-request-id"]) == 32
 
 
 @pytest.mark.parametrize("path", OWN)
-def test_own_paths_take_get_and_head_and_nothing_else(flash: Sim, pro: Sim, path: str) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            got, head = await gate.get(path), await gate.get(path, "HEAD")
-            assert (got.status, head.status, head.data) == (200, 200, b"")
-            assert head.headers["content-type"] == got.headers["content-type"]
-            refused = await gate.get(path, "DELETE")
-            assert (refused.status, refused.json()["error"]["code"]) == (405, "method_not_allowed")
-            assert "GET" in refused.headers["allow"]
-
-    asyncio.run(main())
+async def test_own_paths_take_get_and_head_and_nothing_else(flash: Sim, pro: Sim, path: str) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        got, head = await gate.get(path), await gate.get(path, "HEAD")
+        assert (got.status, head.status, head.data) == (200, 200, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+        refused = await gate.get(path, "DELETE")
+        assert (refused.status, refused.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert "GET" in refused.headers["allow"]
 
 
-def test_models_are_listed_for_who_has_a_key(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro, aliases={"gpt-4o": "auto"}), everyone=False, api_key=KEY) as gate:
-            for path in ("/v1/models", "/v1/models/flash"):
-                refused = await gate.get(path)
-                assert (refused.status, refused.json()["error"]["code"]) == (401, "invalid_api_key")
-            known = {"authorization": f"Bearer {KEY}"}
-            listed = (await gate.get("/v1/models", **known)).json()
-            assert [model["id"] for model in listed["data"]] == ["auto", "flash", "pro"]
-            assert (await gate.get("/v1/models/pro", **known)).json()["root"] == "pro-model"
-            for unlisted, tier in (("gpt-4o", None), ("auto:best", None), ("Pro-Model", "pro-model")):
-                found = (await gate.get(f"/v1/models/{unlisted}", **known)).json()
-                assert (found["id"], found.get("root")) == (unlisted, tier)
-            missing = await gate.get("/v1/models/" + "x" * 500, **known)
-            assert (missing.status, missing.json()["error"]["param"]) == (404, "model")
-            assert "Known models: auto, flash, pro." in missing.json()["error"]["message"]
-            assert (await gate.get("/health")).status == 200
-
-    asyncio.run(main())
+async def test_models_are_listed_for_who_has_a_key(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro, aliases={"gpt-4o": "auto"}), everyone=False, api_key=KEY) as gate:
+        for path in ("/v1/models", "/v1/models/flash"):
+            refused = await gate.get(path)
+            assert (refused.status, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        known = {"authorization": f"Bearer {KEY}"}
+        listed = (await gate.get("/v1/models", **known)).json()
+        assert [model["id"] for model in listed["data"]] == ["auto", "flash", "pro"]
+        assert (await gate.get("/v1/models/pro", **known)).json()["root"] == "pro-model"
+        for unlisted, tier in (("gpt-4o", None), ("auto:best", None), ("Pro-Model", "pro-model")):
+            found = (await gate.get(f"/v1/models/{unlisted}", **known)).json()
+            assert (found["id"], found.get("root")) == (unlisted, tier)
+        missing = await gate.get("/v1/models/" + "x" * 500, **known)
+        assert (missing.status, missing.json()["error"]["param"]) == (404, "model")
+        assert "Known models: auto, flash, pro." in missing.json()["error"]["message"]
+        assert (await gate.get("/health")).status == 200
 
 
 def test_a_caller_sees_the_models_that_answer_it(flash: Sim, pro: Sim) -> None:
@@ -79,7 +70,7 @@ def test_a_caller_sees_the_models_that_answer_it(flash: Sim, pro: Sim) -> None:
     asyncio.run(main(["auto", "pro"], may=["pro"], min_tier="pro"))
 
 
-def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> None:
+async def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> None:
     meant = {
         "/chat/completions": "/v1/chat/completions",
         "/v1/chat/completions/chat/completions": "/v1/chat/completions",
@@ -90,40 +81,30 @@ def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> None:
         "/models": "/v1/models",
         "/v1/images/generations": None,
     }
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            for path, served in meant.items():
-                told = (await gate.ask(b"{}", path)).json()["error"]["message"]
-                advice = f"Did you mean {served}?" if served else "/docs tells what is served."
-                assert told == f"Unknown path: POST {path}. {advice}"
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        for path, served in meant.items():
+            told = (await gate.ask(b"{}", path)).json()["error"]["message"]
+            advice = f"Did you mean {served}?" if served else "/docs tells what is served."
+            assert told == f"Unknown path: POST {path}. {advice}"
 
 
-def test_ready_and_metrics_tell_the_policy_and_the_store(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            await gate.ask(body())
-            await eventually(lambda: not any(gate.upstream.load().values()))
-            ready = (await gate.get("/ready")).json()
-            assert (ready["store"], ready["policy"]["name"], ready["load"]["flash"]) == ("memory", "test", 0)
-            assert ready["tiers"]["pro"] == {"inflight": 0, "queued": 0, "up": [True], "places": 256}
-            assert b'gateway_requests_total{status="200",tier="flash"} 1.0' in (await gate.get("/metrics")).data
-
-    asyncio.run(main())
+async def test_ready_and_metrics_tell_the_policy_and_the_store(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        await gate.ask(body())
+        await eventually(lambda: not any(gate.upstream.load().values()))
+        ready = (await gate.get("/ready")).json()
+        assert (ready["store"], ready["policy"]["name"], ready["load"]["flash"]) == ("memory", "test", 0)
+        assert ready["tiers"]["pro"] == {"inflight": 0, "queued": 0, "up": [True], "places": 256}
+        assert b'gateway_requests_total{status="200",tier="flash"} 1.0' in (await gate.get("/metrics")).data
 
 
-def test_a_bug_in_another_path_is_a_500_error_object(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            gate.front.doors.policy = None  # type: ignore[assignment]
-            answer = await gate.get("/ready")
-            assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
-            gate.front.doors.policy = policy_for(flash, pro)
-            gate.front.doors.keys = None  # type: ignore[assignment]
-            answer = await gate.ask(body())
-            assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
-            assert "NoneType" not in answer.data.decode()
-
-    asyncio.run(main())
+async def test_a_bug_in_another_path_is_a_500_error_object(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        gate.front.doors.policy = None  # type: ignore[assignment]
+        answer = await gate.get("/ready")
+        assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
+        gate.front.doors.policy = policy_for(flash, pro)
+        gate.front.doors.keys = None  # type: ignore[assignment]
+        answer = await gate.ask(body())
+        assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert "NoneType" not in answer.data.decode()

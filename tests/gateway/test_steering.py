@@ -56,66 +56,51 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("routes", [ROUTES[:6], ROUTES[6:]])  # after ten wrong keys the answer is 429
-def test_only_the_admin_key_opens_a_route(flash: Sim, pro: Sim, routes: list[tuple[str, str]]) -> None:
-    async def main() -> None:
-        async with gateway(load_policy(policy_text(flash, pro)), admin_key=ADMIN) as gate:
-            for method, path in routes:
-                assert (await gate.ask(b"[" * 9, "/admin/policy" + path, method)).status == 401, path
-
-    asyncio.run(main())
+async def test_only_the_admin_key_opens_a_route(flash: Sim, pro: Sim, routes: list[tuple[str, str]]) -> None:
+    async with gateway(load_policy(policy_text(flash, pro)), admin_key=ADMIN) as gate:
+        for method, path in routes:
+            assert (await gate.ask(b"[" * 9, "/admin/policy" + path, method)).status == 401, path
 
 
-def test_the_policy_in_force_is_shown_with_its_text_tests_and_revisions(flash: Sim, pro: Sim, file: Path) -> None:
-    async def main() -> None:
-        text = policy_text(flash, pro, tests=TESTS)
-        async with steered(file, text) as gate:
-            shown = await got(gate)
-            assert (shown["name"], shown["text"], shown["source"], shown["problem"]) == ("test", text, "file", None)
-            assert (shown["file"], shown["candidate"], shown["rollback"]) == (str(file), None, None)
-            assert [(one["name"], one["got"]["tier"], one["problems"]) for one in shown["tests"]] == [
-                ("hi", "flash", [])
-            ]
-            (revision,) = shown["revisions"]
-            assert (revision["digest"], revision["current"]) == (shown["digest"], True)
-            assert (await got(gate, f"/revisions/{revision['digest']}"))["text"] == text
-            assert (await gate.get("/admin/policy/revisions/none", **RIGHT)).status == 404
-            assert await got(gate, "/schema") == schema()
-
-    asyncio.run(main())
+async def test_the_policy_in_force_is_shown_with_its_text_tests_and_revisions(flash: Sim, pro: Sim, file: Path) -> None:
+    text = policy_text(flash, pro, tests=TESTS)
+    async with steered(file, text) as gate:
+        shown = await got(gate)
+        assert (shown["name"], shown["text"], shown["source"], shown["problem"]) == ("test", text, "file", None)
+        assert (shown["file"], shown["candidate"], shown["rollback"]) == (str(file), None, None)
+        assert [(one["name"], one["got"]["tier"], one["problems"]) for one in shown["tests"]] == [("hi", "flash", [])]
+        (revision,) = shown["revisions"]
+        assert (revision["digest"], revision["current"]) == (shown["digest"], True)
+        assert (await got(gate, f"/revisions/{revision['digest']}"))["text"] == text
+        assert (await gate.get("/admin/policy/revisions/none", **RIGHT)).status == 404
+        assert await got(gate, "/schema") == schema()
 
 
-def test_a_text_is_checked_and_tested_without_coming_into_force(flash: Sim, pro: Sim, file: Path) -> None:
-    async def main() -> None:
-        async with steered(file, policy_text(flash, pro, tests=TESTS)) as gate:
-            for path in ("/check", "/test"):
-                right = await put(gate, path, policy_text(flash, pro, tests=TESTS, name="other"))
-                assert (right["ok"], right["problems"], len(right["tests"])) == (True, [], 1)
-                wrong = await put(gate, path, policy_text(flash, pro, tests=[{**HI, "expect": {"tier": "pro"}}]))
-                assert (wrong["ok"], wrong["digest"]) == (False, None)
-                assert wrong["problems"] == wrong["tests"][0]["problems"]
-                assert (await put(gate, path, "schema: ["))["problems"][0]["line"] == 2
-            assert len((await put(gate, "/test"))["tests"]) == 1
-            assert (await got(gate))["name"] == "test"
-            await put(gate, "/check", "x" * (LONGEST + 1), status=413)
-
-    asyncio.run(main())
+async def test_a_text_is_checked_and_tested_without_coming_into_force(flash: Sim, pro: Sim, file: Path) -> None:
+    async with steered(file, policy_text(flash, pro, tests=TESTS)) as gate:
+        for path in ("/check", "/test"):
+            right = await put(gate, path, policy_text(flash, pro, tests=TESTS, name="other"))
+            assert (right["ok"], right["problems"], len(right["tests"])) == (True, [], 1)
+            wrong = await put(gate, path, policy_text(flash, pro, tests=[{**HI, "expect": {"tier": "pro"}}]))
+            assert (wrong["ok"], wrong["digest"]) == (False, None)
+            assert wrong["problems"] == wrong["tests"][0]["problems"]
+            assert (await put(gate, path, "schema: ["))["problems"][0]["line"] == 2
+        assert len((await put(gate, "/test"))["tests"]) == 1
+        assert (await got(gate))["name"] == "test"
+        await put(gate, "/check", "x" * (LONGEST + 1), status=413)
 
 
-def test_a_text_sees_no_variable_that_the_file_does_not_name(
+async def test_a_text_sees_no_variable_that_the_file_does_not_name(
     flash: Sim, pro: Sim, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KNOWN", "flash")
     monkeypatch.setenv("SECRET", "hunter2")
-
-    async def main() -> None:
-        async with steered(file, policy_text(flash, pro, aliases={"known": "${KNOWN}"})) as gate:
-            for name, ok in (("KNOWN", True), ("SECRET", False)):
-                found = await put(gate, "/check", policy_text(flash, pro, name=f"${{{name}}}"))
-                assert found["ok"] is ok
-            asked = {"request": HI["request"], "policy": policy_text(flash, pro, name="${SECRET:-unset}")}
-            assert (await put(gate, "/explain", asked))["policy"]["name"] == "unset"
-
-    asyncio.run(main())
+    async with steered(file, policy_text(flash, pro, aliases={"known": "${KNOWN}"})) as gate:
+        for name, ok in (("KNOWN", True), ("SECRET", False)):
+            found = await put(gate, "/check", policy_text(flash, pro, name=f"${{{name}}}"))
+            assert found["ok"] is ok
+        asked = {"request": HI["request"], "policy": policy_text(flash, pro, name="${SECRET:-unset}")}
+        assert (await put(gate, "/explain", asked))["policy"]["name"] == "unset"
 
 
 def test_a_text_reads_no_file_of_another_folder_that_the_policy_in_force_does_not(
@@ -139,106 +124,90 @@ def test_a_text_reads_no_file_of_another_folder_that_the_policy_in_force_does_no
     asyncio.run(main())
 
 
-def test_what_a_text_changes_and_whom_it_moves_is_told(flash: Sim, pro: Sim, file: Path) -> None:
-    async def main() -> None:
-        async with steered(file, policy_text(flash, pro)) as gate:
-            assert (await gate.ask(body())).status == 200
-            await eventually(lambda: len(gate.front.doors.records.recent(9)) == 1)
-            found = await put(gate, "/diff", policy_text(flash, pro, rules=[{"id": "all", "route": "pro"}]))
-            assert {change["path"] for change in found["changes"]} >= {"rules", "rules.all.route"}
-            (move,) = found["moves"]
-            assert (found["records"], move["origin"], move["to"], move["count"]) == (1, "flash", "pro", 1)
-            watching = [{"id": "x", "when": {"header": {"x-a": "b"}}, "route": "pro"}, {"id": "all", "route": "pro"}]
-            assert "x-a" in (await put(gate, "/diff", policy_text(flash, pro, rules=watching)))["unjudged"]
-            await put(gate, "/diff", "schema: 1", status=400)
-
-    asyncio.run(main())
+async def test_what_a_text_changes_and_whom_it_moves_is_told(flash: Sim, pro: Sim, file: Path) -> None:
+    async with steered(file, policy_text(flash, pro)) as gate:
+        assert (await gate.ask(body())).status == 200
+        await eventually(lambda: len(gate.front.doors.records.recent(9)) == 1)
+        found = await put(gate, "/diff", policy_text(flash, pro, rules=[{"id": "all", "route": "pro"}]))
+        assert {change["path"] for change in found["changes"]} >= {"rules", "rules.all.route"}
+        (move,) = found["moves"]
+        assert (found["records"], move["origin"], move["to"], move["count"]) == (1, "flash", "pro", 1)
+        watching = [{"id": "x", "when": {"header": {"x-a": "b"}}, "route": "pro"}, {"id": "all", "route": "pro"}]
+        assert "x-a" in (await put(gate, "/diff", policy_text(flash, pro, rules=watching)))["unjudged"]
+        await put(gate, "/diff", "schema: 1", status=400)
 
 
-def test_a_decision_is_explained_without_asking_a_model(flash: Sim, pro: Sim, file: Path) -> None:
-    async def main() -> None:
-        async with steered(file, policy_text(flash, pro)) as gate:
-            flash.reset()
-            for verdict, tier in ((0.9, "pro"), ("simple", "flash"), ("timeout", "flash")):
-                found = await put(gate, "/explain", {"request": HI["request"], "verdict": verdict})
-                assert found["route"]["tier"] == tier
-            for wrong in ({"verdict": "maybe"}, {"plan": "none"}, {"policy": "schema: ["}, {"unknown": 1}):
-                await put(gate, "/explain", {"request": HI["request"], **wrong}, status=400)
-            await put(gate, "/explain", {"request": {"messages": [{"role": "user", "content": "\ud800"}]}}, status=400)
-            assert flash.state()["requests"] == []
-
-    asyncio.run(main())
+async def test_a_decision_is_explained_without_asking_a_model(flash: Sim, pro: Sim, file: Path) -> None:
+    async with steered(file, policy_text(flash, pro)) as gate:
+        flash.reset()
+        for verdict, tier in ((0.9, "pro"), ("simple", "flash"), ("timeout", "flash")):
+            found = await put(gate, "/explain", {"request": HI["request"], "verdict": verdict})
+            assert found["route"]["tier"] == tier
+        for wrong in ({"verdict": "maybe"}, {"plan": "none"}, {"policy": "schema: ["}, {"unknown": 1}):
+            await put(gate, "/explain", {"request": HI["request"], **wrong}, status=400)
+        await put(gate, "/explain", {"request": {"messages": [{"role": "user", "content": "\ud800"}]}}, status=400)
+        assert flash.state()["requests"] == []
 
 
-def test_a_wrong_file_is_told_on_reload_in_ready_and_in_metrics_and_changes_nothing(
+async def test_a_wrong_file_is_told_on_reload_in_ready_and_in_metrics_and_changes_nothing(
     flash: Sim, pro: Sim, file: Path
 ) -> None:
-    async def main() -> None:
-        async with steered(file, policy_text(flash, pro)) as gate:
-            write(file, policy_text(flash, pro, rules=[]))
-            found = await put(gate, "/reload")
-            assert (found["ok"], found["problems"][0]["path"]) == (False, "rules")
-            assert (await got(gate))["problem"]["problems"] == found["problems"]
-            ready = (await gate.get("/ready")).json()
-            assert (ready["status"], ready["policy"]["revision"]) == ("ok", "r1")
-            assert f"{file}:1:" in ready["policy"]["problems"][0]
-            assert (await gate.ask(body())).status == 200
-            write(file, policy_text(flash, pro, revision="r2"))
-            assert (await put(gate, "/reload"))["ok"]
-            assert "r2" in (await gate.ask(body())).headers["x-route-policy"]
-            metrics = (await gate.get("/metrics")).data.decode()
-            assert re.search('gateway_policy_reloads_total{result="rejected"} [12]', metrics)
-            assert 'revision="r2"' in metrics
-
-    asyncio.run(main())
+    async with steered(file, policy_text(flash, pro)) as gate:
+        write(file, policy_text(flash, pro, rules=[]))
+        found = await put(gate, "/reload")
+        assert (found["ok"], found["problems"][0]["path"]) == (False, "rules")
+        assert (await got(gate))["problem"]["problems"] == found["problems"]
+        ready = (await gate.get("/ready")).json()
+        assert (ready["status"], ready["policy"]["revision"]) == ("ok", "r1")
+        assert f"{file}:1:" in ready["policy"]["problems"][0]
+        assert (await gate.ask(body())).status == 200
+        write(file, policy_text(flash, pro, revision="r2"))
+        assert (await put(gate, "/reload"))["ok"]
+        assert "r2" in (await gate.ask(body())).headers["x-route-policy"]
+        metrics = (await gate.get("/metrics")).data.decode()
+        assert re.search('gateway_policy_reloads_total{result="rejected"} [12]', metrics)
+        assert 'revision="r2"' in metrics
 
 
-def test_a_rollback_is_in_force_until_it_is_taken_back_or_the_file_changes(flash: Sim, pro: Sim, file: Path) -> None:
-    async def main() -> None:
-        async with steered(file, policy_text(flash, pro)) as gate:
-            write(file, policy_text(flash, pro, revision="r2"))
-            await put(gate, "/reload")
-            back = await put(gate, "/rollback", {"to": "previous"})
-            assert "still says otherwise" in back["note"]
-            shown = await got(gate)
-            assert (shown["revision"], shown["source"], shown["rollback"]["note"]) == ("r1", "rollback", back["note"])
-            assert "@r1+" in (await gate.ask(body())).headers["x-route-policy"]
-            await put(gate, "/rollback", method="DELETE")
-            assert (await got(gate))["revision"] == "r2"
-            await put(gate, "/rollback", {"to": back["digest"]})
-            write(file, policy_text(flash, pro, revision="r3"))
-            await put(gate, "/reload")
-            assert ((await got(gate))["revision"], (await got(gate))["source"]) == ("r3", "file")
-            await put(gate, "/rollback", {"to": "none"}, status=404)
-
-    asyncio.run(main())
-
-
-def test_a_candidate_is_shown_with_what_it_would_have_decided(flash: Sim, pro: Sim, file: Path) -> None:
-    async def main() -> None:
-        beside = policy_text(flash, pro, name="next", rules=[{"id": "up", "route": "pro"}])
-        write(file.with_name("next.yaml"), beside)
-        named = {"policy": str(file.with_name("next.yaml")), "shadow": 1.0}
-        async with steered(file, policy_text(flash, pro, candidate=named)) as gate:
-            assert (await gate.ask(body(), x_request_id="r-1")).headers["x-route-tier"] == "flash"
-            await eventually(lambda: gate.front.doors.comparison.compared.total() == 1)
-            found = await got(gate, "/candidate")
-            (moved,) = found["disagreements"]
-            assert (found["name"], found["compared"]) == ("next", {"differs": 1})
-            told = {"rule": "triaged", "tier": "flash", "candidate_rule": "up", "candidate_tier": "pro"}
-            assert moved == {**told, "count": 1, "examples": ["r-1"]}
-            metrics = (await gate.get("/metrics")).data.decode()
-            labels = 'candidate_rule="up",candidate_tier="pro",rule="triaged",tier="flash"'
-            assert f"gateway_shadow_disagreements_total{{{labels}}} 1.0" in metrics
-
-    asyncio.run(main())
+async def test_a_rollback_is_in_force_until_it_is_taken_back_or_the_file_changes(
+    flash: Sim, pro: Sim, file: Path
+) -> None:
+    async with steered(file, policy_text(flash, pro)) as gate:
+        write(file, policy_text(flash, pro, revision="r2"))
+        await put(gate, "/reload")
+        back = await put(gate, "/rollback", {"to": "previous"})
+        assert "still says otherwise" in back["note"]
+        shown = await got(gate)
+        assert (shown["revision"], shown["source"], shown["rollback"]["note"]) == ("r1", "rollback", back["note"])
+        assert "@r1+" in (await gate.ask(body())).headers["x-route-policy"]
+        await put(gate, "/rollback", method="DELETE")
+        assert (await got(gate))["revision"] == "r2"
+        await put(gate, "/rollback", {"to": back["digest"]})
+        write(file, policy_text(flash, pro, revision="r3"))
+        await put(gate, "/reload")
+        assert ((await got(gate))["revision"], (await got(gate))["source"]) == ("r3", "file")
+        await put(gate, "/rollback", {"to": "none"}, status=404)
 
 
-def test_the_document_of_the_interface_has_the_routes(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(load_policy(policy_text(flash, pro)), admin_key=ADMIN) as gate:
-            told = json.loads((await gate.get("/openapi.json")).data)
-            for method, path in ROUTES:
-                assert told["paths"]["/admin/policy" + path.replace("/x", "/{digest}")][method.lower()]["security"]
+async def test_a_candidate_is_shown_with_what_it_would_have_decided(flash: Sim, pro: Sim, file: Path) -> None:
+    beside = policy_text(flash, pro, name="next", rules=[{"id": "up", "route": "pro"}])
+    write(file.with_name("next.yaml"), beside)
+    named = {"policy": str(file.with_name("next.yaml")), "shadow": 1.0}
+    async with steered(file, policy_text(flash, pro, candidate=named)) as gate:
+        assert (await gate.ask(body(), x_request_id="r-1")).headers["x-route-tier"] == "flash"
+        await eventually(lambda: gate.front.doors.comparison.compared.total() == 1)
+        found = await got(gate, "/candidate")
+        (moved,) = found["disagreements"]
+        assert (found["name"], found["compared"]) == ("next", {"differs": 1})
+        told = {"rule": "triaged", "tier": "flash", "candidate_rule": "up", "candidate_tier": "pro"}
+        assert moved == {**told, "count": 1, "examples": ["r-1"]}
+        metrics = (await gate.get("/metrics")).data.decode()
+        labels = 'candidate_rule="up",candidate_tier="pro",rule="triaged",tier="flash"'
+        assert f"gateway_shadow_disagreements_total{{{labels}}} 1.0" in metrics
 
-    asyncio.run(main())
+
+async def test_the_document_of_the_interface_has_the_routes(flash: Sim, pro: Sim) -> None:
+    async with gateway(load_policy(policy_text(flash, pro)), admin_key=ADMIN) as gate:
+        told = json.loads((await gate.get("/openapi.json")).data)
+        for method, path in ROUTES:
+            assert told["paths"]["/admin/policy" + path.replace("/x", "/{digest}")][method.lower()]["security"]

@@ -200,17 +200,13 @@ def test_in_the_middle_of_a_move_entries_are_asked_of_the_new_owner_and_decision
     move_slot(nodes, slot, target, source)
 
 
-def test_a_cluster_is_found_when_some_of_the_named_servers_are_gone(nodes: Nodes) -> None:
+async def test_a_cluster_is_found_when_some_of_the_named_servers_are_gone(nodes: Nodes) -> None:
     url = f"redis+cluster://127.0.0.1:1,127.0.0.1:{nodes[4].port}"
-
-    async def main() -> None:
-        store = open_store(url)
-        assert (await ask(store, "ann"))[1]
-        await recovered(store)
-        assert (await ask(store, "ann"))[2]
-        await store.close()
-
-    asyncio.run(main())
+    store = open_store(url)
+    assert (await ask(store, "ann"))[1]
+    await recovered(store)
+    assert (await ask(store, "ann"))[2]
+    await store.close()
 
 
 @pytest.mark.parametrize("rest", ["", "host:port", "one:1,,two:2", ":1"])

@@ -105,65 +105,55 @@ def test_a_limit_that_is_let_go_admits_and_a_denied_share_keeps_to_the_first_tie
     frozen(main)
 
 
-def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_the_servers_word_was_lost() -> None:
-    async def main() -> None:
-        async with embedded() as url:
-            with redis.Redis.from_url(url) as client:
-                pid = int(client.info("server")["process_id"])
-            store = RedisStore(url + SECONDS)
-            await store.secret()
-            os.kill(pid, signal.SIGSTOP)
-            held = await store.admit("ann", WIDE, None, COSTLY)
-            os.kill(pid, signal.SIGCONT)
-            await eventually(lambda: store.state == "ok" and not len(store._owed))
-            os.kill(pid, signal.SIGSTOP)
-            await store.settle("ann", held.lease or "", USED)
-            assert len(store._owed) == 1
-            os.kill(pid, signal.SIGCONT)
-            await eventually(lambda: not len(store._owed))
-            (line,) = await store.ledger("ann")
-            assert (line.requests, line.money) == (1, 300)
-            await store.close()
-
-    asyncio.run(main())
+async def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_the_servers_word_was_lost() -> None:
+    async with embedded() as url:
+        with redis.Redis.from_url(url) as client:
+            pid = int(client.info("server")["process_id"])
+        store = RedisStore(url + SECONDS)
+        await store.secret()
+        os.kill(pid, signal.SIGSTOP)
+        held = await store.admit("ann", WIDE, None, COSTLY)
+        os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: store.state == "ok" and not len(store._owed))
+        os.kill(pid, signal.SIGSTOP)
+        await store.settle("ann", held.lease or "", USED)
+        assert len(store._owed) == 1
+        os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: not len(store._owed))
+        (line,) = await store.ledger("ann")
+        assert (line.requests, line.money) == (1, 300)
+        await store.close()
 
 
-def test_however_long_an_outage_what_was_used_in_it_is_kept_as_sums_and_booked_whole() -> None:
-    async def main() -> None:
-        async with embedded() as url:
-            with redis.Redis.from_url(url) as client:
-                pid = int(client.info("server")["process_id"])
-            store = RedisStore(url + SECONDS)
-            await store.secret()
-            os.kill(pid, signal.SIGSTOP)
-            triage = Line("flash", "triage", False, 5, 0, 1, 10)
-            for caller in ["ann", "bob"] * 50:
-                held = await store.admit(caller, WIDE, None, COSTLY)
-                await store.settle(caller, held.lease or "", [*USED, triage])
-            assert len(store._owed) <= 3, "the two callers, and the admission that may have been heard"
-            os.kill(pid, signal.SIGCONT)
-            await eventually(lambda: store.state == "ok" and not len(store._owed))
-            for caller in ("ann", "bob"):
-                booked = [(one.kind, one.requests, one.prompt, one.money) for one in await store.ledger(caller)]
-                assert booked == [("triage", 50, 250, 500), ("answer", 50, 400, 15_000)]
-            await store.close()
-
-    asyncio.run(main())
+async def test_however_long_an_outage_what_was_used_in_it_is_kept_as_sums_and_booked_whole() -> None:
+    async with embedded() as url:
+        with redis.Redis.from_url(url) as client:
+            pid = int(client.info("server")["process_id"])
+        store = RedisStore(url + SECONDS)
+        await store.secret()
+        os.kill(pid, signal.SIGSTOP)
+        triage = Line("flash", "triage", False, 5, 0, 1, 10)
+        for caller in ["ann", "bob"] * 50:
+            held = await store.admit(caller, WIDE, None, COSTLY)
+            await store.settle(caller, held.lease or "", [*USED, triage])
+        assert len(store._owed) <= 3, "the two callers, and the admission that may have been heard"
+        os.kill(pid, signal.SIGCONT)
+        await eventually(lambda: store.state == "ok" and not len(store._owed))
+        for caller in ("ann", "bob"):
+            booked = [(one.kind, one.requests, one.prompt, one.money) for one in await store.ledger(caller)]
+            assert booked == [("triage", 50, 250, 500), ("answer", 50, 400, 15_000)]
+        await store.close()
 
 
-def test_a_gateway_tells_how_its_limits_are_kept(flash: Sim, pro: Sim) -> None:
+async def test_a_gateway_tells_how_its_limits_are_kept(flash: Sim, pro: Sim) -> None:
     callers = {"plans": {"usual": {"budget": {"usd": 1.0}}}, "on_store_failure": {"tokens": "allow"}}
-
-    async def main() -> None:
-        store = open_store("redis://127.0.0.1:1")
-        async with gateway(policy_for(flash, pro, callers=callers), store) as gate:
-            refusal = await gate.ask(body())
-            assert (refusal.status, refusal.json()["error"]["code"]) == (503, "store_unavailable")
-            assert int(refusal.headers["retry-after"]) >= 1
-            ready = (await gate.get("/ready")).json()
-            assert ready["store"] == "down"
-            assert ready["limits"]["budget"] == "deny"
-            assert ready["limits"]["tokens"] == "allow"
-            assert 'gateway_limits{kept="deny",limit="budget"} 1.0' in (await gate.get("/metrics")).data.decode()
-
-    asyncio.run(main())
+    store = open_store("redis://127.0.0.1:1")
+    async with gateway(policy_for(flash, pro, callers=callers), store) as gate:
+        refusal = await gate.ask(body())
+        assert (refusal.status, refusal.json()["error"]["code"]) == (503, "store_unavailable")
+        assert int(refusal.headers["retry-after"]) >= 1
+        ready = (await gate.get("/ready")).json()
+        assert ready["store"] == "down"
+        assert ready["limits"]["budget"] == "deny"
+        assert ready["limits"]["tokens"] == "allow"
+        assert 'gateway_limits{kept="deny",limit="budget"} 1.0' in (await gate.get("/metrics")).data.decode()

@@ -74,14 +74,11 @@ async def set_and_get(lane: Line) -> None:
     assert await asyncio.gather(*asked) == expected
 
 
-def test_many_large_commands_at_once_are_answered_in_order(run: Run, valkey: str) -> None:  # noqa: F811
-    async def main() -> None:
-        faults: list[Exception] = []
-        async with line(valkey, faults) as lane:
-            await set_and_get(lane)
-        assert faults == []
-
-    run(main())
+async def test_many_large_commands_at_once_are_answered_in_order(run: Run, valkey: str) -> None:  # noqa: F811
+    faults: list[Exception] = []
+    async with line(valkey, faults) as lane:
+        await set_and_get(lane)
+    assert faults == []
 
 
 def test_user_password_database_and_tls_are_those_of_the_address(
@@ -232,26 +229,23 @@ def test_what_was_put_is_sent_though_nobody_waits_and_the_line_is_closed(run: Ru
         assert client.get("count") == b"2"
 
 
-def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_command_connects_afresh(
+async def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_command_connects_afresh(
     run: Run,  # noqa: F811
     valkey: str,
 ) -> None:
-    async def main() -> None:
-        faults: list[Exception] = []
-        async with line(valkey, faults) as lane:
-            number = await lane.put(b"CLIENT", b"ID")
-            with redis.Redis.from_url(valkey) as client:
-                client.client_kill_filter(_id=number)
-            async with asyncio.timeout(1.0):
-                while not faults:  # noqa: ASYNC110  a line tells of a fault by a call only
-                    await asyncio.sleep(0.005)
-            assert await lane.put(b"CLIENT", b"ID") > number
-        assert len(faults) == 1
-
-    run(main())
+    faults: list[Exception] = []
+    async with line(valkey, faults) as lane:
+        number = await lane.put(b"CLIENT", b"ID")
+        with redis.Redis.from_url(valkey) as client:
+            client.client_kill_filter(_id=number)
+        async with asyncio.timeout(1.0):
+            while not faults:  # noqa: ASYNC110  a line tells of a fault by a call only
+                await asyncio.sleep(0.005)
+        assert await lane.put(b"CLIENT", b"ID") > number
+    assert len(faults) == 1
 
 
-def test_a_connection_that_ends_while_it_takes_no_more_is_followed_by_one_that_does(run: Run) -> None:  # noqa: F811
+async def test_a_connection_that_ends_while_it_takes_no_more_is_followed_by_one_that_does(run: Run) -> None:  # noqa: F811
     met: list[asyncio.StreamWriter] = []
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -261,18 +255,15 @@ def test_a_connection_that_ends_while_it_takes_no_more_is_followed_by_one_that_d
             writer.write(b"+PONG\r\n")
             writer.close()
 
-    async def main() -> None:
-        faults: list[Exception] = []
-        async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
-            url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?socket_timeout=10"
-            async with line(url, faults) as lane:
-                asked = [lane.put(b"SET", b"name", BIG) for _ in range(16)]
-                await eventually(lambda: lane._paused)
-                met[0].transport.abort()
-                assert {type(one) for one in await asyncio.gather(*asked, return_exceptions=True)} == {type(faults[0])}
-                assert await lane.put(b"PING") == b"PONG"
-
-    run(main())
+    faults: list[Exception] = []
+    async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?socket_timeout=10"
+        async with line(url, faults) as lane:
+            asked = [lane.put(b"SET", b"name", BIG) for _ in range(16)]
+            await eventually(lambda: lane._paused)
+            met[0].transport.abort()
+            assert {type(one) for one in await asyncio.gather(*asked, return_exceptions=True)} == {type(faults[0])}
+            assert await lane.put(b"PING") == b"PONG"
 
 
 def test_a_server_that_takes_no_connection_is_given_up_in_time(run: Run) -> None:  # noqa: F811
@@ -293,25 +284,22 @@ def test_a_server_that_takes_no_connection_is_given_up_in_time(run: Run) -> None
 
 
 @pytest.mark.parametrize("reply", [b"+OK\r\n+OK\r\n", b"-MOVED elsewhere\r\n", b"-ASK 1 host:port\r\n", b"-MOVED\r\n"])
-def test_who_does_not_keep_to_the_protocol_is_a_server_that_fails(run: Run, reply: bytes) -> None:  # noqa: F811
+async def test_who_does_not_keep_to_the_protocol_is_a_server_that_fails(run: Run, reply: bytes) -> None:  # noqa: F811
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(reply)
         await reader.read()
         writer.close()
 
-    async def main() -> None:
-        troubles, faults = watched(), list[Exception]()
-        async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
-            url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            async with line(f"{url}?socket_timeout=10", faults) as lane:
-                with contextlib.suppress(ConnectionError):
-                    assert await lane.put(b"PING") == b"OK"
-                await eventually(lambda: bool(faults))
-        assert [type(fault) for fault in faults] == [ConnectionError]
-        assert troubles == []
-
-    run(main())
+    troubles, faults = watched(), list[Exception]()
+    async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with line(f"{url}?socket_timeout=10", faults) as lane:
+            with contextlib.suppress(ConnectionError):
+                assert await lane.put(b"PING") == b"OK"
+            await eventually(lambda: bool(faults))
+    assert [type(fault) for fault in faults] == [ConnectionError]
+    assert troubles == []
 
 
 @contextlib.asynccontextmanager
@@ -341,22 +329,16 @@ async def slow(piece: bytes, pieces: int, seconds: float, faults: list[Exception
     await asyncio.sleep(0)
 
 
-def test_a_reply_that_drips_is_none_in_time() -> None:
-    async def main() -> None:
-        faults: list[Exception] = []
-        async with slow(b"x", 12, 0.02, faults) as lane:
-            with pytest.raises(TimeoutError):
-                await lane.put(b"GET", b"name")
-        assert len(faults) == 1
-
-    asyncio.run(main())
+async def test_a_reply_that_drips_is_none_in_time() -> None:
+    faults: list[Exception] = []
+    async with slow(b"x", 12, 0.02, faults) as lane:
+        with pytest.raises(TimeoutError):
+            await lane.put(b"GET", b"name")
+    assert len(faults) == 1
 
 
-def test_a_large_reply_may_take_longer_than_the_timeout() -> None:
-    async def main() -> None:
-        faults: list[Exception] = []
-        async with slow(b"x" * PIECE, 6, 0.04, faults) as lane:
-            assert await lane.put(b"GET", b"name") == b"x" * 6 * PIECE
-        assert faults == []
-
-    asyncio.run(main())
+async def test_a_large_reply_may_take_longer_than_the_timeout() -> None:
+    faults: list[Exception] = []
+    async with slow(b"x" * PIECE, 6, 0.04, faults) as lane:
+        assert await lane.put(b"GET", b"name") == b"x" * 6 * PIECE
+    assert faults == []

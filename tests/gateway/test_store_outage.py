@@ -105,156 +105,128 @@ def test_a_frozen_server_costs_the_first_requests_a_quarter_second_the_rest_noth
     assert [line.partition(":")[0] for line in said] == ["store down", "store ok"]
 
 
-def test_while_the_server_is_tried_again_no_request_waits_for_it() -> None:
-    async def main() -> None:
-        async with shared() as (store, _, pid):
-            with frozen(pid):
-                await store.admit("ann", PLENTY, None)
-                end = time.monotonic() + PAUSE + SECONDS / 2
-                while time.monotonic() < end:
-                    await at_once(store.admit("ann", PLENTY, None))
-                    await asyncio.sleep(0.01)
-                assert store.state == "down"
-
-    asyncio.run(main())
-
-
-def test_a_process_that_was_busy_itself_takes_the_server_for_no_slower() -> None:
-    async def main() -> None:
-        async with shared() as (store, _, _):
-            for turns in (1, 3):
-                asking = asyncio.create_task(store.admit("ann", PLENTY, None))
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                time.sleep(1.2 * SECONDS)  # noqa: ASYNC251  the stall is the point
-                assert (await asking).allowed
-                assert store.state == "ok"
-
-    asyncio.run(main())
-
-
-def test_a_server_has_as_long_to_answer_as_its_address_says() -> None:
-    async def main() -> None:
-        async with shared() as (store, url, pid):
-            patient = open_store(f"{url}?socket_timeout=60")
-            await patient.secret()
-            with frozen(pid):
-                waiting = asyncio.create_task(patient.admit("ann", PLENTY, None))
-                await store.admit("ann", PLENTY, None)
-                assert (store.state, patient.state, waiting.done()) == ("down", "ok", False)
-            assert not ((await waiting).lease or "m").startswith("m")
-            await patient.close()
-
-    asyncio.run(main())
-
-
-def test_while_the_server_is_frozen_the_same_limits_hold_in_this_process() -> None:
-    async def main() -> None:
-        async with shared() as (store, _, pid):
-            with frozen(pid):
-                await store.admit("bob", PLENTY, None)
-                answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(400)))
-                assert sum(answer.allowed for answer in answers) == 50
-                one = Limits(100, 1, 60.0)
-                held = await store.admit("carl", one, None)
-                assert not (await store.admit("carl", one, None)).allowed
-                await store.settle("carl", held.lease or "")
-                assert (await store.admit("carl", one, None)).allowed
-
-    asyncio.run(main())
-
-
-def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwards_and_those_still_held_are_not() -> None:
-    async def main() -> None:
-        async with shared() as (store, url, pid):
-            held = await store.admit("ann", Limits(100, 2, 60.0), None)
-            kept = await store.admit("bob", Limits(100, 1, 60.0), None)
-            with frozen(pid):
-                asked = await store.admit("ann", Limits(100, 2, 60.0), None)
-                assert asked.allowed
-                await store.settle("ann", held.lease or "")
-                await store.settle("ann", asked.lease or "")
-            with redis.Redis.from_url(url) as client:
-                client.zadd("tg3:{bob}:leases", {kept.lease or "": 0})  # as after an outage longer than a lease
-                await eventually(lambda: client.zcard("tg3:{ann}:leases") == 0)
-            assert not (await store.admit("bob", Limits(100, 1, 60.0), None)).allowed
-
-    asyncio.run(main())
-
-
-def test_keys_and_cache_in_an_outage_say_so_at_once() -> None:
-    async def main() -> None:
-        async with shared() as (store, _, pid):
-            await store.put_key(RECORD)
-            await store.remember("ann", b"key", b"answer", 60.0)
-            secret = await store.secret()
-            with frozen(pid):
-                await store.admit("ann", PLENTY, None)
-                assert await at_once(store.recall("ann", b"key")) is None
-                await at_once(store.remember("ann", b"other", b"answer", 60.0))
-                assert await at_once(store.secret()) == secret
-                for ask in (store.key("a"), store.put_key(RECORD), store.list_keys(), store.revoke_key("a")):
-                    with pytest.raises(Overloaded) as refusal:
-                        await at_once(ask)
-                    assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")
-
-    asyncio.run(main())
-
-
-def test_a_killed_server_that_comes_back_empty_gets_the_scripts_and_the_secret_again() -> None:
-    async def main() -> None:
-        async with shared() as (store, url, pid):
-            secret = await store.secret()
-            os.kill(pid, signal.SIGKILL)
-            await eventually(lambda: store.state == "down")
-            assert (await at_once(store.admit("ann", PLENTY, None))).allowed
-            with replacement(url):
-                await recovered(store)
-                answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(100)))
-                assert sum(answer.allowed for answer in answers) == 50
-                other = open_store(f"{url}?socket_timeout={SECONDS}")
-                assert await other.secret() == secret
-                await other.close()
-
-    asyncio.run(main())
-
-
-def test_who_is_on_a_server_that_was_emptied_agrees_with_others_on_a_secret_again() -> None:
-    async def main() -> None:
-        async with shared() as (store, url, _):
+async def test_while_the_server_is_tried_again_no_request_waits_for_it() -> None:
+    async with shared() as (store, _, pid):
+        with frozen(pid):
             await store.admit("ann", PLENTY, None)
-            before = await store.secret()
-            with redis.Redis.from_url(url) as client:
-                client.flushall()
-            other = open_store(f"{url}?socket_timeout={SECONDS}")
-            theirs = await other.secret()
-            await eventually(lambda: store.known_secret == theirs)
-            assert theirs != before
-            await other.close()
-
-    asyncio.run(main())
+            end = time.monotonic() + PAUSE + SECONDS / 2
+            while time.monotonic() < end:
+                await at_once(store.admit("ann", PLENTY, None))
+                await asyncio.sleep(0.01)
+            assert store.state == "down"
 
 
-def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:
-    async def main() -> None:
-        async with shared() as (store, url, _):
-            with redis.Redis.from_url(url) as client:
-                client.replicaof("127.0.0.1", 1)
-                assert (await store.admit("ann", PLENTY, None)).allowed
-                assert store.state == "down"
-
-    asyncio.run(main())
-
-
-def test_a_key_of_a_wrong_type_touches_its_caller_only() -> None:
-    async def main() -> None:
-        async with shared() as (store, url, _):
-            with redis.Redis.from_url(url) as client:
-                client.lpush("tg3:{ann}:account", "x")
-            assert (await store.admit("ann", PLENTY, None)).allowed
+async def test_a_process_that_was_busy_itself_takes_the_server_for_no_slower() -> None:
+    async with shared() as (store, _, _):
+        for turns in (1, 3):
+            asking = asyncio.create_task(store.admit("ann", PLENTY, None))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            time.sleep(1.2 * SECONDS)  # noqa: ASYNC251  the stall is the point
+            assert (await asking).allowed
             assert store.state == "ok"
 
-    asyncio.run(main())
+
+async def test_a_server_has_as_long_to_answer_as_its_address_says() -> None:
+    async with shared() as (store, url, pid):
+        patient = open_store(f"{url}?socket_timeout=60")
+        await patient.secret()
+        with frozen(pid):
+            waiting = asyncio.create_task(patient.admit("ann", PLENTY, None))
+            await store.admit("ann", PLENTY, None)
+            assert (store.state, patient.state, waiting.done()) == ("down", "ok", False)
+        assert not ((await waiting).lease or "m").startswith("m")
+        await patient.close()
+
+
+async def test_while_the_server_is_frozen_the_same_limits_hold_in_this_process() -> None:
+    async with shared() as (store, _, pid):
+        with frozen(pid):
+            await store.admit("bob", PLENTY, None)
+            answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(400)))
+            assert sum(answer.allowed for answer in answers) == 50
+            one = Limits(100, 1, 60.0)
+            held = await store.admit("carl", one, None)
+            assert not (await store.admit("carl", one, None)).allowed
+            await store.settle("carl", held.lease or "")
+            assert (await store.admit("carl", one, None)).allowed
+
+
+async def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwards_and_those_still_held_are_not() -> (
+    None
+):
+    async with shared() as (store, url, pid):
+        held = await store.admit("ann", Limits(100, 2, 60.0), None)
+        kept = await store.admit("bob", Limits(100, 1, 60.0), None)
+        with frozen(pid):
+            asked = await store.admit("ann", Limits(100, 2, 60.0), None)
+            assert asked.allowed
+            await store.settle("ann", held.lease or "")
+            await store.settle("ann", asked.lease or "")
+        with redis.Redis.from_url(url) as client:
+            client.zadd("tg3:{bob}:leases", {kept.lease or "": 0})  # as after an outage longer than a lease
+            await eventually(lambda: client.zcard("tg3:{ann}:leases") == 0)
+        assert not (await store.admit("bob", Limits(100, 1, 60.0), None)).allowed
+
+
+async def test_keys_and_cache_in_an_outage_say_so_at_once() -> None:
+    async with shared() as (store, _, pid):
+        await store.put_key(RECORD)
+        await store.remember("ann", b"key", b"answer", 60.0)
+        secret = await store.secret()
+        with frozen(pid):
+            await store.admit("ann", PLENTY, None)
+            assert await at_once(store.recall("ann", b"key")) is None
+            await at_once(store.remember("ann", b"other", b"answer", 60.0))
+            assert await at_once(store.secret()) == secret
+            for ask in (store.key("a"), store.put_key(RECORD), store.list_keys(), store.revoke_key("a")):
+                with pytest.raises(Overloaded) as refusal:
+                    await at_once(ask)
+                assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")
+
+
+async def test_a_killed_server_that_comes_back_empty_gets_the_scripts_and_the_secret_again() -> None:
+    async with shared() as (store, url, pid):
+        secret = await store.secret()
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: store.state == "down")
+        assert (await at_once(store.admit("ann", PLENTY, None))).allowed
+        with replacement(url):
+            await recovered(store)
+            answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(100)))
+            assert sum(answer.allowed for answer in answers) == 50
+            other = open_store(f"{url}?socket_timeout={SECONDS}")
+            assert await other.secret() == secret
+            await other.close()
+
+
+async def test_who_is_on_a_server_that_was_emptied_agrees_with_others_on_a_secret_again() -> None:
+    async with shared() as (store, url, _):
+        await store.admit("ann", PLENTY, None)
+        before = await store.secret()
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+        other = open_store(f"{url}?socket_timeout={SECONDS}")
+        theirs = await other.secret()
+        await eventually(lambda: store.known_secret == theirs)
+        assert theirs != before
+        await other.close()
+
+
+async def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:
+    async with shared() as (store, url, _):
+        with redis.Redis.from_url(url) as client:
+            client.replicaof("127.0.0.1", 1)
+            assert (await store.admit("ann", PLENTY, None)).allowed
+            assert store.state == "down"
+
+
+async def test_a_key_of_a_wrong_type_touches_its_caller_only() -> None:
+    async with shared() as (store, url, _):
+        with redis.Redis.from_url(url) as client:
+            client.lpush("tg3:{ann}:account", "x")
+        assert (await store.admit("ann", PLENTY, None)).allowed
+        assert store.state == "ok"
 
 
 @pytest.mark.parametrize("address", ["redis://127.0.0.1:{port}", "unix:///nowhere/store.socket"])

@@ -225,14 +225,11 @@ def test_where_no_sentinel_answers_in_time_there_is_no_primary() -> None:
         asyncio.run(primary_of((None, None), 0.05))
 
 
-def test_sentinels_that_are_gone_cost_no_request() -> None:
-    async def main() -> None:
-        store = open_store(f"redis+sentinel://127.0.0.1:1,127.0.0.1:2/main{PATIENT}")
-        assert (await asyncio.wait_for(store.admit("ann", PLENTY, None), WAIT)).allowed
-        assert store.state == "down"
-        await store.close()
-
-    asyncio.run(main())
+async def test_sentinels_that_are_gone_cost_no_request() -> None:
+    store = open_store(f"redis+sentinel://127.0.0.1:1,127.0.0.1:2/main{PATIENT}")
+    assert (await asyncio.wait_for(store.admit("ann", PLENTY, None), WAIT)).allowed
+    assert store.state == "down"
+    await store.close()
 
 
 @pytest.mark.parametrize("rest", ["127.0.0.1:1", "127.0.0.1:1/", "127.0.0.1:1//0"])

@@ -131,21 +131,17 @@ def test_a_whole_stream_passes_unchanged_in_any_pieces(run: Run) -> None:
     run(main())
 
 
-def test_events_that_are_like_those_before_are_looked_at_where_they_say_more(run: Run) -> None:
+async def test_events_that_are_like_those_before_are_looked_at_where_they_say_more(run: Run) -> None:
     """Each event comes by itself: whole ones, one that is cut within its text, and such that only begin alike."""
     texts = ["a", "usage", '"usage"', "[DONE]", "\\", "b\n", "\u2028", ""]
     first = [chunk(text) for text in texts]
     cut = [*[chunk("c")[:60], chunk("c")[60:], b": ", chunk("c")] * 3, chunk("d", usage=COUNTS), chunk("e") * 2]
     hidden = [chunk(text, choices=[], usage=COUNTS, x={"content": text}) for text in "abcd"]
     parts = [*first, *cut, *first, *hidden, chunk("h").replace(b"null", b'"stop"'), DONE]
-
-    async def main() -> None:
-        async with serving(streaming(*parts)) as (client, origin, _):
-            seen = await pour(await ask(client, origin), hide_usage=True, most=len(parts))
-        assert (seen.data, seen.refusal) == (b"".join([part for part in parts if part not in hidden]), None)
-        assert (seen.usage, seen.usage.events) == (Usage(7, None, 5), b"".join(parts).count(b"\n\n"))
-
-    run(main())
+    async with serving(streaming(*parts)) as (client, origin, _):
+        seen = await pour(await ask(client, origin), hide_usage=True, most=len(parts))
+    assert (seen.data, seen.refusal) == (b"".join([part for part in parts if part not in hidden]), None)
+    assert (seen.usage, seen.usage.events) == (Usage(7, None, 5), b"".join(parts).count(b"\n\n"))
 
 
 def taking(taken: list[bytes], data: bytes) -> bool:
@@ -154,7 +150,7 @@ def taking(taken: list[bytes], data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_the_last_event_may_leave_with_the_end_where_both_have_come(run: Run, together: bool) -> None:
+async def test_the_last_event_may_leave_with_the_end_where_both_have_come(run: Run, together: bool) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         said = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (chunk("b"), DONE))
@@ -164,17 +160,14 @@ def test_the_last_event_may_leave_with_the_end_where_both_have_come(run: Run, to
         await asyncio.sleep(0.02)
         await peer.answer(b"0\r\n\r\n")
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, _):
-            response, taken = await ask(client, origin), list[bytes]()
-            events = Events(response, Usage(), DIALECTS[CHAT].answers, True, lambda _: None)
-            assert await anext(events) == chunk("a")
-            last = await events.pour(partial(taking, taken))
-            assert (last, taken) == (chunk("b") + DONE if together else None, [])
-            assert [batch async for batch in events] == ([] if together else [chunk("b") + DONE])
-            response.close()
-
-    run(main())
+    async with serving(talk) as (client, origin, _):
+        response, taken = await ask(client, origin), list[bytes]()
+        events = Events(response, Usage(), DIALECTS[CHAT].answers, True, lambda _: None)
+        assert await anext(events) == chunk("a")
+        last = await events.pour(partial(taking, taken))
+        assert (last, taken) == (chunk("b") + DONE if together else None, [])
+        assert [batch async for batch in events] == ([] if together else [chunk("b") + DONE])
+        response.close()
 
 
 @pytest.mark.parametrize("end", ["cut", "whole"])
@@ -218,18 +211,17 @@ RESPONSE = spoken(
 
 
 @pytest.mark.parametrize(("path", "events"), [("/v1/messages", MESSAGE), ("/v1/responses", RESPONSE)])
-def test_each_dialect_ends_with_its_own_last_event_and_nothing_else(run: Run, path: str, events: list[bytes]) -> None:
-    async def main() -> None:
-        whole = await relayed(streaming(*events, DONE, chunk("after")), path=path)
-        assert (whole.data, whole.refusal) == (b"".join(events), None)
-        assert (whole.usage, whole.usage.complete) == (Usage(7, 3, 5, complete=True), True)
-        for last in range(len(events)):
-            for rest in (b"", DONE, events[last].removesuffix(b"\n")):
-                cut = await relayed(streaming(*events[:last], *([rest] if rest else [])), path=path)
-                assert isinstance(cut.refusal, UpstreamFailed)
-                assert not cut.usage.complete
-
-    run(main())
+async def test_each_dialect_ends_with_its_own_last_event_and_nothing_else(
+    run: Run, path: str, events: list[bytes]
+) -> None:
+    whole = await relayed(streaming(*events, DONE, chunk("after")), path=path)
+    assert (whole.data, whole.refusal) == (b"".join(events), None)
+    assert (whole.usage, whole.usage.complete) == (Usage(7, 3, 5, complete=True), True)
+    for last in range(len(events)):
+        for rest in (b"", DONE, events[last].removesuffix(b"\n")):
+            cut = await relayed(streaming(*events[:last], *([rest] if rest else [])), path=path)
+            assert isinstance(cut.refusal, UpstreamFailed)
+            assert not cut.usage.complete
 
 
 FAILED = {"type": "response.failed", "response": {"id": "r", "error": {"code": "server_error"}, "usage": None}}
@@ -243,33 +235,26 @@ FAILED = {"type": "response.failed", "response": {"id": "r", "error": {"code": "
         ("/v1/responses", RESPONSE[:2], FAILED),
     ],
 )
-def test_each_dialects_word_for_a_failure_is_understood(run: Run, path: str, before: list[bytes], last: Any) -> None:
-    async def main() -> None:
-        seen = await relayed(streaming(*before, *spoken(last)), path=path)
-        assert (seen.data, seen.refusal) == (b"".join([*before, *spoken(last)]), None)
-        assert seen.error
-
-    run(main())
+async def test_each_dialects_word_for_a_failure_is_understood(
+    run: Run, path: str, before: list[bytes], last: Any
+) -> None:
+    seen = await relayed(streaming(*before, *spoken(last)), path=path)
+    assert (seen.data, seen.refusal) == (b"".join([*before, *spoken(last)]), None)
+    assert seen.error
 
 
 @pytest.mark.parametrize(
     "last", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n", b"data: [DONE] \n\n"]
 )
-def test_each_spelling_of_done_ends_a_stream(run: Run, last: bytes) -> None:
-    async def main() -> None:
-        seen = await relayed(streaming(chunk("a") + last + chunk("after") + DONE))
-        assert (seen.data, seen.refusal) == (chunk("a") + last, None)
-
-    run(main())
+async def test_each_spelling_of_done_ends_a_stream(run: Run, last: bytes) -> None:
+    seen = await relayed(streaming(chunk("a") + last + chunk("after") + DONE))
+    assert (seen.data, seen.refusal) == (chunk("a") + last, None)
 
 
 @pytest.mark.parametrize("last", [b"data: [DONE]", b"data: [DONE]\n", b"data: [DONE]\r\r", b"data: [DONE]\r\n"])
-def test_a_done_without_its_blank_line_is_given_one(run: Run, last: bytes) -> None:
-    async def main() -> None:
-        seen = await relayed(streaming(chunk("a"), last))
-        assert (seen.data, seen.refusal) == (chunk("a") + last + b"\n\n", None)
-
-    run(main())
+async def test_a_done_without_its_blank_line_is_given_one(run: Run, last: bytes) -> None:
+    seen = await relayed(streaming(chunk("a"), last))
+    assert (seen.data, seen.refusal) == (chunk("a") + last + b"\n\n", None)
 
 
 FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
@@ -286,40 +271,30 @@ FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
         (chunk("b", usage=COUNTS, **FINISH) + chunk("c", usage=COUNTS), "whole", False),
     ],
 )
-def test_a_finish_told_with_its_usage_is_an_end_that_is_given_its_done(
+async def test_a_finish_told_with_its_usage_is_an_end_that_is_given_its_done(
     run: Run, last: bytes, end: str, whole: bool
 ) -> None:
-    async def main() -> None:
-        seen = await relayed(streaming(chunk("a"), last, end=end))
-        assert seen.data == chunk("a") + last + (DONE if whole else b"")
-        assert (seen.usage.complete, seen.refusal is None) == (whole, whole)
-
-    run(main())
+    seen = await relayed(streaming(chunk("a"), last, end=end))
+    assert seen.data == chunk("a") + last + (DONE if whole else b"")
+    assert (seen.usage.complete, seen.refusal is None) == (whole, whole)
 
 
-def test_a_stream_that_stands_still_is_a_timeout(run: Run) -> None:
-    async def main() -> None:
-        seen = await relayed(streaming(chunk("a"), end="still"))
-        assert seen.data == chunk("a")
-        assert isinstance(seen.refusal, UpstreamTimeout)
-
-    run(main())
+async def test_a_stream_that_stands_still_is_a_timeout(run: Run) -> None:
+    seen = await relayed(streaming(chunk("a"), end="still"))
+    assert seen.data == chunk("a")
+    assert isinstance(seen.refusal, UpstreamTimeout)
 
 
 @pytest.mark.parametrize("end", ["whole", "cut", "still"])
 @pytest.mark.parametrize("more", [{}, {"choices": [], "usage": COUNTS}])
 @pytest.mark.parametrize("done", [b"", DONE])
-def test_an_error_of_the_server_passes_and_is_the_only_one(
+async def test_an_error_of_the_server_passes_and_is_the_only_one(
     run: Run, end: str, more: dict[str, Any], done: bytes
 ) -> None:
     error = event(json.dumps({"error": {"message": "out of memory", "code": 500}, **more}).encode())
-
-    async def main() -> None:
-        seen = await relayed(streaming(chunk("a") + error + done, end=end))
-        assert (seen.data, seen.refusal) == (chunk("a") + error + done, None)
-        assert seen.error["code"] == 500
-
-    run(main())
+    seen = await relayed(streaming(chunk("a") + error + done, end=end))
+    assert (seen.data, seen.refusal) == (chunk("a") + error + done, None)
+    assert seen.error["code"] == 500
 
 
 @pytest.mark.parametrize(
@@ -348,33 +323,26 @@ def test_an_error_of_the_server_passes_and_is_the_only_one(
         (event(b'["usage"]'), True, Usage()),
     ],
 )
-def test_usage_is_read_in_every_form_and_only_its_own_chunk_is_hidden(event: bytes, shown: bool, usage: Usage) -> None:
-    async def main() -> None:
-        seen = await relayed(streaming(event + DONE))
-        assert seen.refusal is None
-        assert seen.usage == usage
-        assert seen.data == (event if shown else b"") + DONE
-        assert (await relayed(streaming(event + DONE), hide_usage=False)).data == event + DONE
-
-    asyncio.run(main())
-
-
-def test_the_last_of_several_counts_stands(run: Run) -> None:
-    async def main() -> None:
-        early = chunk("a", usage={"prompt_tokens": 7, "completion_tokens": 1})
-        assert (await relayed(streaming(early + counted() + DONE))).usage == Usage(7, None, 5)
-
-    run(main())
+async def test_usage_is_read_in_every_form_and_only_its_own_chunk_is_hidden(
+    event: bytes, shown: bool, usage: Usage
+) -> None:
+    seen = await relayed(streaming(event + DONE))
+    assert seen.refusal is None
+    assert seen.usage == usage
+    assert seen.data == (event if shown else b"") + DONE
+    assert (await relayed(streaming(event + DONE), hide_usage=False)).data == event + DONE
 
 
-def test_a_finished_stream_gives_its_connection_back(run: Run) -> None:
-    async def main() -> None:
-        async with serving(streaming(chunk("a"), DONE)) as (client, origin, server):
-            for _ in range(3):
-                await read(await ask(client, origin), hide_usage=True)
-            assert server.connections == 1
+async def test_the_last_of_several_counts_stands(run: Run) -> None:
+    early = chunk("a", usage={"prompt_tokens": 7, "completion_tokens": 1})
+    assert (await relayed(streaming(early + counted() + DONE))).usage == Usage(7, None, 5)
 
-    run(main())
+
+async def test_a_finished_stream_gives_its_connection_back(run: Run) -> None:
+    async with serving(streaming(chunk("a"), DONE)) as (client, origin, server):
+        for _ in range(3):
+            await read(await ask(client, origin), hide_usage=True)
+        assert server.connections == 1
 
 
 def saying_json(data: bytes, status: int = 200, cut: int = 0) -> Talk:

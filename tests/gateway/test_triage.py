@@ -252,18 +252,15 @@ def test_who_asks_keeps_the_connection_though_the_verdict_is_taken_early(flash: 
     assert {entry["state"] for entry in flash.seen("triage")} == {"finished"}
 
 
-def test_a_verdict_that_is_taken_early_costs_what_the_server_counts_after_it(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(only="triage", drip=0.005, drip_bytes=64)
-        request, policy = asked(body(SIMPLE)), policy_for(flash, pro)
-        async with upstream() as door:
-            assert (await triage(request, policy, door, question(request, policy))).label == "simple"
-            (bill,) = request.bills
-            assert not bill.usage.complete
-            await eventually(lambda: bill.usage.complete)
-            assert bill.usage.prompt
-
-    asyncio.run(main())
+async def test_a_verdict_that_is_taken_early_costs_what_the_server_counts_after_it(flash: Sim, pro: Sim) -> None:
+    flash.config(only="triage", drip=0.005, drip_bytes=64)
+    request, policy = asked(body(SIMPLE)), policy_for(flash, pro)
+    async with upstream() as door:
+        assert (await triage(request, policy, door, question(request, policy))).label == "simple"
+        (bill,) = request.bills
+        assert not bill.usage.complete
+        await eventually(lambda: bill.usage.complete)
+        assert bill.usage.prompt
 
 
 def test_a_server_that_is_not_there_is_an_error_and_a_full_tier_is_not_asked(flash: Sim, pro: Sim) -> None:
@@ -282,18 +279,15 @@ def test_a_server_that_is_not_there_is_an_error_and_a_full_tier_is_not_asked(fla
     assert len(flash.seen("triage")) == 1
 
 
-def test_the_timeout_holds_for_a_server_that_never_answers() -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as deaf:
-            silent = Sim(f"http://127.0.0.1:{deaf.getsockname()[1]}", "m")
-            async with upstream() as door:
-                policy = policy_for(silent, PRO, triage={"timeout": "150ms"})
-                for headers in ({}, {"x-request-timeout": "1000"}):  # a caller's patience makes it no longer
-                    request = asked(body(), headers=headers)
-                    asking = triage(request, policy, door, question(request, policy))
-                    assert (await asyncio.wait_for(asking, 20)).reason == "timeout"
-
-    asyncio.run(main())
+async def test_the_timeout_holds_for_a_server_that_never_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        silent = Sim(f"http://127.0.0.1:{deaf.getsockname()[1]}", "m")
+        async with upstream() as door:
+            policy = policy_for(silent, PRO, triage={"timeout": "150ms"})
+            for headers in ({}, {"x-request-timeout": "1000"}):  # a caller's patience makes it no longer
+                request = asked(body(), headers=headers)
+                asking = triage(request, policy, door, question(request, policy))
+                assert (await asyncio.wait_for(asking, 20)).reason == "timeout"
 
 
 # -- strategies and prompts --------------------------------------------------------------------------------------------

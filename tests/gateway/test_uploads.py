@@ -125,49 +125,43 @@ async def refused(uploads: Uploads, caller: str, size: int) -> bool:
     return False
 
 
-def test_a_caller_s_bodies_take_no_more_than_they_leave_to_others() -> None:
-    async def main() -> None:
-        uploads = Uploads(ROOM, patience=0.01)
-        assert await uploads.take("ann", LARGE) == LARGE
-        assert await refused(uploads, "ann", SMALL + 1)
-        assert not await refused(uploads, "bob", LARGE // 2)
-        assert await refused(uploads, "bob", LARGE // 2 + 1)
-        assert not await refused(uploads, "ann", SMALL), "what a connection reads before it asks"
-        assert uploads.keep("ann", LARGE // 2, LARGE) == LARGE // 2
-        assert not await refused(uploads, "ann", LARGE // 4)
-        assert uploads.keep("ann", LARGE, LARGE // 2) == LARGE // 2, "nothing is taken without asking"
-        assert uploads.keep("ann", 0, LARGE // 2) == 0
-        held = await uploads.take("ann", 9 * ROOM)
-        assert held == 9 * ROOM, "the only one is served, however long"
-        uploads.keep("ann", 0, held)
-        assert (uploads._held, uploads._waiting) == ({}, {})
-
-    asyncio.run(main())
+async def test_a_caller_s_bodies_take_no_more_than_they_leave_to_others() -> None:
+    uploads = Uploads(ROOM, patience=0.01)
+    assert await uploads.take("ann", LARGE) == LARGE
+    assert await refused(uploads, "ann", SMALL + 1)
+    assert not await refused(uploads, "bob", LARGE // 2)
+    assert await refused(uploads, "bob", LARGE // 2 + 1)
+    assert not await refused(uploads, "ann", SMALL), "what a connection reads before it asks"
+    assert uploads.keep("ann", LARGE // 2, LARGE) == LARGE // 2
+    assert not await refused(uploads, "ann", LARGE // 4)
+    assert uploads.keep("ann", LARGE, LARGE // 2) == LARGE // 2, "nothing is taken without asking"
+    assert uploads.keep("ann", 0, LARGE // 2) == 0
+    held = await uploads.take("ann", 9 * ROOM)
+    assert held == 9 * ROOM, "the only one is served, however long"
+    uploads.keep("ann", 0, held)
+    assert (uploads._held, uploads._waiting) == ({}, {})
 
 
-def test_smaller_bodies_do_not_wait_behind_larger_ones() -> None:
-    async def main() -> None:
-        uploads, came = Uploads(ROOM), list[int]()
-        held = await uploads.take("ann", LARGE)
+async def test_smaller_bodies_do_not_wait_behind_larger_ones() -> None:
+    uploads, came = Uploads(ROOM), list[int]()
+    held = await uploads.take("ann", LARGE)
 
-        async def one(size: int) -> None:
-            taken = await uploads.take("ann", size)
-            came.append(size)
-            uploads.keep("ann", 0, taken)
+    async def one(size: int) -> None:
+        taken = await uploads.take("ann", size)
+        came.append(size)
+        uploads.keep("ann", 0, taken)
 
-        sizes = [LARGE, LARGE // 2, LARGE // 4]
-        tasks = [asyncio.create_task(one(size)) for size in sizes]
-        await asyncio.sleep(0)
-        gone = asyncio.create_task(one(LARGE // 3))
-        await asyncio.sleep(0)
-        gone.cancel()  # whose caller left
-        await asyncio.sleep(0)
-        uploads.keep("ann", 0, held)
-        await asyncio.wait_for(asyncio.gather(*tasks), 5)
-        assert came == sizes[::-1]
-        assert (uploads._held, uploads._waiting) == ({}, {})
-
-    asyncio.run(main())
+    sizes = [LARGE, LARGE // 2, LARGE // 4]
+    tasks = [asyncio.create_task(one(size)) for size in sizes]
+    await asyncio.sleep(0)
+    gone = asyncio.create_task(one(LARGE // 3))
+    await asyncio.sleep(0)
+    gone.cancel()  # whose caller left
+    await asyncio.sleep(0)
+    uploads.keep("ann", 0, held)
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert came == sizes[::-1]
+    assert (uploads._held, uploads._waiting) == ({}, {})
 
 
 @pytest.mark.parametrize(("path", "chunked"), [(CHAT, False), ("/v1/route", True)])

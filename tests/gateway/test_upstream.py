@@ -44,7 +44,7 @@ FAILURES: list[tuple[str, JSON | None, bool]] = [
 
 
 @pytest.mark.parametrize(("kind", "fault", "stream"), FAILURES)
-def test_before_the_first_byte_the_next_tier_is_tried_if_the_policy_names_the_failure(
+async def test_before_the_first_byte_the_next_tier_is_tried_if_the_policy_names_the_failure(
     flash: Sim, pro: Sim, kind: str, fault: JSON | None, stream: bool
 ) -> None:
     flash.config(**(fault or {}))
@@ -52,17 +52,13 @@ def test_before_the_first_byte_the_next_tier_is_tried_if_the_policy_names_the_fa
     times = {"first_byte": patience, "total": "10s" if stream else patience}
     first = flash if fault else NOWHERE
     others = [name for name in ("connect", "overloaded", "first_byte", "5xx") if name != kind]
-
-    async def main() -> None:
-        async with upstream() as door:
-            for on, tier in (([kind], "pro"), (others, "flash" if fault == {"status": 429} else "")):
-                policy = policy_for(first, pro, tiers={"flash": {"timeouts": times}}, failover={"on": on})
-                reply = await door.send(asked(body(stream=stream)), BOTH, policy)
-                assert reply.tier == tier
-                await reply.close()
-            assert len(pro.seen()) == 1
-
-    asyncio.run(main())
+    async with upstream() as door:
+        for on, tier in (([kind], "pro"), (others, "flash" if fault == {"status": 429} else "")):
+            policy = policy_for(first, pro, tiers={"flash": {"timeouts": times}}, failover={"on": on})
+            reply = await door.send(asked(body(stream=stream)), BOTH, policy)
+            assert reply.tier == tier
+            await reply.close()
+        assert len(pro.seen()) == 1
 
 
 def test_each_further_call_is_told_by_what_failed_and_where_it_goes(flash: Sim, pro: Sim) -> None:
@@ -83,50 +79,41 @@ def test_each_further_call_is_told_by_what_failed_and_where_it_goes(flash: Sim, 
     assert told == [("flash", "5xx", "replica"), ("flash", "5xx", "tier")]
 
 
-def test_the_last_tiers_refusal_is_what_the_caller_hears(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with upstream() as door:
-            policy = policy_for(flash, pro, tiers={"pro": {"timeouts": {"total": "100ms"}}})
-            flash.config(status=500)
-            pro.config(stall_first=60.0)
-            reply = await door.send(asked(body()), BOTH, policy)
-            assert isinstance(await broke(reply), UpstreamTimeout)
-            assert 0.05 < reply.waited < 30
-            pro.config(stall_first=0.0, status=503, retry_after=7.0)
-            refusal = await broke(await door.send(asked(body()), BOTH, policy))
-            assert (type(refusal), refusal.retry_after) == (Overloaded, 7.0)
-            assert "Simulated" not in refusal.message, "a server's words stay here"
-
-    asyncio.run(main())
+async def test_the_last_tiers_refusal_is_what_the_caller_hears(flash: Sim, pro: Sim) -> None:
+    async with upstream() as door:
+        policy = policy_for(flash, pro, tiers={"pro": {"timeouts": {"total": "100ms"}}})
+        flash.config(status=500)
+        pro.config(stall_first=60.0)
+        reply = await door.send(asked(body()), BOTH, policy)
+        assert isinstance(await broke(reply), UpstreamTimeout)
+        assert 0.05 < reply.waited < 30
+        pro.config(stall_first=0.0, status=503, retry_after=7.0)
+        refusal = await broke(await door.send(asked(body()), BOTH, policy))
+        assert (type(refusal), refusal.retry_after) == (Overloaded, 7.0)
+        assert "Simulated" not in refusal.message, "a server's words stay here"
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 429])
-def test_a_4xx_passes_unchanged(flash: Sim, pro: Sim, status: int) -> None:
-    async def main() -> None:
-        flash.config(status=status, retry_after=3.0)
-        async with upstream() as door:
-            reply = await door.send(asked(body(stream=True)), FIRST, policy_for(flash, pro))
-            assert (reply.status, reply.tier, reply.stream) == (status, "flash", False)
-            assert dict(reply.headers)[b"retry-after"] == b"3"
-            assert json.loads(await collected(reply))["error"]["message"] == "Simulated error"
-            if status != 429:
-                reply = await door.send(asked(body()), BOTH, policy_for(flash, pro))
-                assert reply.status == status
-                assert await collected(reply)
-                assert pro.seen() == [], "an answer, not a failure"
-
-    asyncio.run(main())
+async def test_a_4xx_passes_unchanged(flash: Sim, pro: Sim, status: int) -> None:
+    flash.config(status=status, retry_after=3.0)
+    async with upstream() as door:
+        reply = await door.send(asked(body(stream=True)), FIRST, policy_for(flash, pro))
+        assert (reply.status, reply.tier, reply.stream) == (status, "flash", False)
+        assert dict(reply.headers)[b"retry-after"] == b"3"
+        assert json.loads(await collected(reply))["error"]["message"] == "Simulated error"
+        if status != 429:
+            reply = await door.send(asked(body()), BOTH, policy_for(flash, pro))
+            assert reply.status == status
+            assert await collected(reply)
+            assert pro.seen() == [], "an answer, not a failure"
 
 
-def test_a_429_that_forbids_retries_is_not_taken_elsewhere(pro: Sim) -> None:
-    async def main() -> None:
-        refused = plain(b'{"error": {}}', "429 Too Many Requests", x_should_retry="false")
-        async with scripted(refused) as (url, _), upstream() as door:
-            reply = await door.send(asked(body()), BOTH, policy_for(Sim(url, "m"), pro))
-            assert (reply.status, await collected(reply)) == (429, b'{"error": {}}')
-            assert pro.seen() == []
-
-    asyncio.run(main())
+async def test_a_429_that_forbids_retries_is_not_taken_elsewhere(pro: Sim) -> None:
+    refused = plain(b'{"error": {}}', "429 Too Many Requests", x_should_retry="false")
+    async with scripted(refused) as (url, _), upstream() as door:
+        reply = await door.send(asked(body()), BOTH, policy_for(Sim(url, "m"), pro))
+        assert (reply.status, await collected(reply)) == (429, b'{"error": {}}')
+        assert pro.seen() == []
 
 
 def events(*data: str) -> bytes:
@@ -155,15 +142,12 @@ def events(*data: str) -> bytes:
         plain(b"x", "503 Busy", retry_after="9" * 400),
     ],
 )
-def test_what_is_no_answer_fails_over_and_never_hangs(pro: Sim, answer: bytes) -> None:
-    async def main() -> None:
-        async with scripted(answer) as (url, _), upstream() as door:
-            async with asyncio.timeout(5):
-                reply = await door.send(asked(body(stream=True)), BOTH, policy_for(Sim(url, "m"), pro))
-            assert reply.tier == "pro"
-            assert (await collected(reply)).endswith(b"data: [DONE]\n\n")
-
-    asyncio.run(main())
+async def test_what_is_no_answer_fails_over_and_never_hangs(pro: Sim, answer: bytes) -> None:
+    async with scripted(answer) as (url, _), upstream() as door:
+        async with asyncio.timeout(5):
+            reply = await door.send(asked(body(stream=True)), BOTH, policy_for(Sim(url, "m"), pro))
+        assert reply.tier == "pro"
+        assert (await collected(reply)).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize(
@@ -175,14 +159,11 @@ def test_what_is_no_answer_fails_over_and_never_hangs(pro: Sim, answer: bytes) -
         plain(b'{"status": "ok"}'),
     ],
 )
-def test_a_success_without_an_answer_in_the_form_that_was_asked_for_fails_over(pro: Sim, answer: bytes) -> None:
-    async def main() -> None:
-        async with scripted(answer) as (url, _), upstream() as door:
-            reply = await door.send(asked(body()), BOTH, policy_for(Sim(url, "m"), pro))
-            assert (reply.status, reply.tier) == (200, "pro")
-            assert b'"choices"' in await collected(reply)
-
-    asyncio.run(main())
+async def test_a_success_without_an_answer_in_the_form_that_was_asked_for_fails_over(pro: Sim, answer: bytes) -> None:
+    async with scripted(answer) as (url, _), upstream() as door:
+        reply = await door.send(asked(body()), BOTH, policy_for(Sim(url, "m"), pro))
+        assert (reply.status, reply.tier) == (200, "pro")
+        assert b'"choices"' in await collected(reply)
 
 
 COME_BACK = {
@@ -193,190 +174,154 @@ COME_BACK = {
 
 
 @pytest.mark.parametrize("told", COME_BACK)
-def test_a_server_says_in_any_form_when_to_come_back(pro: Sim, told: str) -> None:
-    async def main() -> None:
-        after = told if told != "in a minute" else formatdate(time.time() + 60, usegmt=True)
-        async with scripted(plain(b"x", "503 Busy", retry_after=after)) as (url, _), upstream() as door:
-            refusal = await broke(await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), pro)))
-            least, most = COME_BACK[told]
-            assert least <= int(dict(refusal.headers())[b"retry-after"]) <= most
-
-    asyncio.run(main())
+async def test_a_server_says_in_any_form_when_to_come_back(pro: Sim, told: str) -> None:
+    after = told if told != "in a minute" else formatdate(time.time() + 60, usegmt=True)
+    async with scripted(plain(b"x", "503 Busy", retry_after=after)) as (url, _), upstream() as door:
+        refusal = await broke(await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), pro)))
+        least, most = COME_BACK[told]
+        assert least <= int(dict(refusal.headers())[b"retry-after"]) <= most
 
 
-def test_after_the_first_byte_nobody_else_is_asked_and_the_break_is_told(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(cut_after=2)
-        async with upstream() as door:
-            reply = await door.send(asked(body(stream=True)), BOTH, policy_for(flash, pro))
-            assert reply.tier == "flash"
-            assert isinstance(await broke(reply), UpstreamFailed)
-            assert pro.seen() == []
-
-    asyncio.run(main())
+async def test_after_the_first_byte_nobody_else_is_asked_and_the_break_is_told(flash: Sim, pro: Sim) -> None:
+    flash.config(cut_after=2)
+    async with upstream() as door:
+        reply = await door.send(asked(body(stream=True)), BOTH, policy_for(flash, pro))
+        assert reply.tier == "flash"
+        assert isinstance(await broke(reply), UpstreamFailed)
+        assert pro.seen() == []
 
 
-def test_an_error_inside_an_answer_is_marked() -> None:
-    async def main() -> None:
-        told = events(
-            '{"choices": [{"delta": {"content": "x"}}]}', *["{}"] * 9, '{"error": {"message": "no"}}', "[DONE]"
-        )
-        head, _, data = told.partition(b"\r\n\r\n")
+async def test_an_error_inside_an_answer_is_marked() -> None:
+    told = events('{"choices": [{"delta": {"content": "x"}}]}', *["{}"] * 9, '{"error": {"message": "no"}}', "[DONE]")
+    head, _, data = told.partition(b"\r\n\r\n")
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(head + b"\r\n\r\n" + data[:60])
-            await asyncio.sleep(0.05)
-            writer.write(data[60:])
-            writer.close()
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n" + data[:60])
+        await asyncio.sleep(0.05)
+        writer.write(data[60:])
+        writer.close()
 
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, upstream() as door:
-            sim = Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m")
-            reply = await door.send(asked(body(stream=True)), FIRST, policy_for(sim, sim))
-            assert not reply.usage.failed
-            assert b'"error"' in await collected(reply)
-            assert reply.usage.failed
-
-    asyncio.run(main())
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, upstream() as door:
+        sim = Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m")
+        reply = await door.send(asked(body(stream=True)), FIRST, policy_for(sim, sim))
+        assert not reply.usage.failed
+        assert b'"error"' in await collected(reply)
+        assert reply.usage.failed
 
 
-def test_a_full_tier_is_overloaded_and_counts_go_back_to_zero(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1, "queue": 0}}})
-        flash.config(stall_after=1)
-        async with upstream() as door:
-            held = await door.send(asked(body(stream=True)), BOTH, policy)
-            assert (held.tier, door.load()["flash"]) == ("flash", 1)
-            other = await door.send(asked(body()), BOTH, policy)
-            assert other.tier == "pro"
-            await other.close()
-            refusal = await broke(await door.send(asked(body()), FIRST, policy))
-            assert (refusal.status, refusal.retry_after) == (503, 1.0)
-            await held.close()
-            await held.close()
-            assert door.load() == {"flash": 0, "pro": 0}
-            await eventually(lambda: flash.seen()[0]["state"] == "aborted")
-
-    asyncio.run(main())
+async def test_a_full_tier_is_overloaded_and_counts_go_back_to_zero(flash: Sim, pro: Sim) -> None:
+    policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1, "queue": 0}}})
+    flash.config(stall_after=1)
+    async with upstream() as door:
+        held = await door.send(asked(body(stream=True)), BOTH, policy)
+        assert (held.tier, door.load()["flash"]) == ("flash", 1)
+        other = await door.send(asked(body()), BOTH, policy)
+        assert other.tier == "pro"
+        await other.close()
+        refusal = await broke(await door.send(asked(body()), FIRST, policy))
+        assert (refusal.status, refusal.retry_after) == (503, 1.0)
+        await held.close()
+        await held.close()
+        assert door.load() == {"flash": 0, "pro": 0}
+        await eventually(lambda: flash.seen()[0]["state"] == "aborted")
 
 
-def test_a_whole_answer_holds_nothing_of_its_tier_while_its_caller_takes_it(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1, "queue": 0}}})
-        async with upstream() as door:
-            whole = await door.send(asked(body()), FIRST, policy)
-            assert (whole.status, door.load()) == (200, {"flash": 0})
-            other = await door.send(asked(body()), FIRST, policy)
-            assert other.status == 200
-            await whole.close()
-            await other.close()
-            assert door.load() == {"flash": 0}
-
-    asyncio.run(main())
+async def test_a_whole_answer_holds_nothing_of_its_tier_while_its_caller_takes_it(flash: Sim, pro: Sim) -> None:
+    policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1, "queue": 0}}})
+    async with upstream() as door:
+        whole = await door.send(asked(body()), FIRST, policy)
+        assert (whole.status, door.load()) == (200, {"flash": 0})
+        other = await door.send(asked(body()), FIRST, policy)
+        assert other.status == 200
+        await whole.close()
+        await other.close()
+        assert door.load() == {"flash": 0}
 
 
 @pytest.mark.parametrize(
     ("fault", "fields"),
     [({"stall_first": 30.0}, {}), ({"stall_first": 30.0}, {"stream": True}), ({"stall_after": 0}, {"stream": True})],
 )
-def test_a_cancelled_exchange_stops_the_server_at_once(flash: Sim, pro: Sim, fault: JSON, fields: JSON) -> None:
-    async def main() -> None:
-        flash.config(**fault)
-        async with upstream() as door:
-            task = asyncio.create_task(door.send(asked(body(**fields)), BOTH, policy_for(flash, pro)))
-            await eventually(lambda: bool(flash.seen()))
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled()
-            assert door.load() == {"flash": 0}
-            await eventually(lambda: flash.seen()[0]["state"] == "aborted")
-
-    asyncio.run(main())
+async def test_a_cancelled_exchange_stops_the_server_at_once(flash: Sim, pro: Sim, fault: JSON, fields: JSON) -> None:
+    flash.config(**fault)
+    async with upstream() as door:
+        task = asyncio.create_task(door.send(asked(body(**fields)), BOTH, policy_for(flash, pro)))
+        await eventually(lambda: bool(flash.seen()))
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert door.load() == {"flash": 0}
+        await eventually(lambda: flash.seen()[0]["state"] == "aborted")
 
 
-def test_a_stream_left_in_the_middle_stops_the_server(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_after=3)
-        async with upstream() as door:
-            reply = await door.send(asked(body(stream=True)), FIRST, policy_for(flash, pro))
-            assert await anext(reply.chunks)
-            await reply.close()
-            await eventually(lambda: flash.seen()[0]["state"] == "aborted")
-            with pytest.raises(StopAsyncIteration):
-                await anext(reply.chunks)
-
-    asyncio.run(main())
+async def test_a_stream_left_in_the_middle_stops_the_server(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_after=3)
+    async with upstream() as door:
+        reply = await door.send(asked(body(stream=True)), FIRST, policy_for(flash, pro))
+        assert await anext(reply.chunks)
+        await reply.close()
+        await eventually(lambda: flash.seen()[0]["state"] == "aborted")
+        with pytest.raises(StopAsyncIteration):
+            await anext(reply.chunks)
 
 
-def test_of_the_caller_only_the_request_id_goes_upstream_and_the_key_is_the_operators(
+async def test_of_the_caller_only_the_request_id_goes_upstream_and_the_key_is_the_operators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SERVERS_KEY", "secret\n")
-
-    async def main() -> None:
-        async with scripted(plain(GOOD), plain(GOOD)) as (url, seen), upstream() as door:
-            policy = policy_for(Sim(url, "m"), NOWHERE, tiers={"flash": {"api_key_env": "SERVERS_KEY"}})
-            request = asked(body(), headers={"authorization": "Bearer callers", "cookie": "c", "x-forwarded-for": "1"})
-            reply = await door.send(request, FIRST, policy)
-            assert await collected(reply) == GOOD
-            lines = seen[0].partition(b"\r\n\r\n")[0].decode().split("\r\n")
-            assert {line.partition(":")[0] for line in lines[1:]} == {
-                "host", "user-agent", "content-type", "accept", "x-request-id", "content-length", "authorization",
-            }  # fmt: skip
-            assert "authorization: Bearer secret" in lines
-            assert await collected(await door.send(request, FIRST, policy)) == GOOD
-            ids = [line for head in seen for line in head.decode().split("\r\n") if line.startswith("x-request-id: ")]
-            assert all(line.startswith(f"x-request-id: {request.id}-") for line in ids)
-            assert len(set(ids)) == 2, "two exchanges of one id would meet in the server's engine"
-
-    asyncio.run(main())
+    async with scripted(plain(GOOD), plain(GOOD)) as (url, seen), upstream() as door:
+        policy = policy_for(Sim(url, "m"), NOWHERE, tiers={"flash": {"api_key_env": "SERVERS_KEY"}})
+        request = asked(body(), headers={"authorization": "Bearer callers", "cookie": "c", "x-forwarded-for": "1"})
+        reply = await door.send(request, FIRST, policy)
+        assert await collected(reply) == GOOD
+        lines = seen[0].partition(b"\r\n\r\n")[0].decode().split("\r\n")
+        assert {line.partition(":")[0] for line in lines[1:]} == {
+            "host", "user-agent", "content-type", "accept", "x-request-id", "content-length", "authorization",
+        }  # fmt: skip
+        assert "authorization: Bearer secret" in lines
+        assert await collected(await door.send(request, FIRST, policy)) == GOOD
+        ids = [line for head in seen for line in head.decode().split("\r\n") if line.startswith("x-request-id: ")]
+        assert all(line.startswith(f"x-request-id: {request.id}-") for line in ids)
+        assert len(set(ids)) == 2, "two exchanges of one id would meet in the server's engine"
 
 
-def test_round_robin_takes_turns_with_answers_alone() -> None:
-    async def main() -> None:
-        async with scripted(*[plain(GOOD)] * 4) as (one, first), scripted(*[plain(GOOD)] * 4) as (two, second):
-            tier = {"replicas": [one, two], "balance": "round_robin"}
-            policy = policy_for(Sim(one, "m"), NOWHERE, tiers={"flash": tier})
-            async with upstream() as door:
-                for _ in range(2):
-                    async with door.asking(asked(body()), CHAT, b"{}", policy, 5.0):
-                        pass
-                    assert await collected(await door.send(asked(body()), FIRST, policy)) == GOOD
-        assert len([head for head in first if b"-triage-" not in head]) == 1
-        assert len([head for head in second if b"-triage-" not in head]) == 1
-
-    asyncio.run(main())
-
-
-def test_waiting_is_counted_over_all_tiers_that_were_tried(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_first=0.15, status=500)
-        pro.config(stall_first=0.15)
+async def test_round_robin_takes_turns_with_answers_alone() -> None:
+    async with scripted(*[plain(GOOD)] * 4) as (one, first), scripted(*[plain(GOOD)] * 4) as (two, second):
+        tier = {"replicas": [one, two], "balance": "round_robin"}
+        policy = policy_for(Sim(one, "m"), NOWHERE, tiers={"flash": tier})
         async with upstream() as door:
-            started = time.perf_counter()
-            reply = await door.send(asked(body()), BOTH, policy_for(flash, pro))
-            assert 0.3 < reply.waited <= time.perf_counter() - started
-            await reply.close()
+            for _ in range(2):
+                async with door.asking(asked(body()), CHAT, b"{}", policy, 5.0):
+                    pass
+                assert await collected(await door.send(asked(body()), FIRST, policy)) == GOOD
+    assert len([head for head in first if b"-triage-" not in head]) == 1
+    assert len([head for head in second if b"-triage-" not in head]) == 1
 
-    asyncio.run(main())
+
+async def test_waiting_is_counted_over_all_tiers_that_were_tried(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=0.15, status=500)
+    pro.config(stall_first=0.15)
+    async with upstream() as door:
+        started = time.perf_counter()
+        reply = await door.send(asked(body()), BOTH, policy_for(flash, pro))
+        assert 0.3 < reply.waited <= time.perf_counter() - started
+        await reply.close()
 
 
-def test_conversations_stick_to_a_replica_for_question_and_answer(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        servers: Any = {"flash": {"replicas": [flash.url, pro.url], "model": "m"}}
-        policy = policy_for(flash, pro, tiers=servers)
-        async with upstream() as door:
-            for text in "abcdefgh":
-                flash.reset()
-                pro.reset()
-                for turn in (body(text), body(text) | {"messages": [*body(text)["messages"], *LATER]}):
-                    await (await door.send(asked(turn), FIRST, policy)).close()
-                    async with door.asking(asked(turn), CHAT, b"{}", policy, 5.0):
-                        pass
-                counts = [sim.state()["counters"]["received"] for sim in (flash, pro)]
-                assert sorted(counts) == [0, 4]
-
-    asyncio.run(main())
+async def test_conversations_stick_to_a_replica_for_question_and_answer(flash: Sim, pro: Sim) -> None:
+    servers: Any = {"flash": {"replicas": [flash.url, pro.url], "model": "m"}}
+    policy = policy_for(flash, pro, tiers=servers)
+    async with upstream() as door:
+        for text in "abcdefgh":
+            flash.reset()
+            pro.reset()
+            for turn in (body(text), body(text) | {"messages": [*body(text)["messages"], *LATER]}):
+                await (await door.send(asked(turn), FIRST, policy)).close()
+                async with door.asking(asked(turn), CHAT, b"{}", policy, 5.0):
+                    pass
+            counts = [sim.state()["counters"]["received"] for sim in (flash, pro)]
+            assert sorted(counts) == [0, 4]
 
 
 LATER = [{"role": "assistant", "content": "so"}, {"role": "user", "content": "and?"}]

@@ -36,22 +36,21 @@ def alias(sim: Sim) -> str:
 
 
 @pytest.mark.parametrize(("on", "answered"), [(["5xx"], True), (["connect"], False)])
-def test_another_replica_answers_when_one_fails_before_the_first_byte(on: list[str], answered: bool, pro: Sim) -> None:
-    async def main() -> None:
-        async with scripted(plain(b"", "500 Oh"), plain(GOOD)) as (url, seen), upstream() as door:
-            tier = {"replicas": [url, url + "/two"], "balance": "round_robin"}
-            policy = policy_for(Sim(url, "m"), pro, tiers={"flash": tier}, failover={"on": on})
-            request = asked(body())
-            reply = await door.send(request, FIRST, policy)
-            if answered:
-                assert (reply.tier, await collected(reply)) == ("flash", GOOD)
-                assert len({head.split()[1] for head in seen}) == 2
-            else:
-                assert isinstance(await broke(reply), UpstreamFailed)
-            calls = {(bill.void, bill.lost) for bill in request.bills}
-            assert calls == ({(True, True), (False, False)} if answered else {(True, True)})
-
-    asyncio.run(main())
+async def test_another_replica_answers_when_one_fails_before_the_first_byte(
+    on: list[str], answered: bool, pro: Sim
+) -> None:
+    async with scripted(plain(b"", "500 Oh"), plain(GOOD)) as (url, seen), upstream() as door:
+        tier = {"replicas": [url, url + "/two"], "balance": "round_robin"}
+        policy = policy_for(Sim(url, "m"), pro, tiers={"flash": tier}, failover={"on": on})
+        request = asked(body())
+        reply = await door.send(request, FIRST, policy)
+        if answered:
+            assert (reply.tier, await collected(reply)) == ("flash", GOOD)
+            assert len({head.split()[1] for head in seen}) == 2
+        else:
+            assert isinstance(await broke(reply), UpstreamFailed)
+        calls = {(bill.void, bill.lost) for bill in request.bills}
+        assert calls == ({(True, True), (False, False)} if answered else {(True, True)})
 
 
 REFUSALS = [
@@ -65,131 +64,112 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("answer", "status"), REFUSALS)
-def test_no_replica_is_asked_again_what_one_refused(answer: bytes, status: int) -> None:
-    async def main() -> None:
-        async with scripted(answer) as (url, seen), upstream() as door:
-            policy = policy_for(Sim(url, "m"), NOWHERE, tiers={"flash": {"replicas": [url, url + "/two"]}})
-            reply = await door.send(asked(body()), FIRST, policy)
-            assert reply.status == status
-            assert len(seen) == 1
-            if status > 500:
-                refusal = await broke(reply)
-                assert dict(refusal.headers())[b"x-should-retry"] == b"false"
-                assert refusal.code == ("upstream_auth" if b" No" in answer else refusal.code)
-            if b"retry-after" in answer:
-                headers = reply.headers or refusal.headers()
-                assert dict(headers)[b"retry-after"] == b"7"
+async def test_no_replica_is_asked_again_what_one_refused(answer: bytes, status: int) -> None:
+    async with scripted(answer) as (url, seen), upstream() as door:
+        policy = policy_for(Sim(url, "m"), NOWHERE, tiers={"flash": {"replicas": [url, url + "/two"]}})
+        reply = await door.send(asked(body()), FIRST, policy)
+        assert reply.status == status
+        assert len(seen) == 1
+        if status > 500:
+            refusal = await broke(reply)
+            assert dict(refusal.headers())[b"x-should-retry"] == b"false"
+            assert refusal.code == ("upstream_auth" if b" No" in answer else refusal.code)
+        if b"retry-after" in answer:
+            headers = reply.headers or refusal.headers()
+            assert dict(headers)[b"retry-after"] == b"7"
+        await reply.close()
+
+
+async def test_a_replica_that_fails_is_left_alone_and_comes_back_by_one_probe(flash: Sim) -> None:
+    flash.config(status=500)
+    async with scripted(*[plain(GOOD)] * 30) as (url, _), upstream() as door:
+        policy = two(flash, url, balance="round_robin")
+        for turn in range(2 * FAILURES):
+            reply = await door.send(asked(body(), caller=BOB) if turn % 4 < 2 else asked(body()), FIRST, policy)
+            assert reply.status == 200, "the other replica answers"
             await reply.close()
-
-    asyncio.run(main())
-
-
-def test_a_replica_that_fails_is_left_alone_and_comes_back_by_one_probe(flash: Sim) -> None:
-    async def main() -> None:
-        flash.config(status=500)
-        async with scripted(*[plain(GOOD)] * 30) as (url, _), upstream() as door:
-            policy = two(flash, url, balance="round_robin")
-            for turn in range(2 * FAILURES):
-                reply = await door.send(asked(body(), caller=BOB) if turn % 4 < 2 else asked(body()), FIRST, policy)
-                assert reply.status == 200, "the other replica answers"
-                await reply.close()
-            failed = len(flash.seen())
-            assert door.states(policy)["flash"].up == (False, True)
-            for _ in range(6):
-                await (await door.send(asked(body()), FIRST, policy)).close()
-            assert len(flash.seen()) == failed == FAILURES
-            flash.reset()
-            door._replicas.at(flash.url).breaker._until -= FIRST_REST
-            for _ in range(6):
-                await (await door.send(asked(body()), FIRST, policy)).close()
-            assert door.states(policy)["flash"].up == (True, True)
-            assert len(flash.seen()) >= 3
-
-    asyncio.run(main())
+        failed = len(flash.seen())
+        assert door.states(policy)["flash"].up == (False, True)
+        for _ in range(6):
+            await (await door.send(asked(body()), FIRST, policy)).close()
+        assert len(flash.seen()) == failed == FAILURES
+        flash.reset()
+        door._replicas.at(flash.url).breaker._until -= FIRST_REST
+        for _ in range(6):
+            await (await door.send(asked(body()), FIRST, policy)).close()
+        assert door.states(policy)["flash"].up == (True, True)
+        assert len(flash.seen()) >= 3
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [(b"garbage", "the server's answer is not HTTP"), (plain(b"", "500 No"), "(status 500)"), (plain(b"{"), "JSON")],
 )
-def test_the_log_says_why_a_replica_is_left_alone(caplog: pytest.LogCaptureFixture, answer: bytes, why: str) -> None:
-    async def main() -> None:
-        async with scripted(*[answer] * FAILURES) as (url, _), upstream() as door:
-            for _ in range(FAILURES):
-                await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), NOWHERE))
-            (line,) = (record.getMessage() for record in caplog.records)
-            assert "fails and is left alone" in line
-            assert why in line
+async def test_the_log_says_why_a_replica_is_left_alone(
+    caplog: pytest.LogCaptureFixture, answer: bytes, why: str
+) -> None:
+    async with scripted(*[answer] * FAILURES) as (url, _), upstream() as door:
+        for _ in range(FAILURES):
+            await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), NOWHERE))
+        (line,) = (record.getMessage() for record in caplog.records)
+        assert "fails and is left alone" in line
+        assert why in line
 
-    asyncio.run(main())
 
-
-def test_the_last_replica_is_asked_however_often_it_failed_and_bad_requests_are_no_failures(flash: Sim) -> None:
-    async def main() -> None:
-        policy = policy_for(flash, NOWHERE)
-        async with upstream() as door:
-            for status, up in ((422, True), (500, False)):
-                flash.config(status=status)
-                for _ in range(2 * FAILURES):
-                    await (await door.send(asked(body()), FIRST, policy)).close()
-                assert door.states(policy)["flash"].up == (up,)
-            flash.reset()
-            await (await door.send(asked(body()), FIRST, policy)).close()
-            assert door.states(policy)["flash"].up == (True,)
-
-    asyncio.run(main())
+async def test_the_last_replica_is_asked_however_often_it_failed_and_bad_requests_are_no_failures(flash: Sim) -> None:
+    policy = policy_for(flash, NOWHERE)
+    async with upstream() as door:
+        for status, up in ((422, True), (500, False)):
+            flash.config(status=status)
+            for _ in range(2 * FAILURES):
+                await (await door.send(asked(body()), FIRST, policy)).close()
+            assert door.states(policy)["flash"].up == (up,)
+        flash.reset()
+        await (await door.send(asked(body()), FIRST, policy)).close()
+        assert door.states(policy)["flash"].up == (True,)
 
 
 @pytest.mark.parametrize(("status", "told"), [(500, 502), (429, 429)])
-def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pro: Sim, status: int, told: int) -> None:
-    async def main() -> None:
-        for sim in (flash, pro):
-            sim.config(status=status, retry_after=7.0)
-        turns: Any = {"balance": "round_robin"}
-        both = {sim.model.partition("-")[0]: turns | {"replicas": [sim.url, alias(sim)]} for sim in (flash, pro)}
-        policy = policy_for(flash, pro, tiers=both)
-        async with upstream() as door:
-            for turn in range(100):
-                caller = BOB if turn % 2 else asked(body()).caller
-                assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == told
-            assert 100 < len(flash.seen()) + len(pro.seen()) <= 130
-
-    asyncio.run(main())
+async def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pro: Sim, status: int, told: int) -> None:
+    for sim in (flash, pro):
+        sim.config(status=status, retry_after=7.0)
+    turns: Any = {"balance": "round_robin"}
+    both = {sim.model.partition("-")[0]: turns | {"replicas": [sim.url, alias(sim)]} for sim in (flash, pro)}
+    policy = policy_for(flash, pro, tiers=both)
+    async with upstream() as door:
+        for turn in range(100):
+            caller = BOB if turn % 2 else asked(body()).caller
+            assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == told
+        assert 100 < len(flash.seen()) + len(pro.seen()) <= 130
 
 
-def test_a_busy_tier_is_tried_again_as_soon_as_it_answers(flash: Sim) -> None:
-    async def main() -> None:
+async def test_a_busy_tier_is_tried_again_as_soon_as_it_answers(flash: Sim) -> None:
+    flash.config(status=500)
+    some = [plain(b"{}", "429 Busy", retry_after="9"), *[plain(GOOD)] * 30]
+    async with scripted(*some) as (url, _), upstream() as door:
+        policy = policy_for(flash, Sim(url, "m"))
+        for turn in range(len(some)):
+            reply = await door.send(asked(body()), BOTH, policy)
+            assert reply.status == (200 if turn else 429)
+            await reply.close()
+
+
+async def test_a_probe_that_is_left_makes_room_for_the_next(flash: Sim) -> None:
+    policy = policy_for(flash, NOWHERE)
+    async with upstream() as door:
         flash.config(status=500)
-        some = [plain(b"{}", "429 Busy", retry_after="9"), *[plain(GOOD)] * 30]
-        async with scripted(*some) as (url, _), upstream() as door:
-            policy = policy_for(flash, Sim(url, "m"))
-            for turn in range(len(some)):
-                reply = await door.send(asked(body()), BOTH, policy)
-                assert reply.status == (200 if turn else 429)
-                await reply.close()
-
-    asyncio.run(main())
-
-
-def test_a_probe_that_is_left_makes_room_for_the_next(flash: Sim) -> None:
-    async def main() -> None:
-        policy = policy_for(flash, NOWHERE)
-        async with upstream() as door:
-            flash.config(status=500)
-            for _ in range(FAILURES):
-                await (await door.send(asked(body()), FIRST, policy)).close()
-            breaker = door._replicas.at(flash.url).breaker
-            breaker._until -= FIRST_REST
-            flash.reset()
-            flash.config(stall_first=30.0)
-            task = asyncio.create_task(door.send(asked(body()), FIRST, policy))
-            await eventually(lambda: bool(flash.seen()))
-            assert not breaker.lets(asyncio.get_running_loop().time())
-            task.cancel()
-            await asyncio.wait([task])
-            assert breaker.lets(asyncio.get_running_loop().time())
-
-    asyncio.run(main())
+        for _ in range(FAILURES):
+            await (await door.send(asked(body()), FIRST, policy)).close()
+        breaker = door._replicas.at(flash.url).breaker
+        breaker._until -= FIRST_REST
+        flash.reset()
+        flash.config(stall_first=30.0)
+        task = asyncio.create_task(door.send(asked(body()), FIRST, policy))
+        await eventually(lambda: bool(flash.seen()))
+        assert not breaker.lets(asyncio.get_running_loop().time())
+        task.cancel()
+        await asyncio.wait([task])
+        assert breaker.lets(asyncio.get_running_loop().time())
 
 
 SAID = b"""# TYPE vllm:num_requests_waiting gauge
@@ -224,94 +204,79 @@ def test_the_shortest_queue_is_asked_while_all_are_known_else_who_has_least_in_f
     assert replicas.choose(tier, 1, (), FRESH) is one, "an old reading is none"
 
 
-def test_queues_are_read_from_servers_and_what_cannot_be_read_stays_unknown(flash: Sim) -> None:
-    async def main() -> None:
-        both = {"replicas": [flash.url, NOWHERE.url], "balance": "least_waiting"}
-        policy = policy_for(flash, NOWHERE, tiers={"flash": both})
-        async with upstream() as door:
-            assert door.waiting(policy) == {}
-            await eventually(lambda: door.waiting(policy) == {"flash": 0})
-            assert door._replicas.at(NOWHERE.url).waiting(asyncio.get_running_loop().time()) is None
-
-    asyncio.run(main())
+async def test_queues_are_read_from_servers_and_what_cannot_be_read_stays_unknown(flash: Sim) -> None:
+    both = {"replicas": [flash.url, NOWHERE.url], "balance": "least_waiting"}
+    policy = policy_for(flash, NOWHERE, tiers={"flash": both})
+    async with upstream() as door:
+        assert door.waiting(policy) == {}
+        await eventually(lambda: door.waiting(policy) == {"flash": 0})
+        assert door._replicas.at(NOWHERE.url).waiting(asyncio.get_running_loop().time()) is None
 
 
-def test_servers_at_whose_queues_nobody_looks_any_more_are_left_in_peace() -> None:
-    async def main() -> None:
-        text = plain(b"vllm:num_requests_waiting 2")
-        async with scripted(*[text] * 9) as (url, seen):
-            client, replica = Client(), Replica(url)
-            queues = Queues(client, lapse=0.5)
-            watched, now = {Places("flash"): [replica]}, asyncio.get_running_loop().time
+async def test_servers_at_whose_queues_nobody_looks_any_more_are_left_in_peace() -> None:
+    text = plain(b"vllm:num_requests_waiting 2")
+    async with scripted(*[text] * 9) as (url, seen):
+        client, replica = Client(), Replica(url)
+        queues = Queues(client, lapse=0.5)
+        watched, now = {Places("flash"): [replica]}, asyncio.get_running_loop().time
 
-            def reads(more: int) -> bool:
-                queues.look(watched)
-                return replica.waiting(now()) == 2 and len(seen) >= more
+        def reads(more: int) -> bool:
+            queues.look(watched)
+            return replica.waiting(now()) == 2 and len(seen) >= more
 
-            await eventually(lambda: reads(1))
-            found = len(seen)
-            await asyncio.sleep(2.5 * EVERY)
-            assert len(seen) <= found + 1, "one that was due already"
-            await eventually(lambda: reads(found + 2))
-            await queues.close()
-            client.close()
-
-    asyncio.run(main())
+        await eventually(lambda: reads(1))
+        found = len(seen)
+        await asyncio.sleep(2.5 * EVERY)
+        assert len(seen) <= found + 1, "one that was due already"
+        await eventually(lambda: reads(found + 2))
+        await queues.close()
+        client.close()
 
 
-def test_a_conversation_leaves_its_replica_when_that_is_crowded(flash: Sim) -> None:
-    async def main() -> None:
-        flash.config(stall_after=1)
-        policy = two(flash, alias(flash))
-        async with upstream() as door:
-            held = [await door.send(asked(body(stream=True)), FIRST, policy) for _ in range(8)]
-            counts = sorted(replica.inflight for replica in door._replicas.of(policy.tiers["flash"]))
-            assert counts in ([3, 5], [4, 4])
-            await asyncio.gather(*(anext(reply.chunks) for reply in held))
-            for reply in held:
+async def test_a_conversation_leaves_its_replica_when_that_is_crowded(flash: Sim) -> None:
+    flash.config(stall_after=1)
+    policy = two(flash, alias(flash))
+    async with upstream() as door:
+        held = [await door.send(asked(body(stream=True)), FIRST, policy) for _ in range(8)]
+        counts = sorted(replica.inflight for replica in door._replicas.of(policy.tiers["flash"]))
+        assert counts in ([3, 5], [4, 4])
+        await asyncio.gather(*(anext(reply.chunks) for reply in held))
+        for reply in held:
+            await reply.close()
+
+
+async def test_an_answer_goes_where_its_question_went_though_that_replica_is_crowded(flash: Sim) -> None:
+    policy = two(flash, alias(flash))
+    async with upstream() as door:
+        for text in "abcdefgh":
+            request = asked(body(text, stream=True))
+            async with door.asking(request, CHAT, b"{}", policy, 5.0):
+                (home,) = (one for one in door._replicas.of(policy.tiers["flash"]) if one.inflight)
+                home.inflight += FEW
+                reply = await door.send(request, FIRST, policy)
+                assert home.inflight == FEW + 2
                 await reply.close()
-
-    asyncio.run(main())
-
-
-def test_an_answer_goes_where_its_question_went_though_that_replica_is_crowded(flash: Sim) -> None:
-    async def main() -> None:
-        policy = two(flash, alias(flash))
-        async with upstream() as door:
-            for text in "abcdefgh":
-                request = asked(body(text, stream=True))
-                async with door.asking(request, CHAT, b"{}", policy, 5.0):
-                    (home,) = (one for one in door._replicas.of(policy.tiers["flash"]) if one.inflight)
-                    home.inflight += FEW
-                    reply = await door.send(request, FIRST, policy)
-                    assert home.inflight == FEW + 2
-                    await reply.close()
-                    home.inflight -= FEW
-
-    asyncio.run(main())
+                home.inflight -= FEW
 
 
-def test_a_full_tier_lets_requests_wait_for_a_place(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        limits = {"max_inflight": 1, "queue": 1, "queue_timeout": "5s"}
-        policy = policy_for(flash, pro, tiers={"flash": {"limits": limits}})
-        flash.config(stall_after=1)
-        async with upstream() as door:
-            held = await door.send(asked(body(stream=True)), FIRST, policy)
-            flash.reset()
-            waits = asyncio.create_task(door.send(asked(body()), FIRST, policy))
-            await eventually(lambda: door.states(policy)["flash"].queued == 1)
-            assert isinstance(await broke(await door.send(asked(body()), FIRST, policy)), Overloaded)
-            left = asyncio.create_task(door.send(asked(body()), FIRST, policy))
-            left.cancel()
-            await asyncio.wait([left])
-            assert not waits.done()
-            await held.close()
-            reply = await waits
-            assert json.loads(await collected(reply))["choices"]
-            assert reply.waited > 0
-
-    asyncio.run(main())
+async def test_a_full_tier_lets_requests_wait_for_a_place(flash: Sim, pro: Sim) -> None:
+    limits = {"max_inflight": 1, "queue": 1, "queue_timeout": "5s"}
+    policy = policy_for(flash, pro, tiers={"flash": {"limits": limits}})
+    flash.config(stall_after=1)
+    async with upstream() as door:
+        held = await door.send(asked(body(stream=True)), FIRST, policy)
+        flash.reset()
+        waits = asyncio.create_task(door.send(asked(body()), FIRST, policy))
+        await eventually(lambda: door.states(policy)["flash"].queued == 1)
+        assert isinstance(await broke(await door.send(asked(body()), FIRST, policy)), Overloaded)
+        left = asyncio.create_task(door.send(asked(body()), FIRST, policy))
+        left.cancel()
+        await asyncio.wait([left])
+        assert not waits.done()
+        await held.close()
+        reply = await waits
+        assert json.loads(await collected(reply))["choices"]
+        assert reply.waited > 0
 
 
 def test_the_door_needs_no_loop_to_tell_its_states(flash: Sim, pro: Sim) -> None:

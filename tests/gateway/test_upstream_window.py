@@ -178,7 +178,7 @@ def test_a_window_is_never_below_one_and_never_above_what_may_be(
 METRICS = b"vllm:num_requests_running 2\nvllm:num_requests_waiting 6\n"
 
 
-def test_a_tier_whose_server_tells_of_a_queue_opens_fewer_calls_and_shows_how_many(pro: Sim) -> None:
+async def test_a_tier_whose_server_tells_of_a_queue_opens_fewer_calls_and_shows_how_many(pro: Sim) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -188,22 +188,19 @@ def test_a_tier_whose_server_tells_of_a_queue_opens_fewer_calls_and_shows_how_ma
         finally:
             writer.transport.abort()
 
-    async def main() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        busy = Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "flash-model")
-        policy = policy_for(busy, pro, tiers={"flash": {"limits": {"max_inflight": 8, "adaptive": True}}})
-        async with server, upstream() as door:
-            route = Route(("flash",), "r", "named")
-            calls = [asyncio.create_task(door.send(asked(body()), route, policy)) for _ in range(9)]
-            await eventually(lambda: door.states(policy)["flash"][:2] == (8, 1))
-            assert door.states(policy)["flash"].places == 8
-            door.waiting(policy)
-            await eventually(lambda: door.states(policy)["flash"].places == 2)
-            for call in calls:
-                call.cancel()
-            await asyncio.wait(calls)
-
-    asyncio.run(main())
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    busy = Sim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "flash-model")
+    policy = policy_for(busy, pro, tiers={"flash": {"limits": {"max_inflight": 8, "adaptive": True}}})
+    async with server, upstream() as door:
+        route = Route(("flash",), "r", "named")
+        calls = [asyncio.create_task(door.send(asked(body()), route, policy)) for _ in range(9)]
+        await eventually(lambda: door.states(policy)["flash"][:2] == (8, 1))
+        assert door.states(policy)["flash"].places == 8
+        door.waiting(policy)
+        await eventually(lambda: door.states(policy)["flash"].places == 2)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
 
 
 @pytest.mark.parametrize(("engine", "watched"), [("vllm", ("flash",)), ("openai", ())])

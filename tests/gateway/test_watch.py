@@ -26,49 +26,39 @@ def remove(place: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [write, swap, remove])
-def test_a_change_wakes_who_waits(tmp_path: Path, change: Callable[[Path], None]) -> None:
+async def test_a_change_wakes_who_waits(tmp_path: Path, change: Callable[[Path], None]) -> None:
     (tmp_path / "old").touch()
-
-    async def main() -> None:
-        watch = Watch()
-        try:
-            watch.look([tmp_path, tmp_path / "not there"])
-            asyncio.get_running_loop().call_later(0.02, change, tmp_path)
-            await asyncio.wait_for(watch.wait(LONG), LONG / 2)
-        finally:
-            watch.close()
-
-    asyncio.run(main())
+    watch = Watch()
+    try:
+        watch.look([tmp_path, tmp_path / "not there"])
+        asyncio.get_running_loop().call_later(0.02, change, tmp_path)
+        await asyncio.wait_for(watch.wait(LONG), LONG / 2)
+    finally:
+        watch.close()
 
 
-def test_a_file_that_is_still_being_written_wakes_nobody(tmp_path: Path) -> None:
-    async def main() -> None:
-        watch = Watch()
-        try:
-            with (tmp_path / "p.yaml").open("w") as file:
-                watch.look([tmp_path])
-                file.write("half")
-                file.flush()
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(watch.wait(LONG), 0.1)
-            await asyncio.wait_for(watch.wait(LONG), LONG / 2)
-        finally:
-            watch.close()
-
-    asyncio.run(main())
+async def test_a_file_that_is_still_being_written_wakes_nobody(tmp_path: Path) -> None:
+    watch = Watch()
+    try:
+        with (tmp_path / "p.yaml").open("w") as file:
+            watch.look([tmp_path])
+            file.write("half")
+            file.flush()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(watch.wait(LONG), 0.1)
+        await asyncio.wait_for(watch.wait(LONG), LONG / 2)
+    finally:
+        watch.close()
 
 
-def test_waiting_ends_by_its_time_and_by_a_wake(tmp_path: Path) -> None:
-    async def main() -> None:
-        watch = Watch()
-        try:
-            await asyncio.wait_for(watch.wait(0.01), LONG)
-            watch.wake()
-            await asyncio.wait_for(watch.wait(LONG), LONG / 2)
-        finally:
-            watch.close()
-
-    asyncio.run(main())
+async def test_waiting_ends_by_its_time_and_by_a_wake(tmp_path: Path) -> None:
+    watch = Watch()
+    try:
+        await asyncio.wait_for(watch.wait(0.01), LONG)
+        watch.wake()
+        await asyncio.wait_for(watch.wait(LONG), LONG / 2)
+    finally:
+        watch.close()
 
 
 def test_a_link_is_followed_to_its_targets_folder_and_one_to_itself_nowhere(tmp_path: Path) -> None:

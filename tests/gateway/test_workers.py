@@ -212,35 +212,29 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCap
     assert ended == f"a worker ended: process {number}, signal 9; another one takes its place in 0.1 s"
 
 
-def test_a_worker_that_serves_says_again_and_again_that_it_is_there() -> None:
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        reader, writer = await asyncio.open_connection(sock=ours)
-        async with aclosing(await Member.join(theirs, beat=0.01)) as member:
-            member.serving()
-            assert [await reader.readline() for _ in range(3)] == [b"serving 0 0\n", b"here 0 0\n", b"here 0 0\n"]
-        writer.close()
-
-    asyncio.run(main())
+async def test_a_worker_that_serves_says_again_and_again_that_it_is_there() -> None:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    async with aclosing(await Member.join(theirs, beat=0.01)) as member:
+        member.serving()
+        assert [await reader.readline() for _ in range(3)] == [b"serving 0 0\n", b"here 0 0\n", b"here 0 0\n"]
+    writer.close()
 
 
-def test_a_worker_hears_on_when_an_answer_comes_as_its_question_is_given_up() -> None:
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        reader, writer = await asyncio.open_connection(sock=ours)
-        reloads: asyncio.Queue[None] = asyncio.Queue()
-        async with aclosing(await Member.join(theirs)) as member:
-            member.hear(lambda: None, lambda: reloads.put_nowait(None))
-            for turns in range(8):
-                asked = asyncio.create_task(member.metrics())
-                number = (await reader.readline()).split()[1]
-                writer.write(b"all %b 4\ntold" % number)
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                asked.cancel()
-                await asyncio.wait([asked])
-                writer.write(b"reload 0 0\n")
-                await asyncio.wait_for(reloads.get(), 20)
-        writer.close()
-
-    asyncio.run(main())
+async def test_a_worker_hears_on_when_an_answer_comes_as_its_question_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    reloads: asyncio.Queue[None] = asyncio.Queue()
+    async with aclosing(await Member.join(theirs)) as member:
+        member.hear(lambda: None, lambda: reloads.put_nowait(None))
+        for turns in range(8):
+            asked = asyncio.create_task(member.metrics())
+            number = (await reader.readline()).split()[1]
+            writer.write(b"all %b 4\ntold" % number)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asked.cancel()
+            await asyncio.wait([asked])
+            writer.write(b"reload 0 0\n")
+            await asyncio.wait_for(reloads.get(), 20)
+    writer.close()
