@@ -172,20 +172,26 @@ def test_the_distance_is_none_for_the_same_and_grows() -> None:
     assert same < other < far
 
 
-async def test_a_gateway_tells_it_and_changes_nothing(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+async def test_a_gateway_tells_it_of_the_policy_in_force_and_changes_nothing(
+    flash: Sim, pro: Sim, tmp_path: Path
+) -> None:
     rules = json.loads(POLICY)
     rules["tiers"]["flash"]["replicas"], rules["tiers"]["pro"]["replicas"] = [flash.url], [pro.url]
     policy = calibrated(tmp_path, json.dumps(rules))
+    candidate = calibrated(tmp_path, json.dumps(rules), agree=0.5)
     async with gateway(policy) as gate:
         for at in range(WINDOW):
             gate.front.doors.records.keep(ended(f"{at}", score=0.99), policy)
+        gate.front.doors.records.keep(ended("on trial", score=0.5), candidate)
         ready = (await gate.get("/ready")).json()
         assert ready["drift"]["scores"]["alarm"] is True
         assert ready["drift"]["scores"]["last"] > 1
         assert ready["drift"]["outcomes"] == {"looks": 0, "last": None, "alarm": False}
         metrics = (await gate.get("/metrics")).data.decode()
         assert 'gateway_drift{what="scores"} 1.0' in metrics
+        assert 'gateway_drift{what="outcomes"} 0.0' in metrics
         assert "gateway_drift_psi_count 1.0" in metrics
         assert ready["policy"]["digest"] == policy.digest
     async with gateway(policy_for(flash, pro)) as gate:
         assert (await gate.get("/ready")).json()["drift"] is None
+        assert b'gateway_drift{what="scores"} 0.0' in (await gate.get("/metrics")).data
