@@ -53,6 +53,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     doors = Doors(
         policy, store, upstream, Flights(store), keys, telemetry, records, shadows, retries, comparison, uploads
     )
+    drift.show(lambda: doors.policy)
     probe = Probe(client, upstream, lambda: doors.policy)
     if member:
         member.render, member.recent = telemetry.render, records.recent

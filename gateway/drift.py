@@ -10,15 +10,16 @@ who sends the same request again and again does look like a change.
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gateway.calibrate import GOOD, example, told
 from gateway.calibration import Basis, Layer, row
 from gateway.policy import Policy
 from gateway.recorded import Recorded
-from gateway.telemetry import DRIFTING, Telemetry
+from gateway.telemetry import Telemetry
 from gateway.types import Decision
 
 WINDOW = 500  # decisions
@@ -97,6 +98,11 @@ class Drift:
         seen.judged = []
         self._look("outcomes", seen.outcomes, off, alarm=abs(z) > Z)
 
+    def show(self, policy: Callable[[], Policy]) -> None:
+        """Has the metric tell of the policy in force."""
+        for what in ALARMS:
+            self._telemetry.drift.labels(what).set_function(partial(self._alarm, policy, what))
+
     def told(self, policy: Policy) -> dict[str, Any] | None:
         """For /ready: of scores and outcomes the number of tests, what the last one measured (the PSI of p; the share
         of outcomes that counted against Flash less the share predicted), and whether it raised an alarm. None: the
@@ -107,6 +113,11 @@ class Drift:
         things = {"scores": seen.scores, "outcomes": seen.outcomes}
         return {name: {"looks": one.looks, "last": one.last, "alarm": one.alarm} for name, one in things.items()}
 
+    def _alarm(self, policy: Callable[[], Policy], what: str) -> float:
+        basis = policy().basis
+        seen = self._seen.get(basis) if basis else None
+        return float(seen is not None and getattr(seen, what).alarm)
+
     def _of(self, policy: Policy) -> Seen | None:
         basis, layer = policy.basis, policy.calibration
         if basis is None or layer is None:
@@ -116,14 +127,11 @@ class Drift:
             while len(self._seen) >= MOST:
                 del self._seen[next(iter(self._seen))]
             seen = self._seen[basis] = Seen(basis, layer, [0] * len(basis.counts))
-            for what in DRIFTING:
-                self._telemetry.drift.labels(what).set(0)
         return seen
 
     def _look(self, what: str, looked: Looked, measured: float, *, alarm: bool) -> None:
         """One line when an alarm begins, and one when it ends."""
         looked.looks, looked.last, before, looked.alarm = looked.looks + 1, round(measured, 4), looked.alarm, alarm
-        self._telemetry.drift.labels(what).set(alarm)
         if alarm and not before:
             log.warning(ALARMS[what], measured)
         elif before and not alarm:

@@ -118,8 +118,6 @@ def instead(
     here = band(steps, verdict)
     below, above = nearest(steps, verdict.p_complex)
     there = below if here is above else above
-    if "tier" not in ways[here.key] or "tier" not in ways[there.key]:
-        return None
     tier, before = ways[there.key]["tier"], usd[ways[here.key]["tier"]]
     return {"side": there.key, "tier": tier, "usd": usd[tier], "usd_more": round(usd[tier] - before, 9)}
 
@@ -132,13 +130,10 @@ def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     return found | {"otherwise": failed}
 
 
-def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route | Refusal:
-    """Where a verdict in that band sends the request."""
+def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route:
+    """Where a verdict in that band sends the request; no side refuses one for which there is a question."""
     there = stays(facts, policy, step.tier)
-    try:
-        return placed(facts, policy, there, (rule.id, why(rule, step) if there == step.tier else FOLLOWED))
-    except Refusal as refusal:
-        return refusal
+    return placed(facts, policy, there, (rule.id, why(rule, step) if there == step.tier else FOLLOWED))
 
 
 def costs(facts: Facts, policy: Policy) -> dict[str, Any]:

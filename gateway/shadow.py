@@ -45,21 +45,20 @@ class Copy:
     """Copies the first LONGEST bytes that pass through a reply; its reader gets every byte as before."""
 
     def __init__(self, reply: Reply) -> None:
-        self._body, self._usage, self.stream = reply.body, reply.usage, reply.stream
+        self._body, self._usage, self._stream = reply.body, reply.usage, reply.stream
         self._pieces: list[bytes] = []
         self._size = 0
-        self.ended = self.closed = False
+        self.closed = False
         if isinstance(reply.body, bytes):
             self._add(reply.body)
-            self.ended = True
         else:
             reply.body = self._all(reply.chunks)
 
     def said(self) -> Said:
-        """What the answer said. Raises LeftOut for one that is too long, or did not end well."""
-        if not self.ended or self._size > LONGEST or self._usage.failed:
+        """What the answer said; not `whole` where the copy ends before it. Raises LeftOut after an error."""
+        if self._usage.failed:
             raise LeftOut("cut")
-        return said(b"".join(self._pieces), self.stream)
+        return said(b"".join(self._pieces), self._stream)
 
     async def close(self) -> None:
         """Closes the reply's pieces, which a reader that never began would leave open. Safe to call twice."""
@@ -71,7 +70,6 @@ class Copy:
         async for piece in pieces:
             self._add(piece)
             yield piece
-        self.ended = True
 
     def _add(self, piece: bytes) -> None:
         self._size += len(piece)

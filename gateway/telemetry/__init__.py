@@ -22,7 +22,7 @@ from gateway.telemetry.outlet import Outlet
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
 
-__all__ = ["DRIFTING", "METRICS", "Outlet", "Telemetry"]
+__all__ = ["METRICS", "Outlet", "Telemetry"]
 
 METRICS = CONTENT_TYPE_LATEST
 # vLLM >= 0.28 thinks unless told not to.
@@ -32,7 +32,6 @@ THINKS = (
     "--default-chat-template-kwargs"
 )
 TOGETHER = 128  # exchanges that are counted together, or fewer when metrics are asked for
-DRIFTING = ("scores", "outcomes")
 log = logging.getLogger("gateway")
 States = Callable[[], Mapping[str, TierState]]
 
@@ -64,8 +63,6 @@ class Telemetry:
         self.replicas = gauge("gateway_replica_up", up, ["tier", "replica"])
         self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
         self.drift = gauge("gateway_drift", "Processes that see other traffic than was calibrated on.", ["what"])
-        for what in DRIFTING:
-            self.drift.labels(what).set(0)
         self.store = gauge("gateway_store_up", "1 while the shared store answers.")
         self.limits = gauge("gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"])
         self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])

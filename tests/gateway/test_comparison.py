@@ -1,24 +1,29 @@
 """A candidate serves its part of the callers, and is compared with what was decided without it."""
 
+import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_facts
 
-from gateway.comparison import EXAMPLES, WAITING, Comparison
+from gateway.comparison import EXAMPLES, MOST, WAITING, Comparison, Due, Side, sides
 from gateway.explain import outcome
 from gateway.facts import observe
 from gateway.policy import Policy, PolicyError, load_policy, serving
 from gateway.recorded import Record
+from gateway.reply import NOBODY
 from gateway.store import MemoryStore
-from gateway.types import Decision, Verdict
+from gateway.types import ChatRequest, Decision, Route, Session, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, Gateway, asked, body, eventually, gateway
-from tests.tiers import policy_text
+from tests.tiers import policy_for, policy_text
 
 VERDICT = Verdict("simple", 0.1)
+TRIAGED = {"simple": "flash", "complex": "pro"}
 UP = [{"id": "up", "route": "pro"}]
 CALLERS = [f"caller-{at}" for at in range(2000)]
 
@@ -61,8 +66,10 @@ async def test_whom_the_candidate_serves_has_its_answers_headers_and_decisions(
         assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
         assert answer.headers["x-route-policy"].startswith("next@")
         assert (await gate.ask(body(), "/v1/route")).json()["policy"]["name"] == "next"
-        await eventually(lambda: gate.front.doors.comparison.served.total() == 1)
-        assert gate.front.doors.comparison.served == {(200, "pro"): 1}
+        await gate.ask(body())
+        await gate.ask(body(model="unheard of"))
+        await eventually(lambda: gate.front.doors.comparison.served.total() == 3)
+        assert gate.front.doors.comparison.served == {(200, "pro"): 2, (404, NOBODY): 1}
         assert compared(gate) == {}, "a candidate is not compared with itself"
 
 
@@ -86,6 +93,7 @@ async def test_a_decision_is_compared_by_its_own_verdict_and_with_the_facts_that
     async with gateway(policy, MemoryStore()) as gate:
         before = len(flash.seen("triage"))
         assert (await gate.ask(body(text))).headers["x-route-policy"].startswith("test@")
+        assert (await gate.ask(body(model="unheard of"))).status == 404
         await eventually(lambda: compared(gate) != {})
         assert compared(gate) == {came: 1}
         assert len(flash.seen("triage")) == before + 1, "nobody is asked for the candidate's sake"
@@ -101,21 +109,75 @@ async def test_a_candidate_that_would_refuse_differs_by_the_refusal(place: Path,
         assert there == ("model_not_found", "refused")
 
 
+def made(request: ChatRequest, policy: Policy, **known: Any) -> Decision:
+    facts = replace_facts(observe(request, policy, {}), **known)
+    found = outcome(facts, VERDICT, policy)
+    assert isinstance(found, Route)
+    return Decision(facts, VERDICT, found)
+
+
+def ended(request: ChatRequest, decision: Decision | None) -> Record:
+    return Record(request.id, request.path, 200, 0.1, 0.0, "", decision=decision)
+
+
+@pytest.mark.parametrize(
+    ("when", "known"),
+    [
+        ({"budget_used": {"min": 0.5}}, {"budget_used": 0.7}),
+        ({"session": {"tier": "pro"}}, {"session": Session("pro", "pro", 1.0, 1)}),
+        ({"load": {"flash": {"inflight": {"min": 3}}}}, {"load": {"flash": 3}}),
+        ({"load": {"flash": {"waiting": {"min": 3}}}}, {"waiting": {"flash": 3}}),
+    ],
+)
+def test_both_sides_decide_in_the_same_state_and_neither_explores(
+    flash: Sim, pro: Sim, when: dict[str, Any], known: dict[str, Any]
+) -> None:
+    rules = [{"id": "when", "when": when, "route": "pro"}, {"id": "triaged", "route": TRIAGED, "explore": 0.5}]
+    policy = policy_for(flash, pro, rules=rules, sessions={"key": ["prefix"]})
+    request = asked(body())
+    due = [Due(request, made(request, policy, chance=0.0, **more), policy) for more in ({}, known)]
+    assert [sides(one, policy) for one in due] == [(Side("triaged", "flash"),) * 2, (Side("when", "pro"),) * 2]
+
+
 async def test_decisions_that_pile_up_are_skipped_and_counted(place: Path, flash: Sim, pro: Sim) -> None:
     policy, told, differing = on_trial(place, flash, pro, {"shadow": 1.0}, rules=UP), list[str](), list[str]()
     assert policy.candidate
     comparison = Comparison(told.append, lambda *sides: differing.extend(sides))
-    request = asked(body())
-    facts = observe(request, policy, {})
-    made = Decision(facts, VERDICT, outcome(facts, VERDICT, policy))  # type: ignore[arg-type]
-    record = Record(request.id, request.path, 200, 0.1, 0.0, "", decision=made)
-    for _ in range(WAITING + 7):
-        comparison.saw(record, request, policy, policy.candidate)
+    requests = [asked(body()) for _ in range(WAITING + 7)]
+    for request in requests:
+        comparison.saw(ended(request, made(request, policy)), request, policy, policy.candidate)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert comparison.compared["differs"] < WAITING, "answers go first"
     await comparison.close()
     assert comparison.compared == {"differs": WAITING, "skipped": 7} == Counter(told)
     assert differing == ["triaged", "flash", "up", "pro"] * WAITING
     ((_, examples),) = comparison.disagreements.items()
-    assert examples == [request.id] * EXAMPLES
+    assert examples == [request.id for request in requests[WAITING - 1 : WAITING - 1 - EXAMPLES : -1]], "the newest"
+
+
+async def test_what_nobody_decided_or_drew_is_not_compared_and_each_candidate_starts_over(
+    place: Path, flash: Sim, pro: Sim
+) -> None:
+    policy = on_trial(place, flash, pro, {"shadow": 1.0}, rules=UP)
+    assert policy.candidate
+    candidate, request, told = policy.candidate, asked(body()), list[str]()
+    decided = ended(request, made(request, policy))
+    comparison = Comparison(told.append, lambda *_: None)
+    for record, of in ((ended(request, None), request), (decided, None), (decided, request)):
+        comparison.saw(record, of, policy, candidate)
+    await comparison.close()
+    assert comparison.compared == {"differs": 1}
+    assert comparison.counts.keys() == {(Side("triaged", "flash"), Side("up", "pro"))}
+    comparison.counts = Counter({(Side("", str(at)), Side("", "")): 1 for at in range(MOST)})
+    comparison.saw(decided, request, policy, candidate)
+    await comparison.close()
+    assert (comparison.compared["differs"], len(comparison.counts)) == (2, MOST)
+    silent = replace(candidate, shadow=0.0)
+    comparison.saw(decided, request, policy, candidate)
+    comparison.saw(decided, request, replace(policy, candidate=silent), silent)
+    await comparison.close()
+    assert [*comparison.compared, *comparison.counts, *comparison.disagreements] == []
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,15 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.calibrate import calibrate, dump, parse
-from gateway.drift import CHI, JUDGED, WINDOW, Drift, Z, miscalibrated, psi, spread
+from gateway.calibration import Layer
+from gateway.drift import CHI, JUDGED, MOST, WINDOW, Drift, Z, miscalibrated, psi, spread
 from gateway.policy import Policy, load_policy
-from gateway.recorded import RETRY, SHADOW, Outcome
+from gateway.recorded import RETRY, SHADOW, Outcome, Recorded
 from gateway.records import Records, to_keep
 from gateway.store import MemoryStore
 from gateway.telemetry import Telemetry
@@ -28,10 +30,10 @@ FALSE_ALARMS = 0.001  # the probability that CHI and Z are exceeded with on unch
 ANN = Caller("k1", "ann", "default", "")
 
 
-def calibrated(folder: Path, text: str, target: str = "pro_share=0.25", agree: float | None = None) -> Policy:
+def calibrated(folder: Path, text: str) -> Policy:
     """A policy with a calibration on traffic whose score is even from 0 to 1."""
-    records = [replace(one, measures={}, pro_ok=None, agree=agree) for one in traffic(2000, by_score)]
-    (folder / "calibration.json").write_text(dump(calibrate(records, parse(target)), "", 2000, 0.0))
+    records = [replace(one, measures={}, pro_ok=None) for one in traffic(2000, by_score)]
+    (folder / "calibration.json").write_text(dump(calibrate(records, parse("pro_share=0.25")), "", 2000, 0.0))
     (folder / "policy.json").write_text(text)
     return load_policy(folder / "policy.json", {})
 
@@ -46,7 +48,18 @@ POLICY = json.dumps(
 )
 
 
-def decision(score: float) -> Decision:
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return calibrated(tmp_path_factory.mktemp("drift"), POLICY)
+
+
+def other(policy: Policy, **basis: Any) -> Policy:
+    """A policy whose calibration says that it was fitted on something else."""
+    assert policy.basis
+    return replace(policy, basis=replace(policy.basis, **basis))
+
+
+def decision(score: float | None) -> Decision:
     return Decision(Facts("auto", "ann", "default", score=score), None, Route(("flash",), "triaged", "simple"))
 
 
@@ -81,10 +94,9 @@ def test_how_far_outcomes_are_off_is_told_in_deviations_of_what_came_and_of_what
     assert miscalibrated(judged, 100) == pytest.approx((0.1, 2.0 / 2**0.5))
 
 
-def test_bands_are_compared_with_as_many_degrees_of_freedom_as_there_are_less_one(tmp_path: Path) -> None:
-    policy = calibrated(tmp_path, POLICY)
+def test_bands_are_compared_with_as_many_degrees_of_freedom_as_there_are_less_one(policy: Policy) -> None:
     assert policy.basis
-    halves = replace(policy, basis=replace(policy.basis, edges=policy.basis.edges[4:5], counts=(500, 500)))
+    halves = other(policy, edges=policy.basis.edges[4:5], counts=(500, 500))
     for low, alarm in ((210, False), (200, True)):  # 8.6 and 13.4; above 10.8 is one in a thousand
         drift = Drift(Telemetry(log=False))
         for at in range(WINDOW):
@@ -97,8 +109,8 @@ def test_the_stability_index_of_shares_that_moved_is_the_one_of_the_books() -> N
     assert psi([8000, 2000], [800, 200]) == pytest.approx(0.0, abs=0.001)
 
 
-def test_scores_that_moved_are_told_and_so_is_their_return(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    policy, drift, chance = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False)), random.Random(3)
+def test_scores_that_moved_are_told_and_so_is_their_return(policy: Policy, caplog: pytest.LogCaptureFixture) -> None:
+    drift, chance = Drift(Telemetry(log=False)), random.Random(3)
     for turn, shift in enumerate((0.0, 0.3, 0.3, 0.0)):
         for _ in range(WINDOW):
             drift.decided(decision(min(1.0, chance.random() + shift)), policy)
@@ -106,18 +118,19 @@ def test_scores_that_moved_are_told_and_so_is_their_return(tmp_path: Path, caplo
     assert [line.split(" ")[1] for line in caplog.messages] == ["p", "scores"], "one line each, not one a look"
 
 
-def test_a_candidate_on_trial_does_not_disturb_what_is_watched(tmp_path: Path) -> None:
-    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
-    other = calibrated(tmp_path, POLICY, target="pro_share=0.5", agree=0.5)
-    assert policy.basis != other.basis
+def test_a_candidate_on_trial_does_not_disturb_what_is_watched(policy: Policy) -> None:
+    drift, candidate = Drift(Telemetry(log=False)), other(policy, agree=0.5)
     for at in range(WINDOW):
-        for made in (policy, other, replace(policy, basis=None)):
+        for made in (policy, candidate, replace(policy, basis=None)):
             drift.decided(decision(at / WINDOW), made)
-    assert (told(drift, policy, "scores"), told(drift, other, "scores")) == ((1, False), (1, False))
+    assert (told(drift, policy, "scores"), told(drift, candidate, "scores")) == ((1, False), (1, False))
+    for outcomes in range(MOST):
+        drift.told(other(policy, outcomes=outcomes))
+    assert told(drift, policy, "scores") == (0, False), "the newest ones alone are kept"
 
 
-async def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
+async def test_outcomes_that_are_worse_than_stated_are_told(policy: Policy, caplog: pytest.LogCaptureFixture) -> None:
+    drift = Drift(Telemetry(log=False))
     kept = Records(MemoryStore(), watch=drift)
     chance = random.Random(4)
     for turn, worse in enumerate((0.0, 0.4)):
@@ -134,31 +147,52 @@ async def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, capl
     assert len(caplog.messages) == 1
 
 
-def test_where_verdicts_decide_what_has_none_is_not_looked_at(tmp_path: Path) -> None:
-    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
-    assert policy.basis
-    asked = replace(policy, basis=replace(policy.basis, asked=True))
+def test_where_verdicts_decide_p_is_by_them_and_what_has_none_is_not_looked_at(policy: Policy) -> None:
+    drift, said = Drift(Telemetry(log=False)), {"p_complex": 0.0}
+    layer = Layer(0.0, {"p_complex": 1.0}, said, {"p_complex": 1.0})
+    asked = replace(other(policy, asked=True, edges=(0.5,), counts=(500, 500)), calibration=layer)
     for at in range(WINDOW):
         drift.decided(decision(0.01), asked)
-        made = decision(at / WINDOW)
-        drift.decided(Decision(made.facts, Verdict("simple", 0.1), made.route), asked)
-    assert told(drift, asked, "scores") == (1, False)
+        drift.judged(outcome_of(f"{at}", policy), asked)
+        verdict, route = Verdict("simple", (at + 0.5) / WINDOW), decision(0.5).route
+        drift.decided(Decision(decision(0.5).facts, verdict, route), asked)
+        drift.decided(Decision(decision(None).facts, verdict, route), asked)
+    assert (told(drift, asked, "scores"), told(drift, asked, "outcomes")) == ((1, False), (0, False))
 
 
-def test_a_calibration_on_agreements_is_held_against_agreements(tmp_path: Path) -> None:
-    policy, drift = calibrated(tmp_path, POLICY, agree=0.5), Drift(Telemetry(log=False))
+def outcome_of(name: str, policy: Policy, quality: float = 0.0, source: str = "caller", **tiers: float) -> Recorded:
+    """A decision with its outcome."""
+    whole = ended(name, score=0.5)
+    assert whole.decision
+    one = to_keep(whole, ANN, whole.decision, policy).recorded()
+    one.outcome = Outcome(quality, source, tiers)
+    return one
+
+
+def test_a_calibration_on_agreements_is_held_against_agreements(policy: Policy) -> None:
+    drift, agreeing = Drift(Telemetry(log=False)), other(policy, judged=False, agree=0.9)
     for at in range(JUDGED):
-        ended_now = ended(f"{at}", score=0.5)
-        assert ended_now.decision
-        one = to_keep(ended_now, ANN, ended_now.decision, policy).recorded()
         for source in (SHADOW, "caller"):
-            one.outcome = Outcome(0.2, source)
-            drift.judged(one, policy)
-    assert told(drift, policy, "outcomes") == (1, True)
+            drift.judged(outcome_of(f"{at}", policy, 0.8, source), agreeing)
+    found = drift.told(agreeing)
+    assert found
+    assert found["outcomes"]["looks"] == 1
+    assert found["outcomes"]["last"] > 0, "0.8 is not good enough"
 
 
-def test_a_policy_whose_calibration_does_not_say_is_not_watched(tmp_path: Path) -> None:
-    policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
+@pytest.mark.parametrize(("label", "share"), [("needed", 0.0), ("failed", 1.0)])
+def test_outcomes_count_for_what_the_calibration_counts(policy: Policy, label: str, share: float) -> None:
+    drift, made = Drift(Telemetry(log=False)), other(policy, label=label)
+    made = replace(made, calibration=Layer(0.0, {}, {}, {}))
+    for at in range(JUDGED):
+        drift.judged(outcome_of(f"{at}", policy, pro=0.0), made)
+    found = drift.told(made)
+    assert found
+    assert found["outcomes"]["last"] == share - 0.5
+
+
+def test_a_policy_whose_calibration_does_not_say_is_not_watched(policy: Policy) -> None:
+    drift = Drift(Telemetry(log=False))
     without = replace(policy, basis=None)
     for _ in range(WINDOW):
         drift.decided(decision(0.9), without)
@@ -172,20 +206,26 @@ def test_the_distance_is_none_for_the_same_and_grows() -> None:
     assert same < other < far
 
 
-async def test_a_gateway_tells_it_and_changes_nothing(flash: Sim, pro: Sim, tmp_path: Path) -> None:
+async def test_a_gateway_tells_it_of_the_policy_in_force_and_changes_nothing(
+    flash: Sim, pro: Sim, tmp_path: Path
+) -> None:
     rules = json.loads(POLICY)
     rules["tiers"]["flash"]["replicas"], rules["tiers"]["pro"]["replicas"] = [flash.url], [pro.url]
     policy = calibrated(tmp_path, json.dumps(rules))
+    candidate = other(policy, agree=0.5)
     async with gateway(policy) as gate:
         for at in range(WINDOW):
             gate.front.doors.records.keep(ended(f"{at}", score=0.99), policy)
+        gate.front.doors.records.keep(ended("on trial", score=0.5), candidate)
         ready = (await gate.get("/ready")).json()
         assert ready["drift"]["scores"]["alarm"] is True
         assert ready["drift"]["scores"]["last"] > 1
         assert ready["drift"]["outcomes"] == {"looks": 0, "last": None, "alarm": False}
         metrics = (await gate.get("/metrics")).data.decode()
         assert 'gateway_drift{what="scores"} 1.0' in metrics
+        assert 'gateway_drift{what="outcomes"} 0.0' in metrics
         assert "gateway_drift_psi_count 1.0" in metrics
         assert ready["policy"]["digest"] == policy.digest
     async with gateway(policy_for(flash, pro)) as gate:
         assert (await gate.get("/ready")).json()["drift"] is None
+        assert b'gateway_drift{what="scores"} 0.0' in (await gate.get("/metrics")).data

@@ -53,7 +53,7 @@ def test_every_rule_says_whether_it_matched_and_why_not() -> None:
         ("bands", "model is auto, wanted bands"),
         ("triaged", None),
     ]
-    assert [rule["decides"] for rule in found] == [False] * 7 + [True]
+    assert [rule["decides"] for rule in found] == [rule["matched"] for rule in found] == [False] * 7 + [True]
 
 
 def test_the_first_matcher_that_fails_is_told() -> None:
@@ -75,10 +75,23 @@ def test_only_one_rule_decides_and_none_when_the_caller_wishes() -> None:
 
 
 def test_the_verdict_comes_with_threshold_and_margin() -> None:
-    found = explain(facts(), Verdict("complex", 0.8, seconds=0.2), POLICY)
-    assert found["triaged"]
-    assert found["verdict"]["margin"] == pytest.approx(0.3)
-    assert (found["verdict"]["threshold"], found["verdict"]["seconds"], found["route"]["tier"]) == (0.5, 0.2, "pro")
+    said = Verdict("complex", 0.8, seconds=0.2, cut=True, strategy="json", prompt="intent.v1")
+    found = explain(facts(), said, POLICY)
+    assert (found["triaged"], found["route"]["tier"]) == (True, "pro")
+    assert found["verdict"] == {
+        "label": "complex",
+        "p_complex": 0.8,
+        "raw": 0.8,
+        "source": said.source,
+        "reason": said.reason,
+        "seconds": 0.2,
+        "cut": True,
+        "strategy": "json",
+        "prompt": "intent.v1",
+        "side": "complex",
+        "threshold": 0.5,
+        "margin": 0.3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,7 +125,8 @@ def test_of_several_edges_the_nearest_is_told_and_where_its_other_side_leads(
 
 def test_both_sides_of_the_threshold_are_told() -> None:
     found = explain(facts(), Verdict("complex", 0.8), POLICY)["sides"]
-    assert (found["simple"]["tier"], found["complex"]["tier"]) == ("flash", "pro")
+    assert (found["simple"]["tier"], found["simple"]["reason"]) == ("flash", "simple")
+    assert (found["complex"]["tier"], found["complex"]["reason"]) == ("pro", "complex")
     assert found["otherwise"]["timeout"] == {
         "tier": "flash",
         "tiers": ["flash"],
@@ -146,8 +160,8 @@ def test_without_a_verdict_the_route_is_an_ask() -> None:
 
 
 def test_a_refusal_is_part_of_the_answer() -> None:
-    found = explain(facts(plan="silver", wish="pro", wished_by="name"), None, POLICY)
-    assert found["route"]["status"] == 403
+    found = explain(facts(plan="silver", wish="pro", wished_by="name"), None, POLICY)["route"]
+    assert found == {"refused": "Plan silver may not use tier pro; the highest it may use is flash.", "status": 403}
 
 
 def test_cost_is_told_for_every_tier_with_what_it_assumes() -> None:
@@ -160,8 +174,15 @@ def test_cost_is_told_for_every_tier_with_what_it_assumes() -> None:
 
 
 def test_the_whole_is_json() -> None:
-    found = explain(facts(signals=frozenset({"sql"}), headers={"x-phase": "a"}), Verdict(None, None, "parse"), POLICY)
+    seen: dict[str, Any] = {"headers": {"x-phase": "a"}, "load": {"pro": 1}, "waiting": {"pro": 2}}
+    held = Session("flash", "flash", 1.5, 2)
+    found = explain(facts(signals=frozenset({"sql", "maths"}), session=held, **seen), Verdict(None, None, "x"), POLICY)
     assert json.loads(json.dumps(found)) == found
+    assert found["policy"] == POLICY.told()
+    told = {"model": "auto", "caller": "bob", "context": 1000, "signals": ["maths", "sql"], **seen}
+    told |= {"session": {"tier": "flash", "level": "flash", "age": 1.5, "turns": 2, "continues": False}}
+    assert found["facts"].items() >= told.items()
+    assert {"score", "measures"}.isdisjoint(found["facts"]), "what it says stands beside them"
 
 
 def test_the_other_side_of_the_threshold_is_told_with_what_it_costs_more() -> None:
@@ -184,10 +205,12 @@ def test_without_a_probability_there_is_no_other_side(verdict: Verdict | None) -
 
 def test_a_route_that_chance_chose_says_how_likely_it_was_and_the_sides_stay_as_they_are() -> None:
     text = "{id: triaged, route: {simple: flash, complex: pro}"
-    exploring = load_policy(SOURCE.replace(text, text + ", explore: 0.1"), {})
-    found = explain(facts(chance=0.0), Verdict("simple", 0.2), exploring)
+    local = "triage: {otherwise: {timeout: local}}\n"
+    exploring = load_policy(SOURCE.replace(text, text + ", explore: 0.1") + local, {})
+    found = explain(facts(chance=0.0, score=0.1), Verdict("simple", 0.2), exploring)
     assert (found["route"]["tier"], found["route"]["reason"], found["route"]["p"]) == ("pro", "explored", 0.1)
     assert (found["sides"]["simple"]["tier"], found["sides"]["complex"]["tier"]) == ("flash", "pro")
+    assert found["sides"]["otherwise"]["timeout"]["tier"] == "flash"
 
 
 def test_the_score_is_told_with_its_reasons_and_rules_that_look_at_it_say_so() -> None:

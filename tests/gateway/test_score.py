@@ -17,6 +17,8 @@ from gateway.score.question import split
 from gateway.score.remembered import LONGEST, WORDS
 
 QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
+PROOF = "Prove step by step that there are infinitely many primes of the form 4k+3."
+SHORT = "Write a Python function that sorts a list, in short."
 EXAMPLE = "Q: What is the colour of the sky on a clear day, as seen from the ground?\nA: blue\n\n"
 
 
@@ -48,6 +50,16 @@ def said(*turns: str) -> Fields:
 def test_a_request_for_depth_scores_above_small_talk_in_any_language(simple: str, hard: str) -> None:
     assert score_text(simple).value < 0.25
     assert score_text(hard).value > score_text(simple).value + 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "turns", "tools", "value"),
+    [("Who are you?", 1, 0, 0.0242), (PROOF, 1, 0, 0.8081), (PROOF, 9, 5, 0.8895), (SHORT, 1, 0, 0.5638)],
+)
+def test_a_score_is_the_same_in_each_version_as_policies_and_calibrations_name_its_values(
+    text: str, turns: int, tools: int, value: float
+) -> None:
+    assert score_text(text, turns, tools).value == pytest.approx(value, abs=1e-4)
 
 
 def test_maths_and_code_score_above_prose_of_their_length() -> None:
@@ -100,6 +112,8 @@ def test_a_long_prompt_is_read_at_its_ends_only() -> None:
 def test_a_short_follow_up_is_read_with_the_turn_before_it() -> None:
     hard = "Prove that the scheduler below never starves a task, and derive its worst latency."
     assert score(said(hard, "yes, do it")).value > 2 * score(said("hi", "yes, do it")).value
+    long = "是的请做吧" * 8  # each character has three bytes
+    assert score(said(hard, long)).value == pytest.approx(score(said("hi", long)).value, abs=0.01)
     assert score(said(hard, "What is the capital of France, and since when is it the capital?")).value < 0.5
 
 
@@ -107,6 +121,8 @@ def test_only_what_the_user_says_counts() -> None:
     user = {"role": "user", "content": "hi"}
     tool = {"role": "tool", "content": QUESTION * 50}
     assert score(asked(messages=[user, tool])) == score(asked(messages=[user]))
+    tools = [msgspec.Raw(b"{}")] * 3
+    assert score(asked(messages=[user, tool, user], tools=tools)) == score_text("hi\nhi", turns=2, tools=3)
 
 
 def test_completions_and_prompts_of_token_ids_have_a_score() -> None:
@@ -127,6 +143,8 @@ def test_how_a_text_looks_is_told_of_all_of_it_and_moves_no_score() -> None:
 def test_the_reasons_name_what_moved_the_score_most() -> None:
     assert "maths" in reasons(score_text("$a^2 + b^2 = c^2$, $\\frac{a}{b} < 1$").measures)
     assert "-fact" in reasons(score_text("Who are you?").measures)
+    found = {"maths": 0.2, "code": 0.5, "task": 0.0, "short": 1.0, "fact": 0.1, "lines": 1.0}
+    assert reasons(found) == ("-short", "code", "maths")
 
 
 @settings(max_examples=100)

@@ -4,16 +4,19 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.dialects import read
+from gateway.done import nothing
 from gateway.errors import Refusal
 from gateway.keys import new_key
 from gateway.policy import Policy, Price, load_policy
+from gateway.reply import Reply
 from gateway.routing import reachable, route
-from gateway.sessions import after, continues, judged_part, key_of, saved
+from gateway.sessions import after, continues, follow, judged_part, key_of, recalling, saved
 from gateway.store import MemoryStore
 from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Held, Route, Session, Verdict
 from loadtest.servers import Sim
@@ -358,6 +361,28 @@ async def test_a_conversation_that_begins_like_another_is_not_taken_for_it(flash
         talk = [{"role": "user", "content": COMPLEX}, {"role": "assistant", "content": "Done."}]
         found = await gate.ask(body(messages=[*talk, {"role": "user", "content": SIMPLE}]))
         assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
+
+
+async def test_a_conversation_is_kept_when_its_answer_is_closed_and_known_with_its_age() -> None:
+    request, store = asked(body(metadata={"session_id": "a"})), MemoryStore()
+    key = key_of(request, UNTIL)
+    assert key
+    decision = Decision(facts(None), HARD, Route(("pro",), "triaged", "complex"))
+    reply = Reply(200, [], b"{}", False, "pro", nothing, decision=decision)
+    await follow(reply, key, request, UNTIL, store).close()
+    value = await store.recall(ANN.id, key)
+    assert value
+    tier, level, at, turns = msgspec.msgpack.decode(value)
+    for known, age in ((at - 90, 90.0), (at + 90, 0.0)):
+        await store.remember(ANN.id, key, msgspec.msgpack.encode((tier, level, known, turns)), 60.0)
+        found = recalling(request, key, store)
+        assert found
+        assert await found == Session("pro", "pro", pytest.approx(age, abs=30), 1)
+    for strange in (b"?", msgspec.msgpack.encode((tier, level))):
+        await store.remember(ANN.id, key, strange, 60.0)
+        found = recalling(request, key, store)
+        assert found
+        assert await found is None, "as of another version"
 
 
 async def test_an_error_and_a_wish_leave_the_conversation_where_it_is(flash: Sim, pro: Sim) -> None:
