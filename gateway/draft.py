@@ -66,6 +66,7 @@ class Draft:
         if self._began is not None:
             self.wasted = round(RATE * (time.perf_counter() - self._began))
             self._waste.add(wasted=self.wasted)
+        self._bill.made = self.wasted
         if task.cancel():
             await asyncio.wait([task])
         elif not task.cancelled() and not task.exception():

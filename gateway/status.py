@@ -106,8 +106,10 @@ async def refused(_: Request, refusal: Any) -> Response:
 async def failed(request: Request, error: Any) -> Response:
     if error.status_code == 404:
         return answered(_unknown(request.method, request.scope["path"]), 404)
-    code = "method_not_allowed" if error.status_code == 405 else None
-    return answered(BadRequest(str(error.detail), code=code), error.status_code, error.headers)
+    if error.status_code == 405:
+        refusal = BadRequest(f"This path does not take {request.method[:16]}.", code="method_not_allowed")
+        return answered(refusal, 405, error.headers)
+    return answered(BadRequest(str(error.detail)), error.status_code, error.headers)
 
 
 def _unknown(method: str, path: str) -> NotFound:

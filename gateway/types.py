@@ -57,7 +57,8 @@ class Usage:
 
 class Bill(msgspec.Struct):
     """One call to a tier for a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
-    `stream`: it makes events. `at`: time.perf_counter() when it was asked for. `server`: a question's replica."""
+    `stream`: it makes events. `at`: time.perf_counter() when it was asked for. `server`: a question's replica. `made`:
+    about how many tokens a draft made that was dropped."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]
@@ -67,6 +68,7 @@ class Bill(msgspec.Struct):
     stream: bool = False
     at: float = msgspec.field(default_factory=time.perf_counter)
     server: str = ""
+    made: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

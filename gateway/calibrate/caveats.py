@@ -76,7 +76,7 @@ def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: 
     known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None and not one.retried]
     weighted = any(one.weight != 1 for one in known)  # then they stand for the others, too
     others = [value for value, one in p if weighted or one.failed is None]
-    volunteered = sum(one.failed is not None and one.agree is None for one in records)
+    volunteered = sum(bool(one.source) and one.agree is None for one in records)
     checks = {
         "requests with an outcome differ from those without: what holds for the ones need not hold for the others": (
             apart(known, others)

@@ -18,8 +18,9 @@ class Example:
     `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agree`: nobody
     judged, the first tier's answer counts as good from this agreement with another's. `weight`: for how many
     requests the outcome stands, one over how likely chance made the first tier the one that answered. `question`: what
-    the classifier was asked for `p_complex`. `source` says who judged. `fixed`: the rank of the tier that it got
-    without a verdict, None where one decided; `explored`: how likely chance was to send it another way.
+    the classifier was asked for `p_complex`. `source` says who judged the answer, "" for nobody. `fixed`: the rank of
+    the tier that it got without a verdict, None where one decided; `explored`: how likely chance was to send it another
+    way.
     """
 
     id: str

@@ -1,11 +1,13 @@
 """tiergate: the command line."""
 
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
+
+from gateway import __version__
 
 ROOMS = {
     "serve": "serve",
@@ -50,8 +52,18 @@ class Commands(TyperGroup):
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_show_locals=False)
 
 
+def shown(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tiergate {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def tiergate() -> None:
+def tiergate(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=shown, is_eager=True, help="Show the program's version and exit.")
+    ] = False,
+) -> None:
     """One OpenAI-compatible endpoint in front of a fast and a strong model."""
 
 

@@ -73,12 +73,12 @@ def as_data(found: Calibration) -> str:
 
 
 def in_words(found: Calibration) -> list[str]:
-    """The report for people, judged records only."""
+    """The report for people, of the records held out."""
     report = found.report
     lines = [
         f"inputs       {', '.join(found.layer.weights) or 'none'}",
         f"thresholds   {', '.join(f'{edge:.4f}' for edge in found.edges)}",
-        f"shares       {', '.join(map(interval, report['shares']))} of {report['judged']} judged records",
+        f"shares       {', '.join(map(interval, report['shares']))} of {report['judged']} records held out",
     ]
     if report["fixed"] or report["explore"]:
         lines.append(
@@ -105,8 +105,8 @@ def in_words(found: Calibration) -> list[str]:
 
 
 def heard(source: str, found: dict[str, float]) -> str:
-    """A source of outcomes."""
-    return f"{visible(source)} {found['outcomes']} outcomes ({found['failed']:.0%} bad)"
+    """A source of outcomes of Flash's answers."""
+    return f"{visible(source)} {found['outcomes']} of Flash's answers ({found['failed']:.0%} bad)"
 
 
 def interval(found: dict[str, Any]) -> str:

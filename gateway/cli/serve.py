@@ -41,6 +41,7 @@ Workers = Annotated[int | None, typer.Option(help="Processes on the port; severa
 Http = Annotated[
     str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
 ]
+log = logging.getLogger("gateway")
 PATIENCE = 3.0  # seconds for the store to answer at the start
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 YOUNG = 20_000  # objects between two collections; an answered request leaves some hundred and no cycle
@@ -93,6 +94,8 @@ async def run(settings: Settings, member: Member | None = None, served: str | No
             held = bind(known, shared=member is not None)
         except OSError as error:
             stop(f"cannot listen on {known.host}:{known.port}: {error}")
+        store_at = where(given.redis_url) if given.redis_url else "in memory"
+        log.warning("policy: %s is in force on %s:%d, store %s", policy, known.host, known.port, store_at)
         await server.serve(held)
 
 

@@ -89,7 +89,9 @@ def serving(policy: Policy, replies: Mapping[tuple[str, str], Replied | str]) ->
 
 def _server(url: str, tier: Tier, reply: Replied | str) -> list[Finding]:
     if isinstance(reply, str):
-        return [error("", f"{url} does not answer: {reply}", "start it, or correct `replicas` (or its variable)")]
+        start = "start it, or correct `replicas` (or its variable)"
+        fix = "SSL_CERT_FILE=FILE has its authority" if "CERTIFICATE_VERIFY_FAILED" in reply else start
+        return [error("", f"{url} does not answer: {reply}", fix)]
     if reply.status in {401, 403}:
         fix = f"correct {tier.api_key_env}" if tier.api_key_env else "name its key's variable in `api_key_env`"
         return [error("", f"{url} refuses us ({reply.status})", fix)]

@@ -178,7 +178,7 @@ class Triage:
     __pydantic_config__ = STRICT
     tier: Annotated[str, Field(description="the tier that is asked; the first one by default")] = ""
     strategy: Annotated[
-        Literal["auto"] | Strategy, Field(description="how the answer is bound to its labels; auto asks the servers")
+        Literal["auto", Strategy], Field(description="how the answer is bound to its labels; auto asks the servers")
     ] = "auto"
     prompt: Annotated[str, Field(description="name and version of the question")] = "complexity.v1"
     prompts: Annotated[dict[Name, Prompt], Field(description="own questions, beside the built-in ones")] = field(

@@ -44,6 +44,7 @@ def check(document: Document) -> None:
     """Notes what is wrong in `document.problems`."""
     check_tiers(document)
     check_plans(document)
+    check_prices(document)
     check_signals(document)
     check_prompts(document)
     check_holdback(document)
@@ -159,6 +160,16 @@ def check_floors(document: Document, tiers: list[str]) -> None:
             document.blame(path, f"{low} is above what the plan may reach: name it in `may`")
 
 
+def check_prices(document: Document) -> None:
+    """Notes budgets that nothing is ever booked on."""
+    if any(price for tier in mapping(document.data, "tiers").values() for price in mapping(tier, "price").values()):
+        return
+    plans = (("callers", "plans", plan) for plan in mapping(document.data, "callers", "plans"))
+    for path in ((), *plans):
+        if mapping(document.data, *path, "budget"):
+            document.blame((*path, "budget"), "no tier has a price, so nothing is ever spent", key=True)
+
+
 def check_signals(document: Document) -> None:
     signals = mapping(document.data, "signals")
     for name, pattern in signals.items():
@@ -207,6 +218,8 @@ def check_aliases(document: Document) -> None:
     taken = {*WISHES, *tiers, *(str(mapping(tier).get("model")).lower() for tier in tiers.values())}
     for alias, target in mapping(document.data, "aliases").items():
         known(document, "tier", names(target, ("aliases", alias)), [*WISHES, *tiers])
+        if "*" in alias[:-1]:
+            document.blame(("aliases", alias), "a * stands at the end only, for all names that begin so", key=True)
         if alias.lower() in taken:
             document.blame(("aliases", alias), f'"{alias}" is a model name already', key=True)
         taken.add(alias.lower())  # callers may write a name in any case

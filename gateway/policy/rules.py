@@ -159,15 +159,21 @@ class Bands:
         object.__setattr__(self, "steps", tuple(Step(low, high, *named) for low, high, named in steps))
 
 
-def shape_of_route(value: object) -> str:
+def shape_of_route(value: object) -> str | None:
     if isinstance(value, str):
         return "tier"
-    return "bands" if isinstance(value, Bands) or (isinstance(value, dict) and "p_complex" in value) else "split"
+    if isinstance(value, Bands) or (isinstance(value, dict) and "p_complex" in value):
+        return "bands"
+    return "split" if isinstance(value, Split | dict) else None
 
 
 Target = Annotated[
     Annotated[str, Tag("tier")] | Annotated[Split, Tag("split")] | Annotated[Bands, Tag("bands")],
-    Discriminator(shape_of_route),
+    Discriminator(
+        shape_of_route,
+        custom_error_type="route",
+        custom_error_message="expected a tier, {simple: tier, complex: tier}, or {p_complex: bands}",
+    ),
 ]
 
 

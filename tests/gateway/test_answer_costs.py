@@ -162,3 +162,4 @@ async def test_a_wasted_draft_is_the_operators(flash: Sim, pro: Sim) -> None:
     kinds = {line.kind: line for line in await store.ledger()}
     assert (kinds["answer"].tier, kinds["draft"].tier, kinds["triage"].tier) == ("pro", "flash", "flash")
     assert store._accounts["anonymous"].spent == kinds["answer"].money < NANO
+    assert (kinds["draft"].estimated, kinds["draft"].prompt) == (True, kinds["answer"].prompt)

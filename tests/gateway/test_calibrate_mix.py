@@ -133,6 +133,16 @@ def test_who_judged_what_is_told_and_where_they_cannot_all_hear_a_fair_sample() 
     assert (unlike([*fair, *unfair]), unlike(two), unlike(fair), unlike([])) == (True, False, False, False)
 
 
+def test_answers_of_pro_that_were_judged_are_judged_answers() -> None:
+    partly = "not every answer was judged"
+    records = [replace(one, source="caller") for one in traffic(400, seed=4)]
+    by_pro = [replace(one, flash_ok=None) if one.score > 0.6 else one for one in records]
+    unheard = [replace(one, source="") if one.flash_ok is None else one for one in by_pro]
+    for found, told_so in ((by_pro, False), (unheard, True)):
+        caveats = calibrate(found, parse("pro_share=0.25")).caveats
+        assert any(partly in caveat for caveat in caveats) is told_so
+
+
 def retried(found: list[Example], judged: int) -> list[Example]:
     """The first ones are judged; of the others a third of the bad answers is asked for again."""
     chance = random.Random(9)

@@ -4,6 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from gateway import __version__
+from gateway.cli import app
 
 LEFT_OUT = (
     "gateway.cli.demo",
@@ -47,6 +51,11 @@ def test_who_serves_holds_nothing_of_the_other_commands(told: list[str]) -> None
 
 def test_who_serves_does_not_wait_for_who_reads_the_log(told: list[str]) -> None:
     assert told[1:] == ["ended"]
+
+
+def test_the_program_tells_its_version() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"tiergate {__version__}\n")
 
 
 def test_the_simulator_lists_its_own_flags() -> None:

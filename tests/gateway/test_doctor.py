@@ -195,6 +195,8 @@ def test_people_get_lines_and_the_sum_of_it(good: Path) -> None:
     [
         (Replied(200, {"flash-model": None}, frozenset(METRICS), None), "ok", "serves flash-model"),
         (Replied(401, {}, frozenset(METRICS), None), "error", "refuses us (401) -> name its key's variable"),
+        ("[Errno 111] Connect call failed", "error", "-> start it, or correct `replicas`"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", "error", "-> SSL_CERT_FILE=FILE has its authority"),
         (Replied(404, {}, None, None), "error", "/v1/models answers 404"),
         (Replied(200, {}, None, None), "error", "serves nothing, not flash-model"),
         (Replied(200, {"flash-model": 4096}, frozenset(METRICS), None), "warning", "takes 4096 tokens"),

@@ -30,7 +30,7 @@ POLICY = load_policy(
 schema: 1
 tiers:
   flash: {model: f, replicas: ["http://h"]}
-  pro: {model: p, replicas: ["http://h"]}
+  pro: {model: p, replicas: ["http://h"], price: {output_per_m: 1.0}}
 rules: [{id: all, route: pro}]
 callers:
   default: {plan: silver}

@@ -122,14 +122,14 @@ def test_the_reference_gives_the_defaults() -> None:
     assert given.triage.early == load_policy(SMALLEST + "triage: {early: {}}\n", {}).triage.early
     assert given.triage.prompts.keys() - least.triage.prompts.keys() == {"house.v1"}
     assert given.failover.on == least.failover.on
-    for name in ("engine", "balance", "limits", "timeouts", "price", "can", "set", "api_key_env"):
+    for name in ("engine", "balance", "limits", "timeouts", "can", "set", "api_key_env"):
         assert getattr(given.tiers["flash"], name) == getattr(least.tiers["flash"], name)
+    assert dataclasses.replace(given.tiers["flash"].price, input_per_m=0.0) == least.tiers["flash"].price
     assert given.caching == load_policy(SMALLEST + "caching: {}\n", {}).caching
     assert given.sessions == load_policy(SMALLEST + "sessions: {}\n", {}).sessions
     metered = "{budget: {usd: 5}, pro_share: {max: 1}}"
-    plain = load_policy(
-        SMALLEST + "callers: {default: {plan: default}, plans: {default: PLAN}}\n".replace("PLAN", metered), {}
-    )
+    plans = f"callers: {{default: {{plan: default}}, plans: {{default: {metered}}}}}\n"
+    plain = load_policy(changed("org/Pro,", "org/Pro, price: {output_per_m: 1.0},") + plans, {})
     assert given.callers == plain.callers
     bare = load_policy(SMALLEST + "tests: [{name: x, request: {}, expect: {}}]\n", {}).tests[0]
     for name in ("headers", "load"):
@@ -338,6 +338,27 @@ BAD = {
     "an alias twice": (
         SMALLEST + "aliases: {Fast: auto, fast: auto}\n",
         '7:23: aliases.fast: "fast" is a model name already',
+    ),
+    "a star within an alias": (
+        SMALLEST + "aliases: {gpt-*-mini: auto}\n",
+        "7:11: aliases.gpt-*-mini: a * stands at the end only, for all names that begin so",
+    ),
+    "a budget without a price": (
+        SMALLEST + "budget: {usd: 5}\n",
+        "7:1: budget: no tier has a price, so nothing is ever spent",
+    ),
+    "a plan's budget without a price": (
+        changed("org/Pro,", "org/Pro, price: {output_per_m: 0},")
+        + "callers: {default: {plan: a}, plans: {a: {budget: {usd: 5}}}}\n",
+        "7:43: callers.plans.a.budget: no tier has a price, so nothing is ever spent",
+    ),
+    "a strategy that is none": (
+        SMALLEST + "triage: {strategy: best}\n",
+        "7:20: triage.strategy: expected 'auto', 'choice', 'decisions', 'json_logprobs' or 'json', got \"best\"",
+    ),
+    "a list of tiers as a route": (
+        changed("{simple: flash, complex: pro}", "[flash, pro]"),
+        "6:26: rules.0.route: expected a tier, {simple: tier, complex: tier}, or {p_complex: bands}, got [",
     ),
     "dangling load": (
         changed("rules:", "rules:\n  - {id: a, route: pro, when: {load: {por: {inflight: {min: 1}}}}}"),

@@ -105,6 +105,15 @@ def test_a_question_of_triage_that_was_not_counted_costs_its_own_size_and_not_th
     assert (line.kind, line.estimated, verdict < 100) == ("triage", True, True)
 
 
+def test_a_dropped_draft_costs_the_answers_prompt_and_the_most_that_it_had_time_for() -> None:
+    answer = Bill("pro", "answer", Usage(60, 0, 20, complete=True))
+    for most, completion in ((5000, 7 * 16 + 256), (3, 3)):
+        draft, _ = lines(request(Bill("flash", "draft", made=7), answer, max_tokens=most), POLICY)
+        assert (draft.estimated, draft.prompt, draft.completion) == (True, 60, completion)
+    asked = request(Bill("flash", "draft", made=7), Bill("pro", "answer"))
+    assert lines(asked, POLICY)[0].prompt == sizes(asked)[0], "where nobody counted"
+
+
 def test_what_a_killed_process_held_returns_within_a_minute_or_after_the_longest_exchange() -> None:
     short = {name: replace(tier, timeouts=replace(tier.timeouts, total=2.0)) for name, tier in POLICY.tiers.items()}
     assert lease(POLICY) == 60.0

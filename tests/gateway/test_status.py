@@ -40,6 +40,7 @@ async def test_own_paths_take_get_and_head_and_nothing_else(flash: Sim, pro: Sim
         assert head.headers["content-type"] == got.headers["content-type"]
         refused = await gate.get(path, "DELETE")
         assert (refused.status, refused.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert refused.json()["error"]["message"] == "This path does not take DELETE."
         assert "GET" in refused.headers["allow"]
 
 

@@ -148,7 +148,8 @@ async def test_however_long_an_outage_what_was_used_in_it_is_kept_as_sums_and_bo
 async def test_a_gateway_tells_how_its_limits_are_kept(flash: Sim, pro: Sim) -> None:
     callers = {"plans": {"usual": {"budget": {"usd": 1.0}}}, "on_store_failure": {"tokens": "allow"}}
     store = open_store("redis://127.0.0.1:1")
-    async with gateway(policy_for(flash, pro, callers=callers), store) as gate:
+    priced = {"pro": {"price": {"output_per_m": 1.0}}}
+    async with gateway(policy_for(flash, pro, tiers=priced, callers=callers), store) as gate:
         refusal = await gate.ask(body())
         assert (refusal.status, refusal.json()["error"]["code"]) == (503, "store_unavailable")
         assert int(refusal.headers["retry-after"]) >= 1

@@ -129,6 +129,7 @@ def test_a_worker_that_dies_is_replaced_by_one_with_the_last_good_policy_and_non
         assert (told["digest"], len(told["problems"])) == (good, 2)
         said = capfd.readouterr().err
         assert re.search(rf"^[0-9-]{{10}}T[0-9:]{{8}}Z a worker ended: process {victim}, signal 9;", said, re.MULTILINE)
+        assert f"({good}) is in force on 127.0.0.1:{gate.port}, store " in said
         assert "Traceback" not in said
         left = workers(process)
         process.kill()
