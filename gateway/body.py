@@ -4,6 +4,7 @@ A body is parsed once. What we decide on is decoded into `Fields`; the rest stay
 replaces, drops or adds whole top-level members and leaves every other byte alone.
 """
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class Part(msgspec.Struct):
     video_url: str | Link | None = None
     audio_url: str | Link | None = None
     file_url: str | Link | None = None
-    uuid: Any = None  # by which vLLM finds media that came before, whoever sent them
+    uuid: str | int | None = None  # by which vLLM finds media that came before, whoever sent them
 
     def urls(self) -> list[str]:
         """Every address in this piece; which of them a server follows is the server's choice."""
@@ -80,7 +81,7 @@ class Fields(msgspec.Struct):
 
     model: str | None = None
     messages: Turns[Message] | None = None
-    prompt: str | Prompts[Any] | None = None
+    prompt: str | Prompts[str | int | Prompts[str | int]] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     temperature: float | None = None
@@ -97,9 +98,18 @@ class Fields(msgspec.Struct):
     def opening(self) -> str:
         """What was said before the first answer, cut at OPENING: the same in every later turn of a conversation."""
         if not self.messages:
-            return str(self.prompt[:OPENING]) if self.prompt else ""
+            said = self.prompt or ""
+            return str((said[0] if said and isinstance(said[0], list) else said)[:OPENING])
         said = takewhile(lambda message: message.role != "assistant", self.messages)
         return "\n".join(message.text()[:OPENING] for message in said)[:OPENING]
+
+
+def real(text: str) -> float:
+    """A number where any value may stand: msgspec's own way takes 15 us for one like 1e300, so 2 s for a megabyte of
+    them, this one half a microsecond (0.22.0, 2026-11-23). Raises ValueError."""
+    if math.isinf(found := float(text)):
+        raise ValueError("Number out of range")
+    return found
 
 
 def _below(calls: int, decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
@@ -112,7 +122,7 @@ def _below(calls: int, decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _MEMBERS_BELOW = _below(SPARE, _MEMBERS)
-_FIELDS = msgspec.json.Decoder(Fields)
+_FIELDS = msgspec.json.Decoder(Fields, float_hook=real)
 _STRING = msgspec.json.Decoder(str)
 
 

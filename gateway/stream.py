@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.body import real
 from gateway.dialects import Answers, Counted, Seen, Whole
 from gateway.done import nothing
 from gateway.errors import UNREADABLE, UpstreamFailed, UpstreamTimeout
@@ -20,7 +21,8 @@ TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
-_SEEN, _WHOLE = msgspec.json.Decoder(Seen), msgspec.json.Decoder(Whole)
+_SEEN = msgspec.json.Decoder(Seen, float_hook=real)  # an event may repeat what the caller sent
+_WHOLE = msgspec.json.Decoder(Whole, float_hook=real)
 _COUNTED = msgspec.json.Decoder(Counted)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import Body, Fields, Message, Part, Prompts, Tokens, Tools, Turns, read_as
+from gateway.body import Body, Fields, Message, Part, Prompts, Tokens, Tools, Turns, read_as, real
 from gateway.errors import BadRequest
 
 # Members that refer to what a server kept of an earlier request: each request may go to another server.
@@ -117,8 +117,8 @@ class _Tool(msgspec.Struct):
     type: str = "function"
 
 
-_MESSAGES = msgspec.json.Decoder(_Messages)
-_RESPONSES = msgspec.json.Decoder(_Responses)
+_MESSAGES = msgspec.json.Decoder(_Messages, float_hook=real)
+_RESPONSES = msgspec.json.Decoder(_Responses, float_hook=real)
 _EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
 _TOOL = msgspec.json.Decoder(_Tool)
 

@@ -23,7 +23,7 @@ from gateway.store import MemoryStore
 from gateway.triage import question
 from gateway.types import Ask, ChatRequest, Facts
 from loadtest.servers import Sim
-from tests.gateway.serving import ANN, COMPLEX, SIMPLE, gateway
+from tests.gateway.serving import ANN, CHAT, COMPLEX, SIMPLE, body, gateway
 from tests.gateway.test_answer_costs import PRICES, booked
 from tests.tiers import JSON, policy_for
 
@@ -434,3 +434,17 @@ async def test_a_servers_4xx_passes_in_its_own_words(flash: Sim, pro: Sim) -> No
     async with gateway(policy_for(flash, pro)) as gate:
         answer = await gate.ask(message(model="flash", temperature=-5), MESSAGES)
         assert (answer.status, answer.json()["error"]["type"]) == (400, "BadRequestError")
+
+
+@pytest.mark.parametrize(("path", "said"), [(CHAT, body()), (MESSAGES, message()), (RESPONSES, response())])
+def test_no_number_takes_a_hundred_times_as_long_to_read_as_another(path: str, said: JSON) -> None:
+    def seconds(number: str) -> float:
+        numbers = f"[{','.join([number] * 2000)}]"
+        text = json.dumps({**said, "metadata": {"x": 0}, "chat_template_kwargs": {"thinking": 0}})
+        data = text.replace(": 0}", f": {numbers}}}").encode()
+        started = time.thread_time()
+        whole, known = read(path, data)
+        question(ChatRequest("t", ANN, path, whole, known, {}, 0.0), POLICY)
+        return time.thread_time() - started
+
+    assert min(seconds("1e300") for _ in range(5)) < 10 * min(seconds("1.5") for _ in range(5))

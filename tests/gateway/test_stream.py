@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_args
@@ -402,3 +403,13 @@ def test_a_caller_is_told_what_broke_but_not_where() -> None:
         refusal = broken(TransportError(kind, "10.0.0.7:8000"))
         assert (refusal.status, refusal.should_retry) == (504 if kind in late else 502, False)
         assert "10.0" not in refusal.message
+
+
+async def test_no_number_that_an_event_repeats_takes_a_hundred_times_as_long_as_another() -> None:
+    async def seconds(number: str) -> float:
+        told = f'{{"type":"response.completed","response":{{"usage":null,"tools":[{",".join([number] * 2000)}]}}}}'
+        started = time.thread_time()
+        await relayed(streaming(named_event("response.completed", told.encode())), path="/v1/responses")
+        return time.thread_time() - started
+
+    assert min([await seconds("1e300") for _ in range(3)]) < 5 * min([await seconds("1.5") for _ in range(3)])
