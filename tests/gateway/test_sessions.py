@@ -13,7 +13,7 @@ from gateway.errors import Refusal
 from gateway.keys import new_key
 from gateway.policy import Policy, Price, load_policy
 from gateway.routing import reachable, route
-from gateway.sessions import after, continues, judged_part, key_of, saved
+from gateway.sessions import after, continues, judged_part, key_of, recalling, saved
 from gateway.store import MemoryStore
 from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Held, Route, Session, Verdict
 from loadtest.servers import Sim
@@ -211,6 +211,16 @@ def test_a_conversation_is_named_by_header_then_metadata_then_prefix_and_per_cal
     assert names(UNTIL, header) != names(UNTIL, header, caller=Caller("ann", "ann", "usual", "another salt"))
     assert names(UNTIL, metadata={"session_id": 7}) == names(UNTIL, metadata=told)
     assert names(UNTIL, metadata={"session_id": ["7"]}) == names(UNTIL)
+
+
+@pytest.mark.parametrize("kept", [b"\xff", b"\x94\xa3pro", b"\x94\xa1\xff\xa3pro\x01\x01"])
+async def test_a_session_that_cannot_be_read_is_none(kept: bytes) -> None:
+    request, store = asked(body(), headers={"x-session-id": "7"}), MemoryStore()
+    name = key_of(request, UNTIL) or b""
+    await store.remember(ANN.id, name, kept, 60.0)
+    remembered = recalling(request, name, store)
+    assert remembered
+    assert await remembered is None
 
 
 def test_the_prefix_is_the_whole_of_what_was_said_before_the_first_answer() -> None:
