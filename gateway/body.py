@@ -17,6 +17,7 @@ import msgspec
 from gateway.errors import BadRequest
 
 MAX_CHOICES = 16  # `n` multiplies the work of one request; vLLM ran out of memory on huge values (CVE-2026-34756)
+MAX_PROMPTS = 2048  # of a request, times `n`: each is a job of its own to a server; OpenAI's bound for embeddings
 MAX_TOKENS = 1 << 32  # more than any model makes; of so many, stores can add up what they cost in 64 bits
 # What a body may hold at most, where we look at each: a megabyte of text costs 1 ms, a megabyte of empty objects 500.
 MAX_VALUES = 1 << 20  # objects, arrays and members in all; as text they would fill a context of a million tokens
@@ -94,6 +95,11 @@ class Fields(msgspec.Struct):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     metadata: dict[str, Any] | None = None
+
+    def prompts(self) -> int:
+        """How many prompts these are; a list of token ids is one."""
+        said = self.prompt
+        return len(said) if isinstance(said, list) and said and not isinstance(said[0], int) else 1
 
     def opening(self) -> str:
         """What was said before the first answer, cut at OPENING: the same in every later turn of a conversation."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.body import MAX_PROMPTS
 from gateway.cache import lookup
 from gateway.dialects import DIALECTS, read
 from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorized, UpstreamTimeout, WrongMethod
@@ -28,7 +29,7 @@ from tests.gateway.test_answer_costs import PRICES, booked
 from tests.tiers import JSON, policy_for
 
 each_front = pytest.mark.usefixtures("each_front")
-MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+COMPLETIONS, MESSAGES, COUNT = "/v1/completions", "/v1/messages", "/v1/messages/count_tokens"
 RESPONSES, EMBEDDINGS = "/v1/responses", "/v1/embeddings"
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
 POLICY = policy_for(FLASH, PRO, caching={"ttl": "1m"})
@@ -160,6 +161,26 @@ def test_what_no_server_may_do_or_two_readers_could_read_is_refused(path: str, f
     with pytest.raises(BadRequest) as found:
         asked(path, fields)
     assert found.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "prompt", "n"),
+    [
+        (COMPLETIONS, "prompt", "x", 1),
+        (COMPLETIONS, "prompt", [1], 2),
+        (EMBEDDINGS, "input", "x", 1),
+        (EMBEDDINGS, "input", [1], 1),
+    ],
+)
+def test_a_request_holds_no_more_prompts_than_fit_into_a_servers_queue(
+    path: str, name: str, prompt: Any, n: int
+) -> None:
+    most = {name: [prompt] * (MAX_PROMPTS // n), "n": n}
+    assert asked(path, most).fields.prompts() * n == MAX_PROMPTS
+    assert asked(path, {name: [7] * 2 * MAX_PROMPTS, "n": n}).fields.prompts() == 1, "numbers are tokens"
+    with pytest.raises(BadRequest) as found:
+        asked(path, {name: [*most[name], prompt], "n": n})
+    assert found.value.param == name
 
 
 ODD = st.recursive(
