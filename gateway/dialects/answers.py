@@ -128,7 +128,7 @@ def _responses_broken(refusal: Refusal, events: int) -> bytes:
 CHUNKS = Answers(
     b'"choices"',
     frozenset(),
-    (sse.DONE, b'"usage"', b'"error"'),
+    (sse.DONE, b'"usage"', b'"error"', b'"abort"'),
     Refusal.body,
     lambda refusal, _: sse.event(refusal.body()),
     b'"content":"',

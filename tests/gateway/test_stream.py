@@ -15,7 +15,7 @@ from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Limits, TransportError
 from gateway.http1.connection import Kind
 from gateway.sse import event, named_event
-from gateway.stream import MAX_JSON, Events, broken, fill, read_whole
+from gateway.stream import MAX_JSON, Events, broken, fill, given_up, read_whole
 from gateway.types import Usage
 from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
 
@@ -296,6 +296,16 @@ async def test_an_error_of_the_server_passes_and_is_the_only_one(
     seen = await relayed(streaming(chunk("a") + error + done, end=end))
     assert (seen.data, seen.refusal) == (chunk("a") + error + done, None)
     assert seen.error["code"] == 500
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+async def test_an_answer_that_its_server_gave_up_is_told_as_it_came_and_has_failed(run: Run, blank: str) -> None:
+    last = chunk("").replace(b'"finish_reason":null', f'"finish_reason"{blank}:{blank}"abort"'.encode())
+    seen = await relayed(streaming(chunk("a"), last, DONE))
+    assert (seen.data, seen.usage.failed, seen.error) == (chunk("a") + last + DONE, True, "abort")
+    said = chunk('{"finish_reason":"abort"}')
+    assert not (await relayed(streaming(chunk("a"), said, DONE))).usage.failed
+    assert not given_up(b'{"choices":[{"text":' + json.dumps(said.decode()).encode() + b"}]}")
 
 
 @pytest.mark.parametrize(
