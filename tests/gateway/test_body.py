@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.body import (
     MAX_CHOICES,
+    MAX_LIST,
     MAX_MEMBERS,
     MAX_MESSAGES,
     MAX_OPTION,
@@ -127,6 +128,8 @@ TOO_MUCH = {
     "numbers of a prompt": (b'{"prompt":[' + many(b"1", MAX_VALUES + 1) + b"]}", "prompt"),
     "numbers of one prompt of several": (b'{"prompt":[[' + many(b"1", MAX_VALUES + 1) + b"]]}", "prompt[0]"),
     "bytes of an option": (b"{" + TALK + b',"metadata":{"a":"' + b"x" * MAX_OPTION + b'"}}', "metadata"),
+    "words that end an answer": (b"{" + TALK + b',"stop":[' + many(b'"x"', MAX_LIST // 4) + b"]}", "stop"),
+    "words that no answer has": (b"{" + TALK + b',"bad_words":["' + b"x" * MAX_LIST + b'"]}', "bad_words"),
     "empty objects that nobody looks at": (b"{" + TALK + b',"x":[' + many(b"{}", MAX_VALUES) + b"]}", None),
 }
 
