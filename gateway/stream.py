@@ -245,19 +245,16 @@ async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> 
         return
 
 
-def given_up(data: bytes) -> bool:
-    """Whether a server gave this JSON answer up."""
-    return data.find(b'"abort"') >= 0 and _ABORTED.search(data) is not None  # in a text its quotes would be escaped
-
-
 def read_whole(data: bytes, status: int, usage: Usage) -> None:
-    """Fills `usage` from a whole JSON answer. Raises UpstreamFailed when it is no JSON object; an error of the server
-    (4xx) passes whatever its form.
+    """Fills `usage` from a whole JSON answer. Raises UpstreamFailed when it is no JSON object, or was given up; an
+    error of the server (4xx) passes whatever its form.
     """
     try:
         seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
         usage.complete, usage.failed = True, status == 200 and bool(seen.error)
+        if status == 200 and data.find(b'"abort"') >= 0 and _ABORTED.search(seen.choices):
+            raise UpstreamFailed("The model server gave up its answer.")
     except UNREADABLE:
         if status < 400:
             raise UpstreamFailed("The model server's answer is not valid JSON.") from None

@@ -52,6 +52,7 @@ class Whole(msgspec.Struct):
     """What we look at in a JSON answer, or in a chunk of chat. `usage` is its JSON, empty where it has none."""
 
     usage: msgspec.Raw = msgspec.Raw()
+    choices: msgspec.Raw = msgspec.Raw()
     error: Any = None
 
 

@@ -8,7 +8,7 @@ from gateway.done import nothing
 from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.reply import Reply
-from gateway.stream import Events, broken, given_up, read_whole
+from gateway.stream import Events, broken, read_whole
 from gateway.types import Bill, ChatRequest, Headers, Usage
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
@@ -88,10 +88,9 @@ def wait(response: Response) -> float:
 
 def whole(response: Response, headers: Headers, data: bytes, bill: Bill, holds: bytes) -> Reply:
     """The server's answer as ours; nothing is open any more. Raises UpstreamFailed, also for a 200 without what every
-    answer of the dialect `holds`, or that was given up: an error told as a success, or the word of a server that is
-    none for models."""
+    answer of the dialect `holds`: an error told as a success, or the word of a server that is none for models."""
     read_whole(data, response.status, bill.usage)
-    if response.status == 200 and (data.find(holds) < 0 or given_up(data)):
+    if response.status == 200 and data.find(holds) < 0:
         raise UpstreamFailed("The model server failed before it answered.")
     return Reply(response.status, headers, data, False, bill.tier, nothing, bill.usage)
 

@@ -15,7 +15,7 @@ from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Limits, TransportError
 from gateway.http1.connection import Kind
 from gateway.sse import event, named_event
-from gateway.stream import MAX_JSON, Events, broken, fill, given_up, read_whole
+from gateway.stream import MAX_JSON, Events, broken, fill, read_whole
 from gateway.types import Usage
 from tests.gateway.loopback import CHUNKED, Peer, Run, Talk, ask, run, serving
 
@@ -305,7 +305,14 @@ async def test_an_answer_that_its_server_gave_up_is_told_as_it_came_and_has_fail
     assert (seen.data, seen.usage.failed, seen.error) == (chunk("a") + last + DONE, True, "abort")
     said = chunk('{"finish_reason":"abort"}')
     assert not (await relayed(streaming(chunk("a"), said, DONE))).usage.failed
-    assert not given_up(b'{"choices":[{"text":' + json.dumps(said.decode()).encode() + b"}]}")
+
+
+def test_only_the_end_of_a_choice_tells_that_a_json_answer_was_given_up() -> None:
+    gone = {"finish_reason": "abort"}
+    for whole in ({"choices": [{"text": json.dumps(gone)}]}, {"choices": [], "metadata": gone}, {"output": gone}):
+        read_whole(json.dumps(whole).encode(), 200, Usage())
+    with pytest.raises(UpstreamFailed):
+        read_whole(json.dumps({"choices": [{"text": "x"}, gone]}).encode(), 200, Usage())
 
 
 @pytest.mark.parametrize(
