@@ -45,6 +45,7 @@ _MISSING = re.compile(r"^Object missing required field `(\w+)`")
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 Turns = Annotated[list[T], msgspec.Meta(max_length=MAX_MESSAGES)]
 Prompts = Annotated[list[T], msgspec.Meta(max_length=MAX_VALUES)]
+Prompt = str | Prompts[str | int | Prompts[str | int]]
 Tools = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_TOOLS)]
 
 
@@ -85,7 +86,7 @@ class Fields(msgspec.Struct):
 
     model: str | None = None
     messages: Turns[Message] | None = None
-    prompt: str | Prompts[str | int | Prompts[str | int]] | None = None
+    prompt: Prompt | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     temperature: float | None = None
@@ -107,8 +108,8 @@ class Fields(msgspec.Struct):
     def opening(self) -> str:
         """What was said before the first answer, cut at OPENING: the same in every later turn of a conversation."""
         if not self.messages:
-            said = self.prompt or ""
-            return str((said[0] if said and isinstance(said[0], list) else said)[:OPENING])
+            given = self.prompt or ""
+            return str((given[0] if given and isinstance(given[0], list) else given)[:OPENING])
         said = takewhile(lambda message: message.role != "assistant", self.messages)
         return "\n".join(message.text()[:OPENING] for message in said)[:OPENING]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import MAX_PROMPTS, Body, Fields, Message, Part, Prompts, Tokens, Tools, Turns, read, read_as, real
+from gateway.body import MAX_PROMPTS, Body, Fields, Message, Part, Prompt, Tokens, Tools, Turns, read, read_as, real
 from gateway.errors import BadRequest
 
 # Members that refer to what a server kept of an earlier request: each request may go to another server.
@@ -109,7 +109,7 @@ class _Responses(_Common):
 
 class _Embeddings(msgspec.Struct):
     model: str | None = None
-    input: str | Prompts[str | int | list[int]] | None = None
+    input: Prompt | None = None
     cache_salt: str | None = None
 
 

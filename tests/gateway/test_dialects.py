@@ -175,7 +175,7 @@ def test_what_no_server_may_do_or_two_readers_could_read_is_refused(path: str, f
 def test_a_request_holds_no_more_prompts_than_fit_into_a_servers_queue(
     path: str, name: str, prompt: Any, n: int
 ) -> None:
-    most = {name: [prompt] * (MAX_PROMPTS // n), "n": n}
+    most: JSON = {name: [prompt] * (MAX_PROMPTS // n), "n": n}
     assert asked(path, most).fields.prompts() * n == MAX_PROMPTS
     assert asked(path, {name: [7] * 2 * MAX_PROMPTS, "n": n}).fields.prompts() == 1, "numbers are tokens"
     with pytest.raises(BadRequest) as found:
