@@ -121,12 +121,13 @@ async def admit(
 def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
     """The limits that apply to the request, and the most that it may use, as a function where only the store knows
     whether it is needed."""
+    limits = own.limits
+    if limits.share and not (answers and request.dialect.work != "count"):
+        limits = own.undiluted
     if answers and not own.together:
-        return own.limits, partial(bound, request, own.reach, policy)
+        return limits, partial(bound, request, own.reach, policy)
     most = bound(request, own.reach, policy)  # two accounts need to know
-    if answers:
-        return own.limits, most
-    return own.undiluted, replace(most, prompt=0, completion=0)
+    return limits, most if answers else replace(most, prompt=0, completion=0)
 
 
 def whose(key: bytes, own: Admitted) -> Turn:

@@ -108,7 +108,7 @@ def sizes(request: ChatRequest) -> tuple[int, int]:
     DEFAULT_ANSWER, for each choice; MAX_TOKENS in all.
     """
     body, fields = request.body, request.fields
-    many = 1 if fields.prompt is None else prompts(fields.prompt)
+    many = 1 if fields.prompt is None else fields.prompts()
     prompt = TEMPLATE * many
     for name in body.members:
         if name in IN_PROMPT:
@@ -116,11 +116,6 @@ def sizes(request: ChatRequest) -> tuple[int, int]:
     if request.dialect.work != "answer":
         return prompt, 0
     return prompt, min(MAX_TOKENS, (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * many)
-
-
-def prompts(prompt: str | list[Any]) -> int:
-    """How many prompts a completion request holds; a list of numbers is one."""
-    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
 
 
 def longest(request: ChatRequest) -> int:

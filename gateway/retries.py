@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.errors import NotFound
+from gateway.errors import UNREADABLE, NotFound
 from gateway.policy import Policy
 from gateway.recorded import RETRY, Outcome, Record
 from gateway.records import Records
@@ -86,7 +86,7 @@ class Retries:
             async with asyncio.timeout(BUDGET):
                 data = await self._store.recall(caller.id, name)
             known = _ANSWERED.decode(data) if data else None
-        except (TimeoutError, msgspec.DecodeError):
+        except (TimeoutError, *UNREADABLE):
             return
         if known and ended.asked - known.at > within:
             known = None

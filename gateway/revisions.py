@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.errors import BadRequest, NotFound, Overloaded
+from gateway.errors import UNREADABLE, BadRequest, NotFound, Overloaded
 from gateway.policy import Policy, PolicyError, Problem, file_text
 from gateway.reload import Attempt, Texts, Trial, attempted
 from gateway.store import Store
@@ -178,7 +178,7 @@ class Revisions:
 
     async def _learn(self) -> None:
         """Read the rollback from the store; while that does not answer, the last known one stands."""
-        with contextlib.suppress(Overloaded, msgspec.DecodeError):
+        with contextlib.suppress(Overloaded, *UNREADABLE):
             stored = await self._store.kept(self._rollback_name)
             self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
 
@@ -227,7 +227,7 @@ class Revisions:
 
 async def stored(store: Store, name: str) -> list[Revision]:
     """The store's revisions of the policy `name`, newest first; none where they are unreadable. Raises Overloaded."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(*UNREADABLE):
         return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
     return []
 

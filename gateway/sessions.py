@@ -17,6 +17,7 @@ from itertools import takewhile
 import msgspec
 
 from gateway.body import Fields
+from gateway.errors import UNREADABLE
 from gateway.policy import Policy, Price
 from gateway.reply import Reply
 from gateway.store import Store
@@ -64,7 +65,7 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
         async with asyncio.timeout(BUDGET):
             data = await store.recall(request.caller.id, key)
         kept = _KEPT.decode(data) if data else None
-    except (TimeoutError, msgspec.DecodeError):
+    except (TimeoutError, *UNREADABLE):
         return None
     if kept is None:
         return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.body import real
 from gateway.dialects import Answers, Counted, Seen, Whole
 from gateway.done import nothing
 from gateway.errors import UNREADABLE, UpstreamFailed, UpstreamTimeout
@@ -20,7 +21,10 @@ TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
-_SEEN, _WHOLE = msgspec.json.Decoder(Seen), msgspec.json.Decoder(Whole)
+# How vLLM and SGLang end an answer when they stop or go to sleep; all else is as ever, with [DONE] (vLLM issue 57082).
+_ABORTED = re.compile(rb'"finish_reason"\s*:\s*"abort"')
+_SEEN = msgspec.json.Decoder(Seen, float_hook=real)  # an event may repeat what the caller sent
+_WHOLE = msgspec.json.Decoder(Whole, float_hook=real)
 _COUNTED = msgspec.json.Decoder(Counted)
 
 
@@ -48,7 +52,8 @@ class Events(Pieces):
     event of its dialect nor an error event of the server raises UpstreamFailed: a cut answer is never passed off as a
     finished one. `transformers serve` (5.19) sends no `[DONE]`: it is added where the last event has finish_reason and
     usage. An incomplete event at the end is left out, so that an error event can follow it. `error`: the server's error
-    event, once it came. `failed` is called with the error when the server breaks off after the first batch.
+    event, once it came, or "abort" where it gave the answer up. `failed` is called with the error when the server
+    breaks off after the first batch.
     """
 
     def __init__(self, response: Response, usage: Usage, answers: Answers, hide_usage: bool, failed: Heard) -> None:
@@ -179,7 +184,7 @@ class Events(Pieces):
         fill(self._usage, seen.used())
         self._finished = bool(seen.usage) and not self._ends and _FINISH.search(seen.choices) is not None
         self._end(isinstance(seen.type, str) and seen.type in self._ends)
-        if wrong := seen.wrong():
+        if wrong := seen.wrong() or (_ABORTED.search(seen.choices) and "abort"):
             self.error, self._usage.failed = wrong, True
             return True
         return not (self._hide_usage and seen.usage and _EMPTY.fullmatch(seen.choices))
@@ -241,13 +246,15 @@ async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> 
 
 
 def read_whole(data: bytes, status: int, usage: Usage) -> None:
-    """Fills `usage` from a whole JSON answer. Raises UpstreamFailed when it is no JSON object; an error of the server
-    (4xx) passes whatever its form.
+    """Fills `usage` from a whole JSON answer. Raises UpstreamFailed when it is no JSON object, or was given up; an
+    error of the server (4xx) passes whatever its form.
     """
     try:
         seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
         usage.complete, usage.failed = True, status == 200 and bool(seen.error)
+        if status == 200 and data.find(b'"abort"') >= 0 and _ABORTED.search(seen.choices):
+            raise UpstreamFailed("The model server gave up its answer.")
     except UNREADABLE:
         if status < 400:
             raise UpstreamFailed("The model server's answer is not valid JSON.") from None

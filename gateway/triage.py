@@ -250,7 +250,7 @@ def _form(strategy: Strategy, policy: Policy, *, tools: bool) -> dict[str, Any]:
 
 def _unthinking(kwargs: bytes | None) -> bytes:
     """chat_template_kwargs with which vLLM's models answer without thinking first."""
-    return _encode({**msgspec.json.decode(kwargs or b"{}"), **QUIET})
+    return _encode({**msgspec.json.decode(kwargs or b"{}", type=dict[str, msgspec.Raw]), **QUIET})
 
 
 def _decision(tier: Tier, prompt: Prompt, told: str) -> tuple[bytes, bytes]:

@@ -7,7 +7,7 @@ from typing import Literal
 from gateway.body import Body, Fields
 from gateway.body import read as chat
 from gateway.dialects.answers import CHUNKS, COUNTS, EMBEDDINGS, MESSAGES, RESPONSES, Answers, Counted, Seen, Whole
-from gateway.dialects.requests import count, embeddings, messages, responses
+from gateway.dialects.requests import count, embeddings, messages, responses, texts
 from gateway.errors import BadRequest
 
 __all__ = ["CHAT", "DIALECTS", "PROMPTS", "TEXT", "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read"]
@@ -49,7 +49,7 @@ _OUTPUT = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_outp
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 DIALECTS = {
     CHAT: Dialect("chat", chat, CHUNKS, ("messages",), ("prompt",)),
-    TEXT: Dialect("chat", chat, CHUNKS, ("prompt",), ("messages",), templated=False),
+    TEXT: Dialect("chat", texts, CHUNKS, ("prompt",), ("messages",), templated=False),
     "/v1/messages": Dialect(
         "messages",
         messages,

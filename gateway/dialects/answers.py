@@ -52,6 +52,7 @@ class Whole(msgspec.Struct):
     """What we look at in a JSON answer, or in a chunk of chat. `usage` is its JSON, empty where it has none."""
 
     usage: msgspec.Raw = msgspec.Raw()
+    choices: msgspec.Raw = msgspec.Raw()
     error: Any = None
 
 
@@ -128,7 +129,7 @@ def _responses_broken(refusal: Refusal, events: int) -> bytes:
 CHUNKS = Answers(
     b'"choices"',
     frozenset(),
-    (sse.DONE, b'"usage"', b'"error"'),
+    (sse.DONE, b'"usage"', b'"error"', b'"abort"'),
     Refusal.body,
     lambda refusal, _: sse.event(refusal.body()),
     b'"content":"',

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import Body, Fields, Message, Part, Prompts, Tokens, Tools, Turns, read_as
+from gateway.body import MAX_PROMPTS, Body, Fields, Message, Part, Prompt, Tokens, Tools, Turns, read, read_as, real
 from gateway.errors import BadRequest
 
 # Members that refer to what a server kept of an earlier request: each request may go to another server.
@@ -109,7 +109,7 @@ class _Responses(_Common):
 
 class _Embeddings(msgspec.Struct):
     model: str | None = None
-    input: str | Prompts[str | int | list[int]] | None = None
+    input: Prompt | None = None
     cache_salt: str | None = None
 
 
@@ -117,10 +117,16 @@ class _Tool(msgspec.Struct):
     type: str = "function"
 
 
-_MESSAGES = msgspec.json.Decoder(_Messages)
-_RESPONSES = msgspec.json.Decoder(_Responses)
+_MESSAGES = msgspec.json.Decoder(_Messages, float_hook=real)
+_RESPONSES = msgspec.json.Decoder(_Responses, float_hook=real)
 _EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
 _TOOL = msgspec.json.Decoder(_Tool)
+
+
+def texts(data: bytes) -> tuple[Body, Fields]:
+    """OpenAI's text completions. Raises BadRequest."""
+    body, fields = read(data)
+    return body, _bounded(fields, "prompt")
 
 
 def messages(data: bytes) -> tuple[Body, Fields]:
@@ -156,7 +162,14 @@ def responses(data: bytes) -> tuple[Body, Fields]:
 def embeddings(data: bytes) -> tuple[Body, Fields]:
     """Raises BadRequest."""
     body, asked = read_as(_EMBEDDINGS, data)
-    return body, Fields(model=asked.model, prompt=asked.input, cache_salt=asked.cache_salt)
+    return body, _bounded(Fields(model=asked.model, prompt=asked.input, cache_salt=asked.cache_salt), "input")
+
+
+def _bounded(fields: Fields, name: str) -> Fields:
+    """The same fields. Raises BadRequest for more prompts, in the member `name`, than a request may hold."""
+    if fields.prompts() * (fields.n or 1) > MAX_PROMPTS:
+        raise BadRequest(f"'{name}' holds too many prompts: {MAX_PROMPTS} at most, times 'n'.", param=name)
+    return fields
 
 
 def _turn(turn: _Turn) -> list[Message]:

@@ -35,6 +35,7 @@ MOST = 6  # keys that a script may be given
 #   leases   a sorted set of leases by deadline; holds: a hash of what each holds, as JSON:
 #            [prompt, completion, money, tier, window in which it counts as above the first tier or -1]
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum; one that 64 bits cannot hold stays as it is
+# What is not of this form counts as nothing: one caller's must not stop the script, and with it the store for all.
 # All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first; each is given its TTL when
 # something is put into it.
 OPENING: Final = b"""
@@ -47,7 +48,8 @@ local now = clock[1] * 1000000 + clock[2]
 local day = math.floor(clock[1] / 86400)
 local a, was, stored = {}, {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
 for i, name in ipairs(NAMES) do
-  was[name] = tonumber(stored[i] or 0) or 0
+  local n = tonumber(stored[i] or 0)
+  was[name] = n and n >= 0 and n < 9e18 and n or 0
   a[name] = was[name]
 end
 
@@ -79,7 +81,9 @@ local function take(lease)
   local text = redis.call('HGET', KEYS[3], lease)
   if not text then return nil end
   redis.call('HDEL', KEYS[3], lease)
-  local held = cjson.decode(text)
+  local known, held = pcall(cjson.decode, text)
+  if not known or type(held) ~= 'table' or type(held[4]) ~= 'string' then return nil end
+  if not (tonumber(held[1]) and tonumber(held[2]) and tonumber(held[3]) and tonumber(held[5])) then return nil end
   a.tokens = a.tokens - held[1] - held[2]
   a.money = a.money - held[3]
   return held

@@ -181,6 +181,13 @@ async def test_a_share_keeps_the_rest_on_the_first_tier() -> None:
     assert seen == [None, "share", None, "share", None, "share"]
 
 
+async def test_counting_tokens_makes_no_room_in_the_share() -> None:
+    store, asked = MemoryStore(), asking("even")
+    counting = structs.replace(asked, path="/v1/messages/count_tokens")
+    seen = [(await admit(one, None, POLICY, store)).standing.capped for one in (asked, *[counting] * 9, asked)]
+    assert seen == [None] * 10 + ["share"]
+
+
 @pytest.mark.parametrize(
     ("tier", "seen"), [("pro", [None, "share", None, "share"]), ("flash", [None] * 4)], ids=["above", "below"]
 )

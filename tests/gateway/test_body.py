@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.body import (
     MAX_CHOICES,
+    MAX_LIST,
     MAX_MEMBERS,
     MAX_MESSAGES,
     MAX_OPTION,
@@ -98,6 +99,8 @@ def test_what_is_no_json_object_in_utf8_is_a_bad_request(data: bytes) -> None:
         (b'{"messages":[{"role":"user","content":[{"text":"x"}]}]}', "messages[0].content[0].type"),
         (b'{"messages":[{"role":"u","content":[{"type":"x","image_url":[]}]}]}', "messages[0].content[0].image_url"),
         (b'{"prompt":{}}', "prompt"),
+        (b'{"prompt":[1.5]}', "prompt[0]"),
+        (b'{"prompt":[1,[2,[3]]]}', "prompt[1][1]"),
         (b'{"tools":{}}', "tools"),
         (b'{"metadata":5}', "metadata"),
         (b'{"metadata":{"a":{"b":1e400}}}', "metadata"),
@@ -127,9 +130,18 @@ TOO_MUCH: dict[str, tuple[Callable[[], bytes], str | None]] = {
     ),
     "tools": (lambda: b"{" + TALK + b',"tools":[' + many(b"{}", MAX_TOOLS + 1) + b"]}", "tools"),
     "numbers of a prompt": (lambda: b'{"prompt":[' + many(b"1", MAX_VALUES + 1) + b"]}", "prompt"),
+    "numbers of one prompt of several": (lambda: b'{"prompt":[[' + many(b"1", MAX_VALUES + 1) + b"]]}", "prompt[0]"),
     "bytes of an option": (
         lambda: b"{" + TALK + b',"metadata":{"a":"' + b"x" * MAX_OPTION + b'"}}',
         "metadata",
+    ),
+    "words that end an answer": (
+        lambda: b"{" + TALK + b',"stop":[' + many(b'"x"', MAX_LIST // 4) + b"]}",
+        "stop",
+    ),
+    "words that no answer has": (
+        lambda: b"{" + TALK + b',"bad_words":["' + b"x" * MAX_LIST + b'"]}',
+        "bad_words",
     ),
     "empty objects that nobody looks at": (
         lambda: b"{" + TALK + b',"x":[' + many(b"{}", MAX_VALUES) + b"]}",
@@ -235,6 +247,8 @@ def test_a_conversation_keeps_its_opening_while_it_grows() -> None:
     assert opening(("user", "x" * 9000), ("user", "y")) == "x" * OPENING
     assert read(b'{"prompt":"once"}')[1].opening() == "once"
     assert read(b'{"prompt":[1,2]}')[1].opening() == "[1, 2]"
+    assert read(b'{"prompt":[[1,2],[3]]}')[1].opening() == "[1, 2]"
+    assert read(b'{"prompt":[[' + many(b"1", 9000) + b"]]}")[1].opening() == str([1] * OPENING)
     assert read(b"{}")[1].opening() == ""
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.body import MAX_PROMPTS
 from gateway.cache import lookup
 from gateway.dialects import DIALECTS, read
 from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorized, UpstreamTimeout, WrongMethod
@@ -23,12 +24,12 @@ from gateway.store import MemoryStore
 from gateway.triage import question
 from gateway.types import Ask, ChatRequest, Facts
 from loadtest.servers import Sim
-from tests.gateway.serving import ANN, COMPLEX, SIMPLE, gateway
+from tests.gateway.serving import ANN, CHAT, COMPLEX, SIMPLE, body, gateway
 from tests.gateway.test_answer_costs import PRICES, booked
 from tests.tiers import JSON, policy_for
 
 each_front = pytest.mark.usefixtures("each_front")
-MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+COMPLETIONS, MESSAGES, COUNT = "/v1/completions", "/v1/messages", "/v1/messages/count_tokens"
 RESPONSES, EMBEDDINGS = "/v1/responses", "/v1/embeddings"
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
 POLICY = policy_for(FLASH, PRO, caching={"ttl": "1m"})
@@ -160,6 +161,26 @@ def test_what_no_server_may_do_or_two_readers_could_read_is_refused(path: str, f
     with pytest.raises(BadRequest) as found:
         asked(path, fields)
     assert found.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "prompt", "n"),
+    [
+        (COMPLETIONS, "prompt", "x", 1),
+        (COMPLETIONS, "prompt", [1], 2),
+        (EMBEDDINGS, "input", "x", 1),
+        (EMBEDDINGS, "input", [1], 1),
+    ],
+)
+def test_a_request_holds_no_more_prompts_than_fit_into_a_servers_queue(
+    path: str, name: str, prompt: Any, n: int
+) -> None:
+    most: JSON = {name: [prompt] * (MAX_PROMPTS // n), "n": n}
+    assert asked(path, most).fields.prompts() * n == MAX_PROMPTS
+    assert asked(path, {name: [7] * 2 * MAX_PROMPTS, "n": n}).fields.prompts() == 1, "numbers are tokens"
+    with pytest.raises(BadRequest) as found:
+        asked(path, {name: [*most[name], prompt], "n": n})
+    assert found.value.param == name
 
 
 ODD = st.recursive(
@@ -434,3 +455,17 @@ async def test_a_servers_4xx_passes_in_its_own_words(flash: Sim, pro: Sim) -> No
     async with gateway(policy_for(flash, pro)) as gate:
         answer = await gate.ask(message(model="flash", temperature=-5), MESSAGES)
         assert (answer.status, answer.json()["error"]["type"]) == (400, "BadRequestError")
+
+
+@pytest.mark.parametrize(("path", "said"), [(CHAT, body()), (MESSAGES, message()), (RESPONSES, response())])
+def test_no_number_takes_a_hundred_times_as_long_to_read_as_another(path: str, said: JSON) -> None:
+    def seconds(number: str) -> float:
+        numbers = f"[{','.join([number] * 2000)}]"
+        text = json.dumps({**said, "metadata": {"x": 0}, "chat_template_kwargs": {"thinking": 0}})
+        data = text.replace(": 0}", f": {numbers}}}").encode()
+        started = time.thread_time()
+        whole, known = read(path, data)
+        question(ChatRequest("t", ANN, path, whole, known, {}, 0.0), POLICY)
+        return time.thread_time() - started
+
+    assert min(seconds("1e300") for _ in range(5)) < 10 * min(seconds("1.5") for _ in range(5))

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from gateway.keys import new_key
+from gateway.keys import identify, new_key
 from gateway.policy import Policy, PolicyError
 from gateway.recorded import Outcome
-from gateway.retries import SOON
+from gateway.retries import SOON, name_of
 from gateway.store import MemoryStore, open_store
 from gateway.types import Caller
 from loadtest.servers import Sim
-from tests.gateway.serving import SIMPLE, Gateway, body, eventually, gateway
+from tests.gateway.serving import SIMPLE, Gateway, asked, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 EVERYONE = Caller("anonymous", "anonymous", "usual", "")
@@ -157,6 +157,15 @@ async def test_no_caller_retries_anothers_answer(flash: Sim, pro: Sim) -> None:
         await asyncio.sleep(SOON)
         await ask("again", bob)
         await retried(gate, "of-bob")
+
+
+async def test_a_kept_answer_that_cannot_be_read_troubles_nobody(flash: Sim, pro: Sim) -> None:
+    policy, store = looking(flash, pro), MemoryStore()
+    async with gateway(policy, store) as gate:
+        caller = await identify(None, gate.front.doors.keys, policy.callers)
+        name = name_of(asked(body(), caller=caller), policy)
+        await store.remember(caller.id, name, b"\x92\xa1\xff\x01", 60.0)
+        await gate.ask(body())
 
 
 async def test_a_judgement_stands_whether_it_comes_before_or_after(flash: Sim, pro: Sim) -> None:

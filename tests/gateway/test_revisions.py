@@ -245,6 +245,16 @@ async def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: 
     assert (await after.roll_back("previous")).revision == "a"
 
 
+async def test_a_file_is_followed_though_what_the_store_keeps_cannot_be_read(house: House) -> None:
+    revisions = house.revisions()
+    await revisions.look()
+    await house.store.keep("policy.revisions.house", b'[{"digest":"\xff"}]')
+    await house.store.keep("policy.rollback.house", b'{"instead_of":"\xff"}')
+    house.path.write_text(text("b"))
+    await revisions.look()
+    assert [one.revision for one in await revisions.known()] == ["b", "a"]
+
+
 async def test_gateways_with_policies_of_other_names_share_nothing_on_one_store(house: House, tmp_path: Path) -> None:
     other = House(tmp_path / "other.yaml", house.store)
     other.path.write_text(text("z").replace("house", "other"))

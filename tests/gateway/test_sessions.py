@@ -216,6 +216,16 @@ def test_a_conversation_is_named_by_header_then_metadata_then_prefix_and_per_cal
     assert names(UNTIL, metadata={"session_id": ["7"]}) == names(UNTIL)
 
 
+@pytest.mark.parametrize("kept", [b"\xff", b"\x94\xa3pro", b"\x94\xa1\xff\xa3pro\x01\x01"])
+async def test_a_session_that_cannot_be_read_is_none(kept: bytes) -> None:
+    request, store = asked(body(), headers={"x-session-id": "7"}), MemoryStore()
+    name = key_of(request, UNTIL) or b""
+    await store.remember(ANN.id, name, kept, 60.0)
+    remembered = recalling(request, name, store)
+    assert remembered
+    assert await remembered is None
+
+
 def test_the_prefix_is_the_whole_of_what_was_said_before_the_first_answer() -> None:
     system = {"role": "system", "content": "You are careful. " * 1000}
     first, other = ([system, {"role": "user", "content": text}] for text in ("Fix it.", "Fix it!"))

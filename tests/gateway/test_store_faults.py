@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from valkey import Valkey
 
-from gateway.store import KeyRecord, Limits, Line, Store, open_store
+from gateway.store import Bound, KeyRecord, Limits, Line, Money, Portion, Store, open_store
 from gateway.store.refusals import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, refusal
 from gateway.store.repair import TYPES, _kind
 from tests.gateway.serving import eventually
@@ -84,6 +84,40 @@ def test_a_key_of_a_wrong_type_is_deleted_and_the_decision_repeated(
     with caplog.at_level(logging.INFO):
         on(url, main)
     assert said(caplog) == ["store repaired"]
+
+
+def spoiled(number: bytes) -> list[bytes]:
+    names = (b"idle_at", b"tokens", b"money", b"level", b"at", b"spent", b"asked", b"above")
+    return [word for name in names for word in (name, number)]
+
+
+ODD = {
+    **{
+        f"account {n.decode()}": [(b"HSET", b"tg3:{ann}:account", *spoiled(n))] for n in (b"nan", b"-5", b"1e300", b"x")
+    },
+    **{
+        f"hold {text.decode()}": [(b"HSET", b"tg3:{ann}:holds", b"x", text), (b"ZADD", b"tg3:{ann}:leases", b"1", b"x")]
+        for text in (b"x", b"{}", b"[1,1,1]", b'[1,"a",1,"flash",-1]', b"[1,1,1,null,-1]")
+    },
+}
+
+
+@pytest.mark.parametrize("commands", ODD.values(), ids=ODD)
+def test_a_value_that_no_gateway_writes_counts_as_nothing_and_stops_nobody(
+    valkey: str, commands: list[tuple[bytes, ...]]
+) -> None:
+    limits = Limits(5, 100, 60.0, 1000, Money(1_000_000, 86_400.0, degrade=True), Portion(0.5, 86_400.0))
+
+    async def main(store: Store) -> None:
+        for command in commands:
+            await spoil(store, *command)
+        found = await store.admit("ann", limits, None, Bound("flash", "flash", 10, 10, 7, 7))
+        assert (found.verdict, found.tokens, found.money, found.remaining) == (0, 20, 7, 4)
+        await store.settle("ann", found.lease or "", [Line("flash", "answer", False, 1, 0, 1, 1)])
+        assert [line.requests for line in await store.ledger("ann")] == [1]
+        assert store.state == "ok"
+
+    on(valkey, main)
 
 
 def test_every_key_that_the_store_makes_is_told_from_one_of_a_wrong_type(valkey: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_args
@@ -297,6 +298,23 @@ async def test_an_error_of_the_server_passes_and_is_the_only_one(
     assert seen.error["code"] == 500
 
 
+@pytest.mark.parametrize("blank", ["", " "])
+async def test_an_answer_that_its_server_gave_up_is_told_as_it_came_and_has_failed(run: Run, blank: str) -> None:
+    last = chunk("").replace(b'"finish_reason":null', f'"finish_reason"{blank}:{blank}"abort"'.encode())
+    seen = await relayed(streaming(chunk("a"), last, DONE))
+    assert (seen.data, seen.usage.failed, seen.error) == (chunk("a") + last + DONE, True, "abort")
+    said = chunk('{"finish_reason":"abort"}')
+    assert not (await relayed(streaming(chunk("a"), said, DONE))).usage.failed
+
+
+def test_only_the_end_of_a_choice_tells_that_a_json_answer_was_given_up() -> None:
+    gone = {"finish_reason": "abort"}
+    for whole in ({"choices": [{"text": json.dumps(gone)}]}, {"choices": [], "metadata": gone}, {"output": gone}):
+        read_whole(json.dumps(whole).encode(), 200, Usage())
+    with pytest.raises(UpstreamFailed):
+        read_whole(json.dumps({"choices": [{"text": "x"}, gone]}).encode(), 200, Usage())
+
+
 @pytest.mark.parametrize(
     ("event", "shown", "usage"),
     [
@@ -402,3 +420,13 @@ def test_a_caller_is_told_what_broke_but_not_where() -> None:
         refusal = broken(TransportError(kind, "10.0.0.7:8000"))
         assert (refusal.status, refusal.should_retry) == (504 if kind in late else 502, False)
         assert "10.0" not in refusal.message
+
+
+async def test_no_number_that_an_event_repeats_takes_a_hundred_times_as_long_as_another() -> None:
+    async def seconds(number: str) -> float:
+        told = f'{{"type":"response.completed","response":{{"usage":null,"tools":[{",".join([number] * 2000)}]}}}}'
+        started = time.thread_time()
+        await relayed(streaming(named_event("response.completed", told.encode())), path="/v1/responses")
+        return time.thread_time() - started
+
+    assert min([await seconds("1e300") for _ in range(3)]) < 5 * min([await seconds("1.5") for _ in range(3)])

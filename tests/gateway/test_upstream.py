@@ -145,6 +145,7 @@ def events(*data: str) -> bytes:
     [
         events('{"error": {"message": "no"}}'),
         events('{"error": {"message": "no"}}', "[DONE]"),
+        events('{"choices": [{"delta": {}, "finish_reason": "abort"}]}', "[DONE]"),
         events('{"error": {"message": "no"}, "choices": [], "usage": {"prompt_tokens": 1}}'),
         events('{"choices": [], "usage": {"prompt_tokens": 1}}'),
         events(),
@@ -175,6 +176,7 @@ async def test_what_is_no_answer_fails_over_and_never_hangs(pro: Sim, answer: by
         plain(b'{"error": {"message": "no", "code": 500}}'),
         plain(b'{"error": "no", "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'),
         plain(b'{"status": "ok"}'),
+        plain(b'{"choices": [{"message": {"content": "The"}, "finish_reason": "abort"}]}'),
     ],
 )
 async def test_a_success_without_an_answer_in_the_form_that_was_asked_for_fails_over(pro: Sim, answer: bytes) -> None:
