@@ -45,8 +45,14 @@ class Line:
     """What a pulse asks of a wire, on which each write stays under way until `taken`."""
 
     def __init__(self) -> None:
-        self.moved, self.taken = 0.0, asyncio.Event()
+        self.stood, self.taken = 0.0, asyncio.Event()
         self.written: list[bytes] = []
+        self.asked = 0
+
+    @property
+    def moved(self) -> float:
+        self.asked += 1
+        return self.stood
 
     async def write(self, data: bytes, more: bool) -> None:
         assert more, "a comment is never the end"
@@ -64,12 +70,11 @@ async def test_no_comment_comes_after_the_stop_nor_while_the_stream_moves() -> N
     pulse = beating(wire, 0.1)
     for _ in range(20):
         await asyncio.sleep(0.01)
-        wire.moved = asyncio.get_running_loop().time()
+        wire.stood = asyncio.get_running_loop().time()
     assert wire.written == []
     await eventually(lambda: wire.written == [COMMENT])
-    for end in (pulse.rest, pulse.stop, pulse.stop):
-        end()
-    wire.taken.set()
+    for _ in range(2):
+        pulse.stop()
     await asyncio.sleep(0.15)
     assert wire.written == [COMMENT]
     beating(wire, 0.0).stop()
@@ -90,8 +95,10 @@ async def test_a_stream_that_takes_too_long_is_late_once_whether_it_moves_or_not
         beating(wire, seconds, 0.01, told).stop()
         await asyncio.sleep(0.03)
         assert told == [True]
+        assert wire.asked < 10, "between two comments it sleeps"
         return wire.written
 
     assert await late(0.0, rests=False) == []
     assert await late(0.01, rests=False) == [COMMENT], "one at a time"
     assert await late(0.01, rests=True) == []
+    assert await late(60.0, rests=False) == []
