@@ -54,7 +54,10 @@ async def test_a_decision_alone_is_counted_as_a_request_of_no_tier(flash: Sim, p
         told = (await gate.get("/metrics")).data.decode()
         assert 'gateway_requests_total{status="200",tier="none"} 2.0' in told
         seconds = re.findall(r'request_duration_seconds_sum{.*original_model="(.+?)".*} (.+)', told)
-        assert [(model, 0 < float(lasted) < PATIENCE) for model, lasted in seconds] == [("auto", True), ("auto:best", True)]
+        assert [(model, 0 < float(lasted) < PATIENCE) for model, lasted in seconds] == [
+            ("auto", True),
+            ("auto:best", True),
+        ]
 
 
 async def test_where_no_key_is_needed_no_page_of_another_site_may_ask_or_rate(flash: Sim, pro: Sim) -> None:

@@ -19,6 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from gateway.recorded import Record
 from gateway.telemetry import Telemetry
 from gateway.telemetry.otlp import request
+from gateway.telemetry.sending import trusting
 from gateway.telemetry.spans import SCOPE, spans
 from gateway.trace import Leg, Trace
 from gateway.types import Usage
@@ -249,13 +250,32 @@ def test_what_a_collector_cannot_take_is_sent_again(monkeypatch: pytest.MonkeyPa
     assert unsent(telemetry) == 0
 
 
-def test_what_a_collector_refuses_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_collector_refuses_is_dropped_counted_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with collecting(400) as found:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
         with tracing() as telemetry:
             end(telemetry, 2)
     assert found.bodies == []
     assert unsent(telemetry) == 2
+    assert caplog.messages == ["spans: 2 were not taken: status 400"]
+
+
+def test_a_variable_that_cannot_be_used_is_told_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with collecting() as found:
+        wrong = {"COMPRESSION": "zstd", "TIMEOUT": "soon", "CLIENT_CERTIFICATE": "/no/such/file"}
+        for name, value in {"ENDPOINT": found.url, **wrong}.items():
+            monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+        with tracing() as telemetry:
+            end(telemetry)
+        assert "content-encoding" not in found.headers[0]
+        trusting()
+    assert (len(found.spans), len(caplog.messages)) == (1, 3)
+    for name, message in zip(("TIMEOUT", "COMPRESSION", "CLIENT_KEY"), caplog.messages, strict=True):
+        assert name in message
 
 
 def test_a_collector_that_wants_to_be_left_alone_for_longer_than_there_is_time_is_not_asked_again(
@@ -269,17 +289,22 @@ def test_a_collector_that_wants_to_be_left_alone_for_longer_than_there_is_time_i
     assert unsent(telemetry) == 1
 
 
-def test_spans_go_over_tls_to_whom_a_trusted_certificate_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_spans_go_over_tls_to_whom_a_trusted_certificate_names_and_show_one_of_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     both, trusted = tmp_path / "identity.pem", tmp_path / "ca.pem"
     trusted.write_text(pem("CERTIFICATE", CERTIFICATE))
     both.write_text(pem("PRIVATE KEY", KEY) + pem("CERTIFICATE", CERTIFICATE))
     identity = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     identity.load_cert_chain(both)
+    identity.load_verify_locations(trusted)
+    identity.verify_mode = ssl.CERT_REQUIRED
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
-    for given, taken in (("", 0), (str(trusted), 1)):
+    for given, own, taken in (("", str(both), 0), (str(trusted), "", 0), (str(trusted), str(both), 1)):
         with collecting(tls=identity) as found:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", given)
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", own)
             with tracing() as telemetry:
                 end(telemetry)
         assert (len(found.spans), unsent(telemetry)) == (taken, 1 - taken)
