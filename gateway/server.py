@@ -76,7 +76,9 @@ class Server(uvicorn.Server):
             return
         self._front.leave()
         self._close_at = time.monotonic() + self._settings.pause
-        self.config.encoded_headers.append((b"connection", b"close"))
+        close = (b"connection", b"close")
+        self.config.encoded_headers.append(close)  # of which uvicorn makes default_headers anew each second
+        self.server_state.default_headers = [*self.server_state.default_headers, close]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with limits for connections and for the TLS handshake. Raises OSError."""

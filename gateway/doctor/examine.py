@@ -31,7 +31,7 @@ async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> lis
         shared, others = await store(settings)
         found += [*shared, *clock([*times, *others])]
         found += await keys(settings, policy)
-        found += await port(client, settings)
+        found += await port(settings)
     finally:
         client.close()
     return [*found, *certificate(settings), *await asyncio.to_thread(files, settings)]

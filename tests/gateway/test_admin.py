@@ -90,7 +90,7 @@ def test_wrong_keys_are_logged_without_the_key_until_they_are_too_many_and_the_r
     assert "canary" not in caplog.text
 
 
-async def test_a_key_is_made_listed_used_and_revoked(flash: Sim, pro: Sim) -> None:
+async def test_a_key_is_made_listed_used_and_revoked(flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture) -> None:
     async with administered(flash, pro) as gate:
         wanted = {"name": "ann", "plan": "usual", "expires": "30d", "usd": 2.5, "may": ["pro"]}
         answer = await gate.ask(wanted, "/admin/keys", **RIGHT)
@@ -105,6 +105,7 @@ async def test_a_key_is_made_listed_used_and_revoked(flash: Sim, pro: Sim) -> No
         revoked = await gate.get(f"/admin/keys/{made['id']}", "DELETE", **RIGHT)
         assert (revoked.status, revoked.data) == (204, b"")
         assert json.loads((await gate.get("/admin/keys", **RIGHT)).data)[0]["revoked"]
+        assert caplog.messages == [f"admin: {done} key {made['id']}" for done in ("created", "revoked")]
         await asyncio.sleep(1.01)
         assert (await gate.ask(body(), **named(made["key"]))).status == 401
 

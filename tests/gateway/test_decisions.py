@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import re
 
 from gateway.keys import new_key
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, Gateway, body, eventually, gateway
+from tests.gateway.serving import COMPLEX, PATIENCE, SIMPLE, Gateway, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 ROUTE, FEEDBACK = "/v1/route", "/v1/feedback"
@@ -44,6 +45,34 @@ async def test_a_decision_takes_a_completions_prompt_and_a_callers_wish(flash: S
         assert (await gate.ask({"prompt": SIMPLE}, ROUTE)).json()["route"]["tier"] == "flash"
         wish = (await gate.ask(body(SIMPLE), ROUTE, x_route_tier="pro")).json()
         assert (wish["route"]["reason"], wish["verdict"]) == ("asked for by header", None)
+
+
+async def test_a_decision_alone_is_counted_as_a_request_of_no_tier(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for fields in (body(), body(model="auto:best")):
+            assert (await gate.ask(fields, ROUTE)).status == 200
+        told = (await gate.get("/metrics")).data.decode()
+        assert 'gateway_requests_total{status="200",tier="none"} 2.0' in told
+        seconds = re.findall(r'request_duration_seconds_sum{.*original_model="(.+?)".*} (.+)', told)
+        assert [(model, 0 < float(lasted) < PATIENCE) for model, lasted in seconds] == [
+            ("auto", True),
+            ("auto:best", True),
+        ]
+
+
+async def test_where_no_key_is_needed_no_page_of_another_site_may_ask_or_rate(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for path in (ROUTE, FEEDBACK):
+            refused = await gate.ask(body(), path, origin="https://evil.example")
+            assert (refused.status, refused.json()["error"]["code"]) == (403, "origin_not_allowed")
+        assert (await gate.ask(body(), ROUTE, origin="http://localhost")).status == 200
+
+
+async def test_the_room_that_a_large_body_took_is_given_back(flash: Sim, pro: Sim) -> None:
+    large = body("word " * 20_000)
+    async with gateway(policy_for(flash, pro), bodies=150_000) as gate:
+        assert (await gate.ask(large, ROUTE)).status == 200
+        assert not gate.front.doors.uploads._held
 
 
 NO_REQUESTS = [

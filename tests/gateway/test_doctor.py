@@ -13,14 +13,22 @@ import pytest
 from typer.testing import CliRunner
 from valkey import Valkey
 
+from gateway.app import create_app
 from gateway.cli import app
 from gateway.cli.keyfile import KeyFileStore
 from gateway.doctor.clock import MOST, clock
+from gateway.doctor.doors import certificate, files, port
+from gateway.doctor.secrets import keys
+from gateway.doctor.shared import store
 from gateway.doctor.tiers import METRICS, Replied, tier_findings
-from gateway.keys import new_admin_key, new_key
+from gateway.keys import Keys, new_admin_key, new_key
 from gateway.policy import load_policy
-from gateway.store import open_store
+from gateway.server import Server
+from gateway.settings import Settings
+from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim, free_port, sim
+from tests.gateway.identity import CERTIFICATE, KEY, pem
+from tests.gateway.serving import eventually
 from tests.tiers import policy_text
 
 Told = list[dict[str, str]]
@@ -315,3 +323,72 @@ def test_clocks_that_differ_are_told_by_the_worst() -> None:
     assert clock([0.1, -MOST])[0].level == "ok"
     assert "this machine is 60 s behind" in clock([0.1, 60.0])[0].told
     assert "this machine is 61 s ahead of" in clock([60.0, -61.0])[0].told
+
+
+async def test_a_port_where_a_tiergate_serves_is_no_error_whatever_it_listens_as(
+    tmp_path: Path, flash: Sim, pro: Sim
+) -> None:
+    files = {"tls_cert": tmp_path / "tls.crt", "tls_key": tmp_path / "tls.key"}
+    files["tls_cert"].write_text(pem("CERTIFICATE", CERTIFICATE))
+    files["tls_key"].write_text(pem("PRIVATE KEY", KEY))
+    policy = load_policy(policy_text(flash, pro))
+
+    async def told(**more: Any) -> str:
+        settings = Settings(port=free_port(), drain_wait=0.0, **more)
+        front = create_app(settings, policy, MemoryStore(), Keys(MemoryStore(), "k" * 24))
+        server = Server(front, front)
+        serving = asyncio.create_task(server.serve())
+        await eventually(lambda: server.started)
+        (found,) = await port(settings)
+        server.leave()
+        await serving
+        return found.told.partition(f"{settings.port}")[2]
+
+    listens: list[dict[str, Any]] = [{}, {"hosts": "gateway.example"}, files, {"host": "0.0.0.0"}]
+    listens += [{"host": "::"}] if socket.has_dualstack_ipv6() else []
+    found = await asyncio.gather(*(told(**more) for more in listens))
+    assert found == [": a Tiergate serves here"] * len(listens)
+
+
+async def test_where_limits_and_keys_are_kept_is_told() -> None:
+    kept = {
+        None: ("warning", "this process's memory"),
+        "embedded": ("ok", "a Valkey of its own"),
+        "http://h": ("error", "redis://"),
+    }
+    for url, (level, told) in kept.items():
+        ((found, *others), ahead) = await store(Settings(redis_url=url))
+        assert (found.level, told in found.told, others, ahead) == (level, True, [], []), url
+    ((found,), _) = await store(Settings(workers=2))
+    assert (found.level, found.told) == ("error", "none, and 2 workers share one")
+
+
+async def test_keys_that_open_nothing_are_not_counted(tmp_path: Path) -> None:
+    file = KeyFileStore(tmp_path / "keys.json")
+    for own in ({}, {"revoked": 1.0}, {"expires": 1.0}):
+        await file.put_key(new_key(await file.secret(), "ann", **own)[1])
+    settings = Settings(keys_file=tmp_path / "keys.json", host="0.0.0.0")
+    assert [(one.level, one.told) for one in await keys(settings, None)] == [
+        ("ok", "1 of callers"),
+        ("warning", "there is no admin key: /admin and the page are off"),
+    ]
+    settings.keys_file.write_text("{")
+    wrong, *_, nobody, _ = await keys(settings, None)
+    assert (wrong.level, "keys.json" in wrong.told) == ("error", True)
+    assert "it will not start" in nobody.told
+
+
+def test_a_certificate_is_looked_at_with_its_key(tmp_path: Path) -> None:
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    cert.write_text(pem("CERTIFICATE", CERTIFICATE))
+    key.write_text(pem("PRIVATE KEY", KEY))
+    pairs = {"ok": (cert, key), "are they PEM": (cert, cert), "set both": (cert, None), "": (None, None)}
+    for told, (one, other) in pairs.items():
+        found = certificate(Settings(tls_cert=one, tls_key=other))
+        assert [told in (each.level + each.fix) for each in found] == [True] * bool(told)
+
+
+def test_records_may_go_where_there_is_a_file_or_a_folder_to_make_one_in(tmp_path: Path) -> None:
+    for name, wrong in (("records", 0), ("", 0), ("none/records", 1)):
+        found = [one for one in files(Settings(records=tmp_path / name)) if "GATEWAY_RECORDS" in one.told]
+        assert len(found) == wrong, name

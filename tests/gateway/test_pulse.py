@@ -127,8 +127,10 @@ async def test_a_stream_that_takes_too_long_is_late_once_whether_it_moves_or_not
         beating(wire, seconds, 0.01, told).stop()
         await asyncio.sleep(0.03)
         assert told == [True]
+        assert wire.asked < 10, "between two comments it sleeps"
         return wire.written
 
     assert await late(0.0, rests=False) == []
     assert await late(0.01, rests=False) in ([], [COMMENT]), "none where all its time went by at once"
     assert await late(0.01, rests=True) == []
+    assert await late(60.0, rests=False) == []

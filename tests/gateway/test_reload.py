@@ -97,5 +97,7 @@ def test_a_test_may_name_the_band(tmp_path: Path) -> None:
     assert problems(tmp_path, right, head=banded) == []
     assert problems(tmp_path, wrong, head=banded)[0].endswith('"t" fails: expected <0.4, got <0.6')
     assert "got none" in problems(tmp_path, right)[0], "its rule has no bands"
+    wish = f'{LONG}, headers: {{x-route-tier: flash}}, verdict: {{p_complex: 0.5}}, expect: {{band: "<0.6"}}'
+    assert "got none" in problems(tmp_path, wish, head=banded)[0], "its caller's wish asks for no verdict"
     unknown = f'{LONG}, verdict: timeout, expect: {{band: "<0.4"}}'
     assert "got none" in problems(tmp_path, unknown, head=banded)[0], "a verdict without a label falls into none"

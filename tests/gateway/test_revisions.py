@@ -2,17 +2,19 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from gateway.errors import BadRequest, NotFound
+from gateway.errors import BadRequest, NotFound, Overloaded
 from gateway.policy import Policy
 from gateway.reload import attempted, checked
-from gateway.revisions import KEPT, Revision, Revisions, merged
-from gateway.store import MemoryStore, Store
+from gateway.revisions import KEPT, REVISIONS, SETTLE, Revision, Revisions, merged
+from gateway.store import MemoryStore, Store, open_store
+from loadtest.servers import free_port
 from tests.gateway.serving import eventually
 
 TEXT = """\
@@ -76,6 +78,15 @@ async def test_what_the_file_comes_to_say_is_in_force_within_a_moment(house: Hou
     assert house.used == ["b", "c"]
 
 
+async def test_a_file_that_is_still_being_written_is_read_once_it_is_whole(house: House) -> None:
+    revisions = house.revisions()
+    await revisions.look()
+    house.path.write_text(text("b")[:60])
+    asyncio.get_running_loop().call_later(SETTLE / 2, house.path.write_text, text("b"))
+    assert await revisions.look()
+    assert (house.used, house.counted) == (["b"], ["accepted"] * 2)
+
+
 async def test_every_swap_of_a_mounted_configmap_is_seen(tmp_path: Path) -> None:
     def mount(revision: str) -> None:
         (tmp_path / f"..{revision}").mkdir()
@@ -116,11 +127,13 @@ def test_a_file_that_turns_wrong_changes_nothing_and_says_where(
         assert (revisions.policy.revision, house.used) == ("a", [])
         assert told in str(revisions.problems[0])
         assert told in str(revisions.told()["problems"])
-        assert caplog.text.count("stays in force") == 1
+        await revisions.look(again=True)
+        assert caplog.text.count("stays in force") == 1, "nor told twice"
         house.path.write_text(text("a"))
         await revisions.look()
         assert (revisions.problems, house.used) == ((), [])
-        assert house.counted == ["accepted", "rejected", "accepted"]
+        assert house.counted == ["accepted", "rejected", "rejected", "accepted"]
+        assert caplog.messages[-1] == f"policy: {revisions.policy} is in force"
 
     with caplog.at_level(logging.WARNING, "gateway"):
         follows(house, work)
@@ -145,14 +158,17 @@ def test_a_file_that_is_named_in_it_is_followed_too(house: House) -> None:
     house.path.write_text(text("a", more="candidate: {policy: next.yaml, canary: 0.5}"))
 
     async def work(revisions: Revisions) -> None:
-        beside.write_text(text("m", tier="pro"))
-        await revisions.look()
-        assert "next.yaml:6:57" in str(revisions.problems[0])
-        assert revisions.policy.candidate
-        assert revisions.policy.candidate.policy.revision == "n"
-        beside.write_text(text("o"))
-        await revisions.look()
-        assert revisions.policy.candidate.policy.revision == "o"
+        wrong = {"m": (text("m", tier="pro"), "6:57"), "o": ("schema: [", "2:1")}
+        for revision, (said, place) in wrong.items():
+            before = revisions.policy
+            beside.write_text(said)
+            await revisions.look()
+            assert f"next.yaml:{place}" in str(revisions.problems[0])
+            assert revisions.policy is before
+            beside.write_text(text(revision))
+            await revisions.look()
+            assert revisions.policy.candidate
+            assert revisions.policy.candidate.policy.revision == revision
 
     follows(house, work)
 
@@ -168,22 +184,31 @@ def test_a_file_that_is_named_in_it_and_has_the_line_ends_of_windows_is_loaded_o
     follows(house, work)
 
 
-def test_an_earlier_revision_comes_back_until_the_file_is_written(house: House) -> None:
+def test_an_earlier_revision_comes_back_until_the_file_is_written(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     async def work(revisions: Revisions) -> None:
         for revision in "bc":
             house.path.write_text(text(revision))
             await revisions.look()
-        assert [one.revision for one in await revisions.known()] == ["c", "b", "a"]
+        at_first, *before = await revisions.known()
+        assert [one.revision for one in (at_first, *before)] == ["c", "b", "a"]
         back = await revisions.roll_back("previous")
         assert (back.revision, revisions.policy.revision, revisions.text) == ("b", "b", back.text)
         assert revisions.told()["source"] == "rollback"
         assert "still says otherwise" in revisions.note()
         assert (await revisions.roll_back("previous")).revision == "a"
+        await revisions.roll_back(at_first.digest)
+        assert (revisions.policy.revision, revisions.rollback) == ("c", None), "the file says so"
+        await revisions.roll_back(back.digest)
         house.path.write_text(text("c", more="# touched"))
         await revisions.look()
-        assert (revisions.policy.revision, revisions.rollback) == ("c", None)
+        assert (revisions.policy.revision, revisions.told()["source"]) == ("c", "file")
 
-    follows(house, work)
+    with caplog.at_level(logging.WARNING, "gateway"):
+        follows(house, work)
+    told = [re.sub("policy: house (.) .* is in force", r"\1", message) for message in caplog.messages]
+    assert told == [*"bc", "b, by a rollback", "a, by a rollback", "c", "b, by a rollback", "c"]
 
 
 def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_before_it(house: House) -> None:
@@ -275,8 +300,59 @@ def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
     follows(house, work)
 
 
-def test_where_no_file_is_followed_there_is_nothing_to_roll_back_or_forward(house: House) -> None:
+def test_an_earlier_revision_that_is_wrong_by_now_does_not_come_back_and_says_why(house: House) -> None:
+    beside = house.path.parent / "next.yaml"
+    beside.write_text(text("n"))
+    house.path.write_text(text("a", more="candidate: {policy: next.yaml, canary: 0.5}"))
+
+    async def work(revisions: Revisions) -> None:
+        house.path.write_text(text("b"))
+        await revisions.look()
+        beside.unlink()
+        with pytest.raises(BadRequest, match=r"is wrong by now: [^ ]+ candidate\.policy: cannot be read"):
+            await revisions.roll_back("previous")
+        assert not await revisions.look()
+        assert (revisions.policy.revision, revisions.problems) == ("b", ())
+
+    follows(house, work)
+
+
+async def test_while_the_store_does_not_answer_the_file_is_followed_and_what_is_known_here_is_told(
+    house: House,
+) -> None:
+    house.store = open_store(f"redis://127.0.0.1:{free_port()}")
+    revisions = house.revisions()
+    for revision in "ab":
+        house.path.write_text(text(revision))
+        assert await revisions.look()
+    assert [one.revision for one in await revisions.known()] == ["b", "a"]
+    with pytest.raises(Overloaded):
+        await revisions.roll_back("previous")
+    assert (revisions.policy.revision, revisions.told()["source"]) == ("b", "file")
+    await house.store.close()
+
+
+async def test_what_cannot_be_read_in_the_store_is_as_if_it_were_not_there(house: House) -> None:
+    for name in (f"{REVISIONS}house", "policy.rollback.house"):
+        await house.store.keep(name, b"{")
+    revisions = house.revisions()
+    await revisions.look()
+    assert [one.revision for one in await revisions.known()] == ["a"]
+    assert (revisions.policy.revision, revisions.rollback) == ("a", None)
+
+
+async def test_a_process_that_has_not_read_its_file_yet_goes_back_to_the_newest_that_is_kept(house: House) -> None:
+    before = house.revisions()
+    await before.look()
+    house.path.write_text(text("b"))
+    assert (await house.revisions().roll_back("previous")).revision == "a"
+
+
+def test_where_no_file_is_followed_there_is_nothing_to_look_at_and_nothing_to_roll_back_or_forward(
+    house: House,
+) -> None:
     revisions = Revisions(None, checked(house.path, {}), house.store, print, print)
+    assert not asyncio.run(revisions.look(again=True))
     for asked in (lambda: revisions.roll_back("previous"), revisions.roll_forward):
         with pytest.raises(BadRequest) as refusal:
             asyncio.run(asked())

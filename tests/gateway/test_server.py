@@ -3,6 +3,7 @@ import gc
 import json
 import os
 import resource
+import secrets
 import signal
 import socket
 import ssl
@@ -83,6 +84,8 @@ async def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_en
         assert (status, said["status"]) == (503, "leaving")
         late = await gate.ask(body(model="pro"))
         assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
+        kept = await gate.get("/v1/models", connection="keep-alive")
+        assert (kept.status, kept.headers["connection"]) == (200, "close"), "and not for long"
         answers = await asyncio.gather(*tasks)
         assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
         await eventually(lambda: ready(gate.port) == 0)
@@ -170,6 +173,22 @@ def test_callers_who_come_at_once_are_let_in_within_a_few_turns_and_no_more_than
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+async def test_a_peer_is_who_connected_whatever_it_says_of_others(
+    flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(port=free_port(), admin_key=secrets.token_hex(32))
+    front = create_app(settings, policy_for(flash, pro), MemoryStore(), Keys(MemoryStore(), everyone=True))
+    server = Server(front, front)
+    serving = asyncio.create_task(server.serve())
+    await eventually(lambda: server.started)
+    assert (await Port(settings.port).get("/admin/keys", x_forwarded_for="6.6.6.6")).status == 401
+    server.leave()
+    await serving
+    assert [message for message in caplog.messages if "right key" in message] == [
+        "admin: a request without the right key from '127.0.0.1'"
+    ]
 
 
 def test_a_process_may_open_the_files_that_it_wants_and_never_fewer() -> None:

@@ -95,6 +95,7 @@ async def test_ready_and_metrics_tell_the_policy_and_the_store(flash: Sim, pro: 
         await eventually(lambda: not any(gate.upstream.load().values()))
         ready = (await gate.get("/ready")).json()
         assert (ready["store"], ready["policy"]["name"], ready["load"]["flash"]) == ("memory", "test", 0)
+        assert (ready["status"], ready["workers"]) == ("ok", 1)
         assert ready["tiers"]["pro"] == {"inflight": 0, "queued": 0, "up": [True], "places": 256}
         assert b'gateway_requests_total{status="200",tier="flash"} 1.0' in (await gate.get("/metrics")).data
 

@@ -74,6 +74,7 @@ async def test_the_policy_in_force_is_shown_with_its_text_tests_and_revisions(fl
         assert (await got(gate, f"/revisions/{revision['digest']}"))["text"] == text
         assert (await gate.get("/admin/policy/revisions/none", **RIGHT)).status == 404
         assert await got(gate, "/schema") == schema()
+        assert await got(gate, "/candidate") is None
 
 
 async def test_a_text_is_checked_and_tested_without_coming_into_force(flash: Sim, pro: Sim, file: Path) -> None:
@@ -88,6 +89,8 @@ async def test_a_text_is_checked_and_tested_without_coming_into_force(flash: Sim
         assert len((await put(gate, "/test"))["tests"]) == 1
         assert (await got(gate))["name"] == "test"
         await put(gate, "/check", "x" * (LONGEST + 1), status=413)
+        answer = await gate.ask(b"\xff", "/admin/policy/check", **RIGHT)
+        assert (answer.status, answer.json()["error"]["message"]) == (400, "A policy is UTF-8 text.")
 
 
 async def test_a_text_sees_no_variable_that_the_file_does_not_name(
@@ -95,7 +98,7 @@ async def test_a_text_sees_no_variable_that_the_file_does_not_name(
 ) -> None:
     monkeypatch.setenv("KNOWN", "flash")
     monkeypatch.setenv("SECRET", "hunter2")
-    async with steered(file, policy_text(flash, pro, aliases={"known": "${KNOWN}"})) as gate:
+    async with steered(file, policy_text(flash, pro, aliases={"known": "${KNOWN}", "x": "${UNSET:-flash}"})) as gate:
         for name, ok in (("KNOWN", True), ("SECRET", False)):
             found = await put(gate, "/check", policy_text(flash, pro, name=f"${{{name}}}"))
             assert found["ok"] is ok
@@ -124,6 +127,14 @@ def test_a_text_reads_no_file_of_another_folder_that_the_policy_in_force_does_no
     asyncio.run(main())
 
 
+async def test_where_no_file_is_followed_a_text_is_checked_and_not_compared(flash: Sim, pro: Sim) -> None:
+    text = policy_text(flash, pro, tests=TESTS)
+    async with gateway(load_policy(text), admin_key=ADMIN) as gate:
+        assert (await got(gate))["file"] is None
+        assert (await put(gate, "/check", text))["ok"]
+        assert (await put(gate, "/diff", text, status=400))["error"]["code"] == "no_policy_file"
+
+
 async def test_what_a_text_changes_and_whom_it_moves_is_told(flash: Sim, pro: Sim, file: Path) -> None:
     async with steered(file, policy_text(flash, pro)) as gate:
         assert (await gate.ask(body())).status == 200
@@ -140,10 +151,13 @@ async def test_what_a_text_changes_and_whom_it_moves_is_told(flash: Sim, pro: Si
 async def test_a_decision_is_explained_without_asking_a_model(flash: Sim, pro: Sim, file: Path) -> None:
     async with steered(file, policy_text(flash, pro)) as gate:
         flash.reset()
-        for verdict, tier in ((0.9, "pro"), ("simple", "flash"), ("timeout", "flash")):
+        for verdict, tier in ((0, "flash"), (1, "pro"), ("simple", "flash"), ("timeout", "flash")):
             found = await put(gate, "/explain", {"request": HI["request"], "verdict": verdict})
             assert found["route"]["tier"] == tier
-        for wrong in ({"verdict": "maybe"}, {"plan": "none"}, {"policy": "schema: ["}, {"unknown": 1}):
+        for verdict in ("maybe", 1.01, -0.01):
+            wrong = await put(gate, "/explain", {"request": HI["request"], "verdict": verdict}, status=400)
+            assert f"{verdict}: expected a probability from 0 to 1" in wrong["error"]["message"]
+        for wrong in ({"plan": "none"}, {"policy": "schema: ["}, {"unknown": 1}):
             await put(gate, "/explain", {"request": HI["request"], **wrong}, status=400)
         await put(gate, "/explain", {"request": {"messages": [{"role": "user", "content": "\ud800"}]}}, status=400)
         assert flash.state()["requests"] == []

@@ -13,6 +13,7 @@ from gateway.recorded import PHASES, Record
 from gateway.store import Line
 from gateway.telemetry import TOGETHER, Telemetry
 from gateway.telemetry.lines import line
+from gateway.trace import Trace
 from gateway.types import Caller, Decision, Facts, Route, TierState, Usage, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, body, gateway
@@ -74,7 +75,11 @@ def test_an_exchange_is_counted_by_status_tier_rule_verdict_draft_and_tokens() -
     assert value(made, 'gateway_cache_requests_total{result="miss"}') == 1
     assert value(made, "gateway_triage_seconds_sum") == 0.2
     assert value(made, "gateway_overhead_seconds_count") == 1
-    assert value(made, 'gateway_inflight_requests{tier="flash"}') == 2
+    for tier, (inflight, queued, (up,), places) in STATES.items():
+        assert value(made, f'gateway_inflight_requests{{tier="{tier}"}}') == inflight
+        assert value(made, f'gateway_queued_requests{{tier="{tier}"}}') == queued
+        assert value(made, f'gateway_places{{tier="{tier}"}}') == places
+        assert value(made, f'gateway_replica_up{{replica="0",tier="{tier}"}}') == up
     labels = (
         'gen_ai_operation_name="chat",gen_ai_original_model="auto",gen_ai_provider_name="deepseek",'
         'gen_ai_response_model="pro-model"'
@@ -115,6 +120,21 @@ def test_a_failed_answer_still_counts_its_verdict() -> None:
     assert value(made, 'gateway_verdicts_total{outcome="complex",source="triage"}') == 1
     assert value(made, 'gateway_refusals_total{code="upstream_failed"}') == 1
     assert value(made, 'gateway_requests_total{status="502",tier="none"}') == 1
+
+
+def test_a_failed_classification_is_counted_by_its_reason_and_no_draft_as_none() -> None:
+    made = telemetry()
+    failed = Decision(Facts("auto", "ann", "usual"), Verdict(None, None, "timeout", "triage"), ROUTE, "none")
+    made.record(record(tier="pro", route=ROUTE, decision=failed))
+    assert value(made, 'gateway_verdicts_total{outcome="timeout",source="triage"}') == 1
+    assert "gateway_drafts_total{" not in shown(made)
+
+
+@pytest.mark.parametrize(("made", "ttft", "count"), [(1, 0.2, 0), (0, 0.2, 0), (2, None, 0), (2, 0.2, 1)])
+def test_a_pace_needs_a_first_byte_and_two_tokens(made: int, ttft: float | None, count: int) -> None:
+    seen = telemetry()
+    seen.record(record(tier="pro", model="auto", usage=Usage(7, 0, made), stream=True, ttft=ttft))
+    assert re.findall(r"gen_ai_server_time_per_output_token_seconds_count{.*} (.+)", shown(seen)) == [f"{count}.0"]
 
 
 def test_who_left_before_the_first_byte_is_no_measure_of_overhead() -> None:
@@ -212,9 +232,13 @@ def test_a_line_tells_who_was_to_answer_beside_who_did(flash: Sim, pro: Sim, cap
 
 
 def test_a_line_holds_what_was_decided() -> None:
-    given = record(caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION)
+    trace = Trace(77)
+    given = record(
+        caller=Caller("k1", "ann", "gold", "salt"), tier="pro", route=ROUTE, decision=DECISION, ttft=0.25, trace=trace
+    )
     made = line(given, "auto", 1.5)
     found = msgspec.to_builtins(made)
+    assert (found["trace_id"], found["ttft"], found["draft"], found["won"]) == (f"{77:032x}", 0.25, "wasted", None)
     assert (found["caller"], found["plan"], found["tier"], found["model"]) == ("ann", "gold", "pro", "auto")
     said = {"label": "complex", "p_complex": 0.9, "reason": "ok", "source": "triage", "seconds": 0.2, "cut": False}
     said |= {"strategy": "choice", "prompt": "complexity.v1"}
@@ -314,6 +338,12 @@ def test_failures_that_are_alike_are_counted_each() -> None:
         made.record(record(id=f"{at}", status=429, error="rate_limit_exceeded", limited="requests"))
     assert value(made, 'gateway_refusals_total{code="rate_limit_exceeded"}') == 3
     assert value(made, 'gateway_limited_total{limit="requests"}') == 3
+
+
+def test_an_answer_whose_server_tells_of_no_cache_saves_as_if_nothing_was_cached() -> None:
+    made = telemetry(priced())
+    made.record(record(tier="flash", model="auto", usage=Usage(1000, None, 400)))
+    assert value(made, 'gateway_saved_usd_total{how="routed",tier="flash"}') == pytest.approx((1000 + 800) * 9e-6)
 
 
 @pytest.mark.parametrize(

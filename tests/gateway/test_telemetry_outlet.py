@@ -88,14 +88,23 @@ def test_lines_of_several_processes_on_one_pipe_stay_whole() -> None:
             outlet.close()
 
 
-def test_a_reader_that_is_gone_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reader_that_is_gone_is_told_of_once_and_what_it_missed_when_another_one_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with pipe() as (reading, file), caplog.at_level(logging.WARNING):
         os.close(reading)
         outlet = Outlet(file)
         for _ in range(2):
             outlet.write(LINE)
             outlet.close()
-        assert [message.partition(":")[0] for message in caplog.messages] == ["log lines cannot be written"]
+            assert [message.partition(":")[0] for message in caplog.messages] == ["log lines cannot be written"]
+        anew = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY)
+        for _ in range(2):
+            outlet.write(LINE)
+            outlet.close()
+        assert os.read(anew, ROOM) == 2 * LINE.encode()
+        os.close(anew)
+        assert [message.partition(":")[0] for message in caplog.messages[1:]] == ["2 log lines were lost"]
 
 
 def test_a_process_without_standard_output_goes_on() -> None:

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.resources import Resource
 
 from gateway.recorded import Record
+from gateway.store import Line
 from gateway.telemetry import Telemetry
-from gateway.telemetry.otlp import request
+from gateway.telemetry.otlp import REMEMBERED, REMOTE, REMOTE_KNOWN, Pairs, request, value
+from gateway.telemetry.sending import trusting
 from gateway.telemetry.spans import SCOPE, spans
 from gateway.trace import Leg, Trace
 from gateway.types import Usage
@@ -89,6 +92,19 @@ def test_spans_are_told_as_the_sdk_tells_them() -> None:
     assert sent == known
 
 
+@pytest.mark.parametrize("what", ["", "m" * 126, "m" * 128, "m" * 16_384, 0, 127, 128, -1, 1 << 62, True, 0.5])
+def test_values_of_any_length_are_told_as_the_sdk_tells_them(what: Any) -> None:
+    kind = {str: "string_value", bool: "bool_value", int: "int_value", float: "double_value"}[type(what)]
+    assert value(what) == AnyValue(**{kind: what}).SerializeToString()
+
+
+def test_of_what_comes_anew_with_each_span_no_more_is_remembered_than_may_be() -> None:
+    pairs = Pairs(9)
+    for at in range(REMEMBERED + 1):
+        assert pairs.text({"id": str(at)}) == pairs.text({"id": str(at)})
+        assert len(pairs) <= REMEMBERED
+
+
 @contextmanager
 def tracing() -> Iterator[Telemetry]:
     """Telemetry that traces all; at its end what it had to send is sent."""
@@ -131,7 +147,12 @@ def test_an_exchange_is_a_span_in_the_callers_trace_with_one_below_it_for_each_c
     assert {span.name for span in calls} == {"chat flash-model", "chat pro-model"}
     chosen = ("gen_ai.request.model", "gen_ai.response.model", "gateway.verdict", "gateway.draft", "gateway.rule")
     assert told(whole, *chosen) == ["auto", "pro-model", "complex", "wasted", "triaged"]
+    assert told(whole, "gateway.reason", "gateway.caller", "gateway.plan") == ["complex", "anonymous", "usual"]
+    assert told(whole, "gateway.verdict.reason", "gateway.verdict.source") == ["ok", "triage"]
+    assert {span.status.code for span in (whole, *calls)} == {Status.STATUS_CODE_UNSET}
+    assert [whole.flags, *{span.flags for span in calls}] == [REMOTE_KNOWN | REMOTE, REMOTE_KNOWN]
     answer = next(span for span in calls if span.name == "chat pro-model")
+    assert 0 < told(answer, "gen_ai.response.time_to_first_chunk")[0] < 60
     assert told(answer, "gen_ai.usage.output_tokens") == told(whole, "gen_ai.usage.output_tokens") != [None]
     for span in calls:
         assert whole.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
@@ -178,6 +199,8 @@ def test_failover_is_one_span_for_each_attempt_and_says_what_failed(flash: Sim, 
     traced(flash, pro, {"body": body(model="flash")})
     connect, second, refused, fourth = [span for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT]
     names = ("gateway.call.purpose", "gateway.call.attempt", "error.type", "http.response.status_code")
+    assert connect.end_time_unix_nano <= second.start_time_unix_nano
+    assert told(refused, "gateway.call.aborted") == [None], "it ended by itself"
     assert [told(span, "gateway.tier") for span in (connect, second, refused, fourth)] == [["flash"], ["pro"]] * 2
     assert [told(span, *names) for span in (connect, refused)] == [
         ["answer", 1, "connect", None],
@@ -194,6 +217,23 @@ def test_who_is_refused_has_a_span_without_calls(flash: Sim, pro: Sim, collector
     assert told(unknown, *names) == ["model_not_found", 404, "other"]
     assert told(broken, *names) == ["invalid_json", 400, None]
     assert unknown.status.code == Status.STATUS_CODE_UNSET, "a caller's mistake is no failure of the gateway"
+
+
+@pytest.mark.parametrize(
+    ("status", "whole", "error"),
+    [(399, "ERROR", None), (400, "UNSET", "400"), (499, "UNSET", "499"), (500, "ERROR", "500")],
+)
+def test_a_call_fails_from_400_on_and_an_exchange_by_an_error_that_is_not_the_callers(
+    status: int, whole: str, error: str | None
+) -> None:
+    trace, path = Trace(), "/v1/chat/completions"
+    trace.began(Leg("answer", "flash", path, "m", "h", 1, Usage(complete=True), status=status))
+    costs = [Line("flash", "answer", False, 10, 0, 5, money) for money in (2_000_000, 500_000)]
+    ended = Record("r1", path, status, 0.5, 0.001, "p", error="upstream_failed", trace=trace, costs=costs)
+    exchange, call = spans(ended, trace, "auto", {}, Resource({}))
+    assert exchange.status.status_code.name == whole
+    assert (call.attributes or {}).get("error.type") == error
+    assert (exchange.attributes or {})["gateway.cost_usd"] == 0.0025
 
 
 def test_no_word_of_prompt_or_answer_is_sent(flash: Sim, pro: Sim, collector: Collector) -> None:
@@ -249,13 +289,32 @@ def test_what_a_collector_cannot_take_is_sent_again(monkeypatch: pytest.MonkeyPa
     assert unsent(telemetry) == 0
 
 
-def test_what_a_collector_refuses_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_collector_refuses_is_dropped_counted_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with collecting(400) as found:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
         with tracing() as telemetry:
             end(telemetry, 2)
     assert found.bodies == []
     assert unsent(telemetry) == 2
+    assert caplog.messages == ["spans: 2 were not taken: status 400"]
+
+
+def test_a_variable_that_cannot_be_used_is_told_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with collecting() as found:
+        wrong = {"COMPRESSION": "zstd", "TIMEOUT": "soon", "CLIENT_CERTIFICATE": "/no/such/file"}
+        for name, value in {"ENDPOINT": found.url, **wrong}.items():
+            monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+        with tracing() as telemetry:
+            end(telemetry)
+        assert "content-encoding" not in found.headers[0]
+        trusting()
+    assert (len(found.spans), len(caplog.messages)) == (1, 3)
+    for name, message in zip(("TIMEOUT", "COMPRESSION", "CLIENT_KEY"), caplog.messages, strict=True):
+        assert name in message
 
 
 def test_a_collector_that_wants_to_be_left_alone_for_longer_than_there_is_time_is_not_asked_again(
@@ -269,17 +328,22 @@ def test_a_collector_that_wants_to_be_left_alone_for_longer_than_there_is_time_i
     assert unsent(telemetry) == 1
 
 
-def test_spans_go_over_tls_to_whom_a_trusted_certificate_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_spans_go_over_tls_to_whom_a_trusted_certificate_names_and_show_one_of_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     both, trusted = tmp_path / "identity.pem", tmp_path / "ca.pem"
     trusted.write_text(pem("CERTIFICATE", CERTIFICATE))
     both.write_text(pem("PRIVATE KEY", KEY) + pem("CERTIFICATE", CERTIFICATE))
     identity = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     identity.load_cert_chain(both)
+    identity.load_verify_locations(trusted)
+    identity.verify_mode = ssl.CERT_REQUIRED
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
-    for given, taken in (("", 0), (str(trusted), 1)):
+    for given, own, taken in (("", str(both), 0), (str(trusted), "", 0), (str(trusted), str(both), 1)):
         with collecting(tls=identity) as found:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", given)
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", own)
             with tracing() as telemetry:
                 end(telemetry)
         assert (len(found.spans), unsent(telemetry)) == (taken, 1 - taken)

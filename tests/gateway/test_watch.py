@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.watch import Watch, folders
+from tests.stores import at_once
 
 LONG = 20.0  # seconds; a wake by the time alone would end the test in failure
 
@@ -26,13 +27,15 @@ def remove(place: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [write, swap, remove])
-async def test_a_change_wakes_who_waits(tmp_path: Path, change: Callable[[Path], None]) -> None:
+async def test_a_change_wakes_who_waits_and_that_once(tmp_path: Path, change: Callable[[Path], None]) -> None:
     (tmp_path / "old").touch()
     watch = Watch()
     try:
         watch.look([tmp_path, tmp_path / "not there"])
         asyncio.get_running_loop().call_later(0.02, change, tmp_path)
         await asyncio.wait_for(watch.wait(LONG), LONG / 2)
+        with pytest.raises(AssertionError, match="it waits"):
+            await at_once(watch.wait(LONG))
     finally:
         watch.close()
 
