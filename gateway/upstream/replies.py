@@ -102,6 +102,8 @@ async def stream(request: ChatRequest, exchange: Exchange, response: Response, h
     asked = (request.fields.stream_options or {}).get("include_usage") is True
     events = Events(response, usage, request.dialect.answers, not asked, exchange.failed)
     await events.more()
+    if events.quiet():
+        await events.said()
     if events.error is not None:
         raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
     return Reply(200, headers, events, True, exchange.tier, exchange.shut, usage)

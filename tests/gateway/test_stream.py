@@ -279,6 +279,18 @@ async def test_a_finish_told_with_its_usage_is_an_end_that_is_given_its_done(
     assert (seen.usage.complete, seen.refusal is None) == (whole, whole)
 
 
+async def test_comments_alone_are_waited_out_for_a_while_and_then_pass(run: Run) -> None:
+    for patience, first in ((5.0, chunk("a")), (0.0, b": queued\n\n")):
+        async with serving(streaming(b": queued\n\n", b": que", b"ued\n\n", chunk("a"), DONE)) as (client, origin, _):
+            response = await ask(client, origin, QUICK)
+            events = Events(response, Usage(), DIALECTS[CHAT].answers, True, lambda _: None)
+            await events.more()
+            assert events.quiet()
+            await events.said(patience)
+            assert (await anext(events)).startswith(first)
+            response.close()
+
+
 async def test_a_stream_that_stands_still_is_a_timeout(run: Run) -> None:
     seen = await relayed(streaming(chunk("a"), end="still"))
     assert seen.data == chunk("a")

@@ -191,6 +191,15 @@ async def test_after_the_first_byte_nobody_else_is_asked_and_the_break_is_told(f
         assert pro.seen() == []
 
 
+async def test_a_server_that_dies_after_comments_alone_has_not_begun_to_answer(pro: Sim) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    for comments in (b": queued\n\n", b":\r\n\r\n: data: 1\r\r", b": queued\n\ndata: x"):
+        async with scripted(head + comments) as (url, _), upstream() as door:
+            reply = await door.send(asked(body(stream=True)), BOTH, policy_for(Sim(url, "m"), pro))
+            assert reply.tier == "pro"
+            assert (await collected(reply)).endswith(b"data: [DONE]\n\n")
+
+
 async def test_an_error_inside_an_answer_is_marked() -> None:
     told = events('{"choices": [{"delta": {"content": "x"}}]}', *["{}"] * 9, '{"error": {"message": "no"}}', "[DONE]")
     head, _, data = told.partition(b"\r\n\r\n")
