@@ -232,7 +232,8 @@ async def recording() -> AsyncIterator[tuple[Sim, list[bytes]]]:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 size = int(re.findall(rb"content-length: ([0-9]+)", head)[0])
-                seen.append(await reader.readexactly(size))
+                body = await reader.readexactly(size)
+                seen.extend([body] * head.startswith(b"POST "))  # else the gateway asks for its models
                 writer.write(plain(ANSWER))
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
