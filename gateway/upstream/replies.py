@@ -15,6 +15,7 @@ from gateway.upstream.places import RETRY_AFTER
 
 PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
 LOOKED_AT = frozenset({*PASSED, b"x-request-id", b"content-encoding"})
+MOST_VALUE = 256  # bytes of such a header: longer ones are left out, as some callers read no line of 8 KB
 log = logging.getLogger("gateway")
 
 
@@ -56,7 +57,7 @@ def begun(exchange: Exchange, response: Response, streams: bool) -> tuple[Header
     headers: Headers = []
     kind = coding = b""  # of headers that come twice the first one
     for name, value in response.headers:
-        if name not in LOOKED_AT:
+        if name not in LOOKED_AT or len(value) > MOST_VALUE:
             continue
         if name == b"content-type":
             headers.append((name, value))

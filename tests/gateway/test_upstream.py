@@ -200,6 +200,14 @@ async def test_a_server_that_dies_after_comments_alone_has_not_begun_to_answer(p
             assert (await collected(reply)).endswith(b"data: [DONE]\n\n")
 
 
+async def test_a_servers_header_that_some_callers_could_not_read_is_left_out(pro: Sim) -> None:
+    answer = plain(GOOD, content_type="x" * 60_000, x_request_id="1" * 60_000, x_should_retry="true")
+    async with scripted(answer) as (url, _), upstream() as door:
+        reply = await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), pro))
+        assert (reply.status, reply.headers) == (200, [(b"x-should-retry", b"true")])
+        await reply.close()
+
+
 async def test_an_error_inside_an_answer_is_marked() -> None:
     told = events('{"choices": [{"delta": {"content": "x"}}]}', *["{}"] * 9, '{"error": {"message": "no"}}', "[DONE]")
     head, _, data = told.partition(b"\r\n\r\n")
