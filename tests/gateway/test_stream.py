@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from gateway.dialects import DIALECTS, Whole
+from gateway.dialects.answers import MOST_TOKENS
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Limits, TransportError
 from gateway.http1.connection import Kind
@@ -375,6 +376,14 @@ async def answered(data: bytes, status: int = 200, cut: int = 0) -> tuple[bytes,
             return data, usage
         finally:
             response.close()
+
+
+@pytest.mark.parametrize("member", ["prompt_tokens", "completion_tokens", "input_tokens", "cache_read_input_tokens"])
+def test_of_a_usage_that_no_answer_can_have_nothing_is_counted(member: str) -> None:
+    for count, believed in ((MOST_TOKENS, True), (MOST_TOKENS + 1, False), (-1, False)):
+        usage = Usage()
+        fill(usage, {"completion_tokens": 5, "input_tokens": 1, member: count})
+        assert (usage.completion is not None, usage.prompt is not None) == (believed, believed)
 
 
 def test_a_json_answer_passes_byte_for_byte_and_is_counted() -> None:
