@@ -58,7 +58,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     served = Served(client, lambda: doors.policy)
     if member:
         member.render, member.recent = telemetry.render, records.recent
-    revisions = _following(settings, doors)
+    revisions = _following(settings, doors, drift)
 
     running = partial(_running, doors, client, revisions, probe, served)
 
@@ -106,13 +106,14 @@ async def _close(doors: Doors, client: Client) -> None:
     doors.telemetry.close()
 
 
-def _following(settings: Settings, doors: Doors) -> Revisions:
+def _following(settings: Settings, doors: Doors, drift: Drift) -> Revisions:
     """What follows the policy's file and replaces the policy in `doors`; a request keeps the one that it began with."""
     telemetry, upstream, store = doors.telemetry, doors.upstream, doors.store
 
     def use(policy: Policy) -> None:
         doors.policy = policy
         telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
+        drift.use(policy)
 
     use(doors.policy)
     return Revisions(settings.policy, doors.policy, store, use, telemetry.meters.reloads.add)

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.calibrate import calibrate, dump, parse
 from gateway.drift import CHI, JUDGED, WINDOW, Drift, Z, miscalibrated, psi, spread
-from gateway.policy import Policy, load_policy
+from gateway.policy import Candidate, Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome
 from gateway.records import Records, to_keep
 from gateway.store import MemoryStore
@@ -116,6 +116,23 @@ def test_a_candidate_on_trial_does_not_disturb_what_is_watched(tmp_path: Path) -
     assert (told(drift, policy, "scores"), told(drift, other, "scores")) == ((1, False), (1, False))
 
 
+def test_an_alarm_is_shown_for_the_policy_that_it_is_about_while_that_is_in_use(tmp_path: Path) -> None:
+    telemetry = Telemetry(log=False)
+    policy, drift = calibrated(tmp_path, POLICY), Drift(telemetry)
+    other = calibrated(tmp_path, POLICY, target="pro_share=0.5", agree=0.5)
+    for _ in range(WINDOW):
+        drift.decided(decision(0.99), other)
+
+    def shown(used: Policy) -> list[str]:
+        drift.use(used)
+        lines = [line.split(" ") for line in telemetry.render().decode().splitlines() if 'what="scores"' in line]
+        return [labels.split('"')[1] for labels, value in lines if float(value)]
+
+    assert shown(replace(policy, candidate=Candidate(other, 0.1, 0.0))) == ["candidate"]
+    assert shown(other) == ["in_force"]
+    assert shown(policy) == []
+
+
 async def test_outcomes_that_are_worse_than_stated_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     policy, drift = calibrated(tmp_path, POLICY), Drift(Telemetry(log=False))
     kept = Records(MemoryStore(), watch=drift)
@@ -184,7 +201,9 @@ async def test_a_gateway_tells_it_and_changes_nothing(flash: Sim, pro: Sim, tmp_
         assert ready["drift"]["scores"]["last"] > 1
         assert ready["drift"]["outcomes"] == {"looks": 0, "last": None, "alarm": False}
         metrics = (await gate.get("/metrics")).data.decode()
-        assert 'gateway_drift{what="scores"} 1.0' in metrics
+        for labels, shown in (('policy="in_force"', 1), ('policy="candidate"', 0)):
+            assert f'gateway_drift{{{labels},what="scores"}} {shown}.0' in metrics
+            assert f'gateway_drift{{{labels},what="outcomes"}} 0.0' in metrics
         assert "gateway_drift_psi_count 1.0" in metrics
         assert ready["policy"]["digest"] == policy.digest
     async with gateway(policy_for(flash, pro)) as gate:
