@@ -23,6 +23,7 @@ from gateway.probe import Probe
 from gateway.records import Records, newest
 from gateway.retries import Retries
 from gateway.revisions import Revisions
+from gateway.served import Served
 from gateway.settings import Settings
 from gateway.shadow import Shadows
 from gateway.status import ERRORS, Prefixes, model_routes, status_routes
@@ -53,20 +54,21 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     doors = Doors(
         policy, store, upstream, Flights(store), keys, telemetry, records, shadows, retries, comparison, uploads
     )
-    drift.show(lambda: doors.policy)
     probe = Probe(client, upstream, lambda: doors.policy)
+    served = Served(client, lambda: doors.policy)
     if member:
         member.render, member.recent = telemetry.render, records.recent
-    revisions = _following(settings, doors)
+    revisions = _following(settings, doors, drift)
 
-    running = partial(_running, doors, client, revisions, probe)
+    running = partial(_running, doors, client, revisions, probe, served)
 
     def later() -> ASGI:
         from gateway.lazy import lazy_app  # noqa: PLC0415  imports FastAPI
 
         return lazy_app(doors, settings, client, revisions, partial(_recent, records, member))
 
-    told: dict[str, Callable[[], Any]] = {"triage": probe.told, "drift": lambda: drift.told(doors.policy)}
+    told: dict[str, Callable[[], Any]] = {"triage": probe.told, "models": served.told}
+    told["drift"] = lambda: drift.told(doors.policy)
     routes = status_routes(doors, told, revisions, member) + model_routes(doors)
     rest = Starlette(
         routes=[*routes, Prefixes(LAZY, Lazy(later))], exception_handlers=ERRORS, lifespan=lambda _: running()
@@ -79,10 +81,12 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
 
 
 @asynccontextmanager
-async def _running(doors: Doors, client: Client, revisions: Revisions, probe: Probe) -> AsyncIterator[None]:
+async def _running(
+    doors: Doors, client: Client, revisions: Revisions, probe: Probe, served: Served
+) -> AsyncIterator[None]:
     """Background work runs within the block; at its end all doors are closed."""
     await revisions.look()
-    watches = [asyncio.create_task(revisions.run())]
+    watches = [asyncio.create_task(revisions.run()), asyncio.create_task(served.run())]
     watches += [asyncio.create_task(doors.keys.file.watch())] if doors.keys.file else []
     async with probe.running():
         yield
@@ -102,13 +106,14 @@ async def _close(doors: Doors, client: Client) -> None:
     doors.telemetry.close()
 
 
-def _following(settings: Settings, doors: Doors) -> Revisions:
+def _following(settings: Settings, doors: Doors, drift: Drift) -> Revisions:
     """What follows the policy's file and replaces the policy in `doors`; a request keeps the one that it began with."""
     telemetry, upstream, store = doors.telemetry, doors.upstream, doors.store
 
     def use(policy: Policy) -> None:
         doors.policy = policy
         telemetry.use(policy, partial(upstream.states, policy), lambda: store.state)
+        drift.use(policy)
 
     use(doors.policy)
     return Revisions(settings.policy, doors.policy, store, use, telemetry.meters.reloads.add)

@@ -54,13 +54,15 @@ class Certificate:
     def _text(self) -> tuple[bytes, bytes] | None:
         chain, key = self._files
         try:
-            return chain.read_bytes(), key.read_bytes()
+            return None if chain.is_fifo() or key.is_fifo() else (chain.read_bytes(), key.read_bytes())
         except OSError:
             return None
 
 
 def loaded(chain: Path, key: Path) -> ssl.SSLContext:
     """What shows this certificate. Raises OSError, which names the files."""
+    if chain.is_fifo() or key.is_fifo():  # who opens one to which nobody writes waits for ever
+        raise OSError(f"{chain} with the key {key}: a pipe is no file")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(chain, key, password="")  # else OpenSSL asks for one at the terminal

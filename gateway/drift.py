@@ -10,7 +10,7 @@ who sends the same request again and again does look like a change.
 import logging
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -43,8 +43,9 @@ class Looked:
 @dataclass(slots=True)
 class Seen:
     """What came under one calibration since the last test: decisions by band of p, and outcomes with their p; and the
-    results of the tests."""
+    results of the tests. `name`: of the policy that brought it."""
 
+    name: str
     basis: Basis
     layer: Layer
     counts: list[int]
@@ -60,6 +61,13 @@ class Drift:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._seen: dict[Basis, Seen] = {}
+
+    def use(self, policy: Policy) -> None:
+        """The gauge shows the alarms of this policy from here on, and those of its candidate."""
+        tried = policy.candidate.policy if policy.candidate else None
+        for what in ALARMS:
+            for role, one in (("in_force", policy), ("candidate", tried)):
+                self._telemetry.drift.labels(what, role).set_function(partial(self._alarm, what, one))
 
     def decided(self, decision: Decision, policy: Policy) -> None:
         """A decision was recorded."""
@@ -78,7 +86,7 @@ class Drift:
         seen.counts = [0] * len(seen.counts)
         self._telemetry.meters.drift_psi.add(distance)
         limit = CHI[min(len(seen.counts) - 1, len(CHI)) - 1] if len(seen.counts) > 1 else math.inf
-        self._look("scores", seen.scores, distance, alarm=chi > limit)
+        self._look("scores", seen, distance, alarm=chi > limit)
 
     def judged(self, one: Recorded, policy: Policy) -> None:
         """A decision got its first outcome."""
@@ -96,12 +104,7 @@ class Drift:
             return
         off, z = miscalibrated(seen.judged, seen.basis.outcomes)
         seen.judged = []
-        self._look("outcomes", seen.outcomes, off, alarm=abs(z) > Z)
-
-    def show(self, policy: Callable[[], Policy]) -> None:
-        """Has the metric tell of the policy in force."""
-        for what in ALARMS:
-            self._telemetry.drift.labels(what).set_function(partial(self._alarm, policy, what))
+        self._look("outcomes", seen, off, alarm=abs(z) > Z)
 
     def told(self, policy: Policy) -> dict[str, Any] | None:
         """For /ready: of scores and outcomes the number of tests, what the last one measured (the PSI of p; the share
@@ -113,11 +116,6 @@ class Drift:
         things = {"scores": seen.scores, "outcomes": seen.outcomes}
         return {name: {"looks": one.looks, "last": one.last, "alarm": one.alarm} for name, one in things.items()}
 
-    def _alarm(self, policy: Callable[[], Policy], what: str) -> float:
-        basis = policy().basis
-        seen = self._seen.get(basis) if basis else None
-        return float(seen is not None and getattr(seen, what).alarm)
-
     def _of(self, policy: Policy) -> Seen | None:
         basis, layer = policy.basis, policy.calibration
         if basis is None or layer is None:
@@ -126,26 +124,31 @@ class Drift:
         if seen is None:
             while len(self._seen) >= MOST:
                 del self._seen[next(iter(self._seen))]
-            seen = self._seen[basis] = Seen(basis, layer, [0] * len(basis.counts))
+            seen = self._seen[basis] = Seen(policy.version, basis, layer, [0] * len(basis.counts))
         return seen
 
-    def _look(self, what: str, looked: Looked, measured: float, *, alarm: bool) -> None:
+    def _alarm(self, what: str, policy: Policy | None) -> float:
+        seen = self._seen.get(policy.basis) if policy and policy.basis else None
+        return float(bool(seen and getattr(seen, what).alarm))
+
+    def _look(self, what: str, seen: Seen, measured: float, *, alarm: bool) -> None:
         """One line when an alarm begins, and one when it ends."""
+        looked: Looked = getattr(seen, what)
         looked.looks, looked.last, before, looked.alarm = looked.looks + 1, round(measured, 4), looked.alarm, alarm
         if alarm and not before:
-            log.warning(ALARMS[what], measured)
+            log.warning(ALARMS[what], measured, seen.name)
         elif before and not alarm:
-            log.warning("drift: %s look again like what the calibration was fitted on", what)
+            log.warning("drift: %s look again like what the calibration of %s was fitted on", what, seen.name)
 
 
 ALARMS = {
     "scores": (
         f"drift: p of the last {WINDOW} decisions is spread otherwise than when the calibration was fitted (PSI %.3f). "
-        "Traffic or the classifier has changed: calibrate anew. The policy stays as it is"
+        "Traffic or the classifier has changed: calibrate anew. The policy stays as it is (%s)"
     ),
     "outcomes": (
         f"drift: of the last {JUDGED} outcomes more or fewer count against Flash than the calibration states (by %+.3f "
-        "of them): calibrate anew. The policy stays as it is"
+        "of them): calibrate anew. The policy stays as it is (%s)"
     ),
 }
 

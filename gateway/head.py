@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from gateway.errors import BadRequest, Misdirected
 
 _HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_URL = re.compile(rb"(?i:https?)://([^/?#]+)([/?][^#]*)?")
 _PORT = re.compile(r":[0-9]{1,5}\Z")
 _LENGTH = "A request's length is told once, and chunked is the only transfer encoding."
 _KEY = "A request shows one key."  # one server may take the first, the next one the last: two callers
@@ -34,6 +35,22 @@ def checked_headers(headers: Sequence[tuple[bytes, bytes]], version: str, hosts:
     if coding != "chunked" or ("transfer-encoding" in said and (version == "1.0" or "content-length" in said)):
         raise BadRequest(_LENGTH)
     return said
+
+
+def out_of_url(
+    target: bytes, headers: Sequence[tuple[bytes, bytes]], version: str
+) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Path and headers of a request whose target is a whole URL, as proxies are sent it: its host takes the place of
+    the header's (RFC 9112, 3.2.2), which is mandatory all the same from HTTP/1.1 on. Raises BadRequest.
+    """
+    found = _URL.fullmatch(target)
+    if not found:
+        raise BadRequest("The request target must be a path, or a URL.")
+    host, path = found[1], found[2] or b"/"
+    told = [(name, host if name.lower() == b"host" else value) for name, value in headers]
+    if version == "1.0" and not any(name.lower() == b"host" for name, _ in told):
+        told.append((b"host", host))
+    return path if path.startswith(b"/") else b"/" + path, told
 
 
 def without_upgrade(method: bytes, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
-from gateway.head import checked_headers, without_upgrade
+from gateway.head import checked_headers, out_of_url, without_upgrade
 from gateway.ids import request_id
 from gateway.last import Last
 from gateway.settings import Settings
@@ -53,8 +53,8 @@ class Connection(HttpToolsProtocol):
         self._came = self._began = 0  # bytes that came last, and with the first of this request: of others, too
         self._in_head = self._in_body = self._over = False
         self._unanswered = 0  # requests whose head came
-        self._refusal: Refusal | None = None
         self._again = b""  # the head of a request that is to be read again
+        self._refusal: Refusal | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -128,7 +128,7 @@ class Connection(HttpToolsProtocol):
 
     def _decline(self) -> None:
         """A body comes with an offer of another protocol, as every Java client makes one (h2c). The parser takes what
-        follows for that protocol, so that it gets to read the request again, without the offer."""
+        follows for that protocol, so that another one gets to read the request again, without the offer."""
         if "upgrade" not in self.told:  # CONNECT: to read it again would end nowhere
             raise BadRequest("This server opens no tunnels.")
         if self._unanswered:
@@ -136,7 +136,8 @@ class Connection(HttpToolsProtocol):
         self._again = without_upgrade(self.parser.get_method(), self.url, self.version, self.headers)
 
     def _read_again(self, rest: bytes) -> None:
-        head, self._again = self._again, b""
+        head, self._again, self.parser = self._again, b"", httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
         self.data_received(head + rest)
 
     def begin(self) -> None:
@@ -168,12 +169,11 @@ class Connection(HttpToolsProtocol):
             raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
         if len(self.headers) > MAX_FIELDS:
             raise HeadTooLarge(f"The request has over {MAX_FIELDS} headers.")
+        self.version = self.parser.get_http_version()
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
-            raise BadRequest("The request target must be a path.")
-        version = self.parser.get_http_version()
-        self.told = checked_headers(self.headers, version, self._hosts)
+            self.url, self.headers = out_of_url(self.url, self.headers, self.version)
+        self.told = checked_headers(self.headers, self.version, self._hosts)
         self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue"
-        self.version = version
 
     # -- timers
     def _expect(self) -> None:

@@ -173,15 +173,15 @@ class Judged(msgspec.Struct, kw_only=True):
 _ANY = msgspec.json.Decoder(dict[str, Any])
 
 
-def read(files: Sequence[Path], advance: Callable[[int], None] | None = None) -> list[Recorded]:
+def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) -> list[Recorded]:
     """The decisions of some files, each with its last outcome, in the order of the lines; of two decisions of one
-    caller with one id the later counts. `advance` hears of each line's length in bytes. Raises RecordError."""
+    caller with one id the later counts. `heard` gets each line as it is read. Raises RecordError."""
     found: dict[tuple[str, str], Recorded] = {}
     late: dict[tuple[str, str], Outcome] = {}
     for place, line in (pair for path in files for pair in _lines(path)):
         one = _parsed(line, place)
-        if advance:
-            advance(len(line))
+        if heard:
+            heard(line)
         if isinstance(one, Judged):
             late[one.caller, one.id] = one.outcome.over(late.get((one.caller, one.id)))
         else:

@@ -264,7 +264,10 @@ def append(path: Path, lines: list[bytes]) -> None:
     """Write lines to the end of the file, readable by its owner; a full file makes room. Raises OSError where not all
     of them fit, and writes none: a cut line would make the file unreadable."""
     text = b"".join(line + b"\n" for line in lines)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab", buffering=0) as file:
+    how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe without a reader is not waited for
+    opened = os.open(path, how, 0o600)
+    os.set_blocking(opened, True)
+    with os.fdopen(opened, "ab", buffering=0) as file:
         before = end = os.fstat(file.fileno()).st_size
         try:
             while end - before < len(text):

@@ -17,6 +17,7 @@ from gateway.asgi import ASGI, Front
 from gateway.certificate import Certificate
 from gateway.errors import Overloaded
 from gateway.fast import FastConnection
+from gateway.memory import allowed
 from gateway.protocol import Connection
 from gateway.settings import Settings
 
@@ -25,6 +26,7 @@ TICK = 0.05  # seconds
 LISTENERS = 8  # for each socket: uvloop accepts one connection per listener and turn of the loop, and turns get long
 AT_ONCE = 8  # handshakes begun in a turn of the loop: each takes a millisecond, for which streams wait
 BREATH = 1.0  # seconds without new connections where no file or memory is left for one
+TLS_PART, TLS_LINE = 3, 300_000  # the part of the memory for lines over TLS, each of so many bytes without a key shown
 USUAL_FILES = 1 << 16  # open files that a process allows itself; a connection with half a head takes 27 KB
 log = logging.getLogger("gateway")
 
@@ -85,7 +87,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets=[])
         asked, backlog, loop = self._settings.connections, self.config.backlog, asyncio.get_running_loop()
         opens = files(2 * asked if asked else USUAL_FILES)
-        self._most = asked or opens // 2
+        self._most = asked or most_lines(opens, allowed() // self._settings.workers if self._certificate else None)
         bound = sockets or bind(self._settings, shared=False)
         if self._certificate:
             self._following = loop.create_task(self._certificate.watch())
@@ -238,6 +240,12 @@ class Crowded(asyncio.Protocol):
         sender = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         sender.write(head + b"".join([b"%s: %s\r\n" % pair for pair in told]) + b"\r\n" + body)
         sender.close()
+
+
+def most_lines(opens: int, memory: int | None) -> int:
+    """The connections that a process lets in where settings do not say: half of the files that it may open. `memory`:
+    its bytes where they are over TLS, whose buffers are large; None: they are not."""
+    return opens // 2 if memory is None else min(opens // 2, max(1, memory // TLS_PART // TLS_LINE))
 
 
 def files(wanted: int) -> int:

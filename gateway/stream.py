@@ -1,6 +1,7 @@
 """What does a model server's answer say, and did it end well?"""
 
 import re
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -18,8 +19,10 @@ from gateway.types import Usage
 Heard = Callable[[UpstreamFailed], None]
 MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
 TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
+QUEUED = 10.0  # seconds of comments alone, after which they pass: a caller's line stays open only while something comes
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
+_comments = re.compile(rb"(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))++").fullmatch
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 # How vLLM and SGLang end an answer when they stop or go to sleep; all else is as ever, with [DONE] (vLLM issue 57082).
 _ABORTED = re.compile(rb'"finish_reason"\s*:\s*"abort"')
@@ -76,6 +79,17 @@ class Events(Pieces):
             self._here = self._batch(data)
         if not self._here and not self._response.complete:
             await to_end(self._response)
+
+    def quiet(self) -> bool:
+        """Whether the next batch is comments alone: servers whose queue is long send them before they begin."""
+        return self._here[:1] == b":" and _comments(self._here) is not None
+
+    async def said(self, patience: float = QUEUED) -> None:
+        """After `more`: wait until the next batch is not quiet, for so many seconds. Raises as that does."""
+        end = time.monotonic() + patience
+        while self.quiet() and time.monotonic() < end:
+            self._here = b""
+            await self.more()
 
     async def __anext__(self) -> bytes:
         """The batch that `more` waits for. Raises as that does."""

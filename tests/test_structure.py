@@ -16,7 +16,7 @@ LAYERS = [
     {"policy", "usage", "recorded", "wire", "reply"},
     {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
-    {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads"},
+    {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads", "served"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "retries", "drift"},
     {"abilities", "doors"},
     {"answer", "relay", "admin", "probe", "replay"},

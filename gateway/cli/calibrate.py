@@ -12,7 +12,7 @@ from gateway.calibrate import FORMS, GOOD, Calibration, Split, TargetError, Unpr
 from gateway.calibrate import calibrate as fitted
 from gateway.cli.output import Json, encoded, stop, visible
 from gateway.cli.progress import reading, working
-from gateway.recorded import RecordError, read
+from gateway.recorded import Recorded, RecordError, read
 
 RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier_of_the_rate"}
 
@@ -44,8 +44,8 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     except TargetError as error:
         raise typer.BadParameter(str(error), param_hint="--target") from None
     try:
-        with reading(records) as advance:
-            decisions = examples(read(records, advance), agree, without or ())
+        kept, digest = hashed(records)
+        decisions = examples(kept, agree, without or ())
         with working(f"fitting to {len(decisions)} outcomes"):
             found = fitted(decisions, wanted, split, explore)
     except (RecordError, Unproven) as error:
@@ -53,13 +53,25 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     print(as_data(found) if as_json else "\n".join(in_words(found)))
     if not found.proven and not anyway:
         raise stop("policy calibrate", "no gain over chance is shown; nothing is written (--anyway writes it)")
-    write(out, found, records, len(decisions))
+    write(out, found, digest, len(decisions))
     print(f"written to {out}", file=sys.stderr if as_json else sys.stdout)
 
 
-def write(out: Path, found: Calibration, records: list[Path], decisions: int) -> None:
+def hashed(records: list[Path]) -> tuple[list[Recorded], str]:
+    """What the files hold, and the hash of their lines; each is read once: it may be a pipe, or grow. Raises
+    RecordError."""
+    digest = hashlib.sha256()
+    with reading(records) as advance:
+
+        def heard(line: bytes) -> None:
+            digest.update(line)
+            advance(line)
+
+        return read(records, heard), digest.hexdigest()
+
+
+def write(out: Path, found: Calibration, digest: str, decisions: int) -> None:
     """Writes the calibration's file."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in records)).hexdigest()
     try:
         out.write_text(dump(found, digest, decisions, time.time()))
     except OSError as error:

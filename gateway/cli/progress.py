@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def reading(files: Sequence[Path]) -> Iterator[Callable[[int], None]]:
-    """A bar while files are read; what it gives hears of each line's length in bytes."""
+def reading(files: Sequence[Path]) -> Iterator[Callable[[bytes], None]]:
+    """A bar while files are read; what it gives gets each line."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415  as `_bar`
 
     with _bar(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("reading records", total=sum(path.stat().st_size for path in files if path.is_file()))
-        yield lambda size: bar.advance(task, size)
+        yield lambda line: bar.advance(task, len(line))
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from gateway import sse
-from gateway.body import Tokens
 from gateway.errors import Refusal
 
+MOST_TOKENS = 1 << 25  # of one answer, and of one prompt: a token is at least a byte, and bodies have 32 MB by default
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 _encode = msgspec.json.encode
 
 
@@ -18,8 +19,8 @@ class _Cached(msgspec.Struct):
 
 
 class Counted(msgspec.Struct):
-    """A usage object, OpenAI's or Anthropic's. One with a count that no answer can have counts nothing: a negative one
-    would give a caller money back."""
+    """A usage object, OpenAI's or Anthropic's. One with a count that no answer can have counts nothing, and the ledger
+    has an estimate: a negative one would give a caller money back, a huge one take a budget at once."""
 
     prompt_tokens: Tokens | None = None
     completion_tokens: Tokens | None = None

@@ -2,18 +2,17 @@
 
 import asyncio
 import email.utils
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gateway.doctor.finding import Finding, about_tiers, error, ok, warning
-from gateway.http1 import Client, Limits, Origin, TransportError, fetch
+from gateway.http1 import Client, Origin, TransportError, fetch
 from gateway.policy import Policy, Tier
+from gateway.served import LIMITS, NO_KEY, key_lines, models
 from gateway.upstream import SERIES
 
-LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
 METRICS = tuple(f"vllm:{name}" for name in SERIES)  # what balancing, rules and the page read
 NAMES = re.compile(r"^(vllm:\w+)", re.MULTILINE)
 
@@ -38,8 +37,7 @@ async def asked(client: Client, policy: Policy, env: Mapping[str, str]) -> Mappi
 
 
 async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> Replied | str:
-    key, origin = env.get(tier.api_key_env or ""), Origin.parse(url)
-    lines = ["accept: */*", *([f"authorization: Bearer {key}"] if key else [])]
+    origin, lines = Origin.parse(url), ["accept: */*", *key_lines(tier, env)]
     try:
         listed = await fetch(client, origin, "GET /v1/models", LIMITS, *lines)
         metrics = await fetch(client, origin, "GET /metrics", LIMITS, *lines) if tier.engine == "vllm" else None
@@ -47,15 +45,7 @@ async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> 
         return str(wrong).removeprefix(f"no connection to {origin.host}:{origin.port}: ")
     told = metrics.body.decode("utf-8", "replace") if metrics and metrics.status == 200 else None
     names = None if told is None else frozenset(NAMES.findall(told))
-    return Replied(listed.status, _models(listed.body), names, _ahead(listed.headers))
-
-
-def _models(body: bytes) -> Mapping[str, int | None]:
-    try:
-        listed: list[dict[str, Any]] = json.loads(body)["data"]
-        return {str(one["id"]): one.get("max_model_len") for one in listed}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {}
+    return Replied(listed.status, models(listed.body), names, _ahead(listed.headers))
 
 
 def _ahead(headers: Mapping[bytes, bytes]) -> float | None:
@@ -82,7 +72,7 @@ def serving(policy: Policy, replies: Mapping[tuple[str, str], Replied | str]) ->
     found = []
     for (name, url), reply in replies.items():
         tier = policy.tiers[name]
-        if not isinstance(reply, str) and reply.status not in {401, 403}:
+        if not isinstance(reply, str) and reply.status not in NO_KEY:
             found += [(name, url)] if tier.engine != "vllm" or tier.model in reply.models else []
     return found
 
@@ -92,7 +82,7 @@ def _server(url: str, tier: Tier, reply: Replied | str) -> list[Finding]:
         start = "start it, or correct `replicas` (or its variable)"
         fix = "SSL_CERT_FILE=FILE has its authority" if "CERTIFICATE_VERIFY_FAILED" in reply else start
         return [error("", f"{url} does not answer: {reply}", fix)]
-    if reply.status in {401, 403}:
+    if reply.status in NO_KEY:
         fix = f"correct {tier.api_key_env}" if tier.api_key_env else "name its key's variable in `api_key_env`"
         return [error("", f"{url} refuses us ({reply.status})", fix)]
     if tier.engine != "vllm" and tier.model not in reply.models:

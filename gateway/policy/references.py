@@ -14,6 +14,7 @@ from gateway.policy.rules import ASKING
 
 WISHES = ("auto", "auto:fast", "auto:best")
 RESERVED = {"auto", "fast", "best", LOCAL}
+EACH = ("model", "stream", "stream_options", "n", "messages", "prompt", "input")  # what a request says, or we do for it
 
 
 def mapping(data: object, *keys: str | int) -> dict[str, Any]:
@@ -112,6 +113,10 @@ def check_tiers(document: Document) -> None:
     for path, url in replicas(tiers):
         if wrong := url_problem(url):
             document.blame(path, wrong)
+    for tier, given in tiers.items():
+        for member in mapping(given, "set").keys() & EACH:
+            told = "cannot be a default: callers say it in each request, or the gateway does"
+            document.blame(("tiers", tier, "set", member), told, key=True)
 
 
 def replicas(tiers: dict[str, Any]) -> Iterator[tuple[Path, str]]:

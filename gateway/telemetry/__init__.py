@@ -62,7 +62,8 @@ class Telemetry:
         up = "1 while a replica is asked, 0 while it is left alone."
         self.replicas = gauge("gateway_replica_up", up, ["tier", "replica"])
         self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
-        self.drift = gauge("gateway_drift", "Processes that see other traffic than was calibrated on.", ["what"])
+        drifts = "Processes that see other traffic than the policy was calibrated on."
+        self.drift = gauge("gateway_drift", drifts, ["what", "policy"])
         self.store = gauge("gateway_store_up", "1 while the shared store answers.")
         self.limits = gauge("gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"])
         self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])

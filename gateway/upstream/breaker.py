@@ -9,10 +9,10 @@ LONGEST_REST = 30.0
 class Breaker:
     """Counts what becomes of a replica's calls: transport errors, timeouts and 5xx are failures, all else is none.
 
-    Closed until half of at least FAILURES calls in WINDOW failed; then open for FIRST_REST, twice as long each time in
-    a row; then one call goes through as a probe, whose outcome closes it or opens it again; the next one goes when it
-    has none after LONGEST_REST. A caller whose own requests break servers opens nothing while the same replica answers
-    others, in this window or the one before. Times are in the loop's seconds.
+    Closed until half of at least FAILURES calls in WINDOW failed, or FAILURES calls in a row; then open for FIRST_REST,
+    twice as long each time in a row; then one call goes through as a probe, whose outcome closes it or opens it again;
+    the next one goes when it has none after LONGEST_REST. A caller whose own requests break servers opens nothing while
+    the same replica answers others, in this window or the one before. Times are in the loop's seconds.
     """
 
     __slots__ = ("_answered", "_awaited", "_before", "_failed", "_failing", "_good", "_rest", "_since", "_until")
@@ -25,13 +25,18 @@ class Breaker:
         self._until = 0.0  # open until then; 0.0 is closed
         self._rest = FIRST_REST
         self._awaited = 0.0  # until then no other probe
-        self._answered: set[str] = set()  # callers, two at most: whether there is another one is all that counts
-        self._begin(0.0)
+        self._since, self._good, self._failed = 0.0, 0, 0
+        self._before: set[str] = set()  # callers, two at most: whether there is another one is all that counts
+        self._answered: set[str] = set()
+        self._failing: set[str] = set()
 
     def _begin(self, now: float) -> None:
-        self._since, self._good, self._failed = now, 0, 0
+        """Another window. Failures since which nothing was answered are taken along: a replica that is seldom asked
+        would else never have enough of them."""
+        if self._good:
+            self._failed, self._failing = 0, set()
+        self._since, self._good = now, 0
         self._before, self._answered = self._answered, set()
-        self._failing: set[str] = set()
 
     @property
     def open(self) -> bool:

@@ -16,6 +16,7 @@ from gateway.upstream.places import RETRY_AFTER
 PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
 MISFITS = (401, 403, 404)  # the key, the model and the path are ours, not the caller's
 LOOKED_AT = frozenset({*PASSED, b"x-request-id", b"content-encoding"})
+MOST_VALUE = 256  # bytes of such a header: longer ones are left out, as some callers read no line of 8 KB
 log = logging.getLogger("gateway")
 
 
@@ -57,7 +58,7 @@ def begun(exchange: Exchange, response: Response, streams: bool) -> tuple[Header
     headers: Headers = []
     kind = coding = b""  # of headers that come twice the first one
     for name, value in response.headers:
-        if name not in LOOKED_AT:
+        if name not in LOOKED_AT or len(value) > MOST_VALUE:
             continue
         if name == b"content-type":
             headers.append((name, value))
@@ -103,6 +104,8 @@ async def stream(request: ChatRequest, exchange: Exchange, response: Response, h
     asked = (request.fields.stream_options or {}).get("include_usage") is True
     events = Events(response, usage, request.dialect.answers, not asked, exchange.failed)
     await events.more()
+    if events.quiet():
+        await events.said()
     if events.error is not None:
         raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
     return Reply(200, headers, events, True, exchange.tier, exchange.shut, usage)

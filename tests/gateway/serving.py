@@ -236,12 +236,16 @@ def escapes(troubles: list[JSON]) -> Iterator[None]:
 
 @asynccontextmanager
 async def scripted(*answers: bytes, close: bool = True) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that answers with these bytes, one request after another; its URL, and the requests that it saw."""
+    """A server that answers with these bytes, one request after another; its URL, and the requests that it saw. It does
+    not say which models it has."""
     seen: list[bytes] = []
     left = list(answers)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /v1/models "):
+            writer.close()
+            return
         size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         seen.append(head + await reader.readexactly(size))
         writer.write(left.pop(0))

@@ -24,7 +24,7 @@ async def test_a_second_request_is_routed_at_once_without_question_or_draft(flas
     async with gateway(policy_for(flash, pro)) as gate:
         first, again = [await gate.ask(body(COMPLEX), x_route_explain="1") for _ in range(2)]
         assert len(flash.seen("triage")) == 1
-        assert len(flash.seen()) == 1, "the draft beside the question"
+        assert len(flash.seen()) <= 1, "the draft beside the first question, unless the verdict was quicker"
         assert again.headers["x-route-tier"] == "pro"
         told, said = first.json()["route"]["verdict"], again.json()["route"]["verdict"]
         assert (said["source"], said["seconds"]) == ("cache", 0.0)

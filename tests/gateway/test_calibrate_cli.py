@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -93,6 +95,16 @@ def test_a_calibration_tells_the_question_and_verdicts_on_several_are_refused(tm
         more.write(verdict(line(traffic(1, by_score)[0]), "house.v2", 0.5).replace(b'"id":"', b'"id":"x'))
     ran = calibrate(records, "--target", "pro_share=0.25")
     assert (ran.exit_code, "'house.v1' (1000), 'house.v2' (1)" in ran.stderr) == (1, True)
+
+
+def test_records_may_come_through_a_pipe(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.pipe", tmp_path / "calibration.json"
+    text = b"".join(map(line, traffic(600, by_score)))
+    os.mkfifo(records)
+    writing = threading.Thread(target=records.write_bytes, args=(text,), daemon=True)
+    writing.start()
+    assert calibrate(records, "--target", "pro_share=0.25", "--out", str(out)).exit_code == 0
+    assert json.loads(out.read_text())["records"]["sha256"] == hashlib.sha256(text).hexdigest()
 
 
 def test_records_and_targets_that_cannot_be_read_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import logging
+import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -132,3 +133,15 @@ def test_the_pair_in_force_that_comes_back_is_right_again(
 
 def test_what_is_shown_speaks_nothing_older_than_tls_1_2(files: tuple[Path, Path]) -> None:
     assert loaded(*files).minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(
+    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate = Certificate(*files)
+    files[1].unlink()
+    os.mkfifo(files[1])
+    assert looked(certificate) == BEFORE[0]
+    assert str(certificate.problem).endswith("a pipe is no file")
+    with pytest.raises(OSError, match="a pipe is no file"):
+        loaded(*files)

@@ -13,7 +13,7 @@ import pytest
 from gateway.calibrate import calibrate, dump, parse
 from gateway.calibration import Layer
 from gateway.drift import CHI, JUDGED, MOST, WINDOW, Drift, Z, miscalibrated, psi, spread
-from gateway.policy import Policy, load_policy
+from gateway.policy import Candidate, Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome, Recorded
 from gateway.records import Records, to_keep
 from gateway.store import MemoryStore
@@ -141,6 +141,22 @@ def test_a_candidate_on_trial_does_not_disturb_what_is_watched(policy: Policy) -
     assert told(drift, policy, "scores") == (0, False), "the newest ones alone are kept"
 
 
+def test_an_alarm_is_shown_for_the_policy_that_it_is_about_while_that_is_in_use(policy: Policy) -> None:
+    telemetry = Telemetry(log=False)
+    drift, candidate = Drift(telemetry), other(policy, agree=0.5)
+    for _ in range(WINDOW):
+        drift.decided(decision(0.99), candidate)
+
+    def shown(used: Policy) -> list[str]:
+        drift.use(used)
+        lines = [line.split(" ") for line in telemetry.render().decode().splitlines() if 'what="scores"' in line]
+        return [labels.split('"')[1] for labels, value in lines if float(value)]
+
+    assert shown(replace(policy, candidate=Candidate(candidate, 0.1, 0.0))) == ["candidate"]
+    assert shown(candidate) == ["in_force"]
+    assert shown(policy) == []
+
+
 async def test_outcomes_that_are_worse_than_stated_are_told(policy: Policy, caplog: pytest.LogCaptureFixture) -> None:
     drift = Drift(Telemetry(log=False))
     kept = Records(MemoryStore(), watch=drift)
@@ -234,10 +250,11 @@ async def test_a_gateway_tells_it_of_the_policy_in_force_and_changes_nothing(
         assert ready["drift"]["scores"]["last"] > 1
         assert ready["drift"]["outcomes"] == {"looks": 0, "last": None, "alarm": False}
         metrics = (await gate.get("/metrics")).data.decode()
-        assert 'gateway_drift{what="scores"} 1.0' in metrics
-        assert 'gateway_drift{what="outcomes"} 0.0' in metrics
+        for labels, shown in (('policy="in_force"', 1), ('policy="candidate"', 0)):
+            assert f'gateway_drift{{{labels},what="scores"}} {shown}.0' in metrics
+            assert f'gateway_drift{{{labels},what="outcomes"}} 0.0' in metrics
         assert "gateway_drift_psi_count 1.0" in metrics
         assert ready["policy"]["digest"] == policy.digest
     async with gateway(policy_for(flash, pro)) as gate:
         assert (await gate.get("/ready")).json()["drift"] is None
-        assert b'gateway_drift{what="scores"} 0.0' in (await gate.get("/metrics")).data
+        assert b'gateway_drift{policy="in_force",what="scores"} 0.0' in (await gate.get("/metrics")).data

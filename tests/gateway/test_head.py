@@ -1,7 +1,7 @@
 import pytest
 
 from gateway.errors import BadRequest, Misdirected
-from gateway.head import checked_headers, without_upgrade
+from gateway.head import checked_headers, out_of_url, without_upgrade
 
 HOST = (b"Host", b"gateway:80")
 
@@ -20,6 +20,13 @@ def test_a_host_that_is_not_served_is_named_to_who_asked_for_it() -> None:
     assert checked_headers([HOST], "1.1", {"gateway"})["host"] == "gateway:80"
     with pytest.raises(Misdirected, match=r"'gateway:80'.*GATEWAY_HOSTS"):
         checked_headers([HOST], "1.1", {"other"})
+
+
+def test_a_url_gives_its_path_and_its_host() -> None:
+    sent = [(b"A", b"1"), HOST]
+    assert out_of_url(b"http://other:1?x", sent, "1.1") == (b"/?x", [(b"A", b"1"), (b"Host", b"other:1")])
+    assert out_of_url(b"http://other", sent[:1], "1.0") == (b"/", [(b"A", b"1"), (b"host", b"other")])
+    assert out_of_url(b"http://other/", sent[:1], "1.1") == (b"/", sent[:1]), "who sends none is refused for that"
 
 
 def test_only_the_offer_of_another_protocol_is_left_out() -> None:

@@ -368,6 +368,9 @@ async def scripts(tier: str, written: dict[int, Script]) -> AsyncIterator[Sim]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET /v1/models "):
+            writer.close()
+            return
         size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         fields = json.loads(await reader.readexactly(size))
         play = written[int(fields["messages"][0]["content"])]

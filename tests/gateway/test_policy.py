@@ -208,6 +208,18 @@ def test_extending_leaves_the_other_tier_alone() -> None:
     assert load_policy(text, {}).tiers["pro"].set == {"a": {"x": 1}}
 
 
+def test_a_default_that_would_break_each_exchange_is_refused_once_where_it_stands() -> None:
+    more = "  deep: {extends: pro}\n"
+    wrong = '{top_p: 1, stream: true, "n": 2, model: x, messages: []}'
+    told = "cannot be a default: callers say it in each request, or the gateway does"
+    assert refused(SMALLEST.replace('8002"]}\n', f'8002"], set: {wrong}}}\n{more}')) == [
+        f"4:78: tiers.pro.set.stream: {told}",
+        f"4:92: tiers.pro.set.n: {told}",
+        f"4:100: tiers.pro.set.model: {told}",
+        f"4:110: tiers.pro.set.messages: {told}",
+    ]
+
+
 def test_variables_come_from_the_environment_or_their_default() -> None:
     text = changed("org/Flash", "'${NAME:-org/Flash}$${x}'")
     assert load_policy(text, {}).tiers["flash"].model == "org/Flash${x}"

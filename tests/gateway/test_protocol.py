@@ -94,8 +94,12 @@ AMBIGUOUS = {
     "a chunk's extension ended by LF": CHUNKED + b"\r\n3;a\nabc\r\n0\r\n\r\n",
     "no Host": b"GET /health HTTP/1.1\r\n\r\n",
     "two Hosts": GET + b"host: gateway\r\n\r\n",
-    "the whole URL": b"GET http://gateway/health HTTP/1.1\r\nhost: gateway\r\n\r\n",
-    "another's URL": b"GET http://elsewhere/health HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a URL and no Host": b"GET http://gateway/health HTTP/1.1\r\n\r\n",
+    "a URL and two Hosts": b"GET http://gateway/health HTTP/1.1\r\nhost: gateway\r\nhost: gateway\r\n\r\n",
+    "a URL without a host": b"GET http:///health HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a URL with a user": b"GET http://a@gateway/health HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a URL with a fragment": b"GET http://gateway/health#x HTTP/1.1\r\nhost: gateway\r\n\r\n",
+    "a URL of something else": b"GET ftp://gateway/health HTTP/1.1\r\nhost: gateway\r\n\r\n",
     "no slash": b"GET health HTTP/1.1\r\nhost: gateway\r\n\r\n",
     "an asterisk": b"OPTIONS * HTTP/1.1\r\nhost: gateway\r\n\r\n",
     "a tunnel": b"CONNECT gateway:80 HTTP/1.1\r\nhost: gateway:80\r\n\r\n",
@@ -164,6 +168,26 @@ async def test_hosts_in_form_are_served(flash: Sim, pro: Sim) -> None:
     async with gateway(policy_for(flash, pro)) as gate:
         for host in ("gateway", "GATEWAY:80", "10.0.0.1:8080", "[::1]:8080", "a_b.example.", "xn--e1a"):
             assert (await gate.get("/health", host=host)).status == 200, host
+
+
+async def test_a_whole_url_is_served_as_its_path_and_its_host_is_the_one_that_counts(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro), hosts="api.example") as gate:
+        for url, status, version, host in (
+            (b"http://api.example/health", 200, b"1.1", b"host: elsewhere\r\n"),
+            (b"HTTP://API.example:8080/v1/models?x=/", 200, b"1.1", b"host: elsewhere\r\n"),
+            (b"https://api.example?x", 404, b"1.1", b"host: api.example\r\n"),
+            (b"http://api.example//health", 404, b"1.1", b"host: api.example\r\n"),
+            (b"http://api.example/v1/../health", 404, b"1.1", b"host: api.example\r\n"),
+            (b"http://elsewhere/health", 421, b"1.1", b"host: api.example\r\n"),
+            (b"http://elsewhere/health", 421, b"1.0", b""),
+            (b"http://api.example/health", 200, b"1.0", b""),
+        ):
+            close = b"connection: close\r\n\r\n"
+            answer = only(await said(gate.port, b"GET " + url + b" HTTP/" + version + b"\r\n" + host + close))
+            assert answer.status == status, url
+        head = b"POST http://api.example/v1/chat/completions HTTP/1.1\r\nhost: elsewhere\r\n"
+        for more in (b"connection: close\r\n", OFFER.replace(b"Upgrade,", b"close, Upgrade,")):
+            assert only(await said(gate.port, head + more + LENGTH + b"\r\n" + QUESTION)).status == 200
 
 
 async def test_only_hosts_that_are_listed_are_served_when_some_are(flash: Sim, pro: Sim) -> None:
@@ -253,6 +277,12 @@ def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None
             assert said == [SIMPLE, SIMPLE, *[SIMPLE, SIMPLE, "x " * 100_000] * 2]
 
     asyncio.run(main())
+
+
+async def test_the_last_request_of_a_connection_may_offer_http2(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        last = POST + LENGTH + OFFER.replace(b"Upgrade,", b"close, Upgrade,") + b"\r\n" + QUESTION
+        assert only(await said(gate.port, last + SMUGGLED)).status == 200
 
 
 async def test_a_tunnel_is_refused_whatever_comes_with_it(flash: Sim, pro: Sim) -> None:

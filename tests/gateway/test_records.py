@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -202,6 +203,12 @@ def test_lines_that_do_not_fit_on_the_disk_leave_no_half_line_behind(tmp_path: P
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b"first\n"
+
+
+def test_a_pipe_that_nobody_reads_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(OSError, match="No such device"):
+        room.append(tmp_path / "a", [b"first"])
 
 
 def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_once(

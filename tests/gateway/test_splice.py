@@ -96,7 +96,7 @@ tiers:
     model: h
     replicas: ["http://h"]
     engine: openai
-    set: {logit_bias: {"1": 2}, stream_options: {x: 1}, cache_salt: "100 %"}
+    set: {logit_bias: {"1": 2}, cache_salt: "100 %"}
   bare: {model: b, replicas: ["http://h"]}
 rules: [{id: all, route: flash}]
 callers:

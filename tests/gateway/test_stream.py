@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from gateway.dialects import DIALECTS, Whole
+from gateway.dialects.answers import MOST_TOKENS
 from gateway.errors import UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Limits, TransportError
 from gateway.http1.connection import Kind
@@ -280,6 +281,18 @@ async def test_a_finish_told_with_its_usage_is_an_end_that_is_given_its_done(
     assert (seen.usage.complete, seen.refusal is None) == (whole, whole)
 
 
+async def test_comments_alone_are_waited_out_for_a_while_and_then_pass(run: Run) -> None:
+    for patience, first in ((5.0, chunk("a")), (0.0, b": queued\n\n")):
+        async with serving(streaming(b": queued\n\n", b": que", b"ued\n\n", chunk("a"), DONE)) as (client, origin, _):
+            response = await ask(client, origin, QUICK)
+            events = Events(response, Usage(), DIALECTS[CHAT].answers, True, lambda _: None)
+            await events.more()
+            assert events.quiet()
+            await events.said(patience)
+            assert (await anext(events)).startswith(first)
+            response.close()
+
+
 async def test_a_stream_that_stands_still_is_a_timeout(run: Run) -> None:
     seen = await relayed(streaming(chunk("a"), end="still"))
     assert seen.data == chunk("a")
@@ -381,6 +394,14 @@ async def answered(data: bytes, status: int = 200, cut: int = 0) -> tuple[bytes,
             return data, usage
         finally:
             response.close()
+
+
+@pytest.mark.parametrize("member", ["prompt_tokens", "completion_tokens", "input_tokens", "cache_read_input_tokens"])
+def test_of_a_usage_that_no_answer_can_have_nothing_is_counted(member: str) -> None:
+    for count, believed in ((MOST_TOKENS, True), (MOST_TOKENS + 1, False), (-1, False)):
+        usage = Usage()
+        fill(usage, {"completion_tokens": 5, "input_tokens": 1, member: count})
+        assert (usage.completion is not None, usage.prompt is not None) == (believed, believed)
 
 
 def test_a_json_answer_passes_byte_for_byte_and_is_counted() -> None:

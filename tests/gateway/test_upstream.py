@@ -211,6 +211,23 @@ async def test_after_the_first_byte_nobody_else_is_asked_and_the_break_is_told(f
         assert pro.seen() == []
 
 
+async def test_a_server_that_dies_after_comments_alone_has_not_begun_to_answer(pro: Sim) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    for comments in (b": queued\n\n", b":\r\n\r\n: data: 1\r\r", b": queued\n\ndata: x"):
+        async with scripted(head + comments) as (url, _), upstream() as door:
+            reply = await door.send(asked(body(stream=True)), BOTH, policy_for(Sim(url, "m"), pro))
+            assert reply.tier == "pro"
+            assert (await collected(reply)).endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_servers_header_that_some_callers_could_not_read_is_left_out(pro: Sim) -> None:
+    answer = plain(GOOD, content_type="x" * 60_000, x_request_id="1" * 60_000, x_should_retry="true")
+    async with scripted(answer) as (url, _), upstream() as door:
+        reply = await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), pro))
+        assert (reply.status, reply.headers) == (200, [(b"x-should-retry", b"true")])
+        await reply.close()
+
+
 async def test_an_error_inside_an_answer_is_marked() -> None:
     told = events('{"choices": [{"delta": {"content": "x"}}]}', *["{}"] * 9, '{"error": {"message": "no"}}', "[DONE]")
     head, _, data = told.partition(b"\r\n\r\n")

@@ -65,6 +65,16 @@ def test_it_stays_closed_while_most_calls_are_answered_and_forgets_old_ones() ->
     assert breaker.open
 
 
+def test_failures_in_a_row_open_it_however_seldom_it_is_asked() -> None:
+    for between, opens in ((False, True), (True, False)):
+        breaker = Breaker()
+        for at in range(FAILURES):
+            breaker.failed(None, 100.0 + at * 360 * WINDOW, trial=False)
+            if between and at == FAILURES - 3:
+                breaker.passed("a")
+        assert breaker.open is opens
+
+
 def test_one_probe_goes_through_and_its_outcome_decides() -> None:
     breaker, rest = broken(*"ababa"), FIRST_REST
     now = 100.0

@@ -1,0 +1,81 @@
+"""Do the model servers have the models that the policy names?   They are asked at the start and twice a minute."""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from gateway.http1 import Client, Limits, Origin, TransportError, fetch
+from gateway.policy import Policy, Tier
+
+EVERY = 30.0  # seconds
+LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
+NO_KEY = (401, 403)
+Have = Literal["ok", "missing", "no_key"]
+log = logging.getLogger("gateway")
+
+
+class Served:
+    """Asks the vLLM servers of each tier for their models; other engines list what they like, and are not asked."""
+
+    def __init__(self, client: Client, policy: Callable[[], Policy]) -> None:
+        self._client, self._policy = client, policy
+        self._found: dict[tuple[str, str, str], Have] = {}  # by tier, its model, and URL
+
+    def told(self) -> dict[str, list[Have | None]]:
+        """For /ready: what each replica said last, in the policy's order; None where none did."""
+        tiers = self._policy().tiers
+        return {
+            name: [self._found.get((name, tier.model, url)) for url in tier.replicas] for name, tier in tiers.items()
+        }
+
+    async def run(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(EVERY)
+
+    async def look(self) -> None:
+        """Asks once. One that tells nothing stays what it was."""
+        tiers = self._policy().tiers
+        asked = [(name, tier, url) for name, tier in tiers.items() if tier.engine == "vllm" for url in tier.replicas]
+        replies = await asyncio.gather(*(self._ask(url, tier) for _, tier, url in asked))
+        before, keys = self._found, [(name, tier.model, url) for name, tier, url in asked]
+        known = [(key, reply or before.get(key)) for key, reply in zip(keys, replies, strict=True)]
+        self._found = {key: have for key, have in known if have}
+        for (name, model, url), have in self._found.items():
+            if have != before.get((name, model, url), "ok"):
+                log.warning(SAID[have], name, Origin.parse(url).authority, model)
+
+    async def _ask(self, url: str, tier: Tier) -> Have | None:
+        try:
+            reply = await fetch(self._client, Origin.parse(url), "GET /v1/models", LIMITS, *key_lines(tier, os.environ))
+        except TransportError:
+            return None
+        if reply.status in NO_KEY:
+            return "no_key"
+        listed = models(reply.body) if reply.status == 200 else {}
+        return None if not listed else "ok" if tier.model in listed else "missing"
+
+
+SAID: Mapping[Have, str] = {
+    "ok": "tier %s: %s has %s again",
+    "missing": "tier %s: %s does not have %s, and answers each request with a 404: see `model`, --served-model-name",
+    "no_key": "tier %s: %s refuses its key and tells nobody whether it has %s: see api_key_env",
+}
+
+
+def models(body: bytes) -> Mapping[str, int | None]:
+    """Of a list of models each with its longest context in tokens (None: not told); none where this is no such list."""
+    try:
+        listed: list[dict[str, Any]] = json.loads(body)["data"]
+        return {str(one["id"]): one.get("max_model_len") for one in listed}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def key_lines(tier: Tier, env: Mapping[str, str]) -> list[str]:
+    """The header that shows a tier's servers our key, where they want one."""
+    key = env.get(tier.api_key_env or "", "").strip()
+    return [f"authorization: Bearer {key}"] if key else []

@@ -1,0 +1,78 @@
+"""What the gateway finds out about the models that servers have."""
+
+import json
+import logging
+
+import pytest
+
+from gateway.policy import Policy
+from gateway.served import Served
+from loadtest.servers import Sim
+from tests.gateway.loopback import Peer, serving
+from tests.gateway.serving import eventually, gateway, plain
+from tests.tiers import policy_for
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+def listed(*names: str) -> bytes:
+    return plain(json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode())
+
+
+async def test_a_gateway_says_which_servers_do_not_have_their_tiers_model(
+    flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiers = {"flash": {"model": "flsah-model", "replicas": [flash.url, NOWHERE]}, "pro": {"engine": "vllm"}}
+    with caplog.at_level(logging.WARNING, "gateway"):
+        async with gateway(policy_for(flash, pro, tiers=tiers)) as gate:
+            await eventually(lambda: "does not have" in caplog.text)
+            assert (await gate.get("/ready")).json()["models"] == {"flash": ["missing", None], "pro": ["ok"]}
+    where = flash.url.removeprefix("http://")
+    assert [line.split(",")[0] for line in caplog.messages] == [f"tier flash: {where} does not have flsah-model"]
+
+
+async def test_each_change_is_told_once_and_what_is_no_list_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    answers = [
+        (listed("other", "m"), "ok"),
+        (listed("other"), "missing"),
+        (plain(b"{}", "503 Busy"), "missing"),
+        (plain(b'{"status": "ok"}'), "missing"),
+        (plain(b"[" * 100_000), "missing"),
+        (listed("other"), "missing"),
+        (plain(b"", "401 No"), "no_key"),
+        (listed("m"), "ok"),
+    ]
+    left = [answer for answer, _ in answers]
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(left.pop(0))
+
+    async with serving(talk) as (client, origin, _):
+        served = Served(client, lambda: tier(f"http://{origin.authority}"))
+        for _, found in answers:
+            await served.look()
+            assert served.told()["flash"] == [found]
+    told = [line.split(" ")[3:5] for line in caplog.messages]
+    assert told == [["does", "not"], ["refuses", "its"], ["has", "m"]]
+
+
+async def test_servers_are_shown_their_tiers_key_and_those_of_other_engines_are_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heads = []
+
+    async def talk(peer: Peer) -> None:
+        heads.append(await peer.request())
+        await peer.answer(listed("m"))
+
+    monkeypatch.setenv("FLASH_KEY", " secret\n")
+    async with serving(talk) as (client, origin, _):
+        await Served(client, lambda: tier(f"http://{origin.authority}", api_key_env="FLASH_KEY")).look()
+        await Served(client, lambda: tier(f"http://{origin.authority}", engine="openai")).look()
+    assert len(heads) == 1
+    assert b"\r\nauthorization: Bearer secret\r\n" in heads[0]
+
+
+def tier(url: str, **more: str) -> Policy:
+    return policy_for(Sim(url, "m"), Sim(NOWHERE, "p"), tiers={"flash": more, "pro": {"engine": "openai"}})
