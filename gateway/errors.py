@@ -15,13 +15,12 @@
       Overloaded        503     no server is free; retry_after says when to come back
         Leaving         503     the gateway ends, and with it what is not finished
       UpstreamFailed    502     a model server broke its answer
-        UpstreamMisfit  502     a model server has not what the policy says of it
-          UpstreamAuth  502     it does not accept the operator's key
+        UpstreamAuth    502     a model server does not accept the operator's key
         UpstreamTimeout 504     a model server did not answer in time
           TooLate       504     the caller's own time for the request is over
 
-Not errors: a failed classification (a Verdict with a reason), a 4xx of a model server that is about the request (a
-Reply, passed through unchanged), a cache miss (None).
+Not errors: a failed classification (a Verdict with a reason), a 4xx of a model server (a Reply, passed through
+unchanged), a cache miss (None).
 """
 
 import math
@@ -160,11 +159,7 @@ class UpstreamFailed(Refusal):
     should_retry = False
 
 
-class UpstreamMisfit(UpstreamFailed):
-    code = "upstream_misfit"
-
-
-class UpstreamAuth(UpstreamMisfit):
+class UpstreamAuth(UpstreamFailed):
     code = "upstream_auth"
 
 

@@ -5,7 +5,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from gateway.done import nothing
-from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamMisfit, UpstreamTimeout
+from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.reply import Reply
 from gateway.stream import Events, broken, read_whole
@@ -14,7 +14,6 @@ from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import RETRY_AFTER
 
 PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
-MISFITS = (401, 403, 404)  # the key, the model and the path are ours, not the caller's
 LOOKED_AT = frozenset({*PASSED, b"x-request-id", b"content-encoding"})
 MOST_VALUE = 256  # bytes of such a header: longer ones are left out, as some callers read no line of 8 KB
 log = logging.getLogger("gateway")
@@ -29,7 +28,7 @@ class Failed(Exception):
     def __init__(self, kind: str | None, refusal: UpstreamFailed | Overloaded, void: bool = True) -> None:
         super().__init__(refusal.message)
         self.kind, self.refusal, self.void = kind, refusal, void
-        self.ours = isinstance(refusal, UpstreamMisfit)
+        self.ours = isinstance(refusal, UpstreamAuth)
 
 
 def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
@@ -53,7 +52,7 @@ def begun(exchange: Exchange, response: Response, streams: bool) -> tuple[Header
     """What the caller gets of the server's headers, and whether a stream follows; `streams`: one was asked for. Raises
     Failed."""
     status = response.status
-    if status >= 500 or status in MISFITS:
+    if status >= 500 or status in (401, 403):
         raise _refused(response, exchange)
     headers: Headers = []
     kind = coding = b""  # of headers that come twice the first one
@@ -111,23 +110,15 @@ async def stream(request: ChatRequest, exchange: Exchange, response: Response, h
     return Reply(200, headers, events, True, exchange.tier, exchange.shut, usage)
 
 
-def _misfit(status: int, exchange: Exchange) -> Failed:
-    """A server's word that our key, or our name for its model or path, is wrong."""
-    where, absent = exchange.replica.origin, status == 404
-    told = "has no such model or path (status 404): see model and can"
-    told = told if absent else f"refuses its key (status {status}): see api_key_env"
-    log.error("tier %s: %s:%d %s", exchange.tier, where.host, where.port, told)
-    if absent:
-        return Failed("5xx", UpstreamMisfit("The model server does not have what it is asked for."))
-    return Failed("5xx", UpstreamAuth("The model server does not accept the gateway's key."))
-
-
 def _refused(response: Response, exchange: Exchange) -> Failed:
-    """What a server's status says that is no answer. Its text stays here: it may name hosts, paths or other callers'
-    data.
+    """A server's 5xx, or its word that our key is wrong. Its text stays here: it may name hosts, paths or other
+    callers' data.
     """
-    if response.status in MISFITS:
-        return _misfit(response.status, exchange)
+    if response.status in (401, 403):
+        where = exchange.replica.origin
+        told = "tier %s: %s:%d refuses its key (status %d): see api_key_env"
+        log.error(told, exchange.tier, where.host, where.port, response.status)
+        return Failed("5xx", UpstreamAuth("The model server does not accept the gateway's key."))
     final = response.header(b"x-should-retry") == b"false"
     if response.status != 503:
         refusal = UpstreamFailed(f"The model server failed (status {response.status}).")

@@ -23,7 +23,6 @@ TREE = {
     "Overloaded": (503, "server_error", "overloaded"),
     "Leaving": (503, "server_error", "gateway_leaving"),
     "UpstreamFailed": (502, "server_error", "upstream_failed"),
-    "UpstreamMisfit": (502, "server_error", "upstream_misfit"),
     "UpstreamAuth": (502, "server_error", "upstream_auth"),
     "TooLate": (504, "server_error", "deadline_exceeded"),
     "UpstreamTimeout": (504, "server_error", "upstream_timeout"),
