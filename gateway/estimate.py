@@ -9,22 +9,26 @@ known, so their mean is taken apart: by weights alone they would count as much a
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 LEAST = 30.0  # effective outcomes below which nothing is claimed
 RARE = 2.0  # expected square of a weight above which a request was mostly sent elsewhere
 FEWEST, MOST, TURNS = 30, 100, 5  # outcomes vary in so many runs, of so many neighbours where there are enough
+KIND = 10  # where more than one request in so many have a name, it is that of a kind of requests
 Z = 1.959964  # of 95 %
 
 
 class Weighed(NamedTuple):
-    """An outcome. `square`: what the weight's square was expected to be, by the propensities; 0 where all is known."""
+    """An outcome. `square`: what the weight's square was expected to be, by the propensities; 0 where all is known.
+    `conversation`: its name, None where it is not known."""
 
     weight: float
     value: float
     square: float = 0.0
+    conversation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
     mean = mean_of(outcomes)
     if mean.worth < LEAST:
         raise Unknown(f"{mean.worth:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
-    off = deviation(mean.pulls, mean.unseen)
+    off = deviation(mean.pulls, mean.unseen, [one.conversation for one in outcomes])
     low, high = max(0.0, min(mean.middle - off, mean.value)), min(1.0, max(mean.middle + off, mean.value))
     plain = sum(one.weight * one.value for one in outcomes) / len(outcomes)
     return Estimate(mean.value, low, high, plain, mean.worth, len(outcomes))
@@ -94,7 +98,7 @@ def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Difference:
     here, there = mean_of(one), mean_of(other)
     pulls = [mine - yours for mine, yours in zip(here.pulls, there.pulls, strict=True)]
     value, middle = here.value - there.value, here.middle - there.middle
-    off = deviation(pulls, [*here.unseen, *there.unseen])
+    off = deviation(pulls, [*here.unseen, *there.unseen], [mine.conversation for mine in one])
     return Difference(value, max(-1.0, min(middle - off, value)), min(1.0, max(middle + off, value)))
 
 
@@ -127,12 +131,27 @@ def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int]) -> float:
     return part * part / min(total * total / squares, len(rows) ** 2 / expected if expected else math.inf)
 
 
-def deviation(pulls: Sequence[float], unseen: Sequence[float]) -> float:
+def deviation(pulls: Sequence[float], unseen: Sequence[float], conversations: Sequence[str | None]) -> float:
     """Half of a 95 % interval. Turns of one conversation, which are alike, vary together."""
-    runs = [0.0] * min(len(pulls), MOST, max(FEWEST, len(pulls) // TURNS))
-    for at, pull in enumerate(pulls):
-        runs[at * len(runs) // len(pulls)] += pull
-    return Z * math.sqrt(sum(run * run for run in (*runs, *unseen)))
+    sums = [0.0] * min(len(pulls), MOST, max(FEWEST, len(pulls) // TURNS))
+    for run, pull in zip(runs(conversations, len(sums)), pulls, strict=True):
+        sums[run] += pull
+    return Z * math.sqrt(sum(pull * pull for pull in (*sums, *unseen)))
+
+
+def runs(names: Sequence[Hashable], several: int) -> list[int]:
+    """Of requests in order, in which of `several` runs each is: with its neighbours, and with all of its name (None: it
+    has none), which stand where their first one does."""
+    counts, size, groups = Counter(names), len(names), dict[Hashable, list[int]]()
+    for at, name in enumerate(names):
+        alone = name is None or counts[name] * KIND > size
+        groups.setdefault((at,) if alone else name, []).append(at)
+    found, before = [0] * size, 0
+    for group in groups.values():
+        for at in group:
+            found[at] = before * several // size
+        before += len(group)
+    return found
 
 
 def effective(weights: Sequence[float]) -> float:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
-from gateway.calibrate.bound import ALL, Certified, certify, fewest
+from gateway.calibrate.bound import ALL, Step, certify, least, steps
 from gateway.calibrate.caveats import LEAST, alike_outcomes, caveats_on, few_outcomes, gains, sources_of
-from gateway.calibrate.halves import Split, Unproven, in_order, parted, repeats
+from gateway.calibrate.halves import Split, Unproven, in_order, parted, together
 from gateway.calibrate.layer import Label, failed, layer_for, needed
 from gateway.calibrate.mix import Mix, mix_of
 from gateway.calibrate.outcomes import Example, told
@@ -20,9 +20,9 @@ from gateway.calibrate.report import (
     ece,
     lift_interval,
     mean,
+    one_of_each,
     rate_interval,
     share_interval,
-    thinned,
 )
 from gateway.calibrate.target import Target
 from gateway.calibration import Basis, Layer
@@ -91,7 +91,7 @@ def calibrate(
 
 class Held(NamedTuple):
     """The judging half: p of all its records; the outcomes in it with their p, as `hits`, and of each request `once`,
-    however often it was sent."""
+    however often it was sent, or of each conversation."""
 
     p: list[float]
     outcomes: list[tuple[float, Example]]
@@ -101,15 +101,15 @@ class Held(NamedTuple):
 
 def _held(layer: Layer, judged: Sequence[Example], label: Label) -> Held:
     outcomes = [(layer.p(told(one)), one) for one in judged if label(one) is not None and not one.retried]
-    hits = [Judged(p, float(bool(label(one))), one.weight) for p, one in outcomes]
-    names = repeats([one for _, one in outcomes])
-    once = {names[one.id]: hit for hit, (_, one) in zip(hits, outcomes, strict=True)}
-    return Held([layer.p(told(one)) for one in judged], outcomes, hits, list(once.values()))
+    names = together([one for _, one in outcomes])
+    hits = [Judged(p, float(bool(label(one))), one.weight, names[one.id]) for p, one in outcomes]
+    return Held([layer.p(told(one)) for one in judged], outcomes, hits, one_of_each(hits))
 
 
 def _again(held: Held) -> str:
     again = len(held.hits) - len(held.once)
-    return f"{again} outcomes are of requests sent again: in the bound each request counts once" if again else ""
+    told = "are of requests sent again, or further ones of a conversation: in the bound each of these counts once"
+    return f"{again} outcomes {told}" if again else ""
 
 
 def _report(held: Held, edges: Sequence[float], mix: Mix) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _bounded(target: Target, hits: Sequence[Judged]) -> tuple[tuple[float, ...],
     """The edge that `hits` certify, and their counts; none where the target is no bound."""
     if target.kind != "flash_failure":
         return (), {}
-    bound = _certified([(one.p, bool(one.value)) for one in thinned(hits)], target)
+    bound = _certified(hits, target)
     return (bound.threshold,), {"bound": {"kept": bound.kept, "failures": bound.failures}}
 
 
@@ -171,22 +171,21 @@ def thresholds(p: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]
     return tuple(min(below, key=lambda edge: abs(below[edge] - end * len(ranked))) for end in ends)
 
 
-def _certified(judged: Sequence[tuple[float, bool]], target: Target) -> Certified:
+def _certified(judged: Sequence[Judged], target: Target) -> Step:
     found = certify(judged, target.rate, target.confidence)
     if found:
         return found
-    first = fewest(target.rate, target.confidence)
-    kept = sorted(judged)[:first]
+    first = steps(judged, target.rate, target.confidence)[0]
+    needed = f"at most {first.most} may" if first.most >= 0 else f"it takes {least(target.rate, target.confidence)}"
     raise Unproven(
         f"no threshold keeps Flash's failures below {target.rate:g} with confidence {target.confidence:g}: "
-        f"that takes {first} judged outcomes to begin with, and of the {len(kept)} that look simplest "
-        f"{sum(bad for _, bad in kept)} failed"
+        f"of the {first.kept} judged that look simplest {first.failures} failed, and {needed}"
     )
 
 
 def _lift(held: Held, edge: float) -> dict[str, Any]:
     """The lift of sending what is at or above the edge to Pro, on held-out records; None where Pro gains nothing."""
-    won = [Judged(p, float(one.gain or 0), one.weight) for p, one in held.outcomes]
+    won = [hit._replace(value=float(one.gain or 0)) for hit, (_, one) in zip(held.hits, held.outcomes, strict=True)]
     return {"lift": asdict(lift_interval(won, edge)) if mean(won) > 0 else None}
 
 
