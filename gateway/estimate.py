@@ -60,8 +60,8 @@ class Unknown(Exception):
 @dataclass(slots=True)
 class Mean:
     """A mean `value`, and the `middle` of its interval. `pulls`: what each outcome has to do with it; `unseen`: what
-    one bad and one good outcome more would have, of the requests that fewest outcomes tell of: of outcomes that are all
-    alike the interval would have no width. `worth`: the effective number of outcomes."""
+    one bad and one good outcome more would have, or those of a conversation, of the requests that fewest outcomes tell
+    of: of outcomes that are all alike the interval would have no width. `worth`: the effective number of outcomes."""
 
     value: float
     middle: float
@@ -105,23 +105,26 @@ def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Difference:
 def mean_of(outcomes: Sequence[Weighed]) -> Mean:
     """The mean of the rare ones and that of the others, as many as there are of each. Raises Unknown."""
     found, variance = Mean(0.0, 0.0, [0.0] * len(outcomes), [], 0.0), 0.0
+    names = names_of([one.conversation for one in outcomes])
     rare = [at for at, one in enumerate(outcomes) if one.square > RARE]
     others = [at for at, one in enumerate(outcomes) if one.square <= RARE]
     for rows in (others, rare):
         if rows:
-            variance += _add(found, outcomes, rows)
+            variance += _add(found, outcomes, rows, len(rows) / len({names[at] for at in rows}))
     found.pulls = [pull - found.middle / len(outcomes) for pull in found.pulls]
     found.worth = 1 / variance
     return found
 
 
-def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int]) -> float:
-    """Adds to the mean that of `rows`; the variance that it brings, of values whose own is 1."""
+def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int], turns: float) -> float:
+    """Adds to the mean that of `rows`, so many of each conversation; the variance that it brings, of values whose own
+    is 1. What an outcome more would weigh is what the propensities let expect, where those that came weigh less."""
     mine, part = [outcomes[at] for at in rows], len(rows) / len(outcomes)
     total, squares = sum(one.weight for one in mine), sum(one.weight**2 for one in mine)
     if not total:
         raise Unknown(f"0 effective outcomes of {part:.1%} of the requests")
-    valued, unit, expected = sum(one.weight * one.value for one in mine), squares / total, sum(o.square for o in mine)
+    valued, expected = sum(one.weight * one.value for one in mine), sum(one.square for one in mine)
+    unit = max(squares / total, expected / len(rows)) + turns - 1
     whole, middle = total + 2 * unit, (valued + unit) / (total + 2 * unit)
     mean.value += part * valued / total
     mean.middle += part * middle
@@ -140,18 +143,23 @@ def deviation(pulls: Sequence[float], unseen: Sequence[float], conversations: Se
 
 
 def runs(names: Sequence[Hashable], several: int) -> list[int]:
-    """Of requests in order, in which of `several` runs each is: with its neighbours, and with all of its name (None: it
-    has none), which stand where their first one does."""
-    counts, size, groups = Counter(names), len(names), dict[Hashable, list[int]]()
-    for at, name in enumerate(names):
-        alone = name is None or counts[name] * KIND > size
-        groups.setdefault((at,) if alone else name, []).append(at)
-    found, before = [0] * size, 0
+    """Of requests in order, in which of `several` runs each is: with its neighbours, and with all of its name, which
+    stand where their first one does."""
+    groups: dict[Hashable, list[int]] = {}
+    for at, name in enumerate(names_of(names)):
+        groups.setdefault(name, []).append(at)
+    found, before = [0] * len(names), 0
     for group in groups.values():
         for at in group:
-            found[at] = before * several // size
+            found[at] = before * several // len(names)
         before += len(group)
     return found
+
+
+def names_of(names: Sequence[Hashable]) -> list[Hashable]:
+    """The names, and in place of None, and of such as a kind of requests has, one that no other request has."""
+    counts = Counter(names)
+    return [(at,) if name is None or counts[name] * KIND > len(names) else name for at, name in enumerate(names)]
 
 
 def effective(weights: Sequence[float]) -> float:

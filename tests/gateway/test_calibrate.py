@@ -357,9 +357,9 @@ def test_a_bound_that_most_requests_keep_is_shown_though_some_of_the_simplest_fa
     chance = random.Random(9)
     found = []
     for _ in range(20):
-        rates = [0.02 + 0.1 * chance.random() for _ in range(300)]
+        rates = [0.05 + 0.06 * chance.random() for _ in range(300)]
         found.append(certified([Judged(p, float(chance.random() < p)) for p in rates], 0.15, 0.95))
-    assert sum(one is not None and one[0] == ALL for one in found) >= 18, "from the fewest requests up it was 12"
+    assert sum(one is not None and one[0] == ALL for one in found) >= 18, "tested from the fewest requests up it is 12"
 
 
 def test_requests_that_look_alike_are_all_kept_or_none_and_all_counted() -> None:

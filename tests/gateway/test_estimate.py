@@ -73,6 +73,18 @@ def test_intervals_hold_where_a_policy_moves_some_requests_and_few_outcomes_tell
     assert [held, ahead] == pytest.approx([38, 38], abs=2)
 
 
+def test_an_interval_knows_what_the_rare_choices_would_weigh_though_none_came() -> None:
+    """Of 300 outcomes 30 are of requests that move, and of these one was explored: in four draws of ten none."""
+    chance = Random(8)
+    found = (difference(*moving(chance, 300, 0.03, 0.1)) for _ in range(60))
+    assert sum(one.low <= 0.1 * 0.4 * 0.94 <= one.high for one in found) >= 53, "by the weights that came it is 35"
+
+
+def test_an_interval_reckons_with_a_whole_conversation_that_did_not_come() -> None:
+    named, alone = (estimate([Weighed(1.0, 1.0, 0.0, f"c{at // turns}") for at in range(300)]) for turns in (5, 1))
+    assert named.low == pytest.approx(1 - 5 * (1 - alone.low), abs=0.005)
+
+
 def test_a_difference_is_known_better_than_what_it_is_made_of() -> None:
     one, other = moving(Random(9), 2000, 0.2, 0.1)
     here, there, better = estimate(one), estimate(other), difference(one, other)
