@@ -81,10 +81,11 @@ def calibrate(
     report |= {} if few or alike else _lift(held, edges[-1])  # of too few gains resampling knows no interval
     lacks = [few, alike, _again(held) if bound else None]
     caveats = (*caveats_on(decided, report, target, layer), *filter(None, lacks))
-    if target.kind == "shares":
+    if wanted:
         fitted, layer = decided, layer_for(decided, label, measures)
-        edges = thresholds([layer.p(told(one)) for one in decided], wanted)
-    basis = basis_of(layer, decided, fitted, label)
+    p = [layer.p(told(one)) for one in decided]
+    edges = thresholds(p, wanted) if wanted else edges
+    basis = basis_of(p, decided, fitted, label)
     basis = replace(basis, question=question if "p_complex" in layer.inputs else None)
     return Calibration(target, layer, edges, basis, report, caveats, bool(bound) or gains(report))
 
@@ -100,10 +101,11 @@ class Held(NamedTuple):
 
 
 def _held(layer: Layer, judged: Sequence[Example], label: Label) -> Held:
-    outcomes = [(layer.p(told(one)), one) for one in judged if label(one) is not None and not one.retried]
+    p = [layer.p(told(one)) for one in judged]
+    outcomes = [(at, one) for at, one in zip(p, judged, strict=True) if label(one) is not None and not one.retried]
     names = together([one for _, one in outcomes])
-    hits = [Judged(p, float(bool(label(one))), one.weight, names[one.id]) for p, one in outcomes]
-    return Held([layer.p(told(one)) for one in judged], outcomes, hits, one_of_each(hits))
+    hits = [Judged(at, float(bool(label(one))), one.weight, names[one.id]) for at, one in outcomes]
+    return Held(p, outcomes, hits, one_of_each(hits))
 
 
 def _again(held: Held) -> str:
@@ -139,9 +141,9 @@ def _bounded(target: Target, hits: Sequence[Judged]) -> tuple[tuple[float, ...],
     return (bound.threshold,), {"bound": {"kept": bound.kept, "failures": bound.failures}}
 
 
-def basis_of(layer: Layer, records: Sequence[Example], fitted: Sequence[Example], label: Label) -> Basis:
-    """The basis of a calibration of these records, on some of which its layer was fitted."""
-    ranked = sorted(layer.p(told(one)) for one in records)
+def basis_of(p: Sequence[float], records: Sequence[Example], fitted: Sequence[Example], label: Label) -> Basis:
+    """The basis of a calibration that has these `p` of the records, on some of which it was fitted."""
+    ranked = sorted(p)
     cuts = {ranked[len(ranked) * at // PARTS] for at in range(1, PARTS)} - {ranked[0]}
     ends = [0, *(bisect_left(ranked, cut) for cut in sorted(cuts)), len(ranked)]
     known = [one for one in fitted if label(one) is not None and not one.retried]
