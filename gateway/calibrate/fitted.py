@@ -178,7 +178,7 @@ def _certified(judged: Sequence[Judged], target: Target) -> Step:
     if found:
         return found
     first = steps(judged, target.rate, target.confidence)[0]
-    needed = f"at most {first.most} may" if first.most >= 0 else f"it takes {least(target.rate, target.confidence)}"
+    needed = f"at most {first.most} may" if first.most >= 0 else f"{least(target.rate, target.confidence)} are needed"
     raise Unproven(
         f"no threshold keeps Flash's failures below {target.rate:g} with confidence {target.confidence:g}: "
         f"of the {first.kept} judged that look simplest {first.failures} failed, and {needed}"
