@@ -260,7 +260,7 @@ class Exchange:
             model, stream, tier or None, route, decision, cache, usage, error, costs, self._limited, parts, self._trace,
         )  # fmt: skip
         doors.telemetry.record(record)
-        doors.records.keep(record, policy)
+        doors.records.keep(record, policy, request)
         if policy.record.retry_within and request:
             doors.retries.saw(record, request, policy)
         if candidate := doors.policy.candidate:

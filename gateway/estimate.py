@@ -9,22 +9,26 @@ known, so their mean is taken apart: by weights alone they would count as much a
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 LEAST = 30.0  # effective outcomes below which nothing is claimed
 RARE = 2.0  # expected square of a weight above which a request was mostly sent elsewhere
 FEWEST, MOST, TURNS = 30, 100, 5  # outcomes vary in so many runs, of so many neighbours where there are enough
+KIND = 10  # where more than one request in so many have a name, it is that of a kind of requests
 Z = 1.959964  # of 95 %
 
 
 class Weighed(NamedTuple):
-    """An outcome. `square`: what the weight's square was expected to be, by the propensities; 0 where all is known."""
+    """An outcome. `square`: what the weight's square was expected to be, by the propensities; 0 where all is known.
+    `conversation`: its name, None where it is not known."""
 
     weight: float
     value: float
     square: float = 0.0
+    conversation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,8 @@ class Unknown(Exception):
 @dataclass(slots=True)
 class Mean:
     """A mean `value`, and the `middle` of its interval. `pulls`: what each outcome has to do with it; `unseen`: what
-    one bad and one good outcome more would have, of the requests that fewest outcomes tell of: of outcomes that are all
-    alike the interval would have no width. `worth`: the effective number of outcomes."""
+    one bad and one good outcome more would have, or those of a conversation, of the requests that fewest outcomes tell
+    of: of outcomes that are all alike the interval would have no width. `worth`: the effective number of outcomes."""
 
     value: float
     middle: float
@@ -80,7 +84,7 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
     mean = mean_of(outcomes)
     if mean.worth < LEAST:
         raise Unknown(f"{mean.worth:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
-    off = deviation(mean.pulls, mean.unseen)
+    off = deviation(mean.pulls, mean.unseen, [one.conversation for one in outcomes])
     low, high = max(0.0, min(mean.middle - off, mean.value)), min(1.0, max(mean.middle + off, mean.value))
     plain = sum(one.weight * one.value for one in outcomes) / len(outcomes)
     return Estimate(mean.value, low, high, plain, mean.worth, len(outcomes))
@@ -94,30 +98,33 @@ def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Difference:
     here, there = mean_of(one), mean_of(other)
     pulls = [mine - yours for mine, yours in zip(here.pulls, there.pulls, strict=True)]
     value, middle = here.value - there.value, here.middle - there.middle
-    off = deviation(pulls, [*here.unseen, *there.unseen])
+    off = deviation(pulls, [*here.unseen, *there.unseen], [mine.conversation for mine in one])
     return Difference(value, max(-1.0, min(middle - off, value)), min(1.0, max(middle + off, value)))
 
 
 def mean_of(outcomes: Sequence[Weighed]) -> Mean:
     """The mean of the rare ones and that of the others, as many as there are of each. Raises Unknown."""
     found, variance = Mean(0.0, 0.0, [0.0] * len(outcomes), [], 0.0), 0.0
+    names = names_of([one.conversation for one in outcomes])
     rare = [at for at, one in enumerate(outcomes) if one.square > RARE]
     others = [at for at, one in enumerate(outcomes) if one.square <= RARE]
     for rows in (others, rare):
         if rows:
-            variance += _add(found, outcomes, rows)
+            variance += _add(found, outcomes, rows, len(rows) / len({names[at] for at in rows}))
     found.pulls = [pull - found.middle / len(outcomes) for pull in found.pulls]
     found.worth = 1 / variance
     return found
 
 
-def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int]) -> float:
-    """Adds to the mean that of `rows`; the variance that it brings, of values whose own is 1."""
+def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int], turns: float) -> float:
+    """Adds to the mean that of `rows`, so many of each conversation; the variance that it brings, of values whose own
+    is 1. What an outcome more would weigh is what the propensities let expect, where those that came weigh less."""
     mine, part = [outcomes[at] for at in rows], len(rows) / len(outcomes)
     total, squares = sum(one.weight for one in mine), sum(one.weight**2 for one in mine)
     if not total:
         raise Unknown(f"0 effective outcomes of {part:.1%} of the requests")
-    valued, unit, expected = sum(one.weight * one.value for one in mine), squares / total, sum(o.square for o in mine)
+    valued, expected = sum(one.weight * one.value for one in mine), sum(one.square for one in mine)
+    unit = max(squares / total, expected / len(rows)) + turns - 1
     whole, middle = total + 2 * unit, (valued + unit) / (total + 2 * unit)
     mean.value += part * valued / total
     mean.middle += part * middle
@@ -127,12 +134,32 @@ def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int]) -> float:
     return part * part / min(total * total / squares, len(rows) ** 2 / expected if expected else math.inf)
 
 
-def deviation(pulls: Sequence[float], unseen: Sequence[float]) -> float:
+def deviation(pulls: Sequence[float], unseen: Sequence[float], conversations: Sequence[str | None]) -> float:
     """Half of a 95 % interval. Turns of one conversation, which are alike, vary together."""
-    runs = [0.0] * min(len(pulls), MOST, max(FEWEST, len(pulls) // TURNS))
-    for at, pull in enumerate(pulls):
-        runs[at * len(runs) // len(pulls)] += pull
-    return Z * math.sqrt(sum(run * run for run in (*runs, *unseen)))
+    sums = [0.0] * min(len(pulls), MOST, max(FEWEST, len(pulls) // TURNS))
+    for run, pull in zip(runs(conversations, len(sums)), pulls, strict=True):
+        sums[run] += pull
+    return Z * math.sqrt(sum(pull * pull for pull in (*sums, *unseen)))
+
+
+def runs(names: Sequence[Hashable], several: int) -> list[int]:
+    """Of requests in order, in which of `several` runs each is: with its neighbours, and with all of its name, which
+    stand where their first one does."""
+    groups: dict[Hashable, list[int]] = {}
+    for at, name in enumerate(names_of(names)):
+        groups.setdefault(name, []).append(at)
+    found, before = [0] * len(names), 0
+    for group in groups.values():
+        for at in group:
+            found[at] = before * several // len(names)
+        before += len(group)
+    return found
+
+
+def names_of(names: Sequence[Hashable]) -> list[Hashable]:
+    """The names, and in place of None, and of such as a kind of requests has, one that no other request has."""
+    counts = Counter(names)
+    return [(at,) if name is None or counts[name] * KIND > len(names) else name for at, name in enumerate(names)]
 
 
 def effective(weights: Sequence[float]) -> float:

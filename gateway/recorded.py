@@ -128,7 +128,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
 
 
 class Recorded(msgspec.Struct, kw_only=True):
-    """One decision and what came of it. `at`: when the answer ended, in seconds since 1970; `caller` is an id.
+    """One decision and what came of it. `at`: when the answer ended, in seconds since 1970; `caller` is an id, and
+    `conversation` a name among that caller's, "" where it is not known.
 
     `facts` are those of Facts, by name, as of the version that wrote them. `tier` answered (failover may have changed
     it), None when nobody did, and `skips` is how its servers skipped experts. `seconds` and `ttft` as in Record.
@@ -139,6 +140,7 @@ class Recorded(msgspec.Struct, kw_only=True):
     route: Chosen
     facts: dict[str, Any]
     caller: str = ""
+    conversation: str = ""
     at: float = 0.0
     policy: str = ""
     seen: Seen | None = None

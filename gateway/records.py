@@ -18,8 +18,9 @@ from msgspec.structs import replace
 from gateway.errors import NotFound
 from gateway.policy import Policy, Recording
 from gateway.recorded import RETRY, Chosen, Judged, Outcome, Record, Recorded, Seen, Used
+from gateway.sessions import conversation
 from gateway.store import Store
-from gateway.types import Caller, Decision
+from gateway.types import Caller, ChatRequest, Decision
 
 FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is
 HEADER = 128  # characters of a header's value that are kept
@@ -56,6 +57,7 @@ class Kept(msgspec.Struct, gc=False):
     ttft: float | None
     used: Used | None
     outcome: Outcome | None = None
+    conversation: str = ""
 
     def line(self) -> bytes:
         return msgspec.json.encode(self.recorded())
@@ -66,6 +68,7 @@ class Kept(msgspec.Struct, gc=False):
         return Recorded(
             id=self.id,
             caller=self.caller,
+            conversation=self.conversation,
             at=round(self.at, 3),
             policy=self.policy,
             seen=self.seen,
@@ -114,8 +117,9 @@ class Records:
         self._failing = False
         self.lost = 0
 
-    def keep(self, record: Record, policy: Policy) -> None:
-        """Record a decision, if `policy` says so. A cached or coalesced answer has none of its own."""
+    def keep(self, record: Record, policy: Policy, request: ChatRequest | None = None) -> None:
+        """Record a decision, if `policy` says so. A cached or coalesced answer has none of its own. The conversation of
+        `request` is named only where the line is written: that takes 6 us (2026-11-23)."""
         decision, rules = record.decision, policy.record
         if not decision or record.cache == "coalesced" or not record.caller:
             return
@@ -130,6 +134,7 @@ class Records:
         while len(ring) > rules.keep:
             ring.popitem(last=False)
         if self._path is not None or self._shares(rules):
+            kept.conversation = conversation(request, policy) if request else ""
             self._put(Due(kept.line(), record.caller.id, record.id, rules))
 
     def holds(self, caller: Caller, request_id: str) -> bool:

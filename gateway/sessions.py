@@ -18,7 +18,7 @@ import msgspec
 
 from gateway.body import Fields
 from gateway.errors import UNREADABLE
-from gateway.policy import Policy, Price
+from gateway.policy import Policy, Price, Sessions
 from gateway.reply import Reply
 from gateway.store import Store
 from gateway.types import ChatRequest, Decision, Session
@@ -27,6 +27,7 @@ BUDGET = 0.05  # seconds that the store has to return or to keep a session
 OUTPUT_TOKENS = 500  # assumed length of an answer
 FOLLOWED = "session"  # the reason of a route that the conversation's last tier decided
 CALLER = "caller"  # the rule of a route that the caller asked for
+NAME = 8  # bytes of a conversation's name that are recorded
 INSTRUCTIONS = ("system", "developer")
 RESULTS = ("tool", "function", "assistant")
 
@@ -41,6 +42,7 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
 
 
 _KEPT = msgspec.msgpack.Decoder(Kept)
+_USUAL = Sessions()
 _MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -108,14 +110,23 @@ async def _remember(request: ChatRequest, key: bytes, session: Session, policy: 
 
 
 def key_of(request: ChatRequest, policy: Policy) -> bytes | None:
-    """The name of the request's conversation in the store; None for a request outside of any.
+    """The name of the request's conversation in the store; None for a request outside of any."""
+    return _name(request, policy.sessions) if policy.sessions else None
 
-    A hash under the caller's secret, behind what it was made of ("header:", "metadata:", "prefix:").
-    """
+
+def conversation(request: ChatRequest, policy: Policy) -> str:
+    """The name of the request's conversation in records, among its caller's; "" outside of any. Where the policy keeps
+    no sessions, what names them by default does."""
+    name = _name(request, policy.sessions or _USUAL)
+    return name.partition(b":")[2][:NAME].hex() if name else ""
+
+
+def _name(request: ChatRequest, sessions: Sessions) -> bytes | None:
+    """A hash under the caller's secret, behind what it was made of ("header:", "metadata:", "prefix:")."""
     metadata = request.fields.metadata or {}
-    if not policy.sessions or metadata.get("session") == "none" or request.dialect.work != "answer":
+    if metadata.get("session") == "none" or request.dialect.work != "answer":
         return None
-    for source in policy.sessions.key:
+    for source in sessions.key:
         kind, _, name = source.partition(":")
         said = _said(request, kind, name)
         if said:

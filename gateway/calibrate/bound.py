@@ -1,63 +1,98 @@
 """Up to which threshold is Flash's failure rate below a bound, with a given confidence?
 
-Fixed-sequence testing (Learn then Test, arXiv 2110.01052) with exact binomial tails: thresholds are tested from the one
-that keeps the fewest requests on Flash, until one cannot be certified. So the probability that the chosen one breaks
-the bound is at most 1 - confidence, however good or bad p is. It holds for requests from the same distribution as the
-judged ones, and if p was fitted on others.
+Fixed-sequence testing (Learn then Test, arXiv 2110.01052) with exact binomial tails: from the threshold that is most
+likely to be certified if p is right, towards those that keep more requests on Flash, until one cannot be certified. p
+was fitted on other requests, and outcomes have no part in the order, so the probability that the chosen threshold
+breaks the bound is at most 1 - confidence, however good or bad p is. It holds for requests from the same distribution
+as the judged ones, each independent of the others.
 """
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, takewhile
 
-STRIDES = 20  # steps from the first threshold to the last, evenly spaced in requests kept
+from gateway.calibrate.report import SEED, Judged
+
+STEPS = 50  # thresholds, evenly spaced in requests kept
 ALL = math.nextafter(1.0, 2.0)  # a threshold that no p reaches
-SHARE_OF_BOUND = 0.5  # the sequence starts where a failure rate of half the bound would be certified
+SURE = 1e-9  # what p says of a rate keeps this far from 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
-class Certified:
-    """`kept`: the judged requests with p below `threshold`; `failures`: those of them that failed on Flash."""
+class Step:
+    """A threshold to be tested: of the `kept` judged requests with p below it so many failed on Flash, and at most so
+    many may (-1: too few are kept to certify anything). `expected`: the rate of failures by p."""
 
     threshold: float
     kept: int
     failures: int
+    most: int
+    expected: float
+
+    @property
+    def likely(self) -> float:
+        """How likely the threshold is to be certified, if p is right."""
+        return tail(self.most, self.kept, min(max(self.expected, SURE), 1 - SURE))
+
+
+def certify(judged: Sequence[Judged], rate: float, confidence: float) -> Step | None:
+    """The step of the largest threshold that is certified; None when not even the first is. A value of 1 is a
+    failure."""
+    certified = list(takewhile(lambda step: step.failures <= step.most, steps(judged, rate, confidence)))
+    return certified[-1] if certified else None
+
+
+def steps(judged: Sequence[Judged], rate: float, confidence: float) -> list[Step]:
+    """What is tested, in this order; of equally likely beginnings the one that keeps most."""
+    ranked = sorted(one.p for one in judged)
+    ends = (len(ranked) * at // STEPS for at in range(1, STEPS + 1))
+    edges = dict.fromkeys(ranked[end] if end < len(ranked) else ALL for end in ends)
+    found = [
+        Step(edge, len(kept), int(sum(one.value for one in kept)), allowed(len(kept), rate, confidence), mean_p(kept))
+        for edge, kept in zip(edges, thinned(judged, list(edges)), strict=True)
+    ]
+    first = max(range(len(found)), key=lambda at: (found[at].likely, at), default=0)
+    return found[first:]
+
+
+def thinned(judged: Sequence[Judged], edges: Sequence[float]) -> Iterator[list[Judged]]:
+    """For each edge an unweighted sample of the requests with p below it: each is kept with a probability proportional
+    to its weight (rejection sampling); all of them when weights are equal."""
+    chance = random.Random(SEED)  # noqa: S311  (repeatable, not secret)
+    drawn = [(one, chance.random()) for one in judged]
+    for edge in edges:
+        below = [(one, at) for one, at in drawn if one.p < edge]
+        most = max((one.weight for one, _ in below), default=1.0)
+        yield [one for one, at in below if at * most < one.weight]
+
+
+def mean_p(judged: Sequence[Judged]) -> float:
+    return sum(one.p for one in judged) / (len(judged) or 1)
+
+
+def allowed(trials: int, rate: float, confidence: float) -> int:
+    """The most failures in `trials` that certify the bound; -1: not even none does."""
+    below = accumulate(chances(trials, trials, rate))
+    return sum(1 for _ in takewhile(lambda reached: reached <= 1 - confidence, below)) - 1
 
 
 def tail(failures: int, trials: int, rate: float) -> float:
     """The binomial distribution function: the probability of at most `failures` in `trials` at that failure rate, which
     is above 0 and below 1."""
-    logs = (
-        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
-        + k * math.log(rate) + (trials - k) * math.log1p(-rate)
-        for k in range(failures + 1)
-    )  # fmt: skip
-    return min(sum(map(math.exp, logs)), 1.0)
+    return min(sum(chances(failures, trials, rate)), 1.0)
 
 
-def fewest(rate: float, confidence: float) -> int:
-    """The fewest kept requests that certify the bound if they fail at half its rate."""
-    kept = 1
-    while tail(math.floor(kept * rate * SHARE_OF_BOUND), kept, rate) > 1 - confidence:
-        kept += 1
-    return kept
+def chances(failures: int, trials: int, rate: float) -> Iterator[float]:
+    """The probabilities of 0, 1, ... `failures` in `trials`."""
+    logarithm, odds = trials * math.log1p(-rate), math.log(rate) - math.log1p(-rate)
+    for k in range(failures + 1):
+        if k:
+            logarithm += math.log((trials - k + 1) / k) + odds
+        yield math.exp(logarithm)
 
 
-def certify(judged: Sequence[tuple[float, bool]], rate: float, confidence: float) -> Certified | None:
-    """The largest threshold that is certified; `judged`: (p, whether Flash failed).
-
-    None when not even the first is: too few requests, or too many failures among those with the lowest p.
-    """
-    ranked = sorted(judged)
-    first = fewest(rate, confidence)
-    found = None
-    for step in range(STRIDES + 1):
-        kept = first + (len(ranked) - first) * step // STRIDES
-        threshold = ranked[kept][0] if kept < len(ranked) else ALL
-        below = [failed for p, failed in ranked if p < threshold]
-        if len(below) < first:  # equal p are kept together, or not at all
-            continue
-        if tail(sum(below), len(below), rate) > 1 - confidence:
-            break
-        found = Certified(threshold, len(below), sum(below))
-    return found
+def least(rate: float, confidence: float) -> int:
+    """The fewest requests that certify the bound, where none of them fails."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-rate))

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
-from gateway.calibrate.bound import ALL, Certified, certify, fewest
+from gateway.calibrate.bound import ALL, Step, certify, least, steps
 from gateway.calibrate.caveats import LEAST, alike_outcomes, caveats_on, few_outcomes, gains, sources_of
-from gateway.calibrate.halves import Split, Unproven, in_order, parted, repeats
+from gateway.calibrate.halves import Split, Unproven, in_order, parted, together
 from gateway.calibrate.layer import Label, failed, layer_for, needed
 from gateway.calibrate.mix import Mix, mix_of
 from gateway.calibrate.outcomes import Example, told
@@ -20,9 +20,9 @@ from gateway.calibrate.report import (
     ece,
     lift_interval,
     mean,
+    one_of_each,
     rate_interval,
     share_interval,
-    thinned,
 )
 from gateway.calibrate.target import Target
 from gateway.calibration import Basis, Layer
@@ -81,10 +81,10 @@ def calibrate(
     report |= {} if few or alike else _lift(held, edges[-1])  # of too few gains resampling knows no interval
     lacks = [few, alike, _again(held) if bound else None]
     caveats = (*caveats_on(decided, report, target, layer), *filter(None, lacks))
-    if target.kind == "shares":
+    if wanted:
         fitted, layer = decided, layer_for(decided, label, measures)
     p = ranks(layer, decided)
-    edges = thresholds(p, wanted) if target.kind == "shares" else edges
+    edges = thresholds(p, wanted) if wanted else edges
     basis = basis_of(p, decided, fitted, label)
     basis = replace(basis, question=question if "p_complex" in layer.inputs else None)
     return Calibration(target, layer, edges, basis, report, caveats, bool(bound) or gains(report))
@@ -92,7 +92,7 @@ def calibrate(
 
 class Held(NamedTuple):
     """The judging half: p of all its records; the outcomes in it with their p, as `hits`, and of each request `once`,
-    however often it was sent."""
+    however often it was sent, or of each conversation."""
 
     p: list[float]
     outcomes: list[tuple[float, Example]]
@@ -103,10 +103,9 @@ class Held(NamedTuple):
 def _held(layer: Layer, judged: Sequence[Example], label: Label) -> Held:
     p = ranks(layer, judged)
     outcomes = [(at, one) for at, one in zip(p, judged, strict=True) if label(one) is not None and not one.retried]
-    hits = [Judged(p, float(bool(label(one))), one.weight) for p, one in outcomes]
-    names = repeats([one for _, one in outcomes])
-    once = {names[one.id]: hit for hit, (_, one) in zip(hits, outcomes, strict=True)}
-    return Held(p, outcomes, hits, list(once.values()))
+    names = together([one for _, one in outcomes])
+    hits = [Judged(at, float(bool(label(one))), one.weight, names[one.id]) for at, one in outcomes]
+    return Held(p, outcomes, hits, one_of_each(hits))
 
 
 def ranks(layer: Layer, records: Sequence[Example]) -> list[float]:
@@ -116,7 +115,8 @@ def ranks(layer: Layer, records: Sequence[Example]) -> list[float]:
 
 def _again(held: Held) -> str:
     again = len(held.hits) - len(held.once)
-    return f"{again} outcomes are of requests sent again: in the bound each request counts once" if again else ""
+    told = "are of requests sent again, or further ones of a conversation: in the bound each of these counts once"
+    return f"{again} outcomes {told}" if again else ""
 
 
 def _report(held: Held, edges: Sequence[float], mix: Mix) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _bounded(target: Target, hits: Sequence[Judged]) -> tuple[tuple[float, ...],
     """The edge that `hits` certify, and their counts; none where the target is no bound."""
     if target.kind != "flash_failure":
         return (), {}
-    bound = _certified([(one.p, bool(one.value)) for one in thinned(hits)], target)
+    bound = _certified(hits, target)
     return (bound.threshold,), {"bound": {"kept": bound.kept, "failures": bound.failures}}
 
 
@@ -178,22 +178,21 @@ def thresholds(p: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]
     return tuple(min(below, key=lambda edge: abs(below[edge] - end * len(ranked))) for end in ends)
 
 
-def _certified(judged: Sequence[tuple[float, bool]], target: Target) -> Certified:
+def _certified(judged: Sequence[Judged], target: Target) -> Step:
     found = certify(judged, target.rate, target.confidence)
     if found:
         return found
-    first = fewest(target.rate, target.confidence)
-    kept = sorted(judged)[:first]
+    first = steps(judged, target.rate, target.confidence)[0]
+    needed = f"at most {first.most} may" if first.most >= 0 else f"{least(target.rate, target.confidence)} are needed"
     raise Unproven(
         f"no threshold keeps Flash's failures below {target.rate:g} with confidence {target.confidence:g}: "
-        f"that takes {first} judged outcomes to begin with, and of the {len(kept)} that look simplest "
-        f"{sum(bad for _, bad in kept)} failed"
+        f"of the {first.kept} judged that look simplest {first.failures} failed, and {needed}"
     )
 
 
 def _lift(held: Held, edge: float) -> dict[str, Any]:
     """The lift of sending what is at or above the edge to Pro, on held-out records; None where Pro gains nothing."""
-    won = [Judged(p, float(one.gain or 0), one.weight) for p, one in held.outcomes]
+    won = [hit._replace(value=float(one.gain or 0)) for hit, (_, one) in zip(held.hits, held.outcomes, strict=True)]
     return {"lift": asdict(lift_interval(won, edge)) if mean(won) > 0 else None}
 
 

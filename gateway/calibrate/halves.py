@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gateway.calibrate.outcomes import Example, told
-from gateway.calibrate.report import KIND
+from gateway.estimate import KIND, runs
 
 RUNS = 20  # of neighbours, each in one half
 SEED = 20261122
@@ -48,7 +48,7 @@ def of_callers(records: Sequence[Example]) -> set[str]:
 
 
 def of_neighbours(records: Sequence[Example]) -> set[str]:
-    """The ids in one half, where runs of neighbours stay together, and with them what was sent again. Turns of one
+    """The ids in one half, where conversations stay together, runs of neighbours, and what was sent again. Turns of one
     conversation are alike, and so is what comes of them: those must not be judged by what was learned from these.
 
     Of two runs that follow each other each half has one; those with outcomes are parted by themselves, as they may all
@@ -56,18 +56,25 @@ def of_neighbours(records: Sequence[Example]) -> set[str]:
     """
     chance = random.Random(SEED)  # noqa: S311  (repeatable, not secret)
     sides = [side for _ in range(RUNS // 2) for side in chance.sample((True, False), 2)]
-    names, found = repeats(records), dict[str, bool]()
+    names, found = together(records), dict[str, bool]()
     for known in (True, False):
-        rows = [one for one in records if (one.failed is not None) is known]
-        for at, one in enumerate(rows):
-            found.setdefault(names[one.id], sides[at * RUNS // len(rows)])
+        rows = [names[one.id] for one in records if (one.failed is not None) is known]
+        for name, run in zip(rows, runs(rows, RUNS), strict=True):
+            found.setdefault(name, sides[run])
     return {one.id for one in records if found[names[one.id]]}
 
 
-def repeats(records: Sequence[Example]) -> dict[str, str]:
+def together(records: Sequence[Example]) -> dict[str, str]:
     """By id, a name for what must stay in one half: requests with the same inputs are one that was sent again, and it
-    must not be judged by what was learned from itself. Where they are more than one in KIND they are a kind of
-    requests, and stand each for itself."""
+    must not be judged by what was learned from itself; the others are their conversation's. Where more than one in KIND
+    have a name they are a kind of requests, and stand each for itself."""
     rows = {one.id: repr(sorted(told(one).items())) if one.measures else one.id for one in records}
-    counts = Counter(rows.values())
-    return {name: row if counts[row] * KIND <= len(records) else name for name, row in rows.items()}
+    counts = Counter([*rows.values(), *(one.conversation for one in records)])
+
+    def name(one: Example) -> str:
+        again, whole = rows[one.id], one.conversation
+        if 1 < counts[again] <= len(records) / KIND:
+            return again
+        return whole if whole and counts[whole] <= len(records) / KIND else one.id
+
+    return {one.id: name(one) for one in records}

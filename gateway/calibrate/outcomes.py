@@ -13,7 +13,8 @@ GOOD = 0.5  # the quality from which an answer counts as good
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One decision. `at` in seconds since 1970; `measures` as in a Score; `p_complex` as the classifier said it.
+    """One decision. `at` in seconds since 1970; `conversation` is a name; `measures` as in a Score; `p_complex` as the
+    classifier said it.
 
     `flash_ok` and `pro_ok`: whether the first and the last tier's answers were good; None: not known. `agree`: nobody
     judged, the first tier's answer counts as good from this agreement with another's. `weight`: for how many
@@ -27,6 +28,7 @@ class Example:
     score: float
     at: float | None = None
     caller: str | None = None
+    conversation: str | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
     p_complex: float | None = None
     question: str | None = None
@@ -92,6 +94,7 @@ def example(one: Recorded, agree: float = GOOD, whoever: bool = False, asked: bo
         score=facts.score,
         at=one.at or None,
         caller=one.caller or None,
+        conversation=one.conversation or None,
         measures=facts.measures,
         p_complex=p_complex,
         question=one.seen.question if one.seen and p_complex is not None else None,

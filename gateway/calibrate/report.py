@@ -9,24 +9,25 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
-from gateway.estimate import effective, wilson
+from gateway.estimate import KIND, effective, runs, wilson
 
 BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
 FEWEST, TURNS = 30, 5  # runs at the fewest, and neighbours in each where there are enough
-KIND = 10  # where more than one request in so many are equal, they are no repeats of one
 
 Sums = Sequence[float]
 
 
 class Judged(NamedTuple):
-    """A request with its predicted probability p, the outcome (1 or 0) or gain, and its importance weight."""
+    """A request with its predicted probability p, the outcome (1 or 0) or gain, and its importance weight. Those of one
+    `name` are alike."""
 
     p: float
     value: float
     weight: float = 1.0
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,10 @@ def added(parts: Iterable[Sums]) -> list[float]:
 
 
 def bootstrap(judged: Sequence[Judged], part: Callable[[Judged], Sums], measure: Callable[..., float]) -> Estimate:
-    """The measure of sums of each request's `part`, with its 95 % bootstrap interval over `runs` of neighbours."""
+    """The measure of sums of each request's `part`, with its 95 % bootstrap interval over what is drawn together
+    (`grouped`)."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
-    groups = [added(map(part, group)) for group in runs(judged)]
+    groups = [added(map(part, group)) for group in grouped(judged)]
     drawn = (measure(*added(chance.choices(groups, k=len(groups)))) for _ in range(DRAWS))
     found = sorted(value for value in drawn if not math.isnan(value))
     if not found:
@@ -92,16 +94,14 @@ def bootstrap(judged: Sequence[Judged], part: Callable[[Judged], Sums], measure:
     return Estimate(measure(*added(groups)), low, high)
 
 
-def runs(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """The requests, neighbours together: turns of one conversation are alike. With them those of equal p: mostly it was
-    one request, again and again."""
+def grouped(judged: Sequence[Judged]) -> list[list[Judged]]:
+    """The requests, neighbours together and those of one name: turns of one conversation are alike. With them those of
+    equal p: mostly it was one request, again and again."""
     counts, size = Counter(one.p for one in judged), len(judged)
-    several = min(size, max(FEWEST, size // TURNS))
+    names = [one.p if 1 < counts[one.p] <= size / KIND else one.name for one in judged]
     groups: dict[int, list[Judged]] = {}
-    first: dict[tuple[float, int], int] = {}
-    for at, one in enumerate(judged):
-        name = (one.p, -1 if counts[one.p] * KIND <= size else at)
-        groups.setdefault(first.setdefault(name, at * several // size), []).append(one)
+    for run, one in zip(runs(names, min(size, max(FEWEST, size // TURNS))), judged, strict=True):
+        groups.setdefault(run, []).append(one)
     return list(groups.values())
 
 
@@ -128,11 +128,13 @@ def rate_interval(judged: Sequence[Judged]) -> Estimate:
     return Estimate(rate, *wilson(rate, round(effective([one.weight for one in judged]))))
 
 
-def thinned(judged: Sequence[Judged]) -> list[Judged]:
-    """An unweighted sample: each request is kept with a probability proportional to its weight (rejection sampling);
-    all of them when weights are equal."""
-    chance, most = random.Random(SEED), max((one.weight for one in judged), default=1.0)  # noqa: S311  (as above)
-    return [Judged(one.p, one.value) for one in judged if chance.random() * most < one.weight]
+def one_of_each(judged: Sequence[Judged]) -> list[Judged]:
+    """Of those of one name one, by chance."""
+    chance = random.Random(SEED)  # noqa: S311  (as above)
+    groups: dict[str | None, list[Judged]] = {}
+    for one in judged:
+        groups.setdefault(one.name, []).append(one)
+    return [chance.choice(group) for group in groups.values()]
 
 
 def apart(some: Sequence[Judged], others: Sequence[float]) -> bool:

@@ -8,7 +8,7 @@ from gateway.policy.candidate import whole
 from gateway.policy.differences import differences
 from gateway.policy.file import Candidate, Policy, serving
 from gateway.policy.holdback import Holdback, Most, Weak
-from gateway.policy.keeping import Caching
+from gateway.policy.keeping import Caching, Sessions
 from gateway.policy.load import Document, contents
 from gateway.policy.load import read as read_document
 from gateway.policy.model import LOCAL, Price, Reason, Tier, TierLimits, Triage, seconds
@@ -42,6 +42,7 @@ __all__ = [
     "Reason",
     "Recording",
     "Rule",
+    "Sessions",
     "Shadow",
     "Split",
     "Step",

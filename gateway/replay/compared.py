@@ -205,9 +205,18 @@ def weighed(rows: Sequence[Recorded], ways: Sequence[Way]) -> Told:
     known.sort(key=lambda each: (each[0].caller, each[0].at))
     told = [({one.tier or one.route.tier: said.quality, **said.tiers}, way.answers) for one, said, way in known]
     if all(chances.keys() <= values.keys() for values, chances in told):
-        return Told([Weighed(1.0, sum(p * values[to] for to, p in chances.items())) for values, chances in told], 0.0)
-    outcomes = [Weighed(supported(one, way) / one.route.p, said.quality, square(one, way)) for one, said, way in known]
+        means = [sum(p * values[to] for to, p in chances.items()) for values, chances in told]
+        return Told([Weighed(1.0, mean, 0.0, named(one)) for mean, (one, _, _) in zip(means, known, strict=True)], 0.0)
+    outcomes = [
+        Weighed(supported(one, way) / one.route.p, said.quality, square(one, way), named(one))
+        for one, said, way in known
+    ]
     return Told(outcomes, sum(lost(one, way) for one, _, way in known) / len(known))
+
+
+def named(one: Recorded) -> str | None:
+    """Its conversation's name."""
+    return one.conversation or None
 
 
 def square(one: Recorded, way: Way) -> float:

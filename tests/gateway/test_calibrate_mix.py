@@ -202,6 +202,43 @@ def test_turns_of_one_conversation_do_not_judge_what_was_learned_from_each_other
     assert sum(found) / len(found) < 0.05, "there is nothing to learn; by halves of turns it is 0.1"
 
 
+def interleaved(seed: int, copies: int = 1) -> list[Example]:
+    """The same conversations, all with one key, whose turns come in turn."""
+    rows = [
+        replace(one, id=f"{one.id} {copy}", caller="app", conversation=f"{one.caller} {copy}")
+        for copy in range(copies)
+        for one in talks(seed + copy)
+    ]
+    return sorted(rows, key=lambda one: one.at or 0.0)
+
+
+def unnamed(records: list[Example]) -> list[Example]:
+    return [replace(one, conversation=None) for one in records]
+
+
+def test_a_conversation_is_in_one_half_though_others_come_between() -> None:
+    records = in_order(interleaved(0))
+    halves = parted(records, "id")
+    first, second = ({one.conversation for one in half} for half in halves)
+    assert not first & second
+    assert [len(half) for half in halves] == pytest.approx([150, 150], abs=30)
+    one_for_all = [replace(one, conversation="a greeting that everybody gets") for one in records]
+    assert [len(half) for half in parted(one_for_all, "id")] == pytest.approx([150, 150], abs=30)
+
+
+def test_conversations_that_interleave_prove_no_gain_where_there_is_none() -> None:
+    records, target = interleaved(1), parse("pro_share=0.25")
+    assert [calibrate(some, target).proven for some in (records, unnamed(records))] == [False, True]
+
+
+def test_a_conversation_counts_once_in_a_bound() -> None:
+    target, records = parse("flash_failure=0.4@0.95"), interleaved(10, copies=3)
+    found = [calibrate(some, target) for some in (records, unnamed(records))]
+    once, each = (one.report["bound"]["kept"] for one in found)
+    assert 20 < once <= 90 < each == 450
+    assert [any("further ones of a conversation" in told for told in one.caveats) for one in found] == [True, False]
+
+
 def test_neighbours_of_a_caller_are_in_one_half_and_what_was_sent_again_is_with_its_first() -> None:
     records = in_order(talks(0))
     assert [one.caller for one in records[:5]] == ["caller 0"] * 5

@@ -27,6 +27,7 @@ def test_an_example_holds_what_the_decision_was_made_on() -> None:
     assert told(found) == {"score": 0.25, "p_complex": 0.75, "length": 0.5}
     (alone,) = examples([decision(verdict=None)])
     assert (told(alone), alone.question) == ({"score": 0.25, "length": 0.5}, None)
+    assert [one.conversation for one in examples([decision(), decision(conversation="c")])] == [None, "c"]
     unseen = decision()
     unseen.seen = None
     assert [one.question for one in examples([unseen])] == [None]

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from gateway.estimate import Difference, Unknown, Weighed, difference, estimate, wilson
+from gateway.estimate import Difference, Unknown, Weighed, difference, estimate, runs, wilson
 
 
 def logged(count: int, seed: int, p: float) -> list[Weighed]:
@@ -73,6 +73,18 @@ def test_intervals_hold_where_a_policy_moves_some_requests_and_few_outcomes_tell
     assert [held, ahead] == pytest.approx([38, 38], abs=2)
 
 
+def test_an_interval_knows_what_the_rare_choices_would_weigh_though_none_came() -> None:
+    """Of 300 outcomes 30 are of requests that move, and of these one was explored: in four draws of ten none."""
+    chance = Random(8)
+    found = (difference(*moving(chance, 300, 0.03, 0.1)) for _ in range(60))
+    assert sum(one.low <= 0.1 * 0.4 * 0.94 <= one.high for one in found) >= 53, "by the weights that came it is 35"
+
+
+def test_an_interval_reckons_with_a_whole_conversation_that_did_not_come() -> None:
+    named, alone = (estimate([Weighed(1.0, 1.0, 0.0, f"c{at // turns}") for at in range(300)]) for turns in (5, 1))
+    assert named.low == pytest.approx(1 - 5 * (1 - alone.low), abs=0.005)
+
+
 def test_a_difference_is_known_better_than_what_it_is_made_of() -> None:
     one, other = moving(Random(9), 2000, 0.2, 0.1)
     here, there, better = estimate(one), estimate(other), difference(one, other)
@@ -100,6 +112,30 @@ def test_an_interval_is_wider_where_outcomes_that_follow_each_other_are_alike() 
     assert found.high - found.low > 1.7 * (
         independent.high - independent.low
     )  # the root of 5, if all were kept together
+
+
+def test_turns_of_one_conversation_are_in_one_run_though_others_come_between() -> None:
+    names = [f"c{at % 60}" for at in range(300)]
+    found = runs(names, 30)
+    assert len({*zip(names, found, strict=True)}) == 60
+    assert [found.count(run) for run in range(30)] == [10] * 30
+    assert runs([None] * 6, 3) == runs([*"abcdef"], 3) == [0, 0, 1, 1, 2, 2]
+    assert runs(["a", *[None] * 10, "a", *[None] * 8], 10)[::11] == [0, 0]
+    assert runs(["a"] * 6 + [None] * 6, 6) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], "half of all are a kind of requests"
+
+
+def test_intervals_hold_where_conversations_interleave_if_their_names_are_known() -> None:
+    chance = Random(4)
+    held = {"named": [0, 0], "unnamed": [0, 0]}
+    for _ in range(60):
+        talks = [float(chance.random() < 0.7) for _ in range(60)]
+        for kind, count in held.items():
+            turns = [Weighed(1.0, talks[at % 60], 0.0, f"c{at % 60}" if kind == "named" else None) for at in range(300)]
+            found, behind = estimate(turns), difference([one._replace(value=1.0) for one in turns], turns)
+            count[0] += found.low <= 0.7 <= found.high
+            count[1] += behind.low <= 0.3 <= behind.high
+    assert min(held["named"]) >= 53
+    assert max(held["unnamed"]) <= 48
 
 
 def test_an_interval_has_a_width_though_all_that_is_known_is_good() -> None:

@@ -23,6 +23,7 @@ def written(path: Path, *lines: Any) -> Path:
 def test_the_least_line_is_a_decision(tmp_path: Path) -> None:
     (one,) = read([written(tmp_path / "a", DECISION, b"\n")])
     assert (one.id, one.route.tier, one.route.p, one.verdict, one.outcome) == ("r1", "flash", 0.9, None, None)
+    assert one.conversation == ""
     facts = one.read_facts()
     assert facts == Facts("auto", "ann", "gold", signals=frozenset({"sql"}), headers={"x-a": "b"})
 

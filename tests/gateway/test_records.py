@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 from valkey import Valkey
 
@@ -21,12 +22,13 @@ from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome, Record, read
 from gateway.records import Records, seen
+from gateway.sessions import conversation
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
 from gateway.types import Caller, Decision, Facts, Route
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, body, gateway
-from tests.tiers import policy_for
+from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, gateway
+from tests.tiers import JSON, policy_for
 
 ANN, BOB = Caller("k1", "ann", "default", ""), Caller("k2", "bob", "default", "")
 GOOD = Outcome(1.0)
@@ -78,6 +80,33 @@ async def test_an_exchange_becomes_a_line_with_what_was_decided_and_used(flash: 
     assert (second.seen.headers, second.seen.tiers) == (("x-phase",), ("flash", "pro"))
     assert "4k+3" not in path.read_text(encoding="utf-8")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("kept", "header"), [({}, "x_session_id"), ({"sessions": {"key": ["header:x-talk", "prefix"]}}, "x_talk")]
+)
+async def test_turns_of_one_conversation_have_one_name_in_records_and_others_another(
+    flash: Sim, pro: Sim, tmp_path: Path, kept: JSON, header: str
+) -> None:
+    path, turn = tmp_path / "records.jsonl", body()["messages"]
+    later = [*turn, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": "Of Spain?"}]
+    async with gateway(policy_for(flash, pro, **kept), records=path) as gate:
+        for name, fields in {"a": body(), "b": body(messages=later), "c": body("Who else?")}.items():
+            await gate.ask(fields, x_request_id=name)
+        for name, text in {"d": "Go on.", "e": "Stop."}.items():
+            await gate.ask(body(text), x_request_id=name, **{header: "7"})
+        await gate.ask(body(metadata={"session": "none"}), x_request_id="f")
+    names = {one.id: one.conversation for one in read([path])}
+    assert names["a"] == names["b"]
+    assert names["d"] == names["e"]
+    assert names["f"] == ""
+    assert sorted(map(len, set(names.values()))) == [0, 16, 16, 16]
+
+
+def test_callers_who_begin_alike_have_conversations_of_their_own() -> None:
+    ann, bob, again = (asked(body(), caller=replace(ANN, salt=salt)) for salt in ("ann", "bob", "ann"))
+    names = [conversation(one, policy()) for one in (ann, bob, again)]
+    assert names[0] == names[2] != names[1]
 
 
 async def test_a_tier_that_skips_experts_is_named_in_the_answer_its_explanation_and_its_record(

@@ -369,6 +369,23 @@ def test_turns_of_one_conversation_stay_together_though_others_come_between() ->
     assert together > 1.8 * mixed, "the root of 5 times as wide"
 
 
+@pytest.mark.parametrize("tiers", [(), ("flash", "pro")])
+def test_conversations_of_one_key_are_known_by_their_names(tiers: tuple[str, ...]) -> None:
+    rows = [
+        msgspec.structs.replace(one, at=float(turn), caller=f"k{at}", conversation=f"c{at}")
+        for turn in range(5)
+        for at, one in enumerate(triaged(60, better))
+    ]
+    for one in rows:
+        assert one.outcome
+        one.outcome = Outcome(one.outcome.quality, tiers=dict.fromkeys(tiers, one.outcome.quality))
+    widths = []
+    for some in (rows, alone(rows), alone([msgspec.structs.replace(one, conversation="") for one in rows])):
+        found = estimate(weighed(some, list(map(as_recorded, some))).outcomes)
+        widths.append(found.high - found.low)
+    assert widths[0] == pytest.approx(widths[1]) != pytest.approx(widths[2])
+
+
 def alone(rows: list[Recorded]) -> list[Recorded]:
     """The same with nothing that tells whose they are."""
     return [msgspec.structs.replace(one, caller="") for one in rows]
