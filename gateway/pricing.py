@@ -158,7 +158,7 @@ def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int
     """Tokens of the prompt and of the answer, where no server counted the whole: the most that they can have been. A
     dropped draft read the answer's prompt, and had the time until then only."""
     prompt, completion = sizes(request)
-    if bill.made is not None:
+    if bill.kind == "draft":
         counted = (one.usage.prompt for one in request.bills if one.kind == "answer" and one.usage.prompt)
         return min(prompt, next(counted, prompt)), min(completion, PER_EVENT * bill.made + AHEAD)
     if bill.kind == "triage":

@@ -68,7 +68,7 @@ class Bill(msgspec.Struct):
     stream: bool = False
     at: float = msgspec.field(default_factory=time.perf_counter)
     server: str = ""
-    made: int | None = None
+    made: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -15,6 +16,9 @@ from loadtest.clusters import Nodes, cluster
 from loadtest.servers import Sim, sim
 
 PATIENCE = "?socket_timeout=10"  # seconds: the machine may have more work than cores, and that is no outage
+
+for name in [name for name in os.environ if name.startswith(("GATEWAY_", "OTEL_")) or name in {"FLASH_URL", "PRO_URL"}]:
+    del os.environ[name]  # of the shell, where a gateway of the reader's own may be set up
 
 gc.disable()  # modules and tests stay: looking through them for garbage would be half of the time to collect the tests
 

@@ -110,8 +110,10 @@ def test_a_dropped_draft_costs_the_answers_prompt_and_the_most_that_it_had_time_
     for most, completion in ((5000, 7 * 16 + 256), (3, 3)):
         draft, _ = lines(request(Bill("flash", "draft", made=7), answer, max_tokens=most), POLICY)
         assert (draft.estimated, draft.prompt, draft.completion) == (True, 60, completion)
-    asked = request(Bill("flash", "draft", made=7), Bill("pro", "answer"))
-    assert lines(asked, POLICY)[0].prompt == sizes(asked)[0], "where nobody counted"
+    asked = request(Bill("flash", "draft", made=7), Bill("pro", "answer", made=7))
+    draft, taken = lines(asked, POLICY)
+    assert draft.prompt == sizes(asked)[0], "where nobody counted"
+    assert taken.completion == DEFAULT_ANSWER, "a draft that was taken is its caller's, who left"
 
 
 def test_what_a_killed_process_held_returns_within_a_minute_or_after_the_longest_exchange() -> None:
