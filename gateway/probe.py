@@ -5,7 +5,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -101,7 +101,7 @@ class Probe:
         if self._upstream.able.get(name) != can:
             self._upstream.able[name] = can
             used = strategy_of(policy.triage, can)
-            log.warning("triage asks tier %s by %s; found %s", name, used, found or "no server")
+            log.warning("triage asks tier %s by %s; %s", name, used, _words(found))
 
     async def _alive(self, url: str) -> bool:
         """Whether anything answers there."""
@@ -110,3 +110,8 @@ class Probe:
         except TransportError:
             return False
         return True
+
+
+def _words(found: Sequence[Mapping[str, str]]) -> str:
+    """What each server was found to do."""
+    return "; ".join(", ".join(f"{name} {how}" for name, how in one.items()) for one in found) or "no server answers"

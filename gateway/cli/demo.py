@@ -19,6 +19,7 @@ from gateway.keys import new_admin_key
 from gateway.sse import Splitter, data_of
 
 READY = 30.0  # seconds for a server to answer
+LOGGED = 0.15  # seconds in which the gateway has written what it logs of its start, which would stand within the table
 LIMITS = Limits(connect=2.0, first_byte=30.0, idle=30.0, total=120.0)
 HOST = "127.0.0.1"
 TIERS = ("flash", "pro")
@@ -84,6 +85,7 @@ async def _demo(port: int, speed: float, once: bool) -> None:
         stack.callback(client.close)
         for asked in (*ports.values(), port):
             await _ready(client, asked)
+        await asyncio.sleep(LOGGED)
         print(f"Ready after {time.perf_counter() - started:.1f} s. A dozen prompts, all to the same endpoint:\n")
         print(ROW.format("prompt", "verdict", "p", "tier", "rule", "TTFT ms", "own ms"))
         for prompt, extra in PROMPTS:
