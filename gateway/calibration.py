@@ -145,7 +145,7 @@ def _fitted(told: Any) -> Fitted:
         edges = tuple(map(float, told["edges"]))
         basis = msgspec.convert(told["basis"], Basis) if told.get("basis") else None
         whole = layer.p(dict.fromkeys(layer.inputs, 0.5))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError, OverflowError, msgspec.ValidationError) as error:
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError, msgspec.ValidationError) as error:
         raise ValueError(f"not a whole calibration: {error!r}") from None
     if not all(map(math.isfinite, (whole, *edges))):
         raise ValueError("its numbers are not finite")

@@ -3,7 +3,8 @@
 import json
 import math
 import random
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from operator import truediv
@@ -23,8 +24,9 @@ from gateway.calibrate import (
 )
 from gateway.calibrate.bound import ALL, allowed, certify, least, tail, thinned
 from gateway.calibrate.halves import parted
-from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval
-from gateway.calibration import load
+from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval, mean
+from gateway.calibrate.trees import LEAVES, TREES, Outcome, grown
+from gateway.calibration import ALIKE, EDGE, Branch, Layer, Node, load, taken
 
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
 
@@ -462,6 +464,53 @@ def test_an_outcome_counts_in_the_layer_for_as_many_as_it_stands_for() -> None:
     rows, hits = [{"score": 0.5}] * 100, [at < 10 for at in range(100)]
     assert fit(rows, hits, {}).p({}) == pytest.approx(0.1, abs=0.01)
     assert fit(rows, hits, {}, [9.0 if hit else 1.0 for hit in hits]).p({}) == pytest.approx(0.5, abs=0.01)
+
+
+def test_weights_are_where_outcomes_and_beliefs_pull_alike() -> None:
+    chance = random.Random(7)
+    rows = [{"length": chance.random(), "score": chance.random()} if at % 5 else {"length": 1.0} for at in range(300)]
+    hits = [None if at % 7 == 0 else chance.random() < row["length"] for at, row in enumerate(rows)]
+    counts = [chance.choice((1.0, 3.0)) for _ in rows]
+    priors = {"length": (0.0, 4.0), "score": (0.4, 5.0)}
+    layer = fit(rows, hits, priors, counts)
+    known = [(row, hit, count) for row, hit, count in zip(rows, hits, counts, strict=True) if hit is not None]
+    lengths = [row["length"] for row in rows]
+    assert layer.means["length"] == pytest.approx(statistics.fmean(lengths))
+    assert layer.scales["length"] == pytest.approx(statistics.pstdev(lengths))
+    weights = [count for _, _, count in known]
+    each = sum(weights) / sum(weight**2 for weight in weights)  # they sum up to as many as they are worth
+    off = [(row, each * count * (hit - layer.p(row))) for row, hit, count in known]
+    for name, (middle, firm) in priors.items():
+        units = {
+            id(row): (taken(name, row[name]) - layer.means[name]) / layer.scales[name] for row in rows if name in row
+        }
+        pull = sum(missed * units.get(id(row), 0.0) for row, missed in off)
+        assert pull == pytest.approx(firm * (layer.weights[name] - middle), abs=1e-4)
+    assert sum(missed for _, missed in off) == pytest.approx(EDGE * layer.intercept, abs=1e-4)
+
+
+def test_trees_cut_where_outcomes_part_and_no_leaf_has_less_than_its_part() -> None:
+    chance, names = random.Random(8), ("x", "noise", "more", "else")
+    outcomes = [
+        Outcome((at / 300, *(chance.random() for _ in names[1:])), at >= 150, 1.0 + at % 2) for at in range(300)
+    ]
+
+    def leaves(node: Node, held: list[Outcome]) -> Iterator[tuple[float, list[Outcome]]]:
+        if not isinstance(node, Branch):
+            yield node, held
+            return
+        at = names.index(node.name)
+        yield from leaves(node.below, [one for one in held if one.row[at] < node.cut])
+        yield from leaves(node.above, [one for one in held if one.row[at] >= node.cut])
+
+    trees = grown(outcomes, names)
+    assert len(trees) == TREES
+    for rate, held in (leaf for tree in trees for leaf in leaves(tree, outcomes)):
+        assert len(held) >= len(outcomes) / LEAVES
+        assert rate == pytest.approx(sum(one.weight for one in held if one.hit) / sum(one.weight for one in held))
+    layer = Layer(0.0, {}, {}, {}, trees=trees)
+    low, high = (layer.p({**dict.fromkeys(names, 0.5), "x": x}) for x in (0.1, 0.9))
+    assert low < 0.5 - 0.3 * ALIKE < 0.5 + 0.3 * ALIKE < high, "of the cuts that are drawn the best is taken"
 
 
 def test_outcomes_that_weigh_too_little_are_few() -> None:

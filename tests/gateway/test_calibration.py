@@ -25,6 +25,7 @@ def test_a_file_gives_its_layer_and_its_edges() -> None:
     assert edges == (0.2, 0.5)
     assert layer.p({"score": 0.5}) == 0.5
     assert layer.p({"score": 0.75}) == pytest.approx(0.9)  # odds of three to one, squared
+    assert (layer.p({"score": 1.0}), layer.p({"score": 0.0})) == pytest.approx((1.0, 0.0), abs=1e-5)
 
 
 def test_an_input_that_is_missing_counts_as_its_mean() -> None:
@@ -62,6 +63,7 @@ def test_trees_have_their_part_in_p_where_they_know_what_they_ask_for() -> None:
         {"layer": {}},
         {"layer": {**WHOLE["layer"], "weights": ["score"]}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "scales": {"score": 0}}},  # type: ignore[dict-item]
+        {"layer": {**WHOLE["layer"], "scales": {}}},  # type: ignore[dict-item]
         {"layer": {**WHOLE["layer"], "intercept": math.nan}},  # type: ignore[dict-item]
         {"edges": [10**400]},
         {"layer": {**WHOLE["layer"], "trees": [1.5]}},  # type: ignore[dict-item]
@@ -77,6 +79,12 @@ def test_trees_have_their_part_in_p_where_they_know_what_they_ask_for() -> None:
 def test_a_file_that_is_no_whole_calibration_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"calibration|order|finite|basis|probabilities"):
         load(json.dumps(WHOLE | change))
+
+
+def test_a_file_that_holds_something_else_is_refused() -> None:
+    for told in ([WHOLE], {"schema": 1}):
+        with pytest.raises(ValueError, match="calibration"):
+            load(json.dumps(told))
 
 
 def test_a_file_whose_trees_are_too_deep_to_be_read_is_refused() -> None:

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from gateway.body import MAX_TOKENS, read
 from gateway.policy import Price, load_policy
-from gateway.pricing import DEFAULT_ANSWER, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
+from gateway.pricing import DEFAULT_ANSWER, TEMPLATE, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
 
 POLICY = load_policy(
@@ -43,6 +43,9 @@ def test_a_bound_is_the_bytes_of_the_prompt_and_the_longest_answer_at_the_deares
     assert found.prompt >= 250
     assert found.money == cost(POLICY.tiers["pro"].price, found.prompt, 0, 300)
     assert found.cheap == cost(POLICY.tiers["flash"].price, found.prompt, 0, 300)
+    assert sizes(request(metadata={"note": "x" * 1000}, user="x" * 1000)) == sizes(request())
+    two, one = (sizes(request(messages=None, prompt=[""] * many))[0] for many in (2, 1))
+    assert two - one == TEMPLATE + len(', ""')
 
 
 def test_without_max_tokens_a_stated_default_is_held() -> None:
@@ -91,7 +94,7 @@ def test_an_answer_that_was_cut_is_estimated_and_never_above_its_bound() -> None
     asked = request(Bill("pro", "answer", running, stream=True), max_tokens=5000)
     (line,) = lines(asked, POLICY)
     assert (line.estimated, line.completion) == (True, 3 * 16 + 256)
-    whole = request(Bill("pro", "answer"), max_tokens=50)
+    whole = request(Bill("pro", "answer"), max_tokens=5000)
     most = bound(whole, BOTH, POLICY)
     (line,) = lines(whole, POLICY)
     assert (line.prompt, line.completion, line.money) == (most.prompt, most.completion, most.money)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+import hiredis
 import pytest
 from valkey.crc import key_slot
 
@@ -15,9 +16,11 @@ from gateway.store import Limits, Store, open_store
 from gateway.store.circuit import _beside as beside
 from gateway.store.cluster import HOPS, TRY_AGAIN, WAIT, Cluster
 from gateway.store.cluster import key_slot as slot_of
+from gateway.store.refusals import MovedError
 from gateway.store.valkey import RedisStore
 from gateway.store.words import account, pushed
 from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot, until
+from tests.gateway.serving import PATIENCE
 from tests.stores import at_once, recovered
 
 FULL = os.environ.get("FAULTS") == "full"  # `make faults`
@@ -244,3 +247,38 @@ def test_servers_are_reached_where_the_map_says_not_where_the_one_was_that_gave_
         return reached
 
     assert asyncio.run(main()) == {"127.0.0.1"}
+
+
+@asynccontextmanager
+async def node(host: str, seen: list[bytes], replies: dict[bytes, str]) -> AsyncIterator[int]:
+    """The port of a server that answers each command by its last word, and has no map."""
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commands = hiredis.Reader()
+        while data := await reader.read(4096):
+            commands.feed(data)
+            while (command := commands.gets()) is not False:
+                seen.extend(command[-1:] if command[0] != b"CLUSTER" else ())
+                writer.write(replies.get(command[-1], "-ERR").encode() + b"\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(meet, host, 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_commands_follow_a_slot_to_another_host_once_or_for_good_but_not_round_and_round() -> None:
+    here, there = list[bytes](), list[bytes]()
+    kept, went = dict[bytes, str](), {b"moved": "+found", b"asked": "+found", b"ASKING": "+OK"}
+    async with node("127.0.0.1", here, kept) as one, node("127.0.0.2", there, went) as two:
+        for name, word in ((b"moved", "MOVED"), (b"asked", "ASK"), (b"round", "MOVED")):
+            kept[name] = f"-{word} {slot_of(name)} 127.0.0.2:{two}"
+        went[b"round"] = f"-MOVED {slot_of(b'round')} 127.0.0.1:{one}"
+        found = Cluster([("127.0.0.1", one)], lambda address: f"redis://{address[0]}:{address[1]}", lambda: None)
+        for name in (b"moved", b"asked"):
+            assert [await found.put(b"GET", name) for _ in range(2)] == [b"found", b"found"]
+        assert here == [b"moved", b"asked", b"asked"]
+        assert there == [b"moved", b"moved", b"ASKING", b"asked", b"ASKING", b"asked"]
+        with pytest.raises(MovedError):
+            await asyncio.wait_for(found.put(b"GET", b"round"), PATIENCE)
+        assert len(here) + len(there) == 9 + 1 + HOPS
+        await found.close()

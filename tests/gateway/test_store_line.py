@@ -14,6 +14,7 @@ from valkey import Valkey
 
 from gateway.store import VALUE_LIMIT, open_store, where
 from gateway.store.address import _joined, hosts
+from gateway.store.circuit import Circuit, Unsent
 from gateway.store.line import FAULTS, PIECE, Line
 from gateway.store.opening import TIMEOUT, Word, opening, written
 from tests.gateway.identity import CERTIFICATE, KEY, pem
@@ -216,6 +217,14 @@ def test_a_password_that_is_not_escaped_is_not_told(address: str) -> None:
     with pytest.raises(ValueError, match="numbers") as refusal:
         open_store(address)
     assert "hunter2" not in str(refusal.value)
+
+
+async def test_a_server_that_was_let_go_is_asked_no_more(valkey: str) -> None:
+    circuit = Circuit(opening(valkey), lambda: None)
+    assert await circuit.put(b"PING") == b"PONG"
+    await circuit.close()
+    with pytest.raises(Unsent):
+        await circuit.put(b"PING")
 
 
 def test_what_was_put_is_sent_though_nobody_waits_and_the_line_is_closed(run: Run, valkey: str) -> None:  # noqa: F811
