@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,6 +235,8 @@ def test_a_call_fails_from_400_on_and_an_exchange_by_an_error_that_is_not_the_ca
     assert exchange.status.status_code.name == whole
     assert (call.attributes or {}).get("error.type") == error
     assert (exchange.attributes or {})["gateway.cost_usd"] == 0.0025
+    assert (exchange.end_time or 0) - (exchange.start_time or 0) == pytest.approx(0.5e9, abs=1e3)
+    assert exchange.start_time == pytest.approx(time.time_ns(), abs=60e9)
 
 
 def test_no_word_of_prompt_or_answer_is_sent(flash: Sim, pro: Sim, collector: Collector) -> None:
