@@ -24,7 +24,7 @@ from gateway.calibrate import (
 )
 from gateway.calibrate.bound import ALL, allowed, certify, least, tail, thinned
 from gateway.calibrate.halves import parted
-from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval, mean
+from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval
 from gateway.calibrate.trees import LEAVES, TREES, Outcome, grown
 from gateway.calibration import ALIKE, EDGE, Branch, Layer, Node, load, taken
 

@@ -6,6 +6,7 @@ import json
 import secrets
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -364,15 +365,17 @@ async def test_where_limits_and_keys_are_kept_is_told() -> None:
 
 
 async def test_keys_that_open_nothing_are_not_counted(tmp_path: Path) -> None:
-    file = KeyFileStore(tmp_path / "keys.json")
-    for own in ({}, {"revoked": 1.0}, {"expires": 1.0}):
-        await file.put_key(new_key(await file.secret(), "ann", **own)[1])
-    settings = Settings(keys_file=tmp_path / "keys.json", host="0.0.0.0")
+    path = tmp_path / "keys.json"
+    file = KeyFileStore(path)
+    _, record = new_key(await file.secret(), "ann")
+    for one in (record, replace(record, id="b", revoked=1.0), replace(record, id="c", expires=1.0)):
+        await file.put_key(one)
+    settings = Settings(keys_file=path, host="0.0.0.0")
     assert [(one.level, one.told) for one in await keys(settings, None)] == [
         ("ok", "1 of callers"),
         ("warning", "there is no admin key: /admin and the page are off"),
     ]
-    settings.keys_file.write_text("{")
+    path.write_text("{")
     wrong, *_, nobody, _ = await keys(settings, None)
     assert (wrong.level, "keys.json" in wrong.told) == ("error", True)
     assert "it will not start" in nobody.told

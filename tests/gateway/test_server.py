@@ -10,7 +10,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,25 @@ def test_sockets_for_several_processes_are_seen_to_be_tcp_and_share_with_their_l
         assert one.proto == socket.IPPROTO_TCP, "else asyncio leaves Nagle's delay on: 40 ms an answer"
         with pytest.raises(OSError, match="in use"):
             bind(same, shared=False)
+
+
+def test_no_host_is_every_address_of_both_kinds() -> None:
+    with ExitStack() as stack:
+        found = [stack.enter_context(one) for one in bind(Settings(host="", port=free_port()), shared=False)]
+        for one in found:
+            one.listen()
+        assert len({one.family for one in found}) == len(found) == 1 + socket.has_dualstack_ipv6()
+
+
+def test_a_port_whose_connections_have_just_been_closed_is_free() -> None:
+    (one,) = bind(Settings(port=0), shared=False)
+    with one:
+        one.listen()
+        with socket.create_connection(one.getsockname()) as caller:
+            one.accept()[0].close()
+            assert caller.recv(1) == b"", "the kernel waits for what may still come of it"
+        port = one.getsockname()[1]
+    bind(Settings(port=port), shared=False)[0].close()
 
 
 @asynccontextmanager

@@ -154,11 +154,11 @@ async def test_a_decision_is_explained_without_asking_a_model(flash: Sim, pro: S
         for verdict, tier in ((0, "flash"), (1, "pro"), ("simple", "flash"), ("timeout", "flash")):
             found = await put(gate, "/explain", {"request": HI["request"], "verdict": verdict})
             assert found["route"]["tier"] == tier
-        for verdict in ("maybe", 1.01, -0.01):
-            wrong = await put(gate, "/explain", {"request": HI["request"], "verdict": verdict}, status=400)
-            assert f"{verdict}: expected a probability from 0 to 1" in wrong["error"]["message"]
-        for wrong in ({"plan": "none"}, {"policy": "schema: ["}, {"unknown": 1}):
-            await put(gate, "/explain", {"request": HI["request"], **wrong}, status=400)
+        for said in ("maybe", 1.01, -0.01):
+            wrong = await put(gate, "/explain", {"request": HI["request"], "verdict": said}, status=400)
+            assert f"{said}: expected a probability from 0 to 1" in wrong["error"]["message"]
+        for more in ({"plan": "none"}, {"policy": "schema: ["}, {"unknown": 1}):
+            await put(gate, "/explain", {"request": HI["request"], **more}, status=400)
         await put(gate, "/explain", {"request": {"messages": [{"role": "user", "content": "\ud800"}]}}, status=400)
         assert flash.state()["requests"] == []
 

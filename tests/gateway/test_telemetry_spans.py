@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from gateway.telemetry.otlp import REMEMBERED, REMOTE, REMOTE_KNOWN, Pairs, requ
 from gateway.telemetry.sending import trusting
 from gateway.telemetry.spans import SCOPE, spans
 from gateway.trace import Leg, Trace
-from gateway.types import Usage
+from gateway.types import Decision, Facts, Held, Route, Usage
 from loadtest.servers import Sim
 from tests.gateway.collector import Collector, collecting, plain
 from tests.gateway.identity import CERTIFICATE, KEY, pem
@@ -230,11 +231,19 @@ def test_a_call_fails_from_400_on_and_an_exchange_by_an_error_that_is_not_the_ca
     trace, path = Trace(), "/v1/chat/completions"
     trace.began(Leg("answer", "flash", path, "m", "h", 1, Usage(complete=True), status=status))
     costs = [Line("flash", "answer", False, 10, 0, 5, money) for money in (2_000_000, 500_000)]
-    ended = Record("r1", path, status, 0.5, 0.001, "p", error="upstream_failed", trace=trace, costs=costs)
+    decision = Decision(
+        Facts("auto", "ann", "usual"), None, Route(("flash",), "all", "rule"), held=Held("broken", "5xx", 0.1)
+    )
+    ended = Record(
+        "r1", path, status, 0.5, 0.001, "p", error="upstream_failed", trace=trace, costs=costs, decision=decision
+    )
     exchange, call = spans(ended, trace, "auto", {}, Resource({}))
     assert exchange.status.status_code.name == whole
     assert (call.attributes or {}).get("error.type") == error
     assert (exchange.attributes or {})["gateway.cost_usd"] == 0.0025
+    assert (exchange.attributes or {})["gateway.holdback"] == "broken"
+    assert (exchange.end_time or 0) - (exchange.start_time or 0) == pytest.approx(0.5e9, abs=1e3)
+    assert exchange.start_time == pytest.approx(time.time_ns(), abs=60e9)
 
 
 def test_no_word_of_prompt_or_answer_is_sent(flash: Sim, pro: Sim, collector: Collector) -> None:
