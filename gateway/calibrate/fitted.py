@@ -75,7 +75,7 @@ def calibrate(
     layer = layer_for(fitted, label, measures)
     held = _held(layer, judged, label)
     edges, bound = _bounded(target, held.once)
-    edges = edges or thresholds([layer.p(told(one)) for one in fitted], wanted)
+    edges = edges or thresholds(ranks(layer, fitted), wanted)
     report = bound | _report(held, edges, mix) | {"sources": sources_of(decided)}
     report |= {} if few else _worth(held, edges[0])
     report |= {} if few or alike else _lift(held, edges[-1])  # of too few gains resampling knows no interval
@@ -83,8 +83,9 @@ def calibrate(
     caveats = (*caveats_on(decided, report, target, layer), *filter(None, lacks))
     if target.kind == "shares":
         fitted, layer = decided, layer_for(decided, label, measures)
-        edges = thresholds([layer.p(told(one)) for one in decided], wanted)
-    basis = basis_of(layer, decided, fitted, label)
+    p = ranks(layer, decided)
+    edges = thresholds(p, wanted) if target.kind == "shares" else edges
+    basis = basis_of(p, decided, fitted, label)
     basis = replace(basis, question=question if "p_complex" in layer.inputs else None)
     return Calibration(target, layer, edges, basis, report, caveats, bool(bound) or gains(report))
 
@@ -100,11 +101,17 @@ class Held(NamedTuple):
 
 
 def _held(layer: Layer, judged: Sequence[Example], label: Label) -> Held:
-    outcomes = [(layer.p(told(one)), one) for one in judged if label(one) is not None and not one.retried]
+    p = ranks(layer, judged)
+    outcomes = [(at, one) for at, one in zip(p, judged, strict=True) if label(one) is not None and not one.retried]
     hits = [Judged(p, float(bool(label(one))), one.weight) for p, one in outcomes]
     names = repeats([one for _, one in outcomes])
     once = {names[one.id]: hit for hit, (_, one) in zip(hits, outcomes, strict=True)}
-    return Held([layer.p(told(one)) for one in judged], outcomes, hits, list(once.values()))
+    return Held(p, outcomes, hits, list(once.values()))
+
+
+def ranks(layer: Layer, records: Sequence[Example]) -> list[float]:
+    """p of each record."""
+    return [layer.p(told(one)) for one in records]
 
 
 def _again(held: Held) -> str:
@@ -139,9 +146,9 @@ def _bounded(target: Target, hits: Sequence[Judged]) -> tuple[tuple[float, ...],
     return (bound.threshold,), {"bound": {"kept": bound.kept, "failures": bound.failures}}
 
 
-def basis_of(layer: Layer, records: Sequence[Example], fitted: Sequence[Example], label: Label) -> Basis:
-    """The basis of a calibration of these records, on some of which its layer was fitted."""
-    ranked = sorted(layer.p(told(one)) for one in records)
+def basis_of(p: Sequence[float], records: Sequence[Example], fitted: Sequence[Example], label: Label) -> Basis:
+    """The basis of a calibration that gives these records that p, and was fitted on some of them."""
+    ranked = sorted(p)
     cuts = {ranked[len(ranked) * at // PARTS] for at in range(1, PARTS)} - {ranked[0]}
     ends = [0, *(bisect_left(ranked, cut) for cut in sorted(cuts)), len(ranked)]
     known = [one for one in fitted if label(one) is not None and not one.retried]

@@ -4,9 +4,9 @@ import math
 import random
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import NamedTuple
 
 from gateway.estimate import effective, wilson
@@ -17,6 +17,8 @@ SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
 FEWEST, TURNS = 30, 5  # runs at the fewest, and neighbours in each where there are enough
 KIND = 10  # where more than one request in so many are equal, they are no repeats of one
+
+Sums = Sequence[float]
 
 
 class Judged(NamedTuple):
@@ -56,29 +58,38 @@ def ece(judged: Sequence[Judged]) -> float:
     return sum(map(abs, off)) / total
 
 
-def lift(judged: Sequence[Judged], threshold: float) -> float:
-    """The part of Pro's total gain (the values) in requests with p at or above the threshold, less the part of such
-    requests, which random routing would get. NaN when the total is not positive.
-    """
-    whole = total = caught = share = 0.0
-    for p, value, weight in judged:  # one pass: called for 400 bootstrap samples
-        whole += weight * value
-        total += weight
-        if p >= threshold:
-            caught += weight * value
-            share += weight
+def caught(one: Judged, threshold: float) -> Sums:
+    """What a request adds to the gain, to the requests, and to each of the two at or above the threshold."""
+    gain, above = one.weight * one.value, one.p >= threshold
+    return gain, one.weight, gain * above, one.weight * above
+
+
+def over_chance(whole: float, total: float, caught: float, share: float) -> float:
+    """The part of the gain that was caught, less the part of the requests, which random routing would get. NaN when
+    there is no gain."""
     return caught / whole - share / total if whole > 0 else math.nan
 
 
-def bootstrap(judged: Sequence[Judged], measure: Callable[[Sequence[Judged]], float]) -> Estimate:
-    """The measure with its 95 % bootstrap interval over runs of neighbours (`runs`)."""
+def lift(judged: Sequence[Judged], threshold: float) -> float:
+    """The part of Pro's total gain (the values) in requests with p at or above the threshold, less the part of such
+    requests. NaN when the total is not positive."""
+    return over_chance(*added(caught(one, threshold) for one in judged))
+
+
+def added(parts: Iterable[Sums]) -> list[float]:
+    return list(map(sum, zip(*parts, strict=True)))
+
+
+def bootstrap(judged: Sequence[Judged], part: Callable[[Judged], Sums], measure: Callable[..., float]) -> Estimate:
+    """The measure of sums of each request's `part`, with its 95 % bootstrap interval over `runs` of neighbours."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
-    groups = runs(judged)
-    drawn = (measure(list(chain(*chance.choices(groups, k=len(groups))))) for _ in range(DRAWS))
+    groups = [added(map(part, group)) for group in runs(judged)]
+    drawn = (measure(*added(chance.choices(groups, k=len(groups)))) for _ in range(DRAWS))
     found = sorted(value for value in drawn if not math.isnan(value))
     if not found:
         return Estimate(math.nan, -math.inf, math.inf)
-    return Estimate(measure(judged), found[int(0.025 * len(found))], found[int(0.975 * (len(found) - 1))])
+    low, high = found[int(0.025 * len(found))], found[int(0.975 * (len(found) - 1))]
+    return Estimate(measure(*added(groups)), low, high)
 
 
 def runs(judged: Sequence[Judged]) -> list[list[Judged]]:
@@ -98,12 +109,12 @@ def lift_interval(judged: Sequence[Judged], threshold: float) -> Estimate:
     """The lift with its 95 % bootstrap interval. Its upper end is that with one gain more above the threshold, of mean
     effective weight: where gains are few, resampling knows only of those that came."""
 
-    def measure(sample: Sequence[Judged]) -> float:
-        return lift(sample, threshold)
+    def part(one: Judged) -> Sums:
+        return caught(one, threshold)
 
     unit = sum(one.weight**2 for one in judged) / sum(one.weight for one in judged)
     more = Judged(math.inf, 1.0, unit)
-    return replace(bootstrap(judged, measure), high=bootstrap([*judged, more], measure).high)
+    return replace(bootstrap(judged, part, over_chance), high=bootstrap([*judged, more], part, over_chance).high)
 
 
 def share_interval(hits: int, of: int) -> Estimate:

@@ -40,19 +40,20 @@ def _grow(outcomes: Sequence[Outcome], names: Sequence[str], least: float, chanc
     for at in chance.sample(range(len(names)), math.ceil(TRIED * len(names))) if 0 < hits < whole else ():
         column = [one.row[at] for one in outcomes]
         cut = chance.uniform(min(column), max(column))
-        below, above = [one for one in outcomes if one.row[at] < cut], [one for one in outcomes if one.row[at] >= cut]
-        if min(len(below), len(above)) < least:
+        above = [one for one, value in zip(outcomes, column, strict=True) if value >= cut]
+        if not least <= len(above) <= len(outcomes) - least:
             continue
         part, caught = _sums(above)
         apart = (caught * whole - hits * part) ** 2 / (part * (whole - part))
         if apart > best:
-            best, halves = apart, (names[at], cut, below, above)
+            best, halves = apart, (at, cut, above)
     if halves is None:
         return hits / whole
-    name, cut, below, above = halves
-    return Branch(name, cut, _grow(below, names, least, chance), _grow(above, names, least, chance))
+    at, cut, above = halves
+    below = [one for one in outcomes if one.row[at] < cut]
+    return Branch(names[at], cut, _grow(below, names, least, chance), _grow(above, names, least, chance))
 
 
 def _sums(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     """For how many requests they stand, and for how many that hit."""
-    return math.fsum(one.weight for one in outcomes), math.fsum(one.weight for one in outcomes if one.hit)
+    return math.fsum([weight for _, _, weight in outcomes]), math.fsum([weight for _, hit, weight in outcomes if hit])

@@ -5,7 +5,7 @@ searched for the stems as they stand. One stem serves several languages where th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gateway.score.remembered import Words
 
@@ -103,9 +103,12 @@ def _stems(*tables: str) -> Stems:
     return [(stem, kind) for kind, table in zip(KINDS, tables, strict=True) for stem in table.split()]
 
 
-def _by(size: int, stems: Stems) -> dict[str, Stems]:
+def _by(size: int, stems: Stems) -> Mapping[str, Stems]:
     """By their first letters."""
-    return {stem[:size]: [pair for pair in stems if pair[0].startswith(stem[:size])] for stem, _ in stems}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for stem, kind in stems:
+        found.setdefault(stem[:size], []).append((stem, kind))
+    return found
 
 
 def _begun(word: str) -> Stems:

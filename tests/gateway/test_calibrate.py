@@ -5,6 +5,8 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from operator import truediv
 
 import pytest
 
@@ -21,7 +23,7 @@ from gateway.calibrate import (
 )
 from gateway.calibrate.bound import ALL, Certified, certify, fewest, tail
 from gateway.calibrate.halves import parted
-from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval, mean, thinned
+from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval, thinned
 from gateway.calibration import load
 
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
@@ -85,17 +87,22 @@ def test_agreements_order_requests_but_prove_no_bound() -> None:
     with pytest.raises(Unproven, match="0 outcomes"):
         calibrate(agreed, parse("flash_failure=0.2"))
     mixed = [*agreed[:1000], *traffic(2000, by_score)[1000:]]
-    assert [calibrate(some, parse("pro_share=0.25")).basis.judged for some in (agreed, mixed)] == [False, True]
+    assert (found.basis.judged, calibrate(mixed, parse("pro_share=0.25")).basis.judged) == (False, True)
+
+
+@cache
+def three_bands() -> Calibration:
+    return calibrate(traffic(4000, by_score), parse("shares=0.5/0.3/0.2"))
 
 
 def test_bands_have_the_shares_that_were_asked_for() -> None:
-    found = calibrate(traffic(4000, by_score), parse("shares=0.5/0.3/0.2"))
+    found = three_bands()
     assert list(found.edges) == sorted(found.edges)
     assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
 def test_a_greater_share_never_has_a_higher_threshold() -> None:
-    records = traffic(1000, by_score)
+    records = traffic(1000, by_score, labels=200)
     edges = [calibrate(records, parse(f"pro_share={share}")).edges[0] for share in (0.1, 0.3, 0.5, 0.9)]
     assert edges == sorted(edges, reverse=True)
 
@@ -105,7 +112,7 @@ def test_a_cost_is_the_share_that_it_pays_for() -> None:
 
 
 def test_p_is_what_happens() -> None:
-    found = calibrate(traffic(4000, by_score), parse("pro_share=0.25"))
+    found = three_bands()
     fresh = [Judged(found.layer.p(told(one)), float(bool(one.failed))) for one in traffic(4000, by_score, seed=2)]
     assert ece(fresh) < 0.04
     assert brier(fresh) < brier([Judged(0.3167, one.value) for one in fresh])  # the mean of by_score
@@ -482,9 +489,13 @@ def test_a_few_gains_that_are_all_missed_do_not_exclude_chance() -> None:
     assert found.low < -0.25 < 0 < found.high < 0.3
 
 
+def of_mean(one: Judged) -> tuple[float, float]:
+    return one.value, 1.0
+
+
 def test_a_bootstrapped_interval_is_as_wide_as_the_mean_of_so_many_is_uncertain() -> None:
     coins = [Judged(0.5, float(at % 2)) for at in random.Random(3).sample(range(400), 400)]
-    found = bootstrap(coins, mean)
+    found = bootstrap(coins, of_mean, truediv)
     assert [found.low, found.high] == pytest.approx([0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.012)
 
 
@@ -492,7 +503,7 @@ def test_an_interval_is_wider_where_neighbours_are_alike() -> None:
     chance = random.Random(4)
     talks = [float(chance.random() < 0.3) for _ in range(60)]
     turns = [Judged(0.5 + at / 1000, talks[at // 5]) for at in range(300)]
-    together, mixed = bootstrap(turns, mean), bootstrap(chance.sample(turns, len(turns)), mean)
+    together, mixed = (bootstrap(some, of_mean, truediv) for some in (turns, chance.sample(turns, len(turns))))
     assert together.high - together.low > 1.6 * (mixed.high - mixed.low), "the root of 5"
 
 
