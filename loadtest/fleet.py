@@ -23,9 +23,10 @@ import platform
 import random
 import time
 from dataclasses import dataclass
+from typing import Any
 
-import redis
 import uvloop
+from valkey import Valkey
 
 from gateway.store import Store, open_store
 from loadtest.clusters import single
@@ -90,15 +91,16 @@ async def _request(store: Store, chance: random.Random, due: float, seen: list[S
     await store.settle(caller, admitted.lease or "", LINES)
 
 
-def spent(client: redis.Redis) -> tuple[float, int]:
+def spent(client: Valkey) -> tuple[float, int]:
     """CPU seconds of the server so far, and how many scripts it ran."""
-    cpu, commands = client.info("cpu"), client.info("commandstats")
+    cpu: Any = client.info("cpu")
+    commands: Any = client.info("commandstats")
     ran = sum(told["calls"] for name, told in commands.items() if "eval" in name)
     return float(cpu["used_cpu_sys"]) + float(cpu["used_cpu_user"]), ran
 
 
 def measured(url: str, options: argparse.Namespace, rate: float) -> str:
-    client = redis.Redis.from_url(url)
+    client = Valkey.from_url(url)
     each = options.gateways // options.processes
     shares = [Share(url, each, rate / options.gateways, options.seconds, n * each) for n in range(options.processes)]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-import redis
+from valkey import Valkey
 
 from gateway.embedded import embedded
 from loadtest.clusters import Nodes, cluster
@@ -73,7 +73,7 @@ def valkey_server() -> Iterator[str]:
 @pytest.fixture
 def valkey(valkey_server: str) -> str:
     """The URL of an empty store."""
-    with redis.Redis.from_url(valkey_server) as client:
+    with Valkey.from_url(valkey_server) as client:
         client.flushall()
     return valkey_server
 

@@ -7,7 +7,7 @@ import signal
 import statistics
 from typing import NamedTuple
 
-import redis
+from valkey import Valkey
 
 from gateway.http1 import Client
 from loadtest.faults.client import Outcome, ask, open_loop
@@ -46,7 +46,7 @@ def measure(seconds: float, rate: int) -> Freeze:
         flash, pro = stack.enter_context(sim("flash", "--speed", "0")), stack.enter_context(sim("pro", "--speed", "0"))
         store = stack.enter_context(valkey())
         url = stack.enter_context(gateway(policy(), flash, pro, store))
-        with redis.Redis.from_url(store) as client:
+        with Valkey.from_url(store) as client:
             server = int(client.info("server")["process_id"])
         return asyncio.run(drive(url, server, rate, seconds))
 

@@ -11,10 +11,10 @@ import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import redis
+from valkey import Valkey
 
 from gateway.pricing import TEMPLATE
 from gateway.store import NANO, Line, open_store
@@ -111,12 +111,14 @@ async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def watching(client: redis.Redis, peaks: list[int]) -> AsyncIterator[None]:
+async def watching(client: Valkey, peaks: list[int]) -> AsyncIterator[None]:
     """Notes what is spent and held, some hundred times a second."""
+
+    held = account(CALLER).names.all[0].decode()
 
     async def look() -> None:
         while True:
-            found = await asyncio.to_thread(client.hmget, account(CALLER).names.all[0], "spent", "money")
+            found: Any = await asyncio.to_thread(client.hmget, held, ["spent", "money"])
             peaks.append(sum(int(value or 0) for value in found))
             await asyncio.sleep(0.005)
 
@@ -127,7 +129,7 @@ async def watching(client: redis.Redis, peaks: list[int]) -> AsyncIterator[None]
         task.cancel()
 
 
-async def settled(url: str, client: redis.Redis) -> list[Line]:
+async def settled(url: str, client: Valkey) -> list[Line]:
     """The ledger, once no lease is left. Raises TimeoutError."""
     store = open_store(url)
     try:
@@ -153,7 +155,7 @@ def counted(tier: str, server: Sim) -> int:
 
 async def drive(urls: list[str], store: str, streams: int, tokens: int) -> tuple[list[str], list[int], list[Line]]:
     peaks: list[int] = []
-    with redis.Redis.from_url(store) as client:
+    with Valkey.from_url(store) as client:
         async with watching(client, peaks):
             ends = await storm(urls, streams, tokens)
             lines = await settled(store, client)
@@ -183,7 +185,7 @@ def measure(streams: int, covered: int, tokens: int) -> Money:
         store = stack.enter_context(valkey())
         urls = [stack.enter_context(gateway(text, flash, pro, store, workers=WORKERS)) for _ in range(GATEWAYS)]
         ends, peaks, lines = asyncio.run(drive(urls, store, streams, tokens))
-        with redis.Redis.from_url(store) as client:
+        with Valkey.from_url(store) as client:
             held = int(client.hget(account(CALLER).names.all[0], "money") or 0)
         true = counted("flash", flash) + counted("pro", pro)
     spent = sum(line.money for line in lines)

@@ -2,8 +2,8 @@ import secrets
 from pathlib import Path
 
 import pytest
-import redis
 from typer.testing import CliRunner
+from valkey import Valkey
 
 from gateway.app import NoKeys, open_to_everyone
 from gateway.cli import app
@@ -72,7 +72,7 @@ async def test_pages_of_listed_origins_only_may_ask_and_read_the_headers(flash: 
 async def test_a_store_that_is_busy_at_the_start_has_time_to_answer(valkey: str) -> None:
     quick = Settings(redis_url=valkey.partition("?")[0])  # whose replies have 0.1 s
     store = open_store(quick.redis_url)
-    with redis.Redis.from_url(valkey) as server:
+    with Valkey.from_url(valkey) as server:
         server.client_pause(700)
     _, keys = await permitted(quick, store)
     assert keys.everyone

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -114,24 +115,33 @@ def many(unit: bytes, count: int) -> bytes:
 
 
 TALK = b'"messages":[%s]' % MESSAGE
-TOO_MUCH = {
-    "members": (b'{"x0":0,' + b",".join(b'"x%d":0' % at for at in range(1, MAX_MEMBERS)) + b"," + TALK + b"}", None),
-    "messages": (b'{"messages":[' + many(b'{"role":""}', MAX_MESSAGES + 1) + b"]}", "messages"),
+TOO_MUCH: dict[str, tuple[Callable[[], bytes], str | None]] = {
+    "members": (
+        lambda: b'{"x0":0,' + b",".join(b'"x%d":0' % at for at in range(1, MAX_MEMBERS)) + b"," + TALK + b"}",
+        None,
+    ),
+    "messages": (lambda: b'{"messages":[' + many(b'{"role":""}', MAX_MESSAGES + 1) + b"]}", "messages"),
     "pieces of a message": (
-        b'{"messages":[{"role":"user","content":[' + many(b'{"type":""}', MAX_MESSAGES + 1) + b"]}]}",
+        lambda: b'{"messages":[{"role":"user","content":[' + many(b'{"type":""}', MAX_MESSAGES + 1) + b"]}]}",
         "messages[0].content",
     ),
-    "tools": (b"{" + TALK + b',"tools":[' + many(b"{}", MAX_TOOLS + 1) + b"]}", "tools"),
-    "numbers of a prompt": (b'{"prompt":[' + many(b"1", MAX_VALUES + 1) + b"]}", "prompt"),
-    "bytes of an option": (b"{" + TALK + b',"metadata":{"a":"' + b"x" * MAX_OPTION + b'"}}', "metadata"),
-    "empty objects that nobody looks at": (b"{" + TALK + b',"x":[' + many(b"{}", MAX_VALUES) + b"]}", None),
+    "tools": (lambda: b"{" + TALK + b',"tools":[' + many(b"{}", MAX_TOOLS + 1) + b"]}", "tools"),
+    "numbers of a prompt": (lambda: b'{"prompt":[' + many(b"1", MAX_VALUES + 1) + b"]}", "prompt"),
+    "bytes of an option": (
+        lambda: b"{" + TALK + b',"metadata":{"a":"' + b"x" * MAX_OPTION + b'"}}',
+        "metadata",
+    ),
+    "empty objects that nobody looks at": (
+        lambda: b"{" + TALK + b',"x":[' + many(b"{}", MAX_VALUES) + b"]}",
+        None,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_what_takes_a_thousand_times_as_long_as_text_of_its_size_is_refused(name: str) -> None:
-    data, param = TOO_MUCH[name]
-    assert refused(data).param == param
+    made, param = TOO_MUCH[name]
+    assert refused(made()).param == param
 
 
 def test_a_megabyte_of_braces_in_a_text_is_a_text() -> None:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-import redis
+from valkey import Valkey
 
 from gateway.admission import Admission, admit
 from gateway.body import read
@@ -201,7 +201,7 @@ def test_a_cancelled_admission_leaves_nothing_held_in_either_account(
 def test_both_accounts_are_asked_in_one_write(valkey: str) -> None:
     async def main(store: Store) -> None:
         await scripts_known(store)
-        with redis.Redis.from_url(valkey) as client:
+        with Valkey.from_url(valkey) as client:
             before = client.info("stats")["total_reads_processed"]
             admission = await admit(asking("ann"), None, POLICY, store)
             assert client.info("stats")["total_reads_processed"] - before == 2  # one of them asks for this figure

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from typer.testing import CliRunner
+from valkey import Valkey
 
 from gateway.cli import app
 from gateway.cli.keyfile import KeyFileStore
@@ -134,7 +134,7 @@ def test_the_servers_of_a_candidate_are_looked_at_too(tmp_path: Path, flash: Sim
     ("policy", "lost"), [("allkeys-lru", "API keys, budgets and ledgers"), ("volatile-lru", "budgets and ledgers")]
 )
 def test_a_store_that_may_drop_more_than_answers_is_told(good: Path, valkey: str, policy: str, lost: str) -> None:
-    with redis.Redis.from_url(valkey) as server:
+    with Valkey.from_url(valkey) as server:
         before = server.config_get("maxmemory*")
         server.config_set("maxmemory", "200mb")
         server.config_set("maxmemory-policy", policy)

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import redis
+from valkey import Valkey
 
 from gateway.embedded import embedded
 
@@ -27,7 +27,7 @@ def ended(pid: int) -> bool:
 
 
 def server_pid(url: str) -> int:
-    with redis.Redis.from_url(url) as client:
+    with Valkey.from_url(url) as client:
         return int(client.info("server")["process_id"])
 
 
@@ -35,7 +35,7 @@ def test_it_answers_on_a_private_socket_saves_nothing_and_leaves_nothing() -> No
     async def use() -> tuple[Path, int]:
         async with embedded() as url:
             place = Path(url.removeprefix("unix://")).parent
-            with redis.Redis.from_url(url) as client:
+            with Valkey.from_url(url) as client:
                 assert client.ping()
                 assert client.config_get("save") == {"save": ""}
                 assert int(client.config_get("maxmemory")["maxmemory"]) == 256 << 20

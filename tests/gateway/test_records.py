@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
-import redis
 from typer.testing import CliRunner
+from valkey import Valkey
 
 from gateway import records as room
 from gateway.app import create_app
@@ -249,7 +249,7 @@ def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valke
             await store.close()
 
     asyncio.run(main())
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         lines = [entry[b"line"] for _, entry in client.xrange("tg1:records")]
     assert [sorted(json.loads(line)) for line in lines][1] == ["at", "caller", "id", "outcome", "v"]
     assert json.loads(lines[0])["route"]["tier"] == "flash"
@@ -281,7 +281,7 @@ def test_the_stream_keeps_about_as_many_as_it_is_told(valkey: str) -> None:
         await store.close()
 
     asyncio.run(main())
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         assert 100 <= client.xlen("tg1:records") < 300
         newest = client.xrevrange("tg1:records", count=1)[0][1][b"line"]
     assert msgspec.json.decode(newest)["id"] == "r999"

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 
-import redis
+from valkey import Valkey
 
 from gateway.embedded import embedded
 from gateway.policy import load_policy
@@ -41,7 +41,7 @@ def test_a_conversation_is_known_to_every_process(flash: Sim, pro: Sim, valkey: 
 
     with running(text, (flash, pro), REDIS_URL=valkey) as (url, _):
         asyncio.run(main(Port(int(url.rpartition(":")[2]))))
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         kept = {name: client.get(name) for name in client.keys("tg1:*entry:header:*")}
         assert len(kept) == 1
         assert all(3500 < client.ttl(name) <= 3600 for name in kept)
@@ -53,7 +53,7 @@ def test_a_session_is_asked_for_in_the_same_write_as_admission(flash: Sim, pro: 
 
     async def scenario(store: RedisStore) -> None:
         await store.admit("ann", WIDE, None)
-        with redis.Redis.from_url(valkey) as client:
+        with Valkey.from_url(valkey) as client:
             before = client.info("stats")["total_reads_processed"]
             request = asked(body(), headers=HERE)
             remembered = recalling(request, key_of(request, policy) or b"", store)
@@ -70,7 +70,7 @@ def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits(flash
 
     async def main() -> None:
         async with embedded() as url:
-            with redis.Redis.from_url(url) as client:
+            with Valkey.from_url(url) as client:
                 pid = int(client.info("server")["process_id"])
             store = RedisStore(url)
             await store.admit("ann", WIDE, None)
@@ -92,7 +92,7 @@ def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits(flash
 
 async def test_while_the_store_stands_still_requests_are_decided_without_their_session(flash: Sim, pro: Sim) -> None:
     async with embedded() as url:
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             pid = int(client.info("server")["process_id"])
         store = RedisStore(url)
         async with gateway(sessions(flash, pro), store) as gate:

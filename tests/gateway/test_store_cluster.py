@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from redis.crc import key_slot
+from valkey.crc import key_slot
 
 from gateway.store import Limits, Store, open_store
 from gateway.store.circuit import _beside as beside

