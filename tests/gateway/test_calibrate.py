@@ -77,7 +77,7 @@ def test_a_share_is_met_within_3_points_on_records_that_it_has_not_seen() -> Non
 
 
 def test_agreements_order_requests_but_prove_no_bound() -> None:
-    agreed = [replace(one, pro_ok=None, agree=0.5) for one in traffic(2000, by_score)]
+    agreed = [replace(one, pro_ok=None, agree=0.5) for one in traffic(1000, by_score)]
     found = calibrate(agreed, parse("pro_share=0.25"))
     assert found.report["lift"]["low"] > 0
     assert any("not who is right" in text for text in found.caveats)
@@ -86,7 +86,7 @@ def test_agreements_order_requests_but_prove_no_bound() -> None:
     )
     with pytest.raises(Unproven, match="0 outcomes"):
         calibrate(agreed, parse("flash_failure=0.2"))
-    mixed = [*agreed[:1000], *traffic(2000, by_score)[1000:]]
+    mixed = [*agreed[:500], *traffic(1000, by_score)[500:]]
     assert (found.basis.judged, calibrate(mixed, parse("pro_share=0.25")).basis.judged) == (False, True)
 
 

@@ -114,7 +114,7 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
         assert process.wait(60) == 0
 
 
-def test_a_worker_that_dies_while_the_file_is_wrong_is_told_and_replaced_by_one_with_the_last_good_policy(
+def test_a_worker_that_dies_is_replaced_by_one_with_the_last_good_policy_and_none_outlives_the_supervisor(
     flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with two(flash, pro) as (gate, process):
@@ -127,13 +127,9 @@ def test_a_worker_that_dies_while_the_file_is_wrong_is_told_and_replaced_by_one_
         until(lambda: len(workers(process)) == 2 and alive(gate) == 2, READY)
         told = asyncio.run(gate.get("/ready")).json()["policy"]
         assert (told["digest"], len(told["problems"])) == (good, 2)
-    said = capfd.readouterr().err
-    assert re.search(rf"^[0-9-]{{10}}T[0-9:]{{8}}Z a worker ended: process {victim}, signal 9;", said, re.MULTILINE)
-    assert "Traceback" not in said
-
-
-def test_workers_do_not_outlive_their_supervisor(flash: Sim, pro: Sim) -> None:
-    with two(flash, pro) as (_, process):
+        said = capfd.readouterr().err
+        assert re.search(rf"^[0-9-]{{10}}T[0-9:]{{8}}Z a worker ended: process {victim}, signal 9;", said, re.MULTILINE)
+        assert "Traceback" not in said
         left = workers(process)
         process.kill()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
