@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,6 +17,7 @@ from loadtest.servers import Sim, sim
 
 PATIENCE = "?socket_timeout=10"  # seconds: the machine may have more work than cores, and that is no outage
 
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"  # looking for any reads about every package, in each process of the tests
 gc.disable()  # modules and tests stay: looking through them for garbage would be half of the time to collect the tests
 
 
