@@ -23,7 +23,18 @@ from gateway.calibrate import (
 )
 from gateway.calibrate.bound import ALL, Certified, certify, fewest, tail
 from gateway.calibrate.halves import parted
-from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval, thinned
+from gateway.calibrate.report import (
+    Judged,
+    added,
+    apart,
+    bootstrap,
+    brier,
+    ece,
+    gained,
+    lift_interval,
+    over_chance,
+    thinned,
+)
 from gateway.calibration import load
 
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
@@ -471,6 +482,10 @@ def test_the_tail_is_the_binomial_one() -> None:
     assert tail(0, 10, 0.1) == pytest.approx(0.9**10)
     assert tail(10, 10, 0.1) == pytest.approx(1.0)
     assert tail(math.floor(fewest(0.05, 0.95) * 0.025), fewest(0.05, 0.95), 0.05) <= 0.05
+
+
+def lift(judged: list[Judged], threshold: float) -> float:
+    return over_chance(*added(gained(one, threshold) for one in judged))
 
 
 def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> None:
