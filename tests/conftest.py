@@ -20,6 +20,7 @@ PATIENCE = "?socket_timeout=10"  # seconds: the machine may have more work than 
 for name in [name for name in os.environ if name.startswith(("GATEWAY_", "OTEL_")) or name in {"FLASH_URL", "PRO_URL"}]:
     del os.environ[name]  # of the shell, where a gateway of the reader's own may be set up
 
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"  # looking for any reads about every package, in each process of the tests
 gc.disable()  # modules and tests stay: looking through them for garbage would be half of the time to collect the tests
 
 

@@ -271,7 +271,7 @@ def store(tmp_path: Path) -> Iterator[Node]:
 def test_the_doctor_has_nothing_to_say_of_the_store(store: Node) -> None:
     found, _ = asyncio.run(examined(Settings(redis_url=f"redis://127.0.0.1:{store.port}/0")))
     assert [one.told for one in found if one.fix not in {"", "run it nearer"}] == []  # a busy machine answers late
-    assert store.ask("CONFIG", "GET", "save") == {b"save": b""}, "a snapshot beside the append-only file"
+    assert store.ask("CONFIG", "GET", "save") == [b"save", b""], "a snapshot beside the append-only file"
 
 
 def test_a_full_store_forgets_answers_and_never_what_callers_spent(store: Node) -> None:

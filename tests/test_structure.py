@@ -56,7 +56,11 @@ def parsed(path: Path) -> ast.Module:
 
 @cache
 def nodes(path: Path) -> list[ast.AST]:
-    return list(ast.walk(parsed(path)))
+    """All nodes but expressions, in which is nothing that is looked for."""
+    found: list[ast.AST] = [parsed(path)]
+    for node in found:
+        found += [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
+    return found
 
 
 def room(path: Path) -> str:
@@ -86,7 +90,7 @@ def depth(node: ast.AST, level: int = 0) -> int:
     blocks = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Match)
     deepest = level
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr):
             continue
         is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and child in node.orelse
         step = isinstance(child, blocks) and not is_elif

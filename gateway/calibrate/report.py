@@ -59,22 +59,16 @@ def ece(judged: Sequence[Judged]) -> float:
     return sum(map(abs, off)) / total
 
 
-def caught(one: Judged, threshold: float) -> Sums:
+def gained(one: Judged, threshold: float) -> Sums:
     """What a request adds to the gain, to the requests, and to each of the two at or above the threshold."""
     gain, above = one.weight * one.value, one.p >= threshold
     return gain, one.weight, gain * above, one.weight * above
 
 
 def over_chance(whole: float, total: float, caught: float, share: float) -> float:
-    """The part of the gain that was caught, less the part of the requests, which random routing would get. NaN when
-    there is no gain."""
+    """The lift, by sums of what requests `gained`: the part of Pro's gain that was caught, less the part of the
+    requests, which random routing would get. NaN where Pro gains nothing."""
     return caught / whole - share / total if whole > 0 else math.nan
-
-
-def lift(judged: Sequence[Judged], threshold: float) -> float:
-    """The part of Pro's total gain (the values) in requests with p at or above the threshold, less the part of such
-    requests. NaN when the total is not positive."""
-    return over_chance(*added(caught(one, threshold) for one in judged))
 
 
 def added(parts: Iterable[Sums]) -> list[float]:
@@ -106,11 +100,12 @@ def grouped(judged: Sequence[Judged]) -> list[list[Judged]]:
 
 
 def lift_interval(judged: Sequence[Judged], threshold: float) -> Estimate:
-    """The lift with its 95 % bootstrap interval. Its upper end is that with one gain more above the threshold, of mean
-    effective weight: where gains are few, resampling knows only of those that came."""
+    """The lift of sending requests with p at or above the threshold to Pro, whose gains are the values, with its 95 %
+    bootstrap interval. Its upper end is that with one gain more above the threshold, of mean effective weight: where
+    gains are few, resampling knows only of those that came."""
 
     def part(one: Judged) -> Sums:
-        return caught(one, threshold)
+        return gained(one, threshold)
 
     unit = sum(one.weight**2 for one in judged) / sum(one.weight for one in judged)
     more = Judged(math.inf, 1.0, unit)

@@ -24,7 +24,17 @@ from gateway.calibrate import (
 )
 from gateway.calibrate.bound import ALL, allowed, certify, least, tail, thinned
 from gateway.calibrate.halves import parted
-from gateway.calibrate.report import Judged, apart, bootstrap, brier, ece, lift, lift_interval
+from gateway.calibrate.report import (
+    Judged,
+    added,
+    apart,
+    bootstrap,
+    brier,
+    ece,
+    gained,
+    lift_interval,
+    over_chance,
+)
 from gateway.calibrate.trees import LEAVES, TREES, Outcome, grown
 from gateway.calibration import ALIKE, EDGE, Branch, Layer, Node, load, taken
 
@@ -538,6 +548,10 @@ def test_the_tail_is_the_binomial_one() -> None:
     assert tail(10, 10, 0.1) == pytest.approx(1.0)
     assert tail(-1, 10, 0.1) == 0.0
     assert tail(allowed(200, 0.05, 0.95), 200, 0.05) <= 0.05 < tail(allowed(200, 0.05, 0.95) + 1, 200, 0.05)
+
+
+def lift(judged: list[Judged], threshold: float) -> float:
+    return over_chance(*added(gained(one, threshold) for one in judged))
 
 
 def test_lift_is_1_less_the_share_for_perfect_order_and_0_for_everything() -> None:

@@ -13,10 +13,10 @@ from gateway.calibrate.caveats import sources_of, unlike
 from gateway.calibrate.halves import RUNS, in_order, parted
 from gateway.calibrate.layer import layer_for, needed
 from gateway.calibrate.mix import Mix, mix_of
-from gateway.calibrate.report import Judged, lift
+from gateway.calibrate.report import Judged
 from gateway.recorded import RETRY, Chosen, Outcome, Recorded, Seen
 from gateway.types import Facts, Verdict
-from tests.gateway.test_calibrate import band, by_score
+from tests.gateway.test_calibrate import band, by_score, lift
 from tests.gateway.test_calibrate import traffic as measured
 
 

@@ -637,6 +637,16 @@ def test_a_rule_that_something_is_left_for_is_taken(earlier: str, later: str) ->
     assert [rule.id for rule in load_policy(changed("rules:", both)).rules] == ["a", "b", "triaged"]
 
 
+def test_many_unknown_keys_take_little_longer_to_refuse_than_one() -> None:
+    def took(keys: int) -> float:
+        began = time.process_time()
+        assert len(refused(SMALLEST + "".join(f"key{at}: 1\n" for at in range(keys)))) == keys
+        return time.process_time() - began
+
+    took(1)  # the first may read the schema
+    assert min(took(50) for _ in range(3)) < 25 * max(took(1) for _ in range(3))
+
+
 def test_several_mistakes_are_told_together_in_the_order_of_the_file() -> None:
     text = changed("schema: 1", "schema: 2").replace("simple: flash", "simple: flsh") + "triage: {threshold: x}\n"
     assert [problem.split(":")[0] for problem in refused(text)] == ["1", "6", "7"]
