@@ -24,8 +24,8 @@ class Admission(msgspec.Struct, eq=False):
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
-    account, the caller's and that of all callers. Holders: a reply that it `keep`s, and each block that enters it: the
-    request's own, and the one that makes the answer, for others who wait when that caller has left.
+    account, the caller's and that of all callers. Holders: the request, or the reply that takes its place (`keep`),
+    and each block that enters it: one that makes the answer for others, who wait when that caller has left.
     """
 
     request: ChatRequest
@@ -38,15 +38,14 @@ class Admission(msgspec.Struct, eq=False):
     limits: bytes
     session: bytes | None
     leases: dict[str, str]
-    holders: int = 0
+    holders: int = 1
 
     def __enter__(self) -> Self:
         self.holders += 1
         return self
 
     def keep(self, reply: Reply) -> Reply:
-        """`reply`, which holds the admission until it is closed, and gets the headers of the caller's limits."""
-        self.holders += 1
+        """`reply`, which holds the admission in the request's place, and gets the headers of the caller's limits."""
         reply.closed, reply.limits = self.close, self.limits
         return reply
 

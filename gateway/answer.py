@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.admission import Admission, admit
+from gateway.admission import admit
 from gateway.cache import Flights, Verdicts, lookup, replay, verdict_key
 from gateway.draft import drafting
 from gateway.errors import Refusal
@@ -26,41 +26,37 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
     key = lookup(request, policy)  # None: this answer may be neither recalled nor shared
     if key is None:
         upstream.shed(request, policy)
-    admission, known = await admitted(request, key, policy, store)
-    with admission:
-
-        def make() -> Coroutine[Any, Any, Reply]:
-            return admission.through(decide(request, admission.standing, policy, upstream, flights.verdicts))
-
-        try:
-            reply = known or await flights.share(admission.turn, request, policy, make, admission)
-        except Refusal as refusal:
-            reply = Reply.refused(refusal)
-        return admission.keep(reply)
-
-
-async def admitted(
-    request: ChatRequest, key: bytes | None, policy: Policy, store: Store
-) -> tuple[Admission, Reply | None]:
-    """The request's admission, and its answer from the cache, if any. An entry reserved nothing: where it cannot be
-    given in this request's form, the request is admitted once more, as one whose answer comes from a model."""
     admission = await admit(request, key, policy, store)
     known = replay(admission.entry, key, request)
-    if admission.entry is None or known:
-        return admission, known
-    return await admit(request, None, policy, store), None
+    if admission.entry is not None and not known:  # another form is wanted: to be made, and reserved for
+        admission = await admit(request, None, policy, store)
+
+    def make() -> Coroutine[Any, Any, Reply]:
+        return admission.through(decide(request, admission.standing, policy, upstream, flights.verdicts))
+
+    try:
+        reply = known or await flights.share(admission.turn, request, policy, make, admission)
+    except Refusal as refusal:
+        reply = Reply.refused(refusal)
+    except BaseException:
+        admission.close()
+        raise
+    return admission.keep(reply)
 
 
 async def decision(
     request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, verdicts: Verdicts
 ) -> Decision:
     """What `answer` would decide, without an answer. Raises Refusal as that does."""
-    with await admit(request, None, policy, store, answers=False) as admission:
+    admission = await admit(request, None, policy, store, answers=False)
+    try:
         found = await begun(request, admission.standing, policy, upstream, verdicts)
         if isinstance(found, Decision):
             return found
         verdict = await found.judge()
         return Decision(found.facts, verdict, route(found.facts, verdict, policy))
+    finally:
+        admission.close()
 
 
 async def decide(

@@ -70,7 +70,7 @@ class Part(msgspec.Struct):
         return [url for link in links if (url := link.url if isinstance(link, Link) else link) is not None]
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, gc=False):
     role: str
     content: str | Turns[Part] | None = None
 
@@ -81,7 +81,7 @@ class Message(msgspec.Struct):
         return self.content or ""
 
 
-class Fields(msgspec.Struct):
+class Fields(msgspec.Struct, gc=False):
     """The fields that we decide on, type-checked; `null` means absent, as in OpenAI's API."""
 
     model: str | None = None

@@ -101,7 +101,7 @@ def wished(request: ChatRequest, policy: Policy) -> tuple[str | None, str | None
     told = (request.fields.metadata or {}).get("tier")
     if told is not None:
         return tier_named(told, policy, "metadata.tier", "metadata.tier"), "metadata"
-    return (None, None) if request.dialect.work == "answer" else ("fast", "path")
+    return (None, None) if DIALECTS[request.path].work == "answer" else ("fast", "path")
 
 
 def tier_named(value: object, policy: Policy, param: str | None, place: str) -> str:

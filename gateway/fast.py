@@ -21,8 +21,7 @@ from gateway.types import Headers
 from gateway.wire import header_lines
 
 HOT = {path.encode(): path for path in DIALECTS}
-MAX_DIGITS = 15  # of a length, where a head is compared with the one before
-_LENGTH = re.compile(rb"(?<=\r\ncontent-length: )[0-9]{1,%d}(?=\r\n)" % MAX_DIGITS, re.IGNORECASE)
+_LENGTH = re.compile(rb"(?<=\r\ncontent-length: )[0-9]+(?=\r\n)", re.IGNORECASE)
 _PHRASES = {int(status): status.phrase.encode() for status in HTTPStatus}
 _FIRST = {status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(200, 600)}
 
@@ -45,7 +44,7 @@ class FastConnection(Connection):
 
     def data_received(self, data: bytes) -> None:
         quiet = not (self._in_head or self._in_body or self._read or self._over or self._refusal)
-        if quiet and self._before and self._repeated(data, *self._before):
+        if quiet and self._before and self._repeated(data, self._before):
             return
         cycle, self._before = self.cycle, None  # the parser tells of what it reads last
         super().data_received(data)
@@ -63,24 +62,20 @@ class FastConnection(Connection):
             return None
         return head[: found.start()], head[found.end() :]
 
-    def _repeated(self, data: bytes, before: bytes, behind: bytes) -> bool:
-        """Begins the request in `data` without parsing it, if it is a whole one whose head equals the one before but
-        for the digits of content-length: all else was parsed and checked with that. False: it must be parsed."""
-        if not data.startswith(before):
-            return False
-        end = data.find(b"\r", len(before))
-        length = data[len(before) : end]
-        at = end + len(behind)
-        if len(length) > MAX_DIGITS or not (length.isdigit() and data.startswith(behind, end)):
-            return False
-        if int(length) != len(data) - at:
+    def _repeated(self, data: bytes, head: tuple[bytes, bytes]) -> bool:
+        """Begins the request in `data` without parsing it, if it is a whole one with the `head` before, in two parts
+        around the digits of content-length: all but those was parsed and checked then. False: it must be parsed."""
+        before, behind = head
+        at = data.find(b"\r\n\r\n", len(before)) + 4
+        size = len(data) - at
+        if not data.startswith(b"%b%d%b" % (before, size, behind)):
             return False
         self._idle_since = 0.0
         self._unanswered += 1
-        self.told = {**self.told, "content-length": length.decode()}
+        self.told = {**self.told, "content-length": str(size)}
         self.begin()
         cycle: Any = self.cycle
-        cycle.take(data[at:], len(data) - at)
+        cycle.take(data[at:], size)
         cycle.end()
         return True
 

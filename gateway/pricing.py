@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.body import MAX_TOKENS
-from gateway.dialects import PROMPTS, TEXT
+from gateway.dialects import DIALECTS, PROMPTS, TEXT
 from gateway.policy import Budget, Plan, Policy, Price
 from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
@@ -113,7 +113,7 @@ def sizes(request: ChatRequest) -> tuple[int, int]:
     for name in body.members:
         if name in IN_PROMPT:
             prompt += body.size(name)
-    if request.dialect.work != "answer":
+    if DIALECTS[request.path].work != "answer":
         return prompt, 0
     return prompt, min(MAX_TOKENS, (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * many)
 

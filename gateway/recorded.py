@@ -22,7 +22,7 @@ Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """What became of one exchange; no prompt text. Times in seconds; `ttft` None when no byte of an answer was sent.
 
     `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
@@ -101,7 +101,7 @@ class Chosen(msgspec.Struct, frozen=True):
         return {tier: p for tier, p in self.chances.items() if p} or {self.tier: 1.0}
 
 
-class Used(msgspec.Struct, frozen=True):
+class Used(msgspec.Struct, frozen=True, gc=False):
     """Tokens of the answer, as the server counted them; None where it did not say."""
 
     prompt: int | None = None

@@ -14,6 +14,8 @@ from gateway.errors import BadRequest
 from gateway.store import Line
 from gateway.trace import Trace
 
+# gc=False, here and where else a request makes values: they are in no reference cycle, so the collector need not look
+# through those that are kept.
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
@@ -55,7 +57,7 @@ class Usage:
     complete: bool = field(default=False, compare=False)
 
 
-class Bill(msgspec.Struct):
+class Bill(msgspec.Struct, gc=False):
     """One call to a tier for a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
     `stream`: it makes events. `at`: time.perf_counter() when it was asked for. `server`: a question's replica. `made`:
     about how many tokens a draft made that was dropped."""
@@ -83,7 +85,7 @@ class Session:
     continues: bool = False
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
     (warn | flash_only), whose budget that is (caller | all), and why it is kept on its lowest tier (budget | share), if
     it is. `session`: how the request's conversation stands, where that is known."""
@@ -98,7 +100,7 @@ class Standing(msgspec.Struct, frozen=True):
 EVEN = Standing()  # no budget and no share restrict the caller
 
 
-class ChatRequest(msgspec.Struct, frozen=True):
+class ChatRequest(msgspec.Struct, frozen=True, gc=False):
     """What a caller asked: the few fields that we decide on, and the rest of the body untouched. `path` is the upstream
     path, and says the dialect; `headers` has lower-case names; `started` is time.perf_counter() when the head arrived.
     `bills` gathers the calls to tiers made for it, `costs` is what they came to, once settled. `chance`, from 0 to
@@ -131,7 +133,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
         return float(given) - (time.perf_counter() - self.started)
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Facts(msgspec.Struct, frozen=True, gc=False):
     """All that a rule may look at; no prompt text, so it may be recorded.
 
     `api` is the member of a tier's `can` that the request's path needs. `wish` is a tier's name, "fast", "best" or
@@ -180,7 +182,7 @@ class TierState(NamedTuple):
     places: int
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """Simple or complex, how sure, who says so and why.
 
     A verdict without a label is a failed classification; `reason` then says how it failed
@@ -198,7 +200,7 @@ class Verdict(msgspec.Struct, frozen=True):
     prompt: str = ""
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, gc=False):
     """Tiers to try in order, the rule that said so, why. `chances`: of each to be first, where chance had a part."""
 
     tiers: tuple[str, ...]
@@ -226,7 +228,7 @@ class Held(msgspec.Struct, frozen=True):
     figures: Mapping[str, float] = {}
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """Why this tier answered: kept for explain, log and replay. `draft`: kept | wasted | none; `wasted`: its tokens;
     `won`: the seconds to the first byte that a kept one saved."""
 

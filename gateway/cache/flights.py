@@ -14,6 +14,7 @@ from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
 from gateway.cache.turn import Place, Turns
 from gateway.cache.verdicts import Verdicts
+from gateway.dialects import DIALECTS
 from gateway.done import nothing
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
@@ -48,7 +49,7 @@ def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
 
 def remembered(request: ChatRequest, reply: Reply, data: bytes) -> Entry | None:
     """The reply, whose whole answer is `data`, as it is to be remembered."""
-    if not worth_keeping(reply, data, request.dialect.answers.holds):
+    if not worth_keeping(reply, data, DIALECTS[request.path].answers.holds):
         return None
     usage = msgspec.json.encode(reply.usage.said)
     rule = reply.route.rule if reply.route else ""

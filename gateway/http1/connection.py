@@ -41,7 +41,7 @@ class TransportError(Exception):
         return TransportError(self.kind, str(self), started=self.started)
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(msgspec.Struct, frozen=True, gc=False):
     """Seconds. `connect` for the connection, `first_byte` for the head and the first body bytes, `idle` between later
     ones, `total` for everything."""
 

@@ -81,7 +81,7 @@ def known(most: Most) -> Bound:
     return most() if callable(most) else most
 
 
-class Line(msgspec.Struct, frozen=True, array_like=True):
+class Line(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A line of the ledger: what calls to `tier` used, and what it cost in nano-dollars. SETTLE is told it as an array.
 
     `estimated`: no server said so. Only lines of kind "answer" count against limits; triage and draft (answers that
@@ -100,7 +100,7 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     day: str = ""
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """The answer to one admission, in the store's own units; the properties turn them into those of callers.
 
     `limits` are those that were applied: in an outage not the ones asked for. `lease` is what to settle, None for a hit

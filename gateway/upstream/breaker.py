@@ -15,14 +15,16 @@ class Breaker:
     the same replica answers others, in this window or the one before. Times are in the loop's seconds.
     """
 
-    __slots__ = ("_answered", "_awaited", "_before", "_failed", "_failing", "_good", "_rest", "_since", "_until")
+    __slots__ = (
+        "_answered", "_awaited", "_before", "_failed", "_failing", "_good", "_rest", "_since", "_until", "open",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the breaker: a trial call was answered (or the replica is new)."""
-        self._until = 0.0  # open until then; 0.0 is closed
+        self.open, self._until = False, 0.0  # where it is open, nobody asks until then
         self._rest = FIRST_REST
         self._awaited = 0.0  # until then no other probe
         self._since, self._good, self._failed = 0.0, 0, 0
@@ -38,13 +40,9 @@ class Breaker:
         self._since, self._good = now, 0
         self._before, self._answered = self._answered, set()
 
-    @property
-    def open(self) -> bool:
-        return self._until > 0.0
-
     def lets(self, now: float) -> bool:
         """Whether a call may go through: always while closed; while open only as the probe, once the rest is over."""
-        return not self._until or (now >= self._until and now >= self._awaited)
+        return not self.open or (now >= self._until and now >= self._awaited)
 
     def tried(self, now: float) -> None:
         """A trial begins, a call made while the breaker is open: the probe, or one for which there was no better
@@ -72,7 +70,7 @@ class Breaker:
             self._failing.add(caller or "")
         own = caller is not None and len(self._failing) == 1 and not self._answered | self._before <= self._failing
         if self._failed >= FAILURES and self._failed >= self._good and not own:
-            self._until = now + self._rest
+            self.open, self._until = True, now + self._rest
 
     def _fail_again(self, now: float, trial: bool) -> None:
         """Only a trial's failure counts, and only once a rest: calls from before the break fail late."""

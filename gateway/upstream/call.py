@@ -12,7 +12,7 @@ from gateway.trace import Leg, Trace
 from gateway.types import Bill
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """What is asked of one tier's servers."""
 
     tier: str

@@ -202,7 +202,7 @@ class Upstream:
             else:
                 data = response.ready(MAX_JSON)
                 data = await response.read(MAX_JSON) if data is None else data
-                reply = whole(response, headers, data, call.bill, request.dialect.answers.holds)
+                reply = whole(response, headers, data, call.bill, DIALECTS[request.path].answers.holds)
         except (TransportError, UpstreamFailed, Failed) as error:
             raise failed(exchange, error) from None
         finally:

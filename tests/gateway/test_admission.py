@@ -110,9 +110,9 @@ async def test_a_request_that_is_cancelled_while_it_closes_gives_its_slot_back()
 async def test_what_a_request_holds_is_settled_when_the_last_of_its_holders_is_done() -> None:
     store = MemoryStore()
     request = asking()
-    with await admit(request, None, POLICY, store) as admission:
-        with admission:  # the request itself has ended, what makes its answer for others has not
-            own = admission.keep(await made())
+    admission = await admit(request, None, POLICY, store)
+    own = admission.keep(await made())
+    with admission:  # what makes the answer for others goes on when the request itself has ended
         request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
         await own.close()
         await own.close()
@@ -126,8 +126,7 @@ async def test_a_reply_that_is_kept_settles_once() -> None:
     store = MemoryStore()
     request = asking()
     request.bills.append(Bill("pro", "answer", Usage(10, 0, 5, complete=True)))
-    with await admit(request, None, POLICY, store) as admission:
-        reply = admission.keep(await made())
+    reply = (await admit(request, None, POLICY, store)).keep(await made())
     assert await store.ledger("ann") == []
     await reply.close()
     assert [line.requests for line in await store.ledger("ann")] == [1]
@@ -198,10 +197,11 @@ def test_what_the_strong_tier_answered_takes_of_the_share_and_what_another_did_m
         found = []
         for _ in range(4):
             request = asking("even")
-            with await admit(request, None, POLICY, store) as admission:
-                found.append(admission.standing.capped)
-                answers = tier if found[-1] is None else "flash"
-                request.bills.append(Bill(answers, "answer", Usage(10, 0, 5, complete=True)))
+            admission = await admit(request, None, POLICY, store)
+            found.append(admission.standing.capped)
+            answers = tier if found[-1] is None else "flash"
+            request.bills.append(Bill(answers, "answer", Usage(10, 0, 5, complete=True)))
+            admission.close()
         return found
 
     assert asyncio.run(main(MemoryStore())) == seen

@@ -1,6 +1,7 @@
 """Which decisions are written down, where, and that no prompt is among them."""
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from gateway.errors import NotFound
 from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome, Record, read
-from gateway.records import Records, seen
+from gateway.records import Records, seen, to_keep
 from gateway.sessions import conversation
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
@@ -145,6 +146,13 @@ def test_the_newest_records_stay_in_memory() -> None:
     kept.keep(ended("r3"), policy(keep=3))
     assert names(kept) == ["r2", "r4", "r3"]
     assert names(kept, 1) == ["r3"]
+
+
+def test_what_is_kept_of_each_answer_is_nothing_for_the_garbage_collector_to_look_through() -> None:
+    record = ended("r")
+    assert record.decision
+    kept = to_keep(record, ANN, record.decision, policy())
+    assert not any(map(gc.is_tracked, (record, kept, kept.decision, kept.decision.facts)))
 
 
 def test_a_decision_that_no_chance_made_has_a_propensity_of_one_and_no_chances() -> None:
