@@ -5,7 +5,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -112,6 +112,6 @@ class Probe:
         return True
 
 
-def _words(found: Sequence[Mapping[str, str]]) -> str:
+def _words(found: Sequence[Found]) -> str:
     """What each server was found to do."""
     return "; ".join(", ".join(f"{name} {how}" for name, how in one.items()) for one in found) or "no server answers"
