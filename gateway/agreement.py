@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.body import real
 from gateway.errors import UNREADABLE
 from gateway.sse import data_of, events_of
 
@@ -53,6 +54,7 @@ class _Answer(msgspec.Struct):
 
 
 _ANSWER = msgspec.json.Decoder(_Answer)
+_VALUE = msgspec.json.Decoder(Any, float_hook=real)
 
 
 @dataclass(slots=True)
@@ -146,6 +148,6 @@ def _called(answer: Said) -> list[Hashable]:
 def _parsed(text: str) -> Any:
     """The value that a text spells as JSON, else the text; of a long one nobody asks."""
     try:
-        return msgspec.json.decode(text) if len(text) <= READ else text
+        return _VALUE.decode(text) if len(text) <= READ else text
     except UNREADABLE:
         return text

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "memory"},
     {"trace", "ids", "watch", "head", "last", "certificate"},
-    {"body", "store", "openapi", "workers", "agreement"},
-    {"dialects"},
+    {"body", "store", "openapi", "workers"},
+    {"dialects", "agreement"},
     {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire", "reply"},
     {"sessions", "stream", "pulse"},

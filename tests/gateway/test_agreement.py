@@ -1,6 +1,7 @@
 """What counts as the same answer, and that nothing else is claimed."""
 
 import json
+import time
 
 import pytest
 
@@ -102,3 +103,13 @@ def test_a_stream_that_refused_at_some_point_refused() -> None:
 def test_a_completion_says_its_text() -> None:
     found = said(json.dumps({"choices": [{"text": "abc", "finish_reason": "stop"}]}).encode(), stream=False)
     assert agreement(found, whole("ABC")) == 1.0
+
+
+def test_no_number_in_a_call_takes_a_hundred_times_as_long_to_compare_as_another() -> None:
+    def seconds(number: str) -> float:
+        one = whole(tool_calls=[{"function": {"name": "f", "arguments": f"[{','.join([number] * 1500)}]"}}])
+        started = time.thread_time()
+        assert agreement(one, one) == 1.0
+        return time.thread_time() - started
+
+    assert min(seconds("1e300") for _ in range(5)) < 3 * min(seconds("1.5") for _ in range(5))
