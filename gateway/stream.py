@@ -20,6 +20,7 @@ Heard = Callable[[UpstreamFailed], None]
 MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
 TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 QUEUED = 10.0  # seconds of comments alone, after which they pass: a caller's line stays open only while something comes
+SPOKEN = 1 << 16  # bytes of comments, likewise
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _comments = re.compile(rb"(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))++").fullmatch
@@ -85,11 +86,13 @@ class Events(Pieces):
         return self._here[:1] == b":" and _comments(self._here) is not None
 
     async def said(self, patience: float = QUEUED) -> None:
-        """After `more`: wait until the next batch is not quiet, for so many seconds. Raises as that does."""
-        end = time.monotonic() + patience
-        while self.quiet() and time.monotonic() < end:
-            self._here = b""
+        """After `more`: wait until there is more than comments, for so many seconds, or SPOKEN bytes of them; they stay
+        the beginning of the next batch. Raises as that does."""
+        end, comments = time.monotonic() + patience, b""
+        while self.quiet() and len(comments) < SPOKEN and time.monotonic() < end:
+            comments, self._here = comments + self._here, b""
             await self.more()
+        self._here = comments + self._here
 
     async def __anext__(self) -> bytes:
         """The batch that `more` waits for. Raises as that does."""
