@@ -264,8 +264,7 @@ async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> 
 
 def read_whole(data: bytes, status: int, usage: Usage) -> None:
     """Fills `usage` from a whole JSON answer. Raises UpstreamFailed when it is no JSON object, or was given up; an
-    error of the server (4xx) passes whatever its form.
-    """
+    error of the server (4xx) passes whatever its form."""
     try:
         seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
