@@ -18,7 +18,7 @@ from gateway.asgi import Front
 from gateway.body import read
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
-from gateway.keys import Keys
+from gateway.keys import Keys, new_key
 from gateway.policy import Policy
 from gateway.reply import Reply
 from gateway.server import connection
@@ -189,6 +189,16 @@ class Gateway(Port):
 
     front: Front
     upstream: Upstream
+
+
+async def callers(store: Store, *names: str) -> list[dict[str, str]]:
+    """Of new callers with these names the header that shows each one's key."""
+    found = []
+    for name in names:
+        key, record = new_key(await store.secret(), name)
+        await store.put_key(record)
+        found.append({"authorization": f"Bearer {key}"})
+    return found
 
 
 @asynccontextmanager

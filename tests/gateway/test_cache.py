@@ -8,12 +8,11 @@ from msgspec.structs import replace
 
 from gateway.cache import lookup, replay
 from gateway.cache.entry import Entry, kept, opened, sealed, unsealed
-from gateway.keys import new_key
 from gateway.policy import Policy
 from gateway.store import MemoryStore
 from gateway.types import Caller, Own
 from loadtest.servers import Sim
-from tests.gateway.serving import ANN, CHAT, asked, body, gateway, plain, scripted
+from tests.gateway.serving import ANN, CHAT, asked, body, callers, gateway, plain, scripted
 from tests.tiers import JSON, policy_for
 
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
@@ -169,16 +168,12 @@ def test_an_entry_that_unpacks_without_end_is_a_miss() -> None:
 
 async def test_one_callers_answers_are_never_anothers(flash: Sim, pro: Sim) -> None:
     store = MemoryStore()
-    keys = []
-    for name in ("ann", "bob"):
-        secret, record = new_key(await store.secret(), name, None)
-        await store.put_key(record)
-        keys.append(f"Bearer {secret}")
+    known = await callers(store, "ann", "bob")
     async with gateway(policy_for(flash, pro, caching={"ttl": "1m"}), store, everyone=False) as gate:
         fields = body(temperature=0, model="flash")
         flash.config(stall_first=0.1)
-        together = await asyncio.gather(*(gate.ask(fields, authorization=key) for key in keys))
-        again = [await gate.ask(fields, authorization=key) for key in keys]
+        together = await asyncio.gather(*(gate.ask(fields, **who) for who in known))
+        again = [await gate.ask(fields, **who) for who in known]
     assert [answer.headers["x-route-cache"] for answer in together] == ["miss", "miss"]
     assert [answer.headers["x-route-cache"] for answer in again] == ["hit", "hit"]
     assert len(flash.seen()) == 2

@@ -4,10 +4,9 @@ import asyncio
 import json
 import re
 
-from gateway.keys import new_key
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, PATIENCE, SIMPLE, Gateway, body, eventually, gateway
+from tests.gateway.serving import COMPLEX, PATIENCE, SIMPLE, Gateway, body, callers, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 ROUTE, FEEDBACK = "/v1/route", "/v1/feedback"
@@ -136,12 +135,7 @@ async def test_both_paths_take_a_key_and_post_alone(flash: Sim, pro: Sim) -> Non
 
 async def test_an_outcome_is_attached_to_the_answer_of_the_same_caller(flash: Sim, pro: Sim) -> None:
     store = MemoryStore()
-    keys = []
-    for name in ("ann", "bob"):
-        key, record = new_key(await store.secret(), name, None)
-        await store.put_key(record)
-        keys.append({"authorization": f"Bearer {key}"})
-    ann, bob = keys
+    ann, bob = await callers(store, "ann", "bob")
     async with gateway(policy_for(flash, pro), store, everyone=False) as gate:
         answer = await gate.ask(body(), **ann)
         name = answer.headers["x-request-id"]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from gateway.keys import identify, new_key
+from gateway.keys import identify
 from gateway.policy import Policy, PolicyError
 from gateway.recorded import Outcome
 from gateway.retries import SOON, name_of
 from gateway.store import MemoryStore, open_store
 from gateway.types import Caller
 from loadtest.servers import Sim
-from tests.gateway.serving import SIMPLE, Gateway, asked, body, eventually, gateway
+from tests.gateway.serving import SIMPLE, Gateway, asked, body, callers, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 EVERYONE = Caller("anonymous", "anonymous", "usual", "")
@@ -140,12 +140,8 @@ async def test_an_answer_long_ago_and_a_policy_that_does_not_look_leave_no_outco
 
 
 async def test_no_caller_retries_anothers_answer(flash: Sim, pro: Sim) -> None:
-    store, keys = MemoryStore(), []
-    for name in ("ann", "bob"):
-        key, record = new_key(await store.secret(), name, None)
-        await store.put_key(record)
-        keys.append({"authorization": f"Bearer {key}"})
-    ann, bob = keys
+    store = MemoryStore()
+    ann, bob = await callers(store, "ann", "bob")
     async with gateway(looking(flash, pro), store, everyone=False) as gate:
 
         async def ask(name: str, who: Mapping[str, str]) -> None:

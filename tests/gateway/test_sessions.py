@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from gateway.dialects import read
 from gateway.done import nothing
 from gateway.errors import Refusal
-from gateway.keys import new_key
 from gateway.policy import Policy, Price, load_policy
 from gateway.reply import Reply
 from gateway.routing import reachable, route
@@ -20,7 +19,7 @@ from gateway.sessions import after, continues, follow, judged_part, key_of, reca
 from gateway.store import MemoryStore
 from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Held, Route, Session, Verdict
 from loadtest.servers import Sim
-from tests.gateway.serving import ANN, COMPLEX, SIMPLE, Gateway, asked, body, gateway
+from tests.gateway.serving import ANN, COMPLEX, SIMPLE, Gateway, asked, body, callers, gateway
 from tests.tiers import JSON, policy_for
 
 TEXT = """\
@@ -408,14 +407,12 @@ async def test_an_error_and_a_wish_leave_the_conversation_where_it_is(flash: Sim
 
 
 async def test_a_session_is_its_callers_alone(flash: Sim, pro: Sim) -> None:
-    store, keys = MemoryStore(), {}
-    for name in ("ann", "bob"):
-        keys[name], record = new_key(await store.secret(), name)
-        await store.put_key(record)
+    store = MemoryStore()
+    ann, bob = await callers(store, "ann", "bob")
     async with gateway(sessions(flash, pro), store, everyone=False) as gate:
         found = []
-        for name, text in (("ann", COMPLEX), ("bob", SIMPLE), ("ann", SIMPLE)):
-            answer = await gate.ask(body(text), x_session_id="a", authorization=f"Bearer {keys[name]}")
+        for who, text in ((ann, COMPLEX), (bob, SIMPLE), (ann, SIMPLE)):
+            answer = await gate.ask(body(text), x_session_id="a", **who)
             found.append((answer.headers["x-route-tier"], answer.headers["x-route-reason"]))
         assert found == [("pro", "complex"), ("flash", "simple"), ("pro", "session")]
 

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
@@ -25,13 +26,20 @@ SECONDS = "?socket_timeout=0.4"  # for the server to answer; a busy machine may 
 USED = [Line("pro", "answer", False, 8, 4, 20, 300)]
 
 
+@asynccontextmanager
+async def of_process() -> AsyncIterator[tuple[str, int]]:
+    """A server, and the process that can be stopped."""
+    async with embedded() as url:
+        with Valkey.from_url(url) as client:
+            pid = int(client.info("server")["process_id"])
+        yield url, pid
+
+
 def frozen(scenario: Callable[[RedisStore, RedisStore], Awaitable[None]]) -> None:
     """`scenario` on two stores that shared a server, which stands still now."""
 
     async def main() -> None:
-        async with embedded() as url:
-            with Valkey.from_url(url) as client:
-                pid = int(client.info("server")["process_id"])
+        async with of_process() as (url, pid):
             one, two = RedisStore(url + SECONDS), RedisStore(url + SECONDS)
             for store in (one, two):
                 await store.admit("bob", WIDE, None)
@@ -106,9 +114,7 @@ def test_a_limit_that_is_let_go_admits_and_a_denied_share_keeps_to_the_first_tie
 
 
 async def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_the_servers_word_was_lost() -> None:
-    async with embedded() as url:
-        with Valkey.from_url(url) as client:
-            pid = int(client.info("server")["process_id"])
+    async with of_process() as (url, pid):
         store = RedisStore(url + SECONDS)
         await store.secret()
         os.kill(pid, signal.SIGSTOP)
@@ -126,9 +132,7 @@ async def test_an_answer_that_was_admitted_in_an_outage_is_booked_once_though_th
 
 
 async def test_however_long_an_outage_what_was_used_in_it_is_kept_as_sums_and_booked_whole() -> None:
-    async with embedded() as url:
-        with Valkey.from_url(url) as client:
-            pid = int(client.info("server")["process_id"])
+    async with of_process() as (url, pid):
         store = RedisStore(url + SECONDS)
         await store.secret()
         os.kill(pid, signal.SIGSTOP)
