@@ -13,6 +13,7 @@ from gateway.policy import Policy, Tier
 EVERY = 30.0  # seconds
 LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
 NO_KEY = (401, 403)
+ONCE = "connection: close"  # a kept one would let the question that takes it overtake the draft beside it
 Have = Literal["ok", "missing", "no_key"]
 log = logging.getLogger("gateway")
 
@@ -49,8 +50,9 @@ class Served:
                 log.warning(SAID[have], name, Origin.parse(url).authority, model)
 
     async def _ask(self, url: str, tier: Tier) -> Have | None:
+        lines = [*key_lines(tier, os.environ), ONCE]
         try:
-            reply = await fetch(self._client, Origin.parse(url), "GET /v1/models", LIMITS, *key_lines(tier, os.environ))
+            reply = await fetch(self._client, Origin.parse(url), "GET /v1/models", LIMITS, *lines)
         except TransportError:
             return None
         if reply.status in NO_KEY:
