@@ -27,7 +27,7 @@ test-whole: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/gateway --ignore=tests/backends --ignore=tests/engines \
 		--ignore=tests/test_structure.py --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4 --dist worksteal
 test-page: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_browser.py -rs -n 2 --dist worksteal
+	$(BIN)/python -m pytest tests/test_browser.py -n 2 --dist worksteal
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_faults.py
 test-backends: $(VENV)/.dev
@@ -60,7 +60,7 @@ load: $(VENV)/.dev
 # Says so and passes where it cannot; DeepSeek-V4's architecture alone is skipped on a CPU that vLLM has no kernels of it for.
 test-vllm: $(VENV)/.dev
 	-$(MAKE) $(VLLM)/.installed
-	$(BIN)/python -m pytest tests/engines -rs -o faulthandler_timeout=600
+	$(BIN)/python -m pytest tests/engines -o faulthandler_timeout=600
 # llama.cpp's own server, for `test-vllm`: some ten minutes on two cores; takes CMake and a C++ compiler.
 llama-server: $(LLAMA)/bin/llama-server
 lock: $(VENV)/.dev
@@ -71,10 +71,11 @@ clean:
 
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 
-$(VENV)/bin/python:
+# Not bin/python, which is there as well where Debian's python3-venv was missing, and pip with it.
+$(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Tiergate needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
-$(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
+$(VENV)/.installed: $(VENV)/bin/pip requirements.lock pyproject.toml
 	$(PIP) install --no-deps --require-hashes -r requirements.lock
 	$(PIP) install --no-deps --editable .
 	touch $@
@@ -97,7 +98,7 @@ $(VLLM)/.installed:
 	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet uninstall -y torchvision torchaudio torchcodec
 	touch $@
 # From the source that PyPI's llama-cpp-python carries. Nothing is fetched beside it, and what makes it fast is left out.
-$(LLAMA)/bin/llama-server: $(VENV)/bin/python
+$(LLAMA)/bin/llama-server: $(VENV)/bin/pip
 	rm -rf $(LLAMA)
 	$(PIP) download --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36 -d $(LLAMA)
 	tar -xzf $(LLAMA)/llama_cpp_python-0.3.36.tar.gz -C $(LLAMA) --strip-components=1

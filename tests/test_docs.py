@@ -6,6 +6,7 @@ import re
 import secrets
 import shlex
 import shutil
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,6 +195,16 @@ def test_every_target_of_make_that_a_page_names_is_there() -> None:
     named = {line.split()[1] for page in PAGES for line in commands(page) if line.startswith("make ")}
     assert named
     assert {name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
+
+
+def test_a_set_up_that_came_without_pip_is_made_again(tmp_path: Path) -> None:
+    """Debian's Python without python3-venv leaves one."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    told = subprocess.run(["make", "--dry-run", "install"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "-m venv .venv\n" in told.stdout
 
 
 def test_every_setting_has_its_row_and_no_other() -> None:
