@@ -64,6 +64,7 @@ def loaded(chain: Path, key: Path) -> ssl.SSLContext:
     if chain.is_fifo() or key.is_fifo():  # who opens one to which nobody writes waits for ever
         raise OSError(f"{chain} with the key {key}: a pipe is no file")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # Debian's and Red Hat's Pythons leave it to the machine
     try:
         context.load_cert_chain(chain, key, password="")  # else OpenSSL asks for one at the terminal
     except OSError as error:
