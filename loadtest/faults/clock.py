@@ -13,7 +13,7 @@ SOURCE = Path(__file__).with_name("clock.c")
 
 @contextlib.contextmanager
 def wrong_clock() -> Iterator[Path]:
-    """The library; `shifted` says how to use it. Raises CalledProcessError without a C compiler."""
+    """The library; `shifted` says how to use it. Raises FileNotFoundError without a C compiler."""
     with tempfile.TemporaryDirectory() as place:
         library = Path(place) / "clock.so"
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
