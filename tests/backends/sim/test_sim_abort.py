@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import httpx2
 import pytest
@@ -26,16 +26,25 @@ def body(name: str, stream: bool) -> JSON:
     return {"messages": messages, "request_id": name, "stream": stream, **fields}
 
 
-async def leave(url: str, sent: JSON, after: float, headers: JSON | None = None) -> float:
-    """Send a chat and hang up `after` seconds later; gives the wall time of hanging up."""
+async def leave(url: str, sent: JSON, when: Awaitable[object], headers: JSON | None = None) -> float:
+    """Send a chat and hang up when that has come; gives the wall time of hanging up."""
     async with httpx2.AsyncClient(verify=False, trust_env=False) as client:
         request = client.post(f"{url}/v1/chat/completions", json=sent, headers=headers, timeout=30)
         task = asyncio.create_task(request)
-        await asyncio.sleep(after)
+        await when
         task.cancel()
         left = time.time()
         await asyncio.gather(task, return_exceptions=True)
     return left
+
+
+def come(done: Callable[[], bool]) -> Awaitable[object]:
+    return asyncio.to_thread(until, done)
+
+
+def seen(url: str, name: str, phase: str) -> Awaitable[object]:
+    """The request is in `phase`."""
+    return come(lambda: (name, phase) in ((one["id"], one["phase"]) for one in state(url)["requests"]))
 
 
 def aborted(url: str, name: str, left: float, phase: str) -> None:
@@ -48,32 +57,31 @@ def aborted(url: str, name: str, left: float, phase: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("phase", "after"), [("prefill", 0.15), ("decode", 0.5)])
-def test_leaving_frees_the_slot(slow: str, stream: bool, phase: str, after: float) -> None:
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+async def test_leaving_frees_the_slot(slow: str, stream: bool, phase: str) -> None:
     name = f"{phase}-{stream}"
-    left = asyncio.run(leave(slow, body(name, stream), after))
+    left = await leave(slow, body(name, stream), seen(slow, name, phase))
     aborted(slow, name, left, phase)
 
 
-def test_leaving_the_waiting_queue_leaves_no_trace(slow: str) -> None:
-    async def run() -> float:
-        first = asyncio.create_task(leave(slow, body("holder", True), 0.6))
-        await asyncio.sleep(0.1)
-        waiter = asyncio.create_task(leave(slow, body("waiter", True), 0.2))
-        await asyncio.sleep(0.1)
-        assert (await asyncio.to_thread(state, slow))["waiting"] == 1
-        left = await waiter
-        await asyncio.sleep(0.05)
-        assert (await asyncio.to_thread(state, slow))["waiting"] == 0
-        await first
-        return left
+async def test_leaving_the_waiting_queue_leaves_no_trace(slow: str) -> None:
+    def counts() -> tuple[int, int]:
+        shown = state(slow)
+        return shown["running"], shown["waiting"]
 
-    left = asyncio.run(run())
+    over = asyncio.Event()
+    first = asyncio.create_task(leave(slow, body("holder", True), over.wait()))
+    await come(lambda: counts() == (1, 0))
+    left = await leave(slow, body("waiter", True), come(lambda: counts() == (1, 1)))
+    await come(lambda: counts() == (1, 0))
+    over.set()
+    await first
     aborted(slow, "waiter", left, "waiting")
 
 
-def test_leaving_during_an_injected_stall_counts_too(slow: str) -> None:
-    left = asyncio.run(leave(slow, body("stalled", False), 0.2, {"x-sim-fault": "stall_first=60"}))
+async def test_leaving_during_an_injected_stall_counts_too(slow: str) -> None:
+    headers = {"x-sim-fault": "stall_first=60"}
+    left = await leave(slow, body("stalled", False), seen(slow, "stalled", "received"), headers)
     aborted(slow, "stalled", left, "received")
 
 
