@@ -1,12 +1,13 @@
 """What a program that a model wrote may do, and how its end is judged."""
 
+import os
 import socket
-import time
 from pathlib import Path
 
 import pytest
 
 from backends.evals.sandbox import executed
+from tests.tiers import until
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,13 @@ def test_a_program_reaches_no_server() -> None:
     assert "Network is unreachable" in found.why
 
 
-def test_what_a_program_starts_ends_with_it(tmp_path: Path) -> None:
+def test_what_a_program_starts_ends_with_it() -> None:
     program = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nos.listdir('.')"
-    if "processes" not in executed(program).held:
+    seconds = 10 + os.getpid() / 2**30  # which tells its processes from those of other tests
+    if "processes" not in executed(program, seconds).held:
         pytest.skip("this kernel grants no PID namespace")
-    ends = time.monotonic() + 2
-    while running := [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"jail.py" in read(path)]:
-        assert time.monotonic() < ends, running
+    own = str(seconds).encode()
+    until(lambda: not any(own in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")))
 
 
 def read(path: Path) -> bytes:
