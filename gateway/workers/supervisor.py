@@ -133,6 +133,8 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = Worker(process, writer)
         self._workers.add(worker)
+        if self._leaving.is_set():  # since it was started: all others were told then
+            send(writer, Message("leave", 0))
         try:
             while message := await receive(reader):
                 self._heard(worker, message)
@@ -158,8 +160,6 @@ class Supervisor:
         if message.word == "serving":
             self._served = worker.serves = True
             self._tell_alive()
-            if self._leaving.is_set():
-                send(worker.writer, Message("leave", 0))
         elif message.word == "ask":
             task = asyncio.create_task(self._told(worker, message))
             self._telling.add(task)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from gateway.admin import Guard
 from gateway.cli.keyfile import KeyFileStore
+from gateway.errors import Refusal
 from gateway.keyfile import KeyFile
-from gateway.keys import new_admin_key, new_key
+from gateway.keys import Keys, new_admin_key, new_key
 from gateway.recorded import read
 from gateway.store import KeyRecord, Limits, Line, MemoryStore
 from loadtest.servers import Sim
@@ -88,6 +90,28 @@ def test_wrong_keys_are_logged_without_the_key_until_they_are_too_many_and_the_r
         asyncio.run(main())
     assert caplog.text.count("127.0.0.1") == 10
     assert "canary" not in caplog.text
+
+
+async def test_wrong_admin_keys_are_answered_ten_at_once_and_then_one_every_six_seconds() -> None:
+    now = 0.0
+    guard = Guard(Keys(MemoryStore()), ADMIN_KEY, lambda: now)
+
+    async def refusals(count: int) -> list[tuple[int, float | None]]:
+        found = []
+        for _ in range(count):
+            with pytest.raises(Refusal) as refusal:
+                await guard.check("Bearer wrong", "a peer")
+            found.append((refusal.value.status, refusal.value.retry_after))
+        return found
+
+    wrong = (401, None)
+    assert await refusals(11) == [*[wrong] * 10, (429, 6.0)]
+    now += 4.5
+    assert await refusals(1) == [(429, 1.5)]
+    now += 1.5
+    assert await refusals(2) == [wrong, (429, 6.0)]
+    now += 86_400.0
+    assert await refusals(11) == [*[wrong] * 10, (429, 6.0)], "no more are saved up"
 
 
 async def test_a_key_is_made_listed_used_and_revoked(flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from typer.testing import CliRunner
 
 from gateway.cli import app
+from gateway.errors import Overloaded
 from gateway.settings import Settings
 from gateway.workers import Member, Supervisor
 from gateway.workers.sums import counts, read, total
 from loadtest.servers import POLICY, READY, Process, Sim, running
 from tests.gateway import still
-from tests.gateway.serving import Port, body, eventually
+from tests.gateway.serving import PATIENCE, Port, body, eventually
 from tests.tiers import JSON, until
 
 ADMIN = secrets.token_hex(32)
@@ -209,6 +211,18 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCap
     assert ended == f"a worker ended: process {number}, signal 9; another one takes its place in 0.1 s"
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_worker_that_begins_to_serve_when_all_leave_is_told_so_once(known: bool, tmp_path: Path) -> None:
+    supervisor = Supervisor(Settings(workers=1, records=tmp_path / "heard"), still.late)
+    running = asyncio.create_task(supervisor.run())
+    while not (supervisor._workers if known else active_children()):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    supervisor._leave()  # as at SIGTERM, before another turn of the loop
+    await asyncio.wait_for(running, PATIENCE)
+    heard = (tmp_path / "heard").read_bytes().splitlines()
+    assert heard == [b"leave 0 0", b"alive 1 0", b"tell 0 0"], "a second time would end it, with whom it has let in"
+
+
 async def test_a_worker_that_serves_says_again_and_again_that_it_is_there() -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
@@ -234,4 +248,17 @@ async def test_a_worker_hears_on_when_an_answer_comes_as_its_question_is_given_u
             await asyncio.wait([asked])
             writer.write(b"reload 0 0\n")
             await asyncio.wait_for(reloads.get(), 20)
+    writer.close()
+
+
+async def test_a_supervisor_that_does_not_answer_in_time_is_a_503_and_is_heard_again_later() -> None:
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    async with aclosing(await Member.join(theirs, patience=0.01)) as member:
+        member.hear(lambda: None, lambda: None)
+        with pytest.raises(Overloaded, match="does not come together") as refusal:
+            await member.metrics()
+        assert refusal.value.retry_after == 1.0
+        writer.write(b"all 0 4\nlatealive 2 0\n")
+        await eventually(lambda: member.alive == 2)
     writer.close()
