@@ -26,7 +26,7 @@ Work = Callable[[Settings, socket.socket], None]
 
 
 class Failed(Exception):
-    """A worker ended before any had served; its own message says why."""
+    """A worker ended before any had served; it may have said why."""
 
 
 @dataclass(eq=False)
@@ -69,8 +69,8 @@ class Supervisor:
             async with asyncio.TaskGroup() as slots:
                 for _ in range(self._settings.workers):
                     slots.create_task(self._keep())
-        except* Failed:
-            raise Failed from None
+        except* Failed as failed:
+            raise failed.exceptions[0] from None
         finally:
             watching.cancel()
 
@@ -111,7 +111,7 @@ class Supervisor:
             except OSError as error:  # no process, file or memory is left; that may pass, and the others serve
                 ended = f"a worker cannot be started: {error}"
             if not self._served and not self._leaving.is_set():
-                raise Failed
+                raise Failed(ended)
             if time.monotonic() - started > STEADY:
                 pause = FIRST_PAUSE
             if not self._leaving.is_set():

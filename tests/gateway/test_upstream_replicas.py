@@ -15,7 +15,7 @@ from gateway.upstream import Upstream
 from gateway.upstream.breaker import FAILURES, FIRST_REST
 from gateway.upstream.loads import load
 from gateway.upstream.places import Places
-from gateway.upstream.queues import EVERY, Queues
+from gateway.upstream.queues import EVERY, Queues, ask
 from gateway.upstream.replicas import FRESH, Replica, Replicas
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body, collected, eventually, plain, scripted, upstream
@@ -211,6 +211,16 @@ async def test_queues_are_read_from_servers_and_what_cannot_be_read_stays_unknow
         assert door.waiting(policy) == {}
         await eventually(lambda: door.waiting(policy) == {"flash": 0})
         assert door._replicas.at(NOWHERE.url).waiting(asyncio.get_running_loop().time()) is None
+
+
+async def test_a_server_that_does_not_tell_its_queue_is_asked_in_vain_and_that_is_all() -> None:
+    client = Client()
+    async with scripted(plain(b"vllm:num_requests_running 2"), plain(b"", "404 Not Found")) as (url, seen):
+        for one in (Replica(url), Replica(url), Replica(NOWHERE.url)):
+            await ask(client, one)
+            assert one.waiting(asyncio.get_running_loop().time()) is None
+        assert len(seen) == 2
+    client.close()
 
 
 async def test_servers_at_whose_queues_nobody_looks_any_more_are_left_in_peace() -> None:

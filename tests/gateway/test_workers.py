@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from gateway.cli import app
 from gateway.errors import Overloaded
 from gateway.settings import Settings
-from gateway.workers import Member, Supervisor
+from gateway.workers import Failed, Member, Supervisor
 from gateway.workers.sums import counts, read, total
 from loadtest.servers import POLICY, READY, Process, Sim, running
 from tests.gateway import still
@@ -209,6 +209,11 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCap
     still_one, ended, *_ = caplog.messages
     number = re.findall(r"process (\d+)", still_one)[0]
     assert ended == f"a worker ended: process {number}, signal 9; another one takes its place in 0.1 s"
+
+
+async def test_how_a_worker_ended_before_any_served_is_told() -> None:
+    with pytest.raises(Failed, match=r"^a worker ended: process \d+, signal 9$"):
+        await Supervisor(Settings(workers=1), still.killed).run()
 
 
 @pytest.mark.parametrize("known", [False, True])
