@@ -154,12 +154,14 @@ async def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pr
         assert [(key["name"], key["source"]) for key in listed] == [("ann", "file"), ("bob", "store")]
         refused = await gate.get(f"/admin/keys/{record.id}", "DELETE", **headers)
         assert (refused.status, refused.json()["error"]["code"]) == (400, "key_in_file")
+        assert (await gate.get("/admin/keys/admin", "DELETE", **headers)).status == 404, "as where the store has it"
         assert (await gate.get("/ready")).json()["keys_file"] == "ok"
 
 
 NO_KEYS: list[tuple[Any, str]] = [
     ({"name": "ann", "plan": "platinum"}, "usual"), ({"name": "ann", "may": ["gold"]}, "flash, pro"),
     ({"name": ""}, "printable"), ({"name": "a\nb"}, "printable"), ({"name": "ann", "expires": "soon"}, "duration"),
+    ({"name": "ann", "expires": "0s"}, "more than 0"),
     ({"name": "ann", "usd": -1}, "greater"), ({"name": "ann", "admin": True}, "Extra"), ({}, "required"),
     ([], "valid"), (b"{", "JSON"), (b"\xff", "pars"),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from gateway.policy import Policy
 from gateway.types import Caller
 from gateway.upstream import Upstream
 from gateway.upstream.breaker import FAILURES, FIRST_REST
-from gateway.upstream.loads import load
+from gateway.upstream.loads import Load, load
 from gateway.upstream.places import Places
 from gateway.upstream.queues import EVERY, Queues, ask
 from gateway.upstream.replicas import FRESH, Replica, Replicas
@@ -187,6 +187,22 @@ vllm:num_requests_running{engine="0",model_name="m"} 50.0
 )  # fmt: skip
 def test_a_queue_is_summed_over_engines_and_unknown_without_its_name(text: bytes, count: int | None) -> None:
     assert load(text).waiting == count
+
+
+CACHED = b"""vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.5
+vllm:prefix_cache_hits_total{engine="0"} 30.0
+vllm:prefix_cache_hits_total{engine="1"} 10.0
+vllm:prefix_cache_queries_total{engine="0"} 60.0
+vllm:prefix_cache_queries_total{engine="1"} 40.0
+"""
+
+
+def test_a_servers_cache_is_that_of_its_fullest_engine_and_its_hits_are_a_part_of_what_was_looked_up() -> None:
+    assert load(CACHED) == Load(kv_cache=0.5, prefix_hits=0.4)
+    idle = CACHED.replace(b"60.0", b"0").replace(b"40.0", b"0")
+    for text in (CACHED.replace(b"hits", b"hints"), CACHED.replace(b"queries", b"asked"), idle):
+        assert load(text) == Load(kv_cache=0.5)
 
 
 def test_the_shortest_queue_is_asked_while_all_are_known_else_who_has_least_in_flight(flash: Sim, pro: Sim) -> None:
