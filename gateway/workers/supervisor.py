@@ -17,7 +17,6 @@ from gateway.workers.sums import counts, total
 
 STEADY = 60.0  # seconds that a worker must have run for its end not to count as one more in a series of crashes
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, doubled within a series
-TELLING = 2.0  # seconds for workers to send their metrics; for one that does not, those that it sent last count
 ENDING = 5.0  # seconds for a process to end once its work is done
 SILENT = 15  # beats without a word after which a worker that serves is taken to stand still
 SPAWN = multiprocessing.get_context("spawn")
@@ -180,8 +179,8 @@ class Supervisor:
         for worker, answer in answers.items():
             worker.answers[question] = answer
             send(worker.writer, Message("tell", question, asked.data))
-        if answers:
-            await asyncio.wait(answers.values(), timeout=TELLING)
+        if answers:  # for who does not tell within a beat, what it told last counts
+            await asyncio.wait(answers.values(), timeout=self._beat)
         for worker in answers:
             del worker.answers[question]
         if asked.data:

@@ -30,3 +30,25 @@ def late(settings: Settings, line: socket.socket) -> None:
 def killed(_: Any, __: socket.socket) -> None:
     """As by a kernel without memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+COUNTED = b"# HELP asked_total How many?\n# TYPE asked_total counter\nasked_total 3.0\n"
+
+
+def mute(settings: Settings, line: socket.socket) -> None:
+    """Tells its metrics until those of all have them. What it hears when it asks once more is kept where records would
+    be."""
+    assert settings.records
+    line.sendall(b"serving 0 0\nask 0 0\n")
+    with line.makefile("rb") as lines:
+        heard = b""
+        while True:
+            word, number, length = lines.readline().split()
+            data = lines.read(int(length))
+            if word == b"all" and heard:
+                settings.records.write_bytes(data)
+            elif word == b"all":
+                heard = data
+                line.sendall(b"ask 0 0\n")
+            elif word == b"tell" and not heard:
+                line.sendall(b"told %b %d\n%b" % (number, len(COUNTED), COUNTED))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
-from multiprocessing import active_children
+from multiprocessing import active_children, current_process
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,9 @@ from gateway.cli import app
 from gateway.errors import Overloaded
 from gateway.settings import Settings
 from gateway.workers import Failed, Member, Supervisor
+from gateway.workers.line import Message
 from gateway.workers.sums import counts, read, total
+from gateway.workers.supervisor import ENDING, SILENT, Worker
 from loadtest.servers import POLICY, READY, Process, Sim, running
 from tests.gateway import still
 from tests.gateway.serving import PATIENCE, Port, body, eventually
@@ -216,6 +218,33 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCap
 async def test_how_a_worker_ended_before_any_served_is_told() -> None:
     with pytest.raises(Failed, match=r"^a worker ended: process \d+, signal 9$"):
         await Supervisor(Settings(workers=1), still.killed).run()
+
+
+async def test_what_a_worker_told_last_counts_while_it_tells_nothing(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    running = asyncio.create_task(Supervisor(Settings(workers=1, records=heard), still.mute, beat=0.1).run())
+    await eventually(lambda: heard.exists() and heard.read_bytes() == still.COUNTED)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_any_word_of_a_worker_ends_its_silence() -> None:
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    worker = Worker(current_process(), writer, serves=True, silent=SILENT - 1)
+    Supervisor(Settings(workers=1), still.work)._heard(worker, Message("here", 0))
+    assert worker.silent == 0
+    writer.close()
+    theirs.close()
+
+
+async def test_a_worker_that_does_not_leave_when_told_to_is_killed_once_its_time_is_over() -> None:
+    soon = Settings(workers=1).model_copy(update={"drain": 0.01 - ENDING})
+    supervisor = Supervisor(soon, still.work)
+    running = asyncio.create_task(supervisor.run())
+    await eventually(lambda: bool(supervisor._workers))
+    supervisor._leave()
+    await asyncio.wait_for(running, PATIENCE)
 
 
 @pytest.mark.parametrize("known", [False, True])
