@@ -152,7 +152,7 @@ def test_several_workers_need_a_store_that_answers(redis: str, words: str, capfd
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_that_is_taken_is_told(workers: str, valkey: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:  # as another gateway's workers have it
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "gateway", "serve", "--port", port, "--redis", valkey]
         done = subprocess.run([*command, "--workers", workers], capture_output=True, text=True, timeout=60, check=False)
