@@ -149,12 +149,14 @@ async def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pr
     file = KeyFile(tmp_path / "keys.json")
     async with administered(flash, pro, admin_key=None, file=file) as gate:
         headers = {**RIGHT, **named(admin)}
-        assert (await gate.ask({"name": "bob"}, "/admin/keys", **headers)).json()["source"] == "store"
+        bob = (await gate.ask({"name": "bob"}, "/admin/keys", **headers)).json()
+        assert bob["source"] == "store"
         listed = json.loads((await gate.get("/admin/keys", **headers)).data)
         assert [(key["name"], key["source"]) for key in listed] == [("ann", "file"), ("bob", "store")]
         refused = await gate.get(f"/admin/keys/{record.id}", "DELETE", **headers)
         assert (refused.status, refused.json()["error"]["code"]) == (400, "key_in_file")
         assert (await gate.get("/admin/keys/admin", "DELETE", **headers)).status == 404, "as where the store has it"
+        assert (await gate.get(f"/admin/keys/{bob['id']}", "DELETE", **headers)).status == 204
         assert (await gate.get("/ready")).json()["keys_file"] == "ok"
 
 
