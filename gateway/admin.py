@@ -82,11 +82,11 @@ class Guard:
     can flood the log. Counted by process.
     """
 
-    def __init__(self, keys: Keys, key: str | None) -> None:
+    def __init__(self, keys: Keys, key: str | None, clock: Callable[[], float] = time.monotonic) -> None:
         secret = secrets.token_bytes(32)
         self._keys = keys
         self._given = None if key is None else (KeyRecord(ADMIN, key_hash(secret, key), ADMIN, None, 0.0), secret)
-        self._tries, self._at = TRIES, time.monotonic()
+        self._clock, self._tries, self._at = clock, TRIES, clock()
 
     async def check(self, authorization: str | None, peer: str) -> None:
         """Raises Forbidden when there is no admin key, Unauthorized or RateLimited for a wrong one, Overloaded."""
@@ -102,7 +102,7 @@ class Guard:
         raise self._refusal(wrong, peer)
 
     def _refusal(self, refusal: Refusal, peer: str) -> Refusal:
-        now = time.monotonic()
+        now = self._clock()
         self._tries, self._at = min(TRIES, self._tries + (now - self._at) / AGAIN), now
         if self._tries < 1:
             return RateLimited("Too many wrong admin keys.", retry_after=(1 - self._tries) * AGAIN)

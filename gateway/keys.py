@@ -117,7 +117,6 @@ class Keys:
 
     def _keep(self, key_id: str, found: KeyRecord | None, until: float) -> KeyRecord | None:
         self._known.pop(key_id, None)
-        self._unknown.pop(key_id, None)
         if found is None:
             self._unknown[key_id] = until
         else:
@@ -195,7 +194,12 @@ def new_admin_key(secret: bytes) -> tuple[str, KeyRecord]:
 
 def until(expires: str | None) -> float | None:
     """Unix seconds of a time from now such as "30d". Raises ValueError."""
-    return None if expires is None else time.time() + seconds(expires)
+    if expires is None:
+        return None
+    left = seconds(expires)
+    if left <= 0:
+        raise ValueError("a key that expires does so in more than 0 seconds; one that does not is given no time")
+    return time.time() + left
 
 
 def mistake(policy: Policy | None, name: str, plan: str | None, may: Iterable[str]) -> str | None:

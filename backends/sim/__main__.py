@@ -1,6 +1,7 @@
 """python -m backends.sim"""
 
 import asyncio
+import sys
 from typing import Any
 
 import uvicorn
@@ -23,8 +24,11 @@ def main() -> None:
     args = parser().parse_args()
     made = settings(args)
     # uvicorn logs every early return of the application as an error; a simulated cut is one, so only critical is shown.
-    uvicorn.run(Simulator(made), host=args.host, port=args.port, http=Protocol, log_level="critical", access_log=False,
-                timeout_graceful_shutdown=1, backlog=4096, ws="none", server_header=False)  # fmt: skip
+    try:
+        uvicorn.run(Simulator(made), host=args.host, port=args.port, http=Protocol, log_level="critical", ws="none",
+                    access_log=False, timeout_graceful_shutdown=1, backlog=4096, server_header=False)  # fmt: skip
+    except SystemExit:  # as uvicorn ends where it cannot begin
+        sys.exit(f"cannot listen on {args.host}:{args.port}")
 
 
 if __name__ == "__main__":

@@ -95,12 +95,20 @@ def milliseconds(text: str) -> float:
     return float(text)
 
 
+def port(text: str) -> int:
+    """Raises ValueError for what is none: uvloop would listen on another one."""
+    number = int(text)
+    if not 0 <= number < 1 << 16:
+        raise ValueError(text)
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; names as in llm-d-inference-sim and vLLM where these have one. Unset: the tier's default."""
     p = argparse.ArgumentParser(prog="python -m backends.sim", description="A simulated vLLM server.")
     p.add_argument("--tier", choices=sorted(TIERS), required=True)
     p.add_argument("--host", default="127.0.0.1")
-    p.add_argument("--port", type=int, required=True)
+    p.add_argument("--port", type=port, required=True)
     p.add_argument("--served-model-name", nargs="+")
     p.add_argument("--max-model-len", type=int)
     p.add_argument("--max-num-seqs", type=int)

@@ -49,7 +49,7 @@ print(answer.headers["x-route-tier"], answer.headers["x-route-reason"], answer.p
 
 
 def demo(
-    port: Annotated[int, typer.Option(help="Port of the gateway.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the gateway.")] = 8080,
     speed: Annotated[float, typer.Option(help="How much faster than the published figures the tiers are.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="End after the table.")] = False,
 ) -> None:

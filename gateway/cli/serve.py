@@ -119,8 +119,8 @@ async def supervise(settings: Settings) -> None:
             await Supervisor(known.model_copy(update={"port": port}), partial(work, policy.name)).run()
         except OSError as error:
             stop(f"cannot listen on {known.host}:{known.port}: {error}")
-        except Failed:
-            raise typer.Exit(1) from None
+        except Failed as failed:
+            stop(str(failed))
 
 
 def work(policy: str, settings: Settings, line: socket.socket) -> None:

@@ -58,7 +58,7 @@ async def _repair(door: Door, names: list[bytes]) -> None:
 
 
 def _names(command: tuple[Word, ...]) -> list[bytes]:
-    names = command[3 : 3 + int(command[2])] if command[0] in {b"EVALSHA", b"EVAL"} else command[1:2]
+    names = command[3 : 3 + int(command[2])] if command[0] == b"EVAL" else command[1:2]
     return [name if isinstance(name, bytes) else str(name).encode() for name in names]
 
 

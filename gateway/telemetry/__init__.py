@@ -65,7 +65,7 @@ class Telemetry:
         drifts = "Processes that see other traffic than the policy was calibrated on."
         self.drift = gauge("gateway_drift", drifts, ["what", "policy"])
         self.store = gauge("gateway_store_up", "1 while the shared store answers.")
-        self.limits = gauge("gateway_limits", "1 for how each limit is kept at present.", ["limit", "kept"])
+        self.limits = gauge("gateway_limits", "Processes that keep a limit so at present.", ["limit", "kept"])
         self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:

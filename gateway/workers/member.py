@@ -20,8 +20,10 @@ class Member:
     newest records, a line each; both are called in a thread.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, beat: float = BEAT) -> None:
-        self._reader, self._writer, self._seconds = reader, writer, beat
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, beat: float, patience: float
+    ) -> None:
+        self._reader, self._writer, self._seconds, self._patience = reader, writer, beat, patience
         self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._names = itertools.count()
         self._hearing: asyncio.Task[None] | None = None
@@ -31,9 +33,9 @@ class Member:
         self.recent: Callable[[int, float], list[bytes]] = lambda most, after: []
 
     @classmethod
-    async def join(cls, line: socket.socket, beat: float = BEAT) -> Self:
+    async def join(cls, line: socket.socket, beat: float = BEAT, patience: float = PATIENCE) -> Self:
         """Connects over `line`, the worker's end of a socket pair."""
-        return cls(*await asyncio.open_connection(sock=line), beat)
+        return cls(*await asyncio.open_connection(sock=line), beat, patience)
 
     def hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
         """Both are called when we are told to; `leave` also when the supervisor is gone."""
@@ -62,7 +64,7 @@ class Member:
         self._asked[name] = answer
         send(self._writer, Message("ask", name, question))
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 return bytes(await answer)
         except TimeoutError:
             raise Overloaded("What all workers say does not come together.", retry_after=1.0) from None

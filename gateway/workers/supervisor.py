@@ -17,7 +17,6 @@ from gateway.workers.sums import counts, total
 
 STEADY = 60.0  # seconds that a worker must have run for its end not to count as one more in a series of crashes
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds before a worker is started again, doubled within a series
-TELLING = 2.0  # seconds for workers to send their metrics; for one that does not, those that it sent last count
 ENDING = 5.0  # seconds for a process to end once its work is done
 SILENT = 15  # beats without a word after which a worker that serves is taken to stand still
 SPAWN = multiprocessing.get_context("spawn")
@@ -26,7 +25,7 @@ Work = Callable[[Settings, socket.socket], None]
 
 
 class Failed(Exception):
-    """A worker ended before any had served; its own message says why."""
+    """A worker ended before any had served; it may have said why."""
 
 
 @dataclass(eq=False)
@@ -69,8 +68,8 @@ class Supervisor:
             async with asyncio.TaskGroup() as slots:
                 for _ in range(self._settings.workers):
                     slots.create_task(self._keep())
-        except* Failed:
-            raise Failed from None
+        except* Failed as failed:
+            raise failed.exceptions[0] from None
         finally:
             watching.cancel()
 
@@ -111,7 +110,7 @@ class Supervisor:
             except OSError as error:  # no process, file or memory is left; that may pass, and the others serve
                 ended = f"a worker cannot be started: {error}"
             if not self._served and not self._leaving.is_set():
-                raise Failed
+                raise Failed(ended)
             if time.monotonic() - started > STEADY:
                 pause = FIRST_PAUSE
             if not self._leaving.is_set():
@@ -133,6 +132,8 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = Worker(process, writer)
         self._workers.add(worker)
+        if self._leaving.is_set():  # since it was started: all others were told then
+            send(writer, Message("leave", 0))
         try:
             while message := await receive(reader):
                 self._heard(worker, message)
@@ -158,8 +159,6 @@ class Supervisor:
         if message.word == "serving":
             self._served = worker.serves = True
             self._tell_alive()
-            if self._leaving.is_set():
-                send(worker.writer, Message("leave", 0))
         elif message.word == "ask":
             task = asyncio.create_task(self._told(worker, message))
             self._telling.add(task)
@@ -180,8 +179,8 @@ class Supervisor:
         for worker, answer in answers.items():
             worker.answers[question] = answer
             send(worker.writer, Message("tell", question, asked.data))
-        if answers:
-            await asyncio.wait(answers.values(), timeout=TELLING)
+        if answers:  # for who does not tell within a beat, what it told last counts
+            await asyncio.wait(answers.values(), timeout=self._beat)
         for worker in answers:
             del worker.answers[question]
         if asked.data:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from gateway.admin import Guard
 from gateway.cli.keyfile import KeyFileStore
+from gateway.errors import Refusal
 from gateway.keyfile import KeyFile
-from gateway.keys import new_admin_key, new_key
+from gateway.keys import Keys, new_admin_key, new_key
 from gateway.recorded import read
 from gateway.store import KeyRecord, Limits, Line, MemoryStore
 from loadtest.servers import Sim
@@ -90,6 +92,28 @@ def test_wrong_keys_are_logged_without_the_key_until_they_are_too_many_and_the_r
     assert "canary" not in caplog.text
 
 
+async def test_wrong_admin_keys_are_answered_ten_at_once_and_then_one_every_six_seconds() -> None:
+    now = 0.0
+    guard = Guard(Keys(MemoryStore()), ADMIN_KEY, lambda: now)
+
+    async def refusals(count: int) -> list[tuple[int, float | None]]:
+        found = []
+        for _ in range(count):
+            with pytest.raises(Refusal) as refusal:
+                await guard.check("Bearer wrong", "a peer")
+            found.append((refusal.value.status, refusal.value.retry_after))
+        return found
+
+    wrong = (401, None)
+    assert await refusals(11) == [*[wrong] * 10, (429, 6.0)]
+    now += 4.5
+    assert await refusals(1) == [(429, 1.5)]
+    now += 1.5
+    assert await refusals(2) == [wrong, (429, 6.0)]
+    now += 86_400.0
+    assert await refusals(11) == [*[wrong] * 10, (429, 6.0)], "no more are saved up"
+
+
 async def test_a_key_is_made_listed_used_and_revoked(flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture) -> None:
     async with administered(flash, pro) as gate:
         wanted = {"name": "ann", "plan": "usual", "expires": "30d", "usd": 2.5, "may": ["pro"]}
@@ -125,17 +149,21 @@ async def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pr
     file = KeyFile(tmp_path / "keys.json")
     async with administered(flash, pro, admin_key=None, file=file) as gate:
         headers = {**RIGHT, **named(admin)}
-        assert (await gate.ask({"name": "bob"}, "/admin/keys", **headers)).json()["source"] == "store"
+        bob = (await gate.ask({"name": "bob"}, "/admin/keys", **headers)).json()
+        assert bob["source"] == "store"
         listed = json.loads((await gate.get("/admin/keys", **headers)).data)
         assert [(key["name"], key["source"]) for key in listed] == [("ann", "file"), ("bob", "store")]
         refused = await gate.get(f"/admin/keys/{record.id}", "DELETE", **headers)
         assert (refused.status, refused.json()["error"]["code"]) == (400, "key_in_file")
+        assert (await gate.get("/admin/keys/admin", "DELETE", **headers)).status == 404, "as where the store has it"
+        assert (await gate.get(f"/admin/keys/{bob['id']}", "DELETE", **headers)).status == 204
         assert (await gate.get("/ready")).json()["keys_file"] == "ok"
 
 
 NO_KEYS: list[tuple[Any, str]] = [
     ({"name": "ann", "plan": "platinum"}, "usual"), ({"name": "ann", "may": ["gold"]}, "flash, pro"),
     ({"name": ""}, "printable"), ({"name": "a\nb"}, "printable"), ({"name": "ann", "expires": "soon"}, "duration"),
+    ({"name": "ann", "expires": "0s"}, "more than 0"),
     ({"name": "ann", "usd": -1}, "greater"), ({"name": "ann", "admin": True}, "Extra"), ({}, "required"),
     ([], "valid"), (b"{", "JSON"), (b"\xff", "pars"),
 ]  # fmt: skip

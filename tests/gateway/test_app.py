@@ -69,6 +69,14 @@ async def test_pages_of_listed_origins_only_may_ask_and_read_the_headers(flash: 
         assert (refused.status, "access-control-allow-origin" in refused.headers) == (405, False)
 
 
+async def test_who_gives_a_file_of_keys_asks_everyone_for_one_though_the_store_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    await KeyFileStore(file).secret()
+    for settings, everyone in ((Settings(), True), (Settings(keys_file=file), False)):
+        _, keys = await permitted(settings, MemoryStore())
+        assert keys.everyone is everyone
+
+
 async def test_a_store_that_is_busy_at_the_start_has_time_to_answer(valkey: str) -> None:
     quick = Settings(redis_url=valkey.partition("?")[0])  # whose replies have 0.1 s
     store = open_store(quick.redis_url)

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from gateway.api import Exchange
 from gateway.app import create_app
-from gateway.asgi import ASGI, Front, Lazy
+from gateway.asgi import ASGI, AsgiWire, Front, Lazy
 from gateway.keys import Keys
 from gateway.settings import Settings
 from gateway.store import MemoryStore
@@ -44,6 +45,7 @@ def part(data: bytes, more: bool = False) -> JSON:
 
 
 GONE = {"type": "http.disconnect"}
+LAST = {"type": "http.request"}  # what it leaves out is an empty body, and no more of it
 
 
 def run(flash: Sim, pro: Sim, scenario: Callable[[Front], Awaitable[None]], **settings: Any) -> None:
@@ -60,7 +62,7 @@ def run(flash: Sim, pro: Sim, scenario: Callable[[Front], Awaitable[None]], **se
 def test_a_body_in_many_pieces_is_one_body(flash: Sim, pro: Sim) -> None:
     async def main(front: Front) -> None:
         data = json.dumps(body(model="flash")).encode()
-        server = Server(front, [], *(part(data[at : at + 7], more=True) for at in range(0, len(data), 7)), part(b""))
+        server = Server(front, [], *(part(data[at : at + 7], more=True) for at in range(0, len(data), 7)), LAST)
         await server.served
         assert server.status() == 200
         assert server.json()["choices"]
@@ -75,6 +77,13 @@ def test_pieces_that_come_to_more_than_the_limit_are_413_before_the_last(flash: 
         assert server.status() == 413
 
     run(flash, pro, main, max_body=1024)
+
+
+async def test_a_wire_knows_when_it_wrote_last() -> None:
+    sent = asyncio.Queue[Any]()
+    wire, before = AsgiWire({"method": "POST", "path": CHAT, "headers": []}, sent.get, sent.put), time.monotonic()
+    await wire.write(b"x", more=True)
+    assert wire.moved >= before
 
 
 def test_who_leaves_before_the_body_is_complete_is_told_nothing(flash: Sim, pro: Sim) -> None:

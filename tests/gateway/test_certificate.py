@@ -135,12 +135,11 @@ def test_what_is_shown_speaks_nothing_older_than_tls_1_2(files: tuple[Path, Path
     assert loaded(*files).minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
-def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(
-    files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(files: tuple[Path, Path], which: int) -> None:
     certificate = Certificate(*files)
-    files[1].unlink()
-    os.mkfifo(files[1])
+    files[which].unlink()
+    os.mkfifo(files[which])
     assert looked(certificate) == BEFORE[0]
     assert str(certificate.problem).endswith("a pipe is no file")
     with pytest.raises(OSError, match="a pipe is no file"):

@@ -58,6 +58,12 @@ def test_the_program_tells_its_version() -> None:
     assert (done.exit_code, done.stdout) == (0, f"tiergate {__version__}\n")
 
 
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_the_demo_has_a_port_that_callers_can_find(port: str) -> None:
+    done = CliRunner().invoke(app, ["demo", "--port", port])
+    assert (done.exit_code, done.stderr.count("--port")) == (2, 1)
+
+
 def test_the_simulator_lists_its_own_flags() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "gateway", "sim", "--help"], capture_output=True, text=True, check=True, timeout=60

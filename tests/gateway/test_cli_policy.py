@@ -211,7 +211,7 @@ def test_explain_takes_a_request_file_and_gives_json(tmp_path: Path) -> None:
     "arguments",
     [
         (),
-        ("-m", "x", "--request", "y"),
+        ("-m", "x", "--request", str(POLICIES / "schema.json")),
         ("--request", "none.json"),
         ("-m", "x", "--plan", "none"),
         ("-m", "x", "--header", "none"),
@@ -222,6 +222,15 @@ def test_explain_takes_a_request_file_and_gives_json(tmp_path: Path) -> None:
 def test_explain_refuses_arguments_that_mean_nothing(arguments: tuple[str, ...]) -> None:
     found = run("explain", DEFAULT, *arguments)
     assert (found.exit_code, found.stdout) == (2, "")
+
+
+def test_no_text_of_a_file_steers_a_terminal(tmp_path: Path) -> None:
+    wrong, own = tmp_path / "wrong.yaml", tmp_path / "own.yaml"
+    wrong.write_text(HOUSE + '"x\\e[2J": 1\n', encoding="utf-8")
+    test = '{name: "x\\e[2J", request: {messages: [{role: user, content: hi}]}, expect: {tier: flash}}'
+    own.write_text(f"{HOUSE.replace(', calibration: found.json', '')}tests: [{test}]\n", encoding="utf-8")
+    for told, status in ((run("check", str(wrong)), 1), (run("test", str(own)), 0)):
+        assert (told.exit_code, "x\\x1b[2J" in told.output, "\x1b" in told.output) == (status, True, False)
 
 
 def test_explain_refuses_a_request_that_is_nested_too_deeply(tmp_path: Path) -> None:

@@ -139,20 +139,33 @@ def test_the_servers_of_a_candidate_are_looked_at_too(tmp_path: Path, flash: Sim
     assert said(found, "ok").count(f"{flash.url} serves") == 1, "what both have is told once"
 
 
+@contextlib.contextmanager
+def set_up(url: str, maxmemory: str, policy: str) -> Iterator[str]:
+    """A store's version, while it is set up so."""
+    with Valkey.from_url(url) as server:
+        before = server.config_get("maxmemory*")
+        server.config_set("maxmemory", maxmemory)
+        server.config_set("maxmemory-policy", policy)
+        try:
+            yield server.info("server")["valkey_version"]
+        finally:
+            for name in ("maxmemory", "maxmemory-policy"):
+                server.config_set(name, before[name])
+
+
 @pytest.mark.parametrize(
     ("policy", "lost"), [("allkeys-lru", "API keys, budgets and ledgers"), ("volatile-lru", "budgets and ledgers")]
 )
 def test_a_store_that_may_drop_more_than_answers_is_told(good: Path, valkey: str, policy: str, lost: str) -> None:
-    with Valkey.from_url(valkey) as server:
-        before = server.config_get("maxmemory*")
-        server.config_set("maxmemory", "200mb")
-        server.config_set("maxmemory-policy", policy)
-        try:
-            status, found = look(good, REDIS_URL=valkey)
-        finally:
-            for name in ("maxmemory", "maxmemory-policy"):
-                server.config_set(name, before[name])
+    with set_up(valkey, "200mb", policy):
+        status, found = look(good, REDIS_URL=valkey)
     assert (status, f"may evict {lost} when" in said(found, "error")) == (1, True)
+
+
+def test_a_store_without_a_limit_of_memory_drops_nothing_and_its_version_is_told(good: Path, valkey: str) -> None:
+    with set_up(valkey, "0", "allkeys-lru") as version:
+        _, found = look(good, REDIS_URL=valkey)
+    assert ("may evict" in said(found, "error"), f"answers, version {version}" in said(found, "ok")) == (False, True)
 
 
 def test_keys_are_counted_and_those_whose_plan_is_gone_are_told(good: Path, valkey: str, tmp_path: Path) -> None:

@@ -196,6 +196,9 @@ def test_whom_a_key_let_in_is_refused_once_the_store_has_no_such_key() -> None:
         for _ in range(2):
             assert keys.known(f"Bearer {key}", CALLERS) is None
             assert (await refused(keys, f"Bearer {key}")).status == 401
+        store.down = True
+        keys._unknown.clear()  # as after another second
+        assert (await refused(keys, f"Bearer {key}")).status == 503, "an outage does not bring it back"
 
     with_store(main)
 

@@ -196,6 +196,6 @@ def test_a_key_may_expire_and_have_limits_of_its_own_checked_against_a_policy(ur
     assert (made["requests_per_minute"], made["tokens_per_minute"], made["usd"]) == (5, 700, 1.5)
     assert made["may"] == ["pro"]
     assert "expires 2" in run("list", url=url).stdout
-    for wrong in (("--may", "gold"), ("--plan", "platinum"), ("--expires", "soon")):
+    for wrong in (("--may", "gold"), ("--plan", "platinum"), ("--expires", "soon"), ("--expires", "0d")):
         refused = run("create", "bob", *wrong, "--policy", policy, url=url)
         assert refused.exit_code == 1

@@ -75,7 +75,10 @@ def test_a_gain_that_is_not_sure_fails_where_it_must_be(files: dict[str, str]) -
         one["outcome"] = {"quality": 0.9, "tiers": {"flash": 0.5, "pro": 1.0}}
     Path(files["records"]).write_text("".join(json.dumps(one) + "\n" for one in lines))
     replay = "replay", "--policy", files["b.yaml"], "--records", files["records"]
-    assert "+0.100 (+0.0" in run(*replay).stdout
+    shown = run(*replay).stdout
+    assert "+0.100 (+0.0" in shown
+    (candidate,) = [row for row in shown.splitlines() if row.startswith("candidate")]
+    assert "(+" not in candidate, "than itself it is no better"
     assert [run(*replay, "--fail-if", condition).exit_code for condition in ("gain_low < 0", "gain_low < 0.1")] == [
         0,
         1,
@@ -127,6 +130,12 @@ def test_a_condition_sets_the_exit_status(files: dict[str, str], conditions: lis
     found = run("replay", "--policy", files["b.yaml"], "--records", files["records"], *given)
     assert found.exit_code == status
     assert bool(found.stderr) == bool(status)
+
+
+def test_a_figure_that_is_not_known_is_told_apart_from_one_that_there_is_not(files: dict[str, str]) -> None:
+    replay = "replay", "--policy", files["b.yaml"], "--records", files["records"]
+    for name, told in (("quality", "not known here\n"), ("nobody", "no such figure: pro_share, ")):
+        assert run(*replay, "--fail-if", f"{name} > 1").stderr.startswith(f"{name}: {told}")
 
 
 @pytest.mark.parametrize(

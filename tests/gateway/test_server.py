@@ -152,11 +152,15 @@ def test_callers_who_come_at_once_are_let_in_within_a_few_turns_and_no_more_than
     flash: Sim, pro: Sim, most: int
 ) -> None:
     async def main() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
         settings = Settings(connections=most)
         front = create_app(settings, policy_for(flash, pro), MemoryStore(), Keys(MemoryStore(), everyone=True))
         server, turns = Server(front, front), 0
         serving = asyncio.create_task(server.serve(bind(Settings(port=0), shared=False)))
         await eventually(lambda: server.started)
+        opens, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         address = server.servers[0].sockets[0].getsockname()
         lines = [socket.create_connection(address) for _ in range(64)]
         inside = server.server_state.connections
@@ -170,6 +174,7 @@ def test_callers_who_come_at_once_are_let_in_within_a_few_turns_and_no_more_than
             line.close()
         server.leave()
         await serving
+        assert opens >= 2 * most, "each may take another one, to a model server"
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
@@ -194,6 +199,7 @@ async def test_a_peer_is_who_connected_whatever_it_says_of_others(
 def test_connections_over_tls_are_no_more_than_memory_has_room_for() -> None:
     assert most_lines(1 << 16, None) == 1 << 15
     assert [most_lines(1 << 16, size << 30) for size in (1, 2, 64)] == [1193, 2386, 1 << 15]
+    assert most_lines(1 << 16, 1 << 16) == 1
 
 
 def test_a_process_may_open_the_files_that_it_wants_and_never_fewer() -> None:

@@ -144,8 +144,11 @@ async def test_however_long_an_outage_what_was_used_in_it_is_kept_as_sums_and_bo
         os.kill(pid, signal.SIGCONT)
         await eventually(lambda: store.state == "ok" and not len(store._owed))
         for caller in ("ann", "bob"):
-            booked = [(one.kind, one.requests, one.prompt, one.money) for one in await store.ledger(caller)]
-            assert booked == [("triage", 50, 250, 500), ("answer", 50, 400, 15_000)]
+            booked = [
+                (one.kind, one.requests, one.prompt, one.cached, one.completion, one.money)
+                for one in await store.ledger(caller)
+            ]
+            assert booked == [("triage", 50, 250, 0, 50, 500), ("answer", 50, 400, 200, 1000, 15_000)]
         await store.close()
 
 

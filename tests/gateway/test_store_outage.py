@@ -240,6 +240,7 @@ def test_a_server_that_was_never_there_costs_no_request(address: str) -> None:
             assert len(await store.secret()) == 32
             assert (await at_once(store.admit("ann", PLENTY, b"key"))).allowed
             assert await at_once(store.ping()) is False
+            assert not any(task.done() for task in store._beat._tasks), "others will hear of this process"  # type: ignore[attr-defined]
             await store.close()
 
         asyncio.run(main())

@@ -189,14 +189,17 @@ def test_sentinels_are_asked_with_a_password_of_their_own() -> None:
 
 
 async def primary_of(ports: Sequence[int | None], seconds: float) -> int:
-    """The port of the primary by sentinels that each name one, None: say nothing. The first one is heard first."""
+    """The port of the primary by sentinels that each name one, 0: know none, None: say nothing. The first one is heard
+    first."""
     heard = asyncio.Event()
 
     async def told(port: int | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"main\r\n")
         if port is not ports[0]:
             await heard.wait()
-        if port is not None:
+        if port == 0:
+            writer.write(b"*-1\r\n")
+        elif port is not None:
             writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n%d\r\n" % port)
         await reader.read()
         heard.set()
@@ -212,7 +215,12 @@ async def primary_of(ports: Sequence[int | None], seconds: float) -> int:
 
 @pytest.mark.parametrize(
     ("ports", "seconds", "primary"),
-    [((7001, 7002, 7002), 60.0, 7002), ((7001, 7001, None), 60.0, 7001), ((7001, None, None), 0.1, 7001)],
+    [
+        ((7001, 7002, 7002), 60.0, 7002),
+        ((7001, 7001, None), 60.0, 7001),
+        ((7001, None, None), 0.1, 7001),
+        ((0, 7001, 7001), 60.0, 7001),
+    ],
 )
 def test_a_majority_of_the_sentinels_says_or_most_of_those_that_answer_in_time(
     ports: Sequence[int | None], seconds: float, primary: int

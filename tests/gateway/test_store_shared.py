@@ -13,7 +13,7 @@ from gateway.store import VALUE_LIMIT, KeyRecord, Line, Store, open_store
 from gateway.store.beat import LAST
 from gateway.store.opening import written
 from gateway.store.scripts import ADMIT
-from gateway.store.words import account, run
+from gateway.store.words import account, booked, milliseconds, run
 from tests.gateway.serving import eventually
 from tests.stores import burst, granted, limits, on
 
@@ -155,6 +155,16 @@ def test_a_scripts_run_is_written_as_any_command_is() -> None:
     for size in (0, 1, 1023, 1024, 70_000):
         more = (b"name", b"w" * size)
         assert run(script, names, more) == written((b"EVALSHA", name, 5, *names.all, *more))
+
+
+def test_a_ledger_is_told_in_the_order_of_its_days() -> None:
+    kept = [b"20001/answer/0/flash/requests", b"1", b"20000/answer/0/pro/requests", b"2"]
+    told = [(line.day, line.tier, line.requests) for line in booked("ann", kept)]
+    assert told == [("2024-10-04", "pro", 2), ("2024-10-05", "flash", 1)]
+
+
+def test_what_is_kept_for_hardly_a_time_is_kept_for_a_millisecond() -> None:
+    assert [milliseconds(seconds) for seconds in (0.0001, 0.0019, 2.0)] == [b"1", b"1", b"2000"], "a server refuses 0"
 
 
 def test_whoever_waits_for_a_settlement_hears_of_it_and_one_who_leaves_keeps_no_other_waiting(valkey: str) -> None:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from gateway.errors import BadRequest, Overloaded, RateLimited
-from gateway.uploads import SMALL, Uploads
+from gateway.errors import BadRequest, Overloaded, RateLimited, TooLarge
+from gateway.uploads import SMALL, Uploads, announced
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, Line, body, eventually, gateway
 from tests.tiers import JSON, policy_for
@@ -109,6 +109,14 @@ def test_a_body_that_ended_counts_no_more_and_callers_do_not_count_for_each_othe
     with uploads.one("ann", 1):
         pass
     assert uploads._open == {}
+
+
+def test_a_length_that_is_no_number_is_as_long_as_one_may_be() -> None:
+    assert [announced({"content-length": told}, 100) for told in ("7", "100", "²", "-1", "")] == [7, 100, 100, 100, 100]
+    assert announced({}, 100) == 100
+    for told in ("101", "9" * 5000):
+        with pytest.raises(TooLarge):
+            announced({"content-length": told}, 100)
 
 
 ROOM = 1 << 20

@@ -18,6 +18,16 @@ def test_failures_of_several_callers_open_it_and_a_few_do_not() -> None:
     assert not broken(*"ababa").lets(100.0)
 
 
+def test_failures_of_several_callers_open_it_where_they_are_half_of_the_calls_though_another_is_answered() -> None:
+    for answered, opens in ((FAILURES, True), (FAILURES + 1, False)):
+        breaker = Breaker()
+        for _ in range(answered):
+            breaker.passed("c")
+        for caller in "ababa":
+            breaker.failed(caller, WINDOW / 2, trial=False)
+        assert breaker.open is opens
+
+
 def test_a_caller_whose_requests_break_servers_opens_nothing_while_others_are_answered() -> None:
     breaker = Breaker()
     for _ in range(50):
@@ -44,6 +54,11 @@ def test_a_burst_of_one_callers_failures_opens_nothing_where_others_were_answere
 
 def test_who_asks_alone_opens_it_and_refused_connections_need_no_second_caller() -> None:
     assert broken(*["alone"] * FAILURES).open
+    breaker = Breaker()
+    breaker.passed("alone")
+    for _ in range(FAILURES):
+        breaker.failed("alone", 100.0, trial=False)
+    assert breaker.open, "nobody else is answered"
     breaker = Breaker()
     breaker.passed("other")
     for _ in range(FAILURES):
@@ -117,6 +132,11 @@ def test_calls_from_before_the_break_decide_nothing_when_they_end_late() -> None
     breaker = broken(*"ababa")
     breaker.passed("c")
     assert breaker.open
+    breaker.failed("c", 100.0 + FIRST_REST / 2, trial=False)
+    breaker.tried(100.0 + FIRST_REST / 2)  # there was no better replica
+    breaker.failed("c", 100.0 + FIRST_REST / 2, trial=True)
+    breaker.failed("c", 100.0 + FIRST_REST, trial=False)
+    assert breaker.lets(100.0 + FIRST_REST), "it rests no longer for that"
     breaker.tried(100.0 + FIRST_REST)
     breaker.failed("c", 100.0 + FIRST_REST, trial=False)
     assert not breaker.lets(100.0 + FIRST_REST), "the probe is still out"
@@ -132,7 +152,7 @@ def test_retries_are_a_tenth_of_the_calls_and_a_few_more() -> None:
             budget.earn()
             retries += budget.spend(now=1e6 + 60.0 * call / calls)
         assert retries <= 0.1 * calls + 8 + 1
-        assert retries >= min(calls, 5)
+        assert retries >= max(min(calls, 5), 0.1 * calls)
     assert retries <= 0.11 * calls
 
 

@@ -13,9 +13,9 @@ from gateway.policy import Policy
 from gateway.types import Caller
 from gateway.upstream import Upstream
 from gateway.upstream.breaker import FAILURES, FIRST_REST
-from gateway.upstream.loads import load
+from gateway.upstream.loads import Load, load
 from gateway.upstream.places import Places
-from gateway.upstream.queues import EVERY, Queues
+from gateway.upstream.queues import EVERY, Queues, ask
 from gateway.upstream.replicas import FRESH, Replica, Replicas
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body, collected, eventually, plain, scripted, upstream
@@ -189,6 +189,22 @@ def test_a_queue_is_summed_over_engines_and_unknown_without_its_name(text: bytes
     assert load(text).waiting == count
 
 
+CACHED = b"""vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.5
+vllm:prefix_cache_hits_total{engine="0"} 30.0
+vllm:prefix_cache_hits_total{engine="1"} 10.0
+vllm:prefix_cache_queries_total{engine="0"} 60.0
+vllm:prefix_cache_queries_total{engine="1"} 40.0
+"""
+
+
+def test_a_servers_cache_is_that_of_its_fullest_engine_and_its_hits_are_a_part_of_what_was_looked_up() -> None:
+    assert load(CACHED) == Load(kv_cache=0.5, prefix_hits=0.4)
+    idle = CACHED.replace(b"60.0", b"0").replace(b"40.0", b"0")
+    for text in (CACHED.replace(b"hits", b"hints"), CACHED.replace(b"queries", b"asked"), idle):
+        assert load(text) == Load(kv_cache=0.5)
+
+
 def test_the_shortest_queue_is_asked_while_all_are_known_else_who_has_least_in_flight(flash: Sim, pro: Sim) -> None:
     tier = two(flash, pro.url, balance="least_waiting").tiers["flash"]
     replicas = Replicas()
@@ -211,6 +227,16 @@ async def test_queues_are_read_from_servers_and_what_cannot_be_read_stays_unknow
         assert door.waiting(policy) == {}
         await eventually(lambda: door.waiting(policy) == {"flash": 0})
         assert door._replicas.at(NOWHERE.url).waiting(asyncio.get_running_loop().time()) is None
+
+
+async def test_a_server_that_does_not_tell_its_queue_is_asked_in_vain_and_that_is_all() -> None:
+    client = Client()
+    async with scripted(plain(b"vllm:num_requests_running 2"), plain(b"", "404 Not Found")) as (url, seen):
+        for one in (Replica(url), Replica(url), Replica(NOWHERE.url)):
+            await ask(client, one)
+            assert one.waiting(asyncio.get_running_loop().time()) is None
+        assert len(seen) == 2
+    client.close()
 
 
 async def test_servers_at_whose_queues_nobody_looks_any_more_are_left_in_peace() -> None:

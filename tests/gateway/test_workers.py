@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from multiprocessing import active_children, current_process
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from typer.testing import CliRunner
 
 from gateway.cli import app
+from gateway.errors import Overloaded
 from gateway.settings import Settings
-from gateway.workers import Member, Supervisor
+from gateway.workers import Failed, Member, Supervisor
+from gateway.workers.line import Message
 from gateway.workers.sums import counts, read, total
+from gateway.workers.supervisor import ENDING, SILENT, Worker
 from loadtest.servers import POLICY, READY, Process, Sim, running
 from tests.gateway import still
-from tests.gateway.serving import Port, body, eventually
+from tests.gateway.serving import PATIENCE, Port, body, eventually
 from tests.tiers import JSON, until
 
 ADMIN = secrets.token_hex(32)
@@ -148,7 +152,7 @@ def test_several_workers_need_a_store_that_answers(redis: str, words: str, capfd
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_that_is_taken_is_told(workers: str, valkey: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:  # as another gateway's workers have it
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "gateway", "serve", "--port", port, "--redis", valkey]
         done = subprocess.run([*command, "--workers", workers], capture_output=True, text=True, timeout=60, check=False)
@@ -199,14 +203,60 @@ def test_who_has_ended_counts_but_is_not_open_any_more() -> None:
 def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         running = asyncio.create_task(Supervisor(Settings(workers=1), still.work, beat=0.002).run())
-        await eventually(lambda: "another one takes its place" in caplog.text)
+        await eventually(lambda: caplog.text.count("another one takes its place") >= 2)
         running.cancel()
         await asyncio.wait([running])
 
     asyncio.run(main())
-    still_one, ended, *_ = caplog.messages
-    number = re.findall(r"process (\d+)", still_one)[0]
-    assert ended == f"a worker ended: process {number}, signal 9; another one takes its place in 0.1 s"
+    numbers = [re.findall(r"process (\d+) is killed", message)[0] for message in caplog.messages[:4:2]]
+    assert caplog.messages[1:4:2] == [
+        f"a worker ended: process {number}, signal 9; another one takes its place in {pause} s"
+        for number, pause in zip(numbers, ("0.1", "0.2"), strict=True)
+    ]
+
+
+async def test_how_a_worker_ended_before_any_served_is_told() -> None:
+    with pytest.raises(Failed, match=r"^a worker ended: process \d+, signal 9$"):
+        await Supervisor(Settings(workers=1), still.killed).run()
+
+
+async def test_what_a_worker_told_last_counts_while_it_tells_nothing(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    running = asyncio.create_task(Supervisor(Settings(workers=1, records=heard), still.mute, beat=0.1).run())
+    await eventually(lambda: heard.exists() and heard.read_bytes() == still.COUNTED)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_any_word_of_a_worker_ends_its_silence() -> None:
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    worker = Worker(current_process(), writer, serves=True, silent=SILENT - 1)
+    Supervisor(Settings(workers=1), still.work)._heard(worker, Message("here", 0))
+    assert worker.silent == 0
+    writer.close()
+    theirs.close()
+
+
+async def test_a_worker_that_does_not_leave_when_told_to_is_killed_once_its_time_is_over() -> None:
+    soon = Settings(workers=1).model_copy(update={"drain": 0.01 - ENDING})
+    supervisor = Supervisor(soon, still.work)
+    running = asyncio.create_task(supervisor.run())
+    await eventually(lambda: bool(supervisor._workers))
+    supervisor._leave()
+    await asyncio.wait_for(running, PATIENCE)
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_worker_that_begins_to_serve_when_all_leave_is_told_so_once(known: bool, tmp_path: Path) -> None:
+    supervisor = Supervisor(Settings(workers=1, records=tmp_path / "heard"), still.late)
+    running = asyncio.create_task(supervisor.run())
+    while not (supervisor._workers if known else active_children()):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    supervisor._leave()  # as at SIGTERM, before another turn of the loop
+    await asyncio.wait_for(running, PATIENCE)
+    heard = (tmp_path / "heard").read_bytes().splitlines()
+    assert heard == [b"leave 0 0", b"alive 1 0", b"tell 0 0"], "a second time would end it, with whom it has let in"
 
 
 async def test_a_worker_that_serves_says_again_and_again_that_it_is_there() -> None:
@@ -234,4 +284,17 @@ async def test_a_worker_hears_on_when_an_answer_comes_as_its_question_is_given_u
             await asyncio.wait([asked])
             writer.write(b"reload 0 0\n")
             await asyncio.wait_for(reloads.get(), 20)
+    writer.close()
+
+
+async def test_a_supervisor_that_does_not_answer_in_time_is_a_503_and_is_heard_again_later() -> None:
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=ours)
+    async with aclosing(await Member.join(theirs, patience=0.01)) as member:
+        member.hear(lambda: None, lambda: None)
+        with pytest.raises(Overloaded, match="does not come together") as refusal:
+            await member.metrics()
+        assert refusal.value.retry_after == 1.0
+        writer.write(b"all 0 4\nlatealive 2 0\n")
+        await eventually(lambda: member.alive == 2)
     writer.close()

@@ -3,12 +3,16 @@
 import json
 import random
 import re
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import openai
 import pytest
 
 from backends.sim.protocol import ChatRequest
+from backends.sim.settings import parser
 from tests.backends.sim.servers import HTTP, JSON, OFF, chat, events, served
 
 WEATHER: JSON = {
@@ -312,3 +316,18 @@ def test_the_openai_client_streams_and_raises_its_own_errors(url: str) -> None:
             messages=[{"role": "user", "content": "hi"}],
             extra_headers={"X-Return-Error": "429"},
         )
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "backends.sim", "--tier", "flash", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, f"cannot listen on 127.0.0.1:{port}\n")
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--tier", "flash", "--port", port])
+    assert capsys.readouterr().err.endswith(f"argument --port: invalid port value: '{port}'\n")
