@@ -32,6 +32,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.store.limits import Admitted, Bound, Limits, Line, Most
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
@@ -83,6 +84,15 @@ class KeyRecord:
     usd: float | None = None
     may: tuple[str, ...] | None = None
     explain: bool | None = None
+
+    @classmethod
+    def read(cls, key_id: str, value: bytes) -> "KeyRecord":
+        """The record that a server keeps under the id. One that cannot be read lets nobody in, and is still a key:
+        it is revoked, and named "unreadable"."""
+        try:
+            return msgspec.json.decode(value, type=cls)
+        except UNREADABLE:
+            return cls(key_id, "", "unreadable", None, 0.0, revoked=0.0)
 
 
 class ServerSetup(NamedTuple):

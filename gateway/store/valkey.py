@@ -199,7 +199,7 @@ class RedisStore:
 
     async def key(self, key_id: str) -> KeyRecord | None:
         found: bytes | None = await self._ask(b"HGET", KEYS, key_id)
-        return None if found is None else msgspec.json.decode(found, type=KeyRecord)
+        return None if found is None else KeyRecord.read(key_id, found)
 
     async def put_key(self, record: KeyRecord, only_first: bool = False) -> bool:
         value = msgspec.json.encode(record)
@@ -209,8 +209,9 @@ class RedisStore:
         return True
 
     async def list_keys(self) -> list[KeyRecord]:
-        values: list[bytes] = await self._ask(b"HVALS", KEYS)
-        records = [msgspec.json.decode(value, type=KeyRecord) for value in values]
+        flat: list[bytes] = await self._ask(b"HGETALL", KEYS)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        records = [KeyRecord.read(key_id.decode("utf-8", "replace"), value) for key_id, value in pairs]
         return sorted(records, key=lambda record: record.created)
 
     async def revoke_key(self, key_id: str) -> bool:
