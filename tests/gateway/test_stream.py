@@ -338,9 +338,9 @@ def test_only_the_end_of_an_answer_tells_that_it_was_given_up() -> None:
         {"choices": [{"finish_reason": "stop", **null}]},
     ):
         read_whole(json.dumps(whole).encode(), 200, Usage())
-    for whole in ({"choices": [{"text": "x"}, gone]}, {"content": [], **null}):
+    for ended in (b'{"choices": [{"text": "x"}, {"finish_reason": "abort"}]}', b'{"content": [], "stop_reason": null}'):
         with pytest.raises(UpstreamFailed):
-            read_whole(json.dumps(whole).encode(), 200, Usage())
+            read_whole(ended, 200, Usage())
 
 
 @pytest.mark.parametrize(
