@@ -1,13 +1,15 @@
 """What was decided, and what came of it?   The newest decisions in memory; more in a file or a stream of the store."""
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import logging
 import os
+import select
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, NamedTuple, Protocol, cast
@@ -26,19 +28,11 @@ FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: tw
 HEADER = 128  # characters of a header's value that are kept
 WAITING = 10_000  # lines that wait to be written; while so many wait, further ones are lost, and counted in the log
 PAUSE = 0.05  # seconds that lines gather before they are written together
+PATIENCE = 1.0  # seconds that a pipe whose reader stands still is waited for
 LOOKS = (0.0, 0.05, 0.1, 0.2)  # seconds before each look for the decision that an outcome is of
 log = logging.getLogger("gateway")
 _draw = SystemRandom().random
 _LINE = msgspec.json.Decoder(Recorded)
-
-
-class Ended(msgspec.Struct):
-    """The part of a line that tells when its answer ended."""
-
-    at: float = 0.0
-
-
-_ENDED = msgspec.json.Decoder(Ended)
 
 
 class Kept(msgspec.Struct, gc=False):
@@ -226,16 +220,6 @@ class Records:
         await asyncio.gather(*marks)
 
 
-def newest(lines: Iterable[bytes], most: int) -> list[bytes]:
-    """The newest of the lines of several processes, the newest last."""
-    return sorted(lines, key=ended)[-most:]
-
-
-def ended(line: bytes) -> float:
-    """When the answer of a line ended."""
-    return _ENDED.decode(line).at
-
-
 def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) -> Kept:
     """What is kept of a decision whose answer ends now. Tokens only where the server counted the whole answer."""
     usage = record.usage
@@ -265,23 +249,35 @@ def seen(policy: Policy) -> Seen:
     return Seen(prints, policy.watched_headers, tuple(policy.tiers), policy.question, kept, table, starts)
 
 
-def append(path: Path, lines: list[bytes]) -> None:
+def append(path: Path, lines: list[bytes], patience: float = PATIENCE) -> None:
     """Write lines to the end of the file, readable by its owner; a full file makes room. Raises OSError where not all
-    of them fit, and writes none: a cut line would make the file unreadable."""
+    of them fit, and writes none: a cut line would make the file unreadable. A pipe keeps what it took until nobody
+    read it for `patience` seconds."""
     text = b"".join(line + b"\n" for line in lines)
     how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe without a reader is not waited for
-    opened = os.open(path, how, 0o600)
-    os.set_blocking(opened, True)
-    with os.fdopen(opened, "ab", buffering=0) as file:
-        before = end = os.fstat(file.fileno()).st_size
+    file = os.open(path, how, 0o600)
+    try:
+        before = end = os.fstat(file).st_size
         try:
             while end - before < len(text):
-                end += file.write(text[end - before :])
+                end += _taken(file, text[end - before :], patience)
         except OSError:
-            file.truncate(before)
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, before)
             raise
+    finally:
+        os.close(file)
     if end > FILE_BYTES:
         path.replace(f"{path}.1")
+
+
+def _taken(file: int, text: bytes, patience: float) -> int:
+    """How many bytes the file takes. Raises OSError."""
+    ready = select.poll()
+    ready.register(file, select.POLLOUT)
+    if not ready.poll(patience * 1000):
+        raise TimeoutError(errno.ETIMEDOUT, "nobody reads this pipe")
+    return os.write(file, text)
 
 
 def _cut(decision: Decision) -> Decision:

@@ -248,6 +248,16 @@ def test_a_pipe_that_nobody_reads_is_no_file_to_wait_for(tmp_path: Path) -> None
         room.append(tmp_path / "a", [b"first"])
 
 
+def test_a_pipe_whose_reader_stands_still_is_given_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    reader = os.open(tmp_path / "a", os.O_RDONLY | os.O_NONBLOCK)
+    room.append(tmp_path / "a", [b"first"], patience=0.0)
+    with pytest.raises(TimeoutError, match="nobody reads"):
+        room.append(tmp_path / "a", [b"x" * 99] * 5000, patience=0.0)
+    assert os.read(reader, 6) == b"first\n"
+    os.close(reader)
+
+
 def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
