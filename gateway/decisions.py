@@ -17,7 +17,7 @@ from gateway.errors import UNREADABLE, BadRequest, Forbidden
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
-from gateway.pricing import lines, terms
+from gateway.pricing import terms
 from gateway.recorded import WEAK, Outcome, Record
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -145,7 +145,7 @@ def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: f
         caller=request.caller,
         model=request.fields.model or "auto",
         decision=made,
-        costs=lines(request, policy),
+        costs=request.costs,
     )
 
 
