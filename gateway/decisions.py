@@ -1,7 +1,6 @@
 """How do callers ask for a decision alone, or rate an answer?   POST /v1/route and POST /v1/feedback."""
 
 import time
-import uuid
 from typing import Any
 
 import msgspec
@@ -112,8 +111,8 @@ def parsed(data: bytes, caller: Caller, request: Request) -> ChatRequest:
     if len(paths) != 1:
         raise BadRequest(f"Give one of {', '.join(ASKED)}, and only one.", param="messages")
     body, fields = read(paths[0], data)
-    headers = dict(request.headers)
-    found = ChatRequest(uuid.uuid4().hex, caller, paths[0], body, fields, headers, time.perf_counter(), chance=draw())
+    name, headers = request.scope["request_id"], dict(request.headers)
+    found = ChatRequest(name, caller, paths[0], body, fields, headers, time.perf_counter(), chance=draw())
     refuse_links(found)
     return found
 

@@ -46,6 +46,13 @@ async def test_a_decision_takes_a_completions_prompt_and_a_callers_wish(flash: S
         assert (wish["route"]["reason"], wish["verdict"]) == ("asked for by header", None)
 
 
+async def test_a_decision_alone_has_the_callers_id_at_the_server_too(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        alone = await gate.ask(body(), ROUTE, x_request_id="mine")
+        assert (alone.status, alone.headers["x-request-id"]) == (200, "mine")
+        assert flash.seen("triage")[0]["headers"]["x-request-id"].startswith("mine-triage")
+
+
 async def test_a_decision_alone_is_counted_as_a_request_of_no_tier(flash: Sim, pro: Sim) -> None:
     async with gateway(policy_for(flash, pro)) as gate:
         for fields in (body(), body(model="auto:best")):
