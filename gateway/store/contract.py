@@ -156,9 +156,9 @@ class Store(Protocol):
         """
         ...
 
-    async def note(self, lines: Sequence[bytes], most: int) -> None:
-        """Add lines to the records' stream, of which about `most` stay, the newest. Lost while the store does not
-        answer; a store of one process has no stream."""
+    async def note(self, lines: Sequence[bytes], most: int) -> bool:
+        """Add lines to the records' stream, of which about `most` stay, the newest. False while the store is down: none
+        was sent. What it goes down over is lost; a store of one process has no stream."""
         ...
 
     def noted(self) -> AsyncIterator[list[bytes]]:

@@ -164,10 +164,13 @@ class RedisStore:
         names = (own.entry + key, own.turn + key) if token else (own.entry + key,)
         return self._call(REMEMBER, (*names, value, milliseconds(ttl), token))
 
-    async def note(self, lines: Sequence[bytes], most: int) -> None:
+    async def note(self, lines: Sequence[bytes], most: int) -> bool:
+        if self._line.is_down(RECORDS):
+            return False
         adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
         with contextlib.suppress(Overloaded):
             await asyncio.gather(*(self._ask(*adding, line) for line in lines))
+        return True
 
     async def noted(self) -> AsyncIterator[list[bytes]]:
         after = b"-"
