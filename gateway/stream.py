@@ -197,6 +197,8 @@ class Events(Pieces):
         except UNREADABLE:
             return True
         fill(self._usage, seen.used())
+        if seen.type == "message_start":
+            self._usage.completion = None  # it counts what there is at the start
         self._finished = bool(seen.usage) and not self._ends and _FINISH.search(seen.choices) is not None
         self._end(isinstance(seen.type, str) and seen.type in self._ends)
         if wrong := seen.wrong() or (seen.given_up() and "abort"):

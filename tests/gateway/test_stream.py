@@ -322,6 +322,14 @@ async def test_an_answer_that_its_server_gave_up_is_told_as_it_came_and_has_fail
     assert not (await relayed(streaming(chunk("a"), said, DONE))).usage.failed
 
 
+async def test_what_a_message_had_at_its_start_is_not_what_it_has_at_its_end(run: Run) -> None:
+    start: Any = {"type": "message_start", "message": {"usage": {"input_tokens": 4, "output_tokens": 0}}}
+    for told, completion in (({"output_tokens": 5}, 5), (None, None)):
+        last = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": told}
+        seen = await relayed(streaming(*spoken(start, DELTA, last), MESSAGE[-1]), path="/v1/messages")
+        assert (seen.usage.complete, seen.usage.prompt, seen.usage.completion) == (True, 4, completion)
+
+
 async def test_a_message_that_stops_for_no_reason_was_given_up(run: Run) -> None:
     for reason, failed in ((None, True), ("end_turn", False)):
         last = spoken({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 5}})
