@@ -25,7 +25,8 @@ class Admission(msgspec.Struct, eq=False):
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
     account, the caller's and that of all callers. Holders: the request, or the reply that takes its place (`keep`),
-    and each block that enters it: one that makes the answer for others, who wait when that caller has left.
+    and each block that enters it: one that makes the answer for others, who wait when that caller has left. Not
+    `answers`: the verdict is what the caller gets, and pays for.
     """
 
     request: ChatRequest
@@ -38,6 +39,7 @@ class Admission(msgspec.Struct, eq=False):
     limits: bytes
     session: bytes | None
     leases: dict[str, str]
+    answers: bool
     holders: int = 1
 
     def __enter__(self) -> Self:
@@ -63,8 +65,10 @@ class Admission(msgspec.Struct, eq=False):
             return
         leases, self.leases = self.leases, {}
         used = lines(self.request, self.policy)
-        self.request.costs.extend(used)
         above = self.terms.limits.share is not None and answered_above(self.terms.reach[0], used)
+        if not self.answers:
+            used = [replace(line, kind="answer") for line in used]
+        self.request.costs.extend(used)
         for account, lease in leases.items():
             self.store.settle(account, lease, used, above)
 
@@ -82,8 +86,8 @@ async def admit(
     """Counts the request, reserves the most that it may use, looks `recall` up in the caller's cache and asks for its
     session: one round trip.
 
-    A hit (`entry` is not None) reserves nothing. A request for a decision alone (not `answers`) reserves no tokens and
-    does not count in the share, which it would dilute; money it does, so that a budget caps it as it would the answer.
+    A hit (`entry` is not None) reserves nothing. A request for a decision alone (not `answers`) reserves its prompt's
+    tokens only and is not in the share, which it would dilute; its money is the answer's, so that a budget caps both.
     Raises OverLimit; Overloaded while the store does not answer and a limit may not be exceeded unseen.
     """
     caller = request.caller
@@ -97,24 +101,24 @@ async def admit(
         own, all_ = await held(both, recall, store)
     else:
         own, all_ = await asking, None
-    told_limits = limit_lines(own)
+    told = limit_lines(own)
     if own.verdict:
-        raise OverLimit(refusal_text(own, "caller"), own, told_limits)
+        raise OverLimit(refusal_text(own, "caller"), own, told)
     standing = stands(own, own_terms.plan.budget, "caller")
     leases = {caller.id: own.lease} if own.lease else {}
     if all_:
         if all_.verdict and own.entry is None:
-            raise OverLimit(refusal_text(all_, "all"), all_, told_limits)
+            raise OverLimit(refusal_text(all_, "all"), all_, told)
         standing = gravest(standing, stands(all_, policy.budget, "all"))
         leases |= {ALL: all_.lease} if all_.lease else {}
     if standing.budget:
-        told_limits += budget_lines(standing)
+        told += budget_lines(standing)
     if remembered and own.entry is None:
         granted = {caller.id: own, ALL: all_} if all_ else {caller.id: own}
         standing = replace(standing, session=await met(remembered, granted, recall, store))
     turn = whose(recall, own) if recall else None
     leases = {} if own.entry else leases
-    return Admission(request, policy, own_terms, store, own.entry, turn, standing, told_limits, session, leases)
+    return Admission(request, policy, own_terms, store, own.entry, turn, standing, told, session, leases, answers)
 
 
 def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
@@ -126,7 +130,7 @@ def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> t
     if answers and not own.together:
         return limits, partial(bound, request, own.reach, policy)
     most = bound(request, own.reach, policy)  # two accounts need to know
-    return limits, most if answers else replace(most, prompt=0, completion=0)
+    return limits, most if answers else replace(most, completion=0)
 
 
 def whose(key: bytes, own: Admitted) -> Turn:

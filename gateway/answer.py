@@ -54,6 +54,7 @@ async def decision(
         if isinstance(found, Decision):
             return found
         verdict = await found.judge()
+        await upstream.told()
         return Decision(found.facts, verdict, route(found.facts, verdict, policy))
     finally:
         admission.close()

@@ -20,7 +20,8 @@ from gateway.keys import ADMIN, Keys, expired
 from gateway.memory import allowed
 from gateway.policy import Policy
 from gateway.probe import Probe
-from gateway.records import Records, newest
+from gateway.recorded import newest
+from gateway.records import Records
 from gateway.retries import Retries
 from gateway.revisions import Revisions
 from gateway.served import Served

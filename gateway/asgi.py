@@ -22,7 +22,8 @@ Running = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class Front:
-    """The ASGI app. The paths of DIALECTS are served here, all others by `rest`, which gets a HEAD request as a GET.
+    """The ASGI app. The paths of DIALECTS are served here, all others by `rest`, which gets a HEAD request as a GET,
+    and the request's id in its scope.
 
     `running` is the lifespan of the gateway, as a context; a server enters it through `rest`. `reload` has the policy's
     file read at once.
@@ -45,8 +46,8 @@ class Front:
             wire = AsgiWire(scope, receive, send)
             await Exchange(self.doors, self.settings, wire, asyncio.current_task()).run()
         else:
-            method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await self._rest({**scope, "method": method}, receive, _naming(request_id(_headers(scope)), send))
+            method, name = "GET" if scope["method"] == "HEAD" else scope["method"], request_id(_headers(scope))
+            await self._rest({**scope, "method": method, "request_id": name}, receive, _naming(name, send))
 
 
 class Lazy:

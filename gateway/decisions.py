@@ -1,7 +1,6 @@
 """How do callers ask for a decision alone, or rate an answer?   POST /v1/route and POST /v1/feedback."""
 
 import time
-import uuid
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ from gateway.errors import UNREADABLE, BadRequest, Forbidden
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
-from gateway.pricing import lines, terms
+from gateway.pricing import terms
 from gateway.recorded import WEAK, Outcome, Record
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -112,8 +111,8 @@ def parsed(data: bytes, caller: Caller, request: Request) -> ChatRequest:
     if len(paths) != 1:
         raise BadRequest(f"Give one of {', '.join(ASKED)}, and only one.", param="messages")
     body, fields = read(paths[0], data)
-    headers = dict(request.headers)
-    found = ChatRequest(uuid.uuid4().hex, caller, paths[0], body, fields, headers, time.perf_counter(), chance=draw())
+    name, headers = request.scope["request_id"], dict(request.headers)
+    found = ChatRequest(name, caller, paths[0], body, fields, headers, time.perf_counter(), chance=draw())
     refuse_links(found)
     return found
 
@@ -145,7 +144,7 @@ def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: f
         caller=request.caller,
         model=request.fields.model or "auto",
         decision=made,
-        costs=lines(request, policy),
+        costs=request.costs,
     )
 
 

@@ -13,7 +13,7 @@ from gateway.abilities import Found, able, alone, strategies, wants
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.policy import Policy, Tier
 from gateway.telemetry import THINKS
-from gateway.triage import strategy_of
+from gateway.triage import LATE, strategy_of
 from gateway.upstream import Upstream
 
 START = 5.0  # seconds that the start of the gateway waits for the first findings at most
@@ -27,8 +27,16 @@ class Probe:
     """Keeps `upstream.able` up to date for the tier that triage asks, while the policy's strategy is auto and some rule
     wants a verdict."""
 
-    def __init__(self, client: Client, upstream: Upstream, policy: Callable[[], Policy], pause: float = PAUSE) -> None:
+    def __init__(
+        self,
+        client: Client,
+        upstream: Upstream,
+        policy: Callable[[], Policy],
+        pause: float = PAUSE,
+        health: Limits = HEALTH,
+    ) -> None:
         self._client, self._upstream, self._policy, self._pause = client, upstream, policy, pause
+        self._health = health
         self._asked: object = None  # what was asked, and of whom; another policy is another question
         self._found: dict[str, Found] = {}
         self._next: dict[str, tuple[float, float]] = {}  # when a server is asked again (monotonic), after which pause
@@ -104,11 +112,11 @@ class Probe:
             log.warning("triage asks tier %s by %s; %s", name, used, _words(found))
 
     async def _alive(self, url: str) -> bool:
-        """Whether anything answers there."""
+        """Whether anything answers there; a server that was asked before may be too busy to."""
         try:
-            await fetch(self._client, Origin.parse(url), "GET /health", HEALTH)
-        except TransportError:
-            return False
+            await fetch(self._client, Origin.parse(url), "GET /health", self._health)
+        except TransportError as error:
+            return error.kind in LATE and url in self._found
         return True
 
 

@@ -172,7 +172,18 @@ class Judged(msgspec.Struct, kw_only=True):
     outcome: Outcome
 
 
-_ANY = msgspec.json.Decoder(dict[str, Any])
+class Ended(msgspec.Struct):
+    """The part of a line that tells when its answer ended."""
+
+    at: float = 0.0
+
+
+_ANY, _ENDED = msgspec.json.Decoder(dict[str, Any]), msgspec.json.Decoder(Ended)
+
+
+def newest(lines: Iterable[bytes], most: int) -> list[bytes]:
+    """The newest of the lines of several processes, the newest last."""
+    return sorted(lines, key=lambda line: _ENDED.decode(line).at)[-most:]
 
 
 def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) -> list[Recorded]:

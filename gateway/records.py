@@ -1,13 +1,15 @@
 """What was decided, and what came of it?   The newest decisions in memory; more in a file or a stream of the store."""
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import logging
 import os
+import select
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
 from pathlib import Path
 from random import SystemRandom
 from typing import Any, NamedTuple, Protocol, cast
@@ -26,19 +28,12 @@ FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: tw
 HEADER = 128  # characters of a header's value that are kept
 WAITING = 10_000  # lines that wait to be written; while so many wait, further ones are lost, and counted in the log
 PAUSE = 0.05  # seconds that lines gather before they are written together
+TOGETHER = 200  # lines that are sent to the store at once, so that admissions need not wait for all of an outage
+PATIENCE = 1.0  # seconds that a pipe whose reader stands still is waited for
 LOOKS = (0.0, 0.05, 0.1, 0.2)  # seconds before each look for the decision that an outcome is of
 log = logging.getLogger("gateway")
 _draw = SystemRandom().random
 _LINE = msgspec.json.Decoder(Recorded)
-
-
-class Ended(msgspec.Struct):
-    """The part of a line that tells when its answer ended."""
-
-    at: float = 0.0
-
-
-_ENDED = msgspec.json.Decoder(Ended)
 
 
 class Kept(msgspec.Struct, gc=False):
@@ -106,15 +101,17 @@ class Watch(Protocol):
 class Records:
     """The process's records. `path` is a file of this process alone; None: no file.
 
-    No request waits for them: lines are written in the background. `lost` counts those that could not be.
+    No request waits for them: lines are written in the background; those for the stream wait for a store that is down.
+    `lost` counts those that could not be written.
     """
 
     def __init__(self, store: Store, path: Path | None = None, watch: Watch | None = None) -> None:
         self._store, self._path, self._watch = store, path, watch
         self._ring: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._due: list[Due] = []
+        self._unshared: list[Due] = []  # for the stream
         self._writing: asyncio.Task[None] | None = None
-        self._failing = False
+        self._failing = self._ending = False
         self.lost = 0
 
     def keep(self, record: Record, policy: Policy, request: ChatRequest | None = None) -> None:
@@ -178,7 +175,8 @@ class Records:
         return True
 
     async def close(self) -> None:
-        """Writes what is due."""
+        """Writes what is due; a store that is down is not waited for."""
+        self._ending = True
         while self._writing and not self._writing.done():
             await asyncio.wait([self._writing])
 
@@ -191,14 +189,16 @@ class Records:
             self._writing = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
-        while self._due:
+        while self._due or (self._unshared and not self._ending):
             await asyncio.sleep(PAUSE)
             batch, self._due = self._due, []
-            if self._path is not None:
+            if batch and self._path is not None:
                 await asyncio.to_thread(self._append, self._path, batch)
-            shared = [due for due in batch if self._shares(due.rules)]
-            if shared:
-                await self._share(shared, shared[-1].rules.stream or 1)
+            self._unshared += [due for due in batch if self._shares(due.rules)]
+            while self._unshared and await self._shared(self._unshared[:TOGETHER]):
+                del self._unshared[:TOGETHER]
+            self.lost += max(0, len(self._unshared) - WAITING)
+            del self._unshared[:-WAITING]
 
     def _shares(self, rules: Recording) -> bool:
         return rules.stream is not None and self._store.state != "memory"
@@ -216,24 +216,13 @@ class Records:
                 log.warning("records: %s is written again; %d lost so far", path, self.lost)
             self._failing = False
 
-    async def _share(self, batch: list[Due], most: int) -> None:
-        await self._store.note([due.line for due in batch], most)
-        marks = [
-            self._store.remember(due.caller, _mark(due.id), b"1", due.rules.feedback)
-            for due in batch
-            if due.id is not None
-        ]
-        await asyncio.gather(*marks)
-
-
-def newest(lines: Iterable[bytes], most: int) -> list[bytes]:
-    """The newest of the lines of several processes, the newest last."""
-    return sorted(lines, key=ended)[-most:]
-
-
-def ended(line: bytes) -> float:
-    """When the answer of a line ended."""
-    return _ENDED.decode(line).at
+    async def _shared(self, batch: list[Due]) -> bool:
+        """Whether the store has the lines, as `note` says."""
+        if not await self._store.note([due.line for due in batch], batch[-1].rules.stream or 1):
+            return False
+        known = [(due.caller, _mark(due.id), due.rules.feedback) for due in batch if due.id is not None]
+        await asyncio.gather(*(self._store.remember(caller, mark, b"1", ttl) for caller, mark, ttl in known))
+        return True
 
 
 def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) -> Kept:
@@ -265,23 +254,35 @@ def seen(policy: Policy) -> Seen:
     return Seen(prints, policy.watched_headers, tuple(policy.tiers), policy.question, kept, table, starts)
 
 
-def append(path: Path, lines: list[bytes]) -> None:
+def append(path: Path, lines: list[bytes], patience: float = PATIENCE) -> None:
     """Write lines to the end of the file, readable by its owner; a full file makes room. Raises OSError where not all
-    of them fit, and writes none: a cut line would make the file unreadable."""
+    of them fit, and writes none: a cut line would make the file unreadable. A pipe keeps what it took until nobody
+    read it for `patience` seconds."""
     text = b"".join(line + b"\n" for line in lines)
     how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a pipe without a reader is not waited for
-    opened = os.open(path, how, 0o600)
-    os.set_blocking(opened, True)
-    with os.fdopen(opened, "ab", buffering=0) as file:
-        before = end = os.fstat(file.fileno()).st_size
+    file = os.open(path, how, 0o600)
+    try:
+        before = end = os.fstat(file).st_size
         try:
             while end - before < len(text):
-                end += file.write(text[end - before :])
+                end += _taken(file, text[end - before :], patience)
         except OSError:
-            file.truncate(before)
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, before)
             raise
+    finally:
+        os.close(file)
     if end > FILE_BYTES:
         path.replace(f"{path}.1")
+
+
+def _taken(file: int, text: bytes, patience: float) -> int:
+    """How many bytes the file takes. Raises OSError."""
+    ready = select.poll()
+    ready.register(file, select.POLLOUT)
+    if not ready.poll(patience * 1000):
+        raise TimeoutError(errno.ETIMEDOUT, "nobody reads this pipe")
+    return os.write(file, text)
 
 
 def _cut(decision: Decision) -> Decision:

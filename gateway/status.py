@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api import LEFT
-from gateway.dialects import DIALECTS
+from gateway.dialects import CHAT, DIALECTS
 from gateway.doors import Doors
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import listed_models, resolved
@@ -24,6 +24,7 @@ from gateway.telemetry import METRICS
 from gateway.workers import Member
 
 CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SERVED = sorted((*DIALECTS, "/v1/models"), key=len, reverse=True)
 
 
@@ -105,11 +106,24 @@ async def refused(_: Request, refusal: Any) -> Response:
 
 async def failed(request: Request, error: Any) -> Response:
     if error.status_code == 404:
-        return answered(_unknown(request.method, request.scope["path"]), 404)
+        path = request.scope["path"]
+        found = [one.answers for served, one in DIALECTS.items() if path.startswith(f"{served}/")]
+        body = (found or [DIALECTS[CHAT].answers])[0].error(_unknown(request.method, path))
+        return Response(body, 404, media_type="application/json")
     if error.status_code == 405:
         refusal = BadRequest(f"This path does not take {request.method[:16]}.", code="method_not_allowed")
-        return answered(refusal, 405, error.headers)
+        return answered(refusal, 405, {"allow": ", ".join(_methods(request))})
     return answered(BadRequest(str(error.detail)), error.status_code, error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """All that the path takes: each of its routes knows its own only. HEAD comes here as GET."""
+
+    def taken(name: str) -> bool:
+        asked = {**request.scope, "method": "GET" if name == "HEAD" else name}
+        return any(route.matches(asked)[0] is Match.FULL for route in request.app.routes)
+
+    return list(filter(taken, METHODS))
 
 
 def _unknown(method: str, path: str) -> NotFound:

@@ -25,8 +25,6 @@ SPOKEN = 1 << 16  # bytes of comments, likewise
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _comments = re.compile(rb"(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))++").fullmatch
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
-# How vLLM and SGLang end an answer when they stop or go to sleep; all else is as ever, with [DONE] (vLLM issue 57082).
-_ABORTED = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 _SEEN = msgspec.json.Decoder(Seen, float_hook=real)  # an event may repeat what the caller sent
 _WHOLE = msgspec.json.Decoder(Whole, float_hook=real)
 _COUNTED = msgspec.json.Decoder(Counted)
@@ -199,9 +197,11 @@ class Events(Pieces):
         except UNREADABLE:
             return True
         fill(self._usage, seen.used())
+        if seen.type == "message_start":
+            self._usage.completion = None  # it counts what there is at the start
         self._finished = bool(seen.usage) and not self._ends and _FINISH.search(seen.choices) is not None
         self._end(isinstance(seen.type, str) and seen.type in self._ends)
-        if wrong := seen.wrong() or (_ABORTED.search(seen.choices) and "abort"):
+        if wrong := seen.wrong() or (seen.given_up() and "abort"):
             self.error, self._usage.failed = wrong, True
             return True
         return not (self._hide_usage and seen.usage and _EMPTY.fullmatch(seen.choices))
@@ -269,7 +269,7 @@ def read_whole(data: bytes, status: int, usage: Usage) -> None:
         seen = _WHOLE.decode(data)
         fill(usage, seen.usage)
         usage.complete, usage.failed = True, status == 200 and bool(seen.error)
-        if status == 200 and data.find(b'"abort"') >= 0 and _ABORTED.search(seen.choices):
+        if status == 200 and seen.given_up(data):
             raise UpstreamFailed("The model server gave up its answer.")
     except UNREADABLE:
         if status < 400:

@@ -32,8 +32,9 @@ ALL_FLAGS: dict[str, Any] = {
 class Commands(TyperGroup):
     """Each command is imported when it is asked for: a process that serves has no memory for the others."""
 
-    def list_commands(self, _: Any) -> list[str]:
-        return list(ROOMS)
+    def __init__(self, **given: Any) -> None:
+        named: dict[str, Any] = dict.fromkeys(ROOMS)
+        super().__init__(**given | {"commands": named})
 
     def get_command(self, _: Any, name: str) -> Any:
         if name not in ROOMS:

@@ -1,5 +1,6 @@
 """How does each dialect answer: what ends a stream, what was used, how is an error told?"""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ from gateway.errors import Refusal
 MOST_TOKENS = 1 << 25  # of one answer, and of one prompt: a token is at least a byte, and bodies have 32 MB by default
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 _encode = msgspec.json.encode
+# How vLLM and SGLang end an answer when they stop or go to sleep; all else is as ever, with the last event (vLLM issue
+# 57082). As messages vLLM has no word for it: their stop_reason is null.
+_ABORTED = re.compile(rb'"finish_reason"\s*:\s*"abort"')
 
 
 class _Cached(msgspec.Struct):
@@ -54,7 +58,12 @@ class Whole(msgspec.Struct):
 
     usage: msgspec.Raw = msgspec.Raw()
     choices: msgspec.Raw = msgspec.Raw()
+    stop_reason: Any = ""
     error: Any = None
+
+    def given_up(self, data: bytes) -> bool:
+        """Whether the server stopped before the answer's end; `data`: the answer."""
+        return self.stop_reason is None or (data.find(b'"abort"') >= 0 and _ABORTED.search(self.choices) is not None)
 
 
 class Seen(msgspec.Struct):
@@ -64,6 +73,7 @@ class Seen(msgspec.Struct):
     usage: Any = None
     choices: msgspec.Raw = msgspec.Raw(b"null")
     error: Any = None
+    delta: Any = None
     message: Any = None
     response: Any = None
 
@@ -79,6 +89,11 @@ class Seen(msgspec.Struct):
     def wrong(self) -> Any:
         """What the server says went wrong, None for nothing."""
         return self.error or self.inner("error") or (self.type if self.type == "error" else None)
+
+    def given_up(self) -> bool:
+        """As of Whole."""
+        ended = self.delta if isinstance(self.delta, dict) else {}
+        return ended.get("stop_reason", "") is None or _ABORTED.search(self.choices) is not None
 
 
 @dataclass(frozen=True, slots=True)

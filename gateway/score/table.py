@@ -50,7 +50,10 @@ def read(folder: Path) -> Table | Axes:
     SentencePiece's with bytes), and `head.json`: {"weights": [...], "bias": x}, fitted to means that are not
     normalised, or {"axes": n}, how many of a vector's first numbers are told. Raises OSError, ValueError.
     """
-    model, tokenizer, head = ((folder / name).read_bytes() for name in (MODEL, TOKENIZER, HEAD))
+    files = [folder / name for name in (MODEL, TOKENIZER, HEAD)]
+    if any(file.is_fifo() for file in files):  # who opens one to which nobody writes waits for ever
+        raise ValueError("a pipe is no file")
+    model, tokenizer, head = (file.read_bytes() for file in files)
     digest = hashlib.sha256(model + tokenizer + head).hexdigest()[:12]
     try:
         told, cuts = json.loads(head), json.loads(tokenizer)

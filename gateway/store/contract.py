@@ -32,6 +32,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from gateway.errors import UNREADABLE
 from gateway.store.limits import Admitted, Bound, Limits, Line, Most
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
@@ -83,6 +84,15 @@ class KeyRecord:
     usd: float | None = None
     may: tuple[str, ...] | None = None
     explain: bool | None = None
+
+    @classmethod
+    def read(cls, key_id: str, value: bytes) -> "KeyRecord":
+        """The record that a server keeps under the id. One that cannot be read lets nobody in, and is still a key:
+        it is revoked, and named "unreadable"."""
+        try:
+            return msgspec.json.decode(value, type=cls)
+        except UNREADABLE:
+            return cls(key_id, "", "unreadable", None, 0.0, revoked=0.0)
 
 
 class ServerSetup(NamedTuple):
@@ -146,9 +156,9 @@ class Store(Protocol):
         """
         ...
 
-    async def note(self, lines: Sequence[bytes], most: int) -> None:
-        """Add lines to the records' stream, of which about `most` stay, the newest. Lost while the store does not
-        answer; a store of one process has no stream."""
+    async def note(self, lines: Sequence[bytes], most: int) -> bool:
+        """Add lines to the records' stream, of which about `most` stay, the newest. False while the store is down: none
+        was sent. What it goes down over is lost; a store of one process has no stream."""
         ...
 
     def noted(self) -> AsyncIterator[list[bytes]]:

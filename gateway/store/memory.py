@@ -118,8 +118,8 @@ class MemoryStore:
             self._forget(next(iter(self._cache)))
         return DONE
 
-    async def note(self, lines: Sequence[bytes], most: int) -> None:
-        return None
+    async def note(self, lines: Sequence[bytes], most: int) -> bool:
+        return True
 
     async def noted(self) -> AsyncIterator[list[bytes]]:
         for lines in list[list[bytes]]():

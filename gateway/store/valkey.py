@@ -164,10 +164,13 @@ class RedisStore:
         names = (own.entry + key, own.turn + key) if token else (own.entry + key,)
         return self._call(REMEMBER, (*names, value, milliseconds(ttl), token))
 
-    async def note(self, lines: Sequence[bytes], most: int) -> None:
+    async def note(self, lines: Sequence[bytes], most: int) -> bool:
+        if self._line.is_down(RECORDS):
+            return False
         adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
         with contextlib.suppress(Overloaded):
             await asyncio.gather(*(self._ask(*adding, line) for line in lines))
+        return True
 
     async def noted(self) -> AsyncIterator[list[bytes]]:
         after = b"-"
@@ -199,7 +202,7 @@ class RedisStore:
 
     async def key(self, key_id: str) -> KeyRecord | None:
         found: bytes | None = await self._ask(b"HGET", KEYS, key_id)
-        return None if found is None else msgspec.json.decode(found, type=KeyRecord)
+        return None if found is None else KeyRecord.read(key_id, found)
 
     async def put_key(self, record: KeyRecord, only_first: bool = False) -> bool:
         value = msgspec.json.encode(record)
@@ -209,8 +212,9 @@ class RedisStore:
         return True
 
     async def list_keys(self) -> list[KeyRecord]:
-        values: list[bytes] = await self._ask(b"HVALS", KEYS)
-        records = [msgspec.json.decode(value, type=KeyRecord) for value in values]
+        flat: list[bytes] = await self._ask(b"HGETALL", KEYS)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        records = [KeyRecord.read(key_id.decode("utf-8", "replace"), value) for key_id, value in pairs]
         return sorted(records, key=lambda record: record.created)
 
     async def revoke_key(self, key_id: str) -> bool:

@@ -176,6 +176,11 @@ class Upstream:
         sent = self._ask(exchange, call, tier, brief(tier, seconds))
         return Asking(exchange, sent, bill.usage, self._endings)
 
+    async def told(self) -> None:
+        """Wait until the questions that have their verdict tell what they used, which comes behind it."""
+        if self._endings:
+            await asyncio.wait(self._endings)
+
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
         Raises Failed, as `error` is, where they do not.

@@ -64,6 +64,11 @@ def test_the_demo_has_a_port_that_callers_can_find(port: str) -> None:
     assert (done.exit_code, done.stderr.count("--port")) == (2, 1)
 
 
+def test_who_mistypes_a_command_is_told_which_was_meant() -> None:
+    done = CliRunner().invoke(app, ["polcy"])
+    assert (done.exit_code, "Did you mean 'policy'?" in done.stderr) == (2, True)
+
+
 def test_the_simulator_lists_its_own_flags() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "gateway", "sim", "--help"], capture_output=True, text=True, check=True, timeout=60

@@ -46,6 +46,13 @@ async def test_a_decision_takes_a_completions_prompt_and_a_callers_wish(flash: S
         assert (wish["route"]["reason"], wish["verdict"]) == ("asked for by header", None)
 
 
+async def test_a_decision_alone_has_the_callers_id_at_the_server_too(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        alone = await gate.ask(body(), ROUTE, x_request_id="mine")
+        assert (alone.status, alone.headers["x-request-id"]) == (200, "mine")
+        assert flash.seen("triage")[0]["headers"]["x-request-id"].startswith("mine-triage")
+
+
 async def test_a_decision_alone_is_counted_as_a_request_of_no_tier(flash: Sim, pro: Sim) -> None:
     async with gateway(policy_for(flash, pro)) as gate:
         for fields in (body(), body(model="auto:best")):
@@ -92,19 +99,30 @@ async def test_what_is_no_request_is_refused(flash: Sim, pro: Sim) -> None:
             assert (answer.status, answer.json()["error"]["code"]) == (status, code), data[:50]
 
 
-async def test_a_decision_counts_as_a_request_and_holds_no_tokens_or_share(flash: Sim, pro: Sim) -> None:
-    plan = {"requests_per_minute": 3, "tokens_per_minute": 5000, "pro_share": {"max": 0.5}}
-    callers = {"plans": {"usual": plan}}
+async def test_a_decision_counts_as_a_request_and_in_no_share(flash: Sim, pro: Sim) -> None:
+    plan = {"requests_per_minute": 3, "pro_share": {"max": 0.5}}
     store = MemoryStore()
-    async with gateway(policy_for(flash, pro, callers=callers), store) as gate:
-        for _ in range(2):
+    async with gateway(policy_for(flash, pro, callers={"plans": {"usual": plan}}), store) as gate:
+        for _ in range(3):
             assert (await gate.ask(body(COMPLEX), ROUTE)).status == 200
         account = store._accounts["anonymous"]
-        assert (account.used, account.asked, account.above, account.leases) == (0, 0, 0, {})
-        assert {line.kind for line in await store.ledger()} == {"triage"}
-        assert (await gate.ask(body(COMPLEX), ROUTE)).status == 200
+        assert (account.asked, account.above, account.leases) == (0, 0, {})
         refused = await gate.ask(body(COMPLEX), ROUTE)
         assert (refused.status, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+async def test_who_asks_for_decisions_alone_pays_for_their_verdicts(flash: Sim, pro: Sim) -> None:
+    plan = {"tokens_per_minute": 2000, "budget": {"usd": 1.0}}
+    prices, store = {"flash": {"price": {"input_per_m": 1, "output_per_m": 1}}}, MemoryStore()
+    rules: JSON = {"tiers": prices, "triage": {"strategy": "choice"}, "callers": {"plans": {"usual": plan}}}
+    async with gateway(policy_for(flash, pro, **rules), store) as gate:
+        assert (await gate.ask(body("word " * 1800), ROUTE)).status == 200
+        (paid,) = await store.ledger()
+        (asked,) = flash.seen("triage")
+        assert (paid.kind, paid.prompt, paid.estimated) == ("answer", asked["prompt_tokens"], False)
+        assert store._accounts["anonymous"].spent == paid.money > 0
+        refused = await gate.ask(body("other " * 1800), ROUTE)
+        assert (refused.status, "tokens" in refused.json()["error"]["message"]) == (429, True)
 
 
 async def test_a_decision_is_what_is_left_of_the_budget(flash: Sim, pro: Sim) -> None:

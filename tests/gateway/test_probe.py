@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.http1 import Client
+from gateway.http1 import Client, Limits
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.upstream import Upstream
-from loadtest.servers import Sim, free_port, python, sim
+from loadtest.servers import Sim, free_port, pid_of, python, sim
 from tests.gateway.serving import COMPLEX, SIMPLE, body, eventually, gateway, plain, quiet, scripted, watched
 from tests.tiers import JSON, policy_for
 
@@ -162,6 +164,26 @@ async def test_a_server_that_was_busy_is_asked_again_though_it_stayed(flash: Sim
     async with probing(auto(flash)) as (probe, _):
         assert probe.told()["strategy"] == "json", "what it could do then"
         await eventually(lambda: probe.told()["strategy"] == "choice")
+
+
+async def test_of_a_server_that_is_too_busy_to_say_that_it_lives_nothing_is_forgotten(flash: Sim) -> None:
+    client, policy, looks = Client(), auto(flash), list[Policy]()
+
+    def looked() -> Policy:
+        looks.append(policy)
+        return policy
+
+    probe = Probe(client, Upstream(client), looked, 0.01, Limits(5.0, 0.05, 0.05, 0.05))
+    async with probe.running():
+        await eventually(lambda: probe.told()["strategy"] == "choice")
+        os.kill(pid := pid_of(flash.url), signal.SIGSTOP)
+        try:
+            begun = len(looks)
+            await eventually(lambda: len(looks) > begun + 3)
+            assert probe.told()["strategy"] == "choice"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    client.close()
 
 
 def test_a_server_of_another_kind_is_not_sent_vllms_own_fields(flash: Sim) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from gateway.recorded import SHADOW, Outcome, Record, read
 from gateway.records import Records, seen, to_keep
 from gateway.sessions import conversation
 from gateway.settings import Settings
-from gateway.store import MemoryStore, open_store
+from gateway.store import MemoryStore, State, open_store
 from gateway.types import Caller, Decision, Facts, Route
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, gateway
+from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 ANN, BOB = Caller("k1", "ann", "default", ""), Caller("k2", "bob", "default", "")
@@ -248,6 +249,16 @@ def test_a_pipe_that_nobody_reads_is_no_file_to_wait_for(tmp_path: Path) -> None
         room.append(tmp_path / "a", [b"first"])
 
 
+def test_a_pipe_whose_reader_stands_still_is_given_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    reader = os.open(tmp_path / "a", os.O_RDONLY | os.O_NONBLOCK)
+    room.append(tmp_path / "a", [b"first"], patience=0.0)
+    with pytest.raises(TimeoutError, match="nobody reads"):
+        room.append(tmp_path / "a", [b"x" * 99] * 5000, patience=0.0)
+    assert os.read(reader, 6) == b"first\n"
+    os.close(reader)
+
+
 def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -340,6 +351,34 @@ async def test_a_store_that_is_gone_costs_nothing_but_the_lines(tmp_path: Path) 
         await kept.judge(ANN, "other", GOOD, policy(stream=100))
     await store.close()
     assert names(kept) == ["r"]
+
+
+class Away(MemoryStore):
+    """A shared store that is down at first."""
+
+    state: State = "down"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[bytes] = []
+
+    async def note(self, lines: Sequence[bytes], _: int) -> bool:
+        self.heard += lines if self.state == "ok" else ()
+        return self.state == "ok"
+
+
+async def test_records_wait_for_a_store_that_is_down_and_for_none_at_the_end() -> None:
+    store = Away()
+    kept, rules = Records(store), policy(stream=100)
+    for name in ("r", "s"):
+        kept.keep(ended(name), rules)
+        await asyncio.sleep(2 * room.PAUSE)
+    store.state = "ok"
+    await eventually(lambda: [json.loads(line)["id"] for line in store.heard] == ["r", "s"])
+    assert await store.recall(ANN.id, b"record:r") == b"1"
+    store.state = "down"
+    kept.keep(ended("t"), rules)
+    await kept.close()
 
 
 async def test_a_gateway_that_ends_writes_what_is_due(flash: Sim, pro: Sim, tmp_path: Path) -> None:

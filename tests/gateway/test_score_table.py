@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import struct
 from pathlib import Path
@@ -139,6 +140,15 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\x01")
         with pytest.raises(PolicyError, match="embeddings"):
             policy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pipe_in_a_files_place_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    model(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PolicyError, match="a pipe is no file"):
+        policy(tmp_path)
 
 
 def test_a_rule_about_the_score_is_not_replayed_on_anothers_score(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import secrets
 from typing import Any
 
 import pytest
@@ -41,7 +42,24 @@ async def test_own_paths_take_get_and_head_and_nothing_else(flash: Sim, pro: Sim
         refused = await gate.get(path, "DELETE")
         assert (refused.status, refused.json()["error"]["code"]) == (405, "method_not_allowed")
         assert refused.json()["error"]["message"] == "This path does not take DELETE."
-        assert "GET" in refused.headers["allow"]
+        assert refused.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/admin/keys", "GET, HEAD, POST"),
+        ("/admin/policy/rollback", "POST, DELETE"),
+        ("/v1/route", "POST"),
+        ("/v1/messages", "POST"),
+    ],
+)
+async def test_who_uses_a_wrong_method_is_told_all_that_the_path_takes(
+    flash: Sim, pro: Sim, path: str, methods: str
+) -> None:
+    async with gateway(policy_for(flash, pro), admin_key=secrets.token_hex(32)) as gate:
+        refused = await gate.get(path, "PATCH")
+        assert (refused.status, refused.headers["allow"]) == (405, methods)
 
 
 async def test_models_are_listed_for_who_has_a_key(flash: Sim, pro: Sim) -> None:
@@ -87,6 +105,8 @@ async def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> Non
             told = (await gate.ask(b"{}", path)).json()["error"]["message"]
             advice = f"Did you mean {served}?" if served else "/docs tells what is served."
             assert told == f"Unknown path: POST {path}. {advice}"
+        for path, form in (("/v1/messages/batches", "error"), ("/v1/responses/r1", None), ("/v1/messagesx", None)):
+            assert (await gate.ask(b"{}", path)).json().get("type") == form
 
 
 async def test_ready_and_metrics_tell_the_policy_and_the_store(flash: Sim, pro: Sim) -> None:

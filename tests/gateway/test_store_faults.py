@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from valkey import Valkey
 
+from gateway.app import open_to_everyone
+from gateway.keys import Keys
+from gateway.settings import Settings
 from gateway.store import Bound, KeyRecord, Limits, Line, Money, Portion, Store, open_store
 from gateway.store.refusals import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, refusal
 from gateway.store.repair import TYPES, _kind
@@ -244,3 +247,18 @@ def test_a_wrong_password_is_an_outage_with_one_line(valkey: str, caplog: pytest
     with caplog.at_level(logging.INFO):
         asyncio.run(main())
     assert said(caplog) == ["store down"]
+
+
+@pytest.mark.parametrize("odd", [b"{", b"[]", b"null", b'{"id": "b"}', b"\xff", b"[" * 5000])
+def test_a_key_whose_record_cannot_be_read_is_a_revoked_one_and_stops_no_other(url: str, odd: bytes) -> None:
+    async def main(store: Store) -> None:
+        await spoil(store, b"HSET", b"tg1:keys", b"b" * 12, odd)
+        assert not await open_to_everyone(Settings(), store), "where callers have keys they need one"
+        record = KeyRecord("a" * 12, "hash", "ann", None, 1.0)
+        await store.put_key(record)
+        unread, kept = await store.list_keys()
+        assert (kept, unread.id, unread.name, unread.revoked is None) == (record, "b" * 12, "unreadable", False)
+        assert await Keys(store).find("b" * 12) == (None, await store.secret())
+        assert await store.revoke_key("b" * 12)
+
+    on(url, main)

@@ -179,6 +179,7 @@ async def test_keys_and_cache_in_an_outage_say_so_at_once() -> None:
             assert await at_once(store.recall("ann", b"key")) is None
             await at_once(store.remember("ann", b"other", b"answer", 60.0))
             assert await at_once(store.secret()) == secret
+            assert not await at_once(store.note([b"line"], 10))
             for ask in (store.key("a"), store.put_key(RECORD), store.list_keys(), store.revoke_key("a")):
                 with pytest.raises(Overloaded) as refusal:
                     await at_once(ask)

@@ -322,12 +322,33 @@ async def test_an_answer_that_its_server_gave_up_is_told_as_it_came_and_has_fail
     assert not (await relayed(streaming(chunk("a"), said, DONE))).usage.failed
 
 
-def test_only_the_end_of_a_choice_tells_that_a_json_answer_was_given_up() -> None:
-    gone = {"finish_reason": "abort"}
-    for whole in ({"choices": [{"text": json.dumps(gone)}]}, {"choices": [], "metadata": gone}, {"output": gone}):
+async def test_what_a_message_had_at_its_start_is_not_what_it_has_at_its_end(run: Run) -> None:
+    start: Any = {"type": "message_start", "message": {"usage": {"input_tokens": 4, "output_tokens": 0}}}
+    for told, completion in (({"output_tokens": 5}, 5), (None, None)):
+        last = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": told}
+        seen = await relayed(streaming(*spoken(start, DELTA, last), MESSAGE[-1]), path="/v1/messages")
+        assert (seen.usage.complete, seen.usage.prompt, seen.usage.completion) == (True, 4, completion)
+
+
+async def test_a_message_that_stops_for_no_reason_was_given_up(run: Run) -> None:
+    for reason, failed in ((None, True), ("end_turn", False)):
+        last = spoken({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 5}})
+        events = [*MESSAGE[:2], *last, MESSAGE[-1]]
+        seen = await relayed(streaming(*events), path="/v1/messages")
+        assert (seen.data, seen.usage.failed, seen.error == "abort") == (b"".join(events), failed, failed)
+
+
+def test_only_the_end_of_an_answer_tells_that_it_was_given_up() -> None:
+    gone, null = {"finish_reason": "abort"}, {"stop_reason": None}
+    for whole in (
+        *({"choices": [{"text": json.dumps(gone)}]}, {"choices": [], "metadata": gone}, {"output": gone}),
+        {"content": [{"type": "tool_use", "input": null}], "stop_reason": "tool_use"},
+        {"choices": [{"finish_reason": "stop", **null}]},
+    ):
         read_whole(json.dumps(whole).encode(), 200, Usage())
-    with pytest.raises(UpstreamFailed):
-        read_whole(json.dumps({"choices": [{"text": "x"}, gone]}).encode(), 200, Usage())
+    for ended in (b'{"choices": [{"text": "x"}, {"finish_reason": "abort"}]}', b'{"content": [], "stop_reason": null}'):
+        with pytest.raises(UpstreamFailed):
+            read_whole(ended, 200, Usage())
 
 
 @pytest.mark.parametrize(
