@@ -102,13 +102,10 @@ def agreement(one: Said, other: Said) -> float | None:
         return 0.0
     if one.calls:
         return overlap(_called(one), _called(other))
-    mine, yours = words(one.text), words(other.text)
-    if mine == yours:
-        return 1.0
     both = [_parsed(text) for text in (one.text, other.text)]
     if all(isinstance(value, dict | list) for value in both):
         return overlap(*map(leaves, both))
-    return overlap(mine, yours)
+    return overlap(words(one.text), words(other.text))
 
 
 def words(text: str) -> list[str]:

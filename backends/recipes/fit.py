@@ -48,6 +48,11 @@ class Wish:
         return 0.95 if self.tight else 0.92 if self.hardware.gpu.family == "station" else UTILISATION
 
     @property
+    def fp4_index(self) -> bool:
+        """Whether the indexer's part of the KV cache is in FP4, which vLLM does on data center Blackwell if told to."""
+        return self.engine == "vllm" and self.hardware.gpu.family in {"blackwell", "station"}
+
+    @property
     def ranks(self) -> int:
         """GPUs that share one copy of the weights; with prefill and decode apart each half has a copy."""
         return self.hardware.count // (2 if self.strategy == "pd" else 1)
@@ -79,7 +84,7 @@ def budget(wish: Wish) -> Budget:
         drafting = model.expert_bytes / model.layers * model.mtp if wish.speculate == "mtp" else 0.0
         dense = model.dense_bytes if wish.strategy in {"dep", "pd"} else model.dense_bytes / wish.ranks
         weights = (dense + (model.expert_bytes + draft + drafting) / wish.ranks) / GIB
-        token = model.kv_bytes(index="fp4" if gpu.family == "blackwell" else "fp8")
+        token = model.kv_bytes(index="fp4" if wish.fp4_index else "fp8")
     return Budget(usable, weights, reserve, max(0, int((usable - weights - reserve) * GIB / token)))
 
 

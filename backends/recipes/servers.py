@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from backends.recipes.fit import Wish, check
+from backends.recipes.fit import UTILISATION, Wish, check
 
 VLLM = "vllm/vllm-openai:v0.25.0"
 ROCM = "vllm/vllm-openai-rocm:v0.25.0"
@@ -147,14 +147,14 @@ def _spread(wish: Wish, node: int) -> tuple[str, ...]:
 def _tuned(wish: Wish) -> tuple[str, ...]:
     """The flags that vLLM's recipes set for the hardware."""
     family, found = wish.hardware.gpu.family, []
+    if wish.utilisation != UTILISATION:
+        found.append(f"--gpu-memory-utilization={wish.utilisation}")
     if wish.tight:
-        found += ["--gpu-memory-utilization=0.95", "--max-num-seqs=16", "--no-enable-flashinfer-autotune"]
-    if family == "blackwell":
+        found += ["--max-num-seqs=16", "--no-enable-flashinfer-autotune"]
+    if wish.fp4_index:
         found.append("--attention_config.use_fp4_indexer_cache=True")
     if family == "blackwell" and wish.strategy != "tp":
         found.append("--moe-backend=deep_gemm_mega_moe")  # needs whole experts a rank; bypasses the plug-in that skips
-    if family == "station":
-        found += ["--gpu-memory-utilization=0.92", "--attention_config.use_fp4_indexer_cache=True"]
     if family == "amd":
         found += ["--distributed-executor-backend=mp", "--max-num-seqs=512", "--max-num-batched-tokens=8192"]
     if wish.strategy != "pd":

@@ -14,7 +14,7 @@ from gateway.holdback import again, answered, unrecorded, watches
 from gateway.policy import LOCAL, Policy, Rule
 from gateway.recorded import Recorded, Seen
 from gateway.records import seen
-from gateway.types import Ask, Facts, Route
+from gateway.types import Facts, Route
 
 OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers whose fact has another name
 REFUSED, UNDECIDED = "refused", "undecided"
@@ -66,9 +66,7 @@ def choices(records: Sequence[Recorded], policy: Policy) -> list[Choice]:
 
 def choice(one: Recorded, policy: Policy) -> Choice:
     facts = one.read_facts()
-    found = outcome(facts, None, policy)
-    if isinstance(found, Ask) and one.verdict:
-        found = outcome(facts, one.verdict, policy)
+    found = outcome(facts, one.verdict, policy)  # which needs none, where the rule or the wish decides
     if isinstance(found, Route):
         way = along(one, facts, found.chances or {found.tiers[0]: 1.0}, policy)
         return Choice(way.ends.get(found.tiers[0], found.tiers[0]), found.rule, way)

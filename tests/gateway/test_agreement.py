@@ -32,6 +32,9 @@ def called(name: str, **arguments: object) -> JSON:
         ("", "words", 0.0),
         ('{"a": 1, "b": [1, 2]}', '{ "b": [2, 1], "a": 1 }', 1.0),
         ('{"a": 1}', '{"b": 1}', 0.5),
+        ('{"a": 1}', '{"a": -1}', 0.5),
+        ("{}", "[]", 0.0),
+        ('{"a": 1}', "a: 1", 1.0),
     ],
 )
 def test_the_figure_is_the_part_of_the_words_that_both_have(one: str, other: str, figure: float) -> None:
@@ -62,6 +65,8 @@ def test_arguments_that_are_no_json_or_not_there_agree_with_their_like() -> None
     assert agreement(bare("{a"), bare("{a")) == 1.0
     assert agreement(bare("{a"), bare("{b")) == 0.0
     assert agreement(bare(None), bare("")) == 1.0
+    nameless = whole(tool_calls=[{}], finish="tool_calls")
+    assert (agreement(nameless, nameless), agreement(nameless, bare(""))) == (1.0, 0.0)
 
 
 def test_who_calls_a_tool_and_who_does_not_agree_in_nothing_though_their_words_are_the_same() -> None:
@@ -82,15 +87,18 @@ def test_of_a_cut_answer_nothing_is_said() -> None:
 
 def test_a_stream_says_what_its_json_answer_does() -> None:
     call = called("search", q="a")
-    half = {"index": 0, "function": {"name": "search", "arguments": '{"q":'}}
-    rest = {"index": 0, "function": {"arguments": ' "a"}'}}
+    half = {"index": 1, "function": {"name": "search", "arguments": '{"q":'}}
+    other = {"index": 0, "function": {"name": "list", "arguments": "{}"}}
+    rest = {"index": 1, "function": {"arguments": ' "a"}'}}
     deltas: list[tuple[JSON, str | None]] = [({"content": "look"}, None), ({"content": "ing"}, None)]
-    deltas += [({"tool_calls": [half]}, None), ({"tool_calls": [rest]}, "tool_calls")]
+    deltas += [({"tool_calls": [other, half]}, None), ({"tool_calls": [rest]}, "tool_calls")]
     events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
     data = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
     found = said(data, stream=True)
-    assert (found.text, found.calls, found.whole) == ("looking", {0: ["search", '{"q": "a"}']}, True)
-    assert agreement(found, whole(tool_calls=[call], finish="tool_calls")) == 1.0
+    assert (found.text, found.calls, found.whole) == (
+        "looking", {0: ["list", "{}"], 1: ["search", '{"q": "a"}']}, True
+    )  # fmt: skip
+    assert found.calls == whole(tool_calls=[called("list"), call]).calls
 
 
 def test_a_stream_that_refused_at_some_point_refused() -> None:

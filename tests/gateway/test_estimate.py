@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from gateway.estimate import Difference, Unknown, Weighed, difference, estimate, runs, wilson
+from gateway.estimate import Difference, Unknown, Weighed, Z, difference, estimate, runs, wilson
 
 
 def logged(count: int, seed: int, p: float) -> list[Weighed]:
@@ -120,6 +120,7 @@ def test_turns_of_one_conversation_are_in_one_run_though_others_come_between() -
     assert len({*zip(names, found, strict=True)}) == 60
     assert [found.count(run) for run in range(30)] == [10] * 30
     assert runs([None] * 6, 3) == runs([*"abcdef"], 3) == [0, 0, 1, 1, 2, 2]
+    assert runs([None, *range(28), None], 30) == [*range(30)], "who has no name is like nobody"
     assert runs(["a", *[None] * 10, "a", *[None] * 8], 10)[::11] == [0, 0]
     assert runs(["a"] * 6 + [None] * 6, 6) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], "half of all are a kind of requests"
 
@@ -159,6 +160,26 @@ def test_the_same_outcomes_give_the_same_interval() -> None:
 def test_the_interval_is_as_wide_as_the_mean_of_so_many_is_uncertain() -> None:
     found = estimate([Weighed(1.0, float(at % 2)) for at in Random(3).sample(range(400), 400)])
     assert [found.low, found.high] == pytest.approx([0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.012)
+
+
+def test_the_interval_of_thirty_is_that_of_a_rate_with_one_bad_and_one_good_outcome_more() -> None:
+    for good in (0, 6, 29):
+        found = estimate([Weighed(1.0, float(at < good)) for at in range(30)])
+        middle = (good + 1) / 32
+        off = Z * (middle * (1 - middle) / 32) ** 0.5
+        assert found.value == pytest.approx(good / 30)
+        assert (found.low, found.high) == pytest.approx((max(0.0, middle - off), min(1.0, middle + off)))
+
+
+def test_no_way_is_more_than_wholly_better() -> None:
+    good, bad = ([Weighed(1.0, value)] * 30 for value in (1.0, 0.0))
+    assert (difference(good, bad).high, difference(bad, good).low) == (1.0, -1.0)
+
+
+def test_requests_that_mostly_went_elsewhere_count_for_as_many_as_there_are_of_them() -> None:
+    found = estimate([Weighed(1.0, 1.0, 1.0)] * 60 + [Weighed(2.5, 0.0, 6.25)] * 40)
+    assert found.value == pytest.approx(0.6)
+    assert found.effective == pytest.approx(1 / (0.6**2 / 60 + 0.4**2 / (40 / 6.25)))
 
 
 def test_too_few_effective_outcomes_are_refused_however_many_there_are() -> None:

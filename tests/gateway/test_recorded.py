@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.recorded import RecordError, read
+from gateway.recorded import RecordError, phases, read
 from gateway.types import Facts
 
 FACTS = {"model": "auto", "caller": "ann", "plan": "gold", "signals": ["sql"], "headers": {"x-a": "b"}}
@@ -18,6 +18,22 @@ OUTCOME: dict[str, Any] = {"v": 1, "id": "r1", "caller": "k1", "at": 2.0, "outco
 def written(path: Path, *lines: Any) -> Path:
     path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
     return path
+
+
+@pytest.mark.parametrize(
+    ("overhead", "decide", "parts"),
+    [
+        (None, 3.0, ()),
+        (8.0, 3.0, (1.0, 3.0, 4.0)),
+        (8.0, None, (1.0, 7.0, 0.0)),
+        (8.0, 9.0, (1.0, 7.0, 0.0)),
+        (0.5, 3.0, (1.0, 0.0, 0.0)),
+    ],
+)
+def test_what_follows_on_reading_is_deciding_until_a_server_is_asked_and_relaying_then(
+    overhead: float | None, decide: float | None, parts: tuple[float, ...]
+) -> None:
+    assert phases(overhead, 1.0, decide) == parts
 
 
 def test_the_least_line_is_a_decision(tmp_path: Path) -> None:

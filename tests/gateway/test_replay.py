@@ -12,7 +12,7 @@ import pytest
 
 from gateway.estimate import estimate
 from gateway.policy import Policy, load_policy
-from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError
+from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError, Used
 from gateway.records import seen, to_keep
 from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
 from gateway.replay.choices import as_recorded
@@ -33,6 +33,11 @@ rules:
   - {id: phase, when: {header: {x-phase: plan}}, route: pro}
   - {id: triaged, route: {simple: flash, complex: pro}, explore: 0.2}
 callers: {default: {plan: gold}, plans: {gold: {may: [pro]}, batch: {}}}
+"""
+ONE = """\
+schema: 1
+tiers: {flash: {model: m/flash, replicas: ["http://h"]}}
+rules: [{id: all, route: flash}]
 """
 A = load_policy(TEXT, {})
 USAGE = Usage(100, 0, 50, complete=True)
@@ -151,13 +156,22 @@ def test_a_classifier_that_was_not_asked_leaves_the_request_undecided() -> None:
                and not one.facts["headers"] and not one.facts["capped"] and one.facts["plan"] == "gold"]  # fmt: skip
     assert unasked
     assert (found.undecided, found.decided) == (len(unasked), 200 - len(unasked))
+    assert found.figures()["undecided"] == len(unasked) / 200
 
 
 def test_a_wish_that_the_candidate_forbids_is_refused_and_counted() -> None:
     wish = Facts(model="pro", caller="ann", plan="gold", wish="pro", wished_by="name")
     found = replay([record("w", wish, None), *traffic(10)], policy(("gold: {may: [pro]}", "gold: {}")))
-    assert found.refused == 1
+    assert (found.refused, found.figures()["refused"]) == (1, 1 / 11)
     assert ("pro", "refused") in {(move.origin, move.to) for move in found.moves}
+
+
+def test_the_controls_are_the_lowest_and_the_highest_tier() -> None:
+    third = "  max: {model: m/max, replicas: ['http://h']}\n"
+    lone = [record("r", Facts("auto", "ann", "gold", characters=5), None)]
+    highest, only = policy(("triage: {", third + "triage: {"), ("[pro]", "[max]")), load_policy(ONE, {})
+    found = [[name for name in replay(lone, each).arms if name.startswith("all ")] for each in (highest, A, only)]
+    assert found == [["all flash", "all max"], ["all flash", "all pro"], ["all flash"]]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +197,28 @@ def test_who_was_never_asked_may_be_asked_another_question() -> None:
     assert [choice.to for choice in choices([record("tiny", facts, None)], asks_otherwise)] == ["undecided"]
 
 
+def test_a_policy_that_asks_nobody_is_judged_by_answers_to_any_question() -> None:
+    asks_nobody = policy(
+        ("triage: {", "triage: {strategy: choice, "), ("{simple: flash, complex: pro}, explore: 0.2", "pro")
+    )
+    asked = record("asked", Facts(model="auto", caller="ann", plan="gold", characters=50), Verdict("simple", 0.1))
+    assert [choice.to for choice in choices([asked], asks_nobody)] == ["pro"]
+
+
+def test_a_rule_on_load_is_judged_where_the_tiers_load_was_recorded() -> None:
+    busy = policy(
+        (
+            "  - {id: triaged",
+            "  - {id: busy, when: {load: {pro: {inflight: {min: 8}}}}, route: flash}\n  - {id: triaged",
+        )
+    )
+    records = [
+        record(name, Facts("auto", "ann", "gold", characters=50, load={"pro": load}), Verdict("complex", 0.9))
+        for name, load in (("free", 7), ("full", 8))
+    ]
+    assert [(choice.to, choice.rule) for choice in choices(records, busy)] == [("pro", "triaged"), ("flash", "busy")]
+
+
 def test_a_record_that_does_not_say_what_was_looked_at_is_judged_by_its_facts_alone() -> None:
     facts = Facts(model="auto", caller="ann", plan="gold", characters=50)
     one = record("r0", facts, Verdict("complex", 0.9))
@@ -194,6 +230,12 @@ def test_a_record_that_does_not_say_what_was_looked_at_is_judged_by_its_facts_al
     assert [choice.to for choice in choices([one], plain)] == ["pro"]
     with pytest.raises(Unrecorded, match=r"rule sql looks at signals\.sql, which record r0"):
         choices([one], A)
+    scored = msgspec.structs.replace(one, facts=one.facts | {"score": 0.9})
+    hard = policy(
+        ("  - {id: sql, when: {signals: [sql]}, route: pro}\n", ""),
+        ("{header: {x-phase: plan}}", "{score: {min: 0.8}}"),
+    )
+    assert [choice.rule for choice in choices([scored], hard)] == ["phase"]
 
 
 def test_a_fact_that_an_older_version_did_not_record_is_refused() -> None:
@@ -311,6 +353,7 @@ def test_what_a_tier_answered_skipping_other_experts_moves_and_tells_nothing_of_
         one.skips = "top4" if one.tier == "pro" else None
     same = replay(records, few)
     assert (same.moved, same.arms["candidate"].quality) == (0, found.arms["recorded"].quality)
+    assert {move.origin for move in replay(records, A).moves} == {"pro skipping top4"}
 
 
 def test_outcomes_that_tell_of_every_tier_need_no_weights() -> None:
@@ -320,9 +363,21 @@ def test_outcomes_that_tell_of_every_tier_need_no_weights() -> None:
         one.outcome = Outcome(0.5, tiers={"flash": 1.0 - (one.verdict.p_complex or 0), "pro": 1.0})
     arms = replay(records, policy((", explore: 0.2", ""))).arms
     quality = {name: arm.quality.value for name, arm in arms.items() if arm.quality}
+    for arm in arms.values():
+        assert arm.quality
+        assert (arm.quality.plain, arm.quality.effective) == pytest.approx((arm.quality.value, 200))
     assert quality["all pro"] == 1.0
     assert quality["all flash"] == pytest.approx(0.5, abs=0.1)
     assert quality["all flash"] < quality["shuffle"] < quality["candidate"] < quality["all pro"]
+
+
+def test_an_outcome_is_that_of_the_tier_that_answered_after_a_failover() -> None:
+    records = [one for one in triaged(200, better) if one.route.tier == "flash"]
+    for one in records:
+        one.tier, one.outcome = "pro", Outcome(1.0, tiers={"flash": 0.2})
+    arms = replay(records, A).arms
+    quality = {name: arm.quality.value for name, arm in arms.items() if arm.quality}
+    assert (quality["all flash"], quality["all pro"]) == pytest.approx((0.2, 1.0))
 
 
 @pytest.mark.parametrize("source", [SHADOW, RETRY])
@@ -346,6 +401,8 @@ def test_how_much_better_the_candidate_is_than_each_other_way_has_its_interval()
         assert gain
         gains.append(gain)
         assert (figures["gain"], figures["gain_low"], figures["gain_high"]) == (gain.value, gain.low, gain.high)
+        assert (quality := arms["candidate"].quality)
+        assert (figures["quality"], figures["quality_low"]) == (quality.value, quality.low)
         assert arms["candidate"].behind
         assert arms["candidate"].behind.high == 0.0
     # Of the quarter that moves Pro answers all, not a fifth; of the rest the policy in force sent a fifth elsewhere.
@@ -411,6 +468,23 @@ def test_an_answer_that_nobody_counted_is_estimated_from_its_facts() -> None:
     assert [arm.cost_usd, arm.counted] == pytest.approx([(70 * 1 + 500 * 2) / 1e6, 0.0])
 
 
+@pytest.mark.parametrize(
+    ("used", "usd"), [(Used(None, None, 80), (70 + 80 * 2) / 1e6), (Used(200, None, None), (200 + 500 * 2) / 1e6)]
+)
+def test_an_answer_of_which_a_part_was_counted_is_estimated_with_that_part(used: Used, usd: float) -> None:
+    facts = Facts(model="auto", caller="ann", plan="gold", characters=5, context=70)
+    one = msgspec.structs.replace(record("r", facts, None), used=used)
+    arm = replay([one], A).arms["candidate"]
+    assert [arm.cost_usd, arm.counted] == pytest.approx([usd, 0.0])
+
+
+def test_what_costs_nothing_is_counted_whole() -> None:
+    facts = Facts(model="auto", caller="ann", plan="gold", characters=5, context=70)
+    free = policy(("price: {input_per_m: 1, output_per_m: 2}", "price: {input_per_m: 0, output_per_m: 0}"))
+    arm = replay([record("r", facts, None)], free).arms["candidate"]
+    assert (arm.cost_usd, arm.counted) == (0.0, 1.0)
+
+
 def test_no_records_are_no_error_and_tell_nothing() -> None:
     found = replay([], A)
     assert (found.records, found.arms["candidate"].pro_share) == (0, 0.0)
@@ -419,8 +493,9 @@ def test_no_records_are_no_error_and_tell_nothing() -> None:
 
 def test_moves_are_counted_by_tiers_and_rule_with_some_of_their_ids() -> None:
     rows = traffic(20)
-    found = moved(["flash"] * 20, [Choice("pro", "x")] * 12 + [Choice("undecided")] * 8, rows)
-    assert [(move.count, move.to, len(move.examples)) for move in found] == [(12, "pro", 5)]
+    ways = [Choice("pro", "y")] * 3 + [Choice("pro", "x")] * 12 + [Choice("undecided")] * 5
+    found = moved(["flash"] * 20, ways, rows)
+    assert [(move.count, move.rule, len(move.examples)) for move in found] == [(12, "x", 5), (3, "y", 3)]
     assert moved(["undecided"] * 20, [Choice("pro", "x")] * 20, rows) == (), "nobody knows where they went"
 
 

@@ -62,7 +62,21 @@ def test_a_sign_that_showed_shows_under_any_bound_and_a_broken_start_stays_as_it
     records[0].held, records[0].tier = Held("escalated", "refusal", 0.1, {"mean_logprob": -0.1}), "pro"
     records[1].held, records[1].tier = Held("broken", "5xx", 0.1), "pro"
     found = replay(records, held(-5.0))
+    assert found.moved == 0
     assert found.arms["candidate"].shares == {"pro": pytest.approx(1 / 3), "flash": pytest.approx(2 / 3)}
+
+
+def test_an_answer_that_came_by_failover_is_that_of_the_tier_that_was_chosen() -> None:
+    one = start("r", -0.1, held(-0.9))
+    one.tier = "pro"
+    assert [replay([one], made).moved for made in (held(-0.9), load_policy(PLAIN, {}))] == [0, 0]
+    one.held = None
+    assert replay([one], load_policy(PLAIN, {})).moved == 0
+
+
+def test_a_caller_who_may_no_longer_reach_the_other_tier_keeps_a_weak_start() -> None:
+    below = held(-0.9, old="gold: {may: [pro]}", new="gold: {}")
+    assert replay(starts(held(-0.9)), below).arms["candidate"].shares == {"flash": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +88,10 @@ def test_a_sign_that_showed_shows_under_any_bound_and_a_broken_start_stays_as_it
     ],
 )
 def test_what_was_not_looked_at_is_refused_by_name(old: str, new: str) -> None:
-    with pytest.raises(Unrecorded, match=r"holdback looks at flash's starts .* record r0 "):
+    with pytest.raises(
+        Unrecorded,
+        match=r"holdback looks at flash's starts .*; seen was 24 tokens or 0.4 s: refusal, figures\).* record r0 ",
+    ):
         replay(starts(held(-0.9)), held(-0.9, old=old, new=new))
 
 
@@ -103,6 +120,8 @@ def test_starts_that_nobody_saw_count_as_let_out_and_are_told() -> None:
     made = held(-0.9)
     facts = Facts("auto", "ann", "gold", characters=50, context=100)
     records = [*starts(made), record("hard", facts, Verdict("complex", 0.9), made)]
+    same = replay(records, made)
+    assert (same.unseen, same.moved) == (0, 0), "a start of Pro is not looked at"
     found = replay(records, held(-0.9, old="threshold: 0.5", new="threshold: 0.95"))
     assert found.unseen == 1
     out = Console(file=io.StringIO(), soft_wrap=True)

@@ -29,11 +29,13 @@ def wrong(task: str, item: Item) -> str:
 
 @dataclass
 class Oracle:
-    """What the server does; `wrong` holds (model, item id), `status` what the next requests are refused with."""
+    """What the server does; `wrong` holds (model, item id), `status` what the next requests are refused with, and
+    `after` how many seconds later they are welcome again."""
 
     url: str = ""
     wrong: set[tuple[str, str]] = field(default_factory=set)
     status: list[int] = field(default_factory=list)
+    after: str = "0.01"
     cut: bool = False
     silent: bool = False
     forms: tuple[str, ...] = ("prompt_logprobs", "echo")
@@ -74,7 +76,7 @@ def serving() -> Iterator[Oracle]:
             status = told.status.pop(0) if told.status else 200
             said = json.dumps(told.reply(body) if status == 200 else {"error": "no"}).encode()
             self.send_response(status)
-            self.send_header("retry-after", "0.01")
+            self.send_header("retry-after", told.after)
             self.end_headers()
             self.wfile.write(said)
 

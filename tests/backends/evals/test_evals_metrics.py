@@ -16,6 +16,7 @@ from backends.evals.metrics import (
     mean_skill,
     paired_difference,
     per_unit,
+    percentile,
     skill,
     spread,
     wilson,
@@ -134,3 +135,18 @@ def test_a_paired_difference_has_agresti_and_mins_interval_within_what_is_possib
 def test_a_mean_per_unit_weighs_the_units() -> None:
     assert per_unit([(1.0, 1.0), (9.0, 3.0)]) == 2.5
     assert math.isnan(per_unit([]))
+
+
+def test_a_mean_over_sets_has_the_interval_of_the_mean() -> None:
+    pairs = [(at / 40, float(at % 3 == 0)) for at in range(40)]
+    one, two = bootstrap(pairs, skill), mean_skill([pairs, pairs])
+    assert (two.value, two.low, two.high) == pytest.approx((one.value, one.low, one.high)), "they are drawn alike"
+
+
+def test_where_nothing_is_known_there_is_no_interval() -> None:
+    ends = [(one.low, one.high) for one in (spread(1.0, [math.nan]), paired_difference(0, 0, 0), wilson(0, 0))]
+    assert all(math.isnan(end) for pair in ends for end in pair)
+
+
+def test_a_percentile_is_the_value_that_this_part_lies_below() -> None:
+    assert [percentile([3.0, 1.0, 2.0, 4.0], part) for part in (0.0, 0.25, 0.5, 0.99, 1.0)] == [1, 2, 3, 4, 4]

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from backends.evals.prompts import sets
-from backends.evals.routing import Asking, By, decide, run
+from backends.evals.prompts import Row, sets
+from backends.evals.routing import COLUMNS, Asking, By, Decided, decide, report, run
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
@@ -99,6 +99,48 @@ def test_prompts_that_are_refused_are_counted(gateway: str, tmp_path: Path) -> N
     assert table(gateway, tmp_path, "tier", [*ROWS, refused])[0][1] == "4 of 5"
     assert decide("easy", Asking(gateway, "wrong", "tier", "flash")) is None
     assert decide("easy", Asking("http://127.0.0.1:9", None, "tier", "flash")) is None
+
+
+def row(gain: float | None = None, label: int | None = None) -> Row:
+    return Row("r", "p", gain, None, None, label, "en")
+
+
+def cells(*found: tuple[Row, list[Decided | None]]) -> list[str]:
+    return [cell.strip() for cell in report("set", found).removeprefix("|").removesuffix("|").split("|")]
+
+
+def test_a_row_counts_where_it_has_an_outcome_or_a_label() -> None:
+    up, down = Decided(0.9, True, False, 0.0), Decided(0.1, False, False, 0.0)
+    told = cells((row(1.0), [up]), (row(0.0), [down]), (row(label=1), [down]), (row(label=0), [up]), (row(), [up]))
+    assert (told[1], told[3]) == ("5 of 5", "0.600")
+    assert [told[at][:5] for at in (2, 4, 5, 9)] == ["1.000", "0.500", "0.000", "1.000"]
+
+
+def test_what_nothing_is_known_of_is_left_empty(gateway: str, tmp_path: Path) -> None:
+    down = Decided(0.1, False, False, 0.0)
+    assert [cells((row(label=1), [down]))[at] for at in (2, 4, 8, 9)] == [""] * 4
+    assert [cells((row(1.0), [down]))[at] for at in (4, 5)] == ["", ""], "nothing went upward"
+    assert cells((row(), [None])) == ["set", "1", "nothing was decided"]
+    (line,) = table(gateway, tmp_path, "score", [{"id": "a", "prompt": "easy", "label": 0}])
+    assert line[:3] == ["tiny", "1 of 1", ""], "and there is no mean over sets"
+    (alike,) = table(gateway, tmp_path, "score", ROWS[:1] * 2)
+    assert alike[2] == "nan (nan to nan)", "where no gain is greater there is no order"
+
+
+def test_each_line_of_the_table_has_a_cell_for_each_column(gateway: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    lines = "\n".join(run([tmp_path], Asking(gateway, "k", "tier", "flash"), None, 2)).splitlines()
+    assert [line.count("|") for line in lines] == [len(COLUMNS) + 1] * 4
+
+
+def test_a_prompt_that_is_refused_when_it_is_asked_again_was_not_decided_alike() -> None:
+    down = Decided(0.1, False, False, 0.0)
+    assert cells((row(), [down, None]), (row(), [down, down]), (row(), [None, down]))[8] == "0.500"
+
+
+def test_the_times_are_those_that_half_and_one_of_twenty_reach() -> None:
+    found = [(row(), [Decided(0.1, False, False, at / 1000)]) for at in range(100)]
+    assert report("set", found).split("|")[8].strip() == "50.0 / 95.0"
 
 
 @pytest.mark.parametrize("key", ["wrong", "k"])

@@ -1,13 +1,14 @@
 """Scores against a server that knows what is right: it must be seen when it is wrong, and nothing is asked twice."""
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backends.evals.asking import AskError, Endpoint
+from backends.evals.asking import AskError, Endpoint, _seconds
 from backends.evals.reporting import compared, summed_up
 from backends.evals.running import Outcome, Run, Running, done, run
 from backends.evals.tasks import items
@@ -93,6 +94,21 @@ def test_key_and_extra_fields_reach_the_server(oracle: Oracle, tmp_path: Path) -
     assert oracle.keys == {"Bearer secret"}
     body = oracle.asked[0]
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.5, 0.9, 100)
+
+
+def test_an_answer_is_greedy_and_a_server_in_trouble_is_left_alone_as_long_as_it_says(oracle: Oracle) -> None:
+    oracle.status, oracle.after = [503], "0.2"
+    began = time.monotonic()
+    Endpoint(f"{oracle.url}/v1", "m", pause=0.0).answer(items("gsm8k", None)[0].prompt, 5)
+    assert time.monotonic() - began >= 0.2
+    assert [body["temperature"] for body in oracle.asked] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("told", "waited"), [("3", 3.0), ("0.5", 0.5), ("999", 60.0), ("Mon, 23 Nov", 7.0), ("", 7.0), (None, 7.0)]
+)
+def test_a_server_may_say_for_how_many_seconds_it_wants_to_be_left_alone(told: str | None, waited: float) -> None:
+    assert _seconds(told, 7.0) == waited
 
 
 @pytest.mark.parametrize("form", ["prompt_logprobs", "echo"])

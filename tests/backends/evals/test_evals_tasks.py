@@ -18,9 +18,10 @@ GRADED = ("humaneval", "mmlu_pro", "gsm8k")
 @pytest.mark.parametrize("task", GRADED)
 def test_the_bundled_items_tell_right_from_wrong(task: str) -> None:
     for item in items(task, None):
-        assert TASKS[task].grade(item, right(task, item)).correct, item
+        found = TASKS[task].grade(item, right(task, item))
+        assert (found.correct, found.why) == (True, ""), item
         graded = TASKS[task].grade(item, wrong(task, item))
-        assert (graded.correct, graded.said is None) == (False, False), item
+        assert (graded.correct, graded.said is None, bool(graded.why)) == (False, False, task == "humaneval"), item
         assert TASKS[task].grade(item, "I do not know.") == TASKS[task].grade(item, "")
         assert not TASKS[task].grade(item, "").correct
 
@@ -57,7 +58,12 @@ def test_the_letter_is_the_last_that_is_called_the_answer(answer: str, letter: s
         ("#### $1,350.00", "1350"),
         ("#### -0.50 euros", "-0.5"),
         (r"so \boxed{1{,}200} of 4000", "1200"),
+        (r"\boxed{1} at first, then \boxed{2}", "2"),
         ("It is 17 bags, as 153 / 9 = 17.", "17"),
+        ("In 2 days it is 17", "17"),
+        ("#### 7 of 9", "7"),
+        ("#### .50", "0.5"),
+        ("#### .0", "0"),
         ("####", None),
         ("none", None),
     ],
@@ -108,6 +114,7 @@ def test_sets_are_found_as_they_are_published(tmp_path: Path) -> None:
         "gsm8k/socratic/test-00000-of-00001.jsonl": b"not read",
         "MMLU-Pro/data/test-00000-of-00001.jsonl": own["mmlu_pro"],
         "MMLU-Pro/data/validation-00000-of-00001.jsonl": b"not read",
+        "gsm8k/main/notes.jsonl": b"not read",
         "README.md": b"not read",
     }
     for name, raw in published.items():

@@ -60,7 +60,7 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
 @pytest.mark.parametrize(
     ("tier", "words", "reason"),
     [
-        ("pro", ["--hardware", "h200x4"], "weights need 219 GiB"),
+        ("pro", ["--hardware", "h200x4"], "weights need 219 GiB and 6 GiB are kept free, but each h200 has 133 GiB to"),
         ("pro", ["--hardware", "h200x8", "--context", "1048576"], "one request of 1048576 tokens does not fit"),
         ("pro", ["--hardware", "gb200x4"], "weights need"),
         ("flash", ["--hardware", "h200x1"], "weights need"),
@@ -75,7 +75,13 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
         ("flash", ["--hardware", "mac192", "--engine", "llama.cpp", "--graphs", "eager"], "vLLM alone"),
         ("flash", ["--hardware", "h200x4", "--think-max", "--context", "200000"], "Think Max is cut short"),
         ("flash", ["--hardware", "ram128"], "--engine llama.cpp"),
-        ("flash", ["--hardware", "ram64", "--engine", "llama.cpp"], "weights need 75 GiB"),
+        (
+            "flash",
+            ["--hardware", "ram64", "--engine", "llama.cpp"],
+            "weights need 75 GiB and 2 GiB are kept free, but the machine has 48 GiB to give",
+        ),
+        ("flash", ["--hardware", "h200x4", "--engine", "llama.cpp"], "machines without a GPU"),
+        ("flash", ["--hardware", "gb200x8", "--engine", "sglang"], "tensor parallel on one host"),
         ("pro", ["--hardware", "mac512", "--engine", "llama.cpp"], "no GGUF of Pro"),
         ("flash", ["--hardware", "h200x8", "--engine", "sglang", "--strategy", "dep"], "tensor parallel on one host"),
         ("flash", ["--hardware", "h200x8", "--strategy", "pd", "--format", "k8s"], "--format shell"),
@@ -85,6 +91,47 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
 def test_what_cannot_be_is_refused_with_the_reason(tier: str, words: list[str], reason: str) -> None:
     with pytest.raises(Impossible, match=reason):
         made("--tier", tier, *words)
+
+
+@pytest.mark.parametrize(
+    ("tier", "name", "engine", "index", "share"),
+    [
+        ("flash", "stationx1", "vllm", "fp4", 0.92),
+        ("flash", "b300x4", "vllm", "fp4", 0.9),
+        ("flash", "b300x4", "sglang", "fp8", 0.9),
+        ("flash", "h200x4", "vllm", "fp8", 0.9),
+        ("pro", "h200x8", "vllm", "fp8", 0.95),
+        ("pro", "mi355x8", "vllm", "fp8", 0.9),
+    ],
+)
+def test_memory_is_counted_as_the_server_is_told_to_use_it(
+    tier: str, name: str, engine: str, index: str, share: float
+) -> None:
+    given, metal = flags(tier, name, "--engine", engine), hardware(name)
+    found = budget(Wish(tier, metal, "tp" if engine == "sglang" else "dep", engine))
+    assert ("--attention_config.use_fp4_indexer_cache=True" in given) == (index == "fp4")
+    assert found.held == int(found.kv * GIB / MODELS[tier].kv_bytes(index=index))
+    told = [flag for flag in given if flag.startswith("--gpu-memory-utilization")]
+    assert told == ([f"--gpu-memory-utilization={share}"] if share != 0.9 else [])
+    assert found.usable == pytest.approx(metal.gpu.gib * share)
+
+
+def test_a_server_has_the_models_context_but_where_its_recipe_is_shorter() -> None:
+    pairs = [("flash", "h200x4"), ("pro", "b300x4"), ("pro", "h200x8")]
+    assert [Wish(tier, hardware(name)).tokens for tier, name in pairs] == [1_048_576, 1_048_576, 200_000]
+    assert Wish("flash", hardware("ram128"), engine="llama.cpp").tokens == 32_768
+
+
+def test_heads_need_not_be_divided_where_each_gpu_has_all_of_them() -> None:
+    assert check(Wish("pro", hardware("mi355x6"))).held > 0
+    with pytest.raises(Impossible, match="128 attention heads are not divided by 6"):
+        check(Wish("pro", hardware("mi355x6"), "tep"))
+
+
+def test_what_is_not_of_experts_is_shared_by_tensor_parallelism_alone() -> None:
+    model = MODELS["flash"]
+    whole, shared = (budget(Wish("flash", hardware("h200x4"), strategy)).weights for strategy in ("dep", "tep"))
+    assert (whole - shared) * GIB == pytest.approx(0.75 * model.dense_bytes)
 
 
 def test_speculation_counts_what_it_needs() -> None:

@@ -1,0 +1,146 @@
+"""Which caveats are said beside a calibration, and from where on."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.calibrate import Example, parse
+from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, unlike
+from gateway.calibrate.layer import needed
+from gateway.calibration import Layer
+from gateway.recorded import RETRY
+from tests.tiers import JSON
+
+SHARE, BOUND = parse("pro_share=0.5"), parse("flash_failure=0.05@0.95")
+BY_SCORE = Layer(0.0, {"score": 1.0}, {"score": 0.0}, {"score": 1.0})
+REPORT: JSON = {"explore": 0.0, "shares": [{"value": 0.5}, {"value": 0.5}]}
+LIFT = {"value": 0.2, "low": 0.1, "high": 0.3}
+
+
+def requests(bad: int, good: int, **known: Any) -> list[Example]:
+    """So many of which Flash's answers failed, and so many of which they were good, all over the scores."""
+    ok = [at >= bad for at in range(bad + good)]
+    source = str(known.pop("source", "caller"))
+    found = [
+        Example(id=f"{source}{at}", score=at * 0.37 % 1, source=source, flash_ok=good, pro_ok=True)
+        for at, good in enumerate(ok)
+    ]
+    return [replace(one, **known) for one in found]
+
+
+def said(*records: list[Example], target: Any = SHARE, **report: Any) -> str:
+    """The caveats on these records, of which a half was judged."""
+    whole = [one for some in records for one in some]
+    return "\n".join(caveats_on(whole, REPORT | {"judged": len(whole) / 2} | report, target, BY_SCORE))
+
+
+def test_a_half_needs_fifty_outcomes_and_is_told_how_many_there_are_and_what_they_are_worth() -> None:
+    assert few_outcomes(requests(10, 40), needed) is None
+    assert few_outcomes(requests(10, 39), needed) == "98 outcomes or so; at least 100 are needed"
+    again = requests(9, 0, source=RETRY)
+    assert few_outcomes([*requests(10, 39), *again], needed) == "98 outcomes or so; at least 100 are needed"
+    some = [*requests(0, 30), *requests(10, 20, weight=10.0, source="other")]
+    told = "120 outcomes or so, worth 72 by their propensities; at least 100 are needed"
+    assert few_outcomes(some, needed) == told
+
+
+def test_a_half_needs_five_outcomes_of_either_kind() -> None:
+    assert [alike_outcomes(requests(*counts), needed) for counts in ((5, 45), (45, 5))] == [None, None]
+    told = "outcomes are nearly all alike: 4 of 50 in one half count against Flash"
+    assert alike_outcomes([*requests(4, 46), *requests(9, 0, source=RETRY)], needed) == told
+    assert "46 of 50" in (alike_outcomes(requests(46, 4), needed) or "")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [
+        ((62, 38), (38, 62), True),
+        ((61, 39), (39, 61), False),
+        ((20, 0), (0, 20), True),
+        ((19, 0), (0, 20), False),
+        ((20, 0), (20, 0), False),
+        ((0, 20), (0, 20), False),
+    ],
+)
+def test_who_judges_otherwise_than_chance_would_have_it_is_told(
+    one: tuple[int, int], other: tuple[int, int], differ: bool
+) -> None:
+    assert unlike([*requests(*one), *requests(*other, source="verifier")]) is differ
+
+
+def test_agreements_and_retries_are_no_judges() -> None:
+    judged = requests(0, 60)
+    assert not unlike([*judged, *requests(60, 0, source=RETRY), *requests(60, 0, source="shadow", agree=0.8)])
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "elsewhere"),
+    [
+        ("not every answer was judged", [requests(1, 0), requests(0, 1, source="")], [requests(0, 2, source="")]),
+        (
+            "not every answer was judged",
+            [requests(0, 1), requests(0, 1, source="")],
+            [requests(0, 9), requests(0, 1, source="")],
+        ),
+        (
+            "not every answer was judged",
+            [requests(0, 1), requests(0, 1, source="")],
+            [requests(0, 1, agree=0.8), requests(0, 1, source="")],
+        ),
+        ("Pro's outcome is not known", [requests(1, 1, pro_ok=None), requests(1, 1)], [requests(0, 2, pro_ok=None)]),
+        ("Pro's outcome is not known", [requests(1, 1, pro_ok=None)], [requests(1, 1)]),
+        ("agreements with another tier's", [requests(1, 1), requests(1, 1, agree=0.8)], [requests(1, 1)]),
+    ],
+)
+def test_what_outcomes_lack_is_told(text: str, where: list[list[Example]], elsewhere: list[list[Example]]) -> None:
+    assert (text in said(*where), text in said(*elsewhere)) == (True, False)
+
+
+def test_outcomes_of_other_requests_than_most_are_told_unless_they_are_weighed() -> None:
+    different = "requests with an outcome differ"
+    known = [replace(one, score=one.score / 2) for one in requests(100, 100)]
+    unknown = [replace(one, flash_ok=None) for one in requests(0, 200, source="")]
+    assert different in said(known, unknown)
+    assert different not in said(requests(100, 100), unknown)
+    assert different not in said(known)
+    assert different not in said(requests(100, 100), unknown, [replace(one, source=RETRY) for one in known])
+    weighed = [replace(one, weight=1.5) for one in requests(100, 100)]
+    assert different in said(weighed, [replace(one, score=one.score / 2) for one in unknown])
+
+
+@pytest.mark.parametrize(
+    ("text", "holds", "not_where"),
+    [
+        ("explore sends requests", {"target": BOUND, "explore": 0.1}, [{"target": BOUND}, {"explore": 0.1}]),
+        ("the bound holds for requests", {"target": BOUND}, [{}]),
+        ("no better than the mean", {"brier": 0.2, "brier_of_the_rate": 0.2}, [{"brier": 0.1, "brier_of_the_rate": 1}]),
+        ("there is nothing to gain", {"lift": None}, [{"lift": LIFT}, {}]),
+        ("is not shown", {"lift": LIFT | {"low": 0.0}}, [{"lift": LIFT}, {"lift": None}, {}]),
+    ],
+)  # fmt: skip
+def test_what_the_report_lacks_is_told(text: str, holds: JSON, not_where: list[JSON]) -> None:
+    assert text in said(requests(10, 10), **holds)
+    assert [text in said(requests(10, 10), **report) for report in not_where] == [False] * len(not_where)
+
+
+def test_agreements_are_told_of_where_they_order_and_not_where_they_prove_nothing() -> None:
+    alike = "agreements with another tier's"
+    assert alike not in said(requests(10, 10, agree=0.8), target=BOUND)
+
+
+def test_a_share_is_told_to_be_vague_or_missed_from_where_chance_would_not_have_it() -> None:
+    few, many = requests(500, 567), requests(500, 568)
+    assert "1067 records set a share to within 0.030 (95 %), 1068 to within 0.03" in said(few)
+    assert "set a share" not in said(many)
+    shares = [[{"value": value}, {"value": 1 - value}] for value in (0.548, 0.55)]  # 0.98 / sqrt(400)
+    records = requests(300, 500)
+    assert ["further from" in said(records, judged=400, shares=got) for got in shares] == [False, False]
+    shares = [[{"value": value}, {"value": 1 - value}] for value in (0.569, 0.5695)]  # by both halves, 0.0693
+    assert ["further from" in said(records, judged=400, shares=got) for got in shares] == [False, True]
+
+
+def test_of_several_shares_the_vaguest_is_told_and_any_that_is_missed() -> None:
+    three, missed = parse("shares=0.5/0.3/0.2"), [{"value": value} for value in (0.6, 0.2, 0.2)]
+    assert "set a share to within 0.030 (95 %), 1068 to" in said(requests(500, 567), target=three, shares=[])
+    assert "further from" in said(requests(300, 500), target=three, shares=missed)
