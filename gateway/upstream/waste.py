@@ -22,10 +22,6 @@ class Tally:
         left = math.exp((self.at - now) / window)
         self.kept, self.wasted, self.at = self.kept * left, self.wasted * left, now
 
-    @property
-    def made(self) -> float:
-        return self.kept + self.wasted
-
 
 class Waste:
     """Tokens of drafts, kept and wasted, of each caller and of all together. Older ones fade: after a window about a
@@ -51,11 +47,10 @@ class Waste:
         """Whether the wasted part, over about so many seconds, is at most that: of the caller's drafts where they are
         enough to tell, so that one whose drafts come to nothing stops nobody else's; else of all."""
         now, self._window = self._clock(), window
-        for name in (caller, TOGETHER):
-            if tally := self._tallies.get(name):
-                tally.fade(now, window)
-                if tally.made >= LEAST:
-                    return tally.wasted <= most * tally.made
+        for tally in filter(None, map(self._tallies.get, (caller, TOGETHER))):
+            tally.fade(now, window)
+            if tally.kept + tally.wasted >= LEAST:
+                return tally.wasted <= most * (tally.kept + tally.wasted)
         return True
 
 
