@@ -5,7 +5,7 @@ import random
 import pytest
 
 from gateway.upstream import Waste
-from gateway.upstream.waste import LEAST, REMEMBERED, Early
+from gateway.upstream.waste import REMEMBERED, Early
 
 
 def test_waste_is_a_share_of_what_drafts_made_and_fades() -> None:
@@ -49,9 +49,9 @@ def test_a_caller_with_drafts_enough_to_tell_is_judged_by_its_own_and_others_by_
 def test_of_callers_those_with_the_latest_drafts_are_remembered() -> None:
     waste = Waste(lambda: 0.0)
     for name in ("ann", "bob", "ann"):
-        waste.add(name, wasted=LEAST)
+        waste.add(name, wasted=500)
     for number in range(REMEMBERED - 2):
-        waste.add(f"caller {number}", kept=LEAST * 10)
+        waste.add(f"caller {number}", kept=5000)
     assert [waste.within(name, 0.2, 60.0) for name in ("ann", "bob")] == [False, True]
 
 
