@@ -13,8 +13,8 @@ P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 
 def look_up(host: str) -> list[str]:
-    """What the system says, after its own time: some ten seconds where no name server answers. Raises OSError,
-    UnicodeError."""
+    """What the system says, after its own time: some ten seconds where no name server answers. Raises OSError, or
+    ValueError for what is no name."""
     return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
@@ -61,7 +61,7 @@ class Names:
     def _look(self, host: str, loop: asyncio.AbstractEventLoop) -> None:
         try:
             found: list[str] | str = self._ask(host)
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             found = str(error)
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(self._tell, host, found)

@@ -74,6 +74,12 @@ async def test_a_name_is_looked_up_once_for_all_who_ask_and_anew_for_who_asks_la
         assert names.asked == ["here.test"] * 2
 
 
+@pytest.mark.parametrize("host", ["b..test", "a" * 70 + ".test", "a\0b"])
+async def test_what_is_no_name_is_nobodys(host: str) -> None:
+    with pytest.raises(OSError, match=r"\w"):
+        await asyncio.wait_for(Names().addresses(host), PATIENCE)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_an_address_is_not_looked_up(host: str) -> None:
     with book() as names:
