@@ -1,16 +1,26 @@
 """How does the program start?"""
 
 import gc
+import os
 
 
 def main() -> None:
     """The command line. Its imports make no garbage, and looking for some was a quarter of the start."""
+    fill()
     gc.disable()
     from gateway.cli import main as run  # noqa: PLC0415  the collector first
 
     gc.freeze()
     gc.enable()
     run()
+
+
+def fill() -> None:
+    """Opens the standard files that are closed, for our own processes, too: else connections would be in their places,
+    and uvloop ends the process rather than close such a one."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from gateway.policy import Policy
 from gateway.reply import Reply
 from gateway.routing import IDLE_SHARE
 from gateway.types import Ask, Bill, ChatRequest, Route
-from gateway.upstream import Upstream, Waste
+from gateway.upstream import Upstream
 
 RATE = 100.0  # tokens a second that a server makes for one answer, about; of a cancelled draft it tells no count
 
@@ -26,7 +26,8 @@ class Draft:
     seconds of its time to the first byte that had passed when it was taken, which the caller did not wait for.
     """
 
-    def __init__(self, bill: Bill, task: Task, go_on: GoOn, waste: Waste) -> None:
+    def __init__(self, bill: Bill, task: Task, go_on: GoOn, waste: Callable[..., None]) -> None:
+        """`waste` is told of its tokens, `kept` or `wasted`."""
         self._bill, self._go_on, self._waste = bill, go_on, waste
         self._task: Task | None = task
         self._began: float | None = None
@@ -65,7 +66,7 @@ class Draft:
             return
         if self._began is not None:
             self.wasted = round(RATE * (time.perf_counter() - self._began))
-            self._waste.add(wasted=self.wasted)
+            self._waste(wasted=self.wasted)
         self._bill.made = self.wasted
         if task.cancel():
             await asyncio.wait([task])
@@ -77,18 +78,20 @@ class Draft:
         await shut()
         if self._began is not None:
             self._began, usage = None, self._bill.usage
-            self._waste.add(kept=usage.completion or usage.events)
+            self._waste(kept=usage.completion or usage.events)
 
 
 def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | None:
     """A draft on the tier `ask.early` if that may start, else on `ask.draft`; None where neither may, or where too much
     was wasted lately."""
-    tier = _tier(ask, policy, upstream)
+    caller = request.caller.id
+    tier = _tier(caller, ask, policy, upstream)
     if not tier:
         return None
     bill = Bill(tier, "draft", stream=bool(request.fields.stream))
     task = asyncio.create_task(_start(request, tier, policy, upstream, bill))
-    draft = Draft(bill, task, lambda chosen, first: upstream.send(request, chosen, policy, first), upstream.waste)
+    waste = partial(upstream.waste.add, caller)
+    draft = Draft(bill, task, lambda chosen, first: upstream.send(request, chosen, policy, first), waste)
     if request.fields.stream:
         task.add_done_callback(draft.begins)
     else:
@@ -96,12 +99,12 @@ def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream)
     return draft
 
 
-def _tier(ask: Ask, policy: Policy, upstream: Upstream) -> str:
+def _tier(caller: str, ask: Ask, policy: Policy, upstream: Upstream) -> str:
     """The tier that starts, "" for none."""
     most, rules = policy.triage.waste, policy.triage.early
     if not (ask.draft or ask.early or rules):
         return ""
-    thrifty = most is None or upstream.waste.within(most.max, most.window)
+    thrifty = most is None or upstream.waste.within(caller, most.max, most.window)
     wanted = thrifty and ask.early is not None and _has_room(ask.early, 1, policy, upstream)
     if rules and upstream.early.may(rules.max_share, wanted=wanted):
         return ask.early or ""

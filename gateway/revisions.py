@@ -21,6 +21,7 @@ POLL = 1.0  # seconds between two looks where the kernel tells of no change; ano
 SETTLE = 0.05  # seconds for which a changed file must stay the same before it is read: it may be half written
 UNSETTLED = 20  # looks at files that keep changing; then they are read as they are
 TOLD = 10  # problems in /ready
+TICK = 0.001  # seconds from one revision to the next where the clock of who wrote that one was ahead of ours
 PREVIOUS = "previous"
 REVISIONS = "policy.revisions."  # in the store, before the policy's name
 log = logging.getLogger("gateway")
@@ -220,7 +221,8 @@ class Revisions:
         known = await self.known()
         if known and known[0].digest == policy.digest:
             return
-        self._known = merged([Revision(policy.digest, policy.name, policy.revision, time.time(), text)], known)
+        now = max(time.time(), known[0].at + TICK if known else 0.0)
+        self._known = merged([Revision(policy.digest, policy.name, policy.revision, now, text)], known)
         with contextlib.suppress(Overloaded):
             await self._store.keep(REVISIONS + self._name, msgspec.json.encode(self._known))
 

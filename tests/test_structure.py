@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
+    {"names"},
     {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "memory"},
     {"trace", "ids", "watch", "head", "last", "certificate"},
     {"body", "store", "openapi", "workers"},

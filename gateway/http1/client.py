@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gateway.http1.connection import KEEP_ALIVE, Connection, Kind, Limits, Sink, TransportError
+from gateway.names import Names
 
 
 class Origin(NamedTuple):
@@ -114,13 +115,16 @@ class Response:
 class Client:
     """Connections to any number of origins, made when needed and kept while they are used."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE, names: Names | None = None
+    ) -> None:
         """`tls`: the context for https origins, by default with the system's certificate authorities.
 
-        `keep_alive`: seconds that a connection may lie idle; less than the servers allow.
+        `keep_alive`: seconds that a connection may lie idle; less than the servers allow. `names`: where hosts are.
         """
         self._tls = tls
         self._keep_alive = keep_alive
+        self._names = names or Names()
         self._idle: dict[Origin, deque[Connection]] = {}  # the one used last at the right
         self._closed = False
 
@@ -178,13 +182,13 @@ class Client:
         tls = self._tls if origin.tls else None
         try:
             async with _patience(seconds):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(loop, self._keep_alive), origin.host, origin.port, ssl=tls
+                _, connection = await self._names.connect(
+                    lambda: Connection(loop, self._keep_alive), origin.host, origin.port, tls
                 )
         except TimeoutError:
             kind: Kind = "connect" if limits.connect < limits.total else "total"
             raise TransportError(kind, f"no connection to {origin.host}:{origin.port} in time") from None
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise TransportError("connect", f"no connection to {origin.host}:{origin.port}: {error}") from None
         return connection
 

@@ -12,8 +12,8 @@ PLACE = (KEY, "policy")
 
 
 def whole(document: Document) -> Policy:
-    """The policy that `document` describes, with its candidate. Raises PolicyError with all problems of its own file,
-    or where that has none of the candidate's.
+    """The policy that `document` describes, with its candidate, for which the same budget of all callers counts. Raises
+    PolicyError with all problems of its own file, or where that has none of the candidate's.
     """
     policy = build(document)
     if document.data.get(KEY) is None:
@@ -26,6 +26,7 @@ def whole(document: Document) -> Policy:
     if lacking := [plan for plan in policy.callers.plans if plan not in candidate.callers.plans]:
         document.blame(PLACE, f"callers keep their plans, and it lacks {', '.join(lacking)}")
         raise PolicyError(document.problems)
+    candidate = replace(candidate, budget=policy.budget)  # by turns with another window it would always begin anew
     return replace(policy, candidate=Candidate(candidate, named.canary, named.shadow))
 
 

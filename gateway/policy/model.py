@@ -151,7 +151,8 @@ class TriageInput:
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """No draft starts while more than `max` of the tokens of drafts were thrown away, over about the last `window`."""
+    """No draft starts while more than `max` of the tokens of its caller's drafts, of all callers' where those are few,
+    were thrown away, over about the last `window`."""
 
     __pydantic_config__ = STRICT
     max: Annotated[Share, Field(description="the part of drafts' tokens that may be thrown away")] = 0.2

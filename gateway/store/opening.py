@@ -8,6 +8,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
 
+from gateway.names import Names
+
 TIMEOUT = 0.1  # seconds without a reply, connecting and writing included, where the address has no socket_timeout
 PORT = 6379
 FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
@@ -40,13 +42,14 @@ class Opening:
     port: int = PORT
     path: str = ""
     tls: ssl.SSLContext | None = None
+    names: Names = field(default_factory=Names, compare=False, repr=False)
 
     async def open(self) -> asyncio.Transport:
-        loop = asyncio.get_running_loop()
         if self.path:
+            loop = asyncio.get_running_loop()
             transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
         else:
-            transport, _ = await loop.create_connection(asyncio.Protocol, self.host, self.port, ssl=self.tls)
+            transport, _ = await self.names.connect(asyncio.Protocol, self.host, self.port, self.tls)
         return transport
 
 

@@ -129,7 +129,8 @@ if share >= 0 then
   if window ~= a.share then a.share, a.asked, a.above = window, 0, 0 end
 end
 local most = interval * requests
-local spent = math.min(math.max(a.idle_at - now, 0), most)
+a.idle_at = math.min(a.idle_at, now + most)
+local spent = math.max(a.idle_at - now, 0)
 local function answer(verdict, wait, capped, entry, maker)
   save()
   return {verdict, spent, math.ceil(wait), math.ceil(a.level / UNIT) + a.tokens, a.spent + a.money, capped,

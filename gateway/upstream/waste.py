@@ -2,36 +2,56 @@
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
-LEAST = 500.0  # tokens lately, below which the share says nothing; so a stop ends by itself
+LEAST = 500.0  # tokens lately, below which the share tells nothing; so a stop ends by itself
 SAVED = 3.0  # early starts that are saved up
+REMEMBERED = 4096  # callers, those with the latest drafts
+TOGETHER = ""  # in place of a caller: all
+
+
+@dataclass(slots=True)
+class Tally:
+    kept: float
+    wasted: float
+    at: float
+
+    def fade(self, now: float, window: float) -> None:
+        left = math.exp((self.at - now) / window)
+        self.kept, self.wasted, self.at = self.kept * left, self.wasted * left, now
 
 
 class Waste:
-    """Tokens of drafts, kept and wasted. Older ones fade: after a window about a third of them still counts."""
+    """Tokens of drafts, kept and wasted, of each caller and of all together. Older ones fade: after a window about a
+    third of them still counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._kept = self._wasted = 0.0
-        self._window, self._at = math.inf, clock()
+        self._window = math.inf
+        self._tallies: OrderedDict[str, Tally] = OrderedDict()
 
-    def add(self, *, kept: int = 0, wasted: int = 0) -> None:
-        self._fade()
-        self._kept += kept
-        self._wasted += wasted
+    def add(self, caller: str, *, kept: int = 0, wasted: int = 0) -> None:
+        now, tallies = self._clock(), self._tallies
+        for name in (caller, TOGETHER):
+            tally = tallies.setdefault(name, Tally(0.0, 0.0, now))
+            tally.fade(now, self._window)
+            tally.kept += kept
+            tally.wasted += wasted
+            tallies.move_to_end(name)
+        if len(tallies) > REMEMBERED:
+            tallies.popitem(last=False)
 
-    def within(self, most: float, window: float) -> bool:
-        """Whether the wasted part, over about so many seconds, is at most that."""
-        self._window = window
-        self._fade()
-        made = self._kept + self._wasted
-        return made < LEAST or self._wasted <= most * made
-
-    def _fade(self) -> None:
-        at = self._clock()
-        left = math.exp((self._at - at) / self._window)
-        self._kept, self._wasted, self._at = self._kept * left, self._wasted * left, at
+    def within(self, caller: str, most: float, window: float) -> bool:
+        """Whether the wasted part, over about so many seconds, is at most that: of the caller's drafts where they are
+        enough to tell, so that one whose drafts come to nothing stops nobody else's; else of all."""
+        now, self._window = self._clock(), window
+        for tally in filter(None, map(self._tallies.get, (caller, TOGETHER))):
+            tally.fade(now, window)
+            if tally.kept + tally.wasted >= LEAST:
+                return tally.wasted <= most * (tally.kept + tally.wasted)
+        return True
 
 
 class Early:

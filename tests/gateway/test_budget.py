@@ -1,7 +1,9 @@
 """A budget of all callers together, beside the budget of each."""
 
 import asyncio
+import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from valkey import Valkey
 
 from gateway.admission import Admission, admit
 from gateway.body import read
-from gateway.policy import Policy, load_policy
+from gateway.policy import Policy, load_policy, serving
 from gateway.pricing import limits_of_all
+from gateway.reload import checked
 from gateway.standing import OverLimit
 from gateway.store import ALL, NANO, Limits, Money, Store
 from gateway.types import Bill, Caller, ChatRequest, Usage
@@ -169,6 +172,32 @@ def test_what_is_settled_shows_once_in_the_ledger_of_callers_and_once_in_that_of
         (whole,) = await store.ledger(ALL)
         assert (whole.requests, whole.money) == (2, 420_000)
         assert await used(store, ALL) == 420_000
+
+    on(url, main)
+
+
+@pytest.mark.parametrize("told", ["budget: {usd: 0.1, window: 1h, then: refuse}", ""])
+def test_the_budget_of_all_holds_for_those_whom_a_candidate_serves_whatever_it_says_itself(
+    tmp_path: Path, url: str | None, told: str
+) -> None:
+    (tmp_path / "next.yaml").write_text(f"{TEXT.rpartition('budget:')[0]}{told}\n")
+    (tmp_path / "policy.yaml").write_text(f"{TEXT}candidate: {{policy: next.yaml, canary: 0.5}}\n")
+    policy = checked(tmp_path / "policy.yaml", {})
+
+    async def spent(name: str, store: Store) -> str:
+        """Asks for what costs a cent; the digest of the policy that served it, "" for a refusal."""
+        request, serves = asking(name), serving(name, policy)
+        request.bills.append(Bill("pro", "answer", Usage(0, 0, 1000, complete=True)))
+        with contextlib.suppress(OverLimit):
+            (await admit(request, None, serves, store)).close()
+            return serves.digest
+        return ""
+
+    async def main(store: Store) -> None:
+        await scripts_known(store)
+        served = [await spent(f"caller{n}", store) for n in range(40)]
+        assert 40 - served.count("") == FIT
+        assert len(set(served) - {""}) == 2
 
     on(url, main)
 

@@ -1,7 +1,9 @@
 """Does the command line hold no more than what was asked of it?"""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -37,6 +39,17 @@ print("ended")
 os.close(reading)
 """
 
+FILES = """
+import json, os, sys
+from gateway.__main__ import main
+said = sys.argv.pop()
+try:
+    main()
+finally:
+    opened = os.open(said, os.O_WRONLY)
+    os.write(opened, json.dumps([opened, *map(os.get_inheritable, range(3))]).encode())
+"""
+
 
 @pytest.fixture(scope="module")
 def told() -> list[str]:
@@ -51,6 +64,14 @@ def test_who_serves_holds_nothing_of_the_other_commands(told: list[str]) -> None
 
 def test_who_serves_does_not_wait_for_who_reads_the_log(told: list[str]) -> None:
     assert told[1:] == ["ended"]
+
+
+def test_no_file_of_the_program_takes_the_place_of_a_closed_standard_file(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    said.touch()
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", FILES, "--version", str(said)]
+    subprocess.run(command, check=True, timeout=60)
+    assert json.loads(said.read_text()) == [3, True, True, True]  # those who are started find them open, too
 
 
 def test_the_program_tells_its_version() -> None:

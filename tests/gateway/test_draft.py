@@ -5,13 +5,15 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.draft import Draft, drafting
 from gateway.policy import Policy
 from gateway.types import Ask, ChatRequest, Decision, Route
 from gateway.upstream import Upstream
+from gateway.upstream.waste import TOGETHER
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, collected, eventually, gateway, upstream
+from tests.gateway.serving import ANN, COMPLEX, SIMPLE, asked, body, collected, eventually, gateway, upstream
 from tests.tiers import JSON, policy_for
 
 ASK, SIMPLY, HARD = Ask("r", "flash"), Route(("flash", "pro"), "r", "simple"), Route(("pro", "flash"), "r", "complex")
@@ -188,7 +190,7 @@ async def test_an_early_start_is_cancelled_and_counts_as_waste_when_the_verdict_
 async def test_nothing_of_either_tier_starts_early_while_too_much_was_wasted(flash: Sim, pro: Sim) -> None:
     rules = {"early": {"max_share": 1.0}, "waste": {"max": 0.5}}
     async with upstream() as door:
-        door.waste.add(wasted=10_000)
+        door.waste.add(ANN.id, wasted=10_000)
         assert drafting(asked(body()), EARLY, policy_for(flash, pro, triage=rules), door) is None
 
 
@@ -280,14 +282,24 @@ async def test_drafts_stop_while_too_much_of_them_was_wasted(flash: Sim, pro: Si
 
         waste = gate.upstream.waste
         assert await drafted(SIMPLE) == "kept"
-        waste.add(wasted=10_000)
+        waste.add("anonymous", wasted=10_000)
         assert await drafted(SIMPLE + "!") == "none"
-        waste.add(kept=20_000)
+        waste.add("anonymous", kept=20_000)
         assert await drafted(COMPLEX) == "wasted"
         metrics = (await gate.get("/metrics")).data.decode()
         (kept,) = re.findall(r'gateway_draft_tokens_total{outcome="kept"} ([0-9.]+)', metrics)
         assert float(kept) > 0
         assert 'gateway_draft_tokens_total{outcome="wasted"}' in metrics
+
+
+async def test_a_caller_whose_drafts_come_to_nothing_takes_none_from_others(flash: Sim, pro: Sim) -> None:
+    policy, bob = policy_for(flash, pro, triage={"waste": {"max": 0.2}}), replace(ANN, id="bob")
+    async with upstream() as door:
+        door.waste.add(ANN.id, wasted=600)
+        door.waste.add(bob.id, kept=600)
+        assert drafting(asked(body()), ASK, policy, door) is None
+        async with held(asked(body(), caller=bob), ASK, policy, door):
+            pass
 
 
 async def test_a_kept_drafts_tokens_count_once_and_a_dropped_ones_by_the_time_it_ran(flash: Sim, pro: Sim) -> None:
@@ -300,11 +312,12 @@ async def test_a_kept_drafts_tokens_count_once_and_a_dropped_ones_by_the_time_it
         await reply.close()
         kept = reply.usage.completion
         assert kept
-        assert door.waste._kept == pytest.approx(kept, rel=0.01)
+        (ann, together) = (door.waste._tallies[name] for name in (ANN.id, TOGETHER))
+        assert ann.kept == together.kept == pytest.approx(kept, rel=0.01)
         async with held(asked(body()), ASK, policy, door) as draft:
             await asyncio.sleep(0.1)
         assert draft.wasted >= 10
-        assert door.waste._wasted == pytest.approx(draft.wasted, rel=0.01)
+        assert ann.wasted == together.wasted == pytest.approx(draft.wasted, rel=0.01)
 
 
 async def test_a_stream_that_has_not_begun_wastes_nothing(flash: Sim, pro: Sim) -> None:

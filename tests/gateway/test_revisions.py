@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.errors import BadRequest, NotFound, Overloaded
@@ -348,6 +350,22 @@ async def test_a_process_that_has_not_read_its_file_yet_goes_back_to_the_newest_
         await before.look()
     house.path.write_text(text("c"))
     assert (await house.revisions().roll_back("previous")).revision == "b"
+
+
+async def test_the_previous_revision_is_the_one_before_also_where_it_was_written_by_a_clock_that_is_ahead(
+    house: House,
+) -> None:
+    other = house.revisions()
+    ahead = Revision(other.policy.digest, "house", "a", time.time() + 3600, house.path.read_text())
+    await house.store.keep(f"{REVISIONS}house", msgspec.json.encode([ahead]))
+    revisions = house.revisions()
+    for revision in "bc":
+        house.path.write_text(text(revision))
+        await revisions.look()
+    await other.look()
+    for kept in (await revisions.known(), await other.known()):
+        assert [one.revision for one in kept] == ["c", "b", "a"]
+    assert (await revisions.roll_back("previous")).revision == "b"
 
 
 def test_where_no_file_is_followed_there_is_nothing_to_look_at_and_nothing_to_roll_back_or_forward(

@@ -144,6 +144,20 @@ def test_clocks_of_processes_that_are_an_hour_off_change_nothing(valkey: str) ->
     assert granted(on(valkey, lambda store: burst(store, 30, limits(5)))) == 1
 
 
+def test_when_the_clock_of_the_server_went_back_callers_get_their_requests_again_at_the_usual_pace(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        await store.admit("ann", limits(6000), None)
+        with Valkey.from_url(valkey) as client:
+            seconds, micros = client.time()
+            client.hset(account("ann").names.all[0], "idle_at", (seconds + 3600) * 10**6 + micros)
+        refused = await store.admit("ann", limits(6000), None)
+        assert (refused.refused_by, refused.retry_after) == ("requests", 0.01)
+        await asyncio.sleep(refused.retry_after)
+        assert (await store.admit("ann", limits(6000), None)).allowed
+
+    on(valkey, main)
+
+
 def test_an_address_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="redis://"):
         open_store("http://127.0.0.1:6379")

@@ -1,0 +1,112 @@
+"""Names are looked up in threads; here by a book that says nothing of some of them until it is closed."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+import pytest
+
+from gateway.http1 import Client, Origin
+from gateway.names import Names
+from gateway.store.opening import Opening
+from tests.gateway.loopback import OK, Run, broken, run, saying, serving, told
+from tests.gateway.serving import PATIENCE, eventually
+
+__all__ = ["run"]
+
+HERE = {"here.test": ["127.0.0.1"], "moved.test": ["127.0.0.2", "127.0.0.1"]}
+
+
+class Book(Names):
+    """`mute`: nobody answers for these names; `asked`: the names that were looked up; `told`: those of which it said
+    something."""
+
+    def __init__(self, *mute: str) -> None:
+        super().__init__(self._find)
+        self.mute, self.asked, self.told, self.closed = mute, list[str](), list[str](), Event()
+
+    def _find(self, host: str) -> list[str]:
+        self.asked.append(host)
+        if host in self.mute:
+            self.closed.wait(PATIENCE)
+        self.told.append(host)
+        if host not in HERE:
+            raise OSError(f"nobody knows {host}")
+        return HERE[host]
+
+
+@contextmanager
+def book(*mute: str) -> Iterator[Book]:
+    found = Book(*mute)
+    try:
+        yield found
+    finally:
+        found.closed.set()
+
+
+def at(host: str, origin: Origin) -> Origin:
+    return origin._replace(host=host)
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_other(run: Run) -> None:
+    mute = [f"{number}.test" for number in range(40)]
+    with book(*mute) as names:
+        async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
+            waiting = [asyncio.create_task(broken(client, at(name, origin))) for name in mute]
+            await eventually(lambda: len(names.asked) == len(mute))
+            assert await told(client, at("here.test", origin)) == (200, b"ok")
+            names.closed.set()
+            assert {str(await one).partition(": ")[2] for one in waiting} == {f"nobody knows {name}" for name in mute}
+
+
+async def test_a_name_is_looked_up_once_for_all_who_ask_and_anew_for_who_asks_later(run: Run) -> None:
+    with book("here.test") as names:
+        first, *others = [asyncio.create_task(names.addresses("here.test")) for _ in range(5)]
+        await eventually(lambda: bool(names.asked))
+        first.cancel()
+        names.closed.set()
+        assert await asyncio.gather(*others) == [HERE["here.test"]] * 4
+        assert first.cancelled()
+        assert names.asked == ["here.test"]
+        await names.addresses("here.test")
+        assert names.asked == ["here.test"] * 2
+
+
+@pytest.mark.parametrize("host", ["b..test", "a" * 70 + ".test", "a\0b"])
+async def test_what_is_no_name_is_nobodys(host: str) -> None:
+    with pytest.raises(OSError, match=r"\w"):
+        await asyncio.wait_for(Names().addresses(host), PATIENCE)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_an_address_is_not_looked_up(host: str) -> None:
+    with book() as names:
+        assert await names.addresses(host) == [host]
+        assert names.asked == []
+
+
+async def test_of_several_addresses_the_first_that_takes_the_connection_is_used(run: Run) -> None:
+    with book() as names:
+        async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
+            assert await told(client, at("moved.test", origin)) == (200, b"ok")
+
+
+async def test_the_store_is_found_by_its_name() -> None:
+    with book() as names:
+        async with serving(saying(OK)) as (_, origin, _):
+            opened = await Opening((), 1.0, "here.test", origin.port, names=names).open()
+            opened.abort()
+            assert names.asked == ["here.test"]
+
+
+def test_the_end_of_the_process_waits_for_no_name() -> None:
+    async def leave(names: Book) -> None:
+        asking: asyncio.Task[Any] = asyncio.create_task(names.addresses("mute.test"))
+        await eventually(lambda: bool(names.asked))
+        asking.cancel()
+
+    with book("mute.test") as names:
+        asyncio.run(leave(names))
+        assert (names.asked, names.told) == (["mute.test"], [])
