@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import struct
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 from valkey import Valkey
 
 from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
+from gateway.store.scripts import NAMES
 from tests.stores import granted, on
 
 WIDE = Limits(1_000_000, 1_000_000, 60.0)
@@ -181,10 +183,10 @@ def test_sums_that_are_too_great_to_be_kept_are_no_outage(valkey: str) -> None:
     async def main(store: Store) -> None:
         for _ in range(3):
             held = await ask(store, WIDE)
-            await store.settle("ann", held.lease or "", [replace(USED, money=1 << 62)])
+            await store.settle("ann", held.lease or "", [replace(USED, money=3 << 61)])
         assert store.state == "ok"
         (line,) = await store.ledger("ann")
-        assert (line.requests, line.prompt, line.money) == (3, 24, 1 << 62)
+        assert (line.requests, line.prompt, line.money) == (3, 24, 3 << 61)
 
     on(valkey, main)
 
@@ -215,7 +217,9 @@ def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None, used: list
             with Valkey.from_url(url) as client:
                 for age in (400, 401):
                     client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
-                client.hset("tg3:{ann}:account", "day", today - 1)
+                state = bytearray(client.hget("tg3:{ann}:account", "state") or b"")
+                struct.pack_into("<d", state, 8 * NAMES.index(b"day"), today - 1)
+                client.hset("tg3:{ann}:account", "state", bytes(state))
         await store.settle("ann", held.lease or "", used)
         return [line.money for line in await store.ledger("ann")]
 
