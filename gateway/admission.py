@@ -20,7 +20,8 @@ from gateway.types import Caller, ChatRequest, Session, Standing
 
 
 class Admission(msgspec.Struct, eq=False):
-    """An admitted request. It reserves tokens and money until its last holder is done; then what was used is booked.
+    """An admitted request. It reserves tokens and money until its last holder is done, or its whole answer is
+    remembered; then what was used is booked.
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
