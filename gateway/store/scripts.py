@@ -177,7 +177,7 @@ else
 end
 if new then redis.call('EXPIRE', KEYS[1], TTL) end
 return {verdict, queue, math.ceil(wait), math.ceil(level / UNIT) + tokens, spent + money, capped, entry or false,
-  maker or false}
+  verdict == 0 and maker or false}
 """.replace(b"SAVED", SAVED),
 )
 

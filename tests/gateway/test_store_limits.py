@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import random
 import struct
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 from valkey import Valkey
 
-from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
+from gateway.store import Admitted, Bound, Kept, Limits, Line, MemoryStore, Money, Portion, Store
 from gateway.store.scripts import NAMES
 from tests.stores import granted, on
 
@@ -288,3 +289,52 @@ def test_two_processes_on_one_server_share_a_budget(valkey: str) -> None:
         return sum(await asyncio.gather(counted(one), other()))
 
     assert on(valkey, main) == 300
+
+
+def any_limits(chance: random.Random) -> Limits:
+    money = Money(5000, DAY, degrade=chance.random() < 0.5)
+    share = Portion(chance.choice([0.3, 0.5]), DAY)
+    tokens = chance.choice([None, 10**7])
+    requests, slots = chance.choice([7, 1_000_000]), chance.choice([3, 1_000_000])
+    return Limits(requests, slots, 60.0, tokens, chance.choice([None, money]), chance.choice([None, share]))
+
+
+def any_line(chance: random.Random) -> Line:
+    prompt, cached, completion, money = (chance.randrange(most) for most in (500, 3, 500, 700))
+    kind, tier = chance.choice(["answer", "answer", "triage"]), chance.choice(["flash", "pro"])
+    return Line(tier, kind, chance.random() < 0.3, prompt, cached, completion, money)
+
+
+def seen(found: Admitted) -> tuple[object, ...]:
+    """What does not depend on the moment, nor on the names of leases."""
+    turn = found.turn and ("its own" if found.turn == (found.lease or "").encode() else "another's")
+    money = found.limits.money and found.money
+    return found.refused_by, found.capped, found.entry, turn, bool(found.lease), money
+
+
+@pytest.mark.parametrize("seed", [10, 25, 27])
+def test_a_server_decides_books_and_remembers_as_memory_does_whatever_comes(valkey: str, seed: int) -> None:
+    async def main(store: Store) -> None:
+        chance, memory, held = random.Random(seed), MemoryStore(), list[tuple[str, str]]()
+        limits = any_limits(chance)
+        for step in range(60):
+            key = chance.choice([None, b"one", b"two", b"three"])
+            if held and chance.random() < 0.45:
+                leases, above = held.pop(chance.randrange(len(held))), chance.random() < 0.5
+                lines = [any_line(chance) for _ in range(chance.randrange(3))]
+                kept = Kept(key, b"%d" % step, 60.0) if key else None
+                for one, lease in zip((memory, store), leases, strict=True):
+                    await one.settle("ann", lease, lines, above, kept)
+                continue
+            if chance.random() < 0.1:
+                limits = any_limits(chance)
+            prompt, completion, money = (chance.randrange(most) for most in (300, 300, 900))
+            tier, cheap = chance.choice(["flash", "pro"]), chance.randrange(money + 1)
+            bound = Bound(tier, "flash", prompt, completion, money, cheap)
+            one, other = [await each.admit("ann", limits, key, bound) for each in (memory, store)]
+            assert seen(one) == seen(other)
+            if one.lease and other.lease:
+                held.append((one.lease, other.lease))
+        assert await memory.ledger("ann") == await store.ledger("ann")
+
+    on(valkey, main)
