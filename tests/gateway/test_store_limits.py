@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 from valkey import Valkey
 
-from gateway.store import Admitted, Bound, Kept, Limits, Line, MemoryStore, Money, Portion, Store
+from gateway.store import Admitted, Bound, Kept, Kind, Limits, Line, MemoryStore, Money, Portion, Store
 from gateway.store.scripts import NAMES
 from tests.stores import granted, on
 
@@ -301,7 +301,8 @@ def any_limits(chance: random.Random) -> Limits:
 
 def any_line(chance: random.Random) -> Line:
     prompt, cached, completion, money = (chance.randrange(most) for most in (500, 3, 500, 700))
-    kind, tier = chance.choice(["answer", "answer", "triage"]), chance.choice(["flash", "pro"])
+    kind: Kind = chance.choice(["answer", "answer", "triage"])
+    tier = chance.choice(["flash", "pro"])
     return Line(tier, kind, chance.random() < 0.3, prompt, cached, completion, money)
 
 
@@ -323,15 +324,15 @@ def test_a_server_decides_books_and_remembers_as_memory_does_whatever_comes(valk
                 leases, above = held.pop(chance.randrange(len(held))), chance.random() < 0.5
                 lines = [any_line(chance) for _ in range(chance.randrange(3))]
                 kept = Kept(key, b"%d" % step, 60.0) if key else None
-                for one, lease in zip((memory, store), leases, strict=True):
-                    await one.settle("ann", lease, lines, above, kept)
+                for each, lease in zip((memory, store), leases, strict=True):
+                    await each.settle("ann", lease, lines, above, kept)
                 continue
             if chance.random() < 0.1:
                 limits = any_limits(chance)
             prompt, completion, money = (chance.randrange(most) for most in (300, 300, 900))
             tier, cheap = chance.choice(["flash", "pro"]), chance.randrange(money + 1)
             bound = Bound(tier, "flash", prompt, completion, money, cheap)
-            one, other = [await each.admit("ann", limits, key, bound) for each in (memory, store)]
+            one, other = [await which.admit("ann", limits, key, bound) for which in (memory, store)]
             assert seen(one) == seen(other)
             if one.lease and other.lease:
                 held.append((one.lease, other.lease))
