@@ -15,12 +15,13 @@ from gateway.pricing import Terms, bound, lines, terms
 from gateway.reply import Reply
 from gateway.sessions import follow, key_of, recalling
 from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, stands
-from gateway.store import ALL, Admitted, Limits, Line, Most, Store, Turn
+from gateway.store import ALL, Admitted, Kept, Limits, Line, Most, Store, Turn
 from gateway.types import Caller, ChatRequest, Session, Standing
 
 
 class Admission(msgspec.Struct, eq=False):
-    """An admitted request. It reserves tokens and money until its last holder is done; then what was used is booked.
+    """An admitted request. It reserves tokens and money until its last holder is done, or its whole answer is
+    remembered; then what was used is booked.
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
@@ -61,16 +62,21 @@ class Admission(msgspec.Struct, eq=False):
     def close(self, *_: object) -> None:
         """One holder is done; the last one settles."""
         self.holders -= 1
-        if self.holders > 0 or not self.leases:
-            return
+        if self.holders <= 0:
+            self.settle()
+
+    def settle(self, kept: Kept | None = None) -> None:
+        """Books what was used, once, and remembers `kept` with it: at the end, or when the whole answer is there."""
         leases, self.leases = self.leases, {}
+        if not leases:
+            return
         used = lines(self.request, self.policy)
         above = self.terms.limits.share is not None and answered_above(self.terms.reach[0], used)
         if not self.answers:
             used = [replace(line, kind="answer") for line in used]
         self.request.costs.extend(used)
         for account, lease in leases.items():
-            self.store.settle(account, lease, used, above)
+            self.store.settle(account, lease, used, above, None if account == ALL else kept)
 
     __exit__ = close
 

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -12,7 +11,7 @@ import msgspec
 from gateway.cache.entry import LONGEST, Entry, kept
 from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
-from gateway.cache.turn import Place, Turns
+from gateway.cache.turn import Hold, Place, Turns
 from gateway.cache.verdicts import Verdicts
 from gateway.dialects import DIALECTS
 from gateway.done import nothing
@@ -27,7 +26,6 @@ LONG = 128 * 1024  # bytes that take over a millisecond to compress: the loop do
 AHEAD = 256 * 1024  # bytes that a long answer may run ahead of its slowest reader
 
 Make = Callable[[], Coroutine[Any, Any, Reply]]
-Hold = AbstractContextManager[object, None]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
@@ -103,7 +101,8 @@ async def _fly(flight: "Flight", place: Place, request: ChatRequest, make: Make,
         data = await flight.carry(reply)
         if worth := remembered(request, reply, data):
             pack = partial(kept, worth, place.key, request.caller)
-            place.keep(await asyncio.to_thread(pack) if len(data) > LONG else pack())
+            value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
+            place.keep(value, hold if data is reply.body else None)  # who reads a stream slowly keeps its slot
 
 
 class Flight:

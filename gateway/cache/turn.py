@@ -2,14 +2,25 @@
 
 import asyncio
 import time
-from typing import Self
+from typing import Protocol, Self
 
 from gateway.policy import Caching
-from gateway.store import HELD, OVER, VALUE_LIMIT, Store, Taken, Turn
+from gateway.store import HELD, OVER, VALUE_LIMIT, Kept, Store, Taken, Turn
 
 RENEWED = 0.4  # seconds between two renewals
 TOLD = 1.0  # seconds for which the store keeps, for those who wait, that no answer will be remembered
 POLLS = (0.02, 0.1)  # seconds between two looks at the store: the first pause, and the longest
+
+
+class Hold(Protocol):
+    """What the answer's making holds, an admission. `settle`: all that was used is known; it is booked, and the answer
+    remembered, in one step."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def settle(self, kept: Kept, /) -> None: ...
 
 
 class Turns:
@@ -69,11 +80,15 @@ class Place:
     def renew(self) -> None:
         self._renewing = asyncio.create_task(self._store.take_turn(self._caller, self.key, self._token, HELD))
 
-    def keep(self, value: bytes) -> None:
-        """Remember the answer, which releases the lock; nothing happens for one above VALUE_LIMIT."""
+    def keep(self, value: bytes, hold: Hold | None) -> None:
+        """Remember the answer, which releases the lock, and settle `hold` with it; nothing happens for one above
+        VALUE_LIMIT."""
         if len(value) > VALUE_LIMIT:
             return
-        self._store.remember(self._caller, self.key, value, self._rules.ttl, self._token if self.ours else b"")
+        if hold:
+            hold.settle(Kept(self.key, value, self._rules.ttl))
+        else:
+            self._store.remember(self._caller, self.key, value, self._rules.ttl)
         self.ours = False
 
     def __enter__(self) -> Self:

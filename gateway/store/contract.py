@@ -64,6 +64,14 @@ class Turn(msgspec.Struct, frozen=True):
     holder: bytes | None = None
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """A value to be remembered under `key` for `ttl` seconds."""
+
+    key: bytes
+    value: bytes
+    ttl: float
+
+
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
     """An API key without its secret. `hash` is the keyed hash in hex; times are Unix seconds.
@@ -129,8 +137,11 @@ class Store(Protocol):
         """
         ...
 
-    def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
-        """End the lease: book `lines` in place of what it reserved; `above`: a tier above the first answered.
+    def settle(
+        self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False, kept: Kept | None = None
+    ) -> Awaitable[None]:
+        """End the lease: book `lines` in place of what it reserved; `above`: a tier above the first answered. `kept` is
+        remembered in the same step.
 
         Sent before all later commands of this process, even after an outage; need not be awaited. It is done when an
         await of it returns.
@@ -148,9 +159,9 @@ class Store(Protocol):
         """A remembered value; None when there is none, when it is too old, and when the store does not answer."""
         ...
 
-    def remember(self, caller: str, key: bytes, value: bytes, ttl: float, token: bytes = b"") -> Awaitable[None]:
-        """Cache `value` for `ttl` seconds, and end the turn for it if `token` has that. Nothing is kept above
-        VALUE_LIMIT, or when the store does not answer.
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
+        """Cache `value`, which begins with no zero byte, for `ttl` seconds; the turn for it ends, whosever it is.
+        Nothing is kept above VALUE_LIMIT, or when the store does not answer.
 
         Sent before all later commands of this process; need not be awaited.
         """

@@ -9,7 +9,7 @@ from itertools import islice
 
 from gateway.done import DONE
 from gateway.store.account import FITS, Account
-from gateway.store.contract import ALL, HELD, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.contract import ALL, HELD, NOTHING, OVER, VALUE_LIMIT, Kept, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
 
 CACHE_BYTES = 64 << 20
@@ -76,13 +76,15 @@ class MemoryStore:
         account = self._accounts[caller] = Account()
         return account
 
-    def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
+    def settle(
+        self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False, kept: Kept | None = None
+    ) -> Awaitable[None]:
         account = self._accounts.get(caller)
         if account is not None:
             if account.counts:
                 account.advance(_now())
             account.settle(lease, lines, above)
-        return DONE
+        return self.remember(caller, kept.key, kept.value, kept.ttl) if kept else DONE
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         names = [name for name in self._accounts if caller == name or (caller is None and name != ALL)]
@@ -106,11 +108,10 @@ class MemoryStore:
         if found is not None:
             self._cache_bytes -= len(found[1]) + ENTRY
 
-    def remember(self, caller: str, key: bytes, value: bytes, ttl: float, token: bytes = b"") -> Awaitable[None]:
-        if token:
-            self.end_turn(caller, key, token)
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
             return DONE
+        self._turns.pop((caller, key), None)
         self._forget((caller, key))
         self._cache[caller, key] = (time.monotonic() + ttl, value)
         self._cache_bytes += len(value) + ENTRY

@@ -9,7 +9,7 @@ from gateway.done import DONE
 from gateway.store.address import Door
 from gateway.store.call import Call
 from gateway.store.limits import Kind, Line
-from gateway.store.scripts import SETTLE
+from gateway.store.scripts import SETTLE, SETTLE_AND_REMEMBER
 from gateway.store.words import Names, account, pushed, settled
 
 BATCH = 32  # settlements that are sent together after an outage
@@ -43,6 +43,19 @@ class Owed:
         owed = self.owe(lease, names, *more)
         owed.send()
         return owed
+
+    def pay_and_keep(self, lease: str, names: Names, word: bytes, entry: tuple[bytes, bytes, bytes]) -> Call:
+        """As `pay`; what is remembered with it (name, value, milliseconds) is not sent again."""
+        name, *rest = entry
+        heard = partial(self._kept, lease, names, word)
+        paid = self._owed[lease] = Call(self._door, SETTLE_AND_REMEMBER, names, (name, word, *rest), heard)
+        paid.send()
+        return paid
+
+    def _kept(self, lease: str, names: Names, word: bytes, error: Exception | None) -> None:
+        if error is not None:
+            self.owe(lease, names, word)
+        self._confirm(lease, error)
 
     def push(self, caller: str, lines: Sequence[Line]) -> Awaitable[None]:
         """Books lines that belong to no lease of the server's, once, when it answers."""

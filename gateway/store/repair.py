@@ -11,11 +11,9 @@ from gateway.store.refusals import ResponseError
 TYPES = {
     b"account": b"hash",
     b"leases": b"zset",
-    b"holds": b"hash",
     b"ledger": b"hash",
     b"pushed": b"string",
     b"entry": b"string",
-    b"turn": b"string",
     b"keys": b"hash",
     b"secret": b"string",
     b"kept": b"string",

@@ -25,173 +25,187 @@ def word(word: bytes) -> bytes:
     return b"\r\n$%d\r\n%b" % (len(word), word)
 
 
-MOST = 6  # keys that a script may be given
+MOST = 5  # keys that a script may be given
+TURN = b"\0"  # begins what stands in place of a value while its maker has the turn; no value begins so
 
-# Both decisions begin with the same lines: read the account, drain its bucket, turn its window, book what expired
-# leases held. KEYS  account, leases, holds, ledger of one caller. Times are whole microseconds and money is
-# nano-dollars, all below 2^53: exact in Lua. `level` is tokens * 60,000,000, draining by `rate` each microsecond.
-#   account  a hash of the numbers in NAMES; idle_at is GCRA's theoretical arrival time. A stored time further ahead
-#            than the window is a clock that went back, or a limit that changed: it is cut to the window.
-#   leases   a sorted set of leases by deadline; holds: a hash of what each holds, as JSON:
-#            [prompt, completion, money, tier, window in which it counts as above the first tier or -1]
+# Both decisions begin with the same steps: read the account, drain its bucket, turn its window, book what expired
+# leases held. KEYS  account, leases, ledger of one caller. Times are whole microseconds and money is nano-dollars, all
+# below 2^53: exact in Lua. `level` is tokens * 60,000,000, draining by `rate` each microsecond.
+#   account  a hash. Its field `state` is the numbers NAMES, packed: idle_at is GCRA's theoretical arrival time, before
+#            `due` no lease expires. A stored time further ahead than the window is a clock that went back, or a limit
+#            that changed: it is cut to the window. Its other fields are leases, with what each holds: prompt,
+#            completion, money, the window in which it counts as above the first tier or -1, packed; and the tier.
+#   leases   a sorted set of leases by deadline
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum; one that 64 bits cannot hold stays as it is
 # What is not of this form counts as nothing: one caller's must not stop the script, and with it the store for all.
-# All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first; each is given its TTL when
-# something is put into it.
+# All of them outlive cache entries by far, so that `volatile-ttl` evicts entries first; each is given its TTL when it
+# is made, and on each day.
+#
+# To a server a number in digits, or a function that shares ten variables, costs as much as a command: so numbers are
+# packed, steps that both scripts take are texts, and each script has one end.
+NAMES = b"idle_at tokens money level at rate spent window span asked above share day due".split()
+SAVED, ZEROS = b", ".join(NAMES), b", ".join(b"0" for _ in NAMES)
 OPENING: Final = b"""
-local UNIT, TTL, KEPT = 60000000, 34560000, 400
-local NAMES = {'idle_at', 'tokens', 'money', 'level', 'at', 'rate', 'spent', 'window', 'span', 'asked', 'above',
-  'share', 'day'}
-local function whole(n) return string.format('%.0f', n) end
+local UNIT, TTL, KEPT, NEVER = 60000000, 34646400, 400, 8e15
+local FORM, SIZE, HELD, HOLDS = '<%b', %d, '<dddd', 32
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local day = math.floor(clock[1] / 86400)
-local a, was, stored = {}, {}, redis.call('HMGET', KEYS[1], unpack(NAMES))
-for i, name in ipairs(NAMES) do
-  local n = tonumber(stored[i] or 0)
-  was[name] = n and n >= 0 and n < 9e18 and n or 0
-  a[name] = was[name]
-end
-
-local function save()
-  local changed = {}
-  for _, name in ipairs(NAMES) do
-    if a[name] ~= was[name] then changed[#changed + 1] = name; changed[#changed + 1] = whole(a[name]) end
-  end
-  if #changed == 0 then return end
-  redis.call('HSET', KEYS[1], unpack(changed))
-  redis.call('EXPIRE', KEYS[1], TTL)
-end
-
-local function book(tier, kind, estimated, prompt, cached, completion, money, requests)
-  local head = table.concat({whole(day), kind, estimated and 1 or 0, tier}, '/') .. '/'
-  local sums = {requests = requests, prompt = prompt, cached = cached, completion = completion, money = money}
-  for name, count in pairs(sums) do
-    if count ~= 0 then redis.pcall('HINCRBY', KEYS[4], head .. name, whole(count)) end
-  end
-  redis.call('EXPIRE', KEYS[4], TTL)
-  if kind == 'answer' then
-    if a.rate > 0 then a.level = a.level + (prompt + completion) * UNIT end
-    if a.span > 0 then a.spent = a.spent + money end
-  end
-end
-
-local function take(lease)
-  redis.call('ZREM', KEYS[2], lease)
-  local text = redis.call('HGET', KEYS[3], lease)
-  if not text then return nil end
-  redis.call('HDEL', KEYS[3], lease)
-  local known, held = pcall(cjson.decode, text)
-  if not known or type(held) ~= 'table' or type(held[4]) ~= 'string' then return nil end
-  if not (tonumber(held[1]) and tonumber(held[2]) and tonumber(held[3]) and tonumber(held[5])) then return nil end
-  a.tokens = a.tokens - held[1] - held[2]
-  a.money = a.money - held[3]
-  return held
-end
-
-local function prune()
-  a.day = day
-  for _, field in ipairs(redis.call('HKEYS', KEYS[4])) do
-    if (tonumber(string.match(field, '^%d+')) or 0) < day - KEPT then redis.call('HDEL', KEYS[4], field) end
-  end
-end
-
-local function advance()
-  if a.day ~= day then prune() end
-  a.level = a.rate > 0 and math.max(0, a.level - math.max(0, now - a.at) * a.rate) or 0
-  a.at = now
-  local window = a.span > 0 and math.floor(now / a.span) or 0
-  if a.span == 0 or window ~= a.window then a.spent = 0 end
-  a.window = window
-  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
-    local held = take(lease)
-    if held then book(held[4], 'answer', true, held[1], 0, held[2], held[3], 1) end
-  end
+local today = math.floor(clock[1] / 86400)
+local %b = %b
+if state and #state == SIZE then %b = struct.unpack(FORM, state) end
+local sum = %b
+if not (sum >= 0 and sum < 9e18) then %b = %b end
+local new = day ~= today
+""" % (b"d" * len(NAMES), 8 * len(NAMES), SAVED, ZEROS, SAVED, b" + ".join(NAMES), SAVED, ZEROS)
+TAKE: Final = b"""
+redis.call('ZREM', KEYS[2], lease)
+if held then redis.call('HDEL', KEYS[1], lease) end
+local prompt, completion, cost, counted
+if held and #held >= HOLDS then
+  prompt, completion, cost, counted = struct.unpack(HELD, held)
+  tokens, money = math.max(0, tokens - prompt - completion), math.max(0, money - cost)
 end
 """
+# `lines` are booked, too. No server writes a number above 2^52 in digits alone.
+ADVANCE: Final = (
+    b"""
+level = rate > 0 and math.max(0, level - math.max(0, now - at) * rate) or 0
+at = now
+local current = span > 0 and math.floor(now / span) or 0
+if span == 0 or current ~= window then spent = 0 end
+window = current
+if new then
+  day = today
+  for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
+    if (tonumber(string.match(field, '^%d+')) or 0) < day - KEPT then redis.call('HDEL', KEYS[3], field) end
+  end
+end
+if now >= due then
+  for _, lease in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 1000)) do
+    local held = redis.call('HGET', KEYS[1], lease)
+    """
+    + TAKE
+    + b"""
+    if counted then
+      lines[#lines + 1] = {string.sub(held, HOLDS + 1), 'answer', true, prompt, 0, completion, cost, 1}
+    end
+  end
+  due = tonumber(redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]) or NEVER
+end
+for _, line in ipairs(lines) do
+  local tier, kind, estimated, prompt, cached, completion, cost, requests = unpack(line)
+  local head = string.format('%d/%s/%d/%s/', day, kind, estimated and 1 or 0, tier)
+  local sums = {'requests', requests, 'prompt', prompt, 'cached', cached, 'completion', completion, 'money', cost}
+  for i = 1, 10, 2 do
+    local more = sums[i + 1]
+    if more > 4e15 then more = string.format('%.0f', more) end
+    local sum = more ~= 0 and redis.pcall('HINCRBY', KEYS[3], head .. sums[i], more)
+    if i == 1 and sum == more then redis.call('EXPIRE', KEYS[3], TTL) end
+  end
+  if kind == 'answer' and rate > 0 then level = level + (prompt + completion) * UNIT end
+  if kind == 'answer' and span > 0 then spent = spent + cost end
+end
+"""
+)
 
-# KEYS  ... [, entry, turn]; ARGV  two MessagePack arrays behind each other. The limits: us of a lease, requests per
-# minute, interval us, concurrency, tokens per minute or 0, budget or -1, its window us, whether it degrades, share or
-# -1, its window us, ms for which a turn is the lease's; and what is asked for: lease, and the bound's prompt,
-# completion, money, tier, money on the first tier, first tier.
+# KEYS  ... [, entry]; ARGV  MessagePack values behind each other. The limits: us of a lease, requests per minute,
+# interval us, concurrency, tokens per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its
+# window us, ms for which a turn is the lease's; and what is asked for: lease, and the bound's prompt, completion,
+# money, tier, money on the first tier, first tier.
 # -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil, whose turn or nil}
 ADMIT: Final = script(
     words=1,
-    text=OPENING
+    text=b"local state = redis.call('HGET', KEYS[1], 'state')"
+    + OPENING
     + b"""
-local limits, asked = cmsgpack.unpack(ARGV[1])
-local lasts, requests, interval, concurrency, rate, budget, span, degrades, share, turn, held = unpack(limits)
-local lease, prompt, completion, money, tier, cheap, first = unpack(asked)
-a.rate, a.span = rate, span
-advance()
-if share >= 0 then
-  local window = math.floor(now / turn)
-  if window ~= a.share then a.share, a.asked, a.above = window, 0, 0 end
+local lasts, requests, interval, concurrency, limit, budget, length, degrades, part, period, turn, lease, prompt,
+  completion, cost, tier, cheap, first = cmsgpack.unpack(ARGV[1])
+local lines = {}
+rate, span = limit, length
+"""
+    + ADVANCE
+    + b"""
+if part >= 0 then
+  local current = math.floor(now / period)
+  if current ~= share then share, asked, above = current, 0, 0 end
 end
 local most = interval * requests
-a.idle_at = math.min(a.idle_at, now + most)
-local spent = math.max(a.idle_at - now, 0)
-local function answer(verdict, wait, capped, entry, maker)
-  save()
-  return {verdict, spent, math.ceil(wait), math.ceil(a.level / UNIT) + a.tokens, a.spent + a.money, capped,
-    entry or false, maker or false}
+idle_at = math.min(idle_at, now + most)
+local queue = math.max(idle_at - now, 0)
+local over = level + (tokens + math.min(prompt + completion, rate) - rate) * UNIT
+local used, verdict, wait, capped = spent + money, 0, 0, 0
+local entry, maker, leases
+if queue + interval > most then
+  verdict = 1
+else
+  entry = KEYS[4] and redis.call('GET', KEYS[4])
+  if entry and string.byte(entry) == 0 then entry, maker = nil, string.sub(entry, 2) end
+  leases = entry or redis.call('ZCARD', KEYS[2])
 end
-if spent + interval > most then return answer(1, 0, 0) end
-local entry = KEYS[5] and redis.call('GET', KEYS[5])
-if entry then
-  spent = spent + interval
-  a.idle_at = now + spent
-  return answer(0, 0, 0, entry)
-end
-local maker = KEYS[6] and redis.call('GET', KEYS[6])
-if redis.call('ZCARD', KEYS[2]) >= concurrency then return answer(2, 0, 0) end
-local over = a.level + (a.tokens + math.min(prompt + completion, rate) - rate) * UNIT
-if rate > 0 and over > 0 then return answer(3, over / rate, 0) end
-local used, capped, above = a.spent + a.money, 0, -1
-if budget >= 0 and used + money > budget then
+if verdict > 0 or entry then
+elseif leases >= concurrency then
+  verdict = 2
+elseif rate > 0 and over > 0 then
+  verdict, wait = 3, over / rate
+elseif budget >= 0 and used + cost > budget then
   capped = 1
-  if not degrades or used + cheap > budget then return answer(4, a.span - now % a.span, 0) end
+  if not degrades or used + cheap > budget then verdict, wait, capped = 4, span - now % span, 0 end
 end
-if share >= 0 then
-  a.asked = a.asked + 1
-  if capped == 0 and tier ~= first then
-    if a.above + 1 <= math.ceil(share * a.asked) then a.above, above = a.above + 1, a.share else capped = 2 end
+if verdict == 0 then
+  queue = queue + interval
+  idle_at = now + queue
+end
+if verdict > 0 or entry then
+  redis.call('HSET', KEYS[1], 'state', struct.pack(FORM, SAVED))
+else
+  local counted = -1
+  if part >= 0 then
+    asked = asked + 1
+    if capped == 0 and tier ~= first then
+      if above + 1 <= math.ceil(part * asked) then above, counted = above + 1, share else capped = 2 end
+    end
+  end
+  if capped > 0 then cost, tier = cheap, first end
+  tokens, money, due = tokens + prompt + completion, money + cost, math.min(due, now + lasts)
+  redis.call('HSET', KEYS[1], 'state', struct.pack(FORM, SAVED), lease,
+    struct.pack(HELD, prompt, completion, cost, counted) .. tier)
+  redis.call('ZADD', KEYS[2], now + lasts, lease)
+  if new or leases == 0 then redis.call('EXPIRE', KEYS[2], TTL) end
+  if KEYS[4] and not maker then
+    maker = lease
+    redis.call('SET', KEYS[4], '\\0' .. lease, 'PX', turn)
   end
 end
-if capped > 0 then money, tier = cheap, first end
-spent = spent + interval
-a.idle_at, a.tokens, a.money = now + spent, a.tokens + prompt + completion, a.money + money
-redis.call('ZADD', KEYS[2], whole(now + lasts), lease)
-redis.call('HSET', KEYS[3], lease, string.format('[%.0f,%.0f,%.0f,%s,%.0f]', prompt, completion, money,
-  cjson.encode(tier), above))
-redis.call('EXPIRE', KEYS[2], TTL)
-redis.call('EXPIRE', KEYS[3], TTL)
-if KEYS[6] and not maker then
-  maker = lease
-  redis.call('SET', KEYS[6], lease, 'PX', held)
-end
-return answer(0, 0, capped, nil, maker)
-""",
+if new then redis.call('EXPIRE', KEYS[1], TTL) end
+return {verdict, queue, math.ceil(wait), math.ceil(level / UNIT) + tokens, spent + money, capped, entry or false,
+  verdict == 0 and maker or false}
+""".replace(b"SAVED", SAVED),
 )
 
-# KEYS  ... [, pushed]; ARGV  a MessagePack array: lease, whether answered above the first tier, lines, each an array of
-# Line's fields. The lines are booked for a lease that is held still, or once for `pushed`. With a lease of "" only what
-# expired is booked.
+# KEYS  ... [, pushed or entry]; ARGV  MessagePack values behind each other: lease, whether answered above the first
+# tier, lines, each an array of Line's fields; for an entry its value and ms. The lines are booked for a lease that is
+# held still, or once for `pushed`. With a lease of "" only what expired is booked.
 SETTLE: Final = script(
     words=1,
-    text=OPENING
+    text=b"""
+local lease, higher, lines = cmsgpack.unpack(ARGV[1])
+local state, held = unpack(redis.call('HMGET', KEYS[1], 'state', lease))
+"""
+    + OPENING
+    + TAKE
     + b"""
-local lease, above, lines = unpack(cmsgpack.unpack(ARGV[1]))
-local held = take(lease)
-advance()
-if held and held[5] >= 0 and held[5] == a.share and not above then a.above = a.above - 1 end
-local first = KEYS[5] and redis.call('SET', KEYS[5], '', 'NX', 'EX', 86400)
-if held or first then
-  for _, line in ipairs(lines) do book(unpack(line)) end
-end
-save()
-""",
+local pushed = KEYS[4] and not ARGV[2] and redis.call('SET', KEYS[4], '', 'NX', 'EX', 86400)
+if not (counted or pushed) then lines = {} end
+"""
+    + ADVANCE
+    + b"""
+if counted and counted >= 0 and counted == share and not higher then above = math.max(0, above - 1) end
+redis.call('HSET', KEYS[1], 'state', struct.pack(FORM, SAVED))
+if new then redis.call('EXPIRE', KEYS[1], TTL) end
+if ARGV[2] then redis.call('SET', KEYS[4], ARGV[2], 'PX', ARGV[3]) end
+""".replace(b"SAVED", SAVED),
 )
+SETTLE_AND_REMEMBER: Final = script(SETTLE.text, words=3)
 
 # KEYS  leases; ARGV  us, leases. Those that did not end yet last so long from now on.
 RENEW: Final = b"""
@@ -217,34 +231,27 @@ if redis.call('HLEN', KEYS[1]) > 0 then return 0 end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
-# KEYS  turn, entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
+# KEYS  entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
 TAKE_TURN: Final = script(
     words=2,
     text=b"""
-local entry = redis.call('GET', KEYS[2])
-if entry then return {'', entry} end
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return {holder} end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local entry = redis.call('GET', KEYS[1])
+if entry and string.byte(entry) ~= 0 then return {'', entry} end
+if entry and entry ~= '\\0' .. ARGV[1] then return {string.sub(entry, 2)} end
+redis.call('SET', KEYS[1], '\\0' .. ARGV[1], 'PX', ARGV[2])
 return {ARGV[1]}
 """,
 )
 
-# KEYS  entry [, turn]; ARGV  value, ms, token. Remembers the value, and ends the turn if it is this token's.
-REMEMBER: Final = script(
-    words=3,
-    text=b"""
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-if KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
-""",
-)
+# KEYS  entry; ARGV  value, ms. The turn for it ends.
+REMEMBER: Final = script(words=2, text=b"redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")
 
-# KEYS  turn; ARGV  token, ms, what stands in its place for so long (0: nothing).
+# KEYS  entry; ARGV  token, ms, what stands in the turn's place for so long (0: nothing).
 END_TURN: Final = script(
     words=3,
     text=b"""
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
+if redis.call('GET', KEYS[1]) ~= '\\0' .. ARGV[1] then return end
 if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
-redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2])
+redis.call('SET', KEYS[1], '\\0' .. ARGV[3], 'PX', ARGV[2])
 """,
 )

@@ -17,7 +17,7 @@ from gateway.errors import Overloaded
 from gateway.store.address import open_door
 from gateway.store.beat import Beat, answered
 from gateway.store.call import Call
-from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, KeyRecord, State, Taken
+from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, Kept, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
 from gateway.store.line import FAULTS
 from gateway.store.memory import LEASE_NAME, MemoryStore
@@ -26,7 +26,7 @@ from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
-from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, Script
+from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
 from gateway.store.words import Names, account, booked, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
@@ -89,7 +89,7 @@ class RedisStore:
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
         lease = f"{self._process}{next(self._leases)}"
         word = wanted(limits, known(most), lease)
-        more = (word,) if recall is None else (own.entry + recall, own.turn + recall, word)
+        more = (word,) if recall is None else (own.entry + recall, word)
         try:
             found = await self._run(ADMIT, own.names, more)
         except Overloaded as refusal:
@@ -118,10 +118,18 @@ class RedisStore:
                 raise unavailable() from error
         return await self._ask(*whole(script, names, more))
 
-    def settle(self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False) -> Awaitable[None]:
+    def settle(
+        self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False, kept: Kept | None = None
+    ) -> Awaitable[None]:
         if not lease.startswith(LEASE_NAME):
             self._beat.drop(lease)
-            return self._owed.pay(lease, account(caller).names, settled(lease, lines, above))
+            own, word = account(caller), settled(lease, lines, above)
+            if kept is None or len(kept.value) > VALUE_LIMIT:
+                return self._owed.pay(lease, own.names, word)
+            entry = (own.entry + kept.key, kept.value, milliseconds(kept.ttl))
+            return self._owed.pay_and_keep(lease, own.names, word, entry)
+        if kept is not None:
+            self.remember(caller, kept.key, kept.value, kept.ttl)
         done = self._local.settle(caller, lease, lines, above)
         return self._owed.push(caller, lines) if lines else done
 
@@ -131,7 +139,7 @@ class RedisStore:
         for name in callers:
             names = account(name).names
             await self._ask(*whole(SETTLE, names, (settled(""),)))
-            found += booked(name, await self._ask(b"HGETALL", names.all[3]))
+            found += booked(name, await self._ask(b"HGETALL", names.all[2]))
         return found
 
     async def _callers(self) -> set[str]:
@@ -155,14 +163,12 @@ class RedisStore:
             found: bytes | None = await self._ask(b"GET", account(caller).entry + key)
         except Overloaded:
             return None
-        return found
+        return None if found is None or found.startswith(TURN) else found
 
-    def remember(self, caller: str, key: bytes, value: bytes, ttl: float, token: bytes = b"") -> Awaitable[None]:
+    def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
-            return self.end_turn(caller, key, token) if token else DONE
-        own = account(caller)
-        names = (own.entry + key, own.turn + key) if token else (own.entry + key,)
-        return self._call(REMEMBER, (*names, value, milliseconds(ttl), token))
+            return DONE
+        return self._call(REMEMBER, (account(caller).entry + key, value, milliseconds(ttl)))
 
     async def note(self, lines: Sequence[bytes], most: int) -> bool:
         if self._line.is_down(RECORDS):
@@ -180,7 +186,7 @@ class RedisStore:
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         own = account(caller)
-        more = (own.turn + key, own.entry + key, token, milliseconds(seconds))
+        more = (own.entry + key, token, milliseconds(seconds))
         try:
             holder, *entry = await self._run(TAKE_TURN, NO_NAMES, more)
         except Overloaded:
@@ -188,7 +194,7 @@ class RedisStore:
         return Taken(None, entry[0]) if entry else Taken(holder)
 
     def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        return self._call(END_TURN, (account(caller).turn + key, token, b"%d" % int(over * 1000), OVER))
+        return self._call(END_TURN, (account(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
 
     def _call(self, script: Script, more: tuple[bytes, ...]) -> Call:
         call = Call(self._line, script, NO_NAMES, more)

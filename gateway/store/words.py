@@ -16,7 +16,7 @@ LONG = 1024  # bytes; the length prefixes of shorter arguments are prepared
 SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(LONG))
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
-packed = msgspec.msgpack.encode
+_packed = msgspec.msgpack.encode
 
 
 class Names(msgspec.Struct, frozen=True):
@@ -27,19 +27,18 @@ class Names(msgspec.Struct, frozen=True):
 
 
 class Account(msgspec.Struct, frozen=True):
-    """The names of a caller's keys; they share the hash tag `{caller}`. `names`: its account, leases, holds and ledger.
-    `entry` and `turn`: prefixes of the keys of cached values, and of the turns to make them."""
+    """The names of a caller's keys; they share the hash tag `{caller}`. `names`: its account, leases and ledger.
+    `entry`: the prefix of the keys of cached values, and of the turns to make them."""
 
     names: Names
     entry: bytes
-    turn: bytes
 
 
 @lru_cache(maxsize=4096)
 def account(caller: str) -> Account:
     tag = f"{{{caller}}}:".encode()
-    names = tuple(b"tg3:%b%b" % (tag, part) for part in (b"account", b"leases", b"holds", b"ledger"))
-    return Account(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag, b"tg1:%bturn:" % tag)
+    names = tuple(b"tg3:%b%b" % (tag, part) for part in (b"account", b"leases", b"ledger"))
+    return Account(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag)
 
 
 def run(script: Script, names: Names, more: tuple[bytes, ...]) -> bytes:
@@ -61,6 +60,11 @@ def whole(script: Script, names: Names, more: tuple[bytes, ...]) -> tuple[Word, 
     return b"EVAL", script.text, len(words) - script.words, *words
 
 
+def packed(*values: object) -> bytes:
+    """At most 15 values in MessagePack, behind each other: a server is slower to read them as an array."""
+    return _packed(values)[1:]
+
+
 @lru_cache(maxsize=256)
 def milliseconds(seconds: float) -> bytes:
     """A key's time to live in milliseconds, at least 1."""
@@ -70,20 +74,20 @@ def milliseconds(seconds: float) -> bytes:
 def wanted(limits: Limits, bound: Bound, lease: str) -> bytes:
     """The argument of ADMIT."""
     return _limits(limits) + packed(
-        (lease, bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first)
+        lease, bound.prompt, bound.completion, bound.money, bound.tier, bound.cheap, bound.first
     )
 
 
 @lru_cache(maxsize=4096)
 def _limits(limits: Limits) -> bytes:
     money, share = limits.money, limits.share
-    return packed((
+    return packed(
         *(int(limits.lease * 1e6), limits.requests_per_minute, limits.interval, limits.concurrency),
         *(limits.tokens_per_minute or 0,),
         *((money.nano, int(money.seconds * 1e6), money.degrade) if money else (-1, 0, False)),
         *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
         int(HELD * 1000),
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 def pushed(caller: str, name: str) -> bytes:
@@ -94,7 +98,7 @@ def pushed(caller: str, name: str) -> bytes:
 
 def settled(lease: str, lines: Sequence[Line] = (), above: bool = False) -> bytes:
     """The argument of SETTLE."""
-    return packed((lease, above, lines))
+    return packed(lease, above, lines)
 
 
 def booked(caller: str, flat: Sequence[bytes]) -> list[Line]:

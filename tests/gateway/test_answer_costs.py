@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+from valkey import Valkey
 
 from gateway.store import NANO, MemoryStore, Store, open_store
 from loadtest.servers import Sim
@@ -54,6 +55,22 @@ def test_the_ledger_is_what_the_servers_counted(flash: Sim, pro: Sim, valkey: st
             assert exact["requests"] > 0  # those whose count came before the answer had ended
             most = max(seen["prompt_tokens"] for seen in flash.seen("triage") + pro.seen("triage"))
             assert 0 < exact["prompt"] <= most * exact["requests"]
+
+    on(valkey, main)
+
+
+def test_an_answer_that_comes_whole_is_booked_and_remembered_in_one_command(flash: Sim, pro: Sim, valkey: str) -> None:
+    async def main(store: Store) -> None:
+        async with gateway(policy_for(flash, pro, caching={"ttl": "10m"}), store) as gate:
+            with Valkey.from_url(valkey) as client:
+                counted = []
+                for text in ("first", "second", "second"):
+                    client.config_resetstat()
+                    answer = await gate.ask(body(text, model="flash", temperature=0))
+                    await store.ping()
+                    runs = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+                    counted.append((answer.headers["x-route-cache"], runs))
+        assert counted[1:] == [("miss", 2), ("hit", 1)]
 
     on(valkey, main)
 

@@ -12,7 +12,7 @@ from gateway.cache.flights import AHEAD, worth_keeping
 from gateway.done import DONE
 from gateway.errors import UpstreamFailed
 from gateway.reply import Reply
-from gateway.store import MemoryStore, Turn
+from gateway.store import Kept, MemoryStore, Store, Turn
 from gateway.stream import Pieces
 from gateway.types import Decision, Facts, Route, Usage, Verdict
 from loadtest.servers import Sim
@@ -55,6 +55,17 @@ def test_only_a_sound_answer_of_the_tier_that_was_chosen_is_worth_keeping() -> N
     assert not kept(a_reply(tier="pro"), data), "failover's"
     unsure = Decision(DECISION.facts, Verdict(None, None, "timeout"), ROUTE)
     assert not kept(a_reply(decision=unsure), data), "nobody knows whether Flash is enough"
+
+
+class Hold(nullcontext[None]):
+    """An admission of `caller`, of which only what it remembers is looked at."""
+
+    def __init__(self, store: Store, caller: str = "ann") -> None:
+        super().__init__()
+        self.store, self.caller = store, caller
+
+    def settle(self, kept: Kept) -> None:
+        self.store.settle(self.caller, "", kept=kept)
 
 
 class Server:
@@ -127,7 +138,7 @@ def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: Mem
                 STREAM if server.stream else REQUEST,
                 POLICY,
                 server.make,
-                nullcontext(),
+                Hold(kept),
             )
 
         await scenario(share, kept)
@@ -201,9 +212,9 @@ def test_who_boards_a_flight_gives_its_own_turn_back() -> None:
         server = Server(b"x", stream=False)
         server.run()
         await store.take_turn("ann", b"key", b"his", 60.0)
-        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make, nullcontext()))
+        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make, Hold(store)))
         await asyncio.sleep(0)
-        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make, nullcontext())
+        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make, Hold(store))
         replies = await asyncio.wait_for(asyncio.gather(first, second), 1.0)
         assert [await collected(reply) for reply in replies] == [b"x", b"x"]
 

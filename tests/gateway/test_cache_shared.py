@@ -8,7 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from gateway.types import Caller
 from loadtest.servers import Process, Sim
 from loadtest.servers import running as serving
 from tests.gateway.serving import Port, asked, body, collected, eventually, gateway
-from tests.gateway.test_cache_flights import POLICY, Server
+from tests.gateway.test_cache_flights import POLICY, Hold, Server
 from tests.stores import on
 from tests.tiers import JSON
 
@@ -107,7 +107,7 @@ async def share(flights: Flights, server: Server) -> Reply:
         asked(body(temperature=0, stream=server.stream)),
         POLICY,
         server.make,
-        nullcontext(),
+        Hold(flights._store),
     )
 
 
@@ -240,7 +240,7 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)
             reply = found or await flights[at].share(
-                Turn(key, secrets.token_bytes(8)), request, POLICY, server.make, nullcontext()
+                Turn(key, secrets.token_bytes(8)), request, POLICY, server.make, Hold((one, other)[at], caller.id)
             )
             data = await collected(reply)
             assert data.strip() == mark

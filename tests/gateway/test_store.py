@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from gateway.store import OVER, VALUE_LIMIT, Admitted, KeyRecord, Line, MemoryStore, Store, Taken
+from gateway.store import OVER, VALUE_LIMIT, Admitted, Kept, KeyRecord, Line, MemoryStore, Store, Taken
 from gateway.store.memory import ENTRY
 from tests.stores import burst, granted, limits, on, scripts_known
 
@@ -204,18 +204,35 @@ def test_an_admission_that_finds_nothing_remembered_takes_the_turn_to_make_it(ur
     on(url, turns)
 
 
-@pytest.mark.parametrize("value", [b"value", bytes(VALUE_LIMIT + 1)])
-def test_a_value_that_its_maker_remembers_ends_the_makers_turn_and_no_others(url: str | None, value: bytes) -> None:
-    async def turns(store: Store) -> list[bytes | None]:
+@pytest.mark.parametrize(("value", "next_"), [(b"value", b"b"), (bytes(VALUE_LIMIT + 1), b"a")])
+@pytest.mark.parametrize("settling", [True, False])
+def test_a_value_that_is_remembered_ends_the_turn_and_one_that_is_too_large_does_not(
+    url: str | None, value: bytes, next_: bytes, settling: bool
+) -> None:
+    async def turns(store: Store) -> bytes | None:
+        held = await store.admit("ann", limits(), None)
         await store.take_turn("ann", KEY, b"a", 10.0)
-        await store.remember("ann", KEY, value, 0.05, b"a stranger's")
+        if settling:
+            await store.settle("ann", held.lease or "", kept=Kept(KEY, value, 0.05))
+        else:
+            await store.remember("ann", KEY, value, 0.05)
         await asyncio.sleep(0.06)
-        seen = [(await store.take_turn("ann", KEY, b"b", 10.0)).holder]
-        await store.remember("ann", KEY, value, 0.05, b"a")
-        await asyncio.sleep(0.06)
-        return [*seen, (await store.take_turn("ann", KEY, b"b", 10.0)).holder]
+        return (await store.take_turn("ann", KEY, b"b", 10.0)).holder
 
-    assert on(url, turns) == [b"a", b"b"]
+    assert on(url, turns) == next_
+
+
+def test_what_is_remembered_with_a_settlement_is_there_once_that_is_done_and_the_slot_is_free(url: str | None) -> None:
+    async def settle(store: Store) -> None:
+        held = await store.admit("ann", limits(concurrency=1), KEY)
+        assert await store.recall("ann", KEY) is None  # its turn is no value
+        lines = [Line("pro", "answer", False, 8, 0, 20, 300)]
+        await store.settle("ann", held.lease or "", lines, kept=Kept(KEY, b"value", 10.0))
+        assert await store.recall("ann", KEY) == b"value"
+        assert [line.money for line in await store.ledger("ann")] == [300]
+        assert (await store.admit("ann", limits(concurrency=1), b"other")).allowed
+
+    on(url, settle)
 
 
 def test_a_turn_that_is_not_renewed_runs_out(url: str | None) -> None:

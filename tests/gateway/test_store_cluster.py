@@ -223,7 +223,7 @@ def test_a_key_is_looked_for_in_the_slot_where_the_cluster_has_it(name: bytes) -
     assert slot_of(name) == key_slot(name)
 
 
-@pytest.mark.parametrize("name", [b"tg1:keys", b"tg1:{ann}:turn:k", *account("ann").names.all])
+@pytest.mark.parametrize("name", [b"tg1:keys", b"tg1:{ann}:entry:k", *account("ann").names.all])
 def test_a_server_is_tried_again_by_a_key_in_the_slot_of_one_that_it_holds_where_nothing_is_kept(name: bytes) -> None:
     assert slot_of(beside(name)) == slot_of(name)
     assert beside(name) != name
@@ -231,7 +231,7 @@ def test_a_server_is_tried_again_by_a_key_in_the_slot_of_one_that_it_holds_where
 
 def test_all_keys_that_one_decision_is_about_are_in_one_slot() -> None:
     ann = account("ann")
-    keys = [*ann.names.all, ann.entry + b"k", ann.turn + b"k", pushed("ann", "m1")]
+    keys = [*ann.names.all, ann.entry + b"k", pushed("ann", "m1")]
     assert len({slot_of(key) for key in keys}) == 1
     assert slot_of(pushed("bob", "m1")) != slot_of(keys[0])
 

