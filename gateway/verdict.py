@@ -119,16 +119,17 @@ class Said:
         self._finish: str | None = None
         self.stands = False
 
-    def add(self, data: bytes) -> None:
-        """Add one JSON object, a whole answer or a chunk. What cannot be read, or follows the label, is ignored."""
+    def add(self, data: bytes) -> bool:
+        """Add one JSON object, a whole answer or a chunk. What cannot be read, or follows the label, is ignored.
+        Returns whether what follows can change the verdict."""
         if self.stands:
-            return
+            return False
         try:
             choices: Sequence[_Choice] = _ANSWER.decode(data).choices
         except UNREADABLE:
             choices = self._plain(data)
         if not choices:
-            return
+            return True
         choice = choices[0]
         self._finish = choice.finish_reason or self._finish
         if isinstance(choice, _Likely) and choice.logprobs:
@@ -141,6 +142,7 @@ class Said:
         if said.content:
             self._content += said.content
             self.stands = self._form.standing.fullmatch(self._content) is not None
+        return not self.stands
 
     def _plain(self, data: bytes) -> Sequence[_Choice]:
         """Decodes without log-probabilities: malformed ones must not cost the label."""

@@ -311,7 +311,7 @@ async def test_round_robin_takes_turns_with_answers_alone() -> None:
         policy = policy_for(Sim(one, "m"), NOWHERE, tiers={"flash": tier})
         async with upstream() as door:
             for _ in range(2):
-                async with door.asking(asked(body()), CHAT, b"{}", policy, 5.0):
+                with await door.asking(asked(body()), CHAT, b"{}", policy, 5.0):
                     pass
                 assert await collected(await door.send(asked(body()), FIRST, policy)) == GOOD
     assert len([head for head in first if b"-triage-" not in head]) == 1
@@ -337,7 +337,7 @@ async def test_conversations_stick_to_a_replica_for_question_and_answer(flash: S
             pro.reset()
             for turn in (body(text), body(text) | {"messages": [*body(text)["messages"], *LATER]}):
                 await (await door.send(asked(turn), FIRST, policy)).close()
-                async with door.asking(asked(turn), CHAT, b"{}", policy, 5.0):
+                with await door.asking(asked(turn), CHAT, b"{}", policy, 5.0):
                     pass
             counts = [sim.state()["counters"]["received"] for sim in (flash, pro)]
             assert sorted(counts) == [0, 4]
