@@ -13,12 +13,13 @@ from gateway.upstream.exchange import Exchange
 
 class Asking:
     """The answer to a question of ours, whose usage is noted in passing. A context manager: its block may end before
-    the answer does, whose rest is then read behind it, so that the connection can be used again."""
+    the answer does, whose rest is then read behind it, so that the connection can be used again; until it has ended the
+    exchange is among `endings`."""
 
-    __slots__ = ("_exchange", "_response", "_splitter", "_usage", "header", "status")
+    __slots__ = ("_endings", "_exchange", "_response", "_splitter", "_usage", "header", "status")
 
-    def __init__(self, exchange: Exchange, response: Response, usage: Usage) -> None:
-        self._exchange, self._response, self._usage = exchange, response, usage
+    def __init__(self, exchange: Exchange, response: Response, usage: Usage, endings: set[Exchange]) -> None:
+        self._exchange, self._response, self._usage, self._endings = exchange, response, usage, endings
         self._splitter = Splitter()
         self.status, self.header = response.status, response.header
 
@@ -58,9 +59,14 @@ class Asking:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        close, response = self._exchange.close, self._response
+        response = self._response
         ended = None if kind or response.complete else response.ended(self._rest, TAIL_WAIT)
         if ended:
-            ended.add_done_callback(lambda _: close())
+            self._endings.add(self._exchange)
+            ended.add_done_callback(self._close)
         else:
-            close()
+            self._close()
+
+    def _close(self, _: object = None) -> None:
+        self._endings.discard(self._exchange)
+        self._exchange.close()

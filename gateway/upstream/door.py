@@ -49,6 +49,7 @@ class Upstream:
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, Budget] = defaultdict(Budget)
         self._replicas, self._queues = Replicas(), Queues(client)
+        self._endings: set[Exchange] = set()  # of questions that are answered, but for the rest of the words
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
         self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of exchanges
 
@@ -77,8 +78,10 @@ class Upstream:
         return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
-        """Stop reading the servers' queues."""
+        """Stop reading the servers' queues, and what is left of answers to questions."""
         await self._queues.close()
+        while self._endings:
+            self._endings.pop().close()
 
     def shed(self, request: ChatRequest, policy: Policy) -> None:
         """Load shedding: raises Overloaded where every tier that the caller may reach would refuse the request at once,
@@ -184,7 +187,7 @@ class Upstream:
             exchange.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
         else:
             exchange.passed()
-        return Asking(exchange, response, bill.usage)
+        return Asking(exchange, response, bill.usage, self._endings)
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.

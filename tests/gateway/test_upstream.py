@@ -318,6 +318,17 @@ async def test_round_robin_takes_turns_with_answers_alone() -> None:
     assert len([head for head in second if b"-triage-" not in head]) == 1
 
 
+async def test_the_rest_of_an_answer_to_a_question_is_read_no_longer_than_the_door_is_open() -> None:
+    begun = plain(b"data: {}\n\n" + b" " * 90, content_type="text/event-stream")[:-90]
+    async with scripted(begun, close=False) as (url, _), upstream() as door:
+        policy = policy_for(Sim(url, "m"), NOWHERE)
+        with await door.asking(asked(body()), CHAT, b"{}", policy, 5.0) as answer:
+            await answer.events(lambda _: False)
+        assert door.load()["flash"] == 1
+        await door.close()
+        assert door.load()["flash"] == 0
+
+
 async def test_waiting_is_counted_over_all_tiers_that_were_tried(flash: Sim, pro: Sim) -> None:
     flash.config(stall_first=0.15, status=500)
     pro.config(stall_first=0.15)
