@@ -1,5 +1,6 @@
 """What does a model server's answer say, and did it end well?"""
 
+import contextlib
 import re
 import time
 from abc import abstractmethod
@@ -211,55 +212,22 @@ class Events(Pieces):
             self._ended = self._usage.complete = True
 
 
-class Noted:
-    """The answer to a question of ours, read as it comes; its usage is noted in passing."""
-
-    __slots__ = ("_response", "_splitter", "_usage", "chunk", "header", "status")
-
-    def __init__(self, response: Response, usage: Usage) -> None:
-        self._response, self._usage = response, usage
-        self._splitter = Splitter()
-        self.status, self.header, self.chunk = response.status, response.header, response.chunk
-
-    @property
-    def complete(self) -> bool:
-        """As of Response."""
-        return self._response.complete
-
-    async def read(self, limit: int) -> bytes:
-        data = await self._response.read(limit)
-        self._note(data)
-        return data
-
-    def heard(self, data: bytes) -> list[bytes]:
-        """The data of the events that a chunk completes."""
-        cut, found = len(self._splitter), self._splitter.said(data)
-        for one in found if cut or data.partition(b'"usage"')[1] else ():
-            self._note(one)
-        return found
-
-    async def end(self) -> None:
-        """Read the rest of an answer that is about to end."""
-        await to_end(self._response, self.heard)
-
-    def _note(self, data: bytes) -> None:
-        if not data.partition(b'"usage"')[1]:
-            return
-        try:
-            fill(self._usage, _WHOLE.decode(data).usage)
-        except UNREADABLE:
-            return
-        self._usage.complete = self._usage.said is not None
+async def to_end(response: Response) -> None:
+    """Read the rest of a message that is about to end, so that the connection can be used again."""
+    with contextlib.suppress(TransportError):
+        if ended := response.ended(bool, TAIL_WAIT):
+            await ended
 
 
-async def to_end(response: Response, heard: Callable[[bytes], object] = len) -> None:
-    """Read the rest of a message that is about to end, so that the connection can be used again; `heard` gets it."""
-    try:
-        response.hurry(TAIL_WAIT)
-        while data := await response.chunk():
-            heard(data)
-    except TransportError:
+def note(data: bytes, usage: Usage) -> None:
+    """Fills `usage` from a JSON answer or the data of a stream's event, if that has one."""
+    if not data.partition(b'"usage"')[1]:
         return
+    try:
+        fill(usage, _WHOLE.decode(data).usage)
+    except UNREADABLE:
+        return
+    usage.complete = usage.said is not None
 
 
 def read_whole(data: bytes, status: int, usage: Usage) -> None:

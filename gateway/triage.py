@@ -15,9 +15,8 @@ from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.sessions import judged_part
 from gateway.splice import NOTHING, changes
-from gateway.stream import Noted
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
-from gateway.upstream import Upstream
+from gateway.upstream import Asking, Upstream
 from gateway.verdict import Reading, Said, decided, reading
 
 DECISIONS = "/v1/decisions"
@@ -78,7 +77,7 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
         left, seconds = request.left(), policy.triage.timeout
         if left is not None:
             seconds = min(seconds, SHARE * left)
-        async with upstream.asking(request, asked.template.path, asked.body, policy, seconds) as response:
+        with await upstream.asking(request, asked.template.path, asked.body, policy, seconds) as response:
             found = await listen(response, asked.template)
     except Overloaded:
         found = Verdict(None, None, "overloaded")
@@ -89,7 +88,7 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
     return Verdict(found.label, found.p_complex, found.reason, found.source, seconds, asked.cut, *how)
 
 
-async def listen(response: Noted, template: Template) -> Verdict:
+async def listen(response: Asking, template: Template) -> Verdict:
     """The verdict in an answer, as soon as its label is complete. Raises TransportError."""
     if response.status != 200:
         return Verdict(None, None, "overloaded" if response.status in (429, 503) else "error")
@@ -98,10 +97,8 @@ async def listen(response: Noted, template: Template) -> Verdict:
     said = Said(template.reading)
     if not response.header(b"content-type").startswith(b"text/event-stream"):
         said.add(await response.read(MAX_ANSWER))
-        return said.verdict()
-    while not said.stands and (chunk := await response.chunk()):
-        for data in response.heard(chunk):
-            said.add(data)
+    else:
+        await response.events(said.add)
     return said.verdict()
 
 

@@ -83,7 +83,7 @@ NOTHING = _Message()
 class Reading:
     """How an answer to a prompt is read. `labels`: verdicts by word; `begun`: by each prefix of a label, the sides that
     it may become; `member`: the JSON member that holds the label; `value`: matches what stands before the label in
-    JSON; `standing`: matches an answer whose label is complete."""
+    JSON; `standing`: matches an answer whose label is complete, and groups that."""
 
     labels: Mapping[str, Label]
     begun: Mapping[str, Sides]
@@ -106,7 +106,7 @@ def reading(prompt: Prompt, bare: bool = False) -> Reading:
 class Said:
     """What the model has said so far: `add` a chat completion or its chunks, then ask for the `verdict`.
 
-    `stands`: the label is complete, and nothing that follows can change the verdict.
+    `stands`: the label, once it is complete and nothing that follows can change the verdict.
     """
 
     __slots__ = ("_content", "_finish", "_form", "_odd", "_reasoning", "_thought", "_tokens", "stands")
@@ -117,18 +117,19 @@ class Said:
         self._tokens: list[_Token] = []
         self._odd = False
         self._finish: str | None = None
-        self.stands = False
+        self.stands: Label | None = None
 
-    def add(self, data: bytes) -> None:
-        """Add one JSON object, a whole answer or a chunk. What cannot be read, or follows the label, is ignored."""
+    def add(self, data: bytes) -> bool:
+        """Add one JSON object, a whole answer or a chunk. What cannot be read, or follows the label, is ignored.
+        Returns whether what follows can change the verdict."""
         if self.stands:
-            return
+            return False
         try:
             choices: Sequence[_Choice] = _ANSWER.decode(data).choices
         except UNREADABLE:
             choices = self._plain(data)
         if not choices:
-            return
+            return True
         choice = choices[0]
         self._finish = choice.finish_reason or self._finish
         if isinstance(choice, _Likely) and choice.logprobs:
@@ -140,7 +141,9 @@ class Said:
             self._reasoning += said.reasoning
         if said.content:
             self._content += said.content
-            self.stands = self._form.standing.fullmatch(self._content) is not None
+            found = self._form.standing.fullmatch(self._content)
+            self.stands = self._form.labels.get(found[1].lower()) if found else None
+        return not self.stands
 
     def _plain(self, data: bytes) -> Sequence[_Choice]:
         """Decodes without log-probabilities: malformed ones must not cost the label."""
@@ -154,13 +157,12 @@ class Said:
     def verdict(self) -> Verdict:
         """The verdict, from the content or else the reasoning fields; JSON may be fenced as Markdown. Without a label
         the reason is empty, truncated or parse."""
-        text = self._content
-        if "{" in text and not text.rstrip().endswith("}") and self.stands:
-            text = text.rstrip().removesuffix('"') + '"}'
-        for said in (text, self._thought, self._reasoning):
+        if self.stands:
+            return Verdict(self.stands, self._likelihood())
+        for said in (self._content, self._thought, self._reasoning):
             if label := self._label(said):
                 return Verdict(label, self._likelihood())
-        if self._finish and not text.strip():
+        if self._finish and not self._content.strip():
             return Verdict(None, None, "empty")
         return Verdict(None, None, "truncated" if self._finish == "length" else "parse")
 
@@ -259,9 +261,9 @@ def _standing(prompt: Prompt, bare: bool) -> str:
     """The pattern of an answer whose label is complete."""
     label = "|".join(map(re.escape, prompt.labels))
     if bare:
-        return rf'\s*"?(?:{label})"?\s*'
+        return rf'\s*"?({label})"?\s*'
     thought = rf'"{prompt.before}"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*' if prompt.before else ""
-    return rf'\s*(?:```(?:json)?\s*)?\{{\s*{thought}"{prompt.answer}"\s*:\s*"(?:{label})"?\s*\}}?'
+    return rf'\s*(?:```(?:json)?\s*)?\{{\s*{thought}"{prompt.answer}"\s*:\s*"({label})"?\s*\}}?'
 
 
 def _spelled(word: str, form: Reading) -> Sides:

@@ -76,9 +76,14 @@ class Response:
         """Body bytes for `sink` as they come, until it returns False; what ends or breaks the answer, `chunk` tells."""
         return self._open().pour(sink, self._idle)
 
-    def hurry(self, seconds: float) -> None:
-        """The rest may take so many seconds at most. Raises TransportError when the answer was closed."""
-        self._open().hurry(seconds)
+    def ended(self, sink: Sink, seconds: float) -> "asyncio.Future[None] | None":
+        """A future that is done when the answer has ended or broken, in so many seconds at most; None: it has. `sink`
+        gets the rest of it, and returns True. Raises TransportError when the answer was closed."""
+        connection = self._open()
+        connection.hurry(seconds)
+        if here := connection.take(self._idle):
+            sink(here)
+        return connection.poured(sink, self._idle)
 
     def ready(self, limit: int) -> bytes | None:
         """As `read`, if all that is left of the body is there already; else None."""

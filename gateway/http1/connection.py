@@ -168,13 +168,18 @@ class Connection(asyncio.Protocol):
         """Give body bytes to `sink` as they arrive, within the same turn of the loop. Returns when `sink` returns
         False, or at the end or break of the answer, which `read` then tells. `sink` must not raise.
         """
+        if poured := self.poured(sink, idle):
+            try:
+                await poured
+            finally:
+                self._sink = None
+
+    def poured(self, sink: Sink, idle: float) -> "asyncio.Future[None] | None":
+        """A future that is done when `pour` would return; None: it would at once."""
         if self._chunks or self.complete or self._error:
-            return
+            return None
         self._sink, self._idle = sink, idle
-        try:
-            await self.news()
-        finally:
-            self._sink = None
+        return self.news()
 
     def take(self, idle: float) -> bytes:
         """All body bytes that have arrived."""

@@ -1,53 +1,72 @@
-"""How is a model server asked a short question of ours, and who reads the rest of its answer?"""
+"""How is the answer to a short question of ours read?"""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
-from gateway.errors import UpstreamFailed
-from gateway.http1 import Response, TransportError
-from gateway.stream import Noted
+from gateway.http1 import Response
+from gateway.sse import Splitter
+from gateway.stream import TAIL_WAIT, note
 from gateway.types import Usage
 from gateway.upstream.exchange import Exchange
 
-Endings = set[asyncio.Task[None]]  # of answers whose rest is under way
-
 
 class Asking:
-    """A context manager: sends the question, and gives its answer to the block. The block may end before the answer
-    does: the rest is then read in the background, so that the connection can be used again. Raises TransportError."""
+    """The answer to a question of ours, whose usage is noted in passing. A context manager: its block may end before
+    the answer does, whose rest is then read behind it, so that the connection can be used again; until it has ended the
+    exchange is among `endings`."""
 
-    __slots__ = ("_endings", "_exchange", "_noted", "_sent", "_usage")
+    __slots__ = ("_endings", "_exchange", "_response", "_splitter", "_usage", "header", "status")
 
-    def __init__(self, exchange: Exchange, sent: Coroutine[Any, Any, Response], usage: Usage, endings: Endings) -> None:
-        self._exchange, self._sent, self._usage, self._endings = exchange, sent, usage, endings
+    def __init__(self, exchange: Exchange, response: Response, usage: Usage, endings: set[Exchange]) -> None:
+        self._exchange, self._response, self._usage, self._endings = exchange, response, usage, endings
+        self._splitter = Splitter()
+        self.status, self.header = response.status, response.header
 
-    async def __aenter__(self) -> Noted:
-        exchange = self._exchange
-        try:
-            exchange.response = response = await self._sent
-        except BaseException as error:
-            if isinstance(error, TransportError) and error.kind in ("connect", "closed"):
-                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
-            exchange.close()
-            raise
-        if response.status >= 500:
-            exchange.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
+    async def read(self, limit: int) -> bytes:
+        """The whole body, of at most `limit` bytes. Raises TransportError, also when it is longer."""
+        data = await self._response.read(limit)
+        note(data, self._usage)
+        return data
+
+    async def events(self, take: Callable[[bytes], bool]) -> None:
+        """Gives `take` the data of each event as it comes, until it returns False or the answer ends. Raises
+        TransportError."""
+        more = True
+
+        def taken(chunk: bytes) -> bool:
+            nonlocal more
+            for data in self._heard(chunk):
+                more = take(data)
+            return more
+
+        while more and (chunk := await self._response.chunk()):
+            if taken(chunk):
+                await self._response.pour(taken)
+
+    def _heard(self, chunk: bytes) -> list[bytes]:
+        """The data of the events that a chunk completes."""
+        cut, found = len(self._splitter), self._splitter.said(chunk)
+        for one in found if cut or chunk.partition(b'"usage"')[1] else ():
+            note(one, self._usage)
+        return found
+
+    def _rest(self, chunk: bytes) -> bool:
+        self._heard(chunk)
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        response = self._response
+        ended = None if kind or response.complete else response.ended(self._rest, TAIL_WAIT)
+        if ended:
+            self._endings.add(self._exchange)
+            ended.add_done_callback(self._close)
         else:
-            exchange.passed()
-        self._noted = Noted(response, self._usage)
-        return self._noted
+            self._close()
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind or self._noted.complete:
-            self._exchange.close()
-        else:
-            ending = asyncio.create_task(self._let_end())
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
-
-    async def _let_end(self) -> None:
-        try:
-            await self._noted.end()
-        finally:
-            self._exchange.close()
+    def _close(self, _: object = None) -> None:
+        self._endings.discard(self._exchange)
+        self._exchange.close()

@@ -20,7 +20,7 @@ from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
-from gateway.upstream.asking import Asking, Endings
+from gateway.upstream.asking import Asking
 from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
@@ -49,7 +49,7 @@ class Upstream:
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, Budget] = defaultdict(Budget)
         self._replicas, self._queues = Replicas(), Queues(client)
-        self._endings: Endings = set()
+        self._endings: set[Exchange] = set()  # of questions that are answered, but for the rest of the words
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
         self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of exchanges
 
@@ -78,8 +78,10 @@ class Upstream:
         return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
-        """Stop reading the servers' queues."""
+        """Stop reading the servers' queues, and what is left of answers to questions."""
         await self._queues.close()
+        while self._endings:
+            self._endings.pop().close()
 
     def shed(self, request: ChatRequest, policy: Policy) -> None:
         """Load shedding: raises Overloaded where every tier that the caller may reach would refuse the request at once,
@@ -158,8 +160,9 @@ class Upstream:
             reply.failure = "overloaded"
         return reply
 
-    def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> Asking:
-        """A short question of ours about `request`, to the replica that would answer it; the block gives the answer.
+    async def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> Asking:
+        """The answer to a short question of ours about `request`, by the replica that would answer that. It is a
+        context manager, entered by its holder.
 
         Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
         """
@@ -173,8 +176,18 @@ class Upstream:
         bill = Bill(name, "triage", stream=path == CHAT, server=replica.url)
         call = Call(name, path, request.id + "-triage", body, bill, request.trace)
         request.bills.append(bill)
-        sent = self._ask(exchange, call, tier, brief(tier, seconds))
-        return Asking(exchange, sent, bill.usage, self._endings)
+        try:
+            exchange.response = response = await self._ask(exchange, call, tier, brief(tier, seconds))
+        except BaseException as error:
+            if isinstance(error, TransportError) and error.kind in ("connect", "closed"):
+                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
+            exchange.close()
+            raise
+        if response.status >= 500:
+            exchange.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
+        else:
+            exchange.passed()
+        return Asking(exchange, response, bill.usage, self._endings)
 
     async def told(self) -> None:
         """Wait until the questions that have their verdict tell what they used, which comes behind it."""

@@ -234,6 +234,12 @@ def test_the_text_before_the_label_is_no_label() -> None:
     assert answer.verdict().p_complex == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("thought", ["two\nlines", "\\(x^2\\)"])
+def test_a_text_that_no_json_may_hold_does_not_cost_the_label_behind_it(thought: str) -> None:
+    answer, _ = streamed(['{"intent":"', thought, '","complexity":"', "complex"], None, INTENT)
+    assert (answer.verdict().label, answer.verdict().reason) == ("complex", "ok")
+
+
 def test_a_bare_label_stands_at_once_where_the_server_binds_it() -> None:
     answer, taken = streamed(["comp", "lex", ""], "stop", bare=True)
     assert (answer.verdict().label, taken) == ("complex", 2)
