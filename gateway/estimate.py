@@ -45,8 +45,8 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """How much better one way to choose is than another, with its 95 % interval."""
+class Interval:
+    """A value with its 95 % interval."""
 
     value: float
     low: float
@@ -90,16 +90,16 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
     return Estimate(mean.value, low, high, plain, mean.worth, len(outcomes))
 
 
-def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Difference:
+def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Interval:
     """How much better the first way is, by outcomes of the same requests in the same order: what both ways do alike
     does not blur it. Raises Unknown."""
     if list(one) == list(other):
-        return Difference(0.0, 0.0, 0.0)
+        return Interval(0.0, 0.0, 0.0)
     here, there = mean_of(one), mean_of(other)
     pulls = [mine - yours for mine, yours in zip(here.pulls, there.pulls, strict=True)]
     value, middle = here.value - there.value, here.middle - there.middle
     off = deviation(pulls, [*here.unseen, *there.unseen], [mine.conversation for mine in one])
-    return Difference(value, max(-1.0, min(middle - off, value)), min(1.0, max(middle + off, value)))
+    return Interval(value, max(-1.0, min(middle - off, value)), min(1.0, max(middle + off, value)))
 
 
 def mean_of(outcomes: Sequence[Weighed]) -> Mean:

@@ -5,7 +5,7 @@ from gateway.calibrate.fitted import Calibration, calibrate
 from gateway.calibrate.halves import Split, Unproven
 from gateway.calibrate.logistic import fit
 from gateway.calibrate.outcomes import GOOD, Example, example, examples, told
-from gateway.calibrate.target import FORMS, Target, TargetError, parse
+from gateway.calibrate.target import FORMS, TargetError, parse
 
 __all__ = [
     "FORMS",
@@ -13,7 +13,6 @@ __all__ = [
     "Calibration",
     "Example",
     "Split",
-    "Target",
     "TargetError",
     "Unproven",
     "calibrate",

@@ -26,7 +26,6 @@ __all__ = [
     "Axes",
     "Score",
     "Table",
-    "measures",
     "read_table",
     "reasons",
     "score",
