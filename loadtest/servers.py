@@ -79,7 +79,7 @@ def program(arguments: Sequence[str], port: int, **env: str) -> Iterator[tuple[s
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **env})
     url = f"http://{HOST}:{port}"
     try:
-        _wait(url, process)
+        answering(f"{url}/health", process)
         yield url, process
     finally:
         end(process)
@@ -183,10 +183,12 @@ def _serving(url: str) -> int:
         return int(json.loads(answer.read())["workers"])
 
 
-def _wait(url: str, process: Process) -> None:
+def answering(url: str, process: Process, pause: float = 0.05) -> None:
+    """Returns once something answers at `url`, looking again after each pause. Raises TimeoutError after READY seconds,
+    and when the process has ended."""
     deadline = time.monotonic() + READY
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url + "/health", timeout=1):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
             return
-        time.sleep(0.05)
+        time.sleep(pause)
     raise TimeoutError(f"{process.args!r} does not answer")
