@@ -100,18 +100,11 @@ def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
 
 
 @pytest.mark.parametrize("http", ["fast", "asgi"])
-def test_an_exchange_that_has_ended_is_gone_without_the_collectors_help(flash: Sim, pro: Sim, http: str) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), http=http) as gate:
-            gc.collect()
-            gc.disable()
-            assert (await gate.ask(body(model="flash"))).status == 200
-            await eventually(lambda: not any(type(one) is Exchange for one in gc.get_objects()))
-
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
+@pytest.mark.usefixtures("uncollected")
+async def test_an_exchange_that_has_ended_is_gone_without_the_collectors_help(flash: Sim, pro: Sim, http: str) -> None:
+    async with gateway(policy_for(flash, pro), http=http) as gate:
+        assert (await gate.ask(body(model="flash"))).status == 200
+        await eventually(lambda: not any(type(one) is Exchange for one in gc.get_objects()))
 
 
 async def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a_failure() -> None:

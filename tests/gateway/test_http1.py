@@ -111,23 +111,17 @@ async def test_an_answer_that_broke_unseen_is_told_of_by_reading_not_by_pouring(
         response.close()
 
 
-def test_an_exchange_that_broke_leaves_nothing_for_the_collector(run: Run) -> None:
+@pytest.mark.usefixtures("uncollected")
+async def test_an_exchange_that_broke_leaves_nothing_for_the_collector(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, _):
-            before = sum(isinstance(one, Connection) for one in gc.get_objects())
-            gc.disable()
-            with contextlib.suppress(TransportError):
-                await ask(client, origin, Limits(1, 0.01, 1, 5))
-            await eventually(lambda: sum(isinstance(one, Connection) for one in gc.get_objects()) == before)
-
-    try:
-        run(main())
-    finally:
-        gc.enable()
+    async with serving(talk) as (client, origin, _):
+        before = sum(isinstance(one, Connection) for one in gc.get_objects())
+        with contextlib.suppress(TransportError):
+            await ask(client, origin, Limits(1, 0.01, 1, 5))
+        await eventually(lambda: sum(isinstance(one, Connection) for one in gc.get_objects()) == before)
 
 
 async def test_a_loop_that_was_held_up_does_not_take_a_connection_for_one_that_failed(run: Run) -> None:

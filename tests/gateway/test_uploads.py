@@ -36,47 +36,35 @@ def test_a_caller_has_as_many_bodies_under_way_as_it_may_have_requests(flash: Si
     asyncio.run(main())
 
 
-def test_bodies_of_requests_that_failed_do_not_add_up(flash: Sim, pro: Sim) -> None:
+@pytest.mark.usefixtures("uncollected")
+async def test_bodies_of_requests_that_failed_do_not_add_up(flash: Sim, pro: Sim) -> None:
     policy = policy_for(flash, pro, tiers={name: {"can": {"context": 4096}} for name in ("flash", "pro")})
     large = json.dumps(body("word " * 1_600_000)).encode()
 
-    async def main() -> None:
-        async with gateway(policy) as gate:
-            for _ in range(3):
-                assert (await gate.ask(large)).status == 400
-            assert not any(isinstance(one, BadRequest) for one in gc.get_objects())
-
-    gc.disable()
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
+    async with gateway(policy) as gate:
+        for _ in range(3):
+            assert (await gate.ask(large)).status == 400
+        assert not any(isinstance(one, BadRequest) for one in gc.get_objects())
 
 
 @pytest.mark.parametrize(("fault", "stream"), [({"status": 500}, True), ({"stall_first": 9.0}, False)])
-def test_a_request_whose_servers_fail_or_whose_caller_leaves_leaves_nothing_for_the_collector(
+@pytest.mark.usefixtures("uncollected")
+async def test_a_request_whose_servers_fail_or_whose_caller_leaves_leaves_nothing_for_the_collector(
     flash: Sim, pro: Sim, fault: JSON, stream: bool
 ) -> None:
     policy = policy_for(flash, pro, failover=None, triage={"cache": "1m"})
 
-    async def main() -> None:
-        async with gateway(policy) as gate:
-            for tier in (flash, pro):
-                tier.config(only="all" if "stall_first" in fault else "answer", **fault)
-            before = held()
-            line = await gate.open(body("word " * 10_000, stream=stream))
-            await eventually(lambda: held() > before)
-            if "stall_first" in fault:
-                await line.leave(reset=True)
-            else:
-                await line.answer()
-            await eventually(lambda: held() == before)
-
-    gc.disable()
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
+    async with gateway(policy) as gate:
+        for tier in (flash, pro):
+            tier.config(only="all" if "stall_first" in fault else "answer", **fault)
+        before = held()
+        line = await gate.open(body("word " * 10_000, stream=stream))
+        await eventually(lambda: held() > before)
+        if "stall_first" in fault:
+            await line.leave(reset=True)
+        else:
+            await line.answer()
+        await eventually(lambda: held() == before)
 
 
 def held() -> int:
