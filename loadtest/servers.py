@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,15 @@ def free_port() -> int:
 
 
 Process = subprocess.Popen[bytes]
+
+
+def until(true: Callable[[], object], seconds: float = 20.0) -> float:
+    """Seconds until `true()`. Raises AssertionError when that takes longer."""
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < seconds, "waited in vain"
+        time.sleep(0.01)
+    return time.monotonic() - started
 
 
 def children(pid: int) -> dict[int, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from valkey import Valkey
 
 from gateway.embedded import embedded
-from tests.tiers import until
+from loadtest.servers import until
 
 
 def ended(pid: int) -> bool:

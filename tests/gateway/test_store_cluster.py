@@ -19,7 +19,8 @@ from gateway.store.cluster import key_slot as slot_of
 from gateway.store.refusals import MovedError
 from gateway.store.valkey import RedisStore
 from gateway.store.words import account, pushed
-from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot, until
+from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot
+from loadtest.servers import until
 from tests.gateway.serving import PATIENCE
 from tests.stores import at_once, recovered
 

@@ -26,11 +26,11 @@ from gateway.telemetry.sending import trusting
 from gateway.telemetry.spans import SCOPE, spans
 from gateway.trace import Leg, Trace
 from gateway.types import Decision, Facts, Held, Route, Usage
-from loadtest.servers import Sim
+from loadtest.servers import Sim, until
 from tests.gateway.collector import Collector, collecting, plain
 from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.gateway.serving import COMPLEX, SIMPLE, Answer, body, gateway
-from tests.tiers import JSON, policy_for, until
+from tests.tiers import JSON, policy_for
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GIVEN = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}

@@ -21,10 +21,10 @@ from gateway.cli import app
 from gateway.settings import Settings
 from gateway.workers import Member, Supervisor
 from gateway.workers.sums import counts, read, total
-from loadtest.servers import POLICY, READY, Process, Sim, running
+from loadtest.servers import POLICY, READY, Process, Sim, running, until
 from tests.gateway import still
 from tests.gateway.serving import Port, body, eventually
-from tests.tiers import JSON, until
+from tests.tiers import JSON
 
 ADMIN = secrets.token_hex(32)
 
