@@ -8,18 +8,6 @@ from gateway.calibrate.outcomes import GOOD, Example, example, examples, told
 from gateway.calibrate.target import FORMS, TargetError, parse
 
 __all__ = [
-    "FORMS",
-    "GOOD",
-    "Calibration",
-    "Example",
-    "Split",
-    "TargetError",
-    "Unproven",
-    "calibrate",
-    "dump",
-    "example",
-    "examples",
-    "fit",
-    "parse",
-    "told",
-]
+    "FORMS", "GOOD", "Calibration", "Example", "Split", "TargetError", "Unproven", "calibrate", "dump", "example",
+    "examples", "fit", "parse", "told",
+]  # fmt: skip
