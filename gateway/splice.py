@@ -40,8 +40,8 @@ Changes = dict[str, bytes | None]
 
 
 class Plain(msgspec.Struct, frozen=True):
-    """What becomes of a request that has a model and none of the members `names`, on its way to a tier: another
-    `model`, and `added`, the text of members that are new.
+    """The edits that are the same for all requests of one kind, those that name a model and have none of the members
+    `names`: another `model`, and `added`, the text of members that are new.
     """
 
     names: frozenset[str]
@@ -59,7 +59,7 @@ def body_for(request: ChatRequest, name: str, policy: Policy) -> bytes:
 
 
 def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
-    """What becomes of the request, worked out once for all that are as plain; None: it is not."""
+    """The edits of the request, worked out once for its kind; None: it has members that must be looked at."""
     fields, members = request.fields, request.body.members
     said = fields.stream is True and uncounted(request), fields.reasoning_effort is not None
     caller = request.caller

@@ -1,4 +1,4 @@
-"""Which examples, inputs with outcomes, do recorded decisions give?"""
+"""Which examples to fit to, inputs with outcomes, do recorded decisions give?"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

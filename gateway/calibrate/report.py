@@ -67,8 +67,8 @@ def added(parts: Iterable[Sums]) -> list[float]:
 
 
 def bootstrap(judged: Sequence[Judged], part: Callable[[Judged], Sums], measure: Callable[..., float]) -> Interval:
-    """The measure of sums of each request's `part`, with its 95 % bootstrap interval over what is drawn together
-    (`grouped`)."""
+    """A measure of the requests with its 95 % interval, by a block bootstrap: requests that are alike (`grouped`) are
+    drawn together. `part`: what a request adds to each of the sums that `measure` takes."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
     groups = [added(map(part, group)) for group in grouped(judged)]
     drawn = (measure(*added(chance.choices(groups, k=len(groups)))) for _ in range(DRAWS))
@@ -80,8 +80,8 @@ def bootstrap(judged: Sequence[Judged], part: Callable[[Judged], Sums], measure:
 
 
 def grouped(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """The requests, neighbours together and those of one name: turns of one conversation are alike. With them those of
-    equal p: mostly it was one request, again and again."""
+    """The requests in groups of such as are alike: neighbours, those of one name (turns of a conversation), and those
+    of equal p, which mostly are one request that was sent again and again."""
     counts, size = Counter(one.p for one in judged), len(judged)
     names = [one.p if 1 < counts[one.p] <= size / KIND else one.name for one in judged]
     groups: dict[int, list[Judged]] = {}
