@@ -76,15 +76,8 @@ def workers_of(url: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def python(arguments: Sequence[str], port: int, **env: str) -> Iterator[str]:
-    """A Python program that listens on `port`; its URL, once /health answers. Raises TimeoutError."""
-    with program(arguments, port, **env) as (url, _):
-        yield url
-
-
-@contextlib.contextmanager
 def program(arguments: Sequence[str], port: int, **env: str) -> Iterator[tuple[str, Process]]:
-    """The same, with its process."""
+    """A Python program that listens on `port`: its URL, once /health answers, and its process. Raises TimeoutError."""
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **env})
     url = f"http://{HOST}:{port}"
     try:
@@ -140,7 +133,7 @@ def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
     port = free_port()
     command = ["-m", "backends.sim", "--tier", tier, "--port", str(port), *flags]
     named = ["--served-model-name", model] if model else []
-    with python([*command, *named], port) as url:
+    with program([*command, *named], port) as (url, _):
         yield Sim(url, model or MODELS[tier])
 
 

@@ -13,7 +13,7 @@ from gateway.http1 import Client
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.upstream import Upstream
-from loadtest.servers import Sim, free_port, python, sim
+from loadtest.servers import Sim, free_port, program, sim
 from tests.gateway.serving import COMPLEX, SIMPLE, body, eventually, gateway, plain, quiet, scripted, watched
 from tests.tiers import JSON, policy_for
 
@@ -145,7 +145,7 @@ def test_a_server_that_starts_later_or_comes_back_is_asked_again(caplog: pytest.
         async with probing(auto(late)) as (probe, door):
             assert probe.told() == {"tier": "flash", "strategy": "json_logprobs", "replicas": [None]}
             for _ in range(2):
-                with python(["-m", "backends.sim", *FLAGS, "--port", str(port)], port):
+                with program(["-m", "backends.sim", *FLAGS, "--port", str(port)], port):
                     await eventually(lambda: probe.told()["strategy"] == "choice")
                 await eventually(lambda: door.able["flash"] == ())
 
