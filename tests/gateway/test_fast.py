@@ -77,7 +77,7 @@ async def test_a_later_request_is_refused_by_its_own_length(flash: Sim, pro: Sim
         writer.close()
 
 
-def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -> None:
+async def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -> None:
     """One that is nearly as the one before on its connection; as a first one on another connection it is parsed."""
     drawn, good = random.Random(7), raw(body(model="flash", max_tokens=4))
     head, _, data = good.partition(b"\r\n\r\n")
@@ -130,13 +130,10 @@ def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -
         writer.close()
         return statuses
 
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), request_timeout=0.5) as gate:
-            fresh = await asyncio.gather(*(told(gate, one) for one in changed))
-            assert {b"200", b"400", b"404", b"408"} <= {status for one in fresh for status in one}
-            assert await asyncio.gather(*(told(gate, one, good, good) for one in changed)) == fresh
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro), request_timeout=0.5) as gate:
+        fresh = await asyncio.gather(*(told(gate, one) for one in changed))
+        assert {b"200", b"400", b"404", b"408"} <= {status for one in fresh for status in one}
+        assert await asyncio.gather(*(told(gate, one, good, good) for one in changed)) == fresh
 
 
 async def test_a_request_keeps_its_own_head_whatever_was_asked_since_one_like_it(flash: Sim, pro: Sim) -> None:

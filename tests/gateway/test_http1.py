@@ -166,7 +166,7 @@ async def test_a_connection_carries_exchange_after_exchange_unless_the_server_ob
         assert (server.requests, server.connections) == (3, connections)
 
 
-def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
+async def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
     busy = 0
 
     async def talk(peer: Peer) -> None:
@@ -178,15 +178,12 @@ def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
             assert peer.reader.at_eof() or not getattr(peer.reader, "_buffer", b""), "pipelined"
             await peer.answer(OK.replace(b"ok", head.split()[1][-2:]))
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            for _ in range(2):
-                heads = [POST.replace(b"/x", b"/%02d" % i) for i in range(20)]
-                answers = await asyncio.gather(*(told(client, origin, head=head) for head in heads))
-                assert answers == [(200, b"%02d" % i) for i in range(20)]
-            assert (busy, server.connections, server.requests) == (20, 20, 40)
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        for _ in range(2):
+            heads = [POST.replace(b"/x", b"/%02d" % i) for i in range(20)]
+            answers = await asyncio.gather(*(told(client, origin, head=head) for head in heads))
+            assert answers == [(200, b"%02d" % i) for i in range(20)]
+        assert (busy, server.connections, server.requests) == (20, 20, 40)
 
 
 async def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) -> None:
