@@ -61,12 +61,9 @@ def test_a_named_strategy_does_not_hide_the_others(flash: Sim) -> None:
     assert list(asyncio.run(main())) == ["choice", "decisions", "json_logprobs", "json"]
 
 
-def test_another_tier_than_triage_s_is_asked_at_its_own_server(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with door() as upstream:
-            await strategies(alone(policy_for(flash, pro), "pro", pro.url), upstream)
-
-    asyncio.run(main())
+async def test_another_tier_than_triage_s_is_asked_at_its_own_server(flash: Sim, pro: Sim) -> None:
+    async with door() as upstream:
+        await strategies(alone(policy_for(flash, pro), "pro", pro.url), upstream)
     assert flash.state()["requests"] == []
     assert {body["model"] for body in bodies(pro)} == {"pro-model"}
 

@@ -85,18 +85,14 @@ def test_a_server_that_refuses_schemas_still_gives_a_probability_when_the_policy
     assert found(policy)["strategy"] == "json_logprobs"
 
 
-def test_a_server_that_streams_no_log_probabilities_beside_tools_gives_a_verdict_with_one(
+async def test_a_server_that_streams_no_log_probabilities_beside_tools_gives_a_verdict_with_one(
     engines: dict[str, Sim], pro: Sim
 ) -> None:
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     policy = policy_for(engines["llama.cpp"], pro, tiers={"flash": {"engine": "openai"}})
-
-    async def main() -> JSON:
-        async with gateway(policy) as gate:
-            told: JSON = (await gate.ask(body(COMPLEX, tools=tools), "/v1/route")).json()["verdict"]
-            return told
-
-    verdict = asyncio.run(main())
+    async with gateway(policy) as gate:
+        told: JSON = (await gate.ask(body(COMPLEX, tools=tools), "/v1/route")).json()["verdict"]
+        verdict = told
     assert (verdict["label"], verdict["reason"], verdict["p_complex"] > 0.5) == ("complex", "ok", True)
 
 
@@ -106,18 +102,14 @@ def said(content: str) -> bytes:
     return plain(json.dumps({"choices": [choice]}).encode())
 
 
-def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answers() -> None:
+async def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answers() -> None:
     label, hello = '{"complexity":"simple"}', said("Hello! How can I help?")
     answers = [plain(b""), said("simple"), hello, plain(b"{}", "404 Not Found"), said(label), hello, said(label)]
-
-    async def main() -> JSON:
-        async with (
-            scripted(*answers) as (url, _),
-            probing(auto(Sim(url, "flash-model")), pause=9.0) as (probe, _),
-        ):
-            return probe.told()
-
-    told = asyncio.run(main())
+    async with (
+        scripted(*answers) as (url, _),
+        probing(auto(Sim(url, "flash-model")), pause=9.0) as (probe, _),
+    ):
+        told = probe.told()
     outcomes = {"choice": "unbound", "decisions": "error", "json_logprobs": "unbound", "json": "ok"}
     assert (told["strategy"], told["replicas"]) == ("json", [outcomes])
 

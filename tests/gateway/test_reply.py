@@ -35,7 +35,7 @@ def test_a_refusal_breaks_an_answer_before_its_first_byte() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_end_of_an_answer_is_told_once_though_what_it_held_cannot_be_given_back(fails: bool) -> None:
+async def test_the_end_of_an_answer_is_told_once_though_what_it_held_cannot_be_given_back(fails: bool) -> None:
     ended: list[str] = []
 
     async def shut() -> None:
@@ -43,16 +43,13 @@ def test_the_end_of_an_answer_is_told_once_though_what_it_held_cannot_be_given_b
         if fails:
             raise OSError
 
-    async def main() -> None:
-        reply = Reply(200, [], pieces(ended), True, "flash", shut, closed=lambda: ended.append("closed"))
-        await anext(reply.chunks)
-        for _ in range(2):
-            try:
-                await reply.close()
-            except OSError:
-                assert fails
-
-    asyncio.run(main())
+    reply = Reply(200, [], pieces(ended), True, "flash", shut, closed=lambda: ended.append("closed"))
+    await anext(reply.chunks)
+    for _ in range(2):
+        try:
+            await reply.close()
+        except OSError:
+            assert fails
     assert ended == ["pieces", "shut", "closed", "shut"]
 
 

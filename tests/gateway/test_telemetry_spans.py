@@ -63,16 +63,13 @@ def traced(flash: Sim, pro: Sim, *fields: JSON, ratio: float = 1.0, **changes: A
     return asyncio.run(main())
 
 
-def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_none(
+async def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_none(
     flash: Sim, pro: Sim, collector: Collector
 ) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
-            for path in ("/openapi.json", "/v1/models", "/health", "/ready", "/metrics"):
-                assert (await gate.get(path, **GIVEN)).status == 200
-            assert (await gate.ask(body(model="none"))).status == 404
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
+        for path in ("/openapi.json", "/v1/models", "/health", "/ready", "/metrics"):
+            assert (await gate.get(path, **GIVEN)).status == 200
+        assert (await gate.ask(body(model="none"))).status == 404
     span, ours = collector.spans
     scopes = {scope.scope.name: len(scope.spans) for one in collector.sent for scope in one.scope_spans}
     assert (ours.name, scopes) == ("POST /v1/chat/completions", {"fastapi": 1, "tiergate": 1})

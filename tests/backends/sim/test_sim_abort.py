@@ -56,20 +56,16 @@ def test_leaving_frees_the_slot(slow: str, stream: bool, phase: str, after: floa
     aborted(slow, name, left, phase)
 
 
-def test_leaving_the_waiting_queue_leaves_no_trace(slow: str) -> None:
-    async def run() -> float:
-        first = asyncio.create_task(leave(slow, body("holder", True), 0.6))
-        await asyncio.sleep(0.1)
-        waiter = asyncio.create_task(leave(slow, body("waiter", True), 0.2))
-        await asyncio.sleep(0.1)
-        assert (await asyncio.to_thread(state, slow))["waiting"] == 1
-        left = await waiter
-        await asyncio.sleep(0.05)
-        assert (await asyncio.to_thread(state, slow))["waiting"] == 0
-        await first
-        return left
-
-    left = asyncio.run(run())
+async def test_leaving_the_waiting_queue_leaves_no_trace(slow: str) -> None:
+    first = asyncio.create_task(leave(slow, body("holder", True), 0.6))
+    await asyncio.sleep(0.1)
+    waiter = asyncio.create_task(leave(slow, body("waiter", True), 0.2))
+    await asyncio.sleep(0.1)
+    assert (await asyncio.to_thread(state, slow))["waiting"] == 1
+    left = await waiter
+    await asyncio.sleep(0.05)
+    assert (await asyncio.to_thread(state, slow))["waiting"] == 0
+    await first
     aborted(slow, "waiter", left, "waiting")
 
 
