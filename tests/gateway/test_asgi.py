@@ -1,7 +1,8 @@
 import asyncio
 import gc
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -46,57 +47,47 @@ def part(data: bytes, more: bool = False) -> JSON:
 GONE = {"type": "http.disconnect"}
 
 
-def run(flash: Sim, pro: Sim, scenario: Callable[[Front], Awaitable[None]], **settings: Any) -> None:
-    async def main() -> None:
-        known = Settings(log_exchanges=False, **settings)
-        store = MemoryStore()
-        front = create_app(known, policy_for(flash, pro), store, Keys(store, everyone=True))
-        async with front.running():
-            await scenario(front)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def running(flash: Sim, pro: Sim, **settings: Any) -> AsyncIterator[Front]:
+    known = Settings(log_exchanges=False, **settings)
+    store = MemoryStore()
+    front = create_app(known, policy_for(flash, pro), store, Keys(store, everyone=True))
+    async with front.running():
+        yield front
 
 
-def test_a_body_in_many_pieces_is_one_body(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
+async def test_a_body_in_many_pieces_is_one_body(flash: Sim, pro: Sim) -> None:
+    async with running(flash, pro) as front:
         data = json.dumps(body(model="flash")).encode()
         server = Server(front, [], *(part(data[at : at + 7], more=True) for at in range(0, len(data), 7)), part(b""))
         await server.served
         assert server.status() == 200
         assert server.json()["choices"]
 
-    run(flash, pro, main)
 
-
-def test_pieces_that_come_to_more_than_the_limit_are_413_before_the_last(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
+async def test_pieces_that_come_to_more_than_the_limit_are_413_before_the_last(flash: Sim, pro: Sim) -> None:
+    async with running(flash, pro, max_body=1024) as front:
         server = Server(front, [], part(b"x" * 800, more=True), part(b"x" * 800, more=True))
         await server.served
         assert server.status() == 413
 
-    run(flash, pro, main, max_body=1024)
 
-
-def test_who_leaves_before_the_body_is_complete_is_told_nothing(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
+async def test_who_leaves_before_the_body_is_complete_is_told_nothing(flash: Sim, pro: Sim) -> None:
+    async with running(flash, pro) as front:
         server = Server(front, [], part(b"{", more=True), GONE)
         await server.served
         assert server.sent == []
 
-    run(flash, pro, main)
 
-
-def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
-        flash.config(stall_first=5.0)
+async def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=5.0)
+    async with running(flash, pro) as front:
         server = Server(front, [], part(json.dumps(body(model="flash")).encode()))
         await eventually(lambda: front.doors.upstream.load().get("flash", 0) == 1)
         server.messages.put_nowait(GONE)
         await server.served
         assert not any(front.doors.upstream.load().values())
         assert server.sent == []
-
-    run(flash, pro, main)
 
 
 @pytest.mark.parametrize("http", ["fast", "asgi"])
