@@ -1,6 +1,5 @@
 """What one server can do is found by asking it, and told in its own words where it fails."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.abilities import Found, Manner, able, alone, manner, strategies, wants, words
+from gateway.abilities import Manner, able, alone, manner, strategies, wants, words
 from gateway.http1 import Client
 from gateway.policy import Policy
 from gateway.upstream import Upstream
@@ -47,12 +46,10 @@ async def said(policy: Policy, strategy: str, outcome: str = "error") -> str:
         return await words(policy, upstream, strategy, outcome)  # type: ignore[arg-type]
 
 
-def test_a_named_strategy_does_not_hide_the_others(flash: Sim) -> None:
-    async def main() -> Found:
-        async with door() as upstream:
-            return await strategies(one(flash, triage={"strategy": "json"}), upstream)
-
-    assert list(asyncio.run(main())) == ["choice", "decisions", "json_logprobs", "json"]
+async def test_a_named_strategy_does_not_hide_the_others(flash: Sim) -> None:
+    async with door() as upstream:
+        found = await strategies(one(flash, triage={"strategy": "json"}), upstream)
+    assert list(found) == ["choice", "decisions", "json_logprobs", "json"]
 
 
 async def test_another_tier_than_triage_s_is_asked_at_its_own_server(flash: Sim, pro: Sim) -> None:
@@ -74,15 +71,12 @@ async def test_a_server_that_thinks_by_itself_is_told_from_one_that_the_tier_kee
     assert await asked(one(flash)) == Manner(thinks=False, content=True, logprobs=True)
 
 
-def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question() -> None:
+async def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question() -> None:
     answer = {"choices": [{"message": {"content": "Hello", "reasoning_content": "hm"}, "finish_reason": "stop"}]}
-
-    async def main() -> Manner:
-        refusal = plain(b'{"error":{"message":"no logprobs here"}}', "400 Bad Request")
-        async with scripted(refusal, plain(json.dumps(answer).encode())) as (url, _), door() as upstream:
-            return await manner(one(Sim(url, "flash-model")), upstream)
-
-    assert asyncio.run(main()) == Manner(thinks=True, content=True, logprobs=False)
+    refusal = plain(b'{"error":{"message":"no logprobs here"}}', "400 Bad Request")
+    async with scripted(refusal, plain(json.dumps(answer).encode())) as (url, _):
+        told = await asked(one(Sim(url, "flash-model")))
+    assert told == Manner(thinks=True, content=True, logprobs=False)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +87,10 @@ def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question(
         ('{"choices":[{"message":[],"logprobs":[1]}]}', Manner()),
     ],
 )
-def test_an_answer_of_another_form_is_no_error(answer: str, told: Manner) -> None:
-    async def main() -> Manner:
-        one_each = plain(answer.encode())
-        async with scripted(one_each, one_each) as (url, _), door() as upstream:
-            return await manner(one(Sim(url, "flash-model")), upstream)
-
-    assert asyncio.run(main()) == told
+async def test_an_answer_of_another_form_is_no_error(answer: str, told: Manner) -> None:
+    one_each = plain(answer.encode())
+    async with scripted(one_each, one_each) as (url, _):
+        assert await asked(one(Sim(url, "flash-model"))) == told
 
 
 async def test_what_a_server_says_in_place_of_an_answer_is_told(flash: Sim) -> None:

@@ -196,11 +196,14 @@ def test_who_has_ended_counts_but_is_not_open_any_more() -> None:
     assert total([text, metrics(1, 1, 0)]).count(b"# TYPE asked_total counter") == 1
 
 
-async def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    running = asyncio.create_task(Supervisor(Settings(workers=1), still.work, beat=0.002).run())
-    await eventually(lambda: "another one takes its place" in caplog.text)
-    running.cancel()
-    await asyncio.wait([running])
+def test_a_worker_that_stands_still_is_killed_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        running = asyncio.create_task(Supervisor(Settings(workers=1), still.work, beat=0.002).run())
+        await eventually(lambda: "another one takes its place" in caplog.text)
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(main())
     still_one, ended, *_ = caplog.messages
     number = re.findall(r"process (\d+)", still_one)[0]
     assert ended == f"a worker ended: process {number}, signal 9; another one takes its place in 0.1 s"
