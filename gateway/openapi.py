@@ -60,7 +60,7 @@ _TURN = _object(
     role={"enum": ["user", "assistant"]},
     content={"type": ["string", "array"], "items": _object("type", type={"type": "string"})},
 )  # fmt: skip
-_ASKED = {"messages": {"type": "array", "minItems": 1, "items": _TURN}, "system": _TEXT, "tools": _TOOLS}
+_ASKED: JSON = {"messages": {"type": "array", "minItems": 1, "items": _TURN}, "system": _TEXT, "tools": _TOOLS}
 _COUNTED = _body("model", "messages", **_ASKED)
 _MOST = {"type": "integer", "minimum": 1}
 _MESSAGES = _body(
