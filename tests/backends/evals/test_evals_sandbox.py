@@ -1,5 +1,6 @@
 """What a program that a model wrote may do, and how its end is judged."""
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -48,12 +49,23 @@ def test_a_program_reaches_no_server() -> None:
     assert "Network is unreachable" in found.why
 
 
-def test_what_a_program_starts_ends_with_it(tmp_path: Path) -> None:
-    program = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nos.listdir('.')"
-    if "processes" not in executed(program).held:
+def test_what_a_program_starts_ends_with_it() -> None:
+    program = """\
+import os, time
+heard, told = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    os.write(told, b"apart")
+    time.sleep(60)
+assert os.read(heard, 9) == b"apart"
+"""
+    seconds = 10 + os.getpid() / 1e8  # by which its process is told from others
+    found = executed(program, seconds)
+    assert found.passed
+    if "processes" not in found.held:
         pytest.skip("this kernel grants no PID namespace")
     ends = time.monotonic() + 2
-    while running := [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"jail.py" in read(path)]:
+    while running := [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(seconds).encode() in read(path)]:
         assert time.monotonic() < ends, running
 
 
