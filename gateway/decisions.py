@@ -35,34 +35,33 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _FEEDBACK = msgspec.json.Decoder(Feedback)
-_KEY: dict[str, Any] = {"security": [{"key": []}]}
-_ASKED = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
-_JUDGED = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["request_id", "outcome"],
-                    "properties": {
-                        "request_id": {"type": "string", "description": "the answer's x-request-id"},
-                        "outcome": {
-                            "type": "object",
-                            "required": ["quality"],
-                            "additionalProperties": False,
-                            "properties": {
-                                "quality": {"type": "number", "minimum": 0, "maximum": 1},
-                                "source": {"type": "string", "maxLength": 64, "default": "caller"},
-                                "tiers": {"type": "object", "additionalProperties": {"type": "number"}},
-                            },
-                        },
-                    },
-                }
-            }
-        },
-    }
+
+
+def _taking(schema: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI says of a route that takes such a body and a caller's key."""
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"security": [{"key": []}], "requestBody": body}
+
+
+_ASKED = _taking({"type": "object"})
+_OUTCOME = {
+    "type": "object",
+    "required": ["quality"],
+    "additionalProperties": False,
+    "properties": {
+        "quality": {"type": "number", "minimum": 0, "maximum": 1},
+        "source": {"type": "string", "maxLength": 64, "default": "caller"},
+        "tiers": {"type": "object", "additionalProperties": {"type": "number"}},
+    },
 }
+_JUDGED = _taking({
+    "type": "object",
+    "required": ["request_id", "outcome"],
+    "properties": {
+        "request_id": {"type": "string", "description": "the answer's x-request-id"},
+        "outcome": _OUTCOME,
+    },
+})  # fmt: skip
 
 
 def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
@@ -73,7 +72,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         refuse_foreign(request.headers, doors.keys, settings.cors_origins)
         return await identify(credentials(request.headers), doors.keys, doors.policy.callers)
 
-    @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_KEY | _ASKED)
+    @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_ASKED)
     async def route(request: Request) -> Response:
         started = time.perf_counter()
         caller = await caller_of(request)
@@ -93,7 +92,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
         return answered(explain(made.facts, made.verdict, policy))
 
-    @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_KEY | _JUDGED)
+    @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_JUDGED)
     async def feedback(request: Request) -> Response:
         caller = await caller_of(request)
         await count(caller, doors.policy, doors.store)

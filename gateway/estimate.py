@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 LEAST = 30.0  # effective outcomes below which nothing is claimed
 RARE = 2.0  # expected square of a weight above which a request was mostly sent elsewhere
-FEWEST, MOST, TURNS = 30, 100, 5  # outcomes vary in so many runs, of so many neighbours where there are enough
-KIND = 10  # where more than one request in so many have a name, it is that of a kind of requests
+FEWEST, MOST, TURNS = 30, 100, 5  # blocks to take a variance over, and neighbours in each where there are enough
+KIND = 10  # a name that more than one request in so many have is a kind of requests, no conversation
 Z = 1.959964  # of 95 %
 
 
@@ -45,8 +45,8 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """How much better one way to choose is than another, with its 95 % interval."""
+class Interval:
+    """A value with its 95 % interval."""
 
     value: float
     low: float
@@ -59,9 +59,10 @@ class Unknown(Exception):
 
 @dataclass(slots=True)
 class Mean:
-    """A mean `value`, and the `middle` of its interval. `pulls`: what each outcome has to do with it; `unseen`: what
-    one bad and one good outcome more would have, or those of a conversation, of the requests that fewest outcomes tell
-    of: of outcomes that are all alike the interval would have no width. `worth`: the effective number of outcomes."""
+    """A weighted mean: its `value`, and the `middle` of its interval, which is the mean with one bad and one good
+    outcome more (as Agresti and Coull have it). `pulls`: the influence of each outcome on it. `unseen`: the influence
+    of those two, taken from the requests that fewest outcomes tell of; without them outcomes that are all alike would
+    have an interval without width. `worth`: the effective sample size."""
 
     value: float
     middle: float
@@ -90,16 +91,16 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
     return Estimate(mean.value, low, high, plain, mean.worth, len(outcomes))
 
 
-def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Difference:
+def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Interval:
     """How much better the first way is, by outcomes of the same requests in the same order: what both ways do alike
     does not blur it. Raises Unknown."""
     if list(one) == list(other):
-        return Difference(0.0, 0.0, 0.0)
+        return Interval(0.0, 0.0, 0.0)
     here, there = mean_of(one), mean_of(other)
     pulls = [mine - yours for mine, yours in zip(here.pulls, there.pulls, strict=True)]
     value, middle = here.value - there.value, here.middle - there.middle
     off = deviation(pulls, [*here.unseen, *there.unseen], [mine.conversation for mine in one])
-    return Difference(value, max(-1.0, min(middle - off, value)), min(1.0, max(middle + off, value)))
+    return Interval(value, max(-1.0, min(middle - off, value)), min(1.0, max(middle + off, value)))
 
 
 def mean_of(outcomes: Sequence[Weighed]) -> Mean:
@@ -117,8 +118,9 @@ def mean_of(outcomes: Sequence[Weighed]) -> Mean:
 
 
 def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int], turns: float) -> float:
-    """Adds to the mean that of `rows`, so many of each conversation; the variance that it brings, of values whose own
-    is 1. What an outcome more would weigh is what the propensities let expect, where those that came weigh less."""
+    """Adds the mean of one group of outcomes, `rows`, by its part of all; `turns`: how many of them a conversation has
+    on average. Returns the variance that it brings, for values of variance 1. An outcome more (`unit`) weighs what the
+    propensities let expect, where those that came weigh less."""
     mine, part = [outcomes[at] for at in rows], len(rows) / len(outcomes)
     total, squares = sum(one.weight for one in mine), sum(one.weight**2 for one in mine)
     if not total:
@@ -135,7 +137,8 @@ def _add(mean: Mean, outcomes: Sequence[Weighed], rows: Sequence[int], turns: fl
 
 
 def deviation(pulls: Sequence[float], unseen: Sequence[float], conversations: Sequence[str | None]) -> float:
-    """Half of a 95 % interval. Turns of one conversation, which are alike, vary together."""
+    """Half of a 95 % interval, by the variance between blocks of outcomes (batch means): the turns of a conversation,
+    which are alike, are in one block."""
     sums = [0.0] * min(len(pulls), MOST, max(FEWEST, len(pulls) // TURNS))
     for run, pull in zip(runs(conversations, len(sums)), pulls, strict=True):
         sums[run] += pull
@@ -143,8 +146,8 @@ def deviation(pulls: Sequence[float], unseen: Sequence[float], conversations: Se
 
 
 def runs(names: Sequence[Hashable], several: int) -> list[int]:
-    """Of requests in order, in which of `several` runs each is: with its neighbours, and with all of its name, which
-    stand where their first one does."""
+    """Of requests in order, in which of `several` blocks of the same length each is: with its neighbours, and with all
+    of its name, which stand where the first of them does."""
     groups: dict[Hashable, list[int]] = {}
     for at, name in enumerate(names_of(names)):
         groups.setdefault(name, []).append(at)
@@ -157,7 +160,8 @@ def runs(names: Sequence[Hashable], several: int) -> list[int]:
 
 
 def names_of(names: Sequence[Hashable]) -> list[Hashable]:
-    """The names, and in place of None, and of such as a kind of requests has, one that no other request has."""
+    """The names; in place of None, and of a name so frequent that it is a kind of requests (KIND), one that no other
+    request has."""
     counts = Counter(names)
     return [(at,) if name is None or counts[name] * KIND > len(names) else name for at, name in enumerate(names)]
 

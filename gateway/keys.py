@@ -19,9 +19,7 @@ from gateway.policy import Callers, Policy, seconds
 from gateway.store import KeyRecord, Store
 from gateway.types import Caller, Own
 
-BELIEVED = (
-    0.6  # seconds for which a record is cached: even after a slow look-up a revoked key is refused within a second
-)
+BELIEVED = 0.6  # seconds for which a record is cached: even after a slow look-up a revoked key is refused within one
 REMEMBERED = 4096  # records kept in process, and as many unknown ids
 PREFIX = "sk-tg-"
 ID_LENGTHS = range(8, 33)

@@ -6,9 +6,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class Last(RequestResponseCycle):
-    """uvicorn's own cycle would send chunks to HTTP/1.0, which knows none: there the end of the connection is the
-    answer's. And it would close over a request that is still coming, which takes the answer from a caller who sends on:
-    in that case the connection stays open, for its protocol to end."""
+    """The cycle of a connection's last request; it differs from uvicorn's own in two things. HTTP/1.0 is sent no
+    chunks, which it does not know: there the end of the connection is the answer's. And while the request is still
+    coming the connection stays open, for its protocol to end: closed at once it would be reset, and the answer lost."""
 
     async def send(self, message: Any) -> None:
         if self.scope["http_version"] == "1.0":

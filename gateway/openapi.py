@@ -5,124 +5,79 @@ from typing import Any
 from fastapi import FastAPI
 
 JSON = dict[str, Any]
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "integer", "null"], "description": "Of a model server: its status"},
-            },
-        }
-    },
-}
-_REFUSED = {"description": "An OpenAI error object", "content": {"application/json": {"schema": _ERROR}}}
-_ANTHROPIC = {
-    "type": "object",
-    "required": ["type", "error"],
-    "properties": {
-        "type": {"const": "error"},
-        "error": {
-            "type": "object",
-            "required": ["type", "message"],
-            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
-        },
-    },
-}
-_MODEL = {"type": "string", "default": "auto", "description": "auto, a tier, an alias, auto:fast or auto:best"}
-_CHAT = {
-    "type": "object",
-    "required": ["messages"],
-    "additionalProperties": True,
-    "properties": {
-        "model": _MODEL,
-        "messages": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["role"],
-                "properties": {
-                    "role": {"type": "string"},
-                    "content": {"type": ["string", "array", "null"], "items": {"type": "object"}},
-                },
-            },
-        },
-        "stream": {"type": ["boolean", "null"]},
-        "temperature": {"type": ["number", "null"]},
-        "max_tokens": {"type": ["integer", "null"]},
-        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 16},
-        "tools": {"type": ["array", "null"], "items": {"type": "object"}},
-        "metadata": {"type": ["object", "null"], "description": "metadata.tier asks for a tier"},
-    },
-}
-_COMPLETION = {
-    "type": "object",
-    "required": ["prompt"],
-    "additionalProperties": True,
-    "properties": {"model": _MODEL, "prompt": {"type": ["string", "array"]}, "stream": {"type": ["boolean", "null"]}},
-}
-_TURN = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
-        "role": {"enum": ["user", "assistant"]},
-        "content": {
-            "type": ["string", "array"],
-            "items": {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}},
-        },
-    },
-}
+_TEXT, _FLAG, _NUMBER, _COUNT, _PAIRS = (
+    {"type": [kind, "null"]} for kind in ("string", "boolean", "number", "integer", "object")
+)
 _TOOLS = {"type": ["array", "null"], "items": {"type": "object"}}
-_COUNTED: JSON = {
-    "type": "object",
-    "required": ["model", "messages"],
-    "additionalProperties": True,
-    "properties": {
-        "model": _MODEL,
-        "messages": {"type": "array", "minItems": 1, "items": _TURN},
-        "system": {"type": ["string", "null"]},
-        "tools": _TOOLS,
+
+
+def _object(*required: str, **properties: JSON) -> JSON:
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _body(*required: str, **properties: JSON) -> JSON:
+    """What a request may hold beside these is the model server's business."""
+    model = {"type": "string", "default": "auto", "description": "auto, a tier, an alias, auto:fast or auto:best"}
+    return _object(*required, model=model, **properties) | {"additionalProperties": True}
+
+
+_CODE = {"type": ["string", "integer", "null"], "description": "Of a model server: its status"}
+_ERROR = _object(
+    "error",
+    error=_object(
+        "message", "type", "param", "code",
+        message={"type": "string"}, type={"type": "string"}, param=_TEXT, code=_CODE,
+    ),
+)  # fmt: skip
+_REFUSED = {"description": "An OpenAI error object", "content": {"application/json": {"schema": _ERROR}}}
+_ANTHROPIC = _object(
+    "type", "error",
+    type={"const": "error"},
+    error=_object("type", "message", type={"type": "string"}, message={"type": "string"}),
+)  # fmt: skip
+_METADATA = {**_PAIRS, "description": "metadata.tier asks for a tier"}
+_CHAT = _body(
+    "messages",
+    messages={
+        "type": "array",
+        "minItems": 1,
+        "items": _object(
+            "role",
+            role={"type": "string"},
+            content={"type": ["string", "array", "null"], "items": {"type": "object"}},
+        ),
     },
-}
-_MESSAGES = {
-    **_COUNTED,
-    "required": ["model", "messages", "max_tokens"],
-    "properties": {
-        **_COUNTED["properties"],
-        "max_tokens": {"type": "integer", "minimum": 1},
-        "stream": {"type": ["boolean", "null"]},
-        "temperature": {"type": ["number", "null"]},
-        "metadata": {"type": ["object", "null"], "description": "metadata.tier asks for a tier"},
-    },
-}
-_RESPONSES = {
-    "type": "object",
-    "required": ["input"],
-    "additionalProperties": True,
-    "description": "No response is kept: previous_response_id, conversation and background are refused.",
-    "properties": {
-        "model": _MODEL,
-        "input": {"type": ["string", "array"], "minItems": 1, "items": {"type": "object"}},
-        "instructions": {"type": ["string", "null"]},
-        "max_output_tokens": {"type": ["integer", "null"], "minimum": 1},
-        "stream": {"type": ["boolean", "null"]},
-        "temperature": {"type": ["number", "null"]},
-        "tools": {**_TOOLS, "description": "Functions; tools that a server would run are refused"},
-        "metadata": {"type": ["object", "null"], "description": "metadata.tier asks for a tier"},
-    },
-}
-_EMBEDDINGS = {
-    "type": "object",
-    "required": ["input"],
-    "additionalProperties": True,
-    "properties": {"model": _MODEL, "input": {"type": ["string", "array"], "minItems": 1}},
-}
+    stream=_FLAG,
+    temperature=_NUMBER,
+    max_tokens=_COUNT,
+    n={**_COUNT, "minimum": 1, "maximum": 16},
+    tools=_TOOLS,
+    metadata=_METADATA,
+)
+_COMPLETION = _body("prompt", prompt={"type": ["string", "array"]}, stream=_FLAG)
+_TURN = _object(
+    "role", "content",
+    role={"enum": ["user", "assistant"]},
+    content={"type": ["string", "array"], "items": _object("type", type={"type": "string"})},
+)  # fmt: skip
+_ASKED: JSON = {"messages": {"type": "array", "minItems": 1, "items": _TURN}, "system": _TEXT, "tools": _TOOLS}
+_COUNTED = _body("model", "messages", **_ASKED)
+_MOST = {"type": "integer", "minimum": 1}
+_MESSAGES = _body(
+    "model", "messages", "max_tokens",
+    **_ASKED, max_tokens=_MOST, stream=_FLAG, temperature=_NUMBER, metadata=_METADATA,
+)  # fmt: skip
+_RESPONSES = _body(
+    "input",
+    input={"type": ["string", "array"], "minItems": 1, "items": {"type": "object"}},
+    instructions=_TEXT,
+    max_output_tokens={**_COUNT, "minimum": 1},
+    stream=_FLAG,
+    temperature=_NUMBER,
+    tools={**_TOOLS, "description": "Functions; tools that a server would run are refused"},
+    metadata=_METADATA,
+) | {"description": "No response is kept: previous_response_id, conversation and background are refused."}
+_EMBEDDINGS = _body("input", input={"type": ["string", "array"], "minItems": 1})
 _HEADERS = [
     ("x-route-tier", "Ask for a tier; going up takes the caller's permission."),
     ("x-route-holdback", "off: let the answer out from its first token on."),
@@ -143,12 +98,12 @@ _SPOKEN: dict[str, tuple[str, JSON, JSON]] = {
 }
 _KEYED: JSON = {"security": [{"key": []}, {"x-api-key": []}]}
 _NAMED: JSON = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
-_TEXT: JSON = {"text/plain": {"schema": {"type": "string"}}}
+_PLAIN: JSON = {"text/plain": {"schema": {"type": "string"}}}
 _OBJECT: JSON = {"application/json": {"schema": {"type": "object"}}}
 _OFTEN: dict[str, tuple[str, JSON, JSON]] = {
     "/health": ("Is the process alive?", _OBJECT, {}),
     "/ready": ("Can it serve?", _OBJECT, {}),
-    "/metrics": ("Metrics in Prometheus' format", _TEXT, {}),
+    "/metrics": ("Metrics in Prometheus' format", _PLAIN, {}),
     "/v1/models": ("The names that `model` may have", _OBJECT, _KEYED),
     "/v1/models/{model}": ("One of them", _OBJECT, _KEYED | _NAMED),
 }

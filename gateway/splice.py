@@ -21,36 +21,12 @@ from gateway.types import Caller, ChatRequest
 # Fields of vLLM and SGLang that reach past a caller's own request: its queue, other callers' KV blocks, server memory,
 # templates, addresses, code, adapters, metrics; and what makes the work or the events of a stream other than we count.
 PRIVILEGED = (
-    "priority",
-    "request_id",
-    "session_id",
-    "kv_transfer_params",
-    "ec_transfer_params",
-    "chat_template",
-    "media_io_kwargs",
-    "mm_processor_kwargs",
-    "vllm_xargs",
-    "prompt_embeds",
-    "ignore_eos",
-    "min_tokens",
-    "use_beam_search",
-    "prompt_logprobs",
-    "best_of",
-    "stream_interval",
-    "bootstrap_host",
-    "bootstrap_port",
-    "bootstrap_room",
-    "custom_labels",
-    "custom_logit_processor",
-    "custom_params",
-    "data_parallel_rank",
-    "disagg_prefill_dp_rank",
-    "lora_path",
-    "return_hidden_states",
-    "rid",
-    "routed_dp_rank",
-    "session_params",
-)
+    "priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params", "chat_template",
+    "media_io_kwargs", "mm_processor_kwargs", "vllm_xargs", "prompt_embeds", "ignore_eos", "min_tokens",
+    "use_beam_search", "prompt_logprobs", "best_of", "stream_interval", "bootstrap_host", "bootstrap_port",
+    "bootstrap_room", "custom_labels", "custom_logit_processor", "custom_params", "data_parallel_rank",
+    "disagg_prefill_dp_rank", "lora_path", "return_hidden_states", "rid", "routed_dp_rank", "session_params",
+)  # fmt: skip
 _PRIVILEGED = frozenset(PRIVILEGED)
 _STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
@@ -64,8 +40,8 @@ Changes = dict[str, bytes | None]
 
 
 class Plain(msgspec.Struct, frozen=True):
-    """What becomes of a request that has a model and none of the members `names`, on its way to a tier: another
-    `model`, and `added`, the text of members that are new.
+    """The edits that are the same for all requests of one kind, those that name a model and have none of the members
+    `names`: another `model`, and `added`, the text of members that are new.
     """
 
     names: frozenset[str]
@@ -83,7 +59,7 @@ def body_for(request: ChatRequest, name: str, policy: Policy) -> bytes:
 
 
 def plain(request: ChatRequest, name: str, policy: Policy) -> Plain | None:
-    """What becomes of the request, worked out once for all that are as plain; None: it is not."""
+    """The edits of the request, worked out once for its kind; None: it has members that must be looked at."""
     fields, members = request.fields, request.body.members
     said = fields.stream is True and uncounted(request), fields.reasoning_effort is not None
     caller = request.caller

@@ -24,7 +24,8 @@ class Watch:
     def __init__(self) -> None:
         self._changed = asyncio.Event()
         self._libc = ctypes.CDLL(None)
-        self._queue = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if _can(self._libc) else -1
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        self._queue = self._libc.inotify_init1(flags) if hasattr(self._libc, "inotify_init1") else -1
         if self._queue >= 0:
             asyncio.get_running_loop().add_reader(self._queue, self._hear)
 
@@ -59,7 +60,3 @@ class Watch:
 def folders(names: Iterable[str]) -> set[Path]:
     """The folders of these files, and of the targets of symbolic links among them; a link to itself has none."""
     return {path.parent for name in names for path in (Path(name).absolute(), Path(os.path.realpath(name)))}
-
-
-def _can(libc: ctypes.CDLL) -> bool:
-    return hasattr(libc, "inotify_init1")

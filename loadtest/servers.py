@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,15 @@ def free_port() -> int:
 Process = subprocess.Popen[bytes]
 
 
+def until(true: Callable[[], object], seconds: float = 20.0) -> float:
+    """Seconds until `true()`. Raises AssertionError when that takes longer."""
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() - started < seconds, "waited in vain"
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
 def children(pid: int) -> dict[int, str]:
     """A process's children: the command of each by its id."""
     asked = ["ps", "-ww", "--ppid", str(pid), "-o", "pid=,args="]
@@ -67,19 +76,12 @@ def workers_of(url: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def python(arguments: Sequence[str], port: int, **env: str) -> Iterator[str]:
-    """A Python program that listens on `port`; its URL, once /health answers. Raises TimeoutError."""
-    with program(arguments, port, **env) as (url, _):
-        yield url
-
-
-@contextlib.contextmanager
 def program(arguments: Sequence[str], port: int, **env: str) -> Iterator[tuple[str, Process]]:
-    """The same, with its process."""
+    """A Python program that listens on `port`: its URL, once /health answers, and its process. Raises TimeoutError."""
     process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **env})
     url = f"http://{HOST}:{port}"
     try:
-        _wait(url, process)
+        answering(f"{url}/health", process)
         yield url, process
     finally:
         end(process)
@@ -131,7 +133,7 @@ def sim(tier: str, *flags: str, model: str | None = None) -> Iterator[Sim]:
     port = free_port()
     command = ["-m", "backends.sim", "--tier", tier, "--port", str(port), *flags]
     named = ["--served-model-name", model] if model else []
-    with python([*command, *named], port) as url:
+    with program([*command, *named], port) as (url, _):
         yield Sim(url, model or MODELS[tier])
 
 
@@ -183,10 +185,12 @@ def _serving(url: str) -> int:
         return int(json.loads(answer.read())["workers"])
 
 
-def _wait(url: str, process: Process) -> None:
+def answering(url: str, process: Process, pause: float = 0.05) -> None:
+    """Returns once something answers at `url`, looking again after each pause. Raises TimeoutError after READY seconds,
+    and when the process has ended."""
     deadline = time.monotonic() + READY
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url + "/health", timeout=1):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
             return
-        time.sleep(0.05)
+        time.sleep(pause)
     raise TimeoutError(f"{process.args!r} does not answer")

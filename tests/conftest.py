@@ -5,15 +5,14 @@ import gc
 import inspect
 import os
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from valkey import Valkey
 
-from gateway.embedded import embedded
 from loadtest.clusters import Nodes, cluster
 from loadtest.servers import Sim, sim
+from loadtest.servers import valkey as embedded_valkey
 
 PATIENCE = "?socket_timeout=10"  # seconds: the machine may have more work than cores, and that is no outage
 
@@ -69,10 +68,8 @@ def pro(pro_server: Sim) -> Iterator[Sim]:
 
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[str]:
-    with asyncio.Runner() as runner:
-        stack = AsyncExitStack()
-        yield runner.run(stack.enter_async_context(embedded())) + PATIENCE
-        runner.run(stack.aclose())
+    with embedded_valkey() as url:
+        yield url + PATIENCE
 
 
 @pytest.fixture

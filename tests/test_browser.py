@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.servers import Sim, free_port, program, running
-from tests.tiers import JSON, until
+from loadtest.servers import Sim, free_port, program, running, until
+from tests.tiers import JSON
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: `make test` installs it")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: `make test` installs it")

@@ -22,8 +22,8 @@ from typer.testing import CliRunner, Result
 from gateway.cli import app
 from gateway.policy import load_policy
 from gateway.settings import Settings
-from loadtest.servers import Sim, free_port, running, sim, valkey
-from tests.tiers import merged, until
+from loadtest.servers import Sim, free_port, running, sim, until, valkey
+from tests.tiers import merged
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "policies/README.md", "gateway/README.md")

@@ -15,8 +15,7 @@ import openai
 import pytest
 
 from backends.evals.routing import Asking, run
-from loadtest.servers import DEFAULT, Sim, free_port, gateway, sim
-from tests.tiers import until
+from loadtest.servers import DEFAULT, Sim, free_port, gateway, sim, until
 
 SIMPLE = "What is the capital of Australia, if I may ask?"
 COMPLEX = (

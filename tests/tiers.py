@@ -1,8 +1,7 @@
 """Policies that name the two simulated tiers of the tests."""
 
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.policy import Policy, load_policy
@@ -44,11 +43,3 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> JSON:
         both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
         found[key] = merged(found[key], value) if both else value
     return {key: value for key, value in found.items() if value is not None}
-
-
-def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until `true()`; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)

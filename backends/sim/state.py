@@ -1,6 +1,5 @@
 """Which requests did this server get, and how did they end?   For /admin/state."""
 
-import hashlib
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ class Entry:
     id: str
     path: str
     headers: JSON
-    body_sha256: str
     body: str | None
     kind: str = "answer"
     streamed: bool = False
@@ -30,17 +28,10 @@ class Entry:
     phase: str = "received"
     status: int | None = None
     p_complex: float | None = None
-    received_at: float = field(default_factory=time.time)
     received_ms: float = field(default_factory=lambda: time.monotonic() * 1000)
     first_token_ms: float | None = None
     ended_at: float | None = None
     ended_ms: float | None = None
-
-    def end(self, state: str) -> None:
-        """End the entry; a second call does nothing."""
-        if self.state == "running":
-            self.state = state
-            self.ended_at, self.ended_ms = time.time(), time.monotonic() * 1000
 
     def shown(self) -> JSON:
         """The entry as JSON."""
@@ -62,15 +53,15 @@ class State:
     def open(self, request_id: str, path: str, headers: JSON, body: bytes) -> Entry:
         """Begin an entry for a request."""
         kept = body.decode("utf-8", "replace") if self._record_bodies else None
-        entry = Entry(request_id, path, headers, hashlib.sha256(body).hexdigest(), kept)
+        entry = Entry(request_id, path, headers, kept)
         self._entries.append(entry)
         self._count("received")
         return entry
 
     def close(self, entry: Entry, state: str) -> None:
-        """End an entry and count it under its state and kind."""
+        """End an entry and count it under its state and kind; a second call does nothing."""
         if entry.state == "running":
-            entry.end(state)
+            entry.state, entry.ended_at, entry.ended_ms = state, time.time(), time.monotonic() * 1000
             self._count(state)
             self._count(entry.kind)
 

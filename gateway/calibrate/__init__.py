@@ -5,22 +5,9 @@ from gateway.calibrate.fitted import Calibration, calibrate
 from gateway.calibrate.halves import Split, Unproven
 from gateway.calibrate.logistic import fit
 from gateway.calibrate.outcomes import GOOD, Example, example, examples, told
-from gateway.calibrate.target import FORMS, Target, TargetError, parse
+from gateway.calibrate.target import FORMS, TargetError, parse
 
 __all__ = [
-    "FORMS",
-    "GOOD",
-    "Calibration",
-    "Example",
-    "Split",
-    "Target",
-    "TargetError",
-    "Unproven",
-    "calibrate",
-    "dump",
-    "example",
-    "examples",
-    "fit",
-    "parse",
-    "told",
-]
+    "FORMS", "GOOD", "Calibration", "Example", "Split", "TargetError", "Unproven", "calibrate", "dump", "example",
+    "examples", "fit", "parse", "told",
+]  # fmt: skip

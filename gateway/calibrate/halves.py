@@ -48,11 +48,11 @@ def of_callers(records: Sequence[Example]) -> set[str]:
 
 
 def of_neighbours(records: Sequence[Example]) -> set[str]:
-    """The ids in one half, where conversations stay together, runs of neighbours, and what was sent again. Turns of one
-    conversation are alike, and so is what comes of them: those must not be judged by what was learned from these.
+    """The ids in one half. Groups (`together`) are not divided, nor are runs of neighbours: turns of a conversation are
+    alike, and so is what comes of them, so none may be judged by what was learned from another.
 
-    Of two runs that follow each other each half has one; those with outcomes are parted by themselves, as they may all
-    be of one time.
+    Of two runs that follow each other each half has one; requests with outcomes are parted by themselves, as they may
+    all be of one time.
     """
     chance = random.Random(SEED)  # noqa: S311  (repeatable, not secret)
     sides = [side for _ in range(RUNS // 2) for side in chance.sample((True, False), 2)]
@@ -65,9 +65,9 @@ def of_neighbours(records: Sequence[Example]) -> set[str]:
 
 
 def together(records: Sequence[Example]) -> dict[str, str]:
-    """By id, a name for what must stay in one half: requests with the same inputs are one that was sent again, and it
-    must not be judged by what was learned from itself; the others are their conversation's. Where more than one in KIND
-    have a name they are a kind of requests, and stand each for itself."""
+    """By id, the name of its group, which must stay in one half: the requests of the same inputs, as they are one that
+    was sent again; else those of its conversation. More than one in KIND of all are no group but a kind of requests,
+    and each stands for itself."""
     rows = {one.id: repr(sorted(told(one).items())) if one.measures else one.id for one in records}
     counts = Counter([*rows.values(), *(one.conversation for one in records)])
 

@@ -1,4 +1,4 @@
-"""Which layer follows from recorded outcomes?
+"""How is a calibration's layer, its model of the probability, fitted to recorded outcomes?
 
 That Pro is needed is two things: Flash fails, and Pro does not. They are fitted apart, so where few outcomes tell which
 of Flash's failures Pro saves, one probability does for all of them, and the order is that of the failures.

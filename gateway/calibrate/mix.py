@@ -1,4 +1,4 @@
-"""Which part of the requests that a verdict decides goes where, so that of all requests the wanted part does?
+"""Which shares must verdicts choose, so that all requests together come to the wanted shares?
 
 Of all requests some have their tier without a verdict (a rule that names it, a cap, a conversation's own), and of the
 others chance sends some another way (`explore`).

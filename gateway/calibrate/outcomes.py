@@ -1,4 +1,4 @@
-"""Which examples, inputs with outcomes, do recorded decisions give?"""
+"""Which examples to fit to, inputs with outcomes, do recorded decisions give?"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ def tells_of_another(one: Recorded) -> bool:
     return one.outcome is not None and first in one.outcome.tiers and first != (one.tier or one.route.tier)
 
 
-def example(one: Recorded, agree: float = GOOD, whoever: bool = False, asked: bool = False) -> Example | None:
+def example(one: Recorded, agree: float, whoever: bool = False, asked: bool = False) -> Example | None:
     """The decision; None without a local score. `whoever`: outcomes that tell of several tiers come whoever answered,
     so that each stands for its own request alone. `asked`: what has no verdict is decided otherwise."""
     facts = one.read_facts()

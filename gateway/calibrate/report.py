@@ -5,11 +5,11 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
-from gateway.estimate import KIND, effective, runs, wilson
+from gateway.estimate import KIND, Interval, effective, runs, wilson
 
 BINS = 10
 DRAWS = 400  # bootstrap samples
@@ -28,15 +28,6 @@ class Judged(NamedTuple):
     value: float
     weight: float = 1.0
     name: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def mean(judged: Sequence[Judged]) -> float:
@@ -75,22 +66,22 @@ def added(parts: Iterable[Sums]) -> list[float]:
     return list(map(sum, zip(*parts, strict=True)))
 
 
-def bootstrap(judged: Sequence[Judged], part: Callable[[Judged], Sums], measure: Callable[..., float]) -> Estimate:
-    """The measure of sums of each request's `part`, with its 95 % bootstrap interval over what is drawn together
-    (`grouped`)."""
+def bootstrap(judged: Sequence[Judged], part: Callable[[Judged], Sums], measure: Callable[..., float]) -> Interval:
+    """A measure of the requests with its 95 % interval, by a block bootstrap: requests that are alike (`grouped`) are
+    drawn together. `part`: what a request adds to each of the sums that `measure` takes."""
     chance = random.Random(SEED)  # noqa: S311  (resampling, seeded so that a report can be repeated)
     groups = [added(map(part, group)) for group in grouped(judged)]
     drawn = (measure(*added(chance.choices(groups, k=len(groups)))) for _ in range(DRAWS))
     found = sorted(value for value in drawn if not math.isnan(value))
     if not found:
-        return Estimate(math.nan, -math.inf, math.inf)
+        return Interval(math.nan, -math.inf, math.inf)
     low, high = found[int(0.025 * len(found))], found[int(0.975 * (len(found) - 1))]
-    return Estimate(measure(*added(groups)), low, high)
+    return Interval(measure(*added(groups)), low, high)
 
 
 def grouped(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """The requests, neighbours together and those of one name: turns of one conversation are alike. With them those of
-    equal p: mostly it was one request, again and again."""
+    """The requests in groups of such as are alike: neighbours, those of one name (turns of a conversation), and those
+    of equal p, which mostly are one request that was sent again and again."""
     counts, size = Counter(one.p for one in judged), len(judged)
     names = [one.p if 1 < counts[one.p] <= size / KIND else one.name for one in judged]
     groups: dict[int, list[Judged]] = {}
@@ -99,7 +90,7 @@ def grouped(judged: Sequence[Judged]) -> list[list[Judged]]:
     return list(groups.values())
 
 
-def lift_interval(judged: Sequence[Judged], threshold: float) -> Estimate:
+def lift_interval(judged: Sequence[Judged], threshold: float) -> Interval:
     """The lift of sending requests with p at or above the threshold to Pro, whose gains are the values, with its 95 %
     bootstrap interval. Its upper end is that with one gain more above the threshold, of mean effective weight: where
     gains are few, resampling knows only of those that came."""
@@ -112,15 +103,15 @@ def lift_interval(judged: Sequence[Judged], threshold: float) -> Estimate:
     return replace(bootstrap(judged, part, over_chance), high=bootstrap([*judged, more], part, over_chance).high)
 
 
-def share_interval(hits: int, of: int) -> Estimate:
+def share_interval(hits: int, of: int) -> Interval:
     """A share with Wilson's 95 % interval."""
-    return Estimate(hits / of, *wilson(hits / of, of))
+    return Interval(hits / of, *wilson(hits / of, of))
 
 
-def rate_interval(judged: Sequence[Judged]) -> Estimate:
+def rate_interval(judged: Sequence[Judged]) -> Interval:
     """The weighted rate of outcomes, with Wilson's 95 % interval at the effective sample size."""
     rate = mean(judged)
-    return Estimate(rate, *wilson(rate, round(effective([one.weight for one in judged]))))
+    return Interval(rate, *wilson(rate, round(effective([one.weight for one in judged]))))
 
 
 def one_of_each(judged: Sequence[Judged]) -> list[Judged]:

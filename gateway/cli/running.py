@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -47,9 +48,6 @@ def call(url: str, key: str | None, method: str, path: str, said: object = None)
 async def _call(origin: Origin, key: str, target: str, said: object) -> tuple[int, bytes]:
     body = b"" if said is None else json.dumps(said).encode()
     lines = f"authorization: Bearer {key}", "content-type: application/json"
-    client = Client()
-    try:
+    with closing(Client()) as client:
         found = await fetch(client, origin, target, LIMITS, *lines, body=body)
-    finally:
-        client.close()
     return found.status, found.body

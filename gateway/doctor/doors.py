@@ -3,6 +3,7 @@
 import os
 import resource
 import ssl
+from contextlib import closing
 from pathlib import Path
 
 from gateway.certificate import loaded
@@ -34,13 +35,11 @@ async def _ours(settings: Settings) -> bool:
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     origin = Origin(ANY.get(settings.host, settings.host), settings.port, settings.tls_cert is not None, "")
-    client = Client(trusting)
     try:
-        said = (await fetch(client, origin, "GET /ready", LIMITS)).body
+        with closing(Client(trusting)) as client:
+            said = (await fetch(client, origin, "GET /ready", LIMITS)).body
     except TransportError:
         return False
-    finally:
-        client.close()
     return b'"policy"' in said or b"GATEWAY_HOSTS" in said  # the latter where its hosts have other names
 
 

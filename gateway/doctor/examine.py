@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from gateway.doctor.clock import clock
@@ -20,20 +21,15 @@ from gateway.settings import Settings
 async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> list[Finding]:
     """All findings, for the policy in `file`; `env` fills its variables and holds the servers' keys."""
     found, policy = policy_findings(file, env)
-    client = Client()
-    try:
-        times: list[float | None] = []
+    times: list[float | None] = []
+    with closing(Client()) as client:
         for one in of(policy):
             replies = await asked(client, one, env)
             said = tier_findings(one, replies, env) + await tried(client, one, serving(one, replies))
             found += [told for told in said if told not in found]
             times += [reply.ahead for reply in replies.values() if isinstance(reply, Replied)]
-        shared, others = await store(settings)
-        found += [*shared, *clock([*times, *others])]
-        found += await keys(settings, policy)
-        found += await port(settings)
-    finally:
-        client.close()
+    shared, others = await store(settings)
+    found += [*shared, *clock([*times, *others]), *await keys(settings, policy), *await port(settings)]
     return [*found, *certificate(settings), *await asyncio.to_thread(files, settings)]
 
 

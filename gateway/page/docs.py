@@ -10,9 +10,7 @@ import hashlib
 from fastapi import APIRouter, Response
 
 CDN = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/"
-SCRIPT = (
-    "sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"  # swagger-ui-bundle.js in npm's package
-)
+SCRIPT = "sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"  # swagger-ui-bundle.js, as on npm
 STYLE = "sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I"  # swagger-ui.css
 START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#description"})'
 OWN = base64.b64encode(hashlib.sha256(START.encode()).digest()).decode()

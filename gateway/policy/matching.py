@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from gateway.types import Facts
 
 STRICT = {"extra": "forbid"}
-
-
 Matcher = Callable[[Facts], bool]
 
 
@@ -26,8 +24,6 @@ Names = Annotated[
     BeforeValidator(listed, json_schema_input_type=str | tuple[str, ...]),
     Field(min_length=1),
 ]
-
-
 Bound = Annotated[float | None, Field(ge=0)]
 
 
@@ -63,8 +59,6 @@ def shape_of_choice(value: object) -> str:
 
 
 Choice = Annotated[Annotated[Names, Tag("names")] | Annotated[Except, Tag("except")], Discriminator(shape_of_choice)]
-
-
 Values = tuple[float, float] | frozenset[str] | Except
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from gateway.estimate import Difference, Estimate, Unknown, Weighed, difference, estimate, wilson
+from gateway.estimate import Estimate, Interval, Unknown, Weighed, difference, estimate, wilson
 from gateway.holdback import answered
 from gateway.policy import Policy
 from gateway.pricing import cost
@@ -48,7 +48,7 @@ class Arm:
     counted: float
     quality: Estimate | None
     unknown: str | None
-    behind: Difference | None = None
+    behind: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)

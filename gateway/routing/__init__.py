@@ -4,16 +4,6 @@ from gateway.routing.chosen import IDLE_SHARE, band, first_match, route, stays, 
 from gateway.routing.reach import lacks, place, placed, reachable
 
 __all__ = [
-    "IDLE_SHARE",
-    "band",
-    "first_match",
-    "lacks",
-    "place",
-    "placed",
-    "reachable",
-    "route",
-    "stays",
-    "steps_of",
-    "weighed",
-    "why",
-]
+    "IDLE_SHARE", "band", "first_match", "lacks", "place", "placed", "reachable", "route", "stays", "steps_of",
+    "weighed", "why",
+]  # fmt: skip

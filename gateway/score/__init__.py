@@ -18,20 +18,9 @@ from gateway.score.table import EMBEDDED, HEAD, Table
 from gateway.score.table import read as read_table
 
 __all__ = [
-    "AXES",
-    "EMBEDDED",
-    "HEAD",
-    "LOOKS",
-    "MEASURES",
-    "Axes",
-    "Score",
-    "Table",
-    "measures",
-    "read_table",
-    "reasons",
-    "score",
+    "AXES", "EMBEDDED", "HEAD", "LOOKS", "MEASURES", "Axes", "Score", "Table", "read_table", "reasons", "score",
     "score_text",
-]
+]  # fmt: skip
 
 # Up: parts to keep in mind, exact steps, a program to write. Down: a wish to be short, a question for one fact.
 # All count alike: weights fitted to three sets of labelled prompts were worse on the fourth (LOG.md). How much turns

@@ -1,4 +1,4 @@
-"""What came of a character, or of a word, before?   So that most of a text costs no more than look-ups."""
+"""How are results by character and by word cached?   So that most of a text costs no more than look-ups."""
 
 from collections.abc import Callable
 from typing import TypeVar

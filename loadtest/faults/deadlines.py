@@ -53,12 +53,9 @@ async def rounds(client: Client, url: str, flash: Sim, wait: Wait, callers: Call
 
 def measure(count: int, deadline: float) -> dict[str, tuple[list[Outcome], int]]:
     async def drive(urls: dict[str, str]) -> dict[str, tuple[list[Outcome], int]]:
-        client = Client()
-        try:
+        with contextlib.closing(Client()) as client:
             callers = Callers(count, deadline)
             return {name: await rounds(client, urls[name], flash, wait, callers) for name, wait in WAITS.items()}
-        finally:
-            client.close()
 
     with contextlib.ExitStack() as stack:
         flash, pro = stack.enter_context(sim("flash", "--speed", "0")), stack.enter_context(sim("pro", "--speed", "0"))

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from contextlib import closing
 from typing import NamedTuple
 
 from gateway.http1 import Client, Origin
@@ -41,16 +42,13 @@ async def unready(client: Client, url: str) -> float:
 
 
 async def drive(url: str, process: Process, count: int) -> Drained:
-    client = Client()
-    try:
+    with closing(Client()) as client:
         tasks = [asyncio.create_task(stream(client, url)) for _ in range(count)]
         await asyncio.sleep(1.0)
         if any(task.done() for task in tasks):
             raise RuntimeError("a stream ended before the drain began")
         process.send_signal(signal.SIGTERM)
         waited, answers = await unready(client, url), await asyncio.gather(*tasks)
-    finally:
-        client.close()
     whole = sum(data.endswith(b"data: [DONE]\n\n") for data in answers)
     errors = sum(b'data: {"error"' in data and not data.endswith(b"data: [DONE]\n\n") for data in answers)
     return Drained(whole, errors, count - whole - errors, waited)

@@ -28,8 +28,7 @@ async def load(client: Client, url: str, rate: int, seconds: float) -> list[Outc
 
 
 async def drive(url: str, server: int, rate: int, seconds: float) -> Freeze:
-    client = Client()
-    try:
+    with contextlib.closing(Client()) as client:
         before = await load(client, url, rate, min(seconds, 5))
         os.kill(server, signal.SIGSTOP)
         try:
@@ -37,8 +36,6 @@ async def drive(url: str, server: int, rate: int, seconds: float) -> Freeze:
         finally:
             os.kill(server, signal.SIGCONT)
         return Freeze(before, frozen, await load(client, url, rate, min(seconds, 5)))
-    finally:
-        client.close()
 
 
 def measure(seconds: float, rate: int) -> Freeze:

@@ -15,11 +15,8 @@ WORKERS = 2  # processes of each
 
 async def burst(urls: list[str], requests: int) -> list[Outcome]:
     """All requests at once, spread over the gateways."""
-    client = Client()
-    try:
+    with contextlib.closing(Client()) as client:
         return await asyncio.gather(*(ask(client, urls[turn % len(urls)]) for turn in range(requests)))
-    finally:
-        client.close()
 
 
 def measure(requests: int, limit: int) -> tuple[int, int, int, float]:

@@ -103,8 +103,7 @@ class Callers(NamedTuple):
 
 
 async def drive(url: str, lines: dict[str, str], load: Load, seconds: float) -> Overload:
-    client = Client()
-    try:
+    with contextlib.closing(Client()) as client:
         callers = Callers(client, url, lines, load, random.Random(4))
         calm = await closed_loop(CALM, min(seconds / 3, 5), lambda: callers.ask("bulk"))
         peak = most(await closed_loop(PLACES, seconds / 3, lambda: callers.ask("bulk")))
@@ -113,8 +112,6 @@ async def drive(url: str, lines: dict[str, str], load: Load, seconds: float) -> 
         begun = min(one.started for one in gold + bulk)
         goodput = sum(at - begun <= seconds for at in answered) / seconds
         return Overload(peak, goodput, calm, gold, bulk)
-    finally:
-        client.close()
 
 
 def most(full: list[Outcome]) -> float:

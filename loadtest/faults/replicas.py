@@ -61,13 +61,10 @@ async def all_fail(client: Client, url: str, sims: list[Sim], span: Span) -> flo
 
 def measure(seconds: float, rate: int, faults: Iterable[str] = FAULTS) -> tuple[dict[str, Failure], float]:
     async def drive(url: str) -> tuple[dict[str, Failure], float]:
-        client = Client()
-        try:
+        with contextlib.closing(Client()) as client:
             span = Span(seconds, rate)
             found = {name: await one_of_three(client, url, sims[0], name, span) for name in faults}
             return found, await all_fail(client, url, sims, Span(3 * seconds, rate))
-        finally:
-            client.close()
 
     with contextlib.ExitStack() as stack:
         sims = [stack.enter_context(sim("flash", "--speed", "0")) for _ in range(3)]

@@ -4,6 +4,7 @@ import asyncio
 import statistics
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from multiprocessing import get_context
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -80,18 +81,15 @@ async def usual(client: Client, url: str, count: int) -> list[float]:
 
 async def main(url: str, port: int, many: Many, asked: int) -> Slow:
     """The slow callers are in a process of their own: they shall be in the gateway's way, not in the measurement's."""
-    client, loop = Client(), asyncio.get_running_loop()
-    with ProcessPoolExecutor(1, get_context("spawn")) as apart:
-        try:
-            async with backend(port):
-                await loop.run_in_executor(apart, lingering, url, Many(0))  # it takes a second to start
-                before = await usual(client, url, asked)
-                slow = loop.run_in_executor(apart, lingering, url, many)
-                await asyncio.sleep(1.2 * many.spread)
-                meanwhile = await usual(client, url, asked)
-                return Slow(await slow, before, meanwhile)
-        finally:
-            client.close()
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart, closing(Client()) as client:
+        async with backend(port):
+            await loop.run_in_executor(apart, lingering, url, Many(0))  # it takes a second to start
+            before = await usual(client, url, asked)
+            slow = loop.run_in_executor(apart, lingering, url, many)
+            await asyncio.sleep(1.2 * many.spread)
+            meanwhile = await usual(client, url, asked)
+            return Slow(await slow, before, meanwhile)
 
 
 def measure(many: Many, asked: int, **settings: str) -> Slow:

@@ -49,18 +49,16 @@ class Run:
         self.rounds: dict[tuple[str, str], list[Seen]] = defaultdict(list)
         self.starts: dict[str, list[Start]] = defaultdict(list)
 
-    def directly(self, stub: Running) -> None:
-        self._points(Way("direct"), stub)
-
     def through(self, way: Way, spot: Spot) -> None:
         with way.started(spot) as running:
             idle = resident(running.pid)
             if way.warm:
                 loaded(self.place, way, running, self.points[0], (0.1, way.warm))
-            self._points(way, running)
+            self.load(way, running)
             self.starts[way.name].append(Start(running.seconds, idle, resident(running.pid)))
 
-    def _points(self, way: Way, running: Running) -> None:
+    def load(self, way: Way, running: Running) -> None:
+        """Each point once."""
         for point in [one for one in self.points if one.connections <= way.most]:
             seen = measured(self.place, way, running, point, seconds(point, self.quick))
             self.rounds[way.name, point.name].append(seen)
@@ -94,7 +92,7 @@ def main() -> None:
             if missing := way.missing():
                 print(f"missing: {way.name}: {missing}")
         for _ in range(options.rounds):
-            run.directly(stub)
+            run.load(Way("direct"), stub)
             for way in chosen:
                 if not way.missing():
                     run.through(way, Spot(f"{HOST}:{stub.port}", place, store))

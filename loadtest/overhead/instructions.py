@@ -51,19 +51,15 @@ def counted(way: Way, spot: Spot, point: Point, seconds: float) -> tuple[int, Pa
     before = ["valgrind", *CALLGRIND.split(), f"--callgrind-out-file={spot.place}/callgrind.%p"]
     with way.started(spot, before) as running:
         loaded(spot.place, way, running, point, (WARM, 0.0))
-        switched(running, "on")
+        steered(running, "-i", "on")
         answers = loaded(spot.place, way, running, point, (seconds, 0.0))["answers"]
-        switched(running, "off")
+        steered(running, "-i", "off")
         steered(running, "-d")
         return answers, written(spot.place)
 
 
-def switched(running: Running, state: str) -> None:
-    """Counting is on or off from here."""
-    steered(running, "-i", state)
-
-
 def steered(running: Running, *told: str) -> None:
+    """Tells callgrind something: to count or not (-i), to write down what it has (-d)."""
     command = ["callgrind_control", *told, str(running.pid)]
     subprocess.run(command, capture_output=True, check=True, timeout=60)
 

@@ -6,20 +6,18 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from loadtest.servers import HOST, end, free_port
+from loadtest.servers import HOST, READY, answering, end, free_port
 
 ROOT = Path(__file__).parent.parent.parent
 GATEWAY_CPU, OTHERS_CPU = 0, 1
 ROUTER = Path(os.environ.get("VLLM_ROUTER", ROOT / ".venv-router" / "bin" / "vllm-router"))
 LITELLM = Path(os.environ.get("LITELLM", ROOT / ".venv-litellm" / "bin" / "litellm"))
 MASTER = "sk-bench-0123456789abcdef0123456789abcdef"  # LiteLLM does not start without a strong one
-STARTED = 60.0  # seconds
 TRACED = 0.05
 NGINX = """\
 daemon off; master_process off; worker_processes 1; pid {place}/nginx.pid; error_log stderr error;
@@ -111,7 +109,7 @@ class Way:
                 env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=output,
             )  # fmt: skip
         try:
-            _answering(f"http://{HOST}:{port}{self.alive}", process)
+            answering(f"http://{HOST}:{port}{self.alive}", process, pause=0.01)
             yield Running(process.pid, port, time.perf_counter() - began)
         finally:
             end(process)
@@ -192,17 +190,8 @@ def ways(key: str) -> list[Way]:
 def new_key(store: str) -> str:
     """An API key, made on the store as an operator makes one."""
     command = [sys.executable, "-m", "gateway", "keys", "create", "bench", "--redis", store]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=STARTED)
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=READY)
     return made.stdout.strip()
 
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"  # where Debian has nginx
-
-
-def _answering(url: str, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + STARTED
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):
-            return
-        time.sleep(0.01)
-    raise TimeoutError(f"{process.args!r} does not answer")

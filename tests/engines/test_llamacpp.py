@@ -18,10 +18,10 @@ import openai
 import pytest
 
 from backends.recipes.__main__ import parser, written
-from loadtest.servers import Sim, free_port, running
+from loadtest.servers import Sim, free_port, running, until
 from tests.engines.conftest import ROOT, Engines, client_of, started, wait
 from tests.engines.gguf import make
-from tests.engines.test_vllm import WEATHER, ask, decision, doctor, metric, ready, streamed, until
+from tests.engines.test_vllm import WEATHER, ask, decision, doctor, metric, paints, ready, speaks, streamed
 from tests.engines.tiny import CONTEXT
 
 BUILT = ROOT / ".llama" / "bin" / "llama-server"
@@ -115,11 +115,7 @@ def test_a_server_that_is_called_vllm_and_is_not_is_asked_by_what_it_binds(serve
 
 
 def test_a_callers_schema_binds(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"],
-              "additionalProperties": False}  # fmt: skip
-    form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "strict": True, "schema": schema}}
-    answer = ask(client, "Pick.", response_format=form, max_tokens=60).parse()
-    assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "green")
+    paints(client)
 
 
 def test_a_stream_comes_in_pieces_and_keeps_usage_to_those_who_asked(client: openai.OpenAI) -> None:
@@ -172,13 +168,7 @@ def test_triage_and_answer_share_one_prefill(servers: Engines) -> None:
 
 
 def test_other_dialects_pass(client: openai.OpenAI) -> None:
-    text: Any = client.completions.create(model="flash", prompt="hello", max_tokens=5, extra_body=GO_ON)
-    assert (text.usage.completion_tokens, text.model) == (5, "flash-model")
-    said: Any = client.responses.create(model="flash", input="hello", max_output_tokens=8)
-    assert (said.usage.output_tokens > 0, said.model) == (True, "flash-model")
-    asked = {"model": "flash", "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}
-    message: Any = client.post("/messages", body=asked, cast_to=object)
-    assert (message["role"], message["usage"]["output_tokens"] > 0) == ("assistant", True)
+    speaks(client, GO_ON)
 
 
 def test_the_doctor_says_what_it_can(servers: Engines, tmp_path: Path) -> None:

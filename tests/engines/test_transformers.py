@@ -9,9 +9,9 @@ from typing import Any
 import openai
 import pytest
 
-from loadtest.servers import Sim, free_port, running
+from loadtest.servers import Sim, free_port, running, until
 from tests.engines.conftest import PYTHON, client_of, engine, wait
-from tests.engines.test_vllm import ask, decision, doctor, ready, streamed, until
+from tests.engines.test_vllm import ask, decision, doctor, ready, streamed
 from tests.engines.tiny import TEMPLATE, make
 
 POLICY = """\

@@ -5,9 +5,8 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from loadtest.servers import Sim, free_port
+from loadtest.servers import Sim, free_port, until
 from tests.engines.conftest import DEEPSEEK_V4, QWEN3_MOE, Architecture, Engines, client_of
 from tests.engines.tiny import CONTEXT
 
@@ -112,11 +111,24 @@ def doctor(policy: Path, **env: str) -> list[dict[str, str]]:
     return [one for one in json.loads(ran.stdout) if one["about"].startswith("tier")]
 
 
-def until(check: Callable[[], object], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.02)
+def paints(client: openai.OpenAI) -> None:
+    """A caller's schema binds the answer."""
+    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"],
+              "additionalProperties": False}  # fmt: skip
+    form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "strict": True, "schema": schema}}
+    answer = ask(client, "Pick.", response_format=form, max_tokens=60).parse()
+    assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "green")
+
+
+def speaks(client: openai.OpenAI, go_on: Any) -> None:
+    """Other dialects than chat's pass; `go_on`: what keeps the model from ending early."""
+    text: Any = client.completions.create(model="flash", prompt="hello", max_tokens=5, extra_body=go_on)
+    assert (text.usage.completion_tokens, text.model) == (5, "flash-model")
+    said: Any = client.responses.create(model="flash", input="hello", max_output_tokens=8)
+    assert (said.usage.output_tokens > 0, said.model) == (True, "flash-model")
+    asked = {"model": "flash", "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}
+    message: Any = client.post("/messages", body=asked, cast_to=object)
+    assert (message["role"], message["usage"]["output_tokens"] > 0) == ("assistant", True)
 
 
 def running_on(engine: Sim) -> float:
@@ -234,11 +246,7 @@ def test_log_probabilities_pass(client: openai.OpenAI) -> None:
 
 
 def test_a_callers_schema_binds(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}}, "required": ["colour"],
-              "additionalProperties": False}  # fmt: skip
-    form: Any = {"type": "json_schema", "json_schema": {"name": "paint", "strict": True, "schema": schema}}
-    answer = ask(client, "Pick.", response_format=form, max_tokens=60).parse()
-    assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "green")
+    paints(client)
 
 
 def test_a_caller_who_leaves_is_gone_from_the_server_too(client: openai.OpenAI, engines: Engines) -> None:
@@ -268,13 +276,7 @@ def test_a_draft_that_is_kept_is_the_answer(engines: Engines) -> None:
 
 
 def test_other_dialects_pass(client: openai.OpenAI) -> None:
-    text: Any = client.completions.create(model="flash", prompt="hello", max_tokens=5, extra_body=GO_ON)
-    assert (text.usage.completion_tokens, text.model) == (5, "flash-model")
-    said: Any = client.responses.create(model="flash", input="hello", max_output_tokens=8)
-    assert (said.usage.output_tokens > 0, said.model) == (True, "flash-model")
-    asked = {"model": "flash", "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]}
-    message: Any = client.post("/messages", body=asked, cast_to=object)
-    assert (message["role"], message["usage"]["output_tokens"] > 0) == ("assistant", True)
+    speaks(client, GO_ON)
 
 
 @pytest.mark.parametrize(("bound", "tier", "outcome"), [(-0.01, "pro", "escalated"), (-90, "flash", "kept")])

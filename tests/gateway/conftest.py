@@ -1,5 +1,8 @@
 """What the tests of the gateway share."""
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -12,3 +15,12 @@ settings.load_profile("patient")
 def url(request: pytest.FixtureRequest) -> str | None:
     """Each kind of store, by its URL; None: in memory."""
     return None if request.param == "memory" else request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No garbage collector during the test: what is in a reference cycle stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

@@ -1,6 +1,5 @@
 """What one server can do is found by asking it, and told in its own words where it fails."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.abilities import Found, Manner, able, alone, manner, strategies, wants, words
+from gateway.abilities import Manner, able, alone, manner, strategies, wants, words
 from gateway.http1 import Client
 from gateway.policy import Policy
 from gateway.upstream import Upstream
@@ -37,36 +36,25 @@ def bodies(server: Sim) -> list[Any]:
     return [json.loads(entry["body"]) for entry in server.state()["requests"]]
 
 
-def asked(policy: Policy) -> Manner:
-    async def main() -> Manner:
-        async with door() as upstream:
-            return await manner(policy, upstream)
-
-    return asyncio.run(main())
+async def asked(policy: Policy) -> Manner:
+    async with door() as upstream:
+        return await manner(policy, upstream)
 
 
-def said(policy: Policy, strategy: str, outcome: str = "error") -> str:
-    async def main() -> str:
-        async with door() as upstream:
-            return await words(policy, upstream, strategy, outcome)  # type: ignore[arg-type]
-
-    return asyncio.run(main())
+async def said(policy: Policy, strategy: str, outcome: str = "error") -> str:
+    async with door() as upstream:
+        return await words(policy, upstream, strategy, outcome)  # type: ignore[arg-type]
 
 
-def test_a_named_strategy_does_not_hide_the_others(flash: Sim) -> None:
-    async def main() -> Found:
-        async with door() as upstream:
-            return await strategies(one(flash, triage={"strategy": "json"}), upstream)
-
-    assert list(asyncio.run(main())) == ["choice", "decisions", "json_logprobs", "json"]
+async def test_a_named_strategy_does_not_hide_the_others(flash: Sim) -> None:
+    async with door() as upstream:
+        found = await strategies(one(flash, triage={"strategy": "json"}), upstream)
+    assert list(found) == ["choice", "decisions", "json_logprobs", "json"]
 
 
-def test_another_tier_than_triage_s_is_asked_at_its_own_server(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with door() as upstream:
-            await strategies(alone(policy_for(flash, pro), "pro", pro.url), upstream)
-
-    asyncio.run(main())
+async def test_another_tier_than_triage_s_is_asked_at_its_own_server(flash: Sim, pro: Sim) -> None:
+    async with door() as upstream:
+        await strategies(alone(policy_for(flash, pro), "pro", pro.url), upstream)
     assert flash.state()["requests"] == []
     assert {body["model"] for body in bodies(pro)} == {"pro-model"}
 
@@ -78,20 +66,17 @@ def test_a_tier_can_do_what_each_useful_server_can_the_better_ones_first() -> No
     assert able([]) == able([{"json": "parse"}]) == ()
 
 
-def test_a_server_that_thinks_by_itself_is_told_from_one_that_the_tier_keeps_from_it(flash: Sim) -> None:
-    assert asked(one(flash, **BARE)) == Manner(thinks=True, content=False, logprobs=True)
-    assert asked(one(flash)) == Manner(thinks=False, content=True, logprobs=True)
+async def test_a_server_that_thinks_by_itself_is_told_from_one_that_the_tier_keeps_from_it(flash: Sim) -> None:
+    assert await asked(one(flash, **BARE)) == Manner(thinks=True, content=False, logprobs=True)
+    assert await asked(one(flash)) == Manner(thinks=False, content=True, logprobs=True)
 
 
-def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question() -> None:
+async def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question() -> None:
     answer = {"choices": [{"message": {"content": "Hello", "reasoning_content": "hm"}, "finish_reason": "stop"}]}
-
-    async def main() -> Manner:
-        refusal = plain(b'{"error":{"message":"no logprobs here"}}', "400 Bad Request")
-        async with scripted(refusal, plain(json.dumps(answer).encode())) as (url, _), door() as upstream:
-            return await manner(one(Sim(url, "flash-model")), upstream)
-
-    assert asyncio.run(main()) == Manner(thinks=True, content=True, logprobs=False)
+    refusal = plain(b'{"error":{"message":"no logprobs here"}}', "400 Bad Request")
+    async with scripted(refusal, plain(json.dumps(answer).encode())) as (url, _):
+        told = await asked(one(Sim(url, "flash-model")))
+    assert told == Manner(thinks=True, content=True, logprobs=False)
 
 
 @pytest.mark.parametrize(
@@ -102,32 +87,29 @@ def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question(
         ('{"choices":[{"message":[],"logprobs":[1]}]}', Manner()),
     ],
 )
-def test_an_answer_of_another_form_is_no_error(answer: str, told: Manner) -> None:
-    async def main() -> Manner:
-        one_each = plain(answer.encode())
-        async with scripted(one_each, one_each) as (url, _), door() as upstream:
-            return await manner(one(Sim(url, "flash-model")), upstream)
-
-    assert asyncio.run(main()) == told
+async def test_an_answer_of_another_form_is_no_error(answer: str, told: Manner) -> None:
+    one_each = plain(answer.encode())
+    async with scripted(one_each, one_each) as (url, _):
+        assert await asked(one(Sim(url, "flash-model"))) == told
 
 
-def test_what_a_server_says_in_place_of_an_answer_is_told(flash: Sim) -> None:
+async def test_what_a_server_says_in_place_of_an_answer_is_told(flash: Sim) -> None:
     flash.config(status=500)
-    assert asked(one(flash)).refused.startswith('500 {"error":')
+    assert (await asked(one(flash))).refused.startswith('500 {"error":')
     gone = Sim(f"http://127.0.0.1:{free_port()}", "flash-model")
-    assert "no connection" in asked(one(gone)).refused
-    assert said(one(gone), "json") == ""
+    assert "no connection" in (await asked(one(gone))).refused
+    assert await said(one(gone), "json") == ""
 
 
-def test_words_are_those_of_the_very_question(flash: Sim) -> None:
-    assert said(one(flash), "decisions").startswith('501 {"error":')
+async def test_words_are_those_of_the_very_question(flash: Sim) -> None:
+    assert (await said(one(flash), "decisions")).startswith('501 {"error":')
     flash.config(only="triage", verdict="garbage")
-    told = said(one(flash), "json", "parse")
+    told = await said(one(flash), "json", "parse")
     assert told.startswith('200 {"role":"assistant","content":')
     assert len(told) <= 124
     last = bodies(flash)[-1]
     assert (last["stream"], last["response_format"]) == (False, {"type": "json_object"})
-    said(one(flash), "choice", "unbound")
+    await said(one(flash), "choice", "unbound")
     assert "Say hello." in json.dumps(bodies(flash)[-1]["messages"])
 
 

@@ -2,7 +2,8 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -48,35 +49,29 @@ GONE = {"type": "http.disconnect"}
 LAST = {"type": "http.request"}  # what it leaves out is an empty body, and no more of it
 
 
-def run(flash: Sim, pro: Sim, scenario: Callable[[Front], Awaitable[None]], **settings: Any) -> None:
-    async def main() -> None:
-        known = Settings(log_exchanges=False, **settings)
-        store = MemoryStore()
-        front = create_app(known, policy_for(flash, pro), store, Keys(store, everyone=True))
-        async with front.running():
-            await scenario(front)
-
-    asyncio.run(main())
+@asynccontextmanager
+async def running(flash: Sim, pro: Sim, **settings: Any) -> AsyncIterator[Front]:
+    known = Settings(log_exchanges=False, **settings)
+    store = MemoryStore()
+    front = create_app(known, policy_for(flash, pro), store, Keys(store, everyone=True))
+    async with front.running():
+        yield front
 
 
-def test_a_body_in_many_pieces_is_one_body(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
+async def test_a_body_in_many_pieces_is_one_body(flash: Sim, pro: Sim) -> None:
+    async with running(flash, pro) as front:
         data = json.dumps(body(model="flash")).encode()
         server = Server(front, [], *(part(data[at : at + 7], more=True) for at in range(0, len(data), 7)), LAST)
         await server.served
         assert server.status() == 200
         assert server.json()["choices"]
 
-    run(flash, pro, main)
 
-
-def test_pieces_that_come_to_more_than_the_limit_are_413_before_the_last(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
+async def test_pieces_that_come_to_more_than_the_limit_are_413_before_the_last(flash: Sim, pro: Sim) -> None:
+    async with running(flash, pro, max_body=1024) as front:
         server = Server(front, [], part(b"x" * 800, more=True), part(b"x" * 800, more=True))
         await server.served
         assert server.status() == 413
-
-    run(flash, pro, main, max_body=1024)
 
 
 async def test_a_wire_knows_when_it_wrote_last() -> None:
@@ -86,18 +81,16 @@ async def test_a_wire_knows_when_it_wrote_last() -> None:
     assert wire.moved >= before
 
 
-def test_who_leaves_before_the_body_is_complete_is_told_nothing(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
+async def test_who_leaves_before_the_body_is_complete_is_told_nothing(flash: Sim, pro: Sim) -> None:
+    async with running(flash, pro) as front:
         server = Server(front, [], part(b"{", more=True), GONE)
         await server.served
         assert server.sent == []
 
-    run(flash, pro, main)
 
-
-def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
-    async def main(front: Front) -> None:
-        flash.config(stall_first=5.0)
+async def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=5.0)
+    async with running(flash, pro) as front:
         server = Server(front, [], part(json.dumps(body(model="flash")).encode()))
         await eventually(lambda: front.doors.upstream.load().get("flash", 0) == 1)
         server.messages.put_nowait(GONE)
@@ -105,22 +98,13 @@ def test_who_leaves_while_a_model_works_frees_it(flash: Sim, pro: Sim) -> None:
         assert not any(front.doors.upstream.load().values())
         assert server.sent == []
 
-    run(flash, pro, main)
-
 
 @pytest.mark.parametrize("http", ["fast", "asgi"])
-def test_an_exchange_that_has_ended_is_gone_without_the_collectors_help(flash: Sim, pro: Sim, http: str) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), http=http) as gate:
-            gc.collect()
-            gc.disable()
-            assert (await gate.ask(body(model="flash"))).status == 200
-            await eventually(lambda: not any(type(one) is Exchange for one in gc.get_objects()))
-
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
+@pytest.mark.usefixtures("uncollected")
+async def test_an_exchange_that_has_ended_is_gone_without_the_collectors_help(flash: Sim, pro: Sim, http: str) -> None:
+    async with gateway(policy_for(flash, pro), http=http) as gate:
+        assert (await gate.ask(body(model="flash"))).status == 200
+        await eventually(lambda: not any(type(one) is Exchange for one in gc.get_objects()))
 
 
 async def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a_failure() -> None:

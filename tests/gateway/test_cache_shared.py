@@ -50,39 +50,31 @@ async def two(flash: Sim, pro: Sim, store: str) -> AsyncIterator[tuple[Port, Por
             yield here, Port(int(url.rpartition(":")[2])), process
 
 
-def test_500_identical_requests_over_two_processes_make_one_call(flash: Sim, pro: Sim, valkey: str) -> None:
+async def test_500_identical_requests_over_two_processes_make_one_call(flash: Sim, pro: Sim, valkey: str) -> None:
     flash.config(stall_first=0.7)
-
-    async def main() -> None:
-        fields = [ASKED, ASKED | {"stream": True}]
-        async with two(flash, pro, valkey) as (*ports, _):
-            answers = await asyncio.gather(*(ports[n % 2].ask(fields[n // 2 % 2]) for n in range(500)))
-        assert {answer.status for answer in answers} == {200}
-        assert len({answer.data for answer in answers}) == 2
-        kinds = [answer.headers["x-route-cache"] for answer in answers]
-        assert kinds.count("miss") == 1
-        assert kinds.count("coalesced") + kinds.count("hit") == 499
-
-    asyncio.run(main())
+    fields = [ASKED, ASKED | {"stream": True}]
+    async with two(flash, pro, valkey) as (*ports, _):
+        answers = await asyncio.gather(*(ports[n % 2].ask(fields[n // 2 % 2]) for n in range(500)))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.data for answer in answers}) == 2
+    kinds = [answer.headers["x-route-cache"] for answer in answers]
+    assert kinds.count("miss") == 1
+    assert kinds.count("coalesced") + kinds.count("hit") == 499
     assert len(flash.seen()) == 1
 
 
-def test_the_death_of_the_process_that_answers_elects_another(flash: Sim, pro: Sim, valkey: str) -> None:
+async def test_the_death_of_the_process_that_answers_elects_another(flash: Sim, pro: Sim, valkey: str) -> None:
     flash.config(stall_first=0.6)
-
-    async def main() -> None:
-        async with two(flash, pro, valkey) as (second, first, process):
-            lost = [asyncio.create_task(first.ask(ASKED)) for _ in range(3)]
-            await eventually(lambda: len(flash.seen()) == 1)
-            waiting = [asyncio.create_task(second.ask(ASKED)) for _ in range(100)]
-            await asyncio.sleep(0.2)
-            process.kill()
-            answers = await asyncio.gather(*waiting)
-            assert {answer.status for answer in answers} == {200}
-            assert len({answer.data for answer in answers}) == 1
-            await asyncio.gather(*lost, return_exceptions=True)
-
-    asyncio.run(main())
+    async with two(flash, pro, valkey) as (second, first, process):
+        lost = [asyncio.create_task(first.ask(ASKED)) for _ in range(3)]
+        await eventually(lambda: len(flash.seen()) == 1)
+        waiting = [asyncio.create_task(second.ask(ASKED)) for _ in range(100)]
+        await asyncio.sleep(0.2)
+        process.kill()
+        answers = await asyncio.gather(*waiting)
+        assert {answer.status for answer in answers} == {200}
+        assert len({answer.data for answer in answers}) == 1
+        await asyncio.gather(*lost, return_exceptions=True)
     assert len(flash.seen()) == 2
 
 
@@ -197,16 +189,14 @@ async def test_without_a_store_each_process_answers_by_itself() -> None:
     await store.close()
 
 
-def test_while_the_store_does_not_answer_identical_requests_to_one_process_make_one_call(flash: Sim, pro: Sim) -> None:
+async def test_while_the_store_does_not_answer_identical_requests_to_one_process_make_one_call(
+    flash: Sim, pro: Sim
+) -> None:
     flash.config(stall_first=0.25)
-
-    async def main() -> None:
-        store = open_store("redis://127.0.0.1:1")
-        async with gateway(load_policy(TEXT.format(flash.url, pro.url)), store) as gate:
-            answers = await asyncio.gather(*(gate.ask(ASKED) for _ in range(9)))
-        assert [answer.headers["x-route-cache"] for answer in answers].count("coalesced") == 8
-
-    asyncio.run(main())
+    store = open_store("redis://127.0.0.1:1")
+    async with gateway(load_policy(TEXT.format(flash.url, pro.url)), store) as gate:
+        answers = await asyncio.gather(*(gate.ask(ASKED) for _ in range(9)))
+    assert [answer.headers["x-route-cache"] for answer in answers].count("coalesced") == 8
     assert len(flash.seen()) == 1
 
 

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
-from loadtest.servers import Process, Sim, free_port, running
-from tests.tiers import policy_text, until
+from loadtest.servers import Process, Sim, free_port, running, until
+from tests.tiers import policy_text
 
 ADMIN = secrets.token_hex(32)
 

@@ -1,4 +1,3 @@
-import asyncio
 import os
 import signal
 import stat
@@ -9,7 +8,7 @@ from pathlib import Path
 from valkey import Valkey
 
 from gateway.embedded import embedded
-from tests.tiers import until
+from loadtest.servers import until
 
 
 def ended(pid: int) -> bool:
@@ -25,18 +24,15 @@ def server_pid(url: str) -> int:
         return int(client.info("server")["process_id"])
 
 
-def test_it_answers_on_a_private_socket_saves_nothing_and_leaves_nothing() -> None:
-    async def use() -> tuple[Path, int]:
-        async with embedded() as url:
-            place = Path(url.removeprefix("unix://")).parent
-            with Valkey.from_url(url) as client:
-                assert client.ping()
-                assert client.config_get("save") == {"save": ""}
-                assert int(client.config_get("maxmemory")["maxmemory"]) == 256 << 20
-            assert stat.S_IMODE(place.stat().st_mode) == 0o700
-            return place, server_pid(url)
-
-    place, pid = asyncio.run(use())
+async def test_it_answers_on_a_private_socket_saves_nothing_and_leaves_nothing() -> None:
+    async with embedded() as url:
+        place = Path(url.removeprefix("unix://")).parent
+        with Valkey.from_url(url) as client:
+            assert client.ping()
+            assert client.config_get("save") == {"save": ""}
+            assert int(client.config_get("maxmemory")["maxmemory"]) == 256 << 20
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        pid = server_pid(url)
     until(lambda: ended(pid))
     assert not place.exists()
 
@@ -46,14 +42,10 @@ async def test_two_do_not_meet() -> None:
         assert server_pid(one) != server_pid(other)
 
 
-def test_it_ends_also_when_it_is_frozen() -> None:
-    async def use() -> int:
-        async with embedded() as url:
-            pid = server_pid(url)
-            os.kill(pid, signal.SIGSTOP)
-            return pid
-
-    pid = asyncio.run(use())
+async def test_it_ends_also_when_it_is_frozen() -> None:
+    async with embedded() as url:
+        pid = server_pid(url)
+        os.kill(pid, signal.SIGSTOP)
     until(lambda: ended(pid))
 
 

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from gateway.estimate import Difference, Unknown, Weighed, Z, difference, estimate, runs, wilson
+from gateway.estimate import Interval, Unknown, Weighed, Z, difference, estimate, runs, wilson
 
 
 def logged(count: int, seed: int, p: float) -> list[Weighed]:
@@ -98,7 +98,7 @@ def test_a_difference_is_known_better_than_what_it_is_made_of() -> None:
 
 def test_ways_that_choose_alike_do_not_differ_and_such_as_may_differ_never_surely_do_not() -> None:
     one = [Weighed(1.0, 1.0)] * 60
-    assert difference(one, one) == Difference(0.0, 0.0, 0.0)
+    assert difference(one, one) == Interval(0.0, 0.0, 0.0)
     both = difference([Weighed(1.0, 0.5), *one[1:]], one)
     assert both.low < -0.02 < both.value < 0 < both.high, "one request of sixty is all that tells them apart"
 

@@ -5,6 +5,8 @@ import random
 from collections.abc import Awaitable
 from typing import Any
 
+import pytest
+
 from gateway.fast import Cycle, FastConnection
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
@@ -75,7 +77,7 @@ async def test_a_later_request_is_refused_by_its_own_length(flash: Sim, pro: Sim
         writer.close()
 
 
-def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -> None:
+async def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -> None:
     """One that is nearly as the one before on its connection; as a first one on another connection it is parsed."""
     drawn, good = random.Random(7), raw(body(model="flash", max_tokens=4))
     head, _, data = good.partition(b"\r\n\r\n")
@@ -128,13 +130,10 @@ def test_a_request_is_read_alike_whatever_came_before_it(flash: Sim, pro: Sim) -
         writer.close()
         return statuses
 
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), request_timeout=0.5) as gate:
-            fresh = await asyncio.gather(*(told(gate, one) for one in changed))
-            assert {b"200", b"400", b"404", b"408"} <= {status for one in fresh for status in one}
-            assert await asyncio.gather(*(told(gate, one, good, good) for one in changed)) == fresh
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro), request_timeout=0.5) as gate:
+        fresh = await asyncio.gather(*(told(gate, one) for one in changed))
+        assert {b"200", b"400", b"404", b"408"} <= {status for one in fresh for status in one}
+        assert await asyncio.gather(*(told(gate, one, good, good) for one in changed)) == fresh
 
 
 async def test_a_request_keeps_its_own_head_whatever_was_asked_since_one_like_it(flash: Sim, pro: Sim) -> None:
@@ -217,45 +216,31 @@ async def test_a_body_is_asked_for_where_the_caller_waits_for_that(flash: Sim, p
             writer.close()
 
 
+@pytest.mark.usefixtures("uncollected")
 async def test_a_request_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> None:
     async with gateway(policy_for(flash, pro)) as gate:
         reader, writer = await connected(gate)
         writer.write(raw(body(model="flash")))
         await asyncio.wait_for(reader.readuntil(b"}}"), 5)
         gc.collect()
-        gc.disable()
-        try:
-            for _ in range(5):
-                writer.write(raw(body(model="flash")))
-                await asyncio.wait_for(reader.readuntil(b"}}"), 5)
-            for _ in range(200):  # the answer is read before its task is at its end
-                left = sum(isinstance(one, Cycle) for one in gc.get_objects())
-                if left == 1:
-                    break
-                await asyncio.sleep(0.01)
-        finally:
-            gc.enable()
+        for _ in range(5):
+            writer.write(raw(body(model="flash")))
+            await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        # Only the connection's last one is left; the answer is read before its task is at its end.
+        await eventually(lambda: sum(isinstance(one, Cycle) for one in gc.get_objects()) == 1)
         writer.close()
-        assert left == 1, "only the connection's last one"
 
 
-def test_a_connection_that_ended_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            before = sum(isinstance(one, FastConnection) for one in gc.get_objects())
-            answered = await gate.open(body(model="flash"))
-            assert (await answered.answer()).status == 200
-            half = await gate.open(b"{", content_length="9")
-            await eventually(lambda: bool(gate.front.doors.uploads._open))
-            await half.leave(reset=True)
-            await eventually(lambda: sum(isinstance(one, FastConnection) for one in gc.get_objects()) == before)
-
-    gc.collect()
-    gc.disable()
-    try:
-        asyncio.run(main())
-    finally:
-        gc.enable()
+@pytest.mark.usefixtures("uncollected")
+async def test_a_connection_that_ended_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        before = sum(isinstance(one, FastConnection) for one in gc.get_objects())
+        answered = await gate.open(body(model="flash"))
+        assert (await answered.answer()).status == 200
+        half = await gate.open(b"{", content_length="9")
+        await eventually(lambda: bool(gate.front.doors.uploads._open))
+        await half.leave(reset=True)
+        await eventually(lambda: sum(isinstance(one, FastConnection) for one in gc.get_objects()) == before)
 
 
 async def test_a_connection_that_lies_idle_holds_no_body(flash: Sim, pro: Sim) -> None:

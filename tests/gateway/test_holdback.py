@@ -312,17 +312,14 @@ async def test_those_who_ask_the_same_share_one_escalation(flash: Sim, pro: Sim)
         ("broken", {"cut_after": 6}, {}),
     ],
 )
-def test_time_for_the_start_is_the_servers_and_not_the_gateways(
+async def test_time_for_the_start_is_the_servers_and_not_the_gateways(
     flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str], outcome: str, fault: JSON, of_pro: JSON
 ) -> None:
-    async def main() -> None:
-        flash.config(stall_after=4, stall=0.3, **fault)
-        pro.config(**of_pro)
-        async with gateway(held_back(flash, pro), log_exchanges=True) as gate:
-            answer = await gate.ask(body(stream=True))
-            assert float(answer.headers["x-gateway-overhead-ms"]) < 300
-
-    asyncio.run(main())
+    flash.config(stall_after=4, stall=0.3, **fault)
+    pro.config(**of_pro)
+    async with gateway(held_back(flash, pro), log_exchanges=True) as gate:
+        answer = await gate.ask(body(stream=True))
+        assert float(answer.headers["x-gateway-overhead-ms"]) < 300
     line = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert line["holdback"]["outcome"] == outcome
     assert line["ttft"] >= line["holdback"]["seconds"] >= 0.1
@@ -394,7 +391,7 @@ class Seen:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_a_caller_gets_is_of_exactly_one_answer(seed: int) -> None:
+async def test_what_a_caller_gets_is_of_exactly_one_answer(seed: int) -> None:
     chance, seen, cases = random.Random(seed), Seen(), range(40)
     written = {tier: {case: script(tier, chance) for case in cases} for tier in ("flash", "pro")}
     tokens, wait = chance.choice([1, 5, 24]), chance.choice(["1ms", "10ms", "1s"])
@@ -416,15 +413,12 @@ def test_what_a_caller_gets_is_of_exactly_one_answer(seed: int) -> None:
             seen.broken += 1
         seen.tiers.add(answer.headers["x-route-tier"])
 
-    async def main() -> None:
-        async with scripts("flash", written["flash"]) as flash, scripts("pro", written["pro"]) as pro:
-            policy = held_back(flash, pro, {"tokens": tokens, "wait": wait})
-            async with gateway(policy) as gate:
-                asking = [gate.ask(body(str(case), stream=True)) for case in cases]
-                for case, answer in enumerate(await asyncio.gather(*asking)):
-                    check(case, answer)
-
-    asyncio.run(main())
+    async with scripts("flash", written["flash"]) as flash, scripts("pro", written["pro"]) as pro:
+        policy = held_back(flash, pro, {"tokens": tokens, "wait": wait})
+        async with gateway(policy) as gate:
+            asking = [gate.ask(body(str(case), stream=True)) for case in cases]
+            for case, answer in enumerate(await asyncio.gather(*asking)):
+                check(case, answer)
     assert seen.whole > 10
     assert seen.tiers == {"flash", "pro"}
 

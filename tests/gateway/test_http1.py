@@ -111,23 +111,17 @@ async def test_an_answer_that_broke_unseen_is_told_of_by_reading_not_by_pouring(
         response.close()
 
 
-def test_an_exchange_that_broke_leaves_nothing_for_the_collector(run: Run) -> None:
+@pytest.mark.usefixtures("uncollected")
+async def test_an_exchange_that_broke_leaves_nothing_for_the_collector(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, _):
-            before = sum(isinstance(one, Connection) for one in gc.get_objects())
-            gc.disable()
-            with contextlib.suppress(TransportError):
-                await ask(client, origin, Limits(1, 0.01, 1, 5))
-            await eventually(lambda: sum(isinstance(one, Connection) for one in gc.get_objects()) == before)
-
-    try:
-        run(main())
-    finally:
-        gc.enable()
+    async with serving(talk) as (client, origin, _):
+        before = sum(isinstance(one, Connection) for one in gc.get_objects())
+        with contextlib.suppress(TransportError):
+            await ask(client, origin, Limits(1, 0.01, 1, 5))
+        await eventually(lambda: sum(isinstance(one, Connection) for one in gc.get_objects()) == before)
 
 
 async def test_a_loop_that_was_held_up_does_not_take_a_connection_for_one_that_failed(run: Run) -> None:
@@ -172,7 +166,7 @@ async def test_a_connection_carries_exchange_after_exchange_unless_the_server_ob
         assert (server.requests, server.connections) == (3, connections)
 
 
-def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
+async def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
     busy = 0
 
     async def talk(peer: Peer) -> None:
@@ -184,15 +178,12 @@ def test_a_connection_carries_one_exchange_at_a_time(run: Run) -> None:
             assert peer.reader.at_eof() or not getattr(peer.reader, "_buffer", b""), "pipelined"
             await peer.answer(OK.replace(b"ok", head.split()[1][-2:]))
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, server):
-            for _ in range(2):
-                heads = [POST.replace(b"/x", b"/%02d" % i) for i in range(20)]
-                answers = await asyncio.gather(*(told(client, origin, head=head) for head in heads))
-                assert answers == [(200, b"%02d" % i) for i in range(20)]
-            assert (busy, server.connections, server.requests) == (20, 20, 40)
-
-    run(main())
+    async with serving(talk) as (client, origin, server):
+        for _ in range(2):
+            heads = [POST.replace(b"/x", b"/%02d" % i) for i in range(20)]
+            answers = await asyncio.gather(*(told(client, origin, head=head) for head in heads))
+            assert answers == [(200, b"%02d" % i) for i in range(20)]
+        assert (busy, server.connections, server.requests) == (20, 20, 40)
 
 
 async def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) -> None:

@@ -99,7 +99,7 @@ async def test_the_rest_of_an_answer_may_be_given_less_time_but_never_more(run: 
         await server.emptied()
 
 
-def test_the_idle_limit_starts_anew_with_each_chunk(run: Run) -> None:
+async def test_the_idle_limit_starts_anew_with_each_chunk(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.answer(CHUNKED)
@@ -108,17 +108,14 @@ def test_the_idle_limit_starts_anew_with_each_chunk(run: Run) -> None:
             await asyncio.sleep(0.06)
         await peer.left()
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, _):
-            response = await ask(client, origin, Limits(1, 1, 0.3, 5))
-            started = time.monotonic()
-            with pytest.raises(TransportError) as error:
-                await response.read(99)
-            response.close()
-            assert error.value.kind == "idle"
-            assert time.monotonic() - started > 0.5
-
-    run(main())
+    async with serving(talk) as (client, origin, _):
+        response = await ask(client, origin, Limits(1, 1, 0.3, 5))
+        started = time.monotonic()
+        with pytest.raises(TransportError) as error:
+            await response.read(99)
+        response.close()
+        assert error.value.kind == "idle"
+        assert time.monotonic() - started > 0.5
 
 
 @pytest.mark.parametrize("size", [2, MIB])
@@ -140,7 +137,7 @@ async def test_a_reader_that_is_slow_is_no_idle_server_but_has_a_total_too(run: 
         response.close()
 
 
-def test_a_slow_reader_slows_the_server(run: Run) -> None:
+async def test_a_slow_reader_slows_the_server(run: Run) -> None:
     sent = 0
 
     async def talk(peer: Peer) -> None:
@@ -151,19 +148,16 @@ def test_a_slow_reader_slows_the_server(run: Run) -> None:
             await peer.answer(b"x" * MIB)
             sent += 1
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, _):
-            response = await ask(client, origin)
-            size = len(await response.chunk())
-            await asyncio.sleep(0.2)
-            assert sent < 16  # what fits into the sockets' own buffers
-            while data := await response.chunk():
-                assert len(data) < 2 * MIB
-                size += len(data)
-            response.close()
-            assert (sent, size) == (48, 48 * MIB)
-
-    run(main())
+    async with serving(talk) as (client, origin, _):
+        response = await ask(client, origin)
+        size = len(await response.chunk())
+        await asyncio.sleep(0.2)
+        assert sent < 16  # what fits into the sockets' own buffers
+        while data := await response.chunk():
+            assert len(data) < 2 * MIB
+            size += len(data)
+        response.close()
+        assert (sent, size) == (48, 48 * MIB)
 
 
 async def test_an_answer_longer_than_asked_for_is_refused(run: Run) -> None:

@@ -18,7 +18,7 @@ from gateway.cli.keyfile import KeyFileStore
 from gateway.keyfile import KeyFile, read_keys
 from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, open_store
-from loadtest.servers import Sim, free_port, python
+from loadtest.servers import Sim, free_port, program
 from tests.gateway.serving import PATIENCE, Port, gateway
 from tests.tiers import JSON, policy_text
 
@@ -209,5 +209,5 @@ def test_a_key_revoked_in_the_file_or_in_the_store_is_refused_by_all_gateways(tm
             assert await file_of(there) == "ok"
 
     command = ["-m", "gateway", "serve", "--policy", str(rules), "--redis", valkey, "--keys", str(path), "--port"]
-    with python([*command, str(port := free_port())], port):
+    with program([*command, str(port := free_port())], port):
         asyncio.run(main(Port(port)))

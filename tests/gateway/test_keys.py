@@ -1,10 +1,9 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -19,7 +18,6 @@ from gateway.pricing import terms
 from gateway.store import KeyRecord, MemoryStore
 from gateway.types import Caller
 
-T = TypeVar("T")
 RAW = "a-key-from-the-environment"
 CALLERS = Callers(
     default=DefaultCaller(plan="silver"),
@@ -73,33 +71,25 @@ async def refused(keys: Keys, authorization: str | None) -> Refusal:
     return refusal.value
 
 
-def with_store(scenario: Callable[[CountingStore], Awaitable[T]]) -> T:
-    async def main() -> T:
-        return await scenario(CountingStore())
-
-    return asyncio.run(main())
+@pytest.fixture
+def store() -> CountingStore:
+    return CountingStore()
 
 
-def test_a_key_names_its_caller_and_plan() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store, "ann", "gold")
-        caller = await who(Keys(store), key)
-        assert (caller.id, caller.name, caller.plan) == (record.id, "ann", "gold")
-        key, _ = await kept(store, "bob")
-        assert (await who(Keys(store), key)).plan == "silver"
-
-    with_store(main)
+async def test_a_key_names_its_caller_and_plan(store: CountingStore) -> None:
+    key, record = await kept(store, "ann", "gold")
+    caller = await who(Keys(store), key)
+    assert (caller.id, caller.name, caller.plan) == (record.id, "ann", "gold")
+    key, _ = await kept(store, "bob")
+    assert (await who(Keys(store), key)).plan == "silver"
 
 
-def test_a_key_holds_256_bits_and_the_store_none_of_them() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store)
-        assert re.fullmatch(rf"sk-tg-{record.id}-[A-Za-z0-9_-]{{43}}", key)
-        assert re.fullmatch(r"[0-9a-f]{12}", record.id)
-        assert record.hash == key_hash(await store.secret(), key)
-        assert key[-43:] not in repr(await store.list_keys())
-
-    with_store(main)
+async def test_a_key_holds_256_bits_and_the_store_none_of_them(store: CountingStore) -> None:
+    key, record = await kept(store)
+    assert re.fullmatch(rf"sk-tg-{record.id}-[A-Za-z0-9_-]{{43}}", key)
+    assert re.fullmatch(r"[0-9a-f]{12}", record.id)
+    assert record.hash == key_hash(await store.secret(), key)
+    assert key[-43:] not in repr(await store.list_keys())
 
 
 @pytest.mark.parametrize(
@@ -107,115 +97,90 @@ def test_a_key_holds_256_bits_and_the_store_none_of_them() -> None:
     [None, "", "Bearer", "Bearer ", "Basic dXNlcjpw", RAW, "Bearer \udcff\ud800", "Bearer sk-tg-", "Bearer sk-tg--",
      "Bearer sk-tg-000000000000-" + "x" * 43, "Bearer sk-tg-000000000000", "Bearer " + "x" * 10_000],
 )  # fmt: skip
-def test_no_key_a_malformed_one_and_an_unknown_one_are_401(authorization: str | None) -> None:
-    refusal = with_store(lambda store: refused(Keys(store, RAW), authorization))
+async def test_no_key_a_malformed_one_and_an_unknown_one_are_401(authorization: str | None) -> None:
+    refusal = await refused(Keys(MemoryStore(), RAW), authorization)
     assert isinstance(refusal, Unauthorized)
     assert (refusal.status, refusal.code) == (401, "invalid_api_key")
 
 
-def test_a_key_with_one_character_changed_is_401() -> None:
-    async def main(store: CountingStore) -> None:
-        key, _ = await kept(store)
-        keys = Keys(store)
-        for place in (-1, -20, -43):
-            other = key[:place] + ("A" if key[place] != "A" else "B") + key[place:][1:]
-            assert isinstance(await refused(keys, f"Bearer {other}"), Unauthorized)
-        assert isinstance(await refused(keys, f"Bearer {key}x"), Unauthorized)
-
-    with_store(main)
+async def test_a_key_with_one_character_changed_is_401(store: CountingStore) -> None:
+    key, _ = await kept(store)
+    keys = Keys(store)
+    for place in (-1, -20, -43):
+        other = key[:place] + ("A" if key[place] != "A" else "B") + key[place:][1:]
+        assert isinstance(await refused(keys, f"Bearer {other}"), Unauthorized)
+    assert isinstance(await refused(keys, f"Bearer {key}x"), Unauthorized)
 
 
-def test_the_scheme_is_matched_in_any_case_and_is_the_only_one() -> None:
-    async def main(store: CountingStore) -> None:
-        assert (await identify(f"bearer {RAW}", Keys(store, RAW), CALLERS)).id == "default"
-        assert (await refused(Keys(store, RAW), f"Basic {RAW}")).status == 401
-
-    with_store(main)
+async def test_the_scheme_is_matched_in_any_case_and_is_the_only_one(store: CountingStore) -> None:
+    assert (await identify(f"bearer {RAW}", Keys(store, RAW), CALLERS)).id == "default"
+    assert (await refused(Keys(store, RAW), f"Basic {RAW}")).status == 401
 
 
-def test_a_key_takes_one_place_in_memory_however_its_header_is_written() -> None:
-    async def main(store: CountingStore) -> None:
-        keys = Keys(store, RAW)
-        for authorization in (f"Bearer {RAW}", f"bearer {RAW}", f"BEARER   {RAW} "):
-            assert (await identify(authorization, keys, CALLERS)).id == "default"
-        assert list(keys._opened) == [f"Bearer {RAW}"]
-
-    with_store(main)
+async def test_a_key_takes_one_place_in_memory_however_its_header_is_written(store: CountingStore) -> None:
+    keys = Keys(store, RAW)
+    for authorization in (f"Bearer {RAW}", f"bearer {RAW}", f"BEARER   {RAW} "):
+        assert (await identify(authorization, keys, CALLERS)).id == "default"
+    assert list(keys._opened) == [f"Bearer {RAW}"]
 
 
-def test_the_key_from_the_environment_is_the_default_caller() -> None:
-    async def main(store: CountingStore) -> None:
-        caller = await who(Keys(store, RAW), RAW)
-        assert (caller.id, caller.name, caller.plan) == ("default", "default", "silver")
-        assert store.asked == []
-
-    with_store(main)
+async def test_the_key_from_the_environment_is_the_default_caller(store: CountingStore) -> None:
+    caller = await who(Keys(store, RAW), RAW)
+    assert (caller.id, caller.name, caller.plan) == ("default", "default", "silver")
+    assert store.asked == []
 
 
-def test_where_no_key_is_asked_for_everyone_is_anonymous() -> None:
-    async def main(store: CountingStore) -> None:
-        for authorization in (None, "Bearer whatever", "nonsense"):
-            caller = await identify(authorization, Keys(store, everyone=True), CALLERS)
-            assert (caller.id, caller.plan) == ("anonymous", "silver")
-
-    with_store(main)
+async def test_where_no_key_is_asked_for_everyone_is_anonymous(store: CountingStore) -> None:
+    for authorization in (None, "Bearer whatever", "nonsense"):
+        caller = await identify(authorization, Keys(store, everyone=True), CALLERS)
+        assert (caller.id, caller.plan) == ("anonymous", "silver")
 
 
-def test_a_plan_that_the_policy_does_not_have_is_403() -> None:
-    async def main(store: CountingStore) -> None:
-        key, _ = await kept(store, "ann", "platinum")
-        refusal = await refused(Keys(store), f"Bearer {key}")
-        assert isinstance(refusal, Forbidden)
-        assert "platinum" in refusal.message
-
-    with_store(main)
+async def test_a_plan_that_the_policy_does_not_have_is_403(store: CountingStore) -> None:
+    key, _ = await kept(store, "ann", "platinum")
+    refusal = await refused(Keys(store), f"Bearer {key}")
+    assert isinstance(refusal, Forbidden)
+    assert "platinum" in refusal.message
 
 
-def test_whom_a_key_let_in_is_asked_anew_when_the_plans_or_the_secret_change() -> None:
-    async def main(store: CountingStore) -> None:
-        key, _ = await kept(store, plan="gold")
-        keys = Keys(store, RAW)
-        before = [await who(keys, each) for each in (key, RAW)]
-        assert [await who(keys, each) for each in (key, RAW)] == before
-        with pytest.raises(Forbidden):
-            await identify(f"Bearer {key}", keys, replace(CALLERS, plans={"silver": CALLERS.plans["silver"]}))
-        store.known_secret = b"other" * 7
-        assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
-        assert (await who(keys, RAW)).salt != before[1].salt
-
-    with_store(main)
+async def test_whom_a_key_let_in_is_asked_anew_when_the_plans_or_the_secret_change(store: CountingStore) -> None:
+    key, _ = await kept(store, plan="gold")
+    keys = Keys(store, RAW)
+    before = [await who(keys, each) for each in (key, RAW)]
+    assert [await who(keys, each) for each in (key, RAW)] == before
+    with pytest.raises(Forbidden):
+        await identify(f"Bearer {key}", keys, replace(CALLERS, plans={"silver": CALLERS.plans["silver"]}))
+    store.known_secret = b"other" * 7
+    assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
+    assert (await who(keys, RAW)).salt != before[1].salt
 
 
-def test_whom_a_key_let_in_is_refused_once_the_store_has_no_such_key() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store)
-        keys = Keys(store)
-        assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
-        del store._keys[record.id]
-        await asyncio.sleep(BELIEVED)
-        for _ in range(2):
-            assert keys.known(f"Bearer {key}", CALLERS) is None
-            assert (await refused(keys, f"Bearer {key}")).status == 401
-        store.down = True
-        keys._unknown.clear()  # as after another second
-        assert (await refused(keys, f"Bearer {key}")).status == 503, "an outage does not bring it back"
-
-    with_store(main)
+async def test_whom_a_key_let_in_is_refused_once_the_store_has_no_such_key(store: CountingStore) -> None:
+    key, record = await kept(store)
+    keys = Keys(store)
+    assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
+    del store._keys[record.id]
+    await asyncio.sleep(BELIEVED)
+    for _ in range(2):
+        assert keys.known(f"Bearer {key}", CALLERS) is None
+        assert (await refused(keys, f"Bearer {key}")).status == 401
+    store.down = True
+    keys._unknown.clear()  # as after another second
+    assert (await refused(keys, f"Bearer {key}")).status == 503, "an outage does not bring it back"
 
 
-def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revocation_acts_within_it() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store)
-        keys = Keys(store)
-        for _ in range(50):
-            await who(keys, key)
-            await refused(keys, "Bearer sk-tg-000000000000-secret")
-        assert store.asked == [record.id, "000000000000"]
-        await store.revoke_key(record.id)
-        await asyncio.sleep(1.01)
-        assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
-
-    with_store(main)
+async def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revocation_acts_within_it(
+    store: CountingStore,
+) -> None:
+    key, record = await kept(store)
+    keys = Keys(store)
+    for _ in range(50):
+        await who(keys, key)
+        await refused(keys, "Bearer sk-tg-000000000000-secret")
+    assert store.asked == [record.id, "000000000000"]
+    await store.revoke_key(record.id)
+    await asyncio.sleep(1.01)
+    assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
 
 
 @pytest.mark.parametrize(
@@ -224,133 +189,112 @@ def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revocation_
      ("sk-tg-" + "a" * 7 + "-x", False), ("sk-tg-" + "a" * 33 + "-x", False), ("sk-tg-" + "a" * 12 + "-", False),
      ("sk-tg-" + "a" * 12, False), ("sk-" + "a" * 12 + "-x", False), ("a" * 12 + "-x", False)],
 )  # fmt: skip
-def test_a_store_is_asked_for_a_key_that_it_may_have_made_and_no_other(key: str, asked: bool) -> None:
-    async def main(store: CountingStore) -> None:
-        await refused(Keys(store), f"Bearer {key}")
-        assert len(store.asked) == asked
-
-    with_store(main)
-
-
-def test_of_more_keys_than_are_remembered_the_one_found_first_is_forgotten() -> None:
-    async def main(store: CountingStore) -> None:
-        _, record = await kept(store)
-        keys = Keys(store)
-        opened = Opened(await identify(None, Keys(store, everyone=True), CALLERS), None, b"", CALLERS)
-        for n in range(REMEMBERED + 1):
-            store._keys[f"{n}"] = record
-            assert await keys.record(f"{n}") == record
-            keys.remember(f"{n}", opened)
-        asked = len(store.asked)
-        assert [keys.opened(f"{n}") for n in (0, 1, REMEMBERED)] == [None, opened, opened]
-        await keys.record("1")
-        await keys.record(f"{REMEMBERED}")
-        assert len(store.asked) == asked
-        await keys.record("0")
-        assert len(store.asked) == asked + 1
-
-    with_store(main)
+async def test_a_store_is_asked_for_a_key_that_it_may_have_made_and_no_other(
+    store: CountingStore, key: str, asked: bool
+) -> None:
+    await refused(Keys(store), f"Bearer {key}")
+    assert len(store.asked) == asked
 
 
-def test_ten_thousand_unknown_ids_push_no_known_key_out_and_are_bounded() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store)
-        keys = Keys(store)
-        await who(keys, key)
-        for n in range(10_000):
-            await refused(keys, f"Bearer sk-tg-{n:012x}-secret")
-        store.down = True
-        assert (await who(keys, key)).id == record.id
-        assert len(keys._unknown) <= 4096
-
-    with_store(main)
-
-
-def test_in_an_outage_a_key_seen_before_works_and_another_is_503() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store)
-        unseen, _ = await kept(store)
-        keys = Keys(store)
-        await who(keys, key)
-        await asyncio.sleep(1.01)
-        store.down = True
-        assert (await who(keys, key)).id == record.id
-        assert (await refused(keys, f"Bearer {unseen}")).status == 503
-
-    with_store(main)
+async def test_of_more_keys_than_are_remembered_the_one_found_first_is_forgotten(store: CountingStore) -> None:
+    _, record = await kept(store)
+    keys = Keys(store)
+    opened = Opened(await identify(None, Keys(store, everyone=True), CALLERS), None, b"", CALLERS)
+    for n in range(REMEMBERED + 1):
+        store._keys[f"{n}"] = record
+        assert await keys.record(f"{n}") == record
+        keys.remember(f"{n}", opened)
+    asked = len(store.asked)
+    assert [keys.opened(f"{n}") for n in (0, 1, REMEMBERED)] == [None, opened, opened]
+    await keys.record("1")
+    await keys.record(f"{REMEMBERED}")
+    assert len(store.asked) == asked
+    await keys.record("0")
+    assert len(store.asked) == asked + 1
 
 
-def test_the_salt_is_the_callers_own_and_the_same_each_time() -> None:
-    async def main(store: CountingStore) -> None:
-        ann, _ = await kept(store, "ann")
-        bob, _ = await kept(store, "bob")
-        salts = [(await who(Keys(store), key)).salt for key in (ann, ann, bob)]
-        assert salts[0] == salts[1] != salts[2]
-        assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", salt) for salt in salts)
-
-    with_store(main)
-
-
-def test_an_expired_key_is_401() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store)
-        await store.put_key(replace(record, expires=record.created - 1))
-        refusal = await refused(Keys(store), f"Bearer {key}")
-        assert (refusal.status, refusal.code) == (401, "expired_api_key")
-
-    with_store(main)
+async def test_ten_thousand_unknown_ids_push_no_known_key_out_and_are_bounded(store: CountingStore) -> None:
+    key, record = await kept(store)
+    keys = Keys(store)
+    await who(keys, key)
+    for n in range(10_000):
+        await refused(keys, f"Bearer sk-tg-{n:012x}-secret")
+    store.down = True
+    assert (await who(keys, key)).id == record.id
+    assert len(keys._unknown) <= 4096
 
 
-def test_a_key_of_the_file_lets_its_caller_in_no_more_once_it_expires(tmp_path: Path) -> None:
-    async def main(store: CountingStore) -> None:
-        written = KeyFileStore(tmp_path / "keys.json")
-        expires = time.time() + 1.0
-        key, record = new_key(await written.secret(), "ann", expires=expires)
-        await written.put_key(record)
-        keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
-        assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
-        await asyncio.sleep(expires - time.time() + 0.01)
-        assert keys.known(f"Bearer {key}", CALLERS) is None
-        assert (await refused(keys, f"Bearer {key}")).code == "expired_api_key"
-
-    with_store(main)
+async def test_in_an_outage_a_key_seen_before_works_and_another_is_503(store: CountingStore) -> None:
+    key, record = await kept(store)
+    unseen, _ = await kept(store)
+    keys = Keys(store)
+    await who(keys, key)
+    await asyncio.sleep(1.01)
+    store.down = True
+    assert (await who(keys, key)).id == record.id
+    assert (await refused(keys, f"Bearer {unseen}")).status == 503
 
 
-def test_what_a_key_has_of_its_own_goes_before_its_plan() -> None:
-    async def main(store: CountingStore) -> None:
-        key, record = await kept(store, plan="gold")
-        own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
-        await store.put_key(replace(record, expires=record.created + 60, **own))
-        caller = structs.replace(await who(Keys(store), key), plan="frugal")
-        plan = terms(caller, POLICY).plan
-        assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
-        assert plan.budget
-        assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
-        assert POLICY.reach("silver", ()) == ("flash",)
-        assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
-
-    with_store(main)
+async def test_the_salt_is_the_callers_own_and_the_same_each_time(store: CountingStore) -> None:
+    ann, _ = await kept(store, "ann")
+    bob, _ = await kept(store, "bob")
+    salts = [(await who(Keys(store), key)).salt for key in (ann, ann, bob)]
+    assert salts[0] == salts[1] != salts[2]
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", salt) for salt in salts)
 
 
-def test_the_file_is_asked_before_the_store_and_knows_its_keys_without_it(tmp_path: Path) -> None:
-    async def main(store: CountingStore) -> None:
-        written = KeyFileStore(tmp_path / "keys.json")
-        key, record = new_key(await written.secret(), "ann", "gold")
-        await written.put_key(record)
-        other, _ = await kept(store, "bob")
-        keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
-        assert ((await who(keys, key)).name, store.asked) == ("ann", [])
-        assert (await who(keys, other)).name == "bob"
-        store.down = True
-        caller = await who(keys, key)
-        assert caller.salt == (await who(Keys(MemoryStore(), file=keys.file), key)).salt
-        assert (await refused(keys, f"Bearer {key}x")).status == 401
-        assert (await refused(keys, "Bearer sk-tg-000000000000-x")).status == 503
-        await written.revoke_key(record.id)
-        assert keys.file
-        keys.file.look()
-        await store.put_key(replace(record, hash=key_hash(await store.secret(), key)))
-        store.down = False
-        assert (await refused(keys, f"Bearer {key}")).status == 401, "what the file says goes before the store"
+async def test_an_expired_key_is_401(store: CountingStore) -> None:
+    key, record = await kept(store)
+    await store.put_key(replace(record, expires=record.created - 1))
+    refusal = await refused(Keys(store), f"Bearer {key}")
+    assert (refusal.status, refusal.code) == (401, "expired_api_key")
 
-    with_store(main)
+
+async def test_a_key_of_the_file_lets_its_caller_in_no_more_once_it_expires(
+    store: CountingStore, tmp_path: Path
+) -> None:
+    written = KeyFileStore(tmp_path / "keys.json")
+    expires = time.time() + 1.0
+    key, record = new_key(await written.secret(), "ann", expires=expires)
+    await written.put_key(record)
+    keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
+    assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
+    await asyncio.sleep(expires - time.time() + 0.01)
+    assert keys.known(f"Bearer {key}", CALLERS) is None
+    assert (await refused(keys, f"Bearer {key}")).code == "expired_api_key"
+
+
+async def test_what_a_key_has_of_its_own_goes_before_its_plan(store: CountingStore) -> None:
+    key, record = await kept(store, plan="gold")
+    own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
+    await store.put_key(replace(record, expires=record.created + 60, **own))
+    caller = structs.replace(await who(Keys(store), key), plan="frugal")
+    plan = terms(caller, POLICY).plan
+    assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
+    assert plan.budget
+    assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
+    assert POLICY.reach("silver", ()) == ("flash",)
+    assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
+
+
+async def test_the_file_is_asked_before_the_store_and_knows_its_keys_without_it(
+    store: CountingStore, tmp_path: Path
+) -> None:
+    written = KeyFileStore(tmp_path / "keys.json")
+    key, record = new_key(await written.secret(), "ann", "gold")
+    await written.put_key(record)
+    other, _ = await kept(store, "bob")
+    keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
+    assert ((await who(keys, key)).name, store.asked) == ("ann", [])
+    assert (await who(keys, other)).name == "bob"
+    store.down = True
+    caller = await who(keys, key)
+    assert caller.salt == (await who(Keys(MemoryStore(), file=keys.file), key)).salt
+    assert (await refused(keys, f"Bearer {key}x")).status == 401
+    assert (await refused(keys, "Bearer sk-tg-000000000000-x")).status == 503
+    await written.revoke_key(record.id)
+    assert keys.file
+    keys.file.look()
+    await store.put_key(replace(record, hash=key_hash(await store.secret(), key)))
+    store.down = False
+    assert (await refused(keys, f"Bearer {key}")).status == 401, "what the file says goes before the store"

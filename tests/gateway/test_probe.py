@@ -15,7 +15,7 @@ from gateway.http1 import Client, Limits
 from gateway.policy import Policy
 from gateway.probe import Probe
 from gateway.upstream import Upstream
-from loadtest.servers import Sim, free_port, pid_of, python, sim
+from loadtest.servers import Sim, free_port, pid_of, program, sim
 from tests.gateway.serving import COMPLEX, SIMPLE, body, eventually, gateway, plain, quiet, scripted, watched
 from tests.tiers import JSON, policy_for
 
@@ -51,54 +51,47 @@ async def probing(policy: Policy, pause: float = 0.05) -> AsyncIterator[tuple[Pr
     await quiet(door, troubles)
 
 
-def found(policy: Policy) -> JSON:
-    async def main() -> JSON:
-        async with probing(policy) as (probe, _):
-            return probe.told()
-
-    return asyncio.run(main())
+async def found(policy: Policy) -> JSON:
+    async with probing(policy) as (probe, _):
+        return probe.told()
 
 
-def test_vllm_is_asked_by_choice(flash: Sim) -> None:
-    told = found(auto(flash))
+async def test_vllm_is_asked_by_choice(flash: Sim) -> None:
+    told = await found(auto(flash))
     assert (told["tier"], told["strategy"]) == ("flash", "choice")
     assert told["replicas"] == [{"choice": "ok", "decisions": "error", "json_logprobs": "ok", "json": "ok"}]
 
 
-def test_engines_are_told_apart(engines: dict[str, Sim]) -> None:
-    told = {name: found(auto(server, engine=DECLARED.get(name, "vllm"))) for name, server in engines.items()}
+async def test_engines_are_told_apart(engines: dict[str, Sim]) -> None:
+    told = {name: await found(auto(server, engine=DECLARED.get(name, "vllm"))) for name, server in engines.items()}
     assert {name: one["strategy"] for name, one in told.items()} == {
         "decisions": "choice", "llama.cpp": "json_logprobs", "llama-cpp-python": "json", "transformers": "json",
     }  # fmt: skip
     refused, ignored = told["llama-cpp-python"]["replicas"][0], told["transformers"]["replicas"][0]
     assert told["decisions"]["replicas"][0]["decisions"] == "ok"
     assert (refused["json_logprobs"], ignored["json_logprobs"]) == ("error", "no_logprobs")
-    foreign = found(auto(engines["transformers"]))["replicas"]
+    foreign = (await found(auto(engines["transformers"])))["replicas"]
     assert set(foreign[0].values()) == {"error"}, "it refuses vLLM's own fields"
     assert "choice" not in {name for one in (refused, ignored) for name, what in one.items() if what == "ok"}
 
 
-def test_a_server_that_refuses_schemas_still_gives_a_probability_when_the_policy_says_so(
+async def test_a_server_that_refuses_schemas_still_gives_a_probability_when_the_policy_says_so(
     engines: dict[str, Sim],
 ) -> None:
     policy = policy_for(
         engines["llama-cpp-python"], PRO, tiers={"flash": {"can": {"json_schema": False}}}, triage={"strategy": "auto"}
     )
-    assert found(policy)["strategy"] == "json_logprobs"
+    assert (await found(policy))["strategy"] == "json_logprobs"
 
 
-def test_a_server_that_streams_no_log_probabilities_beside_tools_gives_a_verdict_with_one(
+async def test_a_server_that_streams_no_log_probabilities_beside_tools_gives_a_verdict_with_one(
     engines: dict[str, Sim], pro: Sim
 ) -> None:
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     policy = policy_for(engines["llama.cpp"], pro, tiers={"flash": {"engine": "openai"}})
-
-    async def main() -> JSON:
-        async with gateway(policy) as gate:
-            told: JSON = (await gate.ask(body(COMPLEX, tools=tools), "/v1/route")).json()["verdict"]
-            return told
-
-    verdict = asyncio.run(main())
+    async with gateway(policy) as gate:
+        told: JSON = (await gate.ask(body(COMPLEX, tools=tools), "/v1/route")).json()["verdict"]
+        verdict = told
     assert (verdict["label"], verdict["reason"], verdict["p_complex"] > 0.5) == ("complex", "ok", True)
 
 
@@ -108,34 +101,30 @@ def said(content: str) -> bytes:
     return plain(json.dumps({"choices": [choice]}).encode())
 
 
-def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answers() -> None:
+async def test_a_server_that_only_does_as_it_is_told_is_no_server_that_binds_its_answers() -> None:
     label, hello = '{"complexity":"simple"}', said("Hello! How can I help?")
     answers = [plain(b""), said("simple"), hello, plain(b"{}", "404 Not Found"), said(label), hello, said(label)]
-
-    async def main() -> JSON:
-        async with (
-            scripted(*answers) as (url, _),
-            probing(auto(Sim(url, "flash-model")), pause=9.0) as (probe, _),
-        ):
-            return probe.told()
-
-    told = asyncio.run(main())
+    async with (
+        scripted(*answers) as (url, _),
+        probing(auto(Sim(url, "flash-model")), pause=9.0) as (probe, _),
+    ):
+        told = probe.told()
     outcomes = {"choice": "unbound", "decisions": "error", "json_logprobs": "unbound", "json": "ok"}
     assert (told["strategy"], told["replicas"]) == ("json", [outcomes])
 
 
-def test_a_tier_can_do_what_each_of_its_servers_can(flash: Sim, engines: dict[str, Sim]) -> None:
-    assert found(auto(flash, engines["llama-cpp-python"]))["strategy"] == "json"
-    assert found(auto(flash, engines["decisions"]))["strategy"] == "choice"
+async def test_a_tier_can_do_what_each_of_its_servers_can(flash: Sim, engines: dict[str, Sim]) -> None:
+    assert (await found(auto(flash, engines["llama-cpp-python"])))["strategy"] == "json"
+    assert (await found(auto(flash, engines["decisions"])))["strategy"] == "choice"
 
 
-def test_a_named_strategy_asks_nobody_and_a_prompt_that_thinks_first_is_not_asked_for_a_word(flash: Sim) -> None:
-    assert found(auto(flash, strategy="json"))["strategy"] == "json"
+async def test_a_named_strategy_asks_nobody_and_a_prompt_that_thinks_first_is_not_asked_for_a_word(flash: Sim) -> None:
+    assert (await found(auto(flash, strategy="json")))["strategy"] == "json"
     assert flash.state()["requests"] == []
     never = policy_for(flash, PRO, triage={"strategy": "auto"}, rules=[{"id": "all", "route": "flash"}])
-    assert found(never)["replicas"] == [None], "no rule wants a verdict"
+    assert (await found(never))["replicas"] == [None], "no rule wants a verdict"
     assert flash.state()["requests"] == []
-    told = found(auto(flash, prompt="intent.v1"))
+    told = await found(auto(flash, prompt="intent.v1"))
     assert (told["strategy"], list(told["replicas"][0])) == ("json_logprobs", ["json_logprobs", "json"])
 
 
@@ -147,7 +136,7 @@ def test_a_server_that_starts_later_or_comes_back_is_asked_again(caplog: pytest.
         async with probing(auto(late)) as (probe, door):
             assert probe.told() == {"tier": "flash", "strategy": "json_logprobs", "replicas": [None]}
             for _ in range(2):
-                with python(["-m", "backends.sim", *FLAGS, "--port", str(port)], port):
+                with program(["-m", "backends.sim", *FLAGS, "--port", str(port)], port):
                     await eventually(lambda: probe.told()["strategy"] == "choice")
                 await eventually(lambda: door.able["flash"] == ())
 
@@ -186,9 +175,9 @@ async def test_of_a_server_that_is_too_busy_to_say_that_it_lives_nothing_is_forg
     client.close()
 
 
-def test_a_server_of_another_kind_is_not_sent_vllms_own_fields(flash: Sim) -> None:
+async def test_a_server_of_another_kind_is_not_sent_vllms_own_fields(flash: Sim) -> None:
     policy = policy_for(flash, PRO, tiers={"flash": {"engine": "openai"}}, triage={"strategy": "auto"})
-    assert "choice" not in found(policy)["replicas"][0]
+    assert "choice" not in (await found(policy))["replicas"][0]
     assert not [entry for entry in flash.state()["requests"] if "structured_outputs" in entry["body"]]
 
 

@@ -253,30 +253,26 @@ async def test_an_upgrade_is_not_taken_and_what_follows_it_is_not_read(flash: Si
             assert only(await said(gate.port, *parts)).status == 200
 
 
-def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None:
+async def test_the_body_beside_an_offer_of_http2_is_read(flash: Sim, pro: Sim) -> None:
     long = json.dumps(body("x " * 100_000, model="flash")).encode()
     offers = [
         POST + LENGTH + OFFER + b"\r\n" + QUESTION,
         CHUNKED + OFFER + b"\r\n" + CHUNK + b"0\r\n\r\n",
         POST + OFFER + b"content-length: %d\r\n\r\n" % len(long) + long,
     ]
-
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro)) as gate:
-            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
-            for size in (7, 1000, 1_000_000):
-                for offer in offers[: 2 if size == 7 else 3]:
-                    for at in range(0, len(offer), size):
-                        writer.write(offer[at : at + size])
-                        await asyncio.sleep(0)
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    assert head.startswith(b"HTTP/1.1 200 "), head
-                    await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
-            writer.close()
-            said = [json.loads(one["body"])["messages"][0]["content"] for one in flash.seen()]
-            assert said == [SIMPLE, SIMPLE, *[SIMPLE, SIMPLE, "x " * 100_000] * 2]
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro)) as gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        for size in (7, 1000, 1_000_000):
+            for offer in offers[: 2 if size == 7 else 3]:
+                for at in range(0, len(offer), size):
+                    writer.write(offer[at : at + size])
+                    await asyncio.sleep(0)
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 "), head
+                await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+        writer.close()
+        said = [json.loads(one["body"])["messages"][0]["content"] for one in flash.seen()]
+        assert said == [SIMPLE, SIMPLE, *[SIMPLE, SIMPLE, "x " * 100_000] * 2]
 
 
 async def test_the_last_request_of_a_connection_may_offer_http2(flash: Sim, pro: Sim) -> None:

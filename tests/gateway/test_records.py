@@ -259,20 +259,17 @@ def test_a_pipe_whose_reader_stands_still_is_given_up(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_once(
+async def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        kept = Records(MemoryStore(), tmp_path / "none" / "a")
-        for name in ("r", "s", "t"):
-            kept.keep(ended(name), policy())
-            await kept.close()
-            assert names(kept)[-1] == name
-            if name == "s":
-                (tmp_path / "none").mkdir()
-        assert kept.lost == 2
-
-    asyncio.run(main())
+    kept = Records(MemoryStore(), tmp_path / "none" / "a")
+    for name in ("r", "s", "t"):
+        kept.keep(ended(name), policy())
+        await kept.close()
+        assert names(kept)[-1] == name
+        if name == "s":
+            (tmp_path / "none").mkdir()
+    assert kept.lost == 2
     told = [record.getMessage().partition("none/a ")[2] for record in caplog.records]
     assert told == [
         "cannot be written (No such file or directory): decisions are lost",
@@ -289,21 +286,18 @@ async def test_lines_that_cannot_be_written_in_time_do_not_pile_up(tmp_path: Pat
     assert (kept.lost, len(read([tmp_path / "a"]))) == (7, room.WAITING)
 
 
-def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valkey: str) -> None:
-    async def main() -> None:
-        stores = [open_store(valkey) for _ in range(2)]
-        here, there = map(Records, stores)
-        shared = policy(stream=1000)
-        here.keep(ended("r"), shared)
-        await here.close()
-        tried = there.judge(BOB, "r", GOOD, shared), there.judge(ANN, "r", GOOD, policy())
-        assert [type(one) for one in await asyncio.gather(*tried, return_exceptions=True)] == [NotFound] * 2
-        await there.judge(ANN, "r", GOOD, shared)
-        await there.close()
-        for store in stores:
-            await store.close()
-
-    asyncio.run(main())
+async def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valkey: str) -> None:
+    stores = [open_store(valkey) for _ in range(2)]
+    here, there = map(Records, stores)
+    shared = policy(stream=1000)
+    here.keep(ended("r"), shared)
+    await here.close()
+    tried = there.judge(BOB, "r", GOOD, shared), there.judge(ANN, "r", GOOD, policy())
+    assert [type(one) for one in await asyncio.gather(*tried, return_exceptions=True)] == [NotFound] * 2
+    await there.judge(ANN, "r", GOOD, shared)
+    await there.close()
+    for store in stores:
+        await store.close()
     with Valkey.from_url(valkey) as client:
         lines = [entry[b"line"] for _, entry in client.xrange("tg1:records")]
     assert [sorted(json.loads(line)) for line in lines][1] == ["at", "caller", "id", "outcome", "v"]
@@ -325,17 +319,14 @@ def test_what_the_stream_holds_is_printed_line_by_line_the_oldest_first(valkey: 
     assert runner.invoke(app, ["records", "--redis", valkey]).stdout.splitlines() == lines
 
 
-def test_the_stream_keeps_about_as_many_as_it_is_told(valkey: str) -> None:
-    async def main() -> None:
-        store = open_store(valkey)
-        kept = Records(store)
-        rules = policy(stream=100)
-        for at in range(1000):
-            kept.keep(ended(f"r{at}"), rules)
-        await kept.close()
-        await store.close()
-
-    asyncio.run(main())
+async def test_the_stream_keeps_about_as_many_as_it_is_told(valkey: str) -> None:
+    store = open_store(valkey)
+    kept = Records(store)
+    rules = policy(stream=100)
+    for at in range(1000):
+        kept.keep(ended(f"r{at}"), rules)
+    await kept.close()
+    await store.close()
     with Valkey.from_url(valkey) as client:
         assert 100 <= client.xlen("tg1:records") < 300
         newest = client.xrevrange("tg1:records", count=1)[0][1][b"line"]

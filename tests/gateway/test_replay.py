@@ -14,9 +14,9 @@ from gateway.estimate import estimate
 from gateway.policy import Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError, Used
 from gateway.records import seen, to_keep
-from gateway.replay import Choice, Unrecorded, choices, moved, replay, shuffled
-from gateway.replay.choices import as_recorded
-from gateway.replay.compared import weighed
+from gateway.replay import Unrecorded, replay
+from gateway.replay.choices import Choice, as_recorded, choices
+from gateway.replay.compared import moved, shuffled, weighed
 from gateway.routing import route
 from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
 

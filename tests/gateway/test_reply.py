@@ -1,6 +1,5 @@
 """An answer on its way out: its pieces, and what its end gives back."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -22,20 +21,20 @@ async def read(reply: Reply) -> list[bytes]:
     return [piece async for piece in reply.chunks]
 
 
-def test_an_answer_comes_in_pieces_whatever_its_body_is() -> None:
-    assert asyncio.run(read(Reply(200, [], b"whole", False, "flash", nothing))) == [b"whole"]
-    assert asyncio.run(read(Reply(200, [], pieces([]), True, "flash", nothing))) == [b"a", b"b"]
+async def test_an_answer_comes_in_pieces_whatever_its_body_is() -> None:
+    assert await read(Reply(200, [], b"whole", False, "flash", nothing)) == [b"whole"]
+    assert await read(Reply(200, [], pieces([]), True, "flash", nothing)) == [b"a", b"b"]
 
 
-def test_a_refusal_breaks_an_answer_before_its_first_byte() -> None:
+async def test_a_refusal_breaks_an_answer_before_its_first_byte() -> None:
     reply = Reply.refused(Overloaded("full"))
     assert (reply.status, reply.tier) == (503, "")
     with pytest.raises(Overloaded, match="full"):
-        asyncio.run(read(reply))
+        await read(reply)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_end_of_an_answer_is_told_once_though_what_it_held_cannot_be_given_back(fails: bool) -> None:
+async def test_the_end_of_an_answer_is_told_once_though_what_it_held_cannot_be_given_back(fails: bool) -> None:
     ended: list[str] = []
 
     async def shut() -> None:
@@ -43,16 +42,13 @@ def test_the_end_of_an_answer_is_told_once_though_what_it_held_cannot_be_given_b
         if fails:
             raise OSError
 
-    async def main() -> None:
-        reply = Reply(200, [], pieces(ended), True, "flash", shut, closed=lambda: ended.append("closed"))
-        await anext(reply.chunks)
-        for _ in range(2):
-            try:
-                await reply.close()
-            except OSError:
-                assert fails
-
-    asyncio.run(main())
+    reply = Reply(200, [], pieces(ended), True, "flash", shut, closed=lambda: ended.append("closed"))
+    await anext(reply.chunks)
+    for _ in range(2):
+        try:
+            await reply.close()
+        except OSError:
+            assert fails
     assert ended == ["pieces", "shut", "closed", "shut"]
 
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.body import Fields
-from gateway.score import LOOKS, MEASURES, WEIGHTS, measures, reasons, score, score_text, surface, words
+from gateway.score import LOOKS, MEASURES, WEIGHTS, reasons, score, score_text, surface, words
 from gateway.score.question import split
 from gateway.score.remembered import LONGEST, WORDS
+from gateway.score.surface import measures
 
 QUESTION = "A tank holds 120 litres and loses 7 litres an hour. After how many hours are 50 litres left?"
 PROOF = "Prove step by step that there are infinitely many primes of the form 4k+3."

@@ -24,10 +24,10 @@ from gateway.keys import Keys
 from gateway.server import Listener, Server, bind, files, most_lines
 from gateway.settings import Settings
 from gateway.store import MemoryStore
-from loadtest.servers import POLICY, Process, Sim, free_port, running
+from loadtest.servers import POLICY, Process, Sim, free_port, running, until
 from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, pem
 from tests.gateway.serving import PATIENCE, Answer, Line, Port, body, eventually, gateway, parsed
-from tests.tiers import JSON, policy_for, until
+from tests.tiers import JSON, policy_for
 
 STREAM = body(model="flash", stream=True, max_tokens=40)
 PLACES = 4

@@ -65,29 +65,25 @@ def test_a_session_is_asked_for_in_the_same_write_as_admission(flash: Sim, pro: 
     on(valkey, scenario)  # type: ignore[arg-type]  # the store of that URL is a RedisStore
 
 
-def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits(flash: Sim, pro: Sim) -> None:
+async def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits(flash: Sim, pro: Sim) -> None:
     policy, request = sessions(flash, pro), asked(body(), headers=HERE)
-
-    async def main() -> None:
-        async with embedded() as url:
-            with Valkey.from_url(url) as client:
-                pid = int(client.info("server")["process_id"])
-            store = RedisStore(url)
-            await store.admit("ann", WIDE, None)
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                remembered = recalling(request, key_of(request, policy) or b"", store)
-                assert remembered
-                admitted = asyncio.create_task(store.admit("ann", WIDE, None))
-                await asyncio.wait({remembered, admitted}, return_when=asyncio.FIRST_COMPLETED)
-                assert (remembered.done(), admitted.done()) == (True, False)
-                assert await remembered is None
-                assert (await admitted).allowed
-            finally:
-                os.kill(pid, signal.SIGCONT)
-                await store.close()
-
-    asyncio.run(main())
+    async with embedded() as url:
+        with Valkey.from_url(url) as client:
+            pid = int(client.info("server")["process_id"])
+        store = RedisStore(url)
+        await store.admit("ann", WIDE, None)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            remembered = recalling(request, key_of(request, policy) or b"", store)
+            assert remembered
+            admitted = asyncio.create_task(store.admit("ann", WIDE, None))
+            await asyncio.wait({remembered, admitted}, return_when=asyncio.FIRST_COMPLETED)
+            assert (remembered.done(), admitted.done()) == (True, False)
+            assert await remembered is None
+            assert (await admitted).allowed
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            await store.close()
 
 
 async def test_while_the_store_stands_still_requests_are_decided_without_their_session(flash: Sim, pro: Sim) -> None:

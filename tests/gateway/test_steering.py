@@ -1,4 +1,3 @@
-import asyncio
 import json
 import re
 import secrets
@@ -106,25 +105,19 @@ async def test_a_text_sees_no_variable_that_the_file_does_not_name(
         assert (await put(gate, "/explain", asked))["policy"]["name"] == "unset"
 
 
-def test_a_text_reads_no_file_of_another_folder_that_the_policy_in_force_does_not(
+async def test_a_text_reads_no_file_of_another_folder_that_the_policy_in_force_does_not(
     flash: Sim, pro: Sim, file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     known, secret = (tmp_path_factory.mktemp("elsewhere") / name for name in ("known.yaml", "secret.yaml"))
     for path in (known, secret, file.with_name("beside.yaml")):
         write(path, policy_text(flash, pro, name="next"))
-
-    async def main() -> None:
-        async with steered(file, policy_text(flash, pro, candidate={"policy": str(known)})) as gate:
-            for name in ("beside.yaml", str(known)):
-                found = await put(gate, "/check", policy_text(flash, pro, candidate={"policy": name}))
-                assert (name, found["ok"]) == (name, True)
-            for name in (str(secret), f"../{secret.parent.name}/secret.yaml", "/dev/zero"):
-                (problem,) = (await put(gate, "/check", policy_text(flash, pro, candidate={"policy": name})))[
-                    "problems"
-                ]
-                assert "another folder" in problem["message"]
-
-    asyncio.run(main())
+    async with steered(file, policy_text(flash, pro, candidate={"policy": str(known)})) as gate:
+        for name in ("beside.yaml", str(known)):
+            found = await put(gate, "/check", policy_text(flash, pro, candidate={"policy": name}))
+            assert (name, found["ok"]) == (name, True)
+        for name in (str(secret), f"../{secret.parent.name}/secret.yaml", "/dev/zero"):
+            (problem,) = (await put(gate, "/check", policy_text(flash, pro, candidate={"policy": name})))["problems"]
+            assert "another folder" in problem["message"]
 
 
 async def test_where_no_file_is_followed_a_text_is_checked_and_not_compared(flash: Sim, pro: Sim) -> None:

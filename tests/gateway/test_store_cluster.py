@@ -19,7 +19,8 @@ from gateway.store.cluster import key_slot as slot_of
 from gateway.store.refusals import MovedError
 from gateway.store.valkey import RedisStore
 from gateway.store.words import account, pushed
-from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot, until
+from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot
+from loadtest.servers import until
 from tests.gateway.serving import PATIENCE
 from tests.stores import at_once, recovered
 
@@ -116,58 +117,50 @@ def test_a_killed_primary_costs_its_callers_three_seconds_of_local_limits_and_ot
         nodes.flush()
 
 
-def test_a_frozen_primary_holds_up_its_own_callers_once_and_others_never(nodes: Nodes) -> None:
+async def test_a_frozen_primary_holds_up_its_own_callers_once_and_others_never(nodes: Nodes) -> None:
     victim, other = nodes.primaries()[:2]
     (mine,), (theirs,) = nodes.callers(victim, 1), nodes.callers(other, 1)
     assert victim.process is not None
     pid = victim.process.pid
-
-    async def main() -> None:
-        async with opened(nodes, 1.0) as store:
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                held_up = [asyncio.create_task(ask(store, mine)) for _ in range(50)]
-                others = await asyncio.gather(*(ask(store, theirs) for _ in range(50)))
-                assert not any(one.done() for one in held_up)
-                first = await asyncio.gather(*held_up)
-                rest = [await at_once(ask(store, mine)) for _ in range(50)]
-            finally:
-                os.kill(pid, signal.SIGCONT)
-            assert all(allowed for _, allowed, _ in others + first + rest)
-            assert all(shared for _, _, shared in others)
-            await recovered(store)
-            assert (await ask(store, mine))[2]
-
-    asyncio.run(main())
+    async with opened(nodes, 1.0) as store:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            held_up = [asyncio.create_task(ask(store, mine)) for _ in range(50)]
+            others = await asyncio.gather(*(ask(store, theirs) for _ in range(50)))
+            assert not any(one.done() for one in held_up)
+            first = await asyncio.gather(*held_up)
+            rest = [await at_once(ask(store, mine)) for _ in range(50)]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert all(allowed for _, allowed, _ in others + first + rest)
+        assert all(shared for _, _, shared in others)
+        await recovered(store)
+        assert (await ask(store, mine))[2]
     until(nodes.whole)
 
 
-def test_slots_that_move_under_load_lose_no_decision_and_admit_not_one_too_many(nodes: Nodes) -> None:
+async def test_slots_that_move_under_load_lose_no_decision_and_admit_not_one_too_many(nodes: Nodes) -> None:
     source, target = nodes.primaries()[:2]
     callers = {key_slot(f"{{{name}}}".encode()): name for name in nodes.callers(source, MOVES)}
     fifty = Limits(50, 1000, 60.0)
-
-    async def main() -> None:
-        async with opened(nodes) as store:
-            moving = asyncio.create_task(asyncio.to_thread(move_all, nodes, source, target, list(callers)))
-            rounds, apart, admitted = 0, 0, dict.fromkeys(callers.values(), 0)
-            while not moving.done() or rounds < 60:
-                answers = await asyncio.gather(*(ask(store, caller, fifty) for caller in admitted))
-                rounds += 1
-                for caller, (_, allowed, shared) in zip(admitted, answers, strict=True):
-                    apart += not shared
-                    admitted[caller] += allowed and shared
-            await moving
-            elapsed = time.monotonic() - started
-            asked = rounds * len(callers)
-            print(f"{len(callers)} slots moved under {asked} decisions in {elapsed:.1f} s, {apart} decided locally")
-            assert apart <= asked / 1000  # a slot may be open for longer than a decision waits, on a busy machine
-            assert min(admitted.values()) >= 50
-            assert max(admitted.values()) <= 50 + elapsed * 50 / 60
-            assert store.state == "ok"
-
     started = time.monotonic()
-    asyncio.run(main())
+    async with opened(nodes) as store:
+        moving = asyncio.create_task(asyncio.to_thread(move_all, nodes, source, target, list(callers)))
+        rounds, apart, admitted = 0, 0, dict.fromkeys(callers.values(), 0)
+        while not moving.done() or rounds < 60:
+            answers = await asyncio.gather(*(ask(store, caller, fifty) for caller in admitted))
+            rounds += 1
+            for caller, (_, allowed, shared) in zip(admitted, answers, strict=True):
+                apart += not shared
+                admitted[caller] += allowed and shared
+        await moving
+        elapsed = time.monotonic() - started
+        asked = rounds * len(callers)
+        print(f"{len(callers)} slots moved under {asked} decisions in {elapsed:.1f} s, {apart} decided locally")
+        assert apart <= asked / 1000  # a slot may be open for longer than a decision waits, on a busy machine
+        assert min(admitted.values()) >= 50
+        assert max(admitted.values()) <= 50 + elapsed * 50 / 60
+        assert store.state == "ok"
     move_all(nodes, target, source, list(callers))
 
 
@@ -176,30 +169,26 @@ def move_all(nodes: Nodes, source: Node, target: Node, slots: list[int]) -> None
         move_slot(nodes, slot, source, target)
 
 
-def test_in_the_middle_of_a_move_entries_are_asked_of_the_new_owner_and_decisions_fall_to_this_process(
+async def test_in_the_middle_of_a_move_entries_are_asked_of_the_new_owner_and_decisions_fall_to_this_process(
     nodes: Nodes,
 ) -> None:
     assert HOPS / WAIT * TRY_AGAIN <= 0.25, "seconds that a decision waits for its keys to be together"
     source, target = nodes.primaries()[:2]
     caller, *_ = nodes.callers(source, 1)
     slot = key_slot(f"{{{caller}}}".encode())
-
-    async def main() -> None:
-        async with opened(nodes) as store:
-            await store.remember(caller, b"before", b"1", 60.0)
-            open_slot(slot, source, target)
-            try:
-                await store.remember(caller, b"within", b"2", 60.0)
-                assert await store.recall(caller, b"before") == b"1"
-                assert await store.recall(caller, b"within") == b"2"
-                _, allowed, shared = await asyncio.wait_for(ask(store, caller), 20)
-                assert (allowed, shared, store.state) == (True, False, "ok")
-            finally:
-                move_slot(nodes, slot, source, target)
+    async with opened(nodes) as store:
+        await store.remember(caller, b"before", b"1", 60.0)
+        open_slot(slot, source, target)
+        try:
+            await store.remember(caller, b"within", b"2", 60.0)
             assert await store.recall(caller, b"before") == b"1"
-            assert (await ask(store, caller))[2]
-
-    asyncio.run(main())
+            assert await store.recall(caller, b"within") == b"2"
+            _, allowed, shared = await asyncio.wait_for(ask(store, caller), 20)
+            assert (allowed, shared, store.state) == (True, False, "ok")
+        finally:
+            move_slot(nodes, slot, source, target)
+        assert await store.recall(caller, b"before") == b"1"
+        assert (await ask(store, caller))[2]
     move_slot(nodes, slot, target, source)
 
 

@@ -14,7 +14,8 @@ import pytest
 from gateway.store import Limits, Store, open_store
 from gateway.store.opening import opening
 from gateway.store.sentinel import named
-from loadtest.clusters import Node, free_ports, until
+from loadtest.clusters import Node, free_ports
+from loadtest.servers import until
 from tests.gateway.identity import CERTIFICATE, KEY, pem
 
 ONE = Limits(1, 100, 60.0)

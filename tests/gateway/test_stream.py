@@ -112,7 +112,7 @@ async def pour(response: Any, *, path: str = CHAT, hide_usage: bool, most: int =
     return seen
 
 
-def test_a_whole_stream_passes_unchanged_in_any_pieces(run: Run) -> None:
+async def test_a_whole_stream_passes_unchanged_in_any_pieces(run: Run) -> None:
     said = (
         chunk('one\u2028two\x85 [DONE] "usage"')
         + b": ping\n\n"
@@ -120,17 +120,13 @@ def test_a_whole_stream_passes_unchanged_in_any_pieces(run: Run) -> None:
         + chunk("é😀")
     )
     stream = said + counted() + DONE
-
-    async def main() -> None:
-        for size in (1, 3, 50, 9999):
-            parts = [stream[at : at + size] for at in range(0, len(stream), size)]
-            seen = await relayed(streaming(*parts), hide_usage=False)
-            assert (seen.data, seen.refusal) == (stream, None)
-            seen = await relayed(streaming(*parts))
-            assert (seen.data, seen.refusal) == (said + DONE, None)
-            assert seen.usage == Usage(7, None, 5)
-
-    run(main())
+    for size in (1, 3, 50, 9999):
+        parts = [stream[at : at + size] for at in range(0, len(stream), size)]
+        seen = await relayed(streaming(*parts), hide_usage=False)
+        assert (seen.data, seen.refusal) == (stream, None)
+        seen = await relayed(streaming(*parts))
+        assert (seen.data, seen.refusal) == (said + DONE, None)
+        assert seen.usage == Usage(7, None, 5)
 
 
 async def test_events_that_are_like_those_before_are_looked_at_where_they_say_more(run: Run) -> None:
@@ -173,7 +169,7 @@ async def test_the_last_event_may_leave_with_the_end_where_both_have_come(run: R
 
 
 @pytest.mark.parametrize("end", ["cut", "whole"])
-def test_a_stream_that_is_cut_anywhere_is_never_finished(run: Run, end: str) -> None:
+async def test_a_stream_that_is_cut_anywhere_is_never_finished(run: Run, end: str) -> None:
     stream = chunk("a", x={"finish_reason": "stop"}) + counted() + DONE
     lengths = range(len(stream) - len(b"]\n\n"))
     ways = iter([streaming(*([stream[:length]] if length else []), end=end) for length in lengths])
@@ -181,17 +177,14 @@ def test_a_stream_that_is_cut_anywhere_is_never_finished(run: Run, end: str) -> 
     async def talk(peer: Peer) -> None:
         await next(ways)(peer)
 
-    async def main() -> None:
-        async with serving(talk) as (client, origin, _):
-            for _ in lengths:
-                seen = await read(await ask(client, origin), hide_usage=False)
-                assert isinstance(seen.refusal, UpstreamFailed)
-                assert b"[DONE]" not in seen.data
-                assert stream.startswith(seen.data)
-                assert seen.data.endswith(b"\n\n") or not seen.data  # half an event would swallow the error's
-                client.close()
-
-    run(main())
+    async with serving(talk) as (client, origin, _):
+        for _ in lengths:
+            seen = await read(await ask(client, origin), hide_usage=False)
+            assert isinstance(seen.refusal, UpstreamFailed)
+            assert b"[DONE]" not in seen.data
+            assert stream.startswith(seen.data)
+            assert seen.data.endswith(b"\n\n") or not seen.data  # half an event would swallow the error's
+            client.close()
 
 
 def spoken(*events: Any) -> list[bytes]:

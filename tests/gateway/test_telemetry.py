@@ -187,26 +187,23 @@ def test_a_line_tells_of_a_budget_that_is_used_and_has_null_for_what_there_was_n
     assert (kept["overhead"], kept["won"], kept["chosen"], kept["rule"]) == (0.001235, 0.25, "pro", "triaged")
 
 
-def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
+async def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
     flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def main() -> str:
-        async with gateway(policy_for(flash, pro), log_exchanges=True) as gate:
-            fields = body(
-                f"{COMPLEX} {CANARY}",
-                user=CANARY,
-                metadata={"x": CANARY},
-                tools=[{"type": "function", "function": {"name": CANARY}}],
-            )
-            await gate.ask(fields, cookie=CANARY, x_other=CANARY)
-            await gate.ask(body(f"{CANARY}", model=CANARY))
-            await gate.ask(CANARY.encode())
-            flash.config(cut_after=2)
-            await gate.ask(body(CANARY, stream=True, model="flash"), x_request_id="mine")
-            return gate.front.doors.telemetry.render().decode()
-
     began = time.time() - 0.001
-    metrics = asyncio.run(main())
+    async with gateway(policy_for(flash, pro), log_exchanges=True) as gate:
+        fields = body(
+            f"{COMPLEX} {CANARY}",
+            user=CANARY,
+            metadata={"x": CANARY},
+            tools=[{"type": "function", "function": {"name": CANARY}}],
+        )
+        await gate.ask(fields, cookie=CANARY, x_other=CANARY)
+        await gate.ask(body(f"{CANARY}", model=CANARY))
+        await gate.ask(CANARY.encode())
+        flash.config(cut_after=2)
+        await gate.ask(body(CANARY, stream=True, model="flash"), x_request_id="mine")
+        metrics = gate.front.doors.telemetry.render().decode()
     out = capfd.readouterr().out
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["status"] for line in lines] == [200, 404, 400, 200]
@@ -218,15 +215,14 @@ def test_each_exchange_is_one_line_of_json_without_a_word_of_the_prompt(
     assert CANARY not in out + metrics
 
 
-def test_a_line_tells_who_was_to_answer_beside_who_did(flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str]) -> None:
-    async def main() -> None:
-        policy = policy_for(flash, pro, failover={"tiers": {"flash": ["pro"]}})
-        async with gateway(policy, log_exchanges=True) as gate:
-            await gate.ask(body(model="flash"))
-            flash.config(status=500)
-            await gate.ask(body(model="flash"))
-
-    asyncio.run(main())
+async def test_a_line_tells_who_was_to_answer_beside_who_did(
+    flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policy = policy_for(flash, pro, failover={"tiers": {"flash": ["pro"]}})
+    async with gateway(policy, log_exchanges=True) as gate:
+        await gate.ask(body(model="flash"))
+        flash.config(status=500)
+        await gate.ask(body(model="flash"))
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [(line["chosen"], line["tier"]) for line in lines] == [("flash", "flash"), ("flash", "pro")]
 
@@ -258,39 +254,31 @@ def test_a_value_counts_in_the_bucket_that_ends_at_it_and_in_all_above() -> None
     assert value(made, f"{name}_sum") == pytest.approx(5.00065)
 
 
-def test_lines_are_written_in_order_and_none_is_lost_at_the_end(
+async def test_lines_are_written_in_order_and_none_is_lost_at_the_end(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     made = telemetry(log=True)
-
-    async def main() -> None:
-        for n in range(3):
-            made.record(record(id=f"a{n}"))
-        await asyncio.sleep(0)
-        made.record(record(id="last"))
-        made.close()
-
-    asyncio.run(main())
+    for n in range(3):
+        made.record(record(id=f"a{n}"))
+    await asyncio.sleep(0)
+    made.record(record(id="last"))
+    made.close()
     written = [json.loads(line)["request_id"] for line in capfd.readouterr().out.splitlines()]
     assert written == ["a0", "a1", "a2", "last"]
 
 
-def test_exchanges_wait_to_be_counted_until_they_are_many_or_the_policy_changes() -> None:
+async def test_exchanges_wait_to_be_counted_until_they_are_many_or_the_policy_changes() -> None:
     made = telemetry()
     counted = made.meters.requests.cell("200", "pro")
-
-    async def main() -> None:
-        for _ in range(TOGETHER + 1):
-            made.record(record(tier="pro", model="gold"))
-        await asyncio.sleep(0)
-        assert counted == [TOGETHER + 1]
-        made.record(record(tier="pro", model="gold"))
-        assert counted == [TOGETHER + 1]
-
     made.use(
         policy_for(Sim("http://h", "f"), Sim("http://h", "p"), aliases={"gold": "pro"}), lambda: STATES, lambda: "ok"
     )
-    asyncio.run(main())
+    for _ in range(TOGETHER + 1):
+        made.record(record(tier="pro", model="gold"))
+    await asyncio.sleep(0)
+    assert counted == [TOGETHER + 1]
+    made.record(record(tier="pro", model="gold"))
+    assert counted == [TOGETHER + 1]
     made.use(POLICY, lambda: STATES, lambda: "ok")
     assert counted == [TOGETHER + 2]
     seen = re.findall(
@@ -404,15 +392,12 @@ def test_who_got_no_answer_is_counted_by_error_with_nobodys_model() -> None:
     assert found == [("overloaded", "none"), ("400", "pro-model")]
 
 
-def test_phases_add_up_to_what_the_gateway_adds(flash: Sim, pro: Sim) -> None:
-    async def main() -> Telemetry:
-        async with gateway(policy_for(flash, pro)) as gate:
-            await gate.ask(body(COMPLEX))
-            await gate.ask(body(COMPLEX, stream=True))
-            await gate.ask(b"{")
-            return gate.front.doors.telemetry
-
-    made = asyncio.run(main())
+async def test_phases_add_up_to_what_the_gateway_adds(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        await gate.ask(body(COMPLEX))
+        await gate.ask(body(COMPLEX, stream=True))
+        await gate.ask(b"{")
+        made = gate.front.doors.telemetry
     parts = {name: value(made, f'gateway_overhead_phase_seconds_sum{{phase="{name}"}}') for name in PHASES}
     assert all(seconds > 0 for seconds in parts.values())
     assert sum(parts.values()) <= value(made, "gateway_overhead_seconds_sum")

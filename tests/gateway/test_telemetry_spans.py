@@ -1,4 +1,3 @@
-import asyncio
 import os
 import re
 import socket
@@ -26,11 +25,11 @@ from gateway.telemetry.sending import trusting
 from gateway.telemetry.spans import SCOPE, spans
 from gateway.trace import Leg, Trace
 from gateway.types import Decision, Facts, Held, Route, Usage
-from loadtest.servers import Sim
+from loadtest.servers import Sim, until
 from tests.gateway.collector import Collector, collecting, plain
 from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.gateway.serving import COMPLEX, SIMPLE, Answer, body, gateway
-from tests.tiers import JSON, policy_for, until
+from tests.tiers import JSON, policy_for
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GIVEN = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
@@ -53,26 +52,19 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
         yield found
 
 
-def traced(flash: Sim, pro: Sim, *fields: JSON, ratio: float = 1.0, **changes: Any) -> list[Answer]:
+async def traced(flash: Sim, pro: Sim, *fields: JSON, ratio: float = 1.0, **changes: Any) -> list[Answer]:
     """The answers of a gateway that traces and has ended: what it had to send is sent."""
-
-    async def main() -> list[Answer]:
-        async with gateway(policy_for(flash, pro, **changes), trace_ratio=ratio) as gate:
-            return [await gate.ask(one.get("body", body()), **one.get("headers", {})) for one in fields]
-
-    return asyncio.run(main())
+    async with gateway(policy_for(flash, pro, **changes), trace_ratio=ratio) as gate:
+        return [await gate.ask(one.get("body", body()), **one.get("headers", {})) for one in fields]
 
 
-def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_none(
+async def test_what_fastapi_serves_is_one_span_each_but_what_is_asked_all_the_time_is_none(
     flash: Sim, pro: Sim, collector: Collector
 ) -> None:
-    async def main() -> None:
-        async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
-            for path in ("/openapi.json", "/v1/models", "/health", "/ready", "/metrics"):
-                assert (await gate.get(path, **GIVEN)).status == 200
-            assert (await gate.ask(body(model="none"))).status == 404
-
-    asyncio.run(main())
+    async with gateway(policy_for(flash, pro), trace_ratio=1.0) as gate:
+        for path in ("/openapi.json", "/v1/models", "/health", "/ready", "/metrics"):
+            assert (await gate.get(path, **GIVEN)).status == 200
+        assert (await gate.ask(body(model="none"))).status == 404
     span, ours = collector.spans
     scopes = {scope.scope.name: len(scope.spans) for one in collector.sent for scope in one.scope_spans}
     assert (ours.name, scopes) == ("POST /v1/chat/completions", {"fastapi": 1, "tiergate": 1})
@@ -131,11 +123,11 @@ def told(span: Span, *names: str) -> list[Any]:
     return [attributes.get(name) for name in names]
 
 
-def test_an_exchange_is_a_span_in_the_callers_trace_with_one_below_it_for_each_call(
+async def test_an_exchange_is_a_span_in_the_callers_trace_with_one_below_it_for_each_call(
     flash: Sim, pro: Sim, collector: Collector
 ) -> None:
     flash.config(only="answer", stall_first=5.0)  # the draft does not come to its end
-    traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
+    await traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
     (whole, *calls), purpose = collector.spans, "gateway.call.purpose"
     assert (whole.name, whole.kind) == ("POST /v1/chat/completions", Span.SPAN_KIND_SERVER)
     assert whole.parent_span_id.hex() == PARENT
@@ -160,11 +152,11 @@ def test_an_exchange_is_a_span_in_the_callers_trace_with_one_below_it_for_each_c
     assert answer.end_time_unix_nano <= whole.end_time_unix_nano
 
 
-def test_a_model_server_is_told_the_span_of_its_call_and_the_callers_state(
+async def test_a_model_server_is_told_the_span_of_its_call_and_the_callers_state(
     flash: Sim, pro: Sim, collector: Collector
 ) -> None:
     flash.config(only="triage", stall_first=0.1)  # else the verdict may drop the draft before it was sent
-    traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
+    await traced(flash, pro, {"body": body(COMPLEX), "headers": GIVEN})
     ids = {span.span_id.hex() for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT}
     seen = [entry["headers"] for tier in (flash, pro) for entry in tier.state()["requests"]]
     assert {entry["traceparent"] for entry in seen} == {f"00-{TRACE}-{span}-01" for span in ids}
@@ -177,17 +169,17 @@ def test_a_model_server_is_told_the_span_of_its_call_and_the_callers_state(
     [(0.0, GIVEN), (1.0, {"traceparent": GIVEN["traceparent"][:-1] + "0"}), (1e-9, {})],
     ids=["tracing is off", "the caller does not sample", "chance"],
 )
-def test_an_exchange_that_is_not_sampled_leaves_nothing_and_tells_nobody(
+async def test_an_exchange_that_is_not_sampled_leaves_nothing_and_tells_nobody(
     flash: Sim, pro: Sim, collector: Collector, ratio: float, headers: JSON
 ) -> None:
-    traced(flash, pro, {"headers": headers}, ratio=ratio)
+    await traced(flash, pro, {"headers": headers}, ratio=ratio)
     assert collector.bodies == []
     assert not any("traceparent" in entry["headers"] for entry in flash.state()["requests"])
 
 
-def test_a_long_stream_makes_no_more_spans_than_a_short_one(flash: Sim, pro: Sim, collector: Collector) -> None:
+async def test_a_long_stream_makes_no_more_spans_than_a_short_one(flash: Sim, pro: Sim, collector: Collector) -> None:
     fields = body(COMPLEX, stream=True, max_tokens=200, ignore_eos=True)
-    answer = traced(flash, pro, {"body": fields}, callers={"plans": {"usual": {"fields": ["ignore_eos"]}}})[0]
+    answer = (await traced(flash, pro, {"body": fields}, callers={"plans": {"usual": {"fields": ["ignore_eos"]}}}))[0]
     assert len(answer.events()) > 200
     assert len(collector.spans) == 4
     first, stream = told(collector.spans[0], "gen_ai.response.time_to_first_chunk", "gen_ai.request.stream")
@@ -195,10 +187,12 @@ def test_a_long_stream_makes_no_more_spans_than_a_short_one(flash: Sim, pro: Sim
     assert stream is True
 
 
-def test_failover_is_one_span_for_each_attempt_and_says_what_failed(flash: Sim, pro: Sim, collector: Collector) -> None:
-    traced(NOWHERE, pro, {"body": body(model="flash")})
+async def test_failover_is_one_span_for_each_attempt_and_says_what_failed(
+    flash: Sim, pro: Sim, collector: Collector
+) -> None:
+    await traced(NOWHERE, pro, {"body": body(model="flash")})
     flash.config(status=500)
-    traced(flash, pro, {"body": body(model="flash")})
+    await traced(flash, pro, {"body": body(model="flash")})
     connect, second, refused, fourth = [span for span in collector.spans if span.kind == Span.SPAN_KIND_CLIENT]
     names = ("gateway.call.purpose", "gateway.call.attempt", "error.type", "http.response.status_code")
     assert connect.end_time_unix_nano <= second.start_time_unix_nano
@@ -212,8 +206,8 @@ def test_failover_is_one_span_for_each_attempt_and_says_what_failed(flash: Sim, 
     assert [span.status.code for span in (connect, second)] == [Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET]
 
 
-def test_who_is_refused_has_a_span_without_calls(flash: Sim, pro: Sim, collector: Collector) -> None:
-    traced(flash, pro, {"body": body(model=CANARY)}, {"body": b"{"})
+async def test_who_is_refused_has_a_span_without_calls(flash: Sim, pro: Sim, collector: Collector) -> None:
+    await traced(flash, pro, {"body": body(model=CANARY)}, {"body": b"{"})
     names = ("error.type", "http.response.status_code", "gen_ai.request.model")
     unknown, broken = collector.spans
     assert told(unknown, *names) == ["model_not_found", 404, "other"]
@@ -246,18 +240,20 @@ def test_a_call_fails_from_400_on_and_an_exchange_by_an_error_that_is_not_the_ca
     assert exchange.start_time == pytest.approx(time.time_ns(), abs=60e9)
 
 
-def test_no_word_of_prompt_or_answer_is_sent(flash: Sim, pro: Sim, collector: Collector) -> None:
+async def test_no_word_of_prompt_or_answer_is_sent(flash: Sim, pro: Sim, collector: Collector) -> None:
     fields = body(f"{SIMPLE} {CANARY}", user=CANARY, metadata={"x": CANARY})
-    answer = traced(flash, pro, {"body": fields, "headers": {**GIVEN, "cookie": CANARY}}, {"body": fields})[0]
+    answer = (await traced(flash, pro, {"body": fields, "headers": {**GIVEN, "cookie": CANARY}}, {"body": fields}))[0]
     sent = b"".join(collector.bodies)
     assert CANARY.encode() not in sent
     assert answer.json()["choices"][0]["message"]["content"].encode() not in sent
 
 
-def test_what_a_caller_writes_into_a_tracestate_is_no_line_in_the_log(
+async def test_what_a_caller_writes_into_a_tracestate_is_no_line_in_the_log(
     flash: Sim, pro: Sim, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    traced(flash, pro, {"headers": GIVEN | {"tracestate": CANARY}}, {"headers": GIVEN | {"tracestate": "a=1,a=2"}})
+    await traced(
+        flash, pro, {"headers": GIVEN | {"tracestate": CANARY}}, {"headers": GIVEN | {"tracestate": "a=1,a=2"}}
+    )
     assert {span.trace_state for span in collector.spans} == {""}
     assert [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")] == []
 

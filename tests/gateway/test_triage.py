@@ -232,23 +232,17 @@ VERDICT = b'{"choices": [{"message": {"content": "{\\"complexity\\": \\"complex\
         (plain(b"data: <html>\n\n", content_type="text/event-stream"), None, "parse"),
     ],
 )
-def test_a_server_that_does_not_stream_is_understood(answer: bytes, label: str | None, reason: str) -> None:
-    async def main() -> Verdict:
-        async with scripted(answer) as (url, _), upstream() as door:
-            return await ask(policy_for(Sim(url, "m"), PRO), door)
-
-    found = asyncio.run(main())
+async def test_a_server_that_does_not_stream_is_understood(answer: bytes, label: str | None, reason: str) -> None:
+    async with scripted(answer) as (url, _), upstream() as door:
+        found = await ask(policy_for(Sim(url, "m"), PRO), door)
     assert (found.label, found.reason) == (label, reason)
 
 
-def test_who_asks_keeps_the_connection_though_the_verdict_is_taken_early(flash: Sim, pro: Sim) -> None:
-    async def main() -> None:
-        async with upstream() as door:
-            for _ in range(5):
-                assert (await ask(policy_for(flash, pro), door)).label == "complex"
-                await eventually(lambda: not any(door.load().values()))
-
-    asyncio.run(main())
+async def test_who_asks_keeps_the_connection_though_the_verdict_is_taken_early(flash: Sim, pro: Sim) -> None:
+    async with upstream() as door:
+        for _ in range(5):
+            assert (await ask(policy_for(flash, pro), door)).label == "complex"
+            await eventually(lambda: not any(door.load().values()))
     assert {entry["state"] for entry in flash.seen("triage")} == {"finished"}
 
 

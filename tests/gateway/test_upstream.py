@@ -61,21 +61,17 @@ async def test_before_the_first_byte_the_next_tier_is_tried_if_the_policy_names_
         assert len(pro.seen()) == 1
 
 
-def test_each_further_call_is_told_by_what_failed_and_where_it_goes(flash: Sim, pro: Sim) -> None:
+async def test_each_further_call_is_told_by_what_failed_and_where_it_goes(flash: Sim, pro: Sim) -> None:
     flash.config(status=500)
     told: list[tuple[str, str, str]] = []
-
-    async def main() -> None:
-        client = Client()
-        door = Upstream(client, lambda *found: told.append(found))
-        both = {"replicas": [flash.url, flash.url.replace("127.0.0.1", "localhost")]}
-        reply = await door.send(asked(body()), BOTH, policy_for(flash, pro, tiers={"flash": both}))
-        assert reply.tier == "pro"
-        await reply.close()
-        await door.close()
-        client.close()
-
-    asyncio.run(main())
+    client = Client()
+    door = Upstream(client, lambda *found: told.append(found))
+    both = {"replicas": [flash.url, flash.url.replace("127.0.0.1", "localhost")]}
+    reply = await door.send(asked(body()), BOTH, policy_for(flash, pro, tiers={"flash": both}))
+    assert reply.tier == "pro"
+    await reply.close()
+    await door.close()
+    client.close()
     assert told == [("flash", "5xx", "replica"), ("flash", "5xx", "tier")]
 
 

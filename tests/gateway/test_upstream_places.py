@@ -1,8 +1,6 @@
 """Who gets a tier's next place, who is sent away at once, and what those leave behind who go."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
@@ -25,10 +23,6 @@ async def queueing(
         tasks.append(asyncio.create_task(places.take(limits, priority, patience)))
         await settle()
     return tasks
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(main)
 
 
 ONE = TierLimits(max_inflight=1, queue=3, queue_timeout=9.0)

@@ -25,10 +25,10 @@ from gateway.workers import Failed, Member, Supervisor
 from gateway.workers.line import Message
 from gateway.workers.sums import counts, read, total
 from gateway.workers.supervisor import ENDING, SILENT, Worker
-from loadtest.servers import POLICY, READY, Process, Sim, running
+from loadtest.servers import POLICY, READY, Process, Sim, running, until
 from tests.gateway import still
 from tests.gateway.serving import PATIENCE, Port, body, eventually
-from tests.tiers import JSON, until
+from tests.tiers import JSON
 
 ADMIN = secrets.token_hex(32)
 

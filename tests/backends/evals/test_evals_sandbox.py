@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backends.evals.sandbox import executed
-from tests.tiers import until
+from loadtest.servers import until
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,19 @@ def test_a_program_reaches_no_server() -> None:
 
 
 def test_what_a_program_starts_ends_with_it() -> None:
-    program = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\nos.listdir('.')"
+    program = """\
+import os, time
+heard, told = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    os.write(told, b"apart")
+    time.sleep(60)
+assert os.read(heard, 9) == b"apart"
+"""
     seconds = 10 + os.getpid() / 2**30  # which tells its processes from those of other tests
-    if "processes" not in executed(program, seconds).held:
+    found = executed(program, seconds)
+    assert found.passed
+    if "processes" not in found.held:
         pytest.skip("this kernel grants no PID namespace")
     own = str(seconds).encode()
     until(lambda: not any(own in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")))

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import httpx2
 import pytest
 
+from loadtest.servers import until
 from tests.backends.sim.servers import HTTP, JSON, OFF, entry, served, state
-from tests.tiers import until
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,7 @@ def body(name: str, stream: bool) -> JSON:
 async def leave(url: str, sent: JSON, when: Awaitable[object], headers: JSON | None = None) -> float:
     """Send a chat and hang up when that has come; gives the wall time of hanging up."""
     async with httpx2.AsyncClient(verify=False, trust_env=False) as client:
+        await client.get(f"{url}/health")  # the time counts from a connection that stands
         request = client.post(f"{url}/v1/chat/completions", json=sent, headers=headers, timeout=30)
         task = asyncio.create_task(request)
         await when
