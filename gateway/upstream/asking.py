@@ -1,5 +1,6 @@
 """How is the answer to a short question of ours read?"""
 
+import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,8 @@ from gateway.stream import TAIL_WAIT, note
 from gateway.types import Usage
 from gateway.upstream.exchange import Exchange
 
+Endings = dict[Exchange, asyncio.Future[None]]  # of answers whose rest is under way
+
 
 class Asking:
     """The answer to a question of ours, whose usage is noted in passing. A context manager: its block may end before
@@ -18,7 +21,7 @@ class Asking:
 
     __slots__ = ("_endings", "_exchange", "_response", "_splitter", "_usage", "header", "status")
 
-    def __init__(self, exchange: Exchange, response: Response, usage: Usage, endings: set[Exchange]) -> None:
+    def __init__(self, exchange: Exchange, response: Response, usage: Usage, endings: Endings) -> None:
         self._exchange, self._response, self._usage, self._endings = exchange, response, usage, endings
         self._splitter = Splitter()
         self.status, self.header = response.status, response.header
@@ -62,11 +65,11 @@ class Asking:
         response = self._response
         ended = None if kind or response.complete else response.ended(self._rest, TAIL_WAIT)
         if ended:
-            self._endings.add(self._exchange)
+            self._endings[self._exchange] = ended
             ended.add_done_callback(self._close)
         else:
             self._close()
 
     def _close(self, _: object = None) -> None:
-        self._endings.discard(self._exchange)
+        self._endings.pop(self._exchange, None)
         self._exchange.close()

@@ -20,7 +20,7 @@ from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
-from gateway.upstream.asking import Asking
+from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
@@ -49,7 +49,7 @@ class Upstream:
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, Budget] = defaultdict(Budget)
         self._replicas, self._queues = Replicas(), Queues(client)
-        self._endings: set[Exchange] = set()  # of questions that are answered, but for the rest of the words
+        self._endings: Endings = {}
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
         self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of exchanges
 
@@ -81,7 +81,7 @@ class Upstream:
         """Stop reading the servers' queues, and what is left of answers to questions."""
         await self._queues.close()
         while self._endings:
-            self._endings.pop().close()
+            self._endings.popitem()[0].close()
 
     def shed(self, request: ChatRequest, policy: Policy) -> None:
         """Load shedding: raises Overloaded where every tier that the caller may reach would refuse the request at once,
@@ -192,7 +192,7 @@ class Upstream:
     async def told(self) -> None:
         """Wait until the questions that have their verdict tell what they used, which comes behind it."""
         if self._endings:
-            await asyncio.wait(self._endings)
+            await asyncio.wait(self._endings.values())
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.

@@ -165,7 +165,9 @@ def test_when_the_clock_of_the_server_went_back_callers_get_their_requests_again
         await store.admit("ann", limits(6000), None)
         with Valkey.from_url(valkey) as client:
             seconds, micros = client.time()
-            client.hset(account("ann").names.all[0], "idle_at", (seconds + 3600) * 10**6 + micros)
+            state = bytearray(client.hget(account("ann").names.all[0], "state") or b"")
+            struct.pack_into("<d", state, 8 * NAMES.index(b"idle_at"), (seconds + 3600) * 10**6 + micros)
+            client.hset(account("ann").names.all[0], "state", bytes(state))
         refused = await store.admit("ann", limits(6000), None)
         assert (refused.refused_by, refused.retry_after) == ("requests", 0.01)
         await asyncio.sleep(refused.retry_after)
