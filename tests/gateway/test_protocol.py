@@ -542,7 +542,9 @@ class Endless:
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         event = b'data: {"choices": [{"delta": {"content": "' + b"x" * 60_000 + b'"}}]}\n\n'
-        await reader.readuntil(b"\r\n\r\n")
+        if not (await reader.readuntil(b"\r\n\r\n")).startswith(b"POST "):  # the gateway asks for its models
+            writer.close()
+            return
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
         try:
             while self.written < 400_000_000:
@@ -572,7 +574,7 @@ async def unread(pro: Sim, stall_timeout: float, **changes: Any) -> AsyncIterato
 async def test_a_caller_who_reads_nothing_pauses_the_server_and_is_left(pro: Sim) -> None:
     async with unread(pro, 0.5) as (endless, _):
         await asyncio.wait_for(endless.stopped.wait(), 5)
-        assert endless.written < 40_000_000, "what the kernel holds, and a little"
+        assert endless.written < 20_000_000, "what the kernel holds, and a little"
 
 
 async def test_a_stream_that_is_not_taken_in_the_tiers_whole_time_ends_as_one_whose_caller_left(pro: Sim) -> None:
