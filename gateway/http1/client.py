@@ -188,7 +188,7 @@ class Client:
         try:
             async with _patience(seconds):
                 _, connection = await self._names.connect(
-                    lambda: Connection(loop, self._keep_alive), origin.host, origin.port, tls
+                    lambda: Connection(loop, self._keep_alive), origin.host, origin.port, tls, seconds
                 )
         except TimeoutError:
             kind: Kind = "connect" if limits.connect < limits.total else "total"

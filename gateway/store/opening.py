@@ -51,7 +51,7 @@ class Opening:
             loop = asyncio.get_running_loop()
             transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
         else:
-            transport, _ = await self.names.connect(asyncio.Protocol, self.host, self.port, self.tls)
+            transport, _ = await self.names.connect(asyncio.Protocol, self.host, self.port, self.tls, self.timeout)
         return transport
 
 
