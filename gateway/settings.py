@@ -17,6 +17,7 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]  # in the environment divided by commas
 
+HOSTNAME = re.compile(r"\w[\w.-]*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
 SHORTEST_KEY, SHORTEST_ADMIN_KEY = 24, 32  # characters
 FEWEST = 8  # different characters in an admin key; of 32 random hex digits one key in 10^7 has fewer
 MAKE = "make one with: openssl rand -hex 32"
@@ -93,6 +94,14 @@ class Settings(BaseModel):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """A name that no Host can be would shut out everyone."""
+        if wrong := next((name for name in names if not HOSTNAME.fullmatch(name)), None):
+            raise ValueError(f"{wrong!r} is no name: neither port nor * belong to it, and an IPv6 address has brackets")
+        return names
 
     @field_validator("api_key")
     @classmethod

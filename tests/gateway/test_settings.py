@@ -90,3 +90,10 @@ def test_one_key_is_not_for_a_caller_and_for_operators() -> None:
     key = secrets.token_hex(32)
     with pytest.raises(ValidationError, match="GATEWAY_API_KEY"):
         Settings(api_key=key, admin_key=key)
+
+
+@pytest.mark.parametrize("name", ["::1", "gw.example:80", "[::1]:80", "https://gw.example", "*.gw.example", "*"])
+def test_a_host_that_no_request_can_name_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="is no name"):
+        Settings(hosts=("gw.example", name))
+    assert Settings(hosts=("gw-1.Example", "[2001:DB8::1]", "10.0.0.1", "a_b")).hosts
