@@ -86,6 +86,11 @@ class Settings(BaseModel):
         return self.drain_wait if self.drain_wait is not None else 0.0 if self.loopback else DRAIN_WAIT
 
     @property
+    def authority(self) -> str:
+        """Where it listens, as a URL has it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def loopback(self) -> bool:
         """True when only this machine can reach the listener."""
         if self.host.lower() == "localhost":

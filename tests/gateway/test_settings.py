@@ -97,3 +97,8 @@ def test_a_host_that_no_request_can_name_is_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="is no name"):
         Settings(hosts=("gw.example", name))
     assert Settings(hosts=("gw-1.Example", "[2001:DB8::1]", "10.0.0.1", "a_b")).hosts
+
+
+def test_where_it_listens_is_written_as_in_a_url() -> None:
+    told = {host: Settings(host=host, port=80).authority for host in ("127.0.0.1", "::1", "::", "gw.example")}
+    assert told == {"127.0.0.1": "127.0.0.1:80", "::1": "[::1]:80", "::": "[::]:80", "gw.example": "gw.example:80"}
