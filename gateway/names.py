@@ -10,11 +10,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 STEP = 0.25  # seconds for an address before the next one is tried beside it (RFC 8305, 5)
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+Made: TypeAlias = tuple[asyncio.Transport, P]
 
 
 def look_up(host: str) -> list[str]:
@@ -36,7 +37,7 @@ class Names:
 
     async def connect(
         self, made: Callable[[], P], host: str, port: int, tls: ssl.SSLContext | None, seconds: float
-    ) -> tuple[asyncio.Transport, P]:
+    ) -> Made[P]:
         """A connection to one of the host's addresses. Each is tried once those before it have failed, or STEP after
         the one before it, less where `seconds` are few for all. Raises OSError."""
         loop, name = asyncio.get_running_loop(), host if tls else None
@@ -74,12 +75,10 @@ class Names:
         self._asked.pop(host).set_result(found)
 
 
-async def _first(
-    tries: Sequence[Callable[[], Coroutine[Any, Any, tuple[asyncio.Transport, P]]]], step: float
-) -> tuple[asyncio.Transport, P]:
+async def _first(tries: Sequence[Callable[[], Coroutine[Any, Any, Made[P]]]], step: float) -> Made[P]:
     """The connection that stands first, of tries that begin `step` seconds apart, or when all before them have failed;
     the others are dropped. Raises OSError when all failed."""
-    left, tasks, waits = deque(tries), set[asyncio.Task[Any]](), set[asyncio.Task[Any]]()
+    left, tasks, waits = deque(tries), set[asyncio.Task[Made[P]]](), set[asyncio.Task[Made[P]]]()
     error = ""
     try:
         while left or waits:
@@ -98,6 +97,6 @@ async def _first(
             task.add_done_callback(_dropped)
 
 
-def _dropped(task: "asyncio.Task[tuple[asyncio.Transport, Any]]") -> None:
+def _dropped(task: asyncio.Task[Made[Any]]) -> None:
     if not (task.cancelled() or task.exception()):
         task.result()[0].abort()

@@ -64,12 +64,8 @@ def test_only_a_sound_answer_of_the_tier_that_was_chosen_is_worth_keeping() -> N
 
 def test_an_answer_without_an_end_is_not_worth_keeping_where_its_dialect_tells_of_ends() -> None:
     begun, ended = b'{"message":{"stop_reason":null}}', b'{"delta":{"stop_reason" : "max_tokens"}}'
-    assert [kept(a_reply(), data, "/v1/messages") for data in (begun + ended, begun, b"{}", ended)] == [
-        True,
-        False,
-        False,
-        True,
-    ]
+    answers = {begun + ended: True, ended: True, begun: False, b"{}": False}
+    assert {data: kept(a_reply(), data, "/v1/messages") for data in answers} == answers
     assert kept(a_reply(), b'{"input_tokens": 5}', "/v1/messages/count_tokens")
     assert kept(a_reply(), b'{"data": []}', "/v1/embeddings")
     assert kept(a_reply(), b'{"output": []}', "/v1/responses")
