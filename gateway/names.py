@@ -4,12 +4,18 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable
+from asyncio import FIRST_COMPLETED
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
+
+STEP = 0.25  # seconds for an address before the next one is tried beside it (RFC 8305, 5)
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+Made: TypeAlias = tuple[asyncio.Transport, P]
 
 
 def look_up(host: str) -> list[str]:
@@ -30,15 +36,14 @@ class Names:
         self._asked: dict[str, asyncio.Future[list[str] | str]] = {}
 
     async def connect(
-        self, made: Callable[[], P], host: str, port: int, tls: ssl.SSLContext | None
-    ) -> tuple[asyncio.Transport, P]:
-        """A connection to the first of the host's addresses that takes it. Raises OSError."""
+        self, made: Callable[[], P], host: str, port: int, tls: ssl.SSLContext | None, seconds: float
+    ) -> Made[P]:
+        """A connection to one of the host's addresses. Each is tried once those before it have failed, or STEP after
+        the one before it, less where `seconds` are few for all. Raises OSError."""
         loop, name = asyncio.get_running_loop(), host if tls else None
-        *others, last = await self.addresses(host)
-        for address in others:
-            with suppress(OSError):
-                return await loop.create_connection(made, address, port, ssl=tls, server_hostname=name)
-        return await loop.create_connection(made, last, port, ssl=tls, server_hostname=name)
+        found = await self.addresses(host)
+        tries = [partial(loop.create_connection, made, one, port, ssl=tls, server_hostname=name) for one in found]
+        return await (_first(tries, min(STEP, seconds / len(tries))) if len(tries) > 1 else tries[0]())
 
     async def addresses(self, host: str) -> list[str]:
         """At least one. Raises OSError."""
@@ -68,3 +73,30 @@ class Names:
 
     def _tell(self, host: str, found: list[str] | str) -> None:
         self._asked.pop(host).set_result(found)
+
+
+async def _first(tries: Sequence[Callable[[], Coroutine[Any, Any, Made[P]]]], step: float) -> Made[P]:
+    """The connection that stands first, of tries that begin `step` seconds apart, or when all before them have failed;
+    the others are dropped. Raises OSError when all failed."""
+    left, tasks, waits = deque(tries), set[asyncio.Task[Made[P]]](), set[asyncio.Task[Made[P]]]()
+    error = ""
+    try:
+        while left or waits:
+            if left:
+                waits.add(asyncio.create_task(left.popleft()()))
+                tasks |= waits
+            done, waits = await asyncio.wait(waits, timeout=step if left else None, return_when=FIRST_COMPLETED)
+            if won := next((task for task in done if not task.exception()), None):
+                tasks.remove(won)
+                return won.result()
+            error = next((str(task.exception()) for task in done), error)
+        raise OSError(error)
+    finally:
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(_dropped)
+
+
+def _dropped(task: asyncio.Task[Made[Any]]) -> None:
+    if not (task.cancelled() or task.exception()):
+        task.result()[0].abort()

@@ -173,7 +173,7 @@ class Connection(HttpToolsProtocol):
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
             self.url, self.headers = out_of_url(self.url, self.headers, self.version)
         self.told = checked_headers(self.headers, self.version, self._hosts)
-        self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue"
+        self.expect_100_continue = self.told.get("expect", "").lower() == "100-continue" and self.version != "1.0"
 
     # -- timers
     def _expect(self) -> None:

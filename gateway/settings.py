@@ -17,6 +17,8 @@ def _names(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]  # in the environment divided by commas
 
+HOSTNAME = re.compile(r"\w[\w.-]*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")  # as browsers write one
 SHORTEST_KEY, SHORTEST_ADMIN_KEY = 24, 32  # characters
 FEWEST = 8  # different characters in an admin key; of 32 random hex digits one key in 10^7 has fewer
 MAKE = "make one with: openssl rand -hex 32"
@@ -85,6 +87,11 @@ class Settings(BaseModel):
         return self.drain_wait if self.drain_wait is not None else 0.0 if self.loopback else DRAIN_WAIT
 
     @property
+    def authority(self) -> str:
+        """Where it listens, as a URL has it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def loopback(self) -> bool:
         """True when only this machine can reach the listener."""
         if self.host.lower() == "localhost":
@@ -93,6 +100,21 @@ class Settings(BaseModel):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @field_validator("hosts")
+    @classmethod
+    def _hosts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """A name that no Host can be would shut out everyone."""
+        if wrong := next((name for name in names if not HOSTNAME.fullmatch(name)), None):
+            raise ValueError(f"{wrong!r} is no name: neither port nor * belong to it, and an IPv6 address has brackets")
+        return names
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := next((origin for origin in origins if not ORIGIN.fullmatch(origin)), None):
+            raise ValueError(f"{wrong!r} is no origin: https://name or https://name:port, in lower case and no more")
+        return origins
 
     @field_validator("api_key")
     @classmethod

@@ -69,7 +69,7 @@ class Endpoint:
             text, cut = choice["message"].get("content") or "", choice.get("finish_reason") == "length"
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AskError(f"{self.url}: not a chat completion ({error!r})") from None
-        return Answer(text, cut, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0), seconds)
+        return Answer(text, cut, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, seconds)
 
     def score(self, text: str) -> Score:
         """The text's likelihood, from `prompt_logprobs` (vLLM), or else from `echo` with `logprobs`."""
@@ -118,6 +118,6 @@ def _prompt_logprobs(told: JSON) -> Sequence[float] | None:
 
 def _echoed(told: JSON) -> Sequence[float]:
     """Log-probabilities of the prompt from OpenAI's form, in which those of the answer follow."""
-    choice, count = (told.get("choices") or [{}])[0], (told.get("usage") or {}).get("prompt_tokens", 0)
+    choice, count = (told.get("choices") or [{}])[0], (told.get("usage") or {}).get("prompt_tokens") or 0
     values = (choice.get("logprobs") or {}).get("token_logprobs") or []
     return [value for value in values[:count] if value is not None]

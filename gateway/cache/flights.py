@@ -13,7 +13,7 @@ from gateway.cache.form import form_of
 from gateway.cache.lookup import replay
 from gateway.cache.turn import Hold, Place, Turns
 from gateway.cache.verdicts import Verdicts
-from gateway.dialects import DIALECTS
+from gateway.dialects import DIALECTS, Answers
 from gateway.done import nothing
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
@@ -29,13 +29,11 @@ Make = Callable[[], Coroutine[Any, Any, Reply]]
 Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
-def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
-    """Whether a complete answer may be given again: no error, and not one that failover or a failed verdict led to.
-
-    `holds`: bytes that every complete answer of the dialect contains.
-    """
+def worth_keeping(reply: Reply, data: bytes, answers: Answers) -> bool:
+    """Whether an answer may be given again: it came to its end without an error, and neither failover nor a failed
+    verdict led to it."""
     decision = reply.decision
-    if not decision or reply.status != 200 or reply.usage.failed or data.find(holds) < 0:
+    if not decision or reply.status != 200 or reply.usage.failed or not answers.ended(data):
         return False
     if decision.verdict and not decision.verdict.label:
         return False
@@ -47,7 +45,7 @@ def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
 
 def remembered(request: ChatRequest, reply: Reply, data: bytes) -> Entry | None:
     """The reply, whose whole answer is `data`, as it is to be remembered."""
-    if not worth_keeping(reply, data, DIALECTS[request.path].answers.holds):
+    if not worth_keeping(reply, data, DIALECTS[request.path].answers):
         return None
     usage = msgspec.json.encode(reply.usage.said)
     rule = reply.route.rule if reply.route else ""

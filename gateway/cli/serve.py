@@ -93,9 +93,9 @@ async def run(settings: Settings, member: Member | None = None, served: str | No
         try:
             held = bind(known, shared=member is not None)
         except OSError as error:
-            stop(f"cannot listen on {known.host}:{known.port}: {error}")
+            stop(f"cannot listen on {known.authority}: {error}")
         store_at = where(given.redis_url) if given.redis_url else "in memory"
-        log.warning("policy: %s is in force on %s:%d, store %s", policy, known.host, known.port, store_at)
+        log.warning("policy: %s is in force on %s, store %s", policy, known.authority, store_at)
         await server.serve(held)
 
 
@@ -118,7 +118,7 @@ async def supervise(settings: Settings) -> None:
             port = held[0].getsockname()[1]
             await Supervisor(known.model_copy(update={"port": port}), partial(work, policy.name)).run()
         except OSError as error:
-            stop(f"cannot listen on {known.host}:{known.port}: {error}")
+            stop(f"cannot listen on {known.authority}: {error}")
         except Failed as failed:
             stop(str(failed))
 

@@ -16,6 +16,7 @@ _encode = msgspec.json.encode
 # How vLLM and SGLang end an answer when they stop or go to sleep; all else is as ever, with the last event (vLLM issue
 # 57082). As messages vLLM has no word for it: their stop_reason is null.
 _ABORTED = re.compile(rb'"finish_reason"\s*:\s*"abort"')
+_ENDED = re.compile(rb'"(?:finish|stop)_reason"\s*:\s*"')
 
 
 class _Cached(msgspec.Struct):
@@ -100,11 +101,11 @@ class Seen(msgspec.Struct):
 class Answers:
     """The form of a dialect's answers.
 
-    `holds`: bytes that every whole answer contains. `ends`: the types of the events that end a stream; empty: `[DONE]`
-    does. `marks`: only events with one of these are parsed. `error`: a refusal as the body of an answer; `broken`: as
-    the event that ends a stream, after so many events. `text`: what stands before the string in which most events
-    differ. `usage_on_request`: a stream has usage only if the request asks for it. `id_name`: the header of the
-    request's id that its SDKs read, besides x-request-id.
+    `holds`: bytes that every whole answer contains; `why`: what stands before the reason for its end. `ends`: the types
+    of the events that end a stream; empty: `[DONE]` does. `marks`: only events with one of these are parsed. `error`: a
+    refusal as the body of an answer; `broken`: as the event that ends a stream, after so many events. `text`: what
+    stands before the string in which most events differ. `usage_on_request`: a stream has usage only if the request
+    asks for it. `id_name`: the header of the request's id that its SDKs read, besides x-request-id.
     """
 
     holds: bytes
@@ -115,6 +116,11 @@ class Answers:
     text: bytes = b'"text":"'
     usage_on_request: bool = False
     id_name: bytes = b""
+    why: bytes = b""
+
+    def ended(self, data: bytes) -> bool:
+        """Whether an answer came to its end: the last reason that it gives is one, where its dialect has such."""
+        return _ENDED.match(data, data.rfind(self.why)) is not None if self.why else data.find(self.holds) >= 0
 
 
 # By status; https://docs.anthropic.com/en/api/errors. Others are invalid_request_error, or api_error from 500 on.
@@ -150,6 +156,7 @@ CHUNKS = Answers(
     lambda refusal, _: sse.event(refusal.body()),
     b'"content":"',
     usage_on_request=True,
+    why=b'"finish_reason"',
 )
 MESSAGES = Answers(
     b'"stop_reason"',
@@ -158,8 +165,9 @@ MESSAGES = Answers(
     _anthropic,
     lambda refusal, _: sse.named_event("error", _anthropic(refusal)),
     id_name=b"request-id",
+    why=b'"stop_reason"',
 )
-EMBEDDINGS, COUNTS = replace(CHUNKS, holds=b'"data"'), replace(MESSAGES, holds=b'"input_tokens"')
+EMBEDDINGS, COUNTS = replace(CHUNKS, holds=b'"data"', why=b""), replace(MESSAGES, holds=b'"input_tokens"', why=b"")
 RESPONSES = Answers(
     b'"output"',
     frozenset({"response.completed", "response.incomplete", "response.failed"}),

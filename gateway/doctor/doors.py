@@ -18,7 +18,7 @@ FILES = 4096  # open files; a caller takes one, and each of its calls to a serve
 
 
 async def port(settings: Settings) -> list[Finding]:
-    where = f"{settings.host}:{settings.port}"
+    where = settings.authority
     try:
         for listening in bind(settings, shared=False):
             listening.close()

@@ -42,7 +42,7 @@ async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> 
         listed = await fetch(client, origin, "GET /v1/models", LIMITS, *lines)
         metrics = await fetch(client, origin, "GET /metrics", LIMITS, *lines) if tier.engine == "vllm" else None
     except TransportError as wrong:
-        return str(wrong).removeprefix(f"no connection to {origin.host}:{origin.port}: ")
+        return str(wrong).removeprefix(f"no connection to {origin.authority}: ")
     told = metrics.body.decode("utf-8", "replace") if metrics and metrics.status == 200 else None
     names = None if told is None else frozenset(NAMES.findall(told))
     return Replied(listed.status, models(listed.body), names, _ahead(listed.headers))

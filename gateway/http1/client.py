@@ -188,13 +188,13 @@ class Client:
         try:
             async with _patience(seconds):
                 _, connection = await self._names.connect(
-                    lambda: Connection(loop, self._keep_alive), origin.host, origin.port, tls
+                    lambda: Connection(loop, self._keep_alive), origin.host, origin.port, tls, seconds
                 )
         except TimeoutError:
             kind: Kind = "connect" if limits.connect < limits.total else "total"
-            raise TransportError(kind, f"no connection to {origin.host}:{origin.port} in time") from None
+            raise TransportError(kind, f"no connection to {origin.authority} in time") from None
         except OSError as error:
-            raise TransportError("connect", f"no connection to {origin.host}:{origin.port}: {error}") from None
+            raise TransportError("connect", f"no connection to {origin.authority}: {error}") from None
         return connection
 
 

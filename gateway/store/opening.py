@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -11,6 +12,7 @@ import hiredis
 from gateway.names import Names
 
 TIMEOUT = 0.1  # seconds without a reply, connecting and writing included, where the address has no socket_timeout
+LONGEST = 60.0  # seconds of a socket_timeout: a request waits so long for a server that stands still
 PORT = 6379
 FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname"}
 OPTIONS = {"username", "password", "db", "socket_timeout", *FILES}
@@ -49,7 +51,7 @@ class Opening:
             loop = asyncio.get_running_loop()
             transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
         else:
-            transport, _ = await self.names.connect(asyncio.Protocol, self.host, self.port, self.tls)
+            transport, _ = await self.names.connect(asyncio.Protocol, self.host, self.port, self.tls, self.timeout)
         return transport
 
 
@@ -70,12 +72,19 @@ def opening(url: str) -> Opening:
         raise ValueError(told) from None
     return Opening(
         greeting=tuple(map(written, _greeting(user, password, number))),
-        timeout=float(options.get("socket_timeout", TIMEOUT)),
+        timeout=_seconds(options["socket_timeout"]) if "socket_timeout" in options else TIMEOUT,
         host=parts.hostname or "localhost",
         port=port,
         path=unquote(parts.path) if parts.scheme == "unix" else "",
         tls=_tls(options) if parts.scheme == "rediss" else None,
     )
+
+
+def _seconds(told: str) -> float:
+    with suppress(ValueError):
+        if 0.0 < (found := float(told)) <= LONGEST:  # which is not so of nan
+            return found
+    raise ValueError(f"socket_timeout is a number of seconds, over 0 and at most {LONGEST:g}, not {told!r}")
 
 
 def _greeting(user: str, password: str, database: int) -> list[tuple[Word, ...]]:

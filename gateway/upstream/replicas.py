@@ -29,7 +29,7 @@ class Replica:
     def passed_trial(self) -> None:
         """A call that was a trial was answered."""
         if self.breaker.open:
-            log.warning("%s:%d answers again", self.origin.host, self.origin.port)
+            log.warning("%s answers again", self.origin.authority)
         self.breaker.close()
 
     def failed(self, caller: str | None, now: float, trial: bool, why: str) -> None:
@@ -37,7 +37,7 @@ class Replica:
         open_before = self.breaker.open
         self.breaker.failed(caller, now, trial=trial)
         if self.breaker.open and not open_before:
-            log.warning("%s:%d fails and is left alone for a while: %s", self.origin.host, self.origin.port, why)
+            log.warning("%s fails and is left alone for a while: %s", self.origin.authority, why)
 
     def told(self, waiting: int, now: float, running: int | None = None) -> None:
         """The server told how many requests wait in its queue and, maybe, how many it works on."""

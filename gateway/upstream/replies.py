@@ -115,9 +115,8 @@ def _refused(response: Response, exchange: Exchange) -> Failed:
     callers' data.
     """
     if response.status in (401, 403):
-        where = exchange.replica.origin
-        told = "tier %s: %s:%d refuses its key (status %d): see api_key_env"
-        log.error(told, exchange.tier, where.host, where.port, response.status)
+        told = "tier %s: %s refuses its key (status %d): see api_key_env"
+        log.error(told, exchange.tier, exchange.replica.origin.authority, response.status)
         return Failed("5xx", UpstreamAuth("The model server does not accept the gateway's key."))
     final = response.header(b"x-should-retry") == b"false"
     if response.status != 503:

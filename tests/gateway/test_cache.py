@@ -182,7 +182,7 @@ async def test_one_callers_answers_are_never_anothers(flash: Sim, pro: Sim) -> N
 
 
 async def test_an_answer_whose_usage_is_no_text_is_given_again_as_it_came(pro: Sim) -> None:
-    said = b'{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1, "by": "\xff"}}'
+    said = b'{"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "by": "\xff"}}'
     async with (
         scripted(plain(said)) as (url, _),
         gateway(policy_for(Sim(url, "m"), pro, caching={"ttl": "1m"})) as gate,
@@ -190,6 +190,29 @@ async def test_an_answer_whose_usage_is_no_text_is_given_again_as_it_came(pro: S
         for cache in ("miss", "hit"):
             answer = await gate.ask(body(model="flash", temperature=0))
             assert (answer.status, answer.headers["x-route-cache"], answer.data) == (200, cache, said)
+
+
+def event(finish: str) -> bytes:
+    return b'data: {"choices": [{"index": 0, "delta": {"content": "x"}%s}]}\n\n' % finish.encode()
+
+
+UNENDED = (', "finish_reason": null', "")  # what stands in an answer that does not say why it ended
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_does_not_say_why_it_ended_passes_and_is_asked_again(pro: Sim, stream: bool) -> None:
+    made = [b'{"choices": [{"message": {"content": "x"}%s}]}' % finish.encode() for finish in UNENDED]
+    kind = {}
+    if stream:
+        made = [event(UNENDED[0]) + event(finish) + b"data: [DONE]\n\n" for finish in UNENDED]
+        kind = {"content_type": "text/event-stream"}
+    async with (
+        scripted(*(plain(one, **kind) for one in made * 2)) as (url, _),
+        gateway(policy_for(Sim(url, "m"), pro, caching={"ttl": "1m"})) as gate,
+    ):
+        for said in made * 2:
+            answer = await gate.ask(body(model="flash", temperature=0, stream=stream))
+            assert (answer.status, answer.headers["x-route-cache"], answer.data) == (200, "miss", said)
 
 
 async def test_what_failover_or_a_missing_verdict_gave_is_asked_again(flash: Sim, pro: Sim) -> None:

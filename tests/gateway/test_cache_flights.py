@@ -9,6 +9,7 @@ import pytest
 from gateway.cache import Flights, replay
 from gateway.cache.entry import LONGEST
 from gateway.cache.flights import AHEAD, worth_keeping
+from gateway.dialects import CHAT, DIALECTS
 from gateway.done import DONE
 from gateway.errors import UpstreamFailed
 from gateway.reply import Reply
@@ -26,7 +27,11 @@ ROUTE = Route(("flash", "pro"), "r", "rule")
 DECISION = Decision(Facts("auto", "ann", "usual"), None, ROUTE)
 
 
-def a_reply(data: bytes = b'{"choices": []}', **fields: Any) -> Reply:
+WHOLE = b'{"choices": [{"finish_reason": "stop"}]}'
+END = b'"finish_reason":"stop"'
+
+
+def a_reply(data: bytes = WHOLE, **fields: Any) -> Reply:
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield data
 
@@ -41,12 +46,12 @@ async def nothing() -> None:
     pass
 
 
-def kept(reply: Reply, data: bytes) -> bool:
-    return worth_keeping(reply, data, b'"choices"')
+def kept(reply: Reply, data: bytes, path: str = CHAT) -> bool:
+    return worth_keeping(reply, data, DIALECTS[path].answers)
 
 
 def test_only_a_sound_answer_of_the_tier_that_was_chosen_is_worth_keeping() -> None:
-    data = b'{"choices": []}'
+    data = WHOLE
     assert kept(a_reply(), data)
     assert not kept(a_reply(), b'{"error": {}}')
     assert not kept(a_reply(), data + b" " * LONGEST)
@@ -55,6 +60,15 @@ def test_only_a_sound_answer_of_the_tier_that_was_chosen_is_worth_keeping() -> N
     assert not kept(a_reply(tier="pro"), data), "failover's"
     unsure = Decision(DECISION.facts, Verdict(None, None, "timeout"), ROUTE)
     assert not kept(a_reply(decision=unsure), data), "nobody knows whether Flash is enough"
+
+
+def test_an_answer_without_an_end_is_not_worth_keeping_where_its_dialect_tells_of_ends() -> None:
+    begun, ended = b'{"message":{"stop_reason":null}}', b'{"delta":{"stop_reason" : "max_tokens"}}'
+    answers = {begun + ended: True, ended: True, begun: False, b"{}": False}
+    assert {data: kept(a_reply(), data, "/v1/messages") for data in answers} == answers
+    assert kept(a_reply(), b'{"input_tokens": 5}', "/v1/messages/count_tokens")
+    assert kept(a_reply(), b'{"data": []}', "/v1/embeddings")
+    assert kept(a_reply(), b'{"output": []}', "/v1/responses")
 
 
 class Hold(nullcontext[None]):
@@ -243,7 +257,7 @@ async def read(reply: Reply, most: int) -> tuple[list[bytes], list[bytes], bytes
 
 def test_what_comes_is_poured_for_each_reader_until_that_is_too_much_for_it() -> None:
     async def scenario(share: Share, store: MemoryStore) -> None:
-        body = Poured(b"a", b"b", b"c", b"d", b'"choices"')
+        body = Poured(b"a", b"b", b"c", b"d", END)
         replies = [await share(body) for _ in range(3)]
         quick, slow, leaver = [
             asyncio.create_task(read(reply, most)) for reply, most in zip(replies, (9, 2, 9), strict=True)
@@ -258,12 +272,12 @@ def test_what_comes_is_poured_for_each_reader_until_that_is_too_much_for_it() ->
         await asyncio.sleep(0)
         assert sink(b"d")
         body.over.set()
-        assert await quick == ([b"a"], [b"b", b"c", b"d"], b'"choices"')
-        assert await slow == ([b"a", b"d"], [b"b", b"c"], b'"choices"')
-        assert await late == ([b"a", b"b", b"c"], [b"d"], b'"choices"')
+        assert await quick == ([b"a"], [b"b", b"c", b"d"], END)
+        assert await slow == ([b"a", b"d"], [b"b", b"c"], END)
+        assert await late == ([b"a", b"b", b"c"], [b"d"], END)
         hit = replay(await store.recall("ann", b"key"), b"key", STREAM)
         assert hit is not None
-        assert hit.body == b'abcd"choices"'
+        assert hit.body == b"abcd" + END
 
     flying(scenario)
 
@@ -324,15 +338,15 @@ def test_an_answer_is_remembered_though_the_store_is_slower_than_the_caller() ->
     store = SlowStore()
 
     async def scenario(share: Share, _: MemoryStore) -> None:
-        server = Server(b'{"choices": []}', stream=False)
+        server = Server(WHOLE, stream=False)
         server.run()
-        assert await collected(await share(server)) == b'{"choices": []}'
+        assert await collected(await share(server)) == WHOLE
         assert server.closed == 1, "the server's connection does not wait for the store"
         await eventually(lambda: store._cache != {})
         hit = replay(await store.recall("ann", b"key"), b"key", REQUEST)
         assert hit is not None
         assert (hit.cache, hit.headers) == ("hit", [(b"content-type", b"application/json")])
-        assert (hit.route, await collected(hit)) == (Route(("flash",), "r", "cache"), b'{"choices": []}')
+        assert (hit.route, await collected(hit)) == (Route(("flash",), "r", "cache"), WHOLE)
 
     flying(scenario, store)
 
@@ -346,7 +360,7 @@ async def drained(reply: Reply) -> bytes:
 @pytest.mark.parametrize("reading", [collected, drained])
 def test_a_slow_reader_does_not_grow_memory(reading: Callable[[Reply], Coroutine[Any, Any, bytes]]) -> None:
     async def scenario(share: Share, store: MemoryStore) -> None:
-        server = Server(*[b'"choices"'.ljust(65536)] * 300)
+        server = Server(*[END.ljust(65536)] * 300)
         leader, slow = await asyncio.gather(asyncio.create_task(begun(share, server)), begun(share, server))
         got = asyncio.create_task(reading(leader))
         await asyncio.sleep(0.05)

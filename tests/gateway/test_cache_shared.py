@@ -24,7 +24,7 @@ from gateway.types import Caller
 from loadtest.servers import Process, Sim
 from loadtest.servers import running as serving
 from tests.gateway.serving import Port, asked, body, collected, eventually, gateway
-from tests.gateway.test_cache_flights import POLICY, Hold, Server
+from tests.gateway.test_cache_flights import POLICY, WHOLE, Hold, Server
 from tests.stores import on
 from tests.tiers import JSON
 
@@ -103,7 +103,7 @@ async def share(flights: Flights, server: Server) -> Reply:
     )
 
 
-def running(data: bytes = b'{"choices": []}', **more: Any) -> Server:
+def running(data: bytes = WHOLE, **more: Any) -> Server:
     server = Server(data, stream=False, **more)
     server.run()
     return server
@@ -111,7 +111,7 @@ def running(data: bytes = b'{"choices": []}', **more: Any) -> Server:
 
 def test_a_follower_gets_the_entry_and_asks_nobody(valkey: str) -> None:
     async def scenario(one: Share, other: Share) -> None:
-        slow, spare = Server(b'{"choices": []}', stream=False), running()
+        slow, spare = Server(WHOLE, stream=False), running()
         leader = asyncio.create_task(one(slow))
         await eventually(lambda: slow.asked == 1)
         follower = asyncio.create_task(other(spare))
@@ -119,7 +119,7 @@ def test_a_follower_gets_the_entry_and_asks_nobody(valkey: str) -> None:
         slow.run()
         replies = [await leader, await follower]
         assert [reply.cache for reply in replies] == ["miss", "coalesced"]
-        assert {await collected(reply) for reply in replies} == {b'{"choices": []}'}
+        assert {await collected(reply) for reply in replies} == {WHOLE}
         assert replies[1].waited > 0.05
         assert spare.asked == 0
 
@@ -135,7 +135,7 @@ def test_a_leader_whose_callers_left_lets_the_next_in_at_once(valkey: str) -> No
         await asyncio.sleep(0.1)
         leader.cancel()
         started = time.monotonic()
-        assert await collected(await follower) == b'{"choices": []}'
+        assert await collected(await follower) == WHOLE
         assert time.monotonic() - started < HELD, "as long as the turn would have lasted"
 
     both(valkey, scenario)
@@ -154,7 +154,7 @@ def test_when_no_entry_comes_all_who_waited_ask_at_once(valkey: str, spoilt: JSO
         with contextlib.suppress(UpstreamFailed):
             await collected(await leader)
         reply = await follower
-        assert (reply.cache, await collected(reply), spare.asked) == ("miss", b'{"choices": []}', 1)
+        assert (reply.cache, await collected(reply), spare.asked) == ("miss", WHOLE, 1)
 
     both(valkey, scenario)
 
@@ -185,7 +185,7 @@ def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
 async def test_without_a_store_each_process_answers_by_itself() -> None:
     store = open_store("redis://127.0.0.1:1")
     reply = await share(Flights(store), running())
-    assert (reply.cache, await collected(reply)) == ("miss", b'{"choices": []}')
+    assert (reply.cache, await collected(reply)) == ("miss", WHOLE)
     await store.close()
 
 
@@ -202,7 +202,7 @@ async def test_while_the_store_does_not_answer_identical_requests_to_one_process
 
 @pytest.mark.parametrize(("size", "kept"), [(4 << 20, False), (3 << 19, False), (1 << 19, True)])
 def test_an_answer_of_4_mb_is_not_stored_nor_one_that_stays_too_large(valkey: str, size: int, kept: bool) -> None:
-    data = b'{"choices": "' + base64.b64encode(os.urandom(size)) + b'"}'
+    data = b'{"text": "' + base64.b64encode(os.urandom(size)) + b'", "finish_reason": "stop"}'
 
     async def keep(store: Store) -> None:
         assert await collected(await share(Flights(store), running(data))) == data
@@ -226,7 +226,7 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
             key = lookup(request, POLICY)
             assert key is not None
             found = replay(await (one, other)[at].recall(caller.id, key), key, request)
-            mark = b'{"choices": [], "of": "%s"}' % caller.id.encode()
+            mark = b'{"finish_reason": "stop", "of": "%s"}' % caller.id.encode()
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)
             reply = found or await flights[at].share(

@@ -31,6 +31,12 @@ async def test_a_question_names_its_host_as_the_address_does_and_the_answer_is_w
             assert b"\r\nhost: [::1]:%d\r\n" % port in found.body
 
 
+async def test_who_is_not_reached_is_named_as_the_address_does(run: Run) -> None:
+    async with serving(echo) as (client, _, _):
+        with pytest.raises(TransportError, match=r"^no connection to \[::1\]:1: "):
+            await fetch(client, Origin.parse("http://[::1]:1"), "GET /", USUAL)
+
+
 async def test_an_answer_without_an_end_is_given_up(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.request()

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from loadtest.servers import Sim
-from tests.gateway.serving import body, gateway, parsed
+from tests.gateway.serving import body, eventually, gateway, parsed
 from tests.gateway.test_protocol import GET, POST, only, said
 from tests.tiers import policy_for
 
@@ -25,6 +25,18 @@ async def test_a_stream_for_http_1_0_is_not_chunked_and_ends_with_the_connection
         health = GET.replace(b"1.1", b"1.0") + b"\r\n"
         assert only(await said(gate.port, health)).json() == {"status": "ok"}
         assert only(await said(gate.port, health.replace(b"GET", b"HEAD"))).data == b""
+
+
+async def test_http_1_0_is_sent_no_interim_answer(flash: Sim, pro: Sim) -> None:
+    asked = json.dumps(body(model="flash")).encode()
+    head = POST.replace(b"1.1", b"1.0") + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(asked)
+    async with gateway(policy_for(flash, pro)) as gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        writer.write(head)
+        await eventually(lambda: bool(gate.front.doors.uploads._open))
+        writer.write(asked)
+        assert only(await asyncio.wait_for(reader.read(), 20)).status == 200
+        writer.close()
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])

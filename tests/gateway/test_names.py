@@ -1,22 +1,28 @@
 """Names are looked up in threads; here by a book that says nothing of some of them until it is closed."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import Event
 from typing import Any
 
 import pytest
 
-from gateway.http1 import Client, Origin
-from gateway.names import Names
+from gateway.http1 import Client, Limits, Origin
+from gateway.names import STEP, Names, _first
 from gateway.store.opening import Opening
-from tests.gateway.loopback import OK, Run, broken, run, saying, serving, told
+from tests.gateway.loopback import OK, Run, broken, run, saying, serving, silence, told
 from tests.gateway.serving import PATIENCE, eventually
 
 __all__ = ["run"]
 
-HERE = {"here.test": ["127.0.0.1"], "moved.test": ["127.0.0.2", "127.0.0.1"]}
+HERE = {
+    "here.test": ["127.0.0.1"],
+    "moved.test": ["127.0.0.2", "127.0.0.1"],
+    "none.test": ["127.0.0.2", "127.0.0.3"],
+}
 
 
 class Book(Names):
@@ -91,6 +97,66 @@ async def test_of_several_addresses_the_first_that_takes_the_connection_is_used(
     with book() as names:
         async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
             assert await told(client, at("moved.test", origin)) == (200, b"ok")
+
+
+@contextmanager
+def hole(port: int) -> Iterator[None]:
+    """The first address of moved.test takes no connection at this port, nor refuses one: its queue is full."""
+    with ExitStack() as held:
+        listening, *others = [held.enter_context(socket.socket()) for _ in range(4)]
+        listening.bind(("127.0.0.2", port))
+        listening.listen(0)
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(("127.0.0.2", port))
+        yield
+
+
+async def test_an_address_that_says_nothing_takes_the_time_of_no_other(run: Run) -> None:
+    with book() as names:
+        async with serving(saying(OK), client=Client(names=names)) as (client, origin, server):
+            with hole(origin.port):
+                assert await told(client, at("moved.test", origin), Limits(4 * STEP, 5, 5, PATIENCE)) == (200, b"ok")
+                assert server.connections == 1
+
+
+async def test_where_time_is_short_every_address_gets_a_part_of_it() -> None:
+    with book() as names:
+        async with serving(saying(OK)) as (_, origin, _):
+            with hole(origin.port):
+                opened = await asyncio.wait_for(
+                    Opening((), STEP / 5, "moved.test", origin.port, names=names).open(), STEP
+                )
+                opened.abort()
+
+
+async def test_a_connection_that_comes_second_is_closed(run: Run) -> None:
+    with book() as names:
+        async with serving(silence) as (_, origin, server):
+            two = [partial(names.connect, asyncio.Protocol, "127.0.0.1", origin.port, None, 1.0)] * 2
+            kept, _ = await _first(two, 0.0)
+            await eventually(lambda: server.connections == 2 and server.open == 1)
+            kept.abort()
+
+
+async def test_who_gives_up_in_the_moment_of_connecting_leaves_no_connection_behind(run: Run) -> None:
+    with book() as names:
+        async with serving(silence) as (_, origin, server):
+
+            async def late() -> tuple[asyncio.Transport, asyncio.Protocol]:
+                found = await names.connect(asyncio.Protocol, "127.0.0.1", origin.port, None, 1.0)
+                waiting.cancel()
+                return found
+
+            waiting = asyncio.create_task(_first([late], 1.0))
+            await eventually(lambda: waiting.cancelled() and server.connections == 1 and not server.open)
+
+
+async def test_of_addresses_that_all_refuse_the_reason_is_told(run: Run) -> None:
+    with book() as names:
+        async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
+            error = await broken(client, at("none.test", origin))
+            assert (error.kind, "onnect" in str(error).partition(": ")[2]) == ("connect", True)
 
 
 async def test_the_store_is_found_by_its_name() -> None:

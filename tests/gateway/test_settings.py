@@ -90,3 +90,22 @@ def test_one_key_is_not_for_a_caller_and_for_operators() -> None:
     key = secrets.token_hex(32)
     with pytest.raises(ValidationError, match="GATEWAY_API_KEY"):
         Settings(api_key=key, admin_key=key)
+
+
+@pytest.mark.parametrize("name", ["::1", "gw.example:80", "[::1]:80", "https://gw.example", "*.gw.example", "*"])
+def test_a_host_that_no_request_can_name_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="is no name"):
+        Settings(hosts=("gw.example", name))
+    assert Settings(hosts=("gw-1.Example", "[2001:DB8::1]", "10.0.0.1", "a_b")).hosts
+
+
+def test_where_it_listens_is_written_as_in_a_url() -> None:
+    told = {host: Settings(host=host, port=80).authority for host in ("127.0.0.1", "::1", "::", "gw.example")}
+    assert told == {"127.0.0.1": "127.0.0.1:80", "::1": "[::1]:80", "::": "[::]:80", "gw.example": "gw.example:80"}
+
+
+@pytest.mark.parametrize("origin", ["https://app.example/", "app.example", "https://App.example", "https://*/x"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError, match="is no origin"):
+        Settings(cors_origins=("https://app.example", origin))
+    assert Settings(cors_origins=("*", "null", "http://localhost:3000", "http://[::1]:80", "chrome-extension://abc"))

@@ -184,7 +184,7 @@ def test_the_servers_of_a_cluster_are_told_by_name_or_number_with_a_port_or_with
         ("redis+cluster://:7000", "host:port"),
         ("redis://h?socket_timout=1", "no socket_timout; known: .*socket_timeout"),
         ("redis://h/main", "numbers"),
-        ("redis://h?socket_timeout=soon", "soon"),
+        *[(f"redis://h?socket_timeout={told}", told) for told in ("soon", "nan", "inf", "-1", "0", "61", "1e300")],
         ("rediss://h?ssl_ca_certs=/nowhere/ca.pem", "No such file"),
         ("rediss://h?ssl_cert_reqs=never", "none, optional, required"),
     ],

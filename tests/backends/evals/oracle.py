@@ -11,6 +11,7 @@ from typing import Any
 from backends.evals.tasks import BUNDLED, Item, items, rows
 
 SOLVED = {row["task_id"]: row["prompt"] + row["canonical_solution"] for row in rows(BUNDLED / "humaneval.jsonl")}
+COUNTED = ("prompt_tokens", "completion_tokens")
 NATS = 0.25  # of each token of a scored text, but the first
 
 
@@ -41,9 +42,10 @@ class Oracle:
     forms: tuple[str, ...] = ("prompt_logprobs", "echo")
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
+    counts: bool = True
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
-        usage = {"prompt_tokens": 10, "completion_tokens": 5}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5} if self.counts else dict.fromkeys(COUNTED)
         if "prompt" in body:
             return {"choices": [self.likelihood(body)], "usage": usage}
         task, item = KNOWN[body["messages"][-1]["content"]]

@@ -53,6 +53,14 @@ def test_an_answer_that_only_thought_is_wrong_and_counted(oracle: Oracle, tmp_pa
     assert (told["accuracy"]["value"], told["without_answer"], told["cut"]) == (0, told["done"], told["done"])
 
 
+def test_tokens_that_a_server_does_not_count_are_none(oracle: Oracle, tmp_path: Path) -> None:
+    oracle.counts, oracle.forms = False, ("echo",)
+    told = summed_up(evaluate(oracle, tmp_path, "gsm8k"))
+    assert (told["accuracy"]["value"], told["prompt_tokens"], told["completion_tokens"]) == (1, 0, 0)
+    with pytest.raises(AskError, match="no log-probabilities"):
+        Endpoint(f"{oracle.url}/v1", "m").score("a text")
+
+
 def test_a_run_goes_on_where_it_was_stopped(oracle: Oracle, tmp_path: Path) -> None:
     whole = evaluate(oracle, tmp_path, "gsm8k")
     journal = tmp_path / "m-gsm8k.jsonl"
