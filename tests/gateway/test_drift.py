@@ -226,7 +226,7 @@ def test_outcomes_are_as_stated_whether_they_tell_of_pro_or_not(policy: Policy, 
     for at in range(JUDGED):
         good, saved = at % 2, {"pro": at // 2 % 2}
         told_of = asked == "always" or (asked == "where Flash failed" and not good)
-        drift.judged(outcome_of(f"{at}", policy, good, **(saved if told_of else {})), made)
+        drift.judged(outcome_of(f"{at}", policy, good, "caller", **(saved if told_of else {})), made)
     found = drift.told(made)
     assert found
     assert found["outcomes"] == {"looks": 1, "last": 0.0, "alarm": False}
