@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gateway.calibrate import GOOD, example, told
+from gateway.calibrate import GOOD, counted, example, told
 from gateway.calibration import Basis, Layer, row
 from gateway.policy import Policy
 from gateway.recorded import Recorded
@@ -49,7 +49,7 @@ class Seen:
     basis: Basis
     layer: Layer
     counts: list[int]
-    judged: list[tuple[float, bool]] = field(default_factory=list)
+    judged: list[tuple[float, float]] = field(default_factory=list)
     scores: Looked = field(default_factory=Looked)
     outcomes: Looked = field(default_factory=Looked)
 
@@ -99,7 +99,7 @@ class Drift:
         hit = found.needed if seen.basis.label == "needed" else found.failed
         if hit is None:
             return
-        seen.judged.append((seen.layer.p(told(found)), hit))
+        seen.judged.append((seen.layer.p(told(found)), counted(seen.layer, found, hit)))
         if len(seen.judged) < JUDGED:
             return
         off, z = miscalibrated(seen.judged, seen.basis.outcomes)
@@ -176,7 +176,7 @@ def parts(counts: Sequence[int]) -> list[float]:
     return [(count + 0.5) / whole for count in counts]
 
 
-def miscalibrated(judged: Sequence[tuple[float, bool]], outcomes: int) -> tuple[float, float]:
+def miscalibrated(judged: Sequence[tuple[float, float]], outcomes: int) -> tuple[float, float]:
     """The share of outcomes that hit less the share that p predicted, and that difference in standard deviations. The
     prediction is itself uncertain: it was fitted on so many `outcomes`."""
     count = len(judged)

@@ -1,10 +1,11 @@
 """What is the local score worth, what do 300 outcomes add, and what does it cost?
 
-    python -m loadtest.score DATA [--repeats 20] [--predictions FILE] [--embeddings FOLDER] [--pairs N]
+    python -m loadtest.score DATA [--repeats 20] [--predictions FILE] [--embeddings FOLDER] [--pairs N] [--answers 1]
 
 DATA: a folder of labelled prompts (backends/evals/prompts.py). No server is asked. --predictions writes {"id", "score",
 "latency_ms"} per prompt, for scorers of others. --embeddings: as `triage.embeddings` in a policy. --pairs N: only what
-outcomes add for so many pairs of models of each set, whose rows have `scores` by model.
+outcomes add for so many pairs of models of each set, whose rows have `scores` by model. --answers 1: an
+outcome tells of Flash's answer alone, as it does where nobody asks Pro as well; by default of both.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from gateway.score import WEIGHTS, Axes, Score, Table, read_table, score_text
 LABELS = 300
 TRAFFIC = 2000  # records a calibration sees, LABELS of them with an outcome
 SHARE = 0.25
+BOTH = 2  # answers to a prompt
 GAP = 0.04  # by which the strong model of another pair is better
 EACH = 800  # rows of each other set that weights are fitted to
 TEXT = [name for name in WEIGHTS if name not in ("turns", "tools")]  # what the score weighs of single prompts
@@ -68,7 +70,7 @@ def by_set(data: dict[str, list[Scored]]) -> Iterator[str]:
 def by_fit(scored: Sequence[Scored], others: Sequence[Sequence[Scored]]) -> list[Pair]:
     """A logistic layer over the measures, fitted to equally many outcomes of each of the other sets."""
     rows = [one for other in others for one in random.Random(1).sample(list(other), min(len(other), EACH))]
-    records = [recorded(row, score, known=True) for row, score in rows]
+    records = [recorded(row, score, BOTH) for row, score in rows]
     layer = fit([one.measures for one in records], [one.needed for one in records], dict.fromkeys(TEXT, (0.0, 30.0)))
     return [(layer.p(score.measures), row.gain) for row, score in scored if row.gain is not None]
 
@@ -98,13 +100,14 @@ def by_label(scored: Sequence[Scored]) -> Iterator[str]:
         yield f"| {name}, {len(pairs)} | {auroc_interval(pairs)} |"
 
 
-def recorded(row: Row, score: Score, known: bool) -> Example:
-    """A row as a gateway would have recorded it."""
-    weak, strong = ((row.weak or 0) >= GOOD, (row.strong or 0) >= GOOD) if known else (None, None)
+def recorded(row: Row, score: Score, answers: int) -> Example:
+    """A row as a gateway would have recorded it. `answers`: how many somebody judged, 1: the weak model's."""
+    weak = (row.weak or 0) >= GOOD if answers else None
+    strong = (row.strong or 0) >= GOOD if answers == BOTH else None
     return Example(id=row.id, score=score.value, measures=dict(score.measures), flash_ok=weak, pro_ok=strong)
 
 
-def with_labels(data: dict[str, list[Scored]], repeats: int) -> Iterator[str]:
+def with_labels(data: dict[str, list[Scored]], repeats: int, answers: int) -> Iterator[str]:
     """What `policy calibrate` makes of LABELS outcomes, on the rows that it did not see."""
     yield (
         f"\n{LABELS} outcomes among at most {TRAFFIC} records of the set; mean of {repeats} draws, on the rest\n\n"
@@ -114,7 +117,7 @@ def with_labels(data: dict[str, list[Scored]], repeats: int) -> Iterator[str]:
     )
     means = []
     for name, scored in data.items():
-        drawn = [one_draw(scored, seed) for seed in range(repeats)]
+        drawn = [one_draw(scored, seed, answers) for seed in range(repeats)]
         free, fitted, shares, proven = (list(column) for column in zip(*drawn, strict=True))
         worst = max(shares, key=lambda share: abs(share - SHARE))
         near = sum(abs(share - SHARE) <= 0.03 for share in shares)
@@ -125,14 +128,14 @@ def with_labels(data: dict[str, list[Scored]], repeats: int) -> Iterator[str]:
     yield f"| mean of {len(means)} | {free:+.3f} | {fitted:+.3f} | | |"
 
 
-def one_draw(scored: Sequence[Scored], seed: int) -> tuple[float, float, float, bool]:
+def one_draw(scored: Sequence[Scored], seed: int, answers: int) -> tuple[float, float, float, bool]:
     """Skill without and with a calibration, the realised share, and whether a gain was shown."""
     order = random.Random(seed).sample(list(scored), len(scored))
     seen = min(TRAFFIC, len(order) // 2)
-    records = [recorded(row, score, i < LABELS) for i, (row, score) in enumerate(order[:seen])]
+    records = [recorded(row, score, answers if i < LABELS else 0) for i, (row, score) in enumerate(order[:seen])]
     found = calibrate(records, parse(f"pro_share={SHARE}"))
     rest = order[seen:]
-    pairs = [(found.layer.p(told(recorded(row, score, known=False))), row.gain or 0.0) for row, score in rest]
+    pairs = [(found.layer.p(told(recorded(row, score, 0))), row.gain or 0.0) for row, score in rest]
     share = sum(p >= found.edges[0] for p, _ in pairs) / len(pairs)
     return skill(gains(rest)), skill(pairs), share, found.proven
 
@@ -151,13 +154,13 @@ def between(row: Row, weak: str, strong: str) -> Row:
     return replace(row, weak=low, strong=high, gain=high - low)
 
 
-def over_pairs(data: dict[str, list[Scored]], most: int, repeats: int) -> Iterator[str]:
+def over_pairs(data: dict[str, list[Scored]], most: int, repeats: int, answers: int) -> Iterator[str]:
     """What `policy calibrate` makes of LABELS outcomes of other pairs of models: skill, mean over pairs and draws."""
     yield "| set | pairs | skill, label-free | skill, calibrated | added |\n|---|---|---|---|---|"
     added: list[float] = []
     means = []
     for name, scored in data.items():
-        draws = [[one_draw(made, seed)[:2] for seed in range(repeats)] for made in other_pairs(scored, most)]
+        draws = [[one_draw(made, seed, answers)[:2] for seed in range(repeats)] for made in other_pairs(scored, most)]
         both = [tuple(sum(column) / repeats for column in zip(*drawn, strict=True)) for drawn in draws]
         gained = [fitted - free for free, fitted in both]
         added += gained
@@ -230,6 +233,7 @@ def main() -> None:
     said.add_argument("--predictions", type=Path)
     said.add_argument("--embeddings", type=Path)
     said.add_argument("--pairs", type=int)
+    said.add_argument("--answers", type=int, choices=(1, BOTH), default=BOTH)
     asked = said.parse_args()
     table = read_table(asked.embeddings) if asked.embeddings else None
     print(f"python {platform.python_version()} {platform.machine()}")
@@ -245,9 +249,10 @@ def main() -> None:
     labelled = [one for scored in data.values() for one in scored if one[0].label is not None]
     some = [one for scored in outcomes.values() for one in scored[:: max(len(scored) // 500, 1)]]
     if asked.pairs:
-        print(*over_pairs(outcomes, asked.pairs, asked.repeats), sep="\n", flush=True)
+        print(*over_pairs(outcomes, asked.pairs, asked.repeats, asked.answers), sep="\n", flush=True)
         return
-    parts = (by_set(outcomes), by_label(labelled), with_labels(outcomes, asked.repeats), kept(some), cost(times))
+    fitted = with_labels(outcomes, asked.repeats, asked.answers)
+    parts = (by_set(outcomes), by_label(labelled), fitted, kept(some), cost(times))
     for part in parts:
         for line in part:
             print(line, flush=True)

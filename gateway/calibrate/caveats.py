@@ -89,7 +89,8 @@ def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: 
         "explore sends requests to Flash that p would not: the bound is none on those": (
             target.kind == "flash_failure" and report["explore"] > 0
         ),
-        "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain": (
+        "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain; judge both answers to some "
+        "150 requests, that orders better than 300 of Flash's alone": (
             any(one.failed and one.pro_ok is None for one in records)
         ),
         "outcomes that are agreements with another tier's answer say where words differ, not who is right": (

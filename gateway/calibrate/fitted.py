@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from gateway.calibrate.bound import ALL, Step, certify, least, steps
 from gateway.calibrate.caveats import LEAST, alike_outcomes, caveats_on, few_outcomes, gains, sources_of
 from gateway.calibrate.halves import Split, Unproven, in_order, parted, together
-from gateway.calibrate.layer import Label, failed, layer_for, needed
+from gateway.calibrate.layer import Label, counted, failed, layer_for, needed
 from gateway.calibrate.mix import Mix, mix_of
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import (
@@ -104,7 +104,7 @@ def _held(layer: Layer, judged: Sequence[Example], label: Label) -> Held:
     p = ranks(layer, judged)
     outcomes = [(at, one) for at, one in zip(p, judged, strict=True) if label(one) is not None and not one.retried]
     names = together([one for _, one in outcomes])
-    hits = [Judged(at, float(bool(label(one))), one.weight, names[one.id]) for at, one in outcomes]
+    hits = [Judged(at, counted(layer, one, bool(label(one))), one.weight, names[one.id]) for at, one in outcomes]
     return Held(p, outcomes, hits, one_of_each(hits))
 
 

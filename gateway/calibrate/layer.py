@@ -43,13 +43,19 @@ def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -
     used = [name for name in names if measures or name in BELIEVED]
     # The score and the verdict alone have one direction each: trees are for measures.
     seen = [name for name in used if name not in AXES] if {*used} - {*BELIEVED} else []
+    layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label)
     outcomes = [
-        Outcome([row[name] for name in seen], hit, one.weight)
+        Outcome([row[name] for name in seen], counted(layer, one, hit), one.weight)
         for row, one in zip(rows, records, strict=True)
         if (hit := label(one)) is not None and row.keys() >= {*seen}
     ]
-    layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label)
     return replace(layer, trees=grown(outcomes, seen))
+
+
+def counted(layer: Layer, one: Example, hit: bool) -> float:
+    """How much an outcome counts against Flash, which is `hit`, 0 or 1; where the layer knows of failures that Pro does
+    not save, a failure without Pro's outcome counts as much as it is likely that Pro saves it."""
+    return layer.saved.p(told(one)) if hit and layer.saved and one.pro_ok is None else float(hit)
 
 
 def evened(records: Sequence[Example]) -> Sequence[Example]:

@@ -18,10 +18,10 @@ SEED = 20261122
 
 
 class Outcome(NamedTuple):
-    """The inputs' values, what came of the request, and for how many it stands."""
+    """The inputs' values, what came of the request (0 to 1), and for how many it stands."""
 
     row: Sequence[float]
-    hit: bool
+    hit: float
     weight: float
 
 
@@ -56,4 +56,4 @@ def _grow(outcomes: Sequence[Outcome], names: Sequence[str], least: float, chanc
 
 def _sums(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     """For how many requests they stand, and for how many that hit."""
-    return math.fsum([weight for _, _, weight in outcomes]), math.fsum([weight for _, hit, weight in outcomes if hit])
+    return math.fsum([weight for _, _, weight in outcomes]), math.fsum([hit * weight for _, hit, weight in outcomes])

@@ -208,6 +208,18 @@ def test_which_failures_pro_saves_is_learned_beside_where_flash_fails() -> None:
     assert blind.p({"score": 0.9, "x": 0.9}) > 1.6 * lost[-1]
 
 
+@pytest.mark.parametrize("asked", ["every other time", "where Flash failed"])
+def test_where_few_outcomes_tell_of_pro_p_is_still_how_often_it_saves_what_flash_fails(asked: str) -> None:
+    chance = random.Random(3)
+    truth = [replace(one, pro_ok=chance.random() < 0.2) for one in traffic(900, by_score)]
+    tells = {one.id for at, one in enumerate(truth) if (one.failed if asked == "where Flash failed" else at % 2)}
+    found = calibrate([one if one.id in tells else replace(one, pro_ok=None) for one in truth], parse("pro_share=0.25"))
+    rate = sum(bool(one.needed) for one in truth) / len(truth)
+    assert sum(found.layer.p(told(one)) for one in truth) / len(truth) == pytest.approx(rate, abs=0.02)
+    assert found.report["rate"] == pytest.approx(rate, abs=0.03)
+    assert found.report["ece"] < 0.05
+
+
 def test_every_record_counts_in_the_edges_with_an_outcome_or_without() -> None:
     records = traffic(1200, by_score, labels=300)
     found = calibrate(records, parse("shares=0.5/0.3/0.2"))

@@ -219,6 +219,19 @@ def test_outcomes_count_for_what_the_calibration_counts(policy: Policy, label: s
     assert found["outcomes"]["last"] == share - 0.5
 
 
+@pytest.mark.parametrize("asked", ["never", "where Flash failed", "always"])
+def test_outcomes_are_as_stated_whether_they_tell_of_pro_or_not(policy: Policy, asked: str) -> None:
+    drift, even = Drift(Telemetry(log=False)), Layer(0.0, {}, {}, {})
+    made = replace(policy, calibration=replace(even, saved=even))
+    for at in range(JUDGED):
+        good, saved = at % 2, {"pro": at // 2 % 2}
+        told_of = asked == "always" or (asked == "where Flash failed" and not good)
+        drift.judged(outcome_of(f"{at}", policy, good, "caller", **(saved if told_of else {})), made)
+    found = drift.told(made)
+    assert found
+    assert found["outcomes"] == {"looks": 1, "last": 0.0, "alarm": False}
+
+
 def test_a_policy_whose_calibration_does_not_say_is_not_watched(policy: Policy) -> None:
     drift = Drift(Telemetry(log=False))
     without = replace(policy, basis=None)
