@@ -15,7 +15,7 @@ from backends.sim.replies import Shape
 from backends.sim.tokens import pieces
 from backends.sim.wire import Wire
 
-STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 DIMENSIONS = 8
 
 
@@ -176,10 +176,15 @@ class Block(NamedTuple):
 def blocks(steps: list[Step]) -> list[Block]:
     found: list[Block] = []
     for step in steps:
-        if not found or found[-1].kind != step.kind or step.call:
+        if begins(found, step):
             found.append(Block(step.kind, step.call, []))
         found[-1].steps.append(step)
     return found
+
+
+def begins(found: list[Block], step: Step) -> bool:
+    """Whether a block begins with this token after the blocks found."""
+    return not found or found[-1].kind != step.kind or step.call is not None
 
 
 def message_usage(generation: Generation) -> JSON:
@@ -190,7 +195,7 @@ def message_usage(generation: Generation) -> JSON:
 
 
 def _content(block: Block) -> JSON:
-    if block.kind == "content":
+    if block.kind in ("content", "refusal"):
         return {"type": "text", "text": block.text}
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": block.text, "signature": "simulated"}
@@ -238,6 +243,7 @@ class _Blocks:
             await self._open(step)
         deltas: dict[str, JSON] = {
             "content": {"type": "text_delta", "text": step.text},
+            "refusal": {"type": "text_delta", "text": step.text},
             "reasoning": {"type": "thinking_delta", "thinking": step.text},
             "tool": {"type": "input_json_delta", "partial_json": step.text},
         }
@@ -247,6 +253,7 @@ class _Blocks:
         self._index, self._kind, call = self._index + 1, step.kind, step.call or {}
         empty: dict[str, JSON] = {
             "content": {"type": "text", "text": ""},
+            "refusal": {"type": "text", "text": ""},
             "reasoning": {"type": "thinking", "thinking": ""},
             "tool": {"type": "tool_use", "id": call.get("id"), "name": call.get("name"), "input": {}},
         }

@@ -15,7 +15,9 @@ from backends.sim.prompt import completion_texts, thinks
 from backends.sim.protocol import JSON, ChatRequest, CompletionRequest, Request, content_text
 from backends.sim.settings import Settings
 from backends.sim.tokens import pieces
-from backends.sim.verdict import LABELS, Verdict, judge, question_at, spelled, subject
+from backends.sim.verdict import LABELS, PAIRS, Verdict, judge, question_at, spelled, subject
+
+_LABEL = re.compile(rf'"({"|".join(itertools.chain(*PAIRS))})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def _spoiled(plan: Plan, how: str, rng: random.Random) -> Plan:
     if how == "truncated":
         return Plan(tuple(spell("content", said[: max(1, len(said) // 2)], rng)), "length")
     if how == "wrong_label":
-        wrong = re.sub('"(simple|complex)"', '"medium"', said) if "{" in said else "medium"
+        wrong = _LABEL.sub('"medium"', said) if "{" in said else "medium"
         return Plan(tuple(spell("content", wrong, rng)), "stop")
     if how == "fenced":
         return Plan(tuple(spell("content", f"```json\n{said}\n```", rng)), "stop")

@@ -130,7 +130,7 @@ def choice(shaped: Shape, index: int, steps: list[Step], finish: str, stop: str 
     logprobs = logprob_content([s for s in steps if s.kind != "tool"], shaped) if shaped.top is not None else None
     common = {"index": index, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop}
     if not shaped.chat:
-        told: JSON = {**common, "text": _text(steps, "content") or ""}
+        told: JSON = {**common, "text": "".join(step.text for step in steps)}
         told |= {"prompt_logprobs": scored(shaped.prompts[index], shaped.model)} if shaped.scores else {}
         return echoed(told, shaped.prompts[index], shaped.model) if shaped.echoes else told
     return {**common, "message": _message(shaped, steps)}

@@ -1,18 +1,22 @@
 """Does the simulator speak vLLM's OpenAI API?"""
 
+import asyncio
 import json
 import random
 import re
 import socket
 import subprocess
 import sys
+import time
 from typing import Any
 
 import openai
 import pytest
 
+from backends.sim.app import Simulator
 from backends.sim.protocol import ChatRequest
-from backends.sim.settings import parser
+from backends.sim.settings import parser, settings
+from backends.sim.wire import Message
 from tests.backends.sim.servers import HTTP, JSON, OFF, chat, events, served
 
 WEATHER: JSON = {
@@ -331,3 +335,28 @@ def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         parser().parse_args(["--tier", "flash", "--port", port])
     assert capsys.readouterr().err.endswith(f"argument --port: invalid port value: '{port}'\n")
+
+
+async def cost(words: int) -> float:
+    """Seconds of CPU for an event of a streamed answer of so many words."""
+    body = {"input": f"Write {words} words", "stream": True, "reasoning": {"effort": "none"}}
+    asked = [{"type": "http.request", "body": json.dumps(body).encode()}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return asked.pop() if asked else await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    simulator = Simulator(settings(parser().parse_args(["--tier", "flash", "--port", "0", "--speed", "0"])))
+    started = time.process_time()
+    await simulator({"type": "http", "method": "POST", "path": "/v1/responses", "headers": headers}, receive, send)
+    assert len(sent) > words
+    return (time.process_time() - started) / len(sent)
+
+
+async def test_a_token_of_a_long_streamed_response_costs_no_more_than_one_of_a_short_one() -> None:
+    await cost(200)
+    assert await cost(3200) < 5 * await cost(200)

@@ -1,6 +1,7 @@
 """Do injected faults damage exactly what they say?"""
 
 import json
+import re
 import time
 from collections.abc import Callable
 
@@ -40,6 +41,31 @@ def test_an_answer_is_weak_in_the_way_that_is_asked_for(url: str, weak: str) -> 
     assert WEAK[weak](choice)
     assert not WEAK[weak](usual)
     assert triage(url, "hi", headers=fault(weak=weak)).json()["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("weak", "stop", "reason"), [("refusal", "end_turn", None), ("filter", "refusal", {"reason": "content_filter"})]
+)
+def test_a_refusal_is_said_in_the_words_of_each_endpoint(url: str, weak: str, stop: str, reason: JSON | None) -> None:
+    def ask(path: str, **body: object) -> httpx2.Response:
+        return HTTP.post(f"{url}/v1/{path}", json={"max_tokens": 50, **body}, headers=fault(weak=weak))
+
+    talk = {"messages": [{"role": "user", "content": "Explain tides"}], "thinking": {"type": "disabled"}}
+    message = ask("messages", **talk).json()
+    text = message["content"][0]["text"]
+    assert message["stop_reason"] == stop
+    told = ask("messages", **talk, stream=True).text
+    assert f'"stop_reason":"{stop}"' in told
+    assert "".join(json.loads(said) for said in re.findall(r'"text":("[^"]+")', told)) == text
+    talk = {"input": "Explain tides", "reasoning": {"effort": "none"}}
+    response = ask("responses", **talk).json()
+    part = response["output"][0]["content"][0]
+    assert (part.get(part["type"].removeprefix("output_")), response["incomplete_details"]) == (text, reason)
+    *_, ended = events(ask("responses", **talk, stream=True).text + "data: [DONE]")
+    assert ended["response"]["output"] == response["output"]
+    talk = {"prompt": "Explain tides"}
+    deltas = [event["choices"][0]["text"] for event in events(ask("completions", **talk, stream=True).text)]
+    assert "".join(deltas) == ask("completions", **talk).json()["choices"][0]["text"]
 
 
 def test_a_share_of_the_answers_is_weak(url: str) -> None:
