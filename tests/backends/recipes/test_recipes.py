@@ -183,19 +183,44 @@ def test_drafts_by_dspark_need_the_later_weights_under_the_name_of_the_policies(
     given = flags("flash", "h200x4", "--speculate", "dspark")
     assert given[2] == "deepseek-ai/DeepSeek-V4-Flash-0731"
     assert "--served-model-name=deepseek-ai/DeepSeek-V4-Flash" in given
-    (drafts,) = [flag for flag in flags("flash", "h200x4", "--speculate", "mtp") if "speculative" in flag]
-    assert '"num_speculative_tokens":1' in drafts
+    (drafts,) = [flag for flag in given if "speculative" in flag]
+    assert '"method":"dspark","num_speculative_tokens":7' in drafts
+    for name, count in (("h200x4", 1), ("b300x4", 2)):
+        (drafts,) = [flag for flag in flags("flash", name, "--speculate", "mtp") if "speculative" in flag]
+        assert f'"method":"mtp","num_speculative_tokens":{count}' in drafts
+
+
+def test_amd_has_an_image_kernels_graphs_and_limits_of_its_own() -> None:
+    limits = {"--max-num-seqs=512", "--max-num-batched-tokens=8192", "--distributed-executor-backend=mp"}
+    own = {GRAPHS["compiled"][0], *limits}
+    (amd,), (nvidia,) = (servers(Wish("flash", hardware(name))) for name in ("mi355x4", "b300x4"))
+    assert own <= set(amd.argv)
+    assert not own & set(nvidia.argv)
+    assert ("rocm" in amd.image, "rocm" in nvidia.image) == (True, False)
+    assert amd.env == {**nvidia.env, "VLLM_ROCM_USE_AITER": "1"}
+    assert nvidia.env == {"VLLM_NO_USAGE_STATS": "1"}
 
 
 def test_prefill_and_decode_share_a_host_on_loopback_behind_a_router() -> None:
     prefill, decode, router = servers(Wish("flash", hardware("h200x8"), "pd"))
     assert (prefill.gpus, decode.gpus) == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert (prefill.role, decode.role, len({prefill.port, decode.port, router.port})) == ("prefill", "decode", 3)
     assert f"--prefill=http://127.0.0.1:{prefill.port}" in router.argv
     assert f"--decode=http://127.0.0.1:{decode.port}" in router.argv
-    assert prefill.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"] != decode.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"]
+    ports = [server.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"] for server in (prefill, decode)]
+    assert len(set(ports)) == 2
+    assert prefill.env["VLLM_NO_USAGE_STATS"] == decode.env["VLLM_NO_USAGE_STATS"] == "1"
     text = made("--tier", "flash", "--hardware", "h200x8", "--strategy", "pd")
     assert text.count("--host=127.0.0.1") == 3
-    assert "are not bound to loopback: close 8998, 8999" in text
+    assert f"are not bound to loopback: close {', '.join(ports)}" in text
+
+
+def test_graphs_are_for_decode_alone_where_prefill_is_apart() -> None:
+    for asked, mode in ((None, "decode"), ("eager", "eager")):
+        prefill, decode, _ = servers(Wish("flash", hardware("h200x8"), "pd", graphs=asked))
+        known = {name for name, (flag, _) in GRAPHS.items() if flag in decode.argv}
+        assert known == {mode}
+        assert not {flag for flag, _ in GRAPHS.values()} & set(prefill.argv)
 
 
 @pytest.mark.parametrize("strategy", ["dep", "tep"])
@@ -203,6 +228,7 @@ def test_over_hosts_a_worker_knows_its_place_and_answers_nobody(strategy: str) -
     leader, worker = servers(Wish("pro", hardware("gb200x8"), strategy))
     assert "--headless" in worker.argv
     assert "--headless" not in leader.argv
+    assert strategy == "dep" or "--node-rank=0" in leader.argv
     assert not worker.port
     shell = made("--tier", "pro", "--hardware", "gb200x8", "--strategy", strategy)
     echoed = subprocess.run(
@@ -239,14 +265,25 @@ def test_the_list_says_room_or_reason_for_everything() -> None:
     assert len(list(listed(impossible=False))) == len(lines) - len(refused)
     assert any(line.split()[:3] == ["pro", "h200x4", "dep"] for line in refused)
     assert not [line for line in refused if "published" in line]
+    assert sum(line.endswith("  published") for line in lines) == len(ALL_PUBLISHED)
     assert [line for line in lines if line.startswith("flash mac192") and line.endswith(" requests")]
 
 
 def test_other_engines_have_their_commands() -> None:
-    assert flags("flash", "h200x4", "--engine", "sglang")[:2] == ["sglang", "serve"]
+    given = flags("flash", "h200x4", "--engine", "sglang")
+    assert given[:2] == ["sglang", "serve"]
+    assert {"--tp=4", "--served-model-name=deepseek-ai/DeepSeek-V4-Flash"} <= set(given)
+    assert {"--reasoning-parser=deepseek-v4", "--tool-call-parser=deepseekv4"} <= set(given)
+    assert {"--enable-metrics", "--enable-cache-report"} <= set(given)
+    assert not [flag for flag in given if "context" in flag]
+    assert "--context-length=65536" in flags("flash", "h200x4", "--engine", "sglang", "--context", "65536")
+    blackwell = flags("flash", "b300x4", "--engine", "sglang")
+    assert [flag for flag in given if flag not in blackwell] == ["--moe-runner-backend=marlin"]
     given = flags("flash", "ram128", "--engine", "llama.cpp", "--quant", "Q2_K")
     assert given[0] == "llama-server"
-    assert "--alias=deepseek-ai/DeepSeek-V4-Flash" in given
+    assert {"--model=DeepSeek-V4-Flash-Q2_K.gguf", "--alias=deepseek-ai/DeepSeek-V4-Flash"} <= set(given)
+    mac = flags("flash", "mac192", "--engine", "llama.cpp", "--quant", "Q2_K")
+    assert [flag for flag in mac if flag not in given] == ["--n-gpu-layers=99"]
 
 
 def test_tiergate_backends_is_this_program_and_refuses_in_words() -> None:
