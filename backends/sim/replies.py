@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from backends.sim.likelihood import echoed, scored
+from backends.sim.likelihood import echoed, offsets, scored
 from backends.sim.plan import Step
 from backends.sim.prompt import completion_texts
 from backends.sim.protocol import JSON, ChatRequest, Request
@@ -98,9 +98,8 @@ def logprob_content(steps: list[Step], shaped: Shape) -> JSON:
     if shaped.chat:
         return {"content": [_chat_logprob(step, shaped.top or 0) for step in steps]}
     texts = [step.text for step in steps]
-    offsets = [sum(map(len, texts[:i])) for i in range(len(texts))]
     tops = [dict(_ranked(step, shaped.top or 0)) for step in steps]
-    return {"text_offset": offsets, "token_logprobs": [math.log(s.p) for s in steps], "tokens": texts,
+    return {"text_offset": offsets(texts), "token_logprobs": [math.log(s.p) for s in steps], "tokens": texts,
             "top_logprobs": tops}  # fmt: skip
 
 

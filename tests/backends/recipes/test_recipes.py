@@ -68,6 +68,7 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
         ("flash", ["--hardware", "h200x7", "--strategy", "tp"], "64 attention heads are not divided by 7"),
         ("flash", ["--hardware", "h200x12"], "no number of whole hosts"),
         ("flash", ["--hardware", "gb200x8", "--strategy", "pd"], "one host"),
+        ("flash", ["--hardware", "h200x7", "--strategy", "pd"], "an even number of GPUs"),
         ("flash", ["--hardware", "a100x8"], "no hardware is named a100x8"),
         ("flash", ["--hardware", "h200x4", "--context", "2000000"], "context of 1048576"),
         ("flash", ["--hardware", "h200x4", "--context", "0"], "context of 1048576"),
@@ -132,6 +133,11 @@ def test_what_is_not_of_experts_is_shared_by_tensor_parallelism_alone() -> None:
     model = MODELS["flash"]
     whole, shared = (budget(Wish("flash", hardware("h200x4"), strategy)).weights for strategy in ("dep", "tep"))
     assert (whole - shared) * GIB == pytest.approx(0.75 * model.dense_bytes)
+
+
+def test_prefill_and_decode_have_a_copy_of_the_weights_each() -> None:
+    apart, alone = Wish("flash", hardware("h200x8"), "pd"), Wish("flash", hardware("h200x4"))
+    assert budget(apart) == budget(alone)
 
 
 def test_speculation_counts_what_it_needs() -> None:

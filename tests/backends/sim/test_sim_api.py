@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -330,33 +331,50 @@ def test_a_port_that_is_taken_is_told() -> None:
     assert (done.returncode, done.stderr) == (1, f"cannot listen on 127.0.0.1:{port}\n")
 
 
-@pytest.mark.parametrize("port", ["65536", "-1", "http"])
-def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+COUNTS = ("--max-model-len", "--max-num-seqs", "--kv-cache-size", "--block-size")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--port", "65536"), ("--port", "-1"), ("--port", "http"), *((flag, "0") for flag in COUNTS)]
+)
+def test_what_is_no_port_and_a_size_of_nothing_are_refused(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = "port" if flag == "--port" else "count"
     with pytest.raises(SystemExit):
-        parser().parse_args(["--tier", "flash", "--port", port])
-    assert capsys.readouterr().err.endswith(f"argument --port: invalid port value: '{port}'\n")
+        parser().parse_args(["--tier", "flash", "--port", "1", flag, value])
+    assert capsys.readouterr().err.endswith(f"argument {flag}: invalid {kind} value: '{value}'\n")
 
 
-async def cost(words: int) -> float:
-    """Seconds of CPU for an event of a streamed answer of so many words."""
-    body = {"input": f"Write {words} words", "stream": True, "reasoning": {"effort": "none"}}
+async def cost(path: str, body: JSON) -> float:
+    """Seconds of CPU for a request."""
     asked = [{"type": "http.request", "body": json.dumps(body).encode()}]
-    sent: list[Message] = []
 
     async def receive() -> Message:
         return asked.pop() if asked else await asyncio.Future()
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        assert message.get("status", 200) == 200
 
     headers = [(b"content-type", b"application/json")]
     simulator = Simulator(settings(parser().parse_args(["--tier", "flash", "--port", "0", "--speed", "0"])))
     started = time.process_time()
-    await simulator({"type": "http", "method": "POST", "path": "/v1/responses", "headers": headers}, receive, send)
-    assert len(sent) > words
-    return (time.process_time() - started) / len(sent)
+    await simulator({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    return time.process_time() - started
 
 
-async def test_a_token_of_a_long_streamed_response_costs_no_more_than_one_of_a_short_one() -> None:
-    await cost(200)
-    assert await cost(3200) < 5 * await cost(200)
+def response(size: int) -> JSON:
+    return {"input": f"Write {size} words", "stream": True, "reasoning": {"effort": "none"}}
+
+
+def echo(size: int) -> JSON:
+    return {"prompt": "word " * size, "echo": True, "logprobs": 1, "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "size"), [("/v1/responses", response, 3200), ("/v1/completions", echo, 12800)]
+)
+async def test_an_answer_costs_in_proportion_to_its_length(path: str, body: Callable[[int], JSON], size: int) -> None:
+    """Some 13 times as much for these, and from 200 times on where each token looks at all before it."""
+    await cost(path, body(200))
+    assert await cost(path, body(size)) < 60 * await cost(path, body(200))
