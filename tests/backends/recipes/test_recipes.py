@@ -87,6 +87,7 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
         ("flash", ["--hardware", "h200x8", "--engine", "sglang", "--strategy", "dep"], "tensor parallel on one host"),
         ("flash", ["--hardware", "h200x8", "--strategy", "pd", "--format", "k8s"], "--format shell"),
         ("pro", ["--hardware", "gb200x8", "--format", "compose"], "one host"),
+        ("flash", ["--hardware", "mi355x4", "--format", "compose"], "with NVIDIA GPUs"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(tier: str, words: list[str], reason: str) -> None:
@@ -219,6 +220,30 @@ def test_prefill_and_decode_share_a_host_on_loopback_behind_a_router() -> None:
     text = made("--tier", "flash", "--hardware", "h200x8", "--strategy", "pd")
     assert text.count("--host=127.0.0.1") == 3
     assert f"are not bound to loopback: close {', '.join(ports)}" in text
+
+
+def test_who_shares_a_host_has_gpus_of_its_own_and_the_rest_see_all() -> None:
+    lines = made("--tier", "flash", "--hardware", "h200x8", "--strategy", "pd").splitlines()
+    begun = {role: lines[lines.index(f"# {role}") + 1].split()[0] for role in ("prefill", "decode", "router")}
+    gpus = {"prefill": "CUDA_VISIBLE_DEVICES=0,1,2,3", "decode": "CUDA_VISIBLE_DEVICES=4,5,6,7"}
+    assert begun == {**gpus, "router": "vllm-router"}
+    assert "CUDA_VISIBLE_DEVICES" not in made("--tier", "flash", "--hardware", "h200x8")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--hardware", "h200x4"], {"--api-key"}),
+        (["--hardware", "gb200x8"], {"--api-key", "LWS_LEADER_ADDRESS", "NVL4"}),
+        (["--hardware", "h200x8", "--strategy", "pd"], {"--api-key", "Mooncake"}),
+        (["--hardware", "h200x4", "--engine", "sglang"], {"has no key"}),
+        (["--hardware", "ram128", "--engine", "llama.cpp"], {"has no key", "engine: openai"}),
+    ],
+)
+def test_the_notes_are_those_of_the_servers_that_are_started(words: list[str], told: set[str]) -> None:
+    notes = [line for line in made("--tier", "flash", *words).splitlines() if line.startswith("# ")]
+    known = {"--api-key", "has no key", "LWS_LEADER_ADDRESS", "NVL4", "Mooncake", "engine: openai"}
+    assert {word for word in known if any(word in note for note in notes)} == told
 
 
 def test_graphs_are_for_decode_alone_where_prefill_is_apart() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
+from backends.sim.faults import NONE, Fault, Faults
 from tests.backends.sim.servers import HTTP, JSON, chat, events, state, triage
 
 
@@ -16,11 +17,20 @@ def fault(**values: object) -> JSON:
     return {"x-sim-fault": json.dumps(values)}
 
 
-@pytest.mark.parametrize("status", [400, 429, 500, 503])
-def test_a_status_comes_as_an_error_object(url: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "BadRequestError"),
+        (418, "BadRequestError"),
+        (429, "RateLimitError"),
+        (500, "InternalServerError"),
+        (503, "InternalServerError"),
+    ],
+)
+def test_a_status_comes_as_an_error_object(url: str, status: int, kind: str) -> None:
     reply = chat(url, headers=fault(status=status, retry_after=7))
     assert (reply.status_code, reply.headers["retry-after"]) == (status, "7")
-    assert reply.json()["error"]["code"] == status
+    assert (reply.json()["error"]["code"], reply.json()["error"]["type"]) == (status, kind)
     assert chat(url, headers={"X-Return-Error": str(status)}).status_code == status
 
 
@@ -106,6 +116,22 @@ def test_configured_faults_hit_whom_they_name_and_run_out(url: str) -> None:
     finally:
         assert HTTP.delete(config).json()["status"] is None
     assert chat(url).status_code == 200
+
+
+def test_a_share_of_errors_is_of_500s_where_no_status_is_given() -> None:
+    for faults in (Faults(25.0, 0), Faults(0.0, 0)):
+        if faults.current == NONE:
+            faults.update({"error_rate": 0.25})
+        statuses = [faults.take(False, None).status for _ in range(1000)]
+        assert set(statuses) == {None, 500}
+        assert 200 < statuses.count(500) < 300
+
+
+def test_a_fault_that_a_request_brings_uses_up_none_of_the_server() -> None:
+    faults = Faults(0.0, 0)
+    faults.update({"status": 503, "count": 1})
+    assert faults.take(False, Fault(status=400, count=0)).status == 400
+    assert [faults.take(False, None).status for _ in range(2)] == [503, None]
 
 
 def received(url: str, body: JSON, headers: JSON) -> bytes:
