@@ -262,6 +262,29 @@ def test_no_mutation_of_a_body_makes_a_5xx(url: str) -> None:
         assert reply.status_code < 500, (body, reply.text)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("messages", {"max_tokens": 9, "thinking": {"type": "enabled", "budget_tokens": 1.5}}, "thinking"),
+        ("messages", {"max_tokens": 9, "output_config": {"format": True}}, "output_config"),
+        ("responses", {"text": {"format": True}}, "text"),
+        ("embeddings", {"encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+def test_what_another_endpoint_cannot_read_is_a_400_that_names_the_field(
+    url: str, path: str, body: JSON, param: str
+) -> None:
+    said = {"messages": [{"role": "user", "content": "hi"}]} if path == "messages" else {"input": "hi"}
+    reply = HTTP.post(f"{url}/v1/{path}", json=said | body)
+    assert reply.status_code == 400
+    assert f"$.{param}" in reply.text
+
+
+def test_embeddings_are_of_each_text_or_of_one_list_of_tokens(url: str) -> None:
+    for given, count in (("a", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2, 3]], 2), (["a", 1], 1)):
+        assert len(HTTP.post(f"{url}/v1/embeddings", json={"input": given}).json()["data"]) == count
+
+
 def test_a_deep_body_is_a_400(url: str) -> None:
     deep = b'{"messages": [{"role": "user", "content": "x"}], "tools": ' + b"[" * 900 + b"]" * 900 + b"}"
     schema = b'{"messages": [{"role": "user", "content": "x"}], "guided_json": "' + b"[" * 90000 + b'"}'
