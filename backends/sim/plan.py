@@ -29,7 +29,6 @@ class Step:
     p: float  # its probability
     others: tuple[tuple[str, float], ...] = ()  # next likely tokens with their probabilities
     call: JSON | None = None  # id and name of a tool call that begins here
-    index: int = 0  # of the tool call
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +91,9 @@ def _plan(request: Request, known: Asked, settings: Settings, fault: Fault, rng:
     if isinstance(request, ChatRequest):
         if known.thinking:
             steps += _thinking(request, known, rng)
-        calls = [] if known.triage else tools.calls(request, rng)
-        if calls:
-            steps += [step for index, call in enumerate(calls) for step in _call_steps(index, call, rng)]
+        call = None if known.triage else tools.call(request, rng)
+        if call:
+            steps += [Step("tool", "", 0.99, call=call), *spell("tool", call["arguments"], rng)]
             return Plan(tuple(steps), tools.finish(request))
     bound = Constraint() if fault.ignore_response_format else known.constraint
     if known.verdict:
@@ -156,11 +155,6 @@ def _value_at(steps: list[Step], character: int) -> int:
     """Index of the step whose text has the character at that offset of the whole text."""
     ends = itertools.accumulate(len(step.text) for step in steps)
     return next(i for i, end in enumerate(ends) if end > character)
-
-
-def _call_steps(index: int, call: JSON, rng: random.Random) -> list[Step]:
-    head = Step("tool", "", 0.99, call=call, index=index)
-    return [head] + [replace(s, index=index) for s in spell("tool", call["arguments"], rng)]
 
 
 def spell(kind: str, written: str, rng: random.Random, sure: bool = False) -> list[Step]:

@@ -81,9 +81,9 @@ def delta(step: Step, shaped: Shape) -> JSON | str:
     if step.kind in ("content", "refusal"):
         return {step.kind: step.text}
     if step.call is None:
-        return {"tool_calls": [{"index": step.index, "function": {"arguments": step.text}}]}
+        return {"tool_calls": [{"index": 0, "function": {"arguments": step.text}}]}
     function = {"name": step.call["name"], "arguments": ""}
-    return {"tool_calls": [{"id": step.call["id"], "type": "function", "index": step.index, "function": function}]}
+    return {"tool_calls": [{"id": step.call["id"], "type": "function", "index": 0, "function": function}]}
 
 
 def chunk(shaped: Shape, index: int, body: JSON | str, step: Step | None) -> JSON:
@@ -154,9 +154,6 @@ def _text(steps: list[Step], kind: str) -> str | None:
 
 
 def _calls(steps: list[Step]) -> list[JSON]:
-    calls = []
-    for head, call in ((step, step.call) for step in steps if step.call):
-        said = "".join(s.text for s in steps if s.kind == "tool" and s.index == head.index)
-        calls.append({"id": call["id"], "type": "function",
-                      "function": {"name": call["name"], "arguments": said}})  # fmt: skip
-    return calls
+    said = _text(steps, "tool") or ""
+    return [{"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": said}}
+            for call in (step.call for step in steps) if call]  # fmt: skip

@@ -198,6 +198,17 @@ def test_a_prompt_is_echoed_and_its_likelihood_told(url: str) -> None:
     assert "prompt_logprobs" not in plain
 
 
+def test_the_tool_that_the_user_speaks_of_is_called_and_its_result_is_told(url: str) -> None:
+    stocks = {"type": "function", "function": {"name": "get_stock_price", "parameters": {"type": "object"}}}
+    asked = [{"role": "user", "content": "What does the stock of ACME cost?"}]
+    called = chat(url, messages=asked, tools=[WEATHER, stocks]).json()["choices"][0]["message"]
+    assert [one["function"]["name"] for one in called["tool_calls"]] == ["get_stock_price"]
+    answered = [*asked, called, {"role": "tool", "tool_call_id": called["tool_calls"][0]["id"], "content": "12.50 EUR"}]
+    told = chat(url, messages=answered, tools=[WEATHER, stocks]).json()["choices"][0]["message"]
+    assert "12.50 EUR" in told["content"]
+    assert "tool_calls" not in told
+
+
 def test_tools_are_read_whatever_the_tool_choice(url: str) -> None:
     prompts = [
         chat(url, "hi", tools=tools, tool_choice=choice).json()["usage"]["prompt_tokens"]
