@@ -107,7 +107,7 @@ def test_a_server_that_breaks_off_is_asked_again_also_when_it_breaks_off_an_erro
             one.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        serving = threading.Thread(target=answer, args=(listening,))
+        serving = threading.Thread(target=answer, args=(listening,), daemon=True)
         serving.start()
         model = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}", "m", pause=0.001)
         assert model.answer("hello", 5).text == "Here."
