@@ -93,7 +93,7 @@ class Endpoint:
                     told: JSON = json.load(answer)
                     return told
             except urllib.error.HTTPError as error:
-                why = f"{error.code} {error.read(300).decode(errors='replace')}"
+                why = f"{error.code} {_said(error)}"
                 if error.code not in LATER:
                     break
                 wait = _seconds(error.headers.get("retry-after"), self.pause * 2**attempt)
@@ -102,6 +102,14 @@ class Endpoint:
             if attempt < TRIES - 1:
                 time.sleep(wait)
         raise AskError(f"{self.url}{path}: {why}")
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """The beginning of an error's body; empty for one that breaks off."""
+    try:
+        return error.read(300).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _seconds(told: str | None, otherwise: float) -> float:

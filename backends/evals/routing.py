@@ -13,6 +13,7 @@ The policy must not cache verdicts then (`triage: {cache: null}`).
 """
 
 import argparse
+import http.client
 import json
 import math
 import sys
@@ -26,8 +27,10 @@ from typing import Any, Literal
 
 from backends.evals.metrics import Pair, auroc_interval, bootstrap, lift, mean_skill, percentile, skill
 from backends.evals.prompts import Row, sets
+from backends.evals.tasks import DataError
 
 TIMEOUT = 30.0
+LOST = (OSError, ValueError, http.client.HTTPException)  # what `asked` raises
 By = Literal["p_complex", "score", "tier"]
 
 
@@ -57,14 +60,14 @@ def decide(prompt: str, asking: Asking) -> Decided | None:
     started = time.perf_counter()
     try:
         told = asked(prompt, asking)
-    except (OSError, ValueError):
+    except LOST:
         return None
     return decided(told, asking, time.perf_counter() - started)
 
 
 def asked(prompt: str, asking: Asking) -> dict[str, Any]:
     """What /v1/route answers. Raises OSError when the gateway refuses it or cannot be reached, ValueError for another
-    answer than JSON."""
+    answer than JSON, HTTPException for another than HTTP."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {asking.key}"} if asking.key else {})
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": prompt}]}).encode()
     request = urllib.request.Request(f"{asking.gateway}/v1/route", body, headers)  # noqa: S310  (the operator's URL)
@@ -145,10 +148,13 @@ def main() -> None:
     asking = Asking(told.gateway.rstrip("/"), told.key, told.by, told.first)
     try:
         asked("hi", asking)
-    except (OSError, ValueError) as error:
+    except LOST as error:
         sys.exit(f"{asking.gateway} decides nothing: {error}")
-    for line in run(told.data, asking, told.limit, told.callers, told.repeats):
-        print(line, flush=True)
+    try:
+        for line in run(told.data, asking, told.limit, told.callers, told.repeats):
+            print(line, flush=True)
+    except (DataError, OSError) as error:
+        sys.exit(f"routing: {error}")
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ class Server:
 
 
 def published(wish: Wish) -> bool:
-    """Whether others report that it works, so that it rests on more than our arithmetic."""
-    return wish.engine == "vllm" and wish.hardware.name in PUBLISHED[wish.tier][wish.strategy]
+    """Whether others report that vLLM works so, and it rests on more than our arithmetic."""
+    return wish.hardware.name in PUBLISHED[wish.tier][wish.strategy]
 
 
 def servers(wish: Wish) -> list[Server]:
@@ -102,7 +102,7 @@ def servers(wish: Wish) -> list[Server]:
     if wish.strategy == "pd":
         return _apart(wish)
     if wish.hardware.nodes > 1:
-        return [_vllm(wish, "leader", _spread(wish, 0)), _vllm(wish, "worker", _spread(wish, 1), port=0)]
+        return [_vllm(wish, "leader", _spread(wish, False)), _vllm(wish, "worker", _spread(wish, True), port=0)]
     return [_vllm(wish, "server", _alone(wish))]
 
 
@@ -127,21 +127,20 @@ def _alone(wish: Wish) -> tuple[str, ...]:
     return (f"--{size}-parallel-size={wish.ranks}", *(("--enable-expert-parallel",) if wish.strategy != "tp" else ()))
 
 
-def _spread(wish: Wish, node: int) -> tuple[str, ...]:
+def _spread(wish: Wish, worker: bool) -> tuple[str, ...]:
     """Parallelism over several hosts. A LeaderWorkerSet sets LWS_WORKER_INDEX and LWS_LEADER_ADDRESS; elsewhere export
     them."""
-    index = "${LWS_WORKER_INDEX}"
     if wish.strategy == "dep":
         local = wish.hardware.per_node
-        first = (f"--data-parallel-start-rank=$((LWS_WORKER_INDEX*{local}))", "--headless") if node else ()
+        first = (f"--data-parallel-start-rank=$((LWS_WORKER_INDEX*{local}))", "--headless") if worker else ()
         ranks = (f"--data-parallel-size-local={local}", "--data-parallel-address=${LWS_LEADER_ADDRESS}")
         return (*_alone(wish), *ranks, f"--data-parallel-rpc-port={RPC}", *first)
     where = (
         f"--nnodes={wish.hardware.nodes}",
-        f"--node-rank={index if node else 0}",
+        f"--node-rank={'${LWS_WORKER_INDEX}' if worker else 0}",
         "--master-addr=${LWS_LEADER_ADDRESS}",
     )
-    return (*_alone(wish), "--distributed-executor-backend=mp", *where, *(("--headless",) if node else ()))
+    return (*_alone(wish), "--distributed-executor-backend=mp", *where, *(("--headless",) if worker else ()))
 
 
 def _tuned(wish: Wish) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Which constraint on the output does a request have (structured outputs)?"""
 
-import json
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from backends.sim import schema
 from backends.sim.protocol import JSON, Request, RequestError
@@ -79,8 +80,8 @@ def _formatted(given: JSON) -> Constraint:
 def _schema(given: Any, param: str) -> JSON:
     if isinstance(given, str):
         try:
-            given = json.loads(given)
-        except ValueError as error:
+            given = msgspec.json.decode(given)
+        except msgspec.DecodeError as error:
             raise RequestError(f"Invalid JSON schema: {error}", param) from error
     if not isinstance(given, dict):
         raise RequestError("A JSON schema must be an object.", param)

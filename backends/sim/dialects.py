@@ -15,7 +15,7 @@ from backends.sim.replies import Shape
 from backends.sim.tokens import pieces
 from backends.sim.wire import Wire
 
-STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 DIMENSIONS = 8
 
 
@@ -43,27 +43,41 @@ class _Common(msgspec.Struct, kw_only=True):
         return {"type": "function", "function": {"name": name}} if name else "required" if kind == "any" else str(kind)
 
 
+class Options(msgspec.Struct):
+    """What is read of `thinking`, `output_config`, `text` and `reasoning`."""
+
+    type: str | None = None
+    effort: str | None = None
+    format: JSON | None = None
+    budget_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+    def form(self) -> JSON | None:
+        """The form of the output as chat names it."""
+        schema = self.format and self.format.get("type") == "json_schema"
+        return {"type": "json_schema", "json_schema": self.format} if schema else self.format
+
+
 class MessagesRequest(_Common, kw_only=True):
     """Body of `/v1/messages`, and without `max_tokens` of `/v1/messages/count_tokens`; as vLLM 0.32 reads it."""
 
     messages: list[JSON]
     max_tokens: Positive | None = None
     system: str | list[JSON] | None = None
-    thinking: JSON | None = None
-    output_config: JSON | None = None
+    thinking: Options | None = None
+    output_config: Options | None = None
 
     def as_chat(self) -> ChatRequest:
         system = [{"role": "system", "content": _text(self.system)}] if self.system else []
         functions = [{"type": "function", "function": {"name": t.get("name"), "parameters": t.get("input_schema")}}
                      for t in self.tools or ()]  # fmt: skip
-        thinking, output = self.thinking or {}, self.output_config or {}
+        thinking, output = self.thinking or Options(), self.output_config or Options()
         return self.chat(
             system + [turn for m in self.messages for turn in _turns(m)],
             functions,
             max_tokens=self.max_tokens,
-            reasoning_effort="none" if thinking.get("type") == "disabled" else output.get("effort"),
-            thinking_token_budget=thinking.get("budget_tokens"),
-            response_format=_format(output),
+            reasoning_effort="none" if thinking.type == "disabled" else output.effort,
+            thinking_token_budget=thinking.budget_tokens,
+            response_format=output.form(),
         )
 
 
@@ -73,8 +87,8 @@ class ResponsesRequest(_Common, kw_only=True):
     input: str | list[JSON]
     instructions: str | None = None
     max_output_tokens: Positive | None = None
-    text: JSON | None = None
-    reasoning: JSON | None = None
+    text: Options | None = None
+    reasoning: Options | None = None
 
     def as_chat(self) -> ChatRequest:
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
@@ -86,8 +100,8 @@ class ResponsesRequest(_Common, kw_only=True):
             system + turns,
             functions,
             max_tokens=self.max_output_tokens,
-            reasoning_effort=(self.reasoning or {}).get("effort"),
-            response_format=_format(self.text or {}),
+            reasoning_effort=(self.reasoning or Options()).effort,
+            response_format=(self.text or Options()).form(),
         )
 
 
@@ -114,7 +128,8 @@ def embedded(body: bytes, model: str) -> JSON:
     """The answer of /v1/embeddings: unit vectors, a function of the text. Raises RequestError."""
     request = decode(body, EmbeddingsRequest)
     given, vector = request.input, _encoded if request.encoding_format == "base64" else _vector
-    texts: list[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
+    ids = [item for item in given if isinstance(item, int)]
+    texts: list[Any] = [given] if isinstance(given, str) else [ids] if ids else list(given)
     data = [{"object": "embedding", "index": i, "embedding": vector(str(text))} for i, text in enumerate(texts)]
     counted = sum(len(pieces(text)) if isinstance(text, str) else len(text) for text in texts)
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": counted, "total_tokens": counted,
@@ -130,12 +145,6 @@ def _vector(text: str) -> list[float]:
 def _encoded(text: str) -> str:
     """The vector as base64 of little-endian float32."""
     return base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *_vector(text))).decode()
-
-
-def _format(asked: JSON) -> JSON | None:
-    """The form of the output as chat names it."""
-    given: JSON | None = asked.get("format")
-    return {"type": "json_schema", "json_schema": given} if given and given.get("type") == "json_schema" else given
 
 
 def _text(content: Any) -> str:
@@ -176,10 +185,15 @@ class Block(NamedTuple):
 def blocks(steps: list[Step]) -> list[Block]:
     found: list[Block] = []
     for step in steps:
-        if not found or found[-1].kind != step.kind or step.call:
+        if begins(found, step):
             found.append(Block(step.kind, step.call, []))
         found[-1].steps.append(step)
     return found
+
+
+def begins(found: list[Block], step: Step) -> bool:
+    """Whether a block begins with this token after the blocks found."""
+    return not found or found[-1].kind != step.kind or step.call is not None
 
 
 def message_usage(generation: Generation) -> JSON:
@@ -190,7 +204,7 @@ def message_usage(generation: Generation) -> JSON:
 
 
 def _content(block: Block) -> JSON:
-    if block.kind == "content":
+    if block.kind in ("content", "refusal"):
         return {"type": "text", "text": block.text}
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": block.text, "signature": "simulated"}
@@ -238,6 +252,7 @@ class _Blocks:
             await self._open(step)
         deltas: dict[str, JSON] = {
             "content": {"type": "text_delta", "text": step.text},
+            "refusal": {"type": "text_delta", "text": step.text},
             "reasoning": {"type": "thinking_delta", "thinking": step.text},
             "tool": {"type": "input_json_delta", "partial_json": step.text},
         }
@@ -247,6 +262,7 @@ class _Blocks:
         self._index, self._kind, call = self._index + 1, step.kind, step.call or {}
         empty: dict[str, JSON] = {
             "content": {"type": "text", "text": ""},
+            "refusal": {"type": "text", "text": ""},
             "reasoning": {"type": "thinking", "thinking": ""},
             "tool": {"type": "tool_use", "id": call.get("id"), "name": call.get("name"), "input": {}},
         }

@@ -1,7 +1,9 @@
 """Which log-probabilities do the prompt's tokens have?   For `echo` and `prompt_logprobs` of a text completion."""
 
+import itertools
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from backends.sim.tokens import pieces, token_id
@@ -20,18 +22,24 @@ def values(model: str, prompt: str) -> list[tuple[str, float | None]]:
     return [(piece, logprob(model, piece) if at else None) for at, piece in enumerate(found)]
 
 
+def offsets(found: Sequence[str]) -> list[int]:
+    """Where each piece begins in the text."""
+    *begins, _ = itertools.accumulate(map(len, found), initial=0)
+    return begins
+
+
 def echoed(choice: JSON, prompt: str, model: str) -> JSON:
     """The choice with the prompt prepended to its text and logprobs."""
     told = {**choice, "text": prompt + choice["text"]}
     if choice["logprobs"] is None:
         return told
     own, before = choice["logprobs"], values(model, prompt)
-    offsets = [sum(len(piece) for piece, _ in before[:at]) for at in range(len(before))]
+    tokens = [*(piece for piece, _ in before), *own["tokens"]]
     tops = [None if value is None else {piece: value} for piece, value in before]
     told["logprobs"] = {
-        "text_offset": [*offsets, *(len(prompt) + at for at in own["text_offset"])],
+        "text_offset": offsets(tokens),
         "token_logprobs": [*(value for _, value in before), *own["token_logprobs"]],
-        "tokens": [*(piece for piece, _ in before), *own["tokens"]],
+        "tokens": tokens,
         "top_logprobs": [*tops, *own["top_logprobs"]],
     }
     return told

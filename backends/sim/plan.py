@@ -15,7 +15,9 @@ from backends.sim.prompt import completion_texts, thinks
 from backends.sim.protocol import JSON, ChatRequest, CompletionRequest, Request, content_text
 from backends.sim.settings import Settings
 from backends.sim.tokens import pieces
-from backends.sim.verdict import LABELS, Verdict, judge, question_at, spelled, subject
+from backends.sim.verdict import LABELS, PAIRS, Verdict, judge, question_at, spelled, subject
+
+_LABEL = re.compile(rf'"({"|".join(itertools.chain(*PAIRS))})"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,6 @@ class Step:
     p: float  # its probability
     others: tuple[tuple[str, float], ...] = ()  # next likely tokens with their probabilities
     call: JSON | None = None  # id and name of a tool call that begins here
-    index: int = 0  # of the tool call
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,9 @@ def _plan(request: Request, known: Asked, settings: Settings, fault: Fault, rng:
     if isinstance(request, ChatRequest):
         if known.thinking:
             steps += _thinking(request, known, rng)
-        calls = [] if known.triage else tools.calls(request, rng)
-        if calls:
-            steps += [step for index, call in enumerate(calls) for step in _call_steps(index, call, rng)]
+        call = None if known.triage else tools.call(request, rng)
+        if call:
+            steps += [Step("tool", "", 0.99, call=call), *spell("tool", call["arguments"], rng)]
             return Plan(tuple(steps), tools.finish(request))
     bound = Constraint() if fault.ignore_response_format else known.constraint
     if known.verdict:
@@ -156,11 +157,6 @@ def _value_at(steps: list[Step], character: int) -> int:
     return next(i for i, end in enumerate(ends) if end > character)
 
 
-def _call_steps(index: int, call: JSON, rng: random.Random) -> list[Step]:
-    head = Step("tool", "", 0.99, call=call, index=index)
-    return [head] + [replace(s, index=index) for s in spell("tool", call["arguments"], rng)]
-
-
 def spell(kind: str, written: str, rng: random.Random, sure: bool = False) -> list[Step]:
     """`written` as tokens of a kind, with random probabilities; `sure`: with 0.999, as under a grammar."""
     steps = []
@@ -183,7 +179,7 @@ def _spoiled(plan: Plan, how: str, rng: random.Random) -> Plan:
     if how == "truncated":
         return Plan(tuple(spell("content", said[: max(1, len(said) // 2)], rng)), "length")
     if how == "wrong_label":
-        wrong = re.sub('"(simple|complex)"', '"medium"', said) if "{" in said else "medium"
+        wrong = _LABEL.sub('"medium"', said) if "{" in said else "medium"
         return Plan(tuple(spell("content", wrong, rng)), "stop")
     if how == "fenced":
         return Plan(tuple(spell("content", f"```json\n{said}\n```", rng)), "stop")

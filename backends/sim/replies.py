@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from backends.sim.likelihood import echoed, scored
+from backends.sim.likelihood import echoed, offsets, scored
 from backends.sim.plan import Step
 from backends.sim.prompt import completion_texts
 from backends.sim.protocol import JSON, ChatRequest, Request
@@ -81,9 +81,9 @@ def delta(step: Step, shaped: Shape) -> JSON | str:
     if step.kind in ("content", "refusal"):
         return {step.kind: step.text}
     if step.call is None:
-        return {"tool_calls": [{"index": step.index, "function": {"arguments": step.text}}]}
+        return {"tool_calls": [{"index": 0, "function": {"arguments": step.text}}]}
     function = {"name": step.call["name"], "arguments": ""}
-    return {"tool_calls": [{"id": step.call["id"], "type": "function", "index": step.index, "function": function}]}
+    return {"tool_calls": [{"id": step.call["id"], "type": "function", "index": 0, "function": function}]}
 
 
 def chunk(shaped: Shape, index: int, body: JSON | str, step: Step | None) -> JSON:
@@ -98,9 +98,8 @@ def logprob_content(steps: list[Step], shaped: Shape) -> JSON:
     if shaped.chat:
         return {"content": [_chat_logprob(step, shaped.top or 0) for step in steps]}
     texts = [step.text for step in steps]
-    offsets = [sum(map(len, texts[:i])) for i in range(len(texts))]
     tops = [dict(_ranked(step, shaped.top or 0)) for step in steps]
-    return {"text_offset": offsets, "token_logprobs": [math.log(s.p) for s in steps], "tokens": texts,
+    return {"text_offset": offsets(texts), "token_logprobs": [math.log(s.p) for s in steps], "tokens": texts,
             "top_logprobs": tops}  # fmt: skip
 
 
@@ -130,7 +129,7 @@ def choice(shaped: Shape, index: int, steps: list[Step], finish: str, stop: str 
     logprobs = logprob_content([s for s in steps if s.kind != "tool"], shaped) if shaped.top is not None else None
     common = {"index": index, "logprobs": logprobs, "finish_reason": finish, "stop_reason": stop}
     if not shaped.chat:
-        told: JSON = {**common, "text": _text(steps, "content") or ""}
+        told: JSON = {**common, "text": "".join(step.text for step in steps)}
         told |= {"prompt_logprobs": scored(shaped.prompts[index], shaped.model)} if shaped.scores else {}
         return echoed(told, shaped.prompts[index], shaped.model) if shaped.echoes else told
     return {**common, "message": _message(shaped, steps)}
@@ -155,9 +154,6 @@ def _text(steps: list[Step], kind: str) -> str | None:
 
 
 def _calls(steps: list[Step]) -> list[JSON]:
-    calls = []
-    for head, call in ((step, step.call) for step in steps if step.call):
-        said = "".join(s.text for s in steps if s.kind == "tool" and s.index == head.index)
-        calls.append({"id": call["id"], "type": "function",
-                      "function": {"name": call["name"], "arguments": said}})  # fmt: skip
-    return calls
+    said = _text(steps, "tool") or ""
+    return [{"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": said}}
+            for call in (step.call for step in steps) if call]  # fmt: skip

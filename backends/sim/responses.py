@@ -5,12 +5,19 @@ from typing import Any
 
 import msgspec
 
-from backends.sim.dialects import Block, blocks
+from backends.sim.dialects import Block, begins, blocks
 from backends.sim.generate import Generation, collected
-from backends.sim.plan import Step
 from backends.sim.protocol import JSON
 from backends.sim.replies import Shape
 from backends.sim.wire import Wire
+
+DELTAS = {
+    "content": "output_text",
+    "refusal": "refusal",
+    "reasoning": "reasoning_text",
+    "tool": "function_call_arguments",
+}
+CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:
@@ -21,20 +28,20 @@ async def whole(generation: Generation, shaped: Shape, wire: Wire) -> None:
 async def stream(generation: Generation, shaped: Shape, wire: Wire) -> None:
     """Send a streamed answer of /v1/responses: numbered events; each output item is added, sent by deltas, and done."""
     said = _Numbered(wire)
-    made: list[Step] = []
+    found: list[Block] = []
     async for _, step in generation.steps():
-        if not made:
+        if not found:
             begun = _response(generation, shaped, []) | {"status": "in_progress", "usage": None}
             await said("response.created", response=begun)
             await said("response.in_progress", response=begun)
-        before, made = blocks(made), [*made, step]
-        found = blocks(made)
-        if len(found) > len(before):
-            await _done(said, before)
+        if begins(found, step):
+            await _done(said, found)
+            found.append(Block(step.kind, step.call, []))
             await _added(said, found)
-        kind = {"content": "output_text", "reasoning": "reasoning_text", "tool": "function_call_arguments"}[step.kind]
-        await said(f"response.{kind}.delta", **_place(found), content_index=0, delta=step.text, logprobs=[])
-    found = blocks(made)
+        found[-1].steps.append(step)
+        await said(
+            f"response.{DELTAS[step.kind]}.delta", **_place(found), content_index=0, delta=step.text, logprobs=[]
+        )
     await _done(said, found)
     ended = _response(generation, shaped, found)
     kind = "response.incomplete" if ended["status"] == "incomplete" else "response.completed"
@@ -56,8 +63,8 @@ def _place(found: list[Block]) -> JSON:
 
 async def _added(said: _Numbered, found: list[Block]) -> None:
     item = _item(len(found), found[-1]) | {"status": "in_progress"}
-    emptied: JSON = {**item, "content": []} if "content" in item else {**item, "arguments": ""}
-    await said("response.output_item.added", output_index=len(found) - 1, item=emptied)
+    empty: JSON = {"content": []} if "content" in item else {}
+    await said("response.output_item.added", output_index=len(found) - 1, item=item | empty)
     if found[-1].kind == "content":
         part: JSON = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         await said("response.content_part.added", **_place(found), content_index=0, part=part)
@@ -76,6 +83,9 @@ def _item(number: int, block: Block) -> JSON:
     if block.kind == "content":
         part: JSON = {"type": "output_text", "text": block.text, "annotations": [], "logprobs": None}
         return {**own, "type": "message", "role": "assistant", "content": [part]}
+    if block.kind == "refusal":
+        refused = {"type": "refusal", "refusal": block.text}
+        return {**own, "type": "message", "role": "assistant", "content": [refused]}
     if block.kind == "reasoning":
         return {**own, "type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": block.text}]}
     call = block.call or {}
@@ -84,13 +94,13 @@ def _item(number: int, block: Block) -> JSON:
 
 
 def _response(generation: Generation, shaped: Shape, found: list[Block]) -> JSON:
-    cut = generation.plans[0].finish == "length"
+    cut = CUT.get(generation.plans[0].finish)
     prompt, made = len(generation.sequence.tokens), generation.entry.tokens
     usage = {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": generation.sequence.cached},
              "output_tokens": made, "output_tokens_details": {"reasoning_tokens": 0},
              "total_tokens": prompt + made}  # fmt: skip
     return {"id": shaped.id.replace("chatcmpl-", "resp_"), "object": "response", "created_at": shaped.created,
-            "error": None, "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "error": None, "incomplete_details": {"reason": cut} if cut else None,
             "model": shaped.model, "status": "incomplete" if cut else "completed", "store": False,
             "output": [_item(number + 1, block) for number, block in enumerate(found)], "usage": usage,
             "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],

@@ -1,11 +1,13 @@
 """Which JSON value is valid under a schema?"""
 
+import math
 import random
 from typing import Any
 
 JSON = dict[str, Any]
 _DEPTH = 8
 _NODES = 2000
+_EXACT = 2**53
 
 
 def fit(schema: Any, rng: random.Random, words: list[str]) -> Any:
@@ -56,6 +58,11 @@ def _int(value: Any, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
+def _figure(value: Any) -> int | float | None:
+    """A bound; None for no number, and for one beyond those that a float tells apart."""
+    return value if isinstance(value, int | float) and abs(value) < _EXACT else None
+
+
 class _Fitter:
     def __init__(self, root: Any, rng: random.Random, words: list[str]) -> None:
         self.root, self.rng, self.words = root, rng, words or ["text"]
@@ -70,11 +77,10 @@ class _Fitter:
             return node["const"]
         if isinstance(node.get("enum"), list) and node["enum"]:
             return self.rng.choice(node["enum"])
-        for key in ("anyOf", "oneOf"):
+        for key in ("allOf", "anyOf", "oneOf"):
             if isinstance(node.get(key), list) and node[key]:
-                return self.value(self._option(node[key], depth), depth - 1)
-        if isinstance(node.get("allOf"), list):
-            node = self._merged(node)
+                parts = node[key] if key == "allOf" else [self._option(node[key], depth)]
+                return self.value(self._merged(node, key, parts), depth - 1)
         return self._typed(node, depth)
 
     def _option(self, options: list[Any], depth: int) -> Any:
@@ -82,8 +88,9 @@ class _Fitter:
         full = [o for o in options if resolve(self.root, o).get("type") != "null"]
         return (flat or options)[0] if depth <= 0 else (full or options)[0]
 
-    def _merged(self, node: JSON) -> JSON:
-        parts = [{k: v for k, v in node.items() if k != "allOf"}, *(resolve(self.root, p) for p in node["allOf"])]
+    def _merged(self, node: JSON, key: str, found: list[Any]) -> JSON:
+        """One schema of a node without its `key` and of the parts found there."""
+        parts = [{k: v for k, v in node.items() if k != key}, *(resolve(self.root, p) for p in found)]
         merged: JSON = {k: v for part in reversed(parts) for k, v in part.items()}
         properties = [p["properties"] for p in parts if isinstance(p.get("properties"), dict)]
         if properties:
@@ -124,18 +131,19 @@ class _Fitter:
         return [self.value(node.get("items"), depth - 1) for _ in range(count)]
 
     def _number(self, node: JSON, whole: bool) -> int | float:
-        low = node.get("minimum", node.get("exclusiveMinimum"))
-        high = node.get("maximum", node.get("exclusiveMaximum"))
-        low = low if isinstance(low, int | float) else (min(0, high - 10) if isinstance(high, int | float) else 0)
-        high = high if isinstance(high, int | float) else low + 100
-        step = node.get("multipleOf")
-        if isinstance(step, int | float) and step > 0:
-            made = (low // step + 1) * step
-            return int(made) if whole else made
-        if whole:
-            bottom = int(low) + (1 if "exclusiveMinimum" in node else 0)
-            return self.rng.randint(bottom, max(bottom, int(high) - (1 if "exclusiveMaximum" in node else 0)))
-        return round(low + (high - low) * self.rng.uniform(0.1, 0.9), 6)
+        low = _figure(node.get("minimum", node.get("exclusiveMinimum")))
+        high = _figure(node.get("maximum", node.get("exclusiveMaximum")))
+        if low is None:
+            low = 0 if high is None else min(0, high - 10)
+        high = low + 100 if high is None else high
+        step = _figure(node.get("multipleOf")) or 0
+        step = step if step > 1 / _EXACT else int(whole)
+        if not step:
+            return round(low + (high - low) * self.rng.uniform(0.1, 0.9), 6)
+        first = math.floor(low / step) + 1 if "exclusiveMinimum" in node else math.ceil(low / step)
+        last = math.ceil(high / step) - 1 if "exclusiveMaximum" in node else math.floor(high / step)
+        made = self.rng.randint(first, max(first, last)) * step
+        return int(made) if whole else made
 
     def _string(self, node: JSON) -> str:
         formats = {

@@ -103,6 +103,14 @@ def port(text: str) -> int:
     return number
 
 
+def count(text: str) -> int:
+    """Raises ValueError for a number below 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; names as in llm-d-inference-sim and vLLM where these have one. Unset: the tier's default."""
     p = argparse.ArgumentParser(prog="python -m backends.sim", description="A simulated vLLM server.")
@@ -110,8 +118,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=port, required=True)
     p.add_argument("--served-model-name", nargs="+")
-    p.add_argument("--max-model-len", type=int)
-    p.add_argument("--max-num-seqs", type=int)
+    p.add_argument("--max-model-len", type=count)
+    p.add_argument("--max-num-seqs", type=count)
     p.add_argument(
         "--time-to-first-token", type=milliseconds, help="a fixed TTFT in place of the per-token prefill model"
     )
@@ -119,8 +127,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prefill-time-per-token", type=milliseconds)
     p.add_argument("--inter-token-latency", type=milliseconds)
     p.add_argument("--time-factor-under-load", type=float, help="slow-down of decoding at --max-num-seqs sequences")
-    p.add_argument("--kv-cache-size", type=int, help="prefix cache, in blocks")
-    p.add_argument("--block-size", type=int, help="tokens a block")
+    p.add_argument("--kv-cache-size", type=count, help="prefix cache, in blocks")
+    p.add_argument("--block-size", type=count, help="tokens a block")
     p.add_argument("--speed", type=float, help="divide all times; 0 or inf waits for nothing")
     p.add_argument("--seed", type=int)
     p.add_argument("--scheduling-policy", choices=("fcfs", "priority"))

@@ -1,4 +1,4 @@
-"""Which tools does the model call, and with which arguments?"""
+"""Which tool does the model call, and with which arguments?"""
 
 import json
 import random
@@ -11,8 +11,8 @@ _WORDS = re.compile(r"[a-z]{3,}")
 _EMPTY = set(_WORDS.findall("the and for get with from this that use tool call function given return returns"))
 
 
-def calls(request: ChatRequest, rng: random.Random) -> list[JSON]:
-    """The calls to make, each with id, name and JSON arguments; empty for a text answer.
+def call(request: ChatRequest, rng: random.Random) -> JSON | None:
+    """The call to make, with id, name and JSON arguments; None for a text answer.
 
     `auto` calls the tool whose name and description share most words with the last user message, if any do, and
     never directly after a tool's result.
@@ -20,16 +20,13 @@ def calls(request: ChatRequest, rng: random.Random) -> list[JSON]:
     tools = request.tools or []
     choice = request.tool_choice or "auto"
     if not tools or choice == "none":
-        return []
+        return None
     if isinstance(choice, dict):
         picked = next(t for t in tools if tool_name(t) == named_tool(choice))
-        return [_call(picked, request, rng)]
+        return _call(picked, request, rng)
     ranked = sorted(tools, key=lambda tool: -_overlap(tool, request))
-    if choice == "required":
-        return [_call(ranked[0], request, rng)]
-    if request.messages[-1]["role"] != "user" or _overlap(ranked[0], request) == 0:
-        return []
-    return [_call(ranked[0], request, rng)]
+    asked = request.messages[-1]["role"] == "user" and _overlap(ranked[0], request) > 0
+    return _call(ranked[0], request, rng) if choice == "required" or asked else None
 
 
 def finish(request: ChatRequest) -> str:

@@ -27,6 +27,7 @@ NEEDS = {"off": (), "top-k": ("k",), "share": ("share",), "threshold": ("thresho
 BOUNDS = {"k": (1, 1024), "experts": (1, 65_536), "share": (0, 1), "threshold": (0, 1), "log_s": (0, 86_400),
           "guard": (0.0001, 1), "every": (1, 1_000_000)}  # fmt: skip
 WHOLE = {"k", "experts", "every"}
+LAYERS = 1024  # more than any model has
 SWITCHES = ("renormalise", "requests", "decisions")
 DEFAULTS: dict[str, Any] = {
     "layers": {},
@@ -102,7 +103,7 @@ def _value(text: str) -> Any:
 
 def _settings(given: dict[str, Any]) -> Settings:
     known = {**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}}
-    if known["hash_layers"] not in {"skip", "exact"}:
+    if known["hash_layers"] not in ("skip", "exact"):
         raise ValueError(f"hash_layers must be skip or exact, not {known['hash_layers']!r}")
     if wrong := [name for name in SWITCHES if not isinstance(known[name], bool)]:
         raise ValueError(f"{wrong[0]} must be true or false, not {known[wrong[0]]!r}")
@@ -127,14 +128,14 @@ def _layers(entries: Any) -> dict[int, Plan]:
 
 def _span(text: str) -> range:
     first, _, last = text.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal()) or int(last or first) < int(first):
+    if not (first.isdecimal() and (last or first).isdecimal()) or not int(first) <= int(last or first) < LAYERS:
         raise ValueError(f'layers: "{text}" is no layer and no range of layers like "3-7"')
     return range(int(first), int(last or first) + 1)
 
 
 def _plan(entries: Mapping[str, Any], where: str) -> Plan:
     mode = entries.get("mode")
-    if mode not in NEEDS:
+    if not isinstance(mode, str) or mode not in NEEDS:
         raise ValueError(f"{where}mode must be one of {', '.join(NEEDS)}, not {mode!r}")
     given = [name for name in entries if name != "mode"]
     if strange := [name for name in given if name not in NEEDS[mode]]:

@@ -20,12 +20,12 @@ def folder() -> Path:
 
 
 def tell(worker: str, figures: dict[str, Any]) -> None:
-    """Replaces a worker's file, atomically. Does nothing when the folder is gone: the server is ending."""
+    """Replaces a worker's file, atomically. Does nothing when the folder is gone, as the server is ending, or full."""
     file = folder() / f"{worker}.json"
     try:
         file.with_suffix(".new").write_text(json.dumps(figures))
         file.with_suffix(".new").replace(file)
-    except FileNotFoundError:
+    except OSError:
         return
 
 

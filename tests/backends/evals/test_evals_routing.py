@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +17,7 @@ import pytest
 
 from backends.evals.prompts import Row, sets
 from backends.evals.routing import COLUMNS, Asking, By, Decided, decide, report, run
+from backends.evals.tasks import DataError
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
@@ -101,6 +105,17 @@ def test_prompts_that_are_refused_are_counted(gateway: str, tmp_path: Path) -> N
     assert decide("easy", Asking("http://127.0.0.1:9", None, "tier", "flash")) is None
 
 
+def test_a_prompt_is_counted_as_refused_where_no_http_is_spoken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        asking = Asking(f"http://127.0.0.1:{listening.getsockname()[1]}", None, "tier", "flash")
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(decide, "easy", asking)
+            with listening.accept()[0] as one:
+                one.recv(65536)
+                one.sendall(b"220 mail.example ESMTP\r\n")
+            assert asked.result(20) is None
+
+
 def row(gain: float | None = None, label: int | None = None) -> Row:
     return Row("r", "p", gain, None, None, label, "en")
 
@@ -149,6 +164,17 @@ def test_a_gateway_that_decides_nothing_ends_the_command_with_why(gateway: str, 
     command = [sys.executable, "-m", "backends.evals.routing", str(tmp_path), "--gateway", gateway, "--key", key]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, "decides nothing: HTTP Error 403" in ended.stderr) == ((0, False), (1, True))[key != "k"]
+
+
+def test_prompts_that_cannot_be_read_are_told_in_one_line(gateway: str, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jsonl"
+    command = [sys.executable, "-m", "backends.evals.routing", str(odd), "--gateway", gateway, "--key", "k"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, f"routing: [Errno 2] No such file or directory: '{odd}'\n")
+    for text, why in (("{", "odd.jsonl:1: "), ('{"id": "a"}', "has id and prompt: {'id': 'a'}")):
+        odd.write_text(text)
+        with pytest.raises(DataError, match=re.escape(why)):
+            list(sets([odd]))
 
 
 def test_sets_are_read_plain_and_packed_by_name(tmp_path: Path) -> None:

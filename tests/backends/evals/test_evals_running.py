@@ -1,6 +1,10 @@
 """Scores against a server that knows what is right: it must be seen when it is wrong, and nothing is asked twice."""
 
+import json
 import math
+import socket
+import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +99,27 @@ def test_a_server_that_answers_nothing_ends_the_run(oracle: Oracle, tmp_path: Pa
     gone = Endpoint("http://127.0.0.1:9/v1", "m", pause=0.001)
     with pytest.raises(AskError, match="refused"):
         gone.answer("hello", 5)
+
+
+def test_a_server_that_breaks_off_is_asked_again_also_when_it_breaks_off_an_error() -> None:
+    whole = json.dumps({"choices": [{"message": {"content": "Here."}}]}).encode()
+    head = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n"
+    told = [head % (503, 500) + b"tro", head % (200, 500) + b'{"cho', head % (200, len(whole)) + whole]
+
+    def answer(listening: socket.socket) -> None:
+        for raw in told:
+            one = listening.accept()[0]
+            one.recv(65536)
+            one.sendall(raw)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", raw is told[0], 0))
+            one.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = threading.Thread(target=answer, args=(listening,), daemon=True)
+        serving.start()
+        model = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}", "m", pause=0.001)
+        assert model.answer("hello", 5).text == "Here."
+        serving.join()
 
 
 def test_key_and_extra_fields_reach_the_server(oracle: Oracle, tmp_path: Path) -> None:

@@ -110,12 +110,15 @@ def test_a_guard_is_there_when_it_has_a_bound() -> None:
         ("mode=share,share=true", "share must be a number"),
         ("mode=batch-aware,k=2,experts=9", "needs k or experts"),
         ("mode=off,hash_layers=no", "hash_layers must be skip or exact"),
+        ("mode=off,hash_layers=[]", "hash_layers must be skip or exact, not []"),
+        ("mode=[]", "mode must be one of off, top-k"),
         ("mode=off,renormalise=1", "renormalise must be true or false"),
         ("mode=off,log_s=-1", "log_s must be a number from 0"),
         ("mode=off,requests=yes", "requests must be true or false"),
         ("mode=off,guard=0", "guard must be a number from 0.0001 to 1"),
         ("mode=off,guard=0.1,every=0.5", "every must be a whole number from 1"),
         ('{"mode": "off", "layers": {"3-1": {"mode": "off"}}}', 'layers: "3-1" is no layer'),
+        ('{"mode": "off", "layers": {"0-99999999": {"mode": "off"}}}', 'layers: "0-99999999" is no layer'),
         ('{"mode": "off", "layers": {"1": {"mode": "top-k"}}}', "layers 1: mode top-k needs k"),
         ('{"mode": "off", "layers": [1]}', "layers must be like"),
     ],
@@ -265,6 +268,9 @@ def test_workers_figures_are_read_by_the_other_processes(tmp_path: Path, monkeyp
     shared.tell("0.1", {"asked": 4})
     shared.tell("0.0", {"asked": 5})
     assert shared.told() == {"0.0": {"asked": 5}, "0.1": {"asked": 4}}
+    (shared.folder() / "0.1.new").mkdir()  # nothing can be written there
+    shared.tell("0.1", {"asked": 7})
+    assert shared.told()["0.1"] == {"asked": 4}
     monkeypatch.setenv(shared.FOLDER, str(tmp_path / "gone"))
     shared.tell("0.0", {"asked": 6})
     assert shared.told() == {}

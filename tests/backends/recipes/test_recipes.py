@@ -68,6 +68,7 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
         ("flash", ["--hardware", "h200x7", "--strategy", "tp"], "64 attention heads are not divided by 7"),
         ("flash", ["--hardware", "h200x12"], "no number of whole hosts"),
         ("flash", ["--hardware", "gb200x8", "--strategy", "pd"], "one host"),
+        ("flash", ["--hardware", "h200x7", "--strategy", "pd"], "an even number of GPUs"),
         ("flash", ["--hardware", "a100x8"], "no hardware is named a100x8"),
         ("flash", ["--hardware", "h200x4", "--context", "2000000"], "context of 1048576"),
         ("flash", ["--hardware", "h200x4", "--context", "0"], "context of 1048576"),
@@ -86,6 +87,7 @@ def test_what_others_run_is_not_refused(tier: str, name: str, strategy: str) -> 
         ("flash", ["--hardware", "h200x8", "--engine", "sglang", "--strategy", "dep"], "tensor parallel on one host"),
         ("flash", ["--hardware", "h200x8", "--strategy", "pd", "--format", "k8s"], "--format shell"),
         ("pro", ["--hardware", "gb200x8", "--format", "compose"], "one host"),
+        ("flash", ["--hardware", "mi355x4", "--format", "compose"], "with NVIDIA GPUs"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(tier: str, words: list[str], reason: str) -> None:
@@ -132,6 +134,11 @@ def test_what_is_not_of_experts_is_shared_by_tensor_parallelism_alone() -> None:
     model = MODELS["flash"]
     whole, shared = (budget(Wish("flash", hardware("h200x4"), strategy)).weights for strategy in ("dep", "tep"))
     assert (whole - shared) * GIB == pytest.approx(0.75 * model.dense_bytes)
+
+
+def test_prefill_and_decode_have_a_copy_of_the_weights_each() -> None:
+    apart, alone = Wish("flash", hardware("h200x8"), "pd"), Wish("flash", hardware("h200x4"))
+    assert budget(apart) == budget(alone)
 
 
 def test_speculation_counts_what_it_needs() -> None:
@@ -183,19 +190,68 @@ def test_drafts_by_dspark_need_the_later_weights_under_the_name_of_the_policies(
     given = flags("flash", "h200x4", "--speculate", "dspark")
     assert given[2] == "deepseek-ai/DeepSeek-V4-Flash-0731"
     assert "--served-model-name=deepseek-ai/DeepSeek-V4-Flash" in given
-    (drafts,) = [flag for flag in flags("flash", "h200x4", "--speculate", "mtp") if "speculative" in flag]
-    assert '"num_speculative_tokens":1' in drafts
+    (drafts,) = [flag for flag in given if "speculative" in flag]
+    assert '"method":"dspark","num_speculative_tokens":7' in drafts
+    for name, count in (("h200x4", 1), ("b300x4", 2)):
+        (drafts,) = [flag for flag in flags("flash", name, "--speculate", "mtp") if "speculative" in flag]
+        assert f'"method":"mtp","num_speculative_tokens":{count}' in drafts
+
+
+def test_amd_has_an_image_kernels_graphs_and_limits_of_its_own() -> None:
+    limits = {"--max-num-seqs=512", "--max-num-batched-tokens=8192", "--distributed-executor-backend=mp"}
+    own = {GRAPHS["compiled"][0], *limits}
+    (amd,), (nvidia,) = (servers(Wish("flash", hardware(name))) for name in ("mi355x4", "b300x4"))
+    assert own <= set(amd.argv)
+    assert not own & set(nvidia.argv)
+    assert ("rocm" in amd.image, "rocm" in nvidia.image) == (True, False)
+    assert amd.env == {**nvidia.env, "VLLM_ROCM_USE_AITER": "1"}
+    assert nvidia.env == {"VLLM_NO_USAGE_STATS": "1"}
 
 
 def test_prefill_and_decode_share_a_host_on_loopback_behind_a_router() -> None:
     prefill, decode, router = servers(Wish("flash", hardware("h200x8"), "pd"))
     assert (prefill.gpus, decode.gpus) == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert (prefill.role, decode.role, len({prefill.port, decode.port, router.port})) == ("prefill", "decode", 3)
     assert f"--prefill=http://127.0.0.1:{prefill.port}" in router.argv
     assert f"--decode=http://127.0.0.1:{decode.port}" in router.argv
-    assert prefill.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"] != decode.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"]
+    ports = [server.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"] for server in (prefill, decode)]
+    assert len(set(ports)) == 2
+    assert prefill.env["VLLM_NO_USAGE_STATS"] == decode.env["VLLM_NO_USAGE_STATS"] == "1"
     text = made("--tier", "flash", "--hardware", "h200x8", "--strategy", "pd")
     assert text.count("--host=127.0.0.1") == 3
-    assert "are not bound to loopback: close 8998, 8999" in text
+    assert f"are not bound to loopback: close {', '.join(ports)}" in text
+
+
+def test_who_shares_a_host_has_gpus_of_its_own_and_the_rest_see_all() -> None:
+    lines = made("--tier", "flash", "--hardware", "h200x8", "--strategy", "pd").splitlines()
+    begun = {role: lines[lines.index(f"# {role}") + 1].split()[0] for role in ("prefill", "decode", "router")}
+    gpus = {"prefill": "CUDA_VISIBLE_DEVICES=0,1,2,3", "decode": "CUDA_VISIBLE_DEVICES=4,5,6,7"}
+    assert begun == {**gpus, "router": "vllm-router"}
+    assert "CUDA_VISIBLE_DEVICES" not in made("--tier", "flash", "--hardware", "h200x8")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--hardware", "h200x4"], {"--api-key"}),
+        (["--hardware", "gb200x8"], {"--api-key", "LWS_LEADER_ADDRESS", "NVL4"}),
+        (["--hardware", "h200x8", "--strategy", "pd"], {"--api-key", "Mooncake"}),
+        (["--hardware", "h200x4", "--engine", "sglang"], {"has no key"}),
+        (["--hardware", "ram128", "--engine", "llama.cpp"], {"has no key", "engine: openai"}),
+    ],
+)
+def test_the_notes_are_those_of_the_servers_that_are_started(words: list[str], told: set[str]) -> None:
+    notes = [line for line in made("--tier", "flash", *words).splitlines() if line.startswith("# ")]
+    known = {"--api-key", "has no key", "LWS_LEADER_ADDRESS", "NVL4", "Mooncake", "engine: openai"}
+    assert {word for word in known if any(word in note for note in notes)} == told
+
+
+def test_graphs_are_for_decode_alone_where_prefill_is_apart() -> None:
+    for asked, mode in ((None, "decode"), ("eager", "eager")):
+        prefill, decode, _ = servers(Wish("flash", hardware("h200x8"), "pd", graphs=asked))
+        known = {name for name, (flag, _) in GRAPHS.items() if flag in decode.argv}
+        assert known == {mode}
+        assert not {flag for flag, _ in GRAPHS.values()} & set(prefill.argv)
 
 
 @pytest.mark.parametrize("strategy", ["dep", "tep"])
@@ -203,6 +259,7 @@ def test_over_hosts_a_worker_knows_its_place_and_answers_nobody(strategy: str) -
     leader, worker = servers(Wish("pro", hardware("gb200x8"), strategy))
     assert "--headless" in worker.argv
     assert "--headless" not in leader.argv
+    assert strategy == "dep" or "--node-rank=0" in leader.argv
     assert not worker.port
     shell = made("--tier", "pro", "--hardware", "gb200x8", "--strategy", strategy)
     echoed = subprocess.run(
@@ -239,14 +296,25 @@ def test_the_list_says_room_or_reason_for_everything() -> None:
     assert len(list(listed(impossible=False))) == len(lines) - len(refused)
     assert any(line.split()[:3] == ["pro", "h200x4", "dep"] for line in refused)
     assert not [line for line in refused if "published" in line]
+    assert sum(line.endswith("  published") for line in lines) == len(ALL_PUBLISHED)
     assert [line for line in lines if line.startswith("flash mac192") and line.endswith(" requests")]
 
 
 def test_other_engines_have_their_commands() -> None:
-    assert flags("flash", "h200x4", "--engine", "sglang")[:2] == ["sglang", "serve"]
+    given = flags("flash", "h200x4", "--engine", "sglang")
+    assert given[:2] == ["sglang", "serve"]
+    assert {"--tp=4", "--served-model-name=deepseek-ai/DeepSeek-V4-Flash"} <= set(given)
+    assert {"--reasoning-parser=deepseek-v4", "--tool-call-parser=deepseekv4"} <= set(given)
+    assert {"--enable-metrics", "--enable-cache-report"} <= set(given)
+    assert not [flag for flag in given if "context" in flag]
+    assert "--context-length=65536" in flags("flash", "h200x4", "--engine", "sglang", "--context", "65536")
+    blackwell = flags("flash", "b300x4", "--engine", "sglang")
+    assert [flag for flag in given if flag not in blackwell] == ["--moe-runner-backend=marlin"]
     given = flags("flash", "ram128", "--engine", "llama.cpp", "--quant", "Q2_K")
     assert given[0] == "llama-server"
-    assert "--alias=deepseek-ai/DeepSeek-V4-Flash" in given
+    assert {"--model=DeepSeek-V4-Flash-Q2_K.gguf", "--alias=deepseek-ai/DeepSeek-V4-Flash"} <= set(given)
+    mac = flags("flash", "mac192", "--engine", "llama.cpp", "--quant", "Q2_K")
+    assert [flag for flag in mac if flag not in given] == ["--n-gpu-layers=99"]
 
 
 def test_tiergate_backends_is_this_program_and_refuses_in_words() -> None:

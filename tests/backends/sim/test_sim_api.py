@@ -1,18 +1,23 @@
 """Does the simulator speak vLLM's OpenAI API?"""
 
+import asyncio
 import json
 import random
 import re
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
 
+from backends.sim.app import Simulator
 from backends.sim.protocol import ChatRequest
-from backends.sim.settings import parser
+from backends.sim.settings import parser, settings
+from backends.sim.wire import Message
 from tests.backends.sim.servers import HTTP, JSON, OFF, chat, events, served
 
 WEATHER: JSON = {
@@ -193,6 +198,17 @@ def test_a_prompt_is_echoed_and_its_likelihood_told(url: str) -> None:
     assert "prompt_logprobs" not in plain
 
 
+def test_the_tool_that_the_user_speaks_of_is_called_and_its_result_is_told(url: str) -> None:
+    stocks = {"type": "function", "function": {"name": "get_stock_price", "parameters": {"type": "object"}}}
+    asked = [{"role": "user", "content": "What does the stock of ACME cost?"}]
+    called = chat(url, messages=asked, tools=[WEATHER, stocks]).json()["choices"][0]["message"]
+    assert [one["function"]["name"] for one in called["tool_calls"]] == ["get_stock_price"]
+    answered = [*asked, called, {"role": "tool", "tool_call_id": called["tool_calls"][0]["id"], "content": "12.50 EUR"}]
+    told = chat(url, messages=answered, tools=[WEATHER, stocks]).json()["choices"][0]["message"]
+    assert "12.50 EUR" in told["content"]
+    assert "tool_calls" not in told
+
+
 def test_tools_are_read_whatever_the_tool_choice(url: str) -> None:
     prompts = [
         chat(url, "hi", tools=tools, tool_choice=choice).json()["usage"]["prompt_tokens"]
@@ -255,6 +271,29 @@ def test_no_mutation_of_a_body_makes_a_5xx(url: str) -> None:
         body = {**base, **(mutated if isinstance(mutated, dict) else {}), **extra, "stream": False}
         reply = HTTP.post(f"{url}/v1/chat/completions", json=body)
         assert reply.status_code < 500, (body, reply.text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("messages", {"max_tokens": 9, "thinking": {"type": "enabled", "budget_tokens": 1.5}}, "thinking"),
+        ("messages", {"max_tokens": 9, "output_config": {"format": True}}, "output_config"),
+        ("responses", {"text": {"format": True}}, "text"),
+        ("embeddings", {"encoding_format": "hex"}, "encoding_format"),
+    ],
+)
+def test_what_another_endpoint_cannot_read_is_a_400_that_names_the_field(
+    url: str, path: str, body: JSON, param: str
+) -> None:
+    said = {"messages": [{"role": "user", "content": "hi"}]} if path == "messages" else {"input": "hi"}
+    reply = HTTP.post(f"{url}/v1/{path}", json=said | body)
+    assert reply.status_code == 400
+    assert f"$.{param}" in reply.text
+
+
+def test_embeddings_are_of_each_text_or_of_one_list_of_tokens(url: str) -> None:
+    for given, count in (("a", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1], [2, 3]], 2), (["a", 1], 1)):
+        assert len(HTTP.post(f"{url}/v1/embeddings", json={"input": given}).json()["data"]) == count
 
 
 def test_a_deep_body_is_a_400(url: str) -> None:
@@ -326,8 +365,50 @@ def test_a_port_that_is_taken_is_told() -> None:
     assert (done.returncode, done.stderr) == (1, f"cannot listen on 127.0.0.1:{port}\n")
 
 
-@pytest.mark.parametrize("port", ["65536", "-1", "http"])
-def test_what_is_no_port_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+COUNTS = ("--max-model-len", "--max-num-seqs", "--kv-cache-size", "--block-size")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--port", "65536"), ("--port", "-1"), ("--port", "http"), *((flag, "0") for flag in COUNTS)]
+)
+def test_what_is_no_port_and_a_size_of_nothing_are_refused(
+    flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = "port" if flag == "--port" else "count"
     with pytest.raises(SystemExit):
-        parser().parse_args(["--tier", "flash", "--port", port])
-    assert capsys.readouterr().err.endswith(f"argument --port: invalid port value: '{port}'\n")
+        parser().parse_args(["--tier", "flash", "--port", "1", flag, value])
+    assert capsys.readouterr().err.endswith(f"argument {flag}: invalid {kind} value: '{value}'\n")
+
+
+async def cost(path: str, body: JSON) -> float:
+    """Seconds of CPU for a request."""
+    asked = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+    async def receive() -> Message:
+        return asked.pop() if asked else await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        assert message.get("status", 200) == 200
+
+    headers = [(b"content-type", b"application/json")]
+    simulator = Simulator(settings(parser().parse_args(["--tier", "flash", "--port", "0", "--speed", "0"])))
+    started = time.process_time()
+    await simulator({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
+    return time.process_time() - started
+
+
+def response(size: int) -> JSON:
+    return {"input": f"Write {size} words", "stream": True, "reasoning": {"effort": "none"}}
+
+
+def echo(size: int) -> JSON:
+    return {"prompt": "word " * size, "echo": True, "logprobs": 1, "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "size"), [("/v1/responses", response, 3200), ("/v1/completions", echo, 12800)]
+)
+async def test_an_answer_costs_in_proportion_to_its_length(path: str, body: Callable[[int], JSON], size: int) -> None:
+    """Some 13 times as much for these, and from 200 times on where each token looks at all before it."""
+    await cost(path, body(200))
+    assert await cost(path, body(size)) < 60 * await cost(path, body(200))

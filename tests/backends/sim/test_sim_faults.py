@@ -1,12 +1,14 @@
 """Do injected faults damage exactly what they say?"""
 
 import json
+import re
 import time
 from collections.abc import Callable
 
 import httpx2
 import pytest
 
+from backends.sim.faults import NONE, Fault, Faults
 from tests.backends.sim.servers import HTTP, JSON, chat, events, state, triage
 
 
@@ -15,11 +17,20 @@ def fault(**values: object) -> JSON:
     return {"x-sim-fault": json.dumps(values)}
 
 
-@pytest.mark.parametrize("status", [400, 429, 500, 503])
-def test_a_status_comes_as_an_error_object(url: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "BadRequestError"),
+        (418, "BadRequestError"),
+        (429, "RateLimitError"),
+        (500, "InternalServerError"),
+        (503, "InternalServerError"),
+    ],
+)
+def test_a_status_comes_as_an_error_object(url: str, status: int, kind: str) -> None:
     reply = chat(url, headers=fault(status=status, retry_after=7))
     assert (reply.status_code, reply.headers["retry-after"]) == (status, "7")
-    assert reply.json()["error"]["code"] == status
+    assert (reply.json()["error"]["code"], reply.json()["error"]["type"]) == (status, kind)
     assert chat(url, headers={"X-Return-Error": str(status)}).status_code == status
 
 
@@ -40,6 +51,31 @@ def test_an_answer_is_weak_in_the_way_that_is_asked_for(url: str, weak: str) -> 
     assert WEAK[weak](choice)
     assert not WEAK[weak](usual)
     assert triage(url, "hi", headers=fault(weak=weak)).json()["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("weak", "stop", "reason"), [("refusal", "end_turn", None), ("filter", "refusal", {"reason": "content_filter"})]
+)
+def test_a_refusal_is_said_in_the_words_of_each_endpoint(url: str, weak: str, stop: str, reason: JSON | None) -> None:
+    def ask(path: str, **body: object) -> httpx2.Response:
+        return HTTP.post(f"{url}/v1/{path}", json={"max_tokens": 50, **body}, headers=fault(weak=weak))
+
+    talk = {"messages": [{"role": "user", "content": "Explain tides"}], "thinking": {"type": "disabled"}}
+    message = ask("messages", **talk).json()
+    text = message["content"][0]["text"]
+    assert message["stop_reason"] == stop
+    told = ask("messages", **talk, stream=True).text
+    assert f'"stop_reason":"{stop}"' in told
+    assert "".join(json.loads(said) for said in re.findall(r'"text":("[^"]+")', told)) == text
+    talk = {"input": "Explain tides", "reasoning": {"effort": "none"}}
+    response = ask("responses", **talk).json()
+    part = response["output"][0]["content"][0]
+    assert (part.get(part["type"].removeprefix("output_")), response["incomplete_details"]) == (text, reason)
+    *_, ended = events(ask("responses", **talk, stream=True).text + "data: [DONE]")
+    assert ended["response"]["output"] == response["output"]
+    talk = {"prompt": "Explain tides"}
+    deltas = [event["choices"][0]["text"] for event in events(ask("completions", **talk, stream=True).text)]
+    assert "".join(deltas) == ask("completions", **talk).json()["choices"][0]["text"]
 
 
 def test_a_share_of_the_answers_is_weak(url: str) -> None:
@@ -80,6 +116,22 @@ def test_configured_faults_hit_whom_they_name_and_run_out(url: str) -> None:
     finally:
         assert HTTP.delete(config).json()["status"] is None
     assert chat(url).status_code == 200
+
+
+def test_a_share_of_errors_is_of_500s_where_no_status_is_given() -> None:
+    for faults in (Faults(25.0, 0), Faults(0.0, 0)):
+        if faults.current == NONE:
+            faults.update({"error_rate": 0.25})
+        statuses = [faults.take(False, None).status for _ in range(1000)]
+        assert set(statuses) == {None, 500}
+        assert 200 < statuses.count(500) < 300
+
+
+def test_a_fault_that_a_request_brings_uses_up_none_of_the_server() -> None:
+    faults = Faults(0.0, 0)
+    faults.update({"status": 503, "count": 1})
+    assert faults.take(False, Fault(status=400, count=0)).status == 400
+    assert [faults.take(False, None).status for _ in range(2)] == [503, None]
 
 
 def received(url: str, body: JSON, headers: JSON) -> bytes:

@@ -5,10 +5,11 @@ import random
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from backends.sim.schema import fit, label_field
 from backends.sim.tokens import pieces
-from tests.backends.sim.servers import chat
+from tests.backends.sim.servers import JSON, chat
 
 TREE = {
     "$defs": {
@@ -23,39 +24,51 @@ def made(schema: Any, seed: int = 0) -> Any:
     return fit(schema, random.Random(seed), ["alpha", "beta"])
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_scalars_keep_their_bounds(seed: int) -> None:
-    assert made({"const": 7}, seed) == 7
-    assert made({"enum": ["a", 1, None]}, seed) in ("a", 1, None)
-    assert 3 <= made({"type": "integer", "minimum": 3, "maximum": 5}, seed) <= 5
-    assert made({"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5}, seed) == 4
-    assert 0 < made({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, seed) <= 1
-    assert made({"type": "integer", "multipleOf": 7}, seed) % 7 == 0
-    assert isinstance(made({"type": "boolean"}, seed), bool)
-    assert 5 <= len(made({"type": "string", "minLength": 5, "maxLength": 6}, seed)) <= 6
-    assert made({"type": ["string", "null"]}, seed) is not None
-    assert made({"type": "null"}, seed) is None
-
-
-def test_objects_and_arrays_are_complete() -> None:
-    schema = {
+KIND = {"kind": {"enum": ["cat", "dog"]}, "age": {"type": "integer", "minimum": 1}}
+SCHEMAS: dict[str, JSON] = {
+    "a constant": {"const": 7},
+    "one of several values": {"enum": ["a", 1, None]},
+    "an integer": {"type": "integer", "minimum": 3, "maximum": 5},
+    "the only integer": {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5},
+    "integers between fractions": {"type": "integer", "minimum": 2.5, "maximum": 3.5},
+    "a negative integer": {"type": "integer", "maximum": -0.5},
+    "a fraction": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "a multiple": {"type": "integer", "minimum": 7, "maximum": 10, "multipleOf": 7},
+    "multiples between": {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 2, "multipleOf": 0.25},
+    "a truth value": {"type": "boolean"},
+    "a length": {"type": "string", "minLength": 5, "maxLength": 6},
+    "a list": {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3},
+    "a short list": {"type": "array", "items": {"type": "integer"}, "maxItems": 1},
+    "an empty list": {"items": {"type": "integer"}, "maxItems": 0},
+    "a tuple": {"type": "array", "prefixItems": [{"const": 1}, {"type": "string"}], "minItems": 2},
+    "a null": {"type": "null"},
+    "an object": {
         "type": "object",
-        "properties": {
-            "tags": {"type": "array", "items": {"type": "string"}, "minItems": 3},
-            "who": {"$ref": "#/$defs/p"},
-        },
-        "required": ["tags", "who", "free"],
-        "$defs": {"p": {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}},
-    }
-    value = made(schema)
-    assert len(value["tags"]) >= 3
-    assert all(isinstance(tag, str) for tag in value["tags"])
-    assert isinstance(value["who"]["age"], int)
-    assert "free" in value
-    merged = made(
-        {"allOf": [{"type": "object", "properties": {"a": {"const": 1}}}, {"properties": {"b": {"const": 2}}}]}
-    )
-    assert merged == {"a": 1, "b": 2}
+        "properties": {"who": {"$ref": "#/$defs/p"}, "at": {"$ref": "#/$defs/a~1b"}},
+        "required": ["who", "at", "free"],
+        "additionalProperties": {"type": "boolean"},
+        "$defs": {"p": {"properties": {"age": {"type": "integer"}}, "required": ["age"]}, "a/b": {"const": 2}},
+    },
+    "parts": {"allOf": [{"properties": {"a": {"const": 1}}, "required": ["a"]}, {"required": ["b"]}], "type": "object"},
+    "a described reference": {"allOf": [{"$ref": "#/$defs/e"}], "description": "d", "$defs": {"e": {"enum": ["x"]}}},
+    "parts of parts": {"allOf": [{"allOf": [{"type": "integer"}]}]},
+    "an alternative": {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": 4}]},
+    "another alternative": {"oneOf": [{"type": "integer"}, {"type": "null"}]},
+    "either property": {"type": "object", "properties": KIND, "anyOf": [{"required": ["kind"]}, {"required": ["age"]}]},
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_value_is_valid(name: str) -> None:
+    for seed in range(20):
+        Draft202012Validator(SCHEMAS[name]).validate(made(SCHEMAS[name], seed))
+
+
+def test_what_may_be_left_out_is_there_too() -> None:
+    assert made({"type": ["null", "string"]}) is not None
+    assert made(SCHEMAS["an alternative"]) is not None
+    assert made({"type": "object", "properties": KIND}).keys() == KIND.keys()
+    assert len(made({"type": "array"})) == 2
 
 
 def test_recursion_and_nonsense_end() -> None:
@@ -64,6 +77,11 @@ def test_recursion_and_nonsense_end() -> None:
     loop = {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
     made(loop)
     made({"anyOf": [{"$ref": "#"}]})
+    made({"allOf": [{"$ref": "#"}]})
+    made({"enum": [], "anyOf": [], "allOf": 1, "properties": [], "required": 1})
+    for bound in (1e308, 10**400, True, "x"):
+        made({"type": "integer", "minimum": bound, "multipleOf": 1e-300})
+        made({"type": "number", "maximum": bound})
     made({"type": "array", "items": {"$ref": "#"}, "minItems": 1})
 
 
@@ -88,6 +106,7 @@ def test_the_server_answers_in_the_schema(url: str) -> None:
         value = json.loads(chat(url, "Fill this in", **body).json()["choices"][0]["message"]["content"])
         assert isinstance(value["n"], int)
         assert isinstance(value["ok"], bool)
+    assert chat(url, "Fill this in", guided_json='{"minimum": 1e999}').status_code == 400
     free = chat(url, "Any JSON", response_format={"type": "json_object"}).json()["choices"][0]["message"]["content"]
     assert isinstance(json.loads(free), dict)
 

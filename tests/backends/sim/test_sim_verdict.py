@@ -110,6 +110,13 @@ def test_each_verdict_fault_spoils_triage_and_nothing_else(url: str) -> None:
     assert triage(url, "hi", {"x-sim-fault": "verdict=status"}).status_code == 503
 
 
+def test_a_wrong_label_is_none_of_those_that_the_question_names(url: str) -> None:
+    schema = {"type": "object", "properties": {"right": {"type": "string", "enum": ["likely", "unlikely"]}}}
+    form = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+    said = triage(url, "hi", {"x-sim-fault": "verdict=wrong_label"}, response_format=form).json()
+    assert json.loads(said["choices"][0]["message"]["content"]) == {"right": "medium"}
+
+
 def test_a_server_that_ignores_the_format_still_answers_in_text(url: str) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": {}}}}
     header = {"x-sim-fault": "ignore_response_format"}
