@@ -52,11 +52,11 @@ class Admission(msgspec.Struct, eq=False):
         reply.closed, reply.limits = self.close, self.limits
         return reply
 
-    def through(self, making: Coroutine[Any, Any, Reply]) -> Coroutine[Any, Any, Reply]:
-        """The reply that `making` returns. Its session is updated."""
-        return self._followed(making, self.session) if self.session else making
+    def updating_session(self, making: Coroutine[Any, Any, Reply]) -> Coroutine[Any, Any, Reply]:
+        """The reply that `making` returns; the session of its conversation is updated."""
+        return self._update_session(making, self.session) if self.session else making
 
-    async def _followed(self, making: Awaitable[Reply], session: bytes) -> Reply:
+    async def _update_session(self, making: Awaitable[Reply], session: bytes) -> Reply:
         return follow(await making, session, self.request, self.policy, self.store)
 
     def close(self, *_: object) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.cache.entry import LONGEST, Entry, kept
 from gateway.cache.form import form_of
-from gateway.cache.lookup import replay
+from gateway.cache.lookup import cached_reply
 from gateway.cache.turn import Hold, Place, Turns
 from gateway.cache.verdicts import Verdicts
 from gateway.dialects import DIALECTS
@@ -95,7 +95,7 @@ async def _fly(flight: "Flight", place: Place, request: ChatRequest, make: Make,
             started = time.perf_counter()
             entry = await place.come()
             waited = time.perf_counter() - started
-            reply = replay(entry, place.key, request)
+            reply = cached_reply(entry, place.key, request)
         reply = reply or await make()
         reply.waited += waited
         data = await flight.carry(reply)

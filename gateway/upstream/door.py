@@ -189,8 +189,8 @@ class Upstream:
             exchange.passed()
         return Asking(exchange, response, bill.usage, self._endings)
 
-    async def told(self) -> None:
-        """Wait until the questions that have their verdict tell what they used, which comes behind it."""
+    async def triage_usage(self) -> None:
+        """Returns when triage calls whose verdict is known have reported their usage, which comes after the label."""
         if self._endings:
             await asyncio.wait(self._endings.values())
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import Flights, lookup, replay
+from gateway.cache import Flights, cache_key, cached_reply
 from gateway.cache.turn import Place, Turns
 from gateway.errors import UpstreamFailed
 from gateway.policy import Caching, load_policy
@@ -223,9 +223,9 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
 
         async def ask(caller: Caller, text: str, at: int) -> bool:
             request = asked(body(text, temperature=0, stream=chance.random() < 0.5), caller=caller)
-            key = lookup(request, POLICY)
+            key = cache_key(request, POLICY)
             assert key is not None
-            found = replay(await (one, other)[at].recall(caller.id, key), key, request)
+            found = cached_reply(await (one, other)[at].recall(caller.id, key), key, request)
             mark = b'{"choices": [], "of": "%s"}' % caller.id.encode()
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)
