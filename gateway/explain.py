@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
 from gateway.pricing import cost
-from gateway.routing import band, first_match, placed, route, stays, steps_of, weighed, why
+from gateway.routing import band, band_reason, effective_verdict, first_match, permitted_route, route, steps_of
 from gateway.score import reasons
-from gateway.sessions import FOLLOWED, OUTPUT_TOKENS
+from gateway.sessions import FOLLOWED, OUTPUT_TOKENS, session_tier
 from gateway.store import NANO
 from gateway.types import Ask, Facts, Route, Verdict
 
@@ -27,7 +27,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     """
     triaged = isinstance(outcome(facts, None, policy), Ask)
     steps = steps_of(first_match(facts, policy).id, policy)
-    counts = weighed(facts, verdict, policy) if triaged and verdict else None
+    counts = effective_verdict(facts, verdict, policy) if triaged and verdict else None
     ways, prices = sides(facts, policy) if triaged else None, costs(facts, policy)
     return {
         "policy": policy.told(),
@@ -132,8 +132,8 @@ def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
 
 def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route:
     """Where a verdict in that band sends the request; no side refuses one for which there is a question."""
-    there = stays(facts, policy, step.tier)
-    return placed(facts, policy, there, (rule.id, why(rule, step) if there == step.tier else FOLLOWED))
+    there = session_tier(facts, policy, step.tier)
+    return permitted_route(facts, policy, there, (rule.id, band_reason(rule, step) if there == step.tier else FOLLOWED))
 
 
 def costs(facts: Facts, policy: Policy) -> dict[str, Any]:

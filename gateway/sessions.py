@@ -5,7 +5,7 @@ of what names the conversation. It holds tiers, a count and a time, no text. A r
 it, and is then decided like the first of a conversation.
 
 A session counts only where a verdict would: a caller's wish and a rule that names one tier take precedence over it, and
-what the caller may reach, its budget and share, and what a tier can do over all of these (`routing.place`).
+what the caller may reach, its budget and share, and what a tier can do over all of these (`routing.permit`).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from gateway.errors import UNREADABLE
 from gateway.policy import Policy, Price, Sessions
 from gateway.reply import Reply
 from gateway.store import Store
-from gateway.types import ChatRequest, Decision, Session
+from gateway.types import ChatRequest, Decision, Facts, Session
 
 BUDGET = 0.05  # seconds that the store has to return or to keep a session
 OUTPUT_TOKENS = 500  # assumed length of an answer
@@ -169,15 +169,15 @@ def judged_part(request: ChatRequest, policy: Policy) -> bytes:
     return whole[:end] + b"]"
 
 
-def held(session: Session | None, tier: str, tokens: tuple[int, int | None], policy: Policy) -> str:
-    """The tier for a request that a verdict would send to `tier`. `tokens`: of its context, and its max_tokens.
+def session_tier(facts: Facts, policy: Policy, tier: str) -> str:
+    """The tier for a request that a verdict would send to `tier`, once its conversation's session is considered.
 
-    A tool's result goes where its turn went (`triage.unit: user_turn`). For the rest `sessions.stay` says:
-    until_escalated: never below the level that was decided for the conversation; a verdict may raise it.
-    turn: each user turn goes where its verdict says, but not down when that costs more than it saves (`saved`).
-    always: the level that was decided first.
+    A tool's result goes where its turn went (`triage.unit: user_turn`). Otherwise `sessions.stay` decides:
+        until_escalated   never below the level decided for the conversation; a verdict may raise it
+        turn              each user turn goes where its verdict says, but not down when that costs more than it saves
+        always            the level that was decided first
     """
-    rules = policy.sessions
+    rules, session = policy.sessions, facts.session
     if not session or not rules or not {session.tier, session.level} <= policy.tiers.keys():
         return tier
     if session.continues and policy.triage.unit == "user_turn":
@@ -188,7 +188,7 @@ def held(session: Session | None, tier: str, tokens: tuple[int, int | None], pol
     if rules.stay == "until_escalated":
         return max(tier, session.level, key=rank)
     here, there = policy.tiers[session.tier].price, policy.tiers[tier].price
-    stays = rank(tier) < rank(session.tier) and saved(here, there, tokens, session.turns) < 0
+    stays = rank(tier) < rank(session.tier) and saved(here, there, (facts.context, facts.max_tokens), session.turns) < 0
     return session.tier if stays else tier
 
 

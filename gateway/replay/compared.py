@@ -13,7 +13,7 @@ from gateway.policy import Policy
 from gateway.pricing import cost
 from gateway.recorded import WEAK, Outcome, Recorded
 from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Way, as_recorded, choices
-from gateway.routing import place, reachable
+from gateway.routing import permitted_tier, reachable
 from gateway.sessions import OUTPUT_TOKENS
 from gateway.store import NANO
 from gateway.types import Facts
@@ -99,7 +99,7 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
     facts = [one.read_facts() for one in rows]
     ends = tuple(policy.tiers)[:: max(1, len(policy.tiers) - 1)]
     arms: dict[str, Sequence[Way]] = {"candidate": chosen, "recorded": [as_recorded(one) for one in rows]}
-    arms |= {f"all {tier}": [Way({place(each, policy, tier)[0]: 1.0}) for each in facts] for tier in ends}
+    arms |= {f"all {tier}": [Way({permitted_tier(each, policy, tier): 1.0}) for each in facts] for tier in ends}
     arms["shuffle"] = shuffled(facts, [way.answers for way in chosen], policy)
     counts = Counter(choice.to for choice in found)
     moves = moved([answered(apart(one, policy)) for one in records], found, records)
@@ -148,7 +148,7 @@ def between(records: Sequence[Recorded], old: Policy, new: Policy) -> tuple[tupl
 
 def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) -> list[Way]:
     """The same shares as `chosen` among requests that may reach the same tiers, whatever they are."""
-    kinds = [tuple(dict.fromkeys(place(each, policy, t)[0] for t in reachable(each, policy))) for each in facts]
+    kinds = [tuple(dict.fromkeys(permitted_tier(each, policy, t) for t in reachable(each, policy))) for each in facts]
     sums: dict[tuple[str, ...], dict[str, float]] = {}
     for kind, chances in zip(kinds, chosen, strict=True):
         total = sums.setdefault(kind, {})
