@@ -138,7 +138,7 @@ async def _raw(policy: Policy, upstream: Upstream, path: str, body: bytes) -> tu
     """Status and body of the answer; where none came 0 and the error's text."""
     request = _request(policy, PLAIN)
     try:
-        with await upstream.asking(request, path, body, policy, PATIENCE) as response:
+        with await upstream.ask(request, path, body, policy, PATIENCE) as response:
             return response.status, await response.read(LARGEST)
     except (TransportError, Overloaded) as error:
         return 0, str(error).encode()

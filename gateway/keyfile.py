@@ -35,7 +35,7 @@ log = logging.getLogger("gateway")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Held:
+class KeyFileData:
     """What a file holds; records by id, the first in the file first."""
 
     secret: bytes
@@ -96,7 +96,7 @@ class KeyFile:
         self.problem = problem
 
 
-def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> Held:
+def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> KeyFileData:
     """What a key file's text holds. Raises PolicyError with each problem as file:line:col."""
     document = read_document(text, file, os.environ if env is None else env)
     data, found = document.data, {}
@@ -115,7 +115,7 @@ def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> Hel
             found[record.id] = record
     if document.problems:
         raise PolicyError(document.problems)
-    return Held(bytes.fromhex(str(secret)), found)
+    return KeyFileData(bytes.fromhex(str(secret)), found)
 
 
 def _listed(document: Document) -> list[Any]:

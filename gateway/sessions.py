@@ -32,7 +32,7 @@ INSTRUCTIONS = ("system", "developer")
 RESULTS = ("tool", "function", "assistant")
 
 
-class Kept(msgspec.Struct, array_like=True, frozen=True):
+class StoredSession(msgspec.Struct, array_like=True, frozen=True):
     """A session in the store; `at` is Unix seconds."""
 
     tier: str
@@ -41,7 +41,7 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
     turns: int
 
 
-_KEPT = msgspec.msgpack.Decoder(Kept)
+_STORED = msgspec.msgpack.Decoder(StoredSession)
 _USUAL = Sessions()
 _MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -66,7 +66,7 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
     try:
         async with asyncio.timeout(BUDGET):
             data = await store.recall(request.caller.id, key)
-        kept = _KEPT.decode(data) if data else None
+        kept = _STORED.decode(data) if data else None
     except (TimeoutError, *UNREADABLE):
         return None
     if kept is None:
@@ -101,7 +101,7 @@ def _both(shut: Callable[[], Awaitable[None]], keeping: "asyncio.Task[None]") ->
 async def _remember(request: ChatRequest, key: bytes, session: Session, policy: Policy, store: Store) -> None:
     if not policy.sessions:
         return
-    value = msgspec.msgpack.encode(Kept(session.tier, session.level, time.time(), session.turns))
+    value = msgspec.msgpack.encode(StoredSession(session.tier, session.level, time.time(), session.turns))
     try:
         async with asyncio.timeout(BUDGET):
             await store.remember(request.caller.id, key, value, policy.sessions.ttl)

@@ -100,7 +100,7 @@ def duration(microseconds: int) -> bytes:
     return b"%dm%gs" % (minutes, rest / 1000) if minutes else b"%gs" % (rest / 1000)
 
 
-def kept(callers: Callers, state: State) -> Mapping[str, str]:
+def enforcement(callers: Callers, state: State) -> Mapping[str, str]:
     """How each limit is enforced at present, by name: shared, local (in this process), deny, or allow (not at all)."""
     modes = callers.on_store_failure
     if state == "down":

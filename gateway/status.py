@@ -19,7 +19,7 @@ from gateway.facts import listed_models, resolved
 from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.revisions import Revisions
-from gateway.standing import kept
+from gateway.standing import enforcement
 from gateway.telemetry import METRICS
 from gateway.workers import Member
 
@@ -45,7 +45,7 @@ def status_routes(
             "store": store.state,
             "processes": store.processes,
             **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
-            "limits": kept(policy.callers, store.state),
+            "limits": enforcement(policy.callers, store.state),
             "policy": policy.told() | revisions.told(),
             "load": dict(upstream.load()),
             "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},

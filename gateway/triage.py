@@ -16,8 +16,8 @@ from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.sessions import judged_part
 from gateway.splice import NOTHING, changes
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
-from gateway.upstream import Asking, Upstream
-from gateway.verdict import Reading, Said, decided, reading
+from gateway.upstream import TriageResponse, Upstream
+from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
 
 DECISIONS = "/v1/decisions"
 PORTABLE: Strategy = "json_logprobs"  # until it is known what the servers can do
@@ -44,7 +44,7 @@ class Template:
     path: str
     strategy: Strategy
     prompt: Prompt
-    reading: Reading
+    label_format: LabelFormat
     name: bytes
     opening: bytes
     ending: bytes
@@ -77,7 +77,7 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
         left, seconds = request.left(), policy.triage.timeout
         if left is not None:
             seconds = min(seconds, SHARE * left)
-        with await upstream.asking(request, asked.template.path, asked.body, policy, seconds) as response:
+        with await upstream.ask(request, asked.template.path, asked.body, policy, seconds) as response:
             found = await listen(response, asked.template)
     except Overloaded:
         found = Verdict(None, None, "overloaded")
@@ -88,13 +88,13 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
     return Verdict(found.label, found.p_complex, found.reason, found.source, seconds, asked.cut, *how)
 
 
-async def listen(response: Asking, template: Template) -> Verdict:
+async def listen(response: TriageResponse, template: Template) -> Verdict:
     """The verdict in an answer, as soon as its label is complete. Raises TransportError."""
     if response.status != 200:
         return Verdict(None, None, "overloaded" if response.status in (429, 503) else "error")
     if template.path == DECISIONS:
-        return decided(await response.read(MAX_ANSWER), template.prompt)
-    said = Said(template.reading)
+        return decisions_verdict(await response.read(MAX_ANSWER), template.prompt)
+    said = LabelReader(template.label_format)
     if not response.header(b"content-type").startswith(b"text/event-stream"):
         said.add(await response.read(MAX_ANSWER))
     else:
@@ -209,7 +209,9 @@ def _template(strategy: Strategy, told: str | None, policy: Policy) -> Template:
         path, opening, ending, endings = CHAT, *_chat(strategy, told, policy)
     parts = (path, prompt.digest, tier.skips, opening, ending, *endings)
     name = hashlib.sha256(_encode([str(part) for part in parts])).digest()
-    return Template(path, strategy, prompt, reading(prompt, bare=strategy == "choice"), name, opening, ending, endings)
+    return Template(
+        path, strategy, prompt, label_format(prompt, bare=strategy == "choice"), name, opening, ending, endings
+    )
 
 
 def _chat(strategy: Strategy, told: str, policy: Policy) -> tuple[bytes, bytes, tuple[bytes, bytes]]:

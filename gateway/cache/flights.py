@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from gateway.cache.entry import LONGEST, Entry, kept
+from gateway.cache.entry import LONGEST, Entry, packed
 from gateway.cache.form import form_of
 from gateway.cache.lookup import cached_reply
 from gateway.cache.turn import Hold, Place, Turns
@@ -100,7 +100,7 @@ async def _fly(flight: "Flight", place: Place, request: ChatRequest, make: Make,
         reply.waited += waited
         data = await flight.carry(reply)
         if worth := remembered(request, reply, data):
-            pack = partial(kept, worth, place.key, request.caller)
+            pack = partial(packed, worth, place.key, request.caller)
             value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
             place.keep(value, hold if data is reply.body else None)  # who reads a stream slowly keeps its slot
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from gateway.cache.entry import digest, opened
+from gateway.cache.entry import digest, unpacked
 from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
 from gateway.dialects import CHAT
 from gateway.done import nothing
@@ -78,7 +78,7 @@ def cached_reply(data: bytes | None, key: bytes | None, request: ChatRequest) ->
 
     None for a miss: also for an entry that is not authentic, unreadable, or cannot be converted faithfully.
     """
-    entry = opened(data, key, request.caller) if data and key else None
+    entry = unpacked(data, key, request.caller) if data and key else None
     if not entry:
         return None
     form = form_of(request.fields)

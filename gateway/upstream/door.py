@@ -20,7 +20,6 @@ from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
-from gateway.upstream.asking import Asking, Endings
 from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
@@ -28,6 +27,7 @@ from gateway.upstream.places import LONGEST_ADVICE, Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
 from gateway.upstream.replies import Failed, begun, busy, failed, stream, wait, whole
+from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
 
 
@@ -160,8 +160,8 @@ class Upstream:
             reply.failure = "overloaded"
         return reply
 
-    async def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> Asking:
-        """The answer to a short question of ours about `request`, by the replica that would answer that. It is a
+    async def ask(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> TriageResponse:
+        """Sends a triage question about `request` to the replica that would answer the request. What it returns is a
         context manager, entered by its holder.
 
         Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
@@ -187,7 +187,7 @@ class Upstream:
             exchange.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
         else:
             exchange.passed()
-        return Asking(exchange, response, bill.usage, self._endings)
+        return TriageResponse(exchange, response, bill.usage, self._endings)
 
     async def triage_usage(self) -> None:
         """Returns when triage calls whose verdict is known have reported their usage, which comes after the label."""

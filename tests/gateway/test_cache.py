@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.cache import cache_key, cached_reply
-from gateway.cache.entry import Entry, kept, opened, sealed, unsealed
+from gateway.cache.entry import Entry, packed, sealed, unpacked, unsealed
 from gateway.policy import Policy
 from gateway.store import MemoryStore
 from gateway.types import Caller, Own
@@ -135,15 +135,15 @@ BOB = Caller("bob", "bob", "usual", "salt-of-bob")
 
 
 def test_an_entry_is_read_back_as_it_was_kept_and_small() -> None:
-    value = kept(ENTRY, NAME, ANN)
+    value = packed(ENTRY, NAME, ANN)
     assert len(value) < len(ENTRY.data) / 5
-    assert opened(value, NAME, ANN) == ENTRY
+    assert unpacked(value, NAME, ANN) == ENTRY
     small = Entry(b"", b"application/json", b"null", "flash", "r", b"{}")
-    assert opened(kept(small, NAME, ANN), NAME, ANN) == small
+    assert unpacked(packed(small, NAME, ANN), NAME, ANN) == small
 
 
 def test_what_is_poisoned_cut_or_anothers_is_a_miss() -> None:
-    value, request = kept(ENTRY, NAME, ANN), asked(BASE)
+    value, request = packed(ENTRY, NAME, ANN), asked(BASE)
     assert cached_reply(value, NAME, request) is not None
     flipped = [value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :] for at in range(len(value))]
     cut = [value[:at] for at in range(len(value))]
@@ -151,7 +151,7 @@ def test_what_is_poisoned_cut_or_anothers_is_a_miss() -> None:
     for data in (*flipped, *cut, value + b"x", None, b"garbage", old):
         assert cached_reply(data, NAME, request) is None
     assert cached_reply(value, b"j" * 32, request) is None, "it is kept under another key"
-    assert cached_reply(kept(ENTRY, NAME, BOB), NAME, request) is None, "it is another caller's"
+    assert cached_reply(packed(ENTRY, NAME, BOB), NAME, request) is None, "it is another caller's"
     assert cached_reply(sealed(b"no entry", NAME, ANN), NAME, request) is None
 
 

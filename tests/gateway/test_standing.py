@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy import Budget, load_policy
-from gateway.standing import duration, kept, limit_lines, stands
+from gateway.standing import duration, enforcement, limit_lines, stands
 from gateway.store import Admitted, Limits, Money
 
 CALLERS = load_policy(
@@ -76,7 +76,7 @@ def test_a_budget_warns_from_its_part_on_and_what_is_overdrawn_is_all_of_it(
 
 
 def test_a_limit_is_shared_while_the_store_answers_and_does_as_the_policy_says_while_it_does_not() -> None:
-    assert set(kept(CALLERS, "ok").values()) == {"shared"}
-    assert set(kept(CALLERS, "memory").values()) == {"local"}
+    assert set(enforcement(CALLERS, "ok").values()) == {"shared"}
+    assert set(enforcement(CALLERS, "memory").values()) == {"local"}
     told = {"requests": "local", "concurrency": "local", "tokens": "allow", "budget": "deny", "pro_share": "local"}
-    assert kept(CALLERS, "down") == told
+    assert enforcement(CALLERS, "down") == told
