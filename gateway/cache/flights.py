@@ -11,7 +11,7 @@ import msgspec
 from gateway.cache.entry import LONGEST, Entry, packed
 from gateway.cache.form import form_of
 from gateway.cache.lookup import cached_reply
-from gateway.cache.turn import Hold, Place, Turns
+from gateway.cache.turn import Claim, Hold, Turns
 from gateway.cache.verdicts import Verdicts
 from gateway.dialects import DIALECTS
 from gateway.done import nothing
@@ -81,28 +81,28 @@ class Flights:
                 self._store.end_turn(request.caller.id, turn.key, turn.token)
             return flight.board("coalesced")
         flight = self._flights[form] = Flight(self._flights, form)
-        place = Place(self._turns, request.caller.id, turn, policy.caching)
-        flight.begin(_fly(flight, place, request, make, hold))
+        claim = Claim(self._turns, request.caller.id, turn, policy.caching)
+        flight.begin(_fly(flight, claim, request, make, hold))
         return flight.board("miss")
 
 
-async def _fly(flight: "Flight", place: Place, request: ChatRequest, make: Make, hold: Hold) -> None:
+async def _fly(flight: "Flight", claim: Claim, request: ChatRequest, make: Make, hold: Hold) -> None:
     """Fills the flight: with the answer that another process is making, if it comes in time, else with `make`'s, which
     is remembered at its end."""
-    with hold, flight, place:
+    with hold, flight, claim:
         reply, waited = None, 0.0
-        if not place.ours:
+        if not claim.ours:
             started = time.perf_counter()
-            entry = await place.come()
+            entry = await claim.wait()
             waited = time.perf_counter() - started
-            reply = cached_reply(entry, place.key, request)
+            reply = cached_reply(entry, claim.key, request)
         reply = reply or await make()
         reply.waited += waited
         data = await flight.carry(reply)
         if worth := remembered(request, reply, data):
-            pack = partial(packed, worth, place.key, request.caller)
+            pack = partial(packed, worth, claim.key, request.caller)
             value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
-            place.keep(value, hold if data is reply.body else None)  # who reads a stream slowly keeps its slot
+            claim.keep(value, hold if data is reply.body else None)  # who reads a stream slowly keeps its slot
 
 
 class Flight:

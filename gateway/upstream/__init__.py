@@ -3,6 +3,5 @@
 from gateway.upstream.door import Upstream
 from gateway.upstream.loads import SERIES, Load, loads
 from gateway.upstream.triage_response import TriageResponse
-from gateway.upstream.waste import Waste
 
-__all__ = ["SERIES", "Load", "TriageResponse", "Upstream", "Waste", "loads"]
+__all__ = ["SERIES", "Load", "TriageResponse", "Upstream", "loads"]

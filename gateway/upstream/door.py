@@ -20,13 +20,13 @@ from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
-from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import LONGEST_ADVICE, Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
 from gateway.upstream.replies import Failed, begun, busy, failed, stream, wait, whole
+from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
 
@@ -47,7 +47,7 @@ class Upstream:
         self.able: dict[str, tuple[str, ...]] = {}
         self.waste, self.early = Waste(), Early()
         self._places: dict[str, Places] = {}
-        self._budgets: dict[str, Budget] = defaultdict(Budget)
+        self._budgets: dict[str, RetryBudget] = defaultdict(RetryBudget)
         self._replicas, self._queues = Replicas(), Queues(client)
         self._endings: Endings = {}
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
