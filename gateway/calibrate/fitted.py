@@ -26,7 +26,7 @@ from gateway.calibrate.report import (
 )
 from gateway.calibrate.target import Target
 from gateway.calibration import Basis, Layer
-from gateway.estimate import effective
+from gateway.off_policy import effective
 
 PARTS = 10  # bins of equally many records by p, with which later traffic is compared
 

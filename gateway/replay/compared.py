@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from gateway.estimate import Estimate, Interval, Unknown, Weighed, difference, estimate, wilson
 from gateway.holdback import answered
+from gateway.off_policy import Estimate, Interval, Unknown, Weighed, difference, estimate, wilson
 from gateway.policy import Policy
 from gateway.pricing import cost
 from gateway.recorded import WEAK, Outcome, Recorded

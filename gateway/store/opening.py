@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
 
-from gateway.names import Names
+from gateway.resolver import Resolver
 
 TIMEOUT = 0.1  # seconds without a reply, connecting and writing included, where the address has no socket_timeout
 PORT = 6379
@@ -42,14 +42,14 @@ class Opening:
     port: int = PORT
     path: str = ""
     tls: ssl.SSLContext | None = None
-    names: Names = field(default_factory=Names, compare=False, repr=False)
+    resolver: Resolver = field(default_factory=Resolver, compare=False, repr=False)
 
     async def open(self) -> asyncio.Transport:
         if self.path:
             loop = asyncio.get_running_loop()
             transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
         else:
-            transport, _ = await self.names.connect(asyncio.Protocol, self.host, self.port, self.tls)
+            transport, _ = await self.resolver.connect(asyncio.Protocol, self.host, self.port, self.tls)
         return transport
 
 

@@ -1,4 +1,4 @@
-"""Names are looked up in threads; here by a book that says nothing of some of them until it is closed."""
+"""Resolver are looked up in threads; here by a book that says nothing of some of them until it is closed."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.http1 import Client, Origin
-from gateway.names import Names
+from gateway.resolver import Resolver
 from gateway.store.opening import Opening
 from tests.gateway.loopback import OK, Run, broken, run, saying, serving, told
 from tests.gateway.serving import PATIENCE, eventually
@@ -19,7 +19,7 @@ __all__ = ["run"]
 HERE = {"here.test": ["127.0.0.1"], "moved.test": ["127.0.0.2", "127.0.0.1"]}
 
 
-class Book(Names):
+class Book(Resolver):
     """`mute`: nobody answers for these names; `asked`: the names that were looked up; `told`: those of which it said
     something."""
 
@@ -53,7 +53,7 @@ def at(host: str, origin: Origin) -> Origin:
 async def test_names_that_nobody_answers_for_hold_up_no_other(run: Run) -> None:
     mute = [f"{number}.test" for number in range(40)]
     with book(*mute) as names:
-        async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
+        async with serving(saying(OK), client=Client(resolver=names)) as (client, origin, _):
             waiting = [asyncio.create_task(broken(client, at(name, origin))) for name in mute]
             await eventually(lambda: len(names.asked) == len(mute))
             assert await told(client, at("here.test", origin)) == (200, b"ok")
@@ -77,7 +77,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask_and_anew_for_who_asks_la
 @pytest.mark.parametrize("host", ["b..test", "a" * 70 + ".test", "a\0b"])
 async def test_what_is_no_name_is_nobodys(host: str) -> None:
     with pytest.raises(OSError, match=r"\w"):
-        await asyncio.wait_for(Names().addresses(host), PATIENCE)
+        await asyncio.wait_for(Resolver().addresses(host), PATIENCE)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -89,14 +89,14 @@ async def test_an_address_is_not_looked_up(host: str) -> None:
 
 async def test_of_several_addresses_the_first_that_takes_the_connection_is_used(run: Run) -> None:
     with book() as names:
-        async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
+        async with serving(saying(OK), client=Client(resolver=names)) as (client, origin, _):
             assert await told(client, at("moved.test", origin)) == (200, b"ok")
 
 
 async def test_the_store_is_found_by_its_name() -> None:
     with book() as names:
         async with serving(saying(OK)) as (_, origin, _):
-            opened = await Opening((), 1.0, "here.test", origin.port, names=names).open()
+            opened = await Opening((), 1.0, "here.test", origin.port, resolver=names).open()
             opened.abort()
             assert names.asked == ["here.test"]
 
