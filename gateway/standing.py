@@ -50,7 +50,7 @@ def refusal_text(found: Admitted, whose: str) -> str:
     return f"Rate limit reached for requests per minute: limit {found.limits.requests_per_minute}."
 
 
-def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
+def standing_of(found: Admitted, budget: Budget | None, whose: str) -> Standing:
     """How the caller stands with `budget`: its own (`whose` is "caller") or that of all callers ("all")."""
     money = found.limits.money
     if not budget or not money:
