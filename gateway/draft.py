@@ -82,8 +82,8 @@ class Draft:
 
 
 def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | None:
-    """A draft on the tier `ask.early` if that may start, else on `ask.draft`. None if neither may, or if too many of the
-    drafts' tokens were wasted lately."""
+    """A draft on the tier `ask.early` if that may start, else on `ask.draft`. None if neither may, or if too many
+    tokens of drafts were wasted lately."""
     caller = request.caller.id
     tier = _tier(caller, ask, policy, upstream)
     if not tier:

@@ -1,4 +1,4 @@
-"""Who is asked, how long do we wait, and who is next when a server fails?"""
+"""Which model server is called, for how long, and which one is next when it fails?"""
 
 import asyncio
 import itertools
@@ -35,11 +35,11 @@ def _unheard(*_: str) -> None: ...
 
 
 class Upstream:
-    """Model servers by tier. Counts what is in flight, for the rules and for balancing.
+    """The model servers of all tiers. Counts the calls in flight, for the rules and for balancing.
 
-    `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: how many tokens drafts made
-    lately; `early`: limits early starts on the highest tier. `retried` is called for each further call for a request,
-    with the tier that failed, how, and where the call goes (replica | tier).
+    `able`: by tier, the triage strategies that its servers were found to support. `waste`: how many tokens of drafts
+    were thrown away lately; `early`: limits early starts on the highest tier. `retried` is called for each further call
+    on behalf of a request, with the tier that failed, how, and where the next call goes (replica | tier).
     """
 
     def __init__(self, client: Client, retried: Callable[[str, str, str], None] = _unheard) -> None:
@@ -58,7 +58,7 @@ class Upstream:
         return {name: places.taken for name, places in self._places.items()}
 
     def waiting(self, policy: Policy) -> Mapping[str, int]:
-        """Requests in the servers' queues, of the tiers whose queues the policy looks at and that tell."""
+        """Requests in the servers' own queues, by tier, where the policy uses them and they are known."""
         return self._waiting(policy) if policy.watched_queues else {}
 
     def _waiting(self, policy: Policy) -> Mapping[str, int]:
@@ -69,7 +69,7 @@ class Upstream:
         return {name: count for name, count in found.items() if count is not None}
 
     def states(self, policy: Policy) -> Mapping[str, TierState]:
-        """How each tier stands, for those who watch."""
+        """The state of each tier."""
         return {name: self._state(name, tier) for name, tier in policy.tiers.items()}
 
     def _state(self, name: str, tier: Tier) -> TierState:
@@ -78,14 +78,14 @@ class Upstream:
         return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
-        """Stop reading the servers' queues, and what is left of answers to questions."""
+        """Stops reading the servers' queues and what is left of triage answers."""
         await self._queues.close()
         while self._endings:
             self._endings.popitem()[0].close()
 
     def shed(self, request: ChatRequest, policy: Policy) -> None:
-        """Load shedding: raises Overloaded where every tier that the caller may reach would refuse the request at once,
-        so that neither store nor classifier is asked for it."""
+        """Load shedding: raises Overloaded if every tier that the caller may use would refuse the request at once; then
+        neither the store nor the classifier needs to be asked."""
         caller, refusal = request.caller, None
         for name in policy.reach(caller.plan, caller.own.may):
             tier, places = policy.tiers[name], self._places.get(name)
@@ -101,10 +101,10 @@ class Upstream:
     async def send(
         self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Reply] | None = None
     ) -> Reply:
-        """The answer of the first tier of the route that gives one; its first bytes have arrived.
+        """The answer of the first tier of the route that gives one, once its first bytes have arrived.
 
-        A server's 4xx is an answer, save a 429 while tiers are left. `first` is the first tier's attempt where that is
-        under way already. When every tier failed, the reply breaks with the last one's refusal.
+        A server's 4xx is an answer, except a 429 while there are tiers left. `first` is the first tier's attempt, where
+        that has begun already. If every tier fails, the reply is the last one's refusal.
         """
         if not route.tiers:
             return Reply.refused(UpstreamFailed("The route names no tier."))
@@ -121,9 +121,9 @@ class Upstream:
         return reply
 
     async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Reply:
-        """What one tier makes of the request; its first bytes have arrived, or it failed before them (`failure`).
+        """One tier's answer, once its first bytes have arrived, or its failure before them (`Reply.failure`).
 
-        What it used is put on `bill`, among the request's bills.
+        Its usage goes to `bill`, which is added to the request's bills.
         """
         tier, places = policy.tiers[name], self._placed(name)
         started = time.perf_counter()
@@ -180,7 +180,7 @@ class Upstream:
             exchange.response = response = await self._ask(exchange, call, tier, brief(tier, seconds))
         except BaseException as error:
             if isinstance(error, TransportError) and error.kind in ("connect", "closed"):
-                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
+                exchange.failed(error)  # a verdict that is late is no failure of the server
             exchange.close()
             raise
         if response.status >= 500:
@@ -195,19 +195,19 @@ class Upstream:
             await asyncio.wait(self._endings.values())
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
-        """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
-        Raises Failed, as `error` is, where they do not.
+        """The answer of another replica, if the first one's `error` and the tier's retry budget allow it; else raises
+        Failed as `error` is.
         """
         other = self._other(request, call.tier, policy, first)
         if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
-            raise Failed(error.kind, error.refusal, error.void)  # not `error`: it would hold this frame, and that it
+            raise Failed(error.kind, error.refusal, error.void)  # `error` itself would be in a cycle with this frame
         self._retried(call.tier, error.kind, "replica")
         request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
         return await self._try(request, call, policy.tiers[call.tier], other)
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
-        """Raises Failed. The tier's place is the exchange's from here on, which ends with the answer."""
+        """One call to one replica. Raises Failed; else the exchange owns the tier's place until the answer ends."""
         rest = _rest(request, tier)
         if rest <= 0:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
@@ -250,7 +250,7 @@ class Upstream:
         return found or self._replicas.at(tier.replicas[0])
 
     def _asked(self, request: ChatRequest, tier: Tier) -> Replica | None:
-        """The one that our question about the request went to: it has the prompt's KV cache, or is about to."""
+        """The replica that the triage question went to: it has the prompt in its KV cache, or will soon."""
         for bill in request.bills if tier.balance == "prefix_affinity" else ():
             if bill.server in tier.replicas:
                 replica = self._replicas.at(bill.server)
@@ -258,7 +258,7 @@ class Upstream:
         return None
 
     def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:
-        """Another replica to try while there is time."""
+        """Another replica to try, if there is one and time is left."""
         tier = policy.tiers[name]
         if len(tier.replicas) == 1 or _rest(request, tier) <= 0:
             return None
