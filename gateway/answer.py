@@ -88,7 +88,7 @@ async def decide(
     chosen, caller, ttl = route(facts, None, policy), request.caller, policy.triage.cache
     if isinstance(chosen, Route):
         return Decision(facts, None, chosen)
-    asked = question(request, policy, upstream.able.get(policy.triage.tier, ()))
+    asked = question(request, policy, upstream.strategies.get(policy.triage.tier, ()))
     ask = partial(triage, request, policy, upstream, asked)
     if ttl is None:
         return Undecided(facts, chosen, ask)

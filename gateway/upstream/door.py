@@ -37,14 +37,14 @@ def _unheard(*_: str) -> None: ...
 class Upstream:
     """The model servers of all tiers. Counts the calls in flight, for the rules and for balancing.
 
-    `able`: by tier, the triage strategies that its servers were found to support. `waste`: how many tokens of drafts
-    were thrown away lately; `early`: limits early starts on the highest tier. `retried` is called for each further call
-    on behalf of a request, with the tier that failed, how, and where the next call goes (replica | tier).
+    `strategies`: by tier, the triage strategies that its servers were found to support. `waste`: how many tokens of
+    drafts were thrown away lately; `early`: limits early starts on the highest tier. `retried` is called for each
+    further call on behalf of a request, with the tier that failed, how, and where the next call goes (replica | tier).
     """
 
     def __init__(self, client: Client, retried: Callable[[str, str, str], None] = _unheard) -> None:
         self._client, self._retried = client, retried
-        self.able: dict[str, tuple[str, ...]] = {}
+        self.strategies: dict[str, tuple[str, ...]] = {}
         self.waste, self.early = Waste(), Early()
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, RetryBudget] = defaultdict(RetryBudget)
