@@ -39,7 +39,7 @@ class Tried(NamedTuple):
     unset: PlainAnswer
 
 
-async def tried(client: Client, policy: Policy, servers: Collection[tuple[str, str]]) -> list[Finding]:
+async def abilities(client: Client, policy: Policy, servers: Collection[tuple[str, str]]) -> list[Finding]:
     """About `servers`, by tier and URL. Each is asked some ten short questions."""
     upstream = Upstream(client)
     try:
