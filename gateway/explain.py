@@ -25,7 +25,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     threshold or each band leads to; null when nobody is asked), instead (the other side of the nearest edge; null
     without a probability), cost (US dollars by tier, and what the estimate assumes).
     """
-    triaged = isinstance(outcome(facts, None, policy), Ask)
+    triaged = isinstance(try_route(facts, None, policy), Ask)
     steps = steps_of(first_match(facts, policy).id, policy)
     counts = effective_verdict(facts, verdict, policy) if triaged and verdict else None
     ways, prices = sides(facts, policy) if triaged else None, costs(facts, policy)
@@ -34,7 +34,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
         "facts": told_facts(facts),
         "score": None if facts.score is None else {"value": facts.score, "reasons": list(reasons(facts.measures))},
         "rules": told_rules(facts, policy),
-        "route": told(outcome(facts, verdict, policy)),
+        "route": told(try_route(facts, verdict, policy)),
         "triaged": triaged,
         "verdict": told_verdict(counts, verdict, steps) if counts and verdict else None,
         "sides": ways,
@@ -43,7 +43,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     }
 
 
-def outcome(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask | Refusal:
+def try_route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask | Refusal:
     """What `route` returns, or the Refusal that it raises."""
     try:
         return route(facts, verdict, policy)
@@ -126,7 +126,7 @@ def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     """Where the request would go on either side, or in each band, and without a verdict; nothing is explored."""
     rule, facts = first_match(facts, policy), replace(facts, chance=1.0)
     found = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(rule.id, policy)}
-    failed = {reason: told(outcome(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
+    failed = {reason: told(try_route(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.policy import Document, PolicyError, file_text, meant, read_document
+from gateway.policy import Document, PolicyError, file_text, read_document, suggestion
 from gateway.store import KeyRecord
 
 LOOK = 0.4  # seconds between two looks at the file: a revoked key is refused within a second
@@ -101,7 +101,7 @@ def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> Key
     document = read_document(text, file, os.environ if env is None else env)
     data, found = document.data, {}
     for key in data.keys() - set(TOP):
-        document.blame((key,), f"unknown key; {meant(key, TOP)}", key=True)
+        document.blame((key,), f"unknown key; {suggestion(key, TOP)}", key=True)
     if data.get("schema") != 1:
         document.blame(("schema",), "expected 1")
     secret = data.get("secret")
@@ -132,7 +132,7 @@ def _record(document: Document, at: int, entry: object) -> KeyRecord | None:
         document.blame(path, "expected a mapping")
         return None
     for name in entry.keys() - set(FIELDS):
-        document.blame((*path, name), f"unknown key; {meant(name, FIELDS)}", key=True)
+        document.blame((*path, name), f"unknown key; {suggestion(name, FIELDS)}", key=True)
     try:
         record = msgspec.convert({"plan": None, **entry}, KeyRecord)
     except msgspec.ValidationError as error:

@@ -25,7 +25,7 @@ from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import LONGEST_ADVICE, Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
-from gateway.upstream.replies import Failed, begun, busy, failed, stream, wait, whole
+from gateway.upstream.replies import Failed, accepted, failure, is_busy, retry_after, stream_reply, whole_reply
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
@@ -155,7 +155,7 @@ class Upstream:
             raise
         bill.void = reply.status != 200 or DIALECTS[request.path].work == "count"
         reply.waited = time.perf_counter() - started
-        if busy(reply):
+        if is_busy(reply):
             await reply.shut()
             reply.failure = "overloaded"
         return reply
@@ -214,20 +214,20 @@ class Upstream:
         exchange, reply = Exchange(call.tier, replica, request.caller.id), None
         try:
             exchange.response = response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
-            headers, streams = begun(exchange, response, call.bill.stream)
+            headers, streams = accepted(exchange, response, call.bill.stream)
             if streams:
-                reply = await stream(request, exchange, response, headers, call.bill.usage)
+                reply = await stream_reply(request, exchange, response, headers, call.bill.usage)
             else:
                 data = response.ready(MAX_JSON)
                 data = await response.read(MAX_JSON) if data is None else data
-                reply = whole(response, headers, data, call.bill, DIALECTS[request.path].answers.holds)
+                reply = whole_reply(response, headers, data, call.bill, DIALECTS[request.path].answers.holds)
         except (TransportError, UpstreamFailed, Failed) as error:
-            raise failed(exchange, error) from None
+            raise failure(exchange, error) from None
         finally:
             if not reply:
                 exchange.close()
         exchange.passed()
-        replica.busy = 0.0 if reply.status != 429 else _now() + min(wait(response), LONGEST_ADVICE)
+        replica.busy = 0.0 if reply.status != 429 else _now() + min(retry_after(response), LONGEST_ADVICE)
         exchange.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))
