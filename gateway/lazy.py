@@ -1,4 +1,4 @@
-"""What is loaded when it is first asked for?   All that FastAPI serves: /admin, the page, /docs, /v1/route,
+"""What is loaded only when it is first asked for?   All that FastAPI serves: /admin, the page, /docs, /v1/route,
 /v1/feedback.
 
 FastAPI takes 10 MB and a quarter of a second to set up, which most processes never need.

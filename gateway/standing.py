@@ -1,4 +1,4 @@
-"""What does a caller hear of its limits?   Headers and error messages. Pure."""
+"""What is a caller told of its limits?   Headers and error messages. Pure."""
 
 from collections.abc import Mapping
 

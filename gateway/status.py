@@ -1,4 +1,5 @@
-"""How does the gateway do, and which models has it?   /health, /ready, /metrics and /v1/models, without FastAPI."""
+"""How is the gateway doing, and which models does it have?   /health, /ready, /metrics and /v1/models, without
+FastAPI."""
 
 import asyncio
 from collections.abc import Callable, Mapping

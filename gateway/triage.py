@@ -1,4 +1,4 @@
-"""Is the small model enough?   Ask it."""
+"""Is the small model enough?   It is asked: this room writes the question and awaits the verdict."""
 
 import hashlib
 import time

@@ -1,4 +1,4 @@
-"""Which process answers, when several are asked the same at once?   The one that has the turn: a lock in the store."""
+"""Which process answers when several are asked the same at once?   The one that has the turn, a lock in the store."""
 
 import asyncio
 import time
