@@ -16,7 +16,7 @@ from gateway.api import LEFT
 from gateway.dialects import CHAT, DIALECTS
 from gateway.doors import Doors
 from gateway.errors import BadRequest, NotFound, Refusal
-from gateway.facts import listed_models, resolved
+from gateway.facts import resolved
 from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.revisions import Revisions
@@ -65,11 +65,10 @@ def model_routes(doors: Doors) -> list[Route]:
     """/v1/models and /v1/models/{model}, for callers: the names that a request's `model` may have."""
 
     async def listed(request: Request) -> Response:
-        """`auto` and the tiers that answer this caller."""
+        """`auto` and the tiers that answer this caller. Aliases and served names work unlisted."""
         policy = doors.policy
         caller = await identify(credentials(request.headers), doors.keys, policy.callers)
-        listed = (None, *policy.reach(caller.plan, caller.own.may))
-        found = [_model(name, tier, policy) for name, tier in listed_models(policy) if tier in listed]
+        found = [_model(name, name, policy) for name in ("auto", *policy.reach(caller.plan, caller.own.may))]
         return JSONResponse({"object": "list", "data": found})
 
     async def one(request: Request) -> Response:
