@@ -161,8 +161,8 @@ class Upstream:
         return reply
 
     async def ask(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> TriageResponse:
-        """Sends a triage question about `request` to the replica that would answer the request. What it returns is a
-        context manager, entered by its holder.
+        """Sends a question of our own about `request`, triage's or the probe's, to the replica that would answer the
+        request. What it returns is a context manager, entered by its holder.
 
         Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
         """

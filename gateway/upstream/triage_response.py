@@ -1,4 +1,4 @@
-"""How is the answer to a triage question read?"""
+"""How is the answer to a question of our own read?   Triage asks, and the probe."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,9 +15,9 @@ Endings = dict[Exchange, asyncio.Future[None]]  # of answers whose rest is under
 
 
 class TriageResponse:
-    """A model server's answer to a triage question; its usage is noted as it passes. A context manager: where the block
-    ends before the answer does, the rest is read in the background, so that the connection can be used again. Until
-    that has ended, the exchange is in `endings`."""
+    """A model server's answer to a question of our own; its usage is noted as it passes. A context manager: where the
+    block ends before the answer does, the rest is read in the background, so that the connection can be used again.
+    Until that has ended, the exchange is in `endings`."""
 
     __slots__ = ("_endings", "_exchange", "_response", "_splitter", "_usage", "header", "status")
 
