@@ -32,7 +32,7 @@ class Resolver:
     async def connect(
         self, made: Callable[[], P], host: str, port: int, tls: ssl.SSLContext | None
     ) -> tuple[asyncio.Transport, P]:
-        """A connection to the first of the host's addresses that accepts it. Raises OSError."""
+        """A connection to the first of the host's addresses that takes it. Raises OSError."""
         loop, name = asyncio.get_running_loop(), host if tls else None
         *others, last = await self.addresses(host)
         for address in others:

@@ -152,9 +152,9 @@ def continues(fields: Fields) -> bool:
 
 
 def judged_part(request: ChatRequest, policy: Policy) -> bytes:
-    """The part of the conversation that the classifier judges, in the caller's own bytes. With `unit: user_turn`, a
-    chat's part ends with the last user message: after a tool's result the question is then the same as at the start of
-    the turn, and its verdict is cached. Other dialects are judged whole.
+    """The part of the conversation that the classifier judges, in the caller's own bytes. With `unit: user_turn` that
+    of a chat ends with the last user message, so that the question after a tool's result is the one asked for its turn,
+    whose verdict is remembered. Other dialects are judged whole.
     """
     whole, messages = request.dialect.conversation(request.body), request.fields.messages
     if not messages or messages[-1].role == "user":

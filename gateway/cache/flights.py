@@ -30,7 +30,7 @@ Form = tuple[bytes, bytes]  # an answer's key, and its form
 
 
 def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
-    """Whether a complete answer may be given again: not an error, and not the result of failover or a failed verdict.
+    """Whether a complete answer may be given again: no error, and not one that failover or a failed verdict led to.
 
     `holds`: bytes that every complete answer of the dialect contains.
     """
@@ -46,7 +46,7 @@ def worth_keeping(reply: Reply, data: bytes, holds: bytes) -> bool:
 
 
 def remembered(request: ChatRequest, reply: Reply, data: bytes) -> Entry | None:
-    """The cache entry of a reply whose whole answer is `data`; None for one that is not to be cached."""
+    """The reply, whose whole answer is `data`, as it is to be remembered."""
     if not worth_keeping(reply, data, DIALECTS[request.path].answers.holds):
         return None
     usage = msgspec.json.encode(reply.usage.said)

@@ -121,15 +121,15 @@ class Client:
     """Connections to any number of origins, made when needed and kept while they are used."""
 
     def __init__(
-        self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE, resolver: Resolver | None = None
+        self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE, names: Resolver | None = None
     ) -> None:
         """`tls`: the context for https origins, by default with the system's certificate authorities.
 
-        `keep_alive`: seconds that a connection may lie idle; less than the servers allow. `resolver` looks hosts up.
+        `keep_alive`: seconds that a connection may lie idle; less than the servers allow. `names` looks hosts up.
         """
         self._tls = tls
         self._keep_alive = keep_alive
-        self._resolver = resolver or Resolver()
+        self._names = names or Resolver()
         self._idle: dict[Origin, deque[Connection]] = {}  # the one used last at the right
         self._closed = False
 
@@ -187,7 +187,7 @@ class Client:
         tls = self._tls if origin.tls else None
         try:
             async with _patience(seconds):
-                _, connection = await self._resolver.connect(
+                _, connection = await self._names.connect(
                     lambda: Connection(loop, self._keep_alive), origin.host, origin.port, tls
                 )
         except TimeoutError:

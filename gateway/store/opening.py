@@ -42,14 +42,14 @@ class Opening:
     port: int = PORT
     path: str = ""
     tls: ssl.SSLContext | None = None
-    resolver: Resolver = field(default_factory=Resolver, compare=False, repr=False)
+    names: Resolver = field(default_factory=Resolver, compare=False, repr=False)
 
     async def open(self) -> asyncio.Transport:
         if self.path:
             loop = asyncio.get_running_loop()
             transport, _ = await loop.create_unix_connection(asyncio.Protocol, self.path)
         else:
-            transport, _ = await self.resolver.connect(asyncio.Protocol, self.host, self.port, self.tls)
+            transport, _ = await self.names.connect(asyncio.Protocol, self.host, self.port, self.tls)
         return transport
 
 

@@ -53,7 +53,7 @@ def at(host: str, origin: Origin) -> Origin:
 async def test_names_that_nobody_answers_for_hold_up_no_other(run: Run) -> None:
     mute = [f"{number}.test" for number in range(40)]
     with book(*mute) as names:
-        async with serving(saying(OK), client=Client(resolver=names)) as (client, origin, _):
+        async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
             waiting = [asyncio.create_task(broken(client, at(name, origin))) for name in mute]
             await eventually(lambda: len(names.asked) == len(mute))
             assert await told(client, at("here.test", origin)) == (200, b"ok")
@@ -89,14 +89,14 @@ async def test_an_address_is_not_looked_up(host: str) -> None:
 
 async def test_of_several_addresses_the_first_that_takes_the_connection_is_used(run: Run) -> None:
     with book() as names:
-        async with serving(saying(OK), client=Client(resolver=names)) as (client, origin, _):
+        async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
             assert await told(client, at("moved.test", origin)) == (200, b"ok")
 
 
 async def test_the_store_is_found_by_its_name() -> None:
     with book() as names:
         async with serving(saying(OK)) as (_, origin, _):
-            opened = await Opening((), 1.0, "here.test", origin.port, resolver=names).open()
+            opened = await Opening((), 1.0, "here.test", origin.port, names=names).open()
             opened.abort()
             assert names.asked == ["here.test"]
 
