@@ -131,7 +131,8 @@ class FastConnection(Connection):
                     return
         finally:
             self.tasks.discard(task)
-            self.transport.close()
+            if not self.transport.is_closing():
+                self.transport.close()
             self._task = None
             self._let_go()
 

@@ -146,16 +146,16 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.server_state
-        for server in self.servers:
-            server.close()
-        for listening in sockets or []:
-            listening.close()
+        listening: list[asyncio.Server | socket.socket] = [*self.servers, *(sockets or [])]
+        for one in listening:
+            one.close()
         for handshake in self._shaking:
             handshake.cancel()
         if self._following:
             self._following.cancel()
         for connection in list(state.connections):
-            connection.shutdown()
+            if not connection.transport.is_closing():  # of asyncio's over TLS nothing can be asked once closed twice
+                connection.shutdown()
         await self._until(self._settings.drain, self._serves)
         for task in state.tasks:
             task.cancel()

@@ -192,7 +192,7 @@ def messages(draw: st.DrawFn) -> bytes:
     sent = start + b"".join(lines) + b"\r\n" + body
     if draw(st.integers(0, 3)):
         return sent
-    at = draw(st.integers(len(LINE), len(sent)))
+    at = draw(st.integers(len(start), len(sent)))
     return sent[:at] + draw(ODD_BYTES) + sent[at + draw(st.integers(0, 1)) :]
 
 

@@ -301,6 +301,23 @@ async def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: 
     kept.close()  # it said no goodbye, for which TLS would have waited half a minute
 
 
+@pytest.mark.parametrize("loops", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_the_end_does_not_wait_for_who_keeps_a_connection_that_was_closed(
+    flash: Sim, pro: Sim, folder: Path, loops: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    trusting = renew(folder, CERTIFICATE, KEY)
+
+    async def main() -> None:
+        async with over_tls(flash, pro, folder, drain=60.0) as port:
+            kept = await asyncio.to_thread(secured, port, trusting)
+            kept.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert (await asyncio.to_thread(kept.recv, 4096)).startswith(b"HTTP/1.1 200 ")
+        kept.close()
+
+    with asyncio.Runner(loop_factory=loops) as runner:
+        runner.run(main())
+
+
 def let_in(port: int, trusting: ssl.SSLContext) -> bool:
     try:
         with secured(port, trusting) as line:
