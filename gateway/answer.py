@@ -28,7 +28,7 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
         upstream.shed(request, policy)
     admission = await admit(request, key, policy, store)
     cached = cached_reply(admission.entry, key, request)
-    if admission.entry is not None and not cached:  # no use to this request: a fresh answer must be reserved for
+    if admission.entry is not None and not cached:  # in a form of no use here: a fresh answer is made, and reserved for
         admission = await admit(request, None, policy, store)
 
     def make() -> Coroutine[Any, Any, Reply]:
@@ -54,7 +54,7 @@ async def decision(
         if isinstance(found, Decision):
             return found
         verdict = await found.get_verdict()
-        await upstream.triage_usage()
+        await upstream.triage_reported()
         return Decision(found.facts, verdict, route(found.facts, verdict, policy))
     finally:
         admission.close()

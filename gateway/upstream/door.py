@@ -189,7 +189,7 @@ class Upstream:
             exchange.passed()
         return TriageResponse(exchange, response, bill.usage, self._endings)
 
-    async def triage_usage(self) -> None:
+    async def triage_reported(self) -> None:
         """Returns when triage calls whose verdict is known have reported their usage, which comes after the label."""
         if self._endings:
             await asyncio.wait(self._endings.values())
