@@ -20,13 +20,13 @@ from gateway.upstream import Upstream
 PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
 PLAIN = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
 LIKELY = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16,"logprobs":true,"top_logprobs":1}'
-UNBOUND = "Say hello."  # a server that does bind its answers to the labels answers even this with a label
+UNBOUND = "Say hello."  # a server that really constrains its answers to the labels answers even this with a label
 LARGEST = 1 << 20  # bytes of an answer
 SHOWN = 120  # characters of an answer that messages quote
 T = TypeVar("T")
-# What a server made of each strategy: "ok", or why it cannot be used: the reason of a failed verdict, "no_logprobs", or
-# "unbound" (its answers are not bound to the labels).
-Found = Mapping[Strategy, str]
+# By strategy, "ok" or why a server cannot be asked by it: the reason of a failed verdict, "no_logprobs", or "unbound"
+# (its answers are not constrained to the labels).
+Outcomes = Mapping[Strategy, str]
 
 
 class _Choice(msgspec.Struct):
@@ -48,9 +48,9 @@ class _Logprobs(msgspec.Struct):
     content: list[msgspec.Raw] | None = None
 
 
-class Manner(NamedTuple):
-    """How a server answers a plain question: whether the model thinks first, gives content, and tells
-    log-probabilities. `refused`: what came instead of an answer, "" where one came."""
+class PlainAnswer(NamedTuple):
+    """How a server answers a plain question: whether the model thinks first, returns content, and returns
+    log-probabilities. `refused`: what came instead of an answer; "": an answer did."""
 
     thinks: bool = False
     content: bool = False
@@ -58,12 +58,12 @@ class Manner(NamedTuple):
     refused: str = ""
 
 
-def wants(policy: Policy) -> bool:
+def needs_verdicts(policy: Policy) -> bool:
     """Whether some rule wants a verdict."""
     return not all(isinstance(rule.route, str) for rule in policy.rules)
 
 
-def alone(policy: Policy, name: str, url: str) -> Policy:
+def for_server(policy: Policy, name: str, url: str) -> Policy:
     """`policy` as if the tier had this one server and triage asked it: by any strategy, for PATIENCE seconds."""
     tier, rules = policy.tiers[name], policy.triage
     return replace(
@@ -73,9 +73,9 @@ def alone(policy: Policy, name: str, url: str) -> Policy:
     )
 
 
-async def strategies(policy: Policy, upstream: Upstream) -> Found:
-    """What the one server of `policy` (see `alone`) makes of each strategy that the prompt allows. `choice` takes
-    vLLM's own request field, so others are not asked by it; after a timeout the server is asked no more."""
+async def try_strategies(policy: Policy, upstream: Upstream) -> Outcomes:
+    """Asks the one server of `policy` (see `for_server`) by each strategy that the prompt allows. `choice` needs a
+    request field of vLLM's, so other engines are not asked by it. After a timeout the server is asked no more."""
     rules, tier = policy.triage, policy.tiers[policy.triage.tier]
     found: dict[Strategy, str] = {}
     for strategy in get_args(Strategy):
@@ -85,16 +85,16 @@ async def strategies(policy: Policy, upstream: Upstream) -> Found:
     return found
 
 
-def able(servers: Iterable[Found]) -> tuple[Strategy, ...]:
-    """The strategies that a tier can be asked by, the better ones first: those that work on all of its servers, servers
-    on which none works left out."""
+def common_strategies(servers: Iterable[Outcomes]) -> tuple[Strategy, ...]:
+    """The strategies that a tier can be asked by, the better ones first: those that work on all of its servers, except
+    servers on which none works."""
     useful = [found for found in servers if "ok" in found.values()]
     return tuple(s for s in get_args(Strategy) if useful and all(found.get(s) == "ok" for found in useful))
 
 
 async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> str:
-    """Asks as triage would. Where the strategy binds the answer, a second question, which does not mention the labels,
-    finds out whether the server really does that."""
+    """Asks as triage would. Where the strategy constrains the answer, a second question that does not mention the
+    labels finds out whether the server really enforces it."""
     request, schema = _request(policy, PLAIN), policy.tiers[policy.triage.tier].can.json_schema
     verdict = await triage(request, policy, upstream, question(request, policy, (strategy,)))
     if verdict.label is None:
@@ -107,9 +107,9 @@ async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> st
     return "ok"
 
 
-async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome: str) -> str:
-    """Asks once more by a strategy that came to `outcome`, and returns status and answer for a message: "200 Hello",
-    "500 {...}"; "" where none came."""
+async def failure_text(policy: Policy, upstream: Upstream, strategy: Strategy, outcome: str) -> str:
+    """Asks again by a strategy that had this `outcome`, and returns the status and answer as text for a message: "200
+    Hello", "500 {...}"; "" where no answer came."""
     request = _request(policy, PLAIN)
     asked = question(request, policy, (strategy,))
     if outcome == "unbound":
@@ -122,23 +122,23 @@ async def words(policy: Policy, upstream: Upstream, strategy: Strategy, outcome:
     return f"{status} {_short(choice.message if choice else answer)}" if status else ""
 
 
-async def manner(policy: Policy, upstream: Upstream) -> Manner:
-    """How the one server of `policy` (see `alone`) answers a caller who asks for nothing more."""
+async def plain_answer(policy: Policy, upstream: Upstream) -> PlainAnswer:
+    """How the one server of `policy` (see `for_server`) answers an ordinary request."""
     for body in (LIKELY, PLAIN):  # some refuse to tell log-probabilities
         request = _request(policy, body)
         tier, plan = policy.tiers[policy.triage.tier], policy.callers.plans[request.caller.plan]
         status, answer = await _raw(policy, upstream, CHAT, request.body.edit(changes(request, tier, plan)))
         if status == 200 and (choice := _choice(answer)):
             said, likely = _read(choice.message, _Message), _read(choice.logprobs, _Logprobs)
-            return Manner(bool(said.reasoning or said.reasoning_content), bool(said.content), bool(likely.content))
-    return Manner(refused=f"{status or ''} {_short(answer)}".strip())
+            return PlainAnswer(bool(said.reasoning or said.reasoning_content), bool(said.content), bool(likely.content))
+    return PlainAnswer(refused=f"{status or ''} {_short(answer)}".strip())
 
 
 async def _raw(policy: Policy, upstream: Upstream, path: str, body: bytes) -> tuple[int, bytes]:
     """Status and body of the answer; where none came 0 and the error's text."""
     request = _request(policy, PLAIN)
     try:
-        with await upstream.asking(request, path, body, policy, PATIENCE) as response:
+        with await upstream.ask(request, path, body, policy, PATIENCE) as response:
             return response.status, await response.read(LARGEST)
     except (TransportError, Overloaded) as error:
         return 0, str(error).encode()

@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthorized
-from gateway.keys import ADMIN, Keys, bearer, expired, key_hash, mistake, new_key, opens, shown, until
+from gateway.keys import ADMIN, Keys, bearer, expired, expiry, key_hash, key_matches, key_problem, new_key, shown
 from gateway.policy import Policy
 from gateway.store import KeyRecord, Store
 from gateway.usage import HEADINGS, Asked, Heading, Report, reported
@@ -94,7 +94,7 @@ class Guard:
         if record is None or expired(record):
             raise Forbidden(OFF, code="admin_disabled")
         try:
-            if opens(bearer(authorization), record, secret):
+            if key_matches(bearer(authorization), record, secret):
                 return
             wrong = Unauthorized("Incorrect admin key provided.")
         except Unauthorized as refusal:
@@ -181,9 +181,9 @@ def _keys(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> None:
     @routes.post("/keys", status_code=201, summary="Make a key in the store and show it, this once")
     async def create(wanted: NewKey) -> Created:
         """Where the store is this process's memory, the key ends with the process."""
-        wrong = mistake(policy(), wanted.name, wanted.plan, wanted.may or ())
+        wrong = key_problem(policy(), wanted.name, wanted.plan, wanted.may or ())
         try:
-            own = {**wanted.model_dump(), "expires": until(wanted.expires)}
+            own = {**wanted.model_dump(), "expires": expiry(wanted.expires)}
         except ValueError as error:
             raise BadRequest(str(error), param="expires") from None
         if wrong:

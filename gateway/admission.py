@@ -14,20 +14,22 @@ from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
 from gateway.reply import Reply
 from gateway.sessions import follow, key_of, recalling
-from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, stands
+from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, standing_of
 from gateway.store import ALL, Admitted, Kept, Limits, Line, Most, Store, Turn
 from gateway.types import Caller, ChatRequest, Session, Standing
 
 
 class Admission(msgspec.Struct, eq=False):
-    """An admitted request. It reserves tokens and money until its last holder is done, or its whole answer is
-    remembered; then what was used is booked.
+    """An admitted request. It reserves tokens and money until its last holder is done, or until its complete answer is
+    cached; then what was really used is booked.
+
+    Holders are the request, then the reply that takes its place (`keep`), and each block that enters the admission as a
+    context: the one that makes the answer, which other callers may still wait for when this caller has left.
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
-    lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its leases by
-    account, the caller's and that of all callers. Holders: the request, or the reply that takes its place (`keep`),
-    and each block that enters it: one that makes the answer for others, who wait when that caller has left. Not
-    `answers`: the verdict is what the caller gets, and pays for.
+    lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its
+    reservations by account, the caller's and that of all callers. `answers` is False where the caller asked for the
+    decision alone: the triage call is then what it pays for.
     """
 
     request: ChatRequest
@@ -48,25 +50,25 @@ class Admission(msgspec.Struct, eq=False):
         return self
 
     def keep(self, reply: Reply) -> Reply:
-        """`reply`, which holds the admission in the request's place, and gets the headers of the caller's limits."""
+        """`reply`, which from here on holds the admission in place of the request and carries its limit headers."""
         reply.closed, reply.limits = self.close, self.limits
         return reply
 
-    def through(self, making: Coroutine[Any, Any, Reply]) -> Coroutine[Any, Any, Reply]:
-        """The reply that `making` returns. Its session is updated."""
-        return self._followed(making, self.session) if self.session else making
+    def updating_session(self, making: Coroutine[Any, Any, Reply]) -> Coroutine[Any, Any, Reply]:
+        """The reply that `making` returns; the session of its conversation is updated."""
+        return self._update_session(making, self.session) if self.session else making
 
-    async def _followed(self, making: Awaitable[Reply], session: bytes) -> Reply:
+    async def _update_session(self, making: Awaitable[Reply], session: bytes) -> Reply:
         return follow(await making, session, self.request, self.policy, self.store)
 
     def close(self, *_: object) -> None:
-        """One holder is done; the last one settles."""
+        """One holder is done. The last one settles."""
         self.holders -= 1
         if self.holders <= 0:
             self.settle()
 
     def settle(self, kept: Kept | None = None) -> None:
-        """Books what was used, once, and remembers `kept` with it: at the end, or when the whole answer is there."""
+        """Books what was used, and caches the answer `kept` in the same step. Only the first call counts."""
         leases, self.leases = self.leases, {}
         if not leases:
             return
@@ -89,47 +91,48 @@ def answered_above(first: str, used: list[Line]) -> bool:
 async def admit(
     request: ChatRequest, recall: bytes | None, policy: Policy, store: Store, *, answers: bool = True
 ) -> Admission:
-    """Counts the request, reserves the most that it may use, looks `recall` up in the caller's cache and asks for its
-    session: one round trip.
+    """Counts the request, reserves the most that it may use, looks up the key `recall` in the caller's cache and reads
+    the session of its conversation, all in one round trip to the store.
 
-    A hit (`entry` is not None) reserves nothing. A request for a decision alone (not `answers`) reserves its prompt's
-    tokens only and is not in the share, which it would dilute; its money is the answer's, so that a budget caps both.
-    Raises OverLimit; Overloaded while the store does not answer and a limit may not be exceeded unseen.
+    A hit (`entry` is not None) reserves nothing. A request for a decision alone (not `answers`) reserves the tokens of
+    its prompt only, but the money of an answer, so that a budget caps its route as it would the answer's; it does not
+    count in `pro_share`, which it would dilute. Raises OverLimit; and Overloaded where the store does not answer and
+    the policy denies requests whose limits cannot be checked.
     """
     caller = request.caller
     own_terms = terms(caller, policy)
-    limits, most = wanted(request, own_terms, policy, answers)
+    limits, most = requirements(request, own_terms, policy, answers)
     asking = store.admit(caller.id, limits, recall, most)
     session = key_of(request, policy) if policy.sessions else None
     remembered = recalling(request, session, store) if session else None
     if own_terms.together:
         both = {caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}
-        own, all_ = await held(both, recall, store)
+        own, all_ = await admit_all(both, recall, store)
     else:
         own, all_ = await asking, None
     told = limit_lines(own)
     if own.verdict:
         raise OverLimit(refusal_text(own, "caller"), own, told)
-    standing = stands(own, own_terms.plan.budget, "caller")
+    standing = standing_of(own, own_terms.plan.budget, "caller")
     leases = {caller.id: own.lease} if own.lease else {}
     if all_:
         if all_.verdict and own.entry is None:
             raise OverLimit(refusal_text(all_, "all"), all_, told)
-        standing = gravest(standing, stands(all_, policy.budget, "all"))
+        standing = gravest(standing, standing_of(all_, policy.budget, "all"))
         leases |= {ALL: all_.lease} if all_.lease else {}
     if standing.budget:
         told += budget_lines(standing)
     if remembered and own.entry is None:
         granted = {caller.id: own, ALL: all_} if all_ else {caller.id: own}
-        standing = replace(standing, session=await met(remembered, granted, recall, store))
-    turn = whose(recall, own) if recall else None
+        standing = replace(standing, session=await session_of(remembered, granted, recall, store))
+    turn = turn_of(recall, own) if recall else None
     leases = {} if own.entry else leases
     return Admission(request, policy, own_terms, store, own.entry, turn, standing, told, session, leases, answers)
 
 
-def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
-    """The limits that apply to the request, and the most that it may use, as a function where only the store knows
-    whether it is needed."""
+def requirements(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
+    """The limits that apply to the request, and the most that it may use: as a function where the store may not need
+    it, as on a hit."""
     limits = own.limits
     if limits.share and not (answers and request.dialect.work != "count"):
         limits = own.undiluted
@@ -139,15 +142,15 @@ def wanted(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> t
     return limits, most if answers else replace(most, completion=0)
 
 
-def whose(key: bytes, own: Admitted) -> Turn:
-    """The turn to make the value of `key`, after an admission that found none."""
+def turn_of(key: bytes, own: Admitted) -> Turn:
+    """Who is to make the value of `key`, after an admission that did not find it."""
     if own.turn is None or own.lease is None:
-        return Turn(key, secrets.token_bytes(8))  # the store did not say, so the lease is no name for it
+        return Turn(key, secrets.token_bytes(8))  # the store did not say, so there is no lease to name it by
     return Turn(key, own.lease.encode(), own.turn)
 
 
 async def count(caller: Caller, policy: Policy, store: Store) -> None:
-    """Counts a request that no model server is asked for. Raises OverLimit, Overloaded as `admit` does."""
+    """Counts a request that needs no model server. Raises OverLimit, Overloaded as `admit` does."""
     found = await store.admit(caller.id, terms(caller, policy).undiluted, None)
     if found.verdict:
         raise OverLimit(refusal_text(found, "caller"), found, limit_lines(found))
@@ -155,12 +158,14 @@ async def count(caller: Caller, policy: Policy, store: Store) -> None:
         store.settle(caller.id, found.lease)
 
 
-async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], recall: bytes | None, store: Store) -> list[Admitted]:
-    """The answers of several accounts, asked in one write: all admit the request, or none reserves anything. What one
-    reserved is given back when another refuses, or has the answer in its cache.
+async def admit_all(
+    asking: dict[str, Coroutine[Any, Any, Admitted]], recall: bytes | None, store: Store
+) -> list[Admitted]:
+    """Asks several accounts in one write to the store. Either all admit the request or none keeps a reservation: what
+    one reserved is given back when another refuses, or when the answer is cached.
     """
     (first, own), *others = asking.items()
-    # What the others ask goes out with what `own` asks.
+    # A task starts when `own` is awaited, so their commands leave in the same write.
     tasks = {account: asyncio.create_task(one) for account, one in others}
     found: dict[str, Admitted] = {}
     try:
@@ -170,7 +175,7 @@ async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], recall: bytes |
     except (Overloaded, asyncio.CancelledError):
         give_back(found, recall, store)
         for account in tasks.keys() - found.keys():
-            tasks[account].add_done_callback(partial(unheard, account, store))
+            tasks[account].add_done_callback(partial(give_back_result, account, store))
             tasks[account].cancel()
         raise
     if not all(one.lease for one in found.values()):
@@ -179,10 +184,10 @@ async def held(asking: dict[str, Coroutine[Any, Any, Admitted]], recall: bytes |
     return list(found.values())
 
 
-async def met(
+async def session_of(
     remembered: Awaitable[Session | None], granted: dict[str, Admitted], recall: bytes | None, store: Store
 ) -> Session | None:
-    """The session of a request that was admitted already: who leaves before it is known gives back what was granted."""
+    """The session of an admitted request; if the caller leaves before it is known, what was granted is given back."""
     try:
         return await remembered
     except asyncio.CancelledError:
@@ -191,8 +196,8 @@ async def met(
 
 
 def give_back(granted: dict[str, Admitted], recall: bytes | None, store: Store) -> list[Awaitable[None]]:
-    """Settles admissions that lead to no answer, and ends the turn that came with one: at once, so that nobody can be
-    cancelled in the middle of it. What is returned may be awaited."""
+    """Releases admissions that lead to no answer, and the turn that came with one. The commands are sent before this
+    returns, so that a cancellation cannot interrupt it; the results may be awaited."""
     leases = {account: one.lease for account, one in granted.items() if one.lease}
     for account, lease in leases.items():
         if recall and granted[account].turn == lease.encode():
@@ -200,7 +205,7 @@ def give_back(granted: dict[str, Admitted], recall: bytes | None, store: Store) 
     return [store.settle(account, lease) for account, lease in leases.items()]
 
 
-def unheard(account: str, store: Store, asked: asyncio.Task[Admitted]) -> None:
-    """An admission that nobody waits for any more has ended."""
+def give_back_result(account: str, store: Store, asked: asyncio.Task[Admitted]) -> None:
+    """Gives back what an admission reserved that nobody waits for any more."""
     if not asked.cancelled() and not asked.exception():
         give_back({account: asked.result()}, None, store)

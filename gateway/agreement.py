@@ -1,4 +1,4 @@
-"""How much do two answers to one request agree?   In words, not in worth; pure.
+"""How much do two answers to one request agree?   In their words, not in their quality. Pure.
 
 The figure is the overlap of the two as bags of words (twice what they share over what both have): of texts their words,
 of JSON its leaves, of tool calls their arguments. Answers that are the same but for case, width and punctuation have 1.

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.admission import admit
-from gateway.cache import Flights, Verdicts, lookup, replay, verdict_key
+from gateway.cache import Flights, Verdicts, cache_key, cached_reply, verdict_key
 from gateway.draft import drafting
 from gateway.errors import Refusal
 from gateway.facts import observe
@@ -23,19 +23,19 @@ from gateway.upstream import Upstream
 
 async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, flights: Flights) -> Reply:
     """The reply to a request; its holder closes it. Raises Refusal for a caller who is not admitted."""
-    key = lookup(request, policy)  # None: this answer may be neither recalled nor shared
+    key = cache_key(request, policy)  # None: this answer may be neither cached nor shared
     if key is None:
         upstream.shed(request, policy)
     admission = await admit(request, key, policy, store)
-    known = replay(admission.entry, key, request)
-    if admission.entry is not None and not known:  # another form is wanted: to be made, and reserved for
+    cached = cached_reply(admission.entry, key, request)
+    if admission.entry is not None and not cached:  # in a form of no use here: a fresh answer is made, and reserved for
         admission = await admit(request, None, policy, store)
 
     def make() -> Coroutine[Any, Any, Reply]:
-        return admission.through(decide(request, admission.standing, policy, upstream, flights.verdicts))
+        return admission.updating_session(generate(request, admission.standing, policy, upstream, flights.verdicts))
 
     try:
-        reply = known or await flights.share(admission.turn, request, policy, make, admission)
+        reply = cached or await flights.share(admission.turn, request, policy, make, admission)
     except Refusal as refusal:
         reply = Reply.refused(refusal)
     except BaseException:
@@ -47,44 +47,62 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
 async def decision(
     request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, verdicts: Verdicts
 ) -> Decision:
-    """What `answer` would decide, without an answer. Raises Refusal as that does."""
+    """The decision that `answer` would make, without an answer. Raises Refusal as that does."""
     admission = await admit(request, None, policy, store, answers=False)
     try:
-        found = await begun(request, admission.standing, policy, upstream, verdicts)
+        found = await decide(request, admission.standing, policy, upstream, verdicts)
         if isinstance(found, Decision):
             return found
-        verdict = await found.judge()
-        await upstream.told()
+        verdict = await found.get_verdict()
+        await upstream.triage_reported()
         return Decision(found.facts, verdict, route(found.facts, verdict, policy))
     finally:
         admission.close()
 
 
-async def decide(
+async def generate(
     request: ChatRequest, standing: Standing, policy: Policy, upstream: Upstream, verdicts: Verdicts
 ) -> Reply:
-    """An answer from a model, whose start was found good where the policy looks. Raises Refusal as routing does."""
-    found = await begun(request, standing, policy, upstream, verdicts)
+    """A model's answer; with hold-back, once its first tokens have been judged. Raises Refusal as `decide` does."""
+    found = await decide(request, standing, policy, upstream, verdicts)
     if isinstance(found, Decision):
         reply = (await upstream.send(request, found.route, policy)).decided(found)
     else:
-        reply = await drafted(request, found, policy, upstream)
+        reply = await generate_while_triaging(request, found, policy, upstream)
     return await hold(request, reply, policy, upstream) if policy.holdback else reply
 
 
 class Undecided(msgspec.Struct, frozen=True):
-    """A rule wants a verdict that nobody remembers: `judge` gets one."""
+    """The rule wants a verdict, and none is cached: `get_verdict` asks the classifier."""
 
     facts: Facts
     ask: Ask
-    judge: Callable[[], Awaitable[Verdict]]
+    get_verdict: Callable[[], Awaitable[Verdict]]
 
 
-async def drafted(request: ChatRequest, found: Undecided, policy: Policy, upstream: Upstream) -> Reply:
-    """An answer that may have begun while the verdict was awaited."""
+async def decide(
+    request: ChatRequest, standing: Standing, policy: Policy, upstream: Upstream, verdicts: Verdicts
+) -> Decision | Undecided:
+    """The decision, if it can be made without asking the classifier. Raises Refusal as `observe` and `route` do."""
+    facts = observe(request, policy, upstream.load(), standing, upstream.waiting(policy))
+    chosen, caller, ttl = route(facts, None, policy), request.caller, policy.triage.cache
+    if isinstance(chosen, Route):
+        return Decision(facts, None, chosen)
+    asked = question(request, policy, upstream.strategies.get(policy.triage.tier, ()))
+    ask = partial(triage, request, policy, upstream, asked)
+    if ttl is None:
+        return Undecided(facts, chosen, ask)
+    key = verdict_key(caller, asked.key)
+    if verdict := await verdicts.recall(caller, key):
+        return Decision(facts, verdict, route(facts, verdict, policy))
+    return Undecided(facts, chosen, partial(verdicts.share, caller, key, ttl, ask))
+
+
+async def generate_while_triaging(request: ChatRequest, found: Undecided, policy: Policy, upstream: Upstream) -> Reply:
+    """A model's answer, which may have been started as a draft before the verdict was known."""
     draft = drafting(request, found.ask, policy, upstream)
     try:
-        verdict = await found.judge()
+        verdict = await found.get_verdict()
         chosen = route(found.facts, verdict, policy)
         reply = (await draft.take(chosen) if draft else None) or await upstream.send(request, chosen, policy)
         made = Decision(found.facts, verdict, chosen)
@@ -94,21 +112,3 @@ async def drafted(request: ChatRequest, found: Undecided, policy: Policy, upstre
     finally:
         if draft:
             await draft.drop()
-
-
-async def begun(
-    request: ChatRequest, standing: Standing, policy: Policy, upstream: Upstream, verdicts: Verdicts
-) -> Decision | Undecided:
-    """The decision, as far as it comes without asking the classifier. Raises Refusal as routing does."""
-    facts = observe(request, policy, upstream.load(), standing, upstream.waiting(policy))
-    chosen, caller, ttl = route(facts, None, policy), request.caller, policy.triage.cache
-    if isinstance(chosen, Route):
-        return Decision(facts, None, chosen)
-    asked = question(request, policy, upstream.able.get(policy.triage.tier, ()))
-    ask = partial(triage, request, policy, upstream, asked)
-    if ttl is None:
-        return Undecided(facts, chosen, ask)
-    key = verdict_key(caller, asked.key)
-    if verdict := await verdicts.recall(caller, key):
-        return Decision(facts, verdict, route(facts, verdict, policy))
-    return Undecided(facts, chosen, partial(verdicts.share, caller, key, ttl, ask))

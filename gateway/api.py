@@ -80,7 +80,7 @@ class Exchange:
             await self._refuse(Refusal("The gateway failed.", code="internal_error"))
         finally:
             if self._held and self._caller:
-                self._doors.uploads.keep(self._caller.id, 0, self._held)
+                self._doors.uploads.shrink(self._caller.id, 0, self._held)
             if self._reply:
                 await self._reply.close()
             self._record()
@@ -149,7 +149,7 @@ class Exchange:
         with uploads.one(caller.id, terms(caller, self._policy).plan.concurrency):
             self._held = await uploads.take(caller.id, announced(self._headers, limit))
             data = await self._wire.read(limit)
-        self._held = uploads.keep(caller.id, len(data or b""), self._held)
+        self._held = uploads.shrink(caller.id, len(data or b""), self._held)
         self._uploading = time.perf_counter() - started
         return data
 

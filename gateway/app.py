@@ -1,4 +1,4 @@
-"""How is all of it put together?   The composition root: the only file that knows every room."""
+"""How is the gateway assembled?   The composition root: the only file that knows every room."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -34,16 +34,16 @@ from gateway.uploads import Uploads
 from gateway.upstream import Upstream
 from gateway.workers import Member
 
-PART = 6  # of the memory is for bodies as they came: an exchange takes thrice its body, six times beside an emoji
-LAZY = ("/admin/", "/docs", "/openapi.json", "/ui", "/v1/feedback", "/v1/route")  # how the paths of gateway.lazy begin
+PART = 6  # a sixth of the memory is for bodies: an exchange takes three times its body, six times if it has an emoji
+LAZY = ("/admin/", "/docs", "/openapi.json", "/ui", "/v1/feedback", "/v1/route")  # prefixes of gateway.lazy's paths
 
 
 class NoKeys(Exception):
-    """On an address that others can reach, the gateway would serve everyone, or nobody could administer it."""
+    """Others could reach the gateway, and it has no caller's key or no admin key."""
 
 
 def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, member: Member | None = None) -> Front:
-    """The ASGI app; it owns `store` from its start-up to its end. `member`: this process is one worker of several."""
+    """The ASGI app; it owns `store` from its start-up to its end. `member`: this process is one of several workers."""
     telemetry = Telemetry(settings.log_exchanges, settings.trace_ratio)
     client = Client()
     upstream = Upstream(client, telemetry.meters.retries.add)
@@ -85,7 +85,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
 async def _running(
     doors: Doors, client: Client, revisions: Revisions, probe: Probe, served: Served
 ) -> AsyncIterator[None]:
-    """Background work runs within the block; at its end all doors are closed."""
+    """Runs the background tasks within the block; at its end everything is closed."""
     await revisions.look()
     watches = [asyncio.create_task(revisions.run()), asyncio.create_task(served.run())]
     watches += [asyncio.create_task(doors.keys.file.watch())] if doors.keys.file else []
@@ -98,7 +98,7 @@ async def _running(
 
 
 async def _close(doors: Doors, client: Client) -> None:
-    """Background work ends first, then what it works on."""
+    """Ends background work first, then what it works on."""
     await asyncio.gather(doors.comparison.close(), doors.shadows.close(), doors.retries.close())
     await doors.upstream.close()
     client.close()
@@ -108,7 +108,7 @@ async def _close(doors: Doors, client: Client) -> None:
 
 
 def _following(settings: Settings, doors: Doors, drift: Drift) -> Revisions:
-    """What follows the policy's file and replaces the policy in `doors`; a request keeps the one that it began with."""
+    """Watches the policy's file and replaces the policy in `doors`; a request keeps the policy it began with."""
     telemetry, upstream, store = doors.telemetry, doors.upstream, doors.store
 
     def use(policy: Policy) -> None:
@@ -128,7 +128,7 @@ async def _recent(records: Records, member: Member | None, most: int, after: flo
 
 
 def across_origins(app: ASGI, settings: Settings) -> ASGI:
-    """`app`, for pages of other origins too where settings say so. Keys are sent as headers, never as cookies."""
+    """`app`, with CORS where settings name other origins. Keys are sent as headers, never as cookies."""
     if not settings.cors_origins:
         return app
     methods, names = ["GET", "POST"], ["*"]
@@ -136,10 +136,10 @@ def across_origins(app: ASGI, settings: Settings) -> ASGI:
 
 
 async def open_to_everyone(settings: Settings, store: Store, file: KeyFile | None = None) -> bool:
-    """True when callers need no key: none is configured, and only this machine can ask.
+    """True when callers need no key: none is configured, and only this machine can reach the gateway.
 
-    Raises NoKeys when others could ask too, or where they can ask and nobody could administer; Overloaded when it takes
-    a shared store to tell and that does not answer.
+    Raises NoKeys where others can reach it and there is no caller's key or no admin key; Overloaded where that depends
+    on a shared store which does not answer.
     """
     callers = bool(settings.api_key or file)
     admin = settings.admin_key is not None or bool(file and _active(ADMIN, file.records()))

@@ -1,4 +1,4 @@
-"""How does an exchange go over ASGI?   On any server; all other paths go to the app behind."""
+"""How is an exchange served over ASGI?   On any ASGI server; all other paths go to the app behind it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -51,8 +51,8 @@ class Front:
 
 
 class Lazy:
-    """An app that is made at its first request, in a thread, so that streams go on. Requests that come meanwhile wait
-    for it. Where making it fails they raise that error, and the next request tries again.
+    """An app that is created at its first request, in a thread, so that streams are not held up. Requests that arrive
+    meanwhile wait for it. If creating it fails they raise that error, and the next request tries again.
     """
 
     def __init__(self, make: Callable[[], ASGI]) -> None:
@@ -67,8 +67,8 @@ class Lazy:
 
 
 class AsgiWire:
-    """A Wire to a caller behind an ASGI server. That the caller left shows only to who waits for its next message: a
-    task does."""
+    """A Wire to a caller behind an ASGI server. A task waits for the caller's next message: only that shows that it has
+    left."""
 
     push = None
 

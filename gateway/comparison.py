@@ -9,7 +9,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from gateway.errors import Refusal
-from gateway.explain import outcome
+from gateway.explain import try_route
 from gateway.facts import observe
 from gateway.policy import Candidate, Policy
 from gateway.recorded import Record
@@ -113,13 +113,13 @@ def sides(due: Due, candidate: Policy) -> tuple[Side | None, Side | None]:
     not."""
     facts, verdict = due.decision.facts, due.decision.verdict
     standing = Standing(facts.budget_used, facts.budget, facts.budget_of, facts.capped, facts.session)
-    here = side(outcome(replace(facts, chance=1.0), verdict, due.policy))
+    here = side(try_route(replace(facts, chance=1.0), verdict, due.policy))
     try:
         other = observe(due.request, candidate, facts.load, standing, facts.waiting)
     except Refusal as refusal:
         return here, side(refusal)
     asked_alike = due.policy.once(seen).question == candidate.once(seen).question
-    return here, side(outcome(replace(other, chance=1.0), verdict if asked_alike else None, candidate))
+    return here, side(try_route(replace(other, chance=1.0), verdict if asked_alike else None, candidate))
 
 
 def side(found: Route | Ask | Refusal) -> Side | None:

@@ -88,7 +88,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
             asked = parsed(data, caller, request)
             made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
         finally:
-            uploads.keep(caller.id, 0, held)
+            uploads.shrink(caller.id, 0, held)
         doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
         return answered(explain(made.facts, made.verdict, policy))
 

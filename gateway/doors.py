@@ -1,4 +1,4 @@
-"""What does serving need from outside?"""
+"""What does serving a request need, beside the request?"""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ from gateway.upstream import Upstream
 
 @dataclass(slots=True)
 class Doors:
-    """What the request path needs from outside. `policy` is replaced whole; a request keeps the one it began with.
+    """What all exchanges of a process share. `policy` is replaced whole; a request keeps the one it began with.
 
-    `leaving`: the process shuts down; load balancers should send it no more requests.
+    `leaving`: the process is shutting down, and load balancers should send it no more requests.
     """
 
     policy: Policy

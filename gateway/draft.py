@@ -1,4 +1,4 @@
-"""Which answer is started before the verdict, and what becomes of it?"""
+"""Which answer is started before the verdict is known, and what becomes of it?   Speculation."""
 
 import asyncio
 import time
@@ -12,22 +12,22 @@ from gateway.routing import IDLE_SHARE
 from gateway.types import Ask, Bill, ChatRequest, Route
 from gateway.upstream import Upstream
 
-RATE = 100.0  # tokens a second that a server makes for one answer, about; of a cancelled draft it tells no count
+RATE = 100.0  # tokens a second of one answer, roughly: a server reports no usage for a draft that is cancelled
 
 Task = asyncio.Task[Reply]
 GoOn = Callable[[Route, Awaitable[Reply]], Awaitable[Reply]]
 
 
 class Draft:
-    """An answer that was started before the verdict; nothing of it reaches the caller until it is taken. Its holder
-    drops it in the end.
+    """An answer that was started before the verdict. Nothing of it reaches the caller until it is taken; its holder
+    drops it in any case, which does nothing to one that was taken.
 
-    `outcome` is known once it was taken or dropped. `wasted`: about how many tokens were made for nothing. `won`: the
-    seconds of its time to the first byte that had passed when it was taken, which the caller did not wait for.
+    `outcome`, once it was taken or dropped. `wasted`: about how many tokens were generated for nothing. `won`: the part
+    of its time to the first byte that had passed when it was taken, in seconds: the caller is spared that.
     """
 
     def __init__(self, bill: Bill, task: Task, go_on: GoOn, waste: Callable[..., None]) -> None:
-        """`waste` is told of its tokens, `kept` or `wasted`."""
+        """`waste` is called with its tokens, `kept` or `wasted`."""
         self._bill, self._go_on, self._waste = bill, go_on, waste
         self._task: Task | None = task
         self._began: float | None = None
@@ -36,13 +36,13 @@ class Draft:
         self.won = 0.0
 
     def begins(self, _: Task | None = None) -> None:
-        """From here on the server makes tokens: of a stream since its first bytes, of a JSON answer since it was
-        asked."""
+        """From here on the server generates tokens: for a stream, since its first bytes; for a JSON answer, since the
+        call."""
         self._began = time.perf_counter()
 
     async def take(self, chosen: Route) -> Reply | None:
-        """The reply along `chosen` if it begins with the draft's tier: the draft is that tier's attempt, and failover
-        goes on behind it. Else None; the draft is then cancelled at once.
+        """The reply along `chosen` if that begins with the draft's tier: the draft is then that tier's attempt, and
+        failover continues from it. Else None, and the draft is cancelled.
         """
         if not self._task or chosen.tiers[0] != self._bill.tier:
             await self.drop()
@@ -54,13 +54,13 @@ class Draft:
         if reply.tier == self._bill.tier:
             self.outcome = "kept"
             reply.shut = partial(self._end, reply.shut)
-        # What went by before the verdict counts as waiting for the verdict.
+        # The time before the verdict is counted as waiting for the verdict, not for the draft.
         whole, reply.waited = reply.waited, min(reply.waited, time.perf_counter() - started)
         self.won = whole - reply.waited if self.outcome == "kept" else 0.0
         return reply
 
     async def drop(self) -> None:
-        """Cancel the draft, which stops its server, unless it was taken. Safe to call twice."""
+        """Cancels the draft, which stops its server, unless it was taken. Safe to call twice."""
         task, self._task = self._task, None
         if not task:
             return
@@ -74,7 +74,7 @@ class Draft:
             await task.result().close()
 
     async def _end(self, shut: Callable[[], Awaitable[None]]) -> None:
-        """The end of a kept draft's answer, in place of its reply's `shut`; safe to call twice."""
+        """Takes the place of `shut` in the reply of a kept draft. Safe to call twice."""
         await shut()
         if self._began is not None:
             self._began, usage = None, self._bill.usage
@@ -82,8 +82,8 @@ class Draft:
 
 
 def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | None:
-    """A draft on the tier `ask.early` if that may start, else on `ask.draft`; None where neither may, or where too much
-    was wasted lately."""
+    """A draft on the tier `ask.early` if that may start, else on `ask.draft`. None if neither may, or if too many
+    tokens of drafts were wasted lately."""
     caller = request.caller.id
     tier = _tier(caller, ask, policy, upstream)
     if not tier:
@@ -113,8 +113,8 @@ def _tier(caller: str, ask: Ask, policy: Policy, upstream: Upstream) -> str:
 
 
 def _has_room(tier: str, calls: int, policy: Policy, upstream: Upstream) -> bool:
-    """Whether the tier has room for so many calls more. Routing has checked that against `max_inflight`; with
-    `adaptive` limits the places at this moment may be fewer, and are known here only."""
+    """Whether the tier has room for that many more calls. Routing has checked this against `max_inflight`; with
+    `adaptive` limits fewer may be allowed at this moment, which is known only here."""
     if not policy.tiers[tier].limits.adaptive:
         return True
     state = upstream.states(policy)[tier]
@@ -122,7 +122,7 @@ def _has_room(tier: str, calls: int, policy: Policy, upstream: Upstream) -> bool
 
 
 async def _start(request: ChatRequest, tier: str, policy: Policy, upstream: Upstream, bill: Bill) -> Reply:
-    """Starts one turn of the event loop late, so that the classifier's question is sent first: the answer then shares
-    the question's prefill. The other way round the verdict would wait for two prefills."""
+    """Starts one turn of the event loop later, so that the triage question is sent first and the answer shares its
+    prefill; the other way round, the verdict would wait for both prefills."""
     await asyncio.sleep(0)
     return await upstream.attempt(request, tier, policy, bill)

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
 from gateway.pricing import cost
-from gateway.routing import band, first_match, placed, route, stays, steps_of, weighed, why
+from gateway.routing import band, band_reason, effective_verdict, first_match, permitted_route, route, steps_of
 from gateway.score import reasons
-from gateway.sessions import FOLLOWED, OUTPUT_TOKENS
+from gateway.sessions import FOLLOWED, OUTPUT_TOKENS, session_tier
 from gateway.store import NANO
 from gateway.types import Ask, Facts, Route, Verdict
 
@@ -25,16 +25,16 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     threshold or each band leads to; null when nobody is asked), instead (the other side of the nearest edge; null
     without a probability), cost (US dollars by tier, and what the estimate assumes).
     """
-    triaged = isinstance(outcome(facts, None, policy), Ask)
+    triaged = isinstance(try_route(facts, None, policy), Ask)
     steps = steps_of(first_match(facts, policy).id, policy)
-    counts = weighed(facts, verdict, policy) if triaged and verdict else None
+    counts = effective_verdict(facts, verdict, policy) if triaged and verdict else None
     ways, prices = sides(facts, policy) if triaged else None, costs(facts, policy)
     return {
         "policy": policy.told(),
         "facts": told_facts(facts),
         "score": None if facts.score is None else {"value": facts.score, "reasons": list(reasons(facts.measures))},
         "rules": told_rules(facts, policy),
-        "route": told(outcome(facts, verdict, policy)),
+        "route": told(try_route(facts, verdict, policy)),
         "triaged": triaged,
         "verdict": told_verdict(counts, verdict, steps) if counts and verdict else None,
         "sides": ways,
@@ -43,7 +43,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     }
 
 
-def outcome(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask | Refusal:
+def try_route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask | Refusal:
     """What `route` returns, or the Refusal that it raises."""
     try:
         return route(facts, verdict, policy)
@@ -126,14 +126,14 @@ def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     """Where the request would go on either side, or in each band, and without a verdict; nothing is explored."""
     rule, facts = first_match(facts, policy), replace(facts, chance=1.0)
     found = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(rule.id, policy)}
-    failed = {reason: told(outcome(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
+    failed = {reason: told(try_route(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}
 
 
 def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route:
     """Where a verdict in that band sends the request; no side refuses one for which there is a question."""
-    there = stays(facts, policy, step.tier)
-    return placed(facts, policy, there, (rule.id, why(rule, step) if there == step.tier else FOLLOWED))
+    there = session_tier(facts, policy, step.tier)
+    return permitted_route(facts, policy, there, (rule.id, band_reason(rule, step) if there == step.tier else FOLLOWED))
 
 
 def costs(facts: Facts, policy: Policy) -> dict[str, Any]:

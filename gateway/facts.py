@@ -64,11 +64,6 @@ def observe(
     )
 
 
-def listed_models(policy: Policy) -> list[tuple[str, str | None]]:
-    """The model names to list: auto (no tier of its own), then every tier. Aliases and served names work unlisted."""
-    return [("auto", None), *((tier, tier) for tier in policy.tiers)]
-
-
 def resolved(model: str, policy: Policy) -> str | None:
     """What a model name wishes for: a tier, "fast", "best", or None for auto. Raises NotFound for an unknown name."""
     name = model.lower()
@@ -76,7 +71,7 @@ def resolved(model: str, policy: Policy) -> str | None:
     if found is None and len(name) <= LONGEST_MODEL:
         found = next((to for start, to in policy.once(_starts) if name.startswith(start)), None)
     if found is None:
-        known = ", ".join(name for name, _ in listed_models(policy))
+        known = ", ".join(("auto", *policy.tiers))
         raise NotFound(
             f"The model {model[:64]!r} does not exist. Known models: {known}.", param="model", code="model_not_found"
         )

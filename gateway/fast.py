@@ -1,4 +1,4 @@
-"""How does an exchange go over a connection without ASGI between?   All other paths go to the ASGI app.
+"""How is an exchange served without ASGI in between?   All other paths go to the ASGI app.
 
 The rules of the connection, its timers, pipelining, flow control and end are those of `gateway.protocol`; this file
 puts its own request-and-answer cycle in the place of uvicorn's for the completion paths. One task serves a connection's

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.policy import Document, PolicyError, file_text, meant, read_document
+from gateway.policy import Document, PolicyError, file_text, read_document, suggestion
 from gateway.store import KeyRecord
 
 LOOK = 0.4  # seconds between two looks at the file: a revoked key is refused within a second
@@ -35,7 +35,7 @@ log = logging.getLogger("gateway")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Held:
+class KeyFileData:
     """What a file holds; records by id, the first in the file first."""
 
     secret: bytes
@@ -96,12 +96,12 @@ class KeyFile:
         self.problem = problem
 
 
-def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> Held:
+def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> KeyFileData:
     """What a key file's text holds. Raises PolicyError with each problem as file:line:col."""
     document = read_document(text, file, os.environ if env is None else env)
     data, found = document.data, {}
     for key in data.keys() - set(TOP):
-        document.blame((key,), f"unknown key; {meant(key, TOP)}", key=True)
+        document.blame((key,), f"unknown key; {suggestion(key, TOP)}", key=True)
     if data.get("schema") != 1:
         document.blame(("schema",), "expected 1")
     secret = data.get("secret")
@@ -115,7 +115,7 @@ def read_keys(text: str, file: str, env: Mapping[str, str] | None = None) -> Hel
             found[record.id] = record
     if document.problems:
         raise PolicyError(document.problems)
-    return Held(bytes.fromhex(str(secret)), found)
+    return KeyFileData(bytes.fromhex(str(secret)), found)
 
 
 def _listed(document: Document) -> list[Any]:
@@ -132,7 +132,7 @@ def _record(document: Document, at: int, entry: object) -> KeyRecord | None:
         document.blame(path, "expected a mapping")
         return None
     for name in entry.keys() - set(FIELDS):
-        document.blame((*path, name), f"unknown key; {meant(name, FIELDS)}", key=True)
+        document.blame((*path, name), f"unknown key; {suggestion(name, FIELDS)}", key=True)
     try:
         record = msgspec.convert({"plan": None, **entry}, KeyRecord)
     except msgspec.ValidationError as error:

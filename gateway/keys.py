@@ -29,9 +29,9 @@ NO_HASH = "0" * 64
 _SHOWN = "Send 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
 
 
-class Opened(msgspec.Struct, frozen=True):
-    """The caller that a key was found to be, and what that follows from: it holds as long as none of that changes.
-    `record` is None for the callers "default" and "anonymous", who have none."""
+class Identified(msgspec.Struct, frozen=True):
+    """The caller that a key belongs to, and what that was concluded from; it holds until one of these changes. `record`
+    is None for the callers "default" and "anonymous", who have none."""
 
     caller: Caller
     record: KeyRecord | None
@@ -40,10 +40,10 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 class Keys:
-    """The records of API keys: from `file`, else from the store. What the store said of an id, that it is unknown too,
-    is cached for BELIEVED seconds; while the store does not answer, its last record holds, however old.
+    """The records of API keys: from `file`, else from the store. What the store says of an id (that it is unknown, too)
+    is cached for BELIEVED seconds; while the store does not answer, its last record is used, however old.
 
-    `raw` is one more key, of the caller "default". `everyone`: no key is needed, all callers are "anonymous".
+    `raw` is a further key, of the caller "default". `everyone`: no key is needed, all callers are "anonymous".
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Keys:
         self.file = file
         self._known: OrderedDict[str, tuple[float, KeyRecord]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._opened: OrderedDict[str, Opened] = OrderedDict()  # by Authorization
+        self._identified: OrderedDict[str, Identified] = OrderedDict()  # by Authorization
 
     async def find(self, key_id: str) -> tuple[KeyRecord | None, bytes]:
         """The record, if it is not revoked, and the secret that its hash is keyed with. Raises Overloaded."""
@@ -81,13 +81,13 @@ class Keys:
         return self._keep(key_id, found, now + BELIEVED)
 
     def known(self, authorization: str | None, callers: Callers) -> Caller | None:
-        """The caller of this Authorization header, as found before, if nothing that it follows from has changed: that
-        saves two hashes. None: ask `identify`."""
-        opened = self._opened.get("" if self.everyone else authorization or "")
-        if opened is None or opened.callers is not callers:
+        """The caller of this Authorization header as identified before, if nothing that this was concluded from has
+        changed: it saves two hashes. None: ask `identify`."""
+        identified = self._identified.get("" if self.everyone else authorization or "")
+        if identified is None or identified.callers is not callers:
             return None
-        secret = self.store.known_secret if opened.record is None else self._secret(opened.record)
-        return opened.caller if opened.secret == secret else None
+        secret = self.store.known_secret if identified.record is None else self._secret(identified.record)
+        return identified.caller if identified.secret == secret else None
 
     def _secret(self, record: KeyRecord) -> bytes | None:
         """The secret of a record's hash, if file or cache still have this record and it has not expired; else None. The
@@ -101,17 +101,17 @@ class Keys:
         believed = known is not None and known[1] is record and known[0] > time.monotonic()
         return self.store.known_secret if believed else None
 
-    def opened(self, authorization: str) -> Opened | None:
+    def identified(self, authorization: str) -> Identified | None:
         """What was found for this header before, whether or not it still holds."""
-        return self._opened.get(authorization)
+        return self._identified.get(authorization)
 
-    def remember(self, authorization: str, opened: Opened) -> Opened:
+    def remember(self, authorization: str, identified: Identified) -> Identified:
         """Cache what was found. `authorization` is normalised, so that a key takes one place; "" where no key is
         needed."""
-        self._opened[authorization] = opened
-        if len(self._opened) > REMEMBERED:
-            self._opened.popitem(last=False)
-        return opened
+        self._identified[authorization] = identified
+        if len(self._identified) > REMEMBERED:
+            self._identified.popitem(last=False)
+        return identified
 
     def _keep(self, key_id: str, found: KeyRecord | None, until: float) -> KeyRecord | None:
         self._known.pop(key_id, None)
@@ -151,28 +151,28 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     known = keys.known(authorization, callers)
     if known:
         return known
-    found = await _opened(authorization, keys, callers)
+    found = await _identified(authorization, keys, callers)
     if found.record and expired(found.record):
         raise Unauthorized("This API key has expired.", code="expired_api_key")
     return keys.remember(authorization, found).caller
 
 
-async def _opened(authorization: str, keys: Keys, callers: Callers) -> Opened:
+async def _identified(authorization: str, keys: Keys, callers: Callers) -> Identified:
     presented = authorization.removeprefix("Bearer ")
     secret = await keys.store.secret()
     if keys.everyone:
-        return Opened(_caller("anonymous", "anonymous", None, secret, callers), None, secret, callers)
+        return Identified(_caller("anonymous", "anonymous", None, secret, callers), None, secret, callers)
     if keys.raw is not None and hmac.compare_digest(key_hash(secret, presented), key_hash(secret, keys.raw)):
-        return Opened(_caller("default", "default", None, secret, callers), None, secret, callers)
+        return Identified(_caller("default", "default", None, secret, callers), None, secret, callers)
     key_id = id_of(presented)
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
-    before = keys.opened(authorization)
+    before = keys.identified(authorization)
     same = before is not None and (before.record, before.secret) == (record, secret)
-    if not (same or opens(presented, record, secret)) or record is None:
+    if not (same or key_matches(presented, record, secret)) or record is None:
         raise Unauthorized("Incorrect API key provided.")
     own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
     caller = _caller(record.id, record.name, record.plan, secret, callers)
-    return Opened(replace(caller, own=own), record, secret, callers)
+    return Identified(replace(caller, own=own), record, secret, callers)
 
 
 def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tuple[str, KeyRecord]:
@@ -190,7 +190,7 @@ def new_admin_key(secret: bytes) -> tuple[str, KeyRecord]:
     return key, KeyRecord(ADMIN, key_hash(secret, key), ADMIN, None, time.time())
 
 
-def until(expires: str | None) -> float | None:
+def expiry(expires: str | None) -> float | None:
     """Unix seconds of a time from now such as "30d". Raises ValueError."""
     if expires is None:
         return None
@@ -200,8 +200,8 @@ def until(expires: str | None) -> float | None:
     return time.time() + left
 
 
-def mistake(policy: Policy | None, name: str, plan: str | None, may: Iterable[str]) -> str | None:
-    """What is wrong with the name, plan and tiers of a key to be made, None for nothing; without a policy plan and
+def key_problem(policy: Policy | None, name: str, plan: str | None, may: Iterable[str]) -> str | None:
+    """What is wrong with the name, plan or tiers of a key to be created; None: nothing. Without a policy, plan and
     tiers are not checked."""
     if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
         return f"a name is 1 to {LONGEST_NAME} printable characters"
@@ -224,7 +224,7 @@ def shown(record: KeyRecord) -> dict[str, Any]:
     return told
 
 
-def opens(presented: str, record: KeyRecord | None, secret: bytes) -> bool:
+def key_matches(presented: str, record: KeyRecord | None, secret: bytes) -> bool:
     """Whether the key is the record's, compared in constant time; `secret` keys the record's hash."""
     return hmac.compare_digest(key_hash(secret, presented), NO_HASH if record is None else record.hash)
 

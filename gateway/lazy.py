@@ -1,4 +1,4 @@
-"""What is loaded when it is first asked for?   All that FastAPI serves: /admin, the page, /docs, /v1/route,
+"""What is loaded only when it is first asked for?   All that FastAPI serves: /admin, the page, /docs, /v1/route,
 /v1/feedback.
 
 FastAPI takes 10 MB and a quarter of a second to set up, which most processes never need.
@@ -13,6 +13,7 @@ from fastapi.telemetry import TelemetryConfig
 
 from gateway import __version__
 from gateway.admin import Guard, Recent, admin_routes
+from gateway.admin_policy import Desk, policy_routes
 from gateway.decisions import decision_routes
 from gateway.doors import Doors
 from gateway.errors import BadRequest
@@ -22,7 +23,6 @@ from gateway.page import page_routes
 from gateway.revisions import Revisions
 from gateway.settings import Settings
 from gateway.status import ERRORS, answered
-from gateway.steering import Desk, steering_routes
 from gateway.telemetry import Telemetry
 
 
@@ -33,7 +33,7 @@ def lazy_app(doors: Doors, settings: Settings, client: Client, revisions: Revisi
     app = FastAPI(title="Tiergate", version=__version__, exception_handlers=errors, **plain)
     guard = Guard(doors.keys, settings.admin_key)
     app.include_router(admin_routes(guard, doors.keys, lambda: doors.policy, recent))
-    app.include_router(steering_routes(guard, Desk(revisions, doors.comparison, doors.upstream.load, recent)))
+    app.include_router(policy_routes(guard, Desk(revisions, doors.comparison, doors.upstream.load, recent)))
     app.include_router(page_routes(guard, client, lambda: doors.policy))
     app.include_router(decision_routes(doors, settings))
     app.openapi = partial(document, app)  # type: ignore[method-assign]  # as FastAPI documents it

@@ -1,4 +1,4 @@
-"""By which strategies can triage ask its servers?   They are tried at the start, and again when one came back."""
+"""By which strategies can triage ask its servers?   They are tried at start-up, and again when a server comes back."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.abilities import Found, able, alone, strategies, wants
+from gateway.abilities import Outcomes, common_strategies, for_server, needs_verdicts, try_strategies
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.policy import Policy, Tier
 from gateway.telemetry import THINKS
@@ -24,8 +24,8 @@ log = logging.getLogger("gateway")
 
 
 class Probe:
-    """Keeps `upstream.able` up to date for the tier that triage asks, while the policy's strategy is auto and some rule
-    wants a verdict."""
+    """Keeps `upstream.strategies` up to date for the tier that triage asks, while the policy's strategy is auto and
+    some rule wants a verdict."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Probe:
         self._client, self._upstream, self._policy, self._pause = client, upstream, policy, pause
         self._health = health
         self._asked: object = None  # what was asked, and of whom; another policy is another question
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, Outcomes] = {}
         self._next: dict[str, tuple[float, float]] = {}  # when a server is asked again (monotonic), after which pause
         self._thinks = False
 
@@ -60,13 +60,13 @@ class Probe:
         """For /ready: the strategy in use, and what each replica of the tier was found to do, in the policy's order."""
         policy = self._policy()
         rules, tier = policy.triage, policy.tiers[policy.triage.tier]
-        used = strategy_of(rules, self._upstream.able.get(rules.tier, ()))
+        used = strategy_of(rules, self._upstream.strategies.get(rules.tier, ()))
         return {"tier": rules.tier, "strategy": used, "replicas": [self._found.get(url) for url in tier.replicas]}
 
     async def _run(self, first: asyncio.Event) -> None:
         while True:
             policy = self._policy()
-            if policy.triage.strategy == "auto" and wants(policy):
+            if policy.triage.strategy == "auto" and needs_verdicts(policy):
                 await self._look(policy)
             first.set()
             await asyncio.sleep(self._pause)
@@ -91,7 +91,7 @@ class Probe:
         return [url for url, answers in zip(tier.replicas, alive, strict=True) if answers]
 
     async def _ask(self, url: str, policy: Policy) -> None:
-        found = await strategies(alone(policy, policy.triage.tier, url), self._upstream)
+        found = await try_strategies(for_server(policy, policy.triage.tier, url), self._upstream)
         pause = min(2 * self._next.get(url, (0.0, self._pause / 2))[1], LONGEST)
         best = next(iter(found.values()))
         self._next[url] = (math.inf if best == "ok" else time.monotonic() + pause, pause)
@@ -101,13 +101,13 @@ class Probe:
     def _publish(self, policy: Policy) -> None:
         """Sets what the tier can do; logs one line when that changes."""
         name, found = policy.triage.tier, [dict(found) for found in self._found.values()]
-        can = able(found)
+        can = common_strategies(found)
         thinks = any("empty" in one.values() for one in found)
         if thinks and not self._thinks:
             log.warning(THINKS)
         self._thinks = thinks
-        if self._upstream.able.get(name) != can:
-            self._upstream.able[name] = can
+        if self._upstream.strategies.get(name) != can:
+            self._upstream.strategies[name] = can
             used = strategy_of(policy.triage, can)
             log.warning("triage asks tier %s by %s; %s", name, used, _words(found))
 
@@ -120,6 +120,6 @@ class Probe:
         return True
 
 
-def _words(found: Sequence[Found]) -> str:
+def _words(found: Sequence[Outcomes]) -> str:
     """What each server was found to do."""
     return "; ".join(", ".join(f"{name} {how}" for name, how in one.items()) for one in found) or "no server answers"

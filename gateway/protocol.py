@@ -8,11 +8,11 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.closing import ClosingCycle
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
 from gateway.head import checked_headers, out_of_url, without_upgrade
 from gateway.ids import request_id
-from gateway.last import Last
 from gateway.settings import Settings
 
 MAX_HEAD = 32 * 1024  # bytes of request line and headers; of trailers and chunk framing as well
@@ -149,7 +149,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.scope["path"] = self.scope["raw_path"].decode()  # escapes stay: each path has one spelling
         if not self.cycle.keep_alive:
-            self.cycle.__class__ = Last  # uvicorn made it, and asks nobody of which kind
+            self.cycle.__class__ = ClosingCycle  # uvicorn made it, and asks nobody of which kind
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)

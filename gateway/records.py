@@ -36,7 +36,7 @@ _draw = SystemRandom().random
 _LINE = msgspec.json.Decoder(Recorded)
 
 
-class Kept(msgspec.Struct, gc=False):
+class KeptDecision(msgspec.Struct, gc=False):
     """A decision whose answer ended `at`. Its line is made on demand: most are read by nobody."""
 
     at: float
@@ -90,7 +90,7 @@ class Due(NamedTuple):
     rules: Recording
 
 
-class Watch(Protocol):
+class DecisionWatcher(Protocol):
     """Gets each recorded decision, and each decision of this process that got its first outcome."""
 
     def decided(self, decision: Decision, policy: Policy) -> None: ...
@@ -105,9 +105,9 @@ class Records:
     `lost` counts those that could not be written.
     """
 
-    def __init__(self, store: Store, path: Path | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, store: Store, path: Path | None = None, watch: DecisionWatcher | None = None) -> None:
         self._store, self._path, self._watch = store, path, watch
-        self._ring: OrderedDict[tuple[str, str], Kept] = OrderedDict()
+        self._ring: OrderedDict[tuple[str, str], KeptDecision] = OrderedDict()
         self._due: list[Due] = []
         self._unshared: list[Due] = []  # for the stream
         self._writing: asyncio.Task[None] | None = None
@@ -225,10 +225,10 @@ class Records:
         return True
 
 
-def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) -> Kept:
+def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) -> KeptDecision:
     """What is kept of a decision whose answer ends now. Tokens only where the server counted the whole answer."""
     usage = record.usage
-    return Kept(
+    return KeptDecision(
         time.time(),
         record.id,
         caller.id,

@@ -22,9 +22,9 @@ from gateway.policy import (
     Reason,
     StubVerdict,
     TestVerdict,
+    build_policy,
     file_text,
     read_document,
-    whole,
 )
 from gateway.routing import band, first_match, route
 from gateway.sessions import continues
@@ -79,7 +79,7 @@ def attempted(
         text = file_text(path) if text is None else text
         document = read_document(text, str(path), os.environ if env is None else env)
         document.others = others
-        policy = whole(document)
+        policy = build_policy(document)
     except PolicyError as error:
         return Attempt(None, error.problems, document.files if document else {str(path): text}, (), document)
     found = trials(policy, document)

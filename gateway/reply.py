@@ -14,7 +14,7 @@ WHOLE = (bytes, Refusal)  # bodies that are there at once
 
 
 class Chunks(Protocol):
-    """The pieces of an answer on their way. `aclose`: nobody wants more."""
+    """The pieces of an answer, as an async iterator. `aclose`: no more are wanted."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -24,13 +24,14 @@ class Chunks(Protocol):
 
 
 class Reply(msgspec.Struct):
-    """An answer on its way out; the one object with a lifetime: its holder closes it.
+    """An answer on its way out, and the one object with a lifetime: its holder closes it.
 
-    `body` is the whole answer, the Refusal that it breaks with before its first byte, or the pieces on their way (of a
-    stream whole SSE events), which raise Refusal when the answer breaks. `tier` is the one that answered, "" for
-    nobody. `waited` is seconds spent waiting for model servers before the first byte, for a place with them included.
-    `decision` is None for what the cache gave. `cache` is hit | miss | bypass | coalesced. `failure`, of `failover.on`:
-    another tier may be asked, nothing is held open. `closed` hears the end. `limits` are more headers, as lines."""
+    `body` is the whole answer; or a Refusal, where it failed before its first byte; or its pieces (of a stream, whole
+    SSE events), which raise Refusal where it fails later. `tier` is the one that answered, "" for none. `shut` ends the
+    model server's part; `closed` is called at the very end. `waited`: seconds before the first byte spent waiting for
+    model servers, or in a tier's queue. `decision` is None for cached answers. `cache`: hit | miss | bypass |
+    coalesced. `failure`, one of `failover.on`: another tier may be tried, and nothing is open. `limits`: further header
+    lines."""
 
     status: int
     headers: Headers
@@ -54,7 +55,7 @@ class Reply(msgspec.Struct):
 
     @property
     def chunks(self) -> Chunks:
-        """The answer in pieces, in any case."""
+        """The answer in pieces, whatever the form of `body`."""
         return _pieces(self.body) if isinstance(self.body, WHOLE) else self.body
 
     def decided(self, decision: Decision, waited: float = 0.0) -> "Reply":
@@ -63,7 +64,7 @@ class Reply(msgspec.Struct):
         return self
 
     def close(self) -> Awaitable[None]:
-        """Give back what the answer holds: stops the model server if it still runs. Safe to call twice."""
+        """Releases what the answer holds, and stops the model server if it is still generating. Safe to call twice."""
         return self._end() if self.shut is nothing and isinstance(self.body, WHOLE) else self._close()
 
     async def _close(self) -> None:

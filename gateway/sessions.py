@@ -1,11 +1,11 @@
 """Which tier did this conversation use last?
 
 A session is kept in the store for the policy's `sessions.ttl` after each answer, under the caller's id and a keyed hash
-of what names the conversation. It holds tiers, a count and a time, no text. A request waits at most BUDGET seconds for
-it, and is then decided like the first of a conversation.
+of what identifies the conversation. It holds tiers, a count and a time, no text. A request waits for it for at most
+BUDGET seconds, and is then treated as the first of a conversation.
 
-A session counts only where a verdict would: a caller's wish and a rule that names one tier take precedence over it, and
-what the caller may reach, its budget and share, and what a tier can do over all of these (`routing.place`).
+A session counts only where a verdict would. A caller's wish and a rule that names one tier take precedence over it, and
+over all of these what the caller may use, its budget and share, and what a tier can do (`routing.permit`).
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from gateway.errors import UNREADABLE
 from gateway.policy import Policy, Price, Sessions
 from gateway.reply import Reply
 from gateway.store import Store
-from gateway.types import ChatRequest, Decision, Session
+from gateway.types import ChatRequest, Decision, Facts, Session
 
 BUDGET = 0.05  # seconds that the store has to return or to keep a session
-OUTPUT_TOKENS = 500  # assumed length of an answer
+OUTPUT_TOKENS = 500  # assumed length of an answer, in tokens
 FOLLOWED = "session"  # the reason of a route that the conversation's last tier decided
 CALLER = "caller"  # the rule of a route that the caller asked for
 NAME = 8  # bytes of a conversation's name that are recorded
@@ -32,7 +32,7 @@ INSTRUCTIONS = ("system", "developer")
 RESULTS = ("tool", "function", "assistant")
 
 
-class Kept(msgspec.Struct, array_like=True, frozen=True):
+class StoredSession(msgspec.Struct, array_like=True, frozen=True):
     """A session in the store; `at` is Unix seconds."""
 
     tier: str
@@ -41,17 +41,16 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
     turns: int
 
 
-_KEPT = msgspec.msgpack.Decoder(Kept)
+_STORED = msgspec.msgpack.Decoder(StoredSession)
 _USUAL = Sessions()
 _MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def recalling(request: ChatRequest, key: bytes, store: Store) -> "asyncio.Task[Session | None] | None":
-    """Starts to read the session of the request's conversation, whose name is `key`, so that this overlaps with what
-    follows.
+    """Starts reading the session of the request's conversation, stored under `key`, while the request goes on.
 
-    The task ends within BUDGET seconds, with None for a session that is unknown or came too late. None in place of a
-    task: the conversation is named by its prefix and has no answer yet, so that it must be new.
+    The task ends within BUDGET seconds, with None for a session that is unknown or came too late. There is no task for
+    a conversation that is identified by its prefix and has no answer yet: it must be new.
     """
     if key.startswith(b"prefix:") and not _answered(request.fields):
         return None
@@ -66,7 +65,7 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
     try:
         async with asyncio.timeout(BUDGET):
             data = await store.recall(request.caller.id, key)
-        kept = _KEPT.decode(data) if data else None
+        kept = _STORED.decode(data) if data else None
     except (TimeoutError, *UNREADABLE):
         return None
     if kept is None:
@@ -75,10 +74,10 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
 
 
 def follow(reply: Reply, key: bytes, request: ChatRequest, policy: Policy, store: Store) -> Reply:
-    """Keeps in the store, while the reply passes, that its tier answered the conversation `key`; the end of the reply
-    waits for that, at most BUDGET seconds. Returns `reply`.
+    """Stores, while the reply is relayed, that its tier answered the conversation `key`; closing the reply waits for
+    that, for at most BUDGET seconds. Returns `reply`.
 
-    Not kept: errors, answers without a decision (from the cache), and tiers that the caller itself asked for.
+    Not stored: errors, answers without a decision (from the cache), and tiers that the caller itself asked for.
     """
     decision = reply.decision
     if decision is None or reply.status != 200 or decision.route.rule == CALLER:
@@ -101,7 +100,7 @@ def _both(shut: Callable[[], Awaitable[None]], keeping: "asyncio.Task[None]") ->
 async def _remember(request: ChatRequest, key: bytes, session: Session, policy: Policy, store: Store) -> None:
     if not policy.sessions:
         return
-    value = msgspec.msgpack.encode(Kept(session.tier, session.level, time.time(), session.turns))
+    value = msgspec.msgpack.encode(StoredSession(session.tier, session.level, time.time(), session.turns))
     try:
         async with asyncio.timeout(BUDGET):
             await store.remember(request.caller.id, key, value, policy.sessions.ttl)
@@ -110,19 +109,20 @@ async def _remember(request: ChatRequest, key: bytes, session: Session, policy: 
 
 
 def key_of(request: ChatRequest, policy: Policy) -> bytes | None:
-    """The name of the request's conversation in the store; None for a request outside of any."""
+    """The key of the request's conversation in the store; None for a request that belongs to none."""
     return _name(request, policy.sessions) if policy.sessions else None
 
 
 def conversation(request: ChatRequest, policy: Policy) -> str:
-    """The name of the request's conversation in records, among its caller's; "" outside of any. Where the policy keeps
-    no sessions, what names them by default does."""
+    """The name of the request's conversation in records, unique to its caller; "": none. Where the policy keeps no
+    sessions, conversations are identified as they are by default."""
     name = _name(request, policy.sessions or _USUAL)
     return name.partition(b":")[2][:NAME].hex() if name else ""
 
 
 def _name(request: ChatRequest, sessions: Sessions) -> bytes | None:
-    """A hash under the caller's secret, behind what it was made of ("header:", "metadata:", "prefix:")."""
+    """A hash keyed with the caller's secret, after the kind of what it was made from ("header:", "metadata:",
+    "prefix:")."""
     metadata = request.fields.metadata or {}
     if metadata.get("session") == "none" or request.dialect.work != "answer":
         return None
@@ -146,7 +146,7 @@ def _said(request: ChatRequest, kind: str, name: str) -> str | None:
 
 
 def continues(fields: Fields) -> bool:
-    """Whether the request goes on with a user's turn: after a tool's result, or with an answer to be completed."""
+    """Whether the request continues a user's turn: after a tool's result, or with an answer to complete."""
     said = (message.role for message in reversed(fields.messages or ()))
     return next((role for role in said if role not in INSTRUCTIONS), "user") in RESULTS
 
@@ -169,15 +169,15 @@ def judged_part(request: ChatRequest, policy: Policy) -> bytes:
     return whole[:end] + b"]"
 
 
-def held(session: Session | None, tier: str, tokens: tuple[int, int | None], policy: Policy) -> str:
-    """The tier for a request that a verdict would send to `tier`. `tokens`: of its context, and its max_tokens.
+def session_tier(facts: Facts, policy: Policy, tier: str) -> str:
+    """The tier for a request that a verdict would send to `tier`, once its conversation's session is considered.
 
-    A tool's result goes where its turn went (`triage.unit: user_turn`). For the rest `sessions.stay` says:
-    until_escalated: never below the level that was decided for the conversation; a verdict may raise it.
-    turn: each user turn goes where its verdict says, but not down when that costs more than it saves (`saved`).
-    always: the level that was decided first.
+    A tool's result goes where its turn went (`triage.unit: user_turn`). Otherwise `sessions.stay` decides:
+        until_escalated   never below the level decided for the conversation; a verdict may raise it
+        turn              each user turn goes where its verdict says, but not down when that costs more than it saves
+        always            the level that was decided first
     """
-    rules = policy.sessions
+    rules, session = policy.sessions, facts.session
     if not session or not rules or not {session.tier, session.level} <= policy.tiers.keys():
         return tier
     if session.continues and policy.triage.unit == "user_turn":
@@ -188,19 +188,19 @@ def held(session: Session | None, tier: str, tokens: tuple[int, int | None], pol
     if rules.stay == "until_escalated":
         return max(tier, session.level, key=rank)
     here, there = policy.tiers[session.tier].price, policy.tiers[tier].price
-    stays = rank(tier) < rank(session.tier) and saved(here, there, tokens, session.turns) < 0
+    stays = rank(tier) < rank(session.tier) and saved(here, there, (facts.context, facts.max_tokens), session.turns) < 0
     return session.tier if stays else tier
 
 
 def saved(here: Price, there: Price, tokens: tuple[int, int | None], turns: int) -> float:
-    """US dollars that a conversation saves by moving from the tier that costs `here` to the one that costs `there`.
+    """US dollars that a conversation saves by moving from the tier with prices `here` to the one with prices `there`.
 
-    Of C tokens of context, each further request pays C cached and, say, A for its answer:
+    With C tokens of context, each further request pays for C cached tokens and, say, A tokens of answer:
         by staying   n * (C * here.cached + A * here.output)
         by moving    n * (C * there.cached + A * there.output) + C * (there.input - there.cached)
-    as the first request `there` finds nothing in the KV cache. n, the rest of the conversation, is taken to be as long
-    as it has been on its tier: `turns`, and this one at least. What each turn adds is new on either tier and left out.
-    An upper bound on the price of moving: `there` may hold the conversation, from before or from being asked about it.
+    as the first request `there` finds nothing in the KV cache. The rest of the conversation, n, is assumed to be as
+    long as it has been on its tier: `turns`, and at least this one. What each turn adds is new on either tier and left
+    out. The cost of moving is an upper bound: `there` may have the conversation cached, from earlier or from triage.
     """
     context, longest = tokens
     rest, answer = max(1, turns), OUTPUT_TOKENS if longest is None else min(longest, OUTPUT_TOKENS)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from gateway.admission import held
+from gateway.admission import admit_all
 from gateway.agreement import Said, agreement, said
 from gateway.errors import NotFound, Overloaded, Refusal
 from gateway.policy import Policy, Shadow
@@ -182,7 +182,7 @@ class Shadows:
         limits |= {ALL: together} if together else {}
         try:
             asking = {name: self._store.admit(name, each, None, most) for name, each in limits.items()}
-            found = dict(zip(asking, await held(asking, None, self._store), strict=True))
+            found = dict(zip(asking, await admit_all(asking, None, self._store), strict=True))
         except Overloaded:
             raise LeftOut("budget") from None
         if not all(one.lease for one in found.values()):

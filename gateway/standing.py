@@ -1,4 +1,4 @@
-"""What does a caller hear of its limits?   Headers and error messages. Pure."""
+"""What is a caller told of its limits?   Headers and error messages. Pure."""
 
 from collections.abc import Mapping
 
@@ -50,7 +50,7 @@ def refusal_text(found: Admitted, whose: str) -> str:
     return f"Rate limit reached for requests per minute: limit {found.limits.requests_per_minute}."
 
 
-def stands(found: Admitted, budget: Budget | None, whose: str) -> Standing:
+def standing_of(found: Admitted, budget: Budget | None, whose: str) -> Standing:
     """How the caller stands with `budget`: its own (`whose` is "caller") or that of all callers ("all")."""
     money = found.limits.money
     if not budget or not money:
@@ -100,7 +100,7 @@ def duration(microseconds: int) -> bytes:
     return b"%dm%gs" % (minutes, rest / 1000) if minutes else b"%gs" % (rest / 1000)
 
 
-def kept(callers: Callers, state: State) -> Mapping[str, str]:
+def enforcement(callers: Callers, state: State) -> Mapping[str, str]:
     """How each limit is enforced at present, by name: shared, local (in this process), deny, or allow (not at all)."""
     modes = callers.on_store_failure
     if state == "down":

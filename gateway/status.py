@@ -1,4 +1,5 @@
-"""How does the gateway do, and which models has it?   /health, /ready, /metrics and /v1/models, without FastAPI."""
+"""How is the gateway doing, and which models does it have?   /health, /ready, /metrics and /v1/models, without
+FastAPI."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -15,11 +16,11 @@ from gateway.api import LEFT
 from gateway.dialects import CHAT, DIALECTS
 from gateway.doors import Doors
 from gateway.errors import BadRequest, NotFound, Refusal
-from gateway.facts import listed_models, resolved
+from gateway.facts import resolved
 from gateway.keys import credentials, identify
 from gateway.policy import Policy
 from gateway.revisions import Revisions
-from gateway.standing import kept
+from gateway.standing import enforcement
 from gateway.telemetry import METRICS
 from gateway.workers import Member
 
@@ -45,7 +46,7 @@ def status_routes(
             "store": store.state,
             "processes": store.processes,
             **({"keys_file": "broken" if file.problem else "ok"} if file else {}),
-            "limits": kept(policy.callers, store.state),
+            "limits": enforcement(policy.callers, store.state),
             "policy": policy.told() | revisions.told(),
             "load": dict(upstream.load()),
             "tiers": {name: state._asdict() for name, state in upstream.states(policy).items()},
@@ -64,11 +65,10 @@ def model_routes(doors: Doors) -> list[Route]:
     """/v1/models and /v1/models/{model}, for callers: the names that a request's `model` may have."""
 
     async def listed(request: Request) -> Response:
-        """`auto` and the tiers that answer this caller."""
+        """`auto` and the tiers that answer this caller. Aliases and served names work unlisted."""
         policy = doors.policy
         caller = await identify(credentials(request.headers), doors.keys, policy.callers)
-        listed = (None, *policy.reach(caller.plan, caller.own.may))
-        found = [_model(name, tier, policy) for name, tier in listed_models(policy) if tier in listed]
+        found = [_model(name, name, policy) for name in ("auto", *policy.reach(caller.plan, caller.own.may))]
         return JSONResponse({"object": "list", "data": found})
 
     async def one(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Is the small model enough?   Ask it."""
+"""Is the small model enough?   It is asked: this room writes the question and awaits the verdict."""
 
 import hashlib
 import time
@@ -16,18 +16,18 @@ from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.sessions import judged_part
 from gateway.splice import NOTHING, changes
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
-from gateway.upstream import Asking, Upstream
-from gateway.verdict import Reading, Said, decided, reading
+from gateway.upstream import TriageResponse, Upstream
+from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
 
 DECISIONS = "/v1/decisions"
 PORTABLE: Strategy = "json_logprobs"  # until it is known what the servers can do
 MAX_ANSWER = 1 << 20  # bytes
 TOP = 5  # alternatives of each token
-THOUGHT = 160  # characters of reasoning that the model may write before the label
+THOUGHT = 160  # characters of free text that the model may write before the label
 # Members of the answer's request that end up in its prompt.
 SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_processor_kwargs", "media_io_kwargs")
 _SHARED = frozenset(SHARED)
-SHARE = 0.2  # of a caller's own time that may go to the verdict
+SHARE = 0.2  # of the time left of x-request-timeout that the verdict may take
 LATE = ("first_byte", "idle", "total")  # kinds of TransportError that are timeouts
 QUIET = {"thinking": False, "enable_thinking": False}
 _encode = msgspec.json.encode
@@ -35,16 +35,16 @@ _encode = msgspec.json.encode
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The part of a question that does not depend on the conversation: all questions by one strategy have it.
+    """The part of a question that does not depend on the conversation: the same for all questions by one strategy.
 
     `opening` and `ending` enclose, in the request's body, a conversation that is quoted as a string. One of `endings`
-    follows a conversation that is sent as it is: the first without tools, the second with. `name` is a hash of all that
-    can change the verdict, for the key of the verdict cache."""
+    follows a conversation that is sent as it is: the first without tools, the second with. `name` is a hash of
+    everything here that can change the verdict, for the key of the verdict cache."""
 
     path: str
     strategy: Strategy
     prompt: Prompt
-    reading: Reading
+    label_format: LabelFormat
     name: bytes
     opening: bytes
     ending: bytes
@@ -52,8 +52,8 @@ class Template:
 
 
 class Question(msgspec.Struct, frozen=True):
-    """The request that asks for a verdict. Its body is `front`, with the conversation, and `ending`, from the template.
-    `cut`: the conversation is too long, so that only its head and tail are in it."""
+    """The request that asks for a verdict. Its body is `front`, with the conversation, then `ending`, from the
+    template. `cut`: the conversation was too long, and only its head and tail are in it."""
 
     template: Template
     front: bytes
@@ -66,18 +66,18 @@ class Question(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> bytes:
-        """What a remembered verdict is found by: equal for questions whose answers mean the same verdict."""
+        """What a cached verdict is found by: equal for questions whose answers mean the same verdict."""
         return self.template.name + self.front
 
 
 async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked: Question) -> Verdict:
-    """The small model's verdict on the conversation. A failure to get one is a verdict with a reason."""
+    """The classifier's verdict on the conversation. If there is none, the verdict has no label but a reason."""
     started = time.perf_counter()
     try:
         left, seconds = request.left(), policy.triage.timeout
         if left is not None:
             seconds = min(seconds, SHARE * left)
-        with await upstream.asking(request, asked.template.path, asked.body, policy, seconds) as response:
+        with await upstream.ask(request, asked.template.path, asked.body, policy, seconds) as response:
             found = await listen(response, asked.template)
     except Overloaded:
         found = Verdict(None, None, "overloaded")
@@ -88,13 +88,13 @@ async def triage(request: ChatRequest, policy: Policy, upstream: Upstream, asked
     return Verdict(found.label, found.p_complex, found.reason, found.source, seconds, asked.cut, *how)
 
 
-async def listen(response: Asking, template: Template) -> Verdict:
+async def listen(response: TriageResponse, template: Template) -> Verdict:
     """The verdict in an answer, as soon as its label is complete. Raises TransportError."""
     if response.status != 200:
         return Verdict(None, None, "overloaded" if response.status in (429, 503) else "error")
     if template.path == DECISIONS:
-        return decided(await response.read(MAX_ANSWER), template.prompt)
-    said = Said(template.reading)
+        return decisions_verdict(await response.read(MAX_ANSWER), template.prompt)
+    said = LabelReader(template.label_format)
     if not response.header(b"content-type").startswith(b"text/event-stream"):
         said.add(await response.read(MAX_ANSWER))
     else:
@@ -103,7 +103,7 @@ async def listen(response: Asking, template: Template) -> Verdict:
 
 
 def question(request: ChatRequest, policy: Policy, able: Collection[str] = ()) -> Question:
-    """The question about a conversation; `able`: the strategies that the tier's servers were found to serve."""
+    """The question about a conversation; `able`: the strategies that the tier's servers were found to support."""
     return question_by(request, policy, strategy_of(policy.triage, able))
 
 
@@ -128,9 +128,9 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
 
 
 def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
-    """How to ask: as the policy says, else the best way that the servers are able to and the prompt allows.
+    """The policy's strategy; with `auto`, the best one that the servers support and the prompt allows.
 
-    `choice` comes before `decisions`: it shares the answer's prefill, and has a cache_salt.
+    `choice` comes before `decisions`, as it shares the answer's prefill and has a cache_salt.
     """
     if rules.strategy != "auto":
         return rules.strategy
@@ -144,7 +144,7 @@ def _longer(text: bytes, characters: int) -> bool:
 
 
 def _ending(prompt: Prompt, strategy: Strategy) -> str:
-    """The form of the answer, in words; a decisions endpoint has words of its own."""
+    """The instruction how to phrase the answer; a decisions endpoint has its own."""
     if strategy == "decisions":
         return ""
     if strategy == "choice":
@@ -155,15 +155,15 @@ def _ending(prompt: Prompt, strategy: Strategy) -> str:
 
 
 def _schema(prompt: Prompt) -> dict[str, Any]:
-    """No member but the label and what comes before it: free numbers and texts run on."""
+    """JSON Schema of the answer: only the label and what comes before it, as unbounded numbers and texts run on."""
     members: dict[str, Any] = {prompt.before: {"type": "string", "maxLength": THOUGHT}} if prompt.before else {}
     members[prompt.answer] = {"type": "string", "enum": list(prompt.labels)}
     return {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
 
 
 def _shared(request: ChatRequest, policy: Policy, whole: bool) -> tuple[bytes, bool]:
-    """The members of SHARED as the answer's request has them, as JSON text with a comma behind each, and whether tools
-    are among them. Not `whole`: the cache_salt alone."""
+    """The members of SHARED as in the answer's request, as JSON text with a comma after each, and whether tools are
+    among them. Not `whole`: the cache_salt alone."""
     if not _SHARED.isdisjoint(request.body.members):
         return _text(_given(request, policy), policy, whole)
     caller, chosen = request.caller, request.fields.reasoning_effort is not None
@@ -171,8 +171,8 @@ def _shared(request: ChatRequest, policy: Policy, whole: bool) -> tuple[bytes, b
 
 
 def _usual(whose: tuple[str, str], path: str, chosen: bool, whole: bool, policy: Policy) -> tuple[bytes, bool]:
-    """As `_shared` for a request with none of these members: the same for all of one plan and salt (`whose`). `chosen`:
-    the caller sets how much to think."""
+    """As `_shared`, for a request that has none of these members: the same for all requests of one plan and salt
+    (`whose`). `chosen`: the caller sets its own reasoning effort."""
     fields = Fields(reasoning_effort="" if chosen else None)
     request = ChatRequest("", Caller("", "", *whose), path, NOTHING, fields, {}, 0.0)
     return _text(_given(request, policy), policy, whole)
@@ -180,7 +180,7 @@ def _usual(whose: tuple[str, str], path: str, chosen: bool, whole: bool, policy:
 
 def _text(shared: Mapping[str, bytes], policy: Policy, whole: bool) -> tuple[bytes, bool]:
     tier = policy.tiers[policy.triage.tier]
-    fixed = () if tier.engine == "vllm" else tier.set  # members of the form, in all questions
+    fixed = () if tier.engine == "vllm" else tier.set  # these are in the template already
     names = [name for name in shared if name not in fixed and (whole or name == "cache_salt")]
     return b"".join([b'"%b":%b,' % (name.encode(), shared[name]) for name in names]), "tools" in shared
 
@@ -209,7 +209,9 @@ def _template(strategy: Strategy, told: str | None, policy: Policy) -> Template:
         path, opening, ending, endings = CHAT, *_chat(strategy, told, policy)
     parts = (path, prompt.digest, tier.skips, opening, ending, *endings)
     name = hashlib.sha256(_encode([str(part) for part in parts])).digest()
-    return Template(path, strategy, prompt, reading(prompt, bare=strategy == "choice"), name, opening, ending, endings)
+    return Template(
+        path, strategy, prompt, label_format(prompt, bare=strategy == "choice"), name, opening, ending, endings
+    )
 
 
 def _chat(strategy: Strategy, told: str, policy: Policy) -> tuple[bytes, bytes, tuple[bytes, bytes]]:

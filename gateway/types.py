@@ -1,4 +1,4 @@
-"""Which values describe a request on its way?   In the order of its life."""
+"""Which values describe a request, from its arrival to its answer?   In the order of its life."""
 
 import re
 import time
@@ -23,7 +23,7 @@ _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
 class Own(msgspec.Struct, frozen=True, cache_hash=True):
-    """A key's own limits and permissions, in place of its plan's; None: as the plan has it."""
+    """A key's own limits and permissions, which override its plan's; None: the plan's holds."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -44,9 +44,9 @@ class Caller(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Usage:
-    """What the model server says of its answer, filled in while that passes. Tokens as it counted them, None where it
-    did not say. `said` is its own usage object, decoded or as JSON. `failed`: it told an error inside the answer.
-    `events` counts those of a stream that came; `complete`: the counts are of the whole answer."""
+    """What a model server reports of its answer, filled in while that is relayed. Token counts are the server's; None:
+    not reported. `said` is its own usage object, decoded or as JSON. `failed`: the answer contains an error. `events`
+    counts the events of a stream so far; `complete`: the counts cover the whole answer."""
 
     prompt: int | None = None
     cached: int | None = None
@@ -58,9 +58,9 @@ class Usage:
 
 
 class Bill(msgspec.Struct, gc=False):
-    """One call to a tier for a request. `void`: it used nothing. `lost`: the tier failed, nothing was relayed.
-    `stream`: it makes events. `at`: time.perf_counter() when it was asked for. `server`: a question's replica. `made`:
-    about how many tokens a draft made that was dropped."""
+    """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: it failed before it was relayed.
+    `stream`: its answer is a stream. `at`: time.perf_counter() when it began. `server`: the replica that a triage
+    question went to. `made`: about how many tokens a dropped draft had made."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]
@@ -75,8 +75,8 @@ class Bill(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """How a conversation stands: who answered last (`tier`), `age` seconds ago, `turns` user turns in a row; the tier
-    that was decided for it (`level`); and whether the request `continues` a turn: it brings no word of the user's."""
+    """The state of a conversation: the tier that answered last, `age` seconds ago, for `turns` user turns in a row; the
+    tier decided for it (`level`); and whether the request `continues` a user's turn, without a new user message."""
 
     tier: str
     level: str
@@ -86,9 +86,9 @@ class Session:
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False):
-    """How a caller stands with its limits: the part of its budget that is used or held, what follows from that
-    (warn | flash_only), whose budget that is (caller | all), and why it is kept on its lowest tier (budget | share), if
-    it is. `session`: how the request's conversation stands, where that is known."""
+    """A caller's state with regard to its limits: `budget_used`, the part of its budget that is spent or reserved; the
+    consequence (`budget`: warn | flash_only) and whose budget that is (`budget_of`: caller | all); which limit keeps it
+    on its lowest tier, if one does (`capped`: budget | share). `session`: its conversation's state, where known."""
 
     budget_used: float = 0.0
     budget: str | None = None
@@ -101,10 +101,10 @@ EVEN = Standing()  # no budget and no share restrict the caller
 
 
 class ChatRequest(msgspec.Struct, frozen=True, gc=False):
-    """What a caller asked: the few fields that we decide on, and the rest of the body untouched. `path` is the upstream
-    path, and says the dialect; `headers` has lower-case names; `started` is time.perf_counter() when the head arrived.
-    `bills` gathers the calls to tiers made for it, `costs` is what they came to, once settled. `chance`, from 0 to
-    1, is drawn for it: at 1 nothing is explored. `trace`: where it is sampled."""
+    """What a caller asked: the few fields that the gateway decides on, and the body, of which the rest is not touched.
+    `path` is the upstream path and determines the dialect; `headers` has lower-case names; `started` is
+    time.perf_counter() when the head arrived. `bills` collects the calls made to tiers for it, `costs` what they cost,
+    once settled. `chance` is a random number from 0 to 1; at 1 nothing is explored. `trace`: None: not sampled."""
 
     id: str
     caller: Caller
@@ -174,7 +174,8 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
 
 
 class TierState(NamedTuple):
-    """Calls that are open, requests that wait, which replicas are asked (in policy order), how many may be open."""
+    """A tier at this moment: calls in flight, requests in its queue, which replicas are in use (in the policy's order),
+    and how many calls may be in flight."""
 
     inflight: int
     queued: int
@@ -210,8 +211,8 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """The rule wants a verdict first. `draft` is the tier that may start its answer meanwhile, if any; `early` the
-    highest one, which may in its place."""
+    """The rule wants a verdict first. Meanwhile the tier `draft`, of the simplest outcome, may start its answer, or in
+    its place the tier `early`, of the hardest one; None: it may not."""
 
     rule: str
     draft: str | None
@@ -219,8 +220,9 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """What became of a start that was kept back, why, for how many seconds: kept (tokens | wait | end; unanswered:
-    weak, but nobody else answered), escalated (the sign), broken (the failure). `figures`: mean_logprob and margin."""
+    """The outcome of hold-back and its `reason`: kept (tokens | wait | end; unanswered: weak, but no other tier
+    answered), escalated (the sign of weakness) or broken (the failure); `seconds`: for how long the start was held
+    back. `figures`: mean_logprob and margin."""
 
     outcome: Literal["kept", "escalated", "broken"]
     reason: str
@@ -229,8 +231,8 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """Why this tier answered: kept for explain, log and replay. `draft`: kept | wasted | none; `wasted`: its tokens;
-    `won`: the seconds to the first byte that a kept one saved."""
+    """Why this tier answered: for explain, log and replay. `draft`: kept | wasted | none; `wasted`: the tokens of a
+    wasted one; `won`: the seconds by which a kept one brought the first byte forward."""
 
     facts: Facts
     verdict: Verdict | None

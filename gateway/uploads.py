@@ -14,7 +14,7 @@ SMALL = 64 * 1024  # bytes for which no room is needed: a connection reads as ma
 
 
 class Uploads:
-    """Counts the bodies that this process is receiving, by caller, and the bytes of those that it has room for."""
+    """Limits the bodies that this process holds: how many each caller is sending, and the bytes of all."""
 
     def __init__(self, room: int, patience: float = PATIENCE) -> None:
         """`room`: bytes of all bodies; `patience`: seconds that one may wait for it."""
@@ -25,7 +25,7 @@ class Uploads:
 
     @contextmanager
     def one(self, caller: str, most: int) -> Iterator[None]:
-        """Counts a body of this caller while the block lasts. Raises RateLimited where `most` others are counted."""
+        """Counts a body of this caller for the length of the block. Raises RateLimited where it has `most` already."""
         count = self._open.get(caller, 0)
         if count >= most:
             told = f"Too many requests at the same time: limit {most}."
@@ -39,8 +39,8 @@ class Uploads:
                 del self._open[caller]
 
     async def take(self, caller: str, size: int) -> int:
-        """Takes room for a body of so many bytes; returns how many are to be given back. Who waits for it waits behind
-        smaller ones. Raises Overloaded where there is none in time."""
+        """Takes room for a body of `size` bytes, smaller bodies first; returns how many bytes are held. Raises
+        Overloaded if there is no room within the patience."""
         if size <= SMALL:
             return 0
         try:
@@ -52,8 +52,8 @@ class Uploads:
         self._held[caller] += size
         return size
 
-    def keep(self, caller: str, size: int, held: int) -> int:
-        """Gives back what was taken above `size`; returns what is held still."""
+    def shrink(self, caller: str, size: int, held: int) -> int:
+        """Gives back what is held beyond `size` bytes; returns what is still held."""
         if size >= held:
             return held
         self._held[caller] -= held - size
@@ -65,7 +65,8 @@ class Uploads:
         return size
 
     def _fits(self, caller: str, size: int) -> bool:
-        """Whether the caller's bodies would take no more than they leave to others; the only one fits, however long."""
+        """Whether the caller would hold no more than it leaves to others. A body that is alone fits, whatever its
+        size."""
         held = self._held.total()
         return not held or self._held[caller] + size <= self._room - held - size
 

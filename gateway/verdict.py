@@ -80,10 +80,10 @@ NOTHING = _Message()
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How an answer to a prompt is read. `labels`: verdicts by word; `begun`: by each prefix of a label, the sides that
-    it may become; `member`: the JSON member that holds the label; `value`: matches what stands before the label in
-    JSON; `standing`: matches an answer whose label is complete, and groups that."""
+class LabelFormat:
+    """How an answer to a prompt gives its label. `labels`: verdicts by word; `begun`: by each prefix of a label, the
+    sides that it may become; `member`: the JSON member that holds the label; `value` matches what precedes the label in
+    JSON; `standing` matches an answer whose label is complete, which is its group."""
 
     labels: Mapping[str, Label]
     begun: Mapping[str, Sides]
@@ -92,26 +92,26 @@ class Reading:
     standing: re.Pattern[str]
 
 
-def reading(prompt: Prompt, bare: bool = False) -> Reading:
-    """The Reading for a prompt. `bare`: the answer is a label alone, without JSON around it."""
+def label_format(prompt: Prompt, bare: bool = False) -> LabelFormat:
+    """The LabelFormat of a prompt. `bare`: the answer is a label alone, without JSON around it."""
     begun: dict[str, Sides] = {}
     for label, side in prompt.labels.items():
         for end in range(1, len(label) + 1):
             begun[label[:end]] = begun.get(label[:end], 0) | SIDES[side]
     value = re.compile(rf'"{prompt.answer}"\s*:\s*"?')
     standing = re.compile(_standing(prompt, bare), re.IGNORECASE if bare else 0)
-    return Reading(prompt.labels, begun, prompt.answer, value, standing)
+    return LabelFormat(prompt.labels, begun, prompt.answer, value, standing)
 
 
-class Said:
-    """What the model has said so far: `add` a chat completion or its chunks, then ask for the `verdict`.
+class LabelReader:
+    """Reads the label from a chat completion or its chunks: `add` each, then ask for the `verdict`.
 
-    `stands`: the label, once it is complete and nothing that follows can change the verdict.
+    `stands`: the label, once nothing that follows can change the verdict.
     """
 
     __slots__ = ("_content", "_finish", "_form", "_odd", "_reasoning", "_thought", "_tokens", "stands")
 
-    def __init__(self, form: Reading) -> None:
+    def __init__(self, form: LabelFormat) -> None:
         self._form = form
         self._content = self._reasoning = self._thought = ""
         self._tokens: list[_Token] = []
@@ -243,7 +243,7 @@ class Said:
         return begun, {sides: share / total for sides, share in mass.items()} if total else {}
 
 
-def decided(data: bytes, prompt: Prompt) -> Verdict:
+def decisions_verdict(data: bytes, prompt: Prompt) -> Verdict:
     """The verdict in the answer of a decisions endpoint: one choice question, a probability for each label."""
     try:
         answer = _DECISIONS.decode(data).answers[0]
@@ -266,7 +266,7 @@ def _standing(prompt: Prompt, bare: bool) -> str:
     return rf'\s*(?:```(?:json)?\s*)?\{{\s*{thought}"{prompt.answer}"\s*:\s*"({label})"?\s*\}}?'
 
 
-def _spelled(word: str, form: Reading) -> Sides:
+def _spelled(word: str, form: LabelFormat) -> Sides:
     """The sides of the labels that a word equals or is a prefix of."""
     begun = form.begun.get(word)
     if begun is not None:

@@ -26,7 +26,7 @@ from backends.recipes.hardware import hardware
 from backends.sim.settings import parser, settings
 from gateway.cli import app as cli
 from gateway.cli.demo import TIERS
-from gateway.doctor.shared import store as examined
+from gateway.doctor.store import store as examined
 from gateway.policy import load_policy
 from gateway.settings import Settings
 from gateway.store import Line, Store

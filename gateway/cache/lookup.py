@@ -2,7 +2,7 @@
 
 import msgspec
 
-from gateway.cache.entry import digest, opened
+from gateway.cache.entry import digest, unpacked
 from gateway.cache.form import CONVERTIBLE, JSON, converted, form_of
 from gateway.dialects import CHAT
 from gateway.done import nothing
@@ -23,7 +23,7 @@ APART = frozenset({"return_token_ids", "return_prompt_text", "prompt_logprobs", 
 MARKED = UNTOLD | APART
 
 
-def lookup(request: ChatRequest, policy: Policy) -> bytes | None:
+def cache_key(request: ChatRequest, policy: Policy) -> bytes | None:
     """The key under which this request's answer is cached; None for one that may not be.
 
     The key covers the caller and its plan, the policy, the models and what they skip, the path, the headers that can
@@ -73,12 +73,12 @@ def _apart(request: ChatRequest) -> bytes:
     return b"stream" + form if request.fields.stream else b"json"
 
 
-def replay(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply | None:
+def cached_reply(data: bytes | None, key: bytes | None, request: ChatRequest) -> Reply | None:
     """A cached answer in the form that the request wants, byte for byte if it was cached in that form.
 
     None for a miss: also for an entry that is not authentic, unreadable, or cannot be converted faithfully.
     """
-    entry = opened(data, key, request.caller) if data and key else None
+    entry = unpacked(data, key, request.caller) if data and key else None
     if not entry:
         return None
     form = form_of(request.fields)

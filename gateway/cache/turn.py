@@ -1,4 +1,4 @@
-"""Which process answers, when several are asked the same at once?   The one that has the turn: a lock in the store."""
+"""Which process answers when several are asked the same at once?   The one that has the turn, a lock in the store."""
 
 import asyncio
 import time
@@ -28,30 +28,29 @@ class Turns:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._held: set[Place] = set()
+        self._held: set[Claim] = set()
         self._clock: asyncio.TimerHandle | None = None
 
-    def hold(self, place: "Place") -> None:
-        self._held.add(place)
+    def hold(self, claim: "Claim") -> None:
+        self._held.add(claim)
         if self._clock is None:
             self._clock = asyncio.get_running_loop().call_later(RENEWED, self._renew)
 
-    def drop(self, place: "Place") -> None:
-        self._held.discard(place)
+    def drop(self, claim: "Claim") -> None:
+        self._held.discard(claim)
 
     def _renew(self) -> None:
         self._clock = asyncio.get_running_loop().call_later(RENEWED, self._renew) if self._held else None
-        for place in self._held:
-            place.renew()
+        for claim in self._held:
+            claim.renew()
 
 
-class Place:
-    """One process's claim to make an answer, or its place among those who wait for it. At the end of the block the lock
-    is released.
+class Claim:
+    """This process's claim to the lock on one answer, held or waited for. The end of the block releases the lock.
 
-    An answer that is kept in the store serves all who wait. Where it could not be kept, they are told so and ask a
-    model themselves, at once. Where the process that had the lock left or died, one of them gets it.
-    `ours`: we hold the lock, or may hold it: the store did not answer.
+    An answer that is kept in the store serves all processes that wait. Where it could not be kept, they are told so and
+    ask a model themselves, at once. Where the process that held the lock gave up or died, one of them gets it.
+    `ours`: we hold the lock, or may hold it, as the store did not answer.
     """
 
     __slots__ = ("_caller", "_renewing", "_rules", "_store", "_token", "_turns", "key", "ours")
@@ -62,9 +61,9 @@ class Place:
         self._renewing: asyncio.Task[Taken] | None = None
         self.ours = turn.holder == turn.token
 
-    async def come(self) -> bytes | None:
-        """Waits for an answer that another process is making, and returns its entry. None when this process shall
-        answer: it got the lock, the rules' `wait` is over, no entry will come, or the store does not answer."""
+    async def wait(self) -> bytes | None:
+        """Waits for the answer that another process is making, and returns its entry; None when this process must
+        make it: it got the lock, the rules' `wait` is over, no entry will come, or the store does not answer."""
         end, pause, self.ours = time.monotonic() + self._rules.wait, POLLS[0], True
         while time.monotonic() < end:
             taken = await self._store.take_turn(self._caller, self.key, self._token, HELD)

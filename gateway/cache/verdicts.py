@@ -15,8 +15,8 @@ from gateway.types import Caller, Label, Verdict
 Judge = Callable[[], Awaitable[Verdict]]
 
 
-class Said(msgspec.Struct, array_like=True, frozen=True):
-    """A verdict as it is remembered."""
+class StoredVerdict(msgspec.Struct, array_like=True, frozen=True):
+    """A verdict as the store keeps it."""
 
     label: Label
     p_complex: float | None
@@ -25,7 +25,7 @@ class Said(msgspec.Struct, array_like=True, frozen=True):
     prompt: str
 
 
-_SAID = msgspec.msgpack.Decoder(Said)
+_STORED = msgspec.msgpack.Decoder(StoredVerdict)
 
 
 class Verdicts:
@@ -33,14 +33,14 @@ class Verdicts:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._asking: dict[bytes, Asking] = {}
+        self._calls: dict[bytes, SharedCall] = {}
 
     async def recall(self, caller: Caller, key: bytes) -> Verdict | None:
         """The remembered verdict, if any."""
         found = await self._store.recall(caller.id, key)
         data = unsealed(found, key, caller) if found else None
         try:
-            said = _SAID.decode(data) if data else None
+            said = _STORED.decode(data) if data else None
         except msgspec.DecodeError:
             return None
         if said is None:
@@ -50,29 +50,29 @@ class Verdicts:
     async def share(self, caller: Caller, key: bytes, ttl: float, judge: Judge) -> Verdict:
         """The verdict that `judge` asks for; where the same question is being asked already, its verdict, marked
         `shared`. Remembered for `ttl` seconds unless it is a failure."""
-        started, asking = time.perf_counter(), self._asking.get(key)
-        if asking:
-            said = await asking.wait()
+        started, call = time.perf_counter(), self._calls.get(key)
+        if call:
+            said = await call.wait()
             return replace(said, source="shared", seconds=time.perf_counter() - started)
-        asking = self._asking[key] = Asking(judge, partial(self._keep, caller, key, ttl), partial(self._leave, key))
-        return await asking.wait()
+        call = self._calls[key] = SharedCall(judge, partial(self._keep, caller, key, ttl), partial(self._leave, key))
+        return await call.wait()
 
     async def _keep(self, caller: Caller, key: bytes, ttl: float, verdict: Verdict) -> None:
         if verdict.label:
-            said = Said(verdict.label, verdict.p_complex, verdict.cut, verdict.strategy, verdict.prompt)
+            said = StoredVerdict(verdict.label, verdict.p_complex, verdict.cut, verdict.strategy, verdict.prompt)
             data = msgspec.msgpack.encode(said)
             await self._store.remember(caller.id, key, sealed(data, key, caller), ttl)
 
-    def _leave(self, key: bytes, ended: "Asking") -> None:
-        if self._asking.get(key) is ended:
-            del self._asking[key]
+    def _leave(self, key: bytes, ended: "SharedCall") -> None:
+        if self._calls.get(key) is ended:
+            del self._calls[key]
 
 
-class Asking:
+class SharedCall:
     """One call to the classifier that several requests wait for: cancelled when the last of them gives up."""
 
     def __init__(
-        self, judge: Judge, keep: Callable[[Verdict], Awaitable[None]], leave: Callable[["Asking"], None]
+        self, judge: Judge, keep: Callable[[Verdict], Awaitable[None]], leave: Callable[["SharedCall"], None]
     ) -> None:
         self._judge, self._keep, self._leave = judge, keep, leave
         self._waiting: set[asyncio.Future[Verdict]] = set()

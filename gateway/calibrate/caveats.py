@@ -9,7 +9,7 @@ from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import Judged, apart
 from gateway.calibrate.target import Target
 from gateway.calibration import Layer
-from gateway.estimate import Z, effective
+from gateway.off_policy import Z, effective
 
 LEAST = 100  # the fewest records, and the fewest with an outcome
 CLOSE = 0.03  # above this 95 % sampling error of a share there is a caveat

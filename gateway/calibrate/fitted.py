@@ -26,7 +26,7 @@ from gateway.calibrate.report import (
 )
 from gateway.calibrate.target import Target
 from gateway.calibration import Basis, Layer
-from gateway.estimate import effective
+from gateway.off_policy import effective
 
 PARTS = 10  # bins of equally many records by p, with which later traffic is compared
 
@@ -90,7 +90,7 @@ def calibrate(
     return Calibration(target, layer, edges, basis, report, caveats, bool(bound) or gains(report))
 
 
-class Held(NamedTuple):
+class JudgedHalf(NamedTuple):
     """The judging half: p of all its records; the outcomes in it with their p, as `hits`, and of each request `once`,
     however often it was sent, or of each conversation."""
 
@@ -100,12 +100,12 @@ class Held(NamedTuple):
     once: list[Judged]
 
 
-def _held(layer: Layer, judged: Sequence[Example], label: Label) -> Held:
+def _held(layer: Layer, judged: Sequence[Example], label: Label) -> JudgedHalf:
     p = ranks(layer, judged)
     outcomes = [(at, one) for at, one in zip(p, judged, strict=True) if label(one) is not None and not one.retried]
     names = together([one for _, one in outcomes])
     hits = [Judged(at, counted(layer, one, bool(label(one))), one.weight, names[one.id]) for at, one in outcomes]
-    return Held(p, outcomes, hits, one_of_each(hits))
+    return JudgedHalf(p, outcomes, hits, one_of_each(hits))
 
 
 def ranks(layer: Layer, records: Sequence[Example]) -> list[float]:
@@ -113,13 +113,13 @@ def ranks(layer: Layer, records: Sequence[Example]) -> list[float]:
     return [layer.p(told(one)) for one in records]
 
 
-def _again(held: Held) -> str:
+def _again(held: JudgedHalf) -> str:
     again = len(held.hits) - len(held.once)
     told = "are of requests sent again, or further ones of a conversation: in the bound each of these counts once"
     return f"{again} outcomes {told}" if again else ""
 
 
-def _report(held: Held, edges: Sequence[float], mix: Mix) -> dict[str, Any]:
+def _report(held: JudgedHalf, edges: Sequence[float], mix: Mix) -> dict[str, Any]:
     """By band, the part of all requests that comes to it, and what is in that beside verdicts."""
     bounds, size = pairwise((-math.inf, *edges, math.inf)), len(held.p)
     chosen = [asdict(share_interval(sum(low <= one < high for one in held.p), size)) for low, high in bounds]
@@ -190,13 +190,13 @@ def _certified(judged: Sequence[Judged], target: Target) -> Step:
     )
 
 
-def _lift(held: Held, edge: float) -> dict[str, Any]:
+def _lift(held: JudgedHalf, edge: float) -> dict[str, Any]:
     """The lift of sending what is at or above the edge to Pro, on held-out records; None where Pro gains nothing."""
     won = [hit._replace(value=float(one.gain or 0)) for hit, (_, one) in zip(held.hits, held.outcomes, strict=True)]
     return {"lift": asdict(lift_interval(won, edge)) if mean(won) > 0 else None}
 
 
-def _worth(held: Held, edge: float) -> dict[str, Any]:
+def _worth(held: JudgedHalf, edge: float) -> dict[str, Any]:
     """How well p is calibrated, and how often Flash fails below the edge, on held-out records."""
     kept = [Judged(p, float(bool(one.failed)), one.weight) for p, one in held.outcomes if p < edge]
     hits = held.hits

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gateway.calibrate.outcomes import Example, told
-from gateway.estimate import KIND, runs
+from gateway.off_policy import KIND, runs
 
 RUNS = 20  # of neighbours, each in one half
 SEED = 20261122

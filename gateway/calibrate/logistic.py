@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gateway.calibration import EDGE, Layer, Row, sigmoid, taken
-from gateway.estimate import effective
+from gateway.off_policy import effective
 
 STEPS = 25
 Prior = tuple[float, float]  # a weight's mean, for a standardised input, and its precision (L2 penalty)

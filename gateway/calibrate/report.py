@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
-from gateway.estimate import KIND, Interval, effective, runs, wilson
+from gateway.off_policy import KIND, Interval, effective, runs, wilson
 
 BINS = 10
 DRAWS = 400  # bootstrap samples

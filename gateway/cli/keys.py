@@ -11,7 +11,7 @@ import typer
 from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.output import Json, date, encoded, stop
 from gateway.cli.store import Redis, on
-from gateway.keys import ADMIN, id_of, mistake, new_admin_key, new_key, shown, until
+from gateway.keys import ADMIN, expiry, id_of, key_problem, new_admin_key, new_key, shown
 from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
@@ -44,8 +44,8 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     own: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     own |= {"usd": usd, "explain": explain, "may": tuple(may) if may else None}
     try:
-        own["expires"] = until(expires)
-        wrong = mistake(load_policy(policy) if policy else None, name, plan, may or ())
+        own["expires"] = expiry(expires)
+        wrong = key_problem(load_policy(policy) if policy else None, name, plan, may or ())
     except (PolicyError, ValueError) as error:
         wrong = str(error)
     if wrong:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+from gateway.doctor.abilities import abilities
 from gateway.doctor.clock import clock
-from gateway.doctor.doors import certificate, files, port
 from gateway.doctor.finding import Finding, error, ok
-from gateway.doctor.secrets import keys
-from gateway.doctor.shared import store
+from gateway.doctor.keys import keys
+from gateway.doctor.process import certificate, files, port
+from gateway.doctor.store import store
 from gateway.doctor.tiers import Replied, asked, serving, tier_findings
-from gateway.doctor.tried import tried
 from gateway.http1 import Client
 from gateway.policy import Policy, PolicyError
 from gateway.reload import checked
@@ -25,7 +25,7 @@ async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> lis
     with closing(Client()) as client:
         for one in of(policy):
             replies = await asked(client, one, env)
-            said = tier_findings(one, replies, env) + await tried(client, one, serving(one, replies))
+            said = tier_findings(one, replies, env) + await abilities(client, one, serving(one, replies))
             found += [told for told in said if told not in found]
             times += [reply.ahead for reply in replies.values() if isinstance(reply, Replied)]
     shared, others = await store(settings)

@@ -1,4 +1,4 @@
-"""Who answers, when the start of an answer is weak, or the answer breaks there?"""
+"""Which tier answers if the start of an answer is weak, or the answer fails there?"""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -22,11 +22,11 @@ Send = Callable[[Route], Awaitable[Reply]]
 
 
 async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Upstream) -> Reply:
-    """The reply, once its start was found good or its time is over; else the reply of another tier. Its holder closes
-    it.
+    """The reply, once its start has been found good or the waiting time is over; else the reply of another tier. Its
+    holder closes it.
 
-    All that the reply yields is of one answer: nothing of an answer that was given up reaches the caller, nor do
-    log-probabilities that were asked for only to judge it.
+    Everything the reply yields is from one answer: nothing of an abandoned answer reaches the caller, nor do
+    log-probabilities that were requested only to judge it.
     """
     rules, decision = holdback_of(request, reply.tier, policy), reply.decision
     if not rules or not decision or reply.status != 200:
@@ -61,8 +61,8 @@ async def hold(request: ChatRequest, reply: Reply, policy: Policy, upstream: Ups
 def may_escalate(tier: str, facts: Facts, first: str, rules: Holdback, policy: Policy) -> bool:
     """Whether `rules.to` may answer in place of `tier`.
 
-    Not where the caller chose the tier, may not reach the other one by plan, budget or share, or needs what that one
-    lacks; nor after a failover (`tier` is not the `first` of the route), which may have come from that very tier.
+    Not where the caller chose the tier itself, may not use the other one (plan, budget or share), or needs something
+    that the other one lacks; nor after a failover (`tier` is not the `first` of the route), maybe from that very tier.
     """
     free = facts.wish is None and tier == first
     return free and rules.to in reachable(facts, policy) and lacks(facts, policy.tiers[rules.to]) is None
@@ -71,8 +71,8 @@ def may_escalate(tier: str, facts: Facts, first: str, rules: Holdback, policy: P
 async def judged(
     opening: Opening, stream: bool, rules: Holdback, fields: Fields
 ) -> tuple[str | None, str, dict[str, float]]:
-    """Reads the answer until its start is over or a sign shows. Returns the sign of weakness (None: it is good), what
-    ended the start (tokens | wait | end), and its figures. Raises UpstreamFailed when the answer breaks before that.
+    """Reads the answer until its start is over or a sign of weakness shows. Returns that sign (None: it is good), what
+    ended the start (tokens | wait | end), and its figures. Raises UpstreamFailed when the answer fails before that.
     """
     start, end = Start(), None
     while True:
@@ -91,7 +91,7 @@ async def judged(
 
 
 async def escalated(request: ChatRequest, reply: Reply, to: str, send: Send) -> Reply | None:
-    """The answer of tier `to`; `reply` is closed then, and the caller does not pay for it. None: `to` gives no
+    """The answer of tier `to`; `reply` is then closed, and the caller is not charged for it. None: `to` gave no
     answer."""
     other = await send(Route((to,), reply.route.rule if reply.route else "", "escalated"))
     try:
@@ -109,8 +109,8 @@ async def escalated(request: ChatRequest, reply: Reply, to: str, send: Send) -> 
 
 
 async def failed_over(request: ChatRequest, reply: Reply, refusal: UpstreamFailed, send: Send | None) -> Reply:
-    """The answer of the route's further tiers, in place of one that broke; without `send` or such tiers, a reply with
-    the `refusal`."""
+    """The answer of the remaining tiers of the route, in place of one that failed; a reply with the `refusal` if there
+    are none, or no `send`."""
     bill(request, reply).lost = True
     await reply.close()
     route = reply.route
@@ -121,13 +121,13 @@ async def failed_over(request: ChatRequest, reply: Reply, refusal: UpstreamFaile
 
 
 def opened(request: ChatRequest, reply: Reply, policy: Policy) -> Opening:
-    """Takes over the reply's pieces; from there on log-probabilities that the caller did not ask for are taken out."""
+    """Takes over the reply's pieces, and removes log-probabilities that the caller did not ask for."""
     probed = bool(extra_logprobs(request, reply.tier, policy))
     return Opening(reply, partial(unprobed, stream=reply.stream) if probed else bytes)
 
 
 def settled(reply: Reply, decision: Decision, held: Held) -> Reply:
-    """The reply, with what became of the start added to its decision. A kept draft that was given up counts as
+    """The reply, with the outcome of hold-back in its decision. A kept draft that was then abandoned counts as
     wasted."""
     draft = decision.draft if held.outcome == "kept" or decision.draft == "none" else "wasted"
     route = Route((reply.tier,), decision.route.rule, "escalated") if held.outcome == "escalated" else decision.route

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from gateway.http1.connection import KEEP_ALIVE, Connection, Kind, Limits, Sink, TransportError
-from gateway.names import Names
+from gateway.resolver import Resolver
 
 
 class Origin(NamedTuple):
@@ -121,15 +121,15 @@ class Client:
     """Connections to any number of origins, made when needed and kept while they are used."""
 
     def __init__(
-        self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE, names: Names | None = None
+        self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE, names: Resolver | None = None
     ) -> None:
         """`tls`: the context for https origins, by default with the system's certificate authorities.
 
-        `keep_alive`: seconds that a connection may lie idle; less than the servers allow. `names`: where hosts are.
+        `keep_alive`: seconds that a connection may lie idle; less than the servers allow. `names` looks hosts up.
         """
         self._tls = tls
         self._keep_alive = keep_alive
-        self._names = names or Names()
+        self._names = names or Resolver()
         self._idle: dict[Origin, deque[Connection]] = {}  # the one used last at the right
         self._closed = False
 

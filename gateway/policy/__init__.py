@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway.policy.candidate import whole
+from gateway.policy.candidate import build_policy
 from gateway.policy.differences import differences
 from gateway.policy.file import Candidate, Policy, serving
 from gateway.policy.holdback import Holdback, Most, Weak
@@ -14,7 +14,7 @@ from gateway.policy.load import read as read_document
 from gateway.policy.model import LOCAL, Price, Reason, Tier, TierLimits, Triage, seconds
 from gateway.policy.packaged import packaged
 from gateway.policy.plans import Budget, Callers, Plan
-from gateway.policy.problems import PolicyError, Problem, meant, place_in
+from gateway.policy.problems import PolicyError, Problem, place_in, suggestion
 from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording, Shadow
 from gateway.policy.rules import Bands, Rule, Split, Step
@@ -25,8 +25,8 @@ __all__ = [
     "LOCAL", "Bands", "Budget", "Caching", "Callers", "Candidate", "Document", "Expect", "Holdback", "Most", "Plan",
     "Policy", "PolicyError", "PolicyTest", "Price", "Problem", "Prompt", "Reason", "Recording", "Rule", "Sessions",
     "Shadow", "Split", "Step", "StubVerdict", "TestCaller", "TestVerdict", "Tier", "TierLimits", "Triage", "Weak",
-    "differences", "file_text", "load_policy", "meant", "open_policy", "packaged", "read_document", "schema",
-    "seconds", "serving", "whole",
+    "build_policy", "differences", "file_text", "load_policy", "open_policy", "packaged", "read_document", "schema",
+    "seconds", "serving", "suggestion",
 ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def open_policy(source: str | Path, env: Mapping[str, str] | None = None) -> tup
     """As load_policy, with the document that says where each key stands."""
     text, name = (source, "policy.yaml") if isinstance(source, str) else (file_text(source), str(source))
     document = read_document(text, name, os.environ if env is None else env)
-    return whole(document), document
+    return build_policy(document), document
 
 
 def file_text(path: Path) -> str:

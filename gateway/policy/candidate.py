@@ -11,7 +11,7 @@ KEY = "candidate"
 PLACE = (KEY, "policy")
 
 
-def whole(document: Document) -> Policy:
+def build_policy(document: Document) -> Policy:
     """The policy that `document` describes, with its candidate, for which the same budget of all callers counts. Raises
     PolicyError with all problems of its own file, or where that has none of the candidate's.
     """

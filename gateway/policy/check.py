@@ -11,7 +11,7 @@ from gateway.policy.assembled import assembled
 from gateway.policy.calibrated import CALIBRATION, calibrated, embedded
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
-from gateway.policy.problems import Path, PolicyError, Problem, meant
+from gateway.policy.problems import Path, PolicyError, Problem, suggestion
 from gateway.policy.references import check, mapping
 from gateway.policy.rules import Rule
 
@@ -86,7 +86,7 @@ def inherit(document: Document, tiers: dict[str, Any], name: str, below: tuple[s
         document.blame(path, f"goes in a circle: {' -> '.join((*below, name, other))}")
     elif not isinstance(other, str) or other not in tiers:
         others = [tier for tier in tiers if tier != name]
-        document.blame(path, f'no tier is named "{other}"; {meant(str(other), others)}')
+        document.blame(path, f'no tier is named "{other}"; {suggestion(str(other), others)}')
     else:
         inherit(document, tiers, other, (*below, name))
         merge(document, tier, tiers[other], ("tiers", name), ("tiers", other))
@@ -124,7 +124,7 @@ def note(document: Document, errors: list[ErrorDetails]) -> None:
         if kind == "missing" and orphans and path[:1] == ("tiers",):
             continue
         if kind == "unexpected_keyword_argument":
-            document.blame(path, f"unknown key; {meant(str(loc[-1]), known_keys(path[:-1]))}", key=True)
+            document.blame(path, f"unknown key; {suggestion(str(loc[-1]), known_keys(path[:-1]))}", key=True)
         else:
             document.blame(path, worded(document, error, path, value), key=loc[-1:] == ("[key]",))
 

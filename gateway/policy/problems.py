@@ -41,7 +41,7 @@ def place_in(text: bytes, offset: int) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
-def meant(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """What the writer may have meant: the nearest known word, else the list of all."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)

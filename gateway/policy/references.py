@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from gateway.policy.load import Document
 from gateway.policy.model import LOCAL
 from gateway.policy.patterns import regex_problem
-from gateway.policy.problems import Path, meant
+from gateway.policy.problems import Path, suggestion
 from gateway.policy.prompts import BUILT_IN
 from gateway.policy.rules import ASKING
 
@@ -59,7 +59,7 @@ def known(document: Document, what: str, found: Iterable[tuple[Path, str]], allo
     names = list(allowed)
     for path, name in found:
         if name not in names:
-            document.blame(path, f'no {what} is named "{name}"; {meant(name, names)}')
+            document.blame(path, f'no {what} is named "{name}"; {suggestion(name, names)}')
 
 
 def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
@@ -107,7 +107,7 @@ def check_tiers(document: Document) -> None:
     known(document, "tier", tier_names(document), tiers)
     for path in tier_keys(document):
         if path[-1] not in tiers:
-            document.blame(path, f'no tier is named "{path[-1]}"; {meant(str(path[-1]), tiers)}', key=True)
+            document.blame(path, f'no tier is named "{path[-1]}"; {suggestion(str(path[-1]), tiers)}', key=True)
     for tier in RESERVED & tiers.keys():
         document.blame(("tiers", tier), f'"{tier}" is a word of its own: choose another', key=True)
     for path, url in replicas(tiers):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.errors import Refusal
-from gateway.explain import outcome
+from gateway.explain import try_route
 from gateway.holdback import again, answered, unrecorded, watches
 from gateway.policy import LOCAL, Policy, Rule
 from gateway.recorded import Recorded, Seen
@@ -66,7 +66,7 @@ def choices(records: Sequence[Recorded], policy: Policy) -> list[Choice]:
 
 def choice(one: Recorded, policy: Policy) -> Choice:
     facts = one.read_facts()
-    found = outcome(facts, one.verdict, policy)  # which needs none, where the rule or the wish decides
+    found = try_route(facts, one.verdict, policy)  # which needs none, where the rule or the wish decides
     if isinstance(found, Route):
         way = along(one, facts, found.chances or {found.tiers[0]: 1.0}, policy)
         return Choice(way.ends.get(found.tiers[0], found.tiers[0]), found.rule, way)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from gateway.estimate import Estimate, Interval, Unknown, Weighed, difference, estimate, wilson
 from gateway.holdback import answered
+from gateway.off_policy import Estimate, Interval, Unknown, Weighed, difference, estimate, wilson
 from gateway.policy import Policy
 from gateway.pricing import cost
 from gateway.recorded import WEAK, Outcome, Recorded
 from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Way, as_recorded, choices
-from gateway.routing import place, reachable
+from gateway.routing import permitted_tier, reachable
 from gateway.sessions import OUTPUT_TOKENS
 from gateway.store import NANO
 from gateway.types import Facts
@@ -99,7 +99,7 @@ def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
     facts = [one.read_facts() for one in rows]
     ends = tuple(policy.tiers)[:: max(1, len(policy.tiers) - 1)]
     arms: dict[str, Sequence[Way]] = {"candidate": chosen, "recorded": [as_recorded(one) for one in rows]}
-    arms |= {f"all {tier}": [Way({place(each, policy, tier)[0]: 1.0}) for each in facts] for tier in ends}
+    arms |= {f"all {tier}": [Way({permitted_tier(each, policy, tier): 1.0}) for each in facts] for tier in ends}
     arms["shuffle"] = shuffled(facts, [way.answers for way in chosen], policy)
     counts = Counter(choice.to for choice in found)
     moves = moved([answered(apart(one, policy)) for one in records], found, records)
@@ -148,7 +148,7 @@ def between(records: Sequence[Recorded], old: Policy, new: Policy) -> tuple[tupl
 
 def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) -> list[Way]:
     """The same shares as `chosen` among requests that may reach the same tiers, whatever they are."""
-    kinds = [tuple(dict.fromkeys(place(each, policy, t)[0] for t in reachable(each, policy))) for each in facts]
+    kinds = [tuple(dict.fromkeys(permitted_tier(each, policy, t) for t in reachable(each, policy))) for each in facts]
     sums: dict[tuple[str, ...], dict[str, float]] = {}
     for kind, chances in zip(kinds, chosen, strict=True):
         total = sums.setdefault(kind, {})
@@ -159,7 +159,7 @@ def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) 
     return [Way(shares[kind]) for kind in kinds]
 
 
-def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: tuple["Told", "Told"]) -> Arm:
+def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: tuple["Evidence", "Evidence"]) -> Arm:
     """The figures of one way to choose; `told`: what outcomes tell of it, and of the candidate."""
     count, chosen = len(rows) or 1, [way.answers for way in ways]
     tiers = dict.fromkeys(tier for chances in chosen for tier in chances)
@@ -179,14 +179,14 @@ def judgement(one: Recorded) -> Outcome | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Evidence:
     """What outcomes tell of one way to choose. `unsupported`: the part of its choices that none can tell of."""
 
     outcomes: list[Weighed]
     unsupported: float
 
 
-def judged(told: Told) -> tuple[Estimate | None, str | None]:
+def judged(told: Evidence) -> tuple[Estimate | None, str | None]:
     """The estimated quality, or why it is not known."""
     try:
         return estimate(told.outcomes, told.unsupported), None
@@ -194,7 +194,7 @@ def judged(told: Told) -> tuple[Estimate | None, str | None]:
         return None, str(why)
 
 
-def weighed(rows: Sequence[Recorded], ways: Sequence[Way]) -> Told:
+def weighed(rows: Sequence[Recorded], ways: Sequence[Way]) -> Evidence:
     """The outcomes of these ways, each caller's in the order of time.
 
     Where every outcome covers every tier that may answer, as in labelled data, no weights are needed. Else outcomes are
@@ -206,12 +206,14 @@ def weighed(rows: Sequence[Recorded], ways: Sequence[Way]) -> Told:
     told = [({one.tier or one.route.tier: said.quality, **said.tiers}, way.answers) for one, said, way in known]
     if all(chances.keys() <= values.keys() for values, chances in told):
         means = [sum(p * values[to] for to, p in chances.items()) for values, chances in told]
-        return Told([Weighed(1.0, mean, 0.0, named(one)) for mean, (one, _, _) in zip(means, known, strict=True)], 0.0)
+        return Evidence(
+            [Weighed(1.0, mean, 0.0, named(one)) for mean, (one, _, _) in zip(means, known, strict=True)], 0.0
+        )
     outcomes = [
         Weighed(supported(one, way) / one.route.p, said.quality, square(one, way), named(one))
         for one, said, way in known
     ]
-    return Told(outcomes, sum(lost(one, way) for one, _, way in known) / len(known))
+    return Evidence(outcomes, sum(lost(one, way) for one, _, way in known) / len(known))
 
 
 def named(one: Recorded) -> str | None:

@@ -8,8 +8,8 @@ from msgspec.structs import replace
 
 from gateway.calibration import row
 from gateway.policy import LOCAL, Bands, Policy, Rule, Split, Step, Tier
-from gateway.routing.reach import alike, followers, granted, placed, stands
-from gateway.sessions import FOLLOWED, held
+from gateway.routing.reach import cached, failover_tiers, permitted_route, permitted_tier, wished_route
+from gateway.sessions import FOLLOWED, session_tier
 from gateway.types import Ask, Facts, Label, Route, Verdict
 
 DOUBTFUL = 0.95  # local score from which no draft starts: so high, as a wasted draft costs little and a missed one much
@@ -23,57 +23,53 @@ def route(facts: Facts, verdict: None, policy: Policy) -> Route | Ask: ...
 def route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | Ask:
     """The tiers to try for a request, or an Ask when the rule wants a verdict that could change the outcome.
 
-    A caller whom its budget or share keeps on the lowest tier that it may use stays there, whatever it wishes (reason
-    "budget" or "share"). A caller's wish goes before all rules (rule id "caller"); else the first rule that matches
-    decides. A tier above the caller's cap comes down to the cap (reason "capped"), one below its plan's lowest tier
-    goes up to that (reason "floor"). A tier that lacks what the request needs gives way to the next one up that has it,
-    else the next one down (reason "needs ..."). Where a verdict decides, the request's session may hold it on another
-    tier (reason "session"). Without a label, the verdict's reason picks the tier and is the route's reason (with
-    "local ..." where the score decides). A rule that explores sends some labelled requests another way (reason
-    "explored"), by `facts.chance`.
+    The caller's wish decides (rule id "caller"); without one, the first rule that matches. A rule that wants a verdict
+    takes the tier of its label; of a failed one, the tier that `otherwise` names for the failure, which is the route's
+    reason (with "local ..." where the score decides in its place). The result may be changed, which the reason tells:
+        session          the conversation stays on another tier
+        budget, share    a used-up limit keeps the caller on its lowest tier, whatever it wishes
+        capped, floor    the tier is above or below what the caller may use
+        needs ...        the tier lacks what the request needs: the next one up that has it, else the next one down
+        explored         the rule sends some requests another way, by `facts.chance`
+
     Raises Forbidden for a wish above the cap, BadRequest when no permitted tier has what the request needs.
     """
     if facts.wish is not None:
-        return alike(granted, facts, policy, facts.wish, facts.wished_by)
+        return cached(wished_route, facts, policy, facts.wish, facts.wished_by)
     rule = first_match(facts, policy)
     if isinstance(rule.route, str):
-        return alike(placed, facts, policy, rule.route, (rule.id, "rule"))
-    ways = unasked(facts, policy, rule.id) if facts.session else alike(unasked, facts, policy, rule.id)
+        return cached(permitted_route, facts, policy, rule.route, (rule.id, "rule"))
+    ways = without_verdict(facts, policy, rule.id) if facts.session else cached(without_verdict, facts, policy, rule.id)
     if isinstance(ways, Route):
         return ways
     if verdict is None:
-        return Ask(rule.id, draft(facts, policy, ways[0]), early(facts, policy, ways[-1]))
-    verdict = weighed(facts, verdict, policy)
+        return Ask(rule.id, draft_tier(facts, policy, ways[0]), early_tier(facts, policy, ways[-1]))
+    verdict = effective_verdict(facts, verdict, policy)
     if verdict.label is None:
-        tier = stands(facts, policy, stays(facts, policy, unjudged(verdict, policy)))
-        return Route((tier, *followers(facts, policy, tier)), rule.id, verdict.reason)
-    tier, said = judged(rule, verdict, policy)
-    there = stays(facts, policy, tier) if facts.session else tier
-    found = alike(placed, facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
+        tier = permitted_tier(facts, policy, session_tier(facts, policy, tier_without_verdict(verdict, policy)))
+        return Route((tier, *failover_tiers(facts, policy, tier)), rule.id, verdict.reason)
+    tier, said = verdict_tier(rule, verdict, policy)
+    there = session_tier(facts, policy, tier) if facts.session else tier
+    found = cached(permitted_route, facts, policy, there, said if there == tier else (rule.id, FOLLOWED))
     return explored(facts, policy, rule, found) if rule.explore else found
 
 
-def unasked(facts: Facts, policy: Policy, name: str) -> Route | tuple[str, ...]:
-    """What follows from the rule of that id without a verdict: its Route, if that is the same for every verdict, else
-    the permitted tier for each of its sides, the simplest case first."""
+def without_verdict(facts: Facts, policy: Policy, name: str) -> Route | tuple[str, ...]:
+    """What the rule of that id decides before there is a verdict: a Route if every verdict leads to the same tier, else
+    the permitted tier for each of its outcomes, the simplest case first."""
     rule = ruling(name, policy)
-    ways = tuple(stays(facts, policy, tier) for tier in outcomes(rule))
-    tier, *others = tiers = tuple(stands(facts, policy, tier) for tier in ways)
+    ways = tuple(session_tier(facts, policy, tier) for tier in rule_tiers(rule))
+    tier, *others = tiers = tuple(permitted_tier(facts, policy, tier) for tier in ways)
     if any(other != tier for other in others):
         return tiers
-    return Route((tier, *followers(facts, policy, tier)), name, either_way(facts, rule, ways, tier))
-
-
-def stays(facts: Facts, policy: Policy, tier: str) -> str:
-    """The tier on which the request's session holds it when a verdict says `tier`."""
-    return held(facts.session, tier, (facts.context, facts.max_tokens), policy)
+    return Route((tier, *failover_tiers(facts, policy, tier)), name, either_way(facts, rule, ways, tier))
 
 
 def either_way(facts: Facts, rule: Rule, ways: Sequence[str], tier: str) -> str:
-    """The reason of a route for which the classifier need not be asked: all `ways` of the rule lead to `tier`."""
+    """The reason of a route that needs no verdict, as all outcomes of the rule (`ways`) lead to `tier`."""
     if facts.capped and set(ways) != {tier}:
         return facts.capped
-    return FOLLOWED if set(ways) == {tier} != set(outcomes(rule)) else f"both ways {tier}"
+    return FOLLOWED if set(ways) == {tier} != set(rule_tiers(rule)) else f"both ways {tier}"
 
 
 def first_match(facts: Facts, policy: Policy) -> Rule:
@@ -89,14 +85,14 @@ def ruling(name: str, policy: Policy) -> Rule:
     return next(rule for rule in policy.rules if rule.id == name)
 
 
-def outcomes(rule: Rule) -> tuple[str, ...]:
+def rule_tiers(rule: Rule) -> tuple[str, ...]:
     """The tiers that a rule may choose, the simplest case first."""
     if isinstance(rule.route, Split):
         return (rule.route.simple, rule.route.complex)
     return tuple(rule.route.p_complex.values()) if isinstance(rule.route, Bands) else (rule.route,)
 
 
-def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
+def effective_verdict(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
     """The verdict to route by: with the calibration's p_complex where the policy names one. A failed verdict, where
     `otherwise` says local, is replaced by one from the local score (source local; the reason stays)."""
     layer, local = policy.calibration, verdict.label is None
@@ -109,14 +105,14 @@ def weighed(facts: Facts, verdict: Verdict, policy: Policy) -> Verdict:
     return replace(verdict, label=label, p_complex=p, source=LOCAL if local else verdict.source)
 
 
-def judged(rule: Rule, verdict: Verdict, policy: Policy) -> tuple[str, tuple[str, str]]:
+def verdict_tier(rule: Rule, verdict: Verdict, policy: Policy) -> tuple[str, tuple[str, str]]:
     """The tier that a labelled verdict chooses, with rule and reason."""
     step = band(policy.once(steps_of, rule.id), verdict)
-    reason = why(rule, step)
+    reason = band_reason(rule, step)
     return step.tier, (rule.id, f"{verdict.reason}, local {reason}" if verdict.source == LOCAL else reason)
 
 
-def why(rule: Rule, step: Step) -> str:
+def band_reason(rule: Rule, step: Step) -> str:
     """The reason of a route that a band chose."""
     return f"p_complex {step.key}" if isinstance(rule.route, Bands) else step.key
 
@@ -147,19 +143,18 @@ def band(steps: tuple[Step, ...], verdict: Verdict) -> Step:
 
 
 def explored(facts: Facts, policy: Policy, rule: Rule, found: Route) -> Route:
-    """`found`, or as often as the rule's `explore` says one of its other sides; with how likely each of them was.
-
-    Another side is placed as any tier is: never above the caller's cap, nor what is left of its budget or share.
+    """`found` or, with the probability `rule.explore`, one of the rule's other tiers; with the probability of each
+    (its propensity). The other tiers too are limited to what the caller is permitted.
     """
     chosen = found.tiers[0]
-    sides = dict.fromkeys(stands(facts, policy, stays(facts, policy, tier)) for tier in outcomes(rule))
+    sides = dict.fromkeys(permitted_tier(facts, policy, session_tier(facts, policy, tier)) for tier in rule_tiers(rule))
     others = [tier for tier in sides if tier != chosen]
     share = rule.explore / len(others)
     chances = {chosen: 1 - rule.explore, **dict.fromkeys(others, share)}
     at = int(facts.chance / share)
     if at >= len(others):
         return Route(found.tiers, found.rule, found.reason, chances)
-    return Route((others[at], *followers(facts, policy, others[at])), rule.id, "explored", chances)
+    return Route((others[at], *failover_tiers(facts, policy, others[at])), rule.id, "explored", chances)
 
 
 def fallback(verdict: Verdict, policy: Policy) -> str:
@@ -168,13 +163,13 @@ def fallback(verdict: Verdict, policy: Policy) -> str:
     return given.get(verdict.reason, next(iter(policy.tiers)))
 
 
-def unjudged(verdict: Verdict, policy: Policy) -> str:
+def tier_without_verdict(verdict: Verdict, policy: Policy) -> str:
     """The tier that answers without a verdict; the first one where the score was to decide and there is none."""
     given = fallback(verdict, policy)
     return next(iter(policy.tiers)) if given == LOCAL else given
 
 
-def draft(facts: Facts, policy: Policy, tier: str) -> str | None:
+def draft_tier(facts: Facts, policy: Policy, tier: str) -> str | None:
     """`tier`, the one for the simplest case, if `speculate` lets it start its answer before the verdict.
 
     when_idle: with the draft and the question both under way, the tier still has a quarter of its places free, and the
@@ -186,7 +181,7 @@ def draft(facts: Facts, policy: Policy, tier: str) -> str | None:
     return tier if idle and (facts.score is None or facts.score < DOUBTFUL) else None
 
 
-def early(facts: Facts, policy: Policy, tier: str) -> str | None:
+def early_tier(facts: Facts, policy: Policy, tier: str) -> str | None:
     """`tier`, the one for the hardest case, if it may start before the verdict: for what looks hard beyond doubt."""
     rules = policy.triage.early
     if rules is None or facts.score is None or facts.score < rules.score:

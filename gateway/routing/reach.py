@@ -1,4 +1,4 @@
-"""Which tier may answer in the place of the one that was chosen?"""
+"""Which tiers may a caller use, and which one answers where the chosen one may or can not?"""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
@@ -18,8 +18,9 @@ WISHED = {
 }
 
 
-def alike(function: Callable[..., T], facts: Facts, policy: Policy, *given: Hashable) -> T:
-    """`function(facts, policy, *given)`, cached by the facts that it depends on; long prompts are placed each anew."""
+def cached(function: Callable[..., T], facts: Facts, policy: Policy, *given: Hashable) -> T:
+    """`function(facts, policy, *given)`, cached by the facts that it depends on; not for prompts that are too long for
+    some tier."""
     if facts.context > policy.context:
         return function(facts, policy, *given)
     looked = (facts.plan, facts.may, facts.capped, facts.api, facts.tools, facts.json_schema, facts.vision)
@@ -44,13 +45,13 @@ def reachable(facts: Facts, policy: Policy) -> Sequence[str]:
     return allowed[:1] if facts.capped else allowed
 
 
-def granted(facts: Facts, policy: Policy, wish: str, wished_by: str | None) -> Route:
+def wished_route(facts: Facts, policy: Policy, wish: str, wished_by: str | None) -> Route:
     """The route of a caller's wish; going down is always allowed. Raises Forbidden above the plan's cap."""
     allowed = permitted(facts, policy)
     tier = {"fast": allowed[0], "best": allowed[-1]}.get(wish, wish)
     ranks = tuple(policy.tiers)
     if ranks.index(tier) <= ranks.index(allowed[-1]):
-        return placed(facts, policy, tier, (CALLER, WISHED.get(wished_by or "", "asked for")))
+        return permitted_route(facts, policy, tier, (CALLER, WISHED.get(wished_by or "", "asked for")))
     raise Forbidden(
         f"Plan {facts.plan} may not use tier {tier}; the highest it may use is {allowed[-1]}.",
         param="model" if wished_by == "name" else None,
@@ -58,21 +59,22 @@ def granted(facts: Facts, policy: Policy, wish: str, wished_by: str | None) -> R
     )
 
 
-def placed(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Route:
-    """The route for a tier that `said` (rule, reason) chose, once permitted (`place`), with its failover."""
-    chosen, change = place(facts, policy, tier)
+def permitted_route(facts: Facts, policy: Policy, tier: str, said: tuple[str, str]) -> Route:
+    """The route for a tier that `said` (rule, reason) chose, once permitted (`permit`), with its failover."""
+    chosen, change = permit(facts, policy, tier)
     rule, reason = said
-    return Route((chosen, *followers(facts, policy, chosen)), rule, change or reason)
+    return Route((chosen, *failover_tiers(facts, policy, chosen)), rule, change or reason)
 
 
-def stands(facts: Facts, policy: Policy, tier: str) -> str:
-    """The permitted tier that answers in place of `tier`, mostly itself. Raises as `place` does."""
-    return alike(place, facts, policy, tier)[0]
+def permitted_tier(facts: Facts, policy: Policy, tier: str) -> str:
+    """`tier`, or the tier that answers in its place; see `permit`."""
+    return cached(permit, facts, policy, tier)[0]
 
 
-def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
-    """The permitted tier that answers in place of `tier`, and why it is another one (None: it is not). Raises
-    BadRequest when no tier has what the request needs, QuotaUsed when one does that budget or share does not allow."""
+def permit(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
+    """`tier` and None if the caller may use it and it has what the request needs; else the tier that answers in its
+    place, and why. Raises BadRequest when no tier has what the request needs, QuotaUsed when only one that the caller's
+    budget or share rules out has it."""
     allowed, ranks = reachable(facts, policy), tuple(policy.tiers)
     at, moved = ranks.index(tier) - ranks.index(allowed[0]), None
     if at < 0:
@@ -92,7 +94,7 @@ def place(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
 
 
 def lacks(facts: Facts, tier: Tier) -> str | None:
-    """The first thing that the request needs and the tier has not."""
+    """The first thing that the request needs and the tier does not have; None: the tier can answer it."""
     if not tier.serves(facts.api):
         return f"the {facts.api} API"
     for need in NEEDS if facts.tools or facts.json_schema or facts.vision else ():
@@ -108,8 +110,8 @@ def param(need: str) -> str:
     return {"tools": "tools", "json_schema": "response_format"}.get(need, "messages")
 
 
-def followers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
-    """The failover of a tier: those that are permitted and able, each once."""
+def failover_tiers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
+    """The tiers to try when `chosen` fails: those that the policy names and that may answer the request."""
     allowed = reachable(facts, policy)
     tiers = dict.fromkeys(policy.failover.tiers.get(chosen, ()))
     return tuple(t for t in tiers if t != chosen and t in allowed and lacks(facts, policy.tiers[t]) is None)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
 
-from gateway.names import Names
+from gateway.resolver import Resolver
 
 TIMEOUT = 0.1  # seconds without a reply, connecting and writing included, where the address has no socket_timeout
 LONGEST = 60.0  # seconds of a socket_timeout: a request waits so long for a server that stands still
@@ -44,7 +44,7 @@ class Opening:
     port: int = PORT
     path: str = ""
     tls: ssl.SSLContext | None = None
-    names: Names = field(default_factory=Names, compare=False, repr=False)
+    names: Resolver = field(default_factory=Resolver, compare=False, repr=False)
 
     async def open(self) -> asyncio.Transport:
         if self.path:

@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 
 from gateway.policy import Callers, Policy
 from gateway.recorded import Record
-from gateway.standing import LIMITS, MODES, kept
+from gateway.standing import LIMITS, MODES, enforcement
 from gateway.store import State
 from gateway.telemetry.lines import Lines, line
 from gateway.telemetry.meters import Meters
@@ -158,7 +158,7 @@ def _behind(work: Callable[[], None]) -> None:
 
 
 def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str) -> float:
-    return float(kept(callers, store())[limit] == mode)
+    return float(enforcement(callers, store())[limit] == mode)
 
 
 def _count(states: States, tier: str, what: str) -> float:

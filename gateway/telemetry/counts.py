@@ -1,4 +1,4 @@
-"""How are counters and histograms kept, cheaply to count in and to show?
+"""How are counters and histograms kept, so that counting and rendering are cheap?
 
 Counting in prometheus_client's takes ten times as long, and its text of a few hundred series 15 ms, in which every
 stream of the process stands still.
@@ -13,7 +13,7 @@ from prometheus_client.utils import floatToGoString
 Cell = list[float]
 
 
-class Counts:
+class Counter:
     """A counter by label values."""
 
     def __init__(self, name: str, told: str, labels: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ class Counts:
             yield f"{self._name}{braced(labelled(self._labels, values))} {count!r}\n"
 
 
-class Spreads:
+class Histogram:
     """A histogram by label values; `bounds` are the buckets' upper ends."""
 
     def __init__(self, name: str, told: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
@@ -58,8 +58,8 @@ class Spreads:
         return found
 
     def put(self, cell: Cell, amounts: Iterable[float]) -> None:
-        """Adds many amounts to a series. Sorted, they take one search for each bucket that they fall in, not one
-        each."""
+        """Adds many amounts to a series. They are sorted, so that each bucket takes one search rather than each
+        amount."""
         bounds, ordered, seen = self._bounds, sorted(amounts), 0
         while seen < len(ordered):
             at = bisect_left(bounds, ordered[seen])

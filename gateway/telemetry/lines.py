@@ -14,7 +14,7 @@ from gateway.types import Facts, Held, Verdict
 _encoder = msgspec.json.Encoder()
 
 
-class Told(msgspec.Struct, frozen=True):
+class LogLine(msgspec.Struct, frozen=True):
     """The log line of an exchange: what was decided and how long it took, no text of prompt or answer. UNSET is left
     out.
 
@@ -48,7 +48,7 @@ class Told(msgspec.Struct, frozen=True):
     verdict: dict[str, Any] | UnsetType
 
 
-def line(record: Record, model: str | None, at: float) -> Told:
+def line(record: Record, model: str | None, at: float) -> LogLine:
     """`model`: its name as it may be told."""
     caller, route, decision, usage = record.caller, record.route, record.decision, record.usage
     trace_id = f"{record.trace.id:032x}" if record.trace else None
@@ -62,7 +62,7 @@ def line(record: Record, model: str | None, at: float) -> Told:
         draft, held, verdict = decision.draft, decision.held, decision.verdict
         won = _microseconds(decision.won) if draft == "kept" else None
         budget = decision.facts if decision.facts.budget else None
-    return Told(  # by position: so many take six times as long by name
+    return LogLine(  # by position: so many take six times as long by name
         at, record.id, trace_id, record.path, record.status, record.error, name, plan, model, record.stream, chosen,
         record.tier, rule, reason, record.cache, record.policy, _microseconds(record.seconds), ttft, overhead, draft,
         won, held, tokens, _budget(budget) if budget else UNSET, _verdict(verdict) if verdict else UNSET,
@@ -98,5 +98,5 @@ class Lines:
         self._out = Outlet(sys.__stdout__)
         self.close = self._out.close
 
-    def write(self, lines: Sequence[Told]) -> None:
+    def write(self, lines: Sequence[LogLine]) -> None:
         self._out.write(_encoder.encode_lines(lines).decode())

@@ -11,7 +11,7 @@ from gateway.pricing import cost
 from gateway.recorded import PHASES, Record
 from gateway.reply import NOBODY
 from gateway.store import NANO
-from gateway.telemetry.counts import Counts, Spreads
+from gateway.telemetry.counts import Counter, Histogram
 from gateway.telemetry.names import OPERATIONS, PROVIDER
 from gateway.types import Decision, Usage, Verdict
 
@@ -38,46 +38,46 @@ class Meters:
         self.models: Mapping[str, str] = {}
         self._prices: Mapping[str, Price] = {}
         self._last = ""
-        self.requests = Counts("gateway_requests", "Exchanges ended.", ["status", "tier"])
-        self.decisions = Counts("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
-        self.verdicts = Counts("gateway_verdicts", "Classifications.", ["outcome", "source"])
-        self.drafts = Counts("gateway_drafts", "Drafts started.", ["outcome"])
-        self.draft_tokens = Counts("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
-        self.held = Counts("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
-        self.caching = Counts("gateway_cache_requests", "Requests by cache result.", ["result"])
-        self.refusals = Counts("gateway_refusals", "Errors of ours.", ["code"])
+        self.requests = Counter("gateway_requests", "Exchanges ended.", ["status", "tier"])
+        self.decisions = Counter("gateway_decisions", "Routes chosen.", ["rule", "tier", "reason"])
+        self.verdicts = Counter("gateway_verdicts", "Classifications.", ["outcome", "source"])
+        self.drafts = Counter("gateway_drafts", "Drafts started.", ["outcome"])
+        self.draft_tokens = Counter("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
+        self.held = Counter("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
+        self.caching = Counter("gateway_cache_requests", "Requests by cache result.", ["result"])
+        self.refusals = Counter("gateway_refusals", "Errors of ours.", ["code"])
         unread = "Requests refused before the app saw them: late, too large, ambiguous, or for another host."
-        self.unread = Counts("gateway_protocol_refusals", unread, ["status"])
+        self.unread = Counter("gateway_protocol_refusals", unread, ["status"])
         retries = "Calls made for requests after one that failed before its first byte."
-        self.retries = Counts("gateway_retries", retries, ["tier", "reason", "to"])
-        self.limited = Counts("gateway_limited", "Requests that a limit refused.", ["limit"])
-        self.cost = Counts("gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"])
+        self.retries = Counter("gateway_retries", retries, ["tier", "reason", "to"])
+        self.limited = Counter("gateway_limited", "Requests that a limit refused.", ["limit"])
+        self.cost = Counter("gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"])
         saved = "What answers cost less than they would have on the last tier; cached: nothing was asked."
-        self.saved = Counts("gateway_saved_usd", saved, ["tier", "how"])
+        self.saved = Counter("gateway_saved_usd", saved, ["tier", "how"])
         dearer = "What answers cost more than they would have on the last tier: to be taken off what was saved."
-        self.dearer = Counts("gateway_dearer_usd", dearer, [])
-        self.unsent = Counts("gateway_traces_dropped", "Spans that could not be sent.", [])
-        self.reloads = Counts("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
+        self.dearer = Counter("gateway_dearer_usd", dearer, [])
+        self.unsent = Counter("gateway_traces_dropped", "Spans that could not be sent.", [])
+        self.reloads = Counter("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
         for result in RELOADS:
             self.reloads.cell(result)  # the first one is to be seen as a rise
-        self.compared = Counts("gateway_shadow_decisions", "Decisions compared with a candidate's.", ["outcome"])
+        self.compared = Counter("gateway_shadow_decisions", "Decisions compared with a candidate's.", ["outcome"])
         sides = ["rule", "tier", "candidate_rule", "candidate_tier"]
-        self.disagreements = Counts(
+        self.disagreements = Counter(
             "gateway_shadow_disagreements", "Decisions that a candidate makes otherwise.", sides
         )
-        self._make_spreads()
+        self._make_histograms()
 
-    def _make_spreads(self) -> None:
-        self.triage = Spreads("gateway_triage_seconds", "Time to a verdict.", [], DURATION)
-        self.overhead = Spreads("gateway_overhead_seconds", "Time before the first byte that is ours.", [], OVERHEAD)
+    def _make_histograms(self) -> None:
+        self.triage = Histogram("gateway_triage_seconds", "Time to a verdict.", [], DURATION)
+        self.overhead = Histogram("gateway_overhead_seconds", "Time before the first byte that is ours.", [], OVERHEAD)
         phases = "Parts of gateway_overhead_seconds: read, decide, relay."
-        self.phases = Spreads("gateway_overhead_phase_seconds", phases, ["phase"], OVERHEAD)
+        self.phases = Histogram("gateway_overhead_phase_seconds", phases, ["phase"], OVERHEAD)
         labels = [*GENAI, "error_type"]
-        self.duration = Spreads("gen_ai_server_request_duration_seconds", "Whole exchange.", labels, DURATION)
-        self.ttft = Spreads("gen_ai_server_time_to_first_token_seconds", "Until the first byte.", GENAI, TTFT)
+        self.duration = Histogram("gen_ai_server_request_duration_seconds", "Whole exchange.", labels, DURATION)
+        self.ttft = Histogram("gen_ai_server_time_to_first_token_seconds", "Until the first byte.", GENAI, TTFT)
         tpot = "Of a stream, between two tokens."
-        self.tpot = Spreads("gen_ai_server_time_per_output_token_seconds", tpot, GENAI, TPOT)
-        self.tokens = Spreads("gen_ai_client_token_usage", "Tokens.", [*GENAI, "gen_ai_token_type"], TOKENS)
+        self.tpot = Histogram("gen_ai_server_time_per_output_token_seconds", tpot, GENAI, TPOT)
+        self.tokens = Histogram("gen_ai_client_token_usage", "Tokens.", [*GENAI, "gen_ai_token_type"], TOKENS)
         self._of_phase = [self.phases.cell(phase) for phase in PHASES]
         self._of_all = self.overhead.cell()
         self._learning()
@@ -85,16 +85,16 @@ class Meters:
     def _learning(self) -> None:
         """What tells whether deciding pays, and goes on to."""
         won = "How much sooner the first byte came because a draft had begun."
-        self.won = Spreads("gateway_draft_won_seconds", won, [], TTFT)
-        self.shadows = Counts(
+        self.won = Histogram("gateway_draft_won_seconds", won, [], TTFT)
+        self.shadows = Counter(
             "gateway_shadow_answers", "Answers drawn to be compared with another tier's.", ["outcome"]
         )
         for outcome in SHADOWED:
             self.shadows.cell(outcome)
         agreement = "How much both answers agree, from 0 to 1."
-        self.agreement = Spreads("gateway_shadow_agreement", agreement, [], AGREEMENT)
+        self.agreement = Histogram("gateway_shadow_agreement", agreement, [], AGREEMENT)
         psi = "Population stability index of p, each look."
-        self.drift_psi = Spreads("gateway_drift_psi", psi, [], PSI)
+        self.drift_psi = Histogram("gateway_drift_psi", psi, [], PSI)
 
     def use(self, policy: Policy) -> None:
         """Count by the names and prices of this policy."""
@@ -130,7 +130,7 @@ class Meters:
     def text(self) -> str:
         """All of them as Prometheus' text. Meant for a thread: it lets others run after each series."""
         parts: list[str] = []
-        for metric in [found for found in vars(self).values() if isinstance(found, Counts | Spreads)]:
+        for metric in [found for found in vars(self).values() if isinstance(found, Counter | Histogram)]:
             for part in metric.text():
                 parts.append(part)
                 time.sleep(0)

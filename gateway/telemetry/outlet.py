@@ -1,4 +1,4 @@
-"""How is a log written whose reader may stand still?   By a thread, which alone waits for that."""
+"""How are log lines written to a reader that may stall?   By a thread of their own: nothing else waits for it."""
 
 import logging
 import os
@@ -14,8 +14,8 @@ log = logging.getLogger("gateway")
 
 
 class Outlet:
-    """Writes text to a file's descriptor, in order, soon after it was given. A reader that stands still or is gone
-    costs lines, which are counted in the log, and holds nobody up.
+    """Writes text to a file descriptor, in order, soon after it was given. While the reader stalls or is gone, lines
+    are lost, which the log counts; nothing waits.
     """
 
     def __init__(self, file: TextIO | None) -> None:

@@ -1,8 +1,7 @@
 """The door to the model servers; the package's one public module."""
 
-from gateway.upstream.asking import Asking
 from gateway.upstream.door import Upstream
 from gateway.upstream.loads import SERIES, Load, loads
-from gateway.upstream.waste import Waste
+from gateway.upstream.triage_response import TriageResponse
 
-__all__ = ["SERIES", "Asking", "Load", "Upstream", "Waste", "loads"]
+__all__ = ["SERIES", "Load", "TriageResponse", "Upstream", "loads"]

@@ -1,4 +1,4 @@
-"""Who is asked, how long do we wait, and who is next when a server fails?"""
+"""Which model server is called, for how long, and which one is next when it fails?"""
 
 import asyncio
 import itertools
@@ -20,14 +20,14 @@ from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
-from gateway.upstream.asking import Asking, Endings
-from gateway.upstream.budget import Budget
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.exchange import Exchange
 from gateway.upstream.places import LONGEST_ADVICE, Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
-from gateway.upstream.replies import Failed, begun, busy, failed, stream, wait, whole
+from gateway.upstream.replies import Failed, accepted, failure, is_busy, retry_after, stream_reply, whole_reply
+from gateway.upstream.retry_budget import RetryBudget
+from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
 
 
@@ -35,19 +35,19 @@ def _unheard(*_: str) -> None: ...
 
 
 class Upstream:
-    """Model servers by tier. Counts what is in flight, for the rules and for balancing.
+    """The model servers of all tiers. Counts the calls in flight, for the rules and for balancing.
 
-    `able`: by tier, the strategies of triage that its servers were found to serve. `waste`: how many tokens drafts made
-    lately; `early`: limits early starts on the highest tier. `retried` is called for each further call for a request,
-    with the tier that failed, how, and where the call goes (replica | tier).
+    `strategies`: by tier, the triage strategies that its servers were found to support. `waste`: how many tokens of
+    drafts were thrown away lately; `early`: limits early starts on the highest tier. `retried` is called for each
+    further call on behalf of a request, with the tier that failed, how, and where the next call goes (replica | tier).
     """
 
     def __init__(self, client: Client, retried: Callable[[str, str, str], None] = _unheard) -> None:
         self._client, self._retried = client, retried
-        self.able: dict[str, tuple[str, ...]] = {}
+        self.strategies: dict[str, tuple[str, ...]] = {}
         self.waste, self.early = Waste(), Early()
         self._places: dict[str, Places] = {}
-        self._budgets: dict[str, Budget] = defaultdict(Budget)
+        self._budgets: dict[str, RetryBudget] = defaultdict(RetryBudget)
         self._replicas, self._queues = Replicas(), Queues(client)
         self._endings: Endings = {}
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
@@ -58,7 +58,7 @@ class Upstream:
         return {name: places.taken for name, places in self._places.items()}
 
     def waiting(self, policy: Policy) -> Mapping[str, int]:
-        """Requests in the servers' queues, of the tiers whose queues the policy looks at and that tell."""
+        """Requests in the servers' own queues, by tier, where the policy uses them and they are known."""
         return self._waiting(policy) if policy.watched_queues else {}
 
     def _waiting(self, policy: Policy) -> Mapping[str, int]:
@@ -69,7 +69,7 @@ class Upstream:
         return {name: count for name, count in found.items() if count is not None}
 
     def states(self, policy: Policy) -> Mapping[str, TierState]:
-        """How each tier stands, for those who watch."""
+        """The state of each tier."""
         return {name: self._state(name, tier) for name, tier in policy.tiers.items()}
 
     def _state(self, name: str, tier: Tier) -> TierState:
@@ -78,14 +78,14 @@ class Upstream:
         return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
-        """Stop reading the servers' queues, and what is left of answers to questions."""
+        """Stops reading the servers' queues and what is left of triage answers."""
         await self._queues.close()
         while self._endings:
             self._endings.popitem()[0].close()
 
     def shed(self, request: ChatRequest, policy: Policy) -> None:
-        """Load shedding: raises Overloaded where every tier that the caller may reach would refuse the request at once,
-        so that neither store nor classifier is asked for it."""
+        """Load shedding: raises Overloaded if every tier that the caller may use would refuse the request at once; then
+        neither the store nor the classifier needs to be asked."""
         caller, refusal = request.caller, None
         for name in policy.reach(caller.plan, caller.own.may):
             tier, places = policy.tiers[name], self._places.get(name)
@@ -101,10 +101,10 @@ class Upstream:
     async def send(
         self, request: ChatRequest, route: Route, policy: Policy, first: Awaitable[Reply] | None = None
     ) -> Reply:
-        """The answer of the first tier of the route that gives one; its first bytes have arrived.
+        """The answer of the first tier of the route that gives one, once its first bytes have arrived.
 
-        A server's 4xx is an answer, save a 429 while tiers are left. `first` is the first tier's attempt where that is
-        under way already. When every tier failed, the reply breaks with the last one's refusal.
+        A server's 4xx is an answer, except a 429 while there are tiers left. `first` is the first tier's attempt, where
+        that has begun already. If every tier fails, the reply is the last one's refusal.
         """
         if not route.tiers:
             return Reply.refused(UpstreamFailed("The route names no tier."))
@@ -121,9 +121,9 @@ class Upstream:
         return reply
 
     async def attempt(self, request: ChatRequest, name: str, policy: Policy, bill: Bill | None = None) -> Reply:
-        """What one tier makes of the request; its first bytes have arrived, or it failed before them (`failure`).
+        """One tier's answer, once its first bytes have arrived, or its failure before them (`Reply.failure`).
 
-        What it used is put on `bill`, among the request's bills.
+        Its usage goes to `bill`, which is added to the request's bills.
         """
         tier, places = policy.tiers[name], self._placed(name)
         started = time.perf_counter()
@@ -155,14 +155,14 @@ class Upstream:
             raise
         bill.void = reply.status != 200 or DIALECTS[request.path].work == "count"
         reply.waited = time.perf_counter() - started
-        if busy(reply):
+        if is_busy(reply):
             await reply.shut()
             reply.failure = "overloaded"
         return reply
 
-    async def asking(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> Asking:
-        """The answer to a short question of ours about `request`, by the replica that would answer that. It is a
-        context manager, entered by its holder.
+    async def ask(self, request: ChatRequest, path: str, body: bytes, policy: Policy, seconds: float) -> TriageResponse:
+        """Sends a question of our own about `request`, triage's or the probe's, to the replica that would answer the
+        request. What it returns is a context manager, entered by its holder.
 
         Raises Overloaded when the tier is full, TransportError of kind "total" when `seconds` run out.
         """
@@ -180,54 +180,54 @@ class Upstream:
             exchange.response = response = await self._ask(exchange, call, tier, brief(tier, seconds))
         except BaseException as error:
             if isinstance(error, TransportError) and error.kind in ("connect", "closed"):
-                exchange.failed(error)  # by the time alone that it took for a verdict no server is judged
+                exchange.failed(error)  # a verdict that is late is no failure of the server
             exchange.close()
             raise
         if response.status >= 500:
             exchange.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
         else:
             exchange.passed()
-        return Asking(exchange, response, bill.usage, self._endings)
+        return TriageResponse(exchange, response, bill.usage, self._endings)
 
-    async def told(self) -> None:
-        """Wait until the questions that have their verdict tell what they used, which comes behind it."""
+    async def triage_reported(self) -> None:
+        """Returns when triage calls whose verdict is known have reported their usage, which comes after the label."""
         if self._endings:
             await asyncio.wait(self._endings.values())
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
-        """The answer of another replica, where the first one's `error` and the tier's budget for retries allow it.
-        Raises Failed, as `error` is, where they do not.
+        """The answer of another replica, if the first one's `error` and the tier's retry budget allow it; else raises
+        Failed as `error` is.
         """
         other = self._other(request, call.tier, policy, first)
         if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
-            raise Failed(error.kind, error.refusal, error.void)  # not `error`: it would hold this frame, and that it
+            raise Failed(error.kind, error.refusal, error.void)  # `error` itself would be in a cycle with this frame
         self._retried(call.tier, error.kind, "replica")
         request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
         return await self._try(request, call, policy.tiers[call.tier], other)
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
-        """Raises Failed. The tier's place is the exchange's from here on, which ends with the answer."""
+        """One call to one replica. Raises Failed; else the exchange owns the tier's place until the answer ends."""
         rest = _rest(request, tier)
         if rest <= 0:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
         exchange, reply = Exchange(call.tier, replica, request.caller.id), None
         try:
             exchange.response = response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
-            headers, streams = begun(exchange, response, call.bill.stream)
+            headers, streams = accepted(exchange, response, call.bill.stream)
             if streams:
-                reply = await stream(request, exchange, response, headers, call.bill.usage)
+                reply = await stream_reply(request, exchange, response, headers, call.bill.usage)
             else:
                 data = response.ready(MAX_JSON)
                 data = await response.read(MAX_JSON) if data is None else data
-                reply = whole(response, headers, data, call.bill, DIALECTS[request.path].answers.holds)
+                reply = whole_reply(response, headers, data, call.bill, DIALECTS[request.path].answers.holds)
         except (TransportError, UpstreamFailed, Failed) as error:
-            raise failed(exchange, error) from None
+            raise failure(exchange, error) from None
         finally:
             if not reply:
                 exchange.close()
         exchange.passed()
-        replica.busy = 0.0 if reply.status != 429 else _now() + min(wait(response), LONGEST_ADVICE)
+        replica.busy = 0.0 if reply.status != 429 else _now() + min(retry_after(response), LONGEST_ADVICE)
         exchange.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))
@@ -250,7 +250,7 @@ class Upstream:
         return found or self._replicas.at(tier.replicas[0])
 
     def _asked(self, request: ChatRequest, tier: Tier) -> Replica | None:
-        """The one that our question about the request went to: it has the prompt's KV cache, or is about to."""
+        """The replica that the triage question went to: it has the prompt in its KV cache, or will soon."""
         for bill in request.bills if tier.balance == "prefix_affinity" else ():
             if bill.server in tier.replicas:
                 replica = self._replicas.at(bill.server)
@@ -258,7 +258,7 @@ class Upstream:
         return None
 
     def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:
-        """Another replica to try while there is time."""
+        """Another replica to try, if there is one and time is left."""
         tier = policy.tiers[name]
         if len(tier.replicas) == 1 or _rest(request, tier) <= 0:
             return None

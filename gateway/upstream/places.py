@@ -11,11 +11,11 @@ from gateway.upstream.window import Window
 RETRY_AFTER = 1.0  # seconds, when a full tier or server cannot say better
 LONGEST_ADVICE = 10.0  # nobody knows the load much later
 WEIGHT = 0.05  # of the last gap between two grants, in their moving average
-SHUT = 0.5  # seconds for which a line that lost a place to a higher one accepts nobody while that one waits
+SHUT = 0.5  # seconds for which a queue that lost a place to a higher one accepts nobody while that one waits
 SURE = 0.5  # the part of its patience that a request's estimated wait may take: else it is refused at once
 
 
-class Line:
+class Queue:
     """The waiting requests of one priority, first come first served. `pace`: seconds between two grants, averaged."""
 
     __slots__ = ("last", "pace", "shut", "waiting")
@@ -25,7 +25,7 @@ class Line:
         self.pace = self.last = self.shut = 0.0
 
     def wait(self, now: float, *, behind: bool) -> float:
-        """The seconds that a request which comes now would wait, estimated. `behind`: a higher line has waiting
+        """The seconds that a request which comes now would wait, estimated. `behind`: a higher queue has waiting
         requests, so that this one may stand still, and the time since its last grant counts. Else such a pause only
         means that answers end several at once.
         """
@@ -51,11 +51,11 @@ class Line:
 class Places:
     """The calls that a tier has open (`taken`) and who waits to be one of them, by priority, higher first."""
 
-    __slots__ = ("_limits", "_lines", "_name", "_window", "queued", "taken")
+    __slots__ = ("_limits", "_name", "_queues", "_window", "queued", "taken")
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lines: dict[int, Line] = {}
+        self._queues: dict[int, Queue] = {}
         self._limits = TierLimits()  # as last seen
         self._window = Window()
         self.taken = self.queued = 0
@@ -82,7 +82,7 @@ class Places:
             return
         if self.queued >= limits.queue:
             self._displace(priority)
-        await self._wait(self._lines.setdefault(priority, Line()), min(patience, limits.queue_timeout))
+        await self._wait(self._queues.setdefault(priority, Queue()), min(patience, limits.queue_timeout))
 
     def turned_away(self, limits: TierLimits, priority: int, patience: float) -> Overloaded | None:
         """The refusal that `take` raises at once; None where there is a place, or one worth waiting for."""
@@ -125,19 +125,19 @@ class Places:
         seconds = min(max(RETRY_AFTER, expected), LONGEST_ADVICE)
         return Overloaded(f"Tier '{self._name}' is full.", retry_after=seconds)
 
-    async def _wait(self, line: Line, patience: float) -> None:
+    async def _wait(self, queue: Queue, patience: float) -> None:
         loop = asyncio.get_running_loop()
-        if not line.waiting:
-            line.last = loop.time()
+        if not queue.waiting:
+            queue.last = loop.time()
         turn: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(patience, self._give_up, line, turn)
-        line.waiting.append(turn)
+        timer = loop.call_later(patience, self._give_up, queue, turn)
+        queue.waiting.append(turn)
         self.queued += 1
         try:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._drop(line, turn)
+                self._drop(queue, turn)
             elif not turn.exception():
                 self.give_back()  # granted in the moment in which the caller left
             raise
@@ -146,45 +146,45 @@ class Places:
 
     def _grant(self) -> None:
         while self.queued and self.taken < self.most(self._limits):
-            line = self._lines[max(level for level, line in self._lines.items() if line.waiting)]
-            turn = line.waiting.popleft()
+            queue = self._queues[max(level for level, queue in self._queues.items() if queue.waiting)]
+            turn = queue.waiting.popleft()
             self.queued -= 1
             if not turn.done():  # else it was cancelled in this moment
-                line.moved(_now())
+                queue.moved(_now())
                 self.taken += 1
                 turn.set_result(None)
 
-    def _give_up(self, line: Line, turn: "asyncio.Future[None]") -> None:
+    def _give_up(self, queue: Queue, turn: "asyncio.Future[None]") -> None:
         if not turn.done():
-            self._drop(line, turn)
-            line.stood(_now())
-            turn.set_exception(self.overloaded(line.pace))
+            self._drop(queue, turn)
+            queue.stood(_now())
+            turn.set_exception(self.overloaded(queue.pace))
 
     def _expected(self, priority: int) -> float:
         """Seconds that one of this priority would wait."""
-        behind = any(other.waiting for level, other in self._lines.items() if level > priority)
-        line = self._lines.get(priority)
-        return line.wait(_now(), behind=behind) if line else 0.0
+        behind = any(other.waiting for level, other in self._queues.items() if level > priority)
+        queue = self._queues.get(priority)
+        return queue.wait(_now(), behind=behind) if queue else 0.0
 
-    def _below(self, priority: int) -> Line | None:
-        """The lowest line in which somebody waits, if it is below `priority`."""
-        lowest = min((level for level, line in self._lines.items() if line.waiting), default=priority)
-        return self._lines[lowest] if lowest < priority else None
+    def _below(self, priority: int) -> Queue | None:
+        """The lowest queue in which somebody waits, if it is below `priority`."""
+        lowest = min((level for level, queue in self._queues.items() if queue.waiting), default=priority)
+        return self._queues[lowest] if lowest < priority else None
 
     def _displace(self, priority: int) -> None:
-        """Send away the last comer of the lowest line below `priority`, if there is one."""
-        line = self._below(priority)
-        if line is None:
+        """Send away the last comer of the lowest queue below `priority`, if there is one."""
+        queue = self._below(priority)
+        if queue is None:
             return
-        turn = line.waiting[-1]
-        self._drop(line, turn)
-        line.shut = _now() + SHUT
+        turn = queue.waiting[-1]
+        self._drop(queue, turn)
+        queue.shut = _now() + SHUT
         if not turn.done():
             turn.set_exception(self.overloaded())
 
-    def _drop(self, line: Line, turn: "asyncio.Future[None]") -> None:
-        if turn in line.waiting:
-            line.waiting.remove(turn)
+    def _drop(self, queue: Queue, turn: "asyncio.Future[None]") -> None:
+        if turn in queue.waiting:
+            queue.waiting.remove(turn)
             self.queued -= 1
 
 

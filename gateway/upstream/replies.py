@@ -1,4 +1,4 @@
-"""What becomes of a model server's answer?   A reply of ours, or a failure before its first byte."""
+"""How does a model server's answer become a Reply, or a failure before its first byte?"""
 
 import logging
 import time
@@ -20,9 +20,9 @@ log = logging.getLogger("gateway")
 
 
 class Failed(Exception):
-    """A tier failed in the way `kind`, a member of `failover.on`; None: nobody else is to be asked.
+    """A call to a tier failed. `kind` is one of `failover.on`; None: no other tier is to be tried.
 
-    `void`: before it began to work. `ours`: by its configuration, which no other replica of the tier is better for.
+    `void`: the server used nothing. `ours`: our configuration is to blame, so another replica would fail too.
     """
 
     def __init__(self, kind: str | None, refusal: UpstreamFailed | Overloaded, void: bool = True) -> None:
@@ -31,7 +31,7 @@ class Failed(Exception):
         self.ours = isinstance(refusal, UpstreamAuth)
 
 
-def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
+def failure(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
     """The failure of an exchange that broke. Its replica's breaker counts it, unless our configuration is to blame."""
     if not (isinstance(error, Failed) and error.ours):
         exchange.failed(error)
@@ -43,19 +43,19 @@ def failed(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) 
     return Failed("first_byte" if isinstance(told, UpstreamTimeout) else "5xx", told, void=False)
 
 
-def busy(reply: Reply) -> bool:
+def is_busy(reply: Reply) -> bool:
     """A 429 that does not forbid to try elsewhere (x-should-retry: false)."""
     return reply.status == 429 and (b"x-should-retry", b"false") not in reply.headers
 
 
-def begun(exchange: Exchange, response: Response, streams: bool) -> tuple[Headers, bool]:
-    """What the caller gets of the server's headers, and whether a stream follows; `streams`: one was asked for. Raises
-    Failed."""
+def accepted(exchange: Exchange, response: Response, streams: bool) -> tuple[Headers, bool]:
+    """The server's headers that the caller gets, and whether a stream follows; `streams`: one was asked for. Raises
+    Failed for what is no answer to pass on."""
     status = response.status
     if status >= 500 or status in (401, 403):
         raise _refused(response, exchange)
     headers: Headers = []
-    kind = coding = b""  # of headers that come twice the first one
+    kind = coding = b""  # the first one, where a header comes twice
     for name, value in response.headers:
         if name not in LOOKED_AT or len(value) > MOST_VALUE:
             continue
@@ -75,8 +75,8 @@ def begun(exchange: Exchange, response: Response, streams: bool) -> tuple[Header
     return headers, streams and status == 200
 
 
-def wait(response: Response) -> float:
-    """The seconds for which a busy server asks to be left alone; RETRY_AFTER where it names no time to come."""
+def retry_after(response: Response) -> float:
+    """The seconds for which a busy server asks to be left alone; RETRY_AFTER where it does not say."""
     told = response.header(b"retry-after")
     if told.isdigit():
         return min(float(told), LONGEST_WAIT)
@@ -87,18 +87,20 @@ def wait(response: Response) -> float:
     return min(max(seconds, RETRY_AFTER), LONGEST_WAIT)
 
 
-def whole(response: Response, headers: Headers, data: bytes, bill: Bill, holds: bytes) -> Reply:
-    """The server's answer as ours; nothing is open any more. Raises UpstreamFailed, also for a 200 without what every
-    answer of the dialect `holds`: an error told as a success, or the word of a server that is none for models."""
+def whole_reply(response: Response, headers: Headers, data: bytes, bill: Bill, holds: bytes) -> Reply:
+    """The server's whole answer as a Reply, with nothing left open. Raises UpstreamFailed, also for a 200 without what
+    every answer of the dialect `holds`: an error disguised as success, or something that is no model server."""
     read_whole(data, response.status, bill.usage)
     if response.status == 200 and data.find(holds) < 0:
         raise UpstreamFailed("The model server failed before it answered.")
     return Reply(response.status, headers, data, False, bill.tier, nothing, bill.usage)
 
 
-async def stream(request: ChatRequest, exchange: Exchange, response: Response, headers: Headers, usage: Usage) -> Reply:
-    """Waits for the first events: a stream that breaks before them can still fail over. Raises UpstreamFailed, Failed.
-    The reply holds the exchange.
+async def stream_reply(
+    request: ChatRequest, exchange: Exchange, response: Response, headers: Headers, usage: Usage
+) -> Reply:
+    """Waits for the first events, as a stream that fails before them can still fail over. The reply then owns the
+    exchange. Raises UpstreamFailed, Failed.
     """
     asked = (request.fields.stream_options or {}).get("include_usage") is True
     events = Events(response, usage, request.dialect.answers, not asked, exchange.failed)
@@ -111,8 +113,8 @@ async def stream(request: ChatRequest, exchange: Exchange, response: Response, h
 
 
 def _refused(response: Response, exchange: Exchange) -> Failed:
-    """A server's 5xx, or its word that our key is wrong. Its text stays here: it may name hosts, paths or other
-    callers' data.
+    """The failure for a server's 5xx, or for its refusal of our key. The server's text is not passed on: it may hold
+    host names, paths or other callers' data.
     """
     if response.status in (401, 403):
         told = "tier %s: %s refuses its key (status %d): see api_key_env"
@@ -122,6 +124,6 @@ def _refused(response: Response, exchange: Exchange) -> Failed:
     if response.status != 503:
         refusal = UpstreamFailed(f"The model server failed (status {response.status}).")
         return Failed(None if final else "5xx", refusal)
-    overloaded = Overloaded("The model server is overloaded.", retry_after=wait(response))
+    overloaded = Overloaded("The model server is overloaded.", retry_after=retry_after(response))
     overloaded.should_retry = False if final else None
     return Failed(None if final else "overloaded", overloaded)

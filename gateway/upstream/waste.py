@@ -1,4 +1,4 @@
-"""How much of what drafts made lately was thrown away, and which may start on the dear tier?"""
+"""How many tokens of drafts were wasted lately, and may another draft start on the highest tier?"""
 
 import math
 import time
@@ -24,8 +24,8 @@ class Tally:
 
 
 class Waste:
-    """Tokens of drafts, kept and wasted, of each caller and of all together. Older ones fade: after a window about a
-    third of them still counts."""
+    """Tokens of drafts, kept and wasted, by caller and in all. They decay: after one window about a third of them still
+    counts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -44,8 +44,8 @@ class Waste:
             tallies.popitem(last=False)
 
     def within(self, caller: str, most: float, window: float) -> bool:
-        """Whether the wasted part, over about so many seconds, is at most that: of the caller's drafts where they are
-        enough to tell, so that one whose drafts come to nothing stops nobody else's; else of all."""
+        """Whether the wasted part, over about `window` seconds, is at most `most`: of this caller's drafts if they are
+        enough to tell, so that one caller's wasted drafts do not stop the others'; else of all drafts."""
         now, self._window = self._clock(), window
         for tally in filter(None, map(self._tallies.get, (caller, TOGETHER))):
             tally.fade(now, window)
@@ -55,14 +55,13 @@ class Waste:
 
 
 class Early:
-    """Limits early starts on the highest tier: of n judged requests at most share * n + SAVED may start it before their
-    verdict."""
+    """Limits early starts on the highest tier: of n requests that are triaged at most share * n + SAVED."""
 
     def __init__(self) -> None:
         self._left = 0.0
 
     def may(self, share: float, *, wanted: bool) -> bool:
-        """One more is judged; whether it may, if that is wanted."""
+        """Counts one more triaged request; returns whether it may start early, if that is `wanted`."""
         self._left = min(self._left + share, SAVED)
         if not wanted or self._left < 1.0:
             return False

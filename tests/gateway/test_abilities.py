@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from gateway.abilities import Manner, able, alone, manner, strategies, wants, words
+from gateway.abilities import (
+    PlainAnswer,
+    common_strategies,
+    failure_text,
+    for_server,
+    needs_verdicts,
+    plain_answer,
+    try_strategies,
+)
 from gateway.http1 import Client
 from gateway.policy import Policy
 from gateway.upstream import Upstream
@@ -20,7 +28,7 @@ BARE: dict[str, Any] = {"tiers": {"flash": {"set": None}}}
 
 
 def one(server: Sim, **changes: Any) -> Policy:
-    return alone(policy_for(server, PRO, **changes), "flash", server.url)
+    return for_server(policy_for(server, PRO, **changes), "flash", server.url)
 
 
 @contextlib.asynccontextmanager
@@ -36,39 +44,39 @@ def bodies(server: Sim) -> list[Any]:
     return [json.loads(entry["body"]) for entry in server.state()["requests"]]
 
 
-async def asked(policy: Policy) -> Manner:
+async def asked(policy: Policy) -> PlainAnswer:
     async with door() as upstream:
-        return await manner(policy, upstream)
+        return await plain_answer(policy, upstream)
 
 
 async def said(policy: Policy, strategy: str, outcome: str = "error") -> str:
     async with door() as upstream:
-        return await words(policy, upstream, strategy, outcome)  # type: ignore[arg-type]
+        return await failure_text(policy, upstream, strategy, outcome)  # type: ignore[arg-type]
 
 
 async def test_a_named_strategy_does_not_hide_the_others(flash: Sim) -> None:
     async with door() as upstream:
-        found = await strategies(one(flash, triage={"strategy": "json"}), upstream)
+        found = await try_strategies(one(flash, triage={"strategy": "json"}), upstream)
     assert list(found) == ["choice", "decisions", "json_logprobs", "json"]
 
 
 async def test_another_tier_than_triage_s_is_asked_at_its_own_server(flash: Sim, pro: Sim) -> None:
     async with door() as upstream:
-        await strategies(alone(policy_for(flash, pro), "pro", pro.url), upstream)
+        await try_strategies(for_server(policy_for(flash, pro), "pro", pro.url), upstream)
     assert flash.state()["requests"] == []
     assert {body["model"] for body in bodies(pro)} == {"pro-model"}
 
 
 def test_a_tier_can_do_what_each_useful_server_can_the_better_ones_first() -> None:
     both = {"json": "ok", "json_logprobs": "ok", "choice": "ok"}
-    assert able([both, {"json": "ok", "choice": "unbound"}]) == ("json",)  # type: ignore[list-item]
-    assert able([both, {"choice": "timeout"}]) == ("choice", "json_logprobs", "json")  # type: ignore[list-item]
-    assert able([]) == able([{"json": "parse"}]) == ()
+    assert common_strategies([both, {"json": "ok", "choice": "unbound"}]) == ("json",)  # type: ignore[list-item]
+    assert common_strategies([both, {"choice": "timeout"}]) == ("choice", "json_logprobs", "json")  # type: ignore[list-item]
+    assert common_strategies([]) == common_strategies([{"json": "parse"}]) == ()
 
 
 async def test_a_server_that_thinks_by_itself_is_told_from_one_that_the_tier_keeps_from_it(flash: Sim) -> None:
-    assert await asked(one(flash, **BARE)) == Manner(thinks=True, content=False, logprobs=True)
-    assert await asked(one(flash)) == Manner(thinks=False, content=True, logprobs=True)
+    assert await asked(one(flash, **BARE)) == PlainAnswer(thinks=True, content=False, logprobs=True)
+    assert await asked(one(flash)) == PlainAnswer(thinks=False, content=True, logprobs=True)
 
 
 async def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_question() -> None:
@@ -76,18 +84,18 @@ async def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_que
     refusal = plain(b'{"error":{"message":"no logprobs here"}}', "400 Bad Request")
     async with scripted(refusal, plain(json.dumps(answer).encode())) as (url, _):
         told = await asked(one(Sim(url, "flash-model")))
-    assert told == Manner(thinks=True, content=True, logprobs=False)
+    assert told == PlainAnswer(thinks=True, content=True, logprobs=False)
 
 
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        ("[]", Manner(refused="200 []")),
-        ('{"choices":[]}', Manner(refused='200 {"choices":[]}')),
-        ('{"choices":[{"message":[],"logprobs":[1]}]}', Manner()),
+        ("[]", PlainAnswer(refused="200 []")),
+        ('{"choices":[]}', PlainAnswer(refused='200 {"choices":[]}')),
+        ('{"choices":[{"message":[],"logprobs":[1]}]}', PlainAnswer()),
     ],
 )
-async def test_an_answer_of_another_form_is_no_error(answer: str, told: Manner) -> None:
+async def test_an_answer_of_another_form_is_no_error(answer: str, told: PlainAnswer) -> None:
     one_each = plain(answer.encode())
     async with scripted(one_each, one_each) as (url, _):
         assert await asked(one(Sim(url, "flash-model"))) == told
@@ -115,4 +123,4 @@ async def test_words_are_those_of_the_very_question(flash: Sim) -> None:
 
 @pytest.mark.parametrize(("route", "wanted"), [("flash", False), ({"simple": "flash", "complex": "pro"}, True)])
 def test_a_verdict_is_wanted_where_a_rule_splits(flash: Sim, route: object, wanted: bool) -> None:
-    assert wants(policy_for(flash, PRO, rules=[{"id": "all", "route": route}])) is wanted
+    assert needs_verdicts(policy_for(flash, PRO, rules=[{"id": "all", "route": route}])) is wanted

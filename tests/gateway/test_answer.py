@@ -3,7 +3,7 @@ import json
 import pytest
 
 from gateway.answer import answer
-from gateway.cache import Flights, lookup
+from gateway.cache import Flights, cache_key
 from gateway.errors import NotFound
 from gateway.policy import Policy
 from gateway.reply import Reply
@@ -104,7 +104,7 @@ async def test_an_answer_is_limited_and_paid_where_the_cache_holds_one_that_cann
     plans = {"plans": {"usual": {"concurrency": 1}}}
     policy, fields = policy_for(flash, pro, callers=plans, caching={"ttl": "1m"}), body(temperature=0)
     store, request = MemoryStore(), asked(fields)
-    await store.remember("ann", lookup(request, policy) or b"", b"of a form that nobody can read", 60.0)
+    await store.remember("ann", cache_key(request, policy) or b"", b"of a form that nobody can read", 60.0)
     async with upstream() as door:
         reply = await answers(fields, policy, door, store)
         with pytest.raises(OverLimit):

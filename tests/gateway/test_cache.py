@@ -6,8 +6,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from gateway.cache import lookup, replay
-from gateway.cache.entry import Entry, kept, opened, sealed, unsealed
+from gateway.cache import cache_key, cached_reply
+from gateway.cache.entry import Entry, packed, sealed, unpacked, unsealed
 from gateway.policy import Policy
 from gateway.store import MemoryStore
 from gateway.types import Caller, Own
@@ -21,7 +21,7 @@ BASE = body(temperature=0, seed=1, max_tokens=5, stop=["x"], metadata={"a": 1}, 
 
 
 def key(fields: JSON, policy: Policy = POLICY, path: str = CHAT, tier: str | None = None) -> bytes | None:
-    return lookup(asked(fields, path, headers={"x-route-tier": tier} if tier else None), policy)
+    return cache_key(asked(fields, path, headers={"x-route-tier": tier} if tier else None), policy)
 
 
 def test_the_same_request_has_the_same_key_whatever_the_order_of_its_members() -> None:
@@ -83,8 +83,8 @@ def test_callers_plans_policies_paths_models_and_routing_headers_miss() -> None:
     assert renamed.digest == again.digest
     keys = [
         key(BASE),
-        lookup(asked(BASE, caller=bob), POLICY),
-        lookup(asked(BASE, caller=salted), POLICY),
+        cache_key(asked(BASE, caller=bob), POLICY),
+        cache_key(asked(BASE, caller=salted), POLICY),
         key(BASE, renamed),
         key(BASE, again),
         key(BASE, policy_for(FLASH, PRO, caching={"ttl": "2m"})),
@@ -98,7 +98,7 @@ def test_callers_plans_policies_paths_models_and_routing_headers_miss() -> None:
 
 def test_a_key_that_may_use_other_tiers_misses() -> None:
     owners = [replace(ANN, own=Own(may=may)) for may in (None, (), ("pro",))]
-    assert len({lookup(asked(BASE, caller=one), POLICY) for one in owners}) == 3
+    assert len({cache_key(asked(BASE, caller=one), POLICY) for one in owners}) == 3
 
 
 def test_the_same_body_misses_on_another_path() -> None:
@@ -135,24 +135,24 @@ BOB = Caller("bob", "bob", "usual", "salt-of-bob")
 
 
 def test_an_entry_is_read_back_as_it_was_kept_and_small() -> None:
-    value = kept(ENTRY, NAME, ANN)
+    value = packed(ENTRY, NAME, ANN)
     assert len(value) < len(ENTRY.data) / 5
-    assert opened(value, NAME, ANN) == ENTRY
+    assert unpacked(value, NAME, ANN) == ENTRY
     small = Entry(b"", b"application/json", b"null", "flash", "r", b"{}")
-    assert opened(kept(small, NAME, ANN), NAME, ANN) == small
+    assert unpacked(packed(small, NAME, ANN), NAME, ANN) == small
 
 
 def test_what_is_poisoned_cut_or_anothers_is_a_miss() -> None:
-    value, request = kept(ENTRY, NAME, ANN), asked(BASE)
-    assert replay(value, NAME, request) is not None
+    value, request = packed(ENTRY, NAME, ANN), asked(BASE)
+    assert cached_reply(value, NAME, request) is not None
     flipped = [value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :] for at in range(len(value))]
     cut = [value[:at] for at in range(len(value))]
     old = msgspec.msgpack.encode((200, [], False, "flash", "r", b"{}"))
     for data in (*flipped, *cut, value + b"x", None, b"garbage", old):
-        assert replay(data, NAME, request) is None
-    assert replay(value, b"j" * 32, request) is None, "it is kept under another key"
-    assert replay(kept(ENTRY, NAME, BOB), NAME, request) is None, "it is another caller's"
-    assert replay(sealed(b"no entry", NAME, ANN), NAME, request) is None
+        assert cached_reply(data, NAME, request) is None
+    assert cached_reply(value, b"j" * 32, request) is None, "it is kept under another key"
+    assert cached_reply(packed(ENTRY, NAME, BOB), NAME, request) is None, "it is another caller's"
+    assert cached_reply(sealed(b"no entry", NAME, ANN), NAME, request) is None
 
 
 def test_an_entry_that_unpacks_without_end_is_a_miss() -> None:

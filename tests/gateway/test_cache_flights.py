@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import Flights, replay
+from gateway.cache import Flights, cached_reply
 from gateway.cache.entry import LONGEST
 from gateway.cache.flights import AHEAD, worth_keeping
 from gateway.dialects import CHAT, DIALECTS
@@ -275,7 +275,7 @@ def test_what_comes_is_poured_for_each_reader_until_that_is_too_much_for_it() ->
         assert await quick == ([b"a"], [b"b", b"c", b"d"], END)
         assert await slow == ([b"a", b"d"], [b"b", b"c"], END)
         assert await late == ([b"a", b"b", b"c"], [b"d"], END)
-        hit = replay(await store.recall("ann", b"key"), b"key", STREAM)
+        hit = cached_reply(await store.recall("ann", b"key"), b"key", STREAM)
         assert hit is not None
         assert hit.body == b"abcd" + END
 
@@ -343,7 +343,7 @@ def test_an_answer_is_remembered_though_the_store_is_slower_than_the_caller() ->
         assert await collected(await share(server)) == WHOLE
         assert server.closed == 1, "the server's connection does not wait for the store"
         await eventually(lambda: store._cache != {})
-        hit = replay(await store.recall("ann", b"key"), b"key", REQUEST)
+        hit = cached_reply(await store.recall("ann", b"key"), b"key", REQUEST)
         assert hit is not None
         assert (hit.cache, hit.headers) == ("hit", [(b"content-type", b"application/json")])
         assert (hit.route, await collected(hit)) == (Route(("flash",), "r", "cache"), WHOLE)

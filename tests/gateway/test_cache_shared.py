@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from gateway.cache import Flights, lookup, replay
-from gateway.cache.turn import Place, Turns
+from gateway.cache import Flights, cache_key, cached_reply
+from gateway.cache.turn import Claim, Turns
 from gateway.errors import UpstreamFailed
 from gateway.policy import Caching, load_policy
 from gateway.reply import Reply
@@ -161,12 +161,12 @@ def test_when_no_entry_comes_all_who_waited_ask_at_once(valkey: str, spoilt: JSO
 
 def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
     async def wait(store: Store) -> float:
-        first = Place(Turns(store), "ann", Turn(b"key", b"1"), Caching())
-        second = Place(Turns(store), "ann", Turn(b"key", b"2"), Caching(wait=0.1))
+        first = Claim(Turns(store), "ann", Turn(b"key", b"1"), Caching())
+        second = Claim(Turns(store), "ann", Turn(b"key", b"2"), Caching(wait=0.1))
         started = time.monotonic()
         with first, second:
-            assert await first.come() is None
-            assert await second.come() is None
+            assert await first.wait() is None
+            assert await second.wait() is None
         return time.monotonic() - started
 
     assert 0.1 <= on(valkey, wait) < 30
@@ -174,8 +174,8 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
 
 def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
     async def live(store: Store) -> bytes | None:
-        with Place(Turns(store), "ann", Turn(b"key", b"1"), Caching()) as place:
-            await place.come()
+        with Claim(Turns(store), "ann", Turn(b"key", b"1"), Caching()) as claim:
+            await claim.wait()
             await asyncio.sleep(1.7)
             return (await store.take_turn("ann", b"key", b"other", 1.0)).holder
 
@@ -223,9 +223,9 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
 
         async def ask(caller: Caller, text: str, at: int) -> bool:
             request = asked(body(text, temperature=0, stream=chance.random() < 0.5), caller=caller)
-            key = lookup(request, POLICY)
+            key = cache_key(request, POLICY)
             assert key is not None
-            found = replay(await (one, other)[at].recall(caller.id, key), key, request)
+            found = cached_reply(await (one, other)[at].recall(caller.id, key), key, request)
             mark = b'{"finish_reason": "stop", "of": "%s"}' % caller.id.encode()
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)

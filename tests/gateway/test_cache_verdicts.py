@@ -79,7 +79,7 @@ def judging(scenario: Callable[[Verdicts, MemoryStore], Awaitable[None]]) -> Non
         store = MemoryStore()
         verdicts = Verdicts(store)
         await scenario(verdicts, store)
-        await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()} and not verdicts._asking)
+        await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()} and not verdicts._calls)
 
     asyncio.run(main())
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace as replace_facts
 
 from gateway.comparison import EXAMPLES, MOST, WAITING, Comparison, Due, Side, sides
-from gateway.explain import outcome
+from gateway.explain import try_route
 from gateway.facts import observe
 from gateway.policy import Policy, PolicyError, load_policy, serving
 from gateway.recorded import Record
@@ -111,7 +111,7 @@ async def test_a_candidate_that_would_refuse_differs_by_the_refusal(place: Path,
 
 def made(request: ChatRequest, policy: Policy, **known: Any) -> Decision:
     facts = replace_facts(observe(request, policy, {}), **known)
-    found = outcome(facts, VERDICT, policy)
+    found = try_route(facts, VERDICT, policy)
     assert isinstance(found, Route)
     return Decision(facts, VERDICT, found)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.body import MAX_PROMPTS
-from gateway.cache import lookup
+from gateway.cache import cache_key
 from gateway.dialects import DIALECTS, read
 from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorized, UpstreamTimeout, WrongMethod
 from gateway.facts import observe
@@ -205,7 +205,7 @@ def test_no_body_does_worse_than_a_bad_request(path: str, said: Any, others: JSO
         sent(request, POLICY)
         bound(request, ("flash", "pro"), POLICY)
         question(request, POLICY)
-        lookup(request, POLICY)
+        cache_key(request, POLICY)
 
 
 # -- what is sent

@@ -18,9 +18,9 @@ from gateway.app import create_app
 from gateway.cli import app
 from gateway.cli.keyfile import KeyFileStore
 from gateway.doctor.clock import MOST, clock
-from gateway.doctor.doors import certificate, files, port
-from gateway.doctor.secrets import keys
-from gateway.doctor.shared import store
+from gateway.doctor.keys import keys
+from gateway.doctor.process import certificate, files, port
+from gateway.doctor.store import store
 from gateway.doctor.tiers import METRICS, Replied, tier_findings
 from gateway.keys import Keys, new_admin_key, new_key
 from gateway.policy import load_policy

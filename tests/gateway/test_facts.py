@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from gateway.body import read
 from gateway.errors import BadRequest, NotFound
-from gateway.facts import SCAN, listed_models, observe
+from gateway.facts import SCAN, observe
 from gateway.policy import load_policy
 from gateway.types import Caller, ChatRequest, Facts, Own, Session, Standing
 
@@ -216,10 +216,6 @@ def test_a_conversation_in_which_no_user_speaks_has_no_turn(messages: Any) -> No
 
 def test_facts_hold_no_prompt_text() -> None:
     assert "xyzzy" not in repr(seen(user("xyzzy select")))
-
-
-def test_listed_names_are_auto_and_the_tiers() -> None:
-    assert listed_models(POLICY) == [("auto", None), ("flash", "flash"), ("think", "think"), ("pro", "pro")]
 
 
 def test_observing_takes_microseconds_even_for_long_prompts() -> None:

@@ -11,7 +11,7 @@ from msgspec import structs
 from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
 from gateway.keyfile import KeyFile
-from gateway.keys import BELIEVED, REMEMBERED, Keys, Opened, identify, key_hash, new_key
+from gateway.keys import BELIEVED, REMEMBERED, Identified, Keys, identify, key_hash, new_key
 from gateway.policy import load_policy
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.pricing import terms
@@ -121,7 +121,7 @@ async def test_a_key_takes_one_place_in_memory_however_its_header_is_written(sto
     keys = Keys(store, RAW)
     for authorization in (f"Bearer {RAW}", f"bearer {RAW}", f"BEARER   {RAW} "):
         assert (await identify(authorization, keys, CALLERS)).id == "default"
-    assert list(keys._opened) == [f"Bearer {RAW}"]
+    assert list(keys._identified) == [f"Bearer {RAW}"]
 
 
 async def test_the_key_from_the_environment_is_the_default_caller(store: CountingStore) -> None:
@@ -199,13 +199,13 @@ async def test_a_store_is_asked_for_a_key_that_it_may_have_made_and_no_other(
 async def test_of_more_keys_than_are_remembered_the_one_found_first_is_forgotten(store: CountingStore) -> None:
     _, record = await kept(store)
     keys = Keys(store)
-    opened = Opened(await identify(None, Keys(store, everyone=True), CALLERS), None, b"", CALLERS)
+    identified = Identified(await identify(None, Keys(store, everyone=True), CALLERS), None, b"", CALLERS)
     for n in range(REMEMBERED + 1):
         store._keys[f"{n}"] = record
         assert await keys.record(f"{n}") == record
-        keys.remember(f"{n}", opened)
+        keys.remember(f"{n}", identified)
     asked = len(store.asked)
-    assert [keys.opened(f"{n}") for n in (0, 1, REMEMBERED)] == [None, opened, opened]
+    assert [keys.identified(f"{n}") for n in (0, 1, REMEMBERED)] == [None, identified, identified]
     await keys.record("1")
     await keys.record(f"{REMEMBERED}")
     assert len(store.asked) == asked

@@ -138,7 +138,7 @@ def test_a_server_that_starts_later_or_comes_back_is_asked_again(caplog: pytest.
             for _ in range(2):
                 with program(["-m", "backends.sim", *FLAGS, "--port", str(port)], port):
                     await eventually(lambda: probe.told()["strategy"] == "choice")
-                await eventually(lambda: door.able["flash"] == ())
+                await eventually(lambda: door.strategies["flash"] == ())
 
     with caplog.at_level(logging.WARNING, "gateway"):
         asyncio.run(main())

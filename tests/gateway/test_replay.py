@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.estimate import estimate
+from gateway.off_policy import estimate
 from gateway.policy import Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError, Used
 from gateway.records import seen, to_keep

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gateway.errors import BadRequest, Forbidden, QuotaUsed, Refusal
 from gateway.explain import explain
 from gateway.policy import Policy, load_policy
-from gateway.routing import placed, route
-from gateway.routing.reach import alike
+from gateway.routing import permitted_route, route
+from gateway.routing.reach import cached
 from gateway.types import Ask, Facts, Route, Verdict
 
 TEXT = """\
@@ -286,12 +286,12 @@ def test_an_ask_is_settled_by_any_verdict_and_its_draft_is_permitted(found: Fact
 @given(some_facts, st.sampled_from(TIERS))
 def test_what_was_placed_once_is_where_each_request_alone_would_go(found: Facts, tier: str) -> None:
     try:
-        alone = placed(found, POLICY, tier, ("rule", "why"))
+        alone = permitted_route(found, POLICY, tier, ("rule", "why"))
     except Refusal as refusal:
         with pytest.raises(type(refusal), match=re.escape(refusal.message)):
-            alike(placed, found, POLICY, tier, ("rule", "why"))
+            cached(permitted_route, found, POLICY, tier, ("rule", "why"))
     else:
-        assert alike(placed, found, POLICY, tier, ("rule", "why")) == alone
+        assert cached(permitted_route, found, POLICY, tier, ("rule", "why")) == alone
 
 
 @given(some_facts)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy import Budget, load_policy
-from gateway.standing import duration, kept, limit_lines, stands
+from gateway.standing import duration, enforcement, limit_lines, standing_of
 from gateway.store import Admitted, Limits, Money
 
 CALLERS = load_policy(
@@ -71,12 +71,12 @@ def test_a_budget_warns_from_its_part_on_and_what_is_overdrawn_is_all_of_it(
     nano: int, used: float, budget: str | None
 ) -> None:
     limits = Limits(6, 1, 60.0, money=Money(1000, 60.0, degrade=False))
-    found = stands(Admitted(limits, "lease", 0, 0, money=nano), Budget(0.000001, warn=0.5), "caller")
+    found = standing_of(Admitted(limits, "lease", 0, 0, money=nano), Budget(0.000001, warn=0.5), "caller")
     assert (found.budget_used, found.budget) == (used, budget)
 
 
 def test_a_limit_is_shared_while_the_store_answers_and_does_as_the_policy_says_while_it_does_not() -> None:
-    assert set(kept(CALLERS, "ok").values()) == {"shared"}
-    assert set(kept(CALLERS, "memory").values()) == {"local"}
+    assert set(enforcement(CALLERS, "ok").values()) == {"shared"}
+    assert set(enforcement(CALLERS, "memory").values()) == {"local"}
     told = {"requests": "local", "concurrency": "local", "tokens": "allow", "budget": "deny", "pro_share": "local"}
-    assert kept(CALLERS, "down") == told
+    assert enforcement(CALLERS, "down") == told

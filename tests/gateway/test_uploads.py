@@ -109,7 +109,7 @@ async def refused(uploads: Uploads, caller: str, size: int) -> bool:
         held = await uploads.take(caller, size)
     except Overloaded as refusal:
         return refusal.retry_after == 1.0
-    uploads.keep(caller, 0, held)
+    uploads.shrink(caller, 0, held)
     return False
 
 
@@ -120,13 +120,13 @@ async def test_a_caller_s_bodies_take_no_more_than_they_leave_to_others() -> Non
     assert not await refused(uploads, "bob", LARGE // 2)
     assert await refused(uploads, "bob", LARGE // 2 + 1)
     assert not await refused(uploads, "ann", SMALL), "what a connection reads before it asks"
-    assert uploads.keep("ann", LARGE // 2, LARGE) == LARGE // 2
+    assert uploads.shrink("ann", LARGE // 2, LARGE) == LARGE // 2
     assert not await refused(uploads, "ann", LARGE // 4)
-    assert uploads.keep("ann", LARGE, LARGE // 2) == LARGE // 2, "nothing is taken without asking"
-    assert uploads.keep("ann", 0, LARGE // 2) == 0
+    assert uploads.shrink("ann", LARGE, LARGE // 2) == LARGE // 2, "nothing is taken without asking"
+    assert uploads.shrink("ann", 0, LARGE // 2) == 0
     held = await uploads.take("ann", 9 * ROOM)
     assert held == 9 * ROOM, "the only one is served, however long"
-    uploads.keep("ann", 0, held)
+    uploads.shrink("ann", 0, held)
     assert (uploads._held, uploads._waiting) == ({}, {})
 
 
@@ -137,7 +137,7 @@ async def test_smaller_bodies_do_not_wait_behind_larger_ones() -> None:
     async def one(size: int) -> None:
         taken = await uploads.take("ann", size)
         came.append(size)
-        uploads.keep("ann", 0, taken)
+        uploads.shrink("ann", 0, taken)
 
     sizes = [LARGE, LARGE // 2, LARGE // 4]
     tasks = [asyncio.create_task(one(size)) for size in sizes]
@@ -146,7 +146,7 @@ async def test_smaller_bodies_do_not_wait_behind_larger_ones() -> None:
     await asyncio.sleep(0)
     gone.cancel()  # whose caller left
     await asyncio.sleep(0)
-    uploads.keep("ann", 0, held)
+    uploads.shrink("ann", 0, held)
     await asyncio.wait_for(asyncio.gather(*tasks), 5)
     assert came == sizes[::-1]
     assert (uploads._held, uploads._waiting) == ({}, {})

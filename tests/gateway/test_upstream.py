@@ -307,7 +307,7 @@ async def test_round_robin_takes_turns_with_answers_alone() -> None:
         policy = policy_for(Sim(one, "m"), NOWHERE, tiers={"flash": tier})
         async with upstream() as door:
             for _ in range(2):
-                with await door.asking(asked(body()), CHAT, b"{}", policy, 5.0):
+                with await door.ask(asked(body()), CHAT, b"{}", policy, 5.0):
                     pass
                 assert await collected(await door.send(asked(body()), FIRST, policy)) == GOOD
     assert len([head for head in first if b"-triage-" not in head]) == 1
@@ -318,7 +318,7 @@ async def test_the_rest_of_an_answer_to_a_question_is_read_no_longer_than_the_do
     begun = plain(b"data: {}\n\n" + b" " * 90, content_type="text/event-stream")[:-90]
     async with scripted(begun, close=False) as (url, _), upstream() as door:
         policy = policy_for(Sim(url, "m"), NOWHERE)
-        with await door.asking(asked(body()), CHAT, b"{}", policy, 5.0) as answer:
+        with await door.ask(asked(body()), CHAT, b"{}", policy, 5.0) as answer:
             await answer.events(lambda _: False)
         assert door.load()["flash"] == 1
         await door.close()
@@ -344,7 +344,7 @@ async def test_conversations_stick_to_a_replica_for_question_and_answer(flash: S
             pro.reset()
             for turn in (body(text), body(text) | {"messages": [*body(text)["messages"], *LATER]}):
                 await (await door.send(asked(turn), FIRST, policy)).close()
-                with await door.asking(asked(turn), CHAT, b"{}", policy, 5.0):
+                with await door.ask(asked(turn), CHAT, b"{}", policy, 5.0):
                     pass
             counts = [sim.state()["counters"]["received"] for sim in (flash, pro)]
             assert sorted(counts) == [0, 4]

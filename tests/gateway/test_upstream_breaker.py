@@ -1,7 +1,7 @@
 """When a replica is left alone, by whose requests, and when it is tried again; how many calls may be repeated."""
 
 from gateway.upstream.breaker import FAILURES, FIRST_REST, LONGEST_REST, WINDOW, Breaker
-from gateway.upstream.budget import Budget
+from gateway.upstream.retry_budget import RetryBudget
 
 
 def broken(*callers: str | None, at: float = 100.0) -> Breaker:
@@ -147,7 +147,7 @@ def test_calls_from_before_the_break_decide_nothing_when_they_end_late() -> None
 
 def test_retries_are_a_tenth_of_the_calls_and_a_few_more() -> None:
     for calls in (1, 10, 100, 1000, 10_000):
-        budget, retries = Budget(), 0
+        budget, retries = RetryBudget(), 0
         for call in range(calls):
             budget.earn()
             retries += budget.spend(now=1e6 + 60.0 * call / calls)
@@ -157,6 +157,6 @@ def test_retries_are_a_tenth_of_the_calls_and_a_few_more() -> None:
 
 
 def test_an_idle_tier_gets_its_retries_back_slowly() -> None:
-    budget = Budget()
+    budget = RetryBudget()
     assert [budget.spend(now=100.0) for _ in range(6)] == [True] * 5 + [False]
     assert [budget.spend(now=121.0) for _ in range(2)] == [True, False]

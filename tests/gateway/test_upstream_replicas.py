@@ -276,7 +276,7 @@ async def test_an_answer_goes_where_its_question_went_though_that_replica_is_cro
     async with upstream() as door:
         for text in "abcdefgh":
             request = asked(body(text, stream=True))
-            with await door.asking(request, CHAT, b"{}", policy, 5.0):
+            with await door.ask(request, CHAT, b"{}", policy, 5.0):
                 (home,) = (one for one in door._replicas.of(policy.tiers["flash"]) if one.inflight)
                 home.inflight += FEW
                 reply = await door.send(request, FIRST, policy)

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from gateway.upstream import Waste
-from gateway.upstream.waste import REMEMBERED, Early
+from gateway.upstream.waste import REMEMBERED, Early, Waste
 
 
 def test_waste_is_a_share_of_what_drafts_made_and_fades() -> None:

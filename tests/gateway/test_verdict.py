@@ -9,7 +9,7 @@ import pytest
 
 from gateway.policy import Prompt
 from gateway.types import Verdict
-from gateway.verdict import Said, decided, reading
+from gateway.verdict import LabelReader, decisions_verdict, label_format
 from tests.tiers import JSON
 
 PLAIN = Prompt("v1", "?")
@@ -19,16 +19,16 @@ INTENT = Prompt("v1", "?", before="intent")
 
 def whole(data: bytes, prompt: Prompt = PLAIN) -> Verdict:
     """The verdict in a whole answer."""
-    answer = Said(reading(prompt))
+    answer = LabelReader(label_format(prompt))
     answer.add(data)
     return answer.verdict()
 
 
 def streamed(
     texts: Iterable[str], finish: str | None = None, prompt: Prompt = PLAIN, bare: bool = False
-) -> tuple[Said, int]:
+) -> tuple[LabelReader, int]:
     """What was said until the verdict stood, and how many chunks that took."""
-    answer, count = Said(reading(prompt, bare)), 0
+    answer, count = LabelReader(label_format(prompt, bare)), 0
     for text in texts:
         tops = [{"token": text, "logprob": math.log(0.8)}, {"token": "complex", "logprob": math.log(0.2)}]
         tokens = [{"token": text, "logprob": math.log(0.8), "top_logprobs": tops}]
@@ -175,7 +175,7 @@ def test_a_chunk_with_malformed_probabilities_costs_the_probability_and_not_the_
 
     likely = [{"token": "simple", "logprob": -0.1, "top_logprobs": [{"token": "simple", "logprob": -0.1}]}]
     for tokens, known in (([{"token": '"}', "logprob": 0.0}], True), ("odd", False)):
-        answer = Said(reading(PLAIN))
+        answer = LabelReader(label_format(PLAIN))
         for text, told in (('{"complexity":"', None), ("simp", likely), ("le", tokens)):
             answer.add(piece(text, told))
         assert (answer.verdict().label, answer.verdict().p_complex is not None) == ("simple", known)
@@ -258,10 +258,10 @@ def test_a_bare_label_stands_at_once_where_the_server_binds_it() -> None:
 def test_a_decision_is_read_from_its_probabilities(labels: dict[str, float], label: str, p_complex: Any) -> None:
     probabilities = [{"value": value, "probability": p} for value, p in labels.items()]
     answer = {"type": "choice", "name": None, "choice": label, "probabilities": probabilities, "confidence": 0.9}
-    found = decided(json.dumps({"model": "m", "answers": [answer], "usage": {}}).encode(), FOUR)
+    found = decisions_verdict(json.dumps({"model": "m", "answers": [answer], "usage": {}}).encode(), FOUR)
     assert (found.label, found.p_complex) == (label, None if p_complex is None else pytest.approx(p_complex))
 
 
 @pytest.mark.parametrize("data", [b"{}", b'{"answers": []}', b"<html>", b'{"answers": [{"type": "refusal"}]}'])
 def test_what_is_no_decision_is_a_failure(data: bytes) -> None:
-    assert decided(data, PLAIN) == Verdict(None, None, "parse")
+    assert decisions_verdict(data, PLAIN) == Verdict(None, None, "parse")

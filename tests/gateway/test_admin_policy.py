@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.admin_policy import LONGEST
 from gateway.policy import load_policy, schema
-from gateway.steering import LONGEST
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import Gateway, body, eventually, gateway

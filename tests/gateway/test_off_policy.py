@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from gateway.estimate import Interval, Unknown, Weighed, Z, difference, estimate, runs, wilson
+from gateway.off_policy import Interval, Unknown, Weighed, Z, difference, estimate, runs, wilson
 
 
 def logged(count: int, seed: int, p: float) -> list[Weighed]:

@@ -1,4 +1,4 @@
-"""Which addresses has a host?   A name is looked up in a thread of its own, once for all who ask at that time."""
+"""Which addresses does a host have?   Each name is looked up in a thread of its own, once for all who ask meanwhile."""
 
 import asyncio
 import ipaddress
@@ -19,16 +19,16 @@ Made: TypeAlias = tuple[asyncio.Transport, P]
 
 
 def look_up(host: str) -> list[str]:
-    """What the system says, after its own time: some ten seconds where no name server answers. Raises OSError, or
-    ValueError for what is no name."""
+    """The host's addresses by the system's resolver, which takes some ten seconds where no name server answers. Raises
+    OSError, or ValueError for what is no name."""
     return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
-class Names:
-    """Connections to hosts by their names.
+class Resolver:
+    """Connects to hosts by name.
 
-    The look-ups of an event loop share a few threads, and its end waits for them: one name that no name server answers
-    for would hold up all others, and who leaves.
+    asyncio's own look-ups share a few threads, and the end of its loop waits for them: one name that no name server
+    answers for would hold up all others, and the shutdown.
     """
 
     def __init__(self, ask: Callable[[str], list[str]] = look_up) -> None:

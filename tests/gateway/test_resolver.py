@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.http1 import Client, Limits, Origin
-from gateway.names import STEP, Names, _first
+from gateway.resolver import STEP, Resolver, _first
 from gateway.store.opening import Opening
 from tests.gateway.loopback import OK, Run, broken, run, saying, serving, silence, told
 from tests.gateway.serving import PATIENCE, eventually
@@ -25,7 +25,7 @@ HERE = {
 }
 
 
-class Book(Names):
+class Book(Resolver):
     """`mute`: nobody answers for these names; `asked`: the names that were looked up; `told`: those of which it said
     something."""
 
@@ -83,7 +83,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask_and_anew_for_who_asks_la
 @pytest.mark.parametrize("host", ["b..test", "a" * 70 + ".test", "a\0b"])
 async def test_what_is_no_name_is_nobodys(host: str) -> None:
     with pytest.raises(OSError, match=r"\w"):
-        await asyncio.wait_for(Names().addresses(host), PATIENCE)
+        await asyncio.wait_for(Resolver().addresses(host), PATIENCE)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -93,7 +93,7 @@ class Desk:
     records: Recent
 
 
-def steering_routes(guard: Guard, desk: Desk) -> APIRouter:
+def policy_routes(guard: Guard, desk: Desk) -> APIRouter:
     """The routes, behind `guard`."""
     routes = guarded(guard)
     _state(routes, desk)

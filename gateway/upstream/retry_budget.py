@@ -5,7 +5,7 @@ TRICKLE = 0.05  # retries a second, for a gateway that is rarely asked
 MOST = 5.0  # retries that are saved up
 
 
-class Budget:
+class RetryBudget:
     """Of one tier. Over a minute with `n` first calls there are at most 0.1 n + 8 retries. Times in seconds."""
 
     __slots__ = ("_at", "_left")

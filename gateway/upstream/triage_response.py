@@ -1,4 +1,4 @@
-"""How is the answer to a short question of ours read?"""
+"""How is the answer to a question of our own read?   Triage asks, and the probe."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from gateway.upstream.exchange import Exchange
 Endings = dict[Exchange, asyncio.Future[None]]  # of answers whose rest is under way
 
 
-class Asking:
-    """The answer to a question of ours, whose usage is noted in passing. A context manager: its block may end before
-    the answer does, whose rest is then read behind it, so that the connection can be used again; until it has ended the
-    exchange is among `endings`."""
+class TriageResponse:
+    """A model server's answer to a question of our own; its usage is noted as it passes. A context manager: where the
+    block ends before the answer does, the rest is read in the background, so that the connection can be used again.
+    Until that has ended, the exchange is in `endings`."""
 
     __slots__ = ("_endings", "_exchange", "_response", "_splitter", "_usage", "header", "status")
 
