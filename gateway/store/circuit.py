@@ -89,10 +89,14 @@ class Circuit:
 
     async def _try_again(self) -> None:
         try:
-            await self._line.put(b"EVAL", PROBE, 1, _beside(self.name))
+            await self.probe()
         except FAULTS:
             return
         self.well()
+
+    def probe(self) -> asyncio.Future[Any]:
+        """Whether the server would decide: what it refuses, or that it is away, is an error."""
+        return self._line.put(b"EVAL", PROBE, 1, _beside(self.name))
 
     def well(self) -> None:
         """The server, or the one that took over its work, answers."""
