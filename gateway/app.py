@@ -50,7 +50,9 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     records = Records(store, settings.records, drift := Drift(telemetry))
     shadows = Shadows(store, upstream, records, telemetry)
     retries = Retries(store, records)
-    comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)
+    meters = telemetry.meters
+    meters = telemetry.meters
+    comparison = Comparison(meters.compared.add, meters.disagreements.add, meters.canary.add)
     uploads = Uploads(settings.bodies or allowed() // PART // settings.workers)
     doors = Doors(
         policy, store, upstream, Flights(store), keys, telemetry, records, shadows, retries, comparison, uploads
@@ -76,10 +78,9 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     )
     rest.router.redirect_slashes = False
     front = Front(doors, settings, rest, running, revisions.nudge)
-    files = _files(settings, front, revisions)
+    telemetry.watch(files := _files(settings, front, revisions))
     if "certificate" in files:
         told["certificate"] = lambda: "broken" if files["certificate"]() else "ok"
-    telemetry.watch(files)
     return front
 
 

@@ -62,6 +62,7 @@ class Meters:
         self.reloads = Counts("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
         for result in RELOADS:
             self.reloads.cell(result)
+        self.canary = Counts("gateway_canary_requests", "Exchanges that a candidate decided.", ["status", "tier"])
         self.compared = Counts("gateway_shadow_decisions", "Decisions compared with a candidate's.", ["outcome"])
         sides = ["rule", "tier", "candidate_rule", "candidate_tier"]
         self.disagreements = Counts(
