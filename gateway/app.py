@@ -50,7 +50,9 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     records = Records(store, settings.records, drift := Drift(telemetry))
     shadows = Shadows(store, upstream, records, telemetry)
     retries = Retries(store, records)
-    comparison = Comparison(telemetry.meters.compared.add, telemetry.meters.disagreements.add)
+    meters = telemetry.meters
+    meters = telemetry.meters
+    comparison = Comparison(meters.compared.add, meters.disagreements.add, meters.canary.add)
     uploads = Uploads(settings.bodies or allowed() // PART // settings.workers)
     doors = Doors(
         policy, store, upstream, Flights(store), keys, telemetry, records, shadows, retries, comparison, uploads
@@ -76,9 +78,23 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     )
     rest.router.redirect_slashes = False
     front = Front(doors, settings, rest, running, revisions.nudge)
-    if settings.tls_cert:
-        told["certificate"] = lambda: "broken" if front.certificate and front.certificate.problem else "ok"
+    telemetry.watch(files := _files(settings, front, revisions))
+    if "certificate" in files:
+        told["certificate"] = lambda: "broken" if files["certificate"]() else "ok"
     return front
+
+
+def _files(settings: Settings, front: Front, revisions: Revisions) -> dict[str, Callable[[], object]]:
+    """What is wrong at present with each file that the gateway follows or writes; nothing that is true: it is right."""
+    doors, keys = front.doors, front.doors.keys.file
+    found: dict[str, Callable[[], object]] = {"policy": lambda: revisions.problems}
+    if keys:
+        found["keys"] = lambda: keys.problem
+    if settings.records:
+        found["records"] = lambda: doors.records.failing
+    if settings.tls_cert:
+        found["certificate"] = lambda: front.certificate and front.certificate.problem
+    return found
 
 
 @asynccontextmanager

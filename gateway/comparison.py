@@ -42,11 +42,17 @@ class Comparison:
 
     Both decide on the same verdict. A candidate that asks the classifier another question is `undecided` where it needs
     a verdict: the classifier is not asked for a comparison. Exploration is left out on both sides. `compared` is called
-    with the result of each comparison, `differed` with rule and tier on either side.
+    with the result of each comparison, `differed` with rule and tier on either side, `ended` with status and tier of
+    each answer that the candidate decided.
     """
 
-    def __init__(self, compared: Callable[[str], None], differed: Callable[[str, str, str, str], None]) -> None:
-        self._compared, self._differed = compared, differed
+    def __init__(
+        self,
+        compared: Callable[[str], None],
+        differed: Callable[[str, str, str, str], None],
+        ended: Callable[[str, str], None],
+    ) -> None:
+        self._compared, self._differed, self._ended = compared, differed, ended
         self._candidate: Candidate | None = None
         self._due: deque[Due] = deque()
         self._working: asyncio.Task[None] | None = None
@@ -63,6 +69,7 @@ class Comparison:
             self.served, self.compared, self.counts, self.disagreements = Counter(), Counter(), Counter(), {}
         if policy is candidate.policy:
             self.served[record.status, record.tier or NOBODY] += 1
+            self._ended(str(record.status), record.tier or NOBODY)
         elif policy.candidate is candidate and request and record.decision and _draw() < candidate.shadow:
             self._put(Due(request, record.decision, policy))
 

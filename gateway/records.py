@@ -102,7 +102,7 @@ class Records:
     """The process's records. `path` is a file of this process alone; None: no file.
 
     No request waits for them: lines are written in the background; those for the stream wait for a store that is down.
-    `lost` counts those that could not be written.
+    `lost` counts those that could not be written; `failing`: the file takes none.
     """
 
     def __init__(self, store: Store, path: Path | None = None, watch: DecisionWatcher | None = None) -> None:
@@ -111,7 +111,7 @@ class Records:
         self._due: list[Due] = []
         self._unshared: list[Due] = []  # for the stream
         self._writing: asyncio.Task[None] | None = None
-        self._failing = self._ending = False
+        self.failing = self._ending = False
         self.lost = 0
 
     def keep(self, record: Record, policy: Policy, request: ChatRequest | None = None) -> None:
@@ -208,13 +208,13 @@ class Records:
             append(path, [due.line for due in batch])
         except OSError as error:
             self.lost += len(batch)
-            if not self._failing:
+            if not self.failing:
                 log.warning("records: %s cannot be written (%s): decisions are lost", path, error.strerror)
-            self._failing = True
+            self.failing = True
         else:
-            if self._failing:
+            if self.failing:
                 log.warning("records: %s is written again; %d lost so far", path, self.lost)
-            self._failing = False
+            self.failing = False
 
     async def _shared(self, batch: list[Due]) -> bool:
         """Whether the store has the lines, as `note` says."""

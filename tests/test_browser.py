@@ -227,6 +227,22 @@ def test_tiers_show_their_places_their_servers_and_who_does_not_answer(place: Pl
     expect(page.get_by_role("row", name="http://127.0.0.1:9 closed no answer")).to_be_visible()
 
 
+def test_the_overview_tells_of_a_missing_model_and_of_files_that_cannot_be_used(place: Place) -> None:
+    def broken(route: Route) -> None:
+        answer = route.fetch()
+        found = answer.json() | {"keys_file": "broken", "certificate": "broken"}
+        found["models"] |= {"pro": ["missing", None]}
+        route.fulfill(response=answer, json=found)
+
+    page = place.page("tiers")
+    page.route("**/ready", broken)
+    page.goto(f"{place.url}/ui/#overview")
+    standing = page.locator(".panel", has_text="Standing")
+    expect(standing).to_contain_text("missing, or our key refused: pro")
+    for name in ("Keys file", "Certificate"):
+        expect(standing).to_contain_text(re.compile(f"{name}\\s*wrong; the last good one stays"))
+
+
 def test_the_policy_is_shown_with_its_tests_and_what_another_text_would_change(place: Place) -> None:
     place.ask(SIMPLE)
     page, text = place.page("policy"), place.policy.read_text()

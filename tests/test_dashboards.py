@@ -89,6 +89,7 @@ def exposed(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPat
     plans = {"usual": {"requests_per_minute": 7}}
     changes = {"caching": {"ttl": "1m"}, "holdback": held, "callers": {"plans": plans}, "candidate": tried}
     policy = policy_for(flash_server, pro_server, None, **changes)
+    on_trial = {"candidate": {"policy": str(following), "canary": 1.0}}
 
     async def main() -> str:
         async with gateway(policy) as gate:
@@ -107,6 +108,8 @@ def exposed(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPat
             statuses = [(await gate.ask(body(model="flash"))).status for _ in range(3)]
             assert statuses[-1] == 429
             await eventually(lambda: bool(gate.front.doors.comparison.disagreements))
+            gate.front.doors.policy = policy_for(flash_server, pro_server, None, **changes | on_trial)
+            await gate.ask(body())
             return (await gate.get("/metrics")).data.decode()
 
     ours = asyncio.run(main())

@@ -28,7 +28,7 @@ def on(command: str, url: str | None, work: Callable[[Store], Awaitable[T]]) -> 
     except ValueError as error:
         raise stop(command, str(error)) from error
     except Overloaded as error:
-        raise stop(command, f"the store at {where(url)} does not answer") from error
+        raise stop(command, f"the store at {where(url)} cannot be used: {error.__cause__ or error}") from error
 
 
 async def _opened(url: str, work: Callable[[Store], Awaitable[T]]) -> T:

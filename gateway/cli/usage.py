@@ -1,16 +1,18 @@
 """What did callers use, and what did that cost?   `tiergate usage` reads the shared store's ledger."""
 
 import datetime
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
 from gateway.cli.output import Json, encoded, stop
 from gateway.cli.store import Redis, on
+from gateway.store import Line, Store
 from gateway.usage import HEADINGS, Asked, Heading, Row, reported
 
-ROW = "{:<10}  {:<16.16}  {:<12.12}  {:<8}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"
-TITLES = ("day", "caller", "tier", "kind", "", "requests", "prompt", "cached", "completion", "USD")
+ROW = "{:<10}  {:<16.16}  {:<16.16}  {:<12.12}  {:<8}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"
+TITLES = ("day", "caller", "name", "tier", "kind", "", "requests", "prompt", "cached", "completion", "USD")
 
 
 def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
@@ -23,20 +25,27 @@ def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 ) -> None:
     """Tokens and money by day, caller, tier and kind: answers, and apart the overhead (triage, drafts, shadows)."""
     asked = Asked(_day(first), _day(last), [_heading(word) for word in by] if by else HEADINGS)
-    found = reported(on("usage", redis, lambda store: store.ledger(caller)), asked)
+    lines, names = on("usage", redis, lambda store: _read(store, caller))
+    found = reported(lines, asked)
     if json:
         typer.echo(encoded(found))
         return
     typer.echo(ROW.format(*TITLES))
     for row in found.rows:
-        typer.echo(ROW.format(*_cells(row)))
+        typer.echo(ROW.format(*_cells(row, names)))
     for name, total in (("answers", found.answers), ("overhead", found.overhead)):
         typer.echo(f"{name}: {total.usd:.6f} USD, of which estimated {total.estimated_usd:.6f} USD")
 
 
-def _cells(row: Row) -> tuple[str | int, ...]:
+async def _read(store: Store, caller: str | None) -> tuple[list[Line], dict[str, str]]:
+    """The ledger, and the names of the callers whose keys are in the store, by id."""
+    return await store.ledger(caller), {record.id: record.name for record in await store.list_keys()}
+
+
+def _cells(row: Row, names: Mapping[str, str]) -> tuple[str | int, ...]:
+    whose = row.caller or ""
     kind = row.kind or ("overhead" if row.overhead else "answer")
-    headings = (row.day or "", row.caller or "", row.tier or "", kind, "estimated" if row.estimated else "")
+    headings = (row.day or "", whose, names.get(whose, ""), row.tier or "", kind, "estimated" if row.estimated else "")
     return (*headings, row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens, f"{row.usd:.6f}")
 
 

@@ -33,6 +33,9 @@ async def store(settings: Settings) -> tuple[list[Finding], list[float]]:
 
 def _server(server: ServerSetup, place: str) -> list[Finding]:
     found = [ok("store", f"{place} answers, version {server.version}")]
+    if server.refuses:
+        told = f"{place} does no work of ours: {server.refuses}; limits are kept per process, budgets are refused"
+        found = [error("store", told, "room (maxmemory, disk), or the address of a primary: GATEWAY_REDIS_URL")]
     if server.evicts.startswith(("allkeys", "volatile")) and server.evicts != "volatile-ttl":
         lost = "API keys, budgets and ledgers" if server.evicts.startswith("allkeys") else "budgets and ledgers"
         told = f"{place} may evict {lost} when its memory is full ({server.evicts})"

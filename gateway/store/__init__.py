@@ -16,6 +16,7 @@ from gateway.store.contract import (
 )
 from gateway.store.limits import (
     NANO,
+    REFUSALS,
     UNLIMITED,
     Admitted,
     Bound,
@@ -36,6 +37,7 @@ __all__ = [
     "HELD",
     "NANO",
     "OVER",
+    "REFUSALS",
     "SHADOW",
     "UNLIMITED",
     "VALUE_LIMIT",

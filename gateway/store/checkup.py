@@ -32,4 +32,14 @@ async def _asked(server: Circuit) -> ServerSetup:
         evicts=info.get("maxmemory_policy", "unknown") if info.get("maxmemory", "0") != "0" else "noeviction",
         saves=info.get("aof_enabled") == "1",
         took=after - before,
+        refuses=await _refusal(server),
     )
+
+
+async def _refusal(server: Circuit) -> str | None:
+    """Asked last: a server that refuses is left alone."""
+    try:
+        await server.probe()
+    except FAULTS as error:
+        return str(error).rstrip(".")
+    return None

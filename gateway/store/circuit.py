@@ -40,7 +40,7 @@ class Circuit:
         self._elsewhere = elsewhere
         self._recovery: asyncio.Task[None] | None = None
         self.name: bytes = b"tg1:probe"
-        self.down = False
+        self.down, self._why = False, "the store is closed"
 
     def is_down(self, name: bytes) -> bool:
         """Whether commands about the key `name` fail at once."""
@@ -55,7 +55,7 @@ class Circuit:
         if not self.down:
             return self._line.put(*command)
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        reply.set_exception(Unsent("the store is down"))
+        reply.set_exception(Unsent(self._why))
         return reply
 
     def push(self, waiting: Waiting, name: bytes = b"") -> None:
@@ -63,7 +63,7 @@ class Circuit:
         if not self.down:
             self._line.push(waiting)
         elif not waiting[1].done():
-            waiting[1].set_exception(Unsent("the store is down"))
+            waiting[1].set_exception(Unsent(self._why))
 
     def _refused(self, error: ResponseError, waiting: Waiting) -> bool:
         if isinstance(error, NoScriptError) or str(error).startswith("WRONGTYPE"):
@@ -76,9 +76,9 @@ class Circuit:
     def fail(self, error: Exception) -> None:
         if self.down:
             return
-        self.down = True
-        why = str(error).rstrip(".")
-        log.warning("store down: %s%s; limits do as on_store_failure says, the cache is skipped", self._where, why)
+        self.down, self._why = True, str(error).rstrip(".")
+        said = "store down: %s%s; limits do as on_store_failure says, the cache is skipped"
+        log.warning(said, self._where, self._why)
         self._recovery = asyncio.create_task(self._recover())
         self._on_change()
 
@@ -89,10 +89,14 @@ class Circuit:
 
     async def _try_again(self) -> None:
         try:
-            await self._line.put(b"EVAL", PROBE, 1, _beside(self.name))
+            await self.probe()
         except FAULTS:
             return
         self.well()
+
+    def probe(self) -> asyncio.Future[Any]:
+        """Whether the server would decide: what it refuses, or that it is away, is an error."""
+        return self._line.put(b"EVAL", PROBE, 1, _beside(self.name))
 
     def well(self) -> None:
         """The server, or the one that took over its work, answers."""

@@ -106,6 +106,7 @@ class KeyRecord:
 class ServerSetup(NamedTuple):
     """What a server tells of itself. `ahead`: seconds that its clock is before ours. `evicts`: the policy by which it
     drops keys when its memory is full. `saves`: what it holds outlasts its end. `took`: seconds for an answer.
+    `refuses`: why it does no work of ours, in its own words; None where it does.
     """
 
     version: str
@@ -113,6 +114,7 @@ class ServerSetup(NamedTuple):
     evicts: str
     saves: bool
     took: float
+    refuses: str | None = None
 
 
 class Store(Protocol):

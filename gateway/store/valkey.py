@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import logging
 import re
 import secrets
 import time
@@ -34,6 +35,8 @@ KEYS = b"tg1:keys"  # a hash of all key records by id
 SECRET = b"tg1:secret"
 RECORDS = b"tg1:records"  # a stream
 NO_NAMES = Names()
+EMPTIED = "store: it was emptied; keys, budgets and usage that were in it are gone"
+log = logging.getLogger("gateway")
 
 
 class RedisStore:
@@ -70,12 +73,19 @@ class RedisStore:
         self._owed.pay_all()
 
     def _agree(self) -> None:
-        """Use the secret on the server; where there is none, as the server may have been emptied, put ours there."""
-        self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
+        """Use the secret on the server; where there is none, as the server may have been emptied, put ours there. That
+        it was emptied is told by the one that finds none, and by all whose secret another one was faster to replace."""
+        self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(self._put)
         self._line.put(b"GET", SECRET).add_done_callback(self._learn)
+
+    def _put(self, reply: asyncio.Future[Any]) -> None:
+        if answered(reply) and reply.result() and self.known_secret:
+            log.warning(EMPTIED)
 
     def _learn(self, reply: asyncio.Future[Any]) -> None:
         if answered(reply) and reply.result():  # a server that refuses to write has none
+            if self.known_secret not in {None, reply.result()}:
+                log.warning(EMPTIED)
             self._secret = self.known_secret = reply.result()
 
     async def _ask(self, *command: Word) -> Any:

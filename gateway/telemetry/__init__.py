@@ -64,6 +64,8 @@ class Telemetry:
         self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
         drifts = "Processes that see other traffic than the policy was calibrated on."
         self.drift = gauge("gateway_drift", drifts, ["what", "policy"])
+        unusable = "Processes to which a file of theirs is of no use at present."
+        self.files = gauge("gateway_file_broken", unusable, ["file"])
         self.store = gauge("gateway_store_up", "1 while the shared store answers.")
         self.limits = gauge("gateway_limits", "Processes that keep a limit so at present.", ["limit", "kept"])
         self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])
@@ -87,6 +89,11 @@ class Telemetry:
                 gauge.labels(name).set_function(partial(_count, states, name, what))
             for at in range(len(tier.replicas)):
                 self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
+
+    def watch(self, files: Mapping[str, Callable[[], object]]) -> None:
+        """Show of these files, by what they are of, which cannot be used: those of which something true is told."""
+        for name, broken in files.items():
+            self.files.labels(name).set_function(partial(_truth, broken))
 
     @property
     def tracers(self) -> Any:
@@ -155,6 +162,10 @@ def _behind(work: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(work)
     except RuntimeError:
         work()
+
+
+def _truth(told: Callable[[], object]) -> float:
+    return float(bool(told()))
 
 
 def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str) -> float:

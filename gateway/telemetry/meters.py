@@ -10,7 +10,7 @@ from gateway.policy import Policy, Price
 from gateway.pricing import cost
 from gateway.recorded import PHASES, Record
 from gateway.reply import NOBODY
-from gateway.store import NANO
+from gateway.store import NANO, REFUSALS
 from gateway.telemetry.counts import Counter, Histogram
 from gateway.telemetry.names import OPERATIONS, PROVIDER
 from gateway.types import Decision, Usage, Verdict
@@ -51,6 +51,8 @@ class Meters:
         retries = "Calls made for requests after one that failed before its first byte."
         self.retries = Counter("gateway_retries", retries, ["tier", "reason", "to"])
         self.limited = Counter("gateway_limited", "Requests that a limit refused.", ["limit"])
+        for limit in filter(None, REFUSALS):
+            self.limited.cell(limit)  # the first one is to be seen as a rise
         self.cost = Counter("gateway_cost_usd", "What calls to tiers come to, in US dollars.", ["tier", "kind"])
         saved = "What answers cost less than they would have on the last tier; cached: nothing was asked."
         self.saved = Counter("gateway_saved_usd", saved, ["tier", "how"])
@@ -59,7 +61,8 @@ class Meters:
         self.unsent = Counter("gateway_traces_dropped", "Spans that could not be sent.", [])
         self.reloads = Counter("gateway_policy_reloads", "Changed policy files by what became of them.", ["result"])
         for result in RELOADS:
-            self.reloads.cell(result)  # the first one is to be seen as a rise
+            self.reloads.cell(result)
+        self.canary = Counter("gateway_canary_requests", "Exchanges that a candidate decided.", ["status", "tier"])
         self.compared = Counter("gateway_shadow_decisions", "Decisions compared with a candidate's.", ["outcome"])
         sides = ["rule", "tier", "candidate_rule", "candidate_tier"]
         self.disagreements = Counter(

@@ -168,11 +168,13 @@ async def test_a_wrong_file_is_told_on_reload_in_ready_and_in_metrics_and_change
         assert (ready["status"], ready["policy"]["revision"]) == ("ok", "r1")
         assert f"{file}:1:" in ready["policy"]["problems"][0]
         assert (await gate.ask(body())).status == 200
+        assert 'gateway_file_broken{file="policy"} 1.0' in (await gate.get("/metrics")).data.decode()
         write(file, policy_text(flash, pro, revision="r2"))
         assert (await put(gate, "/reload"))["ok"]
         assert "r2" in (await gate.ask(body())).headers["x-route-policy"]
         metrics = (await gate.get("/metrics")).data.decode()
         assert re.search('gateway_policy_reloads_total{result="rejected"} [12]', metrics)
+        assert 'gateway_file_broken{file="policy"} 0.0' in metrics
         assert 'revision="r2"' in metrics
 
 

@@ -121,7 +121,8 @@ async def test_who_has_spent_its_budget_goes_to_flash_and_is_refused_when_that_d
         assert (refusal.status, refusal.json()["error"]["code"]) == (429, "insufficient_quota")
         assert refusal.headers["x-should-retry"] == "false"
         metrics = (await gate.get("/metrics")).data.decode()
-        assert 'gateway_limited_total{limit="money"}' in metrics
+        refused = sum(answer.status == 429 for answer in answers) + 1
+        assert f'gateway_limited_total{{limit="money"}} {refused}.0' in metrics
         assert 'gateway_cost_usd_total{kind="answer",tier="pro"}' in metrics
 
 

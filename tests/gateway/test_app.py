@@ -1,3 +1,4 @@
+import re
 import secrets
 from pathlib import Path
 
@@ -75,6 +76,30 @@ async def test_who_gives_a_file_of_keys_asks_everyone_for_one_though_the_store_h
     for settings, everyone in ((Settings(), True), (Settings(keys_file=file), False)):
         _, keys = await permitted(settings, MemoryStore())
         assert keys.everyone is everyone
+
+
+async def test_files_of_keys_and_records_that_cannot_be_used_are_told_in_metrics_until_they_can(
+    flash: Sim, pro: Sim, tmp_path: Path
+) -> None:
+    keys, folder = tmp_path / "keys.json", tmp_path / "folder"
+    await KeyFileStore(keys).secret()
+    file = KeyFile(keys)
+    async with gateway(policy_for(flash, pro), file=file, api_key=KEY, records=folder / "records") as gate:
+
+        async def told() -> list[str]:
+            assert (await gate.ask(body(), authorization=f"Bearer {KEY}")).status == 200
+            await gate.front.doors.records.close()
+            found = (await gate.get("/metrics")).data.decode()
+            return re.findall(r"^gateway_file_broken{file=(.*)$", found, re.MULTILINE)
+
+        text = keys.read_text()
+        keys.write_text("{")
+        file.look()
+        assert await told() == ['"policy"} 0.0', '"keys"} 1.0', '"records"} 1.0']
+        keys.write_text(text)
+        file.look()
+        folder.mkdir()
+        assert await told() == ['"policy"} 0.0', '"keys"} 0.0', '"records"} 0.0']
 
 
 async def test_a_store_that_is_busy_at_the_start_has_time_to_answer(valkey: str) -> None:

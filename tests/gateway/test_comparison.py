@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,10 @@ def on_trial(place: Path, flash: Sim, pro: Sim, parts: dict[str, float], **chang
     return load_policy(policy_text(flash, pro, candidate={"policy": "next.yaml", **parts}))
 
 
+def no(*_: str) -> None:
+    """Hears nothing."""
+
+
 def compared(gate: Gateway) -> dict[str, int]:
     return dict(gate.front.doors.comparison.compared)
 
@@ -70,6 +75,9 @@ async def test_whom_the_candidate_serves_has_its_answers_headers_and_decisions(
         await gate.ask(body(model="unheard of"))
         await eventually(lambda: gate.front.doors.comparison.served.total() == 3)
         assert gate.front.doors.comparison.served == {(200, "pro"): 2, (404, NOBODY): 1}
+        metrics = (await gate.get("/metrics")).data.decode()
+        counted = re.findall(r"^gateway_canary_requests_total{(.*)$", metrics, re.MULTILINE)
+        assert counted == ['status="200",tier="pro"} 2.0', 'status="404",tier="none"} 1.0']
         assert compared(gate) == {}, "a candidate is not compared with itself"
 
 
@@ -142,7 +150,7 @@ def test_both_sides_decide_in_the_same_state_and_neither_explores(
 async def test_decisions_that_pile_up_are_skipped_and_counted(place: Path, flash: Sim, pro: Sim) -> None:
     policy, told, differing = on_trial(place, flash, pro, {"shadow": 1.0}, rules=UP), list[str](), list[str]()
     assert policy.candidate
-    comparison = Comparison(told.append, lambda *sides: differing.extend(sides))
+    comparison = Comparison(told.append, lambda *sides: differing.extend(sides), no)
     requests = [asked(body()) for _ in range(WAITING + 7)]
     for request in requests:
         comparison.saw(ended(request, made(request, policy)), request, policy, policy.candidate)
@@ -163,7 +171,7 @@ async def test_what_nobody_decided_or_drew_is_not_compared_and_each_candidate_st
     assert policy.candidate
     candidate, request, told = policy.candidate, asked(body()), list[str]()
     decided = ended(request, made(request, policy))
-    comparison = Comparison(told.append, lambda *_: None)
+    comparison = Comparison(told.append, no, no)
     for record, of in ((ended(request, None), request), (decided, None), (decided, request)):
         comparison.saw(record, of, policy, candidate)
     await comparison.close()

@@ -162,6 +162,13 @@ def test_a_store_that_may_drop_more_than_answers_is_told(good: Path, valkey: str
     assert (status, f"may evict {lost} when" in said(found, "error")) == (1, True)
 
 
+def test_a_store_that_answers_and_refuses_to_work_is_told_in_its_own_words(good: Path, valkey: str) -> None:
+    with set_up(valkey, "1mb", "noeviction"):
+        status, found = look(good, REDIS_URL=valkey)
+    told = said(found, "error")
+    assert (status, "does no work of ours: OOM command not allowed" in told, "a primary" in told) == (1, True, True)
+
+
 def test_a_store_without_a_limit_of_memory_drops_nothing_and_its_version_is_told(good: Path, valkey: str) -> None:
     with set_up(valkey, "0", "allkeys-lru") as version:
         _, found = look(good, REDIS_URL=valkey)

@@ -266,7 +266,7 @@ async def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_sa
     for name in ("r", "s", "t"):
         kept.keep(ended(name), policy())
         await kept.close()
-        assert names(kept)[-1] == name
+        assert (names(kept)[-1], kept.failing) == (name, name != "t")
         if name == "s":
             (tmp_path / "none").mkdir()
     assert kept.lost == 2

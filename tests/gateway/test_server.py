@@ -406,3 +406,4 @@ async def test_ready_tells_of_a_certificate_that_cannot_be_renewed(flash: Sim, p
         for _ in range(2):
             shown.look()
         assert (await gate.get("/ready")).json()["certificate"] == "broken"
+        assert 'gateway_file_broken{file="certificate"} 1.0' in (await gate.get("/metrics")).data.decode()

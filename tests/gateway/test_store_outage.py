@@ -20,6 +20,7 @@ from gateway.store import Kept, KeyRecord, Limits, Store, open_store
 from gateway.store.circuit import PAUSE
 from gateway.store.line import GRACE
 from gateway.store.opening import TIMEOUT
+from gateway.store.valkey import EMPTIED
 from tests.gateway.serving import eventually
 from tests.stores import at_once
 
@@ -204,7 +205,9 @@ async def test_a_killed_server_that_comes_back_empty_gets_scripts_secret_and_set
             await other.close()
 
 
-async def test_who_is_on_a_server_that_was_emptied_agrees_with_others_on_a_secret_again() -> None:
+async def test_who_is_on_a_server_that_was_emptied_says_so_and_agrees_with_others_on_a_secret_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with shared() as (store, url, _):
         await store.admit("ann", PLENTY, None)
         before = await store.secret()
@@ -215,6 +218,19 @@ async def test_who_is_on_a_server_that_was_emptied_agrees_with_others_on_a_secre
         await eventually(lambda: store.known_secret == theirs)
         assert theirs != before
         await other.close()
+    assert [told for told in caplog.messages if "it was emptied" in told] == [EMPTIED]
+
+
+async def test_who_finds_its_server_empty_first_says_so_and_who_finds_a_new_one_does_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with shared() as (store, url, _):
+        await store.secret()
+        await store.admit("ann", PLENTY, None)
+        assert caplog.messages == []
+        with Valkey.from_url(url) as client:
+            client.flushall()
+        await eventually(lambda: caplog.messages == [EMPTIED])
 
 
 async def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:

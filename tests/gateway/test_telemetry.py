@@ -110,6 +110,8 @@ def test_what_is_waited_for_is_0_before_it_comes_so_that_the_first_one_is_a_rise
     made = telemetry()
     for result in ("accepted", "rejected"):
         assert value(made, f'gateway_policy_reloads_total{{result="{result}"}}') == 0
+    for limit in ("requests", "concurrency", "tokens", "money"):
+        assert value(made, f'gateway_limited_total{{limit="{limit}"}}') == 0
     for outcome in ("compared", "failed"):
         assert value(made, f'gateway_shadow_answers_total{{outcome="{outcome}"}}') == 0
 

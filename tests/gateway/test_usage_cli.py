@@ -6,11 +6,12 @@ import time
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
-from gateway.store import Bound, Limits, Line, Store
+from gateway.store import Bound, KeyRecord, Limits, Line, Store
 from tests.stores import on
 
 
 async def fill(store: Store) -> None:
+    await store.put_key(KeyRecord("ann", "hash", "research", None, 1.0))
     for caller, kind, money in (("ann", "answer", 2_000_000), ("ann", "triage", 1000), ("bob", "answer", 500_000)):
         held = await store.admit(caller, Limits(100, 100, 60.0), None, Bound("pro", "flash"))
         await store.settle(caller, held.lease or "", [Line("pro", kind, kind == "triage", 10, 2, 5, money)])  # type: ignore[arg-type]
@@ -27,8 +28,8 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
     assert "overhead: 0.000001 USD" in shown
     today = time.strftime("%Y-%m-%d", time.gmtime())
     assert [line.split() for line in shown.splitlines()[1:-2]] == [
-        [today, "ann", "pro", "answer", "1", "10", "2", "5", "0.002000"],
-        [today, "ann", "pro", "triage", "estimated", "1", "10", "2", "5", "0.000001"],
+        [today, "ann", "research", "pro", "answer", "1", "10", "2", "5", "0.002000"],
+        [today, "ann", "research", "pro", "triage", "estimated", "1", "10", "2", "5", "0.000001"],
         [today, "bob", "pro", "answer", "1", "10", "2", "5", "0.000500"],
     ]
     by_nothing_else = usage("--redis", valkey, "--by", "tier").stdout.splitlines()[1:-2]
