@@ -98,7 +98,7 @@ class _Item(msgspec.Struct):
     role: str | None = None
     content: str | Turns[Part] | None = None
     output: str | Part | Turns[Part] | None = None
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | dict[str, msgspec.Raw] | None = None
     input: str | None = None
 
 
@@ -239,7 +239,7 @@ def _item(item: _Item) -> Message:
     return Message(item.role or role, [part for one in said for part in _parts(one)])
 
 
-def _parts(said: str | Part | list[Part] | dict[str, Any] | None) -> list[Part]:
+def _parts(said: str | Part | list[Part] | dict[str, msgspec.Raw] | None) -> list[Part]:
     if isinstance(said, list):
         return said
     if isinstance(said, dict):  # arguments, which vLLM writes out as JSON
