@@ -111,8 +111,8 @@ def test_an_agents_turn_is_judged_once_not_each_of_its_tool_results(clients: Cli
     came: Any = {"type": "function_call_output", "call_id": "t", "output": "21 degrees and sunny"}
     for steps in range(2):
         items: Any = [*said(SIMPLE + " Agent."), *[called, came] * steps]
-        told = clients.openai.responses.create(model="auto", input=items, tools=tools, store=False)
-        assert told.model == "flash-model"
+        made = clients.openai.responses.create(model="auto", input=items, tools=tools, store=False)
+        assert made.model == "flash-model"
     assert len(flash.seen("triage")) == 2
 
 
