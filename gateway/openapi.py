@@ -74,7 +74,7 @@ _RESPONSES = _body(
     max_output_tokens={**_COUNT, "minimum": 1},
     stream=_FLAG,
     temperature=_NUMBER,
-    tools={**_TOOLS, "description": "Functions; tools that a server would run are refused"},
+    tools={**_TOOLS, "description": "Those that the caller runs; web searches are left out, others refused"},
     metadata=_METADATA,
 ) | {"description": "No response is kept: previous_response_id, conversation and background are refused."}
 _EMBEDDINGS = _body("input", input={"type": ["string", "array"], "minItems": 1})

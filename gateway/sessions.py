@@ -152,21 +152,34 @@ def continues(fields: Fields) -> bool:
 
 
 def judged_part(request: ChatRequest, policy: Policy) -> bytes:
-    """The part of the conversation that the classifier judges, in the caller's own bytes. With `unit: user_turn` that
-    of a chat ends with the last user message, so that the question after a tool's result is the one asked for its turn,
-    whose verdict is remembered. Other dialects are judged whole.
+    """The part of the conversation that the classifier judges, in the caller's own bytes. With `unit: user_turn` it
+    ends before what came of the last user message, so that the question after a tool's result is the one asked for its
+    turn, whose verdict is remembered.
     """
     whole, messages = request.dialect.conversation(request.body), request.fields.messages
     if not messages or messages[-1].role == "user":
         return whole
-    roles = [message.role for message in messages]
-    chat = request.dialect.prompt == ("messages",) and "user" in roles
-    if not chat or policy.triage.unit != "user_turn" or not continues(request.fields):
+    if policy.triage.unit != "user_turn" or not continues(request.fields):
         return whole
-    end = 0
-    for message in _MESSAGES.decode(whole)[: len(roles) - roles[::-1].index("user")]:
-        end = whole.index(message, end) + len(message)
+    last = request.body.raw(request.dialect.prompt[-1]) or b""
+    turns, end = _of_user(request, last), len(whole) - len(last)
+    for turn in turns:
+        end = whole.index(turn, end) + len(turn)
     return whole[:end] + b"]"
+
+
+def _of_user(request: ChatRequest, said: bytes) -> list[msgspec.Raw]:
+    """The elements of the conversation's array `said` up to the first that came of the last user message; all where no
+    user speaks."""
+    turns = _MESSAGES.decode(said)
+    end = len(turns)
+    for at in reversed(range(end)):
+        roles = {message.role for message in request.dialect.turn(bytes(turns[at]))}
+        if "user" in roles:
+            return turns[:end]
+        if not roles.isdisjoint(RESULTS):
+            end = at
+    return turns
 
 
 def session_tier(facts: Facts, policy: Policy, tier: str) -> str:

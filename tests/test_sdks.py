@@ -95,6 +95,27 @@ def test_a_tool_is_called_and_its_result_taken(clients: Clients) -> None:
     assert "21 degrees" in told.content[0].text
 
 
+def test_an_agents_turn_is_judged_once_not_each_of_its_tool_results(clients: Clients, flash: Sim) -> None:
+    used: Any = {"type": "tool_use", "id": "t", "name": "get_weather", "input": {"city": "Paris"}}
+    result: Any = {"type": "tool_result", "tool_use_id": "t", "content": "21 degrees and sunny"}
+    step = [{"role": "assistant", "content": [used]}, {"role": "user", "content": [result]}]
+    for steps in range(2):
+        turns: Any = [*said(COMPLEX + " Agent."), *step * steps]
+        told = clients.claude.messages.create(model="auto", max_tokens=30, tools=[WEATHER], messages=turns)
+        assert told.model == "pro-model"
+    assert len(flash.seen("triage")) == 1
+    shell: Any = {"type": "function", "name": "exec_command", "parameters": {"type": "object"}}
+    group: Any = {"type": "namespace", "name": "multi_agent_v1", "description": "Agents", "tools": [shell]}
+    tools: Any = [shell, group, {"type": "web_search", "external_web_access": False}]
+    called: Any = {"type": "function_call", "call_id": "t", "name": "exec_command", "arguments": "{}"}
+    came: Any = {"type": "function_call_output", "call_id": "t", "output": "21 degrees and sunny"}
+    for steps in range(2):
+        items: Any = [*said(SIMPLE + " Agent."), *[called, came] * steps]
+        made = clients.openai.responses.create(model="auto", input=items, tools=tools, store=False)
+        assert made.model == "flash-model"
+    assert len(flash.seen("triage")) == 2
+
+
 def test_a_caller_may_have_a_tier_think_that_answers_at_once(clients: Clients) -> None:
     asked: Any = {"model": "flash", "max_tokens": 2000, "messages": said(SIMPLE)}
     aloud = clients.claude.messages.create(**asked, thinking={"type": "enabled", "budget_tokens": 1024})

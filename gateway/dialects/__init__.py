@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gateway.body import Body, Fields
+from gateway.body import Body, Fields, Message
 from gateway.body import read as chat
 from gateway.dialects.answers import CHUNKS, COUNTS, EMBEDDINGS, MESSAGES, RESPONSES, Answers, Counted, Seen, Whole
-from gateway.dialects.requests import count, embeddings, messages, responses, texts
+from gateway.dialects.requests import count, embeddings, item, message, messages, responses, texts, turn
 from gateway.errors import BadRequest
 
 __all__ = ["CHAT", "DIALECTS", "PROMPTS", "TEXT", "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read"]
@@ -24,7 +24,7 @@ class Dialect:
     conversation; the last of them is mandatory. `foreign`: members that are the prompt on other paths, and are refused
     here: two servers could read two prompts. `work`: what is asked of the model (`count` needs none). `names`: the name
     here of a tier's request default, where it differs from chat's. `always`: members that every request is sent with.
-    `templated`: the prompt goes through the chat template.
+    `templated`: the prompt goes through the chat template. `turn`: what an element of the conversation's array says.
     """
 
     api: Api
@@ -36,6 +36,7 @@ class Dialect:
     names: Mapping[str, str] = field(default_factory=dict)
     always: Mapping[str, bytes] = field(default_factory=dict)
     templated: bool = True
+    turn: Callable[[bytes], list[Message]] = message
 
     def conversation(self, body: Body) -> bytes:
         """The members that hold the conversation, joined by line feeds."""
@@ -57,6 +58,7 @@ DIALECTS = {
         _MESSAGES_PROMPT,
         _NOT_MESSAGES,
         names={"max_completion_tokens": "max_tokens", "stop": "stop_sequences"},
+        turn=turn,
     ),
     "/v1/messages/count_tokens": Dialect("messages", count, COUNTS, _MESSAGES_PROMPT, _NOT_MESSAGES, "count"),
     # Nobody may read a response again: which server would have it is not known, nor whose it is.
@@ -68,6 +70,7 @@ DIALECTS = {
         ("messages",),
         names=_OUTPUT,
         always={"store": b"false"},
+        turn=item,
     ),
     "/v1/embeddings": Dialect(
         "embeddings", embeddings, EMBEDDINGS, ("input",), ("messages", "prompt"), "embed", templated=False

@@ -13,7 +13,9 @@ from gateway.errors import BadRequest
 
 # Members that refer to what a server kept of an earlier request: each request may go to another server.
 KEPT = ("previous_response_id", "previous_response", "previous_input_messages", "conversation", "prompt")
-CALLERS_OWN = frozenset({"function", "custom"})  # types of tools that the caller runs itself
+# Types of tools that the caller runs itself; a namespace holds functions.
+CALLERS_OWN = frozenset({"function", "custom", "namespace", "tool_search", "local_shell", "apply_patch"})
+SEARCH = "web_search"  # how the types of a tool begin that coding agents offer unasked; models answer without it, too
 
 
 class _Source(msgspec.Struct):
@@ -96,7 +98,8 @@ class _Item(msgspec.Struct):
     role: str | None = None
     content: str | Turns[Part] | None = None
     output: str | Part | Turns[Part] | None = None
-    arguments: str | None = None
+    arguments: str | dict[str, msgspec.Raw] | None = None
+    input: str | None = None
 
 
 class _Responses(_Common):
@@ -121,6 +124,7 @@ _MESSAGES = msgspec.json.Decoder(_Messages, float_hook=real)
 _RESPONSES = msgspec.json.Decoder(_Responses, float_hook=real)
 _EMBEDDINGS = msgspec.json.Decoder(_Embeddings)
 _TOOL = msgspec.json.Decoder(_Tool)
+_MESSAGE, _TURN, _ITEM = msgspec.json.Decoder(Message), msgspec.json.Decoder(_Turn), msgspec.json.Decoder(_Item)
 
 
 def texts(data: bytes) -> tuple[Body, Fields]:
@@ -149,9 +153,7 @@ def responses(data: bytes) -> tuple[Body, Fields]:
     for tools that a server would run."""
     body, asked = read_as(_RESPONSES, data)
     _alone(body, asked)
-    for tool in asked.tools or ():
-        if read_as(_TOOL, bytes(tool))[1].type not in CALLERS_OWN:
-            raise BadRequest("Tools that the server runs are not offered; send functions.", param="tools")
+    body, asked.tools = _own(body, asked.tools)
     said = [] if asked.instructions is None else [Message("system", asked.instructions)]
     given = asked.input
     said += [Message("user", given)] if isinstance(given, str) else map(_item, given or ())
@@ -170,6 +172,16 @@ def _bounded(fields: Fields, name: str) -> Fields:
     if fields.prompts() * (fields.n or 1) > MAX_PROMPTS:
         raise BadRequest(f"'{name}' holds too many prompts: {MAX_PROMPTS} at most, times 'n'.", param=name)
     return fields
+
+
+def message(data: bytes) -> list[Message]:
+    """An element of `messages` in chat."""
+    return [_MESSAGE.decode(data)]
+
+
+def turn(data: bytes) -> list[Message]:
+    """An element of `messages` in the Messages API."""
+    return _turn(_TURN.decode(data))
 
 
 def _turn(turn: _Turn) -> list[Message]:
@@ -199,13 +211,37 @@ def _alone(body: Body, asked: _Responses) -> None:
         raise BadRequest("No response is made in the background here.", param="background")
 
 
+def _own(body: Body, tools: list[msgspec.Raw] | None) -> tuple[Body, list[msgspec.Raw] | None]:
+    """The request without its searches of the web, and its tools then. Raises BadRequest for other tools that a server
+    would run, and for a search that is not left to the model."""
+    kinds = [read_as(_TOOL, bytes(tool))[1].type for tool in tools or ()]
+    foreign = [kind for kind in kinds if kind not in CALLERS_OWN]
+    if not tools or not foreign:
+        return body, tools
+    if any(not kind.startswith(SEARCH) for kind in foreign):
+        raise BadRequest("Tools that the server runs are not offered; send functions.", param="tools")
+    choice = body.raw("tool_choice") or b""
+    if choice.startswith(b"{") and read_as(_TOOL, choice)[1].type.startswith(SEARCH):
+        raise BadRequest("The server searches no web; leave it out of 'tool_choice'.", param="tool_choice")
+    kept = [tool for tool, kind in zip(tools, kinds, strict=True) if kind in CALLERS_OWN]
+    return Body(body.edit({"tools": b"[%b]" % b",".join(map(bytes, kept)) if kept else None})), kept
+
+
+def item(data: bytes) -> list[Message]:
+    """An element of `input` in the Responses API."""
+    return [_item(_ITEM.decode(data))]
+
+
 def _item(item: _Item) -> Message:
     """A message with all text that the item may hold, whatever its type: a server may read any of these members."""
     role = "tool" if (item.type or "").endswith("_output") else "assistant"
-    return Message(item.role or role, [*_parts(item.content), *_parts(item.output), *_parts(item.arguments)])
+    said = (item.content, item.output, item.arguments, item.input)
+    return Message(item.role or role, [part for one in said for part in _parts(one)])
 
 
-def _parts(said: str | Part | list[Part] | None) -> list[Part]:
+def _parts(said: str | Part | list[Part] | dict[str, msgspec.Raw] | None) -> list[Part]:
     if isinstance(said, list):
         return said
+    if isinstance(said, dict):  # arguments, which vLLM writes out as JSON
+        return [Part("text", msgspec.json.encode(said).decode())]
     return [] if said is None else [said if isinstance(said, Part) else Part("text", said)]

@@ -89,8 +89,17 @@ def permit(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
             return other, f"needs {missing}"
     if facts.capped and any(lacks(facts, policy.tiers[other]) is None for other in permitted(facts, policy)):
         raise QuotaUsed(f"The {facts.capped} that is left does not reach a tier that has {missing}.")
+    if missing == "context":
+        raise too_long(facts, [policy.tiers[name] for name in allowed])
     message = f"No tier that plan {facts.plan} may use has what this request needs: {missing}."
     raise BadRequest(message, param=param(missing))
+
+
+def too_long(facts: Facts, tiers: Sequence[Tier]) -> BadRequest:
+    """OpenAI's code, and the words of Anthropic's API: by either, clients know to shorten the conversation."""
+    most = max(tier.can.context for tier in tiers if lacks(facts, tier) == "context")
+    told = f"The prompt is too long: {facts.context} tokens > {most} maximum, by estimate, for plan {facts.plan}."
+    return BadRequest(told, param=param("context"), code="context_length_exceeded")
 
 
 def lacks(facts: Facts, tier: Tier) -> str | None:

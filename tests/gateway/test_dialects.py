@@ -96,13 +96,16 @@ def test_a_responses_request_tells_the_rules_what_the_same_chat_would() -> None:
         {"type": "reasoning", "id": "r", "summary": []},
         {"type": "function_call", "call_id": "t", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "t", "output": "21 degrees"},
+        {"type": "custom_tool_call", "call_id": "u", "name": "g", "input": "*** Begin"},
+        {"type": "tool_search_call", "call_id": "v", "execution": "client", "arguments": {"query": "issues"}},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "and now?"}]},
     ]
     form: JSON = {"format": {"type": "json_schema", "name": "x", "schema": {}}}
     fields = response(items, instructions="Be brief.", tools=[{"type": "function", "name": "f"}], text=form)
     request = asked(RESPONSES, fields | {"reasoning": {"effort": "low"}})
     roles = [said.role for said in request.fields.messages or ()]
-    assert roles == ["system", "user", "assistant", "assistant", "tool", "user"]
+    assert roles == ["system", "user", "assistant", "assistant", "tool", "assistant", "assistant", "user"]
+    assert [said.text() for said in request.fields.messages or ()][-3:-1] == ["*** Begin", '{"query":"issues"}']
     found = observe(request, policy_for(FLASH, PRO), {})
     assert (found.api, found.turns, found.characters, found.max_tokens) == ("responses", 2, len("and now?"), 50)
     assert (found.tools, found.json_schema, request.fields.reasoning_effort) == (True, True, "low")
@@ -142,7 +145,8 @@ def test_media_by_link_are_refused_wherever_a_server_would_look(path: str, field
         (RESPONSES, response([{"type": "item_reference", "id": "m"}]), "input"),
         (RESPONSES, response(background=True), "background"),
         (RESPONSES, response(tools=[{"type": "mcp", "server_url": "http://10.0.0.1"}]), "tools"),
-        (RESPONSES, response(tools=[{"type": "web_search"}]), "tools"),
+        (RESPONSES, response(tools=[{"type": "web_search"}, {"type": "code_interpreter"}]), "tools"),
+        (RESPONSES, response(tools=[{"type": "web_search"}], tool_choice={"type": "web_search"}), "tool_choice"),
         (RESPONSES, response(messages=[]), "messages"),
         (RESPONSES, response([]), "input"),
         (RESPONSES, {"model": "auto"}, "input"),
@@ -161,6 +165,22 @@ def test_what_no_server_may_do_or_two_readers_could_read_is_refused(path: str, f
     with pytest.raises(BadRequest) as found:
         asked(path, fields)
     assert found.value.param == param
+
+
+def test_a_coding_agents_tools_reach_the_server_save_for_the_search_that_it_offers_unasked() -> None:
+    shell: JSON = {"type": "function", "name": "exec_command", "strict": False, "parameters": {"type": "object"}}
+    agents: JSON = {"type": "namespace", "name": "multi_agent_v1", "description": "é", "tools": [shell]}
+    found: JSON = {"type": "tool_search", "execution": "client"}
+    search: JSON = {"type": "web_search", "external_web_access": False}
+    policy, rest = policy_for(FLASH, PRO), {"tool_choice": "auto", "include": ["reasoning.encrypted_content"]}
+    request = asked(RESPONSES, response(tools=[shell, agents, search, found], **rest))
+    assert {name: sent(request, policy)[name] for name in rest} == rest
+    assert sent(request, policy)["tools"] == [shell, agents, found]
+    own: JSON = {"type": "function", "name": "web_search"}
+    assert sent(asked(RESPONSES, response(tools=[search, own], tool_choice=own)), policy)["tools"] == [own]
+    alone = asked(RESPONSES, response(tools=[search]))
+    assert "tools" not in sent(alone, policy)
+    assert [observe(one, policy, {}).tools for one in (request, alone)] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -167,17 +167,27 @@ def test_when_no_higher_tier_is_able_the_next_one_down_takes_over() -> None:
 
 
 def test_a_need_that_no_permitted_tier_has_is_a_bad_request_that_names_it() -> None:
-    with pytest.raises(BadRequest, match="context"):
-        route(facts(context=9000), None, POLICY)
     with pytest.raises(BadRequest, match=r"plan batch .* vision"):
         route(facts(plan="batch", vision=True), None, POLICY)
+
+
+@pytest.mark.parametrize(("needs", "most"), [({}, 5000), ({"tools": True}, 5000), ({"vision": True}, 1000)])
+def test_a_prompt_too_long_for_all_is_refused_in_the_words_by_which_clients_shorten_it(
+    needs: dict[str, Any], most: int
+) -> None:
+    with pytest.raises(BadRequest, match="too long") as found:
+        route(facts(context=9000, wish="think", **needs), None, POLICY)
+    assert found.value.code == "context_length_exceeded"
+    # As Claude Code 2.1 and LiteLLM look for it.
+    told = re.findall(r"prompt is too long[^0-9]*(\d+) tokens > (\d+)", found.value.message)
+    assert told == [("9000", str(most))]
 
 
 @pytest.mark.parametrize("why", ["budget", "share"])
 def test_a_need_that_only_a_tier_above_the_budget_or_share_has_is_a_quota_that_is_used_up(why: str) -> None:
     with pytest.raises(QuotaUsed, match=f"The {why} that is left does not reach a tier that has context"):
         route(facts(capped=why, context=2000), None, POLICY)
-    with pytest.raises(BadRequest, match="context"):
+    with pytest.raises(BadRequest, match="too long"):
         route(facts(capped=why, context=9000), None, POLICY)
 
 

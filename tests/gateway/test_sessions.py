@@ -267,32 +267,57 @@ def test_an_instruction_behind_a_tools_result_is_no_turn_of_the_users() -> None:
         assert continues(request.fields) == goes_on
 
 
+ASKED: JSON = {"role": "user", "content": [{"type": "text", "text": "Fix it."}]}
+REMIND: JSON = {"role": "system", "content": "These agents can be asked: ..."}
+USED: JSON = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "run", "input": {}}]}
+TOLD: JSON = {"type": "tool_result", "tool_use_id": "a", "content": "ok"}
+CALLED: JSON = {"type": "function_call", "call_id": "a", "name": "run", "arguments": "{}"}
+CAME: JSON = {"type": "function_call_output", "call_id": "a", "output": "ok"}
+# As Claude Code and Codex go on: what opens the request, the user's turn, and what came of it.
 LOOP: JSON = {
-    "/v1/messages": {
-        "messages": [
-            {"role": "user", "content": "Fix it."},
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "run", "input": {}}]},
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "ok"}]},
-        ]
-    },
-    "/v1/responses": {
-        "input": [
-            {"role": "user", "content": "Fix it."},
-            {"type": "function_call", "call_id": "a", "name": "run", "arguments": "{}"},
-            {"type": "function_call_output", "call_id": "a", "output": "ok"},
-        ]
-    },
+    "/v1/messages": (
+        {"system": [{"type": "text", "text": "Be brief.", "odd": [ASKED, REMIND]}]},
+        [ASKED, REMIND],
+        [USED, {"role": "user", "content": [TOLD, TOLD]}, REMIND],
+    ),
+    "/v1/responses": (
+        {"instructions": "Be brief."},
+        [{"role": "user", "content": "<environment>"}, {"type": "message", "role": "user", "content": "Fix it."}],
+        [{"type": "reasoning", "summary": []}, CALLED, CAME],
+    ),
 }
 
 
 @pytest.mark.parametrize("path", LOOP)
-def test_other_dialects_have_conversations_and_tool_results_too(path: str) -> None:
-    ((name, turns),) = LOOP[path].items()
-    bodies = (json.dumps({name: said, "max_tokens": 9}).encode() for said in (turns[:1], turns))
-    first, last = (ChatRequest("t", ANN, path, *read(path, data), {}, 0.0) for data in bodies)
-    assert key_of(first, UNTIL) == key_of(last, UNTIL)
+def test_a_turn_of_other_dialects_is_judged_once_not_each_of_its_tool_results(path: str) -> None:
+    start, turn, rest = LOOP[path]
+    name = "messages" if path == "/v1/messages" else "input"
+    said = (turn, turn + rest, turn + rest * 2)
+    first, *later = (on(path, {**start, name: turns}) for turns in said)
+    assert {key_of(one, UNTIL) for one in later} == {key_of(first, UNTIL)}
+    assert (continues(first.fields), [continues(one.fields) for one in later]) == (False, [True, True])
+    assert [judged_part(one, UNTIL) for one in later] == [judged_part(first, UNTIL)] * 2
+    by_request = load_policy(TEXT.replace("{stay: STAY}", "{}\ntriage: {unit: request}"), {})
+    assert json.dumps(turn + rest)[1:-1].encode() in judged_part(later[0], by_request)
+
+
+def test_a_word_of_the_users_beside_a_tools_result_begins_a_turn() -> None:
+    turns = [
+        {"role": "user", "content": "Fix it."},
+        USED,
+        {"role": "user", "content": [TOLD, {"type": "text", "text": "No, stop."}]},
+    ]
+    first, last = (on("/v1/messages", {"messages": said}) for said in (turns, [*turns, *LOOP["/v1/messages"][2]]))
     assert (continues(first.fields), continues(last.fields)) == (False, True)
-    assert judged_part(last, UNTIL) == json.dumps(turns).encode()
+    assert judged_part(last, UNTIL) == judged_part(first, UNTIL) == json.dumps(turns).encode()
+
+
+def test_where_no_user_speaks_the_whole_is_judged() -> None:
+    assert judged_part(on("/v1/messages", {"messages": [USED]}), UNTIL) == json.dumps([USED]).encode()
+
+
+def on(path: str, fields: JSON) -> ChatRequest:
+    return ChatRequest("t", ANN, path, *read(path, json.dumps({**fields, "max_tokens": 9}).encode()), {}, 0.0)
 
 
 def sessions(flash: Sim, pro: Sim, **changes: Any) -> Policy:
