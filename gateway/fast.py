@@ -1,14 +1,11 @@
 """How is an exchange served without ASGI in between?   All other paths go to the ASGI app.
 
 The rules of the connection, its timers, pipelining, flow control and end are those of `gateway.protocol`; this file
-puts its own request-and-answer cycle in the place of uvicorn's for the completion paths. One task serves a connection's
-exchanges, one after the other. An answer's head and first piece leave in one write.
+puts its own cycle in the place of uvicorn's for the completion paths. One task serves a connection's exchanges in turn.
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any
 
 from gateway.api import Exchange
@@ -16,20 +13,18 @@ from gateway.asgi import Front
 from gateway.dialects import DIALECTS
 from gateway.done import DONE
 from gateway.errors import TooLarge
+from gateway.head import announced, around_length
 from gateway.protocol import HIGH_WATER, Connection
 from gateway.types import Headers
-from gateway.wire import header_lines
+from gateway.wire import STATUS_LINES, header_lines
 
 HOT = {path.encode(): path for path in DIALECTS}
-_LENGTH = re.compile(rb"(?<=\r\ncontent-length: )[0-9]+(?=\r\n)", re.IGNORECASE)
-_PHRASES = {int(status): status.phrase.encode() for status in HTTPStatus}
-_FIRST = {status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(200, 600)}
 
 
 class FastConnection(Connection):
     """Serves the completion paths by itself."""
 
-    __slots__ = ("_before", "_lost", "_news", "_next", "_task", "_usual", "front", "serving")
+    __slots__ = ("_before", "_held", "_lost", "_news", "_next", "_task", "_usual", "front", "serving")
 
     def __init__(self, front: Front, **uvicorn: Any) -> None:
         super().__init__(front.settings, front.doors.telemetry.meters.unread.add, **uvicorn)
@@ -39,28 +34,29 @@ class FastConnection(Connection):
         self._task: asyncio.Task[None] | None = None
         self._news: asyncio.Future[None] | None = None  # what the task waits for when it has nothing to do
         self._usual: tuple[Headers, bytes] = ([], b"")
-        self._lost = False
         self._before: tuple[bytes, bytes] | None = None  # the head parsed last, around its length
+        self._held, self._lost = b"", False  # a head like that one, until some of its body comes
 
     def data_received(self, data: bytes) -> None:
+        data, self._held = self._held + data, b""
         quiet = not (self._in_head or self._in_body or self._read or self._over or self._refusal)
-        if quiet and self._before and self._repeated(data, self._before):
+        if quiet and self._before and (self._repeated(data, self._before) or self._alone(data, self._before)):
             return
-        cycle, self._before = self.cycle, None  # the parser tells of what it reads last
+        cycle, before, self._before = self.cycle, self._before if self._in_body else None, None
         super().data_received(data)
-        if quiet and self.cycle is not cycle:
-            self._before = self._whole(data)
+        begun: object = self.cycle
+        if begun is not cycle:  # the parser tells of another head
+            before = around_length(data, begun.size) if quiet and type(begun) is Cycle else None
+        self._before = before
 
-    def _whole(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """The head of `data`, before and after the digits of its content-length, if `data` is one whole request."""
-        cycle: object = self.cycle
-        if type(cycle) is not Cycle or cycle.more_body:
-            return None
-        head = data[: data.find(b"\r\n\r\n") + 4]
-        found = _LENGTH.search(head)
-        if not found or cycle.size != len(data) - len(head):
-            return None
-        return head[: found.start()], head[found.end() :]
+    def _alone(self, data: bytes, head: tuple[bytes, bytes]) -> bool:
+        """Holds back the `head` before with the length of a small body that did not come with it, until that comes."""
+        size = announced(data, *head)
+        if not 0 < size <= min(HIGH_WATER, self._settings.max_body) or self.expect_100_continue:
+            return False
+        self._held, self._idle_since = data, 0.0
+        self._expect()
+        return True
 
     def _repeated(self, data: bytes, head: tuple[bytes, bytes]) -> bool:
         """Begins the request in `data` without parsing it, if it is a whole one with the `head` before, in two parts
@@ -71,6 +67,8 @@ class FastConnection(Connection):
         if not data.startswith(b"%b%d%b" % (before, size, behind)):
             return False
         self._idle_since = 0.0
+        if self._receiving:  # the head came before
+            self._received()
         self._unanswered += 1
         self.told = {**self.told, "content-length": str(size)}
         self.begin()
@@ -151,6 +149,12 @@ class FastConnection(Connection):
             cycle.end()
         else:
             super().on_message_complete()
+
+    def shutdown(self) -> None:
+        if self._held:  # begun, it is answered
+            self._before = None
+            self.data_received(b"")
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -262,8 +266,8 @@ class Cycle:
             last = b"content-length: %d\r\n" % length
         elif self._chunked:
             last = b"transfer-encoding: chunked\r\n"
-        close = b"" if self.keep_alive else b"connection: close\r\n"
-        self._head = b"".join((_FIRST[status], usual, headers, last, close, b"\r\n"))
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self._head = b"".join((STATUS_LINES[status], usual, headers, last, end))
 
     def write(self, data: bytes, more: bool) -> Awaitable[None]:
         if self.disconnected:

@@ -1,4 +1,5 @@
-"""Is a request's head unambiguous?   One that two parsers could read differently is refused. Pure."""
+"""Is a request's head unambiguous, or one that was found so before?   One that two parsers could read differently is
+refused. Pure."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -8,6 +9,7 @@ from gateway.errors import BadRequest, Misdirected
 _HOST = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _URL = re.compile(rb"(?i:https?)://([^/?#]+)([/?][^#]*)?")
 _PORT = re.compile(r":[0-9]{1,5}\Z")
+_DIGITS = re.compile(rb"(?<=\r\ncontent-length: )[0-9]+(?=\r\n)", re.IGNORECASE)
 _LENGTH = "A request's length is told once, and chunked is the only transfer encoding."
 _KEY = "A request shows one key."  # one server may take the first, the next one the last: two callers
 _HOSTED = "A request names one valid Host."
@@ -57,3 +59,20 @@ def without_upgrade(method: bytes, target: bytes, version: str, headers: Sequenc
     """A request's head without its Upgrade header, which a server may ignore (RFC 9110, 7.8)."""
     lines = [b"%b: %b\r\n" % pair for pair in headers if pair[0].lower() != b"upgrade"]
     return b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version.encode(), b"".join(lines))
+
+
+def around_length(data: bytes, size: int) -> tuple[bytes, bytes] | None:
+    """The head that `data` begins with, before and after the digits of its content-length; None where it has none, or
+    where other than `size` bytes follow it."""
+    head = data[: data.find(b"\r\n\r\n") + 4]
+    found = _DIGITS.search(head)
+    return (head[: found.start()], head[found.end() :]) if found and size == len(data) - len(head) else None
+
+
+def announced(data: bytes, before: bytes, behind: bytes) -> int:
+    """The content-length of a head that has `before` and `behind` around it, if `data` is such a head; else 0, as for
+    one of more than nine digits or with leading zeros."""
+    digits = data[len(before) : -len(behind)]
+    if len(digits) > 9 or not digits.isdigit() or digits.startswith(b"0"):
+        return 0
+    return int(digits) if data.startswith(before) and data.endswith(behind) else 0

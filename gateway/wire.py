@@ -2,9 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Protocol
 
 from gateway.types import Headers
+
+_PHRASES = {int(status): status.phrase.encode() for status in HTTPStatus}
+STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(200, 600)}
 
 
 def header_lines(headers: Headers) -> bytes:

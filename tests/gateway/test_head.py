@@ -1,7 +1,7 @@
 import pytest
 
 from gateway.errors import BadRequest, Misdirected
-from gateway.head import checked_headers, out_of_url, without_upgrade
+from gateway.head import announced, around_length, checked_headers, out_of_url, without_upgrade
 
 HOST = (b"Host", b"gateway:80")
 
@@ -33,3 +33,15 @@ def test_only_the_offer_of_another_protocol_is_left_out() -> None:
     headers = [HOST, (b"UPGRADE", b"h2c"), (b"Connection", b"Upgrade, close"), (b"upgrade", b"x"), (b"a", b" b\xff ")]
     head = without_upgrade(b"POST", b"/v1?a=b", "1.1", headers)
     assert head == b"POST /v1?a=b HTTP/1.1\r\nHost: gateway:80\r\nConnection: Upgrade, close\r\na:  b\xff \r\n\r\n"
+
+
+def test_a_head_is_known_again_by_all_but_the_digits_of_its_length() -> None:
+    head = b"POST / HTTP/1.1\r\nContent-Length: 3\r\nhost: a\r\n\r\n"
+    assert around_length(head + b"abcd", 3) is None
+    assert around_length(head.replace(b"-Length", b""), 0) is None
+    around = around_length(head + b"abc", 3) or (b"", b"")
+    assert announced(head.replace(b"3", b"123456789"), *around) == 123_456_789
+    for digits in (b"", b"0", b"03", b"+3", b"3 ", b"\xb3", b"1234567890"):
+        assert announced(head.replace(b"3", digits), *around) == 0, digits
+    for other in (b"x" + head[1:], head[:-1] + b"x", head + b"abc"):
+        assert announced(other, *around) == 0, other
