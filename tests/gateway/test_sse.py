@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.sse import Splitter, alike, data_of, event
+from gateway.sse import Splitter, alike, data_of, event, events_of
 
 ENDS = st.sampled_from([b"\n", b"\r", b"\r\n", b"\n\n", b"\r\r", b"\r\n\r\n"])
 PIECES = ENDS | st.sampled_from([b"data: ", b"data:", b":", b"x", b"data: x\n\n", "\u2028\x85".encode()])
@@ -81,6 +81,7 @@ def test_an_event_is_like_another_with_another_text(one: str, other: str) -> Non
 @example("a", 0, 200, b"")
 @example("a", 60, 60, b"\n\n")
 @example("a", 60, 60, b'","usage":"')
+@example("a", 12, 13, b"x")
 def test_what_is_like_an_event_is_one_whole_event_with_the_same_around_its_text(
     text: str, at: int, to: int, other: bytes
 ) -> None:
@@ -114,6 +115,7 @@ def test_each_line_end_of_the_standard_ends_lines(end: bytes) -> None:
     events, rest = split([stream])
     assert [data_of(found) for found in events] == [b"", b"a\nb", b" c", b""]
     assert rest == b"x"
+    assert events_of(stream[:-1]) == events, "the last one, too: nothing will follow it"
 
 
 def test_other_line_separators_are_text() -> None:
@@ -142,6 +144,7 @@ def test_a_carriage_return_at_the_end_waits_for_its_line_feed() -> None:
         (b"data: x\ndata: y", b"x\ny"),
         (b"data: x\ny", b"x"),
         (b"data: x\r\r", b"x"),
+        (b"data: x\rdata: y\n\n", b"x\ny"),
         (b"event: e\ndata: x\n\n", b"x"),
         (b"database: x\n\n", b""),
         (b": data: x\n\n", b""),

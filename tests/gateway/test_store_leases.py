@@ -134,8 +134,21 @@ def test_what_a_killed_process_held_is_booked_as_an_estimate(valkey: str) -> Non
             os.kill(process.pid, signal.SIGKILL)
             assert not await affords(store)
             await asyncio.sleep(LEASE + 0.05)
-        assert await money(store) == [(10, True, 10_000)]
+        (line,) = await store.ledger("ann")
+        assert replace(line, day="") == Line("pro", "answer", True, 100, 0, 900, 10_000, 10, "ann")
         assert not await affords(store)
+
+    on(valkey, main)
+
+
+def test_what_a_call_held_that_had_to_go_to_the_first_tier_is_booked_there(valkey: str) -> None:
+    async def main(store: Store) -> None:
+        other = open_store(valkey)
+        poor = Limits(1000, 1000, 0.1, money=Money(999, 86400.0, degrade=True))
+        assert (await other.admit("ann", poor, None, COSTLY)).capped == "budget"
+        await other.close()
+        await asyncio.sleep(0.11)
+        assert [(line.tier, line.estimated, line.money) for line in await store.ledger("ann")] == [("flash", True, 100)]
 
     on(valkey, main)
 

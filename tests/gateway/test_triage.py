@@ -238,11 +238,20 @@ async def test_a_server_that_does_not_stream_is_understood(answer: bytes, label:
     assert (found.label, found.reason) == (label, reason)
 
 
+async def test_a_verdict_that_comes_whole_costs_what_the_server_counted() -> None:
+    used = VERDICT[:-1] + b', "usage": {"prompt_tokens": 70, "completion_tokens": 8}}'
+    async with scripted(plain(used)) as (url, _), upstream() as door:
+        request, policy = asked(body()), policy_for(Sim(url, "m"), PRO)
+        await triage(request, policy, door, question(request, policy))
+    assert [(bill.usage.prompt, bill.usage.completion) for bill in request.bills] == [(70, 8)]
+
+
 async def test_who_asks_keeps_the_connection_though_the_verdict_is_taken_early(flash: Sim, pro: Sim) -> None:
     async with upstream() as door:
         for _ in range(5):
             assert (await ask(policy_for(flash, pro), door)).label == "complex"
             await eventually(lambda: not any(door.load().values()))
+        assert not door._endings, "what has ended is forgotten"
     assert {entry["state"] for entry in flash.seen("triage")} == {"finished"}
 
 

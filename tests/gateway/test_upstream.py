@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import time
 from email.utils import formatdate
@@ -314,9 +315,20 @@ async def test_round_robin_takes_turns_with_answers_alone() -> None:
     assert len([head for head in second if b"-triage-" not in head]) == 1
 
 
+BEGUN = plain(b"data: {}\n\n" + b" " * 90, content_type="text/event-stream")[:-90]
+
+
+async def test_nothing_more_is_read_of_an_answer_to_a_question_that_is_given_up() -> None:
+    async with scripted(BEGUN, close=False) as (url, _), upstream() as door:
+        policy = policy_for(Sim(url, "m"), NOWHERE)
+        with contextlib.suppress(TimeoutError), await door.ask(asked(body()), CHAT, b"{}", policy, 5.0) as answer:
+            await answer.events(lambda _: False)
+            raise TimeoutError
+        assert door.load()["flash"] == 0
+
+
 async def test_the_rest_of_an_answer_to_a_question_is_read_no_longer_than_the_door_is_open() -> None:
-    begun = plain(b"data: {}\n\n" + b" " * 90, content_type="text/event-stream")[:-90]
-    async with scripted(begun, close=False) as (url, _), upstream() as door:
+    async with scripted(BEGUN, close=False) as (url, _), upstream() as door:
         policy = policy_for(Sim(url, "m"), NOWHERE)
         with await door.ask(asked(body()), CHAT, b"{}", policy, 5.0) as answer:
             await answer.events(lambda _: False)
