@@ -156,7 +156,6 @@ class Upstream:
         bill.void = reply.status != 200 or DIALECTS[request.path].work == "count"
         reply.waited = time.perf_counter() - started
         if is_busy(reply):
-            await reply.shut()
             reply.failure = "overloaded"
         return reply
 

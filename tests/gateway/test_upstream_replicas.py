@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from gateway.balance import FEW
 from gateway.errors import Overloaded, UpstreamFailed
-from gateway.http1 import Client
+from gateway.http1 import Client, TransportError
 from gateway.policy import Policy
 from gateway.types import Caller
 from gateway.upstream import Upstream
@@ -17,7 +18,8 @@ from gateway.upstream.loads import Load, load
 from gateway.upstream.places import Places
 from gateway.upstream.queues import EVERY, Queues, ask
 from gateway.upstream.replicas import FRESH, Replica, Replicas
-from loadtest.servers import Sim
+from gateway.upstream.retry_budget import MOST, RATIO
+from loadtest.servers import Sim, free_port
 from tests.gateway.serving import CHAT, asked, body, collected, eventually, plain, scripted, upstream
 from tests.gateway.test_upstream import BOTH, FIRST, GOOD, NOWHERE, broke
 from tests.tiers import policy_for
@@ -141,6 +143,34 @@ async def test_where_everything_fails_calls_are_hardly_multiplied(flash: Sim, pr
             caller = BOB if turn % 2 else asked(body()).caller
             assert (await door.send(asked(body(), caller=caller), BOTH, policy)).status == told
         assert 100 < len(flash.seen()) + len(pro.seen()) <= 130
+
+
+async def test_of_calls_that_fail_now_and_then_a_tenth_is_tried_again() -> None:
+    calls, some = 120, [plain(b"{}", "500 Oh"), *[plain(GOOD)] * 3]
+    async with scripted(*some * calls) as (url, seen), upstream() as door:
+        policy = policy_for(Sim(url, "m"), NOWHERE, tiers={"flash": {"replicas": [url, url + "/two"]}})
+        for _ in range(calls):
+            await (await door.send(asked(body()), FIRST, policy)).close()
+        assert calls + MOST < len(seen) <= calls * (1 + RATIO) + MOST + 1
+
+
+async def questions(door: Upstream, policy: Policy, seconds: float) -> tuple[bool, ...]:
+    """Asks as often as a server may fail; which of the tier's servers are asked still."""
+    sent = json.dumps(body(model=policy.tiers["flash"].model)).encode()
+    for _ in range(FAILURES):
+        with suppress(TransportError), await door.ask(asked(body()), CHAT, sent, policy, seconds):
+            pass
+    return door.states(policy)["flash"].up
+
+
+async def test_questions_that_fail_leave_a_server_alone_and_those_that_take_too_long_do_not(flash: Sim) -> None:
+    policy, gone = policy_for(flash, NOWHERE), Sim(f"http://127.0.0.1:{free_port()}", "m")
+    async with upstream() as door:
+        flash.config(stall_first=60.0)
+        assert await questions(door, policy, 0.01) == (True,)
+        flash.config(stall_first=0.0, status=500)
+        assert await questions(door, policy, 5.0) == (False,)
+        assert await questions(door, policy_for(gone, NOWHERE), 5.0) == (False,)
 
 
 async def test_a_busy_tier_is_tried_again_as_soon_as_it_answers(flash: Sim) -> None:
@@ -283,6 +313,19 @@ async def test_an_answer_goes_where_its_question_went_though_that_replica_is_cro
                 assert home.inflight == FEW + 2
                 await reply.close()
                 home.inflight -= FEW
+
+
+async def test_an_answer_does_not_follow_its_question_to_a_replica_that_is_left_alone(flash: Sim) -> None:
+    policy = two(flash, alias(flash))
+    async with upstream() as door:
+        request = asked(body(stream=True))
+        with await door.ask(request, CHAT, b"{}", policy, 5.0):
+            (home,) = (one for one in door._replicas.of(policy.tiers["flash"]) if one.inflight)
+        for _ in range(FAILURES):
+            home.breaker.failed(None, asyncio.get_running_loop().time(), trial=False)
+        reply = await door.send(request, FIRST, policy)
+        assert (reply.status, home.inflight) == (200, 0)
+        await reply.close()
 
 
 async def test_a_full_tier_lets_requests_wait_for_a_place(flash: Sim, pro: Sim) -> None:
