@@ -5,6 +5,7 @@ import contextlib
 import json
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from gateway.server import Server
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim, free_port, sim
-from tests.gateway.identity import CERTIFICATE, KEY, pem
+from tests.gateway.identity import CERTIFICATE, KEY, ending, pem
 from tests.gateway.serving import eventually
 from tests.tiers import policy_text
 
@@ -410,6 +411,19 @@ def test_a_certificate_is_looked_at_with_its_key(tmp_path: Path) -> None:
     for told, (one, other) in pairs.items():
         found = certificate(Settings(tls_cert=one, tls_key=other))
         assert [told in (each.level + each.fix) for each in found] == [True] * bool(told)
+
+
+def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_expired_an_error(tmp_path: Path) -> None:
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    key.write_text(pem("PRIVATE KEY", KEY))
+    for days, level, told in (
+        (-1, "error", "has expired"),
+        (3.05, "warning", "ends in 3.0 days"),
+        (8, "ok", "tls.crt"),
+    ):
+        cert.write_text(ending(time.time() + days * 86_400))
+        (found,) = certificate(Settings(tls_cert=cert, tls_key=key))
+        assert (found.level, told in found.told) == (level, True), found
 
 
 def test_records_may_go_where_there_is_a_file_or_a_folder_to_make_one_in(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ function aside(span) {
 
 /** A line for a file, where the gateway follows one. */
 function file(name, state) {
-  return state ? [[name, state === "ok" ? state : h("span", { class: "bad" }, "wrong; the last good one stays")]] : [];
+  const told = state === "broken" ? "wrong; the last good one stays" : state;
+  return state ? [[name, state === "ok" ? state : h("span", { class: "bad" }, told)]] : [];
 }
 
 function standing(ready) {
