@@ -231,14 +231,14 @@ def test_the_overview_tells_of_a_missing_model_and_of_files_that_cannot_be_used(
     def broken(route: Route) -> None:
         answer = route.fetch()
         found = answer.json() | {"keys_file": "broken", "certificate": "expired"}
-        found["models"] |= {"pro": ["missing", None]}
+        found["models"] |= {"flash": ["short"], "pro": ["missing", None]}
         route.fulfill(response=answer, json=found)
 
     page = place.page("tiers")
     page.route("**/ready", broken)
     page.goto(f"{place.url}/ui/#overview")
     standing = page.locator(".panel", has_text="Standing")
-    expect(standing).to_contain_text("missing, or our key refused: pro")
+    expect(standing).to_contain_text("missing, with a shorter context, or our key refused: flash, pro")
     for name, state in (("Keys file", "wrong; the last good one stays"), ("Certificate", "expired")):
         expect(standing).to_contain_text(re.compile(f"{name}\\s*{state}"))
 
