@@ -33,16 +33,28 @@ async def port(settings: Settings) -> list[Finding]:
 
 
 async def _ours(settings: Settings) -> bool:
-    """Nothing secret is sent: the certificate, which is for another name than ours here, need not be right."""
+    _, said = await _asked(settings, "/ready")
+    return b'"policy"' in said or b"GATEWAY_HOSTS" in said  # the latter where its hosts have other names
+
+
+async def wants_keys(settings: Settings) -> bool:
+    """Whether a gateway serves here that refuses who shows no key."""
+    status, _ = await _asked(settings, "/v1/models")
+    return status == 401
+
+
+async def _asked(settings: Settings, path: str) -> tuple[int, bytes]:
+    """Status and body of what is answered on our port; 0 where nobody answers. Nothing secret is sent: the certificate,
+    which is for another name than ours here, need not be right."""
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     origin = Origin(ANY.get(settings.host, settings.host), settings.port, settings.tls_cert is not None, "")
     try:
         with closing(Client(trusting)) as client:
-            said = (await fetch(client, origin, "GET /ready", LIMITS)).body
+            found = await fetch(client, origin, f"GET {path}", LIMITS)
     except TransportError:
-        return False
-    return b'"policy"' in said or b"GATEWAY_HOSTS" in said  # the latter where its hosts have other names
+        return 0, b""
+    return found.status, found.body
 
 
 def certificate(settings: Settings) -> list[Finding]:

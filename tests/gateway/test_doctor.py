@@ -30,8 +30,8 @@ from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim, free_port, sim
 from tests.gateway.identity import CERTIFICATE, KEY, ending, pem
-from tests.gateway.serving import eventually
-from tests.tiers import policy_text
+from tests.gateway.serving import eventually, gateway
+from tests.tiers import policy_for, policy_text
 
 Told = list[dict[str, str]]
 GOOD = {"GATEWAY_API_KEY": secrets.token_hex(16), "GATEWAY_ADMIN_KEY": secrets.token_hex(32)}
@@ -384,6 +384,15 @@ async def test_where_limits_and_keys_are_kept_is_told() -> None:
         assert (found.level, told in found.told, others, ahead) == (level, True, [], []), url
     ((found,), _) = await store(Settings(workers=2))
     assert (found.level, found.told) == ("error", "none, and 2 workers share one")
+
+
+@pytest.mark.parametrize(("everyone", "told"), [(False, "there is none, and the gateway"), (True, "callers need none")])
+async def test_without_keys_it_is_told_whether_the_gateway_that_serves_asks_for_one(
+    flash: Sim, pro: Sim, everyone: bool, told: str
+) -> None:
+    async with gateway(policy_for(flash, pro), everyone=everyone) as gate:
+        found, _ = await keys(Settings(port=gate.port), None)
+    assert (found.level, told in found.told) == ("warning", True), found
 
 
 async def test_keys_that_open_nothing_are_not_counted(tmp_path: Path) -> None:
