@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from math import inf
 from typing import Any
 
 from starlette.applications import Starlette
@@ -51,7 +52,6 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     shadows = Shadows(store, upstream, records, telemetry)
     retries = Retries(store, records)
     meters = telemetry.meters
-    meters = telemetry.meters
     comparison = Comparison(meters.compared.add, meters.disagreements.add, meters.canary.add)
     uploads = Uploads(settings.bodies or allowed() // PART // settings.workers)
     doors = Doors(
@@ -80,7 +80,8 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     front = Front(doors, settings, rest, running, revisions.nudge)
     telemetry.watch(files := _files(settings, front, revisions))
     if "certificate" in files:
-        told["certificate"] = lambda: "broken" if files["certificate"]() else "ok"
+        told["certificate"] = lambda: front.certificate.state if front.certificate else "ok"
+        telemetry.expires(lambda: front.certificate.ends if front.certificate else inf)
     return front
 
 

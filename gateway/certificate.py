@@ -1,9 +1,14 @@
 """Which certificate do callers see?   That of two PEM files, followed as they change."""
 
+import _ssl
 import asyncio
 import logging
+import math
 import ssl
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 LOOK = 0.5  # seconds between two looks at the files
 log = logging.getLogger("gateway")
@@ -14,15 +19,20 @@ class Certificate:
 
     `context` is replaced, never changed: each handshake has the one that it began with. While the files are missing,
     are no PEM or do not belong together, that of the pair before stays. `problem` says what is wrong with them, None:
-    nothing. Their whole content is compared, as that of a file of keys is.
+    nothing. `ends`: when the certificate in force does. Their whole content is compared, as that of a file of keys is.
     """
 
     def __init__(self, chain: Path, key: Path) -> None:
         """Raises OSError when the pair cannot be used."""
         self._files = chain, key
         self._seen = self._used = self._text()
-        self.context = loaded(chain, key)
+        self.context, self.ends = loaded(chain, key), ends(chain)
         self.problem: str | None = None
+
+    @property
+    def state(self) -> Literal["ok", "expired", "broken"]:
+        """For /ready; one that has expired is shown on."""
+        return "expired" if self.ends <= time.time() else "broken" if self.problem else "ok"
 
     async def watch(self) -> None:
         """Look at the files until cancelled."""
@@ -39,7 +49,7 @@ class Certificate:
         if not settled or (text == self._used and not self.problem):
             return
         try:
-            self.context = loaded(*self._files)
+            self.context, self.ends = loaded(*self._files), ends(self._files[0])
         except OSError as error:
             self._tell(str(error))
             return
@@ -70,3 +80,11 @@ def loaded(chain: Path, key: Path) -> ssl.SSLContext:
     except OSError as error:
         raise OSError(f"{chain} with the key {key}: {error.strerror or error}") from None
     return context
+
+
+def ends(chain: Path) -> float:
+    """The Unix seconds when the file's first certificate, the server's own, ends; infinite where that cannot be read.
+    The standard library reads files of certificates under a private name only, which may go."""
+    with suppress(OSError, ValueError, AttributeError):
+        return ssl.cert_time_to_seconds(_ssl._test_decode_cert(str(chain))["notAfter"])  # type: ignore[attr-defined]
+    return math.inf

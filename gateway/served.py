@@ -1,4 +1,5 @@
-"""Do the model servers have the models that the policy names?   They are asked at the start and twice a minute."""
+"""Do the model servers have the models that the policy names, as it says?   They are asked at the start and twice a
+minute."""
 
 import asyncio
 import json
@@ -14,7 +15,7 @@ EVERY = 30.0  # seconds
 LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
 NO_KEY = (401, 403)
 ONCE = "connection: close"  # a kept one would let the question that takes it overtake the draft beside it
-Have = Literal["ok", "missing", "no_key"]
+Have = Literal["ok", "missing", "short", "no_key"]
 log = logging.getLogger("gateway")
 
 
@@ -58,23 +59,34 @@ class Served:
         if reply.status in NO_KEY:
             return "no_key"
         listed = models(reply.body) if reply.status == 200 else {}
-        return None if not listed else "ok" if tier.model in listed else "missing"
+        return have(tier, listed) if listed else None
 
 
 SAID: Mapping[Have, str] = {
-    "ok": "tier %s: %s has %s again",
+    "ok": "tier %s: %s has %s as the policy says",
     "missing": "tier %s: %s does not have %s, and answers each request with a 404: see `model`, --served-model-name",
+    "short": "tier %s: %s has %s with a shorter context than the policy says, and answers longer prompts with a 400: "
+    "see can.context, --max-model-len; tiergate doctor has both numbers",
     "no_key": "tier %s: %s refuses its key and tells nobody whether it has %s: see api_key_env",
 }
+
+
+def have(tier: Tier, listed: Mapping[str, int | None]) -> Have:
+    """What the tier has of its model, by what a server lists."""
+    if tier.model not in listed:
+        return "missing"
+    longest = listed[tier.model]
+    return "ok" if longest is None or longest >= tier.can.context else "short"
 
 
 def models(body: bytes) -> Mapping[str, int | None]:
     """Of a list of models each with its longest context in tokens (None: not told); none where this is no such list."""
     try:
         listed: list[dict[str, Any]] = json.loads(body)["data"]
-        return {str(one["id"]): one.get("max_model_len") for one in listed}
+        longest = {str(one["id"]): one.get("max_model_len") for one in listed}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
+    return {name: tokens if type(tokens) is int else None for name, tokens in longest.items()}
 
 
 def key_lines(tier: Tier, env: Mapping[str, str]) -> list[str]:

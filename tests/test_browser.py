@@ -230,17 +230,17 @@ def test_tiers_show_their_places_their_servers_and_who_does_not_answer(place: Pl
 def test_the_overview_tells_of_a_missing_model_and_of_files_that_cannot_be_used(place: Place) -> None:
     def broken(route: Route) -> None:
         answer = route.fetch()
-        found = answer.json() | {"keys_file": "broken", "certificate": "broken"}
-        found["models"] |= {"pro": ["missing", None]}
+        found = answer.json() | {"keys_file": "broken", "certificate": "expired"}
+        found["models"] |= {"flash": ["short"], "pro": ["missing", None]}
         route.fulfill(response=answer, json=found)
 
     page = place.page("tiers")
     page.route("**/ready", broken)
     page.goto(f"{place.url}/ui/#overview")
     standing = page.locator(".panel", has_text="Standing")
-    expect(standing).to_contain_text("missing, or our key refused: pro")
-    for name in ("Keys file", "Certificate"):
-        expect(standing).to_contain_text(re.compile(f"{name}\\s*wrong; the last good one stays"))
+    expect(standing).to_contain_text("missing, with a shorter context, or our key refused: flash, pro")
+    for name, state in (("Keys file", "wrong; the last good one stays"), ("Certificate", "expired")):
+        expect(standing).to_contain_text(re.compile(f"{name}\\s*{state}"))
 
 
 def test_the_policy_is_shown_with_its_tests_and_what_another_text_would_change(place: Place) -> None:

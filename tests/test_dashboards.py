@@ -92,7 +92,7 @@ def exposed(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPat
     on_trial = {"candidate": {"policy": str(following), "canary": 1.0}}
 
     async def main() -> str:
-        async with gateway(policy) as gate:
+        async with gateway(policy, tls_cert=following, tls_key=following) as gate:
             for fields in (
                 body(COMPLEX),
                 body(SIMPLE, stream=True),

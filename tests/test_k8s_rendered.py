@@ -141,12 +141,15 @@ def test_model_servers_are_what_the_recipes_print(overlay: str, tier: str, hardw
 
 
 @pytest.mark.parametrize("overlay", GPU)
-def test_tiers_serve_the_models_that_the_policy_asks_for(overlay: str) -> None:
+def test_tiers_serve_the_models_that_the_policy_asks_for_with_its_context(overlay: str) -> None:
     tiers = load_policy(ROOT / "policies" / "default.yaml").tiers
     for name, pod in tier_pods(overlay).items():
         (container,) = pod["spec"]["containers"]
         said = shlex.split(" ".join([*container["command"], *container["args"]]))
-        assert tiers[name.partition("-")[0].partition("/")[0]].model in said
+        tier = tiers[name.partition("-")[0].partition("/")[0]]
+        assert tier.model in said
+        longest = [int(word.partition("=")[2]) for word in said if word.startswith("--max-model-len=")]
+        assert tier.can.context <= min(longest, default=tier.can.context)
 
 
 @each_overlay

@@ -27,7 +27,7 @@ def policy_text(flash: Sim, pro: Sim, **changes: Any) -> str:
         "revision": "r1",
         "tiers": {
             "flash": {"model": flash.model, "replicas": [flash.url], "set": OFF},
-            "pro": {"model": pro.model, "replicas": [pro.url], "set": OFF},
+            "pro": {"model": pro.model, "replicas": [pro.url], "set": OFF, "can": {"context": 200_000}},
         },
         "triage": {"tier": "flash", "timeout": "5s", "speculate": "always", "strategy": "json_logprobs"},
         "rules": [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}],

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from gateway.doctor.finding import Finding, error, ok, warning
+from gateway.doctor.process import wants_keys
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import ADMIN, expired
@@ -21,7 +22,7 @@ async def keys(settings: Settings, policy: Policy | None) -> list[Finding]:
     active = [record for record in records if record.revoked is None and not expired(record)]
     callers = [record for record in active if record.id != ADMIN]
     found += _own(settings) + _plans(callers, policy)
-    found += _asking(settings, len(callers) + (settings.api_key is not None))
+    found += await _asking(settings, len(callers) + (settings.api_key is not None))
     administered = settings.admin_key is not None or len(callers) < len(active)
     if administered:
         return [*found, ok("keys", "there is an admin key")]
@@ -29,13 +30,16 @@ async def keys(settings: Settings, policy: Policy | None) -> list[Finding]:
     return [*found, warning("keys", told, f"tiergate keys admin, or GATEWAY_ADMIN_KEY=$({RANDOM})")]
 
 
-def _asking(settings: Settings, count: int) -> list[Finding]:
+async def _asking(settings: Settings, count: int) -> list[Finding]:
     if count:
         return [ok("keys", f"{count} of callers")]
     fix = "tiergate keys create NAME, or GATEWAY_API_KEY"
-    if settings.loopback:
-        return [warning("keys", "callers need none, since only this machine can ask", fix)]
-    return [error("keys", f"callers need none, and {settings.host} can be reached: it will not start", fix)]
+    if not settings.loopback:
+        return [error("keys", f"callers need none, and {settings.host} can be reached: it will not start", fix)]
+    if await wants_keys(settings):
+        told = "there is none, and the gateway that serves here asks for one: they are gone, or it has other settings"
+        return [warning("keys", told, fix)]
+    return [warning("keys", "callers need none, since only this machine can ask", fix)]
 
 
 def _own(settings: Settings) -> list[Finding]:

@@ -3,10 +3,11 @@
 import os
 import resource
 import ssl
+import time
 from contextlib import closing
 from pathlib import Path
 
-from gateway.certificate import loaded
+from gateway.certificate import ends, loaded
 from gateway.doctor.finding import Finding, error, ok, warning
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.server import bind
@@ -14,6 +15,7 @@ from gateway.settings import Settings
 
 LIMITS = Limits(connect=1.0, first_byte=1.0, idle=1.0, total=2.0)
 ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  by whom this machine asks them
+SOON = 7.0  # days; who renews by machine does so before
 FILES = 4096  # open files; a caller takes one, and each of its calls to a server another
 
 
@@ -31,16 +33,28 @@ async def port(settings: Settings) -> list[Finding]:
 
 
 async def _ours(settings: Settings) -> bool:
-    """Nothing secret is sent: the certificate, which is for another name than ours here, need not be right."""
+    _, said = await _asked(settings, "/ready")
+    return b'"policy"' in said or b"GATEWAY_HOSTS" in said  # the latter where its hosts have other names
+
+
+async def wants_keys(settings: Settings) -> bool:
+    """Whether a gateway serves here that refuses who shows no key."""
+    status, _ = await _asked(settings, "/v1/models")
+    return status == 401
+
+
+async def _asked(settings: Settings, path: str) -> tuple[int, bytes]:
+    """Status and body of what is answered on our port; 0 where nobody answers. Nothing secret is sent: the certificate,
+    which is for another name than ours here, need not be right."""
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     origin = Origin(ANY.get(settings.host, settings.host), settings.port, settings.tls_cert is not None, "")
     try:
         with closing(Client(trusting)) as client:
-            said = (await fetch(client, origin, "GET /ready", LIMITS)).body
+            found = await fetch(client, origin, f"GET {path}", LIMITS)
     except TransportError:
-        return False
-    return b'"policy"' in said or b"GATEWAY_HOSTS" in said  # the latter where its hosts have other names
+        return 0, b""
+    return found.status, found.body
 
 
 def certificate(settings: Settings) -> list[Finding]:
@@ -54,7 +68,10 @@ def certificate(settings: Settings) -> list[Finding]:
         loaded(cert, key)
     except OSError as wrong:
         return [error("tls", str(wrong), "are they PEM files, and do they belong together?")]
-    return [ok("tls", str(cert))]
+    left, fix = (ends(cert) - time.time()) / 86_400, "renew it: what is put there is shown without a restart"
+    if left <= 0:
+        return [error("tls", f"{cert} has expired: it is shown, and callers refuse it", fix)]
+    return [warning("tls", f"{cert} ends in {left:.1f} days", fix) if left < SOON else ok("tls", str(cert))]
 
 
 def files(settings: Settings) -> list[Finding]:

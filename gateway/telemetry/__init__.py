@@ -95,6 +95,11 @@ class Telemetry:
         for name, broken in files.items():
             self.files.labels(name).set_function(partial(_truth, broken))
 
+    def expires(self, ends: Callable[[], float]) -> None:
+        """Show when the certificate of the listener ends, which not every gateway has."""
+        told = "When the certificate that callers see ends, in Unix seconds."
+        Gauge("gateway_certificate_expiration_timestamp_seconds", told, registry=self._registry).set_function(ends)
+
     @property
     def tracers(self) -> Any:
         """OpenTelemetry's TracerProvider for what is served elsewhere; None where nothing is traced."""

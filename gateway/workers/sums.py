@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-LEAST = ("_up", "_created")  # gauges whose lowest value counts
+LEAST = ("_up", "_created", "_timestamp_seconds")  # gauges whose lowest value counts
 SAME = ("_info",)  # gauges that are 1 in every process
 
 

@@ -1,6 +1,7 @@
 """A server that says it is localhost and vouches for itself, for a hundred years."""
 
 import base64
+import time
 
 KEY = """
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgJIShWV4JI8JK/2j99rweVGp+asM3Ee5fbceo0huQjrahRANCAAQBNCyg/IC6Z+XN0q+vfZeb
@@ -27,3 +28,11 @@ j0Jv10RjJHCy24WVxKo3NGwZcPECIQD+2L9kFL5HM/3ASX63vr4EF1yhZYbofsb0W60jf6h8vg=="""
 def pem(kind: str, text: str) -> str:
     lines = base64.encodebytes(base64.b64decode(text)).decode()
     return f"-----BEGIN {kind}-----\n{lines}-----END {kind}-----\n"
+
+
+def ending(when: float) -> str:
+    """CERTIFICATE, which ends at that Unix second; its signature is wrong, at which who shows it does not look."""
+    made = base64.b64decode(CERTIFICATE).replace(
+        b"21261029024740Z", time.strftime("%Y%m%d%H%M%SZ", time.gmtime(when)).encode()
+    )
+    return pem("CERTIFICATE", base64.b64encode(made).decode())

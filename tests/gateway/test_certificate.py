@@ -1,4 +1,5 @@
 import logging
+import math
 import os
 import ssl
 from collections.abc import Callable
@@ -6,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.certificate import Certificate, loaded
-from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, pem
+from gateway.certificate import Certificate, ends, loaded
+from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, ending, pem
 
 BEFORE = pem("CERTIFICATE", CERTIFICATE), pem("PRIVATE KEY", KEY)
 AFTER = pem("CERTIFICATE", NEXT_CERTIFICATE), pem("PRIVATE KEY", NEXT_KEY)
@@ -48,9 +49,13 @@ def shown(certificate: Certificate) -> str:
     return {ssl.PEM_cert_to_DER_cert(pair[0]): pair[0] for pair in (BEFORE, AFTER)}[found]
 
 
-def looked(certificate: Certificate, times: int = 2) -> str:
+def look(certificate: Certificate, times: int = 2) -> None:
     for _ in range(times):
         certificate.look()
+
+
+def looked(certificate: Certificate, times: int = 2) -> str:
+    look(certificate, times)
     return shown(certificate)
 
 
@@ -129,6 +134,29 @@ def test_the_pair_in_force_that_comes_back_is_right_again(
     write(files[0].parent, BEFORE)
     assert (looked(certificate), certificate.problem) == (BEFORE[0], None)
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+
+
+def test_the_end_is_that_of_the_certificate_in_force(files: tuple[Path, Path]) -> None:
+    files[0].write_text(ending(1e9))
+    certificate = Certificate(*files)
+    assert (certificate.ends, certificate.state) == (1e9, "expired")
+    write(files[0].parent, (ending(4e9), AFTER[1]))
+    look(certificate)
+    assert (certificate.ends, bool(certificate.problem), certificate.state) == (1e9, True, "expired")
+    files[1].write_text(BEFORE[1])
+    look(certificate)
+    assert (certificate.ends, certificate.state) == (4e9, "ok")
+    files[1].write_text(AFTER[1])
+    look(certificate)
+    assert (certificate.ends, certificate.state) == (4e9, "broken")
+
+
+def test_the_end_of_a_chain_is_its_first_certificates_and_what_cannot_be_read_has_none(tmp_path: Path) -> None:
+    file = tmp_path / "chain"
+    file.write_text(BEFORE[1] + ending(4e9) + ending(1e9))
+    assert ends(file) == 4e9
+    file.write_text("-----BEGIN TRUSTED CERTIFICATE-----\n")
+    assert ends(file) == ends(tmp_path / "none") == math.inf
 
 
 def test_what_is_shown_speaks_nothing_older_than_tls_1_2(files: tuple[Path, Path]) -> None:

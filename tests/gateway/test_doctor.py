@@ -5,6 +5,7 @@ import contextlib
 import json
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +29,9 @@ from gateway.server import Server
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim, free_port, sim
-from tests.gateway.identity import CERTIFICATE, KEY, pem
-from tests.gateway.serving import eventually
-from tests.tiers import policy_text
+from tests.gateway.identity import CERTIFICATE, KEY, ending, pem
+from tests.gateway.serving import eventually, gateway
+from tests.tiers import policy_for, policy_text
 
 Told = list[dict[str, str]]
 GOOD = {"GATEWAY_API_KEY": secrets.token_hex(16), "GATEWAY_ADMIN_KEY": secrets.token_hex(32)}
@@ -385,6 +386,15 @@ async def test_where_limits_and_keys_are_kept_is_told() -> None:
     assert (found.level, found.told) == ("error", "none, and 2 workers share one")
 
 
+@pytest.mark.parametrize(("everyone", "told"), [(False, "there is none, and the gateway"), (True, "callers need none")])
+async def test_without_keys_it_is_told_whether_the_gateway_that_serves_asks_for_one(
+    flash: Sim, pro: Sim, everyone: bool, told: str
+) -> None:
+    async with gateway(policy_for(flash, pro), everyone=everyone) as gate:
+        found, _ = await keys(Settings(port=gate.port), None)
+    assert (found.level, told in found.told) == ("warning", True), found
+
+
 async def test_keys_that_open_nothing_are_not_counted(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     file = KeyFileStore(path)
@@ -410,6 +420,19 @@ def test_a_certificate_is_looked_at_with_its_key(tmp_path: Path) -> None:
     for told, (one, other) in pairs.items():
         found = certificate(Settings(tls_cert=one, tls_key=other))
         assert [told in (each.level + each.fix) for each in found] == [True] * bool(told)
+
+
+def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_expired_an_error(tmp_path: Path) -> None:
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    key.write_text(pem("PRIVATE KEY", KEY))
+    for days, level, told in (
+        (-1, "error", "has expired"),
+        (3.05, "warning", "ends in 3.0 days"),
+        (8, "ok", "tls.crt"),
+    ):
+        cert.write_text(ending(time.time() + days * 86_400))
+        (found,) = certificate(Settings(tls_cert=cert, tls_key=key))
+        assert (found.level, told in found.told) == (level, True), found
 
 
 def test_records_may_go_where_there_is_a_file_or_a_folder_to_make_one_in(tmp_path: Path) -> None:

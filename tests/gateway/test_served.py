@@ -2,6 +2,7 @@
 
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,8 @@ from tests.tiers import policy_for
 NOWHERE = "http://127.0.0.1:1"
 
 
-def listed(*names: str) -> bytes:
-    return plain(json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode())
+def listed(*names: str, **more: Any) -> bytes:
+    return plain(json.dumps({"object": "list", "data": [{"id": name, **more} for name in names]}).encode())
 
 
 async def test_a_gateway_says_which_servers_do_not_have_their_tiers_model(
@@ -40,7 +41,10 @@ async def test_each_change_is_told_once_and_what_is_no_list_changes_nothing(capl
         (plain(b"[" * 100_000), "missing"),
         (listed("other"), "missing"),
         (plain(b"", "401 No"), "no_key"),
-        (listed("m"), "ok"),
+        (listed("m", max_model_len=4095), "short"),
+        (listed("m", max_model_len=2048), "short"),
+        (listed("m", max_model_len=4096), "ok"),
+        (listed("m", max_model_len="1k"), "ok"),
     ]
     left = [answer for answer, _ in answers]
 
@@ -49,12 +53,12 @@ async def test_each_change_is_told_once_and_what_is_no_list_changes_nothing(capl
         await peer.answer(left.pop(0))
 
     async with serving(talk) as (client, origin, _):
-        served = Served(client, lambda: tier(f"http://{origin.authority}"))
+        served = Served(client, lambda: tier(f"http://{origin.authority}", can={"context": 4096}))
         for _, found in answers:
             await served.look()
             assert served.told()["flash"] == [found]
-    told = [line.split(" ")[3:5] for line in caplog.messages]
-    assert told == [["does", "not"], ["refuses", "its"], ["has", "m"]]
+    told = [" ".join(line.split(" ")[3:7]) for line in caplog.messages]
+    assert told == ["does not have m,", "refuses its key and", "has m with a", "has m as the"]
 
 
 async def test_servers_are_shown_their_tiers_key_and_those_of_other_engines_are_not_asked(
@@ -74,5 +78,5 @@ async def test_servers_are_shown_their_tiers_key_and_those_of_other_engines_are_
     assert b"\r\nauthorization: Bearer secret\r\n" in heads[0]
 
 
-def tier(url: str, **more: str) -> Policy:
+def tier(url: str, **more: Any) -> Policy:
     return policy_for(Sim(url, "m"), Sim(NOWHERE, "p"), tiers={"flash": more, "pro": {"engine": "openai"}})

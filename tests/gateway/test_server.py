@@ -25,7 +25,7 @@ from gateway.server import Listener, Server, bind, files, most_lines
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running, until
-from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, pem
+from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, ending, pem
 from tests.gateway.serving import PATIENCE, Answer, Line, Port, body, eventually, gateway, parsed
 from tests.tiers import JSON, policy_for
 
@@ -393,6 +393,17 @@ def test_where_no_file_is_left_callers_wait_and_nothing_spins(caplog: pytest.Log
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+async def test_metrics_tell_when_the_certificate_ends_and_ready_when_it_has(flash: Sim, pro: Sim, folder: Path) -> None:
+    files, name = (folder / "tls.crt", folder / "tls.key"), "gateway_certificate_expiration_timestamp_seconds"
+    files[0].write_text(ending(1e9))
+    async with gateway(policy_for(flash, pro), tls_cert=files[0], tls_key=files[1]) as gate:
+        Server(gate.front, gate.front)
+        assert (await gate.get("/ready")).json()["certificate"] == "expired"
+        assert f"\n{name} 1e+09\n" in (await gate.get("/metrics")).data.decode()
+    async with gateway(policy_for(flash, pro)) as gate:
+        assert name not in (await gate.get("/metrics")).data.decode()
 
 
 async def test_ready_tells_of_a_certificate_that_cannot_be_renewed(flash: Sim, pro: Sim, folder: Path) -> None:

@@ -221,6 +221,20 @@ async def test_who_is_on_a_server_that_was_emptied_says_so_and_agrees_with_other
     assert [told for told in caplog.messages if "it was emptied" in told] == [EMPTIED]
 
 
+async def test_who_looks_a_key_up_on_a_server_that_was_emptied_learns_its_secret_though_it_admitted_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with shared() as (store, url, _):
+        with Valkey.from_url(url) as client:
+            client.flushall()
+        other = open_store(f"{url}?socket_timeout={SECONDS}")
+        theirs = await other.secret()
+        assert await store.key(RECORD.id) is None
+        await eventually(lambda: store.known_secret == theirs)
+        await other.close()
+    assert EMPTIED in caplog.messages
+
+
 async def test_who_finds_its_server_empty_first_says_so_and_who_finds_a_new_one_does_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -168,6 +168,7 @@ def metrics(asked: int, up: float, inflight: int) -> bytes:
     Counter("asked", "How many?\nReally.", ["name"], registry=registry).labels('a "b" {c} \\ \n').inc(asked)
     Histogram("took_seconds", "Time.", buckets=(1, 2), registry=registry).observe(1.5)
     Gauge("gateway_store_up", "Up.", registry=registry).set(up)
+    Gauge("gateway_certificate_expiration_timestamp_seconds", "End.", registry=registry).set(asked)
     Gauge("gateway_policy_info", "Info.", ["name"], registry=registry).labels("p").set(1)
     Gauge("gateway_inflight_requests", "Open.", registry=registry).set(inflight)
     return generate_latest(registry)
@@ -179,6 +180,7 @@ def test_counts_and_gauges_are_summed_and_the_worst_state_speaks_for_all() -> No
     assert samples['asked_total{name="a \\"b\\" {c} \\\\ \\n"}'] == 3
     assert (samples['took_seconds_bucket{le="2.0"}'], samples["took_seconds_sum"]) == (2, 3.0)
     assert (samples["gateway_store_up"], samples["gateway_inflight_requests"]) == (0, 5)
+    assert samples["gateway_certificate_expiration_timestamp_seconds"] == 1
     assert samples['gateway_policy_info{name="p"}'] == 1
     assert samples['asked_created{name="a \\"b\\" {c} \\\\ \\n"}'] < time.time()
 

@@ -184,13 +184,14 @@ function aside(span) {
 
 /** A line for a file, where the gateway follows one. */
 function file(name, state) {
-  return state ? [[name, state === "ok" ? state : h("span", { class: "bad" }, "wrong; the last good one stays")]] : [];
+  const told = state === "broken" ? "wrong; the last good one stays" : state;
+  return state ? [[name, state === "ok" ? state : h("span", { class: "bad" }, told)]] : [];
 }
 
 function standing(ready) {
   if (!ready) return [["Gateway", "not known yet"]];
   const { policy, triage, limits } = ready;
-  const lacking = Object.keys(ready.models).filter((name) => ready.models[name].some((one) => one === "missing" || one === "no_key"));
+  const lacking = Object.keys(ready.models).filter((name) => ready.models[name].some((one) => one !== null && one !== "ok"));
   const local = Object.entries(limits).filter(([, kept]) => kept !== "shared").map(([name, kept]) => `${name} ${kept}`);
   const alone = Object.entries(ready.tiers).filter(([, { up }]) => up.includes(false))
     .map(([name, { up }]) => `${up.filter((one) => !one).length} of ${up.length} of ${name}`);
@@ -199,7 +200,7 @@ function standing(ready) {
     ["Workers", `${ready.workers}${ready.processes > ready.workers ? `, ${ready.processes} processes on the store` : ""}`],
     ["Store", ready.store === "down" ? h("span", { class: "bad" }, "down") : ready.store],
     ["Servers", alone.length ? h("a", { class: "bad", href: "#tiers" }, `left alone: ${alone.join(", ")}`) : "all asked"],
-    ...(lacking.length ? [["Models", h("span", { class: "bad" }, `missing, or our key refused: ${lacking.join(", ")}`)]] : []),
+    ...(lacking.length ? [["Models", h("span", { class: "bad" }, `missing, with a shorter context, or our key refused: ${lacking.join(", ")}`)]] : []),
     ["Limits", local.length ? local.join(", ") : "shared"],
     ["Policy", [policy.name, policy.revision, policy.digest].filter(Boolean).join(" · ")],
     ...(policy.problems?.length ? [["Policy file", h("a", { class: "bad", href: "#policy" }, "wrong; the last good one stays")]] : []),
