@@ -12,7 +12,7 @@ from gateway.routing import IDLE_SHARE
 from gateway.types import Ask, Bill, ChatRequest, Route
 from gateway.upstream import Upstream
 
-RATE = 100.0  # tokens a second of one answer, roughly: a server reports no usage for a draft that is cancelled
+RATE = 100.0  # tokens a second of one answer, roughly: of JSON that is still being made nothing is known but its time
 
 Task = asyncio.Task[Reply]
 GoOn = Callable[[Route, Awaitable[Reply]], Awaitable[Reply]]
@@ -30,15 +30,10 @@ class Draft:
         """`waste` is called with its tokens, `kept` or `wasted`."""
         self._bill, self._go_on, self._waste = bill, go_on, waste
         self._task: Task | None = task
-        self._began: float | None = None
+        self._told = False
         self.outcome: Literal["kept", "wasted"] = "wasted"
         self.wasted = 0
         self.won = 0.0
-
-    def begins(self, _: Task | None = None) -> None:
-        """From here on the server generates tokens: for a stream, since its first bytes; for a JSON answer, since the
-        call."""
-        self._began = time.perf_counter()
 
     async def take(self, chosen: Route) -> Reply | None:
         """The reply along `chosen` if that begins with the draft's tier: the draft is then that tier's attempt, and
@@ -64,21 +59,23 @@ class Draft:
         task, self._task = self._task, None
         if not task:
             return
-        if self._began is not None:
-            self.wasted = round(RATE * (time.perf_counter() - self._began))
+        try:
+            if task.cancel():
+                await asyncio.wait([task])
+            elif not task.cancelled() and not task.exception():
+                await task.result().close()
+        finally:
+            bill = self._bill
+            bill.made = 0 if bill.void or bill.stream else round(RATE * (time.perf_counter() - bill.at))
+            self.wasted = bill.usage.tokens or bill.made
             self._waste(wasted=self.wasted)
-        self._bill.made = self.wasted
-        if task.cancel():
-            await asyncio.wait([task])
-        elif not task.cancelled() and not task.exception():
-            await task.result().close()
 
     async def _end(self, shut: Callable[[], Awaitable[None]]) -> None:
         """Takes the place of `shut` in the reply of a kept draft. Safe to call twice."""
         await shut()
-        if self._began is not None:
-            self._began, usage = None, self._bill.usage
-            self._waste(kept=usage.completion or usage.events)
+        if not self._told:
+            self._told = True
+            self._waste(kept=self._bill.usage.tokens)
 
 
 def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream) -> Draft | None:
@@ -91,12 +88,7 @@ def drafting(request: ChatRequest, ask: Ask, policy: Policy, upstream: Upstream)
     bill = Bill(tier, "draft", stream=bool(request.fields.stream))
     task = asyncio.create_task(_start(request, tier, policy, upstream, bill))
     waste = partial(upstream.waste.add, caller)
-    draft = Draft(bill, task, lambda chosen, first: upstream.send(request, chosen, policy, first), waste)
-    if request.fields.stream:
-        task.add_done_callback(draft.begins)
-    else:
-        draft.begins()
-    return draft
+    return Draft(bill, task, lambda chosen, first: upstream.send(request, chosen, policy, first), waste)
 
 
 def _tier(caller: str, ask: Ask, policy: Policy, upstream: Upstream) -> str:

@@ -155,12 +155,13 @@ def lines(request: ChatRequest, policy: Policy) -> list[Line]:
 
 
 def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int]:
-    """Tokens of the prompt and of the answer, where no server counted the whole: the most that they can have been. A
-    dropped draft read the answer's prompt, and had the time until then only."""
+    """Tokens of the prompt and of the answer, where no server counted the whole: the most that they can have been. Of
+    what never was an answer, a dropped draft or a stream that broke before it was relayed, those that it made: it
+    counts against no limit. It read the answer's prompt."""
     prompt, completion = sizes(request)
-    if bill.kind == "draft":
+    if bill.kind == "draft" or (bill.lost and bill.stream):
         counted = (one.usage.prompt for one in request.bills if one.kind == "answer" and one.usage.prompt)
-        return min(prompt, next(counted, prompt)), min(completion, PER_EVENT * bill.made + AHEAD)
+        return min(prompt, next(counted, prompt)), min(completion, bill.usage.tokens or bill.made)
     if bill.kind == "triage":
         return prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
     if bill.stream:

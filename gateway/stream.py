@@ -108,8 +108,16 @@ class Events(Pieces):
         return batch
 
     def aclose(self) -> Awaitable[None]:
+        """Nobody wants more; what came and was not read counts in `usage` all the same."""
+        if not self._ended:
+            self._count()
         self._open, self._here = False, b""
         return nothing()
+
+    def _count(self) -> None:
+        with contextlib.suppress(TransportError, UpstreamFailed):
+            if data := self._response.here():
+                self._batch(data)
 
     async def pour(self, sink: Callable[[bytes], bool]) -> bytes | None:
         broken: list[UpstreamFailed] = []

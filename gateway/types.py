@@ -56,11 +56,16 @@ class Usage:
     events: int = field(default=0, compare=False)
     complete: bool = field(default=False, compare=False)
 
+    @property
+    def tokens(self) -> int:
+        """The tokens of the answer: as the server counted them, else about one for each event that came."""
+        return self.completion or self.events
+
 
 class Bill(msgspec.Struct, gc=False):
     """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: it failed before it was relayed.
     `stream`: its answer is a stream. `at`: time.perf_counter() when it began. `server`: the replica that a triage
-    question went to. `made`: about how many tokens a dropped draft had made."""
+    question went to. `made`: about how many tokens a dropped draft had made that the server did not tell of."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]

@@ -230,7 +230,7 @@ class Meters:
                 self._classified(verdict)
 
     def _drafted(self, decision: Decision, usage: Usage | None) -> None:
-        made = usage.completion or usage.events if usage and decision.draft == "kept" else 0
+        made = usage.tokens if usage and decision.draft == "kept" else 0
         self.drafts.add(decision.draft)
         self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
         if decision.draft == "kept":

@@ -302,7 +302,9 @@ async def test_a_caller_whose_drafts_come_to_nothing_takes_none_from_others(flas
             pass
 
 
-async def test_a_kept_drafts_tokens_count_once_and_a_dropped_ones_by_the_time_it_ran(flash: Sim, pro: Sim) -> None:
+async def test_a_kept_drafts_tokens_count_once_and_of_a_dropped_json_answer_the_time_it_ran(
+    flash: Sim, pro: Sim
+) -> None:
     async with upstream() as door:
         policy = policy_for(flash, pro)
         async with held(asked(body(max_tokens=20)), ASK, policy, door) as draft:
@@ -314,10 +316,50 @@ async def test_a_kept_drafts_tokens_count_once_and_a_dropped_ones_by_the_time_it
         assert kept
         (ann, together) = (door.waste._tallies[name] for name in (ANN.id, TOGETHER))
         assert ann.kept == together.kept == pytest.approx(kept, rel=0.01)
+        flash.config(stall_first=30.0)
         async with held(asked(body()), ASK, policy, door) as draft:
             await asyncio.sleep(0.1)
         assert draft.wasted >= 10
         assert ann.wasted == together.wasted == pytest.approx(draft.wasted, rel=0.01)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_metric_budget_and_ledger_tell_what_the_server_made_of_a_dropped_draft(
+    flash: Sim, pro: Sim, stream: bool
+) -> None:
+    flash.config(only="triage", stall_first=0.1)
+    async with gateway(policy_for(flash, pro)) as gate:
+        answer = await gate.ask(body(COMPLEX, stream=stream, max_tokens=30), x_route_explain="1")
+        assert b'"draft":"wasted"' in answer.data
+        (draft,) = flash.seen()
+        assert (draft["state"], draft["tokens"]) == ("finished", 30), "all of it came before the verdict"
+        metrics = (await gate.get("/metrics")).data.decode()
+        assert 'gateway_draft_tokens_total{outcome="wasted"} 30.0' in metrics
+        assert gate.upstream.waste._tallies[TOGETHER].wasted == pytest.approx(30, rel=0.01)
+        (line,) = [line for line in await gate.front.doors.store.ledger() if line.kind == "draft"]
+        assert (line.completion, line.estimated) == (30, False)
+
+
+async def test_of_a_stream_that_is_dropped_what_came_was_made(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_after=40)
+    async with upstream() as door:
+        request = asked(body(COMPLEX, stream=True))
+        async with held(request, ASK, policy_for(flash, pro), door) as draft:
+            await eventually(lambda: bool(flash.seen()) and flash.seen()[0]["tokens"] >= 39)
+            await asyncio.sleep(0.05)
+        assert 30 <= draft.wasted <= 42, "an event each, the last ones may be on their way"
+        assert request.bills[0].usage.tokens == draft.wasted
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_draft_that_its_server_refuses_wastes_nothing(flash: Sim, pro: Sim, stream: bool) -> None:
+    flash.config(status=503)
+    async with upstream() as door:
+        async with held(asked(body(stream=stream)), ASK, policy_for(flash, pro), door) as draft:
+            assert draft._task
+            await asyncio.wait([draft._task])
+            await asyncio.sleep(0.05)
+        assert draft.wasted == 0
 
 
 async def test_a_stream_that_has_not_begun_wastes_nothing(flash: Sim, pro: Sim) -> None:

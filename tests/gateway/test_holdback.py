@@ -265,8 +265,9 @@ async def test_what_failover_brought_is_not_held_back(flash: Sim, pro: Sim) -> N
         assert answer.json()["choices"][0]["logprobs"] is None
 
 
-async def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, pro: Sim) -> None:
-    flash.config(weak="loop")
+@pytest.mark.parametrize("fault", [{"weak": "loop"}, {"cut_after": 6}])
+async def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, pro: Sim, fault: JSON) -> None:
+    flash.config(**fault)
     async with gateway(held_back(flash, pro)) as gate:
         answer = await gate.ask(body(stream=True))
         assert answer.headers["x-route-tier"] == "pro"
@@ -277,6 +278,8 @@ async def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, 
             ("flash", "draft", True),
             ("pro", "answer", False),
         }
+        (start,) = [row for row in report.rows if row.overhead]
+        assert 0.5 <= start.completion_tokens / flash.seen()[0]["tokens"] <= 2, "what it made, not what it could have"
 
 
 @pytest.mark.parametrize("stream", [True, False])

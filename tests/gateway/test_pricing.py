@@ -108,11 +108,15 @@ def test_a_question_of_triage_that_was_not_counted_costs_its_own_size_and_not_th
     assert (line.kind, line.estimated, verdict < 100) == ("triage", True, True)
 
 
-def test_a_dropped_draft_costs_the_answers_prompt_and_the_most_that_it_had_time_for() -> None:
+@pytest.mark.parametrize(("usage", "made"), [(Usage(), 7), (Usage(events=7), 0), (Usage(None, None, 7, events=1), 9)])
+def test_a_dropped_draft_costs_the_answers_prompt_and_what_it_made(usage: Usage, made: int) -> None:
     answer = Bill("pro", "answer", Usage(60, 0, 20, complete=True))
-    for most, completion in ((5000, 7 * 16 + 256), (3, 3)):
-        draft, _ = lines(request(Bill("flash", "draft", made=7), answer, max_tokens=most), POLICY)
+    for most, completion in ((5000, 7), (3, 3)):
+        draft, _ = lines(request(Bill("flash", "draft", usage, made=made), answer, max_tokens=most), POLICY)
         assert (draft.estimated, draft.prompt, draft.completion) == (True, 60, completion)
+
+
+def test_of_a_draft_that_nobody_counted_the_prompts_bound_is_booked() -> None:
     asked = request(Bill("flash", "draft", made=7), Bill("pro", "answer", made=7))
     draft, taken = lines(asked, POLICY)
     assert draft.prompt == sizes(asked)[0], "where nobody counted"
