@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,21 +27,19 @@ SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\n\r\n"
 
 
 async def said(port: int, *parts: bytes, wait: float = 5.0) -> bytes:
-    """All that comes back for these bytes, sent one part at a time, until the gateway closes."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for part in parts:
-        writer.write(part)
-        await writer.drain()
-        await asyncio.sleep(0)
-    raw = b""
-    try:
-        async with asyncio.timeout(wait):
-            while data := await reader.read(65536):
-                raw += data
-    except ConnectionResetError:
-        pass  # it closed over bytes that it had no use for
-    finally:
-        writer.close()
+    """All that comes back for these bytes, sent one part at a time, until the gateway closes. It may close over bytes
+    that it has no use for."""
+    loop, raw = asyncio.get_running_loop(), b""
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        line.setblocking(False)
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                await loop.sock_sendall(line, part)
+                await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(wait):
+                while data := await loop.sock_recv(line, 65536):
+                    raw += data
     return raw
 
 
