@@ -40,7 +40,8 @@ log = logging.getLogger("gateway")
 
 
 class RedisStore:
-    """A Store shared through a server. Names are `tg1:...`; those of one caller share the hash tag `{caller}`.
+    """A Store shared through a server. Names are `tg1:...`, those of one caller share the hash tag `{caller}`;
+    a kind of value that takes another form takes another number.
 
     When a server fails, it is "down" (gateway/store/circuit.py): its callers are admitted by a MemoryStore, with what
     their limits come to without the others (gateway/store/outage.py), their cache is skipped, keys on it raise
@@ -155,8 +156,10 @@ class RedisStore:
     async def _callers(self) -> set[str]:
         """Everyone who has a ledger or leases."""
         found: set[bytes] = set()
-        async for names in self._scan(account("*").names.all[0]):
-            found.update(names)
+        everyone, _, ledgers = account("*").names.all
+        for pattern in (everyone, ledgers):
+            async for names in self._scan(pattern):
+                found.update(names)
         return {name[name.index(b"{") + 1 : name.rindex(b"}")].decode() for name in found}
 
     async def _scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:

@@ -37,7 +37,7 @@ class Account(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=4096)
 def account(caller: str) -> Account:
     tag = f"{{{caller}}}:".encode()
-    names = tuple(b"tg3:%b%b" % (tag, part) for part in (b"account", b"leases", b"ledger"))
+    names = (b"tg4:%baccount" % tag, b"tg4:%bleases" % tag, b"tg3:%bledger" % tag)
     return Account(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag)
 
 
