@@ -78,8 +78,8 @@ class Outlet:
 
 
 def _to_its_end(descriptor: int) -> int:
-    """A file is written at its end, as `>` alone does not say: one that is emptied as its lines were copied (logrotate's
-    copytruncate) would go on where it was, behind as many zeros. Returns the descriptor."""
+    """Has a file written at its end, as `>` alone does not say: one that is emptied once its lines are copied, as by
+    logrotate's copytruncate, would go on where it was, behind as many zeros. Returns the descriptor."""
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_APPEND)
     return descriptor
