@@ -28,7 +28,7 @@ from gateway.store.owed import Owed
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
-from gateway.store.words import Names, account, booked, milliseconds, run, settled, wanted, whole
+from gateway.store.words import ACCOUNTS, Names, account, booked, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -156,10 +156,8 @@ class RedisStore:
     async def _callers(self) -> set[str]:
         """Everyone who has a ledger or leases."""
         found: set[bytes] = set()
-        everyone, _, ledgers = account("*").names.all
-        for pattern in (everyone, ledgers):
-            async for names in self._scan(pattern):
-                found.update(names)
+        async for names in self._scan(ACCOUNTS):
+            found.update(names)
         return {name[name.index(b"{") + 1 : name.rindex(b"}")].decode() for name in found}
 
     async def _scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:

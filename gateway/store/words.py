@@ -16,6 +16,7 @@ LONG = 1024  # bytes; the length prefixes of shorter arguments are prepared
 SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(LONG))
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
+ACCOUNTS = b"tg[34]:{*}:*"  # the names of all accounts, leases and ledgers
 _packed = msgspec.msgpack.encode
 
 
