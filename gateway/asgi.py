@@ -1,6 +1,7 @@
 """How is an exchange served over ASGI?   On any ASGI server; all other paths go to the app behind it."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -9,7 +10,7 @@ from gateway.api import Exchange
 from gateway.certificate import Certificate
 from gateway.dialects import DIALECTS
 from gateway.doors import Doors
-from gateway.errors import TooLarge
+from gateway.errors import Overloaded, TooLarge
 from gateway.ids import request_id
 from gateway.settings import Settings
 
@@ -19,6 +20,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 Running = Callable[[], AbstractAsyncContextManager[None]]
+
+log = logging.getLogger("gateway")
 
 
 class Front:
@@ -52,7 +55,8 @@ class Front:
 
 class Lazy:
     """An app that is created at its first request, in a thread, so that streams are not held up. Requests that arrive
-    meanwhile wait for it. If creating it fails they raise that error, and the next request tries again.
+    meanwhile wait for it. If creating it fails they raise that error, and the next request tries again. Modules that no
+    longer belong to those loaded before, as while an update is installed, are an Overloaded.
     """
 
     def __init__(self, make: Callable[[], ASGI]) -> None:
@@ -62,7 +66,11 @@ class Lazy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._making is None or (self._making.done() and self._making.exception()):
             self._making = asyncio.ensure_future(asyncio.to_thread(self._make))
-        app = await asyncio.shield(self._making)
+        try:
+            app = await asyncio.shield(self._making)
+        except ImportError as error:
+            log.warning("a part of the gateway cannot be loaded (%s): if its files were replaced, restart it", error)
+            raise Overloaded("The gateway's files are not those that it was started from.", retry_after=5.0) from error
         await app(scope, receive, send)
 
 

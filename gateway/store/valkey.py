@@ -28,7 +28,7 @@ from gateway.store.owed import Owed
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
-from gateway.store.words import Names, account, booked, milliseconds, run, settled, wanted, whole
+from gateway.store.words import ACCOUNTS, Names, account, booked, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -40,7 +40,8 @@ log = logging.getLogger("gateway")
 
 
 class RedisStore:
-    """A Store shared through a server. Names are `tg1:...`; those of one caller share the hash tag `{caller}`.
+    """A Store shared through a server. Names are `tg1:...`, those of one caller share the hash tag `{caller}`;
+    a kind of value that takes another form takes another number.
 
     When a server fails, it is "down" (gateway/store/circuit.py): its callers are admitted by a MemoryStore, with what
     their limits come to without the others (gateway/store/outage.py), their cache is skipped, keys on it raise
@@ -155,7 +156,7 @@ class RedisStore:
     async def _callers(self) -> set[str]:
         """Everyone who has a ledger or leases."""
         found: set[bytes] = set()
-        async for names in self._scan(account("*").names.all[0]):
+        async for names in self._scan(ACCOUNTS):
             found.update(names)
         return {name[name.index(b"{") + 1 : name.rindex(b"}")].decode() for name in found}
 

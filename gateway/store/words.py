@@ -16,6 +16,7 @@ LONG = 1024  # bytes; the length prefixes of shorter arguments are prepared
 SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(LONG))
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
+ACCOUNTS = b"tg[34]:{*}:*"  # the names of all accounts, leases and ledgers
 _packed = msgspec.msgpack.encode
 
 
@@ -37,7 +38,7 @@ class Account(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=4096)
 def account(caller: str) -> Account:
     tag = f"{{{caller}}}:".encode()
-    names = tuple(b"tg3:%b%b" % (tag, part) for part in (b"account", b"leases", b"ledger"))
+    names = (b"tg4:%baccount" % tag, b"tg4:%bleases" % tag, b"tg3:%bledger" % tag)
     return Account(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag)
 
 

@@ -1,7 +1,9 @@
 """How are log lines written to a reader that may stall?   By a thread of their own: nothing else waits for it."""
 
+import fcntl
 import logging
 import os
+import stat
 from queue import SimpleQueue
 from select import PIPE_BUF
 from threading import Event, Thread
@@ -21,7 +23,7 @@ class Outlet:
     def __init__(self, file: TextIO | None) -> None:
         """`file` None: the process has none, and all is lost."""
         # The descriptor: at the end of a process Python waits for the lock of a file object that is being written.
-        self._descriptor = file.fileno() if file else -1
+        self._descriptor = _to_its_end(file.fileno()) if file else -1
         self._waiting: SimpleQueue[str | Event] = SimpleQueue()
         self._lost = self._told = 0  # lines that found no room, in all and when that was last said
         self._failed = 0  # lines that could not be written since one was
@@ -73,3 +75,11 @@ class Outlet:
         while at < len(data):
             end = data.rfind(b"\n", at, at + PIPE_BUF) + 1 or data.find(b"\n", at) + 1 or len(data)
             at += os.write(self._descriptor, data[at:end])
+
+
+def _to_its_end(descriptor: int) -> int:
+    """Has a file written at its end, as `>` alone does not say: one that is emptied once its lines are copied, as by
+    logrotate's copytruncate, would go on where it was, behind as many zeros. Returns the descriptor."""
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_APPEND)
+    return descriptor

@@ -11,6 +11,7 @@ import pytest
 from gateway.api import Exchange
 from gateway.app import create_app
 from gateway.asgi import ASGI, AsgiWire, Front, Lazy
+from gateway.errors import Overloaded
 from gateway.keys import Keys
 from gateway.settings import Settings
 from gateway.store import MemoryStore
@@ -126,3 +127,19 @@ async def test_what_is_made_late_is_made_once_for_all_who_wait_and_again_after_a
         asking = [late(scope, deaf.get, deaf.put) for scope in scopes]
         assert [type(found) for found in await asyncio.gather(*asking, return_exceptions=True)] == expected
     assert (makings, asked) == (2, ["a", "b"])
+
+
+async def test_what_an_update_under_a_running_gateway_keeps_from_loading_is_refused_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def make() -> ASGI:
+        from gateway.keys import of_another_version  # type: ignore[attr-defined]  # noqa: PLC0415
+
+        made: ASGI = of_another_version
+        return made
+
+    deaf = asyncio.Queue[Any]()
+    with pytest.raises(Overloaded, match="not those that it was started from"):
+        await Lazy(make)({"path": "/v1/route"}, deaf.get, deaf.put)
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert told.startswith("a part of the gateway cannot be loaded (cannot import name 'of_another_version'")

@@ -219,9 +219,9 @@ def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None, used: list
             with Valkey.from_url(url) as client:
                 for age in (400, 401):
                     client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
-                state = bytearray(client.hget("tg3:{ann}:account", "state") or b"")
+                state = bytearray(client.hget("tg4:{ann}:account", "state") or b"")
                 struct.pack_into("<d", state, 8 * NAMES.index(b"day"), today - 1)
-                client.hset("tg3:{ann}:account", "state", bytes(state))
+                client.hset("tg4:{ann}:account", "state", bytes(state))
         await store.settle("ann", held.lease or "", used)
         return [line.money for line in await store.ledger("ann")]
 

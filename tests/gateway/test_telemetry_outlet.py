@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -71,6 +72,19 @@ def test_exchanges_do_not_wait_for_who_reads_their_lines() -> None:
         assert not recording.is_alive()
         os.close(reading)
         made.close()
+
+
+def test_a_file_that_was_emptied_by_who_rotates_logs_goes_on_from_its_beginning(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        outlet = Outlet(file)
+        outlet.write("first\n")
+        outlet.close()
+        assert log.read_text() == "first\n"
+        os.truncate(log, 0)
+        outlet.write("second\n")
+        outlet.close()
+    assert log.read_bytes() == b"second\n"
 
 
 def test_lines_of_several_processes_on_one_pipe_stay_whole() -> None:
