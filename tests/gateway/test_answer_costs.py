@@ -75,7 +75,7 @@ def test_an_answer_that_comes_whole_is_booked_and_remembered_in_one_command(flas
     on(valkey, main)
 
 
-def test_with_random_leavers_the_ledger_is_never_below_what_the_servers_counted(
+def test_with_random_leavers_answers_are_never_booked_below_what_the_servers_counted(
     flash: Sim, pro: Sim, valkey: str
 ) -> None:
     async def one(gate: Gateway, chance: random.Random, n: int) -> None:
@@ -92,13 +92,13 @@ def test_with_random_leavers_the_ledger_is_never_below_what_the_servers_counted(
         async with gateway(policy_for(flash, pro, tiers=PRICES), store) as gate:
             chance = random.Random(7)
             await asyncio.gather(*(one(gate, chance, n) for n in range(40)))
-        books, true = open_store(valkey), counted(flash, pro)  # the gateway has closed its own
-        found = await booked(books, "answer", "draft")
+        books, true, answers = open_store(valkey), counted(flash, pro), counted(pro)  # the gateway has closed its own
+        found = await booked(books, "answer")
         exact = await booked(books, "answer", "draft", estimated=False)
         await books.close()
         assert exact["requests"] >= 20
         for name in ("prompt", "completion"):
-            assert found[name] >= true[name]
+            assert found[name] >= answers[name], "drafts count against no limit: they are estimates, not bounds"
             assert exact[name] <= true[name]
 
     on(valkey, main)

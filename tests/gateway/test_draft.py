@@ -327,7 +327,7 @@ async def test_a_kept_drafts_tokens_count_once_and_of_a_dropped_json_answer_the_
 async def test_metric_budget_and_ledger_tell_what_the_server_made_of_a_dropped_draft(
     flash: Sim, pro: Sim, stream: bool
 ) -> None:
-    flash.config(only="triage", stall_first=0.1)
+    flash.config(only="triage", stall_first=0.2)
     async with gateway(policy_for(flash, pro)) as gate:
         answer = await gate.ask(body(COMPLEX, stream=stream, max_tokens=30), x_route_explain="1")
         assert b'"draft":"wasted"' in answer.data

@@ -279,7 +279,8 @@ async def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, 
             ("pro", "answer", False),
         }
         (start,) = [row for row in report.rows if row.overhead]
-        assert 0.5 <= start.completion_tokens / flash.seen()[0]["tokens"] <= 2, "what it made, not what it could have"
+        made = flash.seen()[0]["tokens"]  # some of it after the gateway had left
+        assert 0 < start.completion_tokens <= 2 * made, "what came of it, not what it could have made"
 
 
 @pytest.mark.parametrize("stream", [True, False])
