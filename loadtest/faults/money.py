@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import struct
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from valkey import Valkey
 
 from gateway.pricing import TEMPLATE
 from gateway.store import NANO, Line, open_store
+from gateway.store.scripts import NAMES
 from gateway.store.words import account
 from loadtest.servers import MODELS, Sim, gateway, sim, valkey, workers_of
 
@@ -110,16 +112,22 @@ async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
     return list(await asyncio.gather(*tasks))
 
 
+def amounts(client: Valkey) -> tuple[int, int]:
+    """What the caller's account says that was spent, and is held."""
+    state: Any = client.hget(account(CALLER).names.all[0].decode(), "state")
+    if state is None:
+        return 0, 0
+    known = dict(zip(NAMES, struct.unpack(f"<{len(NAMES)}d", state), strict=True))
+    return int(known[b"spent"]), int(known[b"money"])
+
+
 @contextlib.asynccontextmanager
 async def watching(client: Valkey, peaks: list[int]) -> AsyncIterator[None]:
     """Notes what is spent and held, some hundred times a second."""
 
-    held = account(CALLER).names.all[0].decode()
-
     async def look() -> None:
         while True:
-            found: Any = await asyncio.to_thread(client.hmget, held, ["spent", "money"])
-            peaks.append(sum(int(value or 0) for value in found))
+            peaks.append(sum(await asyncio.to_thread(amounts, client)))
             await asyncio.sleep(0.005)
 
     task = asyncio.create_task(look())
@@ -186,7 +194,7 @@ def measure(streams: int, covered: int, tokens: int) -> Money:
         urls = [stack.enter_context(gateway(text, flash, pro, store, workers=WORKERS)) for _ in range(GATEWAYS)]
         ends, peaks, lines = asyncio.run(drive(urls, store, streams, tokens))
         with Valkey.from_url(store) as client:
-            held = int(client.hget(account(CALLER).names.all[0], "money") or 0)
+            _, held = amounts(client)
         true = counted("flash", flash) + counted("pro", pro)
     spent = sum(line.money for line in lines)
     estimated = sum(line.money for line in lines if line.estimated)
