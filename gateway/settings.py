@@ -35,12 +35,12 @@ class Settings(BaseModel):
     `redis_url` None: memory, one process. `workers`: processes on the port. `api_key`: one caller key beside those in
     the store. `admin_key`: opens /admin; None: the one that `tiergate keys admin` made, if it did. `keys_file`: keys
     that are asked before those in the store. `log_exchanges`: a JSON line each. `max_body` in bytes, `bodies` of all
-    exchanges of one process (None: a sixth of the memory, that of all workers together). `connections` of
-    callers to one process at most (None: half of the files that it may open, as each may need one to a server).
-    `hosts`: the names that a request's Host may have; none: any, without keys those of this machine. `cors_origins`:
-    whose pages browsers let ask us, `*`: all; none: nobody's. `tls_cert`, `tls_key`: PEM files; with them the
-    listener speaks TLS only. `http`: "fast" serves completions without ASGI in between, save for other origins.
-    `records`: a file that decisions are written to, of this process alone.
+    exchanges of one process (None: a sixth of the memory, that of all workers together). `connections` of callers to
+    one process at most (None: half of the files that it may open, as each may need one to a server, or what a third of
+    the memory holds). `hosts`: the names that a request's Host may have; none: any, without keys those of this machine.
+    `cors_origins`: whose pages browsers let ask us, `*`: all; none: nobody's. `tls_cert`, `tls_key`: PEM files; with
+    them the listener speaks TLS only. `http`: "fast" serves completions without ASGI in between, save for other
+    origins. `records`: a file that decisions are written to, of this process alone.
 
     Times in seconds. `request_timeout`: what a request may take, and more for a body that keeps to 16 KiB/s;
     `idle_timeout`: how long a connection may be without a request. `keepalive`: how long a stream may be silent before

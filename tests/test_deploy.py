@@ -162,8 +162,9 @@ def test_published_ports_are_bound_to_loopback(name: str) -> None:
 
 
 @each_service
-def test_services_are_read_only_without_root_or_capabilities(name: str) -> None:
+def test_services_are_read_only_without_root_or_capabilities_and_fill_no_disk(name: str) -> None:
     service = SERVICES[name]
+    assert service["logging"] == {"driver": "local"}
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]

@@ -19,9 +19,13 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
+from gateway import admin_policy, body, protocol
+from gateway.cache import entry
 from gateway.cli import app
-from gateway.policy import load_policy
+from gateway.policy import load, load_policy
 from gateway.settings import Settings
+from gateway.store import memory
+from gateway.upstream import retry_budget
 from loadtest.servers import Sim, free_port, running, sim, until, valkey
 from tests.tiers import merged
 
@@ -212,6 +216,25 @@ def test_every_setting_has_its_row_and_no_other() -> None:
     rows = [line.split("|")[1] for line in settings.splitlines() if line.startswith("| `")]
     named = set(re.findall(r"GATEWAY_\w+", " ".join(rows)))
     assert named == {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
+
+
+FIXED = {
+    "a request's head": (protocol.MAX_HEAD >> 10, protocol.MAX_FIELDS, 431),
+    "one connection": (protocol.MAX_WAITING, 400),
+    "a body's contents": (body.MAX_VALUES, body.MAX_MESSAGES, body.MAX_TOOLS, body.MAX_MEMBERS, 400),
+    "a member": (body.MAX_OPTION >> 10, body.MAX_LIST >> 10, 400),
+    "a request's work": (body.MAX_CHOICES, body.MAX_PROMPTS, body.MAX_TOKENS, 400),
+    "an answer that is remembered": (entry.LONGEST >> 20, memory.CACHE_BYTES >> 20),
+    "a policy": (load.MAX_DEPTH, load.MAX_NODES, admin_policy.LONGEST >> 20),
+    "retries": (1 / retry_budget.RATIO, 1 / retry_budget.TRICKLE),
+}
+
+
+def test_limits_without_a_setting_are_the_code_s() -> None:
+    table = (ROOT / "gateway" / "README.md").read_text().partition("## Limits without a setting")[2]
+    rows = [line.partition("|")[2].partition("|") for line in table.splitlines() if line.startswith("| ")][1:]
+    told = {of.strip(): tuple(int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", text)) for of, _, text in rows}
+    assert told == FIXED
 
 
 def sessions() -> list[tuple[str, str]]:

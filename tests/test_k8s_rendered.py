@@ -1,6 +1,7 @@
 """Are the overlays, as kustomize renders them, valid, closed to strangers, and true to recipes and program?"""
 
 import copy
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -364,6 +365,16 @@ def test_the_page_applies_overlays_that_are_there_and_names_each() -> None:
     assert [path for path in paths if not (ROOT / path).is_dir()] == []
     for folder in FOLDERS:
         assert f"`{folder.relative_to(K8S)}`" in README
+
+
+def test_the_page_s_own_overlay_renders_with_its_images_and_its_secret(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "kustomization.yaml").write_text(text.replace("..", os.path.relpath(ROOT, tmp_path), 1))
+    gateway = pods(str(tmp_path))["gateway"]["spec"]
+    for container in (*gateway["containers"], *gateway["initContainers"]):
+        assert container["image"] == "REGISTRY/tiergate:0.1.0"
+        store = {"secretKeyRef": {"name": "gateway", "key": "store"}}
+        assert {"name": "GATEWAY_REDIS_URL", "valueFrom": store} in container["env"]
 
 
 def test_the_page_s_commands_are_known_to_the_program() -> None:

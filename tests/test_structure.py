@@ -1,6 +1,7 @@
 """Does the code keep the shape that CONTRIBUTING.md draws?"""
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -156,8 +157,11 @@ def test_the_request_path_is_one_page() -> None:
         assert (function.end_lineno or 0) - function.lineno < 30, f"{function.name} has outgrown the page"
 
 
-def test_every_room_has_a_layer() -> None:
+def test_every_room_has_a_layer_and_a_place_on_the_map() -> None:
     assert {room(path) for path in GATEWAY} - {"__init__"} == set(LEVEL)
+    drawn = (ROOT / "CONTRIBUTING.md").read_text().partition("### The map")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in drawn.splitlines() if line.startswith("| `")]
+    assert set(LEVEL) - set(re.findall(r"`(\w+)(?:\.py|/)`", " ".join(rows))) == {"__main__"}
 
 
 def test_every_room_has_its_tests() -> None:

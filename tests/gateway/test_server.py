@@ -21,7 +21,7 @@ from gateway.app import across_origins, create_app
 from gateway.cli.serve import addressed
 from gateway.fast import FastConnection
 from gateway.keys import Keys
-from gateway.server import Listener, Server, bind, files, most_lines
+from gateway.server import LINE, TLS_LINE, Listener, Server, bind, files, most_lines
 from gateway.settings import Settings
 from gateway.store import MemoryStore
 from loadtest.servers import POLICY, Process, Sim, free_port, running, until
@@ -196,10 +196,10 @@ async def test_a_peer_is_who_connected_whatever_it_says_of_others(
     ]
 
 
-def test_connections_over_tls_are_no_more_than_memory_has_room_for() -> None:
-    assert most_lines(1 << 16, None) == 1 << 15
-    assert [most_lines(1 << 16, size << 30) for size in (1, 2, 64)] == [1193, 2386, 1 << 15]
-    assert most_lines(1 << 16, 1 << 16) == 1
+def test_connections_are_no_more_than_memory_has_room_for() -> None:
+    assert [most_lines(1 << 16, size << 30, LINE) for size in (1, 2, 64)] == [5965, 11930, 1 << 15]
+    assert [most_lines(1 << 16, size << 30, TLS_LINE) for size in (1, 2, 64)] == [1193, 2386, 1 << 15]
+    assert most_lines(1 << 16, 1 << 16, LINE) == 1
 
 
 def test_a_process_may_open_the_files_that_it_wants_and_never_fewer() -> None:
