@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -155,7 +155,7 @@ async def _administered(store: Store | KeyFileStore) -> bool:
 
 @keys.command("list")
 def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
-    """Show all keys, the oldest first; never their secrets."""
+    """Show all keys, the oldest first, and what they have of their own; never their secrets."""
     records = _on(file, redis, lambda store: store.list_keys())
     if json:
         typer.echo(encoded([shown(record) for record in records]))
@@ -164,7 +164,18 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
         state = "active" if record.revoked is None else f"revoked {date(record.revoked)}"
         if record.expires is not None and record.revoked is None:
             state = f"{'expires' if record.expires > time.time() else 'expired'} {date(record.expires)}"
-        typer.echo(f"{record.id}  {record.name}  {record.plan or '(default plan)'}  {date(record.created)}  {state}")
+        told = (record.id, record.name, record.plan or "(default plan)", date(record.created), state)
+        typer.echo("  ".join((*told, *_own(record))))
+
+
+def _own(record: KeyRecord) -> Iterator[str]:
+    """What a key has in place of its plan's, beside an end."""
+    for name in ("requests_per_minute", "tokens_per_minute", "usd", "may", "explain"):
+        value = getattr(record, name)
+        if value is not None:
+            yield f"{name} {','.join(value) if isinstance(value, tuple) else value}"
+    if record.old_until and record.old_until > time.time():
+        yield f"the one before until {date(record.old_until)}"
 
 
 @keys.command()

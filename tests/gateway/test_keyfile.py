@@ -137,10 +137,10 @@ def test_the_commands_make_and_change_a_file_that_only_its_owner_reads(tmp_path:
         ("${ann}", 1.5, ["pro"]),
         ("admin", None, None),
     ]
-    words = (made["id"], "--file", str(path))
-    changed = json.loads(keys("change", *words, "--unset", "usd", "--plan", "${x}", "--json").stdout)
+    its = (made["id"], "--file", str(path))
+    changed = json.loads(keys("change", *its, "--unset", "usd", "--plan", "${x}", "--json").stdout)
     assert changed == {**listed[0], "usd": None, "plan": "${x}"}
-    assert keys("rotate", *words, "--keep", "1d").stdout.startswith(f"sk-tg-{made['id']}-")
+    assert keys("rotate", *its, "--keep", "1d").stdout.startswith(f"sk-tg-{made['id']}-")
     kept = json.loads(path.read_text())["keys"][0]
     assert (kept["name"], kept["plan"], "usd" in kept) == ("$${ann}", "$${x}", False)
     assert kept["hash"] != kept["old_hash"]

@@ -103,14 +103,14 @@ def test_first_may_answer_in_json_with_null_for_what_there_was(url: str) -> None
     assert again == {"key": None, "admin_key": None}
 
 
-def test_list_tells_plan_and_state_of_each_key(tmp_path: Path) -> None:
+def test_list_tells_plan_and_state_of_each_key_and_what_it_has_of_its_own(tmp_path: Path) -> None:
     file, hour = KeyFileStore(tmp_path / "keys.json"), 3600
 
     async def fill() -> None:
         secret, now = await file.secret(), time.time()
         for name, plan, own in (
-            ("ann", "gold", {}),
-            ("bob", None, {"expires": now + hour}),
+            ("ann", "gold", {"usd": 5.0, "may": ("flash", "pro"), "explain": False, "old_until": now - hour}),
+            ("bob", None, {"expires": now + hour, "requests_per_minute": 7, "old_until": now + hour}),
             ("cid", None, {"expires": now - hour}),
             ("dan", None, {"expires": now + hour, "revoked": 1.0}),
         ):
@@ -118,11 +118,11 @@ def test_list_tells_plan_and_state_of_each_key(tmp_path: Path) -> None:
 
     asyncio.run(fill())
     listed = run("list", "--file", str(tmp_path / "keys.json")).stdout.splitlines()
-    told = [re.sub(r"  20\S+Z|20\S+Z", "", line).split("  ")[1:] for line in listed]
+    told = [re.sub(r" +20\S+Z", "", line).split("  ")[1:] for line in listed]
     assert told == [
-        ["ann", "gold", "active"],
-        ["bob", "(default plan)", "expires "],
-        ["cid", "(default plan)", "expired "],
+        ["ann", "gold", "active", "usd 5.0", "may flash,pro", "explain False"],
+        ["bob", "(default plan)", "expires", "requests_per_minute 7", "the one before until"],
+        ["cid", "(default plan)", "expired"],
         ["dan", "(default plan)", "revoked 1970-01-01T00:00:01Z"],
     ]
 
