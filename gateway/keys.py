@@ -85,7 +85,7 @@ class Keys:
         """The caller of this Authorization header as identified before, if nothing that this was concluded from has
         changed: it saves two hashes. None: ask `identify`."""
         identified = self._identified.get("" if self.everyone else authorization or "")
-        if identified is None or identified.callers is not callers or _over(identified.until):
+        if identified is None or identified.callers is not callers or (identified.until and _over(identified.until)):
             return None
         secret = self.store.known_secret if identified.record is None else self._secret(identified.record)
         return identified.caller if identified.secret == secret else None

@@ -24,13 +24,14 @@ File = Annotated[
     Path | None, typer.Option("--file", help="A file in the store's place; made if there is none.", metavar="FILE")
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")]
-Plan = Annotated[str | None, typer.Option(help="A plan of the policy; else its default plan.")]
-Expires = Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; else never.')]
+Plan = Annotated[str | None, typer.Option(help="A plan of the policy; without one it has the default plan.")]
+Expires = Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; without one it never does.')]
 Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of what the plan says.")]
 Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of the plan's budget window.")]
 May = Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")]
-Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; else as the plan says.")]
+Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; without it the plan says.")]
 Checked = Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")]
+Keep = Annotated[str | None, typer.Option(metavar="TIME", help='How long the one before counts, too, e.g. "1d".')]
 Own = StrEnum("Own", "plan expires requests_per_minute tokens_per_minute usd may explain")
 
 
@@ -90,16 +91,8 @@ def change(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 
 
 @keys.command()
-def rotate(
-    which: Id,
-    keep: Annotated[
-        str | None, typer.Option(metavar="TIME", help='How long the key before counts, too, e.g. "1d"; else not.')
-    ] = None,
-    json: Json = False,
-    redis: Redis = None,
-    file: File = None,
-) -> None:
-    """Make another key for the same caller and print it, this once. The one before is refused within a second."""
+def rotate(which: Id, keep: Keep = None, json: Json = False, redis: Redis = None, file: File = None) -> None:
+    """Make another key for the same caller and print it, this once. It takes the place of the one before."""
 
     async def make(store: Store | KeyFileStore) -> tuple[str, KeyRecord | None]:
         key, rotated = rotation(await store.secret(), _id(which), keep)
