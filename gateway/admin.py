@@ -13,7 +13,21 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthorized
-from gateway.keys import ADMIN, Keys, bearer, expired, expiry, key_hash, key_matches, key_problem, new_key, shown
+from gateway.keys import (
+    ADMIN,
+    Keys,
+    as_revoked,
+    bearer,
+    changed,
+    expired,
+    expiry,
+    key_hash,
+    key_matches,
+    key_problem,
+    new_key,
+    rotation,
+    shown,
+)
 from gateway.policy import Policy
 from gateway.store import KeyRecord, Store
 from gateway.usage import HEADINGS, Asked, Heading, Report, reported
@@ -34,11 +48,10 @@ class JsonLines(Response):
     media_type = "application/jsonl"
 
 
-class NewKey(BaseModel):
-    """What `tiergate keys create` takes. Limits, `may` and `explain` go before what the plan says."""
+class Own(BaseModel):
+    """What a key may have. Limits, `may` and `explain` go before what the plan says."""
 
     model_config = ConfigDict(extra="forbid")
-    name: str = Field(description="whose key it is")
     plan: str | None = Field(default=None, description="a plan of the policy; else its default plan")
     expires: str | None = Field(default=None, description='from now, such as "30d"; else never')
     requests_per_minute: int | None = Field(default=None, ge=1, le=100_000_000)
@@ -46,6 +59,18 @@ class NewKey(BaseModel):
     usd: float | None = Field(default=None, ge=0.000001, le=1e6, description="of the plan's budget window")
     may: tuple[str, ...] | None = Field(default=None, description="tiers that it may reach, with all below")
     explain: bool | None = Field(default=None, description="may ask for the whole decision")
+
+
+class NewKey(Own):
+    """What `tiergate keys create` takes."""
+
+    name: str = Field(description="whose key it is")
+
+
+class ChangedKey(Own):
+    """What `tiergate keys change` takes. What is left out stays; null is nothing of its own."""
+
+    name: str = Field(default="", description="whose key it is")
 
 
 class Shown(BaseModel):
@@ -63,6 +88,7 @@ class Shown(BaseModel):
     usd: float | None
     may: tuple[str, ...] | None
     explain: bool | None
+    old_until: float | None = Field(description="until when the key before a rotation counts, too")
 
 
 class Created(Shown):
@@ -134,6 +160,7 @@ def admin_routes(guard: Guard, keys: Keys, policy: Callable[[], Policy], records
     routes = guarded(guard)
     _usage(routes, keys.store)
     _keys(routes, keys, policy)
+    _changes(routes, keys, policy)
     _records(routes, records)
     return routes
 
@@ -181,24 +208,61 @@ def _keys(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> None:
     @routes.post("/keys", status_code=201, summary="Make a key in the store and show it, this once")
     async def create(wanted: NewKey) -> Created:
         """Where the store is this process's memory, the key ends with the process."""
-        wrong = key_problem(policy(), wanted.name, wanted.plan, wanted.may or ())
-        try:
-            own = {**wanted.model_dump(), "expires": expiry(wanted.expires)}
-        except ValueError as error:
-            raise BadRequest(str(error), param="expires") from None
-        if wrong:
-            raise BadRequest(wrong)
-        key, record = new_key(await store.secret(), **own)
+        key, record = new_key(await store.secret(), **_given(wanted, policy()))
         await store.put_key(record)
         log.warning("admin: created key %s", record.id)
+        return Created(key=key, source="store", **shown(record))
+
+
+def _changes(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> None:
+    @routes.patch("/keys/{key_id}", summary="Change a key of the store, which stays the same key")
+    async def change(key_id: str, wanted: ChangedKey) -> Shown:
+        """Counts within a second. What was used of a limit stays, but where a plan's budget has another window."""
+        fields = _given(wanted, policy())
+        record = await _changed(keys, key_id, lambda record: changed(record, **fields), "changed")
+        return Shown(source="store", **shown(record))
+
+    @routes.post("/keys/{key_id}/rotate", summary="Make another key for the same caller and show it, this once")
+    async def rotate(
+        key_id: str, keep: Annotated[str | None, Query(description='How long the one before counts, too: "1d"')] = None
+    ) -> Created:
+        """Without `keep` every gateway refuses the one before within a second."""
+        try:
+            key, rotated = rotation(await keys.store.secret(), key_id, keep)
+        except ValueError as error:
+            raise BadRequest(str(error), param="keep") from None
+        record = await _changed(keys, key_id, rotated, "rotated")
         return Created(key=key, source="store", **shown(record))
 
     @routes.delete(
         "/keys/{key_id}", status_code=204, summary="Revoke a key of the store; every gateway refuses it within a second"
     )
     async def revoke(key_id: str) -> None:
-        if key_id != ADMIN and file and file.find(key_id):
-            raise BadRequest("This key stands in the file of keys: revoke it there.", code="key_in_file")
-        if key_id == ADMIN or not await store.revoke_key(key_id):
-            raise NotFound("No key of a caller has this id.")
-        log.warning("admin: revoked key %s", key_id)
+        await _changed(keys, key_id, as_revoked, "revoked")
+
+
+def _given(wanted: NewKey | ChangedKey, policy: Policy) -> dict[str, Any]:
+    """The fields of a record that are given. Raises BadRequest."""
+    own = wanted.model_dump(exclude_unset=True)
+    try:
+        own |= {"expires": expiry(own["expires"])} if "expires" in own else {}
+    except ValueError as error:
+        raise BadRequest(str(error), param="expires") from None
+    wrong = key_problem(policy, own.get("name"), own.get("plan"), own.get("may") or ())
+    if wrong:
+        raise BadRequest(wrong)
+    return own
+
+
+async def _changed(keys: Keys, key_id: str, change: Callable[[KeyRecord], KeyRecord], done: str) -> KeyRecord:
+    """The record of a caller's key as it is kept then. Raises NotFound, BadRequest for a key of the file."""
+    if key_id != ADMIN and keys.file and keys.file.find(key_id):
+        raise BadRequest(f"This key stands in the file of keys: it can be {done} there only.", code="key_in_file")
+    try:
+        record = None if key_id == ADMIN else await keys.store.change_key(key_id, change)
+    except ValueError:
+        record = None
+    if record is None:
+        raise NotFound("No key of a caller has this id, or it is revoked.")
+    log.warning("admin: %s key %s", done, key_id)
+    return record

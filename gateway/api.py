@@ -11,7 +11,7 @@ from typing import Any
 from gateway.answer import answer
 from gateway.dialects import DIALECTS, read
 from gateway.doors import Doors
-from gateway.errors import Forbidden, Leaving, Refusal, TooLate, WrongMethod
+from gateway.errors import Forbidden, Leaving, NoWebSocket, Refusal, TooLate, WrongMethod
 from gateway.ids import request_id
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import serving
@@ -95,6 +95,8 @@ class Exchange:
     async def _serve(self) -> None:
         doors = self._doors
         if self._wire.method != "POST":
+            if self._headers.get("upgrade", "").lower() == "websocket":
+                raise NoWebSocket("This path opens no WebSocket: it takes POST, and streams as server-sent events.")
             raise WrongMethod(f"This path takes POST, not {self._wire.method[:16]}.")
         refuse_foreign(self._headers, doors.keys, self._settings.cors_origins)
         shown, callers = credentials(self._headers), self._policy.callers

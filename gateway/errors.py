@@ -3,6 +3,7 @@
     Refusal                     we will not or cannot answer; becomes an OpenAI error object
       BadRequest        400     the request itself is wrong; param names the field
         WrongMethod     405     the path takes POST only
+          NoWebSocket   426     and no WebSocket
         TooSlow         408     the body did not come in time
         TooLarge        413     the body is over the limit
         Misdirected     421     the Host is none of ours
@@ -101,6 +102,16 @@ class WrongMethod(BadRequest):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [*super().headers(), (b"allow", b"POST")]
+
+
+class NoWebSocket(WrongMethod):
+    """By 426 Codex knows to send the request as POST at once; any other status it takes for a failure, and retries."""
+
+    status = 426
+    code = "websocket_not_served"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers(), (b"upgrade", b"HTTP/1.1")]
 
 
 class TooSlow(BadRequest):

@@ -140,8 +140,9 @@ def _record(document: Document, at: int, entry: object) -> KeyRecord | None:
         name = re.split(r"\W", where)[0]
         document.blame((*path, name) if name else path, what)
         return None
-    if not HEX.fullmatch(record.hash):
-        document.blame((*path, "hash"), "expected 64 hex digits")
+    for name, told in (("hash", record.hash), ("old_hash", record.old_hash)):
+        if told is not None and not HEX.fullmatch(told):
+            document.blame((*path, name), "expected 64 hex digits")
     for name in POSITIVE:
         value = getattr(record, name)
         if value is not None and value <= 0:

@@ -1,12 +1,12 @@
 """Which caller does an API key belong to?"""
 
+import dataclasses
 import hmac
 import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -30,13 +30,14 @@ _SHOWN = "Send 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
 
 
 class Identified(msgspec.Struct, frozen=True):
-    """The caller that a key belongs to, and what that was concluded from; it holds until one of these changes. `record`
-    is None for the callers "default" and "anonymous", who have none."""
+    """The caller that a key belongs to, and what that was concluded from; it holds until one of these changes, and at
+    most until `until` (Unix seconds). `record` is None for the callers "default" and "anonymous", who have none."""
 
     caller: Caller
     record: KeyRecord | None
     secret: bytes
     callers: Callers
+    until: float | None = None
 
 
 class Keys:
@@ -84,16 +85,13 @@ class Keys:
         """The caller of this Authorization header as identified before, if nothing that this was concluded from has
         changed: it saves two hashes. None: ask `identify`."""
         identified = self._identified.get("" if self.everyone else authorization or "")
-        if identified is None or identified.callers is not callers:
+        if identified is None or identified.callers is not callers or (identified.until and _over(identified.until)):
             return None
         secret = self.store.known_secret if identified.record is None else self._secret(identified.record)
         return identified.caller if identified.secret == secret else None
 
     def _secret(self, record: KeyRecord) -> bytes | None:
-        """The secret of a record's hash, if file or cache still have this record and it has not expired; else None. The
-        store is not asked."""
-        if expired(record):
-            return None
+        """The secret of a record's hash, if file or cache still have this record; else None. The store is not asked."""
         held = self.file.find(record.id) if self.file else None
         if held:
             return held[1] if held[0] is record else None
@@ -152,7 +150,7 @@ async def identify(authorization: str | None, keys: Keys, callers: Callers) -> C
     if known:
         return known
     found = await _identified(authorization, keys, callers)
-    if found.record and expired(found.record):
+    if _over(found.until):
         raise Unauthorized("This API key has expired.", code="expired_api_key")
     return keys.remember(authorization, found).caller
 
@@ -168,11 +166,12 @@ async def _identified(authorization: str, keys: Keys, callers: Callers) -> Ident
     record, secret = (None, secret) if key_id is None else await keys.find(key_id)
     before = keys.identified(authorization)
     same = before is not None and (before.record, before.secret) == (record, secret)
-    if not (same or key_matches(presented, record, secret)) or record is None:
+    until = before.until if before and same else _until(presented, record, secret)
+    if record is None:
         raise Unauthorized("Incorrect API key provided.")
     own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
     caller = _caller(record.id, record.name, record.plan, secret, callers)
-    return Identified(replace(caller, own=own), record, secret, callers)
+    return Identified(replace(caller, own=own), record, secret, callers, until)
 
 
 def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tuple[str, KeyRecord]:
@@ -182,6 +181,30 @@ def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tu
     key_id = secrets.token_hex(6)
     key = f"{PREFIX}{key_id}-{secrets.token_urlsafe(32)}"
     return key, KeyRecord(key_id, key_hash(secret, key), name, plan, time.time(), **own)
+
+
+def changed(record: KeyRecord, **fields: Any) -> KeyRecord:
+    """Raises ValueError for the admin key, and for one that is revoked: it stays so."""
+    if record.id == ADMIN or record.revoked is not None:
+        raise ValueError("no active key of a caller has this id")
+    return dataclasses.replace(record, **fields)
+
+
+def rotation(secret: bytes, key_id: str, keep: str | None) -> tuple[str, Callable[[KeyRecord], KeyRecord]]:
+    """Another key for the same caller, and the change of the record; the one before counts for the time `keep` more,
+    such as "1d". Raises ValueError."""
+    key, until = f"{PREFIX}{key_id}-{secrets.token_urlsafe(32)}", expiry(keep)
+
+    def change(record: KeyRecord) -> KeyRecord:
+        old = None if until is None else record.hash
+        return changed(record, hash=key_hash(secret, key), old_hash=old, old_until=until)
+
+    return key, change
+
+
+def as_revoked(record: KeyRecord) -> KeyRecord:
+    """Revoking twice keeps the first time."""
+    return record if record.revoked is not None else dataclasses.replace(record, revoked=time.time())
 
 
 def new_admin_key(secret: bytes) -> tuple[str, KeyRecord]:
@@ -200,10 +223,10 @@ def expiry(expires: str | None) -> float | None:
     return time.time() + left
 
 
-def key_problem(policy: Policy | None, name: str, plan: str | None, may: Iterable[str]) -> str | None:
-    """What is wrong with the name, plan or tiers of a key to be created; None: nothing. Without a policy, plan and
-    tiers are not checked."""
-    if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+def key_problem(policy: Policy | None, name: str | None, plan: str | None, may: Iterable[str]) -> str | None:
+    """What is wrong with the name, plan or tiers that a key is given; None: nothing. Without a policy, plan and tiers
+    are not checked."""
+    if name is not None and not (name.isprintable() and 0 < len(name) <= LONGEST_NAME):
         return f"a name is 1 to {LONGEST_NAME} printable characters"
     if policy is None:
         return None
@@ -214,14 +237,25 @@ def key_problem(policy: Policy | None, name: str, plan: str | None, may: Iterabl
 
 
 def expired(record: KeyRecord) -> bool:
-    return record.expires is not None and record.expires <= time.time()
+    return _over(record.expires)
+
+
+def _over(until: float | None) -> bool:
+    return until is not None and until <= time.time()
 
 
 def shown(record: KeyRecord) -> dict[str, Any]:
-    """The record without its hash."""
-    told = asdict(record)
-    del told["hash"]
-    return told
+    """The record without its hashes."""
+    return {name: value for name, value in dataclasses.asdict(record).items() if not name.endswith("hash")}
+
+
+def _until(presented: str, record: KeyRecord | None, secret: bytes) -> float | None:
+    """Until when the key lets its caller in, None: for ever. Raises Unauthorized where it is not the record's."""
+    if key_matches(presented, record, secret):
+        return record.expires if record else None
+    if record and record.old_hash and hmac.compare_digest(key_hash(secret, presented), record.old_hash):
+        return min(end for end in (record.old_until or 0.0, record.expires) if end is not None)
+    raise Unauthorized("Incorrect API key provided.")
 
 
 def key_matches(presented: str, record: KeyRecord | None, secret: bytes) -> bool:

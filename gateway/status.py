@@ -2,7 +2,7 @@
 FastAPI."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -68,23 +68,31 @@ def model_routes(doors: Doors) -> list[Route]:
         """`auto` and the tiers that answer this caller. Aliases and served names work unlisted."""
         policy = doors.policy
         caller = await identify(credentials(request.headers), doors.keys, policy.callers)
-        found = [_model(name, name, policy) for name in ("auto", *policy.reach(caller.plan, caller.own.may))]
+        reach = policy.reach(caller.plan, caller.own.may)
+        found = [_model(name, policy, reach) for name in ("auto", *reach)]
         return JSONResponse({"object": "list", "data": found})
 
     async def one(request: Request) -> Response:
         """Every name that a request may have, those too that are not listed."""
-        await identify(credentials(request.headers), doors.keys, doors.policy.callers)
+        policy = doors.policy
+        caller = await identify(credentials(request.headers), doors.keys, policy.callers)
         name = unquote(request.path_params["model"])  # the connection leaves escapes alone
-        return JSONResponse(_model(name, resolved(name, doors.policy), doors.policy))
+        reach = policy.reach(caller.plan, caller.own.may)
+        return JSONResponse(_model(name, policy, reach))
 
     return [Route("/v1/models", listed), Route("/v1/models/{model:path}", one)]
 
 
-def _model(name: str, tier: str | None, policy: Policy) -> dict[str, Any]:
+def _model(name: str, policy: Policy, reach: Sequence[str]) -> dict[str, Any]:
+    """A model as vLLM tells it; agents shorten conversations by `max_model_len`. For `auto` that is the largest of the
+    caller's tiers (`reach`) that chat, since a prompt goes to one that has room for it. Raises NotFound."""
     told: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "tiergate"}
-    if tier in policy.tiers:
-        told |= {"root": policy.tiers[tier].model, "max_model_len": policy.tiers[tier].can.context}
-    return told
+    wish = resolved(name, policy)
+    if wish in policy.tiers:
+        return told | {"root": policy.tiers[wish].model, "max_model_len": policy.tiers[wish].can.context}
+    tiers = [policy.tiers[tier] for tier in reach]
+    longest = max((tier.can.context for tier in tiers if tier.serves("chat")), default=None)
+    return told if longest is None else told | {"max_model_len": longest}
 
 
 class Prefixes(BaseRoute):

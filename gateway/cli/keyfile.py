@@ -6,8 +6,7 @@ import fcntl
 import os
 import secrets
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,7 @@ class KeyFileStore:
         with self._changing() as written:
             if only_first and written["keys"]:
                 return False
-            told = {name: value for name, value in dataclasses.asdict(record).items() if value is not None}
-            told["name"] = record.name.replace("${", "$${")
+            told = _entry({}, dataclasses.asdict(record))
             written["keys"] = [key for key in written["keys"] if key["id"] != record.id] + [told]
         return True
 
@@ -48,12 +46,15 @@ class KeyFileStore:
         held = read_keys(file_text(self._path), str(self._path))
         return sorted(held.records.values(), key=lambda record: record.created)
 
-    async def revoke_key(self, key_id: str) -> bool:
+    async def change_key(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord | None:
         with self._changing() as written:
-            found = next((key for key in written["keys"] if key["id"] == key_id), None)
-            if found is not None and found.get("revoked") is None:
-                found["revoked"] = time.time()
-        return found is not None
+            record = read_keys(msgspec.json.encode(written).decode(), str(self._path)).records.get(key_id)
+            if record is None:
+                return None
+            before, after = dataclasses.asdict(record), dataclasses.asdict(changed := change(record))
+            new = {name: value for name, value in after.items() if value != before[name]}
+            written["keys"] = [_entry(key, new) if key["id"] == key_id else key for key in written["keys"]]
+        return changed
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
@@ -91,3 +92,9 @@ class KeyFileStore:
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def _entry(key: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """A key of the file with what is new of it, of which no text is taken for a variable; None leaves a member out."""
+    texts = {name: value.replace("${", "$${") for name, value in new.items() if isinstance(value, str)}
+    return {name: value for name, value in {**key, **new, **texts}.items() if value is not None}

@@ -1,8 +1,9 @@
-"""Who may call, and who administers?   `tiergate keys create|list|revoke|admin|first` on a shared store or a file."""
+"""Who may call, and who administers?   `tiergate keys create|list|change|rotate|revoke|...` on a store or a file."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +12,7 @@ import typer
 from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.output import Json, date, encoded, stop
 from gateway.cli.store import Redis, on
-from gateway.keys import ADMIN, expiry, id_of, key_problem, new_admin_key, new_key, shown
+from gateway.keys import ADMIN, as_revoked, changed, expiry, id_of, key_problem, new_admin_key, new_key, rotation, shown
 from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
@@ -22,41 +23,83 @@ PAUSE = 0.5  # seconds that another `keys first`, which made the caller's key, h
 File = Annotated[
     Path | None, typer.Option("--file", help="A file in the store's place; made if there is none.", metavar="FILE")
 ]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")]
+Plan = Annotated[str | None, typer.Option(help="A plan of the policy; without one it has the default plan.")]
+Expires = Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; without one it never does.')]
 Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of what the plan says.")]
+Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of the plan's budget window.")]
+May = Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")]
+Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; without it the plan says.")]
+Checked = Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")]
+Keep = Annotated[str | None, typer.Option(metavar="TIME", help='How long the one before counts, too, e.g. "1d".')]
+Own = StrEnum("Own", "plan expires requests_per_minute tokens_per_minute usd may explain")
 
 
 @keys.command()
 def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
-    plan: Annotated[str | None, typer.Option(help="A plan of the policy; else its default plan.")] = None,
-    expires: Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; else never.')] = None,
+    plan: Plan = None,
+    expires: Expires = None,
     requests_per_minute: Limit = None,
     tokens_per_minute: Limit = None,
-    usd: Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of the plan's budget window.")] = None,
-    may: Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")] = None,
-    explain: Annotated[bool | None, typer.Option(help="May ask for the whole decision; else as the plan says.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")] = None,
+    usd: Usd = None,
+    may: May = None,
+    explain: Explain = None,
+    policy: Checked = None,
     json: Json = False,
     redis: Redis = None,
     file: File = None,
 ) -> None:
     """Make a key and print it. It is shown this once: only a keyed hash is kept."""
-    own: dict[str, Any] = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
-    own |= {"usd": usd, "explain": explain, "may": tuple(may) if may else None}
-    try:
-        own["expires"] = expiry(expires)
-        wrong = key_problem(load_policy(policy) if policy else None, name, plan, may or ())
-    except (PolicyError, ValueError) as error:
-        wrong = str(error)
-    if wrong:
-        raise stop("keys", wrong)
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute, "usd": usd}
+    fields = _given(policy, name=name, plan=plan, expires=expires, may=may, explain=explain, **limits)
 
     async def make(store: Store | KeyFileStore) -> tuple[str, KeyRecord]:
-        key, record = new_key(await store.secret(), name, plan, **own)
+        key, record = new_key(await store.secret(), **fields)
         await store.put_key(record)
         return key, record
 
     key, record = _on(file, redis, make)
+    typer.echo(encoded({"key": key, **shown(record)}) if json else key)
+
+
+@keys.command()
+def change(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
+    which: Id,
+    name: Annotated[str | None, typer.Option(help="Whose key it is.")] = None,
+    plan: Plan = None,
+    expires: Expires = None,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    usd: Usd = None,
+    may: May = None,
+    explain: Explain = None,
+    unset: Annotated[list[Own] | None, typer.Option(help="What it shall not have of its own; repeatable.")] = None,
+    policy: Checked = None,
+    json: Json = False,
+    redis: Redis = None,
+    file: File = None,
+) -> None:
+    """Change what is given of a key. It stays the same key, with all that its caller used; counts within a second."""
+    limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute, "usd": usd}
+    fields = _given(policy, name=name, plan=plan, expires=expires, may=may, explain=explain, **limits)
+    fields |= dict.fromkeys(unset or ())
+    if not fields:
+        raise stop("keys", "nothing is given that shall change")
+    record = _there(which, _on(file, redis, lambda store: store.change_key(_id(which), lambda r: changed(r, **fields))))
+    typer.echo(encoded(shown(record)) if json else f"changed {record.id}")
+
+
+@keys.command()
+def rotate(which: Id, keep: Keep = None, json: Json = False, redis: Redis = None, file: File = None) -> None:
+    """Make another key for the same caller and print it, this once. It takes the place of the one before."""
+
+    async def make(store: Store | KeyFileStore) -> tuple[str, KeyRecord | None]:
+        key, rotated = rotation(await store.secret(), _id(which), keep)
+        return key, await store.change_key(_id(which), rotated)
+
+    key, found = _on(file, redis, make)
+    record = _there(which, found)
     typer.echo(encoded({"key": key, **shown(record)}) if json else key)
 
 
@@ -105,7 +148,7 @@ async def _administered(store: Store | KeyFileStore) -> bool:
 
 @keys.command("list")
 def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
-    """Show all keys, the oldest first; never their secrets."""
+    """Show all keys, the oldest first, and what they have of their own; never their secrets."""
     records = _on(file, redis, lambda store: store.list_keys())
     if json:
         typer.echo(encoded([shown(record) for record in records]))
@@ -114,21 +157,48 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
         state = "active" if record.revoked is None else f"revoked {date(record.revoked)}"
         if record.expires is not None and record.revoked is None:
             state = f"{'expires' if record.expires > time.time() else 'expired'} {date(record.expires)}"
-        typer.echo(f"{record.id}  {record.name}  {record.plan or '(default plan)'}  {date(record.created)}  {state}")
+        told = (record.id, record.name, record.plan or "(default plan)", date(record.created), state)
+        typer.echo("  ".join((*told, *_own(record))))
+
+
+def _own(record: KeyRecord) -> Iterator[str]:
+    """What a key has in place of its plan's, beside an end."""
+    for name in ("requests_per_minute", "tokens_per_minute", "usd", "may", "explain"):
+        value = getattr(record, name)
+        if value is not None:
+            yield f"{name} {','.join(value) if isinstance(value, tuple) else value}"
+    if record.old_until and record.old_until > time.time():
+        yield f"the one before until {date(record.old_until)}"
 
 
 @keys.command()
-def revoke(
-    which: Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")],
-    json: Json = False,
-    redis: Redis = None,
-    file: File = None,
-) -> None:
+def revoke(which: Id, json: Json = False, redis: Redis = None, file: File = None) -> None:
     """End a key; every gateway on the store or the file refuses it within a second."""
-    key_id = id_of(which) or which
-    if not _on(file, redis, lambda store: store.revoke_key(key_id)):
-        raise stop("keys", f"no key has the id {key_id}")
-    typer.echo(encoded({"revoked": key_id}) if json else f"revoked {key_id}")
+    record = _there(which, _on(file, redis, lambda store: store.change_key(_id(which), as_revoked)))
+    typer.echo(encoded({"revoked": record.id}) if json else f"revoked {record.id}")
+
+
+def _given(policy: Path | None, **own: Any) -> dict[str, Any]:
+    """The fields of a record that are given. Exits with 1 when they are wrong."""
+    try:
+        own |= {"expires": expiry(own["expires"]), "may": tuple(own["may"] or ()) or None}
+        wrong = key_problem(load_policy(policy) if policy else None, own["name"], own["plan"], own["may"] or ())
+    except (PolicyError, ValueError) as error:
+        wrong = str(error)
+    if wrong:
+        raise stop("keys", wrong)
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def _id(which: str) -> str:
+    return id_of(which) or which
+
+
+def _there(which: str, record: KeyRecord | None) -> KeyRecord:
+    """Exits with 1 when there is no such key."""
+    if record is None:
+        raise stop("keys", f"no key has the id {_id(which)}")
+    return record
 
 
 def _on(file: Path | None, url: str | None, work: Callable[[Store | KeyFileStore], Awaitable[T]]) -> T:

@@ -26,7 +26,7 @@ What is settled meanwhile is pushed to the store when it answers again; a push w
 Ledger: sums by day, UTC, for KEPT days.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -77,7 +77,8 @@ class KeyRecord:
     """An API key without its secret. `hash` is the keyed hash in hex; times are Unix seconds.
 
     `plan` None means the policy's default plan. Limits, `may` (tiers above the first) and `explain` (may ask for the
-    whole decision), where given, go before what the plan says.
+    whole decision), where given, go before what the plan says. `old_hash` is that of the secret before, which counts
+    until `old_until`.
     """
 
     id: str
@@ -92,6 +93,8 @@ class KeyRecord:
     usd: float | None = None
     may: tuple[str, ...] | None = None
     explain: bool | None = None
+    old_hash: str | None = None
+    old_until: float | None = None
 
     @classmethod
     def read(cls, key_id: str, value: bytes) -> "KeyRecord":
@@ -206,8 +209,9 @@ class Store(Protocol):
         """All keys, the oldest first."""
         ...
 
-    async def revoke_key(self, key_id: str) -> bool:
-        """False when no such key exists. Revoking twice keeps the first time."""
+    async def change_key(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord | None:
+        """Keep what `change` makes of the record, and return it; None: there is no such key. Where others change it
+        meanwhile `change` is called again, with what they made of it."""
         ...
 
     async def secret(self) -> bytes:

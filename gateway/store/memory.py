@@ -3,8 +3,7 @@
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from itertools import islice
 
 from gateway.done import DONE
@@ -167,13 +166,11 @@ class MemoryStore:
     async def list_keys(self) -> list[KeyRecord]:
         return sorted(self._keys.values(), key=lambda record: record.created)
 
-    async def revoke_key(self, key_id: str) -> bool:
+    async def change_key(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord | None:
         record = self._keys.get(key_id)
-        if record is None:
-            return False
-        if record.revoked is None:
-            self._keys[key_id] = replace(record, revoked=time.time())
-        return True
+        if record is not None:
+            record = self._keys[key_id] = change(record)
+        return record
 
     async def secret(self) -> bytes:
         return self.known_secret

@@ -231,6 +231,13 @@ if redis.call('HLEN', KEYS[1]) > 0 then return 0 end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 
+# KEYS  key records; ARGV  id, record as it was, record. -> whether it is kept
+CHANGE_KEY: Final = b"""
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
 # KEYS  entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
 TAKE_TURN: Final = script(
     words=2,

@@ -6,9 +6,7 @@ import itertools
 import logging
 import re
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,7 +25,7 @@ from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
-from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
+from gateway.store.scripts import ADMIT, CHANGE_KEY, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
 from gateway.store.words import ACCOUNTS, Names, account, booked, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
@@ -219,9 +217,6 @@ class RedisStore:
 
     async def key(self, key_id: str) -> KeyRecord | None:
         self._beat.begin()  # which learns the secret of a server that was emptied: keys made since are unknown without
-        return await self._record(key_id)
-
-    async def _record(self, key_id: str) -> KeyRecord | None:
         found: bytes | None = await self._ask(b"HGET", KEYS, key_id)
         return None if found is None else KeyRecord.read(key_id, found)
 
@@ -238,13 +233,14 @@ class RedisStore:
         records = [KeyRecord.read(key_id.decode("utf-8", "replace"), value) for key_id, value in pairs]
         return sorted(records, key=lambda record: record.created)
 
-    async def revoke_key(self, key_id: str) -> bool:
-        record = await self._record(key_id)
-        if record is None:
-            return False
-        if record.revoked is None:
-            await self.put_key(replace(record, revoked=time.time()))
-        return True
+    async def change_key(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord | None:
+        while (value := await self._ask(b"HGET", KEYS, key_id)) is not None:
+            changed = change(record := KeyRecord.read(key_id, value))
+            if changed == record:
+                return record
+            if await self._ask(b"EVAL", CHANGE_KEY, 1, KEYS, key_id, value, msgspec.json.encode(changed)):
+                return changed
+        return None
 
     async def secret(self) -> bytes:
         if self.known_secret is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway.cli.keyfile import KeyFileStore
 from gateway.http1 import Client
-from gateway.keys import new_key
+from gateway.keys import as_revoked, new_key
 from gateway.store import Store, open_store
 from loadtest.faults.client import ask
 from loadtest.servers import gateway, policy, sim, valkey
@@ -40,7 +40,7 @@ async def revoked(client: Client, keeper: Keeper, urls: Sequence[str], before: f
     tasks = [asyncio.create_task(asking(client, url, line, good)) for url, good in zip(urls, seen, strict=True)]
     await asyncio.sleep(before)
     at = time.perf_counter()
-    await keeper.revoke_key(record.id)
+    await keeper.change_key(record.id, as_revoked)
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*tasks)
     return [max(0.0, good[-1] - at) for good in seen]

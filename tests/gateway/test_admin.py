@@ -25,6 +25,7 @@ from tests.tiers import policy_for
 ADMIN_KEY = secrets.token_hex(32)
 RIGHT = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
 ROUTES = [("GET", "/admin/usage"), ("GET", "/admin/keys"), ("POST", "/admin/keys"), ("DELETE", "/admin/keys/x"),
+          ("PATCH", "/admin/keys/x"), ("POST", "/admin/keys/x/rotate"),
           ("POST", "/admin/cache/purge"), ("GET", "/admin/records"), ("GET", "/admin/tiers")]  # fmt: skip
 
 
@@ -114,7 +115,9 @@ async def test_wrong_admin_keys_are_answered_ten_at_once_and_then_one_every_six_
     assert await refusals(11) == [*[wrong] * 10, (429, 6.0)], "no more are saved up"
 
 
-async def test_a_key_is_made_listed_used_and_revoked(flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_key_is_made_listed_used_changed_rotated_and_revoked(
+    flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture
+) -> None:
     async with administered(flash, pro) as gate:
         wanted = {"name": "ann", "plan": "usual", "expires": "30d", "usd": 2.5, "may": ["pro"]}
         answer = await gate.ask(wanted, "/admin/keys", **RIGHT)
@@ -126,18 +129,27 @@ async def test_a_key_is_made_listed_used_and_revoked(flash: Sim, pro: Sim, caplo
         listed = await gate.get("/admin/keys", **RIGHT)
         assert json.loads(listed.data) == [{name: value for name, value in made.items() if name != "key"}]
         assert "hash" not in made
+        at = f"/admin/keys/{made['id']}"
+        changed = await gate.ask({"usd": None, "name": "eve", "requests_per_minute": 7}, at, "PATCH", **RIGHT)
+        told = {**json.loads(listed.data)[0], "usd": None, "name": "eve", "requests_per_minute": 7}
+        assert (changed.status, changed.json()) == (200, told)
+        key = (await gate.ask(None, f"{at}/rotate", **RIGHT)).json()["key"]
+        await asyncio.sleep(1.01)
+        assert (await gate.ask(body(), **named(made["key"]))).status == 401
+        assert (await gate.ask(body(), **named(key))).headers["x-ratelimit-limit-requests"] == "7"
         revoked = await gate.get(f"/admin/keys/{made['id']}", "DELETE", **RIGHT)
         assert (revoked.status, revoked.data) == (204, b"")
         assert json.loads((await gate.get("/admin/keys", **RIGHT)).data)[0]["revoked"]
-        assert caplog.messages == [f"admin: {done} key {made['id']}" for done in ("created", "revoked")]
-        await asyncio.sleep(1.01)
-        assert (await gate.ask(body(), **named(made["key"]))).status == 401
+        dones = ("created", "changed", "rotated", "revoked")
+        assert caplog.messages == [f"admin: {done} key {made['id']}" for done in dones]
+        for method, path in (("PATCH", at), ("POST", f"{at}/rotate"), ("PATCH", "/admin/keys/admin")):
+            assert (await gate.ask({}, path, method, **RIGHT)).status == 404, "it is revoked, or no caller's"
 
 
 async def test_what_is_shown_of_a_key_is_all_but_its_hash(flash: Sim, pro: Sim) -> None:
     async with administered(flash, pro) as gate:
         made = (await gate.ask({"name": "ann"}, "/admin/keys", **RIGHT)).json()
-        assert made.keys() - {"key"} == set(KeyRecord.__dataclass_fields__) - {"hash"} | {"source"}
+        assert made.keys() - {"key"} == set(KeyRecord.__dataclass_fields__) - {"hash", "old_hash"} | {"source"}
 
 
 async def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pro: Sim, tmp_path: Path) -> None:
@@ -153,8 +165,9 @@ async def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pr
         assert bob["source"] == "store"
         listed = json.loads((await gate.get("/admin/keys", **headers)).data)
         assert [(key["name"], key["source"]) for key in listed] == [("ann", "file"), ("bob", "store")]
-        refused = await gate.get(f"/admin/keys/{record.id}", "DELETE", **headers)
-        assert (refused.status, refused.json()["error"]["code"]) == (400, "key_in_file")
+        for method, path in (("DELETE", ""), ("PATCH", ""), ("POST", "/rotate")):
+            refused = await gate.ask({}, f"/admin/keys/{record.id}{path}", method, **headers)
+            assert (refused.status, refused.json()["error"]["code"]) == (400, "key_in_file")
         assert (await gate.get("/admin/keys/admin", "DELETE", **headers)).status == 404, "as where the store has it"
         assert (await gate.get(f"/admin/keys/{bob['id']}", "DELETE", **headers)).status == 204
         assert (await gate.get("/ready")).json()["keys_file"] == "ok"
@@ -176,6 +189,11 @@ async def test_a_key_that_cannot_be_made_is_a_400_error_object(flash: Sim, pro: 
             assert (answer.status, answer.json()["error"]["type"]) == (400, "invalid_request_error"), wanted
             assert told in answer.json()["error"]["message"]
             assert (await gate.get("/admin/keys", **RIGHT)).data == b"[]", wanted
+        at = f"/admin/keys/{(await gate.ask({'name': 'ann'}, '/admin/keys', **RIGHT)).json()['id']}"
+        for changed, told in [*NO_KEYS[:8], ({"name": None}, "string")]:
+            answer = await gate.ask(changed, at, "PATCH", **RIGHT)
+            assert (answer.status, told in answer.json()["error"]["message"]) == (400, True), changed
+        assert (await gate.ask(None, f"{at}/rotate?keep=soon", **RIGHT)).json()["error"]["param"] == "keep"
 
 
 async def test_usage_is_that_of_the_command_with_its_filters(flash: Sim, pro: Sim) -> None:

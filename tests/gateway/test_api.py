@@ -130,6 +130,18 @@ async def test_another_method_on_a_completion_path_is_405(flash: Sim, pro: Sim) 
             assert answer.data == b"" or method != "HEAD"
 
 
+async def test_a_websocket_is_426_by_which_codex_knows_to_post(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        for path, offer, status in ((CHAT, "WebSocket", 426), ("/v1/responses", "websocket", 426), (CHAT, "h2c", 405)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            head = f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {offer}\r\n\r\n"
+            writer.write(head.encode())
+            answer = await Line(reader, writer).answer()
+            told = {405: ("method_not_allowed", None), 426: ("websocket_not_served", "HTTP/1.1")}[status]
+            assert (answer.status, answer.headers["allow"]) == (status, "POST")
+            assert (answer.json()["error"]["code"], answer.headers.get("upgrade")) == told
+
+
 async def test_a_wrong_key_is_401_before_the_body_is_read(flash: Sim, pro: Sim) -> None:
     async with gateway(policy_for(flash, pro), everyone=False, api_key=KEY) as gate:
         refused = await gate.ask(b"{", content_length="100", authorization="Bearer wrong")

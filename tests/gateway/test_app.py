@@ -11,7 +11,7 @@ from gateway.cli import app
 from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.serve import permitted
 from gateway.keyfile import KeyFile
-from gateway.keys import new_admin_key, new_key
+from gateway.keys import as_revoked, new_admin_key, new_key
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim
@@ -42,7 +42,7 @@ async def test_others_are_served_only_with_a_callers_key_and_an_admin_key(tmp_pa
         await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
     await KeyFileStore(file).put_key(new_admin_key(b"")[1])
     assert not await open_to_everyone(everywhere, MemoryStore(), KeyFile(file))
-    await store.revoke_key("admin")
+    await store.change_key("admin", as_revoked)
     with pytest.raises(NoKeys, match="no admin key"):
         await open_to_everyone(everywhere, store)
 

@@ -11,6 +11,7 @@ from gateway.errors import BadRequest, Overloaded, RateLimited, Refusal, Upstrea
 TREE = {
     "BadRequest": (400, "invalid_request_error", None),
     "WrongMethod": (405, "invalid_request_error", "method_not_allowed"),
+    "NoWebSocket": (426, "invalid_request_error", "websocket_not_served"),
     "TooSlow": (408, "invalid_request_error", "request_timeout"),
     "TooLarge": (413, "invalid_request_error", "request_too_large"),
     "Misdirected": (421, "invalid_request_error", "misdirected_request"),

@@ -38,7 +38,7 @@ def keys(*words: str) -> Result:
 
 def test_yaml_and_json_hold_records_with_all_that_the_store_keeps() -> None:
     every: JSON = {**ANN, "plan": "gold", "revoked": 1.0, "expires": 2.0, "requests_per_minute": 3, "usd": 0.5}
-    every |= {"tokens_per_minute": 4, "may": ["pro"], "explain": False}
+    every |= {"tokens_per_minute": 4, "may": ["pro"], "explain": False, "old_hash": "0f" * 32, "old_until": 5.0}
     assert every.keys() == set(KeyRecord.__dataclass_fields__)
     held = read_keys(text(every), "keys.json")
     assert held.records == {ANN["id"]: KeyRecord(**{**every, "may": ("pro",)})}
@@ -55,6 +55,7 @@ def test_yaml_and_json_hold_records_with_all_that_the_store_keeps() -> None:
         (text({**ANN, "name": 7}), r"k:8:12: keys.0.name: Expected `str`, got `int`"),
         (text({"id": "a"}), r"k:5:3: keys.0: .*missing required field"),
         (text({**ANN, "hash": "x"}), r"k:7:12: keys.0.hash: expected 64 hex"),
+        (text({**ANN, "old_hash": "x"}), r"k:10:16: keys.0.old_hash: expected 64 hex"),
         (text({**ANN, "requests_per_minute": 0}), r"k:10:27: .*requests_per_minute: expected more than 0"),
         (text(ANN, ANN), r"k:12:10: keys.1.id: given twice"),
         (text("ann"), r"keys.0: expected a mapping"),
@@ -136,6 +137,13 @@ def test_the_commands_make_and_change_a_file_that_only_its_owner_reads(tmp_path:
         ("${ann}", 1.5, ["pro"]),
         ("admin", None, None),
     ]
+    its = (made["id"], "--file", str(path))
+    changed = json.loads(keys("change", *its, "--unset", "usd", "--plan", "${x}", "--json").stdout)
+    assert changed == {**listed[0], "usd": None, "plan": "${x}"}
+    assert keys("rotate", *its, "--keep", "1d").stdout.startswith(f"sk-tg-{made['id']}-")
+    kept = json.loads(path.read_text())["keys"][0]
+    assert (kept["name"], kept["plan"], "usd" in kept) == ("$${ann}", "$${x}", False)
+    assert kept["hash"] != kept["old_hash"]
     assert keys("revoke", made["id"], "--file", str(path)).exit_code == 0
     assert keys("revoke", "000000000000", "--file", str(path)).exit_code == 1
     assert "revoked" in keys("list", "--file", str(path)).stdout
@@ -149,9 +157,12 @@ def test_the_secret_may_stay_in_the_environment_and_yaml_is_left_alone(
 ) -> None:
     monkeypatch.setenv("PEPPER", secrets.token_hex(32))
     path = tmp_path / "keys.json"
-    path.write_text(text(secret="${PEPPER}"))
+    eve = {**ANN, "name": "${PEPPER}"}
+    path.write_text(text(eve, secret="${PEPPER}"))
     assert keys("create", "ann", "--file", str(path)).exit_code == 0
-    assert json.loads(path.read_text())["secret"] == "${PEPPER}"
+    assert keys("change", str(ANN["id"]), "--usd", "2", "--file", str(path)).exit_code == 0
+    told = json.loads(path.read_text())
+    assert (told["secret"], told["keys"][0]) == ("${PEPPER}", eve | {"usd": 2.0})
     path.write_text(before := f"schema: 1 # ours\nsecret: {SECRET}\nkeys: []\n")
     done = keys("create", "ann", "--file", str(path))
     assert (done.exit_code, path.read_text()) == (1, before)

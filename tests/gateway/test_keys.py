@@ -11,7 +11,18 @@ from msgspec import structs
 from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Forbidden, Overloaded, Refusal, Unauthorized
 from gateway.keyfile import KeyFile
-from gateway.keys import BELIEVED, REMEMBERED, Identified, Keys, identify, key_hash, new_key
+from gateway.keys import (
+    BELIEVED,
+    REMEMBERED,
+    Identified,
+    Keys,
+    as_revoked,
+    changed,
+    identify,
+    key_hash,
+    new_key,
+    rotation,
+)
 from gateway.policy import load_policy
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.pricing import terms
@@ -178,7 +189,7 @@ async def test_records_and_unknown_ids_are_believed_for_a_second_so_that_a_revoc
         await who(keys, key)
         await refused(keys, "Bearer sk-tg-000000000000-secret")
     assert store.asked == [record.id, "000000000000"]
-    await store.revoke_key(record.id)
+    await store.change_key(record.id, as_revoked)
     await asyncio.sleep(1.01)
     assert isinstance(await refused(keys, f"Bearer {key}"), Unauthorized)
 
@@ -250,18 +261,46 @@ async def test_an_expired_key_is_401(store: CountingStore) -> None:
     assert (refusal.status, refusal.code) == (401, "expired_api_key")
 
 
-async def test_a_key_of_the_file_lets_its_caller_in_no_more_once_it_expires(
-    store: CountingStore, tmp_path: Path
+@pytest.mark.parametrize("rotated", [False, True])
+async def test_a_key_of_the_file_lets_its_caller_in_no_more_once_it_expires_or_its_time_after_a_rotation_is_over(
+    store: CountingStore, tmp_path: Path, rotated: bool
 ) -> None:
     written = KeyFileStore(tmp_path / "keys.json")
-    expires = time.time() + 1.0
-    key, record = new_key(await written.secret(), "ann", expires=expires)
-    await written.put_key(record)
+    end = time.time() + 0.5
+    key, record = new_key(await written.secret(), "ann", expires=None if rotated else end)
+    await written.put_key(replace(record, hash="0" * 64, old_hash=record.hash, old_until=end) if rotated else record)
     keys = Keys(store, file=KeyFile(tmp_path / "keys.json"))
     assert await who(keys, key) is keys.known(f"Bearer {key}", CALLERS)
-    await asyncio.sleep(expires - time.time() + 0.01)
+    await asyncio.sleep(end - time.time() + 0.01)
     assert keys.known(f"Bearer {key}", CALLERS) is None
     assert (await refused(keys, f"Bearer {key}")).code == "expired_api_key"
+
+
+async def test_a_rotated_key_has_the_same_caller_and_the_one_before_counts_as_long_as_was_said(
+    store: CountingStore,
+) -> None:
+    first, record = await kept(store, plan="gold")
+    caller, secret = await who(Keys(store), first), await store.secret()
+
+    async def rotate(keep: str | None) -> str:
+        key, change = rotation(secret, record.id, keep)
+        assert await store.change_key(record.id, change)
+        return key
+
+    second = await rotate("1d")
+    assert await who(Keys(store), first) == await who(Keys(store), second) == caller
+    third = await rotate("1d")
+    assert (await refused(Keys(store), f"Bearer {first}")).code == "invalid_api_key", "one before, not two"
+    assert await who(Keys(store), second) == await who(Keys(store), third) == caller
+    await store.change_key(record.id, lambda record: changed(record, expires=record.created))
+    assert {(await refused(Keys(store), f"Bearer {key}")).code for key in (second, third)} == {"expired_api_key"}
+    await store.change_key(record.id, lambda record: changed(record, expires=None))
+    fourth = await rotate(None)
+    assert (await refused(Keys(store), f"Bearer {third}")).code == "invalid_api_key"
+    await store.change_key(record.id, as_revoked)
+    assert (await refused(Keys(store), f"Bearer {fourth}")).code == "invalid_api_key"
+    with pytest.raises(ValueError, match="no active key"):
+        await rotate(None)
 
 
 async def test_what_a_key_has_of_its_own_goes_before_its_plan(store: CountingStore) -> None:
@@ -292,7 +331,7 @@ async def test_the_file_is_asked_before_the_store_and_knows_its_keys_without_it(
     assert caller.salt == (await who(Keys(MemoryStore(), file=keys.file), key)).salt
     assert (await refused(keys, f"Bearer {key}x")).status == 401
     assert (await refused(keys, "Bearer sk-tg-000000000000-x")).status == 503
-    await written.revoke_key(record.id)
+    await written.change_key(record.id, as_revoked)
     assert keys.file
     keys.file.look()
     await store.put_key(replace(record, hash=key_hash(await store.secret(), key)))

@@ -67,7 +67,7 @@ def test_the_address_may_be_an_option(url: str) -> None:
 
 def test_create_may_answer_in_json(url: str) -> None:
     made = json.loads(run("create", "ann", "--json", url=url).stdout)
-    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may", "explain"}
+    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may", "explain", "old_until"}
     assert set(made) == {"key", "id", "name", "plan", "created", "revoked"} | own
     assert caller(url, made["key"]).id == made["id"]
 
@@ -103,14 +103,14 @@ def test_first_may_answer_in_json_with_null_for_what_there_was(url: str) -> None
     assert again == {"key": None, "admin_key": None}
 
 
-def test_list_tells_plan_and_state_of_each_key(tmp_path: Path) -> None:
+def test_list_tells_plan_and_state_of_each_key_and_what_it_has_of_its_own(tmp_path: Path) -> None:
     file, hour = KeyFileStore(tmp_path / "keys.json"), 3600
 
     async def fill() -> None:
         secret, now = await file.secret(), time.time()
         for name, plan, own in (
-            ("ann", "gold", {}),
-            ("bob", None, {"expires": now + hour}),
+            ("ann", "gold", {"usd": 5.0, "may": ("flash", "pro"), "explain": False, "old_until": now - hour}),
+            ("bob", None, {"expires": now + hour, "requests_per_minute": 7, "old_until": now + hour}),
             ("cid", None, {"expires": now - hour}),
             ("dan", None, {"expires": now + hour, "revoked": 1.0}),
         ):
@@ -118,11 +118,11 @@ def test_list_tells_plan_and_state_of_each_key(tmp_path: Path) -> None:
 
     asyncio.run(fill())
     listed = run("list", "--file", str(tmp_path / "keys.json")).stdout.splitlines()
-    told = [re.sub(r"  20\S+Z|20\S+Z", "", line).split("  ")[1:] for line in listed]
+    told = [re.sub(r" +20\S+Z", "", line).split("  ")[1:] for line in listed]
     assert told == [
-        ["ann", "gold", "active"],
-        ["bob", "(default plan)", "expires "],
-        ["cid", "(default plan)", "expired "],
+        ["ann", "gold", "active", "usd 5.0", "may flash,pro", "explain False"],
+        ["bob", "(default plan)", "expires", "requests_per_minute 7", "the one before until"],
+        ["cid", "(default plan)", "expired"],
         ["dan", "(default plan)", "revoked 1970-01-01T00:00:01Z"],
     ]
 
@@ -159,6 +159,58 @@ def test_revoking_an_unknown_id_fails(url: str) -> None:
     done = run("revoke", "000000000000", url=url)
     assert done.exit_code == 1
     assert "000000000000" in done.stderr
+
+
+def test_a_changed_key_is_the_same_key_with_what_is_given_or_unset(url: str) -> None:
+    made = json.loads(run("create", "ann", "--usd", "5", "--may", "pro", "--expires", "30d", "--json", url=url).stdout)
+    words = ("--name", "eve", "--plan", "gold", "--usd", "20", "--unset", "expires", "--unset", "may")
+    done = run("change", made["id"], *words, url=url)
+    assert (done.exit_code, done.stdout) == (0, f"changed {made['id']}\n")
+    told = json.loads(run("list", "--json", url=url).stdout)
+    assert told == [
+        {name: value for name, value in made.items() if name != "key"}
+        | {"name": "eve", "plan": "gold", "usd": 20.0, "expires": None, "may": None}
+    ]
+    found = caller(url, made["key"])
+    assert (found.id, found.name, found.plan, found.own.usd) == (made["id"], "eve", "gold", 20.0)
+    again = run("change", made["key"], "--unset", "requests_per_minute", "--tokens-per-minute", "7", "--json", url=url)
+    assert json.loads(again.stdout) == told[0] | {"tokens_per_minute": 7}
+
+
+def test_a_rotated_key_is_another_one_for_the_same_caller(url: str) -> None:
+    made = json.loads(run("create", "ann", "--usd", "5", "--json", url=url).stdout)
+    second = run("rotate", made["id"], "--keep", "1d", url=url).stdout.strip()
+    assert caller(url, second) == caller(url, made["key"])
+    third = json.loads(run("rotate", second, "--json", url=url).stdout)
+    assert caller(url, third["key"]).own.usd == 5.0
+    assert third == made | {"key": third["key"], "old_until": None}
+    for key in (made["key"], second):
+        with pytest.raises(Unauthorized):
+            caller(url, key)
+
+
+def test_a_change_that_cannot_be_made_is_told_and_changes_nothing(url: str) -> None:
+    policy = str(Path(__file__).parents[2] / "policies" / "default.yaml")
+    made, gone = (json.loads(run("create", name, "--json", url=url).stdout)["id"] for name in ("ann", "bob"))
+    run("revoke", gone, url=url)
+    run("admin", url=url)
+    before = run("list", "--json", url=url).stdout
+    for told, words in (
+        ("000000000000", ("change", "000000000000", "--usd", "1")),
+        ("000000000000", ("rotate", "000000000000")),
+        ("nothing is given", ("change", made)),
+        ("platinum", ("change", made, "--plan", "platinum", "--policy", policy)),
+        ("printable", ("change", made, "--name", "")),
+        ("more than 0", ("change", made, "--expires", "0s")),
+        ("duration", ("rotate", made, "--keep", "soon")),
+        ("no active key", ("change", gone, "--usd", "1")),
+        ("no active key", ("rotate", gone)),
+        ("no active key", ("rotate", "admin")),
+    ):
+        done = run(*words, url=url)
+        assert (done.exit_code, done.stdout) == (1, ""), words
+        assert told in done.stderr, words
+    assert run("list", "--json", url=url).stdout == before
 
 
 def test_without_an_address_it_says_what_to_give() -> None:

@@ -1,12 +1,10 @@
-import asyncio
 import secrets
-from typing import Any
 
 import pytest
 
 from loadtest.servers import Sim
 from tests.gateway.serving import body, eventually, gateway
-from tests.tiers import policy_for
+from tests.tiers import JSON, policy_for
 
 KEY = "a-key-that-is-long-enough"
 OWN = ["/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/docs"]
@@ -80,13 +78,24 @@ async def test_models_are_listed_for_who_has_a_key(flash: Sim, pro: Sim) -> None
         assert (await gate.get("/health")).status == 200
 
 
-def test_a_caller_sees_the_models_that_answer_it(flash: Sim, pro: Sim) -> None:
-    async def main(seen: list[str], **plan: Any) -> None:
-        async with gateway(policy_for(flash, pro, callers={"plans": {"usual": plan}})) as gate:
-            assert [model["id"] for model in (await gate.get("/v1/models")).json()["data"]] == seen
-
-    asyncio.run(main(["auto", "flash"], may=[]))
-    asyncio.run(main(["auto", "pro"], may=["pro"], min_tier="pro"))
+async def test_a_caller_sees_the_models_that_answer_it_and_for_auto_the_longest_prompt_that_one_of_them_takes(
+    flash: Sim, pro: Sim
+) -> None:
+    embed = {"model": "e", "replicas": [pro.url], "can": {"chat": False, "embeddings": True}}
+    told = {"flash": {"can": {"context": 400_000}}, "pro": {}, "embed": embed}  # pro: 200,000; embed: 1,048,576
+    for plan, seen, most in (
+        ({"may": []}, ["flash"], 400_000),
+        ({"may": ["pro"], "min_tier": "pro"}, ["pro"], 200_000),
+        ({"may": ["embed"]}, ["flash", "pro", "embed"], 400_000),
+        ({"may": ["embed"], "min_tier": "embed"}, ["embed"], None),
+    ):
+        callers: JSON = {"plans": {"usual": plan}}
+        async with gateway(policy_for(flash, pro, tiers=told, callers=callers, aliases={"gpt-*": "auto"})) as gate:
+            listed = {model["id"]: model for model in (await gate.get("/v1/models")).json()["data"]}
+            assert list(listed) == ["auto", *seen]
+            assert listed[seen[0]]["max_model_len"] == {"flash": 400_000, "pro": 200_000, "embed": 1_048_576}[seen[0]]
+            names = [(await gate.get(f"/v1/models/{name}")).json() for name in ("auto:fast", "auto:best", "gpt-4o")]
+            assert {model.get("max_model_len") for model in (listed["auto"], *names)} == {most}
 
 
 async def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> None:

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import pytest
 
+from gateway.keys import as_revoked
 from gateway.store import OVER, VALUE_LIMIT, Admitted, Kept, KeyRecord, Line, MemoryStore, Store, Taken
 from gateway.store.memory import ENTRY
 from tests.stores import burst, granted, limits, on, scripts_known
@@ -286,13 +287,12 @@ def test_keys_are_kept_listed_by_age_and_revoked_once(url: str | None) -> None:
         assert await store.list_keys() == [old, young]
         assert await store.key(old.id) == old
         assert await store.key("unknown") is None
-        assert await store.revoke_key("unknown") is False
-        assert await store.revoke_key(old.id)
-        first = await store.key(old.id)
-        assert await store.revoke_key(old.id)
-        assert first is not None
-        assert first.revoked is not None
-        assert await store.key(old.id) == first
+        assert await store.change_key("unknown", as_revoked) is None
+        first = await store.change_key(old.id, as_revoked)
+        assert await store.change_key(old.id, as_revoked) == first == await store.key(old.id)
+        assert first
+        assert first.revoked
+        assert await store.key(young.id) == young
 
     on(url, keep)
 

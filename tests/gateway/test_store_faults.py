@@ -10,7 +10,7 @@ import pytest
 from valkey import Valkey
 
 from gateway.app import open_to_everyone
-from gateway.keys import Keys
+from gateway.keys import Keys, as_revoked
 from gateway.settings import Settings
 from gateway.store import Bound, KeyRecord, Limits, Line, Money, Portion, Store, open_store
 from gateway.store.refusals import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, refusal
@@ -265,6 +265,6 @@ def test_a_key_whose_record_cannot_be_read_is_a_revoked_one_and_stops_no_other(u
         unread, kept = await store.list_keys()
         assert (kept, unread.id, unread.name, unread.revoked is None) == (record, "b" * 12, "unreadable", False)
         assert await Keys(store).find("b" * 12) == (None, await store.secret())
-        assert await store.revoke_key("b" * 12)
+        assert await store.change_key("b" * 12, as_revoked) == unread
 
     on(url, main)

