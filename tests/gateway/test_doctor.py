@@ -425,12 +425,14 @@ def test_a_certificate_is_looked_at_with_its_key(tmp_path: Path) -> None:
 def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_expired_an_error(tmp_path: Path) -> None:
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     key.write_text(pem("PRIVATE KEY", KEY))
-    for days, level, told in (
-        (-1, "error", "has expired"),
-        (3.05, "warning", "ends in 3.0 days"),
-        (8, "ok", "tls.crt"),
+    for days, of, level, told in (
+        (-1, 90, "error", "has expired"),
+        (3.05, 90, "warning", "ends in 3.0 days"),
+        (8, 90, "ok", "tls.crt"),
+        (3.05, 6.67, "ok", "tls.crt"),  # as Let's Encrypt's short-lived ones, renewed after half of it
+        (1.05, 6.67, "warning", "ends in 1.0 days"),
     ):
-        cert.write_text(ending(time.time() + days * 86_400))
+        cert.write_text(ending(time.time() + days * 86_400, of))
         (found,) = certificate(Settings(tls_cert=cert, tls_key=key))
         assert (found.level, told in found.told) == (level, True), found
 
