@@ -386,12 +386,23 @@ async def test_where_limits_and_keys_are_kept_is_told() -> None:
     assert (found.level, found.told) == ("error", "none, and 2 workers share one")
 
 
-@pytest.mark.parametrize(("everyone", "told"), [(False, "there is none, and the gateway"), (True, "callers need none")])
+GONE = "redis://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("everyone", "url", "told"),
+    [
+        (False, None, "there is none, and the gateway"),
+        (True, None, "callers need none"),
+        (False, GONE, "those in the store are not known"),
+        (True, GONE, "callers need none"),
+    ],
+)
 async def test_without_keys_it_is_told_whether_the_gateway_that_serves_asks_for_one(
-    flash: Sim, pro: Sim, everyone: bool, told: str
+    flash: Sim, pro: Sim, everyone: bool, url: str | None, told: str
 ) -> None:
     async with gateway(policy_for(flash, pro), everyone=everyone) as gate:
-        found, _ = await keys(Settings(port=gate.port), None)
+        found, *_ = await keys(Settings(port=gate.port, redis_url=url), None)
     assert (found.level, told in found.told) == ("warning", True), found
 
 
