@@ -73,7 +73,7 @@ class Outlet:
             return
         lost, self._told, self._failed, self._cut = self._failed + self._lost - self._told, self._lost, 0, 0
         if lost:
-            log.warning("%d log lines were lost: the disk was full, or who reads them gone or standing still", lost)
+            log.warning("%d log lines were lost: the disk was full, or who reads them was gone or stood still", lost)
 
 
 def _to_its_end(descriptor: int) -> int:

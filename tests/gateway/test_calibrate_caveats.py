@@ -78,7 +78,7 @@ def test_agreements_and_retries_are_no_judges() -> None:
     ("text", "where", "elsewhere"),
     [
         (
-            "in the newer half of the records",
+            "in the newest records",
             [[replace(one, at=one.score) for one in requests(0, 100)]],
             [[replace(one, at=float(at)) for at, one in enumerate(requests(0, 100))]],
         ),
