@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from math import inf
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway.asgi import ASGI, Front, Lazy
 from gateway.cache import Flights
+from gateway.certificate import Life
 from gateway.comparison import Comparison
 from gateway.doors import Doors
 from gateway.drift import Drift
@@ -81,7 +81,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
     telemetry.watch(files := _files(settings, front, revisions))
     if "certificate" in files:
         told["certificate"] = lambda: front.certificate.state if front.certificate else "ok"
-        telemetry.expires(lambda: front.certificate.ends if front.certificate else inf)
+        telemetry.expires(lambda: front.certificate.life if front.certificate else Life())
     return front
 
 

@@ -8,10 +8,18 @@ import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 LOOK = 0.5  # seconds between two looks at the files
+WEEK, LATE = 7 * 86_400, 4  # seconds, and the part of its time, before a certificate's end by when machines renewed it
 log = logging.getLogger("gateway")
+
+
+class Life(NamedTuple):
+    """Of a certificate, in Unix seconds: when it `ends`, and since when there should have been another one (`due`)."""
+
+    ends: float = math.inf
+    due: float = math.inf
 
 
 class Certificate:
@@ -19,20 +27,20 @@ class Certificate:
 
     `context` is replaced, never changed: each handshake has the one that it began with. While the files are missing,
     are no PEM or do not belong together, that of the pair before stays. `problem` says what is wrong with them, None:
-    nothing. `ends`: when the certificate in force does. Their whole content is compared, as that of a file of keys is.
+    nothing. `life` is that of the certificate in force. Their whole content is compared, as that of a file of keys is.
     """
 
     def __init__(self, chain: Path, key: Path) -> None:
         """Raises OSError when the pair cannot be used."""
         self._files = chain, key
         self._seen = self._used = self._text()
-        self.context, self.ends = loaded(chain, key), ends(chain)
+        self.context, self.life = loaded(chain, key), life(chain)
         self.problem: str | None = None
 
     @property
     def state(self) -> Literal["ok", "expired", "broken"]:
         """For /ready; one that has expired is shown on."""
-        return "expired" if self.ends <= time.time() else "broken" if self.problem else "ok"
+        return "expired" if self.life.ends <= time.time() else "broken" if self.problem else "ok"
 
     async def watch(self) -> None:
         """Look at the files until cancelled."""
@@ -49,7 +57,7 @@ class Certificate:
         if not settled or (text == self._used and not self.problem):
             return
         try:
-            self.context, self.ends = loaded(*self._files), ends(self._files[0])
+            self.context, self.life = loaded(*self._files), life(self._files[0])
         except OSError as error:
             self._tell(str(error))
             return
@@ -82,9 +90,11 @@ def loaded(chain: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def ends(chain: Path) -> float:
-    """The Unix seconds when the file's first certificate, the server's own, ends; infinite where that cannot be read.
-    The standard library reads files of certificates under a private name only, which may go."""
+def life(chain: Path) -> Life:
+    """That of the file's first certificate, the server's own; without end where it cannot be read. The standard library
+    reads files of certificates under a private name only, which may go."""
     with suppress(OSError, ValueError, AttributeError):
-        return ssl.cert_time_to_seconds(_ssl._test_decode_cert(str(chain))["notAfter"])  # type: ignore[attr-defined]
-    return math.inf
+        found = _ssl._test_decode_cert(str(chain))  # type: ignore[attr-defined]
+        begins, ends = (ssl.cert_time_to_seconds(found[name]) for name in ("notBefore", "notAfter"))
+        return Life(ends, ends - min(WEEK, (ends - begins) / LATE))
+    return Life()

@@ -1,6 +1,9 @@
 """How do callers ask for a decision alone, or rate an answer?   POST /v1/route and POST /v1/feedback."""
 
 import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -12,7 +15,7 @@ from gateway.api import draw
 from gateway.body import Body
 from gateway.dialects import CHAT, TEXT, read
 from gateway.doors import Doors
-from gateway.errors import UNREADABLE, BadRequest, Forbidden
+from gateway.errors import UNREADABLE, BadRequest, Forbidden, NotFound
 from gateway.explain import explain
 from gateway.keys import credentials, identify, refuse_foreign
 from gateway.policy import Policy, serving
@@ -24,6 +27,8 @@ from gateway.types import Caller, ChatRequest, Decision
 from gateway.uploads import announced, received
 
 FEEDBACK_BYTES = 4096
+OUTCOMES = 10  # of one answer: each is a line among the records, where it pushes out an older one
+RATED = 10_000  # answers of which it is known how often they were rated here
 ROUTE = "/v1/route"
 # The member that holds the conversation -> the path that a request with it would have.
 ASKED = {"messages": CHAT, "prompt": TEXT, "input": "/v1/responses"}
@@ -35,6 +40,30 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _FEEDBACK = msgspec.json.Decoder(Feedback)
+
+
+class Ratings:
+    """How often answers were rated here, the newest RATED of them."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    @contextmanager
+    def one(self, caller: str, request_id: str) -> Iterator[None]:
+        """Counts a rating, unless the block does not know the answer. Raises BadRequest for one too many."""
+        name = caller, request_id
+        count = self._counts.pop(name, 0)
+        self._counts[name] = min(count + 1, OUTCOMES)
+        if count == OUTCOMES:
+            told = f"This answer was rated {OUTCOMES} times, and the last one counts."
+            raise BadRequest(told, param="request_id", code="too_many_outcomes")
+        try:
+            yield
+        except NotFound:
+            self._counts.pop(name, None)
+            raise
+        if len(self._counts) > RATED:
+            self._counts.popitem(last=False)
 
 
 def _taking(schema: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +95,7 @@ _JUDGED = _taking({
 
 def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     """The routes; `doors` holds the policy in force. Both need a caller's key and limit the size of the body."""
-    routes = APIRouter()
+    routes, ratings = APIRouter(), Ratings()
 
     async def caller_of(request: Request) -> Caller:
         refuse_foreign(request.headers, doors.keys, settings.cors_origins)
@@ -97,7 +126,8 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         caller = await caller_of(request)
         await count(caller, doors.policy, doors.store)
         told = judged(await received(request.stream(), FEEDBACK_BYTES), doors.policy)
-        await doors.records.judge(caller, told.request_id, told.outcome, doors.policy)
+        with ratings.one(caller.id, told.request_id):
+            await doors.records.judge(caller, told.request_id, told.outcome, doors.policy)
         return answered({"request_id": told.request_id, "recorded": True})
 
     return routes

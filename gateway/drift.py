@@ -144,11 +144,11 @@ class Drift:
 ALARMS = {
     "scores": (
         f"drift: p of the last {WINDOW} decisions is spread otherwise than when the calibration was fitted (PSI %.3f). "
-        "Traffic or the classifier has changed: calibrate anew. The policy stays as it is (%s)"
+        "Traffic or the classifier has changed: calibrate anew, on the records since. The policy stays as it is (%s)"
     ),
     "outcomes": (
         f"drift: of the last {JUDGED} outcomes more or fewer count against Flash than the calibration states (by %+.3f "
-        "of them): calibrate anew. The policy stays as it is (%s)"
+        "of them): calibrate anew, on the records since. The policy stays as it is (%s)"
     ),
 }
 

@@ -181,3 +181,10 @@ class UpstreamTimeout(UpstreamFailed):
 
 class TooLate(UpstreamTimeout):
     code = "deadline_exceeded"
+
+
+def unread(why: BaseException | None) -> Refusal:
+    """What a request gets that could not be read; `why`: what went wrong with a part of it, None: its form."""
+    if isinstance(why, MemoryError):
+        return Overloaded("No memory is left to read the request.", retry_after=1.0)
+    return why if isinstance(why, Refusal) else BadRequest("The request is not valid HTTP.")

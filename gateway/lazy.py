@@ -48,6 +48,8 @@ def traced(telemetry: Telemetry) -> TelemetryConfig:
     return told | TelemetryConfig(tracer_provider=tracers)
 
 
-async def invalid(_: Request, error: Any) -> Response:
-    first = error.errors()[0]
+async def invalid(request: Request, error: Any) -> Response:
+    first, kind = error.errors()[0], request.headers.get("content-type") or "none"
+    if first["type"] == "model_attributes_type" and "json" not in kind:  # curl -d says that it is a form
+        first = {"msg": f"Say that the body is JSON: content-type: application/json, not {kind[:64]}.", "loc": ()}
     return answered(BadRequest(str(first["msg"]), param=".".join(map(str, first["loc"][1:])) or None), 400)

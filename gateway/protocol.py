@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.closing import ClosingCycle
 from gateway.dialects import DIALECTS
-from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow
+from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow, unread
 from gateway.head import checked_headers, out_of_url, without_upgrade
 from gateway.ids import request_id
 from gateway.settings import Settings
@@ -82,8 +82,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
             self._over = True  # what follows would be another protocol
         except httptools.HttpParserError as error:
-            found = error.__context__
-            self._fail(found if isinstance(found, Refusal) else BadRequest("The request is not valid HTTP."))
+            self._fail(unread(error.__context__))
             return
         if self._in_head or self._in_body or self._receiving or not self._unanswered:
             self._measure()

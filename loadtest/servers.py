@@ -29,7 +29,7 @@ tiers:
     model: {flash}
     replicas: ["${{FLASH_URL}}"]
     set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
-  pro: {{model: {pro}, replicas: ["${{PRO_URL}}"]}}
+  pro: {{model: {pro}, replicas: ["${{PRO_URL}}"], can: {{context: 200000}}}}
 triage: {{tier: flash, timeout: 5s, cache: null{triage}}}
 rules: [{{id: triaged, route: {{simple: flash, complex: pro}}}}]
 callers: {{default: {{plan: free}}, plans: {{free: {{requests_per_minute: {limit}, concurrency: 10000, may: [pro]}}}}}}

@@ -31,6 +31,7 @@ tiers:
   pro:
     model: {pro}
     replicas: ["${{PRO_URL}}"]
+    can: {{context: 200000}}
     price: {{input_per_m: 0.435, cached_input_per_m: 0.0036, output_per_m: 0.87}}
     set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
 triage: {{tier: flash, timeout: 5s, speculate: never, unit: {unit}}}

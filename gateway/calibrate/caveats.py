@@ -15,6 +15,8 @@ LEAST = 100  # the fewest records, and the fewest with an outcome
 CLOSE = 0.03  # above this 95 % sampling error of a share there is a caveat
 HEARD = 20  # outcomes of a source that are enough to compare it with the others
 UNLIKE = 3.29  # standard deviations between two rates, beyond which they differ
+NEWEST = 500  # records that are held against all before them, as many as drift looks at
+CHANGED = 1.95  # the bound of that Kolmogorov-Smirnov test, at 1 in 1,000
 NEARLY = 0.9  # from this part of the requests on, those who judge are nearly all
 
 
@@ -66,9 +68,22 @@ def unlike(records: Sequence[Example]) -> bool:
     return False
 
 
+def changed(records: Sequence[Example], layer: Layer) -> bool:
+    """Whether p is spread otherwise in the newest records than in those before."""
+    timed = sorted((one.at, layer.p(told(one))) for one in records if one.at is not None)
+    before = len(timed) - min(NEWEST, len(timed) // 2)
+    return apart([Judged(p, 0.0) for _, p in timed[:before]], [p for _, p in timed[before:]], CHANGED)
+
+
 def caveats_on(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
     """The caveats that hold, as sentences."""
-    return [*_of_outcomes(records, report, target, layer), *_of_shares(report, target, len(records))]
+    found = [*_of_outcomes(records, report, target, layer), *_of_shares(report, target, len(records))]
+    if changed(records, layer):
+        found.append(
+            "p is spread otherwise in the newest records than in those before: traffic changed, and what is fitted to "
+            "both fits neither; calibrate on the records since"
+        )
+    return found
 
 
 def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:

@@ -123,8 +123,8 @@ def one_of_each(judged: Sequence[Judged]) -> list[Judged]:
     return [chance.choice(group) for group in groups.values()]
 
 
-def apart(some: Sequence[Judged], others: Sequence[float]) -> bool:
-    """Whether the distributions of p differ: Kolmogorov-Smirnov test at 5 %, `some` weighted."""
+def apart(some: Sequence[Judged], others: Sequence[float], beyond: float = 1.358) -> bool:
+    """Whether the distributions of p differ: Kolmogorov-Smirnov test, `some` weighted; `beyond`: its bound, at 5 %."""
     if not some or not others:
         return False
     here, there = sorted(one.p for one in some), sorted(others)
@@ -133,4 +133,4 @@ def apart(some: Sequence[Judged], others: Sequence[float]) -> bool:
         (weights[bisect_right(here, at)] / weights[-1], bisect_right(there, at) / len(there)) for at in (*here, *there)
     )
     widest = max(abs(one - other) for one, other in below)
-    return widest > 1.358 * math.sqrt(1 / effective([one.weight for one in some]) + 1 / len(there))
+    return widest > beyond * math.sqrt(1 / effective([one.weight for one in some]) + 1 / len(there))

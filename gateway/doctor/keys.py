@@ -18,10 +18,14 @@ RANDOM = "openssl rand -hex 32"
 
 async def keys(settings: Settings, policy: Policy | None) -> list[Finding]:
     found, records = await asyncio.to_thread(_file, settings.keys_file)
-    records += await _stored(settings)
+    stored = await _stored(settings)
+    records += stored or []
     active = [record for record in records if record.revoked is None and not expired(record)]
     callers = [record for record in active if record.id != ADMIN]
     found += _own(settings) + _plans(callers, policy)
+    if stored is None and (not settings.loopback or await wants_keys(settings)):
+        told = "those in the store are not known while it does not answer"
+        return [*found, warning("keys", told, "see store; nothing says that they are gone")]
     found += await _asking(settings, len(callers) + (settings.api_key is not None))
     administered = settings.admin_key is not None or len(callers) < len(active)
     if administered:
@@ -73,17 +77,17 @@ def _file(path: Path | None) -> tuple[list[Finding], list[KeyRecord]]:
     return [], records
 
 
-async def _stored(settings: Settings) -> list[KeyRecord]:
-    """Those of the shared store; none where it does not answer, which is told elsewhere."""
+async def _stored(settings: Settings) -> list[KeyRecord] | None:
+    """Those of the shared store; None where it does not answer, which is told elsewhere."""
     if settings.redis_url in {None, "embedded"}:
         return []
     try:
         store = open_store(settings.redis_url)
     except ValueError:
-        return []
+        return None
     try:
         return await store.list_keys()
     except Overloaded:
-        return []
+        return None
     finally:
         await store.close()

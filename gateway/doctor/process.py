@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from gateway.certificate import ends, loaded
+from gateway.certificate import life, loaded
 from gateway.doctor.finding import Finding, error, ok, warning
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.server import bind
@@ -15,7 +15,6 @@ from gateway.settings import Settings
 
 LIMITS = Limits(connect=1.0, first_byte=1.0, idle=1.0, total=2.0)
 ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  by whom this machine asks them
-SOON = 7.0  # days; who renews by machine does so before
 FILES = 4096  # open files; a caller takes one, and each of its calls to a server another
 
 
@@ -68,10 +67,11 @@ def certificate(settings: Settings) -> list[Finding]:
         loaded(cert, key)
     except OSError as wrong:
         return [error("tls", str(wrong), "are they PEM files, and do they belong together?")]
-    left, fix = (ends(cert) - time.time()) / 86_400, "renew it: what is put there is shown without a restart"
-    if left <= 0:
+    now, found, fix = time.time(), life(cert), "renew it: what is put there is shown without a restart"
+    if found.ends <= now:
         return [error("tls", f"{cert} has expired: it is shown, and callers refuse it", fix)]
-    return [warning("tls", f"{cert} ends in {left:.1f} days", fix) if left < SOON else ok("tls", str(cert))]
+    told = f"{cert} ends in {(found.ends - now) / 86_400:.1f} days"
+    return [warning("tls", told, fix) if found.due <= now else ok("tls", str(cert))]
 
 
 def files(settings: Settings) -> list[Finding]:

@@ -124,9 +124,16 @@ def note(document: Document, errors: list[ErrorDetails]) -> None:
         if kind == "missing" and orphans and path[:1] == ("tiers",):
             continue
         if kind == "unexpected_keyword_argument":
-            document.blame(path, f"unknown key; {suggestion(str(loc[-1]), known_keys(path[:-1]))}", key=True)
+            document.blame(path, f"unknown key; {meant(path)}", key=True)
         else:
             document.blame(path, worded(document, error, path, value), key=loc[-1:] == ("[key]",))
+
+
+def meant(path: Path) -> str:
+    """What the writer of an unknown key may have meant: the same in a section, or another one in its place."""
+    key, known = str(path[-1]), known_keys(path[:-1])
+    home = next((section for section in known if len(path) == 1 and key in known_keys((section,))), None)
+    return f"it belongs to {home}" if home else suggestion(key, known)
 
 
 def located(data: object, loc: tuple[int | str, ...], *, absent: bool) -> tuple[Path, object]:

@@ -58,7 +58,7 @@ class Account:
     def begin(self, limits: Limits, now: int) -> int:
         """Bring the account up to date under `limits`; returns the microseconds until their request limit is idle."""
         if limits is not self.limits:
-            self._turn(limits)
+            self._turn(limits, now)
         if self.counts:
             self.advance(now)
         queue = self.idle_at - now
@@ -68,12 +68,18 @@ class Account:
             return self.most
         return queue
 
-    def _turn(self, limits: Limits) -> None:
-        """Take over changed limits. Where they count for the first time, what leases hold already is counted."""
+    def _turn(self, limits: Limits, now: int) -> None:
+        """Take over changed limits. Where they count for the first time, what leases hold already is counted; what was
+        spent in a window that runs counts in one of another length."""
         self.limits, self.interval = limits, limits.interval
         self.most = limits.requests_per_minute * self.interval
         self.rate = limits.tokens_per_minute or 0
-        self.span = int(limits.money.seconds * 1e6) if limits.money else 0
+        span = int(limits.money.seconds * 1e6) if limits.money else 0
+        if span and span != self.span:
+            if not self.span or now // self.span != self.window:
+                self.spent = 0
+            self.window = now // span
+        self.span = span
         self.share_span = int(limits.share.seconds * 1e6) if limits.share else 0
         self.counts = bool(self.rate or self.span or self.share_span)
         if not self.rate:

@@ -121,7 +121,11 @@ ADMIT: Final = script(
 local lasts, requests, interval, concurrency, limit, budget, length, degrades, part, period, turn, lease, prompt,
   completion, cost, tier, cheap, first = cmsgpack.unpack(ARGV[1])
 local lines = {}
-rate, span = limit, length
+rate = limit
+if length ~= span then  -- what was spent in a window that runs counts in one of another length
+  if math.floor(now / span) ~= window then spent = 0 end
+  span, window = length, math.floor(now / length)
+end
 """
     + ADVANCE
     + b"""

@@ -95,10 +95,14 @@ class Telemetry:
         for name, broken in files.items():
             self.files.labels(name).set_function(partial(_truth, broken))
 
-    def expires(self, ends: Callable[[], float]) -> None:
-        """Show when the certificate of the listener ends, which not every gateway has."""
-        told = "When the certificate that callers see ends, in Unix seconds."
-        Gauge("gateway_certificate_expiration_timestamp_seconds", told, registry=self._registry).set_function(ends)
+    def expires(self, life: Callable[[], tuple[float, float]]) -> None:
+        """Show when the certificate of the listener ends, and from when on it should have been renewed. Not every
+        gateway has one."""
+        gauge = partial(Gauge, registry=self._registry)
+        ends = "When the certificate that callers see ends, in Unix seconds."
+        due = "From when on that certificate should have been renewed, in Unix seconds."
+        gauge("gateway_certificate_expiration_timestamp_seconds", ends).set_function(lambda: life()[0])
+        gauge("gateway_certificate_due_timestamp_seconds", due).set_function(lambda: life()[1])
 
     @property
     def tracers(self) -> Any:

@@ -27,6 +27,7 @@ class Outlet:
         self._waiting: SimpleQueue[str | Event] = SimpleQueue()
         self._lost = self._told = 0  # lines that found no room, in all and when that was last said
         self._failed = 0  # lines that could not be written since one was
+        self._cut = 0  # 1: the last line that was is half of one, as on a full disk
         self._ending = Event()  # from then on lines gather no more
         Thread(target=self._run, name="log lines", daemon=True).start()
 
@@ -58,23 +59,21 @@ class Outlet:
                 written.set()
 
     def _put(self, text: str) -> None:
+        """Whole lines, as many at once as a pipe takes in one piece: those of other processes come before or after."""
+        data, at, cut = b"\n" * self._cut + text.encode("utf-8", "backslashreplace"), 0, self._cut
         try:
-            self._send(text.encode("utf-8", "backslashreplace"))
+            while at < len(data):
+                end = data.rfind(b"\n", at, at + PIPE_BUF) + 1 or data.find(b"\n", at) + 1 or len(data)
+                at += os.write(self._descriptor, data[at:end])
         except OSError as error:
             if not self._failed:
                 log.warning("log lines cannot be written: %s", error)
-            self._failed += text.count("\n")
+            self._failed += data.count(b"\n", max(at, cut))
+            self._cut = int(data[at - 1] != 10) if at else cut
             return
-        lost, self._told, self._failed = self._failed + self._lost - self._told, self._lost, 0
+        lost, self._told, self._failed, self._cut = self._failed + self._lost - self._told, self._lost, 0, 0
         if lost:
-            log.warning("%d log lines were lost: who reads them was gone or stood still", lost)
-
-    def _send(self, data: bytes) -> None:
-        """Whole lines, as many as a pipe takes in one piece: those of other processes come before or after."""
-        at = 0
-        while at < len(data):
-            end = data.rfind(b"\n", at, at + PIPE_BUF) + 1 or data.find(b"\n", at) + 1 or len(data)
-            at += os.write(self._descriptor, data[at:end])
+            log.warning("%d log lines were lost: the disk was full, or who reads them was gone or stood still", lost)
 
 
 def _to_its_end(descriptor: int) -> int:

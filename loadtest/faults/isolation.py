@@ -16,7 +16,7 @@ POLICY = """\
 schema: 1
 tiers:
   flash: {{model: {flash}, replicas: ["${{FLASH_URL}}"]}}
-  pro: {{model: {pro}, replicas: ["${{PRO_URL}}"]}}
+  pro: {{model: {pro}, replicas: ["${{PRO_URL}}"], can: {{context: 200000}}}}
 rules: [{{id: all, route: flash}}]
 caching: {{ttl: 2s}}
 callers: {{default: {{plan: p}}, plans: {{p: {{requests_per_minute: 10000000, concurrency: 10000}}}}}}

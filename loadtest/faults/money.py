@@ -36,6 +36,7 @@ tiers:
     extends: flash
     model: {pro}
     replicas: ["${{PRO_URL}}"]
+    can: {{context: 200000}}
     price: {{input_per_m: 3, cached_input_per_m: 3, output_per_m: 6}}
 triage: {{timeout: 100ms}}
 rules: [{{id: all, route: flash}}]

@@ -30,9 +30,10 @@ def pem(kind: str, text: str) -> str:
     return f"-----BEGIN {kind}-----\n{lines}-----END {kind}-----\n"
 
 
-def ending(when: float) -> str:
-    """CERTIFICATE, which ends at that Unix second; its signature is wrong, at which who shows it does not look."""
-    made = base64.b64decode(CERTIFICATE).replace(
-        b"21261029024740Z", time.strftime("%Y%m%d%H%M%SZ", time.gmtime(when)).encode()
-    )
+def ending(when: float, days: float = 90.0) -> str:
+    """CERTIFICATE, which ends at that Unix second and is for so many days; its signature is wrong, at which who shows
+    it does not look."""
+    begins, ends = (time.strftime("%Y%m%d%H%M%SZ", time.gmtime(at)) for at in (when - days * 86_400, when))
+    made = base64.b64decode(CERTIFICATE).replace(b"21261029024740Z", ends.encode())
+    made = made.replace(b"261122024740Z", begins[2:].encode())
     return pem("CERTIFICATE", base64.b64encode(made).decode())

@@ -194,6 +194,10 @@ async def test_a_key_that_cannot_be_made_is_a_400_error_object(flash: Sim, pro: 
             answer = await gate.ask(changed, at, "PATCH", **RIGHT)
             assert (answer.status, told in answer.json()["error"]["message"]) == (400, True), changed
         assert (await gate.ask(None, f"{at}/rotate?keep=soon", **RIGHT)).json()["error"]["param"] == "keep"
+        for kind in ("application/x-www-form-urlencoded", ""):  # what `curl -d` says, and what some programs do not
+            answer = await gate.ask({"name": "ann"}, "/admin/keys", **RIGHT | {"content-type": kind})
+            assert answer.status == 400
+            assert f"content-type: application/json, not {kind or 'none'}." in answer.json()["error"]["message"]
 
 
 async def test_usage_is_that_of_the_command_with_its_filters(flash: Sim, pro: Sim) -> None:

@@ -77,6 +77,11 @@ def test_agreements_and_retries_are_no_judges() -> None:
 @pytest.mark.parametrize(
     ("text", "where", "elsewhere"),
     [
+        (
+            "in the newest records",
+            [[replace(one, at=one.score) for one in requests(0, 100)]],
+            [[replace(one, at=float(at)) for at, one in enumerate(requests(0, 100))]],
+        ),
         ("not every answer was judged", [requests(1, 0), requests(0, 1, source="")], [requests(0, 2, source="")]),
         (
             "not every answer was judged",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.certificate import Certificate, ends, loaded
+from gateway.certificate import Certificate, Life, life, loaded
 from tests.gateway.identity import CERTIFICATE, KEY, NEXT_CERTIFICATE, NEXT_KEY, ending, pem
 
 BEFORE = pem("CERTIFICATE", CERTIFICATE), pem("PRIVATE KEY", KEY)
@@ -139,24 +139,24 @@ def test_the_pair_in_force_that_comes_back_is_right_again(
 def test_the_end_is_that_of_the_certificate_in_force(files: tuple[Path, Path]) -> None:
     files[0].write_text(ending(1e9))
     certificate = Certificate(*files)
-    assert (certificate.ends, certificate.state) == (1e9, "expired")
+    assert (certificate.life.ends, certificate.state) == (1e9, "expired")
     write(files[0].parent, (ending(4e9), AFTER[1]))
     look(certificate)
-    assert (certificate.ends, bool(certificate.problem), certificate.state) == (1e9, True, "expired")
+    assert (certificate.life.ends, bool(certificate.problem), certificate.state) == (1e9, True, "expired")
     files[1].write_text(BEFORE[1])
     look(certificate)
-    assert (certificate.ends, certificate.state) == (4e9, "ok")
+    assert (certificate.life.ends, certificate.state) == (4e9, "ok")
     files[1].write_text(AFTER[1])
     look(certificate)
-    assert (certificate.ends, certificate.state) == (4e9, "broken")
+    assert (certificate.life.ends, certificate.state) == (4e9, "broken")
 
 
 def test_the_end_of_a_chain_is_its_first_certificates_and_what_cannot_be_read_has_none(tmp_path: Path) -> None:
     file = tmp_path / "chain"
     file.write_text(BEFORE[1] + ending(4e9) + ending(1e9))
-    assert ends(file) == 4e9
+    assert life(file).ends == 4e9
     file.write_text("-----BEGIN TRUSTED CERTIFICATE-----\n")
-    assert ends(file) == ends(tmp_path / "none") == math.inf
+    assert life(file) == life(tmp_path / "none") == Life(math.inf, math.inf)
 
 
 def test_what_is_shown_speaks_nothing_older_than_tls_1_2(files: tuple[Path, Path]) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import re
+from pathlib import Path
 
+from gateway.decisions import OUTCOMES
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, PATIENCE, SIMPLE, Gateway, body, callers, eventually, gateway
@@ -166,6 +168,21 @@ async def test_an_outcome_is_attached_to_the_answer_of_the_same_caller(flash: Si
         taken = await gate.ask(judged(name, {"quality": 0.5, "tiers": {"pro": 1}}), FEEDBACK, **ann)
         assert (taken.status, taken.json()) == (200, {"request_id": name, "recorded": True})
         assert lines(gate)[0]["outcome"] == {"quality": 0.5, "tiers": {"pro": 1.0}}
+
+
+async def test_an_answer_is_rated_ten_times_at_most_so_that_no_caller_pushes_others_decisions_out_of_the_records(
+    flash: Sim, pro: Sim, tmp_path: Path
+) -> None:
+    file = tmp_path / "records"
+    async with gateway(policy_for(flash, pro), records=file) as gate:
+        first, other = [(await gate.ask(body())).headers["x-request-id"] for _ in range(2)]
+        assert (await gate.ask(judged("unknown", GOOD), FEEDBACK)).status == 404
+        asked = [gate.ask(judged(first, {"quality": at / 99}), FEEDBACK) for at in range(OUTCOMES + 5)]
+        told = await asyncio.gather(*asked)
+        assert sorted(one.status for one in told) == [200] * OUTCOMES + [400] * 5
+        assert {one.json()["error"]["code"] for one in told if one.status == 400} == {"too_many_outcomes"}
+        assert (await gate.ask(judged(other, GOOD), FEEDBACK)).status == 200
+    assert len(file.read_bytes().splitlines()) == 2 + OUTCOMES + 1
 
 
 async def test_who_is_faster_than_the_record_of_an_answer_is_waited_for(flash: Sim, pro: Sim) -> None:

@@ -386,12 +386,23 @@ async def test_where_limits_and_keys_are_kept_is_told() -> None:
     assert (found.level, found.told) == ("error", "none, and 2 workers share one")
 
 
-@pytest.mark.parametrize(("everyone", "told"), [(False, "there is none, and the gateway"), (True, "callers need none")])
+GONE = "redis://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("everyone", "url", "told"),
+    [
+        (False, None, "there is none, and the gateway"),
+        (True, None, "callers need none"),
+        (False, GONE, "those in the store are not known"),
+        (True, GONE, "callers need none"),
+    ],
+)
 async def test_without_keys_it_is_told_whether_the_gateway_that_serves_asks_for_one(
-    flash: Sim, pro: Sim, everyone: bool, told: str
+    flash: Sim, pro: Sim, everyone: bool, url: str | None, told: str
 ) -> None:
     async with gateway(policy_for(flash, pro), everyone=everyone) as gate:
-        found, _ = await keys(Settings(port=gate.port), None)
+        found, *_ = await keys(Settings(port=gate.port, redis_url=url), None)
     assert (found.level, told in found.told) == ("warning", True), found
 
 
@@ -425,12 +436,14 @@ def test_a_certificate_is_looked_at_with_its_key(tmp_path: Path) -> None:
 def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_expired_an_error(tmp_path: Path) -> None:
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     key.write_text(pem("PRIVATE KEY", KEY))
-    for days, level, told in (
-        (-1, "error", "has expired"),
-        (3.05, "warning", "ends in 3.0 days"),
-        (8, "ok", "tls.crt"),
+    for days, of, level, told in (
+        (-1, 90, "error", "has expired"),
+        (3.05, 90, "warning", "ends in 3.0 days"),
+        (8, 90, "ok", "tls.crt"),
+        (3.05, 6.67, "ok", "tls.crt"),  # as Let's Encrypt's short-lived ones, renewed after half of it
+        (1.05, 6.67, "warning", "ends in 1.0 days"),
     ):
-        cert.write_text(ending(time.time() + days * 86_400))
+        cert.write_text(ending(time.time() + days * 86_400, of))
         (found,) = certificate(Settings(tls_cert=cert, tls_key=key))
         assert (found.level, told in found.told) == (level, True), found
 

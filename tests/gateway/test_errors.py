@@ -6,7 +6,16 @@ import math
 import pytest
 
 from gateway import errors
-from gateway.errors import BadRequest, Overloaded, RateLimited, Refusal, UpstreamFailed, UpstreamTimeout
+from gateway.errors import (
+    BadRequest,
+    Overloaded,
+    RateLimited,
+    Refusal,
+    TooSlow,
+    UpstreamFailed,
+    UpstreamTimeout,
+    unread,
+)
 
 TREE = {
     "BadRequest": (400, "invalid_request_error", None),
@@ -83,3 +92,10 @@ def test_clients_are_told_not_to_repeat_what_was_repeated_already() -> None:
     assert UpstreamFailed("x").headers() == [(b"x-should-retry", b"false")]
     assert UpstreamTimeout("x").headers() == [(b"x-should-retry", b"false")]
     assert BadRequest("x").headers() == []
+
+
+def test_who_is_to_blame_for_a_request_that_was_not_read_is_told() -> None:
+    late = TooSlow("The request was not complete in time.")
+    assert unread(late) is late
+    for why, status in ((None, 400), (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), 400), (MemoryError(), 503)):
+        assert unread(why).status == status, why

@@ -396,14 +396,16 @@ def test_where_no_file_is_left_callers_wait_and_nothing_spins(caplog: pytest.Log
 
 
 async def test_metrics_tell_when_the_certificate_ends_and_ready_when_it_has(flash: Sim, pro: Sim, folder: Path) -> None:
-    files, name = (folder / "tls.crt", folder / "tls.key"), "gateway_certificate_expiration_timestamp_seconds"
-    files[0].write_text(ending(1e9))
+    files, name = (folder / "tls.crt", folder / "tls.key"), "gateway_certificate_{}_timestamp_seconds".format
+    files[0].write_text(ending(1e9, days=8))
     async with gateway(policy_for(flash, pro), tls_cert=files[0], tls_key=files[1]) as gate:
         Server(gate.front, gate.front)
         assert (await gate.get("/ready")).json()["certificate"] == "expired"
-        assert f"\n{name} 1e+09\n" in (await gate.get("/metrics")).data.decode()
+        told = (await gate.get("/metrics")).data.decode()
+        assert f"\n{name('expiration')} 1e+09\n" in told
+        assert f"\n{name('due')} 9.998272e+08\n" in told
     async with gateway(policy_for(flash, pro)) as gate:
-        assert name not in (await gate.get("/metrics")).data.decode()
+        assert "gateway_certificate" not in (await gate.get("/metrics")).data.decode()
 
 
 async def test_ready_tells_of_a_certificate_that_cannot_be_renewed(flash: Sim, pro: Sim, folder: Path) -> None:

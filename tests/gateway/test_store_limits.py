@@ -255,6 +255,19 @@ def test_a_limit_that_changes_keeps_what_was_used_and_one_that_is_lifted_and_set
     assert on(url, main) == [(0, 0), (3000, 300), (0, 0), (0, 0)]
 
 
+def test_what_was_spent_in_a_window_that_runs_counts_in_one_of_another_length_too(url: str | None) -> None:
+    async def main(store: Store) -> list[int]:
+        seen = []
+        for seconds in (DAY, DAY / 2, DAY, 0.05, DAY):  # as two policies have it that are in force on one store
+            found = await ask(store, budget(10_000, seconds=seconds), Bound())
+            seen.append(found.money)
+            await store.settle("ann", found.lease or "", [USED])
+            await asyncio.sleep(0.06 if seconds < 1 else 0.0)
+        return seen
+
+    assert on(url, main) == [0, 300, 600, 900, 0], "one that has ended counts in none"
+
+
 def test_what_was_admitted_without_limits_counts_from_the_first_one_on(url: str | None) -> None:
     async def main(store: Store) -> list[str | None]:
         held = [await store.admit("ann", WIDE, None, lambda: COSTLY) for _ in range(3)]

@@ -1,22 +1,26 @@
 """A sentinel names another primary; the store asks and follows."""
 
 import asyncio
+import itertools
 import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.store import Limits, Store, open_store
-from gateway.store.opening import opening
-from gateway.store.sentinel import named
+from gateway.store.opening import Opening, opening
+from gateway.store.sentinel import Primary, named
 from loadtest.clusters import Node, free_ports
 from loadtest.servers import until
 from tests.gateway.identity import CERTIFICATE, KEY, pem
+from tests.gateway.serving import eventually
 
 ONE = Limits(1, 100, 60.0)
 PLENTY = Limits(1_000_000, 100_000, 60.0)
@@ -187,6 +191,49 @@ def test_sentinels_are_asked_with_a_password_of_their_own() -> None:
         eye = watching(server.port)
         eye.ask("ACL", "SETUSER", "default", ">open sesame")
         assert asyncio.run(main(eye)) == [True, False, False]
+
+
+class Saying(asyncio.Protocol):
+    """A server that replies so to all that it is asked."""
+
+    def __init__(self, words: Callable[[], bytes]) -> None:
+        self._words = words
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, _: bytes) -> None:
+        self._transport.write(self._words())
+
+
+@asynccontextmanager
+async def saying(words: Callable[[], bytes]) -> AsyncIterator[Opening]:
+    """The way to such a server."""
+    async with await asyncio.get_running_loop().create_server(lambda: Saying(words), "127.0.0.1", 0) as server:
+        yield opening(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}{PATIENT}")
+
+
+async def test_a_primary_is_left_when_most_sentinels_name_another_one_whether_it_knows_or_not() -> None:
+    roles, looks = [b"slave"] * 3, itertools.count()
+
+    def role() -> bytes:
+        return b"*1\r\n+%b\r\n" % (roles.pop() if roles else b"master")
+
+    def name() -> bytes:
+        next(looks)
+        return b"*2\r\n+127.0.0.1\r\n+%d\r\n" % at
+
+    async with saying(role) as before, saying(role) as after, saying(name) as eye:
+        at, gone = before.port, replace(eye, port=1)
+        sure, doubted = (Primary(eyes, "main", before, 0.01) for eyes in ([eye, eye, gone], [eye, gone, gone]))
+        one, other = await sure.open(), await doubted.open()
+        await eventually(lambda: next(looks) > 20)
+        assert not one.is_closing()
+        at = after.port
+        await eventually(one.is_closing)
+        assert roles == [], "a replica is no primary, whoever names it"
+        assert not other.is_closing()
+        other.abort()
 
 
 async def primary_of(ports: Sequence[int | None], seconds: float) -> int:

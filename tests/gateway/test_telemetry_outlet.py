@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -85,6 +86,29 @@ def test_a_file_that_was_emptied_by_who_rotates_logs_goes_on_from_its_beginning(
         outlet.write("second\n")
         outlet.close()
     assert log.read_bytes() == b"second\n"
+
+
+def test_a_full_disk_spoils_no_line_but_those_that_it_did_not_take_which_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, before = tmp_path / "log", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with log.open("w") as file:
+        outlet = Outlet(file)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250, before[1]))
+        try:
+            for _ in range(2):
+                outlet.write(4 * LINE)
+                outlet.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        outlet.write(LINE)
+        outlet.close()
+    whole = LINE.strip()
+    assert log.read_text().splitlines() == [whole, whole, "x" * 50, whole]
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "log lines cannot be written",
+        "6 log lines were lost",
+    ]
 
 
 def test_lines_of_several_processes_on_one_pipe_stay_whole() -> None:

@@ -150,14 +150,22 @@ def test_several_workers_need_a_store_that_answers(redis: str, words: str, capfd
     assert (done.stderr + capfd.readouterr().err).count(words) == 1, "said once, not by each worker"
 
 
+def ignores(pid: int, sig: signal.Signals) -> bool:
+    found = re.search(r"^SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(found and int(found[1], 16) >> (sig - 1) & 1)
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_port_that_is_taken_is_told(workers: str, valkey: str) -> None:
+def test_a_port_that_is_taken_is_told_and_a_sighup_before_that_ends_nothing(workers: str, valkey: str) -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:  # as another gateway's workers have it
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "gateway", "serve", "--port", port, "--redis", valkey]
-        done = subprocess.run([*command, "--workers", workers], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1
-    assert "cannot listen" in done.stderr
+        command = [sys.executable, "-m", "gateway", "serve", "--port", port, "--redis", valkey, "--workers", workers]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+            until(lambda: ignores(starting.pid, signal.SIGHUP))
+            starting.send_signal(signal.SIGHUP)
+            _, told = starting.communicate(timeout=60)
+    assert starting.returncode == 1
+    assert "cannot listen" in told
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
