@@ -43,16 +43,6 @@ async def test_pipelined_requests_are_answered_in_their_order(flash: Sim, pro: S
         assert first < second < answers.index(b'{"status":"ok"}')
 
 
-async def test_who_leaves_with_a_second_request_waiting_frees_the_server_of_the_first(flash: Sim, pro: Sim) -> None:
-    flash.config(stall_first=5.0)
-    async with gateway(policy_for(flash, pro)) as gate:
-        _, writer = await connected(gate)
-        writer.write(raw(body(model="flash")) + raw(body(model="flash")))
-        await eventually(lambda: gate.upstream.load().get("flash", 0) == 1)
-        writer.transport.abort()
-        await eventually(lambda: not any(gate.upstream.load().values()))
-
-
 class Slow(MemoryStore):
     """A store that never says that it has kept a conversation."""
 
