@@ -1,8 +1,18 @@
-"""How does uvicorn send the last answer on a connection, without cutting it off?"""
+"""How is the last answer on a connection sent, without cutting it off?"""
 
+from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+def closing_head(status: int, length: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The head of an answer in JSON of so many bytes that ends the connection, whether `headers` say so or not."""
+    lines = [b"%b: %b\r\n" % pair for pair in headers if pair[0] != b"connection"]
+    first = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode())
+    last = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % length
+    return b"".join([first, *lines, last])
 
 
 class ClosingCycle(RequestResponseCycle):

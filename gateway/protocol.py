@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from gateway.closing import ClosingCycle
+from gateway.closing import ClosingCycle, closing_head
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow, unread
 from gateway.head import checked_headers, out_of_url, without_upgrade
@@ -23,7 +22,7 @@ HIGH_WATER = 64 * 1024  # bytes of a body that lie here before reading is paused
 CONTENT = 8  # bytes of a chunked body for each of its framing: a piece takes 80 bytes here, however little is in it
 SLACK = 128 * 1024  # bytes over the limit that may be under way when the app refuses a body by itself
 LINGER = 2.0  # seconds to read on after a refusal: closing over unread bytes would take it from the caller
-_FRAMING = ("content-length", "transfer-encoding")
+HEAD_LIMITS = f"The request's head is over {MAX_HEAD} bytes or {MAX_FIELDS} headers."
 
 
 class Connection(HttpToolsProtocol):
@@ -34,7 +33,7 @@ class Connection(HttpToolsProtocol):
     the connection; `refused` is called with its status."""
 
     __slots__ = (  # beside uvicorn's, they would be more than Python finds quickly
-        "_again", "_began", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_over", "_read",
+        "_again", "_began", "_body", "_came", "_hosts", "_idle_since", "_in_body", "_in_head", "_now", "_over", "_read",
         "_receiving", "_refusal", "_refused", "_settings", "_since", "_stalling", "_unanswered", "told", "version",
     )  # fmt: skip
 
@@ -54,6 +53,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._in_body = self._over = False
         self._unanswered = 0  # requests whose head came
         self._again = b""  # the head of a request that is to be read again
+        self._now: RequestResponseCycle | None = None  # that the app serves; `cycle` is the one begun last
         self._refusal: Refusal | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -65,6 +65,8 @@ class Connection(HttpToolsProtocol):
         self._received()
         self._unstall()
         self._unset_keepalive_if_required()
+        if self._now and not self._now.response_complete:
+            self.cycle = self._now  # the only one that uvicorn tells
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -89,10 +91,8 @@ class Connection(HttpToolsProtocol):
 
     def _measure(self) -> None:
         """Checks how much has come of the request, and starts or stops its timer."""
-        if self._in_head and self._read > MAX_HEAD:
-            self._fail(HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes."))
-        elif self._in_head and len(self.headers) > MAX_FIELDS:
-            self._fail(HeadTooLarge(f"The request has over {MAX_FIELDS} headers."))
+        if self._in_head and (self._read > MAX_HEAD or len(self.headers) > MAX_FIELDS):
+            self._fail(HeadTooLarge(HEAD_LIMITS))
         elif self._in_body and self._body > self._settings.max_body + SLACK:
             self._fail(TooLarge(f"The request body is over {self._settings.max_body} bytes."))
         elif self._in_body and self._read - self._body > 2 * MAX_HEAD + self._body // CONTENT:
@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         if self._unanswered > MAX_WAITING:
             raise BadRequest(f"More than {MAX_WAITING} requests wait for the answers to those before them.")
-        if self.parser.should_upgrade() and not self.told.keys().isdisjoint(_FRAMING):
+        if self.parser.should_upgrade() and not self.told.keys().isdisjoint(("content-length", "transfer-encoding")):
             self._decline()
             return
         self._in_body = True
@@ -150,6 +150,10 @@ class Connection(HttpToolsProtocol):
         if not self.cycle.keep_alive:
             self.cycle.__class__ = ClosingCycle  # uvicorn made it, and asks nobody of which kind
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._now = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
         super().on_body(body)
@@ -164,10 +168,8 @@ class Connection(HttpToolsProtocol):
         size = self._read + self._began
         if size > MAX_HEAD:  # the head may not have come alone
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEAD:
-            raise HeadTooLarge(f"The request's head is over {MAX_HEAD} bytes.")
-        if len(self.headers) > MAX_FIELDS:
-            raise HeadTooLarge(f"The request has over {MAX_FIELDS} headers.")
+        if size > MAX_HEAD or len(self.headers) > MAX_FIELDS:
+            raise HeadTooLarge(HEAD_LIMITS)
         self.version = self.parser.get_http_version()
         if not self.url.startswith(b"/") or 35 in self.url:  # a #
             self.url, self.headers = out_of_url(self.url, self.headers, self.version)
@@ -283,11 +285,9 @@ class Connection(HttpToolsProtocol):
         told, parser = self.told if self._in_body else {}, self.parser  # else they are those of a request before
         spoken = DIALECTS.get(self.url.partition(b"?")[0].decode("latin-1"))
         body = spoken.answers.error(refusal) if spoken else refusal.body()
-        head = [b"HTTP/1.1 %d %s" % (refusal.status, HTTPStatus(refusal.status).phrase.encode())]
-        head += [b"%s: %s" % pair for pair in self.server_state.default_headers]
-        head += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close"]
-        head += [b"x-request-id: %b" % request_id(told).encode(), b""]
-        self.transport.write(b"\r\n".join([*head, b"" if parser and parser.get_method() == b"HEAD" else body]))
+        headers = [*self.server_state.default_headers, (b"x-request-id", request_id(told).encode())]
+        head = closing_head(refusal.status, len(body), headers)
+        self.transport.write(head if parser and parser.get_method() == b"HEAD" else head + body)
         self._hang_up()
 
     def _hang_up(self) -> None:

@@ -15,6 +15,7 @@ import uvicorn
 
 from gateway.asgi import ASGI, Front
 from gateway.certificate import Certificate
+from gateway.closing import closing_head
 from gateway.errors import Overloaded
 from gateway.fast import FastConnection
 from gateway.memory import allowed
@@ -237,10 +238,9 @@ class Crowded(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         refusal = Overloaded("Too many connections.", retry_after=1.0)
-        body, head = refusal.body(), b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n"
-        told = [*refusal.headers(), (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        body = refusal.body()
         sender = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        sender.write(head + b"".join([b"%s: %s\r\n" % pair for pair in told]) + b"\r\n" + body)
+        sender.write(closing_head(refusal.status, len(body), refusal.headers()) + body)
         sender.close()
 
 

@@ -533,6 +533,16 @@ async def test_who_is_refused_owes_nothing_while_the_earlier_answers_are_awaited
         assert [part[:3] for part in raw.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"400"]
 
 
+async def test_who_leaves_with_a_second_request_waiting_frees_the_server_of_the_first(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=60.0)
+    async with gateway(policy_for(flash, pro)) as gate:
+        _, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        writer.write(2 * (POST + LENGTH + b"\r\n" + QUESTION))
+        await eventually(lambda: gate.upstream.load().get("flash", 0) == 1)
+        writer.transport.abort()
+        await eventually(lambda: not any(gate.upstream.load().values()))
+
+
 class Endless:
     """A server whose streams have no end; `written` bytes so far, `stopped` once its caller left."""
 

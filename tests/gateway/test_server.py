@@ -86,6 +86,8 @@ async def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_en
         assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
         kept = await gate.get("/v1/models", connection="keep-alive")
         assert (kept.status, kept.headers["connection"]) == (200, "close"), "and not for long"
+        wrong = await gate.get("/v1/models", host="a b")
+        assert (wrong.status, wrong.headers["connection"], wrong.repeated) == (400, "close", [])
         answers = await asyncio.gather(*tasks)
         assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
         await eventually(lambda: ready(gate.port) == 0)

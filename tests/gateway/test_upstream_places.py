@@ -56,7 +56,7 @@ async def test_a_full_queue_refuses_at_once_but_makes_room_for_a_higher_priority
     assert isinstance(tasks[2].exception(), Overloaded), "the last comer of the lowest"
     assert (tasks[0].done(), tasks[1].done(), places.queued) == (False, False, 3)
     (refused,) = await queueing(places, ONE, 0)
-    assert refused.done(), "nobody makes room for an equal"
+    assert isinstance(refused.exception(), Overloaded), "nobody makes room for an equal"
     for _ in range(4):
         places.give_back()
         await settle()
