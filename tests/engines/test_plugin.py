@@ -289,6 +289,32 @@ def test_a_kernel_that_routes_inside_is_refused_with_what_to_change(place: Path)
     assert "routes inside of its kernel" in found.stderr.splitlines()[-1]
 
 
+FUSED = """
+import torch
+from types import SimpleNamespace
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
+config = VllmConfig()
+config.model_config = SimpleNamespace(hf_text_config=SimpleNamespace(), dtype=torch.bfloat16, is_moe=False)
+with set_current_vllm_config(config):
+    init_distributed_environment(1, 0, "file://PLACE/ranks", 0, backend="gloo")
+    initialize_model_parallel()
+    made = FusedMoEFactory(num_experts=4, top_k=2, hidden_size=64, intermediate_size=64, prefix="model.layers.0.mlp")
+    known = made.routed_experts
+    print("made:", type(known).__name__)
+    known.expert_map_manager.num_fused_shared_experts = 1
+    type(known)("model.layers.1.mlp", torch.bfloat16, known.moe_config, None, known.expert_map_manager)
+"""
+
+
+def test_shared_experts_that_are_slots_are_refused_with_what_to_change(place: Path) -> None:
+    found = inside(REGISTERED + FUSED.replace("PLACE", str(place)), place, FLASHMOE_VLLM="mode=top-k,k=1")
+    assert "made: Experts" in found.stdout, found.stderr
+    assert found.returncode != 0
+    assert "VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS=0, or without the variable" in found.stderr
+
+
 DECISIONS = """
 from types import SimpleNamespace
 from vllm.entrypoints.generate.structured_decisions.strategies import select_read_strategy
