@@ -80,6 +80,8 @@ def test_a_tripped_guard_lets_go_after_a_calm_while() -> None:
     guard = calibrated()
     stream(guard, 1000, noisy(2.0, seed=8))
     assert guard.exact
+    stream(guard, 16 * 120, lambda _: 0.97 * guard.bounds["layer 0"])  # as good as that it was before it tripped
+    assert guard.exact
     stream(guard, 16 * 120, noisy(0.2, seed=9))
     assert not guard.exact
 
