@@ -45,7 +45,9 @@ def mix_where_fit(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) ->
 
 def unfit(experts: Any, hidden: Tensor, weights: Tensor) -> str:
     """Why the kernels cannot run this module of experts on these tokens; "" if they can."""
-    if not INTERPRETED and (not hidden.is_cuda or _device(hidden.get_device()).capability < OLDEST):
+    if not INTERPRETED and (
+        not hidden.is_cuda or torch.version.hip or _device(hidden.get_device()).capability < OLDEST
+    ):
         return f"they need CUDA with compute capability {OLDEST / 10}"
     if torch.is_grad_enabled() and any(part.requires_grad for part in (hidden, weights, *experts.parameters())):
         return "they give no gradients, so run it under torch.no_grad()"

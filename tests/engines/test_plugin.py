@@ -328,6 +328,7 @@ def test_shared_experts_that_are_slots_are_refused_with_what_to_change(place: Pa
 
 
 GUARDED = """
+torch.manual_seed(0)
 for parameter in layer.parameters():
     torch.nn.init.normal_(parameter, 0, 0.2)
 layer.quant_method.process_weights_after_loading(layer)
@@ -339,11 +340,11 @@ def steps(count, k, x=x):
     for _ in range(count):
         layer.flashmoe_k[:] = k
         said = answer(x)
-    print(k, torch.equal(said, whole), layer.worker.watch.figures()["exact"])
+    print(k, torch.equal(said, whole), layer.worker.watch.figures()["trips"])
 whole = answer(x, None)
 steps(1, 0, x * torch.nan)
 steps(1, 1)
-steps(4, 1)
+steps(100, 1)
 steps(100, 0)
 steps(1, 1)
 """
@@ -351,9 +352,8 @@ steps(1, 1)
 
 def test_the_guard_acts_on_what_requests_bring_also_after_a_step_without_numbers(place: Path) -> None:
     found = in_a_layer(GUARDED, place, FLASHMOE_VLLM="mode=off,requests=true,guard=0.2,every=1")
-    said = [tuple(line.split()) for line in found.stdout.splitlines()[-5:]]
-    assert said == [("0", "False", "0.0"), ("1", "False", "0.0"), ("1", "True", "1.0"), ("0", "True", "0.0"),
-                    ("1", "False", "0.0")], found.stderr  # fmt: skip
+    said = found.stdout.splitlines()[-5:]
+    assert said == ["0 False 0", "1 False 0", "1 True 1", "0 True 1", "1 False 1"], found.stderr
 
 
 DECISIONS = """
