@@ -140,7 +140,7 @@ def opened(asked: argparse.Namespace, url: str | None, local: Path | None, name:
     """The model to evaluate. Raises DataError when none is named."""
     if local:
         try:
-            return Local(local)
+            return Local(local, extra.get("chat_template_kwargs", {}))
         except ModuleNotFoundError as error:
             raise DataError(f"--local needs torch and transformers ({error})") from None
     if not url or not name:

@@ -9,10 +9,12 @@ from backends.evals.asking import Answer, AskError, Score
 
 
 class Local:
-    """A causal language model with its tokenizer; slow, and meant for small ones. Needs torch and transformers."""
+    """A causal language model with its tokenizer; slow, and meant for small ones. Needs torch and transformers.
+    `template`: variables of the chat template, as a server takes them in `chat_template_kwargs`."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, template: dict[str, Any]) -> None:
         self._torch: Any = import_module("torch")
+        self._template = template
         transformers: Any = import_module("transformers")
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(place)
         self._model = transformers.AutoModelForCausalLM.from_pretrained(place).eval()
@@ -20,11 +22,14 @@ class Local:
     def answer(self, prompt: str, tokens: int) -> Answer:
         """Greedy decoding, with the tokenizer's chat template if it has one, else after the prompt and a newline."""
         started = time.perf_counter()
-        text = f"{prompt}\n"
-        if self._tokenizer.chat_template:
+        text, templated = f"{prompt}\n", bool(self._tokenizer.chat_template)
+        if templated:
             said = [{"role": "user", "content": prompt}]
-            text = self._tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-        asked = self._tokenizer(text, return_tensors="pt")["input_ids"]
+            text = self._tokenizer.apply_chat_template(
+                said, tokenize=False, add_generation_prompt=True, **self._template
+            )
+        # A template writes the beginning-of-text token itself; a second one is a prompt that no model was trained on.
+        asked = self._tokenizer(text, add_special_tokens=not templated, return_tensors="pt")["input_ids"]
         with self._torch.inference_mode():
             whole = self._model.generate(asked, max_new_tokens=tokens, do_sample=False)[0]
         made = whole[asked.shape[1] :]

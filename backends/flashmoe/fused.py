@@ -27,9 +27,11 @@ PROBED = 64  # points of gate and up at which an activation is compared
 def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor, at_once: int = AT_ONCE) -> Tensor:
     """As `experts.mix`, by the kernels, in chunks of `at_once` tokens. Raises ValueError when they cannot run this
     layer."""
-    wrong = unfit(experts, hidden, ids.shape[1])
+    wrong = unfit(experts, hidden, weights)
     if wrong:
         raise ValueError(f"the kernels cannot run this layer: {wrong}")
+    if not len(ids):
+        return torch.empty_like(hidden)
     parts = zip(*(tensor.split(at_once) for tensor in (hidden, ids, weights)), strict=True)
     answers = [_run(experts, *part) for part in parts]
     return answers[0] if len(answers) == 1 else torch.cat(answers)
@@ -37,15 +39,17 @@ def mix(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor, at_once: int
 
 def mix_where_fit(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """As `experts.mix`: by the kernels on CUDA where they can, else in torch."""
-    fit = hidden.is_cuda and not unfit(experts, hidden, ids.shape[1])
+    fit = hidden.is_cuda and not unfit(experts, hidden, weights)
     return (mix if fit else loop.mix)(experts, hidden, ids, weights)
 
 
-def unfit(experts: Any, hidden: Tensor, top: int) -> str:
-    """Why the kernels cannot run this module of experts on these tokens, with top_k `top`; "" if they can."""
-    if not INTERPRETED and (not hidden.is_cuda or _device(hidden.get_device()).capability < OLDEST):
+def unfit(experts: Any, hidden: Tensor, weights: Tensor) -> str:
+    """Why the kernels cannot run this module of experts on these tokens; "" if they can."""
+    if not INTERPRETED and (
+        not hidden.is_cuda or torch.version.hip or _device(hidden.get_device()).capability < OLDEST
+    ):
         return f"they need CUDA with compute capability {OLDEST / 10}"
-    if torch.is_grad_enabled() and (hidden.requires_grad or experts.down_proj.requires_grad):
+    if torch.is_grad_enabled() and any(part.requires_grad for part in (hidden, weights, *experts.parameters())):
         return "they give no gradients, so run it under torch.no_grad()"
     normed = getattr(experts, "has_post_expert_norm", False)  # not in 5.17
     if not experts.has_gate or normed or _activation(experts) is None:
@@ -53,7 +57,7 @@ def unfit(experts: Any, hidden: Tensor, top: int) -> str:
     if {hidden.dtype, experts.gate_up_proj.dtype, experts.down_proj.dtype} != {torch.bfloat16}:
         return "they take torch.bfloat16 only"
     try:
-        _launch(hidden.get_device(), _shape(experts, top), 1)
+        _launch(hidden.get_device(), _shape(experts, weights.shape[1]), 1)
     except ValueError as error:
         return str(error)
     return ""

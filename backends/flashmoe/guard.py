@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+WORST = 100.0  # what a value counts at most, and one that is no number: so an average stays a number
+LEAST = 1e-3  # the least bound, for a layer in which nothing was skipped while it was calibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +58,11 @@ class Guard:
 
     def look(self, layer: int, skipped: Tensor, whole: Tensor) -> None:
         """Compares a layer's outputs [N, H] with and without skipping, for the same hidden states."""
-        self.watch(f"layer {layer}", distance(skipped, whole))
+        self.watch(f"layer {layer}", distance(squares(skipped, whole)))
 
     def watch(self, gauge: str, value: float) -> None:
         """Adds a value to a gauge's moving average."""
+        value = min(WORST, value)  # in this order WORST for what is no number
         mean = self.means.get(gauge, value)
         self.means[gauge] = mean + self.terms.smooth * (value - mean)
         self._fresh.add(gauge)
@@ -96,12 +101,20 @@ class Guard:
         return max((self.means.get(gauge, 0.0) / most for gauge, most in bounds), default=0.0)
 
 
-def distance(skipped: Tensor, whole: Tensor) -> float:
-    """The relative error: norm of the difference over the norm of `whole`."""
-    return ((skipped - whole).norm() / whole.norm()).item()
+def squares(skipped: Tensor, whole: Tensor) -> Tensor:
+    """The squared norms of the difference and of `whole`: [2] fp32."""
+    return torch.stack([(skipped - whole).float().square().sum(), whole.float().square().sum()])
+
+
+def distance(squared: Tensor) -> float:
+    """The relative error, from what `squares` gave or from a sum of such; 0 where `whole` is 0."""
+    apart, size = squared.tolist()
+    return (apart / size) ** 0.5 if size else 0.0
 
 
 def bound(values: Tensor, smooth: float, sigmas: float = 6.0) -> float:
     """A bound for the moving average, of weight `smooth`, of values [n]: their mean plus `sigmas` standard deviations
-    of that average."""
-    return (values.mean() + sigmas * values.std() * (smooth / (2 - smooth)) ** 0.5).item()
+    of that average, at least LEAST. Raises ValueError for a single value, which has no deviation."""
+    if len(values) < 2:
+        raise ValueError("a bound needs two values at least: calibrate on a longer text")
+    return max(LEAST, (values.mean() + sigmas * values.std() * (smooth / (2 - smooth)) ** 0.5).item())

@@ -105,7 +105,8 @@ class Budget:
         return Budget(round(self.experts / pressure))
 
     def __call__(self, routing: Routing, keep: Tensor) -> Tensor:
-        total = per_expert(routing, routing.worth * keep)
+        # Ranks that share experts must keep the same ones, and a GPU sums in any order: in fp32 that decides near ties.
+        total = per_expert(routing, (routing.worth * keep).double())
         return keep & _at_slots(routing, rank(total) < self.experts)
 
 

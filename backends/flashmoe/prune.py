@@ -26,9 +26,12 @@ def saliency(sample: Sample, experts: int) -> Tensor:
 
 def prune(model: Any, saliencies: Sequence[Tensor], keep: int) -> None:
     """Leaves each layer its `keep` most salient experts, in place; `saliencies` holds [E] for each layer. Raises
-    ValueError when `keep` is below top_k, or a layer is hash-routed: its experts come from a table of token ids."""
+    ValueError when `keep` is below top_k, or a router cannot lose experts: a hash-routed layer's come from a table of
+    token ids, and a choice among groups (DeepSeek V3) takes its groups from the experts' positions."""
     if keep < model.config.num_experts_per_tok:
         raise ValueError(f"{keep} experts are fewer than the {model.config.num_experts_per_tok} that a token asks")
+    if (getattr(model.config, "n_group", None) or 1) > 1:
+        raise ValueError("experts are chosen by groups, which would be other ones")
     routers = [router_of(model, experts) for experts in layers(model)]
     if any(hasattr(router, "tid2eid") for router in routers):
         raise ValueError("a layer's experts are named by token: it has to stay whole")

@@ -127,13 +127,13 @@ class Session:
 
         Runs two forwards without the KV cache, so it is for a small part of the traffic.
         """
-        guard, lockstep, logits = self.guard, self.lockstep, []
-        self.guard = None
+        guard, lockstep, plan, logits = self.guard, self.lockstep, self.plan, []
+        self.guard, self.lockstep = None, True
         try:
-            for self.lockstep in (False, True):
+            for self.plan in (replace(plan, policies=()), plan):
                 logits.append(self.model(input_ids=ids, use_cache=False).logits.flatten(0, 1).log_softmax(-1))
         finally:
-            self.guard, self.lockstep = guard, lockstep
+            self.guard, self.lockstep, self.plan = guard, lockstep, plan
         apart = functional.kl_div(logits[1], logits[0], log_target=True, reduction="batchmean").item()
         if guard:
             guard.watch("kl", apart)
@@ -179,6 +179,7 @@ def calibrated(model: Any, plan: Plan, ids: Tensor) -> Guard:
     """A guard for a plan, with bounds from decoding ids [B, T]; the text should be like that of the traffic.
 
     A layer's bound is on its relative error in a step (`distance`), that of `kl` on `Session.audit` of 32 tokens.
+    Raises ValueError for T of up to 32: a bound needs two values.
     """
     terms = Terms()
     probe = Guard({}, Terms(every=1, smooth=1.0))

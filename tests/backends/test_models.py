@@ -15,6 +15,7 @@ transformers: Any = pytest.importorskip("transformers")
 tokenizers: Any = pytest.importorskip("tokenizers")
 
 from backends.checkpoint import Wish, convert, revert  # noqa: E402
+from backends.evals.__main__ import EXTRA, arguments, opened  # noqa: E402
 from backends.evals.local import Local  # noqa: E402
 from backends.scores import measured  # noqa: E402
 from backends.shards import numbers, write  # noqa: E402
@@ -124,7 +125,7 @@ def test_calibrated_tables_change_answers_less_than_the_first_columns(source: Pa
 
 
 def test_a_local_models_likelihood_and_answers_are_its_own(source: Path) -> None:
-    local = Local(source)
+    local = Local(source, {})
     found = local.score(TEXTS[0])
     model, tokenizer = transformers.AutoModelForCausalLM.from_pretrained(source), local._tokenizer
     tokens = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
@@ -135,3 +136,21 @@ def test_a_local_models_likelihood_and_answers_are_its_own(source: Path) -> None
     said = local.answer("the cat", 5)
     assert (said.prompt_tokens, said.completion_tokens <= 5) == (2, True)
     assert said.cut == (said.completion_tokens == 5)
+
+
+def test_a_prompt_in_a_chat_template_begins_once(source: Path) -> None:
+    local = Local(source, {})
+    begun = tokenizers.processors.TemplateProcessing(single="[END] $A", special_tokens=[("[END]", 1)])
+    local._tokenizer.backend_tokenizer.post_processor = begun
+    assert local.answer("the cat", 1).prompt_tokens == 3
+    local._tokenizer.chat_template = "[END] {{ messages[0]['content'] }}"
+    assert local.answer("the cat", 1).prompt_tokens == 3
+
+
+@pytest.mark.parametrize(("thinking", "tokens"), [("on", 3), ("off", 2)])
+def test_a_local_model_is_told_whether_to_think(source: Path, thinking: str, tokens: int) -> None:
+    asked = arguments().parse_args(["run", "--local", str(source), "--out", "unused", "--thinking", thinking])
+    local = opened(asked, None, asked.local, None, EXTRA[asked.thinking])
+    assert isinstance(local, Local)
+    local._tokenizer.chat_template = "{{ messages[0]['content'] }}{{ ' on' if thinking }}"
+    assert local.answer("the cat", 1).prompt_tokens == tokens

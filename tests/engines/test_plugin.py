@@ -289,6 +289,73 @@ def test_a_kernel_that_routes_inside_is_refused_with_what_to_change(place: Path)
     assert "routes inside of its kernel" in found.stderr.splitlines()[-1]
 
 
+LAYER = """
+import torch
+from types import SimpleNamespace
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.forward_context import set_forward_context
+from vllm.model_executor.layers.fused_moe.layer import FusedMoEFactory
+config = VllmConfig()
+config.model_config = SimpleNamespace(hf_text_config=SimpleNamespace(), dtype=torch.bfloat16, is_moe=False)
+config.compilation_config.mode = 0
+current = set_current_vllm_config(config)
+current.__enter__()
+init_distributed_environment(1, 0, "tcp://127.0.0.1:PORT", 0, backend="gloo")
+initialize_model_parallel()
+sizes = dict(num_experts=4, top_k=2, hidden_size=64, intermediate_size=64, params_dtype=torch.bfloat16)
+layer = FusedMoEFactory(**sizes, prefix="model.layers.0.mlp").routed_experts
+"""
+
+
+def in_a_layer(program: str, place: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a program that has a `layer` of vLLM's."""
+    return inside(REGISTERED + LAYER.replace("PORT", str(free_port())) + program, place, **environment)
+
+
+FUSED = """
+print("made:", type(layer).__name__)
+layer.expert_map_manager.num_fused_shared_experts = 1
+type(layer)("model.layers.1.mlp", torch.bfloat16, layer.moe_config, None, layer.expert_map_manager)
+"""
+
+
+def test_shared_experts_that_are_slots_are_refused_with_what_to_change(place: Path) -> None:
+    found = in_a_layer(FUSED, place, FLASHMOE_VLLM="mode=top-k,k=1")
+    assert "made: Experts" in found.stdout, found.stderr
+    assert found.returncode != 0
+    assert "VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS=0, or without the variable" in found.stderr
+
+
+GUARDED = """
+torch.manual_seed(0)
+for parameter in layer.parameters():
+    torch.nn.init.normal_(parameter, 0, 0.2)
+layer.quant_method.process_weights_after_loading(layer)
+x, weights, ids = torch.randn(6, 64).bfloat16(), torch.rand(6, 2), torch.rand(6, 4).argsort(1)[:, :2].int()
+def answer(x, looked={}):
+    with set_forward_context(looked, config, num_tokens=6):
+        return layer.forward_modular(x.clone(), weights, ids)
+def steps(count, k, x=x):
+    for _ in range(count):
+        layer.flashmoe_k[:] = k
+        said = answer(x)
+    print(k, torch.equal(said, whole), layer.worker.watch.figures()["trips"])
+whole = answer(x, None)
+steps(1, 0, x * torch.nan)
+steps(1, 1)
+steps(100, 1)
+steps(100, 0)
+steps(1, 1)
+"""
+
+
+def test_the_guard_acts_on_what_requests_bring_also_after_a_step_without_numbers(place: Path) -> None:
+    found = in_a_layer(GUARDED, place, FLASHMOE_VLLM="mode=off,requests=true,guard=0.2,every=1")
+    said = found.stdout.splitlines()[-5:]
+    assert said == ["0 False 0", "1 False 0", "1 True 1", "0 True 1", "1 False 1"], found.stderr
+
+
 DECISIONS = """
 from types import SimpleNamespace
 from vllm.entrypoints.generate.structured_decisions.strategies import select_read_strategy

@@ -37,13 +37,21 @@ def install(settings: Settings) -> None:
 
 
 class Experts(RoutedExperts):
-    """vLLM's RoutedExperts with the policies of its layer applied to the router's output."""
+    """vLLM's RoutedExperts with the policies of its layer applied to the router's output.
+
+    Raises RuntimeError, which ends the server's start, where shared experts are slots like the routed ones.
+    """
 
     settings: Settings
     worker: Worker | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.expert_map_manager.num_fused_shared_experts:
+            raise RuntimeError(
+                f"{VARIABLE}: shared experts that are fused with the routed ones would be skipped as these are; start"
+                " with VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS=0, or without the variable"
+            )
         config, device = get_current_vllm_config(), next(self.parameters()).device
         self._layer = number(self.layer_name)
         hashed = 0 <= self._layer < hash_layers(config.model_config.hf_text_config)

@@ -4,7 +4,7 @@ FLASHMOE_VLLM is JSON or, where no layer differs, names and values: `mode=top-k,
 
 - `mode`: `off` skips nothing but counts; `top-k` takes `k`, `share` takes `share`, `threshold` takes `threshold`;
   `batch-aware` takes `k` (each token's best k, and experts that other tokens of the step keep) or `experts` (the most
-  distinct experts of a step).
+  distinct experts of a step, but for the best of a token that is left with none).
 - `layers`: {"0-2": {"mode": "off"}, "7": {"mode": "top-k", "k": 3}}; layers that are not named have the mode above.
 - `hash_layers`: `exact` skips nothing in hash-routed layers; `skip`, the default, treats them as the others.
 - `renormalise`: whether the kept router weights are scaled up to the sum of all; false.

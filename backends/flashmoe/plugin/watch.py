@@ -13,7 +13,7 @@ from vllm.config import CUDAGraphMode
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.forward_context import get_forward_context
 
-from backends.flashmoe.guard import Guard, Terms
+from backends.flashmoe.guard import Guard, Terms, distance, squares
 from backends.flashmoe.plugin.settings import Looks
 
 
@@ -39,10 +39,9 @@ class Watch:
 
     def look(self, layer: int, skipped: Tensor, whole: Tensor) -> None:
         """Compares a layer's outputs with and without skipping, summed over ranks. Synchronises with the device."""
-        sums = torch.stack([(skipped - whole).float().square().sum(), whole.float().square().sum()])
-        apart, size = tensor_model_parallel_all_reduce(sums).tolist()
+        squared = tensor_model_parallel_all_reduce(squares(skipped, whole))
         self._bounds[f"layer {layer}"] = self._bound
-        self._guard.watch(f"layer {layer}", (apart / size) ** 0.5 if size else 0.0)
+        self._guard.watch(f"layer {layer}", distance(squared))
 
     def figures(self) -> dict[str, float]:
         """The guard's values by the names that `stats.GUARD` has."""

@@ -1,6 +1,7 @@
 """Does the guard notice drift, act on it, and leave quiet skipping alone?"""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends.flashmoe.guard import Guard, Terms, bound, distance
+from backends.flashmoe.guard import LEAST, Guard, Terms, bound, distance, squares
 from backends.flashmoe.policy import TopK
 from backends.flashmoe.predictor import Predictor
 from backends.flashmoe.session import Plan, Session
@@ -79,6 +80,8 @@ def test_a_tripped_guard_lets_go_after_a_calm_while() -> None:
     guard = calibrated()
     stream(guard, 1000, noisy(2.0, seed=8))
     assert guard.exact
+    stream(guard, 16 * 120, lambda _: 0.97 * guard.bounds["layer 0"])  # as good as that it was before it tripped
+    assert guard.exact
     stream(guard, 16 * 120, noisy(0.2, seed=9))
     assert not guard.exact
 
@@ -94,6 +97,23 @@ def test_each_trip_doubles_the_good_looks_in_a_row_after_which_it_lets_go(trips:
 
 def test_a_bound_is_as_many_deviations_of_the_moving_average_above_the_mean() -> None:
     assert bound(torch.tensor([1.0, 3.0]), smooth=0.2) == pytest.approx(2 + 6 * 2**0.5 * (0.2 / 1.8) ** 0.5)
+
+
+def test_a_bound_is_of_two_values_at_least_and_above_zero() -> None:
+    with pytest.raises(ValueError, match="a longer text"):
+        bound(torch.tensor([0.1]), smooth=0.2)
+    assert bound(torch.zeros(8), smooth=0.2) == LEAST
+    assert Guard({"layer 0": LEAST}).strain == 0
+
+
+@pytest.mark.parametrize("once", [math.nan, math.inf, 1e30])
+def test_what_is_no_number_trips_the_guard_once_and_does_not_blind_it(once: float) -> None:
+    guard = calibrated()
+    guard.watch("layer 0", once)
+    assert len(stream(guard, 80, noisy(0.2, seed=10))) == 1
+    stream(guard, 16 * 120, noisy(0.2, seed=11))
+    assert not guard.exact
+    assert len(stream(guard, 512, noisy(2.0, seed=12))) == 1
 
 
 def test_the_divergence_of_the_final_answer_counts_like_a_layers_error() -> None:
@@ -150,7 +170,15 @@ def test_a_predictor_that_goes_wrong_trips_the_guard_of_its_model(model: Any, tr
     assert guard.exact
 
 
-def test_distance_is_relative_to_the_whole() -> None:
-    whole = torch.tensor([[3.0, 4.0]])
-    assert distance(whole * 0.5, whole) == pytest.approx(0.5)
-    assert distance(whole, whole) == 0
+@torch.inference_mode()
+def test_an_audit_of_a_single_token_compares_with_what_skips_nothing(model: Any, text: Tensor) -> None:
+    with Session(model, Plan([TopK(1)])) as session:
+        assert session.audit(text[:2, :1]) > 0.01
+        assert session.plan.policies == [TopK(1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_distance_is_relative_to_the_whole(dtype: torch.dtype) -> None:
+    whole = torch.full((16, 4096), 300.0, dtype=dtype)  # whose norm is beyond the largest of sixteen bits
+    assert distance(squares(whole * 0.5, whole)) == pytest.approx(0.5)
+    assert distance(squares(whole, whole)) == distance(squares(whole * 0, whole * 0)) == 0

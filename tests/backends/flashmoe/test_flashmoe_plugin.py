@@ -108,6 +108,8 @@ def test_a_guard_is_there_when_it_has_a_bound() -> None:
         ("mode=top-k,k=3,share=0.5", "mode top-k takes no 'share'"),
         ("mode=share,share=1.5", "share must be a number from 0 to 1"),
         ("mode=share,share=true", "share must be a number"),
+        ("mode=threshold,threshold=1.1", "threshold must be a number from 0 to 1"),
+        ("mode=batch-aware,experts=0", "experts must be a whole number from 1 to 65536"),
         ("mode=batch-aware,k=2,experts=9", "needs k or experts"),
         ("mode=off,hash_layers=no", "hash_layers must be skip or exact"),
         ("mode=off,hash_layers=[]", "hash_layers must be skip or exact, not []"),

@@ -132,6 +132,15 @@ def test_a_budget_is_kept_but_for_tokens_that_would_be_left_with_none(seed: int,
     assert bool((read(routing, keep & ~alone[:, None]) <= experts).all())
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]], ids=str)
+def test_a_budget_keeps_the_same_experts_in_whatever_order_their_worth_is_summed(order: list[int]) -> None:
+    ids = torch.tensor([[0, 1], [1, 2], [1, 3]])[order]
+    worth = torch.tensor([[1.0, 1.0], [2.0**-24, 0.0], [2.0**-24, 0.0]])[order]  # in fp32 1 + 2 ** -24 is 1
+    routing = Routing(0, 4, ids, worth, worth, torch.zeros(3, dtype=torch.int64))
+    assert read(routing, Budget(1)(routing, torch.ones_like(ids, dtype=torch.bool))).tolist() == [1]
+    assert Budget(1)(routing, torch.ones_like(ids, dtype=torch.bool))[order.index(0)].tolist() == [False, True]
+
+
 @quick
 @seeds
 def test_what_is_read_at_a_price_is_read_at_every_lower_one(seed: int) -> None:

@@ -107,6 +107,13 @@ def test_a_model_is_not_pruned_below_what_a_token_asks(model: Any) -> None:
         prune(copy.deepcopy(model), [torch.rand(32)] * 3, 7)
 
 
+def test_a_model_that_chooses_experts_by_groups_is_not_pruned(model: Any) -> None:
+    grouped = copy.deepcopy(model)
+    grouped.config.n_group = 4
+    with pytest.raises(ValueError, match="chosen by groups"):
+        prune(grouped, [torch.rand(32)] * 3, 24)
+
+
 @pytest.mark.parametrize("room", [1, 8, 32])
 def test_an_offloaded_model_answers_the_same_and_holds_no_more_than_its_room(
     model: Any, text: Tensor, room: int

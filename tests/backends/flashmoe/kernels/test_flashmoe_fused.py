@@ -79,6 +79,18 @@ def test_a_long_prompt_is_run_in_parts() -> None:
     whole = fused.mix(experts, hidden, ids, weights)
     assert torch.equal(fused.mix(experts, hidden, ids, weights, at_once=3), whole)
     assert whole[-1].any()
+    assert fused.mix(experts, hidden[:0], ids[:0], weights[:0]).shape == (0, 64)
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weights", "gate_up_proj", "down_proj"])
+def test_nothing_that_is_trained_loses_its_gradients_to_the_kernels(trained: str) -> None:
+    experts = layers(made(QWEN3))[0]
+    given = {"hidden": torch.randn(2, 64).bfloat16(), "weights": torch.rand(2, 2)}
+    (given | dict(experts.named_parameters()))[trained].requires_grad_()
+    complaint = fused.unfit(experts, **given)
+    assert "no gradients" in complaint
+    with torch.no_grad():
+        assert not fused.unfit(experts, **given)
 
 
 @each_class
