@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"resolver"},
     {"errors", "settings", "sse", "balance", "http1", "embedded", "off_policy", "calibration", "done", "memory"},
-    {"trace", "ids", "watch", "head", "closing", "certificate"},
+    {"trace", "ids", "watch", "head", "closing", "certificate", "wording"},
     {"body", "store", "openapi", "workers"},
     {"dialects", "agreement"},
     {"types", "protocol", "score"},
