@@ -106,8 +106,6 @@ class Upstream:
         A server's 4xx is an answer, except a 429 while there are tiers left. `first` is the first tier's attempt, where
         that has begun already. If every tier fails, the reply is the last one's refusal.
         """
-        if not route.tiers:
-            return Reply.refused(UpstreamFailed("The route names no tier."))
         reply = await (first or self.attempt(request, route.tiers[0], policy))
         for before, name in pairwise(route.tiers) if reply.failure in policy.failover.on else ():
             if self._replicas.down(policy.tiers[name], _now()) and not self._spend(name):
