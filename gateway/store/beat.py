@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.store.address import Door
-from gateway.store.line import FAULTS
+from gateway.store.pipeline import FAULTS
 from gateway.store.repair import asked
 from gateway.store.scripts import ANNOUNCE, RENEW
 from gateway.store.words import account

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.store.line import ask_once
 from gateway.store.opening import Opening, Way
+from gateway.store.pipeline import ask_once
 
 Address = tuple[str, int]
 

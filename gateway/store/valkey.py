@@ -20,11 +20,11 @@ from gateway.store.beat import Beat, answered
 from gateway.store.call import Call
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, Kept, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
-from gateway.store.line import FAULTS
 from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.opening import Word
 from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
+from gateway.store.pipeline import FAULTS
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
@@ -49,18 +49,18 @@ class RedisStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._line = open_door(url, self._changed)
+        self._door = open_door(url, self._changed)
         self._local = MemoryStore()
         self._secret = secrets.token_bytes(32)
         self.known_secret: bytes | None = None
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed = Owed(self._line, self._process)
-        self._beat = Beat(self._line, self._process, self._agree)
+        self._owed = Owed(self._door, self._process)
+        self._beat = Beat(self._door, self._process, self._agree)
 
     @property
     def state(self) -> State:
-        return "down" if self._line.down else "ok"
+        return "down" if self._door.down else "ok"
 
     @property
     def processes(self) -> int:
@@ -76,8 +76,8 @@ class RedisStore:
     def _agree(self) -> None:
         """Use the secret on the server; where there is none, as the server may have been emptied, put ours there. That
         it was emptied is told by the one that finds none, and by all whose secret another one was faster to replace."""
-        self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(self._put)
-        self._line.put(b"GET", SECRET).add_done_callback(self._learn)
+        self._door.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(self._put)
+        self._door.put(b"GET", SECRET).add_done_callback(self._learn)
 
     def _put(self, reply: asyncio.Future[Any]) -> None:
         if answered(reply) and reply.result() and self.known_secret:
@@ -91,12 +91,12 @@ class RedisStore:
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
-        return await _heard(asked(self._line, *command))
+        return await _heard(asked(self._door, *command))
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         self._beat.begin()
         own = account(caller)
-        if self._line.is_down(own.names.all[0]):
+        if self._door.is_down(own.names.all[0]):
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
         lease = f"{self._process}{next(self._leases)}"
         word = wanted(limits, known(most), lease)
@@ -121,7 +121,7 @@ class RedisStore:
     async def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
         """What a script replies. Raises Overloaded as `_ask` does."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._line.push((run(script, names, more), reply, 0), (names.all or more)[0])
+        self._door.push((run(script, names, more), reply, 0), (names.all or more)[0])
         try:
             return await reply
         except FAULTS as error:
@@ -162,7 +162,7 @@ class RedisStore:
 
     async def _scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """The names that match, of all servers, in steps."""
-        for server in await self._line.servers():
+        for server in await self._door.servers():
             cursor = b""
             while cursor != b"0":
                 step = server.put(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", LOOKED_AT)
@@ -182,7 +182,7 @@ class RedisStore:
         return self._call(REMEMBER, (account(caller).entry + key, value, milliseconds(ttl)))
 
     async def note(self, lines: Sequence[bytes], most: int) -> bool:
-        if self._line.is_down(RECORDS):
+        if self._door.is_down(RECORDS):
             return False
         adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
         with contextlib.suppress(Overloaded):
@@ -208,7 +208,7 @@ class RedisStore:
         return self._call(END_TURN, (account(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
 
     def _call(self, script: Script, more: tuple[bytes, ...]) -> Call:
-        call = Call(self._line, script, NO_NAMES, more)
+        call = Call(self._door, script, NO_NAMES, more)
         call.send()
         return call
 
@@ -254,9 +254,9 @@ class RedisStore:
 
     async def _share_secret(self) -> None:
         """The first secret on the server wins."""
-        if await asked(self._line, b"GET", SECRET) is None:
-            self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
-        reply = self._line.put(b"GET", SECRET)
+        if await asked(self._door, b"GET", SECRET) is None:
+            self._door.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
+        reply = self._door.put(b"GET", SECRET)
         await reply
         self._learn(reply)
 
@@ -277,7 +277,7 @@ class RedisStore:
     async def close(self) -> None:
         await self._owed.close()
         await self._beat.close()
-        await self._line.close()
+        await self._door.close()
 
 
 async def _heard(reply: Awaitable[Any]) -> Any:

@@ -230,8 +230,8 @@ def test_servers_are_reached_where_the_map_says_not_where_the_one_was_that_gave_
         store = open_store(f"redis+cluster://localhost:{nodes[0].port}?socket_timeout=10")
         assert [count async for count in store.purge()] == [0, 0, 0]
         assert isinstance(store, RedisStore)
-        assert isinstance(store._line, Cluster)
-        reached = {host for host, _ in store._line._nodes}
+        assert isinstance(store._door, Cluster)
+        reached = {host for host, _ in store._door._nodes}
         await store.close()
         return reached
 
