@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.admin import Guard, Recent, guarded
+from gateway.checked import Attempt, Trial, attempted, facts_of, parsed_verdict, stub
 from gateway.comparison import Comparison
 from gateway.errors import BadRequest, NotFound
 from gateway.explain import explain
@@ -27,7 +28,6 @@ from gateway.policy import (
     schema,
 )
 from gateway.recorded import Recorded, RecordError
-from gateway.reload import Attempt, Trial, attempted, facts_of, parsed_verdict, stub
 from gateway.replay import Unrecorded, between
 from gateway.revisions import PREVIOUS, Revision, Revisions
 from gateway.uploads import received

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.checked import Attempt, Texts, Trial, attempted
 from gateway.errors import UNREADABLE, BadRequest, NotFound, Overloaded
 from gateway.policy import Policy, PolicyError, Problem, file_text
-from gateway.reload import Attempt, Texts, Trial, attempted
 from gateway.store import Store
 from gateway.watch import Watch, folders
 

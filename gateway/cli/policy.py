@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.checked import Trial, checked, facts_of, parsed_verdict, stub, trials
 from gateway.cli.output import Json, encoded, visible
 from gateway.errors import Refusal
 from gateway.explain import explain as explained
@@ -29,7 +30,6 @@ from gateway.policy import (
     packaged,
 )
 from gateway.policy import schema as json_schema
-from gateway.reload import Trial, checked, facts_of, parsed_verdict, stub, trials
 
 app = typer.Typer(no_args_is_help=True, help="Check, explain and describe policy files.")
 

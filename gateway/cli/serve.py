@@ -19,13 +19,13 @@ import uvicorn
 
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.certificate import loaded
+from gateway.checked import attempted, checked
 from gateway.cli.settings import InvalidSettings, read_settings
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
 from gateway.policy import Policy, PolicyError, packaged
-from gateway.reload import attempted, checked
 from gateway.revisions import stored
 from gateway.server import Server, bind
 from gateway.settings import Settings

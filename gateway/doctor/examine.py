@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+from gateway.checked import checked
 from gateway.doctor.abilities import abilities
 from gateway.doctor.clock import clock
 from gateway.doctor.finding import Finding, error, ok
@@ -14,7 +15,6 @@ from gateway.doctor.store import store
 from gateway.doctor.tiers import Replied, asked, serving, tier_findings
 from gateway.http1 import Client
 from gateway.policy import Policy, PolicyError
-from gateway.reload import checked
 from gateway.settings import Settings
 
 

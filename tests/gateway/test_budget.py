@@ -11,9 +11,9 @@ from valkey import Valkey
 
 from gateway.admission import Admission, admit
 from gateway.body import read
+from gateway.checked import checked
 from gateway.policy import Policy, load_policy, serving
 from gateway.pricing import limits_of_all
-from gateway.reload import checked
 from gateway.standing import OverLimit
 from gateway.store import ALL, NANO, Limits, Money, Store
 from gateway.types import Bill, Caller, ChatRequest, Usage

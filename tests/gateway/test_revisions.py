@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway.checked import attempted, checked
 from gateway.errors import BadRequest, NotFound, Overloaded
 from gateway.policy import Policy
-from gateway.reload import attempted, checked
 from gateway.revisions import KEPT, REVISIONS, SETTLE, Revision, Revisions, merged
 from gateway.store import MemoryStore, Store, open_store
 from loadtest.servers import free_port

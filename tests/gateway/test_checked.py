@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.checked import checked
 from gateway.policy import PolicyError
-from gateway.reload import checked
 
 POLICIES = Path(__file__).parents[2] / "policies"
 HEAD = """\
