@@ -3,9 +3,9 @@
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
@@ -265,19 +265,16 @@ def check_load(tier: str, load: TierLoad) -> list[Check]:
 
 
 def check_session(wanted: SessionMatch) -> list[Check]:
+    def of(name: str, unknown: Any) -> Callable[[Facts], Any]:
+        return lambda facts: getattr(facts.session, name, unknown)
+
     checks = []
     if wanted.tier:
-        checks.append(
-            check_choice("session.tier", lambda facts: facts.session.tier if facts.session else None, wanted.tier)
-        )
+        checks.append(check_choice("session.tier", of("tier", None), wanted.tier))
     if wanted.age:
-        checks.append(
-            check_range("session.age", lambda facts: facts.session.age if facts.session else math.nan, wanted.age)
-        )
+        checks.append(check_range("session.age", of("age", math.nan), wanted.age))
     if wanted.turns:
-        checks.append(
-            check_range("session.turns", lambda facts: facts.session.turns if facts.session else 0, wanted.turns)
-        )
+        checks.append(check_range("session.turns", of("turns", 0), wanted.turns))
     return checks
 
 
