@@ -5,12 +5,14 @@ import itertools
 from collections.abc import Awaitable, Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
 from gateway.done import DONE
 from gateway.store.address import Door
 from gateway.store.call import Call
 from gateway.store.limits import Kind, Line
 from gateway.store.scripts import SETTLE, SETTLE_AND_REMEMBER
-from gateway.store.words import Names, account, pushed, settled
+from gateway.store.words import MEASURES, Names, account, pushed, settled
 
 BATCH = 32  # settlements that are sent together after an outage
 Heading = tuple[str, Kind, bool]  # tier, kind, estimated
@@ -99,13 +101,4 @@ class Owed:
 
 
 def _sum(one: Line, other: Line) -> Line:
-    return Line(
-        one.tier,
-        one.kind,
-        one.estimated,
-        one.prompt + other.prompt,
-        one.cached + other.cached,
-        one.completion + other.completion,
-        one.money + other.money,
-        one.requests + other.requests,
-    )
+    return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in MEASURES})
