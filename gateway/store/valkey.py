@@ -28,7 +28,7 @@ from gateway.store.pipeline import FAULTS
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
-from gateway.store.words import ACCOUNTS, Names, account, booked, milliseconds, run, settled, wanted, whole
+from gateway.store.words import ACCOUNTS, Names, booked, key_names, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -95,7 +95,7 @@ class RedisStore:
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         self._beat.begin()
-        own = account(caller)
+        own = key_names(caller)
         if self._door.is_down(own.names.all[0]):
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
         lease = f"{self._process}{next(self._leases)}"
@@ -134,7 +134,7 @@ class RedisStore:
     ) -> Awaitable[None]:
         if not lease.startswith(LEASE_NAME):
             self._beat.drop(lease)
-            own, word = account(caller), settled(lease, lines, above)
+            own, word = key_names(caller), settled(lease, lines, above)
             if kept is None or len(kept.value) > VALUE_LIMIT:
                 return self._owed.pay(lease, own.names, word)
             entry = (own.entry + kept.key, kept.value, milliseconds(kept.ttl))
@@ -148,7 +148,7 @@ class RedisStore:
         callers = [caller] if caller is not None else sorted(await self._callers() - {ALL})
         found: list[Line] = []
         for name in callers:
-            names = account(name).names
+            names = key_names(name).names
             await self._ask(*whole(SETTLE, names, (settled(""),)))
             found += booked(name, await self._ask(b"HGETALL", names.all[2]))
         return found
@@ -171,7 +171,7 @@ class RedisStore:
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
         try:
-            found: bytes | None = await self._ask(b"GET", account(caller).entry + key)
+            found: bytes | None = await self._ask(b"GET", key_names(caller).entry + key)
         except Overloaded:
             return None
         return None if found is None or found.startswith(TURN) else found
@@ -179,7 +179,7 @@ class RedisStore:
     def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
             return DONE
-        return self._call(REMEMBER, (account(caller).entry + key, value, milliseconds(ttl)))
+        return self._call(REMEMBER, (key_names(caller).entry + key, value, milliseconds(ttl)))
 
     async def note(self, lines: Sequence[bytes], most: int) -> bool:
         if self._door.is_down(RECORDS):
@@ -196,7 +196,7 @@ class RedisStore:
             after = b"(" + found[-1][0]
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
-        own = account(caller)
+        own = key_names(caller)
         more = (own.entry + key, token, milliseconds(seconds))
         try:
             holder, *entry = await self._run(TAKE_TURN, NO_NAMES, more)
@@ -205,7 +205,7 @@ class RedisStore:
         return Taken(None, entry[0]) if entry else Taken(holder)
 
     def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        return self._call(END_TURN, (account(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
+        return self._call(END_TURN, (key_names(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
 
     def _call(self, script: Script, more: tuple[bytes, ...]) -> Call:
         call = Call(self._door, script, NO_NAMES, more)
@@ -214,7 +214,7 @@ class RedisStore:
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         whose = "*" if caller is None else re.sub(r"([\[\]*?\\])", r"\\\1", caller)
-        async for names in self._scan(account(whose).entry + b"*"):
+        async for names in self._scan(key_names(whose).entry + b"*"):
             yield sum(await asyncio.gather(*(self._ask(b"UNLINK", name) for name in names)))
 
     async def key(self, key_id: str) -> KeyRecord | None:
