@@ -3,15 +3,12 @@
 import hashlib
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from gateway.policy.model import Count, Duration, Several
-from gateway.policy.sections import listed, section
+from gateway.policy.sections import LISTED, section
 
-Patterns = Annotated[
-    tuple[Annotated[str, Field(max_length=500)], ...],
-    BeforeValidator(listed, json_schema_input_type=tuple[str, ...]),
-]
+Patterns = Annotated[tuple[Annotated[str, Field(max_length=500)], ...], LISTED]
 
 
 @section

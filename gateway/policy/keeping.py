@@ -3,12 +3,12 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from gateway.policy.matching import Range
 from gateway.policy.model import Duration
 from gateway.policy.rules import header_name
-from gateway.policy.sections import listed, section
+from gateway.policy.sections import LISTED, section
 
 
 @section
@@ -50,7 +50,7 @@ class Sessions:
 
     key: Annotated[
         tuple[Annotated[str, AfterValidator(session_key)], ...],
-        BeforeValidator(listed, json_schema_input_type=tuple[str, ...]),
+        LISTED,
         Field(min_length=1, description="what names a conversation: header:NAME, metadata:NAME, prefix"),
     ] = ("header:x-session-id", "metadata:session_id", "prefix")
     ttl: Annotated[Duration, Field(description="how long a conversation is remembered after an answer")] = 3600.0

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from gateway.policy.prompts import Prompt
-from gateway.policy.sections import listed, section
+from gateway.policy.sections import LISTED, listed, section
 from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -40,7 +40,7 @@ Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
 LOCAL = "local"  # in place of a tier: the local score decides
 Reason = Literal["timeout", "parse", "truncated", "empty", "overloaded", "error"]
 Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
-Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
+Several = Annotated[tuple[str, ...], LISTED]
 
 
 @section

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform
 
+from pydantic import BeforeValidator
+
 T = TypeVar("T")
 
 
@@ -18,3 +20,6 @@ def listed(value: object) -> object:
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
+
+
+LISTED = BeforeValidator(listed, json_schema_input_type=tuple[str, ...])
