@@ -99,7 +99,6 @@ class Policy:
     `scored`: something needs the local score. `context`: tokens of the longest prompt that every tier takes.
     """
 
-    schema: int
     name: str
     revision: str
     digest: str
