@@ -6,9 +6,9 @@ from pydantic import Field
 
 from gateway.policy.model import Count, Duration, Name, Several, Share
 from gateway.policy.sections import section
+from gateway.store import Mode
 
 TokenCount = Annotated[int, Field(ge=1, le=100_000_000)]
-Without = Literal["deny", "local", "allow"]
 
 
 @section
@@ -77,11 +77,11 @@ class OnStoreFailure:
     allow  the limit is not kept
     """
 
-    requests: Annotated[Without, Field(description="requests_per_minute")] = "local"
-    concurrency: Annotated[Without, Field(description="concurrency")] = "local"
-    tokens: Annotated[Without, Field(description="tokens_per_minute")] = "local"
-    budget: Annotated[Without, Field(description="budgets; deny is a 503 also where `then` is flash_only")] = "deny"
-    pro_share: Annotated[Without, Field(description="pro_share; deny is the first tier only")] = "local"
+    requests: Annotated[Mode, Field(description="requests_per_minute")] = "local"
+    concurrency: Annotated[Mode, Field(description="concurrency")] = "local"
+    tokens: Annotated[Mode, Field(description="tokens_per_minute")] = "local"
+    budget: Annotated[Mode, Field(description="budgets; deny is a 503 also where `then` is flash_only")] = "deny"
+    pro_share: Annotated[Mode, Field(description="pro_share; deny is the first tier only")] = "local"
 
 
 @section
