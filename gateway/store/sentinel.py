@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.store.opening import Opening, Way
+from gateway.store.opening import Address, Opening, Way
 from gateway.store.pipeline import ask_once
-
-Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
