@@ -12,6 +12,18 @@ from gateway.reply import Reply
 from gateway.sse import data_of, events_of
 
 
+class _Probed(msgspec.Struct):
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Told(msgspec.Struct):
+    choices: list[_Probed] = []
+
+
+_KEY = re.compile(rb'"logprobs"\s*:\s*')
+_TOLD = msgspec.json.Decoder(_Told)
+
+
 class Opening:
     """Takes over a reply's pieces: those that `more` reads are kept, and the reply's reader gets them first, then the
     rest, each as `clean` returns it. Ends with the reply. `waited` is the seconds that `more` took.
@@ -67,18 +79,6 @@ async def _stop(task: asyncio.Task[bytes] | None) -> None:
         task.cancel()
         await asyncio.wait([task])
         task.cancelled() or task.exception()
-
-
-class _Probed(msgspec.Struct):
-    logprobs: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Told(msgspec.Struct):
-    choices: list[_Probed] = []
-
-
-_KEY = re.compile(rb'"logprobs"\s*:\s*')
-_TOLD = msgspec.json.Decoder(_Told)
 
 
 def unprobed(piece: bytes, stream: bool) -> bytes:
