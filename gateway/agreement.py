@@ -10,90 +10,23 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from gateway.body import real
 from gateway.errors import UNREADABLE
-from gateway.sse import data_of, events_of
+from gateway.wording import Wording
 
 READ = 10_000  # characters of a text that are compared
 DEEP = 32  # keys on the way to a leaf: with 900, two texts of 10 kB took 0.5 s of CPU (2026-11-23)
 # A number, one character of a script without spaces (Chinese, Japanese, Thai), or a word.
 _SPACELESS = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"\d+(?:[.,]\d+)*|[{_SPACELESS}]|[^\W\d_{_SPACELESS}]+")
-
-
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _Call(msgspec.Struct):
-    index: int = 0
-    function: _Function | None = None
-
-
-class _Piece(msgspec.Struct):
-    content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[_Call] | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Piece | None = None
-    message: _Piece | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice] = []
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
 _VALUE = msgspec.json.Decoder(Any, float_hook=real)
 
 
-@dataclass(slots=True)
-class Said:
-    """What an answer of one choice said, without its thoughts. `calls`: name and arguments of each, by its place.
-    `whole`: it ended, and not at its longest."""
-
-    text: str = ""
-    refused: bool = False
-    whole: bool = False
-    calls: dict[int, list[str]] = field(default_factory=dict)
-
-
-def said(data: bytes, stream: bool) -> Said:
-    """What chat's or a completion's JSON answer, or all of its events, say. What cannot be read says nothing."""
-    found = Said()
-    for each in map(data_of, events_of(data)) if stream else [data]:
-        try:
-            answer = _ANSWER.decode(each)
-        except UNREADABLE:
-            continue
-        for choice in answer.choices:
-            _note(found, choice)
-    return found
-
-
-def _note(found: Said, choice: _Choice) -> None:
-    piece = choice.delta or choice.message or _Piece(choice.text)
-    found.text += piece.content or ""
-    found.refused = found.refused or bool(piece.refusal) or choice.finish_reason == "content_filter"
-    found.whole = found.whole or choice.finish_reason not in (None, "length")
-    for at, call in enumerate(piece.tool_calls or ()):
-        made = found.calls.setdefault(call.index if choice.delta else at, ["", ""])
-        if call.function:
-            made[0] += call.function.name or ""
-            made[1] += call.function.arguments or ""
-
-
-def agreement(one: Said, other: Said) -> float | None:
+def agreement(one: Wording, other: Wording) -> float | None:
     """From 0 to 1; None where an answer was cut, so that nobody knows. One that refuses, or calls a tool, agrees with
     none that does not."""
     if not (one.whole and other.whole):
@@ -137,7 +70,7 @@ def overlap(one: Iterable[Hashable], other: Iterable[Hashable]) -> float:
     return 2 * (mine & yours).total() / both if both else 1.0
 
 
-def _called(answer: Said) -> list[Hashable]:
+def _called(answer: Wording) -> list[Hashable]:
     pairs = [(name, _parsed(arguments)) for name, arguments in answer.calls.values()]
     return [(name, leaf) for name, value in pairs for leaf in leaves(value)]
 

@@ -9,6 +9,7 @@ from random import SystemRandom
 from typing import Any
 
 from gateway.answer import answer
+from gateway.attached import ending, explained_events, explained_json, explanation, our_lines, stripped_line
 from gateway.dialects import DIALECTS, read
 from gateway.doors import Doors
 from gateway.errors import Forbidden, Leaving, NoWebSocket, Refusal, TooLate, WrongMethod
@@ -18,7 +19,6 @@ from gateway.policy import serving
 from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.recorded import Record, phases
-from gateway.relay import ending, explained_events, explained_json, explanation, told, withheld
 from gateway.reply import Chunks, Reply
 from gateway.settings import Settings
 from gateway.splice import refuse_links
@@ -237,10 +237,10 @@ class Exchange:
         """The headers of an answer, as lines; the time before its first byte ends `now`."""
         ours = now - self._started - self._uploading - (reply.waited if reply else 0.0)
         self._overhead = ours if ours > 0.0 else 0.0  # noqa: FURB136  max() takes as long as ten steps
-        headers = told(self._id, self._wire.path, self._policy, reply, self._overhead)
+        headers = our_lines(self._id, self._wire.path, self._policy, reply, self._overhead)
         if reply is None or self._request is None:
             return headers
-        return headers + header_lines(reply.headers) + reply.limits + withheld(self._request, self._policy)
+        return headers + header_lines(reply.headers) + reply.limits + stripped_line(self._request, self._policy)
 
     def _record(self) -> None:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy

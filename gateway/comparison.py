@@ -13,7 +13,6 @@ from gateway.explain import try_route
 from gateway.facts import observe
 from gateway.policy import Candidate, Policy
 from gateway.recorded import Record
-from gateway.records import seen
 from gateway.reply import NOBODY
 from gateway.types import Ask, ChatRequest, Decision, Route, Standing
 
@@ -125,7 +124,7 @@ def sides(due: Due, candidate: Policy) -> tuple[Side | None, Side | None]:
         other = observe(due.request, candidate, facts.load, standing, facts.waiting)
     except Refusal as refusal:
         return here, side(refusal)
-    asked_alike = due.policy.once(seen).question == candidate.once(seen).question
+    asked_alike = due.policy.question == candidate.question
     return here, side(try_route(replace(other, chance=1.0), verdict if asked_alike else None, candidate))
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -113,8 +113,7 @@ class Drift:
         seen = self._of(policy)
         if seen is None:
             return None
-        things = {"scores": seen.scores, "outcomes": seen.outcomes}
-        return {name: {"looks": one.looks, "last": one.last, "alarm": one.alarm} for name, one in things.items()}
+        return {"scores": asdict(seen.scores), "outcomes": asdict(seen.outcomes)}
 
     def _of(self, policy: Policy) -> Seen | None:
         basis, layer = policy.basis, policy.calibration

@@ -118,9 +118,6 @@ class TooSlow(BadRequest):
     status = 408
     code = "request_timeout"
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [*super().headers(), (b"connection", b"close")]
-
 
 class Unauthorized(Refusal):
     status = 401

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import asdict
 from typing import Any
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
@@ -87,16 +87,8 @@ def told_verdict(verdict: Verdict, said: Verdict, steps: tuple[Step, ...]) -> di
     key of `sides` that it falls to; `threshold`: the edge nearest to p_complex; `margin`: p_complex less the threshold,
     at or above 0 on the upper side. Null where there is no label, or no probability."""
     p_complex, threshold = verdict.p_complex, nearest(steps, verdict.p_complex)[1].low
-    return {
-        "label": verdict.label,
-        "p_complex": p_complex,
+    return structs.asdict(verdict) | {
         "raw": said.p_complex,
-        "source": verdict.source,
-        "reason": verdict.reason,
-        "seconds": verdict.seconds,
-        "cut": verdict.cut,
-        "strategy": verdict.strategy,
-        "prompt": verdict.prompt,
         "side": band(steps, verdict).key if verdict.label else None,
         "threshold": threshold,
         "margin": None if p_complex is None else round(p_complex - threshold, 6),
@@ -124,7 +116,7 @@ def instead(
 
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     """Where the request would go on either side, or in each band, and without a verdict; nothing is explored."""
-    rule, facts = first_match(facts, policy), replace(facts, chance=1.0)
+    rule, facts = first_match(facts, policy), structs.replace(facts, chance=1.0)
     found = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(rule.id, policy)}
     failed = {reason: told(try_route(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}

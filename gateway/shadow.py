@@ -15,7 +15,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from gateway.admission import admit_all
-from gateway.agreement import Said, agreement, said
+from gateway.agreement import agreement
 from gateway.errors import NotFound, Overloaded, Refusal
 from gateway.policy import Policy, Shadow
 from gateway.pricing import bound, lease, limits_of_all, lines
@@ -29,6 +29,7 @@ from gateway.store import SHADOW as ACCOUNT
 from gateway.telemetry import Telemetry
 from gateway.types import ChatRequest
 from gateway.upstream import Upstream
+from gateway.wording import Wording, said
 
 MOST = 16  # answers that are copied or compared at once
 LONGEST = 256 << 10  # bytes of an answer that is compared
@@ -54,7 +55,7 @@ class Copy:
         else:
             reply.body = self._all(reply.chunks)
 
-    def said(self) -> Said:
+    def said(self) -> Wording:
         """What the answer said; not `whole` where the copy ends before it. Raises LeftOut after an error."""
         if self._usage.failed:
             raise LeftOut("cut")
@@ -196,7 +197,7 @@ class Shadows:
             for line in used:
                 self._meters.cost.add(line.tier, "shadow", amount=line.money / NANO)
 
-    async def _second(self, again: ChatRequest, drawn: Drawn) -> Said:
+    async def _second(self, again: ChatRequest, drawn: Drawn) -> Wording:
         """What the other tier says. Raises LeftOut."""
         name, policy = drawn.rules.tier, drawn.policy
         try:
@@ -206,7 +207,7 @@ class Shadows:
             raise LeftOut("failed") from None
 
 
-async def read(reply: Reply) -> Said:
+async def read(reply: Reply) -> Wording:
     """What a reply says; it is closed. Raises Refusal, LeftOut."""
     copy = Copy(reply)
     try:

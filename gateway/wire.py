@@ -41,29 +41,22 @@ class Wire(Protocol):
         """Writes a piece of the answer (not b"", and not the first one) without waiting. It returns False when the
         buffer is full, so that the next piece must go through `write`. None where the buffer's state cannot be
         known."""
-        ...
 
     def ready(self) -> bytes | None:
         """The request's body, if all of it is there already."""
-        ...
 
     async def read(self, limit: int) -> bytes | None:
         """All of the request's body; None when the caller left before its end. Raises TooLarge above `limit` bytes."""
-        ...
 
     def watch(self, left: Callable[[], None]) -> None:
         """From here on call `left`, once, if the caller leaves before the answer is complete."""
-        ...
 
     def unwatch(self) -> None:
         """Call nobody any more."""
-        ...
 
     def start(self, status: int, headers: bytes, length: int | None = None) -> None:
         """Sets the answer's head, which goes out with the first write. `headers` are lines as of `header_lines`;
         `length` in bytes where the answer comes in one piece."""
-        ...
 
     def write(self, data: bytes, more: bool) -> Awaitable[None]:
         """A piece of the answer, the last one without `more`. Waits for the caller to take what came before."""
-        ...

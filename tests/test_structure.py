@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"resolver"},
     {"errors", "settings", "sse", "balance", "http1", "embedded", "off_policy", "calibration", "done", "memory"},
-    {"trace", "ids", "watch", "head", "closing", "certificate"},
+    {"trace", "ids", "watch", "head", "closing", "certificate", "wording"},
     {"body", "store", "openapi", "workers"},
     {"dialects", "agreement"},
     {"types", "protocol", "score"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads", "served"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "retries", "drift"},
     {"abilities", "doors"},
-    {"answer", "relay", "admin", "probe", "replay"},
+    {"answer", "attached", "admin", "probe", "replay"},
     {"api", "admin_policy"},
     {"asgi", "decisions", "status"},
     {"fast", "page"},

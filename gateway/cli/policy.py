@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,7 +114,7 @@ def opened(path: Path, how: Format = Format.text, status: int = 1) -> tuple[Poli
 def tell(path: Path, problems: Sequence[Problem], how: Format) -> None:
     """Problems for people (stderr), for programs (stdout), or for GitHub's annotations (stdout)."""
     if how is Format.json:
-        found = [{name: getattr(problem, name) for name in Problem.__slots__} for problem in problems]
+        found = [asdict(problem) for problem in problems]
         print(json.dumps({"file": str(path), "ok": False, "digest": None, "problems": found}))
         return
     for problem in problems:

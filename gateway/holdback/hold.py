@@ -8,15 +8,15 @@ import msgspec
 
 from gateway.body import Fields
 from gateway.errors import UpstreamFailed, UpstreamTimeout
-from gateway.holdback.opening import Opening
+from gateway.holdback.opening import Opening, unprobed
 from gateway.holdback.signs import doubtful, figures, over, shown
-from gateway.holdback.wording import Start, unprobed
 from gateway.policy import Holdback, Policy
 from gateway.reply import Reply
 from gateway.routing import lacks, reachable
 from gateway.splice import extra_logprobs, holdback_of
 from gateway.types import Bill, ChatRequest, Decision, Facts, Held, Route
 from gateway.upstream import Upstream
+from gateway.wording import Wording
 
 Send = Callable[[Route], Awaitable[Reply]]
 
@@ -74,7 +74,7 @@ async def judged(
     """Reads the answer until its start is over or a sign of weakness shows. Returns that sign (None: it is good), what
     ended the start (tokens | wait | end), and its figures. Raises UpstreamFailed when the answer fails before that.
     """
-    start, end = Start(), None
+    start, end = Wording(), None
     while True:
         piece = await opening.more(None if end is None else max(0.0, end - time.perf_counter()))
         if piece is None:

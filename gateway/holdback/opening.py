@@ -1,10 +1,27 @@
-"""How is the start of an answer read before the caller gets it?"""
+"""How is the start of an answer read before the caller gets it, without log-probabilities that it did not ask for?"""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Callable
 
+import msgspec
+
+from gateway.errors import UNREADABLE
 from gateway.reply import Reply
+from gateway.sse import data_of, events_of
+
+
+class _Probed(msgspec.Struct):
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Told(msgspec.Struct):
+    choices: list[_Probed] = []
+
+
+_KEY = re.compile(rb'"logprobs"\s*:\s*')
+_TOLD = msgspec.json.Decoder(_Told)
 
 
 class Opening:
@@ -62,3 +79,26 @@ async def _stop(task: asyncio.Task[bytes] | None) -> None:
         task.cancel()
         await asyncio.wait([task])
         task.cancelled() or task.exception()
+
+
+def unprobed(piece: bytes, stream: bool) -> bytes:
+    """The piece with null in place of log-probabilities, as a server writes it that was not asked for them. All other
+    bytes stay as they are."""
+    if b'"logprobs"' not in piece:
+        return piece
+    return b"".join(map(_without, events_of(piece))) if stream else _without(piece)
+
+
+def _without(event: bytes) -> bytes:
+    try:
+        told = _TOLD.decode(data_of(event) or event)
+    except UNREADABLE:
+        return event
+    parts, done, keys = [], 0, _KEY.finditer(event)
+    for value in [bytes(choice.logprobs) for choice in told.choices]:
+        # Inside of a string its quotes would be escaped: the value stands nowhere else behind this key.
+        ends = (key.end() for key in keys if event.startswith(value, key.end()))
+        if value != b"null" and (at := next(ends, 0)):
+            parts += [event[done:at], b"null"]
+            done = at + len(value)
+    return b"".join([*parts, event[done:]])

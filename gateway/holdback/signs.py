@@ -8,8 +8,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from gateway.body import Fields
-from gateway.holdback.wording import Start
 from gateway.policy import Holdback, Most, Weak
+from gateway.wording import Wording
 
 LOOKED_AT = 4000  # characters: the first for refusal words, the last for loops
 UNIT = 80  # characters of the longest unit of a loop
@@ -25,12 +25,12 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def over(start: Start, rules: Holdback) -> str | None:
+def over(start: Wording, rules: Holdback) -> str | None:
     """What ended the start: end | tokens; None while it goes on."""
     return "end" if start.finish else "tokens" if start.tokens >= rules.tokens else None
 
 
-def shown(start: Start, rules: Weak, fields: Fields) -> str | None:
+def shown(start: Wording, rules: Weak, fields: Fields) -> str | None:
     """The sign that shows already and that nothing which follows can undo; None: none."""
     if (rules.refusal and start.refused) or refuses(start.text, rules.refusal_words):
         return "refusal"
@@ -41,7 +41,7 @@ def shown(start: Start, rules: Weak, fields: Fields) -> str | None:
     return "repetition" if rules.repetition and loops(start.text) else None
 
 
-def figures(start: Start) -> dict[str, float]:
+def figures(start: Wording) -> dict[str, float]:
     """mean_logprob and margin: means over the tokens kept back, without those that the server did not tell."""
     told = {"mean_logprob": start.logprobs, "margin": start.margins}
     return {name: round(fmean(values), 6) for name, values in told.items() if values}
@@ -62,9 +62,9 @@ def refuses(text: str, words: Sequence[str]) -> bool:
     return any(re.search(pattern, text[:LOOKED_AT]) for pattern in words)
 
 
-def is_empty(start: Start) -> bool:
+def is_empty(start: Wording) -> bool:
     """It ended without content, for another reason than the caller's own max_tokens."""
-    return start.finish not in ("", "length") and not (start.text.strip() or start.called or start.refused)
+    return start.finish not in ("", "length") and not (start.text.strip() or start.calls or start.refused)
 
 
 def loops(text: str) -> bool:
@@ -80,7 +80,7 @@ def _turns(text: str, size: int) -> bool:
     return text.endswith(unit * turns) and any(map(str.isalpha, unit))
 
 
-def violates(start: Start, wanted: dict[str, Any]) -> bool:
+def violates(start: Wording, wanted: dict[str, Any]) -> bool:
     """Whatever follows, the text cannot become JSON of the form that was asked for.
 
     Of a schema only type, enum, const, items, properties, additionalProperties: false and required are checked.

@@ -24,7 +24,6 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None,
     whole = (document.text, found.text if found else "", table.digest if table else "")
     digest = hashlib.sha256("".join(whole).encode()).hexdigest()[:12]
     return Policy(
-        schema=written.schema,
         name=written.name,
         revision=written.revision,
         digest=digest,

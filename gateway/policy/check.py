@@ -12,7 +12,7 @@ from gateway.policy.calibrated import CALIBRATION, calibrated, embedded
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
 from gateway.policy.problems import Path, PolicyError, Problem, suggestion
-from gateway.policy.references import check, mapping
+from gateway.policy.references import check, children, mapping
 from gateway.policy.rules import Rule
 
 FILE = TypeAdapter(PolicyFile)
@@ -148,13 +148,6 @@ def located(data: object, loc: tuple[int | str, ...], *, absent: bool) -> tuple[
         elif absent and at == len(loc) - 1:
             return (*path, step), None
     return tuple(path), data
-
-
-def children(data: object) -> dict[int | str, Any]:
-    """What a mapping or a list holds, by key or index."""
-    if isinstance(data, list):
-        return dict(enumerate(data))
-    return data if isinstance(data, dict) else {}
 
 
 def worded(document: Document, error: ErrorDetails, path: Path, value: object) -> str:

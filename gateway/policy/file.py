@@ -12,11 +12,11 @@ from pydantic import Field
 from gateway.calibration import Basis, Layer
 from gateway.policy.holdback import Holdback
 from gateway.policy.keeping import Caching, Sessions
-from gateway.policy.matching import STRICT
 from gateway.policy.model import Failover, Name, Printable, Share, Tier, Triage
 from gateway.policy.plans import Budget, Callers
 from gateway.policy.recording import Recording
 from gateway.policy.rules import Rule
+from gateway.policy.sections import section
 from gateway.policy.trials import PolicyTest
 from gateway.score import Axes, Table
 
@@ -26,23 +26,21 @@ Pattern = Annotated[str, Field(max_length=500)]
 Alias = Annotated[str, Field(pattern=r"^[!-~]+$", max_length=256)]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class NamedCandidate:
     """Another policy file, on trial. A caller that it serves stays with it as long as `canary` is not lowered. With
     `shadow` decisions of this policy are compared with those that it would have made, after their answers have ended.
     """
 
-    __pydantic_config__ = STRICT
     policy: Annotated[str, Field(min_length=1, description="the candidate's file, relative to this one")]
     canary: Annotated[Share, Field(description="the part of the callers whom the candidate serves")] = 0.0
     shadow: Annotated[Share, Field(description="the part of the other decisions that it is compared with")] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class PolicyFile:
     """The file's top level, as written."""
 
-    __pydantic_config__ = STRICT
     schema: Annotated[Literal[1], Field(description="version of this format")]
     tiers: Annotated[
         dict[Name, Tier], Field(min_length=1, description="models and their servers, ranked by order, cheapest first")
@@ -101,7 +99,6 @@ class Policy:
     `scored`: something needs the local score. `context`: tokens of the longest prompt that every tier takes.
     """
 
-    schema: int
     name: str
     revision: str
     digest: str

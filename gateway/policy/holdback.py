@@ -1,31 +1,25 @@
 """Whose answers are kept back at first, and what makes their start too weak to be let out?"""
 
 import hashlib
-from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from gateway.policy.matching import STRICT, listed
 from gateway.policy.model import Count, Duration, Several
+from gateway.policy.sections import LISTED, section
 
-Patterns = Annotated[
-    tuple[Annotated[str, Field(max_length=500)], ...],
-    BeforeValidator(listed, json_schema_input_type=tuple[str, ...]),
-]
+Patterns = Annotated[tuple[Annotated[str, Field(max_length=500)], ...], LISTED]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Most:
-    __pydantic_config__ = STRICT
     max: Annotated[float, Field(description="weak at or below it")]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Weak:
     """Signs of a weak start; those left out are not looked for. The figures are means over the tokens kept back."""
 
-    __pydantic_config__ = STRICT
     mean_logprob: Annotated[Most | None, Field(description="the tokens' own log-probability")] = None
     margin: Annotated[Most | None, Field(description="the likeliest token's log-probability less the second's")] = None
     refusal: Annotated[bool, Field(description="the server says so: a refusal field, or content_filter")] = False
@@ -45,12 +39,11 @@ class Weak:
         return self.mean_logprob is not None or self.margin is not None
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Holdback:
     """The start of an answer is held back until it has `tokens`, or `wait` has passed since its first token; then it is
     let out unless it is weak."""
 
-    __pydantic_config__ = STRICT
     tiers: Annotated[Several, Field(min_length=1, description="whose answers are kept back at first")]
     to: Annotated[str, Field(description="who answers in place of a weak start")]
     escalate_when: Annotated[Weak, Field(description="signs of a weak start")]

@@ -1,31 +1,30 @@
 """What may an operator decide about what is remembered?"""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
-from gateway.policy.matching import STRICT, Range, listed
+from gateway.policy.matching import Range
 from gateway.policy.model import Duration
 from gateway.policy.rules import header_name
+from gateway.policy.sections import LISTED, section
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class CachingWhen:
     """A request is remembered only if it matches: an explicit temperature in the range, and no tools unless allowed."""
 
-    __pydantic_config__ = STRICT
     temperature: Annotated[Range, Field(description="explicit temperatures that are remembered")] = field(
         default_factory=lambda: Range(max=0.0)
     )
     tools: Annotated[bool, Field(description="remember requests that bring tools, too")] = False
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Caching:
     """Which answers are given again to the same request."""
 
-    __pydantic_config__ = STRICT
     ttl: Annotated[Duration, Field(description="how long an answer is remembered")] = 600.0
     wait: Annotated[Duration, Field(description="the longest wait for the same answer in another process")] = 20.0
     when: Annotated[CachingWhen, Field(description="which requests are remembered")] = CachingWhen()
@@ -39,7 +38,7 @@ def session_key(source: str) -> str:
     return f"header:{header_name(name)}" if kind == "header" else source
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Sessions:
     """How conversations are told apart, and how long and when one stays on its tier.
 
@@ -49,10 +48,9 @@ class Sessions:
     down only where that costs no more than it saves. always: it stays where it began.
     """
 
-    __pydantic_config__ = STRICT
     key: Annotated[
         tuple[Annotated[str, AfterValidator(session_key)], ...],
-        BeforeValidator(listed, json_schema_input_type=tuple[str, ...]),
+        LISTED,
         Field(min_length=1, description="what names a conversation: header:NAME, metadata:NAME, prefix"),
     ] = ("header:x-session-id", "metadata:session_id", "prefix")
     ttl: Annotated[Duration, Field(description="how long a conversation is remembered after an answer")] = 3600.0

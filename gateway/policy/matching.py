@@ -6,19 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from gateway.policy.sections import listed, section
 from gateway.types import Facts
 
-STRICT = {"extra": "forbid"}
 Matcher = Callable[[Facts], bool]
-
-
-def listed(value: object) -> object:
-    """One name stands for a list of one."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
 Names = Annotated[
     tuple[str, ...],
     BeforeValidator(listed, json_schema_input_type=str | tuple[str, ...]),
@@ -27,11 +18,10 @@ Names = Annotated[
 Bound = Annotated[float | None, Field(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Range:
     """Both ends belong to it; an end that is left out is open."""
 
-    __pydantic_config__ = STRICT
     min: Annotated[Bound, Field(description="smallest value that matches")] = None
     max: Annotated[Bound, Field(description="largest value that matches")] = None
 
@@ -46,11 +36,10 @@ class Range:
         return ", ".join(f"{name} {end:g}" for name, end in ends.items() if end is not None)
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Except:
     """All names but these."""
 
-    __pydantic_config__ = STRICT
     names: Annotated[Names, Field(alias="not", description="names that do not match")]
 
 

@@ -5,13 +5,13 @@ Durations are seconds, written with a unit in YAML ("800ms", "2s", "10m"). The l
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from gateway.policy.matching import STRICT, listed
 from gateway.policy.prompts import Prompt
+from gateway.policy.sections import LISTED, listed, section
 from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -40,21 +40,20 @@ Printable = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=100)]
 LOCAL = "local"  # in place of a tier: the local score decides
 Reason = Literal["timeout", "parse", "truncated", "empty", "overloaded", "error"]
 Failure = Literal["connect", "overloaded", "first_byte", "5xx"]
-Several = Annotated[tuple[str, ...], BeforeValidator(listed, json_schema_input_type=tuple[str, ...])]
+Several = Annotated[tuple[str, ...], LISTED]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Timeouts:
     """`first_byte` and `idle` bind streams; a JSON answer has `total`. Seconds."""
 
-    __pydantic_config__ = STRICT
     connect: Annotated[Duration, Field(description="until a connection stands")] = 1.0
     first_byte: Annotated[Duration, Field(description="until a stream's first byte")] = 20.0
     idle: Annotated[Duration, Field(description="between two pieces of a stream")] = 60.0
     total: Annotated[Duration, Field(description="until the whole answer is there")] = 600.0
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class TierLimits:
     """`max_inflight`: requests that this gateway keeps open to the tier; the next `queue` wait, by their plan's
     priority, for at most `queue_timeout`; who comes after them is refused as overloaded at once. `adaptive`: fewer are
@@ -62,28 +61,25 @@ class TierLimits:
     first byte.
     """
 
-    __pydantic_config__ = STRICT
     max_inflight: Annotated[Count, Field(description="requests open to the tier at once")] = 256
     adaptive: Annotated[bool, Field(description="fewer are open while requests wait inside the servers")] = False
     queue: Annotated[int, Field(ge=0, le=100_000, description="requests that may wait; the next is overloaded")] = 128
     queue_timeout: Annotated[Duration, Field(description="the longest wait for a place")] = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Price:
     """US dollars per million tokens."""
 
-    __pydantic_config__ = STRICT
     input_per_m: Annotated[Dollars, Field(description="prompt tokens, US dollars per million")] = 0.0
     cached_input_per_m: Annotated[Dollars, Field(description="prompt tokens served from the KV cache")] = 0.0
     output_per_m: Annotated[Dollars, Field(description="answer tokens")] = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Can:
     """What the tier's servers can do; a request that needs more goes to a tier that has it. `context` in tokens."""
 
-    __pydantic_config__ = STRICT
     tools: Annotated[bool, Field(description="tool calls")] = True
     json_schema: Annotated[bool, Field(description="answers after a JSON schema")] = True
     vision: Annotated[bool, Field(description="images in the prompt")] = False
@@ -94,7 +90,7 @@ class Can:
     context: Annotated[Count, Field(description="longest prompt, in tokens")] = 1048576
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Tier:
     """A model and the servers that run it. `set` holds request defaults; a caller's own value wins.
 
@@ -102,7 +98,6 @@ class Tier:
     what the servers leave out: another name means other answers from the same model.
     """
 
-    __pydantic_config__ = STRICT
     model: Annotated[str, Field(min_length=1, max_length=256, description="the name that the servers know")]
     replicas: Annotated[Several, Field(min_length=1, description="server URLs: http(s)://host[:port][/prefix]")]
     engine: Annotated[Literal["vllm", "openai"], Field(description="openai servers are not sent vLLM's own fields")] = (
@@ -141,34 +136,31 @@ class Tier:
         return self.engine == "vllm" if told is None else told
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class TriageInput:
     """A conversation of more `characters` of JSON is judged by its head and tail, asked in the `system` layout."""
 
-    __pydantic_config__ = STRICT
     characters: Annotated[int, Field(ge=200, description="longest conversation that is asked whole")] = 400000
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Waste:
     """No draft starts while more than `max` of the tokens of its caller's drafts, of all callers' where those are few,
     were thrown away, over about the last `window`."""
 
-    __pydantic_config__ = STRICT
     max: Annotated[Share, Field(description="the part of drafts' tokens that may be thrown away")] = 0.2
     window: Annotated[Duration, Field(description="over which time, about")] = 300.0
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Early:
     """While the classifier is asked, the highest tier starts an answer, not the lowest, where the score is high."""
 
-    __pydantic_config__ = STRICT
     score: Annotated[Share, Field(description="the local score from which it starts")] = 0.95
     max_share: Annotated[Share, Field(description="the part of the judged requests that may do so, at most")] = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Triage:
     """How the small model is asked whether it is enough. `otherwise`: the tier without a verdict, or LOCAL.
 
@@ -176,7 +168,6 @@ class Triage:
     has the built-in ones, too, all by name and version.
     """
 
-    __pydantic_config__ = STRICT
     tier: Annotated[str, Field(description="the tier that is asked; the first one by default")] = ""
     strategy: Annotated[
         Literal["auto", Strategy], Field(description="how the answer is bound to its labels; auto asks the servers")
@@ -221,11 +212,10 @@ class Triage:
     ] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Failover:
     """Tiers to try after the named one failed in one of the ways in `on`, before the first byte only."""
 
-    __pydantic_config__ = STRICT
     tiers: Annotated[dict[str, Several], Field(description="tiers to try after the named one, in order")] = field(
         default_factory=dict
     )

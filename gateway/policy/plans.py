@@ -1,18 +1,17 @@
 """What may callers do, and what may they spend?"""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.policy.matching import STRICT
 from gateway.policy.model import Count, Duration, Name, Several, Share
+from gateway.policy.sections import section
+from gateway.store import Mode
 
 TokenCount = Annotated[int, Field(ge=1, le=100_000_000)]
-Without = Literal["deny", "local", "allow"]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Budget:
     """What each caller of a plan, or all callers together, may spend in a window.
 
@@ -20,7 +19,6 @@ class Budget:
     settled. `then`: what happens to a request whose cost on the highest tier that it may reach does not fit.
     """
 
-    __pydantic_config__ = STRICT
     usd: Annotated[float, Field(gt=0, le=1e6, description="US dollars in a window")]
     window: Annotated[Duration, Field(description="how long a window is")] = 86400.0
     warn: Annotated[Share | None, Field(description="the part of it from which callers are told")] = 0.8
@@ -29,16 +27,15 @@ class Budget:
     ] = "flash_only"
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class ProShare:
     """How many of a caller's requests may be answered above the first tier."""
 
-    __pydantic_config__ = STRICT
     max: Annotated[Share, Field(description="the part of the requests in a window")]
     window: Annotated[Duration, Field(description="how long a window is")] = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Plan:
     """What a caller may do. `may`: the tiers above the first that it may reach (and all that rank below them).
 
@@ -47,7 +44,6 @@ class Plan:
     whole decision.
     """
 
-    __pydantic_config__ = STRICT
     requests_per_minute: Annotated[Count, Field(description="requests in a minute")] = 120
     concurrency: Annotated[Count, Field(description="requests at once")] = 16
     tokens_per_minute: Annotated[
@@ -67,13 +63,12 @@ class Plan:
     explain: Annotated[bool, Field(description="may ask for the whole decision with x-route-explain")] = True
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class DefaultCaller:
-    __pydantic_config__ = STRICT
     plan: Annotated[str, Field(description="the plan of callers that have no other")]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class OnStoreFailure:
     """What becomes of a plan's limits while the shared store does not answer.
 
@@ -82,17 +77,15 @@ class OnStoreFailure:
     allow  the limit is not kept
     """
 
-    __pydantic_config__ = STRICT
-    requests: Annotated[Without, Field(description="requests_per_minute")] = "local"
-    concurrency: Annotated[Without, Field(description="concurrency")] = "local"
-    tokens: Annotated[Without, Field(description="tokens_per_minute")] = "local"
-    budget: Annotated[Without, Field(description="budgets; deny is a 503 also where `then` is flash_only")] = "deny"
-    pro_share: Annotated[Without, Field(description="pro_share; deny is the first tier only")] = "local"
+    requests: Annotated[Mode, Field(description="requests_per_minute")] = "local"
+    concurrency: Annotated[Mode, Field(description="concurrency")] = "local"
+    tokens: Annotated[Mode, Field(description="tokens_per_minute")] = "local"
+    budget: Annotated[Mode, Field(description="budgets; deny is a 503 also where `then` is flash_only")] = "deny"
+    pro_share: Annotated[Mode, Field(description="pro_share; deny is the first tier only")] = "local"
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Callers:
-    __pydantic_config__ = STRICT
     default: Annotated[DefaultCaller, Field(description="for callers whose key names no plan")]
     plans: Annotated[dict[Name, Plan], Field(min_length=1, description="what callers may do, by plan")]
     on_store_failure: Annotated[

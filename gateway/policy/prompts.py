@@ -4,12 +4,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from gateway.policy.matching import STRICT
+from gateway.policy.sections import section
 from gateway.types import Label
 
 MEMBER = r"^[a-z][a-z_]{0,31}$"
@@ -28,7 +28,7 @@ def word(text: str) -> str:
 Word = Annotated[str, AfterValidator(word)]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Prompt:
     """One version of a question. `labels`: the words that the model may answer with, and the verdict that each means.
 
@@ -36,7 +36,6 @@ class Prompt:
     `digest` is of all that shapes the verdict: the first 12 hex digits of a SHA-256.
     """
 
-    __pydantic_config__ = STRICT
     version: Annotated[str, Field(pattern=r"^v[0-9]{1,6}$", description="v1, v2, ...: a new one for each change")]
     question: Annotated[str, Field(min_length=1, max_length=1500, description="what is asked, without the form")]
     labels: Annotated[

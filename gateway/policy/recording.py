@@ -1,19 +1,17 @@
 """What may an operator decide about records?"""
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
-from gateway.policy.matching import STRICT
 from gateway.policy.model import Count, Dollars, Duration, Share
+from gateway.policy.sections import section
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Shadow:
     """Which answers another tier gives once more, behind them, so that both may be compared; nobody sees the second."""
 
-    __pydantic_config__ = STRICT
     tier: Annotated[str, Field(description="who is asked again, of answers of the tiers below it")]
     share: Annotated[Share, Field(description="the part of those answers that is compared")] = 0.01
     max_usd_per_day: Annotated[Dollars, Field(description="what that may cost in a day, UTC, at the tier's price")] = (
@@ -21,11 +19,10 @@ class Shadow:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Recording:
     """Which decisions are recorded, and where beside the file that the settings may name; never prompt text."""
 
-    __pydantic_config__ = STRICT
     decisions: Annotated[Share, Field(description="the part of the decisions that is recorded")] = 1.0
     keep: Annotated[Count, Field(le=1_000_000, description="records kept in memory, the newest")] = 10_000
     stream: Annotated[

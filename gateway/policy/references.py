@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,19 @@ from gateway.policy.problems import Path, suggestion
 from gateway.policy.prompts import BUILT_IN
 from gateway.policy.rules import ASKING
 
+ANY = "*"  # in a pattern
+# Where tiers are named, where they are keys, and where plans are named.
+TIERS: tuple[Path, ...] = (
+    ("triage", "tier"), ("holdback", "tiers"), ("holdback", "to"), ("record", "shadow", "tier"),
+    ("failover", "tiers", ANY), ("callers", "plans", ANY, "may"), ("callers", "plans", ANY, "min_tier"),
+    ("rules", ANY, "when", "session", "tier"), ("tests", ANY, "expect", "tier"), ("tests", ANY, "session", "tier"),
+)  # fmt: skip
+BY_TIER: tuple[Path, ...] = (
+    ("failover", "tiers"), ("rules", ANY, "when", "load"), ("tests", ANY, "load"), ("tests", ANY, "waiting"),
+)  # fmt: skip
+PLANS: tuple[Path, ...] = (
+    ("callers", "default", "plan"), ("rules", ANY, "when", "caller", "plan"), ("tests", ANY, "caller", "plan"),
+)  # fmt: skip
 WISHES = ("auto", "auto:fast", "auto:best")
 RESERVED = {"auto", "fast", "best", LOCAL}
 EACH = ("model", "stream", "stream_options", "n", "messages", "prompt", "input")  # what a request says, or we do for it
@@ -24,6 +38,34 @@ def mapping(data: object, *keys: str | int) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def children(data: object) -> dict[int | str, Any]:
+    """What a mapping or a list holds, by key or index."""
+    if isinstance(data, list):
+        return dict(enumerate(data))
+    return data if isinstance(data, dict) else {}
+
+
+def fitting(data: object, pattern: Path, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The places in `data`, which is at `path`, that fit the pattern, and what is there."""
+    if not pattern:
+        yield path, data
+        return
+    held = children(data)
+    for step in held if pattern[0] == ANY else held.keys() & {pattern[0]}:
+        yield from fitting(held[step], pattern[1:], (*path, step))
+
+
+def places(document: Document, *patterns: Path) -> Iterator[tuple[Path, Any]]:
+    """The places that fit one of the patterns, in which ANY stands for each key and each index; and what is there."""
+    return chain.from_iterable(fitting(document.data, pattern) for pattern in patterns)
+
+
+def named(document: Document, *patterns: Path) -> Iterator[tuple[Path, str]]:
+    """The names at the places that fit one of the patterns."""
+    for path, value in places(document, *patterns):
+        yield from names(value, path)
+
+
 def names(value: object, path: Path) -> Iterator[tuple[Path, str]]:
     """The names in one name, a list, or {not: names}, with their places."""
     if isinstance(value, str):
@@ -32,13 +74,6 @@ def names(value: object, path: Path) -> Iterator[tuple[Path, str]]:
         yield from (((*path, at), item) for at, item in enumerate(value) if isinstance(item, str))
     elif isinstance(value, dict):
         yield from names(value.get("not"), (*path, "not"))
-
-
-def items(document: Document, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The mappings of the list at `key`, with their index."""
-    found = document.data.get(key)
-    indexed = enumerate(found if isinstance(found, list) else [])
-    yield from ((at, item) for at, item in indexed if isinstance(item, dict))
 
 
 def check(document: Document) -> None:
@@ -64,24 +99,10 @@ def known(document: Document, what: str, found: Iterable[tuple[Path, str]], allo
 
 def tier_names(document: Document) -> Iterator[tuple[Path, str]]:
     """Every tier's name that is a value, with its path."""
-    data = document.data
-    yield from names(mapping(data, "triage").get("tier"), ("triage", "tier"))
-    for reason, tier in mapping(data, "triage", "otherwise").items():
-        yield from names(None if tier == LOCAL else tier, ("triage", "otherwise", reason))
-    yield from names(mapping(data, "holdback").get("tiers"), ("holdback", "tiers"))
-    yield from names(mapping(data, "holdback").get("to"), ("holdback", "to"))
-    yield from names(mapping(data, "record", "shadow").get("tier"), ("record", "shadow", "tier"))
-    for tier, following in mapping(data, "failover", "tiers").items():
-        yield from names(following, ("failover", "tiers", tier))
-    for plan, given in mapping(data, "callers", "plans").items():
-        for key in ("may", "min_tier"):
-            yield from names(mapping(given).get(key), ("callers", "plans", plan, key))
-    for at, rule in items(document, "rules"):
-        yield from routed(rule.get("route"), ("rules", at, "route"))
-        yield from names(mapping(rule, "when", "session").get("tier"), ("rules", at, "when", "session", "tier"))
-    for at, test in items(document, "tests"):
-        yield from names(mapping(test, "expect").get("tier"), ("tests", at, "expect", "tier"))
-        yield from names(mapping(test, "session").get("tier"), ("tests", at, "session", "tier"))
+    yield from named(document, *TIERS)
+    yield from (one for one in named(document, ("triage", "otherwise", ANY)) if one[1] != LOCAL)
+    for path, route in places(document, ("rules", ANY, "route")):
+        yield from routed(route, path)
 
 
 def routed(route: object, path: Path) -> Iterator[tuple[Path, str]]:
@@ -94,12 +115,8 @@ def routed(route: object, path: Path) -> Iterator[tuple[Path, str]]:
 
 def tier_keys(document: Document) -> Iterator[Path]:
     """Every tier's name that is a key, as its path."""
-    yield from (("failover", "tiers", tier) for tier in mapping(document.data, "failover", "tiers"))
-    for at, rule in items(document, "rules"):
-        yield from (("rules", at, "when", "load", tier) for tier in mapping(rule, "when", "load"))
-    for at, test in items(document, "tests"):
-        for key in ("load", "waiting"):
-            yield from (("tests", at, key, tier) for tier in mapping(test, key))
+    for path, value in places(document, *BY_TIER):
+        yield from ((*path, tier) for tier in mapping(value))
 
 
 def check_tiers(document: Document) -> None:
@@ -110,19 +127,13 @@ def check_tiers(document: Document) -> None:
             document.blame(path, f'no tier is named "{path[-1]}"; {suggestion(str(path[-1]), tiers)}', key=True)
     for tier in RESERVED & tiers.keys():
         document.blame(("tiers", tier), f'"{tier}" is a word of its own: choose another', key=True)
-    for path, url in replicas(tiers):
+    for path, url in named(document, ("tiers", ANY, "replicas")):
         if wrong := url_problem(url):
             document.blame(path, wrong)
     for tier, given in tiers.items():
         for member in mapping(given, "set").keys() & EACH:
             told = "cannot be a default: callers say it in each request, or the gateway does"
             document.blame(("tiers", tier, "set", member), told, key=True)
-
-
-def replicas(tiers: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Every server URL."""
-    for tier, given in tiers.items():
-        yield from names(mapping(given).get("replicas"), ("tiers", tier, "replicas"))
 
 
 def url_problem(url: str) -> str | None:
@@ -146,14 +157,8 @@ def url_problem(url: str) -> str | None:
 def check_plans(document: Document) -> None:
     callers = document.data.get("callers")
     plans = list(mapping(callers, "plans")) if callers is not None else ["default"]
-    default = mapping(callers, "default").get("plan")
-    known(document, "plan", names(default, ("callers", "default", "plan")), plans)
+    known(document, "plan", named(document, *PLANS), plans)
     check_floors(document, list(mapping(document.data, "tiers")))
-    for at, rule in items(document, "rules"):
-        given = mapping(rule, "when", "caller").get("plan")
-        known(document, "plan", names(given, ("rules", at, "when", "caller", "plan")), plans)
-    for at, test in items(document, "tests"):
-        known(document, "plan", names(mapping(test, "caller").get("plan"), ("tests", at, "caller", "plan")), plans)
 
 
 def check_floors(document: Document, tiers: list[str]) -> None:
@@ -169,10 +174,9 @@ def check_prices(document: Document) -> None:
     """Notes budgets that nothing is ever booked on."""
     if any(price for tier in mapping(document.data, "tiers").values() for price in mapping(tier, "price").values()):
         return
-    plans = (("callers", "plans", plan) for plan in mapping(document.data, "callers", "plans"))
-    for path in ((), *plans):
-        if mapping(document.data, *path, "budget"):
-            document.blame((*path, "budget"), "no tier has a price, so nothing is ever spent", key=True)
+    for path, budget in places(document, ("budget",), ("callers", "plans", ANY, "budget")):
+        if mapping(budget):
+            document.blame(path, "no tier has a price, so nothing is ever spent", key=True)
 
 
 def check_signals(document: Document) -> None:
@@ -180,9 +184,7 @@ def check_signals(document: Document) -> None:
     for name, pattern in signals.items():
         if isinstance(pattern, str) and (wrong := regex_problem(pattern)):
             document.blame(("signals", name), wrong)
-    for at, rule in items(document, "rules"):
-        given = mapping(rule, "when").get("signals")
-        known(document, "signal", names(given, ("rules", at, "when", "signals")), signals)
+    known(document, "signal", named(document, ("rules", ANY, "when", "signals")), signals)
 
 
 def check_prompts(document: Document) -> None:
@@ -192,7 +194,7 @@ def check_prompts(document: Document) -> None:
         if full in BUILT_IN:
             document.blame((*place, name), f'"{full}" is built in: choose another name or version', key=True)
     asked = triage.get("prompt")
-    known(document, "prompt", names(asked, ("triage", "prompt")), [*BUILT_IN, *own.values()])
+    known(document, "prompt", named(document, ("triage", "prompt")), [*BUILT_IN, *own.values()])
     thoughtful = [full for full, prompt in BUILT_IN.items() if prompt.before]
     thoughtful += [full for name, full in own.items() if mapping(triage, "prompts", name).get("before")]
     if asked in thoughtful and triage.get("strategy") in ("choice", "decisions"):
@@ -201,13 +203,11 @@ def check_prompts(document: Document) -> None:
 
 
 def check_holdback(document: Document) -> None:
-    given, ranks = mapping(document.data, "holdback"), list(mapping(document.data, "tiers"))
-    to = given.get("to")
-    for path, name in names(given.get("tiers"), ("holdback", "tiers")):
+    to, ranks = mapping(document.data, "holdback").get("to"), list(mapping(document.data, "tiers"))
+    for path, name in named(document, ("holdback", "tiers")):
         if to in ranks and name in ranks and ranks.index(name) >= ranks.index(to):
             document.blame(path, f'"{name}" does not rank below "{to}", which is to answer in its place')
-    words = mapping(given, "escalate_when").get("refusal_words")
-    for path, pattern in names(words, ("holdback", "escalate_when", "refusal_words")):
+    for path, pattern in named(document, ("holdback", "escalate_when", "refusal_words")):
         if wrong := regex_problem(pattern):
             document.blame(path, wrong)
 
@@ -221,8 +221,8 @@ def check_shadow(document: Document) -> None:
 def check_aliases(document: Document) -> None:
     tiers = mapping(document.data, "tiers")
     taken = {*WISHES, *tiers, *(str(mapping(tier).get("model")).lower() for tier in tiers.values())}
-    for alias, target in mapping(document.data, "aliases").items():
-        known(document, "tier", names(target, ("aliases", alias)), [*WISHES, *tiers])
+    known(document, "tier", named(document, ("aliases", ANY)), [*WISHES, *tiers])
+    for alias in mapping(document.data, "aliases"):
         if "*" in alias[:-1]:
             document.blame(("aliases", alias), "a * stands at the end only, for all names that begin so", key=True)
         if alias.lower() in taken:
@@ -233,32 +233,24 @@ def check_aliases(document: Document) -> None:
 def check_sessions(document: Document) -> None:
     if document.data.get("sessions") is not None:
         return
-    looking = [
-        ("rules", at, "when", "session") for at, rule in items(document, "rules") if mapping(rule, "when", "session")
-    ]
-    giving = [("tests", at, "session") for at, test in items(document, "tests") if mapping(test, "session")]
-    for path in (*looking, *giving):
-        document.blame(path, "this policy has no `sessions`: no conversation is known", key=True)
+    for path, session in places(document, ("rules", ANY, "when", "session"), ("tests", ANY, "session")):
+        if mapping(session):
+            document.blame(path, "this policy has no `sessions`: no conversation is known", key=True)
 
 
 def check_rules(document: Document) -> None:
-    rules = list(items(document, "rules"))
+    rules = [(path, rule) for path, rule in places(document, ("rules", ANY)) if isinstance(rule, dict)]
     first: dict[str, int] = {}
-    for at, rule in rules:
-        line, name = document.values[("rules", at)][0], rule.get("id")
+    for path, rule in rules:
+        line, name = document.values[path][0], rule.get("id")
         if isinstance(name, str) and name in first:
-            document.blame(("rules", at, "id"), f'"{name}" is the id of the rule on line {first[name]}, too')
+            document.blame((*path, "id"), f'"{name}" is the id of the rule on line {first[name]}, too')
         elif isinstance(name, str):
             first[name] = line
-        check_bands(document, mapping(rule, "route", "p_complex"), ("rules", at, "route", "p_complex"))
-    known(document, "rule", expected_rules(document), [*first, "caller"])
+        check_bands(document, mapping(rule, "route", "p_complex"), (*path, "route", "p_complex"))
+    known(document, "rule", named(document, ("tests", ANY, "expect", "rule")), [*first, "caller"])
     if rules and all(rule.get("when") is not None for _, rule in rules):
-        document.blame(("rules", rules[-1][0]), "the last rule must match every request: add one without `when`")
-
-
-def expected_rules(document: Document) -> Iterator[tuple[Path, str]]:
-    for at, test in items(document, "tests"):
-        yield from names(mapping(test, "expect").get("rule"), ("tests", at, "expect", "rule"))
+        document.blame(rules[-1][0], "the last rule must match every request: add one without `when`")
 
 
 def check_bands(document: Document, bands: dict[str, Any], path: Path) -> None:

@@ -3,24 +3,14 @@
 import math
 import operator
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
-from gateway.policy.matching import (
-    STRICT,
-    Check,
-    Choice,
-    Names,
-    Range,
-    Values,
-    check_choice,
-    check_range,
-    covers,
-    told,
-)
+from gateway.policy.matching import Check, Choice, Names, Range, Values, check_choice, check_range, covers, told
+from gateway.policy.sections import section
 from gateway.types import Facts
 
 SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie", "x-api-key")
@@ -53,11 +43,10 @@ Part = Annotated[Range | None, AfterValidator(part)]
 Band = Annotated[str, AfterValidator(band)]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class CallerMatch:
     """Who asks."""
 
-    __pydantic_config__ = STRICT
     plan: Annotated[Choice | None, Field(description="the caller's plan: a name, a list, or {not: name}")] = None
     name: Annotated[Choice | None, Field(description="the key owner's name: a name, a list, or {not: name}")] = None
 
@@ -66,11 +55,10 @@ class CallerMatch:
             raise ValueError("give plan, name or both")
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class TierLoad:
     """How busy a tier is. A queue of unknown length matches no range."""
 
-    __pydantic_config__ = STRICT
     inflight: Annotated[Range | None, Field(description="requests that this gateway has open to the tier")] = None
     waiting: Annotated[Range | None, Field(description="requests in the queues of the tier's servers")] = None
 
@@ -79,11 +67,10 @@ class TierLoad:
             raise ValueError("give inflight, waiting or both")
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class SessionMatch:
     """How the conversation stands. One that is not known has no tier and no age."""
 
-    __pydantic_config__ = STRICT
     tier: Annotated[Choice | None, Field(description="the tier that answered last: a name, a list, or {not: name}")] = (
         None
     )
@@ -95,11 +82,10 @@ class SessionMatch:
             raise ValueError("give tier, age, turns or several of them")
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class When:
     """A request matches when all that is given holds."""
 
-    __pydantic_config__ = STRICT
     characters: Annotated[Range | None, Field(description="length of the last user turn, in characters")] = None
     turns: Annotated[Range | None, Field(description="number of user messages")] = None
     context: Annotated[Range | None, Field(description="estimated prompt tokens")] = None
@@ -120,15 +106,14 @@ class When:
     session: Annotated[SessionMatch | None, Field(description="how the conversation stands")] = None
 
     def __post_init__(self) -> None:
-        if not any(getattr(self, name) is not None for name in self.__slots__):
+        if all(getattr(self, one.name) is None for one in fields(self)):
             raise ValueError("is empty; a rule for every request has no `when`")
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Split:
     """A route with two tiers, between which the verdict decides."""
 
-    __pydantic_config__ = STRICT
     simple: Annotated[str, Field(description="the tier when p_complex is below the threshold")]
     complex: Annotated[str, Field(description="the tier when p_complex is at or above the threshold")]
 
@@ -142,14 +127,13 @@ class Step(NamedTuple):
     tier: str
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Bands:
     """A route with several tiers, between which p_complex decides: {"<0.35": tier, "<0.7": tier, else: tier}, rising.
 
     `steps` are the bands in rising order; the first begins at -inf, the last ends at inf.
     """
 
-    __pydantic_config__ = STRICT
     p_complex: Annotated[dict[Band, str], Field(min_length=2, description="tiers by p_complex, the last key is else")]
     steps: tuple[Step, ...] = field(init=False, repr=False, compare=False)
 
@@ -177,14 +161,13 @@ Target = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Rule:
     """One line of the policy: which requests, to which tier. A rule without `when` matches every request.
 
     `checks` are the compiled matchers, cheapest first.
     """
 
-    __pydantic_config__ = STRICT
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64, description="stable name")]
     route: Annotated[Target, Field(description="a tier, {simple: tier, complex: tier}, or {p_complex: bands}")]
     when: Annotated[When | None, Field(description="all that is given must hold")] = None
@@ -265,19 +248,16 @@ def check_load(tier: str, load: TierLoad) -> list[Check]:
 
 
 def check_session(wanted: SessionMatch) -> list[Check]:
+    def of(name: str, unknown: Any) -> Callable[[Facts], Any]:
+        return lambda facts: getattr(facts.session, name, unknown)
+
     checks = []
     if wanted.tier:
-        checks.append(
-            check_choice("session.tier", lambda facts: facts.session.tier if facts.session else None, wanted.tier)
-        )
+        checks.append(check_choice("session.tier", of("tier", None), wanted.tier))
     if wanted.age:
-        checks.append(
-            check_range("session.age", lambda facts: facts.session.age if facts.session else math.nan, wanted.age)
-        )
+        checks.append(check_range("session.age", of("age", math.nan), wanted.age))
     if wanted.turns:
-        checks.append(
-            check_range("session.turns", lambda facts: facts.session.turns if facts.session else 0, wanted.turns)
-        )
+        checks.append(check_range("session.turns", of("turns", 0), wanted.turns))
     return checks
 
 

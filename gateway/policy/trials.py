@@ -1,39 +1,36 @@
 """What is in a policy file's own test?"""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from gateway.policy.matching import STRICT
 from gateway.policy.model import Reason, Share
+from gateway.policy.sections import section
 from gateway.types import Label
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class TestCaller:
-    __pydantic_config__ = STRICT
     __test__ = False
     plan: Annotated[str, Field(description="the caller's plan")] = ""
     name: Annotated[str, Field(description="the caller's name")] = "test"
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class TestSession:
     """How the test's conversation stands; its tier was decided for it."""
 
-    __pydantic_config__ = STRICT
     __test__ = False
     tier: Annotated[str, Field(description="the tier that answered last")]
     age: Annotated[float, Field(ge=0, description="seconds since that answer")] = 0.0
     turns: Annotated[int, Field(ge=0, description="user turns in a row that this tier answered")] = 1
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class TestVerdict:
     """A verdict as the classifier would give it: a probability, a label, or both."""
 
-    __pydantic_config__ = STRICT
     __test__ = False
     p_complex: Annotated[Share | None, Field(description="probability of complex")] = None
     label: Annotated[Label | None, Field(description="the classifier's word")] = None
@@ -60,11 +57,10 @@ StubVerdict = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class Expect:
     """What must come out; what is left out is not looked at."""
 
-    __pydantic_config__ = STRICT
     tier: Annotated[str | None, Field(description="the tier that answers")] = None
     rule: Annotated[str | None, Field(description='the rule\'s id, or "caller" for a wish')] = None
     triaged: Annotated[bool | None, Field(description="the rule asks for a verdict")] = None
@@ -72,11 +68,10 @@ class Expect:
     band: Annotated[str | None, Field(description="the key of the band that the verdict falls in")] = None
 
 
-@dataclass(frozen=True, slots=True)
+@section
 class PolicyTest:
     """A request and what the policy must do with it; run by `policy check` and before every reload."""
 
-    __pydantic_config__ = STRICT
     name: Annotated[str, Field(min_length=1, description="the sentence that the test proves")]
     request: Annotated[dict[str, Any], Field(description="a request body; model is auto when left out")]
     expect: Annotated[Expect, Field(description="what must come out")]

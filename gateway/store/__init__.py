@@ -20,7 +20,6 @@ from gateway.store.limits import (
     UNLIMITED,
     Admitted,
     Bound,
-    CappedBy,
     Kind,
     Limits,
     Line,
@@ -33,37 +32,10 @@ from gateway.store.limits import (
 from gateway.store.memory import MemoryStore
 
 __all__ = [
-    "ALL",
-    "HELD",
-    "NANO",
-    "OVER",
-    "REFUSALS",
-    "SHADOW",
-    "UNLIMITED",
-    "VALUE_LIMIT",
-    "Admitted",
-    "Bound",
-    "CappedBy",
-    "Kept",
-    "KeyRecord",
-    "Kind",
-    "Limits",
-    "Line",
-    "MemoryStore",
-    "Mode",
-    "Money",
-    "Most",
-    "Outage",
-    "Portion",
-    "ServerSetup",
-    "State",
-    "Store",
-    "Taken",
-    "Turn",
-    "open_store",
-    "setups",
-    "where",
-]
+    "ALL", "HELD", "NANO", "OVER", "REFUSALS", "SHADOW", "UNLIMITED", "VALUE_LIMIT", "Admitted", "Bound",
+    "Kept", "KeyRecord", "Kind", "Limits", "Line", "MemoryStore", "Mode", "Money", "Most", "Outage", "Portion",
+    "ServerSetup", "State", "Store", "Taken", "Turn", "open_store", "setups", "where",
+]  # fmt: skip
 
 
 # The client for servers is imported only where a store is shared: it takes memory.

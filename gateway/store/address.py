@@ -4,8 +4,8 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl, quote, urlencode
 
 from gateway.store.circuit import Circuit
-from gateway.store.cluster import Address, Cluster
-from gateway.store.opening import PORT, opening
+from gateway.store.cluster import Cluster
+from gateway.store.opening import PORT, Address, opening
 from gateway.store.sentinel import Primary
 
 SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}

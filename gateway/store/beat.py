@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.store.address import Door
-from gateway.store.line import FAULTS
+from gateway.store.pipeline import FAULTS
 from gateway.store.repair import asked
 from gateway.store.scripts import ANNOUNCE, RENEW
-from gateway.store.words import account
+from gateway.store.words import key_names
 
 PROCESSES = b"tg1:processes"  # a sorted set of processes by the server's time of their last word
 BEAT = 2.0  # seconds between two announcements of a process
@@ -74,7 +74,7 @@ class Beat:
         for lease, caller in self._held[seconds].items():
             callers[caller].append(lease)
         for caller, leases in callers.items():
-            reply = self._door.put(b"EVAL", RENEW, 1, account(caller).names.all[1], int(seconds * 1e6), *leases)
+            reply = self._door.put(b"EVAL", RENEW, 1, key_names(caller).names.all[1], int(seconds * 1e6), *leases)
             reply.add_done_callback(answered)
 
     async def close(self) -> None:

@@ -5,8 +5,8 @@ import time
 from gateway.store.address import checked, open_door
 from gateway.store.circuit import Circuit
 from gateway.store.contract import ServerSetup
-from gateway.store.line import FAULTS
 from gateway.store.outage import unavailable
+from gateway.store.pipeline import FAULTS
 
 
 async def asked(url: str) -> list[ServerSetup]:

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from gateway.store.line import FAULTS, Line, Waiting
 from gateway.store.opening import Way, Word
+from gateway.store.pipeline import FAULTS, Pipeline, Waiting
 from gateway.store.refusals import AskError, NoScriptError, ResponseError, TryAgainError
 
 PAUSE = 1.0  # seconds between two tries of a server that failed
@@ -21,7 +21,7 @@ class Unsent(ConnectionError):
 
 
 class Circuit:
-    """A connection (Line) that is "down" once its server fails or refuses to work; commands then fail at once (Unsent).
+    """A Pipeline that is "down" once its server fails or refuses to work; commands then fail at once (Unsent).
 
     A task tries the server every PAUSE seconds and ends that; no command waits for it. `on_change` is called at both.
     `elsewhere` may take over commands that a cluster redirects. `name` is a key that the server holds.
@@ -34,7 +34,7 @@ class Circuit:
         where: str = "",
         elsewhere: Callable[["Circuit", ResponseError, Waiting], bool] | None = None,
     ) -> None:
-        self._line = Line(way, self.fail, self._refused)
+        self._pipeline = Pipeline(way, self.fail, self._refused)
         self._on_change = on_change
         self._where = where
         self._elsewhere = elsewhere
@@ -51,17 +51,17 @@ class Circuit:
         return [self]
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
-        """As Line.put."""
+        """As Pipeline.put."""
         if not self.down:
-            return self._line.put(*command)
+            return self._pipeline.put(*command)
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         reply.set_exception(Unsent(self._why))
         return reply
 
     def push(self, waiting: Waiting, name: bytes = b"") -> None:
-        """As Line.push; `name` is the command's first key."""
+        """As Pipeline.push; `name` is the command's first key."""
         if not self.down:
-            self._line.push(waiting)
+            self._pipeline.push(waiting)
         elif not waiting[1].done():
             waiting[1].set_exception(Unsent(self._why))
 
@@ -96,7 +96,7 @@ class Circuit:
 
     def probe(self) -> asyncio.Future[Any]:
         """Whether the server would decide: what it refuses, or that it is away, is an error."""
-        return self._line.put(b"EVAL", PROBE, 1, _beside(self.name))
+        return self._pipeline.put(b"EVAL", PROBE, 1, _beside(self.name))
 
     def well(self) -> None:
         """The server, or the one that took over its work, answers."""
@@ -111,7 +111,7 @@ class Circuit:
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.wait([self._recovery])
-        await self._line.close()
+        await self._pipeline.close()
 
 
 def _beside(name: bytes) -> bytes:

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import hiredis
 
 from gateway.store.circuit import Circuit
-from gateway.store.line import Waiting, ask_once
-from gateway.store.opening import Word, opening
+from gateway.store.opening import Address, Word, opening
+from gateway.store.pipeline import Waiting, ask_once
 from gateway.store.refusals import AskError, MovedError, ResponseError
 
 BEAT = 0.2  # seconds between two looks at the map while a primary is down or slots move
@@ -20,7 +20,6 @@ WAIT = 3  # hops that a pause counts for; a command pauses for at most HOPS / WA
 ASKING = hiredis.pack_command((b"ASKING",))
 SLOTS = 1 << 14
 SCRIPTS = (b"EVALSHA", b"EVAL")
-Address = tuple[str, int]
 
 
 class Cluster:

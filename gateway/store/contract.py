@@ -126,12 +126,10 @@ class Store(Protocol):
     @property
     def state(self) -> State:
         """ "memory": this process only; "ok": shared; "down": shared, but a part of it does not answer."""
-        ...
 
     @property
     def processes(self) -> int:
         """How many processes shared the store when it last answered, this one included."""
-        ...
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         """Decide, and look `recall` up in the caller's cache, in one round trip. Where nothing is found, an admitted
@@ -140,7 +138,6 @@ class Store(Protocol):
 
         While the store does not answer, each limit does as `limits.outage` says. Raises Overloaded where one is denied.
         """
-        ...
 
     def settle(
         self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False, kept: Kept | None = None
@@ -151,18 +148,15 @@ class Store(Protocol):
         Sent before all later commands of this process, even after an outage; need not be awaited. It is done when an
         await of it returns.
         """
-        ...
 
     async def ledger(self, caller: str | None = None) -> list[Line]:
         """The sums that were booked, by caller, day, tier, kind and whether estimated. Raises Overloaded.
 
         None: those of every caller. ALL has the same sums over all callers, and is returned only when asked for.
         """
-        ...
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
         """A remembered value; None when there is none, when it is too old, and when the store does not answer."""
-        ...
 
     def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         """Cache `value`, which begins with no zero byte, for `ttl` seconds; the turn for it ends, whosever it is.
@@ -170,74 +164,58 @@ class Store(Protocol):
 
         Sent before all later commands of this process; need not be awaited.
         """
-        ...
 
     async def note(self, lines: Sequence[bytes], most: int) -> bool:
         """Add lines to the records' stream, of which about `most` stay, the newest. False while the store is down: none
         was sent. What it goes down over is lost; a store of one process has no stream."""
-        ...
 
     def noted(self) -> AsyncIterator[list[bytes]]:
         """The lines of the records' stream, the oldest first, in steps. Raises Overloaded."""
-        ...
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         """Look `key` up; where there is no value and nobody else has the turn, take it for `seconds` from now, or renew
         it. Does not raise in an outage."""
-        ...
 
     def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
         """End the turn if `token` has it. With `over`, others then find OVER as its holder for so many seconds.
 
         Sent before all later commands of this process; need not be awaited.
         """
-        ...
 
     def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         """Delete cached values, of one caller or all; yields how many in each step. Raises Overloaded."""
-        ...
 
     async def key(self, key_id: str) -> KeyRecord | None:
         """The record of an API key, revoked or not. Raises Overloaded."""
-        ...
 
     async def put_key(self, record: KeyRecord, only_first: bool = False) -> bool:
         """Keep a key; with `only_first` only if the store has no key at all, decided atomically. True if kept."""
-        ...
 
     async def list_keys(self) -> list[KeyRecord]:
         """All keys, the oldest first."""
-        ...
 
     async def change_key(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord | None:
         """Keep what `change` makes of the record, and return it; None: there is no such key. Where others change it
         meanwhile `change` is called again, with what they made of it."""
-        ...
 
     async def secret(self) -> bytes:
         """32 random bytes, the same for all processes on this store.
 
         Until a shared store has answered once, a stand-in of this process: ask each time, do not keep it.
         """
-        ...
 
     @property
     def known_secret(self) -> bytes | None:
         """The same, where it is known without asking."""
-        ...
 
     async def kept(self, name: str) -> bytes | None:
         """What was kept under `name`. Raises Overloaded."""
-        ...
 
     async def keep(self, name: str, value: bytes | None) -> None:
         """Keep `value` for all processes until another one takes its place; None: nothing. Raises Overloaded."""
-        ...
 
     async def ping(self) -> bool:
         """Whether the store answers."""
-        ...
 
     async def close(self) -> None:
         """Sends what is still to be sent, and closes the connections."""
-        ...

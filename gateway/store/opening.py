@@ -18,6 +18,7 @@ FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_ch
 OPTIONS = {"username", "password", "db", "socket_timeout", *FILES}
 CERTIFICATES = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 Word = bytes | str | float
+Address = tuple[str, int]  # host and port
 
 
 class Way(Protocol):

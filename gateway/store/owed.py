@@ -5,12 +5,14 @@ import itertools
 from collections.abc import Awaitable, Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
 from gateway.done import DONE
 from gateway.store.address import Door
 from gateway.store.call import Call
 from gateway.store.limits import Kind, Line
 from gateway.store.scripts import SETTLE, SETTLE_AND_REMEMBER
-from gateway.store.words import Names, account, pushed, settled
+from gateway.store.words import MEASURES, Names, key_names, pushed, settled
 
 BATCH = 32  # settlements that are sent together after an outage
 Heading = tuple[str, Kind, bool]  # tier, kind, estimated
@@ -63,7 +65,7 @@ class Owed:
         for line in lines:
             heading = (line.tier, line.kind, line.estimated)
             sums[heading] = _sum(sums[heading], line) if heading in sums else line
-        if self._door.is_down(account(caller).names.all[0]):
+        if self._door.is_down(key_names(caller).names.all[0]):
             return DONE
         call = self._owe_sums(caller)
         call.send()
@@ -71,7 +73,7 @@ class Owed:
 
     def _owe_sums(self, caller: str) -> Call:
         name, lines = next(self._names), list(self._sums.pop(caller).values())
-        return self.owe(name, account(caller).names, pushed(caller, name), settled(name, lines))
+        return self.owe(name, key_names(caller).names, pushed(caller, name), settled(name, lines))
 
     def pay_all(self) -> None:
         if (self._owed or self._sums) and (self._paying is None or self._paying.done()):
@@ -79,7 +81,7 @@ class Owed:
 
     async def _pay_all(self) -> None:
         """In batches, so that admissions need not wait for all settlements of an outage."""
-        for caller in [one for one in self._sums if not self._door.is_down(account(one).names.all[0])]:
+        for caller in [one for one in self._sums if not self._door.is_down(key_names(one).names.all[0])]:
             self._owe_sums(caller)
         owed = list(self._owed)
         for at in range(0, len(owed), BATCH):
@@ -99,13 +101,4 @@ class Owed:
 
 
 def _sum(one: Line, other: Line) -> Line:
-    return Line(
-        one.tier,
-        one.kind,
-        one.estimated,
-        one.prompt + other.prompt,
-        one.cached + other.cached,
-        one.completion + other.completion,
-        one.money + other.money,
-        one.requests + other.requests,
-    )
+    return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in MEASURES})

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gateway.store.line import ask_once
-from gateway.store.opening import Opening, Way
-
-Address = tuple[str, int]
+from gateway.store.opening import Address, Opening, Way
+from gateway.store.pipeline import ask_once
 
 LOOK = 1.0  # seconds between two questions whether the server that we are connected to is still the one
 log = logging.getLogger(__name__)

@@ -18,15 +18,15 @@ from gateway.store.beat import Beat, answered
 from gateway.store.call import Call
 from gateway.store.contract import ALL, NOTHING, OVER, VALUE_LIMIT, Kept, KeyRecord, State, Taken
 from gateway.store.limits import Admitted, Limits, Line, Most, known
-from gateway.store.line import FAULTS
 from gateway.store.memory import LEASE_NAME, MemoryStore
 from gateway.store.opening import Word
 from gateway.store.outage import alone, unavailable
 from gateway.store.owed import Owed
+from gateway.store.pipeline import FAULTS
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
 from gateway.store.scripts import ADMIT, CHANGE_KEY, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
-from gateway.store.words import ACCOUNTS, Names, account, booked, milliseconds, run, settled, wanted, whole
+from gateway.store.words import ACCOUNTS, Names, booked, key_names, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
 KEYS = b"tg1:keys"  # a hash of all key records by id
@@ -47,18 +47,18 @@ class RedisStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._line = open_door(url, self._changed)
+        self._door = open_door(url, self._changed)
         self._local = MemoryStore()
         self._secret = secrets.token_bytes(32)
         self.known_secret: bytes | None = None
         self._process = secrets.token_hex(6)
         self._leases = itertools.count()
-        self._owed = Owed(self._line, self._process)
-        self._beat = Beat(self._line, self._process, self._agree)
+        self._owed = Owed(self._door, self._process)
+        self._beat = Beat(self._door, self._process, self._agree)
 
     @property
     def state(self) -> State:
-        return "down" if self._line.down else "ok"
+        return "down" if self._door.down else "ok"
 
     @property
     def processes(self) -> int:
@@ -74,8 +74,8 @@ class RedisStore:
     def _agree(self) -> None:
         """Use the secret on the server; where there is none, as the server may have been emptied, put ours there. That
         it was emptied is told by the one that finds none, and by all whose secret another one was faster to replace."""
-        self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(self._put)
-        self._line.put(b"GET", SECRET).add_done_callback(self._learn)
+        self._door.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(self._put)
+        self._door.put(b"GET", SECRET).add_done_callback(self._learn)
 
     def _put(self, reply: asyncio.Future[Any]) -> None:
         if answered(reply) and reply.result() and self.known_secret:
@@ -89,12 +89,12 @@ class RedisStore:
 
     async def _ask(self, *command: Word) -> Any:
         """One command. Raises Overloaded when the server is down, fails, or refuses the command."""
-        return await _heard(asked(self._line, *command))
+        return await _heard(asked(self._door, *command))
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         self._beat.begin()
-        own = account(caller)
-        if self._line.is_down(own.names.all[0]):
+        own = key_names(caller)
+        if self._door.is_down(own.names.all[0]):
             return await self._local.admit(caller, alone(limits, self.processes), None, most)
         lease = f"{self._process}{next(self._leases)}"
         word = wanted(limits, known(most), lease)
@@ -119,7 +119,7 @@ class RedisStore:
     async def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
         """What a script replies. Raises Overloaded as `_ask` does."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._line.push((run(script, names, more), reply, 0), (names.all or more)[0])
+        self._door.push((run(script, names, more), reply, 0), (names.all or more)[0])
         try:
             return await reply
         except FAULTS as error:
@@ -132,7 +132,7 @@ class RedisStore:
     ) -> Awaitable[None]:
         if not lease.startswith(LEASE_NAME):
             self._beat.drop(lease)
-            own, word = account(caller), settled(lease, lines, above)
+            own, word = key_names(caller), settled(lease, lines, above)
             if kept is None or len(kept.value) > VALUE_LIMIT:
                 return self._owed.pay(lease, own.names, word)
             entry = (own.entry + kept.key, kept.value, milliseconds(kept.ttl))
@@ -146,7 +146,7 @@ class RedisStore:
         callers = [caller] if caller is not None else sorted(await self._callers() - {ALL})
         found: list[Line] = []
         for name in callers:
-            names = account(name).names
+            names = key_names(name).names
             await self._ask(*whole(SETTLE, names, (settled(""),)))
             found += booked(name, await self._ask(b"HGETALL", names.all[2]))
         return found
@@ -160,7 +160,7 @@ class RedisStore:
 
     async def _scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """The names that match, of all servers, in steps."""
-        for server in await self._line.servers():
+        for server in await self._door.servers():
             cursor = b""
             while cursor != b"0":
                 step = server.put(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", LOOKED_AT)
@@ -169,7 +169,7 @@ class RedisStore:
 
     async def recall(self, caller: str, key: bytes) -> bytes | None:
         try:
-            found: bytes | None = await self._ask(b"GET", account(caller).entry + key)
+            found: bytes | None = await self._ask(b"GET", key_names(caller).entry + key)
         except Overloaded:
             return None
         return None if found is None or found.startswith(TURN) else found
@@ -177,10 +177,10 @@ class RedisStore:
     def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
             return DONE
-        return self._call(REMEMBER, (account(caller).entry + key, value, milliseconds(ttl)))
+        return self._call(REMEMBER, (key_names(caller).entry + key, value, milliseconds(ttl)))
 
     async def note(self, lines: Sequence[bytes], most: int) -> bool:
-        if self._line.is_down(RECORDS):
+        if self._door.is_down(RECORDS):
             return False
         adding = (b"XADD", RECORDS, b"MAXLEN", b"~", most, b"*", b"line")
         with contextlib.suppress(Overloaded):
@@ -194,7 +194,7 @@ class RedisStore:
             after = b"(" + found[-1][0]
 
     async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
-        own = account(caller)
+        own = key_names(caller)
         more = (own.entry + key, token, milliseconds(seconds))
         try:
             holder, *entry = await self._run(TAKE_TURN, NO_NAMES, more)
@@ -203,16 +203,16 @@ class RedisStore:
         return Taken(None, entry[0]) if entry else Taken(holder)
 
     def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        return self._call(END_TURN, (account(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
+        return self._call(END_TURN, (key_names(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
 
     def _call(self, script: Script, more: tuple[bytes, ...]) -> Call:
-        call = Call(self._line, script, NO_NAMES, more)
+        call = Call(self._door, script, NO_NAMES, more)
         call.send()
         return call
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:
         whose = "*" if caller is None else re.sub(r"([\[\]*?\\])", r"\\\1", caller)
-        async for names in self._scan(account(whose).entry + b"*"):
+        async for names in self._scan(key_names(whose).entry + b"*"):
             yield sum(await asyncio.gather(*(self._ask(b"UNLINK", name) for name in names)))
 
     async def key(self, key_id: str) -> KeyRecord | None:
@@ -250,9 +250,9 @@ class RedisStore:
 
     async def _share_secret(self) -> None:
         """The first secret on the server wins."""
-        if await asked(self._line, b"GET", SECRET) is None:
-            self._line.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
-        reply = self._line.put(b"GET", SECRET)
+        if await asked(self._door, b"GET", SECRET) is None:
+            self._door.put(b"SET", SECRET, self._secret, b"NX").add_done_callback(answered)
+        reply = self._door.put(b"GET", SECRET)
         await reply
         self._learn(reply)
 
@@ -273,7 +273,7 @@ class RedisStore:
     async def close(self) -> None:
         await self._owed.close()
         await self._beat.close()
-        await self._line.close()
+        await self._door.close()
 
 
 async def _heard(reply: Awaitable[Any]) -> Any:

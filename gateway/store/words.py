@@ -27,7 +27,7 @@ class Names(msgspec.Struct, frozen=True):
     packed: bytes = b""
 
 
-class Account(msgspec.Struct, frozen=True):
+class KeyNames(msgspec.Struct, frozen=True):
     """The names of a caller's keys; they share the hash tag `{caller}`. `names`: its account, leases and ledger.
     `entry`: the prefix of the keys of cached values, and of the turns to make them."""
 
@@ -36,10 +36,10 @@ class Account(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=4096)
-def account(caller: str) -> Account:
+def key_names(caller: str) -> KeyNames:
     tag = f"{{{caller}}}:".encode()
     names = (b"tg4:%baccount" % tag, b"tg4:%bleases" % tag, b"tg3:%bledger" % tag)
-    return Account(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag)
+    return KeyNames(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag)
 
 
 def run(script: Script, names: Names, more: tuple[bytes, ...]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from gateway.recorded import Record
 from gateway.telemetry.outlet import Outlet
@@ -45,7 +46,7 @@ class LogLine(msgspec.Struct, frozen=True):
     holdback: Held | None
     tokens: tuple[int | None, int | None, int | None] | None
     budget: dict[str, Any] | UnsetType
-    verdict: dict[str, Any] | UnsetType
+    verdict: Verdict | UnsetType
 
 
 def line(record: Record, model: str | None, at: float) -> LogLine:
@@ -73,17 +74,8 @@ def _budget(facts: Facts) -> dict[str, Any]:
     return {"used": round(facts.budget_used, 6), "then": facts.budget, "of": facts.budget_of}
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "label": verdict.label,
-        "p_complex": verdict.p_complex,
-        "reason": verdict.reason,
-        "source": verdict.source,
-        "seconds": _microseconds(verdict.seconds),
-        "cut": verdict.cut,
-        "strategy": verdict.strategy,
-        "prompt": verdict.prompt,
-    }
+def _verdict(verdict: Verdict) -> Verdict:
+    return replace(verdict, seconds=_microseconds(verdict.seconds))
 
 
 def _microseconds(seconds: float) -> float:

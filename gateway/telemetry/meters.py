@@ -12,7 +12,6 @@ from gateway.recorded import PHASES, Record
 from gateway.reply import NOBODY
 from gateway.store import NANO, REFUSALS
 from gateway.telemetry.counts import Counter, Histogram
-from gateway.telemetry.names import OPERATIONS, PROVIDER
 from gateway.types import Decision, Usage, Verdict
 
 # Buckets of the GenAI conventions' server metrics; TTFT goes on to ten minutes, as prompts of a million tokens do.
@@ -24,6 +23,14 @@ TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304,
 OVERHEAD = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 PSI = (0.02, 0.05, 0.1, 0.2, 0.5, 1)
 AGREEMENT = tuple(at / 10 for at in range(11))
+PROVIDER = "deepseek"  # the format's flavour, as the GenAI conventions name it
+OPERATIONS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/messages": "chat",
+    "/v1/responses": "chat",
+}
 GENAI = ["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_original_model", "gen_ai_response_model"]
 SHADOWED = ("compared", "busy", "budget", "failed", "cut", "unrecorded")
 RELOADS = ("accepted", "rejected")

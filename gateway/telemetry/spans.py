@@ -1,7 +1,8 @@
 """How does a traced exchange look as spans?   One for the exchange, one for each call to a model server.
 
 They are made of the exchange's record when it has ended: while it runs, only times are taken. No prompt and no answer
-is in them.
+is in them. Attributes have OpenTelemetry's names, those of github.com/open-telemetry/semantic-conventions-genai (which
+are "in development") and of semantic-conventions 1.44; ours begin with `gateway.`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,11 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from gateway import __version__
 from gateway.recorded import Record
 from gateway.store import NANO
-from gateway.telemetry import names
+from gateway.telemetry.meters import OPERATIONS, PROVIDER
 from gateway.trace import Counted, Leg, Trace
 from gateway.types import Decision
 
-Attributes = dict[str, Any]  # of text, numbers and truth; what is None is not told
+Attributes = dict[str, Any]  # of text, numbers (times in seconds) and truth; what is None is not told
 SCOPE = InstrumentationScope("tiergate", __version__)
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 STATUS = {False: Status(StatusCode.UNSET), True: Status(StatusCode.ERROR)}  # by whether it failed
@@ -47,12 +48,12 @@ def spans(
     for leg, purpose, attempt in _attempts(trace.legs):
         told = call(leg, purpose, attempt)
         yield made(
-            f"{told[names.OPERATION]} {leg.model}",
+            f"{told['gen_ai.operation.name']} {leg.model}",
             context(leg.id, is_remote=False),
             whole,
             kind=SpanKind.CLIENT,
             attributes=told,
-            status=STATUS[names.ERROR in told],
+            status=STATUS["error.type" in told],
             start_time=_at(trace, leg.started),
             end_time=_at(trace, leg.ended or end),
         )
@@ -68,25 +69,25 @@ def exchange(record: Record, model: str | None, served: Mapping[str, str]) -> At
     route, caller = record.route, record.caller
     return _told(
         {
-            names.METHOD: "POST",
-            names.HTTP_ROUTE: record.path,
-            names.STATUS: record.status,
-            names.ERROR: record.error,
-            names.OPERATION: names.OPERATIONS.get(record.path, names.OTHER),
-            names.REQUEST_MODEL: model,
-            names.REQUEST_STREAM: record.stream,
-            names.RESPONSE_MODEL: served.get(record.tier or ""),
-            names.FIRST_CHUNK: record.ttft,
-            names.REQUEST_ID: record.id,
-            names.CALLER: caller.name if caller else None,
-            names.PLAN: caller.plan if caller else None,
-            names.POLICY: record.policy,
-            names.TIER: record.tier,
-            names.RULE: route.rule if route else None,
-            names.REASON: route.reason if route else None,
-            names.CACHE: record.cache,
-            names.OVERHEAD: record.overhead,
-            names.COST: sum([cost.money for cost in record.costs]) / NANO,
+            "http.request.method": "POST",
+            "http.route": record.path,
+            "http.response.status_code": record.status,
+            "error.type": record.error,
+            "gen_ai.operation.name": OPERATIONS.get(record.path, "_OTHER"),
+            "gen_ai.request.model": model,
+            "gen_ai.request.stream": record.stream,
+            "gen_ai.response.model": served.get(record.tier or ""),
+            "gen_ai.response.time_to_first_chunk": record.ttft,
+            "gateway.request_id": record.id,
+            "gateway.caller": caller.name if caller else None,
+            "gateway.plan": caller.plan if caller else None,
+            "gateway.policy": record.policy,
+            "gateway.tier": record.tier,
+            "gateway.rule": route.rule if route else None,
+            "gateway.reason": route.reason if route else None,
+            "gateway.cache": record.cache,
+            "gateway.overhead": record.overhead,
+            "gateway.cost_usd": sum([cost.money for cost in record.costs]) / NANO,
         }
         | (_decided(record.decision) if record.decision else {})
         | _used(record.usage)
@@ -110,24 +111,25 @@ def _error(leg: Leg) -> str | None:
 
 
 def call(leg: Leg, purpose: str, attempt: int | None) -> Attributes:
-    """What is told of a call to a model server."""
+    """What is told of a call to a model server. `purpose`: classify, draft, answer, or failover (an answer after a
+    failed one); `attempt`: from 1, of the calls for an answer. Aborted: by us, before the answer was complete."""
     usage, error = leg.usage, _error(leg)
     cut = attempt is not None and error is None and leg.ended is not None and not usage.complete
     first = leg.first - leg.started if leg.first else None
     return _told(
         {
-            names.OPERATION: names.OPERATIONS.get(leg.path, names.OTHER),
-            names.FLAVOUR: names.PROVIDER,
-            names.REQUEST_MODEL: leg.model,
-            names.SERVER: leg.host,
-            names.PORT: leg.port,
-            names.STATUS: leg.status,
-            names.ERROR: error,
-            names.FIRST_CHUNK: first,
-            names.TIER: leg.tier,
-            names.PURPOSE: purpose,
-            names.ATTEMPT: attempt,
-            names.ABORTED: cut or None,
+            "gen_ai.operation.name": OPERATIONS.get(leg.path, "_OTHER"),
+            "gen_ai.provider.name": PROVIDER,
+            "gen_ai.request.model": leg.model,
+            "server.address": leg.host,
+            "server.port": leg.port,
+            "http.response.status_code": leg.status,
+            "error.type": error,
+            "gen_ai.response.time_to_first_chunk": first,
+            "gateway.tier": leg.tier,
+            "gateway.call.purpose": purpose,
+            "gateway.call.attempt": attempt,
+            "gateway.call.aborted": cut or None,
         }
         | _used(usage)
     )
@@ -135,10 +137,10 @@ def call(leg: Leg, purpose: str, attempt: int | None) -> Attributes:
 
 def _decided(decision: Decision) -> Attributes:
     verdict, held = decision.verdict, decision.held
-    found: Attributes = {names.DRAFT: decision.draft, names.HOLDBACK: held.outcome if held else None}
+    found: Attributes = {"gateway.draft": decision.draft, "gateway.holdback": held.outcome if held else None}
     if verdict:
-        found |= {names.VERDICT: verdict.label, names.P_COMPLEX: verdict.p_complex}
-        found |= {names.VERDICT_REASON: verdict.reason, names.VERDICT_SOURCE: verdict.source}
+        found |= {"gateway.verdict": verdict.label, "gateway.verdict.p_complex": verdict.p_complex}
+        found |= {"gateway.verdict.reason": verdict.reason, "gateway.verdict.source": verdict.source}
     return found
 
 
@@ -146,9 +148,9 @@ def _used(usage: Counted | None) -> Attributes:
     if usage is None:
         return {}
     return {
-        names.INPUT_TOKENS: usage.prompt,
-        names.CACHED_TOKENS: usage.cached,
-        names.OUTPUT_TOKENS: usage.completion,
+        "gen_ai.usage.input_tokens": usage.prompt,
+        "gen_ai.usage.cache_read.input_tokens": usage.cached,
+        "gen_ai.usage.output_tokens": usage.completion,
     }
 
 

@@ -15,10 +15,6 @@ class Breaker:
     the same replica answers others, in this window or the one before. Times are in the loop's seconds.
     """
 
-    __slots__ = (
-        "_answered", "_awaited", "_before", "_failed", "_failing", "_good", "_rest", "_since", "_until", "open",
-    )  # fmt: skip
-
     def __init__(self) -> None:
         self.close()
 

@@ -44,7 +44,7 @@ def leg(origin: Origin, tier: Tier, call: Call) -> Leg:
 def head(origin: Origin, tier: Tier, call: Call, number: bytes, traced: bytes = b"") -> bytes:
     """Request line and headers, `traced` among them. Nothing of the caller's headers goes upstream but its trace, where
     that is sampled, and a request id in our form: callers choose their ids, and two of one id would meet in the
-    server's engine, so behind it stands a `number` that each exchange has for itself."""
+    server's engine, so behind it stands a `number` that each call has for itself."""
     key = os.environ.get(tier.api_key_env, "").strip() if tier.api_key_env else ""
     return b"%b%bx-request-id: %b-%b\r\ncontent-length: %d\r\n\r\n" % (
         _opening(origin, call.path, call.bill.stream, key), traced, call.id.encode(), number, len(call.body)

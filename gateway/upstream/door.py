@@ -21,7 +21,7 @@ from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
 from gateway.upstream.call import Call, brief, head, leg, limits
-from gateway.upstream.exchange import Exchange
+from gateway.upstream.open_call import OpenCall
 from gateway.upstream.places import LONGEST_ADVICE, Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
@@ -51,7 +51,7 @@ class Upstream:
         self._replicas, self._queues = Replicas(), Queues(client)
         self._endings: Endings = {}
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
-        self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of exchanges
+        self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of calls
 
     def load(self) -> Mapping[str, int]:
         """Requests in flight by tier, as of this moment."""
@@ -106,8 +106,6 @@ class Upstream:
         A server's 4xx is an answer, except a 429 while there are tiers left. `first` is the first tier's attempt, where
         that has begun already. If every tier fails, the reply is the last one's refusal.
         """
-        if not route.tiers:
-            return Reply.refused(UpstreamFailed("The route names no tier."))
         reply = await (first or self.attempt(request, route.tiers[0], policy))
         for before, name in pairwise(route.tiers) if reply.failure in policy.failover.on else ():
             if self._replicas.down(policy.tiers[name], _now()) and not self._spend(name):
@@ -170,23 +168,23 @@ class Upstream:
         if not places.free(tier.limits):
             raise places.overloaded()
         replica = self._choose(request, name, tier)
-        exchange = Exchange(name, replica, request.caller.id)
-        exchange.place = places
+        opened = OpenCall(name, replica, request.caller.id)
+        opened.place = places
         bill = Bill(name, "triage", stream=path == CHAT, server=replica.url)
         call = Call(name, path, request.id + "-triage", body, bill, request.trace)
         request.bills.append(bill)
         try:
-            exchange.response = response = await self._ask(exchange, call, tier, brief(tier, seconds))
+            opened.response = response = await self._ask(opened, call, tier, brief(tier, seconds))
         except BaseException as error:
             if isinstance(error, TransportError) and error.kind in ("connect", "closed"):
-                exchange.failed(error)  # a verdict that is late is no failure of the server
-            exchange.close()
+                opened.failed(error)  # a verdict that is late is no failure of the server
+            opened.close()
             raise
         if response.status >= 500:
-            exchange.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
+            opened.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
         else:
-            exchange.passed()
-        return TriageResponse(exchange, response, bill.usage, self._endings)
+            opened.passed()
+        return TriageResponse(opened, response, bill.usage, self._endings)
 
     async def triage_reported(self) -> None:
         """Returns when triage calls whose verdict is known have reported their usage, which comes after the label."""
@@ -206,40 +204,40 @@ class Upstream:
         return await self._try(request, call, policy.tiers[call.tier], other)
 
     async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
-        """One call to one replica. Raises Failed; else the exchange owns the tier's place until the answer ends."""
+        """One call to one replica. Raises Failed; else the open call owns the tier's place until the answer ends."""
         rest = _rest(request, tier)
         if rest <= 0:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
-        exchange, reply = Exchange(call.tier, replica, request.caller.id), None
+        opened, reply = OpenCall(call.tier, replica, request.caller.id), None
         try:
-            exchange.response = response = await self._ask(exchange, call, tier, limits(tier, call.bill.stream, rest))
-            headers, streams = accepted(exchange, response, call.bill.stream)
+            opened.response = response = await self._ask(opened, call, tier, limits(tier, call.bill.stream, rest))
+            headers, streams = accepted(opened, response, call.bill.stream)
             if streams:
-                reply = await stream_reply(request, exchange, response, headers, call.bill.usage)
+                reply = await stream_reply(request, opened, response, headers, call.bill.usage)
             else:
                 data = response.ready(MAX_JSON)
                 data = await response.read(MAX_JSON) if data is None else data
                 reply = whole_reply(response, headers, data, call.bill, DIALECTS[request.path].answers.holds)
         except (TransportError, UpstreamFailed, Failed) as error:
-            raise failure(exchange, error) from None
+            raise failure(opened, error) from None
         finally:
             if not reply:
-                exchange.close()
-        exchange.passed()
+                opened.close()
+        opened.passed()
         replica.busy = 0.0 if reply.status != 429 else _now() + min(retry_after(response), LONGEST_ADVICE)
-        exchange.place = place = self._places[call.tier]
+        opened.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))
         if not reply.stream:
-            exchange.close()
+            opened.close()
         return reply
 
-    def _ask(self, exchange: Exchange, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:
+    def _ask(self, opened: OpenCall, call: Call, tier: Tier, times: Limits) -> Coroutine[Any, Any, Response]:
         """Raises TransportError."""
-        origin, traced = exchange.replica.origin, b""
+        origin, traced = opened.replica.origin, b""
         if call.trace:
-            exchange.leg = leg(origin, tier, call)
-            traced = call.trace.began(exchange.leg)
+            opened.leg = leg(origin, tier, call)
+            traced = call.trace.began(opened.leg)
         return self._client.request(origin, head(origin, tier, call, next(self._numbers), traced), call.body, times)
 
     def _choose(self, request: ChatRequest, name: str, tier: Tier) -> Replica:

@@ -18,8 +18,6 @@ SURE = 0.5  # the part of its patience that a request's estimated wait may take:
 class Queue:
     """The waiting requests of one priority, first come first served. `pace`: seconds between two grants, averaged."""
 
-    __slots__ = ("last", "pace", "shut", "waiting")
-
     def __init__(self) -> None:
         self.waiting: deque[asyncio.Future[None]] = deque()
         self.pace = self.last = self.shut = 0.0
@@ -50,8 +48,6 @@ class Queue:
 
 class Places:
     """The calls that a tier has open (`taken`) and who waits to be one of them, by priority, higher first."""
-
-    __slots__ = ("_limits", "_name", "_queues", "_window", "queued", "taken")
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -17,8 +17,6 @@ class Replica:
     """One server. `inflight` counts our open calls to it, of all tiers that it runs. `busy`: until when it wants to be
     left alone, by its last answer."""
 
-    __slots__ = ("_read", "_running", "_then", "_waiting", "breaker", "busy", "inflight", "origin", "url")
-
     def __init__(self, url: str) -> None:
         self.url, self.origin = url, Origin.parse(url)
         self.breaker = Breaker()

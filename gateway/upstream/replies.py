@@ -10,7 +10,7 @@ from gateway.http1 import Response, TransportError
 from gateway.reply import Reply
 from gateway.stream import Events, broken, read_whole
 from gateway.types import Bill, ChatRequest, Headers, Usage
-from gateway.upstream.exchange import Exchange
+from gateway.upstream.open_call import OpenCall
 from gateway.upstream.places import RETRY_AFTER
 
 PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
@@ -31,10 +31,10 @@ class Failed(Exception):
         self.ours = isinstance(refusal, UpstreamAuth)
 
 
-def failure(exchange: Exchange, error: TransportError | UpstreamFailed | Failed) -> Failed:
-    """The failure of an exchange that broke. Its replica's breaker counts it, unless our configuration is to blame."""
+def failure(opened: OpenCall, error: TransportError | UpstreamFailed | Failed) -> Failed:
+    """The failure of a call that broke. Its replica's breaker counts it, unless our configuration is to blame."""
     if not (isinstance(error, Failed) and error.ours):
-        exchange.failed(error)
+        opened.failed(error)
     if isinstance(error, Failed):
         return error
     if isinstance(error, TransportError) and error.kind == "connect":
@@ -48,12 +48,12 @@ def is_busy(reply: Reply) -> bool:
     return reply.status == 429 and (b"x-should-retry", b"false") not in reply.headers
 
 
-def accepted(exchange: Exchange, response: Response, streams: bool) -> tuple[Headers, bool]:
+def accepted(opened: OpenCall, response: Response, streams: bool) -> tuple[Headers, bool]:
     """The server's headers that the caller gets, and whether a stream follows; `streams`: one was asked for. Raises
     Failed for what is no answer to pass on."""
     status = response.status
     if status >= 500 or status in (401, 403):
-        raise _refused(response, exchange)
+        raise _refused(response, opened)
     found: dict[bytes, bytes] = {}
     for name, value in response.headers:
         if name in LOOKED_AT and len(value) <= MOST_VALUE:
@@ -90,28 +90,28 @@ def whole_reply(response: Response, headers: Headers, data: bytes, bill: Bill, h
 
 
 async def stream_reply(
-    request: ChatRequest, exchange: Exchange, response: Response, headers: Headers, usage: Usage
+    request: ChatRequest, opened: OpenCall, response: Response, headers: Headers, usage: Usage
 ) -> Reply:
     """Waits for the first events, as a stream that fails before them can still fail over. The reply then owns the
-    exchange. Raises UpstreamFailed, Failed.
+    call. Raises UpstreamFailed, Failed.
     """
     asked = (request.fields.stream_options or {}).get("include_usage") is True
-    events = Events(response, usage, request.dialect.answers, not asked, exchange.failed)
+    events = Events(response, usage, request.dialect.answers, not asked, opened.failed)
     await events.more()
     if events.quiet():
         await events.said()
     if events.error is not None:
         raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
-    return Reply(200, headers, events, True, exchange.tier, exchange.shut, usage)
+    return Reply(200, headers, events, True, opened.tier, opened.shut, usage)
 
 
-def _refused(response: Response, exchange: Exchange) -> Failed:
+def _refused(response: Response, opened: OpenCall) -> Failed:
     """The failure for a server's 5xx, or for its refusal of our key. The server's text is not passed on: it may hold
     host names, paths or other callers' data.
     """
     if response.status in (401, 403):
         told = "tier %s: %s refuses its key (status %d): see api_key_env"
-        log.error(told, exchange.tier, exchange.replica.origin.authority, response.status)
+        log.error(told, opened.tier, opened.replica.origin.authority, response.status)
         return Failed("5xx", UpstreamAuth("The model server does not accept the gateway's key."))
     final = response.header(b"x-should-retry") == b"false"
     if response.status != 503:

@@ -8,8 +8,6 @@ MOST = 5.0  # retries that are saved up
 class RetryBudget:
     """Of one tier. Over a minute with `n` first calls there are at most 0.1 n + 8 retries. Times in seconds."""
 
-    __slots__ = ("_at", "_left")
-
     def __init__(self) -> None:
         self._left, self._at = MOST, 0.0
 

@@ -9,20 +9,20 @@ from gateway.http1 import Response
 from gateway.sse import Splitter
 from gateway.stream import TAIL_WAIT, note
 from gateway.types import Usage
-from gateway.upstream.exchange import Exchange
+from gateway.upstream.open_call import OpenCall
 
-Endings = dict[Exchange, asyncio.Future[None]]  # of answers whose rest is under way
+Endings = dict[OpenCall, asyncio.Future[None]]  # of answers whose rest is under way
 
 
 class TriageResponse:
     """A model server's answer to a question of our own; its usage is noted as it passes. A context manager: where the
     block ends before the answer does, the rest is read in the background, so that the connection can be used again.
-    Until that has ended, the exchange is in `endings`."""
+    Until that has ended, the call is in `endings`."""
 
-    __slots__ = ("_endings", "_exchange", "_response", "_splitter", "_usage", "header", "status")
+    __slots__ = ("_endings", "_opened", "_response", "_splitter", "_usage", "header", "status")
 
-    def __init__(self, exchange: Exchange, response: Response, usage: Usage, endings: Endings) -> None:
-        self._exchange, self._response, self._usage, self._endings = exchange, response, usage, endings
+    def __init__(self, opened: OpenCall, response: Response, usage: Usage, endings: Endings) -> None:
+        self._opened, self._response, self._usage, self._endings = opened, response, usage, endings
         self._splitter = Splitter()
         self.status, self.header = response.status, response.header
 
@@ -65,11 +65,11 @@ class TriageResponse:
         response = self._response
         ended = None if kind or response.complete else response.ended(self._rest, TAIL_WAIT)
         if ended:
-            self._endings[self._exchange] = ended
+            self._endings[self._opened] = ended
             ended.add_done_callback(self._close)
         else:
             self._close()
 
     def _close(self, _: object = None) -> None:
-        self._endings.pop(self._exchange, None)
-        self._exchange.close()
+        self._endings.pop(self._opened, None)
+        self._opened.close()

@@ -22,8 +22,6 @@ class Gauge:
     `power`: how it grows with the places: as their `power`th power, 1 for in proportion.
     """
 
-    __slots__ = ("_ever", "_least", "_looks", "_power", "_tolerance", "_top")
-
     def __init__(self, tolerance: float, power: float, least: float = math.inf) -> None:
         self._tolerance, self._power, self._least = tolerance, power, least
         self._ever, self._looks = least, 0  # the least of all, looks since another was taken for well
@@ -60,10 +58,6 @@ class Window:
     It changes only if some request found no place since the last change. It rises by a step that doubles each time and
     is 1 again after a fall. After a fall nothing is judged until no more calls are open than it allows.
     """
-
-    __slots__ = (
-        "_begun", "_heard", "_missed", "_most", "_queue", "_since", "_step", "_times", "_told", "_wait", "size",
-    )  # fmt: skip
 
     def __init__(self) -> None:
         self.size = self._step = self._most = FIRST

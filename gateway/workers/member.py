@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Self
 
 from gateway.errors import Overloaded
-from gateway.workers.line import BEAT, Message, receive, send
+from gateway.workers.messages import BEAT, Message, receive, send
 
 PATIENCE = 5.0  # seconds for the supervisor to answer
 

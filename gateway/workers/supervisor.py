@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gateway.settings import Settings
-from gateway.workers.line import BEAT, Message, receive, send
+from gateway.workers.messages import BEAT, Message, receive, send
 from gateway.workers.sums import counts, total
 
 STEADY = 60.0  # seconds that a worker must have run for its end not to count as one more in a series of crashes

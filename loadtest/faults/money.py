@@ -20,7 +20,7 @@ from valkey import Valkey
 from gateway.pricing import TEMPLATE
 from gateway.store import NANO, Line, open_store
 from gateway.store.scripts import NAMES
-from gateway.store.words import account
+from gateway.store.words import key_names
 from loadtest.servers import MODELS, Sim, gateway, sim, valkey, workers_of
 
 CALLER = "anonymous"  # who everyone is without keys
@@ -115,7 +115,7 @@ async def storm(urls: list[str], streams: int, tokens: int) -> list[str]:
 
 def amounts(client: Valkey) -> tuple[int, int]:
     """What the caller's account says that was spent, and is held."""
-    state: Any = client.hget(account(CALLER).names.all[0].decode(), "state")
+    state: Any = client.hget(key_names(CALLER).names.all[0].decode(), "state")
     if state is None:
         return 0, 0
     known = dict(zip(NAMES, struct.unpack(f"<{len(NAMES)}d", state), strict=True))
@@ -145,7 +145,7 @@ async def settled(url: str, client: Valkey) -> list[Line]:
         async with asyncio.timeout(LONGEST):
             while True:
                 lines = await store.ledger(CALLER)
-                if not client.zcard(account(CALLER).names.all[1]):
+                if not client.zcard(key_names(CALLER).names.all[1]):
                     return lines
                 await asyncio.sleep(0.2)
     finally:

@@ -5,11 +5,12 @@ import time
 
 import pytest
 
-from gateway.agreement import DEEP, Said, agreement, said
+from gateway.agreement import DEEP, agreement
+from gateway.wording import Wording, said
 from tests.tiers import JSON
 
 
-def whole(text: str = "", finish: str = "stop", **message: object) -> Said:
+def whole(text: str = "", finish: str = "stop", **message: object) -> Wording:
     choice = {"message": {"content": text, **message}, "finish_reason": finish}
     return said(json.dumps({"choices": [choice]}).encode(), stream=False)
 
@@ -59,7 +60,7 @@ def test_tool_calls_agree_by_their_arguments_and_not_with_words() -> None:
 
 
 def test_arguments_that_are_no_json_or_not_there_agree_with_their_like() -> None:
-    def bare(arguments: str | None) -> Said:
+    def bare(arguments: str | None) -> Wording:
         return whole(tool_calls=[{"function": {"name": "f", "arguments": arguments}}], finish="tool_calls")
 
     assert agreement(bare("{a"), bare("{a")) == 1.0
@@ -81,31 +82,8 @@ def test_a_refusal_agrees_with_refusals_only() -> None:
 
 def test_of_a_cut_answer_nothing_is_said() -> None:
     assert agreement(whole("a b", finish="length"), whole("a b")) is None
-    assert agreement(Said("a b"), whole("a b")) is None
+    assert agreement(Wording("a b"), whole("a b")) is None
     assert agreement(said(b"{", stream=False), whole()) is None
-
-
-def test_a_stream_says_what_its_json_answer_does() -> None:
-    call = called("search", q="a")
-    half = {"index": 1, "function": {"name": "search", "arguments": '{"q":'}}
-    other = {"index": 0, "function": {"name": "list", "arguments": "{}"}}
-    rest = {"index": 1, "function": {"arguments": ' "a"}'}}
-    deltas: list[tuple[JSON, str | None]] = [({"content": "look"}, None), ({"content": "ing"}, None)]
-    deltas += [({"tool_calls": [other, half]}, None), ({"tool_calls": [rest]}, "tool_calls")]
-    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
-    data = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
-    found = said(data, stream=True)
-    assert (found.text, found.calls, found.whole) == (
-        "looking", {0: ["list", "{}"], 1: ["search", '{"q": "a"}']}, True
-    )  # fmt: skip
-    assert found.calls == whole(tool_calls=[called("list"), call]).calls
-
-
-def test_a_stream_that_refused_at_some_point_refused() -> None:
-    deltas: list[tuple[JSON, str | None]] = [({"refusal": "I will"}, None), ({"content": ""}, None), ({}, "stop")]
-    events = [{"choices": [{"index": 0, "delta": delta, "finish_reason": end}]} for delta, end in deltas]
-    found = said(b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events), stream=True)
-    assert (found.refused, found.whole) == (True, True)
 
 
 def test_a_completion_says_its_text() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.attached import explained_events
 from gateway.body import MAX_PROMPTS
 from gateway.cache import cache_key
 from gateway.dialects import DIALECTS, read
@@ -17,7 +18,6 @@ from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorize
 from gateway.facts import observe
 from gateway.policy import Policy
 from gateway.pricing import bound
-from gateway.relay import explained_events
 from gateway.routing import route
 from gateway.splice import changes, refuse_links, stripped
 from gateway.store import MemoryStore

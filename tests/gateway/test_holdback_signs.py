@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from gateway.body import Fields
+from gateway.holdback.opening import unprobed
 from gateway.holdback.signs import doubtful, figures, loops, over, shown, violates
-from gateway.holdback.wording import Start, unprobed
 from gateway.policy import Holdback, Most, PolicyError, Weak, load_policy
-from gateway.sse import event
+from gateway.wording import Wording
 
 ANY: dict[str, Any] = {"type": "json_object"}
 PERSON = {
@@ -46,10 +46,10 @@ def test_no_beginning_of_what_fits_is_a_violation(indent: int | None, ascii_only
     for value in GOOD:
         text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
         for at in range(len(text) + 1):
-            assert not violates(Start(text[:at]), wanted(PERSON)), text[:at]
-            assert not violates(Start(text[:at]), ANY)
-            assert not violates(Start(text[:at], finish="length"), ANY), "cut by the caller's own limit"
-        assert not violates(Start(text, finish="stop"), wanted(PERSON))
+            assert not violates(Wording(text[:at]), wanted(PERSON)), text[:at]
+            assert not violates(Wording(text[:at]), ANY)
+            assert not violates(Wording(text[:at], finish="length"), ANY), "cut by the caller's own limit"
+        assert not violates(Wording(text, finish="stop"), wanted(PERSON))
 
 
 @pytest.mark.parametrize(
@@ -74,28 +74,28 @@ def test_no_beginning_of_what_fits_is_a_violation(indent: int | None, ascii_only
     ],
 )
 def test_what_can_no_longer_fit_is_a_violation_at_once(text: str) -> None:
-    assert violates(Start(text), wanted(PERSON))
-    assert not violates(Start(text), {"type": "text"})
-    assert not violates(Start(text), {})
+    assert violates(Wording(text), wanted(PERSON))
+    assert not violates(Wording(text), {"type": "text"})
+    assert not violates(Wording(text), {})
 
 
 def test_what_ends_before_it_is_whole_is_a_violation() -> None:
     for text in ('{"name": "a"', '{"name": "a"}', "", '{"name": "a", "role": 1}'):
-        assert violates(Start(text, finish="stop"), wanted(PERSON)), text
-    assert not violates(Start('{"role": 1'), wanted(PERSON)), "it may become 12"
+        assert violates(Wording(text, finish="stop"), wanted(PERSON)), text
+    assert not violates(Wording('{"role": 1'), wanted(PERSON)), "it may become 12"
 
 
 def test_a_number_may_have_a_fraction_and_an_object_of_a_list_may_still_become_it() -> None:
-    assert not violates(Start("1.5", finish="stop"), wanted({"type": "number"}))
-    assert violates(Start("1.5", finish="stop"), wanted({"type": "integer"}))
-    assert not violates(Start('{"a": 1'), wanted({"enum": [{"a": 12}]}))
+    assert not violates(Wording("1.5", finish="stop"), wanted({"type": "number"}))
+    assert violates(Wording("1.5", finish="stop"), wanted({"type": "integer"}))
+    assert not violates(Wording('{"a": 1'), wanted({"enum": [{"a": 12}]}))
 
 
 @pytest.mark.parametrize("schema", [None, True, 7, [], {"type": 3}, {"type": ["no such"]}, {"enum": "x"}, {"items": 1}])
 def test_a_schema_that_says_nothing_we_know_fits_everything(schema: Any) -> None:
     for value in (1, "x", None, [1], {"a": 1}, True):
-        assert not violates(Start(json.dumps(value), finish="stop"), wanted(schema))
-    assert not violates(Start("1", finish="stop"), {"type": "json_schema", "json_schema": 5})
+        assert not violates(Wording(json.dumps(value), finish="stop"), wanted(schema))
+    assert not violates(Wording("1", finish="stop"), {"type": "json_schema", "json_schema": 5})
 
 
 @pytest.mark.parametrize("unit", ["the ", "I think that ", "我认为", "да ", "ни да ни нет, ", "ありがとう。", "x\n"])
@@ -124,17 +124,17 @@ def test_what_repeats_without_being_stuck_is_no_loop(text: str) -> None:
 @pytest.mark.parametrize(
     ("start", "sign"),
     [
-        (Start(finish="stop"), "empty"),
-        (Start(" \n", finish="end"), "empty"),
-        (Start(finish="length"), None),
-        (Start(), None),
-        (Start(called=True, finish="tool_calls"), None),
-        (Start("yes", finish="stop"), None),
-        (Start(refused=True, finish="stop"), "refusal"),
-        (Start("No can do, friend"), "refusal"),
+        (Wording(finish="stop"), "empty"),
+        (Wording(" \n", finish="end"), "empty"),
+        (Wording(finish="length"), None),
+        (Wording(), None),
+        (Wording(calls={0: ["f", ""]}, finish="tool_calls"), None),
+        (Wording("yes", finish="stop"), None),
+        (Wording(refused=True, finish="stop"), "refusal"),
+        (Wording("No can do, friend"), "refusal"),
     ],
 )
-def test_what_shows_before_the_start_is_over(start: Start, sign: str | None) -> None:
+def test_what_shows_before_the_start_is_over(start: Wording, sign: str | None) -> None:
     weak = Weak(refusal=True, refusal_words=("^No can do",), empty=True)
     assert shown(start, weak, Fields()) == sign
     assert shown(start, Weak(repetition=True), Fields()) is None, "only what is looked for"
@@ -142,73 +142,24 @@ def test_what_shows_before_the_start_is_over(start: Start, sign: str | None) -> 
 
 def test_a_start_is_over_with_its_last_token_or_with_the_answer() -> None:
     rules = Holdback(("flash",), "pro", Weak(empty=True), tokens=4)
-    assert [over(start, rules) for start in (Start("a b c", 3), Start("a b c d", 4))] == [None, "tokens"]
-    assert over(Start("a", 1, finish="stop"), rules) == "end"
+    assert [over(start, rules) for start in (Wording("a b c", 3), Wording("a b c d", 4))] == [None, "tokens"]
+    assert over(Wording("a", 1, finish="stop"), rules) == "end"
 
 
 def test_a_sign_that_is_not_looked_for_does_not_count() -> None:
     figures_only, form = Weak(mean_logprob=Most(-9.0)), Fields(response_format=ANY)
-    for start in (Start(finish="stop"), Start("no", refused=True), Start("again and " * 20), Start("no JSON")):
+    for start in (Wording(finish="stop"), Wording("no", refused=True), Wording("again and " * 20), Wording("no JSON")):
         assert shown(start, figures_only, form) is None
-    assert shown(Start("again and " * 20), Weak(repetition=True), form) == "repetition"
-    assert shown(Start("no JSON"), Weak(schema_violation=True), form) == "schema_violation"
+    assert shown(Wording("again and " * 20), Weak(repetition=True), form) == "repetition"
+    assert shown(Wording("no JSON"), Weak(schema_violation=True), form) == "schema_violation"
 
 
 def test_figures_are_means_over_all_that_was_kept() -> None:
     weak = Weak(mean_logprob=Most(-1.5), margin=Most(0.5))
-    assert doubtful(figures(Start(logprobs=[-3.0, 0.0], margins=[0.0, 1.0])), weak) == "mean_logprob"
-    assert doubtful(figures(Start(logprobs=[-2.9, 0.0], margins=[0.0, 1.0])), weak) == "margin"
-    assert doubtful(figures(Start(logprobs=[-2.9, 0.0], margins=[0.1, 1.0])), weak) is None
-    assert doubtful(figures(Start("text", 5)), weak) is None, "a server that tells none is no weak server"
-
-
-def seen(*chunks: Any, stream: bool = True) -> Start:
-    start = Start()
-    for chunk in chunks:
-        data = json.dumps(chunk).encode()
-        start.see(event(data) if stream else data, stream)
-    return start
-
-
-def test_tokens_are_counted_by_their_log_probabilities_or_one_an_event() -> None:
-    token = {"logprob": -1, "top_logprobs": [{"logprob": -1.25}, {"logprob": -1}, {"logprob": -3}]}
-    told = seen(
-        {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
-        {"choices": [{"delta": {"content": "ab"}, "logprobs": {"content": [token, token]}}]},
-        {"choices": [{"delta": {"reasoning": "c"}}]},
-        {"choices": [{"delta": {"tool_calls": [{}]}, "finish_reason": "tool_calls"}]},
-    )
-    assert (told.tokens, told.text, told.called, told.finish) == (4, "ab", True, "tool_calls")
-    assert (told.logprobs, told.margins) == ([-1, -1], [0.25, 0.25])
-
-
-def test_log_probabilities_that_no_token_has_are_in_no_mean() -> None:
-    for key in ("logprob", "top_logprobs"):
-        token = {"logprob": -1, "top_logprobs": []} | {key: 1e308 if key == "logprob" else [{"logprob": -1e308}] * 2}
-        told = seen({"choices": [{"delta": {"content": "ab"}, "logprobs": {"content": [token, token]}}]})
-        assert figures(told) == {}
-
-
-def test_text_completions_are_read_as_chat_is() -> None:
-    logprobs = {"token_logprobs": [None, -2.0], "top_logprobs": [None, {"a": -2.0, "b": -2.5}]}
-    told = seen({"choices": [{"text": "x y", "logprobs": logprobs, "finish_reason": "stop"}]}, stream=False)
-    assert (told.text, told.logprobs, told.margins, told.finish) == ("x y", [-2.0], [0.5], "stop")
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"data: nonsense\n\n", b": ping\n\n", b'data: {"choices": 5}\n\n', b"data: [DONE]\n\n"]
-)
-def test_what_cannot_be_read_says_nothing(data: bytes) -> None:
-    start = Start()
-    start.see(data, True)
-    assert (start.text, start.tokens, start.finish) == ("", 0, "" if data else "end")
-
-
-def test_the_last_event_of_a_piece_is_seen_whatever_ends_its_lines() -> None:
-    for end in (b"\n\n", b"\r\n\r\n", b"\r\r"):
-        start = Start()
-        start.see(b'data: {"choices":[{"delta":{"content":"a"}}]}' + end, True)
-        assert (start.text, start.tokens) == ("a", 1)
+    assert doubtful(figures(Wording(logprobs=[-3.0, 0.0], margins=[0.0, 1.0])), weak) == "mean_logprob"
+    assert doubtful(figures(Wording(logprobs=[-2.9, 0.0], margins=[0.0, 1.0])), weak) == "margin"
+    assert doubtful(figures(Wording(logprobs=[-2.9, 0.0], margins=[0.1, 1.0])), weak) is None
+    assert doubtful(figures(Wording("text", 5)), weak) is None, "a server that tells none is no weak server"
 
 
 def test_log_probabilities_become_null_and_no_other_byte_changes() -> None:

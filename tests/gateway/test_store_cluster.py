@@ -18,7 +18,7 @@ from gateway.store.cluster import HOPS, TRY_AGAIN, WAIT, Cluster
 from gateway.store.cluster import key_slot as slot_of
 from gateway.store.refusals import MovedError
 from gateway.store.valkey import RedisStore
-from gateway.store.words import account, pushed
+from gateway.store.words import key_names, pushed
 from loadtest.clusters import Node, Nodes, cluster, move_slot, open_slot
 from loadtest.servers import until
 from tests.gateway.serving import PATIENCE
@@ -212,14 +212,14 @@ def test_a_key_is_looked_for_in_the_slot_where_the_cluster_has_it(name: bytes) -
     assert slot_of(name) == key_slot(name)
 
 
-@pytest.mark.parametrize("name", [b"tg1:keys", b"tg1:{ann}:entry:k", *account("ann").names.all])
+@pytest.mark.parametrize("name", [b"tg1:keys", b"tg1:{ann}:entry:k", *key_names("ann").names.all])
 def test_a_server_is_tried_again_by_a_key_in_the_slot_of_one_that_it_holds_where_nothing_is_kept(name: bytes) -> None:
     assert slot_of(beside(name)) == slot_of(name)
     assert beside(name) != name
 
 
 def test_all_keys_that_one_decision_is_about_are_in_one_slot() -> None:
-    ann = account("ann")
+    ann = key_names("ann")
     keys = [*ann.names.all, ann.entry + b"k", pushed("ann", "m1")]
     assert len({slot_of(key) for key in keys}) == 1
     assert slot_of(pushed("bob", "m1")) != slot_of(keys[0])
@@ -230,8 +230,8 @@ def test_servers_are_reached_where_the_map_says_not_where_the_one_was_that_gave_
         store = open_store(f"redis+cluster://localhost:{nodes[0].port}?socket_timeout=10")
         assert [count async for count in store.purge()] == [0, 0, 0]
         assert isinstance(store, RedisStore)
-        assert isinstance(store._line, Cluster)
-        reached = {host for host, _ in store._line._nodes}
+        assert isinstance(store._door, Cluster)
+        reached = {host for host, _ in store._door._nodes}
         await store.close()
         return reached
 

@@ -34,7 +34,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def spoil(store: Store, *command: bytes) -> None:
-    await store._line.put(*command)  # type: ignore[attr-defined]
+    await store._door.put(*command)  # type: ignore[attr-defined]
 
 
 async def admits_five(store: Store) -> None:

@@ -19,8 +19,8 @@ from gateway.errors import Overloaded
 from gateway.keys import as_revoked
 from gateway.store import Kept, KeyRecord, Limits, Store, open_store
 from gateway.store.circuit import PAUSE
-from gateway.store.line import GRACE
 from gateway.store.opening import TIMEOUT
+from gateway.store.pipeline import GRACE
 from gateway.store.valkey import EMPTIED
 from tests.gateway.serving import eventually
 from tests.stores import at_once

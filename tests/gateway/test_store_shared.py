@@ -15,7 +15,7 @@ from gateway.store import VALUE_LIMIT, KeyRecord, Line, Store, open_store
 from gateway.store.beat import LAST
 from gateway.store.opening import written
 from gateway.store.scripts import ADMIT, NAMES
-from gateway.store.words import account, booked, milliseconds, run
+from gateway.store.words import booked, key_names, milliseconds, run
 from tests.gateway.serving import eventually
 from tests.stores import burst, granted, limits, on
 
@@ -180,9 +180,9 @@ def test_when_the_clock_of_the_server_went_back_callers_get_their_requests_again
         await store.admit("ann", limits(6000), None)
         with Valkey.from_url(valkey) as client:
             seconds, micros = client.time()
-            state = bytearray(client.hget(account("ann").names.all[0], "state") or b"")
+            state = bytearray(client.hget(key_names("ann").names.all[0], "state") or b"")
             struct.pack_into("<d", state, 8 * NAMES.index(b"idle_at"), (seconds + 3600) * 10**6 + micros)
-            client.hset(account("ann").names.all[0], "state", bytes(state))
+            client.hset(key_names("ann").names.all[0], "state", bytes(state))
         refused = await store.admit("ann", limits(6000), None)
         assert (refused.refused_by, refused.retry_after) == ("requests", 0.01)
         await asyncio.sleep(refused.retry_after)
@@ -197,7 +197,7 @@ def test_an_address_of_another_kind_is_refused() -> None:
 
 
 def test_a_scripts_run_is_written_as_any_command_is() -> None:
-    names, script = account("ann").names, ADMIT
+    names, script = key_names("ann").names, ADMIT
     name = hashlib.sha1(script.text, usedforsecurity=False).hexdigest()
     for size in (0, 1, 1023, 1024, 70_000):
         more = (b"name", b"w" * size)

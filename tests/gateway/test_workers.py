@@ -22,7 +22,7 @@ from gateway.cli import app
 from gateway.errors import Overloaded
 from gateway.settings import Settings
 from gateway.workers import Failed, Member, Supervisor
-from gateway.workers.line import Message
+from gateway.workers.messages import Message
 from gateway.workers.sums import counts, read, total
 from gateway.workers.supervisor import ENDING, SILENT, Worker
 from loadtest.servers import POLICY, READY, Process, Sim, running, until

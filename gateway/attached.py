@@ -22,7 +22,7 @@ _LAST = re.compile(
 )
 
 
-def told(request_id: str, path: str, policy: Policy, reply: Reply | None, overhead: float) -> bytes:
+def our_lines(request_id: str, path: str, policy: Policy, reply: Reply | None, overhead: float) -> bytes:
     """The header lines of every answer, refusals included (`reply` None: before anything was decided). `overhead`: the
     gateway's own seconds."""
     route = reply.route if reply else None
@@ -46,7 +46,7 @@ def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> by
     return header_lines(headers)
 
 
-def withheld(request: ChatRequest, policy: Policy) -> bytes:
+def stripped_line(request: ChatRequest, policy: Policy) -> bytes:
     """The header line x-route-stripped: the request's fields that were taken out. b"" for none."""
     names = stripped(request, policy.callers.plans[request.caller.plan])
     return header_lines([(b"x-route-stripped", _ascii(", ".join(names)))]) if names else b""

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from gateway.attached import explained_events, explained_json, explanation, our_lines
 from gateway.errors import Refusal
-from gateway.relay import explained_events, explained_json, explanation, told
 from gateway.reply import Reply
 from gateway.types import Route
 from loadtest.servers import Sim
@@ -61,7 +61,7 @@ def test_an_answers_other_bytes_do_not_change() -> None:
 def test_headers_are_printable_whatever_a_rule_is_called() -> None:
     reply = Reply.refused(Refusal("x"))
     reply.route = Route(("flash",), "rule", "needs\r\nx-evil: 1 é")
-    found = dict(line.split(b": ", 1) for line in told("id", CHAT, POLICY, reply, 0.0012345).splitlines())
+    found = dict(line.split(b": ", 1) for line in our_lines("id", CHAT, POLICY, reply, 0.0012345).splitlines())
     assert found[b"x-route-reason"] == b"needs??x-evil: 1 ?"
     assert found[b"x-route-tier"] == b"none"
     assert found[b"x-gateway-overhead-ms"] == b"1.234"

@@ -11,7 +11,7 @@ from gateway.upstream.places import Places
 from gateway.upstream.replicas import Replica
 
 
-class Exchange:
+class OpenCall:
     """A call to one replica; its holder closes it. `place`, once it is set, is given back with it."""
 
     __slots__ = ("_caller", "_open", "_outcome", "_trial", "leg", "place", "replica", "response", "tier")

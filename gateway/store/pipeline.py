@@ -33,16 +33,16 @@ Waiting = tuple[bytes, Hearer, int]  # a packed command, who hears of it, how of
 
 async def ask_once(way: Way, *command: Word) -> Any:
     """The reply to one command on a connection of its own; None when there is none in time."""
-    line = Line(way, lambda _: None, lambda *_: False)
+    pipeline = Pipeline(way, lambda _: None, lambda *_: False)
     try:
-        return await line.put(*command)
+        return await pipeline.put(*command)
     except FAULTS:
         return None
     finally:
-        line.drop()
+        pipeline.drop()
 
 
-class Line(asyncio.Protocol):
+class Pipeline(asyncio.Protocol):
     """One connection, opened when needed. Commands put in one turn of the event loop are written together, and run in
     the order of `put`.
 
@@ -67,7 +67,7 @@ class Line(asyncio.Protocol):
         self._transport: Any = None
         self._reader: Any = None
         self._paused = False
-        self._heard = 0.0  # when the last reply or piece of one came, or the line set to work after a rest
+        self._heard = 0.0  # when the last reply or piece of one came, or the pipeline set to work after a rest
         self._clock: asyncio.TimerHandle | None = None
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
@@ -212,7 +212,7 @@ class Line(asyncio.Protocol):
             self._transport = None
 
     async def close(self) -> None:
-        """Sends what is still in the line, then closes it."""
+        """Sends what is still in the pipeline, then closes it."""
         if self._unsent or self._sent:
             await asyncio.wait([self.put(b"PING")])  # answered last
         self.drop()

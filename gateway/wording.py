@@ -1,6 +1,5 @@
-"""What has an answer said so far, and how likely were its tokens?   And the answer without its log-probabilities."""
+"""What has an answer said so far, and how likely were its tokens?"""
 
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -29,19 +28,29 @@ class _Logprobs(msgspec.Struct):
     top_logprobs: list[dict[str, Logprob] | None] | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: int = 0
+    function: _Function | None = None
+
+
 class _Said(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[msgspec.Raw] | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
     delta: _Said | None = None
     message: _Said | None = None
     text: str | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")
     finish_reason: str | None = None
 
 
@@ -50,22 +59,14 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
-class _Probed(msgspec.Struct):
-    logprobs: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Told(msgspec.Struct):
-    choices: list[_Probed] = []
-
-
-_KEY = re.compile(rb'"logprobs"\s*:\s*')
-_ANSWER, _TOLD = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Told)
+_ANSWER, _LOGPROBS = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Logprobs | None)
 
 
 @dataclass(slots=True)
-class Start:
-    """What an answer of one choice has said so far. `finish` is why it ended, "" while it goes on, "end" when it ended
-    without a reason. `tokens` are counted by their log-probabilities, else one for each event that says something.
+class Wording:
+    """What an answer of one choice has said so far, without its thoughts. `tokens` are counted by their
+    log-probabilities, else one for each event that says something. `calls`: name and arguments of each, by its place.
+    `finish` is why it ended, "" while it goes on, "end" when it ended without a reason.
     """
 
     text: str = ""
@@ -73,9 +74,14 @@ class Start:
     logprobs: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     refused: bool = False
-    called: bool = False
+    calls: dict[int, list[str]] = field(default_factory=dict)
     failed: bool = False
     finish: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """It ended, and not at its longest."""
+        return self.finish not in ("", "end", "length")
 
     def see(self, piece: bytes, stream: bool) -> None:
         """Add whole events, or a JSON answer; b"" is the end. What cannot be read is ignored."""
@@ -93,17 +99,34 @@ class Start:
             said = choice.delta or choice.message or _Said(choice.text)
             self.text += said.content or ""
             self.refused = self.refused or bool(said.refusal) or choice.finish_reason == "content_filter"
-            self.called = self.called or bool(said.tool_calls)
             self.finish = choice.finish_reason or self.finish
-            known = _figures(choice.logprobs) if choice.logprobs else []
+            for at, call in enumerate(said.tool_calls or ()):
+                self._call(call.index if choice.delta else at, call.function or _Function())
+            known = _figures(choice.logprobs)
             spoken = said.content or said.refusal or said.reasoning or said.reasoning_content or said.tool_calls
             self.tokens += len(known) or bool(spoken)
             self.logprobs += [logprob for logprob, _ in known]
             self.margins += [margin for _, margin in known if margin is not None]
 
+    def _call(self, at: int, function: _Function) -> None:
+        made = self.calls.setdefault(at, ["", ""])
+        made[0] += function.name or ""
+        made[1] += function.arguments or ""
 
-def _figures(told: _Logprobs) -> list[tuple[float, float | None]]:
+
+def said(data: bytes, stream: bool) -> Wording:
+    """What a whole answer says: JSON, or all of its events."""
+    found = Wording()
+    found.see(data, stream)
+    return found
+
+
+def _figures(logprobs: msgspec.Raw) -> list[tuple[float, float | None]]:
     """Of each token its log-probability, and by how much the likeliest alternative leads the second; None: not told."""
+    try:
+        told = _LOGPROBS.decode(logprobs) or _Logprobs()
+    except UNREADABLE:
+        return []
     if told.content is not None:
         return [(token.logprob, _lead([top.logprob for top in token.top_logprobs or ()])) for token in told.content]
     own = told.token_logprobs or []
@@ -115,26 +138,3 @@ def _figures(told: _Logprobs) -> list[tuple[float, float | None]]:
 def _lead(tops: list[float]) -> float | None:
     first, second, *_ = (*sorted(tops, reverse=True), None, None)
     return None if first is None or second is None else first - second
-
-
-def unprobed(piece: bytes, stream: bool) -> bytes:
-    """The piece with null in place of log-probabilities, as a server writes it that was not asked for them. All other
-    bytes stay as they are."""
-    if b'"logprobs"' not in piece:
-        return piece
-    return b"".join(map(_without, events_of(piece))) if stream else _without(piece)
-
-
-def _without(event: bytes) -> bytes:
-    try:
-        told = _TOLD.decode(data_of(event) or event)
-    except UNREADABLE:
-        return event
-    parts, done, keys = [], 0, _KEY.finditer(event)
-    for value in [bytes(choice.logprobs) for choice in told.choices]:
-        # Inside of a string its quotes would be escaped: the value stands nowhere else behind this key.
-        ends = (key.end() for key in keys if event.startswith(value, key.end()))
-        if value != b"null" and (at := next(ends, 0)):
-            parts += [event[done:at], b"null"]
-            done = at + len(value)
-    return b"".join([*parts, event[done:]])

@@ -15,8 +15,8 @@ from valkey import Valkey
 from gateway.store import VALUE_LIMIT, open_store, where
 from gateway.store.address import _joined, hosts
 from gateway.store.circuit import Circuit, Unsent
-from gateway.store.line import FAULTS, PIECE, Line
 from gateway.store.opening import TIMEOUT, Word, opening, written
+from gateway.store.pipeline import FAULTS, PIECE, Pipeline
 from tests.gateway.identity import CERTIFICATE, KEY, pem
 from tests.gateway.loopback import Run, run  # noqa: F401  a fixture
 from tests.gateway.serving import PATIENCE, eventually, watched
@@ -26,8 +26,8 @@ BIG = b"x" * VALUE_LIMIT
 
 
 @contextlib.asynccontextmanager
-async def line(url: str, faults: list[Exception]) -> AsyncIterator[Line]:
-    opened = Line(opening(url), faults.append, lambda error, waiting: False)
+async def pipeline(url: str, faults: list[Exception]) -> AsyncIterator[Pipeline]:
+    opened = Pipeline(opening(url), faults.append, lambda error, waiting: False)
     try:
         yield opened
     finally:
@@ -66,7 +66,7 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def set_and_get(lane: Line) -> None:
+async def set_and_get(lane: Pipeline) -> None:
     """More than any buffer takes, both ways; the replies keep the order of the commands."""
     names = [b"name%d" % n for n in range(8)]
     asked = [lane.put(*command) for name in names for command in ((b"SET", name, name + BIG), (b"GET", name))]
@@ -77,7 +77,7 @@ async def set_and_get(lane: Line) -> None:
 
 async def test_many_large_commands_at_once_are_answered_in_order(run: Run, valkey: str) -> None:  # noqa: F811
     faults: list[Exception] = []
-    async with line(valkey, faults) as lane:
+    async with pipeline(valkey, faults) as lane:
         await set_and_get(lane)
     assert faults == []
 
@@ -91,7 +91,7 @@ def test_user_password_database_and_tls_are_those_of_the_address(
         faults: list[Exception] = []
         async with tls_before(valkey, identity) as port:
             address = f"ann:sesame@127.0.0.1:{port}/3?ssl_cert_reqs=none&ssl_check_hostname=false&socket_timeout=10"
-            async with line(f"rediss://{address}", faults) as lane:
+            async with pipeline(f"rediss://{address}", faults) as lane:
                 assert await lane.put(b"SET", b"name", b"value") == b"OK"
                 assert await lane.put(b"ACL", b"WHOAMI") == b"ann"
             with Valkey.from_url(f"{valkey}&db=3") as client:
@@ -109,7 +109,7 @@ def test_user_password_database_and_tls_are_those_of_the_address(
 def test_where_the_database_is_not_there_nothing_is_written_into_another(run: Run, valkey: str) -> None:  # noqa: F811
     async def main() -> None:
         faults: list[Exception] = []
-        async with line(f"{valkey}&db=9999", faults) as lane:
+        async with pipeline(f"{valkey}&db=9999", faults) as lane:
             with pytest.raises(FAULTS, match="DB index"):
                 await lane.put(b"SET", b"name", b"value")
         assert len(faults) == 1
@@ -229,7 +229,7 @@ async def test_a_server_that_was_let_go_is_asked_no_more(valkey: str) -> None:
 
 def test_what_was_put_is_sent_though_nobody_waits_and_the_line_is_closed(run: Run, valkey: str) -> None:  # noqa: F811
     async def main() -> None:
-        async with line(valkey, []) as lane:
+        async with pipeline(valkey, []) as lane:
             lane.put(b"INCR", b"count").cancel()
             lane.put(b"INCR", b"count")
 
@@ -243,12 +243,12 @@ async def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_c
     valkey: str,
 ) -> None:
     faults: list[Exception] = []
-    async with line(valkey, faults) as lane:
+    async with pipeline(valkey, faults) as lane:
         number = await lane.put(b"CLIENT", b"ID")
         with Valkey.from_url(valkey) as client:
             client.client_kill_filter(_id=number)
         async with asyncio.timeout(1.0):
-            while not faults:  # noqa: ASYNC110  a line tells of a fault by a call only
+            while not faults:  # noqa: ASYNC110  a pipeline tells of a fault by a call only
                 await asyncio.sleep(0.005)
         assert await lane.put(b"CLIENT", b"ID") > number
     assert len(faults) == 1
@@ -267,7 +267,7 @@ async def test_a_connection_that_ends_while_it_takes_no_more_is_followed_by_one_
     faults: list[Exception] = []
     async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?socket_timeout=10"
-        async with line(url, faults) as lane:
+        async with pipeline(url, faults) as lane:
             asked = [lane.put(b"SET", b"name", BIG) for _ in range(16)]
             await eventually(lambda: lane._paused)
             met[0].transport.abort()
@@ -279,7 +279,7 @@ def test_a_server_that_takes_no_connection_is_given_up_in_time(run: Run) -> None
     async def main() -> None:
         faults: list[Exception] = []
         url = f"redis://127.0.0.1:{listening.getsockname()[1]}?socket_timeout=0.05"
-        async with line(url, faults) as lane, asyncio.timeout(PATIENCE):
+        async with pipeline(url, faults) as lane, asyncio.timeout(PATIENCE):
             with pytest.raises(TimeoutError, match="no reply"):
                 await lane.put(b"PING")
         assert len(faults) == 1
@@ -303,7 +303,7 @@ async def test_who_does_not_keep_to_the_protocol_is_a_server_that_fails(run: Run
     troubles, faults = watched(), list[Exception]()
     async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with line(f"{url}?socket_timeout=10", faults) as lane:
+        async with pipeline(f"{url}?socket_timeout=10", faults) as lane:
             with contextlib.suppress(ConnectionError):
                 assert await lane.put(b"PING") == b"OK"
             await eventually(lambda: bool(faults))
@@ -312,8 +312,8 @@ async def test_who_does_not_keep_to_the_protocol_is_a_server_that_fails(run: Run
 
 
 @contextlib.asynccontextmanager
-async def slow(piece: bytes, pieces: int, seconds: float, faults: list[Exception]) -> AsyncIterator[Line]:
-    """A line to a server that sends a reply of so many pieces, `seconds` after each other, a third of the line's
+async def slow(piece: bytes, pieces: int, seconds: float, faults: list[Exception]) -> AsyncIterator[Pipeline]:
+    """A pipeline to a server that sends a reply in so many pieces, `seconds` apart, a third of the pipeline's
     timeout."""
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -331,7 +331,7 @@ async def slow(piece: bytes, pieces: int, seconds: float, faults: list[Exception
     over = asyncio.Event()
     async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?socket_timeout={3 * seconds}"
-        async with line(url, faults) as lane:
+        async with pipeline(url, faults) as lane:
             yield lane
             lane.drop()
         await over.wait()
