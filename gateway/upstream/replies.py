@@ -60,14 +60,13 @@ def accepted(exchange: Exchange, response: Response, streams: bool) -> tuple[Hea
         if name not in LOOKED_AT or len(value) > MOST_VALUE:
             continue
         if name == b"content-type":
-            headers.append((name, value))
             kind = kind or value
         elif name == b"content-encoding":
             coding = coding or value
-        elif name == b"x-request-id":
-            headers.append((b"x-upstream-request-id", value))
         else:
-            headers.append((name, value))
+            headers.append((b"x-upstream-request-id" if name == b"x-request-id" else name, value))
+    if kind:
+        headers.append((b"content-type", kind))
     odd = 200 < status < 400 or (status == 200 and kind.startswith(b"text/event-stream") != streams)
     if odd or coding not in (b"", b"identity"):
         refusal = UpstreamFailed("The model server's answer is in a form that was not asked for.")

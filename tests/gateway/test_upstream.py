@@ -207,6 +207,14 @@ async def test_a_servers_header_that_some_callers_could_not_read_is_left_out(pro
         await reply.close()
 
 
+async def test_of_two_content_types_the_first_one_counts_and_passes(pro: Sim) -> None:
+    second = b"\r\ncontent-type: text/event-stream\r\n\r\n"
+    async with scripted(plain(GOOD).replace(b"\r\n\r\n", second, 1)) as (url, _), upstream() as door:
+        reply = await door.send(asked(body()), FIRST, policy_for(Sim(url, "m"), pro))
+        assert (reply.status, reply.headers) == (200, [(b"content-type", b"application/json")])
+        await reply.close()
+
+
 async def test_an_error_inside_an_answer_is_marked() -> None:
     told = events('{"choices": [{"delta": {"content": "x"}}]}', *["{}"] * 9, '{"error": {"message": "no"}}', "[DONE]")
     head, _, data = told.partition(b"\r\n\r\n")
