@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 # Line ends are CR LF, LF or CR and nothing else: U+2028 and U+0085 are text.
-_BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_BLANK = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 DONE = b"[DONE]"
