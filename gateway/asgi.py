@@ -91,17 +91,16 @@ class AsgiWire:
         return None
 
     async def read(self, limit: int) -> bytes | None:
-        parts, size, more = [], 0, True
+        whole, more = bytearray(), True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
+            whole += message.get("body", b"")
             more = message.get("more_body", False)
-            if size > limit:
+            if len(whole) > limit:
                 raise TooLarge(f"The request body is over {limit} bytes.")
-        return b"".join(parts)
+        return bytes(whole)
 
     def watch(self, left: Callable[[], None]) -> None:
         self._watching = asyncio.create_task(self._until_left(left))

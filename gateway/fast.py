@@ -15,10 +15,10 @@ from gateway.done import DONE
 from gateway.errors import TooLarge
 from gateway.head import announced, around_length
 from gateway.protocol import HIGH_WATER, Connection
-from gateway.types import Headers
 from gateway.wire import STATUS_LINES, header_lines
 
 HOT = {path.encode(): path for path in DIALECTS}
+PIECE = 4096  # bytes; to a piece of a body that is smaller the next one is joined, as each takes 40 bytes more
 
 
 class FastConnection(Connection):
@@ -33,7 +33,7 @@ class FastConnection(Connection):
         self._next: Cycle | None = None  # to be served
         self._task: asyncio.Task[None] | None = None
         self._news: asyncio.Future[None] | None = None  # what the task waits for when it has nothing to do
-        self._usual: tuple[Headers, bytes] = ([], b"")
+        self._usual: tuple[object, bytes] = (None, b"")
         self._before: tuple[bytes, bytes] | None = None  # the head parsed last, around its length
         self._held, self._lost = b"", False  # a head like that one, until some of its body comes
 
@@ -89,9 +89,8 @@ class FastConnection(Connection):
         if path is None:
             super().begin()
             return
-        before = self.cycle
         cycle: Any = Cycle(self, path)
-        self.cycle = cycle
+        before, self.cycle = self.cycle, cycle
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, self.app)
         else:
@@ -188,8 +187,7 @@ class Cycle:
         self._left: Callable[[], None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._pieces: list[bytes] = []  # of the request's body
-        self.size = 0  # of the pieces
-        self._head, self._chunked, self.moved = b"", False, 0.0
+        self._head, self._chunked, self.moved, self.size = b"", False, 0.0, 0  # the size is that of the pieces
         # What the connection reads and sets, by uvicorn's names.
         self.more_body = True
         self.disconnected = self.response_started = self.response_complete = False
@@ -216,6 +214,8 @@ class Cycle:
         """More of the body, of so many bytes."""
         if self.response_complete:
             return
+        if self._pieces and len(self._pieces[-1]) < PIECE:
+            body = self._pieces.pop() + body
         self._pieces.append(body)
         self.size += size
         if self.size > HIGH_WATER:

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import json
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -66,6 +67,24 @@ async def test_a_body_in_many_pieces_is_one_body(flash: Sim, pro: Sim) -> None:
         await server.served
         assert server.status() == 200
         assert server.json()["choices"]
+
+
+async def test_a_body_in_small_pieces_is_not_kept_in_them() -> None:
+    left = 4000
+
+    async def piece() -> JSON:
+        nonlocal left
+        left -= 1
+        return part(bytes(2), more=left > 0)
+
+    async def said(_: Any) -> None: ...
+
+    wire = AsgiWire({"method": "POST", "path": CHAT, "headers": []}, piece, said)
+    tracemalloc.start()
+    assert await wire.read(8000) == bytes(8000)
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert held < 8 * 8000
 
 
 async def test_pieces_that_come_to_more_than_the_limit_are_413_before_the_last(flash: Sim, pro: Sim) -> None:

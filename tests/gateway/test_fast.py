@@ -303,6 +303,25 @@ async def test_a_connection_that_lies_idle_holds_no_body(flash: Sim, pro: Sim) -
         writer.close()
 
 
+async def test_a_body_in_small_pieces_is_not_kept_in_them(flash: Sim, pro: Sim) -> None:
+    def kept() -> dict[int, int]:
+        """For each size of a body that came so far its pieces."""
+        return {one.size: len(one._pieces) for one in gc.get_objects() if type(one) is Cycle}
+
+    async with gateway(policy_for(flash, pro)) as gate:
+        reader, writer = await connected(gate)
+        head, _, data = raw(body("word " * 100, model="flash")).partition(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        for at in range(0, 500, 2):
+            writer.write(data[at : at + 2])
+            await asyncio.sleep(0)
+        await eventually(lambda: 500 in kept())
+        assert kept()[500] == 1
+        writer.write(data[500:])
+        assert await answered(reader) == b"200"
+        writer.close()
+
+
 async def test_a_body_longer_than_what_may_wait_comes_through(flash: Sim, pro: Sim) -> None:
     async with gateway(policy_for(flash, pro)) as gate:
         answer = await gate.ask(body("word " * 200_000, model="flash", max_tokens=4))
