@@ -166,7 +166,7 @@ class FastConnection(Connection):
 
     def _let_go(self) -> None:
         if self._lost and not self._task:  # else cycles and connection hold each other, and over TLS 256 KB
-            self.cycle = self.serving = None  # type: ignore[assignment]
+            self.cycle = self.serving = self.pipeline = None  # type: ignore[assignment]
 
 
 class Cycle:

@@ -289,6 +289,11 @@ async def test_a_connection_that_ended_leaves_nothing_for_the_collector(flash: S
         half = await gate.open(b"{", content_length="9")
         await eventually(lambda: bool(gate.front.doors.uploads._open))
         await half.leave(reset=True)
+        flash.config(stall_first=60.0)
+        _, pipelining = await connected(gate)
+        pipelining.write(2 * raw(body(model="flash")))
+        await eventually(lambda: gate.upstream.load().get("flash", 0) == 1)
+        pipelining.transport.abort()
         await eventually(lambda: sum(isinstance(one, FastConnection) for one in gc.get_objects()) == before)
 
 
