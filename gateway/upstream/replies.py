@@ -54,18 +54,24 @@ def accepted(opened: OpenCall, response: Response, streams: bool) -> tuple[Heade
     status = response.status
     if status >= 500 or status in (401, 403):
         raise _refused(response, opened)
-    found: dict[bytes, bytes] = {}
+    headers: Headers = []
+    kind = coding = b""  # the first one, where a header comes twice
     for name, value in response.headers:
-        if name in LOOKED_AT and len(value) <= MOST_VALUE:
-            found.setdefault(name, value)  # the first one, where a header comes twice
-    kind, coding = found.get(b"content-type", b""), found.pop(b"content-encoding", b"")
+        if name not in LOOKED_AT or len(value) > MOST_VALUE:
+            continue
+        if name == b"content-type":
+            kind = kind or value
+        elif name == b"content-encoding":
+            coding = coding or value
+        else:
+            headers.append((b"x-upstream-request-id" if name == b"x-request-id" else name, value))
+    if kind:
+        headers.append((b"content-type", kind))
     odd = 200 < status < 400 or (status == 200 and kind.startswith(b"text/event-stream") != streams)
     if odd or coding not in (b"", b"identity"):
         refusal = UpstreamFailed("The model server's answer is in a form that was not asked for.")
         raise Failed("5xx", refusal, void=status != 200)
-    if named := found.pop(b"x-request-id", b""):
-        found[b"x-upstream-request-id"] = named
-    return list(found.items()), streams and status == 200
+    return headers, streams and status == 200
 
 
 def retry_after(response: Response) -> float:
