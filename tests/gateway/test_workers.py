@@ -15,6 +15,7 @@ from multiprocessing import active_children, current_process
 from pathlib import Path
 
 import pytest
+import uvloop
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from typer.testing import CliRunner
 
@@ -236,6 +237,23 @@ async def test_what_a_worker_told_last_counts_while_it_tells_nothing(tmp_path: P
     await eventually(lambda: heard.exists() and heard.read_bytes() == still.COUNTED)
     running.cancel()
     await asyncio.wait([running])
+
+
+def test_workers_that_die_at_once_do_not_end_the_supervisor_that_tells_one_of_the_others() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(Settings(workers=2), still.work)
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            _, writer = await asyncio.open_connection(sock=ours)
+            supervisor._workers.add(Worker(current_process(), writer, serves=True))
+            theirs.close()
+        for _ in range(3):  # the first one finds out that the other end is gone
+            supervisor._tell_alive()
+            await asyncio.sleep(0)
+        assert all(worker.writer.is_closing() for worker in supervisor._workers)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 async def test_any_word_of_a_worker_ends_its_silence() -> None:
