@@ -276,11 +276,15 @@ async def test_a_worker_that_does_not_leave_when_told_to_is_killed_once_its_time
 
 
 @pytest.mark.parametrize("known", [False, True])
-async def test_a_worker_that_begins_to_serve_when_all_leave_is_told_so_once(known: bool, tmp_path: Path) -> None:
+async def test_a_worker_that_begins_to_serve_when_all_leave_is_told_so_once_and_a_sighup_is_none_of_its_business(
+    known: bool, tmp_path: Path
+) -> None:
     supervisor = Supervisor(Settings(workers=1, records=tmp_path / "heard"), still.late)
     running = asyncio.create_task(supervisor.run())
     while not (supervisor._workers if known else active_children()):  # noqa: ASYNC110
         await asyncio.sleep(0)
+    for child in active_children():
+        os.kill(child.pid or 0, signal.SIGHUP)  # as systemd sends it, to all
     supervisor._leave()  # as at SIGTERM, before another turn of the loop
     await asyncio.wait_for(running, PATIENCE)
     heard = (tmp_path / "heard").read_bytes().splitlines()
