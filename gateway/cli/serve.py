@@ -86,9 +86,10 @@ async def run(settings: Settings, member: Member | None = None, served: str | No
         followed = known.model_copy(update={"policy": known.policy or packaged()})
         app = create_app(followed, policy, store, keys, member)
         server = Server(app, across_origins(app, known), member.serving if member else None)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
         if member:
             member.hear(server.leave, app.reload)
+        else:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, app.reload)
         _settle()
         try:
             held = bind(known, shared=member is not None)

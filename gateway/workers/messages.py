@@ -31,7 +31,8 @@ class Message(NamedTuple):
 def send(writer: asyncio.StreamWriter, message: Message) -> None:
     """Not awaited: both ends read all the time, so nothing piles up. To a process that is gone it does nothing."""
     word, number, data = message
-    writer.write(f"{word} {number} {len(data)}\n".encode() + data)
+    if not writer.is_closing():  # uvloop raises
+        writer.write(f"{word} {number} {len(data)}\n".encode() + data)
 
 
 async def receive(reader: asyncio.StreamReader) -> Message | None:

@@ -124,11 +124,14 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             process = SPAWN.Process(target=self._work, args=(self._settings, theirs))
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # one to all of us would end it while it starts
             try:
                 process.start()
             except OSError:
                 ours.close()
                 raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = Worker(process, writer)
         self._workers.add(worker)

@@ -15,6 +15,7 @@ from multiprocessing import active_children, current_process
 from pathlib import Path
 
 import pytest
+import uvloop
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from typer.testing import CliRunner
 
@@ -238,6 +239,23 @@ async def test_what_a_worker_told_last_counts_while_it_tells_nothing(tmp_path: P
     await asyncio.wait([running])
 
 
+def test_workers_that_die_at_once_do_not_end_the_supervisor_that_tells_one_of_the_others() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(Settings(workers=2), still.work)
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            _, writer = await asyncio.open_connection(sock=ours)
+            supervisor._workers.add(Worker(current_process(), writer, serves=True))
+            theirs.close()
+        for _ in range(3):  # the first one finds out that the other end is gone
+            supervisor._tell_alive()
+            await asyncio.sleep(0)
+        assert all(worker.writer.is_closing() for worker in supervisor._workers)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
 async def test_any_word_of_a_worker_ends_its_silence() -> None:
     ours, theirs = socket.socketpair()
     _, writer = await asyncio.open_connection(sock=ours)
@@ -258,11 +276,15 @@ async def test_a_worker_that_does_not_leave_when_told_to_is_killed_once_its_time
 
 
 @pytest.mark.parametrize("known", [False, True])
-async def test_a_worker_that_begins_to_serve_when_all_leave_is_told_so_once(known: bool, tmp_path: Path) -> None:
+async def test_a_worker_that_begins_to_serve_when_all_leave_is_told_so_once_and_a_sighup_is_none_of_its_business(
+    known: bool, tmp_path: Path
+) -> None:
     supervisor = Supervisor(Settings(workers=1, records=tmp_path / "heard"), still.late)
     running = asyncio.create_task(supervisor.run())
     while not (supervisor._workers if known else active_children()):  # noqa: ASYNC110
         await asyncio.sleep(0)
+    for child in active_children():
+        os.kill(child.pid or 0, signal.SIGHUP)  # as systemd sends it, to all
     supervisor._leave()  # as at SIGTERM, before another turn of the loop
     await asyncio.wait_for(running, PATIENCE)
     heard = (tmp_path / "heard").read_bytes().splitlines()
