@@ -75,7 +75,7 @@ class Guard:
     def metrics(self) -> dict[str, float]:
         """The guard's values by Prometheus series."""
         own = {"pressure": self.pressure, "exact": float(self.exact), "trips": self.trips, "strain": self.strain}
-        gauges = {f"error{{gauge={gauge!r}}}": mean for gauge, mean in self.means.items()}
+        gauges = {f'error{{gauge="{gauge}"}}': mean for gauge, mean in self.means.items()}
         return {f"flashmoe_guard_{name}": float(value) for name, value in {**own, **gauges}.items()}
 
     def _decide(self) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from backends.flashmoe.costmodel import V4_FLASH, distinct
-from backends.flashmoe.estimate import Skipping, Tier, attended, measured, options, published, rows, step, written
+from backends.flashmoe.estimate import Skipping, Tier, attended, measured, options, published, room, rows, step, written
+from backends.recipes.fit import Wish, check
 from backends.recipes.hardware import GPUS, Impossible, hardware
 from backends.recipes.models import MODELS
 
@@ -43,6 +44,13 @@ def test_a_row_is_what_one_computes_by_hand() -> None:
     assert row.usd_million == pytest.approx(4 * 3.0 / 3600 * seconds / 16 * 1e6)
     assert row.gain == 1
     assert not row.measured
+
+
+def test_a_short_context_is_read_whole_and_its_cache_is_a_ranks_own_or_shared() -> None:
+    assert attended(MODELS["flash"], 1024) == 21 * 256 * (132 + 584) + 20 * 8 * 584 + 43 * 128 * 584
+    wish = Wish("flash", TIER.hardware, "dep", context=1024)
+    assert room(replace(TIER, context=1024)) == 4 * check(wish).held
+    assert room(replace(TIER, strategy="tp", context=1024)) == check(replace(wish, strategy="tp")).held
 
 
 def test_fewer_bytes_are_never_slower_and_more_batch_is_never_dearer() -> None:
@@ -121,7 +129,7 @@ def test_a_file_without_the_tiers_rows_is_refused(tmp_path: Path) -> None:
         measured(path, TIER.hardware)
 
 
-@pytest.mark.parametrize("text", ["share=0.8", "top-k", "top-k=0", "top-k=7", "batch-aware=x", "4"])
+@pytest.mark.parametrize("text", ["share=0.8", "top-k", "top-k=0.5", "top-k=7", "batch-aware=x", "4"])
 def test_a_policy_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Skipping.read(text)

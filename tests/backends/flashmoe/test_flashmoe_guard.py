@@ -121,6 +121,7 @@ def test_the_divergence_of_the_final_answer_counts_like_a_layers_error() -> None
     guard.watch("kl", 0.05)
     assert guard.strain == pytest.approx(5)
     assert guard.metrics()["flashmoe_guard_strain"] == pytest.approx(5)
+    assert guard.metrics()['flashmoe_guard_error{gauge="kl"}'] == pytest.approx(0.05)
 
 
 def test_one_bad_audit_eases_once_and_is_forgiven_and_a_terrible_one_trips() -> None:
