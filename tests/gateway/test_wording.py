@@ -31,7 +31,9 @@ def test_log_probabilities_that_no_token_has_are_in_no_mean() -> None:
     for key in ("logprob", "top_logprobs"):
         token = {"logprob": -1, "top_logprobs": []} | {key: 1e308 if key == "logprob" else [{"logprob": -1e308}] * 2}
         told = seen({"choices": [{"delta": {"content": "ab"}, "logprobs": {"content": [token, token]}}]})
-        assert (told.text, told.logprobs, told.margins) == ("ab", [], []), "and the words count all the same"
+        assert (told.text, told.tokens, told.logprobs, told.margins) == ("ab", 1, [], []), (
+            "the words count all the same"
+        )
 
 
 def test_text_completions_are_read_as_chat_is() -> None:
