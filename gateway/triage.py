@@ -13,8 +13,8 @@ from gateway.dialects import CHAT
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
-from gateway.sessions import judged_part
 from gateway.splice import NOTHING, changes
+from gateway.turns import judged_part
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import TriageResponse, Upstream
 from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
