@@ -10,7 +10,7 @@ import msgspec
 from gateway.body import Fields, Message
 from gateway.policy import Policy, Sessions
 from gateway.types import ChatRequest
-from gateway.words import own, speaks
+from gateway.words import opening, own, speaks
 
 NAME = 8  # bytes of a conversation's name that are recorded
 PREFIX = "prefix"  # the source that is a conversation's own words
@@ -50,7 +50,8 @@ def conversation(request: ChatRequest, policy: Policy) -> str:
     without an id it is made from the first. Where the policy keeps no sessions, conversations are identified as they
     are by default."""
     found = _source(request, policy.sessions or _USUAL)
-    said = found[1] or _opening(request.fields.messages or ()) if found else ""
+    begun = opening(request.fields.messages or ())
+    said = found and (found[1] or "\n".join(f"{message.role} {message.text()}" for message in begun))
     return _digest(request, found[0], said).partition(b":")[2][:NAME].hex() if found and said else ""
 
 
@@ -90,13 +91,6 @@ def _turns(messages: Sequence[Message]) -> tuple[list[str], int]:
             begun = begun or speaks(message)
             said.append(f"{message.role} {' '.join(own(message))}")
     return said, before
-
-
-def _opening(messages: Sequence[Message]) -> str:
-    """All that was said until the first answer to a user."""
-    first = next((at for at, message in enumerate(messages) if speaks(message)), 0)
-    last = next((at for at in range(first, len(messages)) if messages[at].role == "assistant"), len(messages))
-    return "\n".join(f"{message.role} {message.text()}" for message in messages[:last])
 
 
 def continues(fields: Fields) -> bool:

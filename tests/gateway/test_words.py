@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from gateway.body import Fields, Message, Part
+from gateway.body import Fields, Message, Part, read
 from gateway.facts import conversation
 from gateway.score import score
-from gateway.words import own, speaks
+from gateway.words import OPENERS, OPENING, beginning, own, speaks
 
 REMINDER = "<system-reminder>\nAs you answer, know that 1 + 1 = 2.\n</system-reminder>\n\n"
 WHERE = "<environment_context>\n  <cwd>/src</cwd>\n</environment_context>"
@@ -68,3 +68,35 @@ def test_facts_and_score_look_at_the_users_words_not_at_an_agents_notes() -> Non
     assert score(Fields(messages=[noted[1], noted[2], noted[1]])) == score(
         Fields(messages=[plain[0], plain[1], plain[0]])
     )
+
+
+def test_a_conversation_keeps_its_beginning_while_it_grows() -> None:
+    def begun(*messages: tuple[str, Any]) -> str:
+        return beginning(Fields(messages=[Message(*message) for message in messages]))
+
+    first = (("system", "Be brief."), ("user", parts("hi")))
+    assert begun(*first) == "Be brief.\nhi"
+    assert begun(*first, ("assistant", "hello"), ("user", "more")) == begun(*first)
+    greeted = (("assistant", "Yes?"), *first)
+    assert begun(*greeted, ("assistant", "hello"), ("user", "more")) == begun(*greeted) == "Yes?\nBe brief.\nhi"
+    assert begun(*[("user", "x" * 9000)] * 99) == "\n".join(["x" * OPENING] * OPENERS)
+
+
+def test_conversations_of_one_program_begin_with_what_their_users_ask() -> None:
+    same = [Message("system", "You are an agent. " * 999), Message("user", parts(REMINDER * 99, WORDS))]
+    other = [same[0], Message("user", parts(REMINDER * 99, "Say hi."))]
+    assert beginning(Fields(messages=same)) != beginning(Fields(messages=other))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begun"),
+    [
+        (b'"once"', "once"),
+        (b"[1,2]", "[1, 2]"),
+        (b"[[1,2],[3]]", "[1, 2]"),
+        (b"[[" + b"1," * 9000 + b"1]]", str([1] * OPENING)),
+        (b"null", ""),
+    ],
+)
+def test_a_completion_begins_with_its_first_prompt(prompt: bytes, begun: str) -> None:
+    assert beginning(read(b'{"prompt":%b}' % prompt)[1]) == begun
