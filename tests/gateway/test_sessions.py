@@ -286,8 +286,9 @@ async def test_a_conversation_that_begins_like_another_is_not_taken_for_it(flash
             found = await gate.ask(body(COMPLEX))
             assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "complex")
         done, simple = {"role": "assistant", "content": "Done."}, {"role": "user", "content": SIMPLE}
-        found = await gate.ask(body(messages=[{"role": "user", "content": COMPLEX}, done, simple]))
-        assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
+        for turns in ([], [simple, done]):
+            found = await gate.ask(body(messages=[{"role": "user", "content": COMPLEX}, done, *turns, simple]))
+            assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
         for text, wanted in ((COMPLEX, "pro"), (SIMPLE, "flash")):
             found = await gate.ask(body(messages=[done, {"role": "user", "content": text}]))
             assert found.headers["x-route-tier"] == wanted, "each has its greeting, and no word of the other"

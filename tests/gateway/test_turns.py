@@ -74,6 +74,7 @@ def test_without_an_id_a_conversation_is_found_by_all_that_its_user_said_before_
 def test_conversations_that_begin_alike_part_with_their_users_first_word(begin: list[JSON]) -> None:
     one, other = (keys(*begin, {"role": "user", "content": text}) for text in ("Prove it.", "Say hi."))
     assert one.known == other.known
+    assert (one.known is None) == all(message["role"] != "user" for message in begin)
     assert len({one.known, one.kept, other.kept}) == 3
     assert keys(*begin, {"role": "user", "content": "Prove it."}, DONE, USER).known == one.kept
 
@@ -98,7 +99,7 @@ def test_a_marker_that_moves_leaves_the_question_as_it_was(path: str, separators
     start = [SYSTEM] if not system else []
     told = {"role": "user", "content": [{**TOLD, "cache_control": None}]} if system else RESULT
     begin = [{"role": "user", "content": [NOTE, marked("Look.", ttl="1h")]}, DONE]
-    later = [{"role": "user", "content": [NOTE, {"type": "text", "text": "Look."}]}, DONE]
+    later = [{"role": "user", "content": [NOTE, {"type": "text", "text": "Look.", "cache_control": None}]}, DONE]
     turn = [*start, *begin, {"role": "user", "content": [marked(text)]}]
     step = [*start, *later, {"role": "user", "content": text}, USED if system else DONE, told]
     parts = []
