@@ -1,7 +1,6 @@
 """Which conversation does a request belong to, and what was said in its turn?"""
 
 import hmac
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,11 +16,8 @@ PREFIX = "prefix"  # the source that is a conversation's own words
 RESULTS = ("tool", "function", "assistant")
 _USUAL = Sessions()
 _MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
-# In JSON that a decoder has accepted these names stand outside of strings: there, each quote has a backslash before it.
-_MARKER = re.compile(rb',\s*"cache_control"\s*:\s*(?:null|\{[^{}]*\})')
-_ALONE = re.compile(
-    rb'("content":\s*)\[\s*\{\s*"type"\s*:\s*"text"\s*,\s*"text"\s*:\s*("(?:[^"\\]++|\\.)*+")\s*\}\s*\]'
-)
+_OBJECTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+MARKER = "cache_control"  # a member that says where a cache of the prompt may end
 
 
 class Keys(NamedTuple):
@@ -105,26 +101,37 @@ def judged_part(request: ChatRequest, policy: Policy) -> bytes:
     asked for its turn, whose verdict is remembered.
     """
     whole = request.dialect.conversation(request.body)
-    return _unmarked(whole, _judged(request, policy, whole))
+    last = request.body.raw(request.dialect.prompt[-1]) or b""
+    front, said = whole[: len(whole) - len(last)], _judged(request, policy, last)
+    marked = request.fields.messages and last.startswith(b"[") and MARKER.encode() in whole
+    return front + (_unmarked(said) if marked else said)
 
 
-def _judged(request: ChatRequest, policy: Policy, whole: bytes) -> bytes:
+def _judged(request: ChatRequest, policy: Policy, said: bytes) -> bytes:
     messages = request.fields.messages
     if not messages or speaks(messages[-1]):
-        return whole
+        return said
     if policy.triage.unit != "user_turn" or not continues(request.fields):
-        return whole
-    last = request.body.raw(request.dialect.prompt[-1]) or b""
-    turns, end = _of_user(request, last), len(whole) - len(last)
-    for turn in turns:
-        end = whole.index(turn, end) + len(turn)
-    return whole[:end] + b"]"
+        return said
+    end = 0
+    for turn in _of_user(request, said):
+        end = said.index(turn, end) + len(turn)
+    return said[:end] + b"]"
 
 
-def _unmarked(whole: bytes, said: bytes) -> bytes:
-    """`said`, a part of the conversation `whole`, without the markers of where a cache of the prompt may end, which
-    agents move from one request of a turn to the next; a text that was put into a list for one stands by itself."""
-    return _ALONE.sub(rb"\1\2", _MARKER.sub(b"", said)) if b'"cache_control"' in whole else said
+def _unmarked(said: bytes) -> bytes:
+    """Messages without markers, which agents move from one request of a turn to the next. A text that was put into a
+    list for one stands by itself."""
+    messages = _OBJECTS.decode(said)
+    for message in messages:
+        message.pop(MARKER, None)
+        if bytes(message.get("content", b""))[:1] == b"[":
+            parts = _OBJECTS.decode(message["content"])
+            for part in parts:
+                part.pop(MARKER, None)
+            alone = len(parts) == 1 and parts[0].keys() == {"type", "text"}
+            message["content"] = parts[0]["text"] if alone else msgspec.Raw(msgspec.json.encode(parts))
+    return msgspec.json.encode(messages)
 
 
 def _of_user(request: ChatRequest, said: bytes) -> list[msgspec.Raw]:

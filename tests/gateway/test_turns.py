@@ -111,6 +111,27 @@ def test_a_marker_that_moves_leaves_the_question_as_it_was(path: str, separators
     assert json.loads(parts[0][parts[0].index(b'[{"role') :])[-1] == {"role": "user", "content": text}
 
 
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ({"role": "user", "content": "Fix it.", "cache_control": {}}, USER),
+        ({"role": "user", "content": [{**NOTE, "cache_control": {}}, NOTE]}, {"role": "user", "content": [NOTE, NOTE]}),
+        *(
+            ({"role": "user", "content": [{**alone, "cache_control": {}}]}, {"role": "user", "content": [alone]})
+            for alone in ({**NOTE, "citations": []}, {"type": "image_url", "image_url": {"url": "data:,"}})
+        ),
+        ({"role": "tool", "content": None, "cache_control": {}}, {"role": "tool", "content": None}),
+    ],
+)
+def test_without_its_markers_a_message_is_as_it_was(marked: JSON, plain: JSON) -> None:
+    assert json.loads(judged_part(asked({"messages": [marked, USER]}), SESSIONS)) == [plain, USER]
+
+
+def test_who_asks_about_markers_is_asked_about_in_its_own_bytes() -> None:
+    text = "What is cache_control?"
+    assert judged_part(on("/v1/responses", {"input": text}), SESSIONS) == json.dumps(text).encode()
+
+
 def test_a_request_may_stand_outside_of_any_conversation() -> None:
     assert names(SESSIONS, {"x-session-id": "7"}, metadata={"session": "none"}) is None
     headers_only = load_policy(TEXT.replace("{}", "{key: [header:X-Session-Id]}"), {})
