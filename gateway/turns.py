@@ -120,18 +120,22 @@ def _judged(request: ChatRequest, policy: Policy, said: bytes) -> bytes:
 
 
 def _unmarked(said: bytes) -> bytes:
-    """Messages without markers, which agents move from one request of a turn to the next. A text that was put into a
-    list for one stands by itself."""
+    """Messages without markers, which agents move from one request of a turn to the next."""
     messages = _OBJECTS.decode(said)
     for message in messages:
         message.pop(MARKER, None)
         if bytes(message.get("content", b""))[:1] == b"[":
-            parts = _OBJECTS.decode(message["content"])
-            for part in parts:
-                part.pop(MARKER, None)
-            alone = len(parts) == 1 and parts[0].keys() == {"type", "text"}
-            message["content"] = parts[0]["text"] if alone else msgspec.Raw(msgspec.json.encode(parts))
+            message["content"] = _parts(message["content"])
     return msgspec.json.encode(messages)
+
+
+def _parts(content: msgspec.Raw) -> msgspec.Raw:
+    """A list of content without markers; a text that was put into a list for one stands by itself."""
+    parts = _OBJECTS.decode(content)
+    for part in parts:
+        part.pop(MARKER, None)
+    alone = len(parts) == 1 and parts[0].keys() == {"type", "text"}
+    return parts[0]["text"] if alone else msgspec.Raw(msgspec.json.encode(parts))
 
 
 def _of_user(request: ChatRequest, said: bytes) -> list[msgspec.Raw]:
