@@ -15,7 +15,7 @@ from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.splice import NOTHING, changes
-from gateway.turns import judged_part
+from gateway.turns import in_pieces, judged_part
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import TriageResponse, Upstream
 from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
@@ -30,8 +30,8 @@ SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_proces
 _SHARED = frozenset(SHARED)
 SHARE = 0.2  # of the time left of x-request-timeout that the verdict may take
 LATE = ("first_byte", "idle", "total")  # kinds of TransportError that are timeouts
-MEDIA = 4096  # bytes; a shorter conversation may quote its media
-# As a data: URL, and as Anthropic's and OpenAI's members for it; some write a slash with a backslash before it.
+SHORT = 4096  # bytes of a conversation that may quote its media
+# Media in a data: URL, and in Anthropic's and OpenAI's members; some write a slash with a backslash before it.
 _BASE64 = rb"[A-Za-z0-9+/=_\\-]{256,}"
 _MEDIA = re.compile(rb"(;base64,)" + _BASE64), re.compile(rb'("data"\s*:\s*")' + _BASE64)
 QUIET = {"thinking": False, "enable_thinking": False}
@@ -121,7 +121,7 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
     its own matter, so a question in chat's words would not begin byte for byte as the answer's prompt does.
     """
     rules, template, said = policy.triage, policy.once(_template, strategy, text), judged_part(request, policy)
-    words = _without_media(said)
+    words = _without_media(said) if len(said) > SHORT and in_pieces(request.fields) else said
     cut = _longer(words, rules.input.characters)
     if strategy == "decisions":
         return Question(template, template.opening + _quoted(words, rules.input.characters), template.ending, cut)
@@ -147,7 +147,7 @@ def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
 
 def _without_media(said: bytes) -> bytes:
     """A conversation as it is quoted, and measured: in base64, no model sees a picture."""
-    for media in _MEDIA if len(said) > MEDIA else ():
+    for media in _MEDIA:
         said = media.sub(rb"\1...", said)
     return said
 

@@ -95,28 +95,36 @@ def continues(fields: Fields) -> bool:
     return next((message.role in RESULTS for message in said if message.role in RESULTS or speaks(message)), False)
 
 
+def in_pieces(fields: Fields) -> bool:
+    """Whether some message's content is a list: media stand in no other, and who sets markers sends lists. To look for
+    them in all bytes of a prompt would take longer than all else that is done to ask about it."""
+    return list in [type(message.content) for message in fields.messages or ()]
+
+
 def judged_part(request: ChatRequest, policy: Policy) -> bytes:
     """The part of the conversation that the classifier judges, in the caller's own bytes save for markers. With `unit:
     user_turn` it ends before what came of the last user message, so that the question after a tool's result is the one
     asked for its turn, whose verdict is remembered.
     """
     whole = request.dialect.conversation(request.body)
-    last = request.body.raw(request.dialect.prompt[-1]) or b""
-    front, said = whole[: len(whole) - len(last)], _judged(request, policy, last)
-    marked = request.fields.messages and last.startswith(b"[") and MARKER.encode() in whole
-    return front + (_unmarked(said) if marked else said)
+    said = _judged(request, policy, whole)
+    if not in_pieces(request.fields) or MARKER.encode() not in whole:
+        return said
+    start = len(whole) - request.body.size(request.dialect.prompt[-1])
+    return said[:start] + _unmarked(said[start:])
 
 
-def _judged(request: ChatRequest, policy: Policy, said: bytes) -> bytes:
+def _judged(request: ChatRequest, policy: Policy, whole: bytes) -> bytes:
     messages = request.fields.messages
     if not messages or speaks(messages[-1]):
-        return said
+        return whole
     if policy.triage.unit != "user_turn" or not continues(request.fields):
-        return said
-    end = 0
-    for turn in _of_user(request, said):
-        end = said.index(turn, end) + len(turn)
-    return said[:end] + b"]"
+        return whole
+    last = request.body.raw(request.dialect.prompt[-1]) or b""
+    turns, end = _of_user(request, last), len(whole) - len(last)
+    for turn in turns:
+        end = whole.index(turn, end) + len(turn)
+    return whole[:end] + b"]"
 
 
 def _unmarked(said: bytes) -> bytes:

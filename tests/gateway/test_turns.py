@@ -124,7 +124,8 @@ def test_a_marker_that_moves_leaves_the_question_as_it_was(path: str, separators
     ],
 )
 def test_without_its_markers_a_message_is_as_it_was(marked: JSON, plain: JSON) -> None:
-    assert json.loads(judged_part(asked({"messages": [marked, USER]}), SESSIONS)) == [plain, USER]
+    noted: JSON = {"role": "user", "content": [NOTE, NOTE]}
+    assert json.loads(judged_part(asked({"messages": [marked, noted, USER]}), SESSIONS)) == [plain, noted, USER]
 
 
 def test_who_asks_about_markers_is_asked_about_in_its_own_bytes() -> None:
