@@ -15,7 +15,7 @@ from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.splice import NOTHING, changes
-from gateway.turns import in_pieces, judged_part
+from gateway.turns import judged_part, pieces
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import TriageResponse, Upstream
 from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
@@ -121,7 +121,7 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
     its own matter, so a question in chat's words would not begin byte for byte as the answer's prompt does.
     """
     rules, template, said = policy.triage, policy.once(_template, strategy, text), judged_part(request, policy)
-    words = _without_media(said) if len(said) > SHORT and in_pieces(request.fields) else said
+    words = _without_media(said) if len(said) > SHORT and pieces(request.fields) else said
     cut = _longer(words, rules.input.characters)
     if strategy == "decisions":
         return Question(template, template.opening + _quoted(words, rules.input.characters), template.ending, cut)

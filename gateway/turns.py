@@ -18,6 +18,7 @@ _USUAL = Sessions()
 _MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 MARKER = "cache_control"  # a member that says where a cache of the prompt may end
+MOST = 10_000  # pieces of content that are rid of it: each takes a microsecond or two
 
 
 class Keys(NamedTuple):
@@ -95,10 +96,10 @@ def continues(fields: Fields) -> bool:
     return next((message.role in RESULTS for message in said if message.role in RESULTS or speaks(message)), False)
 
 
-def in_pieces(fields: Fields) -> bool:
-    """Whether some message's content is a list: media stand in no other, and who sets markers sends lists. To look for
-    them in all bytes of a prompt would take longer than all else that is done to ask about it."""
-    return list in [type(message.content) for message in fields.messages or ()]
+def pieces(fields: Fields) -> int:
+    """How many pieces of content there are. Media stand in no other place, and who sets markers sends pieces: to look
+    for them in all bytes of a prompt would take longer than all else that is done to ask about it."""
+    return sum([len(message.content) for message in fields.messages or () if isinstance(message.content, list)])
 
 
 def judged_part(request: ChatRequest, policy: Policy) -> bytes:
@@ -108,7 +109,7 @@ def judged_part(request: ChatRequest, policy: Policy) -> bytes:
     """
     whole = request.dialect.conversation(request.body)
     said = _judged(request, policy, whole)
-    if not in_pieces(request.fields) or MARKER.encode() not in whole:
+    if not 0 < pieces(request.fields) <= MOST or MARKER.encode() not in whole:
         return said
     start = len(whole) - request.body.size(request.dialect.prompt[-1])
     return said[:start] + _unmarked(said[start:])

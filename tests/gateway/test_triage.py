@@ -149,7 +149,7 @@ def test_a_picture_is_shown_or_left_out_but_not_read_out(path: str, slash: str) 
         assert asking[0] == said[0]
     else:
         quoted = json.loads(json.loads(asking[1]["content"]))[0]["content"]
-        assert (quoted[1], PIXELS[:9] in found.body.decode()) == (said[0]["content"][1], False)  # type: ignore[index]
+        assert (quoted[1], PIXELS[:9] in found.body.decode()) == (said[0]["content"][1], False)
 
 
 @pytest.mark.parametrize("prompt", ["Say hi", ["one", "two"], [1, 2, 3], [[1], [2]], "", ["cache_control"]])

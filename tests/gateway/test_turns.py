@@ -7,7 +7,7 @@ import pytest
 
 from gateway.dialects import read
 from gateway.policy import Policy, load_policy
-from gateway.turns import Keys, continues, conversation, judged_part, keys_of
+from gateway.turns import MOST, Keys, continues, conversation, judged_part, keys_of
 from gateway.types import Caller, ChatRequest
 from tests.gateway.serving import ANN, asked, body
 from tests.tiers import JSON
@@ -126,6 +126,13 @@ def test_a_marker_that_moves_leaves_the_question_as_it_was(path: str, separators
 def test_without_its_markers_a_message_is_as_it_was(marked: JSON, plain: JSON) -> None:
     noted: JSON = {"role": "user", "content": [NOTE, NOTE]}
     assert json.loads(judged_part(asked({"messages": [marked, noted, USER]}), SESSIONS)) == [plain, noted, USER]
+
+
+def test_a_conversation_of_very_many_pieces_keeps_its_markers() -> None:
+    many: JSON = {"role": "user", "content": [{"type": "text"}] * MOST}
+    assert b"cache_control" not in judged_part(asked({"messages": [{**many, "cache_control": None}]}), SESSIONS)
+    more: JSON = {"role": "user", "content": [NOTE], "cache_control": None}
+    assert b"cache_control" in judged_part(asked({"messages": [many, more]}), SESSIONS)
 
 
 def test_who_asks_about_markers_is_asked_about_in_its_own_bytes() -> None:
