@@ -265,7 +265,9 @@ class Upstream:
         return self._pick(request, name, tier, (first,))
 
     def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
-        key = self._turns[name] if tier.balance == "round_robin" else affinity(beginning(request.fields))
+        key = self._turns[name]
+        if tier.balance != "round_robin" and len(tier.replicas) > 1:
+            key = affinity(beginning(request.fields))
         return self._replicas.choose(tier, key, tried, _now())
 
     def _spend(self, name: str) -> bool:
