@@ -13,9 +13,10 @@ from gateway.errors import Overloaded
 from gateway.policy import Policy
 from gateway.pricing import Terms, bound, lines, terms
 from gateway.reply import Reply
-from gateway.sessions import follow, key_of, recalling
+from gateway.sessions import follow, recalling
 from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, standing_of
 from gateway.store import ALL, Admitted, Kept, Limits, Line, Most, Store, Turn
+from gateway.turns import Keys, keys_of
 from gateway.types import Caller, ChatRequest, Session, Standing
 
 
@@ -27,7 +28,7 @@ class Admission(msgspec.Struct, eq=False):
     context: the one that makes the answer, which other callers may still wait for when this caller has left.
 
     `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
-    lines x-ratelimit-* and x-budget-*. `session` is the key of its conversation in the store. `leases`: its
+    lines x-ratelimit-* and x-budget-*. `session`: the keys of its conversation in the store. `leases`: its
     reservations by account, the caller's and that of all callers. `answers` is False where the caller asked for the
     decision alone: the triage call is then what it pays for.
     """
@@ -40,7 +41,7 @@ class Admission(msgspec.Struct, eq=False):
     turn: Turn | None
     standing: Standing
     limits: bytes
-    session: bytes | None
+    session: Keys | None
     leases: dict[str, str]
     answers: bool
     holders: int = 1
@@ -58,7 +59,7 @@ class Admission(msgspec.Struct, eq=False):
         """The reply that `making` returns; the session of its conversation is updated."""
         return self._update_session(making, self.session) if self.session else making
 
-    async def _update_session(self, making: Awaitable[Reply], session: bytes) -> Reply:
+    async def _update_session(self, making: Awaitable[Reply], session: Keys) -> Reply:
         return follow(await making, session, self.request, self.policy, self.store)
 
     def close(self, *_: object) -> None:
@@ -103,7 +104,7 @@ async def admit(
     own_terms = terms(caller, policy)
     limits, most = requirements(request, own_terms, policy, answers)
     asking = store.admit(caller.id, limits, recall, most)
-    session = key_of(request, policy) if policy.sessions else None
+    session = keys_of(request, policy) if policy.sessions else None
     remembered = recalling(request, session, store) if session else None
     if own_terms.together:
         both = {caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}

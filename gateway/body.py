@@ -9,7 +9,6 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from itertools import takewhile
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -29,7 +28,6 @@ OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadat
 MAX_LIST = 1 << 13  # bytes of a list that vLLM goes through at each token: 500,000 stops took it 54 s (PR 51447)
 LISTS = ("stop", "stop_sequences", "stop_token_ids", "bad_words")
 LONGEST = dict.fromkeys(LISTS, MAX_LIST) | dict.fromkeys(OPTIONS, MAX_OPTION)
-OPENING = 2048  # characters of a conversation that tell it from others
 SPARE = 100  # frames by which the stack may be deeper when an accepted body is decoded again
 SPACE = ord(" ")
 SHORT = 1 << 14  # bytes of a body that is copied once more, to save walking through it
@@ -104,14 +102,6 @@ class Fields(msgspec.Struct, gc=False):
         """How many prompts these are; a list of token ids is one."""
         said = self.prompt
         return len(said) if isinstance(said, list) and said and not isinstance(said[0], int) else 1
-
-    def opening(self) -> str:
-        """What was said before the first answer, cut at OPENING: the same in every later turn of a conversation."""
-        if not self.messages:
-            given = self.prompt or ""
-            return str((given[0] if given and isinstance(given[0], list) else given)[:OPENING])
-        said = takewhile(lambda message: message.role != "assistant", self.messages)
-        return "\n".join(message.text()[:OPENING] for message in said)[:OPENING]
 
 
 def real(text: str) -> float:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.body import Fields
+from gateway.body import Fields, Message
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
 from gateway.score import score
 from gateway.types import EVEN, ChatRequest, Facts, Standing
+from gateway.words import own, speaks
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
 LONGEST_MODEL = 256  # characters of a name that an alias ending in * stands for: records keep it
@@ -114,32 +115,32 @@ def watched(request: ChatRequest, policy: Policy) -> Mapping[str, str]:
 
 
 def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool]:
-    """The texts of the last user message or of a completion's prompt, how many user messages there are (a prompt is
+    """The user's own texts in its last message, or a completion's prompt, how many messages the user wrote (a prompt is
     one), about how many tokens all of it takes (media left out, tools included), and whether it holds something to see.
     """
-    last: Sequence[str] | None = None
+    last: Message | None = None
     turns, characters, further, counted, vision = 0, 0, 0, 0, False
     for message in fields.messages or ():
         content = message.content
         if isinstance(content, str):
-            said: Sequence[str] = (content,)
             characters += len(content)
             further += 0 if content.isascii() else beyond(content)
         else:
-            said = [part.text for part in content or () if part.text]
-            characters, further = characters + sum(map(len, said)), further + sum(map(beyond, said))
+            parts = [part.text for part in content or () if part.text]
+            characters, further = characters + sum(map(len, parts)), further + sum(map(beyond, parts))
             vision = vision or any(part.type.startswith(VISUAL) for part in content or ())
-        if message.role == "user":
-            last, turns = said, turns + 1
+        if message.role == "user" and speaks(message):
+            last, turns = message, turns + 1
+    said: Sequence[str] = own(last) if last else ()
     if fields.prompt is not None:
         given = prompts(fields.prompt)
         characters, further = characters + sum(map(len, given)), further + sum(map(beyond, given))
         counted = ids(fields.prompt)
-        last = given if last is None else last
+        said = given if last is None else said
     if fields.tools:
         characters += sum(map(len, fields.tools))
     size = TOKENS_PER_CHARACTER * characters + TOKENS_PER_FURTHER_BYTE * further + counted
-    return () if last is None else last, turns if fields.messages else 1, int(size), vision
+    return said, turns if fields.messages else 1, int(size), vision
 
 
 def prompts(prompt: str | list[Any]) -> Sequence[str]:

@@ -20,8 +20,8 @@ from msgspec.structs import replace
 from gateway.errors import NotFound
 from gateway.policy import Policy, Recording
 from gateway.recorded import RETRY, Chosen, Judged, Outcome, Record, Recorded, Seen, Used
-from gateway.sessions import conversation
 from gateway.store import Store
+from gateway.turns import conversation
 from gateway.types import Caller, ChatRequest, Decision
 
 FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is

@@ -27,7 +27,7 @@ from gateway.policy import (
     read_document,
 )
 from gateway.routing import band, first_match, route
-from gateway.sessions import continues
+from gateway.turns import continues
 from gateway.types import Ask, Caller, ChatRequest, Facts, Label, Session, Standing, Verdict
 
 Texts = Mapping[str, str | None]  # of files, by name; None: cannot be read

@@ -9,27 +9,22 @@ over all of these what the caller may use, its budget and share, and what a tier
 """
 
 import asyncio
-import hmac
 import time
 from collections.abc import Awaitable, Callable
-from itertools import takewhile
 
 import msgspec
 
-from gateway.body import Fields
 from gateway.errors import UNREADABLE
-from gateway.policy import Policy, Price, Sessions
+from gateway.policy import Policy, Price
 from gateway.reply import Reply
 from gateway.store import Store
+from gateway.turns import Keys, continues
 from gateway.types import ChatRequest, Decision, Facts, Session
 
 BUDGET = 0.05  # seconds that the store has to return or to keep a session
 OUTPUT_TOKENS = 500  # assumed length of an answer, in tokens
 FOLLOWED = "session"  # the reason of a route that the conversation's last tier decided
 CALLER = "caller"  # the rule of a route that the caller asked for
-NAME = 8  # bytes of a conversation's name that are recorded
-INSTRUCTIONS = ("system", "developer")
-RESULTS = ("tool", "function", "assistant")
 
 
 class StoredSession(msgspec.Struct, array_like=True, frozen=True):
@@ -42,23 +37,14 @@ class StoredSession(msgspec.Struct, array_like=True, frozen=True):
 
 
 _STORED = msgspec.msgpack.Decoder(StoredSession)
-_USUAL = Sessions()
-_MESSAGES = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def recalling(request: ChatRequest, key: bytes, store: Store) -> "asyncio.Task[Session | None] | None":
-    """Starts reading the session of the request's conversation, stored under `key`, while the request goes on.
+def recalling(request: ChatRequest, keys: Keys, store: Store) -> "asyncio.Task[Session | None] | None":
+    """Starts reading the session of the request's conversation while the request goes on; None: it has none yet.
 
-    The task ends within BUDGET seconds, with None for a session that is unknown or came too late. There is no task for
-    a conversation that is identified by its prefix and has no answer yet: it must be new.
+    The task ends within BUDGET seconds, with None for a session that is unknown or came too late.
     """
-    if key.startswith(b"prefix:") and not _answered(request.fields):
-        return None
-    return asyncio.create_task(_recall(request, key, store))
-
-
-def _answered(fields: Fields) -> bool:
-    return any(message.role == "assistant" for message in fields.messages or ())
+    return asyncio.create_task(_recall(request, keys.known, store)) if keys.known else None
 
 
 async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | None:
@@ -73,8 +59,8 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
     return Session(kept.tier, kept.level, max(0.0, time.time() - kept.at), kept.turns, continues(request.fields))
 
 
-def follow(reply: Reply, key: bytes, request: ChatRequest, policy: Policy, store: Store) -> Reply:
-    """Stores, while the reply is relayed, that its tier answered the conversation `key`; closing the reply waits for
+def follow(reply: Reply, keys: Keys, request: ChatRequest, policy: Policy, store: Store) -> Reply:
+    """Stores, while the reply is relayed, that its tier answered the conversation; closing the reply waits for
     that, for at most BUDGET seconds. Returns `reply`.
 
     Not stored: errors, answers without a decision (from the cache), and tiers that the caller itself asked for.
@@ -82,7 +68,7 @@ def follow(reply: Reply, key: bytes, request: ChatRequest, policy: Policy, store
     decision = reply.decision
     if decision is None or reply.status != 200 or decision.route.rule == CALLER:
         return reply
-    keeping = asyncio.create_task(_remember(request, key, after(decision, reply.tier, policy), policy, store))
+    keeping = asyncio.create_task(_remember(request, keys.kept, after(decision, reply.tier, policy), policy, store))
     reply.shut = _both(reply.shut, keeping)
     return reply
 
@@ -106,80 +92,6 @@ async def _remember(request: ChatRequest, key: bytes, session: Session, policy: 
             await store.remember(request.caller.id, key, value, policy.sessions.ttl)
     except TimeoutError:
         return
-
-
-def key_of(request: ChatRequest, policy: Policy) -> bytes | None:
-    """The key of the request's conversation in the store; None for a request that belongs to none."""
-    return _name(request, policy.sessions) if policy.sessions else None
-
-
-def conversation(request: ChatRequest, policy: Policy) -> str:
-    """The name of the request's conversation in records, unique to its caller; "": none. Where the policy keeps no
-    sessions, conversations are identified as they are by default."""
-    name = _name(request, policy.sessions or _USUAL)
-    return name.partition(b":")[2][:NAME].hex() if name else ""
-
-
-def _name(request: ChatRequest, sessions: Sessions) -> bytes | None:
-    """A hash keyed with the caller's secret, after the kind of what it was made from ("header:", "metadata:",
-    "prefix:")."""
-    metadata = request.fields.metadata or {}
-    if metadata.get("session") == "none" or request.dialect.work != "answer":
-        return None
-    for source in sessions.key:
-        kind, _, name = source.partition(":")
-        said = _said(request, kind, name)
-        if said:
-            whole = f"session {source}\n{said}".encode("utf-8", "surrogatepass")
-            return kind.encode() + b":" + hmac.digest(request.caller.salt.encode(), whole, "sha256")
-    return None
-
-
-def _said(request: ChatRequest, kind: str, name: str) -> str | None:
-    if kind == "header":
-        return request.headers.get(name)
-    if kind == "metadata":
-        value = (request.fields.metadata or {}).get(name)
-        return str(value) if isinstance(value, str | int) else None
-    said = takewhile(lambda message: message.role != "assistant", request.fields.messages or ())
-    return "\n".join(f"{message.role} {message.text()}" for message in said)
-
-
-def continues(fields: Fields) -> bool:
-    """Whether the request continues a user's turn: after a tool's result, or with an answer to complete."""
-    said = (message.role for message in reversed(fields.messages or ()))
-    return next((role for role in said if role not in INSTRUCTIONS), "user") in RESULTS
-
-
-def judged_part(request: ChatRequest, policy: Policy) -> bytes:
-    """The part of the conversation that the classifier judges, in the caller's own bytes. With `unit: user_turn` it
-    ends before what came of the last user message, so that the question after a tool's result is the one asked for its
-    turn, whose verdict is remembered.
-    """
-    whole, messages = request.dialect.conversation(request.body), request.fields.messages
-    if not messages or messages[-1].role == "user":
-        return whole
-    if policy.triage.unit != "user_turn" or not continues(request.fields):
-        return whole
-    last = request.body.raw(request.dialect.prompt[-1]) or b""
-    turns, end = _of_user(request, last), len(whole) - len(last)
-    for turn in turns:
-        end = whole.index(turn, end) + len(turn)
-    return whole[:end] + b"]"
-
-
-def _of_user(request: ChatRequest, said: bytes) -> list[msgspec.Raw]:
-    """The elements of the conversation's array `said` up to the first that came of the last user message; all where no
-    user speaks."""
-    turns = _MESSAGES.decode(said)
-    end = len(turns)
-    for at in reversed(range(end)):
-        roles = {message.role for message in request.dialect.turn(bytes(turns[at]))}
-        if "user" in roles:
-            return turns[:end]
-        if not roles.isdisjoint(RESULTS):
-            end = at
-    return turns
 
 
 def session_tier(facts: Facts, policy: Policy, tier: str) -> str:

@@ -1,6 +1,7 @@
 """Is the small model enough?   It is asked: this room writes the question and awaits the verdict."""
 
 import hashlib
+import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from gateway.dialects import CHAT
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
-from gateway.sessions import judged_part
 from gateway.splice import NOTHING, changes
+from gateway.turns import judged_part, pieces
 from gateway.types import Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import TriageResponse, Upstream
 from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
@@ -29,6 +30,10 @@ SHARED = ("tools", "documents", "cache_salt", "chat_template_kwargs", "mm_proces
 _SHARED = frozenset(SHARED)
 SHARE = 0.2  # of the time left of x-request-timeout that the verdict may take
 LATE = ("first_byte", "idle", "total")  # kinds of TransportError that are timeouts
+SHORT = 4096  # bytes of a conversation that may quote its media
+# Media in a data: URL, and in Anthropic's and OpenAI's members; some write a slash with a backslash before it.
+_BASE64 = rb"[A-Za-z0-9+/=_\\-]{256,}"
+_MEDIA = re.compile(rb"(;base64,)" + _BASE64), re.compile(rb'("data"\s*:\s*")' + _BASE64)
 QUIET = {"thinking": False, "enable_thinking": False}
 _encode = msgspec.json.encode
 
@@ -116,14 +121,15 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
     its own matter, so a question in chat's words would not begin byte for byte as the answer's prompt does.
     """
     rules, template, said = policy.triage, policy.once(_template, strategy, text), judged_part(request, policy)
-    cut = _longer(said, rules.input.characters)
+    words = _without_media(said) if len(said) > SHORT and pieces(request.fields) else said
+    cut = _longer(words, rules.input.characters)
     if strategy == "decisions":
-        return Question(template, template.opening + _quoted(said, rules.input.characters), template.ending, cut)
+        return Question(template, template.opening + _quoted(words, rules.input.characters), template.ending, cut)
     whole = rules.layout == "suffix" and request.path == CHAT and not cut
     members, tools = _shared(request, policy, whole)
     if whole:
         return Question(template, b'{%b"messages":%b' % (members, said[:-1]), template.endings[tools], cut)
-    quoted = _quoted(said, rules.input.characters)
+    quoted = _quoted(words, rules.input.characters)
     return Question(template, b"{%b%b%b" % (members, template.opening, quoted), template.ending, cut)
 
 
@@ -137,6 +143,13 @@ def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
     thoughtful = rules.prompts[rules.prompt].before is not None
     fit = (s for s in get_args(Strategy) if s in able and not (thoughtful and s in ("choice", "decisions")))
     return cast("Strategy", next(fit, PORTABLE))
+
+
+def _without_media(said: bytes) -> bytes:
+    """A conversation as it is quoted, and measured: in base64, no model sees a picture."""
+    for media in _MEDIA:
+        said = media.sub(rb"\1...", said)
+    return said
 
 
 def _longer(text: bytes, characters: int) -> bool:

@@ -96,8 +96,9 @@ def _item(number: int, block: Block) -> JSON:
 def _response(generation: Generation, shaped: Shape, found: list[Block]) -> JSON:
     cut = CUT.get(generation.plans[0].finish)
     prompt, made = len(generation.sequence.tokens), generation.entry.tokens
+    thought = sum(len(block.steps) for block in found if block.kind == "reasoning")
     usage = {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": generation.sequence.cached},
-             "output_tokens": made, "output_tokens_details": {"reasoning_tokens": 0},
+             "output_tokens": made, "output_tokens_details": {"reasoning_tokens": thought},
              "total_tokens": prompt + made}  # fmt: skip
     return {"id": shaped.id.replace("chatcmpl-", "resp_"), "object": "response", "created_at": shaped.created,
             "error": None, "incomplete_details": {"reason": cut} if cut else None,

@@ -42,8 +42,8 @@ def session_key(source: str) -> str:
 class Sessions:
     """How conversations are told apart, and how long and when one stays on its tier.
 
-    The first of `key` that a request has names its conversation, among its caller's; `prefix` stands for all that was
-    said before the first answer. `stay`: until_escalated: once a rule or a verdict chose a higher tier, no verdict
+    The first of `key` that a request has names its conversation, among its caller's; `prefix` stands for all that its
+    user said before this turn. `stay`: until_escalated: once a rule or a verdict chose a higher tier, no verdict
     takes it down; on the lower tier each user turn may escalate. turn: each user turn goes where its verdict says, but
     down only where that costs no more than it saves. always: it stays where it began.
     """

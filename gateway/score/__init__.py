@@ -16,6 +16,7 @@ from gateway.score.question import sampled
 from gateway.score.surface import LOOKS, MEASURES, measures
 from gateway.score.table import EMBEDDED, HEAD, Table
 from gateway.score.table import read as read_table
+from gateway.words import own, speaks
 
 __all__ = [
     "AXES", "EMBEDDED", "HEAD", "LOOKS", "MEASURES", "Axes", "Score", "Table", "read_table", "reasons", "score",
@@ -44,7 +45,7 @@ class Score(msgspec.Struct, frozen=True):
 
 def score(fields: Fields, table: Table | Axes | None = None) -> Score:
     """The score of a chat's last user turn, or of a completion's prompt. Bounded time for any body."""
-    said = [message for message in fields.messages or () if message.role == "user"]
+    said = [message for message in fields.messages or () if speaks(message)]
     text = _asked(said) or _prompt(fields)
     return score_text(text, turns=max(len(said), 1), tools=len(fields.tools or ()), table=table)
 
@@ -76,9 +77,9 @@ def reasons(found: Mapping[str, float]) -> tuple[str, ...]:
 
 def _asked(said: list[Message]) -> str:
     """The last user turn; a follow-up together with the turn that it follows."""
-    last = said[-1].text() if said else ""
+    last = "\n".join(own(said[-1])) if said else ""
     if len(said) > 1 and len(last) <= FOLLOW_UP and len(last.encode("utf-8", "surrogatepass")) <= FOLLOW_UP:
-        return f"{said[-2].text()}\n{last}"
+        return "\n".join([*own(said[-2]), last])
     return last
 
 

@@ -29,6 +29,7 @@ from gateway.upstream.replies import Failed, accepted, failure, is_busy, retry_a
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
+from gateway.words import beginning
 
 
 def _unheard(*_: str) -> None: ...
@@ -262,7 +263,9 @@ class Upstream:
         return self._pick(request, name, tier, (first,))
 
     def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
-        key = self._turns[name] if tier.balance == "round_robin" else affinity(request.fields.opening())
+        key = self._turns[name]
+        if tier.balance != "round_robin" and len(tier.replicas) > 1:
+            key = affinity(beginning(request.fields))
         return self._replicas.choose(tier, key, tried, _now())
 
     def _spend(self, name: str) -> bool:

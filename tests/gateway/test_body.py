@@ -18,7 +18,6 @@ from gateway.body import (
     MAX_OPTION,
     MAX_TOOLS,
     MAX_VALUES,
-    OPENING,
     SHORT,
     Body,
     Fields,
@@ -158,7 +157,9 @@ def test_what_takes_a_thousand_times_as_long_as_text_of_its_size_is_refused(name
 
 def test_a_megabyte_of_braces_in_a_text_is_a_text() -> None:
     text = b"[{" * (MAX_VALUES // 2 - 10)
-    assert read(b'{"messages":[{"role":"user","content":"' + text + b'"}]}')[1].opening() == text.decode()[:OPENING]
+    said = read(b'{"messages":[{"role":"user","content":"' + text + b'"}]}')[1].messages
+    assert said
+    assert said[0].content == text.decode()
 
 
 @pytest.mark.parametrize(
@@ -234,22 +235,6 @@ def test_all_addresses_in_a_piece_are_seen() -> None:
     assert fields.messages
     assert isinstance(fields.messages[0].content, list)
     assert fields.messages[0].content[0].urls() == ["data:x", "http://a"]
-
-
-def test_a_conversation_keeps_its_opening_while_it_grows() -> None:
-    def opening(*messages: tuple[str, Any]) -> str:
-        talk = [{"role": role, "content": content} for role, content in messages]
-        return read(json.dumps({"messages": talk}).encode())[1].opening()
-
-    first = (("system", "Be brief."), ("user", [{"type": "text", "text": "hi"}]))
-    assert opening(*first) == "Be brief.\nhi"
-    assert opening(*first, ("assistant", "hello"), ("user", "more")) == opening(*first)
-    assert opening(("user", "x" * 9000), ("user", "y")) == "x" * OPENING
-    assert read(b'{"prompt":"once"}')[1].opening() == "once"
-    assert read(b'{"prompt":[1,2]}')[1].opening() == "[1, 2]"
-    assert read(b'{"prompt":[[1,2],[3]]}')[1].opening() == "[1, 2]"
-    assert read(b'{"prompt":[[' + many(b"1", 9000) + b"]]}")[1].opening() == str([1] * OPENING)
-    assert read(b"{}")[1].opening() == ""
 
 
 @given(st.data())

@@ -24,9 +24,9 @@ from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome, Record, read
 from gateway.records import Records, seen, to_keep
-from gateway.sessions import conversation
 from gateway.settings import Settings
 from gateway.store import MemoryStore, State, open_store
+from gateway.turns import conversation
 from gateway.types import Caller, Decision, Facts, Route
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, eventually, gateway

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects import read
 from gateway.done import nothing
 from gateway.errors import Refusal
 from gateway.policy import Policy, Price, load_policy
 from gateway.reply import Reply
 from gateway.routing import reachable, route
-from gateway.sessions import after, continues, follow, judged_part, key_of, recalling, saved
+from gateway.sessions import after, follow, recalling, saved
 from gateway.store import MemoryStore
-from gateway.types import Ask, Caller, ChatRequest, Decision, Facts, Held, Route, Session, Verdict
+from gateway.turns import keys_of
+from gateway.types import Ask, Decision, Facts, Held, Route, Session, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import ANN, COMPLEX, SIMPLE, Gateway, asked, body, callers, gateway
 from tests.tiers import JSON, policy_for
@@ -202,122 +202,15 @@ def test_a_rule_may_look_at_the_session(when: str, matched: list[Session | None]
         assert (rule.why_not(facts(session)) is None) == rule.matches(facts(session))
 
 
-def names(policy: Policy, headers: JSON | None = None, caller: Caller = ANN, **fields: Any) -> bytes | None:
-    return key_of(asked(body(**fields), headers=headers or {}, caller=caller), policy)
-
-
-def test_a_conversation_is_named_by_header_then_metadata_then_prefix_and_per_caller() -> None:
-    header, told = {"x-session-id": "7"}, {"session_id": "7"}
-    assert len({names(UNTIL), names(UNTIL, header), names(UNTIL, metadata=told)}) == 3
-    assert names(UNTIL, header, metadata=told) == names(UNTIL, header, text="Something else entirely?")
-    assert names(UNTIL, header) != names(UNTIL, header, caller=Caller("ann", "ann", "usual", "another salt"))
-    assert names(UNTIL, metadata={"session_id": 7}) == names(UNTIL, metadata=told)
-    assert names(UNTIL, metadata={"session_id": ["7"]}) == names(UNTIL)
-
-
 @pytest.mark.parametrize("kept", [b"\xff", b"\x94\xa3pro", b"\x94\xa1\xff\xa3pro\x01\x01"])
 async def test_a_session_that_cannot_be_read_is_none(kept: bytes) -> None:
     request, store = asked(body(), headers={"x-session-id": "7"}), MemoryStore()
-    name = key_of(request, UNTIL) or b""
-    await store.remember(ANN.id, name, kept, 60.0)
-    remembered = recalling(request, name, store)
+    keys = keys_of(request, UNTIL)
+    assert keys
+    await store.remember(ANN.id, keys.kept, kept, 60.0)
+    remembered = recalling(request, keys, store)
     assert remembered
     assert await remembered is None
-
-
-def test_the_prefix_is_the_whole_of_what_was_said_before_the_first_answer() -> None:
-    system = {"role": "system", "content": "You are careful. " * 1000}
-    first, other = ([system, {"role": "user", "content": text}] for text in ("Fix it.", "Fix it!"))
-    later = [*first, {"role": "assistant", "content": "Done."}, {"role": "user", "content": "yes, commit it"}]
-    assert names(UNTIL, messages=first) == names(UNTIL, messages=later) != names(UNTIL, messages=other)
-
-
-def test_a_request_may_stand_outside_of_any_conversation() -> None:
-    assert names(UNTIL, {"x-session-id": "7"}, metadata={"session": "none"}) is None
-    headers_only = load_policy(TEXT.replace("stay: STAY", "key: [header:X-Session-Id]"), {})
-    assert names(headers_only) is None
-    assert names(headers_only, {"x-session-id": "7"})
-    assert key_of(asked({"prompt": "x"}, "/v1/completions"), UNTIL) is None
-    assert key_of(asked({"input": "x"}, "/v1/embeddings", headers={"x-session-id": "7"}), UNTIL) is None
-
-
-@pytest.mark.parametrize(
-    "after", [[], [{"role": "assistant", "content": None, "tool_calls": [CALL]}, RESULT], [{"role": "assistant"}]]
-)
-def test_what_is_judged_ends_with_the_users_turn(after: list[JSON]) -> None:
-    turn = [{"role": "system", "content": "é"}, {"role": "user", "content": "Fix it.", "odd": 1.5}]
-    request = asked({"messages": [*turn, *after]})
-    assert judged_part(request, UNTIL) == json.dumps(turn).encode()
-    by_request = load_policy(TEXT.replace("{stay: STAY}", "{}\ntriage: {unit: request}"), {})
-    assert judged_part(request, by_request) == request.body.raw("messages")
-
-
-def test_a_user_who_repeats_a_message_is_judged_with_its_last_one_and_what_stands_behind_it() -> None:
-    again = {"role": "user", "content": "Go on."}
-    talk: list[JSON] = [again, {"role": "assistant", "content": "Done."}, again]
-    assert judged_part(asked({"messages": [*talk, RESULT]}), UNTIL) == json.dumps(talk).encode()
-    told: list[JSON] = [*talk, {"role": "system", "content": "Be brief."}]
-    assert judged_part(asked({"messages": told}), UNTIL) == json.dumps(told).encode()
-
-
-def test_an_instruction_behind_a_tools_result_is_no_turn_of_the_users() -> None:
-    talk: list[JSON] = [{"role": "user", "content": "Fix it."}, RESULT]
-    for role, goes_on in (("system", True), ("developer", True), ("user", False)):
-        request = asked(body(messages=[*talk, {"role": role, "content": "Be brief."}]))
-        assert continues(request.fields) == goes_on
-
-
-ASKED: JSON = {"role": "user", "content": [{"type": "text", "text": "Fix it."}]}
-REMIND: JSON = {"role": "system", "content": "These agents can be asked: ..."}
-USED: JSON = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "run", "input": {}}]}
-TOLD: JSON = {"type": "tool_result", "tool_use_id": "a", "content": "ok"}
-CALLED: JSON = {"type": "function_call", "call_id": "a", "name": "run", "arguments": "{}"}
-CAME: JSON = {"type": "function_call_output", "call_id": "a", "output": "ok"}
-# As Claude Code and Codex go on: what opens the request, the user's turn, and what came of it.
-LOOP: JSON = {
-    "/v1/messages": (
-        {"system": [{"type": "text", "text": "Be brief.", "odd": [ASKED, REMIND]}]},
-        [ASKED, REMIND],
-        [USED, {"role": "user", "content": [TOLD, TOLD]}, REMIND],
-    ),
-    "/v1/responses": (
-        {"instructions": "Be brief."},
-        [{"role": "user", "content": "<environment>"}, {"type": "message", "role": "user", "content": "Fix it."}],
-        [{"type": "reasoning", "summary": []}, CALLED, CAME],
-    ),
-}
-
-
-@pytest.mark.parametrize("path", LOOP)
-def test_a_turn_of_other_dialects_is_judged_once_not_each_of_its_tool_results(path: str) -> None:
-    start, turn, rest = LOOP[path]
-    name = "messages" if path == "/v1/messages" else "input"
-    said = (turn, turn + rest, turn + rest * 2)
-    first, *later = (on(path, {**start, name: turns}) for turns in said)
-    assert {key_of(one, UNTIL) for one in later} == {key_of(first, UNTIL)}
-    assert (continues(first.fields), [continues(one.fields) for one in later]) == (False, [True, True])
-    assert [judged_part(one, UNTIL) for one in later] == [judged_part(first, UNTIL)] * 2
-    by_request = load_policy(TEXT.replace("{stay: STAY}", "{}\ntriage: {unit: request}"), {})
-    assert json.dumps(turn + rest)[1:-1].encode() in judged_part(later[0], by_request)
-
-
-def test_a_word_of_the_users_beside_a_tools_result_begins_a_turn() -> None:
-    turns = [
-        {"role": "user", "content": "Fix it."},
-        USED,
-        {"role": "user", "content": [TOLD, {"type": "text", "text": "No, stop."}]},
-    ]
-    first, last = (on("/v1/messages", {"messages": said}) for said in (turns, [*turns, *LOOP["/v1/messages"][2]]))
-    assert (continues(first.fields), continues(last.fields)) == (False, True)
-    assert judged_part(last, UNTIL) == judged_part(first, UNTIL) == json.dumps(turns).encode()
-
-
-def test_where_no_user_speaks_the_whole_is_judged() -> None:
-    assert judged_part(on("/v1/messages", {"messages": [USED]}), UNTIL) == json.dumps([USED]).encode()
-
-
-def on(path: str, fields: JSON) -> ChatRequest:
-    return ChatRequest("t", ANN, path, *read(path, json.dumps({**fields, "max_tokens": 9}).encode()), {}, 0.0)
 
 
 def sessions(flash: Sim, pro: Sim, **changes: Any) -> Policy:
@@ -392,32 +285,36 @@ async def test_a_conversation_that_begins_like_another_is_not_taken_for_it(flash
         for _ in range(2):
             found = await gate.ask(body(COMPLEX))
             assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "complex")
-        talk = [{"role": "user", "content": COMPLEX}, {"role": "assistant", "content": "Done."}]
-        found = await gate.ask(body(messages=[*talk, {"role": "user", "content": SIMPLE}]))
-        assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
+        done, simple = {"role": "assistant", "content": "Done."}, {"role": "user", "content": SIMPLE}
+        for turns in ([], [simple, done]):
+            found = await gate.ask(body(messages=[{"role": "user", "content": COMPLEX}, done, *turns, simple]))
+            assert (found.headers["x-route-tier"], found.headers["x-route-reason"]) == ("pro", "session")
+        for text, wanted in ((COMPLEX, "pro"), (SIMPLE, "flash")):
+            found = await gate.ask(body(messages=[done, {"role": "user", "content": text}]))
+            assert found.headers["x-route-tier"] == wanted, "each has its greeting, and no word of the other"
 
 
 async def test_a_conversation_is_kept_when_its_answer_is_closed_and_known_with_its_age() -> None:
     request, store = asked(body(metadata={"session_id": "a"})), MemoryStore()
-    key = key_of(request, UNTIL)
-    assert key
+    keys = keys_of(request, UNTIL)
+    assert keys
     decision = Decision(facts(None), HARD, Route(("pro",), "triaged", "complex"))
     reply = Reply(200, [], b"{}", False, "pro", nothing, decision=decision)
-    await follow(reply, key, request, UNTIL, store).close()
-    value = await store.recall(ANN.id, key)
+    await follow(reply, keys, request, UNTIL, store).close()
+    value = await store.recall(ANN.id, keys.kept)
     assert value
     tier, level, at, turns = msgspec.msgpack.decode(value)
     for known, age in ((at - 90, 90.0), (at + 90, 0.0)):
-        await store.remember(ANN.id, key, msgspec.msgpack.encode((tier, level, known, turns)), 60.0)
-        found = recalling(request, key, store)
+        await store.remember(ANN.id, keys.kept, msgspec.msgpack.encode((tier, level, known, turns)), 60.0)
+        found = recalling(request, keys, store)
         assert found
         session = await found
         assert session
         assert (session.tier, session.level, session.turns, session.continues) == ("pro", "pro", 1, False)
         assert session.age == pytest.approx(age, abs=30)
     for strange in (b"?", msgspec.msgpack.encode((tier, level))):
-        await store.remember(ANN.id, key, strange, 60.0)
-        found = recalling(request, key, store)
+        await store.remember(ANN.id, keys.kept, strange, 60.0)
+        found = recalling(request, keys, store)
         assert found
         assert await found is None, "as of another version"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.body import read
+from gateway.dialects import read
 from gateway.policy import Policy
 from gateway.splice import changes
 from gateway.triage import DECISIONS, question, triage
@@ -64,7 +64,7 @@ def test_the_suffix_layout_is_the_answers_prompt_and_one_message_more(fields: JS
 
 def written(raw: str) -> ChatRequest:
     """A request whose body is `raw` to the byte."""
-    whole, known = read(raw.encode())
+    whole, known = read(CHAT, raw.encode())
     return ChatRequest("t", ANN, CHAT, whole, known, {}, 0.0)
 
 
@@ -127,7 +127,32 @@ def test_a_long_conversation_is_cut_to_head_and_tail_and_keeps_the_callers_salt(
     assert not question(written(short), policy).cut, "characters are counted, not bytes"
 
 
-@pytest.mark.parametrize("prompt", ["Say hi", ["one", "two"], [1, 2, 3], [[1], [2]], ""])
+PIXELS = "iVBORw0KGgo/+Ab9" * 400 + "=="
+PICTURES: JSON = {
+    CHAT: ("messages", {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXELS}"}}),
+    "/v1/messages": ("messages", {"type": "image", "source": {"type": "base64", "data": PIXELS}}),
+    "/v1/responses": ("input", {"type": "input_image", "image_url": f"data:image/png;base64,{PIXELS}"}),
+}
+
+
+@pytest.mark.parametrize("path", PICTURES)
+@pytest.mark.parametrize("slash", ["/", "\\/"])
+def test_a_picture_is_shown_or_left_out_but_not_read_out(path: str, slash: str) -> None:
+    name, picture = PICTURES[path]
+    policy = policy_for(FLASH, PRO, triage={"input": {"characters": 1000}})
+    said = [{"role": "user", "content": [picture, {"type": "text", "text": "What is this?"}]}]
+    told = json.dumps({name: said, "max_tokens": 9}).replace("/+", f"{slash}+")
+    found = question(ChatRequest("t", ANN, path, *read(path, told.encode()), {}, 0.0), policy)
+    asking = json.loads(found.body)["messages"]
+    assert not found.cut
+    if path == CHAT:
+        assert asking[0] == said[0]
+    else:
+        quoted = json.loads(json.loads(asking[1]["content"]))[0]["content"]
+        assert (quoted[1], PIXELS[:9] in found.body.decode()) == (said[0]["content"][1], False)
+
+
+@pytest.mark.parametrize("prompt", ["Say hi", ["one", "two"], [1, 2, 3], [[1], [2]], "", ["cache_control"]])
 def test_a_text_completion_is_quoted(prompt: Any) -> None:
     asking = sent(asked({"prompt": prompt}, "/v1/completions"), policy_for(FLASH, PRO))
     assert json.loads(json.loads(asking["messages"][1]["content"])) == prompt

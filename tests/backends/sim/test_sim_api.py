@@ -122,6 +122,14 @@ def test_each_switch_turns_thinking_off(url: str, off: JSON) -> None:
     assert message["content"].startswith("Hello")
 
 
+@pytest.mark.parametrize("effort", ["high", "none"])
+def test_a_response_tells_how_much_of_it_was_thought(url: str, effort: str) -> None:
+    asked = {"input": "What is 2+2?", "max_output_tokens": 5, "reasoning": {"effort": effort}}
+    used = HTTP.post(f"{url}/v1/responses", json=asked).json()["usage"]
+    thought = used["output_tokens_details"]["reasoning_tokens"]
+    assert (used["output_tokens"], thought) == (5, 5 if effort == "high" else 0)
+
+
 def test_reasoning_streams_under_both_names_when_the_server_says_both() -> None:
     with served("--speed", "0", "--reasoning-field", "both") as base:
         body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
