@@ -66,20 +66,24 @@ def unlike(records: Sequence[Example]) -> bool:
     return False
 
 
+def uneven(records: Sequence[Example], layer: Layer) -> bool:
+    """Whether the requests with an outcome differ by p from all."""
+    p = [(layer.p(told(one)), one) for one in records if not one.retried]
+    known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None]
+    return apart(known, [value for value, _ in p])
+
+
 def caveats_on(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
     """The caveats that hold, as sentences."""
     return [*_of_outcomes(records, report, target, layer), *_of_shares(report, target, len(records))]
 
 
 def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
-    p = [(layer.p(told(one)), one) for one in records]
-    known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None and not one.retried]
-    weighted = any(one.weight != 1 for one in known)  # then they stand for the others, too
-    others = [value for value, one in p if weighted or one.failed is None]
     volunteered = sum(bool(one.source) and one.agree is None for one in records)
     checks = {
-        "requests with an outcome differ from those without: what holds for the ones need not hold for the others": (
-            apart(known, others)
+        "requests with an outcome differ from those without: what holds for the ones need not hold for the others, so "
+        "nothing is proven; `explore` in the rule lets chance choose whose answers are judged": (
+            uneven(records, layer)
         ),
         "not every answer was judged: where it takes a bad one to be told, failures are overstated, though their order "
         "need not be wrong": 0 < volunteered < NEARLY * len(records),

@@ -15,6 +15,7 @@ BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
+FAR = 0.08  # part of the requests: of a smaller one others may tell (LOG.md, 2026-11-23)
 FEWEST, TURNS = 30, 5  # runs at the fewest, and neighbours in each where there are enough
 
 Sums = Sequence[float]
@@ -123,14 +124,15 @@ def one_of_each(judged: Sequence[Judged]) -> list[Judged]:
     return [chance.choice(group) for group in groups.values()]
 
 
-def apart(some: Sequence[Judged], others: Sequence[float]) -> bool:
-    """Whether the distributions of p differ: Kolmogorov-Smirnov test at 5 %, `some` weighted."""
-    if not some or not others:
+def apart(some: Sequence[Judged], every: Sequence[float]) -> bool:
+    """Whether p of some requests, weighted, is spread otherwise than p of all: by more than FAR, and than chance would
+    have it (Kolmogorov-Smirnov test at 5 %)."""
+    if not some or not every:
         return False
-    here, there = sorted(one.p for one in some), sorted(others)
+    here, there = sorted(one.p for one in some), sorted(every)
     weights = list(accumulate((one.weight for one in sorted(some)), initial=0.0))
     below = (
         (weights[bisect_right(here, at)] / weights[-1], bisect_right(there, at) / len(there)) for at in (*here, *there)
     )
-    widest = max(abs(one - other) for one, other in below)
-    return widest > 1.358 * math.sqrt(1 / effective([one.weight for one in some]) + 1 / len(there))
+    by_chance = 1.358 * math.sqrt(1 / effective([one.weight for one in some]) + 1 / len(there))
+    return max(abs(one - other) for one, other in below) > max(FAR, by_chance)
