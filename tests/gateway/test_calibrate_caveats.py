@@ -104,7 +104,8 @@ def test_outcomes_of_other_requests_than_most_are_told_unless_they_are_weighed()
     assert different in said(known, unknown)
     assert different not in said(requests(100, 100), unknown)
     assert different not in said(known)
-    assert different not in said(requests(100, 100), unknown, [replace(one, source=RETRY) for one in known])
+    retried = [replace(one, score=one.score / 4, source=RETRY) for one in known]
+    assert different not in said(requests(100, 100), unknown, retried)
     weighed = [replace(one, weight=1.5) for one in requests(100, 100)]
     assert different in said(weighed, [replace(one, score=one.score / 2) for one in unknown])
 
