@@ -73,18 +73,16 @@ def uneven(records: Sequence[Example], layer: Layer) -> bool:
     return apart(known, [value for value, _ in p])
 
 
-def caveats_on(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
-    """The caveats that hold, as sentences."""
-    return [*_of_outcomes(records, report, target, layer), *_of_shares(report, target, len(records))]
+def caveats_on(records: Sequence[Example], report: Mapping[str, Any], target: Target, partial: bool) -> list[str]:
+    """The caveats that hold, as sentences. `partial`: outcomes are `uneven`."""
+    return [*_of_outcomes(records, report, target, partial), *_of_shares(report, target, len(records))]
 
 
-def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
+def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: Target, partial: bool) -> list[str]:
     volunteered = sum(bool(one.source) and one.agree is None for one in records)
     checks = {
         "requests with an outcome differ from those without: what holds for the ones need not hold for the others, so "
-        "nothing is proven; `explore` in the rule lets chance choose whose answers are judged": (
-            uneven(records, layer)
-        ),
+        "nothing is proven; `explore` in the rule lets chance choose whose answers are judged": partial,
         "not every answer was judged: where it takes a bad one to be told, failures are overstated, though their order "
         "need not be wrong": 0 < volunteered < NEARLY * len(records),
         "those who judge differ in how many answers they find bad (see sources): not all of them hear a fair sample": (

@@ -74,6 +74,7 @@ def calibrate(
         raise Unproven(few)
     learned = not (few or alike or uneven(decided, layer_for(decided, label, learned=False)))
     layer = layer_for(fitted, label, learned)
+    partial = uneven(decided, layer)
     held = _held(layer, judged, label)
     edges, bound = _bounded(target, held.once)
     edges = edges or thresholds(ranks(layer, fitted), wanted)
@@ -81,14 +82,13 @@ def calibrate(
     report |= {} if few else _worth(held, edges[0])
     report |= {} if few or alike else _lift(held, edges[-1])  # of too few gains resampling knows no interval
     lacks = [few, alike, _again(held) if bound else None]
-    caveats = (*caveats_on(decided, report, target, layer), *filter(None, lacks))
+    caveats = (*caveats_on(decided, report, target, partial), *filter(None, lacks))
     if wanted:
         fitted, layer = decided, layer_for(decided, label, learned)
     p = ranks(layer, decided)
     edges = thresholds(p, wanted) if wanted else edges
     basis = replace(basis_of(p, decided, fitted, label), question=question if "p_complex" in layer.inputs else None)
-    proven = (bool(bound) or gains(report)) and not uneven(decided, layer)
-    return Calibration(target, layer, edges, basis, report, caveats, proven)
+    return Calibration(target, layer, edges, basis, report, caveats, not partial and (bool(bound) or gains(report)))
 
 
 class JudgedHalf(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.calibrate import Example, parse
-from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, unlike
+from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, uneven, unlike
 from gateway.calibrate.layer import needed
 from gateway.calibration import Layer
 from gateway.recorded import RETRY
@@ -32,7 +32,7 @@ def requests(bad: int, good: int, **known: Any) -> list[Example]:
 def said(*records: list[Example], target: Any = SHARE, **report: Any) -> str:
     """The caveats on these records, of which a half was judged."""
     whole = [one for some in records for one in some]
-    return "\n".join(caveats_on(whole, REPORT | {"judged": len(whole) / 2} | report, target, BY_SCORE))
+    return "\n".join(caveats_on(whole, REPORT | {"judged": len(whole) / 2} | report, target, uneven(whole, BY_SCORE)))
 
 
 def test_a_half_needs_fifty_outcomes_and_is_told_how_many_there_are_and_what_they_are_worth() -> None:
