@@ -16,7 +16,7 @@ CLOSE = 0.03  # above this 95 % sampling error of a share there is a caveat
 HEARD = 20  # outcomes of a source that are enough to compare it with the others
 UNLIKE = 3.29  # standard deviations between two rates, beyond which they differ
 NEWEST = 500  # records that are held against all before them, as many as drift looks at
-CHANGED = 1.95  # the bound of that Kolmogorov-Smirnov test, at 1 in 1,000
+CHANGED = 1.95  # the bound of a Kolmogorov-Smirnov test on them, at 1 in 1,000
 NEARLY = 0.9  # from this part of the requests on, those who judge are nearly all
 
 
@@ -75,9 +75,18 @@ def changed(records: Sequence[Example], layer: Layer) -> bool:
     return apart([Judged(p, 0.0) for _, p in timed[:before]], [p for _, p in timed[before:]], CHANGED)
 
 
-def caveats_on(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
-    """The caveats that hold, as sentences."""
-    found = [*_of_outcomes(records, report, target, layer), *_of_shares(report, target, len(records))]
+def uneven(records: Sequence[Example], layer: Layer) -> bool:
+    """Whether the requests with an outcome differ by p from all."""
+    p = [(layer.p(told(one)), one) for one in records if not one.retried]
+    known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None]
+    return apart(known, [value for value, _ in p])
+
+
+def caveats_on(
+    records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer, partial: bool
+) -> list[str]:
+    """The caveats that hold, as sentences. `partial`: outcomes are `uneven`."""
+    found = [*_of_outcomes(records, report, target, partial), *_of_shares(report, target, len(records))]
     if changed(records, layer):
         found.append(
             "p is spread otherwise in the newest records than in those before: traffic changed, and what is fitted to "
@@ -86,16 +95,11 @@ def caveats_on(records: Sequence[Example], report: Mapping[str, Any], target: Ta
     return found
 
 
-def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
-    p = [(layer.p(told(one)), one) for one in records]
-    known = [Judged(value, 0.0, one.weight) for value, one in p if one.failed is not None and not one.retried]
-    weighted = any(one.weight != 1 for one in known)  # then they stand for the others, too
-    others = [value for value, one in p if weighted or one.failed is None]
+def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: Target, partial: bool) -> list[str]:
     volunteered = sum(bool(one.source) and one.agree is None for one in records)
     checks = {
-        "requests with an outcome differ from those without: what holds for the ones need not hold for the others": (
-            apart(known, others)
-        ),
+        "requests with an outcome differ from those without: what holds for the ones need not hold for the others, so "
+        "nothing is proven; `explore` in the rule lets chance choose whose answers are judged": partial,
         "not every answer was judged: where it takes a bad one to be told, failures are overstated, though their order "
         "need not be wrong": 0 < volunteered < NEARLY * len(records),
         "those who judge differ in how many answers they find bad (see sources): not all of them hear a fair sample": (

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
 from gateway.calibrate.bound import ALL, Step, certify, least, steps
-from gateway.calibrate.caveats import LEAST, alike_outcomes, caveats_on, few_outcomes, gains, sources_of
+from gateway.calibrate.caveats import LEAST, alike_outcomes, caveats_on, few_outcomes, gains, sources_of, uneven
 from gateway.calibrate.halves import Split, Unproven, in_order, parted, together
 from gateway.calibrate.layer import Label, counted, failed, layer_for, needed
 from gateway.calibrate.mix import Mix, mix_of
@@ -36,7 +36,8 @@ class Calibration:
     """`edges`: thresholds that divide p into bands, the simplest first; one edge for two tiers.
 
     p is the probability that Pro is needed; for a bound on failures, that Flash fails. `report` is on held-out records.
-    `proven`: the bound is certified; for shares, that the gain over random routing is significant.
+    `proven`: the bound is certified; for shares, that the gain over random routing is significant; and for either, that
+    those judged are like all the others.
     """
 
     target: Target
@@ -57,8 +58,8 @@ def calibrate(
     split: "time" fits on the older half; "caller" keeps each caller's requests together; "id" splits at random, but
     keeps neighbours in time, and a request that was sent again, on one side. explore: the rule's, by default as seen.
     Fits to what verdicts decide, so that of all records the wanted shares are realised. Retries help to fit alone.
-    Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: their edges
-    follow all records, and without outcomes they follow the score alone, and the calibration is not `proven`.
+    Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: without any, or
+    with those of some requests only, they follow score and verdict alone, and the calibration is not `proven`.
     """
     decided = in_order([one for one in records if one.fixed is None])
     if len(decided) < LEAST:
@@ -71,8 +72,9 @@ def calibrate(
     alike = alike_outcomes(fitted, label) or alike_outcomes(judged, label)
     if few and target.kind == "flash_failure":
         raise Unproven(few)
-    measures = not (few or alike)
-    layer = layer_for(fitted, label, measures)
+    learned = not (few or alike or uneven(decided, layer_for(decided, label, learned=False)))
+    layer = layer_for(fitted, label, learned)
+    partial = uneven(decided, layer)
     held = _held(layer, judged, label)
     edges, bound = _bounded(target, held.once)
     edges = edges or thresholds(ranks(layer, fitted), wanted)
@@ -80,14 +82,13 @@ def calibrate(
     report |= {} if few else _worth(held, edges[0])
     report |= {} if few or alike else _lift(held, edges[-1])  # of too few gains resampling knows no interval
     lacks = [few, alike, _again(held) if bound else None]
-    caveats = (*caveats_on(decided, report, target, layer), *filter(None, lacks))
+    caveats = (*caveats_on(decided, report, target, layer, partial), *filter(None, lacks))
     if wanted:
-        fitted, layer = decided, layer_for(decided, label, measures)
+        fitted, layer = decided, layer_for(decided, label, learned)
     p = ranks(layer, decided)
     edges = thresholds(p, wanted) if wanted else edges
-    basis = basis_of(p, decided, fitted, label)
-    basis = replace(basis, question=question if "p_complex" in layer.inputs else None)
-    return Calibration(target, layer, edges, basis, report, caveats, bool(bound) or gains(report))
+    basis = replace(basis_of(p, decided, fitted, label), question=question if "p_complex" in layer.inputs else None)
+    return Calibration(target, layer, edges, basis, report, caveats, not partial and (bool(bound) or gains(report)))
 
 
 class JudgedHalf(NamedTuple):

@@ -18,6 +18,7 @@ from gateway.score import AXES, LOOKS
 # Chosen on 23 pairs of models over four labelled sets, and checked on 23 others (LOG.md, 2026-11-22).
 BELIEF = 0.4  # weight of the score, and of the verdict, before any outcome, per standard deviation
 FIRM = 5.0  # penalty on moving away from it
+FIXED = 1e9  # the same, where outcomes are not to move it
 FAILS, SAVES = 200.0, 100.0  # penalties on the measures: where Flash fails, and where Pro does not
 COMMON = 0.95  # score and verdict count when this part of the records has them
 MANY = 0.5  # and a measure, of which short texts may have none, when this part has it
@@ -35,15 +36,16 @@ def failed(one: Example) -> bool | None:
     return one.failed if one.agree is None and not one.retried else None
 
 
-def layer_for(records: Sequence[Example], label: Label, measures: bool = True) -> Layer:
-    """The layer for these outcomes: of what is believed beforehand, and of the measures where they are wanted."""
+def layer_for(records: Sequence[Example], label: Label, learned: bool = True) -> Layer:
+    """The layer for these outcomes: of what is believed beforehand and of the measures; where no order is to be
+    `learned`, of the belief as it is, and of how many outcomes count against Flash."""
     records = evened(records)
     rows = [told(one) for one in records]
     names = [name for name in _common(rows) if len({taken(name, row[name]) for row in rows if name in row}) > 1]
-    used = [name for name in names if measures or name in BELIEVED]
+    used = [name for name in names if learned or name in BELIEVED]
     # The score and the verdict alone have one direction each: trees are for measures.
     seen = [name for name in used if name not in AXES] if {*used} - {*BELIEVED} else []
-    layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label)
+    layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label, FIRM if learned else FIXED)
     outcomes = [
         Outcome([row[name] for name in seen], counted(layer, one, hit), one.weight)
         for row, one in zip(rows, records, strict=True)
@@ -68,17 +70,17 @@ def evened(records: Sequence[Example]) -> Sequence[Example]:
     return [replace(one, weight=one.weight * judged / whole) if one.failed else one for one in records]
 
 
-def _weighed(records: Sequence[Example], rows: Sequence[Row], used: Sequence[str], label: Label) -> Layer:
+def _weighed(records: Sequence[Example], rows: Sequence[Row], used: Sequence[str], label: Label, firm: float) -> Layer:
     weights = [one.weight for one in records]
     saved = [one.pro_ok if one.failed else None for one in records]
     if label is not needed or min(saved.count(True), saved.count(False)) < LEAST_OF_EACH:
-        return fit(rows, [label(one) for one in records], _priors(used, BELIEF, FAILS), weights)
-    fails = fit(rows, [one.failed for one in records], _priors(used, BELIEF, FAILS), weights)
-    return replace(fails, saved=fit(rows, saved, _priors(used, 0.0, SAVES), weights))
+        return fit(rows, [label(one) for one in records], _priors(used, BELIEF, firm, FAILS), weights)
+    fails = fit(rows, [one.failed for one in records], _priors(used, BELIEF, firm, FAILS), weights)
+    return replace(fails, saved=fit(rows, saved, _priors(used, 0.0, firm, SAVES), weights))
 
 
-def _priors(names: Sequence[str], belief: float, penalty: float) -> dict[str, Prior]:
-    return {name: (belief, FIRM) if name in BELIEVED else (0.0, penalty) for name in names}
+def _priors(names: Sequence[str], belief: float, firm: float, penalty: float) -> dict[str, Prior]:
+    return {name: (belief, firm) if name in BELIEVED else (0.0, penalty) for name in names}
 
 
 def _common(rows: Sequence[Row]) -> list[str]:

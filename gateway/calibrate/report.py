@@ -15,6 +15,7 @@ BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
+FAR = 0.08  # part of the requests: of a smaller one others may tell (LOG.md, 2026-11-23)
 FEWEST, TURNS = 30, 5  # runs at the fewest, and neighbours in each where there are enough
 
 Sums = Sequence[float]
@@ -124,7 +125,8 @@ def one_of_each(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def apart(some: Sequence[Judged], others: Sequence[float], beyond: float = 1.358) -> bool:
-    """Whether the distributions of p differ: Kolmogorov-Smirnov test, `some` weighted; `beyond`: its bound, at 5 %."""
+    """Whether p of some requests, weighted, is spread otherwise than p of others or of all: by more than FAR, and than
+    chance would have it (Kolmogorov-Smirnov test; `beyond`: its bound, at 5 %)."""
     if not some or not others:
         return False
     here, there = sorted(one.p for one in some), sorted(others)
@@ -132,5 +134,5 @@ def apart(some: Sequence[Judged], others: Sequence[float], beyond: float = 1.358
     below = (
         (weights[bisect_right(here, at)] / weights[-1], bisect_right(there, at) / len(there)) for at in (*here, *there)
     )
-    widest = max(abs(one - other) for one, other in below)
-    return widest > beyond * math.sqrt(1 / effective([one.weight for one in some]) + 1 / len(there))
+    by_chance = beyond * math.sqrt(1 / effective([one.weight for one in some]) + 1 / len(there))
+    return max(abs(one - other) for one, other in below) > max(FAR, by_chance)

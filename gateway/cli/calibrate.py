@@ -32,7 +32,7 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     explore: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="The rule's `explore`, where the records show another.")
     ] = None,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when no gain over chance is shown.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when it is not proven.")] = False,
     as_json: Json = False,
 ) -> None:
     """Fit p_complex and its thresholds to recorded outcomes, judge them on records held out, and write them down.
@@ -52,7 +52,7 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
         raise stop("policy calibrate", str(error)) from None
     print(as_data(found) if as_json else "\n".join(in_words(found)))
     if not found.proven and not anyway:
-        raise stop("policy calibrate", "no gain over chance is shown; nothing is written (--anyway writes it)")
+        raise stop("policy calibrate", "it is not proven; nothing is written (--anyway writes it)")
     write(out, found, digest, len(decisions))
     print(f"written to {out}", file=sys.stderr if as_json else sys.stdout)
 

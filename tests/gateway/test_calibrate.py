@@ -25,6 +25,7 @@ from gateway.calibrate import (
 from gateway.calibrate.bound import ALL, allowed, certify, least, tail, thinned
 from gateway.calibrate.halves import parted
 from gateway.calibrate.report import (
+    FAR,
     Judged,
     added,
     apart,
@@ -328,10 +329,22 @@ def test_requests_that_all_look_alike_fall_on_one_side_and_are_counted_each() ->
     assert any("scores are equal" in caveat for caveat in found.caveats)
 
 
-def test_outcomes_of_some_requests_only_are_said_to_be_so() -> None:
-    records = [one if one.score < 0.5 else replace(one, flash_ok=None) for one in traffic(2000, by_score)]
-    found = calibrate(records, parse("pro_share=0.25"))
-    assert any("differ from those without" in caveat for caveat in found.caveats)
+def test_outcomes_of_some_requests_only_prove_nothing_and_order_none() -> None:
+    def asked(most: float) -> Calibration:
+        records = traffic(400, lambda score, x: float(x > 0.8))
+        known = [replace(one, flash_ok=None) if one.score > most else one for one in records]
+        return calibrate(known, parse("pro_share=0.25"))
+
+    some, nearly_all = asked(0.7), asked(0.95)
+    assert (some.proven, some.layer.inputs) == (False, {"score"})
+    assert (nearly_all.proven, nearly_all.layer.inputs) == (True, {"score", "x", "noise"})
+    unlike = "differ from those without"
+    assert [any(unlike in caveat for caveat in found.caveats) for found in (some, nearly_all)] == [True, False]
+
+
+def test_few_outcomes_do_not_turn_the_order_round() -> None:
+    found = calibrate(traffic(1000, lambda score, x: 0.9 - 0.8 * score, labels=80), parse("pro_share=0.25"))
+    assert found.layer.p({"score": 0.9}) > found.layer.p({"score": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -473,13 +486,15 @@ def jumps(score: float, x: float) -> float:
 def test_a_bound_from_explored_outcomes_holds_for_all_requests() -> None:
     records, fresh = explored(4000, jumps, 0.2, seed=6), traffic(2000, jumps, seed=2)
 
-    def failing(known: list[Example]) -> float:
+    def failing(known: list[Example]) -> tuple[bool, float]:
         found = calibrate(known, parse("flash_failure=0.25@0.9"))
         kept = [bool(one.failed) for one in fresh if band(found, one) == 0]
-        return sum(kept) / len(kept)
+        return found.proven, sum(kept) / len(kept)
 
-    assert failing(records) <= 0.25
-    assert failing([replace(one, weight=1.0) for one in records]) > 0.4, "what chance left out fails more often"
+    proven, rate = failing(records)
+    assert (proven, rate <= 0.25) == (True, True)
+    proven, rate = failing([replace(one, weight=1.0) for one in records])
+    assert (proven, rate > 0.4) == (False, True), "what chance left out fails more often"
 
 
 def test_an_outcome_counts_in_the_layer_for_as_many_as_it_stands_for() -> None:
@@ -616,8 +631,10 @@ def test_samples_of_one_kind_are_not_apart_and_shifted_ones_are() -> None:
     half = [Judged(p, 0.0, 1 / p) for p in (chance.random() for _ in range(4000)) if chance.random() < p]
     assert not apart(half, [chance.random() for _ in range(500)]), "weights make up for what chance left out"
     assert apart([Judged(one.p, 0.0) for one in half], [chance.random() for _ in range(500)])
-    even = [at / 1000 for at in range(1000)]  # of two samples of 1000, 0.061 between the two is one in twenty
-    assert [apart([Judged(p + off, 0.0) for p in even], even) for off in (0.059, 0.0625)] == [False, True]
+    for size, off in ((500, 0.0859), (4000, FAR)):  # of two samples of 500 so much between the two is one in twenty
+        even = [at / size for at in range(size)]
+        shifted = [[Judged(p + off + more, 0.0) for p in even] for more in (-0.002, 0.002)]
+        assert [apart(one, even) for one in shifted] == [False, True]
 
 
 def test_a_calibration_decides_from_its_file_as_it_did_before() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.calibrate import Example, parse
-from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, unlike
+from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, uneven, unlike
 from gateway.calibrate.layer import needed
 from gateway.calibration import Layer
 from gateway.recorded import RETRY
@@ -32,7 +32,8 @@ def requests(bad: int, good: int, **known: Any) -> list[Example]:
 def said(*records: list[Example], target: Any = SHARE, **report: Any) -> str:
     """The caveats on these records, of which a half was judged."""
     whole = [one for some in records for one in some]
-    return "\n".join(caveats_on(whole, REPORT | {"judged": len(whole) / 2} | report, target, BY_SCORE))
+    shown = REPORT | {"judged": len(whole) / 2} | report
+    return "\n".join(caveats_on(whole, shown, target, BY_SCORE, uneven(whole, BY_SCORE)))
 
 
 def test_a_half_needs_fifty_outcomes_and_is_told_how_many_there_are_and_what_they_are_worth() -> None:
@@ -109,7 +110,8 @@ def test_outcomes_of_other_requests_than_most_are_told_unless_they_are_weighed()
     assert different in said(known, unknown)
     assert different not in said(requests(100, 100), unknown)
     assert different not in said(known)
-    assert different not in said(requests(100, 100), unknown, [replace(one, source=RETRY) for one in known])
+    retried = [replace(one, score=one.score / 4, source=RETRY) for one in known]
+    assert different not in said(requests(100, 100), unknown, retried)
     weighed = [replace(one, weight=1.5) for one in requests(100, 100)]
     assert different in said(weighed, [replace(one, score=one.score / 2) for one in unknown])
 

@@ -73,12 +73,12 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert isinstance(ran.exception, SystemExit)
 
 
-def test_what_is_not_shown_is_written_only_when_told_to(tmp_path: Path) -> None:
+def test_what_is_not_proven_is_written_only_when_told_to(tmp_path: Path) -> None:
     records, out = tmp_path / "records.jsonl", tmp_path / "calibration.json"
     records.write_bytes(b"".join(map(line, traffic(600, by_nothing))))
     ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out))
     assert (ran.exit_code, out.exists()) == (1, False)
-    assert "no gain over chance is shown" in ran.stderr
+    assert "it is not proven" in ran.stderr
     ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out), "--anyway", "--json")
     assert (ran.exit_code, ran.stderr) == (0, f"written to {out}\n"), "stdout is for the JSON alone"
     told, written = json.loads(ran.stdout), json.loads(out.read_text())
