@@ -9,7 +9,7 @@ from gateway.errors import BadRequest, NotFound
 from gateway.policy import Policy
 from gateway.score import score
 from gateway.types import EVEN, ChatRequest, Facts, Standing
-from gateway.words import own, speaks
+from gateway.user_words import own, speaks
 
 VISUAL = ("image", "input_image", "video")  # content parts of OpenAI and vLLM: image_url, image_embeds, video_url
 LONGEST_MODEL = 256  # characters of a name that an alias ending in * stands for: records keep it

@@ -9,7 +9,7 @@ import msgspec
 from gateway.body import Fields, Message
 from gateway.policy import Policy, Sessions
 from gateway.types import ChatRequest
-from gateway.words import opening, own, speaks
+from gateway.user_words import opening, own, speaks
 
 NAME = 8  # bytes of a conversation's name that are recorded
 PREFIX = "prefix"  # the source that is a conversation's own words

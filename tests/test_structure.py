@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "settings", "sse", "balance", "http1", "embedded", "off_policy", "calibration", "done", "memory"},
     {"trace", "ids", "watch", "head", "closing", "certificate", "wording"},
     {"body", "store", "openapi", "workers"},
-    {"dialects", "agreement", "words"},
+    {"dialects", "agreement", "user_words"},
     {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire", "reply"},
     {"turns"},

@@ -16,7 +16,7 @@ from gateway.score.question import sampled
 from gateway.score.surface import LOOKS, MEASURES, measures
 from gateway.score.table import EMBEDDED, HEAD, Table
 from gateway.score.table import read as read_table
-from gateway.words import own, speaks
+from gateway.user_words import own, speaks
 
 __all__ = [
     "AXES", "EMBEDDED", "HEAD", "LOOKS", "MEASURES", "Axes", "Score", "Table", "read_table", "reasons", "score",

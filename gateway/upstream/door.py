@@ -29,7 +29,7 @@ from gateway.upstream.replies import Failed, accepted, failure, is_busy, retry_a
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
-from gateway.words import beginning
+from gateway.user_words import beginning
 
 
 def _unheard(*_: str) -> None: ...

@@ -7,7 +7,7 @@ import pytest
 from gateway.body import Fields, Message, Part, read
 from gateway.facts import conversation
 from gateway.score import score
-from gateway.words import OPENERS, OPENING, beginning, own, speaks
+from gateway.user_words import OPENERS, OPENING, beginning, own, speaks
 
 REMINDER = "<system-reminder>\nAs you answer, know that 1 + 1 = 2.\n</system-reminder>\n\n"
 WHERE = "<environment_context>\n  <cwd>/src</cwd>\n</environment_context>"
