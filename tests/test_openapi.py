@@ -31,6 +31,7 @@ def url(flash_server: Sim, pro_server: Sim) -> Iterator[str]:
         yield found
 
 
+@pytest.mark.filterwarnings("ignore:It looks like `register_random`")  # schemathesis' own, on Python 3.14
 def test_no_request_is_answered_otherwise_than_the_document_says(url: str, flash: Sim, pro: Sim) -> None:
     document = schemathesis.openapi.from_url(url + "/openapi.json")
     operations: list[Any] = [found.ok() for found in document.get_all_operations()]  # type: ignore[union-attr]

@@ -105,9 +105,10 @@ class Endpoint:
 
 
 def _said(error: urllib.error.HTTPError) -> str:
-    """The beginning of an error's body; empty for one that breaks off."""
+    """The beginning of an error's body, which is closed; empty for one that breaks off."""
     try:
-        return error.read(300).decode(errors="replace")
+        with error:
+            return error.read(300).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return ""
 

@@ -18,6 +18,7 @@ import json
 import math
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,8 +72,12 @@ def asked(prompt: str, asking: Asking) -> dict[str, Any]:
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {asking.key}"} if asking.key else {})
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": prompt}]}).encode()
     request = urllib.request.Request(f"{asking.gateway}/v1/route", body, headers)  # noqa: S310  (the operator's URL)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
-        told: dict[str, Any] = json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310
+            told: dict[str, Any] = json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        refusal.close()
+        raise
     return told
 
 

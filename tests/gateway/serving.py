@@ -250,6 +250,7 @@ async def scripted(*answers: bytes, close: bool = True) -> AsyncIterator[tuple[s
     not say which models it has."""
     seen: list[bytes] = []
     left = list(answers)
+    held: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -261,10 +262,14 @@ async def scripted(*answers: bytes, close: bool = True) -> AsyncIterator[tuple[s
         writer.write(left.pop(0))
         if close:
             writer.close()
+        else:
+            held.append(writer)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+        for writer in held:
+            writer.close()
 
 
 def plain(data: bytes, status: str = "200 OK", **headers: str) -> bytes:

@@ -64,7 +64,8 @@ def spelled(draw: st.DrawFn, members: dict[str, Any]) -> tuple[bytes, dict[str, 
         b'{"a":"\xc0\x80"}', b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":01}', b'{"a":"\\x"}', b'{"a":"\\ud800"}',
         b'{"\\udc00":1}',
         b'{"a":"\n"}', b'{"model":"a\x00b"}', b'{"a":\x0c1}', b'{"a":' + b"[" * 100_000, b"[" * 1_000_000,
-        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"metadata":' + b'{"a":' * 20_000 + b"1" + b"}" * 20_001,
+        b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
+        b'{"metadata":{"a":' + b"[" * 130_000 + b"]" * 130_000 + b"}}",
     ],
 )  # fmt: skip
 def test_what_is_no_json_object_in_utf8_is_a_bad_request(data: bytes) -> None:

@@ -62,7 +62,8 @@ def told(port: int) -> tuple[int, JSON]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+        with error:
+            return error.code, json.loads(error.read())
     except OSError:
         return 0, {}
 
