@@ -119,7 +119,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
             made = await unless_left(request, decided(asked, policy, doors))
         finally:
             uploads.shrink(caller.id, 0, held)
-        return answered(made and explain(made.facts, made.verdict, policy))
+        return answered(explain(made.facts, made.verdict, policy) if made else None)
 
     @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_JUDGED)
     async def feedback(request: Request) -> Response:

@@ -203,7 +203,8 @@ def test_a_tiers_defaults_stand_under_the_callers_values() -> None:
 
 @pytest.mark.parametrize(("name", "other"), [LENGTHS, LENGTHS[::-1]])
 def test_a_caller_who_says_how_long_an_answer_may_be_has_said_it_by_either_name(name: str, other: str) -> None:
-    tier = defaults(**{name: 20_000})
+    values: dict[str, Any] = {name: 20_000}
+    tier = defaults(**values)
     assert sent(f'{{"{other}": 7}}', tier) == {other: 7, "model": "m"}, "of both some servers take the longer, or none"
     assert sent(f'{{"{other}": null}}', tier)[name] == 20_000
     assert sent("{}", tier, path=TEXT) == {"max_tokens": 20_000, "model": "m"}, "text has one name for it"
