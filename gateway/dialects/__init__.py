@@ -11,19 +11,9 @@ from gateway.dialects.requests import count, embeddings, item, message, messages
 from gateway.errors import BadRequest
 
 __all__ = [
-    "CHAT",
-    "DIALECTS",
-    "LENGTHS",
-    "PROMPTS",
-    "TEXT",
-    "Answers",
-    "Api",
-    "Counted",
-    "Dialect",
-    "Seen",
-    "Whole",
-    "read",
-]
+    "CHAT", "DIALECTS", "LENGTHS", "PROMPTS", "TEXT",
+    "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read",
+]  # fmt: skip
 
 Api = Literal["chat", "messages", "responses", "embeddings"]
 SHORT = 16  # bytes; an empty array takes no more

@@ -134,6 +134,8 @@ async def from_queue(flash: Sim, url: str, rounds: int) -> list[float]:
     flash.reset()
     flash.config(**STALLED)
     inside = [await sent(url, f"inside.{turn}", {"model": "flash"}) for turn in range(PLACES)]
+    for turn in range(PLACES):
+        await until(flash, f"inside.{turn}", 1, "running")
     try:
         return [await leave_queue(url, flash, f"waiter.{turn}", turn % 2 > 0) for turn in range(rounds)]
     finally:
