@@ -1,8 +1,9 @@
 """How do callers ask for a decision alone, or rate an answer?   POST /v1/route and POST /v1/feedback."""
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.admission import count
 from gateway.answer import decision
-from gateway.api import draw
+from gateway.api import LEFT, draw
 from gateway.body import Body
 from gateway.dialects import CHAT, TEXT, read
 from gateway.doors import Doors
@@ -114,12 +115,11 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
             with uploads.one(caller.id, plan.concurrency):
                 held = await uploads.take(caller.id, announced(request.headers, settings.max_body))
                 data = await received(request.stream(), settings.max_body)
-            asked = parsed(data, caller, request)
-            made = await decision(asked, policy, doors.store, doors.upstream, doors.flights.verdicts)
+            asked = parsed(data, caller, request, started)
+            made = await unless_left(request, decided(asked, policy, doors))
         finally:
             uploads.shrink(caller.id, 0, held)
-        doors.telemetry.record(asked_alone(asked, made, policy, time.perf_counter() - started))
-        return answered(explain(made.facts, made.verdict, policy))
+        return answered(explain(made.facts, made.verdict, policy) if made else None)
 
     @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_JUDGED)
     async def feedback(request: Request) -> Response:
@@ -133,17 +133,37 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     return routes
 
 
-def parsed(data: bytes, caller: Caller, request: Request) -> ChatRequest:
-    """The body of POST /v1/route as the request to decide on; its path follows from ASKED. Raises BadRequest."""
+def parsed(data: bytes, caller: Caller, request: Request, started: float) -> ChatRequest:
+    """The body of POST /v1/route as the request to decide on, which `started` then; its path follows from ASKED. Raises
+    BadRequest."""
     given = Body(data)
     paths = [path for name, path in ASKED.items() if given.size(name)]
     if len(paths) != 1:
         raise BadRequest(f"Give one of {', '.join(ASKED)}, and only one.", param="messages")
     body, fields = read(paths[0], data)
     name, headers = request.scope["request_id"], dict(request.headers)
-    found = ChatRequest(name, caller, paths[0], body, fields, headers, time.perf_counter(), chance=draw())
+    found = ChatRequest(name, caller, paths[0], body, fields, headers, started, chance=draw())
     refuse_links(found)
     return found
+
+
+async def decided(request: ChatRequest, policy: Policy, doors: Doors) -> Decision:
+    """The decision, of which metrics and log are told."""
+    made = await decision(request, policy, doors.store, doors.upstream, doors.flights.verdicts)
+    doors.telemetry.record(asked_alone(request, made, policy, time.perf_counter() - request.started))
+    return made
+
+
+async def unless_left(request: Request, deciding: Coroutine[Any, Any, Decision]) -> Decision | None:
+    """The decision; None when the caller, of whose body all was read, leaves before it: nobody is asked any longer."""
+    task, left = asyncio.create_task(deciding), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
+        task.cancel()
+        await asyncio.wait([task])
+    return None if task.cancelled() else task.result()
 
 
 def judged(data: bytes, policy: Policy) -> Feedback:
@@ -177,5 +197,6 @@ def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: f
     )
 
 
-def answered(told: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(told), media_type="application/json")
+def answered(told: dict[str, Any] | None) -> Response:
+    """None: to a caller who left."""
+    return Response(msgspec.json.encode(told), LEFT if told is None else 200, media_type="application/json")

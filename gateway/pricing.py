@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 
 from gateway.body import MAX_TOKENS
-from gateway.dialects import DIALECTS, PROMPTS, TEXT
-from gateway.policy import Budget, Plan, Policy, Price
+from gateway.dialects import DIALECTS, LENGTHS, PROMPTS, TEXT
+from gateway.policy import Budget, Plan, Policy, Price, Tier
 from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
 
-DEFAULT_ANSWER = 4096  # tokens held for an answer when the caller gives no max_tokens
+DEFAULT_ANSWER = 4096  # tokens held for an answer when neither the caller nor the tier says max_tokens
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 LEASE = 60.0  # seconds at most until what a killed process held returns
@@ -90,7 +90,7 @@ def _money(budget: Budget | None) -> Money | None:
 
 def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound:
     """The most that an answer may use, priced at the dearest of `tiers`."""
-    prompt, completion = sizes(request)
+    prompt, completion = sizes(request, tiers, policy)
     known, first = policy.tiers, tiers[0]
     dearest, most = first, cost(known[first].price, prompt, 0, completion)
     cheap = most
@@ -100,12 +100,12 @@ def bound(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> Bound
     return Bound(dearest, first, prompt, completion, most, cheap)
 
 
-def sizes(request: ChatRequest) -> tuple[int, int]:
-    """The most tokens of the prompt, and of the answer.
+def sizes(request: ChatRequest, tiers: tuple[str, ...], policy: Policy) -> tuple[int, int]:
+    """The most tokens of the prompt, and of the answer that one of `tiers` gives.
 
     A token stands for at least one byte, so the prompt takes no more tokens than the bytes of the members that end up
     in it, plus what the template adds; media by address are not in it. The answer takes the caller's max_tokens, or
-    DEFAULT_ANSWER, for each choice; MAX_TOKENS in all.
+    what is `unsaid`, for each choice; MAX_TOKENS in all.
     """
     body, fields = request.body, request.fields
     many = 1 if fields.prompt is None else fields.prompts()
@@ -115,7 +115,19 @@ def sizes(request: ChatRequest) -> tuple[int, int]:
             prompt += body.size(name)
     if DIALECTS[request.path].work != "answer":
         return prompt, 0
-    return prompt, min(MAX_TOKENS, (longest(request) or DEFAULT_ANSWER) * (fields.n or 1) * many)
+    most = longest(request) or policy.once(unsaid, tiers)
+    return prompt, min(MAX_TOKENS, most * (fields.n or 1) * many)
+
+
+def unsaid(tiers: tuple[str, ...], policy: Policy) -> int:
+    """The tokens of an answer whose caller gives no max_tokens: what a tier sets in its place, else DEFAULT_ANSWER; of
+    several tiers the most."""
+    return max(_set(policy.tiers[name]) for name in tiers)
+
+
+def _set(tier: Tier) -> int:
+    given = [value for name in LENGTHS if type(value := tier.set.get(name)) is int and value > 0]
+    return max(given, default=DEFAULT_ANSWER)
 
 
 def longest(request: ChatRequest) -> int:
@@ -158,7 +170,7 @@ def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int
     """Tokens of the prompt and of the answer, where no server counted the whole: the most that they can have been. Of
     what never was an answer, a dropped draft or a stream that broke before it was relayed, those that it made: it
     counts against no limit. It read the answer's prompt."""
-    prompt, completion = sizes(request)
+    prompt, completion = sizes(request, (bill.tier,), policy)
     if bill.kind == "draft" or (bill.lost and bill.stream):
         counted = (one.usage.prompt for one in request.bills if one.kind == "answer" and one.usage.prompt)
         return min(prompt, next(counted, prompt)), min(completion, bill.usage.tokens or bill.made)

@@ -8,7 +8,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.closing import ClosingCycle, closing_head
-from gateway.dialects import DIALECTS
+from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import BadRequest, HeadTooLarge, Refusal, TooLarge, TooSlow, unread
 from gateway.head import checked_headers, out_of_url, without_upgrade
 from gateway.ids import request_id
@@ -283,10 +283,10 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         self._refused(str(refusal.status))
         told, parser = self.told if self._in_body else {}, self.parser  # else they are those of a request before
-        spoken = DIALECTS.get(self.url.partition(b"?")[0].decode("latin-1"))
-        body = spoken.answers.error(refusal) if spoken else refusal.body()
-        headers = [*self.server_state.default_headers, (b"x-request-id", request_id(told).encode())]
-        head = closing_head(refusal.status, len(body), headers)
+        answers = DIALECTS.get(self.url.partition(b"?")[0].decode("latin-1"), DIALECTS[CHAT]).answers
+        body, named = answers.error(refusal), request_id(told).encode()
+        ids = [(name, named) for name in (b"x-request-id", answers.id_name) if name]
+        head = closing_head(refusal.status, len(body), [*self.server_state.default_headers, *ids])
         self.transport.write(head if parser and parser.get_method() == b"HEAD" else head + body)
         self._hang_up()
 

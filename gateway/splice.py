@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.body import Body, Fields, Part
-from gateway.dialects import CHAT, DIALECTS
+from gateway.dialects import CHAT, DIALECTS, LENGTHS
 from gateway.errors import BadRequest
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
@@ -74,7 +74,8 @@ def _plain(name: str, whose: tuple[str, str], path: str, said: tuple[bool, bool]
     fields = Fields(stream=said[0], reasoning_effort="" if said[1] else None)
     request = ChatRequest("", Caller("", "", plan, own), path, NOTHING, fields, {}, 0.0)
     found = changes(request, tier, policy.callers.plans[plan])
-    names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found)
+    alike = () if found.keys().isdisjoint(LENGTHS) else LENGTHS
+    names = _PRIVILEGED.difference(policy.callers.plans[plan].fields).union(("chat_template_kwargs",), found, alike)
     new = [b"%b:%b," % (_encode(key), value) for key, value in found.items() if value is not None and key != "model"]
     return Plain(names - {"model"}, _encode(tier.model), b"".join(new))
 
@@ -197,7 +198,8 @@ def _members(request: ChatRequest, key: str) -> Body:
 
 def _default(request: ChatRequest, key: str, default: Any, *, withheld: bool) -> Changes:
     """The tier's default under the caller's value; mappings are merged member by member."""
-    own = None if withheld else request.body.raw(key)
+    alike = LENGTHS if request.path == CHAT and key in LENGTHS else (key,)
+    own = None if withheld else next(filter(None, map(request.body.raw, alike)), None)
     if own is None:
         return {key: _encode(default)}
     if not isinstance(default, dict) or not own.startswith(b"{"):

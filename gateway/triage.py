@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 import msgspec
 
 from gateway.body import Fields
-from gateway.dialects import CHAT
+from gateway.dialects import CHAT, LENGTHS
 from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
@@ -243,7 +243,8 @@ def _form(strategy: Strategy, policy: Policy, *, tools: bool) -> dict[str, Any]:
     """The request's other members: no sampling, one label as the answer, and log-probabilities of each token."""
     tier, prompt = policy.tiers[policy.triage.tier], policy.triage.prompts[policy.triage.prompt]
     form: dict[str, Any] = {} if tier.engine == "vllm" else dict(tier.set)
-    form |= {"model": tier.model, "temperature": 0, "max_tokens": prompt.tokens}
+    lengths = [name for name in LENGTHS if form.pop(name, None) is not None] or ["max_tokens"]  # a server may know one
+    form |= {"model": tier.model, "temperature": 0, lengths[-1]: prompt.tokens}
     if tier.engine == "vllm" or not tools:  # llama.cpp streams no log-probabilities where there are tools
         form |= {"stream": True, "stream_options": {"include_usage": True}}
     if strategy != "json":

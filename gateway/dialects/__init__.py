@@ -10,7 +10,10 @@ from gateway.dialects.answers import CHUNKS, COUNTS, EMBEDDINGS, MESSAGES, RESPO
 from gateway.dialects.requests import count, embeddings, item, message, messages, responses, texts, turn
 from gateway.errors import BadRequest
 
-__all__ = ["CHAT", "DIALECTS", "PROMPTS", "TEXT", "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read"]
+__all__ = [
+    "CHAT", "DIALECTS", "LENGTHS", "PROMPTS", "TEXT",
+    "Answers", "Api", "Counted", "Dialect", "Seen", "Whole", "read",
+]  # fmt: skip
 
 Api = Literal["chat", "messages", "responses", "embeddings"]
 SHORT = 16  # bytes; an empty array takes no more
@@ -46,11 +49,20 @@ class Dialect:
 
 
 _MESSAGES_PROMPT, _NOT_MESSAGES = ("system", "messages"), ("prompt", "input")
-_OUTPUT = {"max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
+LENGTHS = ("max_tokens", "max_completion_tokens")  # chat's two names for the most tokens of an answer
+_OUTPUT = dict.fromkeys(LENGTHS, "max_output_tokens")
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 DIALECTS = {
     CHAT: Dialect("chat", chat, CHUNKS, ("messages",), ("prompt",)),
-    TEXT: Dialect("chat", texts, CHUNKS, ("prompt",), ("messages",), templated=False),
+    TEXT: Dialect(
+        "chat",
+        texts,
+        CHUNKS,
+        ("prompt",),
+        ("messages",),
+        names={"max_completion_tokens": "max_tokens"},
+        templated=False,
+    ),
     "/v1/messages": Dialect(
         "messages",
         messages,

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from gateway.http1.connection import KEEP_ALIVE, Connection, Kind, Limits, Sink, TransportError
 from gateway.resolver import Resolver
 
+STALE = 2.0  # seconds: a way there and back, and a loop that is held up
+
 
 class Origin(NamedTuple):
     """Where a server listens. `prefix` goes before every path."""
@@ -121,14 +123,19 @@ class Client:
     """Connections to any number of origins, made when needed and kept while they are used."""
 
     def __init__(
-        self, tls: ssl.SSLContext | None = None, keep_alive: float = KEEP_ALIVE, names: Resolver | None = None
+        self,
+        tls: ssl.SSLContext | None = None,
+        keep_alive: float = KEEP_ALIVE,
+        names: Resolver | None = None,
+        stale: float = STALE,
     ) -> None:
         """`tls`: the context for https origins, by default with the system's certificate authorities.
 
         `keep_alive`: seconds that a connection may lie idle; less than the servers allow. `names` looks hosts up.
+        `stale`: seconds after a request by which one is told that the server had closed before.
         """
         self._tls = tls
-        self._keep_alive = keep_alive
+        self._keep_alive, self._stale = keep_alive, stale
         self._names = names or Resolver()
         self._idle: dict[Origin, deque[Connection]] = {}  # the one used last at the right
         self._closed = False
@@ -136,7 +143,8 @@ class Client:
     async def request(self, origin: Origin, head: bytes, body: bytes, limits: Limits) -> Response:
         """Send `head` (request line and headers, blank line included) and `body`; return with the answer's head.
 
-        A kept connection that the server closed before a byte of the answer is replaced once. Raises TransportError.
+        A kept connection that the server closed before a byte of the answer is replaced once, if that shows at once: a
+        server that closes later was at work, and would do it twice. Raises TransportError.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -158,7 +166,7 @@ class Client:
                 return Response(self, idle, connection, limits.idle)
             except BaseException as error:
                 connection.abort()
-                if not kept or not isinstance(error, TransportError) or error.kind != "closed" or error.started:
+                if not kept or not _closed_unheard(error) or loop.time() > now + self._stale:
                     raise
             connection = None
 
@@ -196,6 +204,10 @@ class Client:
         except OSError as error:
             raise TransportError("connect", f"no connection to {origin.authority}: {error}") from None
         return connection
+
+
+def _closed_unheard(error: BaseException) -> bool:
+    return isinstance(error, TransportError) and error.kind == "closed" and not error.started
 
 
 @asynccontextmanager

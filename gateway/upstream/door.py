@@ -22,10 +22,10 @@ from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
 from gateway.upstream.call import Call, brief, head, leg, limits
 from gateway.upstream.open_call import OpenCall
-from gateway.upstream.places import LONGEST_ADVICE, Places
+from gateway.upstream.places import Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
-from gateway.upstream.replies import Failed, accepted, failure, is_busy, retry_after, stream_reply, whole_reply
+from gateway.upstream.replies import Failed, accepted, advice, failure, is_busy, stream_reply, whole_reply
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
@@ -185,6 +185,7 @@ class Upstream:
             opened.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
         else:
             opened.passed()
+            replica.busy = 0.0 if response.status != 429 else _now() + advice(response)
         return TriageResponse(opened, response, bill.usage, self._endings)
 
     async def triage_reported(self) -> None:
@@ -225,7 +226,7 @@ class Upstream:
             if not reply:
                 opened.close()
         opened.passed()
-        replica.busy = 0.0 if reply.status != 429 else _now() + min(retry_after(response), LONGEST_ADVICE)
+        replica.busy = 0.0 if reply.status != 429 else _now() + advice(response)
         opened.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))
@@ -252,7 +253,7 @@ class Upstream:
         for bill in request.bills if tier.balance == "prefix_affinity" else ():
             if bill.server in tier.replicas:
                 replica = self._replicas.at(bill.server)
-                return replica if replica.breaker.lets(_now()) else None
+                return replica if replica.breaker.lets(now := _now()) and now >= replica.busy else None
         return None
 
     def _other(self, request: ChatRequest, name: str, policy: Policy, first: Replica) -> Replica | None:

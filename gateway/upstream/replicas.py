@@ -74,10 +74,12 @@ class Replicas:
     def choose(self, tier: Tier, key: int, tried: Collection[Replica], now: float) -> Replica | None:
         """The one to ask, `key` as for `pick`; None when all that may be asked were `tried`.
 
-        A tier whose breakers are all open is asked nevertheless: nobody else is left, and it may be well again.
+        A tier whose breakers are all open is asked nevertheless: nobody else is left, and it may be well again. So is
+        one that is busy, by its own word, where all others are, too.
         """
         left = [replica for replica in self.of(tier) if replica not in tried]
         usable = [replica for replica in left if replica.breaker.lets(now)] or ([] if tried else left)
+        usable = [replica for replica in usable if now >= replica.busy] or usable
         if len(usable) < 2:
             return usable[0] if usable else None
         return self.at(pick([one.url for one in usable], *_measure(usable, tier.balance, now), key))

@@ -11,7 +11,7 @@ from gateway.reply import Reply
 from gateway.stream import Events, broken, read_whole
 from gateway.types import Bill, ChatRequest, Headers, Usage
 from gateway.upstream.open_call import OpenCall
-from gateway.upstream.places import RETRY_AFTER
+from gateway.upstream.places import LONGEST_ADVICE, RETRY_AFTER
 
 PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
 LOOKED_AT = frozenset({*PASSED, b"x-request-id", b"content-encoding"})
@@ -84,6 +84,11 @@ def retry_after(response: Response) -> float:
     except (ValueError, OverflowError):
         return RETRY_AFTER
     return min(max(seconds, RETRY_AFTER), LONGEST_WAIT)
+
+
+def advice(response: Response) -> float:
+    """The same, as far as it is obeyed."""
+    return min(retry_after(response), LONGEST_ADVICE)
 
 
 def whole_reply(response: Response, headers: Headers, data: bytes, bill: Bill, holds: bytes) -> Reply:

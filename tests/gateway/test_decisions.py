@@ -135,6 +135,18 @@ async def test_a_decision_is_what_is_left_of_the_budget(flash: Sim, pro: Sim) ->
         assert (told["route"]["tier"], told["route"]["reason"]) == ("flash", "budget")
 
 
+async def test_who_leaves_before_the_decision_frees_the_classifier_and_its_own_place(flash: Sim, pro: Sim) -> None:
+    flash.config(stall_first=60.0)
+    alone = {"plans": {"usual": {"concurrency": 1}}}
+    async with gateway(policy_for(flash, pro, triage={"timeout": "60s"}, callers=alone)) as gate:
+        line = await gate.open(body(), ROUTE)
+        await eventually(lambda: len(flash.seen("triage")) == 1)
+        await line.leave()
+        await eventually(lambda: [one["state"] for one in flash.seen("triage")] == ["aborted"])
+        flash.reset()
+        assert (await gate.ask(body(), ROUTE)).status == 200
+
+
 async def test_a_caller_who_may_not_have_explanations_may_not_have_decisions(flash: Sim, pro: Sim) -> None:
     callers = {"plans": {"usual": {"explain": False}}}
     async with gateway(policy_for(flash, pro, callers=callers)) as gate:

@@ -250,6 +250,19 @@ async def test_a_request_is_not_repeated_when_a_byte_of_its_answer_came(run: Run
         assert (error.kind, error.started, server.requests, server.connections) == ("closed", True, 2, 1)
 
 
+async def test_a_request_on_which_its_server_was_at_work_is_not_repeated(run: Run) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.answer(OK)
+        await peer.request()
+        await asyncio.sleep(0.1)  # at work, until it dies
+
+    async with serving(talk, client=Client(stale=0.05)) as (client, origin, server):
+        await told(client, origin)
+        error = await broken(client, origin)
+        assert (error.kind, error.started, server.requests, server.connections) == ("closed", False, 2, 1)
+
+
 async def test_a_connection_whose_request_is_still_under_way_is_not_used_again(run: Run) -> None:
     async def talk(peer: Peer) -> None:
         await peer.reader.readuntil(b"\r\n\r\n")

@@ -31,6 +31,10 @@ def request(*bills: Bill, **fields: Any) -> ChatRequest:
     return ChatRequest("r", Caller("a", "a", "default", "s"), path, body, known, {}, 0.0, list(bills))
 
 
+def size(asked: ChatRequest) -> tuple[int, int]:
+    return sizes(asked, BOTH, POLICY)
+
+
 def test_a_price_is_rounded_up_to_a_nano_dollar_and_cached_tokens_have_their_own() -> None:
     assert cost(Price(0.435, 0.0036, 0.87), 1000, 400, 10) == 600 * 435 + 2 * 720 + 8700
     assert cost(Price(1.0, 0.5, 2.0), 10, 4, 3) == 6000 + 2000 + 6000
@@ -43,13 +47,25 @@ def test_a_bound_is_the_bytes_of_the_prompt_and_the_longest_answer_at_the_deares
     assert found.prompt >= 250
     assert found.money == cost(POLICY.tiers["pro"].price, found.prompt, 0, 300)
     assert found.cheap == cost(POLICY.tiers["flash"].price, found.prompt, 0, 300)
-    assert sizes(request(metadata={"note": "x" * 1000}, user="x" * 1000)) == sizes(request())
-    two, one = (sizes(request(messages=None, prompt=[""] * many))[0] for many in (2, 1))
+    assert size(request(metadata={"note": "x" * 1000}, user="x" * 1000)) == size(request())
+    two, one = (size(request(messages=None, prompt=[""] * many))[0] for many in (2, 1))
     assert two - one == TEMPLATE + len(', ""')
 
 
 def test_without_max_tokens_a_stated_default_is_held() -> None:
     assert bound(request(), BOTH, POLICY).completion == DEFAULT_ANSWER
+
+
+def test_without_max_tokens_what_a_tier_sets_for_it_is_held_and_is_the_estimate() -> None:
+    own: list[dict[str, Any]] = [{"max_completion_tokens": 20_000}, {"max_tokens": 9, "max_completion_tokens": "x"}]
+    tiers = {name: replace(tier, set=given) for (name, tier), given in zip(POLICY.tiers.items(), own, strict=True)}
+    policy = replace(POLICY, tiers=tiers)
+    assert [bound(request(n=2), reach, policy).completion for reach in (BOTH, ("pro",))] == [40_000, 18]
+    assert bound(request(max_tokens=50), BOTH, policy).completion == 50, "the caller's own value wins"
+    assert [line.completion for line in lines(request(*(Bill(name, "answer") for name in BOTH)), policy)] == [20_000, 9]
+    for nothing in (0, -1, True):
+        tiers["flash"] = replace(tiers["flash"], set={"max_tokens": nothing})
+        assert bound(request(), ("flash",), replace(POLICY, tiers=tiers)).completion == DEFAULT_ANSWER
 
 
 @pytest.mark.parametrize("given", [{"max_tokens": 7}, {"max_completion_tokens": 7}])
@@ -104,7 +120,7 @@ def test_a_question_of_triage_that_was_not_counted_costs_its_own_size_and_not_th
     asked = request(Bill("flash", "triage"), max_tokens=5000)
     (line,) = lines(asked, POLICY)
     verdict = POLICY.triage.prompts[POLICY.triage.prompt].tokens
-    assert (line.prompt, line.completion) == (sizes(asked)[0] + TRIAGE_ASKED, verdict)
+    assert (line.prompt, line.completion) == (size(asked)[0] + TRIAGE_ASKED, verdict)
     assert (line.kind, line.estimated, verdict < 100) == ("triage", True, True)
 
 
@@ -119,7 +135,7 @@ def test_a_dropped_draft_costs_the_answers_prompt_and_what_it_made(usage: Usage,
 def test_of_a_draft_that_nobody_counted_the_prompts_bound_is_booked() -> None:
     asked = request(Bill("flash", "draft", made=7), Bill("pro", "answer", made=7))
     draft, taken = lines(asked, POLICY)
-    assert draft.prompt == sizes(asked)[0], "where nobody counted"
+    assert draft.prompt == size(asked)[0], "where nobody counted"
     assert taken.completion == DEFAULT_ANSWER, "a draft that was taken is its caller's, who left"
 
 
@@ -133,7 +149,7 @@ def test_what_a_killed_process_held_returns_within_a_minute_or_after_the_longest
 def test_an_answer_of_which_the_server_counted_one_side_only_is_estimated(usage: Usage) -> None:
     asked = request(Bill("pro", "answer", usage), max_tokens=50)
     (line,) = lines(asked, POLICY)
-    assert (line.prompt, line.completion, line.estimated) == (*sizes(asked), True)
+    assert (line.prompt, line.completion, line.estimated) == (*size(asked), True)
 
 
 def test_a_stream_without_a_bound_that_is_cut_costs_a_token_for_each_event_that_came() -> None:

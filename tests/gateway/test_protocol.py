@@ -9,7 +9,7 @@ import pytest
 
 from gateway.protocol import MAX_FIELDS, MAX_HEAD, MAX_WAITING
 from loadtest.servers import Sim
-from tests.gateway.serving import PATIENCE, SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
+from tests.gateway.serving import CHAT, PATIENCE, SIMPLE, Answer, Gateway, body, eventually, gateway, parsed
 from tests.tiers import policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -329,7 +329,11 @@ async def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash
 async def test_a_refusal_has_the_id_of_the_request_that_it_refuses(flash: Sim, pro: Sim) -> None:
     named, wrong = b"x-request-id: mine\r\n", CHUNKED + b"x-request-id: other\r\n\r\nxyz\r\n"
     async with gateway(policy_for(flash, pro)) as gate:
-        assert parsed(await said(gate.port, wrong)).headers["x-request-id"] == "other"
+        for path, name in ((CHAT, None), ("/v1/messages", "other")):
+            refused = parsed(await said(gate.port, wrong.replace(CHAT.encode(), path.encode()))).headers
+            assert (refused["x-request-id"], refused.get("request-id")) == ("other", name), (
+                "as Anthropic's SDK reads it"
+            )
         _, second = (await said(gate.port, GET + named + b"\r\n", b"nonsense\r\n\r\n")).split(b"HTTP/1.1 400")
         assert len(second.partition(b"x-request-id: ")[2].partition(b"\r\n")[0]) == 32, "one of its own"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway import splice
 from gateway.body import Body, read
-from gateway.dialects import CHAT, DIALECTS
+from gateway.dialects import CHAT, DIALECTS, LENGTHS, TEXT
 from gateway.dialects import read as in_dialect
 from gateway.errors import BadRequest
 from gateway.policy import Plan, Tier, load_policy
@@ -127,6 +127,7 @@ SAID = st.fixed_dictionaries(
         "min_tokens": st.just("null"),
         "top_p": st.just("1"),
         "max_output_tokens": st.just("9"),
+        "max_completion_tokens": st.sampled_from(["9", "null"]),
         "store": st.just("true"),
         "logit_bias": st.just('{"2":1}'),
         "seed": st.just("1e3"),
@@ -157,7 +158,8 @@ def test_a_request_that_sets_nothing_of_ours_is_plain_and_so_is_a_stream_that_as
     for more in ("", ',"stream":true', ',"stream":true,"stream_options":{"include_usage":true}', ',"seed":1'):
         request = asked(f'{{"model":"auto",{TALK}{more}}}')
         assert plain(request, "flash", POLICY) is not None
-    for more in (',"stream":true,"stream_options":{}', ',"cache_salt":"x"', ',"top_p":null', ',"priority":1'):
+    theirs = (',"stream":true,"stream_options":{}', ',"cache_salt":"x"', ',"top_p":null', ',"priority":1')
+    for more in (*theirs, ',"max_completion_tokens":9'):
         request = asked(f'{{"model":"auto",{TALK}{more}}}')
         assert plain(request, "flash", POLICY) is None
     request = asked(f'{{"model":"auto",{TALK},"chat_template_kwargs":{{"x":1}}}}')
@@ -197,6 +199,15 @@ def test_a_tiers_defaults_stand_under_the_callers_values() -> None:
     }  # fmt: skip
     request = asked('{"thinking": { "type" : 1.0,"x":1e2 } }')
     assert changes(request, tier, PLAN)["thinking"] == b'{"budget":7, "type" : 1.0,"x":1e2 }'
+
+
+@pytest.mark.parametrize(("name", "other"), [LENGTHS, LENGTHS[::-1]])
+def test_a_caller_who_says_how_long_an_answer_may_be_has_said_it_by_either_name(name: str, other: str) -> None:
+    values: dict[str, Any] = {name: 20_000}
+    tier = defaults(**values)
+    assert sent(f'{{"{other}": 7}}', tier) == {other: 7, "model": "m"}, "of both some servers take the longer, or none"
+    assert sent(f'{{"{other}": null}}', tier)[name] == 20_000
+    assert sent("{}", tier, path=TEXT) == {"max_tokens": 20_000, "model": "m"}, "text has one name for it"
 
 
 def test_a_stream_is_asked_to_count_and_nothing_else_is() -> None:

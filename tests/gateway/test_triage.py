@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dialects import read
+from gateway.dialects import LENGTHS, read
 from gateway.policy import Policy
 from gateway.splice import changes
 from gateway.triage import DECISIONS, question, triage
@@ -170,6 +170,18 @@ def test_a_server_without_vllms_fields_gets_its_defaults_but_none_that_spoils_th
     assert asking["response_format"] == {"type": "json_object"}
     assert "chat_template_kwargs" not in asking
     assert "cache_salt" not in asking
+
+
+@pytest.mark.parametrize(
+    ("own", "name"), [((), LENGTHS[0]), (LENGTHS[:1], LENGTHS[0]), (LENGTHS[1:], LENGTHS[1]), (LENGTHS, LENGTHS[1])]
+)
+def test_a_question_says_how_long_its_answer_may_be_once_and_by_the_name_that_its_server_knows(
+    own: tuple[str, ...], name: str
+) -> None:
+    policy = policy_for(FLASH, PRO, tiers={"flash": {"engine": "openai", "set": dict.fromkeys(own, 9999)}})
+    asking = sent(asked(body(max_tokens=7777)), policy)
+    tokens = policy.triage.prompts[policy.triage.prompt].tokens
+    assert {key: asking[key] for key in LENGTHS if key in asking} == {name: tokens}
 
 
 def test_a_member_of_the_tiers_own_stands_in_a_question_once() -> None:

@@ -82,6 +82,40 @@ async def test_no_replica_is_asked_again_what_one_refused(answer: bytes, status:
         await reply.close()
 
 
+@pytest.mark.parametrize("balance", ["prefix_affinity", "round_robin"])
+async def test_a_replica_that_says_when_to_come_back_is_asked_then_and_another_one_until_then(balance: str) -> None:
+    busy = plain(b"{}", "429 Slow", retry_after="9")
+    async with scripted(busy, plain(GOOD)) as (first, seen), scripted(*[plain(GOOD)] * 9) as (other, rest):
+        tier = {"replicas": [first, other], "balance": balance}
+        policy = policy_for(Sim(first, "m"), NOWHERE, tiers={"flash": tier})
+        async with upstream() as door:
+            told = []
+            for turn in range(9):
+                door._replicas.at(other).inflight = 9 if turn == 0 else 0
+                reply = await door.send(asked(body(f"{turn}")), FIRST, policy)
+                told.append(reply.status)
+                await reply.close()
+            assert (sorted(told), len(seen), len(rest)) == ([*[200] * 8, 429], 1, 8)
+            replica = door._replicas.at(first)
+            assert 8.0 < replica.busy - asyncio.get_running_loop().time() <= 9.0
+            door._replicas.at(other).busy = replica.busy + 1
+            assert door._replicas.choose(policy.tiers["flash"], 0, (), 0.0) is not None, "all are busy"
+            assert door._replicas.choose(policy.tiers["flash"], 0, (), replica.busy) is replica
+
+
+async def test_an_answer_does_not_follow_its_question_to_a_replica_that_was_busy(flash: Sim) -> None:
+    async with scripted(plain(b"{}", "429 Slow", retry_after="9")) as (url, seen), upstream() as door:
+        policy = two(flash, url)
+        request = asked(body())
+        door._replicas.at(flash.url).inflight += 9
+        with await door.ask(request, CHAT, b"{}", policy, 5.0) as said:
+            assert (said.status, len(seen)) == (429, 1)
+        door._replicas.at(flash.url).inflight -= 9
+        reply = await door.send(request, FIRST, policy)
+        assert (reply.status, len(flash.seen())) == (200, 1)
+        await reply.close()
+
+
 async def test_a_replica_that_fails_is_left_alone_and_comes_back_by_one_probe(flash: Sim) -> None:
     flash.config(status=500)
     async with scripted(*[plain(GOOD)] * 30) as (url, _), upstream() as door:
