@@ -175,6 +175,19 @@ def test_a_file_that_is_named_in_it_is_followed_too(house: House) -> None:
     follows(house, work)
 
 
+@pytest.mark.parametrize("key", ["candidate: {policy", "triage: {calibration", "triage: {embeddings"])
+def test_a_file_is_followed_though_it_named_what_can_be_no_name(house: House, key: str) -> None:
+    async def work(revisions: Revisions) -> None:
+        house.path.write_text(text("b", more=f'{key}: "b\\0c"}}'))
+        await revisions.look()
+        assert "cannot be read: no file's name has a NUL" in str(revisions.problems[0])
+        house.path.write_text(text("c"))
+        await revisions.look()
+        assert revisions.policy.revision == "c"
+
+    follows(house, work)
+
+
 def test_a_file_that_is_named_in_it_and_has_the_line_ends_of_windows_is_loaded_once(house: House) -> None:
     (house.path.parent / "next.yaml").write_bytes(text("n").replace("\n", "\r\n").encode())
     house.path.write_text(text("a", more="candidate: {policy: next.yaml, canary: 0.5}"))
