@@ -132,6 +132,11 @@ def test_a_condition_sets_the_exit_status(files: dict[str, str], conditions: lis
     assert bool(found.stderr) == bool(status)
 
 
+def test_a_tier_that_nothing_goes_to_has_a_share_of_none(files: dict[str, str]) -> None:
+    replay = "replay", "--policy", files["cheap.yaml"], "--records", files["records"]
+    assert [run(*replay, "--fail-if", f"share.pro {sign} 0").exit_code for sign in (">", "<=")] == [0, 1]
+
+
 def test_a_figure_that_is_not_known_is_told_apart_from_one_that_there_is_not(files: dict[str, str]) -> None:
     replay = "replay", "--policy", files["b.yaml"], "--records", files["records"]
     for name, told in (("quality", "not known here\n"), ("nobody", "no such figure: pro_share, ")):
