@@ -34,10 +34,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to choose tiers: the shares of the policy's tiers, and of others where there were any; the share above the
-    first tier (`pro_share`) with its 95 % interval (`low`, `high`); cost in US dollars. `counted`: the part of the cost
-    for tokens that servers counted; the rest is estimated. `quality`, or `unknown`: why it is not known. `behind`: how
-    much better the candidate is, where both are known.
+    """One way to choose tiers: the shares of the policy's tiers, and of others where there were any; the share above
+    the first tier (`pro_share`) with its 95 % interval (`low`, `high`); cost in US dollars. `counted`: the part of the
+    cost for tokens that servers counted; the rest is estimated. `quality`, or `unknown`: why it is not known. `behind`:
+    how much better the candidate is, where both are known.
     """
 
     shares: dict[str, float]
