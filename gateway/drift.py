@@ -12,7 +12,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 from gateway.calibrate import GOOD, counted, example, told
@@ -64,10 +63,10 @@ class Drift:
 
     def use(self, policy: Policy) -> None:
         """The gauge shows the alarms of this policy from here on, and those of its candidate."""
-        tried = policy.candidate.policy if policy.candidate else None
+        shown = {"in_force": policy, "candidate": policy.candidate.policy if policy.candidate else None}
         for what in ALARMS:
-            for role, one in (("in_force", policy), ("candidate", tried)):
-                self._telemetry.drift.labels(what, role).set_function(partial(self._alarm, what, one))
+            for role in ("in_force", "candidate"):
+                self._telemetry.drift.show(lambda what, role: self._alarm(what, shown[role]), what, role)
 
     def decided(self, decision: Decision, policy: Policy) -> None:
         """A decision was recorded."""
@@ -126,9 +125,9 @@ class Drift:
             seen = self._seen[basis] = Seen(policy.version, basis, layer, [0] * len(basis.counts))
         return seen
 
-    def _alarm(self, what: str, policy: Policy | None) -> float:
+    def _alarm(self, what: str, policy: Policy | None) -> bool:
         seen = self._seen.get(policy.basis) if policy and policy.basis else None
-        return float(bool(seen and getattr(seen, what).alarm))
+        return bool(seen and getattr(seen, what).alarm)
 
     def _look(self, what: str, seen: Seen, measured: float, *, alarm: bool) -> None:
         """One line when an alarm begins, and one when it ends."""

@@ -1,6 +1,5 @@
 """What is written of an exchange?   One line of JSON."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from gateway.recorded import Record
-from gateway.telemetry.outlet import Outlet
 from gateway.types import Facts, Held, Verdict
 
 _encoder = msgspec.json.Encoder()
@@ -83,12 +81,6 @@ def _microseconds(seconds: float) -> float:
     return int(seconds * 1e6 + 0.5) / 1e6
 
 
-class Lines:
-    """Writes log lines to standard output."""
-
-    def __init__(self) -> None:
-        self._out = Outlet(sys.__stdout__)
-        self.close = self._out.close
-
-    def write(self, lines: Sequence[LogLine]) -> None:
-        self._out.write(_encoder.encode_lines(lines).decode())
+def text(lines: Sequence[LogLine]) -> str:
+    """Whole lines of JSON."""
+    return _encoder.encode_lines(lines).decode()
