@@ -163,8 +163,8 @@ def _change(routes: APIRouter, revisions: Revisions) -> None:
 
     @routes.post("/policy/rollback", summary="Put an earlier revision in force, until the file is changed")
     async def roll_back(wanted: Wanted) -> RolledBack:
-        revision = await revisions.roll_back(wanted.to)
-        return RolledBack(revision.digest, revisions.note())
+        await revisions.roll_back(wanted.to)
+        return RolledBack(revisions.policy.digest, revisions.note())
 
     @routes.delete("/policy/rollback", summary="Let the file count again")
     async def roll_forward() -> RolledBack:
@@ -187,17 +187,13 @@ def shown(revisions: Revisions, known: list[Revision]) -> Json:
         "tests": [asdict(trial) for trial in revisions.trials],
         "rollback": {"at": rollback.at, "digest": rollback.digest, "note": revisions.note()} if rollback else None,
         "candidate": named,
-        "revisions": [
-            {
-                "digest": one.digest,
-                "name": one.name,
-                "revision": one.revision,
-                "at": one.at,
-                "current": one.digest == policy.digest,
-            }
-            for one in known
-        ],
+        "revisions": [listed(one) | {"current": one.digest == revisions.digest} for one in known],
     }
+
+
+def listed(one: Revision) -> Json:
+    """A revision without its text."""
+    return {name: value for name, value in msgspec.structs.asdict(one).items() if name != "text"}
 
 
 def compared(policy: Policy, comparison: Comparison) -> Json | None:

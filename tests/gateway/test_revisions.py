@@ -1,6 +1,7 @@
 """The file is followed: what is right comes into force, what is wrong changes nothing, what was can come back."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -311,6 +312,33 @@ def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
         for to in ("previous", "0123456789ab"):
             with pytest.raises(NotFound):
                 await revisions.roll_back(to)
+
+    follows(house, work)
+
+
+def test_an_earlier_revision_whose_calibration_changed_since_says_so_and_the_one_before_follows_it(
+    house: House,
+) -> None:
+    beside = house.path.parent / "c.json"
+    layer = {"intercept": 0.0, "weights": {}, "means": {}, "scales": {}}
+
+    async def work(revisions: Revisions) -> None:
+        for revision, edge in (("b", 0.5), ("c", 0.6)):
+            beside.write_text(json.dumps({"schema": 2, "layer": layer, "edges": [edge]}))
+            house.path.write_text(text(revision, more="triage: {calibration: c.json}"))
+            await revisions.look()
+        then = (await revisions.roll_back("previous")).digest
+        assert (revisions.policy.revision, revisions.digest) == ("b", then)
+        assert revisions.policy.digest != then
+        assert revisions.note().startswith(f"A file that it names has changed since: in force is {revisions.policy}. ")
+        await revisions.roll_back("previous")
+        assert (revisions.policy.revision, revisions.digest) == ("a", revisions.policy.digest)
+        assert revisions.note().startswith(f"{house.path} still says otherwise.")
+        await revisions.roll_forward()
+        beside.write_text(beside.read_text().replace("0.6", "0.7"))
+        await revisions.look()
+        with pytest.raises(BadRequest, match="has the text that the file has; what differs is a file that it names"):
+            await revisions.roll_back("previous")
 
     follows(house, work)
 
