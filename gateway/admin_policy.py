@@ -232,9 +232,12 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
     """How a text differs from the policy in force, and which recorded requests it would send elsewhere; `unjudged`: why
     the latter cannot be told. Raises BadRequest.
     """
-    if revisions.path is None or revisions.text is None:
+    path, said, old = revisions.path, revisions.text, revisions.policy
+    # In force it stays though a file that it names is gone: only what it says is read again.
+    before = None if path is None or said is None else attempted(path, said).document
+    if before is None:
         raise BadRequest("This gateway follows no policy file.", code="no_policy_file")
-    (old, before), (new, after) = right(attempted(revisions.path, revisions.text)), right(tried(text, revisions))
+    new, after = right(tried(text, revisions))
     changes = [{"path": path, "a": one, "b": other} for path, one, other in differences(before, after)]
     found: Json = {"changes": changes, "records": len(lines), "undecided": 0, "moves": [], "unjudged": None}
     rows = [_RECORD.decode(line) for line in lines]
