@@ -40,7 +40,7 @@ class Looked:
 
 
 @dataclass(slots=True)
-class Seen:
+class Watched:
     """What came under one calibration since the last test: decisions by band of p, and outcomes with their p; and the
     results of the tests. `name`: of the policy that brought it."""
 
@@ -59,7 +59,7 @@ class Drift:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._seen: dict[Basis, Seen] = {}
+        self._seen: dict[Basis, Watched] = {}
 
     def use(self, policy: Policy) -> None:
         """The gauge shows the alarms of this policy from here on, and those of its candidate."""
@@ -114,7 +114,7 @@ class Drift:
             return None
         return {"scores": asdict(seen.scores), "outcomes": asdict(seen.outcomes)}
 
-    def _of(self, policy: Policy) -> Seen | None:
+    def _of(self, policy: Policy) -> Watched | None:
         basis, layer = policy.basis, policy.calibration
         if basis is None or layer is None:
             return None
@@ -122,14 +122,14 @@ class Drift:
         if seen is None:
             while len(self._seen) >= MOST:
                 del self._seen[next(iter(self._seen))]
-            seen = self._seen[basis] = Seen(policy.version, basis, layer, [0] * len(basis.counts))
+            seen = self._seen[basis] = Watched(policy.version, basis, layer, [0] * len(basis.counts))
         return seen
 
     def _alarm(self, what: str, policy: Policy | None) -> bool:
         seen = self._seen.get(policy.basis) if policy and policy.basis else None
         return bool(seen and getattr(seen, what).alarm)
 
-    def _look(self, what: str, seen: Seen, measured: float, *, alarm: bool) -> None:
+    def _look(self, what: str, seen: Watched, measured: float, *, alarm: bool) -> None:
         """One line when an alarm begins, and one when it ends."""
         looked: Looked = getattr(seen, what)
         looked.looks, looked.last, before, looked.alarm = looked.looks + 1, round(measured, 4), looked.alarm, alarm

@@ -162,7 +162,7 @@ class Recorded(msgspec.Struct, kw_only=True):
             raise RecordError(f"record {self.id}: facts: {error}") from None
 
 
-class Judged(msgspec.Struct, kw_only=True):
+class LateOutcome(msgspec.Struct, kw_only=True):
     """An outcome that came after its decision was written."""
 
     v: Literal[1] = VERSION
@@ -195,7 +195,7 @@ def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) ->
         one = _parsed(line, place)
         if heard:
             heard(line)
-        if isinstance(one, Judged):
+        if isinstance(one, LateOutcome):
             late[one.caller, one.id] = one.outcome.over(late.get((one.caller, one.id)))
         else:
             found[one.caller, one.id] = one
@@ -213,11 +213,11 @@ def _lines(path: Path) -> Iterable[tuple[str, bytes]]:
         raise RecordError(f"{path}: {error.strerror}") from None
 
 
-def _parsed(line: bytes, place: str) -> Recorded | Judged:
+def _parsed(line: bytes, place: str) -> Recorded | LateOutcome:
     try:
         data = _ANY.decode(line)
         if data.get("v") != VERSION:
             raise RecordError(f"{place}: version {data.get('v')!r}; this program reads {VERSION}")
-        return msgspec.convert(data, Recorded) if "facts" in data else msgspec.convert(data, Judged)
+        return msgspec.convert(data, Recorded) if "facts" in data else msgspec.convert(data, LateOutcome)
     except UNREADABLE as error:
         raise RecordError(f"{place}: {error}") from None

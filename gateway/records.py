@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from gateway.errors import NotFound
 from gateway.policy import Policy, Recording
-from gateway.recorded import RETRY, Chosen, Judged, Outcome, Record, Recorded, Seen, Used
+from gateway.recorded import RETRY, Chosen, LateOutcome, Outcome, Record, Recorded, Seen, Used
 from gateway.store import Store
 from gateway.turns import conversation
 from gateway.types import Caller, ChatRequest, Decision
@@ -159,7 +159,7 @@ class Records:
         else:
             raise _unknown(request_id)
         if self._path is not None or self._shares(policy.record):
-            late = Judged(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
+            late = LateOutcome(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
             self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
 
     async def _attached(self, name: tuple[str, str], outcome: Outcome, policy: Policy) -> bool:

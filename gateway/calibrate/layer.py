@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from gateway.calibrate.logistic import Prior, fit
 from gateway.calibrate.outcomes import Example, told
-from gateway.calibrate.trees import Outcome, grown
+from gateway.calibrate.trees import Sample, grown
 from gateway.calibration import BELIEVED, Layer, Row, taken
 from gateway.score import AXES, LOOKS
 
@@ -47,7 +47,7 @@ def layer_for(records: Sequence[Example], label: Label, learned: bool = True) ->
     seen = [name for name in used if name not in AXES] if {*used} - {*BELIEVED} else []
     layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label, FIRM if learned else FIXED)
     outcomes = [
-        Outcome([row[name] for name in seen], counted(layer, one, hit), one.weight)
+        Sample([row[name] for name in seen], counted(layer, one, hit), one.weight)
         for row, one in zip(rows, records, strict=True)
         if (hit := label(one)) is not None and row.keys() >= {*seen}
     ]
