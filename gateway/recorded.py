@@ -188,7 +188,8 @@ def newest(lines: Iterable[bytes], most: int) -> list[bytes]:
 
 def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) -> list[Recorded]:
     """The decisions of some files, each with its last outcome, in the order of the lines; of two decisions of one
-    caller with one id the later counts. `heard` gets each line as it is read. Raises RecordError."""
+    caller with one id the later counts. A file's last line may be half there: its gateway writes it. `heard` gets each
+    line as it is read. Raises RecordError."""
     found: dict[tuple[str, str], Recorded] = {}
     late: dict[tuple[str, str], Outcome] = {}
     for place, line in (pair for path in files for pair in _lines(path)):
@@ -208,9 +209,20 @@ def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) ->
 def _lines(path: Path) -> Iterable[tuple[str, bytes]]:
     try:
         with path.open("rb") as lines:
-            yield from ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+            told = (pair for pair in enumerate(lines, 1) if pair[1].strip() and not _breaks_off(pair[1]))
+            yield from ((f"{path}:{number}", line) for number, line in told)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
+
+
+def _breaks_off(line: bytes) -> bool:
+    if line.endswith(b"\n") or not line.startswith(b"{"):
+        return False
+    try:
+        _ANY.decode(line)
+    except UNREADABLE:
+        return True
+    return False
 
 
 def _parsed(line: bytes, place: str) -> Recorded | LateOutcome:
