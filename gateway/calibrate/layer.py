@@ -6,8 +6,10 @@ of Flash's failures Pro saves, one probability does for all of them, and the ord
 Weights know a direction for each measure; trees beside them know kinds of requests, by how a text looks as well.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from gateway.calibrate.logistic import Prior, fit
 from gateway.calibrate.outcomes import Example, told
@@ -85,8 +87,5 @@ def _priors(names: Sequence[str], belief: float, firm: float, penalty: float) ->
 
 def _common(rows: Sequence[Row]) -> list[str]:
     """Inputs that enough of the records have."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        for name in row:
-            counts[name] = counts.get(name, 0) + 1
+    counts = Counter(chain.from_iterable(rows))
     return [name for name, n in counts.items() if n >= len(rows) * (COMMON if name in BELIEVED else MANY)]

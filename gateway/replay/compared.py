@@ -207,19 +207,13 @@ def weighed(rows: Sequence[Recorded], ways: Sequence[Way]) -> Evidence:
     told = [({one.tier or one.route.tier: said.quality, **said.tiers}, way.answers) for one, said, way in known]
     if all(chances.keys() <= values.keys() for values, chances in told):
         means = [sum(p * values[to] for to, p in chances.items()) for values, chances in told]
-        return Evidence(
-            [Weighed(1.0, mean, 0.0, named(one)) for mean, (one, _, _) in zip(means, known, strict=True)], 0.0
-        )
+        names = [one.conversation or None for one, _, _ in known]
+        return Evidence([Weighed(1.0, mean, 0.0, name) for mean, name in zip(means, names, strict=True)], 0.0)
     outcomes = [
-        Weighed(supported(one, way) / one.route.p, said.quality, square(one, way), named(one))
+        Weighed(supported(one, way) / one.route.p, said.quality, square(one, way), one.conversation or None)
         for one, said, way in known
     ]
     return Evidence(outcomes, sum(lost(one, way) for one, _, way in known) / len(known))
-
-
-def named(one: Recorded) -> str | None:
-    """Its conversation's name."""
-    return one.conversation or None
 
 
 def square(one: Recorded, way: Way) -> float:

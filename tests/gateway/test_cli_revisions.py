@@ -61,6 +61,8 @@ def test_a_policy_is_written_told_rolled_back_and_counts_again(house: House, fla
     assert (wrong.exit_code, json.loads(wrong.stdout)["ok"]) == (1, False)
     assert f"{house.file}:1:1: tiers: missing" in wrong.stderr
     assert house.run("status").exit_code == 1
+    house.file.write_text("[")
+    assert f"{house.file}:2:1: not YAML: " in house.run("reload").stderr
     house.file.write_text('"x\\e[2J": 1')
     for command in ("reload", "status"):
         told = house.run(command).stderr
