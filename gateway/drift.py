@@ -12,13 +12,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 from gateway.calibrate import GOOD, counted, example, told
 from gateway.calibration import Basis, Layer, row
 from gateway.policy import Policy
 from gateway.recorded import Recorded
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Gauge, Telemetry
 from gateway.types import Decision
 
 WINDOW = 500  # decisions
@@ -64,9 +65,12 @@ class Drift:
     def use(self, policy: Policy) -> None:
         """The gauge shows the alarms of this policy from here on, and those of its candidate."""
         shown = {"in_force": policy, "candidate": policy.candidate.policy if policy.candidate else None}
-        for what in ALARMS:
-            for role in ("in_force", "candidate"):
-                self._telemetry.drift.show(lambda what, role: self._alarm(what, shown[role]), what, role)
+        told, series = "Processes that see other traffic than the policy was calibrated on.", [*product(ALARMS, shown)]
+
+        def alarm(what: str, role: str) -> bool:
+            return self._alarm(what, shown[role])
+
+        self._telemetry.show(Gauge("gateway_drift", told, alarm, ["what", "policy"], series))
 
     def decided(self, decision: Decision, policy: Policy) -> None:
         """A decision was recorded."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 from gateway.policy import Policy
@@ -22,7 +23,7 @@ from gateway.telemetry.outlet import Outlet
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
 
-__all__ = ["METRICS", "Outlet", "Telemetry"]
+__all__ = ["METRICS", "Gauge", "Outlet", "Telemetry"]
 
 # vLLM >= 0.28 thinks unless told not to.
 THINKS = (
@@ -44,7 +45,7 @@ class Telemetry:
         self._ended: deque[Record] = deque()  # to be counted
         self._counting = threading.Lock()
         self._untold: list[Record] = []  # of this turn of the event loop
-        self._gauges: list[Gauge] = []
+        self._gauges: dict[str, Gauge] = {}
         self._log = Outlet(sys.__stdout__) if log else None
         self._ratio = trace_ratio
         self._export = None
@@ -54,24 +55,12 @@ class Telemetry:
             self._export = Export(self.meters.unsent.cell(), trace_ratio)
         if log or trace_ratio:
             atexit.register(self.close)
-        self.inflight = self._gauge("gateway_inflight_requests", "Open exchanges with servers.", "tier")
-        self.queued = self._gauge("gateway_queued_requests", "Requests that wait for a tier.", "tier")
-        self.places = self._gauge("gateway_places", "Exchanges that may be open with a tier's servers.", "tier")
-        up = "1 while a replica is asked, 0 while it is left alone."
-        self.replicas = self._gauge("gateway_replica_up", up, "tier", "replica")
         empty = "Processes to which the classifier answers without content."
-        self._gauge("gateway_verdicts_empty", empty).show(lambda: self._thinks)
-        drifts = "Processes that see other traffic than the policy was calibrated on."
-        self.drift = self._gauge("gateway_drift", drifts, "what", "policy")
-        unusable = "Processes to which a file of theirs is of no use at present."
-        self.files = self._gauge("gateway_file_broken", unusable, "file")
-        self.store = self._gauge("gateway_store_up", "1 while the shared store answers.")
-        self.limits = self._gauge("gateway_limits", "Processes that keep a limit so at present.", "limit", "kept")
-        self.policy = self._gauge("gateway_policy_info", "The policy in force.", "name", "revision", "digest")
+        self.show(Gauge("gateway_verdicts_empty", empty, lambda: self._thinks))
 
-    def _gauge(self, name: str, told: str, *labels: str) -> Gauge:
-        self._gauges.append(made := Gauge(name, told, labels))
-        return made
+    def show(self, gauge: Gauge) -> None:
+        """From here on, in place of the one of this name."""
+        self._gauges[gauge.name] = gauge
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:
         """Show `policy` as the one in force; only its model names become label values. A replica's label is its index
@@ -79,32 +68,43 @@ class Telemetry:
         """
         self._count()
         self.meters.use(policy)
-        for gauge in (self.policy, self.inflight, self.queued, self.places, self.replicas):
-            gauge.clear()
-        self.policy.show(lambda *_: 1.0, *policy.told().values())
-        self.store.show(lambda: store() != "down")
-        for limit in LIMITS:
-            for mode in MODES:
-                self.limits.show(lambda limit, mode: enforcement(policy.callers, store())[limit] == mode, limit, mode)
-        for name, tier in policy.tiers.items():
-            self.inflight.show(lambda tier: states()[tier].inflight, name)
-            self.queued.show(lambda tier: states()[tier].queued, name)
-            self.places.show(lambda tier: states()[tier].places, name)
-            for at in range(len(tier.replicas)):
-                self.replicas.show(lambda tier, at: states()[tier].up[int(at)], name, str(at))
+        self._use_tiers(policy, states)
+        kept = "Processes that keep a limit so at present."
+
+        def keeps(limit: str, mode: str) -> bool:
+            return enforcement(policy.callers, store())[limit] == mode
+
+        self.show(Gauge("gateway_limits", kept, keeps, ["limit", "kept"], [*product(LIMITS, MODES)]))
+        self.show(Gauge("gateway_store_up", "1 while the shared store answers.", lambda: store() != "down"))
+        info = policy.told()
+        self.show(Gauge("gateway_policy_info", "The policy in force.", lambda *_: 1.0, [*info], [(*info.values(),)]))
+
+    def _use_tiers(self, policy: Policy, states: States) -> None:
+        tiers = [(name,) for name in policy.tiers]
+        for name, told, what in (
+            ("gateway_inflight_requests", "Open exchanges with servers.", "inflight"),
+            ("gateway_queued_requests", "Requests that wait for a tier.", "queued"),
+            ("gateway_places", "Exchanges that may be open with a tier's servers.", "places"),
+        ):
+            self.show(Gauge(name, told, lambda tier, what=what: getattr(states()[tier], what), ["tier"], tiers))
+        up = "1 while a replica is asked, 0 while it is left alone."
+        replicas = [(name, str(at)) for name, tier in policy.tiers.items() for at in range(len(tier.replicas))]
+        self.show(
+            Gauge("gateway_replica_up", up, lambda tier, at: states()[tier].up[int(at)], ["tier", "replica"], replicas)
+        )
 
     def watch(self, files: Mapping[str, Callable[[], object]]) -> None:
         """Show of these files, by what they are of, which cannot be used: those of which something true is told."""
-        for name in files:
-            self.files.show(lambda name: bool(files[name]()), name)
+        unusable, names = "Processes to which a file of theirs is of no use at present.", [(name,) for name in files]
+        self.show(Gauge("gateway_file_broken", unusable, lambda name: bool(files[name]()), ["file"], names))
 
     def expires(self, life: Callable[[], tuple[float, float]]) -> None:
         """Show when the certificate of the listener ends, and from when on it should have been renewed. Not every
         gateway has one."""
         ends = "When the certificate that callers see ends, in Unix seconds."
         due = "From when on that certificate should have been renewed, in Unix seconds."
-        self._gauge("gateway_certificate_expiration_timestamp_seconds", ends).show(lambda: life()[0])
-        self._gauge("gateway_certificate_due_timestamp_seconds", due).show(lambda: life()[1])
+        self.show(Gauge("gateway_certificate_expiration_timestamp_seconds", ends, lambda: life()[0]))
+        self.show(Gauge("gateway_certificate_due_timestamp_seconds", due, lambda: life()[1]))
 
     @property
     def tracers(self) -> Any:
@@ -163,7 +163,7 @@ class Telemetry:
     def render(self) -> bytes:
         """The metrics as Prometheus' text, of the type METRICS. Meant for a thread."""
         self._count()
-        return shown([*self.meters.all, *self._gauges])
+        return shown([*self.meters.all, *self._gauges.copy().values()])
 
 
 def _behind(work: Callable[[], None]) -> None:

@@ -6,7 +6,8 @@ stream of the process stands still.
 
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
@@ -82,25 +83,21 @@ class Histogram:
             yield "".join([*lines, f"{self._name}_sum{braced(told)} {total!r}\n"])
 
 
+@dataclass(frozen=True, slots=True)
 class Gauge:
-    """A gauge by label values. What it shows is worked out each time."""
+    """A gauge of these `series`, each by its label values: what it shows is `says(*values)` each time, in any
+    thread."""
 
-    def __init__(self, name: str, told: str, labels: Sequence[str]) -> None:
-        self._name, self._labels = name, labels
-        self._head = f"# HELP {name} {told}\n# TYPE {name} gauge\n"
-        self._shown: dict[tuple[str, ...], Callable[..., float]] = {}
-
-    def show(self, told: Callable[..., float], *values: str) -> None:
-        """Show what `told(*values)` says, which is asked in any thread."""
-        self._shown[values] = told
-
-    def clear(self) -> None:
-        self._shown.clear()
+    name: str
+    told: str
+    says: Callable[..., float]
+    labels: Sequence[str] = ()
+    series: Collection[tuple[str, ...]] = ((),)
 
     def text(self) -> Iterator[str]:
-        yield self._head
-        for values, told in self._shown.copy().items():
-            yield f"{self._name}{braced(labelled(self._labels, values))} {float(told(*values))!r}\n"
+        yield f"# HELP {self.name} {self.told}\n# TYPE {self.name} gauge\n"
+        for values in self.series:
+            yield f"{self.name}{braced(labelled(self.labels, values))} {float(self.says(*values))!r}\n"
 
 
 def shown(metrics: Iterable[Counter | Histogram | Gauge]) -> bytes:
