@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.errors import UNREADABLE, BadRequest, NotFound, Overloaded
+from gateway.ids import fingerprint
 from gateway.policy import Policy, PolicyError, Problem, file_text
 from gateway.reload import Attempt, Texts, Trial, attempted
 from gateway.store import Store
@@ -263,10 +263,6 @@ def _text(path: Path) -> str | None:
         return file_text(path)
     except PolicyError:
         return None
-
-
-def fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def identity(policy: Policy) -> tuple[str, str | None]:
