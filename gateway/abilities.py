@@ -3,19 +3,20 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 from gateway.body import read
 from gateway.dialects import CHAT
-from gateway.errors import UNREADABLE, Overloaded
+from gateway.errors import Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import changes
 from gateway.triage import question, question_by, strategy_of, triage
 from gateway.types import Caller, ChatRequest, Strategy
 from gateway.upstream import Upstream
+from gateway.wording import said
 
 PATIENCE = 30.0  # seconds for an answer: the first logprobs of a vLLM server took 4 to 24 s (2026-11)
 PLAIN = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16}'
@@ -23,29 +24,9 @@ LIKELY = b'{"messages":[{"role":"user","content":"hi"}],"max_tokens":16,"logprob
 UNBOUND = "Say hello."  # a server that really constrains its answers to the labels answers even this with a label
 LARGEST = 1 << 20  # bytes of an answer
 SHOWN = 120  # characters of an answer that messages quote
-T = TypeVar("T")
 # By strategy, "ok" or why a server cannot be asked by it: the reason of a failed verdict, "no_logprobs", or "unbound"
 # (its answers are not constrained to the labels).
 Outcomes = Mapping[Strategy, str]
-
-
-class _Choice(msgspec.Struct):
-    message: msgspec.Raw
-    logprobs: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class _Logprobs(msgspec.Struct):
-    content: list[msgspec.Raw] | None = None
 
 
 class PlainAnswer(NamedTuple):
@@ -118,8 +99,8 @@ async def failure_text(policy: Policy, upstream: Upstream, strategy: Strategy, o
     if asked.template.path == CHAT:
         body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
     status, answer = await _raw(policy, upstream, asked.template.path, msgspec.json.encode(body))
-    choice = _choice(answer) if status == 200 else None
-    return f"{status} {_short(choice.message if choice else answer)}" if status else ""
+    message = answer.partition(b'"message":')[2] if status == 200 else b""
+    return f"{status} {_short(message or answer)}" if status else ""
 
 
 async def plain_answer(policy: Policy, upstream: Upstream) -> PlainAnswer:
@@ -128,9 +109,9 @@ async def plain_answer(policy: Policy, upstream: Upstream) -> PlainAnswer:
         request = _request(policy, body)
         tier, plan = policy.tiers[policy.triage.tier], policy.callers.plans[request.caller.plan]
         status, answer = await _raw(policy, upstream, CHAT, request.body.edit(changes(request, tier, plan)))
-        if status == 200 and (choice := _choice(answer)):
-            said, likely = _read(choice.message, _Message), _read(choice.logprobs, _Logprobs)
-            return PlainAnswer(bool(said.reasoning or said.reasoning_content), bool(said.content), bool(likely.content))
+        found = said(answer, stream=False)
+        if status == 200 and found.finish:
+            return PlainAnswer(found.thought, bool(found.text), bool(found.logprobs))
     return PlainAnswer(refused=f"{status or ''} {_short(answer)}".strip())
 
 
@@ -144,24 +125,8 @@ async def _raw(policy: Policy, upstream: Upstream, path: str, body: bytes) -> tu
         return 0, str(error).encode()
 
 
-def _choice(answer: bytes) -> _Choice | None:
-    """The first one; None where this is no chat completion."""
-    try:
-        return next(iter(msgspec.json.decode(answer, type=_Answer).choices), None)
-    except UNREADABLE:
-        return None
-
-
-def _read(raw: msgspec.Raw, kind: type[T]) -> T:
-    """`raw` as a `kind`; an empty one where it has another form."""
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except UNREADABLE:
-        return kind()
-
-
-def _short(said: bytes | msgspec.Raw) -> str:
-    line = " ".join(bytes(said).decode("utf-8", "replace").split())
+def _short(answer: bytes) -> str:
+    line = " ".join(answer.decode("utf-8", "replace").split())
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
 
 

@@ -163,8 +163,8 @@ def _change(routes: APIRouter, revisions: Revisions) -> None:
 
     @routes.post("/policy/rollback", summary="Put an earlier revision in force, until the file is changed")
     async def roll_back(wanted: Wanted) -> RolledBack:
-        revision = await revisions.roll_back(wanted.to)
-        return RolledBack(revision.digest, revisions.note())
+        await revisions.roll_back(wanted.to)
+        return RolledBack(revisions.policy.digest, revisions.note())
 
     @routes.delete("/policy/rollback", summary="Let the file count again")
     async def roll_forward() -> RolledBack:
@@ -187,17 +187,13 @@ def shown(revisions: Revisions, known: list[Revision]) -> Json:
         "tests": [asdict(trial) for trial in revisions.trials],
         "rollback": {"at": rollback.at, "digest": rollback.digest, "note": revisions.note()} if rollback else None,
         "candidate": named,
-        "revisions": [
-            {
-                "digest": one.digest,
-                "name": one.name,
-                "revision": one.revision,
-                "at": one.at,
-                "current": one.digest == policy.digest,
-            }
-            for one in known
-        ],
+        "revisions": [listed(one) | {"current": one.digest == revisions.digest} for one in known],
     }
+
+
+def listed(one: Revision) -> Json:
+    """A revision without its text."""
+    return {name: value for name, value in msgspec.structs.asdict(one).items() if name != "text"}
 
 
 def compared(policy: Policy, comparison: Comparison) -> Json | None:
@@ -236,9 +232,12 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
     """How a text differs from the policy in force, and which recorded requests it would send elsewhere; `unjudged`: why
     the latter cannot be told. Raises BadRequest.
     """
-    if revisions.path is None or revisions.text is None:
+    path, said, old = revisions.path, revisions.text, revisions.policy
+    # In force it stays though a file that it names is gone: only what it says is read again.
+    before = None if path is None or said is None else attempted(path, said).document
+    if before is None:
         raise BadRequest("This gateway follows no policy file.", code="no_policy_file")
-    (old, before), (new, after) = right(attempted(revisions.path, revisions.text)), right(tried(text, revisions))
+    new, after = right(tried(text, revisions))
     changes = [{"path": path, "a": one, "b": other} for path, one, other in differences(before, after)]
     found: Json = {"changes": changes, "records": len(lines), "undecided": 0, "moves": [], "unjudged": None}
     rows = [_RECORD.decode(line) for line in lines]

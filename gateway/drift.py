@@ -12,14 +12,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from itertools import product
 from typing import Any
 
 from gateway.calibrate import GOOD, counted, example, told
 from gateway.calibration import Basis, Layer, row
 from gateway.policy import Policy
 from gateway.recorded import Recorded
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Gauge, Telemetry
 from gateway.types import Decision
 
 WINDOW = 500  # decisions
@@ -41,7 +41,7 @@ class Looked:
 
 
 @dataclass(slots=True)
-class Seen:
+class Watched:
     """What came under one calibration since the last test: decisions by band of p, and outcomes with their p; and the
     results of the tests. `name`: of the policy that brought it."""
 
@@ -60,14 +60,17 @@ class Drift:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._seen: dict[Basis, Seen] = {}
+        self._seen: dict[Basis, Watched] = {}
 
     def use(self, policy: Policy) -> None:
         """The gauge shows the alarms of this policy from here on, and those of its candidate."""
-        tried = policy.candidate.policy if policy.candidate else None
-        for what in ALARMS:
-            for role, one in (("in_force", policy), ("candidate", tried)):
-                self._telemetry.drift.labels(what, role).set_function(partial(self._alarm, what, one))
+        shown = {"in_force": policy, "candidate": policy.candidate.policy if policy.candidate else None}
+        told, series = "Processes that see other traffic than the policy was calibrated on.", [*product(ALARMS, shown)]
+
+        def alarm(what: str, role: str) -> bool:
+            return self._alarm(what, shown[role])
+
+        self._telemetry.show(Gauge("gateway_drift", told, alarm, ["what", "policy"], series))
 
     def decided(self, decision: Decision, policy: Policy) -> None:
         """A decision was recorded."""
@@ -115,7 +118,7 @@ class Drift:
             return None
         return {"scores": asdict(seen.scores), "outcomes": asdict(seen.outcomes)}
 
-    def _of(self, policy: Policy) -> Seen | None:
+    def _of(self, policy: Policy) -> Watched | None:
         basis, layer = policy.basis, policy.calibration
         if basis is None or layer is None:
             return None
@@ -123,14 +126,14 @@ class Drift:
         if seen is None:
             while len(self._seen) >= MOST:
                 del self._seen[next(iter(self._seen))]
-            seen = self._seen[basis] = Seen(policy.version, basis, layer, [0] * len(basis.counts))
+            seen = self._seen[basis] = Watched(policy.version, basis, layer, [0] * len(basis.counts))
         return seen
 
-    def _alarm(self, what: str, policy: Policy | None) -> float:
+    def _alarm(self, what: str, policy: Policy | None) -> bool:
         seen = self._seen.get(policy.basis) if policy and policy.basis else None
-        return float(bool(seen and getattr(seen, what).alarm))
+        return bool(seen and getattr(seen, what).alarm)
 
-    def _look(self, what: str, seen: Seen, measured: float, *, alarm: bool) -> None:
+    def _look(self, what: str, seen: Watched, measured: float, *, alarm: bool) -> None:
         """One line when an alarm begins, and one when it ends."""
         looked: Looked = getattr(seen, what)
         looked.looks, looked.last, before, looked.alarm = looked.looks + 1, round(measured, 4), looked.alarm, alarm

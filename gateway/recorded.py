@@ -162,7 +162,7 @@ class Recorded(msgspec.Struct, kw_only=True):
             raise RecordError(f"record {self.id}: facts: {error}") from None
 
 
-class Judged(msgspec.Struct, kw_only=True):
+class LateOutcome(msgspec.Struct, kw_only=True):
     """An outcome that came after its decision was written."""
 
     v: Literal[1] = VERSION
@@ -188,14 +188,15 @@ def newest(lines: Iterable[bytes], most: int) -> list[bytes]:
 
 def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) -> list[Recorded]:
     """The decisions of some files, each with its last outcome, in the order of the lines; of two decisions of one
-    caller with one id the later counts. `heard` gets each line as it is read. Raises RecordError."""
+    caller with one id the later counts. A file's last line may be half there: its gateway writes it. `heard` gets each
+    line as it is read. Raises RecordError."""
     found: dict[tuple[str, str], Recorded] = {}
     late: dict[tuple[str, str], Outcome] = {}
     for place, line in (pair for path in files for pair in _lines(path)):
         one = _parsed(line, place)
         if heard:
             heard(line)
-        if isinstance(one, Judged):
+        if isinstance(one, LateOutcome):
             late[one.caller, one.id] = one.outcome.over(late.get((one.caller, one.id)))
         else:
             found[one.caller, one.id] = one
@@ -208,16 +209,27 @@ def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) ->
 def _lines(path: Path) -> Iterable[tuple[str, bytes]]:
     try:
         with path.open("rb") as lines:
-            yield from ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
+            told = (pair for pair in enumerate(lines, 1) if pair[1].strip() and not _breaks_off(pair[1]))
+            yield from ((f"{path}:{number}", line) for number, line in told)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
 
 
-def _parsed(line: bytes, place: str) -> Recorded | Judged:
+def _breaks_off(line: bytes) -> bool:
+    if line.endswith(b"\n") or not line.startswith(b"{"):
+        return False
+    try:
+        _ANY.decode(line)
+    except UNREADABLE:
+        return True
+    return False
+
+
+def _parsed(line: bytes, place: str) -> Recorded | LateOutcome:
     try:
         data = _ANY.decode(line)
         if data.get("v") != VERSION:
             raise RecordError(f"{place}: version {data.get('v')!r}; this program reads {VERSION}")
-        return msgspec.convert(data, Recorded) if "facts" in data else msgspec.convert(data, Judged)
+        return msgspec.convert(data, Recorded) if "facts" in data else msgspec.convert(data, LateOutcome)
     except UNREADABLE as error:
         raise RecordError(f"{place}: {error}") from None

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import select
@@ -18,8 +17,9 @@ import msgspec
 from msgspec.structs import replace
 
 from gateway.errors import NotFound
+from gateway.ids import fingerprint
 from gateway.policy import Policy, Recording
-from gateway.recorded import RETRY, Chosen, Judged, Outcome, Record, Recorded, Seen, Used
+from gateway.recorded import RETRY, Chosen, LateOutcome, Outcome, Record, Recorded, Seen, Used
 from gateway.store import Store
 from gateway.turns import conversation
 from gateway.types import Caller, ChatRequest, Decision
@@ -159,7 +159,7 @@ class Records:
         else:
             raise _unknown(request_id)
         if self._path is not None or self._shares(policy.record):
-            late = Judged(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
+            late = LateOutcome(id=request_id, caller=caller.id, at=time.time(), outcome=outcome)
             self._put(Due(msgspec.json.encode(late), caller.id, None, policy.record))
 
     async def _attached(self, name: tuple[str, str], outcome: Outcome, policy: Policy) -> bool:
@@ -247,7 +247,7 @@ def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) 
 def seen(policy: Policy) -> Seen:
     """What `policy` makes the gateway look at."""
     patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
-    prints = {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in patterns.items()}
+    prints = {name: fingerprint(text) for name, text in patterns.items()}
     starts = dict.fromkeys(policy.holdback.tiers, policy.holdback.looks) if policy.holdback else {}
     table = policy.table.digest if policy.table else ""
     kept = policy.sessions is not None

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.errors import UNREADABLE, BadRequest, NotFound, Overloaded
+from gateway.ids import fingerprint
 from gateway.policy import Policy, PolicyError, Problem, file_text
 from gateway.reload import Attempt, Texts, Trial, attempted
 from gateway.store import Store
@@ -82,6 +82,11 @@ class Revisions:
         self._nudged = False
 
     @property
+    def digest(self) -> str:
+        """Of the revision in force; a rollback's stays what it was, though a file that it names changed since."""
+        return self.rollback.digest if self.rollback else self.policy.digest
+
+    @property
     def files(self) -> Collection[str]:
         """The files that the policy was last read from: its own, and those that it names."""
         return self._files.keys()
@@ -124,19 +129,24 @@ class Revisions:
 
     async def roll_back(self, to: str) -> Revision:
         """Put the revision with this digest, or the PREVIOUS one, in force in place of the file, in every process on
-        the store. Raises NotFound, BadRequest where its text does not pass the checks any more, Overloaded.
+        the store. Raises NotFound, BadRequest where its text does not pass the checks any more, or is the file's,
+        Overloaded.
         """
         path = self._followed()
         known = await self.known()
         digests = [one.digest for one in known]
-        here = digests.index(self.policy.digest) if self.policy.digest in digests else -1
+        here = digests.index(self.digest) if self.digest in digests else -1
         wanted = here + 1 if to == PREVIOUS else digests.index(to) if to in digests else len(known)
         if wanted >= len(known):
             raise NotFound(f"No revision {to!r} is kept; kept are: {', '.join(digests) or 'none'}.", param="to")
         revision = known[wanted]
-        if wrong := (await asyncio.to_thread(attempted, path, revision.text)).problems:
-            raise BadRequest(f"Revision {revision.digest} is wrong by now: {wrong[0]}", param="to")
+        found = await asyncio.to_thread(attempted, path, revision.text)
+        if not found.policy:
+            raise BadRequest(f"Revision {revision.digest} is wrong by now: {found.problems[0]}", param="to")
         text = (await asyncio.to_thread(texts, [str(path)]))[str(path)]
+        if text == revision.text and found.policy.digest != revision.digest:
+            told = "has the text that the file has; what differs is a file that it names: put that back"
+            raise BadRequest(f"Revision {revision.digest} {told}.", param="to")
         made = Rollback(fingerprint(text or ""), revision.digest, revision.text, time.time())
         await self._store.keep(self._rollback_name, None if text == revision.text else msgspec.json.encode(made))
         await self.look()
@@ -167,9 +177,11 @@ class Revisions:
             return f"{self.path} counts."
         if not self._found:
             return f"{self.path} is to count again, and is wrong: until it is right, what was in force stays."
+        same = self.digest == self.policy.digest
+        changed = "" if same else f"A file that it names has changed since: in force is {self.policy}. "
         return (
-            f"{self.path} still says otherwise. It counts again as soon as it is changed, or when the rollback is taken"
-            " back (`tiergate policy rollback --undo`). To make this one last, write it to the file."
+            f"{changed}{self.path} still says otherwise. It counts again as soon as it is changed, or when the rollback"
+            " is taken back (`tiergate policy rollback --undo`). To make this one last, write it to the file."
         )
 
     def _followed(self) -> Path:
@@ -251,10 +263,6 @@ def _text(path: Path) -> str | None:
         return file_text(path)
     except PolicyError:
         return None
-
-
-def fingerprint(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def identity(policy: Policy) -> tuple[str, str | None]:

@@ -127,12 +127,8 @@ class Shadows:
                 await shut()
         finally:
             if first:
-                self._begin(drawn)
-
-    def _begin(self, drawn: Drawn) -> None:
-        task = asyncio.create_task(self._compare(drawn))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+                self._tasks.add(task := asyncio.create_task(self._compare(drawn)))
+                task.add_done_callback(self._tasks.discard)
 
     async def _compare(self, drawn: Drawn) -> None:
         try:

@@ -64,9 +64,9 @@ _ANSWER, _LOGPROBS = msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Logpro
 
 @dataclass(slots=True)
 class Wording:
-    """What an answer of one choice has said so far, without its thoughts. `tokens` are counted by their
-    log-probabilities, else one for each event that says something. `calls`: name and arguments of each, by its place.
-    `finish` is why it ended, "" while it goes on, "end" when it ended without a reason.
+    """What an answer of one choice has said so far, without its thoughts; `thought`: there were some. `tokens` are
+    counted by their log-probabilities, else one for each event that says something. `calls`: name and arguments of
+    each, by its place. `finish` is why it ended, "" while it goes on, "end" when it ended without a reason.
     """
 
     text: str = ""
@@ -74,6 +74,7 @@ class Wording:
     logprobs: list[float] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     refused: bool = False
+    thought: bool = False
     calls: dict[int, list[str]] = field(default_factory=dict)
     failed: bool = False
     finish: str = ""
@@ -103,6 +104,7 @@ class Wording:
             for at, call in enumerate(said.tool_calls or ()):
                 self._call(call.index if choice.delta else at, call.function or _Function())
             known = _figures(choice.logprobs)
+            self.thought = self.thought or bool(said.reasoning or said.reasoning_content)
             spoken = said.content or said.refusal or said.reasoning or said.reasoning_content or said.tool_calls
             self.tokens += len(known) or bool(spoken)
             self.logprobs += [logprob for logprob, _ in known]

@@ -262,6 +262,11 @@ def test_the_policy_is_shown_with_its_tests_and_what_another_text_would_change(p
     compare.click()
     expect(page.get_by_role("row", name="triage.threshold 0.5 0.001")).to_be_visible()
     expect(page.get_by_role("row", name=re.compile("flash pro triaged"))).to_be_visible()
+    candidate.fill("")
+    for _ in range(2):  # when it looks again it is done with what it saw before
+        with page.expect_response("**/admin/policy"):
+            page.clock.fast_forward(5000)
+    expect(candidate).to_have_value("")  # who empties it is about to write
 
 
 def test_a_policy_file_that_turns_wrong_is_told_until_it_is_right(place: Place) -> None:

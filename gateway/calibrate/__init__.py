@@ -2,13 +2,13 @@
 
 from gateway.calibrate.file import dump
 from gateway.calibrate.fitted import Calibration, calibrate
-from gateway.calibrate.halves import Split, Unproven
+from gateway.calibrate.halves import SplitBy, Unproven
 from gateway.calibrate.layer import counted
 from gateway.calibrate.logistic import fit
 from gateway.calibrate.outcomes import GOOD, Example, example, examples, told
 from gateway.calibrate.target import FORMS, TargetError, parse
 
 __all__ = [
-    "FORMS", "GOOD", "Calibration", "Example", "Split", "TargetError", "Unproven", "calibrate", "counted", "dump",
+    "FORMS", "GOOD", "Calibration", "Example", "SplitBy", "TargetError", "Unproven", "calibrate", "counted", "dump",
     "example", "examples", "fit", "parse", "told",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ SURE = 1e-9  # what p says of a rate keeps this far from 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Tested:
     """A threshold to be tested: of the `kept` judged requests with p below it so many failed on Flash, and at most so
     many may (-1: too few are kept to certify anything). `expected`: the rate of failures by p."""
 
@@ -37,20 +37,20 @@ class Step:
         return tail(self.most, self.kept, min(max(self.expected, SURE), 1 - SURE))
 
 
-def certify(judged: Sequence[Judged], rate: float, confidence: float) -> Step | None:
+def certify(judged: Sequence[Judged], rate: float, confidence: float) -> Tested | None:
     """The step of the largest threshold that is certified; None when not even the first is. A value of 1 is a
     failure."""
     certified = list(takewhile(lambda step: step.failures <= step.most, steps(judged, rate, confidence)))
     return certified[-1] if certified else None
 
 
-def steps(judged: Sequence[Judged], rate: float, confidence: float) -> list[Step]:
+def steps(judged: Sequence[Judged], rate: float, confidence: float) -> list[Tested]:
     """What is tested, in this order; of equally likely beginnings the one that keeps most."""
     ranked = sorted(one.p for one in judged)
     ends = (len(ranked) * at // STEPS for at in range(1, STEPS + 1))
     edges = dict.fromkeys(ranked[end] if end < len(ranked) else ALL for end in ends)
     found = [
-        Step(edge, len(kept), int(sum(one.value for one in kept)), allowed(len(kept), rate, confidence), mean_p(kept))
+        Tested(edge, len(kept), int(sum(one.value for one in kept)), allowed(len(kept), rate, confidence), mean_p(kept))
         for edge, kept in zip(edges, thinned(judged, list(edges)), strict=True)
     ]
     first = max(range(len(found)), key=lambda at: (found[at].likely, at), default=0)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
-from gateway.calibrate.bound import ALL, Step, certify, least, steps
+from gateway.calibrate.bound import ALL, Tested, certify, least, steps
 from gateway.calibrate.caveats import LEAST, alike_outcomes, caveats_on, few_outcomes, gains, sources_of, uneven
-from gateway.calibrate.halves import Split, Unproven, in_order, parted, together
+from gateway.calibrate.halves import SplitBy, Unproven, in_order, parted, together
 from gateway.calibrate.layer import Label, counted, failed, layer_for, needed
 from gateway.calibrate.mix import Mix, mix_of
 from gateway.calibrate.outcomes import Example, told
@@ -50,7 +50,7 @@ class Calibration:
 
 
 def calibrate(
-    records: Sequence[Example], target: Target, split: Split = "id", explore: float | None = None
+    records: Sequence[Example], target: Target, split: SplitBy = "id", explore: float | None = None
 ) -> Calibration:
     """Fits on one half of the records and evaluates on the other. For shares the result is then fitted on both halves;
     a bound holds only for the layer that it was certified with, so that one stays.
@@ -179,7 +179,7 @@ def thresholds(p: Sequence[float], shares: Sequence[float]) -> tuple[float, ...]
     return tuple(min(below, key=lambda edge: abs(below[edge] - end * len(ranked))) for end in ends)
 
 
-def _certified(judged: Sequence[Judged], target: Target) -> Step:
+def _certified(judged: Sequence[Judged], target: Target) -> Tested:
     found = certify(judged, target.rate, target.confidence)
     if found:
         return found

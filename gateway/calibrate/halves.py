@@ -11,7 +11,7 @@ from gateway.off_policy import KIND, runs
 RUNS = 20  # of neighbours, each in one half
 SEED = 20261122
 
-Split = Literal["time", "caller", "id"]
+SplitBy = Literal["time", "caller", "id"]
 
 
 class Unproven(Exception):
@@ -23,7 +23,7 @@ def in_order(records: Sequence[Example]) -> list[Example]:
     return sorted(records, key=lambda one: (one.caller or "", one.at or 0.0))
 
 
-def parted(records: Sequence[Example], split: Split) -> tuple[list[Example], list[Example]]:
+def parted(records: Sequence[Example], split: SplitBy) -> tuple[list[Example], list[Example]]:
     """The records to fit on, and those to evaluate on. Raises Unproven when they cannot be split so."""
     if split == "time":
         if any(one.at is None for one in records):

@@ -6,12 +6,14 @@ of Flash's failures Pro saves, one probability does for all of them, and the ord
 Weights know a direction for each measure; trees beside them know kinds of requests, by how a text looks as well.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from gateway.calibrate.logistic import Prior, fit
 from gateway.calibrate.outcomes import Example, told
-from gateway.calibrate.trees import Outcome, grown
+from gateway.calibrate.trees import Sample, grown
 from gateway.calibration import BELIEVED, Layer, Row, taken
 from gateway.score import AXES, LOOKS
 
@@ -47,7 +49,7 @@ def layer_for(records: Sequence[Example], label: Label, learned: bool = True) ->
     seen = [name for name in used if name not in AXES] if {*used} - {*BELIEVED} else []
     layer = _weighed(records, rows, [name for name in used if name not in LOOKS], label, FIRM if learned else FIXED)
     outcomes = [
-        Outcome([row[name] for name in seen], counted(layer, one, hit), one.weight)
+        Sample([row[name] for name in seen], counted(layer, one, hit), one.weight)
         for row, one in zip(rows, records, strict=True)
         if (hit := label(one)) is not None and row.keys() >= {*seen}
     ]
@@ -85,8 +87,5 @@ def _priors(names: Sequence[str], belief: float, firm: float, penalty: float) ->
 
 def _common(rows: Sequence[Row]) -> list[str]:
     """Inputs that enough of the records have."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        for name in row:
-            counts[name] = counts.get(name, 0) + 1
+    counts = Counter(chain.from_iterable(rows))
     return [name for name, n in counts.items() if n >= len(rows) * (COMMON if name in BELIEVED else MANY)]

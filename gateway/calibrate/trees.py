@@ -17,7 +17,7 @@ TRIED = 0.5  # part of the inputs that a cut is drawn for, at each branch
 SEED = 20261122
 
 
-class Outcome(NamedTuple):
+class Sample(NamedTuple):
     """The inputs' values, what came of the request (0 to 1), and for how many it stands."""
 
     row: Sequence[float]
@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     weight: float
 
 
-def grown(outcomes: Sequence[Outcome], names: Sequence[str]) -> tuple[Node, ...]:
+def grown(outcomes: Sequence[Sample], names: Sequence[str]) -> tuple[Node, ...]:
     """Trees over the inputs that `names` name, in a row's order; none without an input or with few outcomes."""
     if not names or len(outcomes) < 2 * LEAVES:
         return ()
@@ -33,7 +33,7 @@ def grown(outcomes: Sequence[Outcome], names: Sequence[str]) -> tuple[Node, ...]
     return tuple(_grow(outcomes, names, least, chance) for _ in range(TREES))
 
 
-def _grow(outcomes: Sequence[Outcome], names: Sequence[str], least: float, chance: random.Random) -> Node:
+def _grow(outcomes: Sequence[Sample], names: Sequence[str], least: float, chance: random.Random) -> Node:
     """A leaf is the rate of its outcomes."""
     whole, hits = _sums(outcomes)
     best, halves = 0.0, None
@@ -54,6 +54,6 @@ def _grow(outcomes: Sequence[Outcome], names: Sequence[str], least: float, chanc
     return Branch(names[at], cut, _grow(below, names, least, chance), _grow(above, names, least, chance))
 
 
-def _sums(outcomes: Sequence[Outcome]) -> tuple[float, float]:
+def _sums(outcomes: Sequence[Sample]) -> tuple[float, float]:
     """For how many requests they stand, and for how many that hit."""
     return math.fsum([weight for _, _, weight in outcomes]), math.fsum([hit * weight for _, hit, weight in outcomes])

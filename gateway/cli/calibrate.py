@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.calibrate import FORMS, GOOD, Calibration, Split, TargetError, Unproven, dump, examples, parse
+from gateway.calibrate import FORMS, GOOD, Calibration, SplitBy, TargetError, Unproven, dump, examples, parse
 from gateway.calibrate import calibrate as fitted
 from gateway.cli.output import Json, encoded, stop, visible
 from gateway.cli.progress import reading, working
@@ -22,7 +22,7 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     target: Annotated[str, typer.Option(help=f"What is wanted: {FORMS}.")],
     out: Annotated[Path, typer.Option(help="Where the calibration is written.")] = Path("calibration.json"),
     split: Annotated[
-        Split, typer.Option(help="What is judged apart: later records, other callers, or any half.")
+        SplitBy, typer.Option(help="What is judged apart: later records, other callers, or any half.")
     ] = "id",
     price_ratio: Annotated[float | None, typer.Option(help="What Pro costs for one of Flash; for cost=...")] = None,
     agree: Annotated[float, typer.Option(min=0, max=1, help="Flash is good from this agreement with a shadow.")] = GOOD,

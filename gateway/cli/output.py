@@ -9,10 +9,10 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def stop(command: str, message: str) -> typer.Exit:
-    """Prints the message on stderr; the exit, with status 1, is for the caller to raise."""
+def stop(command: str, message: str, status: int = 1) -> typer.Exit:
+    """Prints the message on stderr; the exit is for the caller to raise."""
     typer.echo(f"tiergate {command}: {visible(message)}", err=True)
-    return typer.Exit(1)
+    return typer.Exit(status)
 
 
 def visible(text: str) -> str:

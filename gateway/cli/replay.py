@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.cli.output import Json, visible
+from gateway.cli.output import Json, stop, visible
 from gateway.cli.policy import opened
 from gateway.cli.progress import reading, working
 from gateway.policy import differences
@@ -63,7 +63,7 @@ def replay(
         with working(f"deciding {len(lines)} requests anew"):
             found = replayed(lines, candidate)
     except (Unrecorded, RecordError) as error:
-        raise stop(str(error)) from None
+        raise stop("policy", str(error), UNJUDGED) from None
     if as_json or how is Format.json:
         print(json.dumps(asdict(found) | {"figures": found.figures()}, indent=2))
     else:
@@ -86,7 +86,7 @@ def diff(
         with working(f"deciding {len(lines)} requests twice"):
             moves, undecided = between(lines, old, new)
     except (Unrecorded, RecordError) as error:
-        raise stop(str(error)) from None
+        raise stop("policy", str(error), UNJUDGED) from None
     if as_json or how is Format.json:
         told = [{"path": path, "a": one, "b": other} for path, one, other in changes]
         counts = {"records": len(lines), "undecided": undecided}
@@ -128,12 +128,7 @@ def lines_of(files: list[Path]) -> list[Recorded]:
         with reading(files) as advance:
             return read(files, advance)
     except RecordError as error:
-        raise stop(str(error)) from None
-
-
-def stop(message: str) -> typer.Exit:
-    typer.echo(visible(message), err=True)
-    return typer.Exit(UNJUDGED)
+        raise stop("policy", str(error), UNJUDGED) from None
 
 
 def spelled(value: Any) -> str:

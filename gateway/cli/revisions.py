@@ -6,6 +6,7 @@ import typer
 
 from gateway.cli.output import Json, date, encoded, visible
 from gateway.cli.running import HERE, Key, Url, call
+from gateway.policy import Problem
 
 
 def status(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
@@ -74,8 +75,7 @@ def rollback(
 
 def tell(problems: list[dict[str, Any]]) -> None:
     for one in problems:
-        place = f"{one['file']}:{one['line']}:{one['column']}"
-        typer.echo(visible(f"{place}: {one['path']}: {one['message']}"), err=True)
+        typer.echo(visible(str(Problem(**one))), err=True)
 
 
 def named(policy: dict[str, Any]) -> str:

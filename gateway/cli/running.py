@@ -35,13 +35,13 @@ def call(url: str, key: str | None, method: str, path: str, said: object = None)
         raise stop("policy", f"{url}: {error}") from None
     try:
         found = json.loads(body)
-        refused = found["error"]["message"] if status >= 400 else None
+        told = found["error"]["message"] if status >= 400 else found["digest"]  # as all that is asked here has one
     except (ValueError, KeyError, TypeError):
         raise stop(
             "policy", f"{url} answers {status}, but not as a gateway does: is it another server's address?"
         ) from None
-    if refused is not None:
-        raise stop("policy", f"{url} refuses ({status}): {refused}")
+    if status >= 400:
+        raise stop("policy", f"{url} refuses ({status}): {told}")
     return found
 
 

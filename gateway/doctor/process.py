@@ -86,4 +86,4 @@ def files(settings: Settings) -> list[Finding]:
 
 
 def _writable(path: Path) -> bool:
-    return os.access(path if path.exists() else path.parent, os.W_OK)
+    return not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK)

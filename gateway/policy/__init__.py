@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import gateway
 from gateway.policy.candidate import build_policy
 from gateway.policy.differences import differences
 from gateway.policy.file import Candidate, Policy, serving
@@ -12,7 +13,6 @@ from gateway.policy.keeping import Caching, Sessions
 from gateway.policy.load import Document, contents
 from gateway.policy.load import read as read_document
 from gateway.policy.model import LOCAL, Price, Reason, Tier, TierLimits, Triage, seconds
-from gateway.policy.packaged import packaged
 from gateway.policy.plans import Budget, Callers, Plan
 from gateway.policy.problems import PolicyError, Problem, place_in, suggestion
 from gateway.policy.prompts import Prompt
@@ -54,3 +54,10 @@ def file_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         place = place_in(error.object, error.start)
         raise PolicyError([Problem(str(path), *place, "", f"not UTF-8: {error.reason}")]) from None
+
+
+def packaged() -> Path:
+    """The file that comes with the program: beside the package in a checkout, inside it when installed."""
+    package = Path(gateway.__file__).parent
+    beside = package.parent / "policies" / "default.yaml"
+    return beside if beside.is_file() else package / "policies" / "default.yaml"

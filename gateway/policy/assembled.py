@@ -1,10 +1,10 @@
 """Which Policy follows from a valid file?"""
 
-import hashlib
 import re
 from dataclasses import replace
 from typing import get_args
 
+from gateway.ids import fingerprint
 from gateway.policy.calibrated import Calibrated
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import Document
@@ -22,7 +22,7 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None,
     everyone = Callers(DefaultCaller("default"), {"default": Plan(may=tuple(written.tiers))})
     callers = written.callers or everyone
     whole = (document.text, found.text if found else "", table.digest if table else "")
-    digest = hashlib.sha256("".join(whole).encode()).hexdigest()[:12]
+    digest = fingerprint("".join(whole))
     return Policy(
         name=written.name,
         revision=written.revision,

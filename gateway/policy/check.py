@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from gateway.policy.assembled import assembled
 from gateway.policy.calibrated import CALIBRATION, calibrated, embedded
 from gateway.policy.file import Policy, PolicyFile
-from gateway.policy.load import Document
+from gateway.policy.load import MAX_NODES, Document
 from gateway.policy.problems import Path, PolicyError, Problem, suggestion
 from gateway.policy.references import check, children, mapping
 from gateway.policy.rules import Rule
@@ -98,18 +98,24 @@ def merge(document: Document, into: dict[str, Any], other: object, path: Path, o
     for key, value in mapping(other).items():
         if key not in into:
             into[key] = value
-            adopt(document, (*path, key), (*origin, key))
+            adopt(document, (*path, key), (*origin, key), value)
         elif isinstance(into[key], dict):
             into[key] = dict(into[key])
             merge(document, into[key], value, (*path, key), (*origin, key))
 
 
-def adopt(document: Document, path: Path, origin: Path) -> None:
-    """What is copied from `origin` to `path` keeps its place in the file, for messages."""
-    depth = len(origin)
+def adopt(document: Document, path: Path, origin: Path, value: object) -> None:
+    """What is copied from `origin` to `path`, a value and all in it, keeps its place in the file, for messages. Raises
+    PolicyError where copies make the file too long."""
+    if len(document.values) > MAX_NODES:
+        raise PolicyError([document.problem(path, f"too long: more than {MAX_NODES} values with those of `extends`")])
     for places in (document.values, document.keys):
-        places.update({path + at[depth:]: place for at, place in places.items() if at[:depth] == origin})
-    document.foreign |= {path + at[depth:] for at in document.foreign if at[:depth] == origin}
+        if origin in places:
+            places[path] = places[origin]
+    if origin in document.foreign:
+        document.foreign.add(path)
+    for step, inner in children(value).items():
+        adopt(document, (*path, step), (*origin, step), inner)
 
 
 def note(document: Document, errors: list[ErrorDetails]) -> None:

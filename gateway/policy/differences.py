@@ -1,7 +1,10 @@
 """In what do two policy files differ?"""
 
+import os
+import pathlib
 from typing import Any
 
+from gateway.ids import fingerprint
 from gateway.policy.load import Document
 from gateway.policy.problems import Path, dotted
 
@@ -13,11 +16,21 @@ def differences(old: Document, new: Document) -> list[tuple[str, Any, Any]]:
     """What differs between two files: path, old value, new value; None for a value that is not given.
 
     Rules go by their id, as in `rules.sql.route`; `rules` stands for their order. Tests are left out. A value that
-    came from the environment is not shown.
+    came from the environment is not shown; of a file that both name, as `file next.yaml`, a fingerprint.
     """
-    before, after = said(old), said(new)
+    ours, theirs = named(old), named(new)
+    both = ours.keys() & theirs.keys()
+    before = said(old) | {name: ours[name] for name in both}
+    after = said(new) | {name: theirs[name] for name in both}
     paths = sorted(before.keys() | after.keys())
     return [(path, before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)]
+
+
+def named(document: Document) -> Values:
+    """Fingerprints of the files that a file names, a candidate's own among them, by their place beside it."""
+    folder = pathlib.Path(document.file).parent
+    texts = {name: text for name, text in document.files.items() if text and name != document.file}
+    return {f"file {os.path.relpath(name, folder)}": fingerprint(text) for name, text in texts.items()}
 
 
 def said(document: Document) -> Values:

@@ -1,10 +1,10 @@
 """Whose answers are kept back at first, and what makes their start too weak to be let out?"""
 
-import hashlib
 from typing import Annotated
 
 from pydantic import Field
 
+from gateway.ids import fingerprint
 from gateway.policy.model import Count, Duration, Several
 from gateway.policy.sections import LISTED, section
 
@@ -56,6 +56,6 @@ class Holdback:
         figures."""
         when = self.escalate_when
         signs = [name for name in ("refusal", "repetition", "schema_violation", "empty") if getattr(when, name)]
-        words = hashlib.sha256("\n".join(when.refusal_words).encode()).hexdigest()[:12] if when.refusal_words else ""
+        words = fingerprint("\n".join(when.refusal_words)) if when.refusal_words else ""
         told = [*signs, *(["words " + words] if words else []), *(["figures"] if when.figures else [])]
         return f"{self.tokens} tokens or {self.wait:g} s: {', '.join(told)}"

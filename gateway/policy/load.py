@@ -83,6 +83,8 @@ class Document:
 
     def beside(self, name: str) -> tuple[str, str]:
         """Path and text of the file `name`, relative to this one. Raises OSError, ValueError."""
+        if "\0" in name:  # noted among `files` it would end who follows them
+            raise OSError(errno.EINVAL, "no file's name has a NUL")
         path = str(pathlib.Path(self.file).parent / name)
         if self.others is not None and path not in self.others and elsewhere(name):
             raise PermissionError(errno.EACCES, "it is in another folder, which only the file in force may name")

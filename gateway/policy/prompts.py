@@ -1,6 +1,5 @@
 """Which question is the classifier asked?   Prompts as data: the question, and which words mean which label."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from gateway.ids import fingerprint
 from gateway.policy.sections import section
 from gateway.types import Label
 
@@ -56,7 +56,7 @@ class Prompt:
         if self.before == self.answer:
             raise ValueError("before and answer are the same member")
         shape = [self.version, self.question, list(self.labels.items()), self.answer, self.before]
-        object.__setattr__(self, "digest", hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:12])
+        object.__setattr__(self, "digest", fingerprint(json.dumps(shape)))
 
     @property
     def tokens(self) -> int:

@@ -34,10 +34,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to choose tiers: the shares of the tiers; the share above the first tier (`pro_share`) with its 95 %
-    interval (`low`, `high`); cost in US dollars. `counted`: the part of the cost for tokens that servers counted; the
-    rest is estimated. `quality`, or `unknown`: why it is not known. `behind`: how much better the candidate is, where
-    both are known.
+    """One way to choose tiers: the shares of the policy's tiers, and of others where there were any; the share above
+    the first tier (`pro_share`) with its 95 % interval (`low`, `high`); cost in US dollars. `counted`: the part of the
+    cost for tokens that servers counted; the rest is estimated. `quality`, or `unknown`: why it is not known. `behind`:
+    how much better the candidate is, where both are known.
     """
 
     shares: dict[str, float]
@@ -83,7 +83,8 @@ class Replay:
             "undecided": self.undecided / self.records if self.records else None,
             "refused": self.refused / self.records if self.records else None,
         }
-        return told | {f"share.{tier}": share for tier, share in candidate.shares.items()}
+        shares = candidate.shares.items()
+        return told | {f"share.{tier}": share if self.decided else None for tier, share in shares}
 
 
 def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
@@ -162,7 +163,7 @@ def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) 
 def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: tuple["Evidence", "Evidence"]) -> Arm:
     """The figures of one way to choose; `told`: what outcomes tell of it, and of the candidate."""
     count, chosen = len(rows) or 1, [way.answers for way in ways]
-    tiers = dict.fromkeys(tier for chances in chosen for tier in chances)
+    tiers = dict.fromkeys([*prices.tiers, *(tier for chances in chosen for tier in chances)])
     shares = {tier: sum(chances.get(tier, 0.0) for chances in chosen) / count for tier in tiers}
     above = min(1.0, sum(share for tier, share in shares.items() if tier != prices.first))
     costs = [prices.of(one, tier, p) for one, chances in zip(rows, chosen, strict=True) for tier, p in chances.items()]
@@ -206,19 +207,13 @@ def weighed(rows: Sequence[Recorded], ways: Sequence[Way]) -> Evidence:
     told = [({one.tier or one.route.tier: said.quality, **said.tiers}, way.answers) for one, said, way in known]
     if all(chances.keys() <= values.keys() for values, chances in told):
         means = [sum(p * values[to] for to, p in chances.items()) for values, chances in told]
-        return Evidence(
-            [Weighed(1.0, mean, 0.0, named(one)) for mean, (one, _, _) in zip(means, known, strict=True)], 0.0
-        )
+        names = [one.conversation or None for one, _, _ in known]
+        return Evidence([Weighed(1.0, mean, 0.0, name) for mean, name in zip(means, names, strict=True)], 0.0)
     outcomes = [
-        Weighed(supported(one, way) / one.route.p, said.quality, square(one, way), named(one))
+        Weighed(supported(one, way) / one.route.p, said.quality, square(one, way), one.conversation or None)
         for one, said, way in known
     ]
     return Evidence(outcomes, sum(lost(one, way) for one, _, way in known) / len(known))
-
-
-def named(one: Recorded) -> str | None:
-    """Its conversation's name."""
-    return one.conversation or None
 
 
 def square(one: Recorded, way: Way) -> float:
@@ -244,7 +239,7 @@ class Prices:
 
     def __init__(self, rows: Sequence[Recorded], policy: Policy) -> None:
         self.first = next(iter(policy.tiers))
-        self._tiers = policy.tiers
+        self.tiers = policy.tiers
         lengths: dict[str, list[int]] = {}
         for one in rows:
             if one.tier and one.used and one.used.completion is not None:
@@ -253,9 +248,9 @@ class Prices:
 
     def of(self, one: Recorded, tier: str, p: float) -> tuple[float, bool]:
         """`p` times the US dollars, and whether a server counted them. A tier that the policy lacks costs nothing."""
-        if tier not in self._tiers:
+        if tier not in self.tiers:
             return 0.0, False
-        used, price = one.used, self._tiers[tier].price
+        used, price = one.used, self.tiers[tier].price
         if used and one.tier == tier and used.prompt is not None and used.completion is not None:
             return p * cost(price, used.prompt, min(used.cached or 0, used.prompt), used.completion) / NANO, True
         prompt = used.prompt if used and used.prompt is not None else int(one.facts.get("context", 0))

@@ -3,28 +3,28 @@
 import asyncio
 import atexit
 import logging
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from itertools import product
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-
-from gateway.policy import Callers, Policy
+from gateway.policy import Policy
 from gateway.recorded import Record
 from gateway.standing import LIMITS, MODES, enforcement
 from gateway.store import State
-from gateway.telemetry.lines import Lines, line
+from gateway.telemetry.counts import CONTENT_TYPE as METRICS
+from gateway.telemetry.counts import Gauge, shown
+from gateway.telemetry.lines import line, text
 from gateway.telemetry.meters import Meters
 from gateway.telemetry.outlet import Outlet
 from gateway.trace import Trace, sampled
 from gateway.types import TierState, Verdict
 
-__all__ = ["METRICS", "Outlet", "Telemetry"]
+__all__ = ["METRICS", "Gauge", "Outlet", "Telemetry"]
 
-METRICS = CONTENT_TYPE_LATEST
 # vLLM >= 0.28 thinks unless told not to.
 THINKS = (
     "triage: answers have no content, the model thinks first. Set chat_template_kwargs {thinking: false, "
@@ -45,8 +45,8 @@ class Telemetry:
         self._ended: deque[Record] = deque()  # to be counted
         self._counting = threading.Lock()
         self._untold: list[Record] = []  # of this turn of the event loop
-        self._registry = registry = CollectorRegistry()
-        self._log = Lines() if log else None
+        self._gauges: dict[str, Gauge] = {}
+        self._log = Outlet(sys.__stdout__) if log else None
         self._ratio = trace_ratio
         self._export = None
         if trace_ratio:
@@ -55,20 +55,12 @@ class Telemetry:
             self._export = Export(self.meters.unsent.cell(), trace_ratio)
         if log or trace_ratio:
             atexit.register(self.close)
-        gauge = partial(Gauge, registry=registry)
-        self.inflight = gauge("gateway_inflight_requests", "Open exchanges with servers.", ["tier"])
-        self.queued = gauge("gateway_queued_requests", "Requests that wait for a tier.", ["tier"])
-        self.places = gauge("gateway_places", "Exchanges that may be open with a tier's servers.", ["tier"])
-        up = "1 while a replica is asked, 0 while it is left alone."
-        self.replicas = gauge("gateway_replica_up", up, ["tier", "replica"])
-        self.empty = gauge("gateway_verdicts_empty", "Processes to which the classifier answers without content.")
-        drifts = "Processes that see other traffic than the policy was calibrated on."
-        self.drift = gauge("gateway_drift", drifts, ["what", "policy"])
-        unusable = "Processes to which a file of theirs is of no use at present."
-        self.files = gauge("gateway_file_broken", unusable, ["file"])
-        self.store = gauge("gateway_store_up", "1 while the shared store answers.")
-        self.limits = gauge("gateway_limits", "Processes that keep a limit so at present.", ["limit", "kept"])
-        self.policy = gauge("gateway_policy_info", "The policy in force.", ["name", "revision", "digest"])
+        empty = "Processes to which the classifier answers without content."
+        self.show(Gauge("gateway_verdicts_empty", empty, lambda: self._thinks))
+
+    def show(self, gauge: Gauge) -> None:
+        """From here on, in place of the one of this name."""
+        self._gauges[gauge.name] = gauge
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:
         """Show `policy` as the one in force; only its model names become label values. A replica's label is its index
@@ -76,33 +68,43 @@ class Telemetry:
         """
         self._count()
         self.meters.use(policy)
-        self.policy.clear()
-        self.policy.labels(**policy.told()).set(1)
-        for gauge in (self.inflight, self.queued, self.places, self.replicas):
-            gauge.clear()
-        self.store.set_function(lambda: float(store() != "down"))
-        for limit in LIMITS:
-            for mode in MODES:
-                self.limits.labels(limit, mode).set_function(partial(_is_kept, policy.callers, store, limit, mode))
-        for name, tier in policy.tiers.items():
-            for gauge, what in ((self.inflight, "inflight"), (self.queued, "queued"), (self.places, "places")):
-                gauge.labels(name).set_function(partial(_count, states, name, what))
-            for at in range(len(tier.replicas)):
-                self.replicas.labels(name, str(at)).set_function(partial(_up, states, name, at))
+        self._use_tiers(policy, states)
+        kept = "Processes that keep a limit so at present."
+
+        def keeps(limit: str, mode: str) -> bool:
+            return enforcement(policy.callers, store())[limit] == mode
+
+        self.show(Gauge("gateway_limits", kept, keeps, ["limit", "kept"], [*product(LIMITS, MODES)]))
+        self.show(Gauge("gateway_store_up", "1 while the shared store answers.", lambda: store() != "down"))
+        info = policy.told()
+        self.show(Gauge("gateway_policy_info", "The policy in force.", lambda *_: 1.0, [*info], [(*info.values(),)]))
+
+    def _use_tiers(self, policy: Policy, states: States) -> None:
+        tiers = [(name,) for name in policy.tiers]
+        for name, told, what in (
+            ("gateway_inflight_requests", "Open exchanges with servers.", "inflight"),
+            ("gateway_queued_requests", "Requests that wait for a tier.", "queued"),
+            ("gateway_places", "Exchanges that may be open with a tier's servers.", "places"),
+        ):
+            self.show(Gauge(name, told, lambda tier, what=what: getattr(states()[tier], what), ["tier"], tiers))
+        up = "1 while a replica is asked, 0 while it is left alone."
+        replicas = [(name, str(at)) for name, tier in policy.tiers.items() for at in range(len(tier.replicas))]
+        self.show(
+            Gauge("gateway_replica_up", up, lambda tier, at: states()[tier].up[int(at)], ["tier", "replica"], replicas)
+        )
 
     def watch(self, files: Mapping[str, Callable[[], object]]) -> None:
         """Show of these files, by what they are of, which cannot be used: those of which something true is told."""
-        for name, broken in files.items():
-            self.files.labels(name).set_function(partial(_truth, broken))
+        unusable, names = "Processes to which a file of theirs is of no use at present.", [(name,) for name in files]
+        self.show(Gauge("gateway_file_broken", unusable, lambda name: bool(files[name]()), ["file"], names))
 
     def expires(self, life: Callable[[], tuple[float, float]]) -> None:
         """Show when the certificate of the listener ends, and from when on it should have been renewed. Not every
         gateway has one."""
-        gauge = partial(Gauge, registry=self._registry)
         ends = "When the certificate that callers see ends, in Unix seconds."
         due = "From when on that certificate should have been renewed, in Unix seconds."
-        gauge("gateway_certificate_expiration_timestamp_seconds", ends).set_function(lambda: life()[0])
-        gauge("gateway_certificate_due_timestamp_seconds", due).set_function(lambda: life()[1])
+        self.show(Gauge("gateway_certificate_expiration_timestamp_seconds", ends, lambda: life()[0]))
+        self.show(Gauge("gateway_certificate_due_timestamp_seconds", due, lambda: life()[1]))
 
     @property
     def tracers(self) -> Any:
@@ -140,7 +142,7 @@ class Telemetry:
                 self._export.put(record, record.trace, model, self.meters.models)
         if self._log and told:
             at = int(time.time() * 1000) / 1000
-            self._log.write([line(record, model, at) for record, model in told])
+            self._log.write(text([line(record, model, at) for record, model in told]))
 
     def _alarm(self, verdict: Verdict) -> None:
         """Logs when the classifier starts to answer without content, and when it answers again: a line each."""
@@ -148,7 +150,6 @@ class Telemetry:
         if verdict.source == "cache" or thinks == self._thinks or not (thinks or verdict.label):
             return
         self._thinks = thinks
-        self.empty.set(thinks)
         log.warning(THINKS if thinks else "triage: answers have content again")
 
     def close(self) -> None:
@@ -162,7 +163,7 @@ class Telemetry:
     def render(self) -> bytes:
         """The metrics as Prometheus' text, of the type METRICS. Meant for a thread."""
         self._count()
-        return self.meters.text().encode() + generate_latest(self._registry)
+        return shown([*self.meters.all, *self._gauges.copy().values()])
 
 
 def _behind(work: Callable[[], None]) -> None:
@@ -171,19 +172,3 @@ def _behind(work: Callable[[], None]) -> None:
         asyncio.get_running_loop().call_soon(work)
     except RuntimeError:
         work()
-
-
-def _truth(told: Callable[[], object]) -> float:
-    return float(bool(told()))
-
-
-def _is_kept(callers: Callers, store: Callable[[], State], limit: str, mode: str) -> float:
-    return float(enforcement(callers, store())[limit] == mode)
-
-
-def _count(states: States, tier: str, what: str) -> float:
-    return float(getattr(states()[tier], what))
-
-
-def _up(states: States, tier: str, replica: int) -> float:
-    return float(states()[tier].up[replica])

@@ -1,6 +1,5 @@
 """What is written of an exchange?   One line of JSON."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +8,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from gateway.recorded import Record
-from gateway.telemetry.outlet import Outlet
-from gateway.types import Facts, Held, Verdict
+from gateway.types import Held, Verdict
 
 _encoder = msgspec.json.Encoder()
 
@@ -58,24 +56,21 @@ def line(record: Record, model: str | None, at: float) -> LogLine:
     ttft = None if record.ttft is None else _microseconds(record.ttft)
     overhead = None if record.overhead is None else _microseconds(record.overhead)
     tokens = (usage.prompt, usage.cached, usage.completion) if usage else None
-    draft, won, held, budget, verdict = None, None, None, None, None
+    draft, won, held = None, None, None
+    budget: dict[str, Any] | UnsetType = UNSET
+    verdict: Verdict | UnsetType = UNSET
     if decision:
-        draft, held, verdict = decision.draft, decision.held, decision.verdict
+        draft, held, facts = decision.draft, decision.held, decision.facts
         won = _microseconds(decision.won) if draft == "kept" else None
-        budget = decision.facts if decision.facts.budget else None
+        if facts.budget:
+            budget = {"used": round(facts.budget_used, 6), "then": facts.budget, "of": facts.budget_of}
+        if decision.verdict:
+            verdict = replace(decision.verdict, seconds=_microseconds(decision.verdict.seconds))
     return LogLine(  # by position: so many take six times as long by name
         at, record.id, trace_id, record.path, record.status, record.error, name, plan, model, record.stream, chosen,
         record.tier, rule, reason, record.cache, record.policy, _microseconds(record.seconds), ttft, overhead, draft,
-        won, held, tokens, _budget(budget) if budget else UNSET, _verdict(verdict) if verdict else UNSET,
+        won, held, tokens, budget, verdict,
     )  # fmt: skip
-
-
-def _budget(facts: Facts) -> dict[str, Any]:
-    return {"used": round(facts.budget_used, 6), "then": facts.budget, "of": facts.budget_of}
-
-
-def _verdict(verdict: Verdict) -> Verdict:
-    return replace(verdict, seconds=_microseconds(verdict.seconds))
 
 
 def _microseconds(seconds: float) -> float:
@@ -83,12 +78,6 @@ def _microseconds(seconds: float) -> float:
     return int(seconds * 1e6 + 0.5) / 1e6
 
 
-class Lines:
-    """Writes log lines to standard output."""
-
-    def __init__(self) -> None:
-        self._out = Outlet(sys.__stdout__)
-        self.close = self._out.close
-
-    def write(self, lines: Sequence[LogLine]) -> None:
-        self._out.write(_encoder.encode_lines(lines).decode())
+def text(lines: Sequence[LogLine]) -> str:
+    """Whole lines of JSON."""
+    return _encoder.encode_lines(lines).decode()

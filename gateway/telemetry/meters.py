@@ -3,7 +3,6 @@
 Label values are the policy's words and ours. Of what callers write only model names that the policy knows are used.
 """
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gateway.policy import Policy, Price
@@ -137,14 +136,10 @@ class Meters:
         name = model.lower() if model else None
         return name if name is None or name in self._names else "other"
 
-    def text(self) -> str:
-        """All of them as Prometheus' text. Meant for a thread: it lets others run after each series."""
-        parts: list[str] = []
-        for metric in [found for found in vars(self).values() if isinstance(found, Counter | Histogram)]:
-            for part in metric.text():
-                parts.append(part)
-                time.sleep(0)
-        return "".join(parts)
+    @property
+    def all(self) -> Iterator[Counter | Histogram]:
+        """Each counter and histogram."""
+        return (found for found in vars(self).values() if isinstance(found, Counter | Histogram))
 
     def _count(self, alike: Sequence[Record], model: str | None) -> None:
         one, count = alike[0], len(alike)

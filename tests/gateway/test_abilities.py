@@ -92,7 +92,8 @@ async def test_a_server_that_refuses_log_probabilities_still_answers_a_plain_que
     [
         ("[]", PlainAnswer(refused="200 []")),
         ('{"choices":[]}', PlainAnswer(refused='200 {"choices":[]}')),
-        ('{"choices":[{"message":[],"logprobs":[1]}]}', PlainAnswer()),
+        ('{"choices":[{"message":[]}]}', PlainAnswer(refused='200 {"choices":[{"message":[]}]}')),
+        ('{"choices":[{"message":{"content":"a"},"logprobs":[1],"finish_reason":"stop"}]}', PlainAnswer(content=True)),
     ],
 )
 async def test_an_answer_of_another_form_is_no_error(answer: str, told: PlainAnswer) -> None:

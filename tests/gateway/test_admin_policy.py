@@ -141,6 +141,19 @@ async def test_what_a_text_changes_and_whom_it_moves_is_told(flash: Sim, pro: Si
         await put(gate, "/diff", "schema: 1", status=400)
 
 
+async def test_a_text_is_compared_though_a_file_that_the_policy_in_force_names_is_gone(
+    flash: Sim, pro: Sim, file: Path
+) -> None:
+    text = policy_text(flash, pro)
+    async with steered(file, text) as gate:
+        write(file.with_name("next.yaml"), text)
+        write(file, policy_text(flash, pro, candidate={"policy": "next.yaml"}))
+        assert (await put(gate, "/reload"))["ok"]
+        file.with_name("next.yaml").unlink()
+        (change,) = (await put(gate, "/diff", text))["changes"]
+        assert (change["path"], change["a"]) == ("candidate.policy", "next.yaml")
+
+
 async def test_a_decision_is_explained_without_asking_a_model(flash: Sim, pro: Sim, file: Path) -> None:
     async with steered(file, policy_text(flash, pro)) as gate:
         flash.reset()

@@ -36,7 +36,7 @@ from gateway.calibrate.report import (
     lift_interval,
     over_chance,
 )
-from gateway.calibrate.trees import LEAVES, TREES, Outcome, grown
+from gateway.calibrate.trees import LEAVES, TREES, Sample, grown
 from gateway.calibration import ALIKE, EDGE, Branch, Layer, Node, load, taken
 
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
@@ -528,11 +528,9 @@ def test_weights_are_where_outcomes_and_beliefs_pull_alike() -> None:
 
 def test_trees_cut_where_outcomes_part_and_no_leaf_has_less_than_its_part() -> None:
     chance, names = random.Random(8), ("x", "noise", "more", "else")
-    outcomes = [
-        Outcome((at / 300, *(chance.random() for _ in names[1:])), at >= 150, 1.0 + at % 2) for at in range(300)
-    ]
+    outcomes = [Sample((at / 300, *(chance.random() for _ in names[1:])), at >= 150, 1.0 + at % 2) for at in range(300)]
 
-    def leaves(node: Node, held: list[Outcome]) -> Iterator[tuple[float, list[Outcome]]]:
+    def leaves(node: Node, held: list[Sample]) -> Iterator[tuple[float, list[Sample]]]:
         if not isinstance(node, Branch):
             yield node, held
             return

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from gateway.calibrate import Example, examples, told
-from gateway.recorded import SHADOW, Chosen, Judged, Outcome, Recorded, Seen, read
+from gateway.recorded import SHADOW, Chosen, LateOutcome, Outcome, Recorded, Seen, read
 from gateway.types import Facts, Verdict
 
 
@@ -112,7 +112,7 @@ def test_from_which_agreement_flash_counts_as_good_is_the_operators_to_say() -> 
 
 
 def test_an_outcome_that_came_late_counts(tmp_path: Path) -> None:
-    late = Judged(id="a", caller="ann", at=6.0, outcome=Outcome(0.0))
+    late = LateOutcome(id="a", caller="ann", at=6.0, outcome=Outcome(0.0))
     file = tmp_path / "records.jsonl"
     file.write_bytes(b"\n".join(map(msgspec.json.encode, (decision(outcome=Outcome(1.0)), late))))
     assert [one.needed for one in examples(read([file]))] == [True]

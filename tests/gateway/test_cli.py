@@ -1,6 +1,8 @@
 """Does the command line hold no more than what was asked of it?"""
 
+import gc
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway import __version__
+from gateway.__main__ import main
 from gateway.cli import app
 
 LEFT_OUT = (
@@ -24,6 +27,7 @@ LEFT_OUT = (
 SCRIPT = f"""
 import logging, os, sys
 from typer.main import get_command
+from gateway.__main__ import main
 from gateway.cli import app
 assert get_command(app).get_command(None, "serve").name == "serve"
 print(*[name for name in {LEFT_OUT!r} if name in sys.modules])
@@ -72,6 +76,21 @@ def test_no_file_of_the_program_takes_the_place_of_a_closed_standard_file(tmp_pa
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", FILES, "--version", str(said)]
     subprocess.run(command, check=True, timeout=60)
     assert json.loads(said.read_text()) == [3, True, True, True]  # those who are started find them open, too
+
+
+@pytest.mark.parametrize(("command", "looks"), [("policy", False), ("serve", True)])
+def test_nobody_looks_for_garbage_in_records_that_are_read_once(
+    monkeypatch: pytest.MonkeyPatch, command: str, looks: bool
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tiergate", command, "--help"])
+    hup = signal.getsignal(signal.SIGHUP)
+    try:
+        with pytest.raises(SystemExit):
+            main()
+        assert gc.isenabled() == looks
+    finally:
+        signal.signal(signal.SIGHUP, hup)
+        gc.enable()
 
 
 def test_the_program_tells_its_version() -> None:

@@ -1,5 +1,6 @@
 """`tiergate policy status | revisions | reload | rollback` on a gateway that runs."""
 
+import asyncio
 import json
 import re
 import secrets
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli import app
 from loadtest.servers import Process, Sim, free_port, running, until
+from tests.gateway.serving import plain, scripted
 from tests.tiers import policy_text
 
 ADMIN = secrets.token_hex(32)
@@ -59,6 +61,8 @@ def test_a_policy_is_written_told_rolled_back_and_counts_again(house: House, fla
     assert (wrong.exit_code, json.loads(wrong.stdout)["ok"]) == (1, False)
     assert f"{house.file}:1:1: tiers: missing" in wrong.stderr
     assert house.run("status").exit_code == 1
+    house.file.write_text("[")
+    assert f"{house.file}:2:1: not YAML: " in house.run("reload").stderr
     house.file.write_text('"x\\e[2J": 1')
     for command in ("reload", "status"):
         told = house.run(command).stderr
@@ -76,10 +80,16 @@ def test_a_gateway_that_refuses_or_does_not_answer_is_told_on_stderr(house: Hous
         (house.run("status", "--url", f"http://127.0.0.1:{free_port()}"), "no connection"),
         (house.run("status", "--url", flash.url), "answers 404, but not as a gateway does"),
         (house.run("status", "--url", "nowhere"), "not an http or https URL"),
-        (house.run("status", "--url", flash.url), "answers 404, but not as a gateway does"),
     ):
         assert (found.exit_code, found.stdout) == (1, "")
         assert told in found.stderr
+
+
+@pytest.mark.parametrize("said", [b"{}", b"[]", b'"ok"'])
+async def test_who_answers_any_path_is_not_taken_for_a_gateway(house: House, said: bytes) -> None:
+    async with scripted(plain(said)) as (url, _):
+        found = await asyncio.to_thread(house.run, "status", "--url", url)
+    assert "answers 200, but not as a gateway does" in found.stderr
 
 
 def test_sighup_has_the_file_read_again(house: House) -> None:

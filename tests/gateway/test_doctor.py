@@ -448,7 +448,8 @@ def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_expired_an_e
         assert (found.level, told in found.told) == (level, True), found
 
 
-def test_records_may_go_where_there_is_a_file_or_a_folder_to_make_one_in(tmp_path: Path) -> None:
-    for name, wrong in (("records", 0), ("", 0), ("none/records", 1)):
+def test_records_may_go_to_a_file_or_into_a_folder_to_make_one_in_but_are_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    for name, wrong in (("there", 0), ("records", 0), ("", 1), ("none/records", 1)):
         found = [one for one in files(Settings(records=tmp_path / name)) if "GATEWAY_RECORDS" in one.told]
         assert len(found) == wrong, name

@@ -208,6 +208,15 @@ def test_extending_leaves_the_other_tier_alone() -> None:
     assert load_policy(text, {}).tiers["pro"].set == {"a": {"x": 1}}
 
 
+def test_what_tiers_take_from_others_counts_in_how_long_a_file_may_be() -> None:
+    wide = "".join(f"k{at}: 1, " for at in range(900))
+    more = "".join(f"  t{at}: {{extends: pro}}\n" for at in range(60))
+    began = time.process_time()
+    (told,) = refused(SMALLEST.replace('8002"]}\n', f'8002"], set: {{{wide}}}}}\n{more}'))
+    assert "too long: more than 50000 values with those of `extends`" in told
+    assert time.process_time() - began < 2, "not each place for each copied key"
+
+
 def test_a_default_that_would_break_each_exchange_is_refused_once_where_it_stands() -> None:
     more = "  deep: {extends: pro}\n"
     wrong = '{top_p: 1, stream: true, "n": 2, model: x, messages: []}'

@@ -86,6 +86,13 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, line: Any, told: st
         read([written(tmp_path / "a", DECISION, line)])
 
 
+def test_the_line_that_a_gateway_is_writing_is_left_for_later(tmp_path: Path) -> None:
+    whole = msgspec.json.encode(DECISION | {"id": "r2"})
+    for end in range(1, len(whole) + 1):
+        found = read([written(tmp_path / "a", DECISION, whole[:end])])
+        assert [one.id for one in found] == ["r1", "r2"][: 1 + (end == len(whole))]
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="none: No such file"):
         read([tmp_path / "none"])

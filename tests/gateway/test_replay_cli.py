@@ -1,6 +1,7 @@
 """`tiergate policy replay | diff` on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -132,6 +133,11 @@ def test_a_condition_sets_the_exit_status(files: dict[str, str], conditions: lis
     assert bool(found.stderr) == bool(status)
 
 
+def test_a_tier_that_nothing_goes_to_has_a_share_of_none(files: dict[str, str]) -> None:
+    replay = "replay", "--policy", files["cheap.yaml"], "--records", files["records"]
+    assert [run(*replay, "--fail-if", f"share.pro {sign} 0").exit_code for sign in (">", "<=")] == [0, 1]
+
+
 def test_a_figure_that_is_not_known_is_told_apart_from_one_that_there_is_not(files: dict[str, str]) -> None:
     replay = "replay", "--policy", files["b.yaml"], "--records", files["records"]
     for name, told in (("quality", "not known here\n"), ("nobody", "no such figure: pro_share, ")):
@@ -173,6 +179,15 @@ def test_diff_of_a_file_with_itself_is_empty(files: dict[str, str]) -> None:
     assert run("diff", files["a.yaml"], files["a.yaml"]).stdout == "the files say the same\n"
     found = run("diff", files["a.yaml"], files["a.yaml"], "--records", files["records"], "--format", "json").stdout
     assert json.loads(found) == {"changes": [], "records": 100, "undecided": 0, "moves": []}
+
+
+def test_diff_tells_of_a_file_that_both_name_and_that_is_another(files: dict[str, str], tmp_path: Path) -> None:
+    for folder, more in (("x", ""), ("y", "# changed\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.yaml").write_text(TEXT + "candidate: {policy: next.yaml}\n")
+        (tmp_path / folder / "next.yaml").write_text(TEXT + more)
+    told = run("diff", str(tmp_path / "x" / "p.yaml"), str(tmp_path / "y" / "p.yaml")).stdout
+    assert re.fullmatch(r'file next\.yaml: "[0-9a-f]{12}" -> "[0-9a-f]{12}"\n', told)
 
 
 def test_diff_does_not_show_what_the_environment_holds(files: dict[str, str]) -> None:

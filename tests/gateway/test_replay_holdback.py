@@ -76,7 +76,7 @@ def test_an_answer_that_came_by_failover_is_that_of_the_tier_that_was_chosen() -
 
 def test_a_caller_who_may_no_longer_reach_the_other_tier_keeps_a_weak_start() -> None:
     below = held(-0.9, old="gold: {may: [pro]}", new="gold: {}")
-    assert replay(starts(held(-0.9)), below).arms["candidate"].shares == {"flash": 1.0}
+    assert replay(starts(held(-0.9)), below).arms["candidate"].shares == {"flash": 1.0, "pro": 0.0}
 
 
 @pytest.mark.parametrize(

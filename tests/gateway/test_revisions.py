@@ -1,6 +1,7 @@
 """The file is followed: what is right comes into force, what is wrong changes nothing, what was can come back."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -175,6 +176,19 @@ def test_a_file_that_is_named_in_it_is_followed_too(house: House) -> None:
     follows(house, work)
 
 
+@pytest.mark.parametrize("key", ["candidate: {policy", "triage: {calibration", "triage: {embeddings"])
+def test_a_file_is_followed_though_it_named_what_can_be_no_name(house: House, key: str) -> None:
+    async def work(revisions: Revisions) -> None:
+        house.path.write_text(text("b", more=f'{key}: "b\\0c"}}'))
+        await revisions.look()
+        assert "cannot be read: no file's name has a NUL" in str(revisions.problems[0])
+        house.path.write_text(text("c"))
+        await revisions.look()
+        assert revisions.policy.revision == "c"
+
+    follows(house, work)
+
+
 def test_a_file_that_is_named_in_it_and_has_the_line_ends_of_windows_is_loaded_once(house: House) -> None:
     (house.path.parent / "next.yaml").write_bytes(text("n").replace("\n", "\r\n").encode())
     house.path.write_text(text("a", more="candidate: {policy: next.yaml, canary: 0.5}"))
@@ -298,6 +312,33 @@ def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
         for to in ("previous", "0123456789ab"):
             with pytest.raises(NotFound):
                 await revisions.roll_back(to)
+
+    follows(house, work)
+
+
+def test_an_earlier_revision_whose_calibration_changed_since_says_so_and_the_one_before_follows_it(
+    house: House,
+) -> None:
+    beside = house.path.parent / "c.json"
+    layer = {"intercept": 0.0, "weights": {}, "means": {}, "scales": {}}
+
+    async def work(revisions: Revisions) -> None:
+        for revision, edge in (("b", 0.5), ("c", 0.6)):
+            beside.write_text(json.dumps({"schema": 2, "layer": layer, "edges": [edge]}))
+            house.path.write_text(text(revision, more="triage: {calibration: c.json}"))
+            await revisions.look()
+        then = (await revisions.roll_back("previous")).digest
+        assert (revisions.policy.revision, revisions.digest) == ("b", then)
+        assert revisions.policy.digest != then
+        assert revisions.note().startswith(f"A file that it names has changed since: in force is {revisions.policy}. ")
+        await revisions.roll_back("previous")
+        assert (revisions.policy.revision, revisions.digest) == ("a", revisions.policy.digest)
+        assert revisions.note().startswith(f"{house.path} still says otherwise.")
+        await revisions.roll_forward()
+        beside.write_text(beside.read_text().replace("0.6", "0.7"))
+        await revisions.look()
+        with pytest.raises(BadRequest, match="has the text that the file has; what differs is a file that it names"):
+            await revisions.roll_back("previous")
 
     follows(house, work)
 

@@ -418,3 +418,5 @@ def test_prometheus_reads_what_is_shown() -> None:
     assert decided.labels["rule"] == 'a "rule"\\\n'
     ttft = families["gen_ai_server_time_to_first_token_seconds"].samples
     assert [sample.labels["le"] for sample in ttft if sample.name.endswith("bucket")][-3:] == ["300.0", "600.0", "+Inf"]
+    ends = {sample.labels.get("le") for sample in families["gen_ai_client_token_usage"].samples}
+    assert ends >= {"262144.0", "1.048576e+06", "6.7108864e+07"}, "named as they were by prometheus_client"

@@ -40,8 +40,8 @@ class PolicyView {
       if (error instanceof Failed && !this.told) this.state.replaceChildren(empty(error.message));
       throw error;
     }
+    if (this.text === undefined) this.candidate.value ||= policy.text ?? "";
     this.text = policy.text ?? "";
-    if (!this.candidate.value) this.candidate.value = this.text;
     const told = JSON.stringify([policy, candidate]);
     if (told === this.told) return;
     this.told = told;
