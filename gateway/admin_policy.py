@@ -238,7 +238,8 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
     """
     if revisions.path is None or revisions.text is None:
         raise BadRequest("This gateway follows no policy file.", code="no_policy_file")
-    (old, before), (new, after) = right(attempted(revisions.path, revisions.text)), right(tried(text, revisions))
+    here = attempted(revisions.path, revisions.text, calibration=revisions.calibration)
+    (old, before), (new, after) = right(here), right(tried(text, revisions))
     changes = [{"path": path, "a": one, "b": other} for path, one, other in differences(before, after)]
     found: Json = {"changes": changes, "records": len(lines), "undecided": 0, "moves": [], "unjudged": None}
     rows = [_RECORD.decode(line) for line in lines]

@@ -1,6 +1,7 @@
 """The file is followed: what is right comes into force, what is wrong changes nothing, what was can come back."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -211,6 +212,62 @@ def test_an_earlier_revision_comes_back_until_the_file_is_written(
         follows(house, work)
     told = [re.sub("policy: house (.) .* is in force", r"\1", message) for message in caplog.messages]
     assert told == [*"bc", "b, by a rollback", "a, by a rollback", "c", "b, by a rollback", "c"]
+
+
+def calibration(edge: float) -> str:
+    layer = {"intercept": 0.0, "weights": {"score": 1.0}, "means": {"score": 0.0}, "scales": {"score": 1.0}}
+    return json.dumps({"schema": 1, "layer": layer, "edges": [edge]})
+
+
+def threshold(revisions: Revisions) -> float:
+    return revisions.policy.triage.threshold
+
+
+def test_an_earlier_calibration_comes_back_until_one_is_written(house: House) -> None:
+    beside = house.path.with_name("calibration.json")
+    beside.write_text(calibration(0.5))
+    house.path.write_text(text("a", more="triage: {calibration: calibration.json}"))
+
+    async def work(revisions: Revisions) -> None:
+        beside.write_text(calibration(0.9))
+        await revisions.look()
+        back = await revisions.roll_back("previous")
+        assert (threshold(revisions), revisions.policy.digest) == (0.5, back.digest)
+        assert (revisions.told()["source"], revisions.calibration) == ("rollback", calibration(0.5))
+        assert not await revisions.look(), "nothing has changed"
+        anew = house.revisions()
+        await anew.look()
+        assert threshold(anew) == 0.5
+        beside.write_text("{")
+        await revisions.look()
+        assert (threshold(revisions), len(revisions.problems)) == (0.5, 1), "the file counts, and is wrong"
+        beside.write_text(calibration(0.7))
+        await revisions.look()
+        assert (threshold(revisions), revisions.told()["source"]) == (0.7, "file")
+
+    follows(house, work)
+
+
+def test_a_revision_whose_calibration_was_not_kept_does_not_come_back_as_another_policy(house: House) -> None:
+    beside = house.path.with_name("calibration.json")
+    beside.write_text(calibration(0.5))
+    house.path.write_text(text("a", more="triage: {calibration: calibration.json}"))
+
+    async def work(revisions: Revisions) -> None:
+        (kept,) = await revisions.known()
+        older = msgspec.structs.replace(kept, calibration=None)  # as an older version wrote it
+        await house.store.keep(f"{REVISIONS}house", msgspec.json.encode([older]))
+        beside.write_text(calibration(0.9))
+        anew = house.revisions()
+        await anew.look()
+        with pytest.raises(BadRequest, match="a calibration that was not kept"):
+            await anew.roll_back("previous")
+        assert threshold(anew) == 0.9
+        beside.write_text(calibration(0.5))
+        await anew.look()
+        assert (await anew.roll_back(kept.digest)).digest == anew.policy.digest, "the files say it again"
+
+    follows(house, work)
 
 
 def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_before_it(house: House) -> None:
