@@ -1,5 +1,6 @@
 """In what do two policy files differ?"""
 
+import hashlib
 from typing import Any
 
 from gateway.policy.load import Document
@@ -21,13 +22,16 @@ def differences(old: Document, new: Document) -> list[tuple[str, Any, Any]]:
 
 
 def said(document: Document) -> Values:
-    """All values of a file by path, rules by their id."""
+    """All values of a file by path, rules by their id; beside a calibration's name the hash of what it holds."""
     rules = document.data["rules"]
     found: Values = {"rules": [rule["id"] for rule in rules]}
     for at, rule in enumerate(rules):
         found |= flat(document, rule, ("rules", at), ("rules", rule["id"]))
     for key in document.data.keys() - {"rules", "tests"}:
         found |= flat(document, document.data[key], (key,), (key,))
+    if document.calibration is not None:
+        held = hashlib.sha256(document.calibration.encode()).hexdigest()[:12]
+        found["triage.calibration"] = f"{found['triage.calibration']} ({held})"
     return found
 
 

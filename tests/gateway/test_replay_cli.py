@@ -1,6 +1,7 @@
 """`tiergate policy replay | diff` on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -186,6 +187,19 @@ def test_diff_of_a_file_with_itself_is_empty(files: dict[str, str]) -> None:
     assert run("diff", files["a.yaml"], files["a.yaml"]).stdout == "the files say the same\n"
     found = run("diff", files["a.yaml"], files["a.yaml"], "--records", files["records"], "--format", "json").stdout
     assert json.loads(found) == {"changes": [], "records": 100, "undecided": 0, "moves": []}
+
+
+def test_diff_tells_calibrations_of_one_name_apart(files: dict[str, str]) -> None:
+    layer = {"intercept": 0.0, "weights": {"score": 1.0}, "means": {"score": 0.0}, "scales": {"score": 1.0}}
+    here = Path(files["a.yaml"]).parent
+    for name, edge in (("one", 0.4), ("other", 0.6)):
+        (here / name).mkdir()
+        (here / name / "calibration.json").write_text(json.dumps({"schema": 1, "layer": layer, "edges": [edge]}))
+        (here / name / "p.yaml").write_text(TEXT.replace("threshold: 0.5", "calibration: calibration.json"))
+    one, other = (str(here / name / "p.yaml") for name in ("one", "other"))
+    held = r"calibration\.json \([0-9a-f]{12}\)"
+    assert re.fullmatch(rf'triage\.calibration: "{held}" -> "{held}"\n', run("diff", one, other).stdout)
+    assert run("diff", one, one).stdout == "the files say the same\n"
 
 
 def test_diff_does_not_show_what_the_environment_holds(files: dict[str, str]) -> None:
