@@ -148,7 +148,7 @@ class Revisions:
             raise NotFound(f"No revision {to!r} is kept; kept are: {', '.join(digests) or 'none'}.", param="to")
         revision = known[wanted]
         made = await asyncio.to_thread(rollback_to, revision, path)
-        await self._store.keep(self._rollback_name, made and msgspec.json.encode(made))
+        await self._store.keep(self._rollback_name, msgspec.json.encode(made) if made else None)
         await self.look()
         return revision
 

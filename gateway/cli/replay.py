@@ -95,8 +95,8 @@ def diff(
         print("the files say the same")
     if lines:
         print(f"{sum(move.count for move in moves)} of {len(lines)} requests move, {undecided} undecided")
-        for told in moves_in_words(moves):
-            print(told)
+        for move in moves_in_words(moves):
+            print(move)
 
 
 def condition(text: str) -> tuple[str, str, float]:
