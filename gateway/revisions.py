@@ -230,7 +230,7 @@ class Revisions:
         """Add the policy in force, whose text this is, to the revisions in the store."""
         policy = self.policy
         known = await self.known()
-        if known and known[0].digest == policy.digest:
+        if known and (known[0].digest, known[0].calibration) == (policy.digest, self.calibration):
             return
         now = max(time.time(), known[0].at + TICK if known else 0.0)
         revision = Revision(policy.digest, policy.name, policy.revision, now, text, self.calibration)
