@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Query, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
@@ -38,6 +39,7 @@ OFF = (
     "/admin is off: there is no admin key. Start the gateway with GATEWAY_ADMIN_KEY (openssl rand -hex 32), "
     "or make one with `tiergate keys admin`."
 )
+MOST = 1_000_000  # records in an answer
 SCHEME = HTTPBearer(scheme_name="admin", description="The admin key", auto_error=False)
 log = logging.getLogger("gateway")
 Serve = Callable[[Request], Awaitable[Response]]
@@ -170,10 +172,17 @@ def _records(routes: APIRouter, records: Recent) -> None:
 
     @routes.get("/records", summary=summary, response_class=JsonLines)
     async def recent(
-        limit: Annotated[int, Query(ge=1, le=1_000_000)] = 1000,
+        limit: Annotated[int, Query(ge=1, le=MOST)] = 1000,
         after: Annotated[float, Query(ge=0, description="Unix seconds: of answers that ended later")] = 0.0,
+        only: Annotated[
+            str | None, Query(alias="id", description="A request's: of all that are kept, this one")
+        ] = None,
     ) -> Response:
-        return JsonLines(b"".join(line + b"\n" for line in await records(limit, after)))
+        lines = await records(limit if only is None else MOST, after)
+        if only is not None:
+            named = b'"id":' + msgspec.json.encode(only)  # inside a string its quotes are escaped
+            lines = [line for line in lines if named in line]
+        return JsonLines(b"".join(line + b"\n" for line in lines))
 
 
 def _usage(routes: APIRouter, store: Store) -> None:

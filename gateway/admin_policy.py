@@ -187,13 +187,13 @@ def shown(revisions: Revisions, known: list[Revision]) -> Json:
         "tests": [asdict(trial) for trial in revisions.trials],
         "rollback": {"at": rollback.at, "digest": rollback.digest, "note": revisions.note()} if rollback else None,
         "candidate": named,
-        "revisions": [listed(one) | {"current": one.digest == revisions.digest} for one in known],
+        "revisions": [listed(one) | {"current": one.digest == policy.digest} for one in known],
     }
 
 
 def listed(one: Revision) -> Json:
-    """A revision without its text."""
-    return {name: value for name, value in msgspec.structs.asdict(one).items() if name != "text"}
+    """A revision without its texts."""
+    return {name: getattr(one, name) for name in ("digest", "name", "revision", "at")}
 
 
 def compared(policy: Policy, comparison: Comparison) -> Json | None:
@@ -234,7 +234,7 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
     """
     path, said, old = revisions.path, revisions.text, revisions.policy
     # In force it stays though a file that it names is gone: only what it says is read again.
-    before = None if path is None or said is None else attempted(path, said).document
+    before = None if path is None or said is None else attempted(path, said, calibration=revisions.calibration).document
     if before is None:
         raise BadRequest("This gateway follows no policy file.", code="no_policy_file")
     new, after = right(tried(text, revisions))

@@ -71,14 +71,15 @@ def attempted(
     text: str | None = None,
     env: Mapping[str, str] | None = None,
     others: Collection[str] | None = None,
+    calibration: str | None = None,
 ) -> Attempt:
     """Loads and tests the file, or `text` in its place; `env` fills its variables, os.environ by default. `others`: the
-    files in other folders that it may name, None: any."""
+    files in other folders that it may name, None: any. `calibration`: a text in place of the calibration's file."""
     document: Document | None = None
     try:
         text = file_text(path) if text is None else text
         document = read_document(text, str(path), os.environ if env is None else env)
-        document.others = others
+        document.others, document.calibration = others, calibration
         policy = build_policy(document)
     except PolicyError as error:
         return Attempt(None, error.problems, document.files if document else {str(path): text}, (), document)

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import msgspec
 
 from gateway.errors import UNREADABLE, BadRequest, NotFound, Overloaded
 from gateway.ids import fingerprint
-from gateway.policy import Policy, PolicyError, Problem, file_text
+from gateway.policy import Policy, PolicyError, Problem, calibration_name, file_text
 from gateway.reload import Attempt, Texts, Trial, attempted
 from gateway.store import Store
 from gateway.watch import Watch, folders
@@ -28,32 +28,42 @@ log = logging.getLogger("gateway")
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """A policy that a file brought into force. `at`: when it last did, in Unix seconds; `digest` is the policy's."""
+    """A policy that a file brought into force. `at`: when it last did, in Unix seconds; `digest` is the policy's,
+    `calibration` the text of the calibration that it named, if it did."""
 
     digest: str
     name: str
     revision: str
     at: float
     text: str
+    calibration: str | None = None
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """An earlier revision's text, in force in place of the file's as long as the file has the fingerprint `instead_of`:
-    a change of the file ends the rollback.
+    """An earlier revision's text and calibration, in force in place of the file's as long as the file has the
+    fingerprint `instead_of`, and the calibration that it names the one in `beside`, by its name: a change of either
+    ends the rollback.
     """
 
     instead_of: str
     digest: str
     text: str
     at: float
+    calibration: str | None = None
+    beside: dict[str, str] = {}
+
+    def replaced(self, path: Path) -> dict[str, str]:
+        """The fingerprints by the files' paths, where the policy's is at `path`."""
+        return {str(path): self.instead_of, **{str(path.parent / name): told for name, told in self.beside.items()}}
 
 
 class Revisions:
     """Follows the file at `path` (None: there is none) while it runs, and looks at it when told to.
 
-    `policy` is in force since `since`; `text` is its text: the file's, or that of `rollback` where there is one. `use`
-    is called with each policy that comes into force, `count` with the result of each attempt (accepted, rejected).
-    `problems` are those of the last attempt, made at `at`; `trials` the results of the tests of the policy in force.
+    `policy` is in force since `since`; `text` is its text: the file's, or that of `rollback` where there is one, and
+    `calibration` that of the calibration that it names. `use` is called with each policy that comes into force, `count`
+    with the result of each attempt (accepted, rejected). `problems` are those of the last attempt, made at `at`;
+    `trials` the results of the tests of the policy in force.
     Rollback and revisions are kept in the store, for all processes on it that began with a policy of this name; in a
     memory store they end with the process.
     """
@@ -68,6 +78,7 @@ class Revisions:
     ) -> None:
         self.path, self.policy, self._store, self._use, self._count = path, policy, store, use, count
         self.text: str | None = None
+        self.calibration: str | None = None
         self.since = self.at = time.time()
         self.problems: Sequence[Problem] = ()
         self.trials: Sequence[Trial] = ()
@@ -80,11 +91,6 @@ class Revisions:
         self._looking = asyncio.Lock()
         self._watch: Watch | None = None
         self._nudged = False
-
-    @property
-    def digest(self) -> str:
-        """Of the revision in force; a rollback's stays what it was, though a file that it names changed since."""
-        return self.rollback.digest if self.rollback else self.policy.digest
 
     @property
     def files(self) -> Collection[str]:
@@ -116,39 +122,33 @@ class Revisions:
             return False
         async with self._looking:
             await self._learn()
-            files = await self._settled({str(self.path): None, **self._files})
-            text, rollback = files[str(self.path)], self._found
-            if rollback and text is not None and rollback.instead_of != fingerprint(text):
-                rollback = None
+            was = self._found.replaced(self.path) if self._found else {str(self.path): ""}
+            files = await self._settled(list({**was, **self._files}))
+            stands = all((said := files[name]) is None or fingerprint(said) == told for name, told in was.items())
+            rollback = self._found if stands else None
             if not again and files == self._files and rollback == self._tried:
                 return False
-            found = await asyncio.to_thread(attempted, self.path, rollback.text if rollback else None)
-            self._files, self._tried = {**found.files, str(self.path): text}, rollback
+            text, calibration = (rollback.text, rollback.calibration) if rollback else (None, None)
+            found = await asyncio.to_thread(attempted, self.path, text, calibration=calibration)
+            self._files, self._tried = {**found.files, **{name: files[name] for name in was}}, rollback
             await self._take(found, rollback)
             return True
 
     async def roll_back(self, to: str) -> Revision:
         """Put the revision with this digest, or the PREVIOUS one, in force in place of the file, in every process on
-        the store. Raises NotFound, BadRequest where its text does not pass the checks any more, or is the file's,
-        Overloaded.
+        the store. Raises NotFound, BadRequest where it does not pass the checks any more or would be another policy by
+        now, Overloaded.
         """
         path = self._followed()
         known = await self.known()
         digests = [one.digest for one in known]
-        here = digests.index(self.digest) if self.digest in digests else -1
+        here = digests.index(self.policy.digest) if self.policy.digest in digests else -1
         wanted = here + 1 if to == PREVIOUS else digests.index(to) if to in digests else len(known)
         if wanted >= len(known):
             raise NotFound(f"No revision {to!r} is kept; kept are: {', '.join(digests) or 'none'}.", param="to")
         revision = known[wanted]
-        found = await asyncio.to_thread(attempted, path, revision.text)
-        if not found.policy:
-            raise BadRequest(f"Revision {revision.digest} is wrong by now: {found.problems[0]}", param="to")
-        text = (await asyncio.to_thread(texts, [str(path)]))[str(path)]
-        if text == revision.text and found.policy.digest != revision.digest:
-            told = "has the text that the file has; what differs is a file that it names: put that back"
-            raise BadRequest(f"Revision {revision.digest} {told}.", param="to")
-        made = Rollback(fingerprint(text or ""), revision.digest, revision.text, time.time())
-        await self._store.keep(self._rollback_name, None if text == revision.text else msgspec.json.encode(made))
+        made = await asyncio.to_thread(rollback_to, revision, path)
+        await self._store.keep(self._rollback_name, msgspec.json.encode(made) if made else None)
         await self.look()
         return revision
 
@@ -177,11 +177,9 @@ class Revisions:
             return f"{self.path} counts."
         if not self._found:
             return f"{self.path} is to count again, and is wrong: until it is right, what was in force stays."
-        same = self.digest == self.policy.digest
-        changed = "" if same else f"A file that it names has changed since: in force is {self.policy}. "
         return (
-            f"{changed}{self.path} still says otherwise. It counts again as soon as it is changed, or when the rollback"
-            " is taken back (`tiergate policy rollback --undo`). To make this one last, write it to the file."
+            f"{self.path} still says otherwise. It counts again as soon as it or its calibration changes, or when the"
+            " rollback is taken back (`tiergate policy rollback --undo`). To make this one last, write it to the file."
         )
 
     def _followed(self) -> Path:
@@ -195,15 +193,15 @@ class Revisions:
             stored = await self._store.kept(self._rollback_name)
             self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
 
-    async def _settled(self, names: Mapping[str, object]) -> Texts:
+    async def _settled(self, names: Sequence[str]) -> Texts:
         """The texts of the files, once they stopped changing."""
-        files = await asyncio.to_thread(texts, list(names))
+        files = await asyncio.to_thread(texts, names)
         for _ in range(UNSETTLED):
             if files == self._files:
                 break
             before = files
             await asyncio.sleep(SETTLE)
-            files = await asyncio.to_thread(texts, list(names))
+            files = await asyncio.to_thread(texts, names)
             if files == before:
                 break
         return files
@@ -219,6 +217,7 @@ class Revisions:
         text = found.files[str(self.path)]
         first, same = self.text is None, identity(found.policy) == identity(self.policy)
         self.text, self.trials, self.rollback = text, found.trials, rollback
+        self.calibration = found.document.calibration if found.document else None
         if not same:
             self.policy, self.since = found.policy, self.at
             self._use(found.policy)
@@ -231,12 +230,30 @@ class Revisions:
         """Add the policy in force, whose text this is, to the revisions in the store."""
         policy = self.policy
         known = await self.known()
-        if known and known[0].digest == policy.digest:
+        if known and (known[0].digest, known[0].calibration) == (policy.digest, self.calibration):
             return
         now = max(time.time(), known[0].at + TICK if known else 0.0)
-        self._known = merged([Revision(policy.digest, policy.name, policy.revision, now, text)], known)
+        revision = Revision(policy.digest, policy.name, policy.revision, now, text, self.calibration)
+        self._known = merged([revision], known)
         with contextlib.suppress(Overloaded):
             await self._store.keep(REVISIONS + self._name, msgspec.json.encode(self._known))
+
+
+def rollback_to(revision: Revision, path: Path) -> Rollback | None:
+    """What puts the revision in force; None where the files say the same. Raises BadRequest, as `roll_back`."""
+    digest, found = revision.digest, attempted(path, revision.text, calibration=revision.calibration)
+    if not found.policy:
+        raise BadRequest(f"Revision {digest} is wrong by now: {found.problems[0]}", param="to")
+    if found.policy.digest != digest:
+        told = f"Revision {digest} went by other embeddings, or by a calibration that was not kept: put that back."
+        raise BadRequest(told, param="to")
+    here = attempted(path)
+    if here.policy and here.policy.digest == digest:
+        return None
+    name = calibration_name(here.document) if here.document else None
+    beside = {name: fingerprint(_text(path.parent / name) or "")} if name else {}
+    instead_of = fingerprint(_text(path) or "")
+    return Rollback(instead_of, digest, revision.text, time.time(), revision.calibration, beside)
 
 
 async def stored(store: Store, name: str) -> list[Revision]:

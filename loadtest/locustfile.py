@@ -24,6 +24,7 @@ import math
 import random
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple
@@ -234,12 +235,11 @@ def judge(environment: Environment, **_: object) -> None:
     if given is None or isinstance(environment.runner, WorkerRunner):
         return
     found = reported(given)
-    for line in told(found):
-        print(line)
+    ratio = found["failed"] / found["requests"] if found["requests"] else 1.0
+    failed = f"failed      {found['failed']} of {found['requests']} ({ratio:.1%}; at most {given.max_error_ratio:.1%})"
+    print("\n".join([*told(found), failed]), file=sys.stderr if given.json else sys.stdout)  # Locust's JSON goes there
     if given.report:
         Path(given.report).write_text(json.dumps(found, indent=1) + "\n")
-    ratio = found["failed"] / found["requests"] if found["requests"] else 1.0
-    print(f"failed      {found['failed']} of {found['requests']} ({ratio:.1%}; at most {given.max_error_ratio:.1%})")
     wrong = ratio > given.max_error_ratio or found["good"] < given.min_good
     environment.process_exit_code = int(wrong or ratio == 1.0)
 

@@ -71,9 +71,10 @@ class Place:
             found: JSON = json.loads(answer.read())
             return found
 
-    def told(self, path: str) -> bytes:
+    def told(self, path: str, key: str = "") -> bytes:
         """What the gateway says there."""
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+        request = urllib.request.Request(self.url + path, headers={"authorization": f"Bearer {key}"} if key else {})
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return bytes(answer.read())
 
     def page(self, view: str = "", *, key: str | None = ADMIN, width: int = 1280) -> Page:
@@ -188,6 +189,25 @@ def test_a_decision_shows_while_we_look_and_opens_to_its_whole_explanation(place
     expect(page.locator("button.row").first).to_be_visible()
 
 
+def test_a_decision_that_is_no_more_in_the_list_is_found_by_its_requests_id(place: Place) -> None:
+    place.ask(COMPLEX, x_request_id="of-yesterday")
+    until(lambda: b"of-yesterday" in place.told("/admin/records?id=of-yesterday", ADMIN))
+    page = place.page("decisions", key=None)
+    page.route(
+        "**/admin/records?limit=*", lambda route: route.fulfill(body="")
+    )  # as if more came since than are listed
+    page.evaluate(f"sessionStorage.setItem('admin-key', '{ADMIN}')")
+    page.reload()
+    expect(page.get_by_text("No decision yet")).to_be_visible()
+    for name, told in (
+        ("of-yesterday", "pro by rule triaged: complex."),
+        ("of-nobody", "not among those that are kept"),
+    ):
+        page.get_by_label("Filter").fill(name)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("complementary", name="The decision")).to_contain_text(told)
+
+
 def test_a_prompt_is_explained_without_being_answered_or_sent_and_streamed(place: Place) -> None:
     page = place.page("try")
     page.get_by_label("Prompt").fill(COMPLEX + " Again.")
@@ -255,6 +275,11 @@ def test_the_policy_is_shown_with_its_tests_and_what_another_text_would_change(p
     candidate.fill(text.replace("complex: pro", "complex: por"))
     compare.click()
     expect(page.get_by_role("alert")).to_contain_text("did you mean")
+    expect(page.get_by_role("alert").locator("code")).to_have_text(re.compile(r"^[0-9]+:[0-9]+$"))
+    (trial := place.policy.with_name("trial.yaml")).write_text(text.replace("complex: pro", "complex: por"))
+    candidate.fill(text + "candidate: {policy: trial.yaml}\n")
+    compare.click()
+    expect(page.get_by_role("alert").locator("code")).to_have_text(re.compile(rf"^{trial}:[0-9]+:[0-9]+$"))
     candidate.fill(text.replace("threshold: 0.5", "threshold: 0.001"))
     compare.click()
     expect(page.get_by_role("alert")).to_contain_text("expected flash, got pro")

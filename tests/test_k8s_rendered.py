@@ -367,7 +367,7 @@ def test_the_page_applies_overlays_that_are_there_and_names_each() -> None:
         assert f"`{folder.relative_to(K8S)}`" in README
 
 
-def test_the_page_s_own_overlay_renders_with_its_images_and_its_secret(tmp_path: Path) -> None:
+def test_the_page_s_own_overlay_renders_with_its_namespace_its_images_and_its_secret(tmp_path: Path) -> None:
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     (tmp_path / "kustomization.yaml").write_text(text.replace("..", os.path.relpath(ROOT, tmp_path), 1))
     gateway = pods(str(tmp_path))["gateway"]["spec"]
@@ -375,6 +375,9 @@ def test_the_page_s_own_overlay_renders_with_its_images_and_its_secret(tmp_path:
         assert container["image"] == "REGISTRY/tiergate:0.1.0"
         store = {"secretKeyRef": {"name": "gateway", "key": "store"}}
         assert {"name": "GATEWAY_REDIS_URL", "valueFrom": store} in container["env"]
+    assert {one["metadata"].get("namespace", "mine") for one in rendered(str(tmp_path))} == {"mine"}
+    named = re.findall(r'namespace="(\w+)"', str(rendered(str(tmp_path))))
+    assert named == ["mine"] * 3, "by the queries of Flash and Pro and by GatewayGone"
 
 
 def test_the_page_s_commands_are_known_to_the_program() -> None:

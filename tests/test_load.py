@@ -129,15 +129,18 @@ def test_an_open_loop_tells_what_it_offered_and_who_answers_while_something_is_b
     with gateway(policy, flash, pro) as url:
         load = ("-u", "40", "-r", "40", "-t", "6s", "--rate", "20", "--shape", "steps", "--model", "auto:fast")
         bounds = ("--slo", "flash.e2e=0", "--min-good", "0.9", "--report", str(report))
-        ran = locust(url, *load, *bounds, "--break", broken, "--mend", mended)
+        files = ("--json", "--csv", str(tmp_path / "run"), "--html", str(tmp_path / "run.html"))
+        ran = locust(url, *load, *bounds, *files, "--break", broken, "--mend", mended)
     found = json.loads(report.read_text())
     assert 3 < found["offered"] < 20, "20 a second at the end, fewer before"
-    assert found["failed"] == 0, ran.stdout
+    assert found["failed"] == 0, ran.stderr
     assert found["achieved"] == pytest.approx(found["offered"])
     pros = [("pro" in found["parts"][part]["tiers"]) for part in ("before", "broken", "mended")]
     assert not pros[0]
     assert any(pros), "a slow machine has not broken it before the last third"
     assert 0 < found["good"] < 0.9, "the objectives let Pro's answers pass only"
     assert ran.returncode == 1
-    assert "offered" in ran.stdout
+    assert "offered" in ran.stderr
+    assert {row["method"] for row in json.loads(ran.stdout)} >= {"TTFT", "TPOT", "ITL_P99", "E2E"}
+    assert {path.name for path in tmp_path.glob("run*")} >= {"run.html", "run_stats.csv"}
     assert found["routing"] == {}, "nobody had to find out where prompts belong"

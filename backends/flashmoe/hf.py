@@ -39,18 +39,19 @@ class FlashMoEForCausalLM:
         saved with the model is taken, else half of top_k with piggyback. Of `options`, `batch_invariant=True` makes
         what a token skips independent of the tokens decoded with it; `kernels` is "torch", "triton" or "auto" (Triton
         on CUDA for layers it can run). The others are transformers' own. Raises ValueError for a predictor of another
-        model and for a budget without a price.
+        model and for a budget without a price, OSError where `predictor_weights` is no file.
         """
         invariant, kernels = options.pop("batch_invariant", None), options.pop("kernels", "auto")
         model = AutoModelForCausalLM.from_pretrained(name, **options)
         if not use_flash:
             return model
         kept = _kept(Path(name))
-        weights = predictor_weights or (Path(name) / WEIGHTS if kept else None)
-        predictor, card = load(weights) if weights and Path(weights).exists() else (None, {})
+        beside = Path(name) / WEIGHTS
+        weights = predictor_weights or (beside if kept and beside.exists() else None)
+        predictor = load(weights) if weights else None
         _check(model, predictor)
         if budget is not None:
-            policy = [Price(price_for(card, budget))]
+            policy = [Price(price_for(predictor.card if predictor else {}, budget))]
         if policy is None:
             policy = [named(entry) for entry in kept["policy"]] if kept else default(model)
         invariant = kept.get("batch_invariant", False) if invariant is None else invariant
@@ -66,7 +67,7 @@ class FlashMoEForCausalLM:
         model.save_pretrained(path)
         session.open()
         if session.plan.predictor:
-            session.plan.predictor.save(path / WEIGHTS, {})
+            session.plan.predictor.save(path / WEIGHTS)
         kept = {
             "policy": [written(policy) for policy in session.plan.policies],
             "batch_invariant": session.plan.batch_invariant,

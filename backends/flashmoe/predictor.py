@@ -33,11 +33,12 @@ class Head(nn.Module):
 
 
 class Predictor(nn.Module):
-    """One head for each MoE layer, in the order of the layers."""
+    """One head for each MoE layer, in the order of the layers. `card`: how it was made and what it does, as JSON."""
 
     def __init__(self, hidden: int, experts: Sequence[int]) -> None:
         super().__init__()
         self.hidden, self.experts = hidden, list(experts)
+        self.card: dict[str, Any] = {}
         self.heads = nn.ModuleList(Head(hidden, count) for count in experts)
 
     @torch.no_grad()
@@ -45,16 +46,17 @@ class Predictor(nn.Module):
         """The estimated norm of what each slot adds: hidden [N, H], ids and weights [N, k] -> [N, k]."""
         return weights.float() * self.heads[layer](hidden).gather(1, ids).exp()
 
-    def save(self, path: Path, card: dict[str, object]) -> None:
-        """Writes the weights to `path` and the card, which must be JSON, into their header."""
+    def save(self, path: Path) -> None:
+        """Writes the weights to `path` and the card into their header."""
         shape = {"hidden": self.hidden, "experts": self.experts}
-        save_file(self.state_dict(), path, {"shape": json.dumps(shape), "card": json.dumps(card)})
+        save_file(self.state_dict(), path, {"shape": json.dumps(shape), "card": json.dumps(self.card)})
 
 
-def load(path: Path | str) -> tuple[Predictor, dict[str, Any]]:
-    """A predictor, without gradients, and its card, from a file that `save` wrote."""
+def load(path: Path | str) -> Predictor:
+    """A predictor, without gradients, from a file that `save` wrote. Raises OSError where there is none."""
     with safe_open(path, "pt") as file:
         noted = file.metadata()
         predictor = Predictor(**json.loads(noted["shape"]))
     predictor.load_state_dict(load_file(path))
-    return predictor.eval().requires_grad_(False), json.loads(noted["card"])
+    predictor.card = json.loads(noted["card"])
+    return predictor.eval().requires_grad_(False)

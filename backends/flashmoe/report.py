@@ -85,7 +85,7 @@ def distilled(bench: Bench, elastic: Path, control: Path) -> Iterator[str]:
         student = Bench(AutoModelForCausalLM.from_pretrained(path).eval(), bench.predictor, bench.ids, bench.exact)
         plans = {f"top-{k}": Plan([TopK(k)]) for k in (8, 4, 3, 2)} | {"OEA 3": Plan([TopK(3), Piggyback()])}
         if (path / "predictor.safetensors").exists():
-            own, _ = load(path / "predictor.safetensors")
+            own = load(path / "predictor.safetensors")
             plans |= {f"top-{k} by its predictor": Plan([TopK(k)], own) for k in (3, 2)}
             plans |= {f"share {share} by its predictor": Plan([Share(share)], own) for share in (0.7, 0.6, 0.5)}
             plans |= {f"price {price} by its predictor": Plan([Price(price)], own) for price in (0.0021, 0.004)}
@@ -125,7 +125,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model: Any = AutoModelForCausalLM.from_pretrained(measure.TINY, dtype=torch.float32).eval().requires_grad_(False)
     ids = measure.held_out(args.sequences)
-    predictor, _ = load(measure.TINY / "predictor.safetensors")
+    predictor = load(measure.TINY / "predictor.safetensors")
     for line in sections(Bench(model, predictor, ids, measure.quality(model, ids)), args):
         print(line, flush=True)
 

@@ -5,7 +5,7 @@
 Runs the model over the text once and keeps, for a sample of tokens, the router's input and the norms of the selected
 experts' outputs; fits a head to each layer; evaluates on the last tenth of the text, which is held out; and finds there
 the threshold of `Price` for each perplexity budget. All of that goes as the card into the file's header. An interrupted
-run resumes with the layers that are missing.
+run of the same model, text and numbers resumes with the layers that are missing.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from backends.flashmoe.session import Plan, Session
 
 BUDGETS = (0.02, 0.05, 0.1, 0.2)  # increases of perplexity for which the card has a price
 HELD_OUT = 0.1  # the part of the text that is not trained on
+LEAST = 10  # pieces of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,37 +133,42 @@ def heads(learned: Sequence[Sample], experts: Sequence[int], steps: int, resume:
     return predictor.eval().requires_grad_(False)
 
 
-def make(model: Any, ids: Tensor, tokens: int, steps: int, resume: Path) -> tuple[Predictor, dict[str, object]]:
-    """A predictor and its card, from ids [N, T]."""
+def make(model: Any, ids: Tensor, tokens: int, steps: int, resume: Path) -> Predictor:
+    """A predictor, with figures on its card, from ids [N, T]."""
     at = round(len(ids) * (1 - HELD_OUT))
     unseen = samples(model, ids[at:], tokens)
     counts = [experts.num_experts for experts in layers(model)]
     predictor = heads(samples(model, ids[:at], tokens), counts, steps, resume)
     fits = [judge(head, sample) for head, sample in zip(predictor.heads, unseen, strict=True)]
-    return predictor, {
+    predictor.card = {
         "tokens": min(tokens, ids[:at].numel()),
         "layers": [asdict(each) for each in fits],
         "prices": prices(model, predictor, ids[at:]),
     }
+    return predictor
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=262_144, help="sampled of each layer")
     parser.add_argument("--steps", type=int, default=2000)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     ids = encode(AutoTokenizer.from_pretrained(args.model), args.data, measure.LENGTH)
-    resume = args.out.with_suffix(".part")
-    predictor, card = make(model, ids, args.tokens, args.steps, resume)
-    card |= {"model": digest(args.model / "model.safetensors"), "data": digest(args.data)}
-    predictor.save(args.out, card)
+    if len(ids) < LEAST:
+        parser.exit(1, f"{args.data}: {len(ids)} times {measure.LENGTH} tokens; at least {LEAST} times are needed\n")
+    resume, names = args.out.with_suffix(".part"), {"model": digest(args.model / "model.safetensors")}
+    names["data"] = digest(args.data)
+    run = "-".join([*names.values(), str(args.tokens), str(args.steps)])
+    predictor = make(model, ids, args.tokens, args.steps, resume / run)
+    predictor.card |= names
+    predictor.save(args.out)
     shutil.rmtree(resume)
-    print(json.dumps(card, indent=1))
+    print(json.dumps(predictor.card, indent=1))
 
 
 def digest(path: Path) -> str:

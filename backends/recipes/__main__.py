@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = p.add_subparsers(dest="verb", required=True)
     every = verbs.add_parser("list", help="the recipes, with what they have room for")
     every.add_argument("--all", action="store_true", help="also those that cannot be, and why")
+    every.add_argument("--json", action="store_true")
     command = verbs.add_parser("command", help="the command that serves a tier")
     command.add_argument("--tier", choices=sorted(MODELS), required=True)
     command.add_argument(
@@ -93,28 +94,63 @@ def dumped(value: object) -> str:
     return yaml.dump(value, Dumper=Plain, sort_keys=False, width=1000)
 
 
-def listed(impossible: bool) -> Iterator[str]:
-    titles = f"{'weights':>9}{'KV GiB':>8}{'context':>9}  of that context, room for"
-    yield f"{'tier':<6}{'hardware':<11}{'strategy':<9}{titles}"
-    for tier, name, strategy in itertools.product(MODELS, USUAL + AMD + SMALL, STRATEGIES):
-        wish = Wish(tier, hardware(name), strategy)
-        told = _room(wish)
-        if impossible or not told.startswith("  no"):
-            yield f"{tier:<6}{name:<11}{strategy:<9}{told}" + ("  published" if published(wish) else "")
-    for name in ("ram128", "mac192"):
-        yield f"{'flash':<6}{name:<11}{'gguf':<9}" + _room(Wish("flash", hardware(name), engine="llama.cpp"))
-    yield "GiB are of one GPU; where nothing says `published`, only this arithmetic says that it fits"
-    yield "hosted: no command; tiergate serve --policy policies/hosted.yaml, the key in the variable of api_key_env"
-    yield from (f"{name}: {told}" for name, told in STRATEGIES.items())
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """A recipe of the list: GiB of one GPU, the context in tokens, and for how many requests of it there is room, or
+    why it cannot be."""
+
+    tier: str
+    hardware: str
+    strategy: str
+    weights_gib: float | None = None
+    kv_gib: float | None = None
+    context: int | None = None
+    room: float | None = None
+    published: bool = False
+    why_not: str | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.tier:<6}{self.hardware:<11}{self.strategy:<9}"
+        if self.why_not:
+            return f"{name}  no: {self.why_not}"
+        told = f"{name}{self.weights_gib:>9.0f}{self.kv_gib:>8.0f}{self.context:>9}  {self.room:.1f} requests"
+        return told + "  published" * self.published
 
 
-def _room(wish: Wish) -> str:
+def rows(impossible: bool) -> Iterator[Row]:
+    """The recipes; those that cannot be are left out unless `impossible`."""
+    own = "ram128", "mac192"
+    every = [*itertools.product(MODELS, USUAL + AMD + SMALL, STRATEGIES), *(("flash", name, "gguf") for name in own)]
+    for tier, name, strategy in every:
+        row = _row(tier, name, strategy)
+        if impossible or not row.why_not:
+            yield row
+
+
+def _row(tier: str, name: str, strategy: str) -> Row:
+    """`strategy`: one of STRATEGIES, or gguf, of llama.cpp's server."""
+    gguf = strategy == "gguf"
+    wish = Wish(tier, hardware(name), engine="llama.cpp") if gguf else Wish(tier, hardware(name), strategy)
     try:
         found: Budget = check(wish)
     except Impossible as error:
-        return f"  no: {error}"
-    rooms = wish.ranks if wish.engine == "vllm" and wish.strategy in {"dep", "pd"} else 1
-    return f"{found.weights:>9.0f}{found.kv:>8.0f}{wish.tokens:>9}  {found.held * rooms / wish.tokens:.1f} requests"
+        return Row(tier, name, strategy, why_not=str(error))
+    room = found.held * (wish.ranks if strategy in {"dep", "pd"} else 1) / wish.tokens
+    return Row(tier, name, strategy, found.weights, found.kv, wish.tokens, room, not gguf and published(wish))
+
+
+def listed(options: argparse.Namespace) -> str:
+    """The output of `list`."""
+    found = list(rows(options.all))
+    if options.json:
+        return json.dumps([dataclasses.asdict(row) for row in found], indent=2) + "\n"
+    titles = f"{'weights':>9}{'KV GiB':>8}{'context':>9}  of that context, room for"
+    notes = [
+        "GiB are of one GPU; where nothing says `published`, only this arithmetic says that it fits",
+        "hosted: no command; tiergate serve --policy policies/hosted.yaml, the key in the variable of api_key_env",
+    ]
+    notes += [f"{name}: {told}" for name, told in STRATEGIES.items()]
+    return "\n".join([f"{'tier':<6}{'hardware':<11}{'strategy':<9}{titles}", *map(str, found), *notes, ""])
 
 
 def sized(options: argparse.Namespace) -> str:
@@ -134,10 +170,7 @@ def sized(options: argparse.Namespace) -> str:
 def main() -> None:
     options = parser().parse_args()
     try:
-        if options.verb == "list":
-            print("\n".join(listed(options.all)))
-        else:
-            print(written(options) if options.verb == "command" else sized(options), end="")
+        print({"list": listed, "command": written, "size": sized}[options.verb](options), end="")
     except (Impossible, ValueError) as error:
         sys.exit(str(error))
 

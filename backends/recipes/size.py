@@ -76,7 +76,8 @@ class Part:
 
 def parts(load: Load) -> list[Part]:
     """What to run for a load. Raises ValueError for a load out of range, and where no published point has the TPOT."""
-    if min(load.rps, load.prompt, load.output) <= 0 or not (0 <= load.pro <= 1 and 0 <= load.cached <= 1):
+    asked = 0 < load.rps < math.inf and min(load.prompt, load.output) > 0
+    if not asked or not (0 <= load.pro <= 1 and 0 <= load.cached <= 1):
         raise ValueError("rates and lengths are above 0, shares from 0 to 1")
     return [*(_tier(tier, load) for tier in SPEEDS), *_fronts(load)]
 

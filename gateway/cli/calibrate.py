@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,6 +93,10 @@ def in_words(found: Calibration) -> list[str]:
         f"thresholds   {', '.join(f'{edge:.4f}' for edge in found.edges)}",
         f"shares       {', '.join(map(interval, report['shares']))} of {report['judged']} records held out",
     ]
+    if len(found.edges) > 1:
+        lines.append(
+            f"bands        route: {{p_complex: {{{bands(found.edges)}}}}}: a rule has them, the file brings p alone"
+        )
     if report["fixed"] or report["explore"]:
         lines.append(
             f"in them      {report['fixed']:.1%} have their tier without a verdict; of the others explore sends "
@@ -114,6 +119,13 @@ def in_words(found: Calibration) -> list[str]:
     if report.get("flash_failure"):
         lines.append(f"Flash fails  {interval(report['flash_failure'])} of what stays")
     return lines + [f"caveat       {text}" for text in found.caveats]
+
+
+def bands(edges: Sequence[float]) -> str:
+    """The bands between thresholds, as a rule's route has them."""
+    tiers = [f"TIER{at}" for at in range(1, len(edges) + 1)]
+    below = [f'"<{edge:.4f}": {tier}' for edge, tier in zip(edges, tiers, strict=True)]
+    return ", ".join([*below, f"else: TIER{len(edges) + 1}"])
 
 
 def heard(source: str, found: dict[str, float]) -> str:

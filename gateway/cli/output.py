@@ -1,6 +1,7 @@
 """How does a command print, and how does it end when something is wrong?"""
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -18,6 +19,14 @@ def stop(command: str, message: str, status: int = 1) -> typer.Exit:
 def visible(text: str) -> str:
     """Text of a file or a server for a terminal: what could steer that is spelt out, such as `\\x1b`."""
     return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines whose cells stand below each other, each line whole however wide the terminal is, so that it can be
+    searched and cut."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def encoded(value: object) -> str:

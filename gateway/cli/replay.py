@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from gateway.cli.output import Json, stop, visible
+from gateway.cli.output import Json, aligned, stop, visible
 from gateway.cli.policy import opened
 from gateway.cli.progress import reading, working
 from gateway.policy import differences
@@ -67,7 +64,7 @@ def replay(
     if as_json or how is Format.json:
         print(json.dumps(asdict(found) | {"figures": found.figures()}, indent=2))
     else:
-        draw(found, Console(highlight=False, soft_wrap=True))
+        print("\n".join(in_words(found)))
     raise typer.Exit(max((held(found, *one) for one in conditions), default=0))
 
 
@@ -98,7 +95,8 @@ def diff(
         print("the files say the same")
     if lines:
         print(f"{sum(move.count for move in moves)} of {len(lines)} requests move, {undecided} undecided")
-        Console(highlight=False, soft_wrap=True).print(moves_table(moves))
+        for move in moves_in_words(moves):
+            print(move)
 
 
 def condition(text: str) -> tuple[str, str, float]:
@@ -135,35 +133,34 @@ def spelled(value: Any) -> str:
     return "not given" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def draw(found: Replay, out: Console) -> None:
-    """The replay for people."""
-    out.print(
+def in_words(found: Replay) -> list[str]:
+    """The replay for people; what is said of quality stands below the figures, as it may be long."""
+    counts = (
         f"{found.records} records: {found.decided} decided, {found.undecided} undecided (nobody asked the classifier "
         f"then), {found.refused} refused, {found.outcomes} with an outcome; {found.moved} go elsewhere"
     )
-    if found.unseen:
-        out.print(f"of {found.unseen:.0f} hold-back would judge a start that nobody saw; they count as let out")
-    out.print(moves_table(found.moves))
-    columns = "", "Pro share", "cost USD", "counted", "quality", "candidate better by"
-    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    unseen = f"of {found.unseen:.0f} hold-back would judge a start that nobody saw; they count as let out"
+    rows = [("", "Pro share", "cost USD", "counted", "quality")]
     for name, arm in found.arms.items():
         share = f"{arm.pro_share:.1%} ({arm.low:.1%} - {arm.high:.1%})"
-        better = f"{arm.behind.value:+.3f} ({arm.behind.low:+.3f} - {arm.behind.high:+.3f})" if arm.behind else ""
-        told = escape(name), share, f"{arm.cost_usd:.6f}", f"{arm.counted:.0%}", escape(quality(arm))
-        table.add_row(*told, "" if name == "candidate" else better)
-    out.print(table)
+        quality = arm.quality
+        known = f"{quality.value:.3f} ({quality.low:.3f} - {quality.high:.3f})" if quality else "not known"
+        rows.append((name, share, f"{arm.cost_usd:.6f}", f"{arm.counted:.0%}", known))
+    told = [(name, of_quality(arm, name == "candidate")) for name, arm in found.arms.items()]
+    moves = moves_in_words(found.moves)
+    return [counts, *([unseen] if found.unseen else []), *moves, "", *aligned(rows), "", *aligned(told)]
 
 
-def quality(arm: Arm) -> str:
-    found = arm.quality
-    if not found:
-        return f"not known: {arm.unknown}"
-    return f"{found.value:.3f} ({found.low:.3f} - {found.high:.3f}), {found.effective:.0f} effective outcomes"
+def of_quality(arm: Arm, itself: bool) -> str:
+    """How an arm's quality is known, and how much better the candidate is."""
+    if not arm.quality:
+        return f"quality is not known: {arm.unknown}"
+    known, gain = f"quality by {arm.quality.effective:.0f} effective outcomes", arm.behind
+    if itself or not gain:
+        return known
+    return f"{known}; the candidate is better by {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
 
 
-def moves_table(moves: tuple[Move, ...]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for move in moves:
-        told = f"{move.origin} -> {move.to}", move.rule, ", ".join(move.examples)
-        table.add_row(f"{move.count}", *(escape(visible(text)) for text in told))
-    return table
+def moves_in_words(moves: tuple[Move, ...]) -> list[str]:
+    told = [(f"{move.count}", f"{move.origin} -> {move.to}", move.rule, ", ".join(move.examples)) for move in moves]
+    return list(aligned([tuple(map(visible, row)) for row in told]))

@@ -28,6 +28,7 @@ def status(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
 
 def revisions(
     digest: Annotated[str | None, typer.Argument(help="Print this one's text.")] = None,
+    calibration: Annotated[bool, typer.Option("--calibration", help="Print its calibration's text instead.")] = False,
     url: Url = HERE,
     admin_key: Key = None,
     json: Json = False,
@@ -35,7 +36,7 @@ def revisions(
     """The policies that a running gateway can be rolled back to, the newest first."""
     if digest:
         found = call(url, admin_key, "GET", f"/admin/policy/revisions/{digest}")
-        typer.echo(encoded(found) if json else found["text"], nl=json)
+        typer.echo(encoded(found) if json else found["calibration" if calibration else "text"] or "", nl=json)
         return
     known = call(url, admin_key, "GET", "/admin/policy")["revisions"]
     if json:

@@ -192,7 +192,7 @@ async def usable(path: Path, store: Store, served: str | None) -> Policy:
         return checked(path)
     except PolicyError:
         for revision in await stored(store, served) if served else []:
-            if policy := attempted(path, revision.text).policy:
+            if policy := attempted(path, revision.text, calibration=revision.calibration).policy:
                 return policy
         raise
 

@@ -15,7 +15,6 @@ from gateway.page.docs import docs_route
 from gateway.page.files import files
 from gateway.policy import Policy
 from gateway.recorded import Recorded, RecordError
-from gateway.records import seen
 from gateway.replay import Unrecorded, refuse_unrecorded
 from gateway.types import Facts
 from gateway.upstream import Load, loads
@@ -105,7 +104,7 @@ def _facts(one: Recorded, policy: Policy) -> Facts:
     """Raises BadRequest for a record that `policy` cannot judge."""
     try:
         facts = one.read_facts()
-        refuse_unrecorded(one, policy, policy.once(seen))
+        refuse_unrecorded(one, policy)
     except (RecordError, Unrecorded) as error:
         raise BadRequest(str(error)) from None
     return facts

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import gateway
+from gateway.policy.calibrated import calibration_name
 from gateway.policy.candidate import build_policy
 from gateway.policy.differences import differences
 from gateway.policy.file import Candidate, Policy, serving
@@ -25,8 +26,8 @@ __all__ = [
     "LOCAL", "Bands", "Budget", "Caching", "Callers", "Candidate", "Document", "Expect", "Holdback", "Most", "Plan",
     "Policy", "PolicyError", "PolicyTest", "Price", "Problem", "Prompt", "Reason", "Recording", "Rule", "Sessions",
     "Shadow", "Split", "Step", "StubVerdict", "TestCaller", "TestVerdict", "Tier", "TierLimits", "Triage", "Weak",
-    "build_policy", "differences", "file_text", "load_policy", "open_policy", "packaged", "read_document", "schema",
-    "seconds", "serving", "suggestion",
+    "build_policy", "calibration_name", "differences", "file_text", "load_policy", "open_policy", "packaged",
+    "read_document", "schema", "seconds", "serving", "suggestion",
 ]  # fmt: skip
 
 

@@ -18,14 +18,21 @@ class Calibrated(NamedTuple):
     text: str
 
 
+def calibration_name(document: Document) -> str | None:
+    """The calibration file that the policy names, if it does."""
+    name = mapping(document.data, "triage").get("calibration")
+    return name if isinstance(name, str) else None
+
+
 def calibrated(document: Document) -> Calibrated | None:
     """The calibration that the policy names, by a path relative to its own file; None where there is none or its file
     is invalid, which is noted in `document`."""
-    name = mapping(document.data, "triage").get("calibration")
-    if not isinstance(name, str):
+    name, text = calibration_name(document), document.calibration
+    if name is None:
         return None
     try:
-        _, text = document.beside(name)
+        if text is None:
+            _, text = document.beside(name)
         found = load(text)
     except OSError as error:
         document.blame(CALIBRATION, f"cannot be read: {error.strerror}")
@@ -35,6 +42,7 @@ def calibrated(document: Document) -> Calibrated | None:
         return None
     if unknown := sorted(found.layer.inputs - {*BELIEVED, *MEASURES, EMBEDDED, *AXES}):
         document.blame(CALIBRATION, f"looks at what is not measured: {', '.join(unknown)}")
+    document.calibration = text
     return Calibrated(found, text)
 
 

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from gateway.ids import fingerprint
+from gateway.policy.calibrated import calibration_name
 from gateway.policy.load import Document
 from gateway.policy.problems import Path, dotted
 
@@ -30,6 +31,8 @@ def named(document: Document) -> Values:
     """Fingerprints of the files that a file names, a candidate's own among them, by their place beside it."""
     folder = pathlib.Path(document.file).parent
     texts = {name: text for name, text in document.files.items() if text and name != document.file}
+    if document.calibration is not None:  # perhaps another one than its file's
+        texts[str(folder / (calibration_name(document) or ""))] = document.calibration
     return {f"file {os.path.relpath(name, folder)}": fingerprint(text) for name, text in texts.items()}
 
 

@@ -43,7 +43,8 @@ class Document:
 
     `foreign`: the paths whose value came from the environment, `env`: no message may repeat it. `files`: the text of
     each file that was read, its own and those that it names; None: it could not be read. `others`: the files in other
-    folders that it may name, None: any. `candidate`: the document of its candidate's file.
+    folders that it may name, None: any. `candidate`: the document of its candidate's file. `calibration`: the text of
+    the calibration that it names; where it is given, it is read from no file.
     """
 
     file: str
@@ -57,6 +58,7 @@ class Document:
     files: dict[str, str | None] = field(default_factory=dict)
     candidate: "Document | None" = None
     others: Collection[str] | None = None
+    calibration: str | None = None
 
     def blame(self, path: Path, message: str, *, key: bool = False) -> None:
         """Note a problem at the value of `path`, or at its key. Only the first at each path: others follow from it.

@@ -190,7 +190,10 @@ class Rule:
     def covers(self, asked: Mapping[str, Values]) -> bool:
         """Whether this rule matches every request that another one does, whose checks want the values `asked`, by
         key."""
-        return all(check.key in asked and covers(check.values, asked[check.key]) for check in self.checks)
+        for check in self.checks:  # noqa: SIM110  (as in `matches`: each rule is held against all before it)
+            if check.key not in asked or not covers(check.values, asked[check.key]):
+                return False
+        return True
 
     def why_not(self, facts: Facts) -> str | None:
         """The first matcher that does not hold, with the fact's value; None when the rule matches."""

@@ -58,9 +58,8 @@ class Choice:
 
 def choices(records: Sequence[Recorded], policy: Policy) -> list[Choice]:
     """What `policy` does with each. Raises Unrecorded, RecordError."""
-    looks = seen(policy)
     for one in records:
-        refuse_unrecorded(one, policy, looks)
+        refuse_unrecorded(one, policy)
     return [choice(one, policy) for one in records]
 
 
@@ -90,17 +89,16 @@ def as_recorded(one: Recorded) -> Way:
     return Way(one.route.logged, {tier: end} if end != tier else {})
 
 
-def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
+def refuse_unrecorded(one: Recorded, policy: Policy) -> None:
     """Raises Unrecorded when a rule of `policy` looks at what the record does not hold, or asks another question, and
     when the caller asked for a tier that `policy` does not have."""
     wish = one.facts.get("wish")
     if wish not in (None, "fast", "best", *policy.tiers):
         raise Unrecorded(f"the caller of record {one.id} asked for {wish}, which is no tier of the policy")
-    for rule in policy.rules:
-        of_session = ["session"] if policy.sessions and not isinstance(rule.route, str) else []
-        missing = next((fact for fact in wanted(rule, policy) + of_session if not holds(one, fact, looks)), None)
-        if missing:
-            raise Unrecorded(f"rule {rule.id} looks at {missing}, which record {one.id} ({one.policy}) does not hold")
+    looks = policy.once(seen)
+    for fact, rule in policy.once(wanted).items():
+        if not holds(one, fact, looks):
+            raise Unrecorded(f"rule {rule} looks at {fact}, which record {one.id} ({one.policy}) does not hold")
     asking = next((rule for rule in policy.rules if not isinstance(rule.route, str)), None)
     if asking and one.verdict and one.seen and one.seen.question != looks.question:
         raise Unrecorded(
@@ -109,12 +107,23 @@ def refuse_unrecorded(one: Recorded, policy: Policy, looks: Seen) -> None:
         )
 
 
-def wanted(rule: Rule, policy: Policy) -> list[str]:
-    """The facts that a rule or its verdict looks at: `plan`, `header.x-phase`, `load.pro.inflight`, `signals.sql`."""
+def wanted(policy: Policy) -> dict[str, str]:
+    """The facts that rules or their verdicts look at (`plan`, `header.x-phase`, `load.pro.inflight`, `signals.sql`),
+    each with the first rule that does."""
+    found: dict[str, str] = {}
+    for rule in policy.rules:
+        for fact in looked_at(rule, policy):
+            found.setdefault(fact, rule.id)
+    return found
+
+
+def looked_at(rule: Rule, policy: Policy) -> list[str]:
     names = [OF_RULES.get(check.key, check.key) for check in rule.checks if check.key != "signals"]
     names += [f"signals.{name}" for name in (rule.when and rule.when.signals) or ()]
+    if isinstance(rule.route, str):
+        return names
     weighs = policy.calibration is not None or LOCAL in policy.triage.otherwise.values()
-    return [*names, "score"] if weighs and not isinstance(rule.route, str) else names
+    return names + ["score"] * weighs + ["session"] * (policy.sessions is not None)
 
 
 def holds(one: Recorded, fact: str, looks: Seen) -> bool:

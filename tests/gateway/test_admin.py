@@ -261,6 +261,9 @@ async def test_the_newest_decisions_are_json_lines_that_a_replay_can_read(flash:
         file.write_bytes(answer.data)
         assert [one.id for one in read([file])] == ["two", "three"]
         assert (await gate.get("/admin/records?limit=0", **RIGHT)).status == 400
+        (line,) = (await gate.get("/admin/records?limit=1&id=one", **RIGHT)).data.splitlines()
+        assert json.loads(line)["id"] == "one", "however many came since"
+        assert (await gate.get("/admin/records?id=on", **RIGHT)).data == b""
         ends = [json.loads(line)["at"] for line in (await gate.get("/admin/records", **RIGHT)).data.splitlines()]
         for after in (0, *ends):
             later = await gate.get(f"/admin/records?after={after}", **RIGHT)

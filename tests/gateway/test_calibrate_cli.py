@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import math
 import os
 import threading
 from pathlib import Path
 
 import msgspec
+import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.calibrate import Example
 from gateway.cli import app
-from gateway.policy import load_policy
+from gateway.policy import Bands, load_policy
 from gateway.recorded import Chosen, Outcome, Recorded, Seen
 from gateway.types import Facts
 from tests.gateway.test_calibrate import by_nothing, by_score, traffic
@@ -63,6 +65,22 @@ def test_a_calibration_is_reported_and_written(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY)
     assert load_policy(policy, {}).triage.threshold == written["edges"][0]
+
+
+def test_bands_are_printed_as_a_rule_takes_them(tmp_path: Path) -> None:
+    records, policy = tmp_path / "records.jsonl", tmp_path / "policy.yaml"
+    records.write_bytes(b"".join(map(line, traffic(1000, by_score))))
+    ran = calibrate(records, "--target", "shares=0.5/0.3/0.2", "--out", str(tmp_path / "calibration.json"))
+    assert ran.exit_code == 0, ran.stderr
+    (told,) = (one for one in ran.stdout.splitlines() if one.startswith("bands"))
+    route = told.partition("route: ")[2].partition(": a rule")[0]
+    for number, tier in enumerate(("flash", "flash", "pro"), 1):
+        route = route.replace(f"TIER{number}", tier)
+    policy.write_text(POLICY.replace("{simple: flash, complex: pro}", route))
+    (found,) = load_policy(policy, {}).rules
+    assert isinstance(found.route, Bands)
+    edges = json.loads((tmp_path / "calibration.json").read_text())["edges"]
+    assert [step.high for step in found.route.steps] == pytest.approx([*edges, math.inf], abs=1e-4)
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -41,13 +41,18 @@ def house(flash_server: Sim, pro_server: Sim, tmp_path_factory: pytest.TempPathF
 
 def test_a_policy_is_written_told_rolled_back_and_counts_again(house: House, flash: Sim, pro: Sim) -> None:
     assert house.run("status").stdout.startswith("test r1 (")
-    second = policy_text(flash, pro, revision="r2")
+    layer = {"intercept": 0.0, "weights": {"score": 1.0}, "means": {"score": 0.0}, "scales": {"score": 1.0}}
+    fitted = json.dumps({"schema": 1, "layer": layer, "edges": [0.5]})
+    house.file.with_name("fitted.json").write_text(fitted)
+    second = policy_text(flash, pro, revision="r2", triage={"tier": "flash", "calibration": "fitted.json"})
     house.file.write_text(second)
     assert house.run("reload").exit_code == 0
     assert house.run("revisions").stdout.startswith("* ")
     newest, oldest = json.loads(house.run("revisions", "--json").stdout)
     assert (newest["revision"], newest["current"], oldest["revision"]) == ("r2", True, "r1")
     assert house.run("revisions", newest["digest"]).stdout == second
+    assert house.run("revisions", newest["digest"], "--calibration").stdout == fitted
+    assert house.run("revisions", oldest["digest"], "--calibration").stdout == "", "it named none"
     back = house.run("rollback")
     assert back.stdout == f"in force: {oldest['digest']}\n"
     assert "still says otherwise" in back.stderr

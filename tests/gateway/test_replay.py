@@ -15,7 +15,7 @@ from gateway.policy import Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError, Used
 from gateway.records import seen, to_keep
 from gateway.replay import Unrecorded, replay
-from gateway.replay.choices import Choice, as_recorded, choices
+from gateway.replay.choices import Choice, as_recorded, choices, wanted
 from gateway.replay.compared import moved, shuffled, weighed
 from gateway.routing import route
 from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
@@ -189,6 +189,12 @@ def test_what_was_not_recorded_is_refused_by_rule_and_fact(change: tuple[str, st
     text = TEXT.replace(*change).replace("triage: {", more + "triage: {")
     with pytest.raises(Unrecorded, match=told):
         replay(traffic(20), load_policy(text, {}))
+
+
+def test_a_fact_that_many_rules_look_at_is_looked_for_once_and_blamed_on_the_first() -> None:
+    many = "".join(f"  - {{id: c{at}, when: {{caller: {{name: a{at}}}}}, route: pro}}\n" for at in range(50))
+    found = wanted(policy(("  - {id: triaged", many + "  - {id: triaged")))
+    assert found == {"characters": "tiny", "signals.sql": "sql", "header.x-phase": "phase", "caller": "c0"}
 
 
 def test_who_was_never_asked_may_be_asked_another_question() -> None:

@@ -27,7 +27,7 @@ SEEN = msgspec.to_builtins(seen(load_policy(TEXT, {})))
 
 
 def run(*arguments: str) -> Result:
-    env = {"NO_COLOR": "1", "COLUMNS": "160", "FLASH_URL": "http://x"}
+    env = {"NO_COLOR": "1", "COLUMNS": "40", "FLASH_URL": "http://x"}
     return CliRunner().invoke(app, ["policy", *arguments], env=env, color=True)  # it strips no escapes
 
 
@@ -70,6 +70,18 @@ def test_replay_tells_moves_shares_cost_quality_and_controls(files: dict[str, st
         assert told in found.stdout
 
 
+def test_each_figure_and_each_move_is_a_line_however_narrow_the_terminal_is(files: dict[str, str]) -> None:
+    given = "--records", files["records"]
+    for told in (
+        run("replay", "--policy", files["b.yaml"], *given),
+        run("diff", files["a.yaml"], files["b.yaml"], *given),
+    ):
+        assert "\n20  flash -> pro  triaged  r30, r31, r32, r33, r34\n" in told.stdout
+    figures = run("replay", "--policy", files["b.yaml"], *given).stdout.splitlines()
+    assert "candidate  70.0% (60.4% - 78.1%)    0.073000  73%      not known" in figures
+    assert "recorded   quality by 100 effective outcomes" in figures
+
+
 def test_a_gain_that_is_not_sure_fails_where_it_must_be(files: dict[str, str]) -> None:
     lines = [json.loads(line(at)) for at in range(100)]
     for one in lines:
@@ -78,8 +90,9 @@ def test_a_gain_that_is_not_sure_fails_where_it_must_be(files: dict[str, str]) -
     replay = "replay", "--policy", files["b.yaml"], "--records", files["records"]
     shown = run(*replay).stdout
     assert "+0.100 (+0.0" in shown
-    (candidate,) = [row for row in shown.splitlines() if row.startswith("candidate")]
-    assert "(+" not in candidate, "than itself it is no better"
+    candidate = [row for row in shown.splitlines() if row.startswith("candidate")]
+    assert len(candidate) == 2
+    assert "(+" not in "".join(candidate), "than itself it is no better"
     assert [run(*replay, "--fail-if", condition).exit_code for condition in ("gain_low < 0", "gain_low < 0.1")] == [
         0,
         1,
@@ -188,6 +201,19 @@ def test_diff_tells_of_a_file_that_both_name_and_that_is_another(files: dict[str
         (tmp_path / folder / "next.yaml").write_text(TEXT + more)
     told = run("diff", str(tmp_path / "x" / "p.yaml"), str(tmp_path / "y" / "p.yaml")).stdout
     assert re.fullmatch(r'file next\.yaml: "[0-9a-f]{12}" -> "[0-9a-f]{12}"\n', told)
+
+
+def test_diff_tells_calibrations_of_one_name_apart(files: dict[str, str]) -> None:
+    layer = {"intercept": 0.0, "weights": {"score": 1.0}, "means": {"score": 0.0}, "scales": {"score": 1.0}}
+    here = Path(files["a.yaml"]).parent
+    for name, edge in (("one", 0.4), ("other", 0.6)):
+        (here / name).mkdir()
+        (here / name / "calibration.json").write_text(json.dumps({"schema": 1, "layer": layer, "edges": [edge]}))
+        (here / name / "p.yaml").write_text(TEXT.replace("threshold: 0.5", "calibration: calibration.json"))
+    one, other = (str(here / name / "p.yaml") for name in ("one", "other"))
+    told = run("diff", one, other).stdout
+    assert re.fullmatch(r'file calibration\.json: "[0-9a-f]{12}" -> "[0-9a-f]{12}"\n', told)
+    assert run("diff", one, one).stdout == "the files say the same\n"
 
 
 def test_diff_does_not_show_what_the_environment_holds(files: dict[str, str]) -> None:

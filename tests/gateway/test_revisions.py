@@ -227,6 +227,62 @@ def test_an_earlier_revision_comes_back_until_the_file_is_written(
     assert told == [*"bc", "b, by a rollback", "a, by a rollback", "c", "b, by a rollback", "c"]
 
 
+def calibration(edge: float) -> str:
+    layer = {"intercept": 0.0, "weights": {"score": 1.0}, "means": {"score": 0.0}, "scales": {"score": 1.0}}
+    return json.dumps({"schema": 1, "layer": layer, "edges": [edge]})
+
+
+def threshold(revisions: Revisions) -> float:
+    return revisions.policy.triage.threshold
+
+
+def test_an_earlier_calibration_comes_back_until_one_is_written(house: House) -> None:
+    beside = house.path.with_name("calibration.json")
+    beside.write_text(calibration(0.5))
+    house.path.write_text(text("a", more="triage: {calibration: calibration.json}"))
+
+    async def work(revisions: Revisions) -> None:
+        beside.write_text(calibration(0.9))
+        await revisions.look()
+        back = await revisions.roll_back("previous")
+        assert (threshold(revisions), revisions.policy.digest) == (0.5, back.digest)
+        assert (revisions.told()["source"], revisions.calibration) == ("rollback", calibration(0.5))
+        assert not await revisions.look(), "nothing has changed"
+        anew = house.revisions()
+        await anew.look()
+        assert threshold(anew) == 0.5
+        beside.write_text("{")
+        await revisions.look()
+        assert (threshold(revisions), len(revisions.problems)) == (0.5, 1), "the file counts, and is wrong"
+        beside.write_text(calibration(0.7))
+        await revisions.look()
+        assert (threshold(revisions), revisions.told()["source"]) == (0.7, "file")
+
+    follows(house, work)
+
+
+def test_a_revision_whose_calibration_was_not_kept_does_not_come_back_as_another_policy(house: House) -> None:
+    beside = house.path.with_name("calibration.json")
+    beside.write_text(calibration(0.5))
+    house.path.write_text(text("a", more="triage: {calibration: calibration.json}"))
+
+    async def work(revisions: Revisions) -> None:
+        (kept,) = await revisions.known()
+        older = msgspec.structs.replace(kept, calibration=None)  # as an older version wrote it
+        await house.store.keep(f"{REVISIONS}house", msgspec.json.encode([older]))
+        beside.write_text(calibration(0.9))
+        anew = house.revisions()
+        await anew.look()
+        with pytest.raises(BadRequest, match="a calibration that was not kept"):
+            await anew.roll_back("previous")
+        assert threshold(anew) == 0.9
+        beside.write_text(calibration(0.5))
+        await anew.look()
+        assert (await anew.known())[0].calibration == calibration(0.5), "what is in force again is kept whole"
+
+    follows(house, work)
+
+
 def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_before_it(house: House) -> None:
     async def work(revisions: Revisions) -> None:
         house.path.write_text(text("b"))
@@ -312,33 +368,6 @@ def test_a_rollback_to_nowhere_is_refused(house: House) -> None:
         for to in ("previous", "0123456789ab"):
             with pytest.raises(NotFound):
                 await revisions.roll_back(to)
-
-    follows(house, work)
-
-
-def test_an_earlier_revision_whose_calibration_changed_since_says_so_and_the_one_before_follows_it(
-    house: House,
-) -> None:
-    beside = house.path.parent / "c.json"
-    layer = {"intercept": 0.0, "weights": {}, "means": {}, "scales": {}}
-
-    async def work(revisions: Revisions) -> None:
-        for revision, edge in (("b", 0.5), ("c", 0.6)):
-            beside.write_text(json.dumps({"schema": 2, "layer": layer, "edges": [edge]}))
-            house.path.write_text(text(revision, more="triage: {calibration: c.json}"))
-            await revisions.look()
-        then = (await revisions.roll_back("previous")).digest
-        assert (revisions.policy.revision, revisions.digest) == ("b", then)
-        assert revisions.policy.digest != then
-        assert revisions.note().startswith(f"A file that it names has changed since: in force is {revisions.policy}. ")
-        await revisions.roll_back("previous")
-        assert (revisions.policy.revision, revisions.digest) == ("a", revisions.policy.digest)
-        assert revisions.note().startswith(f"{house.path} still says otherwise.")
-        await revisions.roll_forward()
-        beside.write_text(beside.read_text().replace("0.6", "0.7"))
-        await revisions.look()
-        with pytest.raises(BadRequest, match="has the text that the file has; what differs is a file that it names"):
-            await revisions.roll_back("previous")
 
     follows(house, work)
 

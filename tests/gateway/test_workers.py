@@ -38,9 +38,9 @@ RELOADS = b'gateway_policy_reloads_total{result="accepted"}'
 
 
 @contextmanager
-def two(flash: Sim, pro: Sim, **settings: str) -> Iterator[tuple[Port, Process]]:
+def two(flash: Sim, pro: Sim, triage: str = "", **settings: str) -> Iterator[tuple[Port, Process]]:
     """Two workers on one port, and their supervisor."""
-    policy = POLICY.format(triage="", limit=100_000, flash=flash.model, pro=pro.model)
+    policy = POLICY.format(triage=triage, limit=100_000, flash=flash.model, pro=pro.model)
     settings |= {"REDIS_URL": "embedded", "WORKERS": "2", "ADMIN_KEY": ADMIN}
     with running(policy, (flash, pro), **settings) as (url, process):
         gate = Port(int(url.rpartition(":")[2]))
@@ -120,12 +120,15 @@ def test_two_workers_serve_one_port_count_as_one_replace_one_that_dies_and_leave
 
 
 def test_a_worker_that_dies_is_replaced_by_one_with_the_last_good_policy_and_none_outlives_the_supervisor(
-    flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str]
+    flash: Sim, pro: Sim, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with two(flash, pro) as (gate, process):
+    fitted, layer = tmp_path / "fitted.json", {"intercept": 0.0, "weights": {}, "means": {}, "scales": {}}
+    fitted.write_text(json.dumps({"schema": 1, "layer": layer, "edges": [0.5]}))
+    with two(flash, pro, f", calibration: {fitted}") as (gate, process):
         good = asyncio.run(gate.get("/ready")).json()["policy"]["digest"]
         words = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
         Path(words[words.index("--policy") + 1]).write_text("schema: 2\n")
+        fitted.unlink()
         victim, _ = workers(process)
         os.kill(victim, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{victim}").exists())

@@ -28,7 +28,7 @@ class Decisions {
     this.detail = h("aside", { class: "detail", "aria-label": "The decision", hidden: true, tabindex: "-1", onkeydown: (event) => {
       if (event.key === "Escape") this.shut();
     } });
-    this.filter = h("input", { type: "search", placeholder: "tier, rule, reason, status, caller", oninput: () => this.sift() });
+    this.filter = h("input", { type: "search", placeholder: "tier, rule, status, caller, id", oninput: () => this.sift(), onkeydown: (event) => event.key === "Enter" && this.seek() });
     this.pause = h("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => this.toggle() }, "Pause");
     this.split = h("div", { class: "split" }, h("div", { class: "side" }, this.none, names(), this.list), this.detail);
     this.element = h("div", {},
@@ -92,15 +92,21 @@ class Decisions {
 
   async show(id) {
     this.chosen = id;
-    const found = [...this.rows.values()].find(({ record }) => record.id === id);
     for (const { row, record } of this.rows.values()) row.firstElementChild.toggleAttribute("aria-current", record.id === id);
     this.detail.hidden = false;
     this.split.classList.add("open");
-    if (!found) {
+    let record = [...this.rows.values()].find((one) => one.record.id === id)?.record;
+    try {
+      record ??= await this.older(id);
+    } catch (error) {
+      if (error.name !== "AbortError") this.detail.replaceChildren(this.head(id), h("p", { class: "bad", role: "alert" }, error.message));
+      return;
+    }
+    if (this.chosen !== id) return;
+    if (!record) {
       this.detail.replaceChildren(this.head(id), empty("This decision is not among those that are kept."));
       return;
     }
-    const { record } = found;
     this.detail.replaceChildren(this.head(id), ended(record));
     this.detail.focus({ preventScroll: true });
     let told;
@@ -113,6 +119,22 @@ class Decisions {
     if (this.chosen !== id) return;
     const other = told.same ? null : h("p", { class: "warn" }, `${told.policy} decided this. The policy in force is another one; this is what it would say.`);
     this.detail.replaceChildren(this.head(id), explanation(told.explanation, other), ended(record), raw(record, "The record as JSON"));
+  }
+
+  /** The record of a decision that is kept and no more in the list; undefined where there is none. */
+  async older(id) {
+    this.detail.replaceChildren(this.head(id), empty("Reading…"));
+    const told = await text(admin(`admin/records?id=${encodeURIComponent(id)}`, { signal: this.page.signal }));
+    const line = told.split("\n").findLast(Boolean);
+    return line && JSON.parse(line);
+  }
+
+  /** What was typed, if it stands in no line and is a request's id. */
+  seek() {
+    const id = this.filter.value.trim();
+    if (!id || [...this.rows.values()].some(({ row }) => !row.hidden)) return;
+    this.page.place(id);
+    this.show(id);
   }
 
   head(id) {

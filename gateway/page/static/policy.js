@@ -41,7 +41,7 @@ class PolicyView {
       throw error;
     }
     if (this.text === undefined) this.candidate.value ||= policy.text ?? "";
-    this.text = policy.text ?? "";
+    [this.text, this.file] = [policy.text ?? "", policy.file];
     const told = JSON.stringify([policy, candidate]);
     if (told === this.told) return;
     this.told = told;
@@ -54,7 +54,7 @@ class PolicyView {
     try {
       const yaml = this.candidate.value;
       const checked = await json(admin("admin/policy/check", { yaml, signal }));
-      this.found.replaceChildren(checked.ok ? h("p", {}, "It is right, and does what its tests say.") : problems("It cannot come into force", checked.problems), tests(checked.tests));
+      this.found.replaceChildren(checked.ok ? h("p", {}, "It is right, and does what its tests say.") : problems("It cannot come into force", checked.problems, this.file), tests(checked.tests));
       if (!checked.ok) return;
       this.found.append(...changes(await json(admin("admin/policy/diff", { yaml, signal }))));
     } catch (error) {
@@ -69,7 +69,7 @@ const when = (seconds) => new Date(1000 * seconds).toLocaleString("en-GB");
 function standing(policy, candidate, workers) {
   const { name, revision, digest, file, source, since, problem, rollback } = policy;
   return [
-    problem ? problems(`The file is wrong since ${when(problem.at)}; the policy below stays in force`, problem.problems) : null,
+    problem ? problems(`The file is wrong since ${when(problem.at)}; the policy below stays in force`, problem.problems, file) : null,
     rollback ? h("p", { class: "warn" }, `Rolled back ${when(rollback.at)}: ${rollback.note}`) : null,
     h("div", { class: "columns" },
       panel("In force", pairs([
@@ -83,10 +83,11 @@ function standing(policy, candidate, workers) {
   ].filter(Boolean);
 }
 
-function problems(name, list) {
+/** A problem of another file than the policy's own, as a candidate's, names that. */
+function problems(name, list, own) {
   return h("section", { class: "panel wrongs", role: "alert" }, h("h2", { class: "bad" }, name),
-    h("ul", {}, list.map(({ line, column, path, message }) =>
-      h("li", {}, h("code", {}, `${line}:${column}`), " ", path ? h("b", {}, `${path}: `) : null, message))));
+    h("ul", {}, list.map(({ file, line, column, path, message }) =>
+      h("li", {}, h("code", {}, `${file === own ? "" : `${file}:`}${line}:${column}`), " ", path ? h("b", {}, `${path}: `) : null, message))));
 }
 
 function tests(list) {

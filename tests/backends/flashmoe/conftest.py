@@ -21,7 +21,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="session")
 def trained() -> Predictor:
-    return predictor.load(measure.TINY / "predictor.safetensors")[0]
+    return predictor.load(measure.TINY / "predictor.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -129,17 +129,24 @@ def test_a_budget_needs_a_predictor_that_knows_its_price() -> None:
 
 
 def test_a_predictor_of_another_model_is_refused(tmp_path: Path) -> None:
-    Predictor(64, [8]).save(tmp_path / "other.safetensors", {})
+    Predictor(64, [8]).save(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="of another model"):
         FlashMoEForCausalLM.from_pretrained(measure.TINY, predictor_weights=tmp_path / "other.safetensors")
 
 
-def test_the_predictor_is_saved_with_the_model(tmp_path: Path, text: Tensor) -> None:
+def test_a_predictor_that_is_not_there_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="mistyped"):
+        FlashMoEForCausalLM.from_pretrained(measure.TINY, predictor_weights=tmp_path / "mistyped.safetensors")
+
+
+def test_the_predictor_is_saved_with_the_model_and_its_card(tmp_path: Path, text: Tensor) -> None:
     model = FlashMoEForCausalLM.from_pretrained(measure.TINY, predictor_weights=PREDICTOR, budget=0.1).eval()
     FlashMoEForCausalLM.save(model, tmp_path)
     again = FlashMoEForCausalLM.from_pretrained(tmp_path).eval()
     step = text[:16, :1]
     assert torch.equal(again(input_ids=step).logits, model(input_ids=step).logits)
+    other = FlashMoEForCausalLM.from_pretrained(tmp_path, budget=0.05)
+    assert other.flash.plan.policies[0].price < model.flash.plan.policies[0].price
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from backends.flashmoe import calib, measure, predictor
 from backends.flashmoe.calib import Reservoir, Sample, texts
 from backends.flashmoe.experts import layers, outputs
 from backends.flashmoe.predictor import Predictor
-from backends.flashmoe.train_predictor import agreement, heads, judge, prices, samples
+from backends.flashmoe.train_predictor import agreement, heads, judge, main, prices, samples
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,30 @@ def test_it_knows_more_than_each_experts_usual_norm(trained: Predictor, unseen: 
         assert (estimate - norms).square().mean() < 0.5 * (usual - norms).square().mean()
 
 
-def test_a_predictor_made_on_the_command_line_carries_its_card(tmp_path: Path) -> None:
+def test_a_predictor_made_on_the_command_line_carries_its_card_and_no_layer_of_another_run(tmp_path: Path) -> None:
     kept = list(texts(measure.TINY / "calibration.jsonl.gz"))[:8]
     data, out = tmp_path / "data.jsonl", tmp_path / "predictor.safetensors"
     data.write_text("\n".join(json.dumps({"messages": [{"role": "user", "content": text}]}) for text in kept))
+    out.with_suffix(".part").mkdir()
+    (out.with_suffix(".part") / "layer0.pt").write_bytes(b"of another text")
     command = [sys.executable, "-m", "backends.flashmoe.train_predictor", "--steps", "60", "--data", str(data)]
     subprocess.run([*command, "--model", str(measure.TINY), "--out", str(out)], check=True, capture_output=True)
-    made, card = predictor.load(out)
+    made = predictor.load(out)
     assert made.experts == [32, 32, 32]
-    assert len(card["layers"]) == 3
-    assert list(card["prices"]) == ["0.02", "0.05", "0.1", "0.2"]
+    assert len(made.card["layers"]) == 3
+    assert list(made.card["prices"]) == ["0.02", "0.05", "0.1", "0.2"]
     assert not out.with_suffix(".part").exists()
+
+
+def test_a_text_too_short_to_hold_a_part_of_it_out_is_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "predictor.safetensors"
+    data.write_text(json.dumps({"text": "Hello. " * 300}))
+    with pytest.raises(SystemExit):
+        main(["--data", str(data), "--model", str(measure.TINY), "--out", str(out)])
+    assert capsys.readouterr().err.endswith("data.jsonl: 8 times 256 tokens; at least 10 times are needed\n")
+    assert list(tmp_path.iterdir()) == [data]
 
 
 def test_an_interrupted_run_keeps_the_layers_it_has(tmp_path: Path, unseen: list[Sample]) -> None:

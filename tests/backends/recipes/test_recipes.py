@@ -1,6 +1,7 @@
 """Server commands: complete, the same in every format, and refused where they cannot fit."""
 
 import itertools
+import json
 import os
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from backends.recipes.__main__ import AMD, USUAL, listed, parser, wish_of, written
+from backends.recipes.__main__ import AMD, USUAL, Row, listed, parser, wish_of, written
 from backends.recipes.fit import Wish, budget, check
 from backends.recipes.hardware import Impossible, hardware
 from backends.recipes.models import GIB, MODELS
@@ -291,13 +292,17 @@ def test_formats_say_the_same(tier: str, name: str, first: int) -> None:
 
 
 def test_the_list_says_room_or_reason_for_everything() -> None:
-    lines = list(listed(impossible=True))
+    told = listed(parser().parse_args(["list", "--all"]))
+    lines = told.splitlines()
     refused = [line for line in lines if "  no: " in line]
-    assert len(list(listed(impossible=False))) == len(lines) - len(refused)
+    assert len(listed(parser().parse_args(["list"])).splitlines()) == len(lines) - len(refused)
     assert any(line.split()[:3] == ["pro", "h200x4", "dep"] for line in refused)
     assert not [line for line in refused if "published" in line]
     assert sum(line.endswith("  published") for line in lines) == len(ALL_PUBLISHED)
     assert [line for line in lines if line.startswith("flash mac192") and line.endswith(" requests")]
+    data = json.loads(listed(parser().parse_args(["list", "--all", "--json"])))
+    assert [str(Row(**row)) for row in data] == lines[1 : 1 + len(data)]
+    assert sum(row["published"] for row in data) == len(ALL_PUBLISHED)
 
 
 def test_other_engines_have_their_commands() -> None:

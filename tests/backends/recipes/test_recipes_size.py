@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,9 @@ def test_a_stricter_pace_takes_more_servers_and_one_that_nobody_published_is_ref
         parts(dataclasses.replace(LOAD, tpot=0.001))
 
 
-@pytest.mark.parametrize("wrong", [{"rps": 0}, {"output": 0}, {"pro": 1.5}, {"cached": -0.1}, {"cached": 1.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"rps": 0}, {"rps": math.inf}, {"output": 0}, {"pro": 1.5}, {"cached": -0.1}, {"cached": 1.1}]
+)
 def test_a_load_that_is_none_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         parts(dataclasses.replace(LOAD, **wrong))  # type: ignore[arg-type]
