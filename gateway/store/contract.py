@@ -139,6 +139,9 @@ class Store(Protocol):
         While the store does not answer, each limit does as `limits.outage` says. Raises Overloaded where one is denied.
         """
 
+    async def look(self, caller: str, limits: Limits) -> Admitted:
+        """How the caller stands with `limits`; takes nothing of them. Raises Overloaded."""
+
     def settle(
         self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False, kept: Kept | None = None
     ) -> Awaitable[None]:
