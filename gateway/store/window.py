@@ -6,9 +6,7 @@ from typing import Final, Literal
 
 Window = float | Literal["month"]  # seconds, or the calendar's month
 MONTH = -1  # in place of a length
-MONDAY = (
-    259_200_000_000  # microseconds from a Monday to 1970: windows begin at multiples of their length since then, UTC
-)
+MONDAY = 259_200_000_000  # microseconds from a Monday to 1970; windows begin at multiples of their length since
 
 
 def length_of(window: Window) -> int:
