@@ -63,7 +63,7 @@ class OnServer:
     def run(self, script: Script, now: int, word: bytes) -> list[int]:
         clock = b"{'%d', '%d'}" % divmod(now, SECOND)
         text, names = script.text.replace(b"redis.call('TIME')", clock), key_names("ann").names.all
-        found: list[int] = self.client.execute_command("EVAL", text, 3, *names, word)
+        found: list[int] = self.client.execute_command("EVAL", text, 3, *names, word)  # type: ignore[no-untyped-call]
         return found
 
     def ask(self, limits: Limits, now: int, lease: str) -> tuple[int, int, int]:
