@@ -31,7 +31,7 @@ from gateway.keys import (
 )
 from gateway.policy import Policy
 from gateway.store import KeyRecord, Store
-from gateway.usage import HEADINGS, Asked, Heading, Report, reported
+from gateway.usage import WHOLE, Asked, Heading, Report, reported
 
 TRIES = 10.0  # wrong admin keys that are answered at once ...
 AGAIN = 6.0  # ... and the seconds after which there is one more
@@ -191,9 +191,9 @@ def _usage(routes: APIRouter, store: Store) -> None:
         caller: Annotated[str | None, Query(description="The id of its key; else all")] = None,
         first: Annotated[datetime.date | None, Query(alias="from", description="A day, UTC, included")] = None,
         last: Annotated[datetime.date | None, Query(alias="to", description="A day, UTC, included")] = None,
-        by: Annotated[list[Heading] | None, Query(description="What is told apart; else all")] = None,
+        by: Annotated[list[Heading] | None, Query(description="What is told apart; else all but months")] = None,
     ) -> Report:
-        asked = Asked(_day(first), _day(last), by or HEADINGS)
+        asked = Asked(_day(first), _day(last), by or WHOLE)
         return reported(await store.ledger(caller), asked)
 
     @routes.post("/cache/purge", summary="Forget remembered answers and verdicts; keys and limits stay")

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
+from gateway.allowance import key_routes
 from gateway.asgi import ASGI, Front, Lazy
 from gateway.cache import Flights
 from gateway.certificate import Life
@@ -72,7 +73,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
 
     told: dict[str, Callable[[], Any]] = {"triage": probe.told, "models": served.told}
     told["drift"] = lambda: drift.told(doors.policy)
-    routes = status_routes(doors, told, revisions, member) + model_routes(doors)
+    routes = status_routes(doors, told, revisions, member) + model_routes(doors) + key_routes(doors)
     rest = Starlette(
         routes=[*routes, Prefixes(LAZY, Lazy(later))], exception_handlers=ERRORS, lifespan=lambda _: running()
     )

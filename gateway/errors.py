@@ -28,7 +28,7 @@ import math
 
 import msgspec
 
-LONGEST_WAIT = 86_400.0  # seconds; what we pass on may come from a server's header
+LONGEST_WAIT = 31 * 86_400.0  # seconds, the longest month; what we pass on may come from a server's header
 # What msgspec raises for bytes that are not the JSON they should be: of another form, not UTF-8, or nested too deeply.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 

@@ -15,6 +15,10 @@ def _object(*required: str, **properties: JSON) -> JSON:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
+def _json(schema: JSON) -> JSON:
+    return {"application/json": {"schema": schema}}
+
+
 def _body(*required: str, **properties: JSON) -> JSON:
     """What a request may hold beside these is the model server's business."""
     model = {"type": "string", "default": "auto", "description": "auto, a tier, an alias, auto:fast or auto:best"}
@@ -96,14 +100,39 @@ _SPOKEN: dict[str, tuple[str, JSON, JSON]] = {
     "/v1/responses": ("Answer a conversation, in the words of OpenAI's Responses API", _RESPONSES, _ERROR),
     "/v1/embeddings": ("Turn texts into vectors, where a tier can", _EMBEDDINGS, _ERROR),
 }
+_LEFT = {**_COUNT, "description": "null where the store does not tell"}
+_SHARE = _object("max", "window", max={"type": "number"}, window={"type": "string"})
+_BUDGET = _object(
+    "usd", "used", "left", "window", "resets", "then",
+    usd={"type": "number", "description": "US dollars in a window"},
+    used={**_NUMBER, "description": "What was spent, and what is held for calls that are not over"},
+    left=_NUMBER,
+    window={"type": "string", "description": "How long a window is, or month"},
+    resets={"type": "integer", "description": "When the next one begins; Unix seconds"},
+    then={"enum": ["flash_only", "refuse"], "description": "What becomes of a request that does not fit"},
+)  # fmt: skip
+_KEY = _object(
+    "id", "name", "plan", "expires", "models", "requests", "tokens", "concurrency", "pro_share", "budget",
+    id={"type": "string"},
+    name={"type": "string"},
+    plan={"type": "string"},
+    expires={**_NUMBER, "description": "Unix seconds; null: it does not"},
+    models={"type": "array", "items": {"type": "string"}, "description": "auto, and the tiers that may answer"},
+    requests=_object("per_minute", "left", per_minute={"type": "integer"}, left=_LEFT),
+    tokens={"anyOf": [_object("per_minute", "left", per_minute={"type": "integer"}, left=_LEFT), {"type": "null"}]},
+    concurrency={"type": "integer", "description": "Requests at once"},
+    pro_share={"anyOf": [_SHARE, {"type": "null"}], "description": "The part that may go above the first tier"},
+    budget={"anyOf": [_BUDGET, {"type": "null"}]},
+)  # fmt: skip
 _KEYED: JSON = {"security": [{"key": []}, {"x-api-key": []}]}
 _NAMED: JSON = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
 _PLAIN: JSON = {"text/plain": {"schema": {"type": "string"}}}
-_OBJECT: JSON = {"application/json": {"schema": {"type": "object"}}}
+_OBJECT = _json({"type": "object"})
 _OFTEN: dict[str, tuple[str, JSON, JSON]] = {
     "/health": ("Is the process alive?", _OBJECT, {}),
     "/ready": ("Can it serve?", _OBJECT, {}),
     "/metrics": ("Metrics in Prometheus' format", _PLAIN, {}),
+    "/v1/key": ("What may the key that asks do, and what is left of that?", _json(_KEY), _KEYED),
     "/v1/models": ("The names that `model` may have", _OBJECT, _KEYED),
     "/v1/models/{model}": ("One of them", _OBJECT, _KEYED | _NAMED),
 }

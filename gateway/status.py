@@ -26,7 +26,7 @@ from gateway.workers import Member
 
 CREATED = 1776988800  # the models' release, 2026-04-24, as Unix seconds
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-SERVED = sorted((*DIALECTS, "/v1/models"), key=len, reverse=True)
+SERVED = sorted((*DIALECTS, "/v1/models", "/v1/key"), key=len, reverse=True)
 
 
 def status_routes(

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from gateway.store import NANO, SHADOW, Line
 
-Heading = Literal["day", "caller", "tier", "kind"]
-HEADINGS: tuple[Heading, ...] = ("day", "caller", "tier", "kind")
+Heading = Literal["month", "day", "caller", "tier", "kind"]
+HEADINGS: tuple[Heading, ...] = ("month", "day", "caller", "tier", "kind")
+WHOLE = HEADINGS[1:]  # they tell apart all lines of the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Asked:
 
     first: str | None = None
     last: str | None = None
-    by: Sequence[Heading] = HEADINGS
+    by: Sequence[Heading] = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Row:
     cached_tokens: int
     completion_tokens: int
     usd: float
+    month: str | None = None
     day: str | None = None
     caller: str | None = None
     tier: str | None = None
@@ -76,6 +78,8 @@ def reported(lines: Iterable[Line], asked: Asked) -> Report:
 
 def _told(line: Line, heading: Heading) -> str:
     """The line's value under a heading; answers that were made for comparison (SHADOW) have the kind "shadow"."""
+    if heading == "month":
+        return line.day[:7]
     found: str = getattr(line, heading)
     return "shadow" if heading == "kind" and line.caller == SHADOW else found
 

@@ -292,8 +292,8 @@ def test_a_full_store_forgets_answers_and_never_what_callers_spent(store: Node) 
     store.ask("CONFIG", "SET", "maxmemory", store.ask("INFO", "memory")["used_memory"] + 200 * len(ANSWER))
     on(url, remember)
     assert len(store.ask("KEYS", "tg1:{ann}:entry:*")) in range(50, 500), "the store was not filled"
-    kept = {name for caller in callers for name in (f"tg4:{{{caller}}}:account", f"tg3:{{{caller}}}:ledger")}
-    assert kept - {name.decode() for name in store.ask("KEYS", "tg[34]:*")} == set()
+    kept = {name for caller in callers for name in (f"tg5:{{{caller}}}:account", f"tg3:{{{caller}}}:ledger")}
+    assert kept - {name.decode() for name in store.ask("KEYS", "tg[35]:*")} == set()
 
 
 def test_the_load_test_runs_with_the_locust_of_the_lock_file() -> None:

@@ -1,6 +1,8 @@
 """What did callers use, and what did that cost?   `tiergate usage` reads the shared store's ledger."""
 
+import csv
 import datetime
+import sys
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -9,26 +11,31 @@ import typer
 from gateway.cli.output import Json, encoded, stop
 from gateway.cli.store import Redis, on
 from gateway.store import Line, Store
-from gateway.usage import HEADINGS, Asked, Heading, Row, reported
+from gateway.usage import HEADINGS, WHOLE, Asked, Heading, Row, reported
 
 ROW = "{:<10}  {:<16.16}  {:<16.16}  {:<12.12}  {:<8}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"
-TITLES = ("day", "caller", "name", "tier", "kind", "", "requests", "prompt", "cached", "completion", "USD")
+TITLES = ("day", "caller", "name", "tier", "kind", "estimated", "requests", "prompt", "cached", "completion", "USD")
 
 
 def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     caller: Annotated[str | None, typer.Option(metavar="ID", help="The id that `keys list` shows, or @all.")] = None,
     first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="YYYY-MM-DD, UTC; included.")] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="YYYY-MM-DD, UTC; included.")] = None,
-    by: Annotated[list[str] | None, typer.Option(help="day, caller, tier or kind; repeatable; else all.")] = None,
+    by: Annotated[list[str] | None, typer.Option(help="month, day, caller, tier or kind; repeatable.")] = None,
+    table: Annotated[bool, typer.Option("--csv", help="Print CSV, for a spreadsheet.")] = False,
     json: Json = False,
     redis: Redis = None,
 ) -> None:
     """Tokens and money by day, caller, tier and kind: answers, and apart the overhead (triage, drafts, shadows)."""
-    asked = Asked(_day(first), _day(last), [_heading(word) for word in by] if by else HEADINGS)
+    asked = Asked(_day(first), _day(last), [_heading(word) for word in by] if by else WHOLE)
     lines, names = on("usage", redis, lambda store: _read(store, caller))
     found = reported(lines, asked)
     if json:
         typer.echo(encoded(found))
+        return
+    if table:
+        written = csv.writer(sys.stdout, lineterminator="\n")
+        written.writerows([TITLES, *(_cells(row, names) for row in found.rows)])
         return
     typer.echo(ROW.format(*TITLES))
     for row in found.rows:
@@ -45,7 +52,8 @@ async def _read(store: Store, caller: str | None) -> tuple[list[Line], dict[str,
 def _cells(row: Row, names: Mapping[str, str]) -> tuple[str | int, ...]:
     whose = row.caller or ""
     kind = row.kind or ("overhead" if row.overhead else "answer")
-    headings = (row.day or "", whose, names.get(whose, ""), row.tier or "", kind, "estimated" if row.estimated else "")
+    day, estimated = row.day or row.month or "", "estimated" if row.estimated else ""
+    headings = (day, whose, names.get(whose, ""), row.tier or "", kind, estimated)
     return (*headings, row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens, f"{row.usd:.6f}")
 
 

@@ -19,7 +19,7 @@ from gateway.policy.problems import PolicyError, Problem, place_in, suggestion
 from gateway.policy.prompts import Prompt
 from gateway.policy.recording import Recording, Shadow
 from gateway.policy.rules import Bands, Rule, Split, Step
-from gateway.policy.schema import schema
+from gateway.policy.schema import schema, spelled
 from gateway.policy.trials import Expect, PolicyTest, StubVerdict, TestCaller, TestVerdict
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "Policy", "PolicyError", "PolicyTest", "Price", "Problem", "Prompt", "Reason", "Recording", "Rule", "Sessions",
     "Shadow", "Split", "Step", "StubVerdict", "TestCaller", "TestVerdict", "Tier", "TierLimits", "Triage", "Weak",
     "build_policy", "calibration_name", "differences", "file_text", "load_policy", "open_policy", "packaged",
-    "read_document", "schema", "seconds", "serving", "suggestion",
+    "read_document", "schema", "seconds", "serving", "spelled", "suggestion",
 ]  # fmt: skip
 
 

@@ -15,22 +15,38 @@ from gateway.policy.sections import LISTED, listed, section
 from gateway.types import Strategy
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+LONGEST = 36_525 * UNITS["d"]
 DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
 
 
 def seconds(text: object) -> float:
-    """ "800ms" -> 0.8. Raises ValueError when the unit is missing or unknown."""
+    """ "800ms" -> 0.8. Raises ValueError when the unit is missing or unknown, below 1ms and above LONGEST."""
     found = DURATION.fullmatch(text) if isinstance(text, str) else None
     if not found:
         raise ValueError('a duration needs a number and a unit: "800ms", "2s", "10m", "1h", "7d"')
-    return float(found[1]) * UNITS[found[2]]
+    length = float(found[1]) * UNITS[found[2]]
+    if not UNITS["ms"] <= length <= LONGEST:
+        raise ValueError("a duration is at least 1ms, and at most 36525d")
+    return length
+
+
+def window(text: object) -> object:
+    """ "month", or the seconds of a duration. Raises ValueError."""
+    try:
+        return text if text == "month" else seconds(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or month, the calendar's") from None
 
 
 Duration = Annotated[
     float,
     BeforeValidator(seconds),
-    Field(gt=0),
     WithJsonSchema({"type": "string", "pattern": f"^{DURATION.pattern}$|^\\$\\{{.*\\}}$"}),
+]
+Window = Annotated[
+    float | Literal["month"],
+    BeforeValidator(window),
+    WithJsonSchema({"type": "string", "pattern": f"^month$|^{DURATION.pattern}$|^\\$\\{{.*\\}}$"}),
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]

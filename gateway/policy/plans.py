@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.policy.model import Count, Duration, Name, Several, Share
+from gateway.policy.model import Count, Duration, Name, Several, Share, Window
 from gateway.policy.sections import section
 from gateway.store import Mode
 
@@ -15,12 +15,13 @@ TokenCount = Annotated[int, Field(ge=1, le=100_000_000)]
 class Budget:
     """What each caller of a plan, or all callers together, may spend in a window.
 
-    Windows begin at multiples of their length since 1970, UTC. A call reserves the most that it can cost until it is
-    settled. `then`: what happens to a request whose cost on the highest tier that it may reach does not fit.
+    Windows begin at multiples of their length since a Monday, UTC: 24h is a day, 7d a week, and `month` is the
+    calendar's. A call reserves the most that it can cost until it is settled. `then`: what happens to a request whose
+    cost on the highest tier that it may reach does not fit.
     """
 
     usd: Annotated[float, Field(gt=0, le=1e6, description="US dollars in a window")]
-    window: Annotated[Duration, Field(description="how long a window is")] = 86400.0
+    window: Annotated[Window, Field(description="how long a window is, or month: the calendar's, UTC")] = 86400.0
     warn: Annotated[Share | None, Field(description="the part of it from which callers are told")] = 0.8
     then: Annotated[
         Literal["flash_only", "refuse"], Field(description="what does not fit: the first tier if that fits, or a 429")

@@ -30,11 +30,12 @@ from gateway.store.limits import (
     Portion,
 )
 from gateway.store.memory import MemoryStore
+from gateway.store.window import Window, resets
 
 __all__ = [
     "ALL", "HELD", "NANO", "OVER", "REFUSALS", "SHADOW", "UNLIMITED", "VALUE_LIMIT", "Admitted", "Bound",
     "Kept", "KeyRecord", "Kind", "Limits", "Line", "MemoryStore", "Mode", "Money", "Most", "Outage", "Portion",
-    "ServerSetup", "State", "Store", "Taken", "Turn", "open_store", "setups", "where",
+    "ServerSetup", "State", "Store", "Taken", "Turn", "Window", "open_store", "resets", "setups", "where",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway.store.contract import KEPT
 from gateway.store.limits import MINUTE, Admitted, Bound, Kind, Limits, Line, Most, known
+from gateway.store.window import end_of, length_of
 
 DAY = 86_400  # seconds
 Sums = tuple[int, int, int, int, int]  # requests, prompt, cached, completion, money
@@ -24,8 +25,8 @@ class Account:
 
     `counts`: some limit is of tokens, money or the share; else it need not be known how much a lease holds.
     `idle_at` is GCRA's theoretical arrival time. `level` is tokens * MINUTE at time `at`, draining by `rate` each
-    microsecond. `spent` belongs to window number `window` of `span`; `asked` and `above` to window `share` of
-    `share_span`. `limits` are those in force, of which a request costs `interval` of `most` microseconds. Lines are
+    microsecond. `spent` belongs to the window of `length` that ends at `till`; `asked` and `above` to window `share`
+    of `share_span`. `limits` are those in force, of which a request costs `interval` of `most` microseconds. Lines are
     booked under day `today`, which ends at `midnight`, by the machine's clock: days and seconds since 1970.
     """
 
@@ -40,8 +41,8 @@ class Account:
     at: int = 0
     rate: int = 0
     spent: int = 0
-    window: int = 0
-    span: int = 0
+    till: int = 0
+    length: int = 0
     counts: bool = False
     asked: int = 0
     above: int = 0
@@ -74,18 +75,15 @@ class Account:
         self.limits, self.interval = limits, limits.interval
         self.most = limits.requests_per_minute * self.interval
         self.rate = limits.tokens_per_minute or 0
-        span = int(limits.money.seconds * 1e6) if limits.money else 0
-        if span and span != self.span:
-            if not self.span or now // self.span != self.window:
+        length = length_of(limits.money.window) if limits.money else 0
+        if length != self.length:
+            if not length or now >= self.till:
                 self.spent = 0
-            self.window = now // span
-        self.span = span
+            self.length, self.till = length, end_of(length, now) if length else 0
         self.share_span = int(limits.share.seconds * 1e6) if limits.share else 0
-        self.counts = bool(self.rate or self.span or self.share_span)
+        self.counts = bool(self.rate or self.length or self.share_span)
         if not self.rate:
             self.level = 0
-        if not self.span:
-            self.spent = self.window = 0
         for lease, held in self.leases.items() if self.counts else ():
             if not isinstance(held, tuple):
                 self.leases[lease] = self._count(known(held))
@@ -96,8 +94,8 @@ class Account:
             drained = (now - self.at) * self.rate
             self.level = self.level - drained if drained < self.level else 0
         self.at = now
-        if self.span and now // self.span != self.window:
-            self.spent, self.window = 0, now // self.span
+        if self.length and now >= self.till:
+            self.spent, self.till = 0, end_of(self.length, now)
         if self.share_span and now // self.share_span != self.share:
             self.share, self.asked, self.above = now // self.share_span, 0, 0
 
@@ -121,7 +119,7 @@ class Account:
         money, share = limits.money, limits.share
         if money and self.spent + self.money + most.money > money.nano:
             if not money.degrade or self.spent + self.money + most.cheap > money.nano:
-                return 4, self.span - now % self.span, 0
+                return 4, self.till - now, 0
             return 0, 0, 1
         if share and most.tier != most.first and self.above + 1 > math.ceil(share.max * (self.asked + 1)):
             return 0, 0, 2
@@ -180,7 +178,7 @@ class Account:
         if line.kind == "answer":
             if self.rate:
                 self.level += (line.prompt + line.completion) * MINUTE
-            if self.span:
+            if self.length:
                 self.spent += line.money
 
     def lines(self, caller: str) -> list[Line]:

@@ -7,9 +7,9 @@ Limits of a caller:
     tokens        a bucket of `tokens_per_minute` that refills evenly. What a call may use at most (its bound) is held
                   from admission to settlement and does not drain meanwhile; settlement puts what was used in its
                   place. A bound above the whole limit is admitted when the bucket is idle.
-    money         spent in this window plus what is held stays within the budget. Windows begin at multiples of their
-                  length since 1970, UTC. When the bound at the dearest tier's price does not fit but the first tier's
-                  does, and the budget degrades, the request is admitted `capped` by "budget".
+    money         spent in this window (window.py) plus what is held stays within the budget. When the bound at the
+                  dearest tier's price does not fit but the first tier's does, and the budget degrades, the request is
+                  admitted `capped` by "budget".
     share         at most max * requests (rounded up) of a window's requests may be answered above the first tier; one
                   that would exceed it is admitted capped by "share". A request counts as above until it is settled.
     order         requests, then the cache, then concurrency, tokens, money, share. A hit counts as a request and takes
@@ -138,6 +138,9 @@ class Store(Protocol):
 
         While the store does not answer, each limit does as `limits.outage` says. Raises Overloaded where one is denied.
         """
+
+    async def look(self, caller: str, limits: Limits) -> Admitted:
+        """How the caller stands with `limits`; takes nothing of them. Raises Overloaded."""
 
     def settle(
         self, caller: str, lease: str, lines: Sequence[Line] = (), above: bool = False, kept: Kept | None = None

@@ -5,6 +5,8 @@ from typing import Literal
 
 import msgspec
 
+from gateway.store.window import Window
+
 SLOT_RETRY = 1.0  # seconds; nobody knows when a slot is given back, so a refused caller is asked to try again soon
 MINUTE = 60_000_000  # microseconds
 NANO = 1_000_000_000  # money is counted in whole nano-dollars
@@ -19,10 +21,10 @@ CAPS: tuple[CappedBy | None, ...] = (None, "budget", "share")
 
 
 class Money(msgspec.Struct, frozen=True):
-    """At most `nano` dollars in a window of `seconds`; `degrade`: on the first tier rather than not at all."""
+    """At most `nano` dollars in a window; `degrade`: on the first tier rather than not at all."""
 
     nano: int
-    seconds: float
+    window: Window
     degrade: bool
 
 

@@ -64,6 +64,11 @@ class MemoryStore:
         used = account.used if account.counts else 0
         return Admitted(limits, lease, 0, spent, 0, used, account.spent + account.money, cap, entry, turn)
 
+    async def look(self, caller: str, limits: Limits) -> Admitted:
+        now = _now()
+        account = self._accounts.get(caller) or self._new_account(caller, now)
+        return account.refused(limits, account.begin(limits, now), 0)
+
     def _new_account(self, caller: str, now: int) -> Account:
         """A new account. Each time the two accounts that were checked longest ago are dropped if they are idle, so that
         idle ones do not pile up."""

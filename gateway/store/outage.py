@@ -26,7 +26,7 @@ def alone(limits: Limits, processes: int) -> Limits:
         concurrency or UNLIMITED,
         limits.lease,
         tokens,
-        Money(nano, money.seconds, money.degrade) if money and nano is not None else None,
+        Money(nano, money.window, money.degrade) if money and nano is not None else None,
         share,
         modes,
     )

@@ -61,6 +61,6 @@ def _names(command: tuple[Word, ...]) -> list[bytes]:
 
 
 def _kind(name: bytes) -> bytes:
-    """`leases` of `tg4:{caller}:leases`, `keys` of `tg1:keys`."""
+    """`leases` of `tg5:{caller}:leases`, `keys` of `tg1:keys`."""
     _, _, rest = name.partition(b":")
     return (rest.partition(b"}:")[2] or rest).partition(b":")[0]

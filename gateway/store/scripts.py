@@ -3,6 +3,8 @@
 import hashlib
 from typing import Final, NamedTuple
 
+from gateway.store.window import SET_TILL
+
 
 class Script(NamedTuple):
     """A script that takes so many arguments (`words`). `heads`: how the packed EVALSHA command begins, by its number of
@@ -32,9 +34,10 @@ TURN = b"\0"  # begins what stands in place of a value while its maker has the t
 # leases held. KEYS  account, leases, ledger of one caller. Times are whole microseconds and money is nano-dollars, all
 # below 2^53: exact in Lua. `level` is tokens * 60,000,000, draining by `rate` each microsecond.
 #   account  a hash. Its field `state` is the numbers NAMES, packed: idle_at is GCRA's theoretical arrival time, before
-#            `due` no lease expires. A stored time further ahead than the window is a clock that went back, or a limit
-#            that changed: it is cut to the window. Its other fields are leases, with what each holds: prompt,
-#            completion, money, the window in which it counts as above the first tier or -1, packed; and the tier.
+#            `due` no lease expires, at `till` the budget's window of `length` ends. A stored time further ahead than
+#            the window is a clock that went back, or a limit that changed: it is cut to the window. Its other fields
+#            are leases, with what each holds: prompt, completion, money, the window in which it counts as above the
+#            first tier or -1, packed; and the tier.
 #   leases   a sorted set of leases by deadline
 #   ledger   a hash: day since 1970/kind/estimated/tier/measure -> sum; one that 64 bits cannot hold stays as it is
 # What is not of this form counts as nothing: one caller's must not stop the script, and with it the store for all.
@@ -43,10 +46,10 @@ TURN = b"\0"  # begins what stands in place of a value while its maker has the t
 #
 # To a server a number in digits, or a function that shares ten variables, costs as much as a command: so numbers are
 # packed, steps that both scripts take are texts, and each script has one end.
-NAMES = b"idle_at tokens money level at rate spent window span asked above share day due".split()
+NAMES = b"idle_at tokens money level at rate spent till length asked above share day due".split()
 SAVED, ZEROS = b", ".join(NAMES), b", ".join(b"0" for _ in NAMES)
 OPENING: Final = b"""
-local UNIT, TTL, KEPT, NEVER = 60000000, 34646400, 400, 8e15
+local UNIT, TTL, KEPT, NEVER, LONGEST = 60000000, 34646400, 400, 8e15, 2678400000000
 local FORM, SIZE, HELD, HOLDS = '<%b', %d, '<dddd', 32
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -66,14 +69,20 @@ if held and #held >= HOLDS then
   tokens, money = math.max(0, tokens - prompt - completion), math.max(0, money - cost)
 end
 """
-# `lines` are booked, too. No server writes a number above 2^52 in digits alone.
+# `window` takes the place of `length`: what was spent in a window that runs counts in one of another length, too.
+# `lines` are booked. No server writes a number above 2^52 in digits alone.
 ADVANCE: Final = (
     b"""
 level = rate > 0 and math.max(0, level - math.max(0, now - at) * rate) or 0
 at = now
-local current = span > 0 and math.floor(now / span) or 0
-if span == 0 or current ~= window then spent = 0 end
-window = current
+local runs = now < till and till - now <= (length > 0 and length or LONGEST)
+if window ~= length or length ~= 0 and not runs then
+  if window == 0 or not runs then spent = 0 end
+  length = window
+  """
+    + SET_TILL
+    + b"""
+end
 if new then
   day = today
   for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
@@ -103,29 +112,25 @@ for _, line in ipairs(lines) do
     if i == 1 and sum == more then redis.call('EXPIRE', KEYS[3], TTL) end
   end
   if kind == 'answer' and rate > 0 then level = level + (prompt + completion) * UNIT end
-  if kind == 'answer' and span > 0 then spent = spent + cost end
+  if kind == 'answer' and length ~= 0 then spent = spent + cost end
 end
 """
 )
 
 # KEYS  ... [, entry]; ARGV  MessagePack values behind each other. The limits: us of a lease, requests per minute,
-# interval us, concurrency, tokens per minute or 0, budget or -1, its window us, whether it degrades, share or -1, its
-# window us, ms for which a turn is the lease's; and what is asked for: lease, and the bound's prompt, completion,
-# money, tier, money on the first tier, first tier.
+# interval us, concurrency, tokens per minute or 0, budget or -1, its window us (0: none, -1: a month), whether it
+# degrades, share or -1, its window us, ms for which a turn is the lease's; and what is asked for: lease, and the
+# bound's prompt, completion, money, tier, money on the first tier, first tier.
 # -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil, whose turn or nil}
 ADMIT: Final = script(
     words=1,
     text=b"local state = redis.call('HGET', KEYS[1], 'state')"
     + OPENING
     + b"""
-local lasts, requests, interval, concurrency, limit, budget, length, degrades, part, period, turn, lease, prompt,
+local lasts, requests, interval, concurrency, limit, budget, window, degrades, part, period, turn, lease, prompt,
   completion, cost, tier, cheap, first = cmsgpack.unpack(ARGV[1])
 local lines = {}
 rate = limit
-if length ~= span then  -- what was spent in a window that runs counts in one of another length
-  if math.floor(now / span) ~= window then spent = 0 end
-  span, window = length, math.floor(now / length)
-end
 """
     + ADVANCE
     + b"""
@@ -153,7 +158,7 @@ elseif rate > 0 and over > 0 then
   verdict, wait = 3, over / rate
 elseif budget >= 0 and used + cost > budget then
   capped = 1
-  if not degrades or used + cheap > budget then verdict, wait, capped = 4, span - now % span, 0 end
+  if not degrades or used + cheap > budget then verdict, wait, capped = 4, till - now, 0 end
 end
 if verdict == 0 then
   queue = queue + interval
@@ -200,6 +205,7 @@ local state, held = unpack(redis.call('HMGET', KEYS[1], 'state', lease))
     + b"""
 local pushed = KEYS[4] and not ARGV[2] and redis.call('SET', KEYS[4], '', 'NX', 'EX', 86400)
 if not (counted or pushed) then lines = {} end
+local window = length
 """
     + ADVANCE
     + b"""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.done import DONE
 from gateway.errors import Overloaded
@@ -115,6 +116,10 @@ class RedisStore:
             return Admitted(limits, None, *found)
         self._beat.hold(lease, caller, limits.lease)
         return told
+
+    async def look(self, caller: str, limits: Limits) -> Admitted:
+        word = wanted(replace(limits, concurrency=0), NOTHING, "")  # refused for want of a slot
+        return Admitted(limits, None, *await self._run(ADMIT, key_names(caller).names, (word,)))
 
     async def _run(self, script: Script, names: Names, more: tuple[bytes, ...]) -> Any:
         """What a script replies. Raises Overloaded as `_ask` does."""

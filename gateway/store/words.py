@@ -11,12 +11,13 @@ from gateway.store.contract import HELD
 from gateway.store.limits import Bound, Kind, Limits, Line
 from gateway.store.opening import Word
 from gateway.store.scripts import Script, word
+from gateway.store.window import length_of
 
 LONG = 1024  # bytes; the length prefixes of shorter arguments are prepared
 SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(LONG))
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
 DAY = 86_400  # seconds
-ACCOUNTS = b"tg[34]:{*}:*"  # the names of all accounts, leases and ledgers
+ACCOUNTS = b"tg[35]:{*}:*"  # the names of all accounts, leases and ledgers
 _packed = msgspec.msgpack.encode
 
 
@@ -38,7 +39,7 @@ class KeyNames(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=4096)
 def key_names(caller: str) -> KeyNames:
     tag = f"{{{caller}}}:".encode()
-    names = (b"tg4:%baccount" % tag, b"tg4:%bleases" % tag, b"tg3:%bledger" % tag)
+    names = (b"tg5:%baccount" % tag, b"tg5:%bleases" % tag, b"tg3:%bledger" % tag)
     return KeyNames(Names(names, b"".join(map(word, names))), b"tg1:%bentry:" % tag)
 
 
@@ -85,7 +86,7 @@ def _limits(limits: Limits) -> bytes:
     return packed(
         *(int(limits.lease * 1e6), limits.requests_per_minute, limits.interval, limits.concurrency),
         *(limits.tokens_per_minute or 0,),
-        *((money.nano, int(money.seconds * 1e6), money.degrade) if money else (-1, 0, False)),
+        *((money.nano, length_of(money.window), money.degrade) if money else (-1, 0, False)),
         *((share.max, int(share.seconds * 1e6)) if share else (-1, 0)),
         int(HELD * 1000),
     )  # fmt: skip

@@ -75,7 +75,7 @@ def test_any_text_makes_a_body() -> None:
         (1.0001, b"2", b"1001"),
         (0.0, b"1", b"1"),
         (-5.0, b"1", b"1"),
-        (math.inf, b"86400", b"86400000"),
+        (math.inf, b"2678400", b"2678400000"),
         (math.nan, b"1", b"1"),
     ],
 )

@@ -201,7 +201,7 @@ def test_a_change_that_cannot_be_made_is_told_and_changes_nothing(url: str) -> N
         ("nothing is given", ("change", made)),
         ("platinum", ("change", made, "--plan", "platinum", "--policy", policy)),
         ("printable", ("change", made, "--name", "")),
-        ("more than 0", ("change", made, "--expires", "0s")),
+        ("at least 1ms", ("change", made, "--expires", "0s")),
         ("duration", ("rotate", made, "--keep", "soon")),
         ("no active key", ("change", gone, "--usd", "1")),
         ("no active key", ("rotate", gone)),

@@ -272,11 +272,18 @@ def test_what_is_no_duration_is_refused(text: object) -> None:
         seconds(text)
 
 
+@pytest.mark.parametrize("text", ["0s", "0.0009ms", "36526d", "999999999d"])
+def test_a_duration_that_is_none_or_that_no_store_can_count_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="at least 1ms, and at most 36525d"):
+        seconds(text)
+
+
 def test_yes_and_no_and_on_are_words_as_keys() -> None:
     policy = load_policy(SMALLEST + "failover: {on: [connect]}\n", {})
     assert policy.failover.on == ("connect",)
 
 
+WINDOW = 'a duration needs a number and a unit: "800ms", "2s", "10m", "1h", "7d"; or month'
 NEAR = 'did you mean "flash"?'
 TRAP = 'is a truth value to YAML 1.1 and text to YAML 1.2: write true, or quote it: "{0}"'
 ONE_LINE = (
@@ -298,6 +305,11 @@ BAD = {
         "7:18: triage.layout: expected 'suffix' or 'system', got \"suffux\"",
     ),
     "duration": (SMALLEST + "triage: {timeout: 800}\n", "7:19: triage.timeout: a duration needs a number and a unit"),
+    "window": (
+        changed("model: org/Flash", "model: org/Flash, price: {input_per_m: 1}")
+        + "budget: {usd: 1, window: monthly}\n",
+        f"7:26: budget.window: {WINDOW}",
+    ),
     "missing": (changed("model: org/Flash, ", ""), "3:3: tiers.flash.model: missing"),
     "yes": (changed("model: org/Flash", "model: yes"), "3:18: tiers.flash.model: `yes` " + TRAP.format("yes")),
     "on": (

@@ -7,7 +7,7 @@ from tests.gateway.serving import body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 KEY = "a-key-that-is-long-enough"
-OWN = ["/health", "/ready", "/metrics", "/v1/models", "/openapi.json", "/docs"]
+OWN = ["/health", "/ready", "/metrics", "/v1/models", "/v1/key", "/openapi.json", "/docs"]
 
 
 async def test_every_other_path_is_a_404_error_object(flash: Sim, pro: Sim) -> None:
@@ -107,6 +107,7 @@ async def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> Non
         "/v1/v1/messages": "/v1/messages",
         "/v1/messages/v1/messages/count_tokens": "/v1/messages/count_tokens",
         "/models": "/v1/models",
+        "/api/v1/key": "/v1/key",
         "/v1/images/generations": None,
     }
     async with gateway(policy_for(flash, pro)) as gate:

@@ -68,8 +68,8 @@ async def notes(store: Store) -> None:
 @pytest.mark.parametrize(
     ("command", "works"),
     [
-        ((b"RPUSH", b"tg4:{ann}:account", b"x"), admits_five),
-        ((b"SET", b"tg4:{ann}:leases", b"x"), admits_five),
+        ((b"RPUSH", b"tg5:{ann}:account", b"x"), admits_five),
+        ((b"SET", b"tg5:{ann}:leases", b"x"), admits_five),
         ((b"RPUSH", b"tg1:{ann}:entry:entry", b"x"), admits_five),
         ((b"RPUSH", b"tg1:{ann}:entry:entry", b"x"), recalls),
         ((b"SET", b"tg1:keys", b"x"), keeps_keys),
@@ -97,7 +97,7 @@ def spoiled(number: float) -> bytes:
 
 ODD = {
     **{
-        f"account {name}": [(b"HSET", b"tg4:{ann}:account", b"state", text)]
+        f"account {name}": [(b"HSET", b"tg5:{ann}:account", b"state", text)]
         for name, text in {
             **{f"{n}": spoiled(n) for n in (float("nan"), float("inf"), -5.0, 1e300)},
             "short": b"x",
@@ -105,7 +105,7 @@ ODD = {
         }.items()
     },
     **{
-        f"hold {name}": [(b"HSET", b"tg4:{ann}:account", b"x", text), (b"ZADD", b"tg4:{ann}:leases", b"1", b"x")]
+        f"hold {name}": [(b"HSET", b"tg5:{ann}:account", b"x", text), (b"ZADD", b"tg5:{ann}:leases", b"1", b"x")]
         for name, text in {"short": b"x", "empty": b"", "numbers": spoiled(-7.0)[:31]}.items()
     },
 }
@@ -150,7 +150,7 @@ def test_every_key_that_the_store_makes_is_told_from_one_of_a_wrong_type(valkey:
 def test_a_release_of_a_slot_whose_key_was_spoiled_is_not_owed_for_ever(valkey: str) -> None:
     async def main(store: Store) -> None:
         held = await store.admit("ann", PLENTY, None)
-        await spoil(store, b"SET", b"tg4:{ann}:leases", b"x")
+        await spoil(store, b"SET", b"tg5:{ann}:leases", b"x")
         await store.settle("ann", held.lease or "")
         assert len(store._owed) == 0  # type: ignore[attr-defined]
 

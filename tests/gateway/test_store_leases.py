@@ -198,9 +198,9 @@ def test_a_slot_whose_books_were_lost_returns_with_its_answer(valkey: str, lost:
     async def main(store: Store) -> list[bool]:
         held = await asyncio.gather(*(store.admit("ann", TWO, None) for _ in range(2)))
         with Valkey.from_url(valkey) as client:
-            client.delete(*(f"tg4:{{ann}}:{name}" for name in lost.split()))
+            client.delete(*(f"tg5:{{ann}}:{name}" for name in lost.split()))
             await asyncio.sleep(LEASE / 2)  # it would be renewed meanwhile
-            assert bool(client.exists("tg4:{ann}:leases")) is (lost == "account")
+            assert bool(client.exists("tg5:{ann}:leases")) is (lost == "account")
         for one in held:
             await store.settle("ann", one.lease or "")
         return [(await store.admit("ann", TWO, None)).allowed for _ in range(3)]
@@ -227,7 +227,7 @@ def test_the_usage_of_a_caller_is_told_where_its_account_is_gone_or_of_another_f
         held = await store.admit("ann", BUDGET, None, COSTLY)
         await store.settle("ann", held.lease or "", USED)
         with Valkey.from_url(valkey) as client:
-            client.delete("tg4:{ann}:account")
+            client.delete("tg5:{ann}:account")
         assert [(line.caller, line.money) for line in await store.ledger()] == [("ann", 300)]
 
     on(valkey, main)

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 from valkey import Valkey
 
-from gateway.store import Admitted, Bound, Kept, Kind, Limits, Line, MemoryStore, Money, Portion, Store
+from gateway.store import Admitted, Bound, Kept, Kind, Limits, Line, MemoryStore, Money, Portion, Store, Window
 from gateway.store.scripts import NAMES
 from tests.stores import granted, on
 
@@ -26,8 +26,8 @@ def url(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "memory" else request.getfixturevalue("valkey")
 
 
-def budget(nano: int, degrade: bool = False, seconds: float = DAY) -> Limits:
-    return replace(WIDE, money=Money(nano, seconds, degrade))
+def budget(nano: int, degrade: bool = False, window: Window = DAY) -> Limits:
+    return replace(WIDE, money=Money(nano, window, degrade))
 
 
 async def ask(store: Store, limits: Limits, bound: Bound = COSTLY) -> Admitted:
@@ -156,7 +156,7 @@ def test_a_refused_call_that_waits_as_told_is_admitted(url: str | None) -> None:
 
 def test_a_budget_returns_with_the_next_window_less_what_is_still_held(url: str | None) -> None:
     async def main(store: Store) -> tuple[bool, int]:
-        limits = budget(2500, seconds=0.3)
+        limits = budget(2500, window=0.3)
         one, two = await burst(store, limits, 2)
         await store.settle("ann", one.lease or "", [replace(USED, money=1400)])
         refusal = await ask(store, limits)
@@ -167,6 +167,23 @@ def test_a_budget_returns_with_the_next_window_less_what_is_still_held(url: str 
         return after.allowed, after.money
 
     assert on(url, main) == (True, 2000)
+
+
+def test_who_looks_is_told_what_is_left_also_where_no_slot_is_and_takes_nothing(url: str | None) -> None:
+    async def main(store: Store) -> None:
+        limits = Limits(5, 1, 60.0, 6000, Money(10_000, "month", degrade=False), Portion(0.5, DAY))
+        seen = [await store.look("ann", limits) for _ in range(20)]
+        held = await ask(store, limits)
+        assert held.lease
+        seen += [await store.look("ann", limits) for _ in range(20)]
+        await store.settle("ann", held.lease, [USED])
+        seen.append(await store.look("ann", limits))
+        left = {(found.remaining, round(found.tokens, -1), found.money) for found in seen}
+        assert left == {(5, 0, 0), (4, 100, 1000), (4, 30, 300)}
+        assert (await ask(store, limits)).allowed
+        assert {found.lease for found in seen} == {None}
+
+    on(url, main)
 
 
 def test_settling_twice_counts_once(url: str | None) -> None:
@@ -219,9 +236,9 @@ def test_the_ledger_forgets_a_day_after_four_hundred(url: str | None, used: list
             with Valkey.from_url(url) as client:
                 for age in (400, 401):
                     client.hset("tg3:{ann}:ledger", f"{today - age}/answer/0/pro/money", age)
-                state = bytearray(client.hget("tg4:{ann}:account", "state") or b"")
+                state = bytearray(client.hget("tg5:{ann}:account", "state") or b"")
                 struct.pack_into("<d", state, 8 * NAMES.index(b"day"), today - 1)
-                client.hset("tg4:{ann}:account", "state", bytes(state))
+                client.hset("tg5:{ann}:account", "state", bytes(state))
         await store.settle("ann", held.lease or "", used)
         return [line.money for line in await store.ledger("ann")]
 
@@ -258,14 +275,15 @@ def test_a_limit_that_changes_keeps_what_was_used_and_one_that_is_lifted_and_set
 def test_what_was_spent_in_a_window_that_runs_counts_in_one_of_another_length_too(url: str | None) -> None:
     async def main(store: Store) -> list[int]:
         seen = []
-        for seconds in (DAY, DAY / 2, DAY, 0.05, DAY):  # as two policies have it that are in force on one store
-            found = await ask(store, budget(10_000, seconds=seconds), Bound())
+        windows: list[Window] = [DAY, "month", DAY / 2, DAY, 0.05, DAY]
+        for window in windows:  # as two policies have it that are in force on one store
+            found = await ask(store, budget(10_000, window=window), Bound())
             seen.append(found.money)
             await store.settle("ann", found.lease or "", [USED])
-            await asyncio.sleep(0.06 if seconds < 1 else 0.0)
+            await asyncio.sleep(0.06 if window == 0.05 else 0.0)
         return seen
 
-    assert on(url, main) == [0, 300, 600, 900, 0], "one that has ended counts in none"
+    assert on(url, main) == [0, 300, 600, 900, 1200, 0], "one that has ended counts in none"
 
 
 def test_what_was_admitted_without_limits_counts_from_the_first_one_on(url: str | None) -> None:
@@ -306,7 +324,8 @@ def test_two_processes_on_one_server_share_a_budget(valkey: str) -> None:
 
 
 def any_limits(chance: random.Random) -> Limits:
-    money = Money(5000, DAY, degrade=chance.random() < 0.5)
+    degrade = chance.random() < 0.5
+    money = Money(5000, "month" if degrade else DAY, degrade)
     share = Portion(chance.choice([0.3, 0.5]), DAY)
     tokens = chance.choice([None, 10**7])
     requests, slots = chance.choice([7, 1_000_000]), chance.choice([3, 1_000_000])

@@ -166,8 +166,8 @@ async def test_slots_given_back_or_granted_unheard_in_an_outage_are_free_afterwa
             await store.settle("ann", held.lease or "")
             await store.settle("ann", asked.lease or "")
         with Valkey.from_url(url) as client:
-            client.zadd("tg4:{bob}:leases", {kept.lease or "": 0})  # as after an outage longer than a lease
-            await eventually(lambda: client.zcard("tg4:{ann}:leases") == 0)
+            client.zadd("tg5:{bob}:leases", {kept.lease or "": 0})  # as after an outage longer than a lease
+            await eventually(lambda: client.zcard("tg5:{ann}:leases") == 0)
         assert not (await store.admit("bob", Limits(100, 1, 60.0), None)).allowed
 
 
@@ -259,7 +259,7 @@ async def test_a_server_that_takes_no_writes_is_down_not_an_error() -> None:
 async def test_a_key_of_a_wrong_type_touches_its_caller_only() -> None:
     async with shared() as (store, url, _):
         with Valkey.from_url(url) as client:
-            client.lpush("tg4:{ann}:account", "x")
+            client.lpush("tg5:{ann}:account", "x")
         assert (await store.admit("ann", PLENTY, None)).allowed
         assert store.state == "ok"
 

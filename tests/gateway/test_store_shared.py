@@ -126,13 +126,13 @@ def test_what_is_kept_of_a_caller_is_kept_for_longer_on_each_day(valkey: str) ->
     async def main(store: Store) -> None:
         await store.admit("ann", limits(), None)
         with Valkey.from_url(valkey) as client:
-            state = bytearray(client.hget("tg4:{ann}:account", "state") or b"")
+            state = bytearray(client.hget("tg5:{ann}:account", "state") or b"")
             struct.pack_into("<d", state, 8 * NAMES.index(b"day"), time.time() // 86_400 - 1)
-            client.hset("tg4:{ann}:account", "state", bytes(state))
+            client.hset("tg5:{ann}:account", "state", bytes(state))
             for name in ("account", "leases"):
-                client.persist(f"tg4:{{ann}}:{name}")
+                client.persist(f"tg5:{{ann}}:{name}")
             await store.admit("ann", limits(), None)
-            assert [client.ttl(f"tg4:{{ann}}:{name}") for name in ("account", "leases")] == [401 * 86_400] * 2
+            assert [client.ttl(f"tg5:{{ann}}:{name}") for name in ("account", "leases")] == [401 * 86_400] * 2
 
     on(valkey, main)
 

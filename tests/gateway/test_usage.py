@@ -1,5 +1,5 @@
 from gateway.store import Line
-from gateway.usage import HEADINGS, Asked, Total, reported
+from gateway.usage import WHOLE, Asked, Total, reported
 
 
 def line(
@@ -35,9 +35,13 @@ def test_answers_that_were_made_to_be_compared_are_overhead_of_their_own_kind() 
 
 def test_everything_is_told_apart_by_default_and_each_heading_alone() -> None:
     told = reported(LEDGER, Asked()).rows
-    assert [len({getattr(row, heading) for row in told}) for heading in HEADINGS] == [3, 2, 1, 3]
+    assert [len({getattr(row, heading) for row in told}) for heading in WHOLE] == [3, 2, 1, 3]
     assert [row.kind for row in reported(LEDGER, Asked(by=("kind",))).rows] == ["answer", "answer", "draft", "triage"]
     assert [row.day for row in reported(LEDGER[3:], Asked(by=("day",))).rows] == [f"2026-03-0{n}" for n in (1, 2, 3)]
+    months = reported([*LEDGER, line(day="2026-04-30"), line(day="2027-03-31")], Asked(by=("month",))).rows
+    assert [(row.month, row.requests) for row in months if not row.overhead and not row.estimated] == [
+        ("2026-03", 6), ("2026-04", 2), ("2027-03", 2),
+    ]  # fmt: skip
 
 
 def test_both_days_are_included_and_the_totals_are_those_of_the_rows() -> None:

@@ -43,6 +43,13 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
     assert [(row["tier"], row["caller"], row["requests"]) for row in by_tier["rows"]] == [
         ("pro", None, 2), ("pro", None, 1),
     ]  # fmt: skip
+    months = usage("--redis", valkey, "--by", "month", "--by", "caller", "--csv").stdout.splitlines()
+    assert months == [
+        "day,caller,name,tier,kind,estimated,requests,prompt,cached,completion,USD",
+        f"{today[:7]},ann,research,,answer,,1,10,2,5,0.002000",
+        f"{today[:7]},ann,research,,overhead,estimated,1,10,2,5,0.000001",
+        f"{today[:7]},bob,,,answer,,1,10,2,5,0.000500",
+    ]
     assert json.loads(usage("--redis", valkey, "--to", "1999-01-01", "--json").stdout)["rows"] == []
 
 
