@@ -23,14 +23,6 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     trace: Trace | None = None
 
 
-def limits(tier: Tier, stream: bool, rest: float) -> Limits:
-    """The time limits of a call; `rest`: seconds until the request's deadline, the only limit of a JSON answer."""
-    times = tier.timeouts
-    if stream:
-        return Limits(times.connect, times.first_byte, times.idle, rest)
-    return Limits(times.connect, rest, rest, rest)
-
-
 def brief(tier: Tier, seconds: float) -> Limits:
     """The time limits of a call that may take `seconds` in all."""
     return Limits(min(tier.timeouts.connect, seconds), seconds, seconds, seconds)

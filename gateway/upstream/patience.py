@@ -1,0 +1,79 @@
+"""How long is an answer waited for?   Less where its server stands still and another one is well.
+
+An answer in one piece has no first byte to miss: where its server is frozen or gone, or its engine hangs behind an API
+server that still answers, it would be waited for until the request's time is over. vLLM tells: something in its figures
+moves with each step of its engine, also while that reads a long prompt.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from gateway.http1 import Client, Limits, TransportError, fetch
+from gateway.policy import Policy, Tier
+from gateway.upstream.call import Call
+from gateway.upstream.replicas import Replica, Replicas
+from gateway.upstream.retry_budget import RetryBudget
+
+LOOKS = 4  # at a server, in the time that a stream's first byte may take
+_FIGURES = re.compile(rb"^vllm:.*$", re.MULTILINE)
+
+
+class Patience:
+    """Looks at servers whose answers take long, until it is closed."""
+
+    def __init__(self, client: Client, replicas: Replicas, budgets: Mapping[str, RetryBudget]) -> None:
+        self._client, self._replicas, self._budgets = client, replicas, budgets
+        self._looks: set[asyncio.Task[None]] = set()
+
+    def limits(self, call: Call, policy: Policy, replica: Replica, rest: float) -> Limits:
+        """The time limits of a call; `rest`: seconds until the request's deadline. An answer in one piece has no other,
+        but where its server is found to stand still, a retry is taken from the budget and it ends, of kind "still"."""
+        tier = policy.tiers[call.tier]
+        times = tier.timeouts
+        if call.bill.stream:
+            return Limits(times.connect, times.first_byte, times.idle, rest)
+        if len(tier.replicas) == 1 or tier.engine != "vllm" or "first_byte" not in policy.failover.on:
+            return Limits(times.connect, rest, rest, rest)
+        late = partial(self._late, tier, replica, self._budgets[call.tier])
+        return Limits(times.connect, min(times.first_byte / LOOKS, rest), rest, rest, late)
+
+    def _late(self, tier: Tier, replica: Replica, budget: RetryBudget) -> float:
+        """Seconds until an answer is asked about again; 0: it is waited for no longer."""
+        now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
+        if now - replica.signs.at > 0.75 * step:
+            replica.signs.look(now, 2 * step)
+            look = asyncio.create_task(self._look(replica, now, step / 2))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+        if replica.signs.still < (LOOKS - 1.5) * step or not self._well(tier, replica):
+            return step / 2
+        replica.stands_still(now)
+        return 0.0 if budget.spend(now) else step / 2
+
+    def _well(self, tier: Tier, but: Replica) -> bool:
+        """Whether another replica may be asked."""
+        return any(one is not but and not one.breaker.open for one in self._replicas.of(tier))
+
+    async def _look(self, replica: Replica, began: float, seconds: float) -> None:
+        limits = Limits(seconds, seconds, seconds, seconds)
+        try:
+            told = await fetch(self._client, replica.origin, "GET /metrics", limits, "accept: text/plain")
+        except TransportError:  # it may be too busy to tell, but not to answer calls
+            replica.signs.saw(("silent", replica.breaker.good), began)
+        else:
+            replica.signs.saw(_sign(told.body), began)
+
+    async def close(self) -> None:
+        """Stops looking."""
+        for look in self._looks:
+            look.cancel()
+        if self._looks:
+            await asyncio.wait(self._looks)
+
+
+def _sign(told: bytes) -> object:
+    """What is the same again only where vLLM's engine did nothing; without such figures an answer is a sign of life."""
+    figures = _FIGURES.findall(told)
+    return hash(b"\n".join(figures)) if figures else object()
