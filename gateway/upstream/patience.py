@@ -16,8 +16,10 @@ from gateway.upstream.call import Call
 from gateway.upstream.replicas import Replica, Replicas
 from gateway.upstream.retry_budget import RetryBudget
 
-LOOKS = 4  # at a server, in the time that a stream's first byte may take
+LOOKS = 4  # at a server, in the time that a stream's first byte may take, and all but one of them must tell the same
+SILENT = "silent"  # what a look found that had no answer
 _FIGURES = re.compile(rb"^vllm:.*$", re.MULTILINE)
+_ENGINE = b"vllm:generation_tokens_total"  # which no router has that stands before engines
 
 
 class Patience:
@@ -25,7 +27,7 @@ class Patience:
 
     def __init__(self, client: Client, replicas: Replicas, budgets: Mapping[str, RetryBudget]) -> None:
         self._client, self._replicas, self._budgets = client, replicas, budgets
-        self._looks: set[asyncio.Task[None]] = set()
+        self._looks: dict[Replica, asyncio.Task[None]] = {}  # those under way
 
     def limits(self, call: Call, policy: Policy, replica: Replica, rest: float) -> Limits:
         """The time limits of a call; `rest`: seconds until the request's deadline. An answer in one piece has no other,
@@ -42,11 +44,9 @@ class Patience:
     def _late(self, tier: Tier, replica: Replica, budget: RetryBudget) -> float:
         """Seconds until an answer is asked about again; 0: it is waited for no longer."""
         now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
-        if now - replica.signs.at > 0.75 * step:
+        if replica not in self._looks and now - replica.signs.at > 0.75 * step:
             replica.signs.look(now, 2 * step)
-            look = asyncio.create_task(self._look(replica, now, step / 2))
-            self._looks.add(look)
-            look.add_done_callback(self._looks.discard)
+            self._looks[replica] = asyncio.create_task(self._look(replica, (LOOKS - 1) * step))
         if replica.signs.still < (LOOKS - 1.5) * step or not self._well(tier, replica):
             return step / 2
         replica.stands_still(now)
@@ -56,24 +56,27 @@ class Patience:
         """Whether another replica may be asked."""
         return any(one is not but and not one.breaker.open for one in self._replicas.of(tier))
 
-    async def _look(self, replica: Replica, began: float, seconds: float) -> None:
-        limits = Limits(seconds, seconds, seconds, seconds)
+    async def _look(self, replica: Replica, seconds: float) -> None:
+        loop, limits, answered = asyncio.get_running_loop(), Limits(*[seconds] * 4), replica.breaker.good
+        began = loop.time()
         try:
-            told = await fetch(self._client, replica.origin, "GET /metrics", limits, "accept: text/plain")
+            sign = _sign((await fetch(self._client, replica.origin, "GET /metrics", limits, "accept: text/plain")).body)
         except TransportError:  # it may be too busy to tell, but not to answer calls
-            replica.signs.saw(("silent", replica.breaker.good), began)
-        else:
-            replica.signs.saw(_sign(told.body), began)
+            sign = SILENT if replica.breaker.good == answered else object()
+        finally:
+            del self._looks[replica]
+        now = loop.time()
+        replica.signs.saw(sign, began if sign is SILENT else now, now)
 
     async def close(self) -> None:
         """Stops looking."""
-        for look in self._looks:
+        looks = list(self._looks.values())
+        for look in looks:
             look.cancel()
-        if self._looks:
-            await asyncio.wait(self._looks)
+        if looks:
+            await asyncio.wait(looks)
 
 
 def _sign(told: bytes) -> object:
-    """What is the same again only where vLLM's engine did nothing; without such figures an answer is a sign of life."""
-    figures = _FIGURES.findall(told)
-    return hash(b"\n".join(figures)) if figures else object()
+    """What is the same again only where vLLM's engine did nothing; without its figures an answer is a sign of life."""
+    return hash(b"\n".join(_FIGURES.findall(told))) if _ENGINE in told else object()

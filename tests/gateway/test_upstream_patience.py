@@ -29,8 +29,8 @@ def hangs() -> bytes:
     return plain(b"process_cpu_seconds_total %f\nvllm:generation_tokens_total 7.0\n" % time.monotonic())
 
 
-def tells_other_figures() -> bytes:
-    return plain(b"sglang:gen_throughput 7.0\n")
+def routes() -> bytes:
+    return plain(b"vllm:current_qps 7.0\n")
 
 
 def tells_no_figures() -> bytes:
@@ -114,7 +114,7 @@ class Case(NamedTuple):
 
 CASES = {
     "its engine works": Case(works, {}),
-    "its figures are not vLLM's": Case(tells_other_figures, {}),
+    "its figures are no engine's": Case(routes, {}),
     "it has no figures": Case(tells_no_figures, {}),
     "it is too busy to tell them": Case(tells_nothing, {}, answering),
     "its engine is another": Case(hangs, {"engine": "openai"}),
@@ -148,5 +148,7 @@ def test_looks_tell_something_together_only_where_they_follow_each_other() -> No
     signs = Signs()
     for at, sign, still in ((5, "a", 0), (10, "a", 5), (15, "a", 10), (20, "b", 0), (25, "b", 5), (36, "b", 0)):
         signs.look(at, gap=10)
-        signs.saw(sign, at)
+        signs.saw(sign, at, at)
         assert signs.still == still
+    signs.saw("silent", 36, 51)
+    assert signs.still == 15
