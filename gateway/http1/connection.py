@@ -25,9 +25,9 @@ HIGH_WATER = 256 * 1024  # bytes that may wait for a slow reader before we stop 
 LARGE = 64 * 1024  # bytes of a request's body that is not copied once more, to send it with its head
 LIMIT_QUIET = 64 * 1024  # bytes (headers, trailers, chunk sizes) that may come without an answer's head or body in them
 FRAMING = (b"content-length", b"transfer-encoding")
-GONE = 20  # seconds without a packet from a host, after which it is gone; a live one answers at each quarter
-# What the kernel then ends by itself, where it can: a connection that waits, or one with bytes that nobody took.
-ALIVE = {"TCP_KEEPIDLE": GONE // 2, "TCP_KEEPINTVL": GONE // 4, "TCP_USER_TIMEOUT": 1000 * GONE}
+GONE = 30  # seconds without a packet from a host, or in which it took none of the bytes that wait for it
+# By these the kernel ends such a connection, where it has them; it asks a silent host for a packet.
+ALIVE = {"TCP_KEEPIDLE": GONE // 2, "TCP_KEEPINTVL": GONE // 6, "TCP_USER_TIMEOUT": 1000 * GONE}
 
 Kind = Literal["connect", "first_byte", "still", "idle", "total", "closed"]
 Sink = Callable[[bytes], bool]  # takes body bytes; False: no more now

@@ -82,7 +82,7 @@ async def test_the_kernel_ends_connections_to_a_host_that_is_gone(run: Run) -> N
         own = response._open()._transport.get_extra_info("socket")
         names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
         assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert [own.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [10, 5, 20_000]
+        assert [own.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [15, 5, 30_000]
         response.close()
 
 
