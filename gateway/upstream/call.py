@@ -13,7 +13,7 @@ from gateway.types import Bill
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """What is asked of one tier's servers."""
+    """What is asked of one tier's servers. `again`: it was asked of one already, in vain."""
 
     tier: str
     path: str
@@ -21,6 +21,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     bill: Bill
     trace: Trace | None = None
+    again: bool = False
 
 
 def brief(tier: Tier, seconds: float) -> Limits:

@@ -197,21 +197,16 @@ class Upstream:
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, if the first one's `error` and the tier's retry budget allow it; else raises
-        Failed as `error` is. Where that one stands still, too, it is the first one for another.
+        Failed as `error` is. There is no third one: the request itself may be what halts them.
         """
         other = self._other(request, call.tier, policy, first)
-        may = error.kind in policy.failover.on and not error.ours
-        if not other or not may or not (error.still or self._spend(call.tier)):
+        on = policy.failover.on
+        if error.ours or error.kind not in on or not other or not (error.still or self._spend(call.tier)):
             raise Failed(error.kind, error.refusal, error.void)  # `error` itself would be in a cycle with this frame
         self._retried(call.tier, error.kind, "replica")
         request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
-        try:
-            return await self._try(request, call, policy, other)
-        except Failed as again:
-            if not again.still:
-                raise
-            return await self._retry(request, call, policy, other, again)
+        return await self._try(request, replace(call, again=True), policy, other)
 
     async def _try(self, request: ChatRequest, call: Call, policy: Policy, replica: Replica) -> Reply:
         """One call to one replica. Raises Failed; else the open call owns the tier's place until the answer ends."""
@@ -271,7 +266,7 @@ class Upstream:
         tier = policy.tiers[name]
         if len(tier.replicas) == 1 or _rest(request, tier) <= 0:
             return None
-        return self._pick(request, name, tier, (first,))
+        return self._pick(request, name, tier, (first, *self._patience.still(tier)))
 
     def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
         key = self._turns[name]

@@ -31,12 +31,14 @@ class Patience:
 
     def limits(self, call: Call, policy: Policy, replica: Replica, rest: float) -> Limits:
         """The time limits of a call; `rest`: seconds until the request's deadline. An answer in one piece has no other,
-        but where its server is found to stand still, a retry is taken from the budget and it ends, of kind "still"."""
+        but where the first server asked is found to stand still, a retry is taken from the budget and it ends, of kind
+        "still"."""
         tier = policy.tiers[call.tier]
         times = tier.timeouts
         if call.bill.stream:
             return Limits(times.connect, times.first_byte, times.idle, rest)
-        if len(tier.replicas) == 1 or tier.engine != "vllm" or "first_byte" not in policy.failover.on:
+        alone = len(tier.replicas) == 1 or call.again
+        if alone or tier.engine != "vllm" or "first_byte" not in policy.failover.on:
             return Limits(times.connect, rest, rest, rest)
         late = partial(self._late, tier, replica, self._budgets[call.tier])
         return Limits(times.connect, min(times.first_byte / LOOKS, rest), rest, rest, late)
@@ -47,18 +49,25 @@ class Patience:
         if replica not in self._looks and now - replica.signs.at > 0.75 * step:
             replica.signs.look(now, 2 * step)
             self._looks[replica] = asyncio.create_task(self._look(replica, (LOOKS - 1) * step))
-        if replica.signs.still < (LOOKS - 1.5) * step or not self._well(tier, replica):
+        if replica.signs.still < (LOOKS - 1.5) * step or not self._well(tier):
             return step / 2
         replica.stands_still(now)
         return 0.0 if budget.spend(now) else step / 2
 
-    def _well(self, tier: Tier, but: Replica) -> bool:
+    def still(self, tier: Tier) -> list[Replica]:
+        """Its replicas that seem to stand still, by looks of this moment."""
+        now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
+        of = self._replicas.of(tier)
+        return [one for one in of if one.signs.still >= step and now - one.signs.at < 2 * step]
+
+    def _well(self, tier: Tier) -> bool:
         """Whether another replica may be asked."""
-        return any(one is not but and not one.breaker.open for one in self._replicas.of(tier))
+        still = self.still(tier)
+        return any(one not in still and not one.breaker.open for one in self._replicas.of(tier))
 
     async def _look(self, replica: Replica, seconds: float) -> None:
-        loop, limits, answered = asyncio.get_running_loop(), Limits(*[seconds] * 4), replica.breaker.good
-        began = loop.time()
+        loop, answered = asyncio.get_running_loop(), replica.breaker.good
+        began, limits = loop.time(), Limits(seconds, seconds, seconds, seconds)
         try:
             sign = _sign((await fetch(self._client, replica.origin, "GET /metrics", limits, "accept: text/plain")).body)
         except TransportError:  # it may be too busy to tell, but not to answer calls

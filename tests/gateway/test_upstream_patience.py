@@ -12,11 +12,11 @@ from gateway.upstream import Upstream
 from gateway.upstream.replicas import Signs
 from loadtest.servers import Sim
 from tests.gateway.loopback import Peer, Talk, serving
-from tests.gateway.serving import asked, body, collected, plain, upstream
+from tests.gateway.serving import PATIENCE, asked, body, collected, plain, upstream
 from tests.gateway.test_upstream import FIRST, GOOD, NOWHERE
 from tests.tiers import JSON, policy_for
 
-FIRST_BYTE = 0.12  # seconds
+FIRST_BYTE = 0.1  # seconds
 LONG = 2 * FIRST_BYTE  # seconds that an answer takes
 Tells = Callable[[], bytes | None]  # what /metrics answers; None: nothing
 
@@ -70,19 +70,31 @@ def left(door: Upstream, retries: float) -> None:
 
 
 async def test_what_a_replica_that_stands_still_was_asked_another_one_answers() -> None:
-    frozen, hung, well = server(tells_nothing, [60]), server(hangs, [60]), server(works, [0])
     async with (
         upstream() as door,
-        serving(frozen) as (_, first, _),
-        serving(hung) as (_, second, _),
-        serving(well) as (_, third, _),
+        serving(server(tells_nothing, [60])) as (_, frozen, _),
+        serving(server(works, [0])) as (_, well, _),
     ):
-        policy, request = one_of(url(third), url(first), url(second)), asked(body())
-        left(door, 2.0)
-        reply = await door.send(request, FIRST, policy)
+        policy, request = one_of(url(well), url(frozen), NOWHERE.url), asked(body())
+        now = asyncio.get_running_loop().time()
+        door._replicas.at(NOWHERE.url).signs.saw("the same", now, now + 60)  # not as long as to be sure
+        door._replicas.at(url(well)).signs.saw("something", now + 60, now + 60)
+        left(door, 1.0)
+        reply = await asyncio.wait_for(door.send(request, FIRST, policy), PATIENCE)
         assert await collected(reply) == GOOD
-        assert [(bill.lost, bill.void) for bill in request.bills[1:]] == [(True, False)] * 2
-        assert door.states(policy)["flash"].up == (True, False, False), "no more calls than these find out"
+        assert [(bill.lost, bill.void) for bill in request.bills[1:]] == [(True, False)]
+        assert door.states(policy)["flash"].up == (True, False, True), "no more calls than this find out"
+
+
+async def test_what_halted_one_server_is_asked_of_one_more_at_most() -> None:
+    async with (
+        upstream() as door,
+        serving(server(hangs, [60])) as (_, first, _),
+        serving(server(hangs, [LONG])) as (_, second, _),
+    ):
+        request = asked(body())
+        reply = await door.send(request, FIRST, one_of(NOWHERE.url, url(first), url(second)))
+        assert (await collected(reply), len(request.bills)) == (GOOD, 2)
 
 
 Meanwhile = Callable[[Upstream, str], Awaitable[None]]
