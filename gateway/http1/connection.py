@@ -12,7 +12,6 @@ Works on asyncio's own loop and on uvloop.
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
 from math import inf
 from typing import Literal, cast
@@ -25,9 +24,6 @@ HIGH_WATER = 256 * 1024  # bytes that may wait for a slow reader before we stop 
 LARGE = 64 * 1024  # bytes of a request's body that is not copied once more, to send it with its head
 LIMIT_QUIET = 64 * 1024  # bytes (headers, trailers, chunk sizes) that may come without an answer's head or body in them
 FRAMING = (b"content-length", b"transfer-encoding")
-GONE = 30  # seconds without a packet from a host, or in which it took none of the bytes that wait for it
-# By these the kernel ends such a connection, where it has them; it asks a silent host for a packet.
-ALIVE = {"TCP_KEEPIDLE": GONE // 2, "TCP_KEEPINTVL": GONE // 6, "TCP_USER_TIMEOUT": 1000 * GONE}
 
 Kind = Literal["connect", "first_byte", "still", "idle", "total", "closed"]
 Sink = Callable[[bytes], bool]  # takes body bytes; False: no more now
@@ -90,11 +86,6 @@ class Connection(asyncio.Protocol):
     # -- the socket's side -------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        own = transport.get_extra_info("socket")
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in ALIVE.items():
-            if hasattr(socket, name):
-                own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
