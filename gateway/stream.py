@@ -269,7 +269,7 @@ def fill(usage: Usage, seen: Any) -> None:
 
 def broken(error: TransportError) -> UpstreamFailed:
     """What a caller is told of a broken exchange."""
-    if error.kind in ("first_byte", "idle", "total"):
+    if error.kind in ("first_byte", "still", "idle", "total"):
         return UpstreamTimeout(f"The model server did not answer in time ({error.kind}).")
     if error.kind == "connect":
         return UpstreamFailed("The model server cannot be reached.")

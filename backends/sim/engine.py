@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from backends.sim.prefix import PrefixCache, chain
 from backends.sim.settings import Settings
 
+CHUNK = 8192  # tokens of a prompt that one step of vLLM reads
+
 
 @dataclass(slots=True)
 class Sequence:
@@ -24,6 +26,7 @@ class Sequence:
     started: float = 0.0  # when it got a slot
     first_token: float = 0.0
     due: float = 0.0  # when the last token was ready
+    blocks: int = 0  # of the KV cache, held for the prompt
 
 
 class Engine:
@@ -38,8 +41,8 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.cache = PrefixCache(settings.kv_cache_size)
-        self.running = 0
-        self.blocks_used = 0
+        self.running = self.blocks_used = 0
+        self.made = 0  # tokens, of all sequences
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = 0
 
@@ -62,13 +65,11 @@ class Engine:
         loop = asyncio.get_running_loop()
         sequence.arrived = loop.time()
         await self._turn(sequence.priority)
-        need = math.ceil(len(sequence.tokens) / self.settings.block_size)
-        self.blocks_used += need
         sequence.started = loop.time()
         try:
             yield
         finally:
-            self.blocks_used -= need
+            self.blocks_used -= sequence.blocks
             self._give_back()
 
     async def _turn(self, priority: int) -> None:
@@ -97,8 +98,8 @@ class Engine:
         self.running -= 1
 
     async def prefill(self, sequence: Sequence) -> None:
-        """Wait for the time of prefill. Cached blocks take none, except the rest of another sequence's prefill that is
-        still computing them."""
+        """Wait for the time of prefill, in which blocks are taken chunk by chunk. Cached blocks take none, except the
+        rest of another sequence's prefill that is still computing them."""
         loop = asyncio.get_running_loop()
         settings = self.settings
         blocks = chain(sequence.tokens, settings.block_size, sequence.salt)
@@ -115,16 +116,24 @@ class Engine:
         for n, block in enumerate(blocks[held:], start=1):
             self.cache.add(block, start + n * settings.block_size * per_token)
         done = start + (len(sequence.tokens) - sequence.cached) * per_token + settings.seconds(fixed) * slow
+        begun, chunks = loop.time(), math.ceil((len(sequence.tokens) - sequence.cached) / CHUNK) or 1
         try:
-            await asyncio.sleep(max(0.0, done - loop.time()))
+            for n in range(1, chunks + 1):
+                self._hold(sequence, math.ceil(len(sequence.tokens) / settings.block_size * n / chunks))
+                await asyncio.sleep(max(0.0, begun + (done - begun) * n / chunks - loop.time()))
         except asyncio.CancelledError:
             self.cache.drop_unready(blocks[held:], loop.time())
             raise
         sequence.due = loop.time()
 
+    def _hold(self, sequence: Sequence, blocks: int) -> None:
+        self.blocks_used += blocks - sequence.blocks
+        sequence.blocks = blocks
+
     async def token(self, sequence: Sequence, piece: str) -> None:
         """Return when the token `piece` is decoded; the first one comes with prefill, without a wait."""
         loop = asyncio.get_running_loop()
+        self.made += 1
         if not sequence.produced:
             sequence.first_token = loop.time()
             sequence.produced.append(piece)

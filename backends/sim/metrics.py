@@ -21,6 +21,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self.registry = CollectorRegistry()
         self._labels = (settings.model, "0")
+        self._told = 0  # generation tokens
         self._running = self._gauge("num_requests_running", "Requests in model execution batches.")
         self._waiting = self._gauge("num_requests_waiting", "Requests waiting to be processed.")
         self._usage = self._gauge("kv_cache_usage_perc", "KV-cache usage; 1 is 100 percent.")
@@ -70,12 +71,10 @@ class Metrics:
 
         Of an aborted one vLLM (0.32) counts the generated tokens only, although it has a reason "abort".
         """
-        made = len(sequence.produced)
-        self._generation.inc(made)
         if reason == "abort":
             return
         self._success.labels(*self._labels, reason).inc()
-        decode = now - sequence.first_token
+        made, decode = len(sequence.produced), now - sequence.first_token
         self._ttft.observe(sequence.first_token - sequence.arrived)
         self._prefill.observe(sequence.first_token - sequence.started)
         self._decode.observe(decode)
@@ -89,6 +88,8 @@ class Metrics:
 
     def text(self, engine: Engine) -> bytes:
         """The exposition in Prometheus' text format."""
+        self._generation.inc(engine.made - self._told)
+        self._told = engine.made
         self._running.set(engine.running)
         self._waiting.set(engine.waiting)
         self._usage.set(min(1.0, engine.blocks_used / engine.settings.kv_cache_size))

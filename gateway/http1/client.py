@@ -1,10 +1,11 @@
 """Which pooled connection carries an exchange?"""
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -13,6 +14,9 @@ from gateway.http1.connection import KEEP_ALIVE, Connection, Kind, Limits, Sink,
 from gateway.resolver import Resolver
 
 STALE = 2.0  # seconds: a way there and back, and a loop that is held up
+GONE = 30  # seconds without a packet from a host, or in which it took none of the bytes that wait for it
+# By these the kernel ends such a connection; it asks a silent host for a packet.
+ALIVE = {"TCP_KEEPIDLE": GONE // 2, "TCP_KEEPINTVL": GONE // 6, "TCP_USER_TIMEOUT": 1000 * GONE}
 
 
 class Origin(NamedTuple):
@@ -160,7 +164,7 @@ class Client:
             if connection is None:
                 connection, now = await self._connect(origin, limits, end), loop.time()
             try:
-                connection.send(head, body, now + limits.first_byte, end)
+                connection.send(head, body, now + limits.first_byte, end, limits.late)
                 while not connection.head:
                     await connection.news()
                 return Response(self, idle, connection, limits.idle)
@@ -195,7 +199,7 @@ class Client:
         tls = self._tls if origin.tls else None
         try:
             async with _patience(seconds):
-                _, connection = await self._names.connect(
+                transport, connection = await self._names.connect(
                     lambda: Connection(loop, self._keep_alive), origin.host, origin.port, tls, seconds
                 )
         except TimeoutError:
@@ -203,11 +207,20 @@ class Client:
             raise TransportError(kind, f"no connection to {origin.authority} in time") from None
         except OSError as error:
             raise TransportError("connect", f"no connection to {origin.authority}: {error}") from None
+        _kept_alive(transport.get_extra_info("socket"))
         return connection
 
 
 def _closed_unheard(error: BaseException) -> bool:
     return isinstance(error, TransportError) and error.kind == "closed" and not error.started
+
+
+def _kept_alive(own: socket.socket) -> None:
+    """Has the kernel end the connection to a host that is GONE, as far as it can."""
+    for name, value in ALIVE.items():
+        with suppress(AttributeError, OSError):
+            own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 @asynccontextmanager

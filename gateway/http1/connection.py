@@ -3,6 +3,7 @@
     TransportError          kind says where it broke:
         connect             no connection (refused, unresolved, TLS, or not in time)
         first_byte          no answer in time
+        still               likewise, and it was given no more time (`Limits.late`)
         idle                a started answer stood still
         total               the whole exchange took too long
         closed              the server closed or broke the answer
@@ -24,7 +25,7 @@ LARGE = 64 * 1024  # bytes of a request's body that is not copied once more, to 
 LIMIT_QUIET = 64 * 1024  # bytes (headers, trailers, chunk sizes) that may come without an answer's head or body in them
 FRAMING = (b"content-length", b"transfer-encoding")
 
-Kind = Literal["connect", "first_byte", "idle", "total", "closed"]
+Kind = Literal["connect", "first_byte", "still", "idle", "total", "closed"]
 Sink = Callable[[bytes], bool]  # takes body bytes; False: no more now
 
 
@@ -43,12 +44,13 @@ class TransportError(Exception):
 
 class Limits(msgspec.Struct, frozen=True, gc=False):
     """Seconds. `connect` for the connection, `first_byte` for the head and the first body bytes, `idle` between later
-    ones, `total` for everything."""
+    ones, `total` for everything. `late` is asked when `first_byte` is over: how much more there is, 0 for nothing."""
 
     connect: float
     first_byte: float
     idle: float
     total: float
+    late: Callable[[], float] | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -68,6 +70,7 @@ class Connection(asyncio.Protocol):
         self._error: TransportError | None = None
         self._deadline = self._end = 0.0
         self._kind: Kind = "first_byte"
+        self._late: Callable[[], float] | None = None
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.head = self.keep = False
@@ -139,17 +142,18 @@ class Connection(asyncio.Protocol):
         return self.status in (204, 304) or any(name in FRAMING for name, _ in self.headers)
 
     # -- our side ----------------------------------------------------------------------------------------------------
-    def send(self, head: bytes, body: bytes, deadline: float, end: float) -> None:
-        """Send the request's bytes. `deadline` of the head and the first body bytes and `end` are in the loop's time.
-
-        Until `head` is set wait for `news`; who fails or gives up then closes the connection with `abort`.
+    def send(
+        self, head: bytes, body: bytes, deadline: float, end: float, late: Callable[[], float] | None = None
+    ) -> None:
+        """Send the request's bytes. `deadline` of the head and the first body bytes (`late` as in Limits) and `end` are
+        in the loop's time. Until `head` is set wait for `news`; who fails or gives up then closes with `abort`.
         """
         self.head = self.complete = self.keep = self._resting = False
         self._size = 0
         if self._lost:
             self._error = self._gone()
             return
-        self._end, self._deadline = end, deadline
+        self._end, self._deadline, self._late = end, deadline, late
         self._kind = "first_byte"
         if self._fires > deadline or self._fires > end:
             self._set_timer(min(deadline, end))
@@ -262,11 +266,18 @@ class Connection(asyncio.Protocol):
         if self.complete and not self._resting:
             return
         late = now >= self._deadline and not self._chunks  # with chunks waiting, the reader is slow, not the server
-        if now >= self._end or late:
+        if now >= self._end or (late and self._over(now)):
             kind = "total" if now >= self._end else self._kind
             self._fail(TransportError(kind, f"no answer in time ({kind})", started=self.started))
         else:
             self._set_timer(min(self._deadline, self._end) if now < self._deadline else self._end)
+
+    def _over(self, now: float) -> bool:
+        """Whether the time is over whose deadline has passed."""
+        if self._late and self._kind == "first_byte":
+            self._deadline = now + self._late()
+            self._kind = "first_byte" if self._deadline > now else "still"
+        return now >= self._deadline
 
     def _set_timer(self, at: float) -> None:
         self._cancel_timer()

@@ -61,7 +61,8 @@ Several = Annotated[tuple[str, ...], LISTED]
 
 @section
 class Timeouts:
-    """`first_byte` and `idle` bind streams; a JSON answer has `total`. Seconds."""
+    """`first_byte` and `idle` bind streams; a JSON answer has `total`, and about `first_byte` where its server stands
+    still and another one is well. Seconds."""
 
     connect: Annotated[Duration, Field(description="until a connection stands")] = 1.0
     first_byte: Annotated[Duration, Field(description="until a stream's first byte")] = 20.0

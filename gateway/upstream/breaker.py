@@ -12,7 +12,8 @@ class Breaker:
     Closed until half of at least FAILURES calls in WINDOW failed, or FAILURES calls in a row; then open for FIRST_REST,
     twice as long each time in a row; then one call goes through as a probe, whose outcome closes it or opens it again;
     the next one goes when it has none after LONGEST_REST. A caller whose own requests break servers opens nothing while
-    the same replica answers others, in this window or the one before. Times are in the loop's seconds.
+    the same replica answers others, in this window or the one before. `good` counts the calls of this window that were
+    answered. Times are in the loop's seconds.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Breaker:
         self.open, self._until = False, 0.0  # where it is open, nobody asks until then
         self._rest = FIRST_REST
         self._awaited = 0.0  # until then no other probe
-        self._since, self._good, self._failed = 0.0, 0, 0
+        self._since, self.good, self._failed = 0.0, 0, 0
         self._before: set[str] = set()  # callers, two at most: whether there is another one is all that counts
         self._answered: set[str] = set()
         self._failing: set[str] = set()
@@ -31,9 +32,9 @@ class Breaker:
     def _begin(self, now: float) -> None:
         """Another window. Failures since which nothing was answered are taken along: a replica that is seldom asked
         would else never have enough of them."""
-        if self._good:
+        if self.good:
             self._failed, self._failing = 0, set()
-        self._since, self._good = now, 0
+        self._since, self.good = now, 0
         self._before, self._answered = self._answered, set()
 
     def lets(self, now: float) -> bool:
@@ -49,8 +50,12 @@ class Breaker:
         """A trial ended without an outcome."""
         self._awaited = 0.0
 
+    def trip(self, now: float) -> None:
+        """Open, whatever was counted: the replica was found to stand still."""
+        self.open, self._until = True, now + self._rest
+
     def passed(self, caller: str) -> None:
-        self._good += 1
+        self.good += 1
         if len(self._answered) < 2:
             self._answered.add(caller)
 
@@ -65,8 +70,8 @@ class Breaker:
         if len(self._failing) < 2:
             self._failing.add(caller or "")
         own = caller is not None and len(self._failing) == 1 and not self._answered | self._before <= self._failing
-        if self._failed >= FAILURES and self._failed >= self._good and not own:
-            self.open, self._until = True, now + self._rest
+        if self._failed >= FAILURES and self._failed >= self.good and not own:
+            self.trip(now)
 
     def _fail_again(self, now: float, trial: bool) -> None:
         """Only a trial's failure counts, and only once a rest: calls from before the break fail late."""

@@ -13,7 +13,7 @@ from gateway.types import Bill
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """What is asked of one tier's servers."""
+    """What is asked of one tier's servers. `again`: it was asked of one already, in vain."""
 
     tier: str
     path: str
@@ -21,14 +21,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     bill: Bill
     trace: Trace | None = None
-
-
-def limits(tier: Tier, stream: bool, rest: float) -> Limits:
-    """The time limits of a call; `rest`: seconds until the request's deadline, the only limit of a JSON answer."""
-    times = tier.timeouts
-    if stream:
-        return Limits(times.connect, times.first_byte, times.idle, rest)
-    return Limits(times.connect, rest, rest, rest)
+    again: bool = False
 
 
 def brief(tier: Tier, seconds: float) -> Limits:

@@ -13,19 +13,20 @@ from msgspec.structs import replace
 
 from gateway.balance import affinity
 from gateway.dialects import CHAT, DIALECTS
-from gateway.errors import Overloaded, Refusal, UpstreamFailed, UpstreamTimeout
+from gateway.errors import Overloaded, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
 from gateway.policy import Policy, Tier
 from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
-from gateway.upstream.call import Call, brief, head, leg, limits
+from gateway.upstream.call import Call, brief, head, leg
 from gateway.upstream.open_call import OpenCall
+from gateway.upstream.patience import Patience
 from gateway.upstream.places import Places
 from gateway.upstream.queues import Queues
 from gateway.upstream.replicas import Replica, Replicas, waiting
-from gateway.upstream.replies import Failed, accepted, advice, failure, is_busy, stream_reply, whole_reply
+from gateway.upstream.replies import Failed, accepted, advice, failure, is_busy, refused, stream_reply, whole_reply
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.triage_response import Endings, TriageResponse
 from gateway.upstream.waste import Early, Waste
@@ -50,6 +51,7 @@ class Upstream:
         self._places: dict[str, Places] = {}
         self._budgets: dict[str, RetryBudget] = defaultdict(RetryBudget)
         self._replicas, self._queues = Replicas(), Queues(client)
+        self._patience = Patience(client, self._replicas, self._budgets)
         self._endings: Endings = {}
         self._turns: dict[str, int] = defaultdict(int)  # answers begun, by tier
         self._numbers = map((secrets.token_hex(4).encode() + b"-%x").__mod__, itertools.count())  # of calls
@@ -79,8 +81,9 @@ class Upstream:
         return TierState(places.taken, places.queued, up, places.most(tier.limits))
 
     async def close(self) -> None:
-        """Stops reading the servers' queues and what is left of triage answers."""
+        """Stops reading the servers' figures and what is left of triage answers."""
         await self._queues.close()
+        await self._patience.close()
         while self._endings:
             self._endings.popitem()[0].close()
 
@@ -131,7 +134,7 @@ class Upstream:
                 priority = policy.callers.plans[request.caller.plan].priority
                 await places.take(tier.limits, priority, _rest(request, tier))
         except Overloaded as full:
-            return _refused(full, "overloaded", started)
+            return refused(full, "overloaded", started)
         bill = bill or Bill(name, "answer", stream=bool(request.fields.stream), at=started)
         try:
             body = body_for(request, name, policy)
@@ -142,13 +145,13 @@ class Upstream:
             request.bills.append(bill)
             first = self._choose(request, name, tier)
             try:
-                reply = await self._try(request, call, tier, first)
+                reply = await self._try(request, call, policy, first)
             except Failed as error:
                 reply = await self._retry(request, call, policy, first, error)
         except Failed as error:
             places.give_back()
             bill.void, bill.lost = error.void, True
-            return _refused(error.refusal, error.kind, started)
+            return refused(error.refusal, error.kind, started)
         except BaseException:
             places.give_back()
             raise
@@ -195,24 +198,27 @@ class Upstream:
 
     async def _retry(self, request: ChatRequest, call: Call, policy: Policy, first: Replica, error: Failed) -> Reply:
         """The answer of another replica, if the first one's `error` and the tier's retry budget allow it; else raises
-        Failed as `error` is.
+        Failed as `error` is. There is no third one: the request itself may be what halts them.
         """
         other = self._other(request, call.tier, policy, first)
-        if error.ours or error.kind not in policy.failover.on or not other or not self._spend(call.tier):
+        on = policy.failover.on
+        if error.ours or error.kind not in on or not other or not (error.still or self._spend(call.tier)):
             raise Failed(error.kind, error.refusal, error.void)  # `error` itself would be in a cycle with this frame
         self._retried(call.tier, error.kind, "replica")
         request.bills.append(replace(call.bill, void=error.void, lost=True))
         call.bill.usage = Usage()
-        return await self._try(request, call, policy.tiers[call.tier], other)
+        return await self._try(request, replace(call, again=True), policy, other)
 
-    async def _try(self, request: ChatRequest, call: Call, tier: Tier, replica: Replica) -> Reply:
+    async def _try(self, request: ChatRequest, call: Call, policy: Policy, replica: Replica) -> Reply:
         """One call to one replica. Raises Failed; else the open call owns the tier's place until the answer ends."""
+        tier = policy.tiers[call.tier]
         rest = _rest(request, tier)
         if rest <= 0:
             raise Failed("first_byte", UpstreamTimeout("The time of this request is over."))
         opened, reply = OpenCall(call.tier, replica, request.caller.id), None
         try:
-            opened.response = response = await self._ask(opened, call, tier, limits(tier, call.bill.stream, rest))
+            times = self._patience.limits(call, policy, replica, rest)
+            opened.response = response = await self._ask(opened, call, tier, times)
             headers, streams = accepted(opened, response, call.bill.stream)
             if streams:
                 reply = await stream_reply(request, opened, response, headers, call.bill.usage)
@@ -261,7 +267,7 @@ class Upstream:
         tier = policy.tiers[name]
         if len(tier.replicas) == 1 or _rest(request, tier) <= 0:
             return None
-        return self._pick(request, name, tier, (first,))
+        return self._pick(request, name, tier, (first, *self._patience.still(tier)))
 
     def _pick(self, request: ChatRequest, name: str, tier: Tier, tried: Collection[Replica]) -> Replica | None:
         key = self._turns[name]
@@ -286,9 +292,3 @@ def _now() -> float:
 def _rest(request: ChatRequest, tier: Tier) -> float:
     """Seconds until the tier's total time for the request is over, failover and waiting included."""
     return request.started + tier.timeouts.total - time.perf_counter()
-
-
-def _refused(refusal: Refusal, kind: str | None, started: float) -> Reply:
-    reply = Reply.refused(refusal)
-    reply.waited, reply.failure = time.perf_counter() - started, kind
-    return reply

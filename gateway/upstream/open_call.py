@@ -41,7 +41,8 @@ class OpenCall:
         self._outcome = True
         kind = error.kind if isinstance(error, TransportError) else "broken"
         now = asyncio.get_running_loop().time()
-        self.replica.failed(None if kind == "connect" else self._caller, now, self._trial, str(error))
+        caller = None if kind in ("connect", "still") else self._caller
+        self.replica.failed(caller, now, self._trial, str(error))
         if self.leg:
             self.leg.error = kind
 

@@ -13,13 +13,34 @@ log = logging.getLogger("gateway")
 FRESH = 3.0  # seconds for which a reading of a server's queue is believed
 
 
+class Signs:
+    """Of life, of a server that is looked at again and again. `still`: for how many seconds all looks found the same,
+    `at`: when the last one began or ended, in the loop's time."""
+
+    def __init__(self) -> None:
+        self._found: object = None
+        self._since, self.at, self.still = 0.0, -math.inf, 0.0
+
+    def look(self, now: float, gap: float) -> None:
+        """A look begins; more than `gap` seconds after the one before they tell nothing together."""
+        if now - self.at > gap:
+            self._found, self.still = None, 0.0
+        self.at = now
+
+    def saw(self, sign: object, since: float, now: float) -> None:
+        """What the look found, which has been so `since` then at least."""
+        if sign != self._found:
+            self._found, self._since = sign, since
+        self.still, self.at = now - self._since, now
+
+
 class Replica:
     """One server. `inflight` counts our open calls to it, of all tiers that it runs. `busy`: until when it wants to be
     left alone, by its last answer."""
 
     def __init__(self, url: str) -> None:
         self.url, self.origin = url, Origin.parse(url)
-        self.breaker = Breaker()
+        self.breaker, self.signs = Breaker(), Signs()
         self.inflight = self._waiting = self._then = 0
         self._running: int | None = None
         self._read, self.busy = -math.inf, 0.0
@@ -36,6 +57,12 @@ class Replica:
         self.breaker.failed(caller, now, trial=trial)
         if self.breaker.open and not open_before:
             log.warning("%s fails and is left alone for a while: %s", self.origin.authority, why)
+
+    def stands_still(self, now: float) -> None:
+        """It was looked at, and does nothing: no call needs to find that out."""
+        if not self.breaker.open:
+            self.breaker.trip(now)
+            log.warning("%s stands still and is left alone for a while", self.origin.authority)
 
     def told(self, waiting: int, now: float, running: int | None = None) -> None:
         """The server told how many requests wait in its queue and, maybe, how many it works on."""

@@ -5,7 +5,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from gateway.done import nothing
-from gateway.errors import LONGEST_WAIT, Overloaded, UpstreamAuth, UpstreamFailed, UpstreamTimeout
+from gateway.errors import LONGEST_WAIT, Overloaded, Refusal, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.reply import Reply
 from gateway.stream import Events, broken, read_whole
@@ -22,13 +22,14 @@ log = logging.getLogger("gateway")
 class Failed(Exception):
     """A call to a tier failed. `kind` is one of `failover.on`; None: no other tier is to be tried.
 
-    `void`: the server used nothing. `ours`: our configuration is to blame, so another replica would fail too.
+    `void`: the server used nothing. `ours`: our configuration is to blame, so another replica would fail too. `still`:
+    the server stands still, and another one's answer is paid for by the retry budget.
     """
 
     def __init__(self, kind: str | None, refusal: UpstreamFailed | Overloaded, void: bool = True) -> None:
         super().__init__(refusal.message)
         self.kind, self.refusal, self.void = kind, refusal, void
-        self.ours = isinstance(refusal, UpstreamAuth)
+        self.ours, self.still = isinstance(refusal, UpstreamAuth), False
 
 
 def failure(opened: OpenCall, error: TransportError | UpstreamFailed | Failed) -> Failed:
@@ -40,7 +41,9 @@ def failure(opened: OpenCall, error: TransportError | UpstreamFailed | Failed) -
     if isinstance(error, TransportError) and error.kind == "connect":
         return Failed("connect", broken(error))
     told = broken(error) if isinstance(error, TransportError) else error
-    return Failed("first_byte" if isinstance(told, UpstreamTimeout) else "5xx", told, void=False)
+    failed = Failed("first_byte" if isinstance(told, UpstreamTimeout) else "5xx", told, void=False)
+    failed.still = isinstance(error, TransportError) and error.kind == "still"
+    return failed
 
 
 def is_busy(reply: Reply) -> bool:
@@ -53,7 +56,7 @@ def accepted(opened: OpenCall, response: Response, streams: bool) -> tuple[Heade
     Failed for what is no answer to pass on."""
     status = response.status
     if status >= 500 or status in (401, 403):
-        raise _refused(response, opened)
+        raise _failed(response, opened)
     headers: Headers = []
     kind = coding = b""  # the first one, where a header comes twice
     for name, value in response.headers:
@@ -116,7 +119,14 @@ async def stream_reply(
     return Reply(200, headers, events, True, opened.tier, opened.shut, usage)
 
 
-def _refused(response: Response, opened: OpenCall) -> Failed:
+def refused(refusal: Refusal, kind: str | None, started: float) -> Reply:
+    """The reply for a tier that failed by `kind`; `started` in seconds of perf_counter."""
+    reply = Reply.refused(refusal)
+    reply.waited, reply.failure = time.perf_counter() - started, kind
+    return reply
+
+
+def _failed(response: Response, opened: OpenCall) -> Failed:
     """The failure for a server's 5xx, or for its refusal of our key. The server's text is not passed on: it may hold
     host names, paths or other callers' data.
     """

@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gateway.http1 import Client
 from loadtest.faults.client import Outcome
 from loadtest.faults.freeze import load
-from loadtest.servers import MODELS, Sim, gateway, sim
+from loadtest.servers import MODELS, Sim, gateway, pid_of, sim
 
 POLICY = """\
 schema: 1
@@ -18,7 +20,8 @@ tiers:
 rules: [{{id: all, route: flash}}]
 callers: {{default: {{plan: p}}, plans: {{p: {{requests_per_minute: 1000000, concurrency: 10000}}}}}}
 """
-FAULTS = {"answers 500": {"status": 500}, "stalls": {"stall_first": 60}, "answers 503": {"status": 503}}
+FROZEN = "is frozen"
+FAULTS = {"answers 500": {"status": 500}, "stalls": {"stall_first": 60}, "answers 503": {"status": 503}, FROZEN: {}}
 
 
 class Failure(NamedTuple):
@@ -37,9 +40,20 @@ class Span(NamedTuple):
     rate: int
 
 
+@contextlib.contextmanager
+def frozen(server: int) -> Iterator[None]:
+    """The process stands still; its kernel takes connections and bytes for it."""
+    os.kill(server, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
 async def one_of_three(client: Client, url: str, bad: Sim, name: str, span: Span) -> Failure:
     bad.config(**FAULTS[name])
-    outcomes = await load(client, url, span.rate, span.seconds)
+    with frozen(pid_of(bad.url)) if name == FROZEN else contextlib.nullcontext():
+        outcomes = await load(client, url, span.rate, span.seconds)
     asked = bad.state()["counters"]["received"]
     bad.reset()
     started = asyncio.get_running_loop().time()

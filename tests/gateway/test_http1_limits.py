@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import socket
 import ssl
 import tempfile
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,8 @@ async def halting(peer: Peer) -> None:
         (halting, Limits(60, 60, 0.1, 60), "idle"),
         (silence, Limits(60, 60, 60, 0.1), "total"),
         (dripping, Limits(60, 60, 60, 0.1), "total"),
+        (silence, Limits(60, 0.05, 60, 60, cycle([0.05, 0.0]).__next__), "still"),
+        (hinting, Limits(60, 0.02, 60, 0.1, lambda: 0.02), "total"),
     ],
 )
 async def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str) -> None:
@@ -70,6 +74,16 @@ async def test_each_limit_holds(run: Run, talk: Talk, limits: Limits, kind: str)
         assert (await broken(client, origin, limits)).kind == kind
         assert 0.09 < time.monotonic() - started < 30
         await server.emptied()
+
+
+async def test_the_kernel_ends_connections_to_a_host_that_is_gone(run: Run) -> None:
+    async with serving(halting) as (client, origin, _):
+        response = await ask(client, origin)
+        own = response._open()._transport.get_extra_info("socket")
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert [own.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [15, 5, 30_000]
+        response.close()
 
 
 async def test_an_exchange_on_a_kept_connection_has_limits_of_its_own(run: Run) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from backends.sim.engine import Engine, Sequence
+from backends.sim.engine import CHUNK, Engine, Sequence
+from backends.sim.metrics import Metrics
 from backends.sim.settings import parser, settings
 from loadtest.faults.arithmetic import Loop
 from tests.backends.sim.servers import JSON, OFF, chat, entry, served
@@ -51,6 +52,27 @@ def decoded(*flags: str, tokens: int) -> tuple[float, float]:
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         return runner.run(run())
+
+
+def test_something_in_the_figures_moves_with_each_step_also_of_a_long_prompt() -> None:
+    made = settings(parser().parse_args(["--tier", "flash", "--port", "1", *SLOW]))
+
+    async def run() -> list[bytes]:
+        engine, metrics, sequence = Engine(made), Metrics(made), Sequence(["word"] * 3 * CHUNK)
+        told = [metrics.text(engine)]
+        async with engine.slot(sequence):
+            read = asyncio.create_task(engine.prefill(sequence))
+            for _ in range(3):
+                await asyncio.sleep(CHUNK / 1000)
+                told.append(metrics.text(engine))
+            await read
+            for _ in range(3):
+                await engine.token(sequence, "word")
+                told.append(metrics.text(engine))
+        return told
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        assert len(set(told := runner.run(run()))) == len(told)
 
 
 def test_a_cached_prefix_costs_less_and_salts_do_not_share() -> None:

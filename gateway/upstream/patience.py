@@ -1,0 +1,91 @@
+"""How long is an answer waited for?   Less where its server stands still and another one is well.
+
+An answer in one piece has no first byte to miss: where its server is frozen or gone, or its engine hangs behind an API
+server that still answers, it would be waited for until the request's time is over. vLLM tells: something in its figures
+moves with each step of its engine, also while that reads a long prompt.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from gateway.http1 import Client, Limits, TransportError, fetch
+from gateway.policy import Policy, Tier
+from gateway.upstream.call import Call
+from gateway.upstream.replicas import Replica, Replicas
+from gateway.upstream.retry_budget import RetryBudget
+
+LOOKS = 4  # at a server, in the time that a stream's first byte may take, and all but one of them must tell the same
+SILENT = "silent"  # what a look found that had no answer
+_FIGURES = re.compile(rb"^vllm:.*$", re.MULTILINE)
+_ENGINE = b"vllm:generation_tokens_total"  # which no router has that stands before engines
+
+
+class Patience:
+    """Looks at servers whose answers take long, until it is closed."""
+
+    def __init__(self, client: Client, replicas: Replicas, budgets: Mapping[str, RetryBudget]) -> None:
+        self._client, self._replicas, self._budgets = client, replicas, budgets
+        self._looks: dict[Replica, asyncio.Task[None]] = {}  # those under way
+
+    def limits(self, call: Call, policy: Policy, replica: Replica, rest: float) -> Limits:
+        """The time limits of a call; `rest`: seconds until the request's deadline. An answer in one piece has no other,
+        but where the first server asked is found to stand still, a retry is taken from the budget and it ends, of kind
+        "still"."""
+        tier = policy.tiers[call.tier]
+        times = tier.timeouts
+        if call.bill.stream:
+            return Limits(times.connect, times.first_byte, times.idle, rest)
+        alone = len(tier.replicas) == 1 or call.again
+        if alone or tier.engine != "vllm" or "first_byte" not in policy.failover.on:
+            return Limits(times.connect, rest, rest, rest)
+        late = partial(self._late, tier, replica, self._budgets[call.tier])
+        return Limits(times.connect, min(times.first_byte / LOOKS, rest), rest, rest, late)
+
+    def _late(self, tier: Tier, replica: Replica, budget: RetryBudget) -> float:
+        """Seconds until an answer is asked about again; 0: it is waited for no longer."""
+        now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
+        if replica not in self._looks and now - replica.signs.at > 0.75 * step:
+            replica.signs.look(now, 2 * step)
+            self._looks[replica] = asyncio.create_task(self._look(replica, (LOOKS - 1) * step))
+        if replica.signs.still < (LOOKS - 1.5) * step or not self._well(tier):
+            return step / 2
+        replica.stands_still(now)
+        return 0.0 if budget.spend(now) else step / 2
+
+    def still(self, tier: Tier) -> list[Replica]:
+        """Its replicas that seem to stand still, by looks of this moment."""
+        now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
+        of = self._replicas.of(tier)
+        return [one for one in of if one.signs.still >= step and now - one.signs.at < 2 * step]
+
+    def _well(self, tier: Tier) -> bool:
+        """Whether another replica may be asked."""
+        still = self.still(tier)
+        return any(one not in still and not one.breaker.open for one in self._replicas.of(tier))
+
+    async def _look(self, replica: Replica, seconds: float) -> None:
+        loop, answered = asyncio.get_running_loop(), replica.breaker.good
+        began, limits = loop.time(), Limits(seconds, seconds, seconds, seconds)
+        try:
+            sign = _sign((await fetch(self._client, replica.origin, "GET /metrics", limits, "accept: text/plain")).body)
+        except TransportError:  # it may be too busy to tell, but not to answer calls
+            sign = SILENT if replica.breaker.good == answered else object()
+        finally:
+            del self._looks[replica]
+        now = loop.time()
+        replica.signs.saw(sign, began if sign is SILENT else now, now)
+
+    async def close(self) -> None:
+        """Stops looking."""
+        looks = list(self._looks.values())
+        for look in looks:
+            look.cancel()
+        if looks:
+            await asyncio.wait(looks)
+
+
+def _sign(told: bytes) -> object:
+    """What is the same again only where vLLM's engine did nothing; without its figures an answer is a sign of life."""
+    return hash(b"\n".join(_FIGURES.findall(told))) if _ENGINE in told else object()

@@ -1,0 +1,166 @@
+"""One of several servers stands still: whose answers are asked of another one, and whose are waited for."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple
+
+from gateway.http1 import Origin
+from gateway.policy import Policy
+from gateway.upstream import Upstream
+from gateway.upstream.replicas import Signs
+from loadtest.servers import Sim
+from tests.gateway.loopback import Peer, Talk, serving
+from tests.gateway.serving import PATIENCE, asked, body, collected, plain, upstream
+from tests.gateway.test_upstream import FIRST, GOOD, NOWHERE
+from tests.tiers import JSON, policy_for
+
+FIRST_BYTE = 0.1  # seconds
+LONG = 2 * FIRST_BYTE  # seconds that an answer takes
+Tells = Callable[[], bytes | None]  # what /metrics answers; None: nothing
+
+
+def works(steps: Any = itertools.count()) -> bytes:  # noqa: B008  never the same again
+    return plain(b"vllm:generation_tokens_total %d\n" % next(steps))
+
+
+def hangs() -> bytes:
+    return plain(b"process_cpu_seconds_total %f\nvllm:generation_tokens_total 7.0\n" % time.monotonic())
+
+
+def routes() -> bytes:
+    return plain(b"vllm:current_qps 7.0\n")
+
+
+def tells_no_figures() -> bytes:
+    return plain(b"", "404 Not Found")
+
+
+def tells_nothing() -> None:
+    return None
+
+
+def server(tells: Tells, seconds: Iterable[float]) -> Talk:
+    """Its answers take so many seconds, one after another."""
+    left = iter(seconds)
+
+    async def talk(peer: Peer) -> None:
+        while head := await peer.request():
+            told = tells() if head.startswith(b"GET") else await asyncio.sleep(next(left), plain(GOOD))
+            await (peer.answer(told) if told else peer.left())
+
+    return talk
+
+
+def one_of(*urls: str, on: Iterable[str] = ("first_byte",), **tier: Any) -> Policy:
+    """The second one is asked first."""
+    times = {"first_byte": f"{FIRST_BYTE * 1000:.0f}ms"}
+    changes = {"replicas": urls, "balance": "round_robin", "timeouts": times, **tier}
+    return policy_for(Sim(urls[0], "m"), NOWHERE, tiers={"flash": changes}, failover={"on": list(on)})
+
+
+def url(origin: Origin) -> str:
+    return f"http://{origin.authority}"
+
+
+def left(door: Upstream, retries: float) -> None:
+    budget = door._budgets["flash"]
+    budget._left, budget._at = retries, asyncio.get_running_loop().time()
+
+
+async def test_what_a_replica_that_stands_still_was_asked_another_one_answers() -> None:
+    async with (
+        upstream() as door,
+        serving(server(tells_nothing, [60])) as (_, frozen, _),
+        serving(server(works, [0])) as (_, well, _),
+    ):
+        policy, request = one_of(url(well), url(frozen), NOWHERE.url), asked(body())
+        now = asyncio.get_running_loop().time()
+        door._replicas.at(NOWHERE.url).signs.saw("the same", now, now + 60)  # not as long as to be sure
+        door._replicas.at(url(well)).signs.saw("something", now + 60, now + 60)
+        left(door, 1.0)
+        reply = await asyncio.wait_for(door.send(request, FIRST, policy), PATIENCE)
+        assert await collected(reply) == GOOD
+        assert [(bill.lost, bill.void) for bill in request.bills[1:]] == [(True, False)]
+        assert door.states(policy)["flash"].up == (True, False, True), "no more calls than this find out"
+
+
+async def test_what_halted_one_server_is_asked_of_one_more_at_most() -> None:
+    async with (
+        upstream() as door,
+        serving(server(hangs, [60])) as (_, first, _),
+        serving(server(hangs, [LONG])) as (_, second, _),
+    ):
+        request = asked(body())
+        reply = await door.send(request, FIRST, one_of(NOWHERE.url, url(first), url(second)))
+        assert (await collected(reply), len(request.bills)) == (GOOD, 2)
+
+
+Meanwhile = Callable[[Upstream, str], Awaitable[None]]
+
+
+async def nothing(*_: Any) -> None: ...
+
+
+async def spent(door: Upstream, _: str) -> None:
+    left(door, 0.0)
+
+
+async def failing(door: Upstream, _: str) -> None:
+    door._replicas.at(NOWHERE.url).breaker.trip(asyncio.get_running_loop().time())
+
+
+async def answering(door: Upstream, url: str) -> None:
+    """Others are answered while its /metrics is not."""
+    for _ in range(10):
+        assert await collected(await door.send(asked(body()), FIRST, one_of(url))) == GOOD
+        await asyncio.sleep(LONG / 10)
+
+
+class Case(NamedTuple):
+    tells: Tells
+    tier: JSON
+    meanwhile: Meanwhile = nothing
+
+
+CASES = {
+    "its engine works": Case(works, {}),
+    "its figures are no engine's": Case(routes, {}),
+    "it has no figures": Case(tells_no_figures, {}),
+    "it is too busy to tell them": Case(tells_nothing, {}, answering),
+    "its engine is another": Case(hangs, {"engine": "openai"}),
+    "the policy does not move what is late": Case(hangs, {"on": ["5xx"]}),
+    "no other is there": Case(hangs, {"replicas": []}),
+    "no other is well": Case(hangs, {}, failing),
+    "enough was retried": Case(hangs, {}, spent),
+}
+
+
+async def waited(case: Case) -> tuple[bytes, int]:
+    """What came of an answer that takes LONG, and how many calls were made for it."""
+    async with serving(server(case.tells, [LONG, *[0] * 10])) as (client, origin, _):
+        own, door, request = url(origin), Upstream(client), asked(body())
+        urls = [own] if "replicas" in case.tier else [NOWHERE.url, own]
+        tier = {key: value for key, value in case.tier.items() if key != "replicas"}
+        sent = asyncio.create_task(door.send(request, FIRST, one_of(*urls, **tier)))
+        await asyncio.sleep(0)
+        await case.meanwhile(door, own)
+        data = await collected(await sent)
+        await door.close()
+        return data, len(request.bills)
+
+
+async def test_an_answer_that_takes_long_is_waited_for() -> None:
+    found = await asyncio.gather(*map(waited, CASES.values()))
+    assert dict(zip(CASES, found, strict=True)) == dict.fromkeys(CASES, (GOOD, 1))
+
+
+def test_looks_tell_something_together_only_where_they_follow_each_other() -> None:
+    signs = Signs()
+    for at, sign, still in ((5, "a", 0), (10, "a", 5), (15, "a", 10), (20, "b", 0), (25, "b", 5), (36, "b", 0)):
+        signs.look(at, gap=10)
+        signs.saw(sign, at, at)
+        assert signs.still == still
+    signs.saw("silent", 36, 51)
+    assert signs.still == 15
