@@ -106,6 +106,7 @@ def assembled(stream: str) -> JSON:
             message = told["message"]
         elif kind == "content_block_start":
             assert told["index"] == len(message["content"])
+            assert told["content_block"].get("input", {}) == {}
             message["content"].append(told["content_block"] | {"json": ""})
         elif kind == "content_block_delta":
             grow(message["content"][told["index"]], told["delta"])
@@ -142,10 +143,12 @@ def test_a_streamed_message_says_what_the_whole_one_does(url: str, asked: JSON, 
     used, again = whole.pop("usage"), streamed.pop("usage")
     assert whole.pop("id") != streamed.pop("id")
     assert streamed == whole
-    assert (whole["stop_reason"], [block["type"] for block in whole["content"]]) == (stop, kinds)
+    told = whole["type"], whole["stop_reason"], [block["type"] for block in whole["content"]]
+    assert told == ("message", stop, kinds)
+    names = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    assert tuple(used) == tuple(again) == names
     assert again["cache_read_input_tokens"] > used["cache_read_input_tokens"]
     assert sum(used.values()) == sum(again.values())
-    assert used.keys() == again.keys()
 
 
 def test_an_embedding_is_a_unit_vector_of_its_text_in_either_encoding() -> None:
