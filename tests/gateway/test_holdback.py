@@ -30,7 +30,7 @@ WEAK: dict[str, tuple[JSON, str]] = {
     "unsure": ({"weak": "unsure"}, "mean_logprob"),
     "a refusal field": ({"weak": "refusal"}, "refusal"),
     "content_filter": ({"weak": "filter"}, "refusal"),
-    "an operator's words": ({"weak": "sorry"}, "refusal"),
+    "an operator's words, and nothing more for a while": ({"weak": "sorry", "stall_after": 8}, "refusal"),
     "a loop": ({"weak": "loop"}, "repetition"),
     "no schema": ({"ignore_response_format": True}, "schema_violation"),
     "nothing": ({"weak": "empty"}, "empty"),
@@ -263,6 +263,18 @@ async def test_what_failover_brought_is_not_held_back(flash: Sim, pro: Sim) -> N
         answer, decision = await told(gate, body())
         assert (decision["tier"], decision["holdback"]) == ("flash", None)
         assert answer.json()["choices"][0]["logprobs"] is None
+
+
+async def test_what_failover_brings_for_a_broken_start_has_no_log_probabilities_of_ours(flash: Sim, pro: Sim) -> None:
+    flash.config(cut_after=3)
+    last: JSON = {"last": {"model": pro.model, "replicas": [pro.url]}}
+    rules: JSON = {"tiers": ["flash", "pro"], "to": "last"}
+    policy = held_back(flash, pro, rules, tiers=last, callers={"plans": {"usual": {"may": ["pro", "last"]}}})
+    async with gateway(policy) as gate:
+        answer = await gate.ask(body(stream=True))
+        assert answer.headers["x-route-tier"] == "pro"
+        assert json.loads(pro.seen()[0]["body"])["logprobs"] is True
+        assert b'"logprob":' not in answer.data
 
 
 @pytest.mark.parametrize("fault", [{"weak": "loop"}, {"cut_after": 6}])

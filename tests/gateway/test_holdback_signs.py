@@ -167,6 +167,7 @@ def test_a_sign_that_is_not_looked_for_does_not_count() -> None:
         assert shown(start, figures_only, form) is None
     assert shown(Wording("again and " * 20), Weak(repetition=True), form) == "repetition"
     assert shown(Wording("no JSON"), Weak(schema_violation=True), form) == "schema_violation"
+    assert shown(Wording("no JSON"), Weak(schema_violation=True), Fields()) is None, "nobody asked for a form"
 
 
 def test_figures_are_means_over_all_that_was_kept() -> None:
