@@ -394,7 +394,9 @@ async def test_the_decision_is_told_in_the_answer_and_before_the_last_event(
         stream = await gate.ask(made(COMPLEX, stream=True), path, x_route_explain="1")
         *_, told, last = stream.data.removesuffix(b"\n\n").split(b"\n\n")
         assert told.startswith(b"event: route\ndata: ")
-        for found in (whole.json()["route"], json.loads(told.partition(b"data: ")[2])["route"]):
+        event = json.loads(told.partition(b"data: ")[2])
+        assert event["type"] == "route"
+        for found in (whole.json()["route"], event["route"]):
             assert (found["tier"], found["facts"]["api"]) == ("pro", DIALECTS[path].api)
         assert last.startswith((b"event: message_stop", b"event: response."))
 

@@ -457,6 +457,7 @@ def test_a_caller_is_told_what_broke_but_not_where() -> None:
         refusal = broken(TransportError(kind, "10.0.0.7:8000"))
         assert (refusal.status, refusal.should_retry) == (504 if kind in late else 502, False)
         assert "10.0" not in refusal.message
+        assert ("cannot be reached" in refusal.message) == (kind == "connect")
 
 
 async def test_no_number_that_an_event_repeats_takes_a_hundred_times_as_long_as_another() -> None:
