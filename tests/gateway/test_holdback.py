@@ -145,6 +145,8 @@ def test_where_no_sign_is_a_figure_no_server_is_asked_for_log_probabilities(flas
     assert extra_logprobs(request, "flash", held_back(flash, pro)) == {"logprobs": b"true", "top_logprobs": b"2"}
     signs = {"escalate_when": {"mean_logprob": None, "margin": None, "empty": True}}
     assert extra_logprobs(request, "flash", held_back(flash, pro, signs)) == {}
+    default = {"flash": {"set": {"logprobs": True}}}
+    assert extra_logprobs(request, "flash", held_back(flash, pro, tiers=default)) == {}, "its callers have them anyway"
 
 
 async def test_a_tier_that_is_not_named_is_not_held_back(flash: Sim, pro: Sim) -> None:
