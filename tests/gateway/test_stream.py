@@ -360,6 +360,7 @@ def test_only_the_end_of_an_answer_tells_that_it_was_given_up() -> None:
         (counted({**COUNTS, "completion_tokens": 1 << 33}), False, Usage()),
         (counted({**COUNTS, "prompt_tokens_details": {"cached_tokens": -4}}), False, Usage()),
         (counted({"prompt_tokens": 7, "total_tokens": 5}), False, Usage(7, None, 0)),
+        (counted({**COUNTS, "total_tokens": 99}), False, Usage(7, None, 5)),
         (counted(7), False, Usage()),
         (chunk("a", usage=None), True, Usage()),
         (chunk("a", usage=COUNTS), True, Usage(7, None, 5)),
