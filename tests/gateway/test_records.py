@@ -301,12 +301,17 @@ async def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_sa
 
 
 async def test_lines_that_cannot_be_written_in_time_do_not_pile_up(tmp_path: Path) -> None:
-    kept = Records(MemoryStore(), tmp_path / "a")
-    rules = policy(keep=1)
+    kept = Records(Away(), tmp_path / "a")
+    rules = policy(keep=1, stream=100)
     for at in range(room.WAITING + 7):
         kept.keep(ended(f"r{at}"), rules)
+    await eventually((tmp_path / "a").exists)
+    for at in range(5):
+        kept.keep(ended(f"s{at}"), rules)
     await kept.close()
-    assert (kept.lost, len(read([tmp_path / "a"]))) == (7, room.WAITING)
+    assert (kept.lost, len(read([tmp_path / "a"]))) == (7 + 5, room.WAITING + 5), (
+        "the file has those for the store, too"
+    )
 
 
 async def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valkey: str) -> None:
