@@ -206,6 +206,15 @@ async def test_an_outcome_is_attached_for_its_caller_alone_and_for_a_time() -> N
     assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
 
 
+async def test_where_no_process_shares_the_store_a_decision_that_is_gone_takes_no_outcome() -> None:
+    kept, rules = Records(MemoryStore()), policy(keep=1, stream=100)
+    for name in ("r", "s"):
+        kept.keep(ended(name), rules)
+    await kept.close()
+    with pytest.raises(NotFound):
+        await kept.judge(ANN, "r", GOOD, rules)
+
+
 async def test_an_outcome_is_written_behind_its_decision(tmp_path: Path) -> None:
     kept = Records(MemoryStore(), tmp_path / "a")
     kept.keep(ended("r"), policy())
