@@ -124,6 +124,10 @@ def test_what_a_caller_may_ask_of_us_in_a_chat_it_may_in_other_dialects(path: st
     assert fields.messages == [Message("user", SIMPLE)]
 
 
+def test_a_prompt_of_another_dialect_that_is_null_is_none() -> None:
+    assert asked(MESSAGES, message(prompt=None, input=None)).fields.prompt is None
+
+
 def test_a_count_is_never_a_stream() -> None:
     assert asked(COUNT, message(stream=True)).fields.stream is None
 

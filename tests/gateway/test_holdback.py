@@ -1,18 +1,23 @@
 import asyncio
+import gc
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from gateway.done import nothing
+from gateway.errors import UpstreamFailed
+from gateway.holdback.opening import Opening
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.splice import extra_logprobs, holdback_of
 from gateway.usage import Asked, reported
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, Answer, Gateway, asked, body, eventually, gateway, upstream
+from tests.gateway.serving import COMPLEX, SIMPLE, Answer, Gateway, asked, body, eventually, gateway, upstream, watched
 from tests.gateway.serving import collected as read
 from tests.tiers import JSON, policy_for
 
@@ -207,6 +212,27 @@ async def test_nothing_of_a_start_goes_out_while_it_is_kept_back_and_leaving_sto
                 await asyncio.wait_for(line.reader.read(1), 0.1)
             await line.leave()
             await eventually(lambda: flash.seen()[0]["state"] == "aborted")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_piece_that_nobody_waits_for_any_longer_is_given_up_without_a_word(fails: bool) -> None:
+    troubles, breaks = watched(), asyncio.Event()
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+        await breaks.wait()
+        raise UpstreamFailed("The model server broke off its answer.")
+
+    reply = Reply(200, [], pieces(), True, "flash", nothing)
+    opening = Opening(reply, bytes)
+    assert [await opening.more(seconds) for seconds in (None, 0.0)] == [b"a", None]
+    if fails:
+        breaks.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await reply.close()
+    gc.collect()
+    assert troubles == []
 
 
 async def test_a_draft_is_held_back_too_and_wasted_only_when_it_is_weak(flash: Sim, pro: Sim) -> None:

@@ -211,6 +211,7 @@ def test_a_turn_of_other_dialects_is_judged_once_not_each_of_its_tool_results(pa
     assert {keys_of(one, SESSIONS) for one in later} == {Keys(new.kept, new.kept)}
     assert (continues(first.fields), [continues(one.fields) for one in later]) == (False, [True, True])
     assert [judged_part(one, SESSIONS) for one in later] == [judged_part(first, SESSIONS)] * 2
+    assert judged_part(first, SESSIONS) == "\n".join(map(json.dumps, (*start.values(), turn))).encode()
     by_request = load_policy(TEXT + "triage: {tier: flash, unit: request}\n", {})
     assert json.dumps(turn + rest)[1:-1].encode() in judged_part(later[0], by_request)
 
