@@ -231,6 +231,7 @@ async def test_a_piece_that_nobody_waits_for_any_longer_is_given_up_without_a_wo
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     await reply.close()
+    del reply, opening
     gc.collect()
     assert troubles == []
 
