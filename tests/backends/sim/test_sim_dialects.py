@@ -79,7 +79,8 @@ def test_a_message_and_a_response_are_read_as_the_chat_that_vllm_makes_of_them(
     path: str, given: JSON, chat: JSON
 ) -> None:
     said: JSON = {"max_tokens": 9, "messages": [USER]} if path == "messages" else {"max_output_tokens": 9}
-    assert as_chat(f"/v1/{path}", msgspec.json.encode(said | given)) == ChatRequest(**{"max_tokens": 9} | chat)
+    whole: JSON = {"max_tokens": 9, **chat}
+    assert as_chat(f"/v1/{path}", msgspec.json.encode(said | given)) == ChatRequest(**whole)
 
 
 @pytest.mark.parametrize(
