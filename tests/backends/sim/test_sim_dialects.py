@@ -24,12 +24,14 @@ CALL: JSON = {"id": "a", "function": {"name": "get_weather", "arguments": {"city
 TURNS: list[JSON] = [
     {"role": "user", "content": [{"type": "text", "text": "How"}, {"type": "text", "text": "is it?"}]},
     {"role": "assistant", "content": [{"type": "text", "text": "I look."}, USED]},
+    {"role": "assistant", "content": [USED]},
     {"role": "user", "content": [{"type": "text", "text": "Say it."}, TOLD]},
     {"role": "user", "content": [TOLD]},
 ]
 CHATS: list[JSON] = [
     {"role": "user", "content": "How\nis it?"},
     {"role": "assistant", "content": "I look.", "tool_calls": [CALL]},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": "7\n°C"},
     {"role": "user", "content": "Say it."},
     {"role": "tool", "content": "7\n°C"},
@@ -129,18 +131,24 @@ def grow(block: JSON, delta: JSON) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "stop", "kinds"),
+    ("asked", "fault", "stop", "kinds"),
     [
-        ({"max_tokens": 900}, "end_turn", ["thinking", "text"]),
-        ({"max_tokens": 9, "thinking": {"type": "disabled"}}, "max_tokens", ["text"]),
+        ({"max_tokens": 900}, "", "end_turn", ["thinking", "text"]),
+        ({"max_tokens": 9, "thinking": {"type": "disabled"}}, "", "max_tokens", ["text"]),
         ({"max_tokens": 900, "thinking": {"type": "disabled"}, "tools": [WEATHER], "tool_choice": {"type": "any"}},
-         "tool_use", ["tool_use"]),
+         "", "tool_use", ["tool_use"]),
+        ({"max_tokens": 90, "thinking": {"type": "disabled"}}, "weak=refusal", "end_turn", ["text"]),
+        ({"max_tokens": 90, "thinking": {"type": "disabled"}}, "weak=filter", "refusal", ["text"]),
     ],
 )  # fmt: skip
-def test_a_streamed_message_says_what_the_whole_one_does(url: str, asked: JSON, stop: str, kinds: list[str]) -> None:
-    asked = {"messages": [{"role": "user", "content": "What is the weather in Oslo? " * 9}], **asked}
-    whole = HTTP.post(f"{url}/v1/messages", json=asked).json()
-    streamed = assembled(HTTP.post(f"{url}/v1/messages", json={**asked, "stream": True}).text)
+def test_a_streamed_message_says_what_the_whole_one_does(
+    url: str, asked: JSON, fault: str, stop: str, kinds: list[str]
+) -> None:
+    said = f"{stop} {fault}: " + "What is the weather in Oslo? " * 9  # no row finds another's in the cache
+    asked = {"messages": [{"role": "user", "content": said}], **asked}
+    headers = {"x-sim-fault": fault} if fault else {}
+    whole = HTTP.post(f"{url}/v1/messages", json=asked, headers=headers).json()
+    streamed = assembled(HTTP.post(f"{url}/v1/messages", json={**asked, "stream": True}, headers=headers).text)
     used, again = whole.pop("usage"), streamed.pop("usage")
     assert whole.pop("id") != streamed.pop("id")
     assert streamed == whole
@@ -150,10 +158,13 @@ def test_a_streamed_message_says_what_the_whole_one_does(url: str, asked: JSON, 
     assert tuple(used) == tuple(again) == names
     assert again["cache_read_input_tokens"] > used["cache_read_input_tokens"]
     assert sum(used.values()) == sum(again.values())
+    assert used["cache_creation_input_tokens"] == 0
 
 
 def test_an_embedding_is_a_unit_vector_of_its_text_in_either_encoding() -> None:
-    one, two, again = embedded(b'{"input": ["a b", "c", "a b"]}', "m")["data"]
+    whole = embedded(b'{"input": ["a b", "c", "a b"]}', "m")
+    one, two, again = whole["data"]
+    assert (whole["object"], one["object"]) == ("list", "embedding")
     assert [one["index"], two["index"], again["index"]] == [0, 1, 2]
     assert one["embedding"] == again["embedding"] != two["embedding"]
     assert math.hypot(*one["embedding"]) == pytest.approx(1)
