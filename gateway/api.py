@@ -263,7 +263,7 @@ class Exchange:
         )  # fmt: skip
         doors.telemetry.record(record)
         doors.records.keep(record, policy, request)
-        if policy.record.retry_within and request:
-            doors.retries.saw(record, request, policy)
+        if (within := policy.record.retry_within) and request:
+            doors.retries.saw(record, request, policy, within)
         if candidate := doors.policy.candidate:
             doors.comparison.saw(record, request, policy, candidate)

@@ -142,7 +142,7 @@ class Records:
         """The newest lines of answers that ended after that time (Unix seconds), `most` at most, the newest last. Takes
         long for many: call it in a thread."""
         kept = list(self._ring.values())[-most:]
-        newer = kept[bisect_right(kept, after, key=lambda one: round(one.at, 3)) :] if after else kept
+        newer = kept[bisect_right(kept, after, key=lambda one: round(one.at, 3)) :]
         return [one.line() for one in newer]
 
     async def judge(self, caller: Caller, request_id: str, outcome: Outcome, policy: Policy) -> None:

@@ -61,15 +61,15 @@ class Retries:
         self._store, self._records = store, records
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def saw(self, record: Record, request: ChatRequest, policy: Policy) -> None:
-        """An exchange has ended and, if it is to be, is recorded."""
+    def saw(self, record: Record, request: ChatRequest, policy: Policy, within: float) -> None:
+        """An exchange has ended and, if it is to be, is recorded; `within`: the policy's `record.retry_within`."""
         if record.decision is None or record.cache == "coalesced" or request.dialect.work != "answer":
             return
-        if policy.record.retry_within is None or len(self._tasks) >= MOST:
+        if len(self._tasks) >= MOST:
             return
         now = time.time()
         ended = Ended(request, policy, now - record.seconds, now, record.status == 200 and record.error is None)
-        task = asyncio.create_task(self._look(ended, policy.record.retry_within))
+        task = asyncio.create_task(self._look(ended, within))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

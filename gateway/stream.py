@@ -165,7 +165,7 @@ class Events(Pieces):
         batch = b"".join([event for event in events if self._passes(event)])
         if len(self._splitter) > MAX_JSON:
             raise UpstreamFailed("The model server sent an event without an end.")
-        return batch if data or self._ended else batch + self._unended()
+        return batch if data or self._ended else self._unended()
 
     def _unended(self) -> bytes:
         """The stream ended without its last event: what the caller gets in its place. Raises UpstreamFailed."""

@@ -85,7 +85,7 @@ def _turns(messages: Sequence[Message]) -> tuple[list[str], int]:
         if message.role in RESULTS:
             before = len(said) if begun else 0
         elif speaks(message) or not begun:
-            begun = begun or speaks(message)
+            begun = speaks(message)
             said.append(f"{message.role} {' '.join(own(message))}")
     return said, before
 
@@ -116,9 +116,6 @@ def judged_part(request: ChatRequest, policy: Policy) -> bytes:
 
 
 def _judged(request: ChatRequest, policy: Policy, whole: bytes) -> bytes:
-    messages = request.fields.messages
-    if not messages or speaks(messages[-1]):
-        return whole
     if policy.triage.unit != "user_turn" or not continues(request.fields):
         return whole
     last = request.body.raw(request.dialect.prompt[-1]) or b""

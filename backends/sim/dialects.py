@@ -17,6 +17,7 @@ from backends.sim.wire import Wire
 
 STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 DIMENSIONS = 8
+SIGNATURE = "simulated"  # of a thought
 
 
 class _Common(msgspec.Struct, kw_only=True):
@@ -207,7 +208,7 @@ def _content(block: Block) -> JSON:
     if block.kind in ("content", "refusal"):
         return {"type": "text", "text": block.text}
     if block.kind == "reasoning":
-        return {"type": "thinking", "thinking": block.text, "signature": "simulated"}
+        return {"type": "thinking", "thinking": block.text, "signature": SIGNATURE}
     call = block.call or {}
     return {"type": "tool_use", "id": call.get("id"), "name": call.get("name"),
             "input": msgspec.json.decode(block.text or "{}")}  # fmt: skip
@@ -269,6 +270,9 @@ class _Blocks:
         await _event(self._wire, "content_block_start", index=self._index, content_block=empty[step.kind])
 
     async def close(self) -> None:
+        if self._kind == "reasoning":
+            signed = {"type": "signature_delta", "signature": SIGNATURE}
+            await _event(self._wire, "content_block_delta", index=self._index, delta=signed)
         if self._index >= 0:
             await _event(self._wire, "content_block_stop", index=self._index)
 

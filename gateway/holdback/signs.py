@@ -90,15 +90,14 @@ def violates(start: Wording, wanted: dict[str, Any]) -> bool:
         return False
     told = wanted.get("json_schema") if kind == "json_schema" else {"schema": {"type": "object"}}
     schema = told.get("schema") if isinstance(told, dict) else None
-    text = start.text.encode(errors="replace")
     try:
-        return not fits(from_json(text, allow_inf_nan=False), schema, whole=True)
+        return not fits(from_json(start.text, allow_inf_nan=False), schema, whole=True)
     except ValueError as error:
         ended = start.finish not in ("", "length")
         if ended or "EOF while parsing" not in str(error):
             return True
     try:
-        return not fits(from_json(text, allow_partial=True, allow_inf_nan=False), schema, whole=False)
+        return not fits(from_json(start.text, allow_partial=True, allow_inf_nan=False), schema, whole=False)
     except ValueError:  # nothing but white space, or the first half of a string
         return False
 

@@ -5,7 +5,7 @@ import pytest
 from gateway.attached import explained_events, explained_json, explanation, our_lines
 from gateway.errors import Refusal
 from gateway.reply import Reply
-from gateway.types import Route
+from gateway.types import ChatRequest, Route
 from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body
 from tests.tiers import policy_for
@@ -13,12 +13,16 @@ from tests.tiers import policy_for
 POLICY = policy_for(Sim("http://127.0.0.1:1", "f"), Sim("http://127.0.0.1:2", "p"))
 TOLD = {"tier": "flash"}
 REQUEST = asked(body(stream=True))
+TEXT = asked({"prompt": "x", "stream": True}, "/v1/completions")
 
 
-def events(data: bytes) -> bytes:
-    return explained_events(data, REQUEST, "f", TOLD)
+def events(data: bytes, request: ChatRequest = REQUEST) -> bytes:
+    return explained_events(data, request, "f", TOLD)
 
 
+@pytest.mark.parametrize(
+    ("sent", "kind"), [(REQUEST, "chat.completion.chunk"), (TEXT, "text_completion")], ids=["chat", "text"]
+)
 @pytest.mark.parametrize(
     ("before", "done"),
     [
@@ -29,14 +33,14 @@ def events(data: bytes) -> bytes:
         (b'data: {"a": "data: [DONE]"}\n\n: note\n\n', b"data: [DONE]\n\n"),
     ],
 )
-def test_the_decision_comes_right_before_the_end(before: bytes, done: bytes) -> None:
-    found = events(before + done)
+def test_the_decision_comes_right_before_the_end(before: bytes, done: bytes, sent: ChatRequest, kind: str) -> None:
+    found = events(before + done, sent)
     assert found.startswith(before)
     assert found.endswith(done)
     chunk = json.loads(found[len(before) : -len(done)].removeprefix(b"data: "))
     assert chunk.keys() == {"id", "object", "created", "model", "choices", "route"}
-    assert (chunk["id"], chunk["route"], chunk["choices"]) == (REQUEST.id, TOLD, [])
-    assert (chunk["object"], chunk["model"], type(chunk["created"])) == ("chat.completion.chunk", "f", int)
+    assert (chunk["id"], chunk["route"], chunk["choices"]) == (sent.id, TOLD, [])
+    assert (chunk["object"], chunk["model"], type(chunk["created"])) == (kind, "f", int)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,14 @@ def test_an_answers_other_bytes_do_not_change() -> None:
     found = explained_json(data, TOLD)
     assert json.loads(found) == {"id": 1.0, "choices": [], "route": TOLD}
     assert data[2:] in found
+
+
+@pytest.mark.parametrize(("path", "more"), [(CHAT, b""), ("/v1/messages", b"request-id: x\r\n")])
+def test_what_was_refused_before_anything_was_decided_has_all_headers_too(path: str, more: bytes) -> None:
+    assert our_lines("x", path, POLICY, None, 0.0) == (
+        b"x-request-id: x\r\nx-gateway-overhead-ms: 0.000\r\nx-route-tier: none\r\nx-route-rule: none\r\n"
+        b"x-route-reason: none\r\nx-route-policy: %b\r\nx-route-cache: bypass\r\n%b" % (POLICY.version.encode(), more)
+    )
 
 
 def test_headers_are_printable_whatever_a_rule_is_called() -> None:

@@ -66,9 +66,13 @@ def test_an_answer_without_an_end_is_not_worth_keeping_where_its_dialect_tells_o
     begun, ended = b'{"message":{"stop_reason":null}}', b'{"delta":{"stop_reason" : "max_tokens"}}'
     answers = {begun + ended: True, ended: True, begun: False, b"{}": False}
     assert {data: kept(a_reply(), data, "/v1/messages") for data in answers} == answers
-    assert kept(a_reply(), b'{"input_tokens": 5}', "/v1/messages/count_tokens")
-    assert kept(a_reply(), b'{"data": []}', "/v1/embeddings")
-    assert kept(a_reply(), b'{"output": []}', "/v1/responses")
+    wholes = {
+        "/v1/messages/count_tokens": b'{"input_tokens": 5}',
+        "/v1/embeddings": b'{"data": []}',
+        "/v1/responses": b'{"output": []}',
+    }
+    for path, data in wholes.items():
+        assert [kept(a_reply(), one, path) for one in (data, b'{"object": 5}')] == [True, False], path
 
 
 class Hold(nullcontext[None]):

@@ -5,7 +5,10 @@ import json
 import re
 from pathlib import Path
 
-from gateway.decisions import OUTCOMES
+import pytest
+
+from gateway.decisions import OUTCOMES, RATED, Ratings
+from gateway.errors import BadRequest
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, PATIENCE, SIMPLE, Gateway, body, callers, eventually, gateway
@@ -195,6 +198,28 @@ async def test_an_answer_is_rated_ten_times_at_most_so_that_no_caller_pushes_oth
         assert {one.json()["error"]["code"] for one in told if one.status == 400} == {"too_many_outcomes"}
         assert (await gate.ask(judged(other, GOOD), FEEDBACK)).status == 200
     assert len(file.read_bytes().splitlines()) == 2 + OUTCOMES + 1
+
+
+def test_each_caller_has_ten_outcomes_of_its_own_and_older_answers_are_forgotten() -> None:
+    ratings = Ratings()
+
+    def rate(caller: str, name: str) -> None:
+        with ratings.one(caller, name):
+            pass
+
+    for _ in range(OUTCOMES):
+        rate("ann", "r")
+    rate("bob", "r")
+    with pytest.raises(BadRequest) as error:
+        rate("ann", "r")
+    assert error.value.param == "request_id"
+    for at in range(RATED - 1):
+        rate("ann", str(at))
+    with pytest.raises(BadRequest):
+        rate("ann", "r")
+    for at in range(RATED):
+        rate("ann", str(at))
+    rate("ann", "r")
 
 
 async def test_who_is_faster_than_the_record_of_an_answer_is_waited_for(flash: Sim, pro: Sim) -> None:

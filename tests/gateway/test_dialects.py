@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.attached import explained_events
-from gateway.body import MAX_PROMPTS
+from gateway.body import MAX_PROMPTS, Message
 from gateway.cache import cache_key
 from gateway.dialects import DIALECTS, read
 from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorized, UpstreamTimeout, WrongMethod
@@ -102,7 +102,7 @@ def test_a_responses_request_tells_the_rules_what_the_same_chat_would() -> None:
     ]
     form: JSON = {"format": {"type": "json_schema", "name": "x", "schema": {}}}
     fields = response(items, instructions="Be brief.", tools=[{"type": "function", "name": "f"}], text=form)
-    request = asked(RESPONSES, fields | {"reasoning": {"effort": "low"}})
+    request = asked(RESPONSES, fields | {"reasoning": {"effort": "low"}, "background": False})
     roles = [said.role for said in request.fields.messages or ()]
     assert roles == ["system", "user", "assistant", "assistant", "tool", "assistant", "assistant", "user"]
     assert [said.text() for said in request.fields.messages or ()][-3:-1] == ["*** Begin", '{"query":"issues"}']
@@ -113,6 +113,23 @@ def test_a_responses_request_tells_the_rules_what_the_same_chat_would() -> None:
         [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,aGk="}]}]
     )
     assert facts(RESPONSES, shown, policy_for(FLASH, PRO)).vision
+
+
+@each_dialect
+def test_what_a_caller_may_ask_of_us_in_a_chat_it_may_in_other_dialects(path: str, made: Any) -> None:
+    given: JSON = {"model": "flash", "stream": True, "temperature": 0.5, "cache_salt": "s", "metadata": {"tier": "pro"}}
+    given |= {"chat_template_kwargs": {"thinking": False}}
+    fields = asked(path, made(**given)).fields
+    assert {name: getattr(fields, name) for name in given} == given
+    assert fields.messages == [Message("user", SIMPLE)]
+
+
+def test_a_prompt_of_another_dialect_that_is_null_is_none() -> None:
+    assert asked(MESSAGES, message(prompt=None, input=None)).fields.prompt is None
+
+
+def test_a_count_is_never_a_stream() -> None:
+    assert asked(COUNT, message(stream=True)).fields.stream is None
 
 
 @pytest.mark.parametrize(
@@ -394,7 +411,9 @@ async def test_the_decision_is_told_in_the_answer_and_before_the_last_event(
         stream = await gate.ask(made(COMPLEX, stream=True), path, x_route_explain="1")
         *_, told, last = stream.data.removesuffix(b"\n\n").split(b"\n\n")
         assert told.startswith(b"event: route\ndata: ")
-        for found in (whole.json()["route"], json.loads(told.partition(b"data: ")[2])["route"]):
+        event = json.loads(told.partition(b"data: ")[2])
+        assert event["type"] == "route"
+        for found in (whole.json()["route"], event["route"]):
             assert (found["tier"], found["facts"]["api"]) == ("pro", DIALECTS[path].api)
         assert last.startswith((b"event: message_stop", b"event: response."))
 

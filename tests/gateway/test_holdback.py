@@ -1,18 +1,23 @@
 import asyncio
+import gc
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from gateway.done import nothing
+from gateway.errors import UpstreamFailed
+from gateway.holdback.opening import Opening
 from gateway.policy import Policy
+from gateway.reply import Reply
 from gateway.splice import extra_logprobs, holdback_of
 from gateway.usage import Asked, reported
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, Answer, Gateway, asked, body, eventually, gateway, upstream
+from tests.gateway.serving import COMPLEX, SIMPLE, Answer, Gateway, asked, body, eventually, gateway, upstream, watched
 from tests.gateway.serving import collected as read
 from tests.tiers import JSON, policy_for
 
@@ -30,7 +35,7 @@ WEAK: dict[str, tuple[JSON, str]] = {
     "unsure": ({"weak": "unsure"}, "mean_logprob"),
     "a refusal field": ({"weak": "refusal"}, "refusal"),
     "content_filter": ({"weak": "filter"}, "refusal"),
-    "an operator's words": ({"weak": "sorry"}, "refusal"),
+    "an operator's words, and nothing more for a while": ({"weak": "sorry", "stall_after": 8}, "refusal"),
     "a loop": ({"weak": "loop"}, "repetition"),
     "no schema": ({"ignore_response_format": True}, "schema_violation"),
     "nothing": ({"weak": "empty"}, "empty"),
@@ -145,6 +150,8 @@ def test_where_no_sign_is_a_figure_no_server_is_asked_for_log_probabilities(flas
     assert extra_logprobs(request, "flash", held_back(flash, pro)) == {"logprobs": b"true", "top_logprobs": b"2"}
     signs = {"escalate_when": {"mean_logprob": None, "margin": None, "empty": True}}
     assert extra_logprobs(request, "flash", held_back(flash, pro, signs)) == {}
+    default = {"flash": {"set": {"logprobs": True}}}
+    assert extra_logprobs(request, "flash", held_back(flash, pro, tiers=default)) == {}, "its callers have them anyway"
 
 
 async def test_a_tier_that_is_not_named_is_not_held_back(flash: Sim, pro: Sim) -> None:
@@ -207,6 +214,27 @@ async def test_nothing_of_a_start_goes_out_while_it_is_kept_back_and_leaving_sto
             await eventually(lambda: flash.seen()[0]["state"] == "aborted")
 
 
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_piece_that_nobody_waits_for_any_longer_is_given_up_without_a_word(fails: bool) -> None:
+    troubles = watched()
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if fails:
+                raise UpstreamFailed("The model server broke off its answer.")
+
+    reply = Reply(200, [], pieces(), True, "flash", nothing)
+    opening = Opening(reply, bytes)
+    assert [await opening.more(seconds) for seconds in (None, 0.01)] == [b"a", None]
+    await reply.close()
+    del reply, opening
+    gc.collect()
+    assert troubles == []
+
+
 async def test_a_draft_is_held_back_too_and_wasted_only_when_it_is_weak(flash: Sim, pro: Sim) -> None:
     flash.config(weak="sorry")
     rules = [{"id": "triaged", "route": {"simple": "flash", "complex": "pro"}}]
@@ -263,6 +291,18 @@ async def test_what_failover_brought_is_not_held_back(flash: Sim, pro: Sim) -> N
         answer, decision = await told(gate, body())
         assert (decision["tier"], decision["holdback"]) == ("flash", None)
         assert answer.json()["choices"][0]["logprobs"] is None
+
+
+async def test_what_failover_brings_for_a_broken_start_has_no_log_probabilities_of_ours(flash: Sim, pro: Sim) -> None:
+    flash.config(cut_after=3)
+    last: JSON = {"last": {"model": pro.model, "replicas": [pro.url]}}
+    rules: JSON = {"tiers": ["flash", "pro"], "to": "last"}
+    policy = held_back(flash, pro, rules, tiers=last, callers={"plans": {"usual": {"may": ["pro", "last"]}}})
+    async with gateway(policy) as gate:
+        answer = await gate.ask(body(stream=True))
+        assert answer.headers["x-route-tier"] == "pro"
+        assert json.loads(pro.seen()[0]["body"])["logprobs"] is True
+        assert b'"logprob":' not in answer.data
 
 
 @pytest.mark.parametrize("fault", [{"weak": "loop"}, {"cut_after": 6}])

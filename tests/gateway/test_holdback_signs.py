@@ -6,7 +6,7 @@ import pytest
 
 from gateway.body import Fields
 from gateway.holdback.opening import unprobed
-from gateway.holdback.signs import doubtful, figures, loops, over, shown, violates
+from gateway.holdback.signs import LOOP, TURNS, doubtful, figures, loops, over, shown, violates
 from gateway.policy import Holdback, Most, PolicyError, Weak, load_policy
 from gateway.wording import Wording
 
@@ -83,23 +83,35 @@ def test_what_ends_before_it_is_whole_is_a_violation() -> None:
     for text in ('{"name": "a"', '{"name": "a"}', "", '{"name": "a", "role": 1}'):
         assert violates(Wording(text, finish="stop"), wanted(PERSON)), text
     assert not violates(Wording('{"role": 1'), wanted(PERSON)), "it may become 12"
+    assert violates(Wording("[false"), wanted({"items": {"enum": [True]}})), "this can become nothing else"
+    assert violates(Wording("[1"), ANY), "nor a list an object"
 
 
 def test_a_number_may_have_a_fraction_and_an_object_of_a_list_may_still_become_it() -> None:
     assert not violates(Wording("1.5", finish="stop"), wanted({"type": "number"}))
     assert violates(Wording("1.5", finish="stop"), wanted({"type": "integer"}))
+    assert not violates(Wording("1.0", finish="stop"), wanted({"type": "integer"}))
     assert not violates(Wording('{"a": 1'), wanted({"enum": [{"a": 12}]}))
 
 
-@pytest.mark.parametrize("schema", [None, True, 7, [], {"type": 3}, {"type": ["no such"]}, {"enum": "x"}, {"items": 1}])
+@pytest.mark.parametrize(
+    "schema",
+    [None, True, 7, [], {"type": 3}, {"type": ["no such"]}, {"enum": "x"}, {"items": 1}, {"required": [["a"], 1]}],
+)
 def test_a_schema_that_says_nothing_we_know_fits_everything(schema: Any) -> None:
     for value in (1, "x", None, [1], {"a": 1}, True):
         assert not violates(Wording(json.dumps(value), finish="stop"), wanted(schema))
     assert not violates(Wording("1", finish="stop"), {"type": "json_schema", "json_schema": 5})
 
 
-@pytest.mark.parametrize("unit", ["the ", "I think that ", "我认为", "да ", "ни да ни нет, ", "ありがとう。", "x\n"])
+LETTERS = "".join(map(chr, range(0x4E00, 0x4E51)))  # one more than the longest unit has
+
+
+@pytest.mark.parametrize(
+    "unit", ["the ", "I think that ", "我认为", "да ", "ни да ни нет, ", "ありがとう。", "x\n", "ha", LETTERS[1:]]
+)
 def test_a_loop_is_seen_in_any_script(unit: str) -> None:
+    assert loops(unit * max(TURNS, -(-LOOP // len(unit))))
     assert loops("Well, first of all: " + unit * 40)
     assert loops("Well, first of all: " + unit * 40 + unit[: len(unit) // 2])
 
@@ -109,6 +121,8 @@ def test_a_loop_is_seen_in_any_script(unit: str) -> None:
     [
         "",
         "ha ha ha ha",
+        "ha" * 14,
+        LETTERS * TURNS,
         "-" * 200,
         "| --- " * 30,
         "0, 0, " * 30,
@@ -138,6 +152,7 @@ def test_what_shows_before_the_start_is_over(start: Wording, sign: str | None) -
     weak = Weak(refusal=True, refusal_words=("^No can do",), empty=True)
     assert shown(start, weak, Fields()) == sign
     assert shown(start, Weak(repetition=True), Fields()) is None, "only what is looked for"
+    assert (shown(start, Weak(empty=True), Fields()) == "empty") == (sign == "empty"), "a refusal says something"
 
 
 def test_a_start_is_over_with_its_last_token_or_with_the_answer() -> None:
@@ -152,6 +167,7 @@ def test_a_sign_that_is_not_looked_for_does_not_count() -> None:
         assert shown(start, figures_only, form) is None
     assert shown(Wording("again and " * 20), Weak(repetition=True), form) == "repetition"
     assert shown(Wording("no JSON"), Weak(schema_violation=True), form) == "schema_violation"
+    assert shown(Wording("no JSON"), Weak(schema_violation=True), Fields()) is None, "nobody asked for a form"
 
 
 def test_figures_are_means_over_all_that_was_kept() -> None:

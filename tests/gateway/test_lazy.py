@@ -46,5 +46,16 @@ async def test_all_paths_of_the_openapi_document_are_served_those_of_completions
             assert {"x-route-shadow", "x-session-id"} < {one["name"] for one in chat["parameters"]}
             assert told["paths"].keys() >= {"/v1/models", "/health", "/admin/keys"} | DIALECTS.keys()
             assert "422" not in str(told)
+            schemes = told["components"]["securitySchemes"]
+            assert schemes["key"].items() >= {"type": "http", "scheme": "bearer"}.items()
+            assert schemes["x-api-key"].items() >= {"type": "apiKey", "in": "header", "name": "x-api-key"}.items()
+            for path in DIALECTS:
+                spoken = told["paths"][path]["post"]
+                asked = spoken["requestBody"]["content"]["application/json"]["schema"]
+                assert DIALECTS[path].prompt[-1] in asked["required"]
+                assert asked["additionalProperties"] is True
+                assert spoken["responses"]["200"]["content"].keys() == {"application/json", "text/event-stream"}
+                refused = spoken["responses"]["default"]["content"]["application/json"]["schema"]
+                assert ("anyOf" in refused) == path.startswith("/v1/messages"), "Anthropic's errors, or OpenAI's"
         answers = {path: await gate.get(path) for path in told["paths"]}
         assert [path for path, answer in answers.items() if b"Unknown path" in answer.data] == []

@@ -7,6 +7,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,13 @@ async def test_recalled_and_coalesced_answers_are_no_decisions_of_their_own(
     assert len(read([path])) == 1
 
 
+def test_a_line_tells_how_an_answer_ended_and_how_long_it_took() -> None:
+    kept = Records(MemoryStore())
+    kept.keep(replace(ended("r"), status=499, ttft=0.5), policy())
+    line = json.loads(kept.recent(1)[0])
+    assert [line[name] for name in ("status", "seconds", "ttft", "policy")] == [499, 1.0, 0.5, "p"]
+
+
 def test_the_newest_records_stay_in_memory() -> None:
     kept = Records(MemoryStore())
     for at in range(5):
@@ -196,6 +204,15 @@ async def test_an_outcome_is_attached_for_its_caller_alone_and_for_a_time() -> N
     tried = [kept.judge(caller, name, Outcome(0.0), rules) for caller, name, rules in others]
     assert [type(one) for one in await asyncio.gather(*tried, return_exceptions=True)] == [NotFound] * 4
     assert json.loads(kept.recent(1)[0])["outcome"] == {"quality": 1.0}
+
+
+async def test_where_no_process_shares_the_store_a_decision_that_is_gone_takes_no_outcome() -> None:
+    kept, rules = Records(MemoryStore()), policy(keep=1, stream=100)
+    for name in ("r", "s"):
+        kept.keep(ended(name), rules)
+    await kept.close()
+    with pytest.raises(NotFound):
+        await kept.judge(ANN, "r", GOOD, rules)
 
 
 async def test_an_outcome_is_written_behind_its_decision(tmp_path: Path) -> None:
@@ -259,31 +276,52 @@ def test_a_pipe_whose_reader_stands_still_is_given_up(tmp_path: Path) -> None:
     os.close(reader)
 
 
+def test_a_pipe_whose_reader_is_slow_gets_every_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    reader, lines, come = os.open(tmp_path / "a", os.O_RDONLY | os.O_NONBLOCK), [b"x" * 99] * 5000, b""
+    os.set_blocking(reader, True)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(room.append, tmp_path / "a", lines, patience=20.0)
+        time.sleep(0.05)  # in which the pipe is full
+        while len(come) < 100 * len(lines) and not written.done():
+            come += os.read(reader, 1 << 20)
+        written.result()
+        come += os.read(reader, 1 << 20)
+    os.close(reader)
+    assert come == b"".join(line + b"\n" for line in lines)
+
+
 async def test_a_file_that_cannot_be_written_loses_lines_and_nothing_else_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = Records(MemoryStore(), tmp_path / "none" / "a")
-    for name in ("r", "s", "t"):
+    for name in ("q", "r", "s", "t"):
         kept.keep(ended(name), policy())
         await kept.close()
         assert (names(kept)[-1], kept.failing) == (name, name != "t")
         if name == "s":
             (tmp_path / "none").mkdir()
-    assert kept.lost == 2
+    assert kept.lost == 3
     told = [record.getMessage().partition("none/a ")[2] for record in caplog.records]
     assert told == [
         "cannot be written (No such file or directory): decisions are lost",
-        "is written again; 2 lost so far",
+        "is written again; 3 lost so far",
     ]
 
 
 async def test_lines_that_cannot_be_written_in_time_do_not_pile_up(tmp_path: Path) -> None:
-    kept = Records(MemoryStore(), tmp_path / "a")
-    rules = policy(keep=1)
+    kept = Records(Away(), tmp_path / "a")
+    rules = policy(keep=1, stream=100)
     for at in range(room.WAITING + 7):
         kept.keep(ended(f"r{at}"), rules)
+    await eventually((tmp_path / "a").exists)
+    for at in range(5):
+        kept.keep(ended(f"s{at}"), rules)
+    await eventually(lambda: kept.lost == 7 + 5)
+    await asyncio.sleep(2 * room.PAUSE)
     await kept.close()
-    assert (kept.lost, len(read([tmp_path / "a"]))) == (7, room.WAITING)
+    written = (tmp_path / "a").read_bytes().count(b"\n")
+    assert (kept.lost, written) == (7 + 5, room.WAITING + 5), "those for the store are in the file"
 
 
 async def test_any_process_on_the_store_takes_an_outcome_and_the_stream_has_both(valkey: str) -> None:
@@ -367,6 +405,7 @@ async def test_records_wait_for_a_store_that_is_down_and_for_none_at_the_end() -
     store.state = "ok"
     await eventually(lambda: [json.loads(line)["id"] for line in store.heard] == ["r", "s"])
     assert await store.recall(ANN.id, b"record:r") == b"1"
+    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
     store.state = "down"
     kept.keep(ended("t"), rules)
     await kept.close()

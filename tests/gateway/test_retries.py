@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.keys import identify
 from gateway.policy import Policy, PolicyError
 from gateway.recorded import Outcome
-from gateway.retries import SOON, name_of
+from gateway.retries import SOON, Answered, name_of
 from gateway.store import MemoryStore, open_store
 from gateway.types import Caller
 from loadtest.servers import Sim
@@ -84,9 +86,10 @@ async def test_something_else_another_conversation_a_library_and_a_loop_are_no_r
     async with gateway(looking(flash, pro, sessions={"ttl": "1m"})) as gate, nothing_else(gate):
         for at in range(3):
             await gate.ask(body("A loop."), x_request_id=f"loop-{at}")
+        pro.config(only="answer", stall_first=SOON * 1.5)
         await asyncio.gather(
             *(twice(gate, name, None, second) for name, second in OTHERS.items()),
-            *(gate.ask(body("At once."), x_request_id=f"at-once-{at}") for at in range(2)),
+            *(gate.ask(body("At once.", model=tier), x_request_id=f"at-once-{tier}") for tier in ("flash", "pro")),
             twice(gate, "session", x_session_id="s"),
             twice(gate, "library", x_stainless_retry_count="1"),
         )
@@ -125,18 +128,27 @@ async def test_the_cache_is_asked_again_as_a_matter_of_course_but_not_by_who_wan
     async with gateway(looking(flash, pro, caching={"ttl": "1m"})) as gate:
         zero: JSON = {"temperature": 0}
         await twice(gate, "cached", zero, zero)
-        await twice(gate, "afresh", zero, zero, cache_control="no-cache")
-        await retried(gate, "afresh")
+        both = [gate.ask(body(f"{SIMPLE} shared", **zero), x_request_id="shared") for _ in range(2)]
+        await asyncio.gather(*both, twice(gate, "afresh", zero, zero, cache_control="no-cache"))
+        await gate.ask(body(f"{SIMPLE} shared", **zero), x_request_id="again", cache_control="no-cache")
+        await retried(gate, "afresh", "shared")
 
 
-async def test_an_answer_long_ago_and_a_policy_that_does_not_look_leave_no_outcome(flash: Sim, pro: Sim) -> None:
-    for policy in (looking(flash, pro, within=f"{int(SOON * 500)}ms"), policy_for(flash, pro)):
-        store = MemoryStore()
-        async with gateway(policy, store) as gate:
-            await twice(gate, "r")
-            await eventually(lambda: len(outcomes(gate)) == 2)
-            await gate.front.doors.retries.close()
-            assert set(outcomes(gate).values()) == {None}
+async def test_an_answer_long_ago_is_not_retried_but_the_next_one_is(flash: Sim, pro: Sim) -> None:
+    policy, store = looking(flash, pro, within="60s"), MemoryStore()
+    async with gateway(policy, store) as gate:
+        caller = await identify(None, gate.front.doors.keys, policy.callers)
+        long_ago = msgspec.msgpack.encode(Answered("long-ago", time.time() - 61))
+        name = name_of(asked(body(f"{SIMPLE} later"), caller=caller), policy)
+        await store.remember(caller.id, name, long_ago, 600.0)
+        await twice(gate, "later")
+        await retried(gate, "later")
+
+
+async def test_where_the_policy_does_not_look_nobody_does(flash: Sim, pro: Sim) -> None:
+    async with gateway(policy_for(flash, pro)) as gate:
+        await gate.ask(body())
+        await gate.ask(body())
 
 
 async def test_no_caller_retries_anothers_answer(flash: Sim, pro: Sim) -> None:

@@ -105,7 +105,9 @@ def test_a_wish_and_a_rule_with_one_tier_go_before_the_session() -> None:
 def test_without_sessions_or_with_tiers_that_are_gone_a_session_changes_nothing() -> None:
     without = load_policy(TEXT.replace("sessions: {stay: STAY}\n", ""), {})
     assert isinstance(route(facts(PRO), None, without), Ask)
-    assert isinstance(route(facts(Session("gone", "pro")), None, UNTIL), Ask)
+    for gone in (Session("gone", "pro"), Session("pro", "gone")):
+        assert isinstance(route(facts(gone), None, UNTIL), Ask)
+        assert standing(gone, Route(("flash",), "triaged", "simple"), "flash", UNTIL, EASY).tier == "flash"
 
 
 @given(

@@ -197,6 +197,8 @@ def test_a_tiers_defaults_stand_under_the_callers_values() -> None:
     assert sent('{"thinking": true, "stop": []}', tier) | {"model": 0} == {
         "thinking": True, "stop": [], "temperature": 0.6, "model": 0,
     }  # fmt: skip
+    for path in ("/v1/embeddings", "/v1/messages/count_tokens"):
+        assert sent("{}", tier, path=path) == {"model": "m"}, "nothing is drawn there"
     request = asked('{"thinking": { "type" : 1.0,"x":1e2 } }')
     assert changes(request, tier, PLAN)["thinking"] == b'{"budget":7, "type" : 1.0,"x":1e2 }'
 
@@ -246,6 +248,7 @@ def test_template_arguments_are_the_permitted_ones_over_the_tiers() -> None:
     assert kwargs("{}", more=', "reasoning_effort": "high"') == {}
     assert kwargs("null", more=', "reasoning_effort": "high"') is None
     assert kwargs('{"tokenize": 1}', more=', "reasoning_effort": "high"') is None
+    assert kwargs('{"tokenize": 1, "thinking": true}', more=', "reasoning_effort": "high"') == {"thinking": True}
     assert sent('{"chat_template_kwargs": {"tokenize": true}}') == {"model": "flash"}
     own = defaults(chat_template_kwargs={"tokenize": False})
     assert sent('{"chat_template_kwargs": {"tokenize": true}}', own)["chat_template_kwargs"] == {"tokenize": False}

@@ -360,6 +360,7 @@ def test_only_the_end_of_an_answer_tells_that_it_was_given_up() -> None:
         (counted({**COUNTS, "completion_tokens": 1 << 33}), False, Usage()),
         (counted({**COUNTS, "prompt_tokens_details": {"cached_tokens": -4}}), False, Usage()),
         (counted({"prompt_tokens": 7, "total_tokens": 5}), False, Usage(7, None, 0)),
+        (counted({**COUNTS, "total_tokens": 99}), False, Usage(7, None, 5)),
         (counted(7), False, Usage()),
         (chunk("a", usage=None), True, Usage()),
         (chunk("a", usage=COUNTS), True, Usage(7, None, 5)),
@@ -457,6 +458,7 @@ def test_a_caller_is_told_what_broke_but_not_where() -> None:
         refusal = broken(TransportError(kind, "10.0.0.7:8000"))
         assert (refusal.status, refusal.should_retry) == (504 if kind in late else 502, False)
         assert "10.0" not in refusal.message
+        assert ("cannot be reached" in refusal.message) == (kind == "connect")
 
 
 async def test_no_number_that_an_event_repeats_takes_a_hundred_times_as_long_as_another() -> None:

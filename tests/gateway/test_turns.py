@@ -108,6 +108,7 @@ def test_a_marker_that_moves_leaves_the_question_as_it_was(path: str, separators
         parts.append(judged_part(ChatRequest("t", ANN, path, *read(path, data), {}, 0.0), SESSIONS))
     assert parts[0] == parts[1]
     assert json.dumps(text).encode() in parts[0]
+    assert (b"Be brief." if system else b"You are careful.") in parts[0]
     assert json.loads(parts[0][parts[0].index(b'[{"role') :])[-1] == {"role": "user", "content": text}
 
 
@@ -133,6 +134,8 @@ def test_a_conversation_of_very_many_pieces_keeps_its_markers() -> None:
     assert b"cache_control" not in judged_part(asked({"messages": [{**many, "cache_control": None}]}), SESSIONS)
     more: JSON = {"role": "user", "content": [NOTE], "cache_control": None}
     assert b"cache_control" in judged_part(asked({"messages": [many, more]}), SESSIONS)
+    one = {"role": "user", "content": [marked("Fix it.")]}
+    assert b"cache_control" not in judged_part(asked({"messages": [one]}), SESSIONS)
 
 
 def test_who_asks_about_markers_is_asked_about_in_its_own_bytes() -> None:
@@ -145,7 +148,8 @@ def test_a_request_may_stand_outside_of_any_conversation() -> None:
     headers_only = load_policy(TEXT.replace("{}", "{key: [header:X-Session-Id]}"), {})
     assert names(headers_only) is None
     assert names(headers_only, {"x-session-id": "7"})
-    assert keys_of(asked({"prompt": "x"}, "/v1/completions"), SESSIONS) is None
+    text = asked({"prompt": "x"}, "/v1/completions")
+    assert (keys_of(text, SESSIONS), continues(text.fields)) == (None, False)
     assert keys_of(asked({"input": "x"}, "/v1/embeddings", headers={"x-session-id": "7"}), SESSIONS) is None
 
 
@@ -207,6 +211,7 @@ def test_a_turn_of_other_dialects_is_judged_once_not_each_of_its_tool_results(pa
     assert {keys_of(one, SESSIONS) for one in later} == {Keys(new.kept, new.kept)}
     assert (continues(first.fields), [continues(one.fields) for one in later]) == (False, [True, True])
     assert [judged_part(one, SESSIONS) for one in later] == [judged_part(first, SESSIONS)] * 2
+    assert judged_part(first, SESSIONS) == "\n".join(map(json.dumps, (*start.values(), turn))).encode()
     by_request = load_policy(TEXT + "triage: {tier: flash, unit: request}\n", {})
     assert json.dumps(turn + rest)[1:-1].encode() in judged_part(later[0], by_request)
 
