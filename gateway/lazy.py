@@ -1,7 +1,7 @@
 """What is loaded only when it is first asked for?   All that FastAPI serves: /admin, the page, /docs, /v1/route,
 /v1/feedback.
 
-FastAPI takes 10 MB and a quarter of a second to set up, which most processes never need.
+FastAPI takes 8 MB and a quarter of a second to set up, which most processes never need.
 """
 
 from typing import Any

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 
 JSON = dict[str, Any]
@@ -129,16 +129,17 @@ _TOLD = [
 
 
 def described(app: FastAPI) -> None:
-    """Adds /openapi.json to an app that has all its other routes. The document takes as long as the app: it is made when
-    it is first asked for, and in a thread, which holds up no stream."""
+    """Adds /openapi.json to an app that has all its other routes. The document takes as long to make as they do: it is
+    made when it is first asked for, in a thread, where it holds up no stream."""
 
     @cache
     def document() -> bytes:
         return msgspec.json.encode(_document(app))
 
-    @app.get("/openapi.json", include_in_schema=False)
-    def description() -> Response:
+    def description(_: Request) -> Response:
         return Response(document(), media_type="application/json")
+
+    app.add_route("/openapi.json", description, include_in_schema=False)
 
 
 def _document(app: FastAPI) -> JSON:

@@ -49,7 +49,7 @@ Process = subprocess.Popen[bytes]
 
 
 def until(true: Callable[[], object], seconds: float = 20.0) -> float:
-    """Seconds until `true()`, looked at the less often the longer it takes. Raises AssertionError when that is longer."""
+    """Seconds until `true()`, looked at the less often the longer it takes. Raises AssertionError after `seconds`."""
     started = time.monotonic()
     while not true():
         waited = time.monotonic() - started
