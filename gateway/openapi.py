@@ -1,8 +1,11 @@
 """How do clients learn our interface?   OpenAPI for the paths that are served without FastAPI."""
 
+from functools import cache
 from typing import Any
 
-from fastapi import FastAPI
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
 
 JSON = dict[str, Any]
 _TEXT, _FLAG, _NUMBER, _COUNT, _PAIRS = (
@@ -154,18 +157,30 @@ _TOLD = [
 ]
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of FastAPI's routes and of all others."""
-    if app.openapi_schema is None:
-        told = FastAPI.openapi(app)
-        told["paths"] |= {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
-        told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
-        schemes = told["components"]["securitySchemes"]
-        schemes["key"] = {"type": "http", "scheme": "bearer", "description": "A caller's API key"}
-        schemes["x-api-key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same"}
-        _refusing(told)
-        app.openapi_schema = told
-    return app.openapi_schema
+def described(app: FastAPI) -> None:
+    """Adds /openapi.json to an app that has all its other routes. The document takes as long to make as they do: it is
+    made when it is first asked for, in a thread, where it holds up no stream."""
+
+    @cache
+    def document() -> bytes:
+        return msgspec.json.encode(_document(app))
+
+    def description(_: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
+    app.add_route("/openapi.json", description, include_in_schema=False)
+
+
+def _document(app: FastAPI) -> JSON:
+    """What there is to say of FastAPI's routes, and of all others."""
+    told = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    told["paths"] |= {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
+    told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
+    schemes = told["components"]["securitySchemes"]
+    schemes["key"] = {"type": "http", "scheme": "bearer", "description": "A caller's API key"}
+    schemes["x-api-key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same"}
+    _refusing(told)
+    return told
 
 
 def _refusing(told: dict[str, Any]) -> None:

@@ -49,11 +49,12 @@ Process = subprocess.Popen[bytes]
 
 
 def until(true: Callable[[], object], seconds: float = 20.0) -> float:
-    """Seconds until `true()`. Raises AssertionError when that takes longer."""
+    """Seconds until `true()`, looked at the less often the longer it takes. Raises AssertionError after `seconds`."""
     started = time.monotonic()
     while not true():
-        assert time.monotonic() - started < seconds, "waited in vain"
-        time.sleep(0.01)
+        waited = time.monotonic() - started
+        assert waited < seconds, "waited in vain"
+        time.sleep(max(0.01, waited / 20))
     return time.monotonic() - started
 
 

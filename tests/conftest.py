@@ -25,6 +25,7 @@ gc.disable()  # modules and tests stay: looking through them for garbage would b
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(10_000)  # what must be no garbage is looked for where it matters
     gc.enable()
 
 
@@ -53,17 +54,15 @@ def pro_server() -> Iterator[Sim]:
 
 
 @pytest.fixture
-def flash(flash_server: Sim) -> Iterator[Sim]:
+def flash(flash_server: Sim) -> Sim:
     flash_server.reset()
-    yield flash_server
-    flash_server.reset()
+    return flash_server
 
 
 @pytest.fixture
-def pro(pro_server: Sim) -> Iterator[Sim]:
+def pro(pro_server: Sim) -> Sim:
     pro_server.reset()
-    yield pro_server
-    pro_server.reset()
+    return pro_server
 
 
 @pytest.fixture(scope="session")

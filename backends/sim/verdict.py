@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from backends.sim.protocol import JSON, ChatRequest, content_text
 
@@ -58,16 +59,20 @@ class Verdict:
 
 def log_odds(text: str, turns: int) -> float:
     """Log-odds of `complex`, from the recent user messages `text` and the number of user turns."""
-    score = -1.9
-    for pattern, weight in _FEATURES:
-        hits = len(pattern.findall(text[:20_000]))
-        score += weight * min(hits, 3) ** 0.5
+    told, dense = _surface(text[:20_000])
     # A character of Chinese or Japanese says about as much as three letters.
-    size = len(text) + 2 * sum("\u3040" <= ch <= "\u9fff" for ch in text[:20_000])
-    score += 0.4 * math.log2(max(size, 12) / 90)
+    size = len(text) + 2 * dense
+    score = -1.9 + told + 0.4 * math.log2(max(size, 12) / 90)
     if _EASY.search(text) and size < 300:
         score -= 1.5
     return score + 0.15 * min(turns - 1, 6)
+
+
+@lru_cache(64)  # the same is asked again and again, and what is long takes as long as all else
+def _surface(text: str) -> tuple[float, int]:
+    """What the features weigh, and how many characters are Chinese or Japanese."""
+    hits = ((weight, len(pattern.findall(text))) for pattern, weight in _FEATURES)
+    return sum(weight * min(count, 3) ** 0.5 for weight, count in hits), sum("\u3040" <= ch <= "\u9fff" for ch in text)
 
 
 def judge(messages: list[JSON], obedient: bool) -> Verdict:

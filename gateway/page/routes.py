@@ -82,7 +82,7 @@ def page_routes(guard: Guard, client: Client, policy: Callable[[], Policy]) -> A
         there = _that_decided(one.policy, policy())
         return Explained(one.policy, one.policy == there.version, explain(_facts(one, there), one.verdict, there))
 
-    routes.include_router(admin)
+    routes.routes.extend(admin.routes)
     return routes
 
 

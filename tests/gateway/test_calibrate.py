@@ -82,40 +82,40 @@ def realised(found: Calibration, records: list[Example]) -> list[float]:
 
 
 def test_a_share_is_met_within_3_points_on_records_that_it_has_not_seen() -> None:
-    found = calibrate(traffic(4000, by_score, labels=300), parse("pro_share=0.25"))
-    assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
+    found = calibrate(traffic(1500, by_score, labels=300), parse("pro_share=0.25"))
+    assert realised(found, traffic(2000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
     assert found.proven
     assert found.report["lift"]["low"] > 0
     assert not any("not shown" in caveat or "no better" in caveat for caveat in found.caveats)
 
 
 def test_agreements_order_requests_but_prove_no_bound() -> None:
-    agreed = [replace(one, pro_ok=None, agree=0.5) for one in traffic(1000, by_score)]
+    agreed = [replace(one, pro_ok=None, agree=0.5) for one in traffic(600, by_score)]
     found = calibrate(agreed, parse("pro_share=0.25"))
     assert found.report["lift"]["low"] > 0
     assert any("not who is right" in text for text in found.caveats)
     assert not any(
-        "not who is right" in text for text in calibrate(traffic(500, by_score), parse("cost=0.5", 5)).caveats
+        "not who is right" in text for text in calibrate(traffic(200, by_score), parse("cost=0.5", 5)).caveats
     )
     with pytest.raises(Unproven, match="0 outcomes"):
         calibrate(agreed, parse("flash_failure=0.2"))
-    mixed = [*agreed[:500], *traffic(1000, by_score)[500:]]
+    mixed = [*agreed[:300], *traffic(600, by_score)[300:]]
     assert (found.basis.judged, calibrate(mixed, parse("pro_share=0.25")).basis.judged) == (False, True)
 
 
 @cache
 def three_bands() -> Calibration:
-    return calibrate(traffic(4000, by_score), parse("shares=0.5/0.3/0.2"))
+    return calibrate(traffic(1500, by_score), parse("shares=0.5/0.3/0.2"))
 
 
 def test_bands_have_the_shares_that_were_asked_for() -> None:
     found = three_bands()
     assert list(found.edges) == sorted(found.edges)
-    assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    assert realised(found, traffic(2000, by_score, seed=2)) == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
 
 
 def test_a_greater_share_never_has_a_higher_threshold() -> None:
-    records = traffic(1000, by_score, labels=200)
+    records = traffic(500, by_score, labels=200)
     edges = [calibrate(records, parse(f"pro_share={share}")).edges[0] for share in (0.1, 0.3, 0.5, 0.9)]
     assert edges == sorted(edges, reverse=True)
 
@@ -126,7 +126,7 @@ def test_a_cost_is_the_share_that_it_pays_for() -> None:
 
 def test_p_is_what_happens() -> None:
     found = three_bands()
-    fresh = [Judged(found.layer.p(told(one)), float(bool(one.failed))) for one in traffic(4000, by_score, seed=2)]
+    fresh = [Judged(found.layer.p(told(one)), float(bool(one.failed))) for one in traffic(2000, by_score, seed=2)]
     assert ece(fresh) < 0.04
     assert brier(fresh) < brier([Judged(0.3167, one.value) for one in fresh])  # the mean of by_score
 
@@ -173,7 +173,7 @@ def test_looks_tell_kinds_and_axes_directions() -> None:
 def test_a_measure_that_short_texts_lack_counts_where_it_is_known() -> None:
     records = [
         replace(one, measures={"noise": one.measures["noise"]}) if at % 4 == 0 else one
-        for at, one in enumerate(traffic(1200, by_measure))
+        for at, one in enumerate(traffic(800, by_measure))
     ]
     layer = calibrate(records, parse("pro_share=0.25")).layer
     assert layer.p({"score": 0.5, "x": 0.9}) > layer.p({"score": 0.5}) > layer.p({"score": 0.5, "x": 0.1})
@@ -184,7 +184,7 @@ def test_a_measure_that_short_texts_lack_counts_where_it_is_known() -> None:
 def test_a_measure_that_is_always_the_same_where_it_is_known_tells_nothing() -> None:
     records = [
         replace(one, measures={"noise": one.measures["noise"]} | ({"x": 0.3} if one.failed else {}))
-        for one in traffic(1200, lambda score, x: 0.6)
+        for one in traffic(600, lambda score, x: 0.6)
     ]
     assert "x" not in calibrate(records, parse("pro_share=0.25")).layer.inputs
 
@@ -194,7 +194,7 @@ def test_which_failures_pro_saves_is_learned_beside_where_flash_fails() -> None:
         chance = random.Random(seed)
         return [
             replace(one, pro_ok=chance.random() < 1 - 0.8 * one.measures["x"])
-            for one in traffic(3000, by_score, seed=seed)
+            for one in traffic(1500, by_score, seed=seed)
         ]
 
     found = calibrate(tried(1), parse("pro_share=0.25"))
@@ -241,16 +241,16 @@ def test_how_close_so_many_records_set_a_share_is_said_where_it_is_not_close() -
 
 
 def test_a_share_that_moves_between_the_halves_is_told() -> None:
-    records = traffic(1000, by_score)
-    risen = [replace(one, score=one.score**0.5) if at >= 500 else one for at, one in enumerate(records)]
+    records = traffic(600, by_score)
+    risen = [replace(one, score=one.score**0.5) if at >= 300 else one for at, one in enumerate(records)]
     moved = "further from its target than chance"
     assert any(moved in text for text in calibrate(risen, parse("pro_share=0.25"), "time").caveats)
     assert not any(moved in text for text in calibrate(records, parse("pro_share=0.25"), "time").caveats)
 
 
 def test_shares_need_no_outcomes_but_then_nothing_is_proven() -> None:
-    found = calibrate(traffic(4000, by_score, labels=0), parse("pro_share=0.25"))
-    assert realised(found, traffic(4000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
+    found = calibrate(traffic(1500, by_score, labels=0), parse("pro_share=0.25"))
+    assert realised(found, traffic(2000, by_score, seed=2)) == pytest.approx([0.75, 0.25], abs=0.03)
     assert not found.proven
     assert "lift" not in found.report
 
@@ -292,7 +292,7 @@ def test_requests_sent_again_count_once_in_a_bound() -> None:
 
 
 def test_a_score_that_tells_nothing_is_not_proven() -> None:
-    found = calibrate(traffic(1000, by_nothing), parse("pro_share=0.25"))
+    found = calibrate(traffic(600, by_nothing), parse("pro_share=0.25"))
     assert not found.proven
     assert any("not shown" in caveat for caveat in found.caveats)
 
@@ -429,9 +429,9 @@ def test_the_rate_of_a_useless_score_just_above_the_bound_is_rarely_certified() 
 
 
 def test_a_bound_is_certified_where_flash_is_good_enough() -> None:
-    found = calibrate(traffic(4000, by_score, seed=6), parse("flash_failure=0.15@0.95"))
-    fresh = [one for one in traffic(4000, by_score, seed=2) if band(found, one) == 0]
-    assert len(fresh) > 1000
+    found = calibrate(traffic(2000, by_score, seed=6), parse("flash_failure=0.15@0.95"))
+    fresh = [one for one in traffic(2000, by_score, seed=2) if band(found, one) == 0]
+    assert len(fresh) > 500
     assert sum(bool(one.failed) for one in fresh) / len(fresh) < 0.17
     assert found.proven
     assert any("after drift" in caveat for caveat in found.caveats)
@@ -467,7 +467,7 @@ def explored(n: int, fails: Chance, explore: float, seed: int = 1) -> list[Examp
 
 
 def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
-    records = explored(2000, by_score, 0.1)
+    records = explored(1200, by_score, 0.1)
     found = calibrate(records, parse("pro_share=0.25"))
     blind = calibrate([replace(one, weight=1.0) for one in records], parse("pro_share=0.25"))
     assert found.report["rate"] == pytest.approx(0.3167, abs=0.08)
@@ -484,7 +484,7 @@ def jumps(score: float, x: float) -> float:
 
 
 def test_a_bound_from_explored_outcomes_holds_for_all_requests() -> None:
-    records, fresh = explored(4000, jumps, 0.2, seed=6), traffic(2000, jumps, seed=2)
+    records, fresh = explored(2000, jumps, 0.2, seed=6), traffic(1000, jumps, seed=2)
 
     def failing(known: list[Example]) -> tuple[bool, float]:
         found = calibrate(known, parse("flash_failure=0.25@0.9"))

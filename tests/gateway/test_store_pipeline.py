@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -312,16 +312,13 @@ async def test_who_does_not_keep_to_the_protocol_is_a_server_that_fails(run: Run
 
 
 @contextlib.asynccontextmanager
-async def slow(piece: bytes, pieces: int, seconds: float, faults: list[Exception]) -> AsyncIterator[Pipeline]:
-    """A pipeline to a server that sends a reply in so many pieces, `seconds` apart, a third of the pipeline's
-    timeout."""
+async def slow(pieces: Sequence[bytes], seconds: float, faults: list[Exception]) -> AsyncIterator[Pipeline]:
+    """A pipeline to a server that sends these, `seconds` apart, a third of the pipeline's timeout."""
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"$%d\r\n" % (len(piece) * pieces))
-        for _ in range(pieces):
+        for piece in pieces:
             await asyncio.sleep(seconds)
             writer.write(piece)
-        writer.write(b"\r\n")
         with contextlib.suppress(ConnectionError):
             while await reader.read(100):
                 pass
@@ -340,7 +337,7 @@ async def slow(piece: bytes, pieces: int, seconds: float, faults: list[Exception
 
 async def test_a_reply_that_drips_is_none_in_time() -> None:
     faults: list[Exception] = []
-    async with slow(b"x", 12, 0.02, faults) as lane:
+    async with slow([b"$12\r\n", *[b"x"] * 12], 0.02, faults) as lane:
         with pytest.raises(TimeoutError):
             await lane.put(b"GET", b"name")
     assert len(faults) == 1
@@ -348,6 +345,15 @@ async def test_a_reply_that_drips_is_none_in_time() -> None:
 
 async def test_a_large_reply_may_take_longer_than_the_timeout() -> None:
     faults: list[Exception] = []
-    async with slow(b"x" * PIECE, 6, 0.04, faults) as lane:
-        assert await lane.put(b"GET", b"name") == b"x" * 6 * PIECE
+    whole = b"x" * 6 * PIECE
+    said = b"$%d\r\n%b\r\n" % (len(whole), whole)
+    async with slow([said[at : at + PIECE] for at in range(0, len(said), PIECE)], 0.04, faults) as lane:
+        assert await lane.put(b"GET", b"name") == whole
+    assert faults == []
+
+
+async def test_many_replies_may_take_longer_together_than_the_timeout() -> None:
+    faults: list[Exception] = []
+    async with slow([b"+OK\r\n"] * 6, 0.04, faults) as lane:
+        assert await asyncio.gather(*(lane.put(b"PING") for _ in range(6))) == [b"OK"] * 6
     assert faults == []
