@@ -453,7 +453,7 @@ def test_a_json_answer_that_is_cut_is_a_failure_with_any_status() -> None:
 def test_a_caller_is_told_what_broke_but_not_where() -> None:
     kinds: tuple[Kind, ...] = get_args(Kind)
     late = {kind for kind in kinds if isinstance(broken(TransportError(kind, "x")), UpstreamTimeout)}
-    assert late == {"first_byte", "idle", "total"}
+    assert late == {"first_byte", "still", "idle", "total"}
     for kind in kinds:
         refusal = broken(TransportError(kind, "10.0.0.7:8000"))
         assert (refusal.status, refusal.should_retry) == (504 if kind in late else 502, False)
