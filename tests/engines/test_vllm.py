@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -333,3 +334,21 @@ def test_the_doctor_finds_nothing_but_the_short_context_and_says_what_the_server
 def test_the_servers_queue_is_read(client: openai.OpenAI) -> None:
     told = decision(client, "Tell me of cranes.")
     assert told["facts"]["waiting"]["flash"] == 0
+
+
+def test_figures_that_move_keep_a_slow_answer_where_it_is(engines: Engines) -> None:
+    """Where they stood still, the other server would be asked: it is well, and knows the model by another name."""
+    both = f'["${{FLASH_URL}}", "{engines.pro.url}"]'
+    policy = (POLICY % ", speculate: never").replace("balance: least_waiting", "timeouts: {first_byte: 1s}")
+    with client_of(policy.replace('["${FLASH_URL}"]', both, 1), engines) as client:
+        before, found = generated(engines.flash), []
+        while len(found) < 2:  # half of all prompts go to the server without the model
+            started = time.monotonic()
+            try:
+                answer = ask(client, f"{len(found)} {time.time()}", max_tokens=3500, extra_body=GO_ON).parse()
+            except openai.NotFoundError:
+                assert time.monotonic() - started < 1, "nothing was moved"
+            else:
+                found.append((answer.usage.completion_tokens, time.monotonic() - started > 2))
+    assert found == [(3500, True)] * 2
+    assert generated(engines.flash) - before < 3 * 3500, "that and what is asked at the start"
