@@ -341,7 +341,8 @@ def test_figures_that_move_keep_a_slow_answer_where_it_is(engines: Engines) -> N
     both = f'["${{FLASH_URL}}", "{engines.pro.url}"]'
     policy = (POLICY % ", speculate: never").replace("balance: least_waiting", "timeouts: {first_byte: 1s}")
     with client_of(policy.replace('["${FLASH_URL}"]', both, 1), engines) as client:
-        before, found = generated(engines.flash), []
+        before = generated(engines.flash)
+        found: list[tuple[int, bool]] = []
         while len(found) < 2:  # half of all prompts go to the server without the model
             started = time.monotonic()
             try:
