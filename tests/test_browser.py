@@ -289,7 +289,7 @@ def test_the_policy_is_shown_with_its_tests_and_what_another_text_would_change(p
     expect(page.get_by_role("row", name=re.compile("flash pro triaged"))).to_be_visible()
     candidate.fill("")
     for _ in range(2):  # when it looks again it is done with what it saw before
-        with page.expect_response("**/admin/policy"):
+        with page.expect_response("**/admin/policy", timeout=20_000):
             page.clock.fast_forward(5000)
     expect(candidate).to_have_value("")  # who empties it is about to write
 
