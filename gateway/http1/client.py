@@ -16,7 +16,12 @@ from gateway.resolver import Resolver
 STALE = 2.0  # seconds: a way there and back, and a loop that is held up
 GONE = 30  # seconds without a packet from a host, or in which it took none of the bytes that wait for it
 # By these the kernel ends such a connection; it asks a silent host for a packet.
-ALIVE = {"TCP_KEEPIDLE": GONE // 2, "TCP_KEEPINTVL": GONE // 6, "TCP_USER_TIMEOUT": 1000 * GONE}
+ALIVE = (
+    ("SOL_SOCKET", "SO_KEEPALIVE", 1),
+    ("IPPROTO_TCP", "TCP_KEEPIDLE", GONE // 2),
+    ("IPPROTO_TCP", "TCP_KEEPINTVL", GONE // 6),
+    ("IPPROTO_TCP", "TCP_USER_TIMEOUT", 1000 * GONE),
+)
 
 
 class Origin(NamedTuple):
@@ -215,12 +220,14 @@ def _closed_unheard(error: BaseException) -> bool:
     return isinstance(error, TransportError) and error.kind == "closed" and not error.started
 
 
-def _kept_alive(own: socket.socket) -> None:
-    """Has the kernel end the connection to a host that is GONE, as far as it can."""
-    for name, value in ALIVE.items():
+def _kept_alive(own: socket.socket | None) -> None:
+    """Has the kernel end the connection to a host that is GONE, as far as it can. None: it has ended already, which its
+    exchange finds out."""
+    if own is None:
+        return
+    for level, name, value in ALIVE:
         with suppress(AttributeError, OSError):
-            own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            own.setsockopt(getattr(socket, level), getattr(socket, name), value)
 
 
 @asynccontextmanager

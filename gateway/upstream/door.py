@@ -187,8 +187,7 @@ class Upstream:
         if response.status >= 500:
             opened.failed(UpstreamFailed(f"The model server failed (status {response.status})."))
         else:
-            opened.passed()
-            replica.busy = 0.0 if response.status != 429 else _now() + advice(response)
+            opened.passed(0.0 if response.status != 429 else _now() + advice(response))
         return TriageResponse(opened, response, bill.usage, self._endings)
 
     async def triage_reported(self) -> None:
@@ -231,8 +230,7 @@ class Upstream:
         finally:
             if not reply:
                 opened.close()
-        opened.passed()
-        replica.busy = 0.0 if reply.status != 429 else _now() + advice(response)
+        opened.passed(0.0 if reply.status != 429 else _now() + advice(response))
         opened.place = place = self._places[call.tier]
         if tier.limits.adaptive and call.bill.stream:
             place.heard(rest - _rest(request, tier))

@@ -14,7 +14,7 @@ from gateway.upstream.replicas import Replica
 class OpenCall:
     """A call to one replica; its holder closes it. `place`, once it is set, is given back with it."""
 
-    __slots__ = ("_caller", "_open", "_outcome", "_trial", "leg", "place", "replica", "response", "tier")
+    __slots__ = ("_busy", "_caller", "_open", "_outcome", "_trial", "leg", "place", "replica", "response", "tier")
 
     def __init__(self, tier: str, replica: Replica, caller: str) -> None:
         self.tier, self.replica, self._caller = tier, replica, caller
@@ -22,14 +22,17 @@ class OpenCall:
         self.response: Response | None = None
         self.leg: Leg | None = None
         self._open, self._outcome = True, False
-        self._trial = replica.breaker.open
+        self._trial, self._busy = replica.breaker.open, replica.busy
         if self._trial:
             replica.breaker.tried(asyncio.get_running_loop().time())
         replica.inflight += 1
 
-    def passed(self) -> None:
-        """The replica answered, be it with a 4xx: a success for its breaker."""
+    def passed(self, busy: float) -> None:
+        """The replica answered, be it with a 4xx: a success for its breaker. `busy`: until when it wants to be left
+        alone; 0: it does not, but what it said since this call began stands."""
         self._outcome = True
+        if busy or self.replica.busy == self._busy:
+            self.replica.busy = busy
         if self._trial:
             self.replica.passed_trial()
         self.replica.breaker.passed(self._caller)

@@ -1,8 +1,8 @@
 """How long is an answer waited for?   Less where its server stands still and another one is well.
 
-An answer in one piece has no first byte to miss: where its server is frozen or gone, or its engine hangs behind an API
-server that still answers, it would be waited for until the request's time is over. vLLM tells: something in its figures
-moves with each step of its engine, also while that reads a long prompt.
+An answer in one piece has no first byte to miss: where its server is frozen, or its engine hangs behind an API server
+that still answers, it would be waited for until the request's time is over. vLLM tells: something in its figures moves
+with each step of its engine, also while that reads a long prompt. Of a host that is gone the kernel tells.
 """
 
 import asyncio
@@ -48,11 +48,13 @@ class Patience:
         now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
         if replica not in self._looks and now - replica.signs.at > 0.75 * step:
             replica.signs.look(now, 2 * step)
-            self._looks[replica] = asyncio.create_task(self._look(replica, (LOOKS - 1) * step))
-        if replica.signs.still < (LOOKS - 1.5) * step or not self._well(tier):
+            self._looks[replica] = asyncio.create_task(self._look(replica, step))
+        well = self._well(tier)
+        if replica.signs.still < (LOOKS - 1.5) * step or not well:
             return step / 2
         replica.stands_still(now)
-        return 0.0 if budget.spend(now) else step / 2
+        free = any(now >= one.busy for one in well)
+        return 0.0 if free and budget.spend(now) else step / 2
 
     def still(self, tier: Tier) -> list[Replica]:
         """Its replicas that seem to stand still, by looks of this moment."""
@@ -60,18 +62,19 @@ class Patience:
         of = self._replicas.of(tier)
         return [one for one in of if one.signs.still >= step and now - one.signs.at < 2 * step]
 
-    def _well(self, tier: Tier) -> bool:
-        """Whether another replica may be asked."""
+    def _well(self, tier: Tier) -> list[Replica]:
+        """The replicas that may be asked."""
         still = self.still(tier)
-        return any(one not in still and not one.breaker.open for one in self._replicas.of(tier))
+        return [one for one in self._replicas.of(tier) if one not in still and not one.breaker.open]
 
-    async def _look(self, replica: Replica, seconds: float) -> None:
-        loop, answered = asyncio.get_running_loop(), replica.breaker.good
-        began, limits = loop.time(), Limits(seconds, seconds, seconds, seconds)
+    async def _look(self, replica: Replica, step: float) -> None:
+        loop, answered, seconds = asyncio.get_running_loop(), replica.breaker.good, (LOOKS - 1) * step
+        began, limits = loop.time(), Limits(2 * step, seconds, seconds, seconds)
         try:
             sign = _sign((await fetch(self._client, replica.origin, "GET /metrics", limits, "accept: text/plain")).body)
-        except TransportError:  # it may be too busy to tell, but not to answer calls
-            sign = SILENT if replica.breaker.good == answered else object()
+        except TransportError as error:  # it may be too busy to tell, or not be found, and answer calls nevertheless
+            silent = error.kind == "total" and replica.breaker.good == answered
+            sign = SILENT if silent else object()
         finally:
             del self._looks[replica]
         now = loop.time()

@@ -13,7 +13,7 @@ import pytest
 from gateway.http1 import Client, Limits, Origin
 from gateway.resolver import STEP, Resolver, _first
 from gateway.store.opening import Opening
-from tests.gateway.loopback import OK, Run, broken, run, saying, serving, silence, told
+from tests.gateway.loopback import OK, Peer, Run, broken, run, saying, serving, silence, told
 from tests.gateway.serving import PATIENCE, eventually
 
 __all__ = ["run"]
@@ -97,6 +97,22 @@ async def test_of_several_addresses_the_first_that_takes_the_connection_is_used(
     with book() as names:
         async with serving(saying(OK), client=Client(names=names)) as (client, origin, _):
             assert await told(client, at("moved.test", origin)) == (200, b"ok")
+
+
+class Slow(Resolver):
+    """Hands a connection over when its server has closed it."""
+
+    async def connect(self, *given: Any, **named: Any) -> Any:
+        made: tuple[Any, Any] = await super().connect(*given, **named)
+        await eventually(lambda: made[1]._lost)
+        return made
+
+
+async def test_a_call_on_a_connection_that_closed_before_it_was_handed_over_has_failed(run: Run) -> None:
+    async def hangs_up(_: Peer) -> None: ...
+
+    async with serving(hangs_up, client=Client(names=Slow())) as (client, origin, _):
+        assert (await broken(client, origin)).kind == "closed"
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
-from gateway.http1 import Origin
+from gateway.http1 import Client, Origin
 from gateway.policy import Policy
+from gateway.resolver import Resolver
 from gateway.upstream import Upstream
 from gateway.upstream.replicas import Signs
 from loadtest.servers import Sim
@@ -35,6 +37,10 @@ def routes() -> bytes:
 
 def tells_no_figures() -> bytes:
     return plain(b"", "404 Not Found")
+
+
+def garbles() -> bytes:
+    return b"figures\r\n\r\n"
 
 
 def tells_nothing() -> None:
@@ -111,6 +117,10 @@ async def failing(door: Upstream, _: str) -> None:
     door._replicas.at(NOWHERE.url).breaker.trip(asyncio.get_running_loop().time())
 
 
+async def busy(door: Upstream, _: str) -> None:
+    door._replicas.at(NOWHERE.url).busy = math.inf
+
+
 async def answering(door: Upstream, url: str) -> None:
     """Others are answered while its /metrics is not."""
     for _ in range(10):
@@ -118,28 +128,45 @@ async def answering(door: Upstream, url: str) -> None:
         await asyncio.sleep(LONG / 10)
 
 
+class Once(Resolver):
+    """No name server answers once a connection was made."""
+
+    made = False
+
+    async def connect(self, *given: Any, **named: Any) -> Any:
+        if self.made:
+            await asyncio.sleep(PATIENCE)
+        self.made = True
+        return await super().connect(*given, **named)
+
+
 class Case(NamedTuple):
     tells: Tells
     tier: JSON
     meanwhile: Meanwhile = nothing
+    names: type[Resolver] = Resolver
 
 
 CASES = {
     "its engine works": Case(works, {}),
     "its figures are no engine's": Case(routes, {}),
     "it has no figures": Case(tells_no_figures, {}),
+    "its figures cannot be read": Case(garbles, {}),
+    "it is not found to ask for them": Case(works, {}, names=Once),
     "it is too busy to tell them": Case(tells_nothing, {}, answering),
     "its engine is another": Case(hangs, {"engine": "openai"}),
     "the policy does not move what is late": Case(hangs, {"on": ["5xx"]}),
     "no other is there": Case(hangs, {"replicas": []}),
     "no other is well": Case(hangs, {}, failing),
+    "no other is free": Case(hangs, {}, busy),
     "enough was retried": Case(hangs, {}, spent),
 }
 
 
 async def waited(case: Case) -> tuple[bytes, int]:
     """What came of an answer that takes LONG, and how many calls were made for it."""
-    async with serving(server(case.tells, [LONG, *[0] * 10])) as (client, origin, _):
+    talk = server(case.tells, [LONG, *[0] * 10])
+    async with serving(talk, client=Client(names=case.names())) as (client, origin, _):
         own, door, request = url(origin), Upstream(client), asked(body())
         urls = [own] if "replicas" in case.tier else [NOWHERE.url, own]
         tier = {key: value for key, value in case.tier.items() if key != "replicas"}

@@ -20,6 +20,7 @@ from gateway.upstream.queues import EVERY, Queues, ask
 from gateway.upstream.replicas import FRESH, Replica, Replicas
 from gateway.upstream.retry_budget import MOST, RATIO
 from loadtest.servers import Sim, free_port
+from tests.gateway.loopback import Peer, serving
 from tests.gateway.serving import CHAT, asked, body, collected, eventually, plain, scripted, upstream
 from tests.gateway.test_upstream import BOTH, FIRST, GOOD, NOWHERE, broke
 from tests.tiers import policy_for
@@ -101,6 +102,30 @@ async def test_a_replica_that_says_when_to_come_back_is_asked_then_and_another_o
             door._replicas.at(other).busy = replica.busy + 1
             assert door._replicas.choose(policy.tiers["flash"], 0, (), 0.0) is not None, "all are busy"
             assert door._replicas.choose(policy.tiers["flash"], 0, (), replica.busy) is replica
+
+
+@pytest.mark.parametrize(("late", "least"), [(plain(GOOD), 0.0), (plain(b"{}", "429 Slow", retry_after="9"), 8.0)])
+async def test_only_an_answer_asked_for_after_a_429_ends_the_time_that_it_told_to_wait(
+    late: bytes, least: float
+) -> None:
+    answers, released = iter([late, plain(b"{}", "429 Slow", retry_after="2"), plain(GOOD)]), asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        while await peer.request():
+            answer = next(answers)
+            await (released.wait() if peer.server.requests == 1 else asyncio.sleep(0))
+            await peer.answer(answer)
+
+    async with upstream() as door, serving(talk) as (_, origin, server):
+        url = f"http://{origin.authority}"
+        policy, replica = policy_for(Sim(url, "m"), NOWHERE), door._replicas.at(url)
+        before = asyncio.create_task(door.send(asked(body()), FIRST, policy))
+        await eventually(lambda: server.requests == 1)
+        assert (await door.send(asked(body()), FIRST, policy)).status == 429
+        released.set()
+        await before
+        assert replica.busy - asyncio.get_running_loop().time() > least
+        assert ((await door.send(asked(body()), FIRST, policy)).status, replica.busy) == (200, 0.0)
 
 
 async def test_an_answer_does_not_follow_its_question_to_a_replica_that_was_busy(flash: Sim) -> None:
