@@ -84,6 +84,7 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
+        self._ended: Rollback | None = None  # by a change of the files here; others' may be the same as before, still
         self._name, self._rollback_name = policy.name, f"policy.rollback.{policy.name}"
         self._files: Texts = {}
         self._tried: Rollback | None = None
@@ -125,7 +126,7 @@ class Revisions:
             was = self._found.replaced(self.path) if self._found else {str(self.path): ""}
             files = await self._settled(list({**was, **self._files}))
             stands = all((said := files[name]) is None or fingerprint(said) == told for name, told in was.items())
-            rollback = self._found if stands else None
+            rollback = await self._counting(self._found if stands else None)
             if not again and files == self._files and rollback == self._tried:
                 return False
             text, calibration = (rollback.text, rollback.calibration) if rollback else (None, None)
@@ -192,6 +193,16 @@ class Revisions:
         with contextlib.suppress(Overloaded, *UNREADABLE):
             stored = await self._store.kept(self._rollback_name)
             self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
+
+    async def _counting(self, standing: Rollback | None) -> Rollback | None:
+        """The rollback that stands by the files, unless a change of them ended it: then it goes from the store, too."""
+        if standing is None:
+            self._ended = self._found
+        elif standing == self._ended:
+            with contextlib.suppress(Overloaded):
+                await self._store.keep(self._rollback_name, None)
+            return None
+        return standing
 
     async def _settled(self, names: Sequence[str]) -> Texts:
         """The texts of the files, once they stopped changing."""

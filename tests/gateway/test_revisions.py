@@ -299,6 +299,29 @@ def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_befor
     follows(house, work)
 
 
+async def test_a_rollback_that_a_change_of_the_file_ended_is_over_also_when_the_file_is_as_it_was(
+    house: House, tmp_path: Path
+) -> None:
+    elsewhere = House(tmp_path / "copy.yaml", house.store)  # on another host
+    elsewhere.path.write_text(text("b"))
+    here, there = house.revisions(), elsewhere.revisions()
+    for revision in "ab":
+        house.path.write_text(text(revision))
+        await here.look()
+    await here.roll_back("previous")
+    house.path.write_text(text("c"))
+    for each in (here, there):
+        await each.look()
+    assert [each.policy.revision for each in (here, there)] == ["c", "a"], "the other file is as it was, still"
+    house.path.write_text(text("b"))
+    anew = house.revisions()
+    for each in (here, there, anew):
+        await each.look()
+    assert [each.policy.revision for each in (here, there, anew)] == ["b", "b", "b"]
+    await here.roll_back("previous")
+    assert here.told()["source"] == "rollback", "another one counts"
+
+
 def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_there_again(house: House) -> None:
     async def work(revisions: Revisions) -> None:
         house.path.write_text(text("b"))
