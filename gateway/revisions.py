@@ -226,13 +226,13 @@ class Revisions:
                 log.warning("policy: %s stays in force: %s", self.policy, told)
             return
         text = found.files[str(self.path)]
-        first, same = self.text is None, identity(found.policy) == identity(self.policy)
+        same = identity(found.policy) == identity(self.policy)
         self.text, self.trials, self.rollback = text, found.trials, rollback
         self.calibration = found.document.calibration if found.document else None
         if not same:
             self.policy, self.since = found.policy, self.at
             self._use(found.policy)
-        if said or not (first or same):
+        if said or not same:
             log.warning("policy: %s is in force%s", self.policy, ", by a rollback" if rollback else "")
         if not rollback and text is not None:
             await self._keep(text)

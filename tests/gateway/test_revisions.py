@@ -338,7 +338,9 @@ def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_ther
     follows(house, work)
 
 
-async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(house: House) -> None:
+async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     one, other = house.revisions(), house.revisions()
     for revision in ("a", "b"):
         house.path.write_text(text(revision))
@@ -346,9 +348,11 @@ async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_a
             await each.look()
     await one.roll_back("previous")
     await other.look()
+    caplog.clear()
     anew = house.revisions()
     await anew.look()
     assert [each.policy.revision for each in (one, other, anew)] == ["a", "a", "a"]
+    assert caplog.messages == [f"policy: {one.policy} is in force, by a rollback"], "its start told of the file's"
     await other.roll_forward()
     await one.look()
     assert one.policy.revision == "b"
