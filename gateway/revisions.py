@@ -23,7 +23,7 @@ UNSETTLED = 20  # looks at files that keep changing; then they are read as they 
 TOLD = 10  # problems in /ready
 TICK = 0.001  # seconds from one revision to the next where the clock of who wrote that one was ahead of ours
 PREVIOUS = "previous"
-REVISIONS = "policy.revisions."  # in the store, before the policy's name
+REVISIONS, ROLLBACK = "policy.revisions.", "policy.rollback."  # in the store, before the policy's name
 log = logging.getLogger("gateway")
 
 
@@ -85,7 +85,7 @@ class Revisions:
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
         self._ended: Rollback | None = None  # by a change of the files here; others' may be the same as before, still
-        self._name, self._rollback_name = policy.name, f"policy.rollback.{policy.name}"
+        self._name, self._rollback_name = policy.name, ROLLBACK + policy.name
         self._files: Texts = {}
         self._tried: Rollback | None = None
         self._known: list[Revision] = []
@@ -191,8 +191,7 @@ class Revisions:
     async def _learn(self) -> None:
         """Read the rollback from the store; while that does not answer, the last known one stands."""
         with contextlib.suppress(Overloaded, *UNREADABLE):
-            stored = await self._store.kept(self._rollback_name)
-            self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
+            self._found = await rolled_back(self._store, self._name)
 
     async def _counting(self, standing: Rollback | None) -> Rollback | None:
         """The rollback that stands by the files, unless a change of them ended it: then it goes from the store, too."""
@@ -239,8 +238,7 @@ class Revisions:
 
     async def _keep(self, text: str) -> None:
         """Add the policy in force, whose text this is, to the revisions in the store."""
-        policy = self.policy
-        known = await self.known()
+        policy, known = self.policy, await self.known()
         if known and (known[0].digest, known[0].calibration) == (policy.digest, self.calibration):
             return
         now = max(time.time(), known[0].at + TICK if known else 0.0)
@@ -263,8 +261,7 @@ def rollback_to(revision: Revision, path: Path) -> Rollback | None:
         return None
     name = calibration_name(here.document) if here.document else None
     beside = {name: fingerprint(_text(path.parent / name) or "")} if name else {}
-    instead_of = fingerprint(_text(path) or "")
-    return Rollback(instead_of, digest, revision.text, time.time(), revision.calibration, beside)
+    return Rollback(fingerprint(_text(path) or ""), digest, revision.text, time.time(), revision.calibration, beside)
 
 
 async def stored(store: Store, name: str) -> list[Revision]:
@@ -272,6 +269,12 @@ async def stored(store: Store, name: str) -> list[Revision]:
     with contextlib.suppress(*UNREADABLE):
         return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
     return []
+
+
+async def rolled_back(store: Store, name: str) -> Rollback | None:
+    """The store's rollback of the policy `name`. Raises Overloaded, and what is UNREADABLE."""
+    found = await store.kept(ROLLBACK + name)
+    return None if found is None else msgspec.json.decode(found, type=Rollback)
 
 
 def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:

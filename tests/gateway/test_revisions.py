@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway.cli.serve import usable
 from gateway.errors import BadRequest, NotFound, Overloaded
 from gateway.policy import Policy
 from gateway.reload import attempted, checked
@@ -356,6 +357,23 @@ async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_a
     await other.roll_forward()
     await one.look()
     assert one.policy.revision == "b"
+
+
+async def test_a_worker_that_starts_beside_others_while_the_file_is_wrong_serves_what_they_do_also_by_a_rollback(
+    house: House,
+) -> None:
+    others = house.revisions()
+    for revision in "ab":
+        house.path.write_text(text(revision))
+        await others.look()
+    await others.roll_back("previous")
+    for said, serves in (("schema: [", "a"), (text("c"), "c"), ("schema: [", "c")):
+        house.path.write_text(said)
+        await others.look()
+        anew = await usable(house.path, house.store, "house")
+        assert (others.policy.revision, anew.revision) == (serves, serves)
+    await house.store.keep("policy.rollback.house", b"{")
+    assert (await usable(house.path, house.store, "house")).revision == "c"
 
 
 async def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: House) -> None:
