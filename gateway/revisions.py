@@ -125,8 +125,9 @@ class Revisions:
             await self._learn()
             was = self._found.replaced(self.path) if self._found else {str(self.path): ""}
             files = await self._settled(list({**was, **self._files}))
-            stands = all((said := files[name]) is None or fingerprint(said) == told for name, told in was.items())
-            rollback = await self._counting(self._found if stands else None)
+            lost = self._found != self._ended  # a file that is gone ends no rollback, and brings none back
+            same = (lost if (said := files[name]) is None else fingerprint(said) == told for name, told in was.items())
+            rollback = await self._counting(self._found if all(same) else None)
             if not again and files == self._files and rollback == self._tried:
                 return False
             text, calibration = (rollback.text, rollback.calibration) if rollback else (None, None)
@@ -140,8 +141,7 @@ class Revisions:
         the store. Raises NotFound, BadRequest where it does not pass the checks any more or would be another policy by
         now, Overloaded.
         """
-        path = self._followed()
-        known = await self.known()
+        path, known = self._followed(), await self.known()
         digests = [one.digest for one in known]
         here = digests.index(self.policy.digest) if self.policy.digest in digests else -1
         wanted = here + 1 if to == PREVIOUS else digests.index(to) if to in digests else len(known)

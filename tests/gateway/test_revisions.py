@@ -313,6 +313,9 @@ async def test_a_rollback_that_a_change_of_the_file_ended_is_over_also_when_the_
     house.path.write_text(text("c"))
     for each in (here, there):
         await each.look()
+    house.path.unlink()
+    for each in (here, there):
+        await each.look()
     assert [each.policy.revision for each in (here, there)] == ["c", "a"], "the other file is as it was, still"
     house.path.write_text(text("b"))
     anew = house.revisions()
