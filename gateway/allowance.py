@@ -16,10 +16,10 @@ from gateway.store import NANO, Admitted, resets
 
 def key_routes(doors: Doors) -> list[Route]:
     async def key(request: Request) -> Response:
-        authorization = credentials(request.headers)
-        caller = await identify(authorization, doors.keys, doors.policy.callers)
+        authorization, policy = credentials(request.headers), doors.policy
+        caller = await identify(authorization, doors.keys, policy.callers)
         found = doors.keys.identified("" if doors.keys.everyone else f"Bearer {bearer(authorization)}")
-        own = terms(caller, serving(caller.id, doors.policy))
+        own = terms(caller, serving(caller.id, policy))
         try:
             standing = await doors.store.look(caller.id, own.limits)
         except Overloaded:

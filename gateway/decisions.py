@@ -98,15 +98,15 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
     """The routes; `doors` holds the policy in force. Both need a caller's key and limit the size of the body."""
     routes, ratings = APIRouter(), Ratings()
 
-    async def caller_of(request: Request) -> Caller:
+    async def caller_of(request: Request, policy: Policy) -> Caller:
         refuse_foreign(request.headers, doors.keys, settings.cors_origins)
-        return await identify(credentials(request.headers), doors.keys, doors.policy.callers)
+        return await identify(credentials(request.headers), doors.keys, policy.callers)
 
     @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_ASKED)
     async def route(request: Request) -> Response:
-        started = time.perf_counter()
-        caller = await caller_of(request)
-        policy = serving(caller.id, doors.policy)
+        started, policy = time.perf_counter(), doors.policy
+        caller = await caller_of(request, policy)
+        policy = serving(caller.id, policy)
         plan = terms(caller, policy).plan
         if not plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
@@ -123,8 +123,9 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
 
     @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_JUDGED)
     async def feedback(request: Request) -> Response:
-        caller = await caller_of(request)
-        await count(caller, doors.policy, doors.store)
+        policy = doors.policy
+        caller = await caller_of(request, policy)
+        await count(caller, serving(caller.id, policy), doors.store)
         told = judged(await received(request.stream(), FEEDBACK_BYTES), doors.policy)
         with ratings.one(caller.id, told.request_id):
             await doors.records.judge(caller, told.request_id, told.outcome, doors.policy)

@@ -23,7 +23,7 @@ UNSETTLED = 20  # looks at files that keep changing; then they are read as they 
 TOLD = 10  # problems in /ready
 TICK = 0.001  # seconds from one revision to the next where the clock of who wrote that one was ahead of ours
 PREVIOUS = "previous"
-REVISIONS = "policy.revisions."  # in the store, before the policy's name
+REVISIONS, ROLLBACK = "policy.revisions.", "policy.rollback."  # in the store, before the policy's name
 log = logging.getLogger("gateway")
 
 
@@ -84,7 +84,8 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
-        self._name, self._rollback_name = policy.name, f"policy.rollback.{policy.name}"
+        self._ended: Rollback | None = None  # by a change of the files here; others' may be the same as before, still
+        self._name, self._rollback_name = policy.name, ROLLBACK + policy.name
         self._files: Texts = {}
         self._tried: Rollback | None = None
         self._known: list[Revision] = []
@@ -124,8 +125,9 @@ class Revisions:
             await self._learn()
             was = self._found.replaced(self.path) if self._found else {str(self.path): ""}
             files = await self._settled(list({**was, **self._files}))
-            stands = all((said := files[name]) is None or fingerprint(said) == told for name, told in was.items())
-            rollback = self._found if stands else None
+            lost = self._found != self._ended  # a file that is gone ends no rollback, and brings none back
+            same = (lost if (said := files[name]) is None else fingerprint(said) == told for name, told in was.items())
+            rollback = await self._counting(self._found if all(same) else None)
             if not again and files == self._files and rollback == self._tried:
                 return False
             text, calibration = (rollback.text, rollback.calibration) if rollback else (None, None)
@@ -139,8 +141,7 @@ class Revisions:
         the store. Raises NotFound, BadRequest where it does not pass the checks any more or would be another policy by
         now, Overloaded.
         """
-        path = self._followed()
-        known = await self.known()
+        path, known = self._followed(), await self.known()
         digests = [one.digest for one in known]
         here = digests.index(self.policy.digest) if self.policy.digest in digests else -1
         wanted = here + 1 if to == PREVIOUS else digests.index(to) if to in digests else len(known)
@@ -190,8 +191,17 @@ class Revisions:
     async def _learn(self) -> None:
         """Read the rollback from the store; while that does not answer, the last known one stands."""
         with contextlib.suppress(Overloaded, *UNREADABLE):
-            stored = await self._store.kept(self._rollback_name)
-            self._found = None if stored is None else msgspec.json.decode(stored, type=Rollback)
+            self._found = await rolled_back(self._store, self._name)
+
+    async def _counting(self, standing: Rollback | None) -> Rollback | None:
+        """The rollback that stands by the files, unless a change of them ended it: then it goes from the store, too."""
+        if standing is None:
+            self._ended = self._found
+        elif standing == self._ended:
+            with contextlib.suppress(Overloaded):
+                await self._store.keep(self._rollback_name, None)
+            return None
+        return standing
 
     async def _settled(self, names: Sequence[str]) -> Texts:
         """The texts of the files, once they stopped changing."""
@@ -215,21 +225,20 @@ class Revisions:
                 log.warning("policy: %s stays in force: %s", self.policy, told)
             return
         text = found.files[str(self.path)]
-        first, same = self.text is None, identity(found.policy) == identity(self.policy)
+        same = identity(found.policy) == identity(self.policy)
         self.text, self.trials, self.rollback = text, found.trials, rollback
         self.calibration = found.document.calibration if found.document else None
         if not same:
             self.policy, self.since = found.policy, self.at
             self._use(found.policy)
-        if said or not (first or same):
+        if said or not same:
             log.warning("policy: %s is in force%s", self.policy, ", by a rollback" if rollback else "")
         if not rollback and text is not None:
             await self._keep(text)
 
     async def _keep(self, text: str) -> None:
         """Add the policy in force, whose text this is, to the revisions in the store."""
-        policy = self.policy
-        known = await self.known()
+        policy, known = self.policy, await self.known()
         if known and (known[0].digest, known[0].calibration) == (policy.digest, self.calibration):
             return
         now = max(time.time(), known[0].at + TICK if known else 0.0)
@@ -252,8 +261,7 @@ def rollback_to(revision: Revision, path: Path) -> Rollback | None:
         return None
     name = calibration_name(here.document) if here.document else None
     beside = {name: fingerprint(_text(path.parent / name) or "")} if name else {}
-    instead_of = fingerprint(_text(path) or "")
-    return Rollback(instead_of, digest, revision.text, time.time(), revision.calibration, beside)
+    return Rollback(fingerprint(_text(path) or ""), digest, revision.text, time.time(), revision.calibration, beside)
 
 
 async def stored(store: Store, name: str) -> list[Revision]:
@@ -261,6 +269,12 @@ async def stored(store: Store, name: str) -> list[Revision]:
     with contextlib.suppress(*UNREADABLE):
         return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
     return []
+
+
+async def rolled_back(store: Store, name: str) -> Rollback | None:
+    """The store's rollback of the policy `name`. Raises Overloaded, and what is UNREADABLE."""
+    found = await store.kept(ROLLBACK + name)
+    return None if found is None else msgspec.json.decode(found, type=Rollback)
 
 
 def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:

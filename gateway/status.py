@@ -18,7 +18,7 @@ from gateway.doors import Doors
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import resolved
 from gateway.keys import credentials, identify
-from gateway.policy import Policy
+from gateway.policy import Policy, serving
 from gateway.revisions import Revisions
 from gateway.standing import enforcement
 from gateway.telemetry import METRICS
@@ -64,20 +64,23 @@ def status_routes(
 def model_routes(doors: Doors) -> list[Route]:
     """/v1/models and /v1/models/{model}, for callers: the names that a request's `model` may have."""
 
-    async def listed(request: Request) -> Response:
-        """`auto` and the tiers that answer this caller. Aliases and served names work unlisted."""
+    async def known(request: Request) -> tuple[Policy, Sequence[str]]:
+        """The policy that serves the caller, and the tiers that answer it."""
         policy = doors.policy
         caller = await identify(credentials(request.headers), doors.keys, policy.callers)
-        reach = policy.reach(caller.plan, caller.own.may)
+        policy = serving(caller.id, policy)
+        return policy, policy.reach(caller.plan, caller.own.may)
+
+    async def listed(request: Request) -> Response:
+        """`auto` and the tiers that answer this caller. Aliases and served names work unlisted."""
+        policy, reach = await known(request)
         found = [_model(name, policy, reach) for name in ("auto", *reach)]
         return JSONResponse({"object": "list", "data": found})
 
     async def one(request: Request) -> Response:
         """Every name that a request may have, those too that are not listed."""
-        policy = doors.policy
-        caller = await identify(credentials(request.headers), doors.keys, policy.callers)
+        policy, reach = await known(request)
         name = unquote(request.path_params["model"])  # the connection leaves escapes alone
-        reach = policy.reach(caller.plan, caller.own.may)
         return JSONResponse(_model(name, policy, reach))
 
     return [Route("/v1/models", listed), Route("/v1/models/{model:path}", one)]

@@ -21,12 +21,12 @@ from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.certificate import loaded
 from gateway.cli.settings import InvalidSettings, read_settings
 from gateway.embedded import NotInstalled, embedded
-from gateway.errors import Overloaded
+from gateway.errors import UNREADABLE, Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
 from gateway.policy import Policy, PolicyError, packaged
 from gateway.reload import attempted, checked
-from gateway.revisions import stored
+from gateway.revisions import Revision, Rollback, rolled_back, stored
 from gateway.server import Server, bind
 from gateway.settings import Settings
 from gateway.store import Store, open_store, where
@@ -186,15 +186,24 @@ async def in_time(ask: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
 
 async def usable(path: Path, store: Store, served: str | None) -> Policy:
     """The policy in the file. Where the file is wrong and `served` names the policy that other workers serve: the
-    newest revision of that name in the store which still passes its checks. Raises PolicyError, Overloaded.
+    newest of that name in the store, a revision or a rollback to one, which still passes its checks. Raises
+    PolicyError, Overloaded.
     """
     try:
         return checked(path)
     except PolicyError:
-        for revision in await stored(store, served) if served else []:
-            if policy := attempted(path, revision.text, calibration=revision.calibration).policy:
+        for one in await newest(store, served) if served else []:
+            if policy := attempted(path, one.text, calibration=one.calibration).policy:
                 return policy
         raise
+
+
+async def newest(store: Store, name: str) -> list[Revision | Rollback]:
+    """What came into force, by the file or by the rollback that is kept, the newest first. Raises Overloaded."""
+    found: list[Revision | Rollback] = [*await stored(store, name)]
+    with contextlib.suppress(*UNREADABLE):
+        found += filter(None, [await rolled_back(store, name)])
+    return sorted(found, key=lambda one: -one.at)
 
 
 def addressed(settings: Settings, keys: Keys) -> Settings:

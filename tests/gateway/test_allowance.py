@@ -1,5 +1,6 @@
 """GET /v1/key over sockets, with simulated tiers: what a caller is told of its own key."""
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.keys import new_key, rotation
-from gateway.store import MemoryStore, Store, open_store
+from gateway.store import KeyRecord, MemoryStore, Store, open_store
 from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway
 from tests.stores import on
@@ -89,6 +90,38 @@ async def test_a_key_that_goes_on_for_a_day_after_its_rotation_is_told_of_that_d
         for wrong in ({}, {"authorization": "Bearer sk-tg-0123456789ab-x"}):
             refused = await gate.get("/v1/key", **wrong)
             assert (refused.status, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+class Late(MemoryStore):
+    """A store that tells of a key when it is `told` to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.told = asyncio.Event(), asyncio.Event()
+
+    async def key(self, key_id: str) -> KeyRecord | None:
+        self.asked.set()
+        await self.told.wait()
+        return await super().key(key_id)
+
+
+RATED: JSON = {"request_id": "nobody's", "outcome": {"quality": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "status"), [("/v1/key", None, 200), ("/v1/route", CHEAP, 200), ("/v1/feedback", RATED, 404)]
+)
+async def test_who_asks_while_its_plan_leaves_the_policy_is_answered_by_the_one_that_was_in_force(
+    flash: Sim, pro: Sim, path: str, said: JSON | None, status: int
+) -> None:
+    ann = await key_of(store := Late(), "ann", plan="usual")
+    async with gateway(planned(flash, pro, PLAN), store, everyone=False) as gate:
+        asking = asyncio.create_task(gate.ask(said, path, **ann) if said else gate.get(path, **ann))
+        await store.asked.wait()
+        callers: JSON = {"default": {"plan": "other"}, "plans": {"other": {}, "usual": None}}
+        gate.front.doors.policy = policy_for(flash, pro, callers=callers)
+        store.told.set()
+        assert (await asking).status == status
 
 
 async def test_what_is_left_is_not_known_while_the_store_does_not_answer(flash: Sim, pro: Sim, tmp_path: Path) -> None:

@@ -65,8 +65,12 @@ def test_a_caller_stays_on_its_side_and_a_larger_part_takes_more_callers(place: 
 async def test_whom_the_candidate_serves_has_its_answers_headers_and_decisions(
     place: Path, flash: Sim, pro: Sim
 ) -> None:
-    policy = on_trial(place, flash, pro, {"canary": 1.0, "shadow": 1.0}, rules=UP)
+    plan = {"plans": {"usual": {"concurrency": 3, "min_tier": "pro"}}}
+    policy = on_trial(place, flash, pro, {"canary": 1.0, "shadow": 1.0}, rules=UP, callers=plan)
     async with gateway(policy, MemoryStore()) as gate:
+        assert [one["id"] for one in (await gate.get("/v1/models")).json()["data"]] == ["auto", "pro"]
+        key = (await gate.get("/v1/key")).json()
+        assert (key["models"], key["concurrency"]) == (["auto", "pro"], 3)
         answer = await gate.ask(body())
         assert (answer.status, answer.headers["x-route-tier"]) == (200, "pro")
         assert answer.headers["x-route-policy"].startswith("next@")
@@ -79,6 +83,19 @@ async def test_whom_the_candidate_serves_has_its_answers_headers_and_decisions(
         counted = re.findall(r"^gateway_canary_requests_total{(.*)$", metrics, re.MULTILINE)
         assert counted == ['status="200",tier="pro"} 2.0', 'status="404",tier="none"} 1.0']
         assert compared(gate) == {}, "a candidate is not compared with itself"
+
+
+async def test_whom_the_candidate_serves_has_spent_what_it_spent_also_after_it_rates_an_answer(
+    place: Path, flash: Sim, pro: Sim
+) -> None:
+    tiers = {name: {"price": {"input_per_m": 1.0, "output_per_m": 1.0}} for name in ("flash", "pro")}
+    callers = {"plans": {"usual": {"budget": {"usd": 1.0}}}}  # which the policy in force has not
+    async with gateway(on_trial(place, flash, pro, {"canary": 1.0}, tiers=tiers, callers=callers)) as gate:
+        answer = await gate.ask(body())
+        used = (await gate.get("/v1/key")).json()["budget"]["used"]
+        rating = {"request_id": answer.headers["x-request-id"], "outcome": {"quality": 1.0}}
+        assert (await gate.ask(rating, "/v1/feedback")).status == 200
+        assert (await gate.get("/v1/key")).json()["budget"]["used"] == used > 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway.cli.serve import usable
 from gateway.errors import BadRequest, NotFound, Overloaded
 from gateway.policy import Policy
 from gateway.reload import attempted, checked
@@ -299,6 +300,32 @@ def test_a_rollback_is_taken_back_and_outlasts_a_wrong_file_that_was_there_befor
     follows(house, work)
 
 
+async def test_a_rollback_that_a_change_of_the_file_ended_is_over_also_when_the_file_is_as_it_was(
+    house: House, tmp_path: Path
+) -> None:
+    elsewhere = House(tmp_path / "copy.yaml", house.store)  # on another host
+    elsewhere.path.write_text(text("b"))
+    here, there = house.revisions(), elsewhere.revisions()
+    for revision in "ab":
+        house.path.write_text(text(revision))
+        await here.look()
+    await here.roll_back("previous")
+    house.path.write_text(text("c"))
+    for each in (here, there):
+        await each.look()
+    house.path.unlink()
+    for each in (here, there):
+        await each.look()
+    assert [each.policy.revision for each in (here, there)] == ["c", "a"], "the other file is as it was, still"
+    house.path.write_text(text("b"))
+    anew = house.revisions()
+    for each in (here, there, anew):
+        await each.look()
+    assert [each.policy.revision for each in (here, there, anew)] == ["b", "b", "b"]
+    await here.roll_back("previous")
+    assert here.told()["source"] == "rollback", "another one counts"
+
+
 def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_there_again(house: House) -> None:
     async def work(revisions: Revisions) -> None:
         house.path.write_text(text("b"))
@@ -315,7 +342,9 @@ def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_ther
     follows(house, work)
 
 
-async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(house: House) -> None:
+async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_anew_too(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     one, other = house.revisions(), house.revisions()
     for revision in ("a", "b"):
         house.path.write_text(text(revision))
@@ -323,12 +352,31 @@ async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_a
             await each.look()
     await one.roll_back("previous")
     await other.look()
+    caplog.clear()
     anew = house.revisions()
     await anew.look()
     assert [each.policy.revision for each in (one, other, anew)] == ["a", "a", "a"]
+    assert caplog.messages == [f"policy: {one.policy} is in force, by a rollback"], "its start told of the file's"
     await other.roll_forward()
     await one.look()
     assert one.policy.revision == "b"
+
+
+async def test_a_worker_that_starts_beside_others_while_the_file_is_wrong_serves_what_they_do_also_by_a_rollback(
+    house: House,
+) -> None:
+    others = house.revisions()
+    for revision in "ab":
+        house.path.write_text(text(revision))
+        await others.look()
+    await others.roll_back("previous")
+    for said, serves in (("schema: [", "a"), (text("c"), "c"), ("schema: [", "c")):
+        house.path.write_text(said)
+        await others.look()
+        anew = await usable(house.path, house.store, "house")
+        assert (others.policy.revision, anew.revision) == (serves, serves)
+    await house.store.keep("policy.rollback.house", b"{")
+    assert (await usable(house.path, house.store, "house")).revision == "c"
 
 
 async def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: House) -> None:
