@@ -71,19 +71,17 @@ class Account:
 
     def _turn(self, limits: Limits, now: int) -> None:
         """Take over changed limits. Where they count for the first time, what leases hold already is counted; what was
-        spent in a window that runs counts in one of another length."""
+        spent in a window that runs counts in one of another length, and goes on counting while no limit is set."""
         self.limits, self.interval = limits, limits.interval
         self.most = limits.requests_per_minute * self.interval
-        self.rate = limits.tokens_per_minute or 0
-        length = length_of(limits.money.window) if limits.money else 0
+        self.rate = limits.tokens_per_minute or self.rate
+        length = length_of(limits.money.window) if limits.money else self.length
         if length != self.length:
-            if not length or now >= self.till:
+            if now >= self.till:
                 self.spent = 0
-            self.length, self.till = length, end_of(length, now) if length else 0
+            self.length, self.till = length, end_of(length, now)
         self.share_span = int(limits.share.seconds * 1e6) if limits.share else 0
         self.counts = bool(self.rate or self.length or self.share_span)
-        if not self.rate:
-            self.level = 0
         for lease, held in self.leases.items() if self.counts else ():
             if not isinstance(held, tuple):
                 self.leases[lease] = self._count(known(held))
@@ -106,7 +104,7 @@ class Account:
 
     def decide(self, limits: Limits, most: Bound, now: int) -> Decision:
         """Decide by the limits of tokens, money and share. Changes nothing."""
-        rate = self.rate
+        rate = limits.tokens_per_minute
         if rate:
             need = most.prompt + most.completion
             over = self.level + (self.tokens + need - rate if need < rate else self.tokens) * MINUTE

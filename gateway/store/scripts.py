@@ -69,15 +69,17 @@ if held and #held >= HOLDS then
   tokens, money = math.max(0, tokens - prompt - completion), math.max(0, money - cost)
 end
 """
-# `window` takes the place of `length`: what was spent in a window that runs counts in one of another length, too.
+# `window` takes the place of `length`, unless it is none: what was spent in a window that runs counts in one of another
+# length, too, and goes on counting while no limit is set.
 # `lines` are booked. No server writes a number above 2^52 in digits alone.
 ADVANCE: Final = (
     b"""
 level = rate > 0 and math.max(0, level - math.max(0, now - at) * rate) or 0
 at = now
 local runs = now < till and till - now <= (length > 0 and length or LONGEST)
+if window == 0 then window = length end
 if window ~= length or length ~= 0 and not runs then
-  if window == 0 or not runs then spent = 0 end
+  if not runs then spent = 0 end
   length = window
   """
     + SET_TILL
@@ -130,7 +132,7 @@ ADMIT: Final = script(
 local lasts, requests, interval, concurrency, limit, budget, window, degrades, part, period, turn, lease, prompt,
   completion, cost, tier, cheap, first = cmsgpack.unpack(ARGV[1])
 local lines = {}
-rate = limit
+if limit > 0 then rate = limit end
 """
     + ADVANCE
     + b"""
@@ -154,7 +156,7 @@ end
 if verdict > 0 or entry then
 elseif leases >= concurrency then
   verdict = 2
-elseif rate > 0 and over > 0 then
+elseif limit > 0 and over > 0 then
   verdict, wait = 3, over / rate
 elseif budget >= 0 and used + cost > budget then
   capped = 1

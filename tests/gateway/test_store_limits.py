@@ -256,7 +256,7 @@ def test_the_ledgers_of_callers_are_apart_and_all_are_found(url: str | None) -> 
     assert on(url, main) == [("ann", 1), ("bob", 2)]
 
 
-def test_a_limit_that_changes_keeps_what_was_used_and_one_that_is_lifted_and_set_again_begins_empty(
+def test_a_limit_that_changes_keeps_what_was_used_also_where_it_is_lifted_and_set_again(
     url: str | None,
 ) -> None:
     async def main(store: Store) -> list[tuple[int, int]]:
@@ -269,7 +269,7 @@ def test_a_limit_that_changes_keeps_what_was_used_and_one_that_is_lifted_and_set
             await store.settle("ann", found.lease or "", [replace(USED, completion=3000)])
         return seen
 
-    assert on(url, main) == [(0, 0), (3000, 300), (0, 0), (0, 0)]
+    assert on(url, main) == [(0, 0), (3000, 300), (6000, 600), (9000, 900)]
 
 
 def test_what_was_spent_in_a_window_that_runs_counts_in_one_of_another_length_too(url: str | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
+from msgspec import structs
 from valkey import Valkey
 
 from gateway.store import Bound, Limits, Line, Money, Window
@@ -107,6 +108,19 @@ def test_a_month_holds_from_its_first_day_to_its_last(clocked: Clocked) -> None:
         clocked.settle(moment(day), f"{at}", 800)
     assert clocked.ask(limits, moment("2028-02-29"), "over") == (4, 86_400 * SECOND, 2400)
     assert clocked.ask(limits, moment("2028-07-04"), "another") == (0, 0, 1000)
+
+
+def test_a_limit_that_one_of_two_gateways_does_not_have_counts_on_for_the_other(clocked: Clocked) -> None:
+    now, without = moment("2026-11-25"), Limits(1000, 1000, 600.0)
+    budget = structs.replace(without, money=Money(3500, "month", degrade=False))
+    tokens = structs.replace(without, tokens_per_minute=250)
+    clocked.ask(budget, now, "one")
+    clocked.settle(now, "one", 1400)
+    assert clocked.ask(without, now, "two") == (0, 0, 2400)
+    clocked.settle(now, "two", 1700)
+    assert clocked.ask(budget, now, "over") == (4, 6 * 86_400 * SECOND, 3100)
+    assert [clocked.ask(limits, now, f"{at}")[0] for at, limits in enumerate((tokens, without, tokens))] == [0, 0, 3]
+    assert clocked.ask(budget, moment("2026-12-01"), "next") == (0, 0, 3000), "held by two, and its own"
 
 
 def test_a_server_whose_clock_went_back_ends_a_window_that_would_last_too_long(valkey: str) -> None:
