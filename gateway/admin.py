@@ -58,7 +58,8 @@ class Own(BaseModel):
     expires: str | None = Field(default=None, description='from now, such as "30d"; else never')
     requests_per_minute: int | None = Field(default=None, ge=1, le=100_000_000)
     tokens_per_minute: int | None = Field(default=None, ge=1, le=100_000_000)
-    usd: float | None = Field(default=None, ge=0.000001, le=1e6, description="of the plan's budget window")
+    usd: float | None = Field(default=None, ge=0.000001, le=1e6, description="of each window of its budget")
+    window: str | None = Field(default=None, description='of its budget: a length such as "7d", or month')
     may: tuple[str, ...] | None = Field(default=None, description="tiers that it may reach, with all below")
     explain: bool | None = Field(default=None, description="may ask for the whole decision")
 
@@ -88,6 +89,7 @@ class Shown(BaseModel):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     usd: float | None
+    window: str | None
     may: tuple[str, ...] | None
     explain: bool | None
     old_until: float | None = Field(description="until when the key before a rotation counts, too")
@@ -257,7 +259,7 @@ def _given(wanted: NewKey | ChangedKey, policy: Policy) -> dict[str, Any]:
         own |= {"expires": expiry(own["expires"])} if "expires" in own else {}
     except ValueError as error:
         raise BadRequest(str(error), param="expires") from None
-    wrong = key_problem(policy, own.get("name"), own.get("plan"), own.get("may") or ())
+    wrong = key_problem(policy, own)
     if wrong:
         raise BadRequest(wrong)
     return own

@@ -17,13 +17,13 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from gateway.policy import Document, PolicyError, file_text, read_document, suggestion
+from gateway.policy import Document, PolicyError, file_text, read_document, suggestion, window_of
 from gateway.store import KeyRecord
 
 LOOK = 0.4  # seconds between two looks at the file: a revoked key is refused within a second
@@ -140,11 +140,29 @@ def _record(document: Document, at: int, entry: object) -> KeyRecord | None:
         name = re.split(r"\W", where)[0]
         document.blame((*path, name) if name else path, what)
         return None
+    for name, told in _wrong(record):
+        document.blame((*path, name), told)
+    return record
+
+
+def _wrong(record: KeyRecord) -> Iterator[tuple[str, str]]:
+    """Each field whose value cannot be, and what is expected there."""
     for name, told in (("hash", record.hash), ("old_hash", record.old_hash)):
         if told is not None and not HEX.fullmatch(told):
-            document.blame((*path, name), "expected 64 hex digits")
+            yield name, "expected 64 hex digits"
     for name in POSITIVE:
         value = getattr(record, name)
         if value is not None and value <= 0:
-            document.blame((*path, name), "expected more than 0")
-    return record
+            yield name, "expected more than 0"
+    if told := window_problem(record.window):
+        yield "window", told
+
+
+def window_problem(window: str | None) -> str | None:
+    """What is wrong with a key's own window of its budget; None: nothing."""
+    try:
+        if window is not None:
+            window_of(window)
+    except ValueError as error:
+        return str(error)
+    return None

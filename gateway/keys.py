@@ -6,7 +6,7 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from gateway.errors import Forbidden, Overloaded, Unauthorized
-from gateway.keyfile import KeyFile
+from gateway.keyfile import KeyFile, window_problem
 from gateway.policy import Callers, Policy, seconds
 from gateway.store import KeyRecord, Store
 from gateway.types import Caller, Own
@@ -169,7 +169,8 @@ async def _identified(authorization: str, keys: Keys, callers: Callers) -> Ident
     until = before.until if before and same else _until(presented, record, secret)
     if record is None:
         raise Unauthorized("Incorrect API key provided.")
-    own = Own(record.requests_per_minute, record.tokens_per_minute, record.usd, record.may, record.explain)
+    limits = record.requests_per_minute, record.tokens_per_minute, record.usd, record.window
+    own = Own(*limits, record.may, record.explain)
     caller = _caller(record.id, record.name, record.plan, secret, callers)
     return Identified(replace(caller, own=own), record, secret, callers, until)
 
@@ -218,16 +219,17 @@ def expiry(expires: str | None) -> float | None:
     return None if expires is None else time.time() + seconds(expires)
 
 
-def key_problem(policy: Policy | None, name: str | None, plan: str | None, may: Iterable[str]) -> str | None:
-    """What is wrong with the name, plan or tiers that a key is given; None: nothing. Without a policy, plan and tiers
-    are not checked."""
+def key_problem(policy: Policy | None, given: Mapping[str, Any]) -> str | None:
+    """What is wrong with the name, window, plan or tiers that a key is given, by the names of a record's fields; None:
+    nothing. Without a policy, plan and tiers are not checked."""
+    name, plan, wrong = given.get("name"), given.get("plan"), window_problem(given.get("window"))
     if name is not None and not (name.isprintable() and 0 < len(name) <= LONGEST_NAME):
         return f"a name is 1 to {LONGEST_NAME} printable characters"
-    if policy is None:
-        return None
+    if wrong or policy is None:
+        return wrong
     if plan is not None and plan not in policy.callers.plans:
         return f"no plan is named {plan}: {', '.join(policy.callers.plans)}"
-    wrong = next((tier for tier in may if tier not in policy.tiers), None)
+    wrong = next((tier for tier in given.get("may") or () if tier not in policy.tiers), None)
     return None if wrong is None else f"no tier is named {wrong}: {', '.join(policy.tiers)}"
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.body import MAX_TOKENS
 from gateway.dialects import DIALECTS, LENGTHS, PROMPTS, TEXT
-from gateway.policy import Budget, Plan, Policy, Price, Tier
+from gateway.policy import Budget, Plan, Policy, Price, Tier, window_of
 from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
 
@@ -49,11 +49,16 @@ def _terms(name: str, own: Own, policy: Policy) -> Terms:
 
 def _plan(plan: Plan, own: Own) -> Plan:
     given: dict[str, Any] = {"requests_per_minute": own.requests_per_minute, "tokens_per_minute": own.tokens_per_minute}
-    given["explain"] = own.explain
-    if own.usd is not None:
-        given["budget"] = replace(plan.budget, usd=own.usd) if plan.budget else Budget(own.usd)
+    given |= {"explain": own.explain, "budget": _budget(plan.budget, own)}
     changed = {name: value for name, value in given.items() if value is not None}
     return replace(plan, **changed) if changed else plan
+
+
+def _budget(budget: Budget | None, own: Own) -> Budget | None:
+    """The plan's budget, or one that the key brings along, with the key's own amount and window in place."""
+    if own.usd is not None:
+        budget = replace(budget, usd=own.usd) if budget else Budget(own.usd)
+    return replace(budget, window=window_of(own.window)) if budget and own.window else budget
 
 
 def limits_of(plan: Plan, policy: Policy) -> Limits:

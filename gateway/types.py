@@ -23,11 +23,13 @@ _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
 class Own(msgspec.Struct, frozen=True, cache_hash=True):
-    """A key's own limits and permissions, which override its plan's; None: the plan's holds."""
+    """A key's own limits and permissions, which override its plan's; None: the plan's holds. `usd` and `window` are
+    of its budget."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     usd: float | None = None
+    window: str | None = None
     may: tuple[str, ...] | None = None
     explain: bool | None = None
 

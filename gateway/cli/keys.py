@@ -27,12 +27,15 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` s
 Plan = Annotated[str | None, typer.Option(help="A plan of the policy; without one it has the default plan.")]
 Expires = Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; without one it never does.')]
 Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of what the plan says.")]
-Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of the plan's budget window.")]
+Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of each window of its budget.")]
+Window = Annotated[
+    str | None, typer.Option(metavar="TIME", help='Of its budget: "24h", "7d", or month, the calendar\'s.')
+]
 May = Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")]
 Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; without it the plan says.")]
 Checked = Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")]
 Keep = Annotated[str | None, typer.Option(metavar="TIME", help='How long the one before counts, too, e.g. "1d".')]
-Own = StrEnum("Own", "plan expires requests_per_minute tokens_per_minute usd may explain")
+Own = StrEnum("Own", "plan expires requests_per_minute tokens_per_minute usd window may explain")
 
 
 @keys.command()
@@ -43,6 +46,7 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     requests_per_minute: Limit = None,
     tokens_per_minute: Limit = None,
     usd: Usd = None,
+    window: Window = None,
     may: May = None,
     explain: Explain = None,
     policy: Checked = None,
@@ -52,7 +56,7 @@ def create(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 ) -> None:
     """Make a key and print it. It is shown this once: only a keyed hash is kept."""
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute, "usd": usd}
-    fields = _given(policy, name=name, plan=plan, expires=expires, may=may, explain=explain, **limits)
+    fields = _given(policy, name=name, plan=plan, expires=expires, window=window, may=may, explain=explain, **limits)
 
     async def make(store: Store | KeyFileStore) -> tuple[str, KeyRecord]:
         key, record = new_key(await store.secret(), **fields)
@@ -72,6 +76,7 @@ def change(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     requests_per_minute: Limit = None,
     tokens_per_minute: Limit = None,
     usd: Usd = None,
+    window: Window = None,
     may: May = None,
     explain: Explain = None,
     unset: Annotated[list[Own] | None, typer.Option(help="What it shall not have of its own; repeatable.")] = None,
@@ -82,7 +87,7 @@ def change(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 ) -> None:
     """Change what is given of a key. It stays the same key, with all that its caller used; counts within a second."""
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute, "usd": usd}
-    fields = _given(policy, name=name, plan=plan, expires=expires, may=may, explain=explain, **limits)
+    fields = _given(policy, name=name, plan=plan, expires=expires, window=window, may=may, explain=explain, **limits)
     fields |= dict.fromkeys(unset or ())
     if not fields:
         raise stop("keys", "nothing is given that shall change")
@@ -163,7 +168,7 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
 
 def _own(record: KeyRecord) -> Iterator[str]:
     """What a key has in place of its plan's, beside an end."""
-    for name in ("requests_per_minute", "tokens_per_minute", "usd", "may", "explain"):
+    for name in ("requests_per_minute", "tokens_per_minute", "usd", "window", "may", "explain"):
         value = getattr(record, name)
         if value is not None:
             yield f"{name} {','.join(value) if isinstance(value, tuple) else value}"
@@ -182,7 +187,7 @@ def _given(policy: Path | None, **own: Any) -> dict[str, Any]:
     """The fields of a record that are given. Exits with 1 when they are wrong."""
     try:
         own |= {"expires": expiry(own["expires"]), "may": tuple(own["may"] or ()) or None}
-        wrong = key_problem(load_policy(policy) if policy else None, own["name"], own["plan"], own["may"] or ())
+        wrong = key_problem(load_policy(policy) if policy else None, own)
     except (PolicyError, ValueError) as error:
         wrong = str(error)
     if wrong:

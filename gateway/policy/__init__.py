@@ -13,7 +13,7 @@ from gateway.policy.holdback import Holdback, Most, Weak
 from gateway.policy.keeping import Caching, Sessions
 from gateway.policy.load import Document, contents
 from gateway.policy.load import read as read_document
-from gateway.policy.model import LOCAL, Price, Reason, Tier, TierLimits, Triage, seconds
+from gateway.policy.model import LOCAL, Price, Reason, Tier, TierLimits, Triage, seconds, window_of
 from gateway.policy.plans import Budget, Callers, Plan
 from gateway.policy.problems import PolicyError, Problem, place_in, suggestion
 from gateway.policy.prompts import Prompt
@@ -27,7 +27,7 @@ __all__ = [
     "Policy", "PolicyError", "PolicyTest", "Price", "Problem", "Prompt", "Reason", "Recording", "Rule", "Sessions",
     "Shadow", "Split", "Step", "StubVerdict", "TestCaller", "TestVerdict", "Tier", "TierLimits", "Triage", "Weak",
     "build_policy", "calibration_name", "differences", "file_text", "load_policy", "open_policy", "packaged",
-    "read_document", "schema", "seconds", "serving", "spelled", "suggestion",
+    "read_document", "schema", "seconds", "serving", "spelled", "suggestion", "window_of",
 ]  # fmt: skip
 
 

@@ -30,10 +30,10 @@ def seconds(text: object) -> float:
     return length
 
 
-def window(text: object) -> object:
-    """ "month", or the seconds of a duration. Raises ValueError."""
+def window_of(text: object) -> float | Literal["month"]:
+    """The seconds of a duration, or "month". Raises ValueError."""
     try:
-        return text if text == "month" else seconds(text)
+        return "month" if text == "month" else seconds(text)
     except ValueError as error:
         raise ValueError(f"{error}; or month, the calendar's") from None
 
@@ -45,7 +45,7 @@ Duration = Annotated[
 ]
 Window = Annotated[
     float | Literal["month"],
-    BeforeValidator(window),
+    BeforeValidator(window_of),
     WithJsonSchema({"type": "string", "pattern": f"^month$|^{DURATION.pattern}$|^\\$\\{{.*\\}}$"}),
 ]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -77,8 +77,8 @@ class KeyRecord:
     """An API key without its secret. `hash` is the keyed hash in hex; times are Unix seconds.
 
     `plan` None means the policy's default plan. Limits, `may` (tiers above the first) and `explain` (may ask for the
-    whole decision), where given, go before what the plan says. `old_hash` is that of the secret before, which counts
-    until `old_until`.
+    whole decision), where given, go before what the plan says; `usd` and `window` (as a policy writes it) are of its
+    budget. `old_hash` is that of the secret before, which counts until `old_until`.
     """
 
     id: str
@@ -91,6 +91,7 @@ class KeyRecord:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     usd: float | None = None
+    window: str | None = None
     may: tuple[str, ...] | None = None
     explain: bool | None = None
     old_hash: str | None = None

@@ -119,11 +119,11 @@ async def test_a_key_is_made_listed_used_changed_rotated_and_revoked(
     flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with administered(flash, pro) as gate:
-        wanted = {"name": "ann", "plan": "usual", "expires": "30d", "usd": 2.5, "may": ["pro"]}
+        wanted = {"name": "ann", "plan": "usual", "expires": "30d", "usd": 2.5, "window": "7d", "may": ["pro"]}
         answer = await gate.ask(wanted, "/admin/keys", **RIGHT)
         made = answer.json()
         assert answer.status == 201
-        assert made.items() >= {"name": "ann", "usd": 2.5, "may": ["pro"], "revoked": None}.items()
+        assert made.items() >= {"name": "ann", "usd": 2.5, "window": "7d", "may": ["pro"], "revoked": None}.items()
         assert made["expires"] - made["created"] == pytest.approx(30 * 86_400, abs=5)
         assert (await gate.ask(body(), **named(made["key"]))).status == 200
         listed = await gate.get("/admin/keys", **RIGHT)
@@ -176,7 +176,7 @@ async def test_keys_of_the_file_are_listed_and_revoked_there_only(flash: Sim, pr
 NO_KEYS: list[tuple[Any, str]] = [
     ({"name": "ann", "plan": "platinum"}, "usual"), ({"name": "ann", "may": ["gold"]}, "flash, pro"),
     ({"name": ""}, "printable"), ({"name": "a\nb"}, "printable"), ({"name": "ann", "expires": "soon"}, "duration"),
-    ({"name": "ann", "expires": "0s"}, "at least 1ms"),
+    ({"name": "ann", "expires": "0s"}, "at least 1ms"), ({"name": "ann", "window": "day"}, "or month"),
     ({"name": "ann", "usd": -1}, "greater"), ({"name": "ann", "admin": True}, "Extra"), ({}, "required"),
     ([], "valid"), (b"{", "JSON"), (b"\xff", "pars"),
 ]  # fmt: skip
@@ -190,7 +190,7 @@ async def test_a_key_that_cannot_be_made_is_a_400_error_object(flash: Sim, pro: 
             assert told in answer.json()["error"]["message"]
             assert (await gate.get("/admin/keys", **RIGHT)).data == b"[]", wanted
         at = f"/admin/keys/{(await gate.ask({'name': 'ann'}, '/admin/keys', **RIGHT)).json()['id']}"
-        for changed, told in [*NO_KEYS[:8], ({"name": None}, "string")]:
+        for changed, told in [*NO_KEYS[:9], ({"name": None}, "string")]:
             answer = await gate.ask(changed, at, "PATCH", **RIGHT)
             assert (answer.status, told in answer.json()["error"]["message"]) == (400, True), changed
         assert (await gate.ask(None, f"{at}/rotate?keep=soon", **RIGHT)).json()["error"]["param"] == "keep"

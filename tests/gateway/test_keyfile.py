@@ -37,7 +37,15 @@ def keys(*words: str) -> Result:
 
 
 def test_yaml_and_json_hold_records_with_all_that_the_store_keeps() -> None:
-    every: JSON = {**ANN, "plan": "gold", "revoked": 1.0, "expires": 2.0, "requests_per_minute": 3, "usd": 0.5}
+    every: JSON = {
+        **ANN,
+        "plan": "gold",
+        "revoked": 1.0,
+        "expires": 2.0,
+        "requests_per_minute": 3,
+        "usd": 0.5,
+        "window": "7d",
+    }
     every |= {"tokens_per_minute": 4, "may": ["pro"], "explain": False, "old_hash": "0f" * 32, "old_until": 5.0}
     assert every.keys() == set(KeyRecord.__dataclass_fields__)
     held = read_keys(text(every), "keys.json")
@@ -57,6 +65,7 @@ def test_yaml_and_json_hold_records_with_all_that_the_store_keeps() -> None:
         (text({**ANN, "hash": "x"}), r"k:7:12: keys.0.hash: expected 64 hex"),
         (text({**ANN, "old_hash": "x"}), r"k:10:16: keys.0.old_hash: expected 64 hex"),
         (text({**ANN, "requests_per_minute": 0}), r"k:10:27: .*requests_per_minute: expected more than 0"),
+        (text({**ANN, "window": "day"}), r"k:10:14: keys.0.window: .* or month"),
         (text(ANN, ANN), r"k:12:10: keys.1.id: given twice"),
         (text("ann"), r"keys.0: expected a mapping"),
         (text(secret="short"), r"secret: expected 64 hex"),

@@ -305,13 +305,14 @@ async def test_a_rotated_key_has_the_same_caller_and_the_one_before_counts_as_lo
 
 async def test_what_a_key_has_of_its_own_goes_before_its_plan(store: CountingStore) -> None:
     key, record = await kept(store, plan="gold")
-    own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "may": ("pro",)}
+    own: dict[str, Any] = {"requests_per_minute": 3, "tokens_per_minute": 500, "usd": 2.5, "window": "month"}
+    own |= {"may": ("pro",)}
     await store.put_key(replace(record, expires=record.created + 60, **own))
     caller = structs.replace(await who(Keys(store), key), plan="frugal")
     plan = terms(caller, POLICY).plan
     assert (plan.requests_per_minute, plan.tokens_per_minute) == (3, 500)
     assert plan.budget
-    assert (plan.budget.usd, plan.budget.warn) == (2.5, 0.5)
+    assert (plan.budget.usd, plan.budget.window, plan.budget.warn) == (2.5, "month", 0.5)
     assert POLICY.reach("silver", ()) == ("flash",)
     assert POLICY.reach("silver", caller.own.may) == ("flash", "pro")
 

@@ -67,7 +67,7 @@ def test_the_address_may_be_an_option(url: str) -> None:
 
 def test_create_may_answer_in_json(url: str) -> None:
     made = json.loads(run("create", "ann", "--json", url=url).stdout)
-    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "may", "explain", "old_until"}
+    own = {"expires", "requests_per_minute", "tokens_per_minute", "usd", "window", "may", "explain", "old_until"}
     assert set(made) == {"key", "id", "name", "plan", "created", "revoked"} | own
     assert caller(url, made["key"]).id == made["id"]
 
@@ -109,7 +109,7 @@ def test_list_tells_plan_and_state_of_each_key_and_what_it_has_of_its_own(tmp_pa
     async def fill() -> None:
         secret, now = await file.secret(), time.time()
         for name, plan, own in (
-            ("ann", "gold", {"usd": 5.0, "may": ("flash", "pro"), "explain": False, "old_until": now - hour}),
+            ("ann", "gold", {"usd": 5.0, "window": "month"} | {"may": ("flash", "pro"), "explain": False}),
             ("bob", None, {"expires": now + hour, "requests_per_minute": 7, "old_until": now + hour}),
             ("cid", None, {"expires": now - hour}),
             ("dan", None, {"expires": now + hour, "revoked": 1.0}),
@@ -120,7 +120,7 @@ def test_list_tells_plan_and_state_of_each_key_and_what_it_has_of_its_own(tmp_pa
     listed = run("list", "--file", str(tmp_path / "keys.json")).stdout.splitlines()
     told = [re.sub(r" +20\S+Z", "", line).split("  ")[1:] for line in listed]
     assert told == [
-        ["ann", "gold", "active", "usd 5.0", "may flash,pro", "explain False"],
+        ["ann", "gold", "active", "usd 5.0", "window month", "may flash,pro", "explain False"],
         ["bob", "(default plan)", "expires", "requests_per_minute 7", "the one before until"],
         ["cid", "(default plan)", "expired"],
         ["dan", "(default plan)", "revoked 1970-01-01T00:00:01Z"],
@@ -163,16 +163,30 @@ def test_revoking_an_unknown_id_fails(url: str) -> None:
 
 def test_a_changed_key_is_the_same_key_with_what_is_given_or_unset(url: str) -> None:
     made = json.loads(run("create", "ann", "--usd", "5", "--may", "pro", "--expires", "30d", "--json", url=url).stdout)
-    words = ("--name", "eve", "--plan", "gold", "--usd", "20", "--unset", "expires", "--unset", "may")
+    words = (
+        "--name",
+        "eve",
+        "--plan",
+        "gold",
+        "--usd",
+        "20",
+        "--window",
+        "month",
+        "--unset",
+        "expires",
+        "--unset",
+        "may",
+    )
     done = run("change", made["id"], *words, url=url)
     assert (done.exit_code, done.stdout) == (0, f"changed {made['id']}\n")
     told = json.loads(run("list", "--json", url=url).stdout)
     assert told == [
         {name: value for name, value in made.items() if name != "key"}
-        | {"name": "eve", "plan": "gold", "usd": 20.0, "expires": None, "may": None}
+        | {"name": "eve", "plan": "gold", "usd": 20.0, "window": "month", "expires": None, "may": None}
     ]
     found = caller(url, made["key"])
-    assert (found.id, found.name, found.plan, found.own.usd) == (made["id"], "eve", "gold", 20.0)
+    assert (found.id, found.name, found.plan) == (made["id"], "eve", "gold")
+    assert (found.own.usd, found.own.window) == (20.0, "month")
     again = run("change", made["key"], "--unset", "requests_per_minute", "--tokens-per-minute", "7", "--json", url=url)
     assert json.loads(again.stdout) == told[0] | {"tokens_per_minute": 7}
 
@@ -248,6 +262,12 @@ def test_a_key_may_expire_and_have_limits_of_its_own_checked_against_a_policy(ur
     assert (made["requests_per_minute"], made["tokens_per_minute"], made["usd"]) == (5, 700, 1.5)
     assert made["may"] == ["pro"]
     assert "expires 2" in run("list", url=url).stdout
-    for wrong in (("--may", "gold"), ("--plan", "platinum"), ("--expires", "soon"), ("--expires", "0d")):
+    for wrong in (
+        ("--may", "gold"),
+        ("--plan", "platinum"),
+        ("--expires", "soon"),
+        ("--expires", "0d"),
+        ("--window", "day"),
+    ):
         refused = run("create", "bob", *wrong, "--policy", policy, url=url)
         assert refused.exit_code == 1

@@ -8,8 +8,9 @@ import pytest
 from msgspec import structs
 
 from gateway.body import MAX_TOKENS, read
-from gateway.policy import Price, load_policy
+from gateway.policy import Budget, Price, load_policy
 from gateway.pricing import DEFAULT_ANSWER, TEMPLATE, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
+from gateway.store import NANO, Money
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
 
 POLICY = load_policy(
@@ -174,3 +175,18 @@ def test_terms_are_worked_out_once_for_a_policy_and_by_plan_and_key() -> None:
     own = terms(structs.replace(ann, own=Own(requests_per_minute=7)), POLICY)
     assert (own.plan.requests_per_minute, own.limits.requests_per_minute) == (7, 7)
     assert terms(ann, POLICY).limits.requests_per_minute != 7
+
+
+def test_a_key_may_bring_a_budget_and_have_a_window_of_its_own_in_its_plans() -> None:
+    daily = replace(POLICY.callers.plans["default"], budget=Budget(5.0, then="refuse"))
+    daily_too = replace(POLICY, callers=replace(POLICY.callers, plans={"default": daily}))
+    found = []
+    for own in (Own(usd=100.0), Own(usd=100.0, window="month"), Own(window="7d")):
+        ann = Caller("ann", "ann", "default", "s", own)
+        found.append([terms(ann, policy).limits.money for policy in (POLICY, daily_too)])
+    day, week, hundred = 86_400.0, 7 * 86_400.0, 100 * NANO
+    assert found == [
+        [Money(hundred, day, degrade=True), Money(hundred, day, degrade=False)],
+        [Money(hundred, "month", degrade=True), Money(hundred, "month", degrade=False)],
+        [None, Money(5 * NANO, week, degrade=False)],
+    ]
