@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 import uvicorn
@@ -24,8 +25,8 @@ from gateway.embedded import NotInstalled, embedded
 from gateway.errors import UNREADABLE, Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
-from gateway.policy import Policy, PolicyError, packaged
-from gateway.reload import attempted, checked
+from gateway.policy import Policy, PolicyError, packaged, read_document
+from gateway.reload import attempted
 from gateway.revisions import Revision, Rollback, rolled_back, stored
 from gateway.server import Server, bind
 from gateway.settings import Settings
@@ -42,6 +43,7 @@ Http = Annotated[
     str | None, typer.Option(help="`fast`: completions without ASGI in between; or `asgi` [default: fast]")
 ]
 log = logging.getLogger("gateway")
+T = TypeVar("T")
 PATIENCE = 3.0  # seconds for the store to answer at the start
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 YOUNG = 20_000  # objects between two collections; an answered request leaves some hundred and no cycle
@@ -77,7 +79,7 @@ async def run(settings: Settings, member: Member | None = None, served: str | No
     """Serve until SIGINT or SIGTERM; as one of several workers (`member`) until the supervisor says so. Exits with a
     message when it may not or cannot start.
 
-    `served`: the name of the policy that is served already; where its file is wrong, the last good one counts.
+    `served`: the name of the policy that is served already.
     """
     async with shared(settings) as given:
         store = opened(given.redis_url)
@@ -171,7 +173,7 @@ async def permitted(settings: Settings, store: Store, served: str | None = None)
         stop("the store does not answer: without it nobody knows the API keys")
 
 
-async def in_time(ask: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
+async def in_time(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """What the store says. One that is busy, as where everything starts at once, has PATIENCE seconds; Overloaded is
     raised after that."""
     end = time.monotonic() + PATIENCE
@@ -184,26 +186,41 @@ async def in_time(ask: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
         await asyncio.sleep(0.1)
 
 
-async def usable(path: Path, store: Store, served: str | None) -> Policy:
-    """The policy in the file. Where the file is wrong and `served` names the policy that other workers serve: the
-    newest of that name in the store, a revision or a rollback to one, which still passes its checks. Raises
-    PolicyError, Overloaded.
+async def usable(path: Path, store: Store, served: str | None = None) -> Policy:
+    """The policy in the file. Where that is wrong: the one of its name, or of the name that other workers serve
+    (`served`), that was in force last by the store and still passes its checks. Exits with a message where there is
+    none.
     """
+    found = attempted(path)
+    if found.policy:
+        return found.policy
+    name, one = served or named(found.files[str(path)] or ""), None
+    with contextlib.suppress(Overloaded):
+        one = await in_time(lambda: last(store, name)) if name else None
+    before = attempted(path, one.text, calibration=one.calibration).policy if one else None
+    if not before:
+        advice = f"put it right (tiergate policy check {path}), or start with a policy that was in force before"
+        kept = f"The store keeps no policy {name!r} that could take the place of this file: {advice}."
+        stop("\n".join([*map(str, found.problems), *([kept] if name else [])]))
+    return before
+
+
+def named(text: str) -> str | None:
+    """The name that the text of a policy gives itself, even if the rest is no YAML; None: none."""
+    line = next((line for line in text.splitlines() if line.startswith("name:")), "{}")
     try:
-        return checked(path)
+        name = read_document(line, "", os.environ).data.get("name")
     except PolicyError:
-        for one in await newest(store, served) if served else []:
-            if policy := attempted(path, one.text, calibration=one.calibration).policy:
-                return policy
-        raise
+        return None
+    return name if isinstance(name, str) else None
 
 
-async def newest(store: Store, name: str) -> list[Revision | Rollback]:
-    """What came into force, by the file or by the rollback that is kept, the newest first. Raises Overloaded."""
+async def last(store: Store, name: str) -> Revision | Rollback | None:
+    """What came into force last, by the file or by the rollback that is kept. Raises Overloaded."""
     found: list[Revision | Rollback] = [*await stored(store, name)]
     with contextlib.suppress(*UNREADABLE):
         found += filter(None, [await rolled_back(store, name)])
-    return sorted(found, key=lambda one: -one.at)
+    return max(found, key=lambda one: one.at, default=None)
 
 
 def addressed(settings: Settings, keys: Keys) -> Settings:

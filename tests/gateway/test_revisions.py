@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer import Exit
 
 from gateway.cli.serve import usable
 from gateway.errors import BadRequest, NotFound, Overloaded
@@ -362,7 +363,7 @@ async def test_all_processes_on_a_store_roll_back_together_and_one_that_starts_a
     assert one.policy.revision == "b"
 
 
-async def test_a_worker_that_starts_beside_others_while_the_file_is_wrong_serves_what_they_do_also_by_a_rollback(
+async def test_a_process_that_starts_while_the_file_is_wrong_serves_what_was_in_force_last_also_by_a_rollback(
     house: House,
 ) -> None:
     others = house.revisions()
@@ -370,13 +371,37 @@ async def test_a_worker_that_starts_beside_others_while_the_file_is_wrong_serves
         house.path.write_text(text(revision))
         await others.look()
     await others.roll_back("previous")
-    for said, serves in (("schema: [", "a"), (text("c"), "c"), ("schema: [", "c")):
+    wrong = "name: 'house'  # ours\nschema: ["
+    for said, serves in ((wrong, "a"), (text("c"), "c"), (wrong, "c")):
         house.path.write_text(said)
         await others.look()
-        anew = await usable(house.path, house.store, "house")
+        anew = await usable(house.path, house.store)
         assert (others.policy.revision, anew.revision) == (serves, serves)
     await house.store.keep("policy.rollback.house", b"{")
-    assert (await usable(house.path, house.store, "house")).revision == "c"
+    assert (await usable(house.path, house.store)).revision == "c"
+    house.path.write_text("schema: [")
+    assert (await usable(house.path, house.store, "house")).revision == "c", "beside workers who serve it"
+
+
+@pytest.mark.parametrize(
+    ("said", "lines", "told"),
+    [
+        ("schema: [", 1, "not YAML"),
+        ("name: [house]\nschema: 2", 3, "schema"),
+        ("name: other\nschema: [", 2, "keeps no policy 'other'"),
+        ("name: house\nschema: [", 2, "put it right (tiergate policy check"),
+    ],
+)
+async def test_a_process_does_not_start_on_a_wrong_file_where_nothing_can_take_its_place_and_says_what_to_do(
+    house: House, capsys: pytest.CaptureFixture[str], said: str, lines: int, told: str
+) -> None:
+    older = [Revision("d", "house", "", at, text) for at, text in ((2.0, "schema: 2"), (1.0, house.path.read_text()))]
+    await house.store.keep(f"{REVISIONS}house", msgspec.json.encode(older))
+    house.path.write_text(said)
+    with pytest.raises(Exit):
+        await usable(house.path, house.store)
+    stderr = capsys.readouterr().err
+    assert (stderr.count("\n"), told in stderr) == (lines, True), stderr
 
 
 async def test_what_was_in_force_before_a_restart_can_come_back_after_it(house: House) -> None:
