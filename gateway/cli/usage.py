@@ -15,6 +15,7 @@ from gateway.usage import HEADINGS, WHOLE, Asked, Heading, Row, reported
 
 ROW = "{:<10}  {:<16.16}  {:<16.16}  {:<12.12}  {:<8}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"
 TITLES = ("day", "caller", "name", "tier", "kind", "estimated", "requests", "prompt", "cached", "completion", "USD")
+FORMULA = ("=", "+", "-", "@")  # how it may begin (owasp.org/www-community/attacks/CSV_Injection)
 
 
 def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
@@ -35,7 +36,8 @@ def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
         return
     if table:
         written = csv.writer(sys.stdout, lineterminator="\n")
-        written.writerows([TITLES, *(_cells(row, names) for row in found.rows)])
+        texts = {key_id: _text(name) for key_id, name in names.items()}
+        written.writerows([TITLES, *(_cells(row, texts) for row in found.rows)])
         return
     typer.echo(ROW.format(*TITLES))
     for row in found.rows:
@@ -55,6 +57,11 @@ def _cells(row: Row, names: Mapping[str, str]) -> tuple[str | int, ...]:
     day, estimated = row.day or row.month or "", "estimated" if row.estimated else ""
     headings = (day, whose, names.get(whose, ""), row.tier or "", kind, estimated)
     return (*headings, row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens, f"{row.usd:.6f}")
+
+
+def _text(name: str) -> str:
+    """A name as a cell that no spreadsheet takes for a formula: who makes keys for others lets them choose names."""
+    return f"'{name}" if name.startswith(FORMULA) else name
 
 
 def _day(text: str | None) -> str | None:
