@@ -392,6 +392,27 @@ def test_axe_finds_nothing_in_any_view_in_either_theme(place: Place) -> None:
             assert found.violations_count == 0, f"{name}, {theme}: {found.generate_report()}"
 
 
+def test_the_description_has_every_operation_and_asks_nobody_else(place: Place) -> None:
+    page = place.page(key=None, width=390)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{place.url}/docs")
+    told = json.loads(place.told("/openapi.json"))["paths"]
+    names = {f"{method.upper()} {path}" for path, methods in told.items() for method in methods}
+    expect(page.locator("summary")).to_have_count(len(names))
+    assert set(page.locator("summary code").all_inner_texts()) == names
+    opened = "(open) => document.querySelectorAll('details').forEach((one, at) => { one.open = open.includes(at) })"
+    page.evaluate(opened, list(range(len(names))))
+    answers = page.locator("details", has_text="POST /v1/chat/completions")
+    for text in ("x-route-tier (header)", "messages.role", "string or list of object or null", "error.code"):
+        expect(answers.get_by_text(text).first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.evaluate(opened, [0, 1])
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"]})
+    assert found.violations_count == 0, found.generate_report()
+    assert all(url.startswith(place.url) for url in asked)
+
+
 def test_what_callers_and_operators_write_is_shown_as_text(place: Place) -> None:
     place.ask(HTML + COMPLEX, model="<img/src=x/onerror=alert(4)>", x_phase=HTML, x_request_id="html")
     page = place.page("decisions/html")

@@ -11,7 +11,6 @@ from gateway.admin import Guard, guarded
 from gateway.errors import BadRequest, NotFound
 from gateway.explain import explain
 from gateway.http1 import Client
-from gateway.page.docs import docs_route
 from gateway.page.files import files
 from gateway.policy import Policy
 from gateway.recorded import Recorded, RecordError
@@ -56,7 +55,6 @@ def page_routes(guard: Guard, client: Client, policy: Callable[[], Policy]) -> A
     """The routes; those of /admin ask `guard`. `policy` gives the one in force; `client` reaches its servers."""
     routes, admin = APIRouter(), guarded(guard)
     _files(routes)
-    docs_route(routes)
 
     @admin.get("/tiers", summary="The tiers, and how busy their servers say they are")
     async def tiers() -> list[TierShown]:
@@ -116,6 +114,10 @@ def _files(routes: APIRouter) -> None:
     @routes.get("/ui", include_in_schema=False)
     async def there() -> Response:
         return Response(status_code=307, headers={"location": "ui/"})  # so that its files are found behind any prefix
+
+    @routes.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(status_code=307, headers={"location": "ui/docs.html"})
 
     @routes.get("/ui/{path:path}", include_in_schema=False)
     async def file(path: str, request: Request) -> Response:

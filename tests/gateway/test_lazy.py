@@ -30,7 +30,7 @@ asyncio.run(main())
 
 def test_fastapi_is_in_memory_once_somebody_asks_for_what_it_serves() -> None:
     told = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
-    assert told.stdout.split() == ["False", "True", "200", "200", "403"]
+    assert told.stdout.split() == ["False", "True", "307", "200", "403"]
 
 
 async def test_all_paths_of_the_openapi_document_are_served_those_of_completions_with_their_headers(

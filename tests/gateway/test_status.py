@@ -35,8 +35,9 @@ async def test_every_other_path_is_a_404_error_object(flash: Sim, pro: Sim) -> N
 async def test_own_paths_take_get_and_head_and_nothing_else(flash: Sim, pro: Sim, path: str) -> None:
     async with gateway(policy_for(flash, pro)) as gate:
         got, head = await gate.get(path), await gate.get(path, "HEAD")
-        assert (got.status, head.status, head.data) == (200, 200, b"")
-        assert head.headers["content-type"] == got.headers["content-type"]
+        status = 307 if path == "/docs" else 200
+        assert (got.status, head.status, head.data) == (status, status, b"")
+        assert head.headers.get("content-type") == got.headers.get("content-type")
         refused = await gate.get(path, "DELETE")
         assert (refused.status, refused.json()["error"]["code"]) == (405, "method_not_allowed")
         assert refused.json()["error"]["message"] == "This path does not take DELETE."
