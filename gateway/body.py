@@ -7,6 +7,7 @@ replaces, drops or adds whole top-level members and leaves every other byte alon
 import math
 import operator
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Annotated, Any, TypeVar
@@ -195,7 +196,8 @@ def _dropped(pieces: list[bytes]) -> bytes:
 def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
     """The body and its decoded fields. Raises BadRequest with the field's name as `param`.
 
-    What is accepted can be decoded again: it is UTF-8, and not nested so deep that a caller's stack decides.
+    What is accepted can be decoded again: it is UTF-8, and not nested so deep that a caller's stack decides. A byte
+    order mark before it, as Windows' programs write one into files, is no part of the body.
     """
     if not data.isascii():
         try:
@@ -203,6 +205,7 @@ def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
         except UnicodeDecodeError as error:
             told = f"The request body is not valid UTF-8: {error.reason} at byte {error.start}. Send it uncompressed."
             raise BadRequest(told) from None
+        data = data.removeprefix(BOM_UTF8)
     body = Body(data)
     for name, most in LONGEST.items() if len(data) > MAX_LIST else ():
         if body.size(name) > most:

@@ -100,7 +100,7 @@ async def listen(response: TriageResponse, template: Template) -> Verdict:
     if template.path == DECISIONS:
         return decisions_verdict(await response.read(MAX_ANSWER), template.prompt)
     said = LabelReader(template.label_format)
-    if not response.header(b"content-type").startswith(b"text/event-stream"):
+    if not response.header(b"content-type").lower().startswith(b"text/event-stream"):
         said.add(await response.read(MAX_ANSWER))
     else:
         await response.events(said.add)

@@ -14,6 +14,7 @@ from gateway.upstream.open_call import OpenCall
 from gateway.upstream.places import LONGEST_ADVICE, RETRY_AFTER
 
 PASSED = (b"content-type", b"retry-after", b"retry-after-ms", b"x-should-retry")
+STREAM = b"text/event-stream"
 LOOKED_AT = frozenset({*PASSED, b"x-request-id", b"content-encoding"})
 MOST_VALUE = 256  # bytes of such a header: longer ones are left out, as some callers read no line of 8 KB
 log = logging.getLogger("gateway")
@@ -70,7 +71,8 @@ def accepted(opened: OpenCall, response: Response, streams: bool) -> tuple[Heade
             headers.append((b"x-upstream-request-id" if name == b"x-request-id" else name, value))
     if kind:
         headers.append((b"content-type", kind))
-    odd = 200 < status < 400 or (status == 200 and kind.startswith(b"text/event-stream") != streams)
+    unlike = kind.startswith(STREAM) != streams and kind.lower().startswith(STREAM) != streams  # in any case, RFC 9110
+    odd = 200 < status < 400 or (status == 200 and unlike)
     if odd or coding not in (b"", b"identity"):
         refusal = UpstreamFailed("The model server's answer is in a form that was not asked for.")
         raise Failed("5xx", refusal, void=status != 200)

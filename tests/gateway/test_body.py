@@ -60,7 +60,8 @@ def spelled(draw: st.DrawFn, members: dict[str, Any]) -> tuple[bytes, dict[str, 
     "data",
     [
         b"", b"  ", b"null", b"[]", b'"x"', b"7", b"{", b'{"a":1', b'{"a":1,}', b'{"a":1}x', b'{"a":1}{}', b"{'a':1}",
-        b'\xef\xbb\xbf{"a":1}', '{"a":1}'.encode("utf-16"), b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}', b'{"\xff":1}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"a":1}', b"\xef\xbb\xbf",
+        '{"a":1}'.encode("utf-16"), b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}', b'{"\xff":1}',
         b'{"a":"\xc0\x80"}', b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":01}', b'{"a":"\\x"}', b'{"a":"\\ud800"}',
         b'{"\\udc00":1}',
         b'{"a":"\n"}', b'{"model":"a\x00b"}', b'{"a":\x0c1}', b'{"a":' + b"[" * 100_000, b"[" * 1_000_000,
@@ -70,6 +71,11 @@ def spelled(draw: st.DrawFn, members: dict[str, Any]) -> tuple[bytes, dict[str, 
 )  # fmt: skip
 def test_what_is_no_json_object_in_utf8_is_a_bad_request(data: bytes) -> None:
     assert refused(data).param is None
+
+
+def test_a_byte_order_mark_in_front_is_no_part_of_the_body() -> None:
+    body, fields = read(b'\xef\xbb\xbf{"model":"a","b":"\xc3\xa9"}')
+    assert (fields.model, b"".join(body.pieces)) == ("a", b'{"model":"a","b":"\xc3\xa9"}')
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,13 @@ def events(*data: str) -> bytes:
     )
 
 
+async def test_the_type_of_an_answer_is_known_in_any_case(pro: Sim) -> None:
+    said = events('{"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}', "[DONE]")
+    async with scripted(said.replace(b"text/event-stream", b"Text/Event-Stream")) as (url, _), upstream() as door:
+        reply = await door.send(asked(body(stream=True)), BOTH, policy_for(Sim(url, "m"), pro))
+        assert (reply.tier, (await collected(reply)).endswith(b"data: [DONE]\n\n")) == ("flash", True)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
