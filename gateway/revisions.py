@@ -161,10 +161,8 @@ class Revisions:
 
     def told(self) -> dict[str, object]:
         """For /ready: whether the file or a rollback is in force, and what is wrong with the file."""
-        return {
-            "source": "rollback" if self.rollback else "file",
-            "problems": [str(one) for one in self.problems[:TOLD]],
-        }
+        problems = [str(one) for one in self.problems[:TOLD]]
+        return {"source": "rollback" if self.rollback else "file", "problems": problems}
 
     async def known(self) -> list[Revision]:
         """The revisions that can be rolled back to, the newest first."""
@@ -221,8 +219,10 @@ class Revisions:
         self._count("accepted" if found.policy else "rejected")
         if not found.policy:
             if found.problems != said:
-                told = "; ".join(map(str, found.problems))
-                log.warning("policy: %s stays in force: %s", self.policy, told)
+                log.warning("policy: %s stays in force: %s", self.policy, "; ".join(map(str, found.problems)))
+            if self.text is None:  # the process began with what had been in force before it
+                was = next((one for one in await self.known() if one.digest == self.policy.digest), None)
+                self.text, self.calibration = (was.text, was.calibration) if was else (None, None)
             return
         text = found.files[str(self.path)]
         same = identity(found.policy) == identity(self.policy)

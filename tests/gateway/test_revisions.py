@@ -380,7 +380,11 @@ async def test_a_process_that_starts_while_the_file_is_wrong_serves_what_was_in_
     await house.store.keep("policy.rollback.house", b"{")
     assert (await usable(house.path, house.store)).revision == "c"
     house.path.write_text("schema: [")
-    assert (await usable(house.path, house.store, "house")).revision == "c", "beside workers who serve it"
+    anew = await usable(house.path, house.store, "house")
+    assert anew.revision == "c", "beside workers who serve it"
+    begun = Revisions(house.path, anew, house.store, print, print)
+    await begun.look()
+    assert (begun.text, len(begun.problems)) == (text("c"), 1), "its text is shown, and what other texts change"
 
 
 @pytest.mark.parametrize(
