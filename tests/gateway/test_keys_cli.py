@@ -111,7 +111,7 @@ def test_list_tells_plan_and_state_of_each_key_and_what_it_has_of_its_own(tmp_pa
         for name, plan, own in (
             ("ann", "gold", {"usd": 5.0, "window": "month"} | {"may": ("flash", "pro"), "explain": False}),
             ("bob", None, {"expires": now + hour, "requests_per_minute": 7, "old_until": now + hour}),
-            ("cid", None, {"expires": now - hour}),
+            ("cid", None, {"expires": now - hour, "old_until": now - hour}),
             ("dan", None, {"expires": now + hour, "revoked": 1.0}),
         ):
             await file.put_key(new_key(secret, name, plan, **own)[1])
@@ -163,21 +163,8 @@ def test_revoking_an_unknown_id_fails(url: str) -> None:
 
 def test_a_changed_key_is_the_same_key_with_what_is_given_or_unset(url: str) -> None:
     made = json.loads(run("create", "ann", "--usd", "5", "--may", "pro", "--expires", "30d", "--json", url=url).stdout)
-    words = (
-        "--name",
-        "eve",
-        "--plan",
-        "gold",
-        "--usd",
-        "20",
-        "--window",
-        "month",
-        "--unset",
-        "expires",
-        "--unset",
-        "may",
-    )
-    done = run("change", made["id"], *words, url=url)
+    words = "--name eve --plan gold --usd 20 --window month --unset expires --unset may"
+    done = run("change", made["id"], *words.split(), url=url)
     assert (done.exit_code, done.stdout) == (0, f"changed {made['id']}\n")
     told = json.loads(run("list", "--json", url=url).stdout)
     assert told == [
@@ -262,12 +249,6 @@ def test_a_key_may_expire_and_have_limits_of_its_own_checked_against_a_policy(ur
     assert (made["requests_per_minute"], made["tokens_per_minute"], made["usd"]) == (5, 700, 1.5)
     assert made["may"] == ["pro"]
     assert "expires 2" in run("list", url=url).stdout
-    for wrong in (
-        ("--may", "gold"),
-        ("--plan", "platinum"),
-        ("--expires", "soon"),
-        ("--expires", "0d"),
-        ("--window", "day"),
-    ):
-        refused = run("create", "bob", *wrong, "--policy", policy, url=url)
+    for wrong in ("--may gold", "--plan platinum", "--expires soon", "--expires 0d", "--window day"):
+        refused = run("create", "bob", *wrong.split(), "--policy", policy, url=url)
         assert refused.exit_code == 1
