@@ -199,7 +199,8 @@ class Reader:
         self.document.values[path] = place
         self.nodes += 1
         if len(path) > MAX_DEPTH or self.nodes > MAX_NODES:
-            raise PolicyError([Problem(self.document.file, *place, dotted(path[:8]), "nested too deeply or too long")])
+            told = "nested too deeply" if len(path) > MAX_DEPTH else f"too long: more than {MAX_NODES} values"
+            raise PolicyError([Problem(self.document.file, *place, dotted(path[:8]), told)])
         if node.tag not in PLAIN_TAGS:
             self.document.blame(path, f"a tag ({node.tag}) has no meaning here")
         if isinstance(node, yaml.MappingNode):

@@ -617,6 +617,11 @@ BAD = {
         "8:1: not YAML: while scanning for the next token (line 8), found character that cannot start any token; in",
     ),
     "a star": (SMALLEST + "aliases: {*: auto}\n", "7:12: not YAML: while scanning an alias (line 7), "),
+    "too deep": (SMALLEST + "a: " + 50 * "[" + 50 * "]" + "\n", "7:43: nested too deeply"),
+    "too long by aliases": (
+        SMALLEST + f"a: &a [{250 * '1, '}]\nb: [{250 * '*a, '}]\n",
+        "7:107: b.198.33: too long: more than 50000 values",
+    ),
     "a list": ("- 1\n", "1:1: expected a mapping of keys and values"),
     "nothing": ("# to do\n", "1:1: empty: a policy needs schema, tiers and rules"),
     "a number in a mapping's place": (
