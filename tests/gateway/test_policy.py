@@ -632,6 +632,10 @@ BAD = {
         changed("rules:", "rules:\n  - {id: a, route: pro, when: {vision: true, tools: }}"),
         "6:53: rules.0.when.tools: has no value: give it one, or leave it out",
     ),
+    "a condition whose part has no value": (
+        changed("rules:", "rules:\n  - {id: a, route: pro, when: {caller: {name: ann, plan: }}}"),
+        "6:58: rules.0.when.caller.plan: has no value: give it one, or leave it out",
+    ),
     "a leading zero": (
         SMALLEST + "triage: {input: {characters: 0200}}\n",
         '7:30: triage.input.characters: expected a whole number, got "0200"',
